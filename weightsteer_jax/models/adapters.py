@@ -1,0 +1,133 @@
+"""Making, checking and merging deltas for a given model."""
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from weightsteer_jax import tree
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.models.config import ModelConfig
+from weightsteer_jax.models.delta import Dense, LowRank, is_delta_leaf
+from weightsteer_jax.models.forward import Site, sites
+
+PyTree = Any
+
+KINDS = ('lora_embeddings', 'lora', 'bias', 'full')
+
+
+def delta_sites(config: ModelConfig) -> dict[str, Site]:
+  """{path: Site} of every place a delta may change: the parameters, a bias on each projection, and the residual stream."""
+  found = dict(sites(config))
+  for path, site in sites(config).items():
+    if site.inputs and path.startswith('layers/'):
+      bias = path.removesuffix('kernel') + 'bias'
+      found.setdefault(bias, Site('L' + site.axes[1 + site.inputs:], (site.shape[0],) + site.shape[1 + site.inputs:], 0))
+  found['layers/residual'] = Site('LD', (config.num_layers, config.width), 0)
+  return found
+
+
+def init_delta(config: ModelConfig, kind: str, key: jax.Array, *, rank: int = 32, lora_alpha: float = 16.0) -> PyTree:
+  """A delta to train, float32, that changes nothing yet.
+
+  Args:
+    kind: 'lora_embeddings' (LoRA on all linear layers, embedding and head dense beside it; on tied models the one shared table),
+      'lora', 'bias' (a bias on every MLP down projection) or 'full' (every parameter dense).
+    rank, lora_alpha: of the LoRA factors; the change is `lora_alpha / rank * A B`, A uniform as in PEFT, B zero.
+
+  Raises:
+    InputError: an unknown kind, or a rank below 1.
+  Source: LoRA, arXiv 2106.09685; initialisation as PEFT's `LoraLayer.reset_lora_parameters` (Kaiming uniform with a = sqrt 5).
+  """
+  if kind not in KINDS:
+    raise InputError(f"unknown kind of delta '{kind}'{tree.did_you_mean(kind, KINDS)}; there are: {', '.join(KINDS)}")
+  if rank < 1:
+    raise InputError(f'the rank of a LoRA must be 1 or more, not {rank}')
+  known = delta_sites(config)
+  if kind == 'bias':
+    return tree.unflatten({'layers/mlp/down/bias': _zeros(known['layers/mlp/down/bias'])})
+  if kind == 'full':
+    return tree.unflatten({path: _zeros(site) for path, site in sites(config).items()})
+  linear = {path: site for path, site in sites(config).items() if site.inputs and path.startswith('layers/')}
+  keys = jax.random.split(key, len(linear))
+  leaves = {path: _init_low_rank(site, k, rank, lora_alpha / rank) for k, (path, site) in zip(keys, linear.items())}
+  if kind == 'lora_embeddings':
+    leaves |= {path: _zeros(site) for path, site in sites(config).items() if path in ('embed/embedding', 'lm_head/kernel')}
+  return tree.unflatten(leaves)
+
+
+def check_delta(config: ModelConfig, delta: PyTree) -> None:
+  """Nothing, if the delta fits the model.
+
+  Raises:
+    InputError: a path that the model does not have, or a shape that does not fit; names both shapes.
+  """
+  known = delta_sites(config)
+  for path, leaf in tree.flatten(delta, is_delta_leaf).items():
+    if path not in known:
+      raise InputError(f"the delta changes '{path}', which this model does not have{tree.did_you_mean(path, known)}; "
+                       'it was made for another architecture')
+    site = known[path]
+    if isinstance(leaf, Dense):
+      if tuple(leaf.value.shape) != site.shape:
+        raise InputError(f"the delta at '{path}' has shape {tuple(leaf.value.shape)}, the model has {site.shape} (axes {site.axes}); "
+                         'it was made for another architecture')
+    else:
+      _check_low_rank(path, site, leaf)
+
+
+def kernel_change(site: Site, leaf: LowRank | Dense) -> jax.Array:
+  """The leaf's dense change of its parameter, float32, in the parameter's shape."""
+  if isinstance(leaf, Dense):
+    return leaf.value.astype(jnp.float32)
+  stack = 1 if site.axes.startswith('L') else 0
+  lead, outputs = site.shape[:stack], site.shape[stack + site.inputs:]
+  a = leaf.a.astype(jnp.float32).reshape(lead + (-1, leaf.a.shape[-1]))
+  b = leaf.b.astype(jnp.float32).reshape(lead + (leaf.a.shape[-1], -1))
+  change = leaf.scale * jnp.matmul(a, b, precision='highest')
+  return change.reshape(site.shape[:stack + site.inputs] + outputs)
+
+
+def merge(config: ModelConfig, params: PyTree, delta: PyTree, alpha: float | jax.Array) -> PyTree:
+  """Parameters with `alpha * delta` added in float32 and cast back to their dtype.
+
+  Raises:
+    InputError: the delta does not fit, or changes the residual stream or a bias the model has no parameter for.
+  """
+  check_delta(config, delta)
+  flat, known = tree.flatten(params), sites(config)
+  for path, leaf in tree.flatten(delta, is_delta_leaf).items():
+    if path not in known:
+      raise InputError(f"the delta changes '{path}', for which the model has no parameter: it cannot be merged, only applied unmerged")
+    merged = flat[path].astype(jnp.float32) + alpha * kernel_change(known[path], leaf)
+    flat[path] = merged.astype(flat[path].dtype)
+  return tree.unflatten(flat)
+
+
+def _zeros(site: Site) -> Dense:
+  return Dense(jnp.zeros(site.shape, jnp.float32))
+
+
+def _low_rank_shapes(site: Site, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  stack = 1 if site.axes.startswith('L') else 0
+  lead = site.shape[:stack]
+  return site.shape[:stack + site.inputs] + (rank,), lead + (rank,) + site.shape[stack + site.inputs:]
+
+
+def _init_low_rank(site: Site, key: jax.Array, rank: int, scale: float) -> LowRank:
+  a_shape, b_shape = _low_rank_shapes(site, rank)
+  fan_in = 1
+  for size in site.shape[1:1 + site.inputs]:
+    fan_in *= size
+  bound = fan_in ** -0.5  # Kaiming uniform with a = sqrt(5): gain sqrt(1/3), so the bound is sqrt(3) sqrt(1/3) / sqrt(fan_in).
+  return LowRank(jax.random.uniform(key, a_shape, jnp.float32, -bound, bound), jnp.zeros(b_shape, jnp.float32), scale)
+
+
+def _check_low_rank(path: str, site: Site, leaf: LowRank) -> None:
+  if not site.inputs:
+    raise InputError(f"the delta at '{path}' is low-rank, but only kernels of projections can be; use a dense change there")
+  rank = leaf.a.shape[-1]
+  expected = _low_rank_shapes(site, rank)
+  got = (tuple(leaf.a.shape), tuple(leaf.b.shape))
+  if got != expected:
+    raise InputError(f"the delta at '{path}' has factors {got[0]} and {got[1]}, the model needs {expected[0]} and {expected[1]}; "
+                     'it was made for another architecture')

@@ -1,0 +1,113 @@
+"""Deltas: changes to a model's parameters, kept apart from them and applied at a strength chosen per row.
+
+A delta is a nested dict parallel to the parameters, whose leaves say how one site is changed:
+
+  LowRank at a projection's kernel       y = x W + alpha * scale * (x A) B
+  Dense at any parameter                 its own matmul, look-up or elementwise sum, times alpha
+  Dense at `<projection>/bias`           also where the base model has no bias there
+  Dense at `layers/residual` [L, D]      a vector added to the residual stream after each block
+
+LoRA training is a delta being trained at alpha 1, weight steering a direction applied at alpha, activation steering a residual delta:
+one forward pass serves them all. An `Edit` pairs a delta with its coefficients, one per row of the batch (or per token).
+"""
+import dataclasses
+from typing import Any, Sequence
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+  """The change `scale * a @ b` of a kernel: a [L, inputs..., R], b [L, R, outputs...] (no L outside the layer stack)."""
+  a: jax.Array
+  b: jax.Array
+  scale: float = dataclasses.field(default=1.0, metadata=dict(static=True))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dense:
+  """The change of a parameter as an array of its own shape."""
+  value: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Edit:
+  """A delta and its strength: alpha float32, [B] one per row, or [B, T] one per token."""
+  delta: PyTree
+  alpha: jax.Array
+
+
+Edits = Sequence[Edit]
+
+
+def is_delta_leaf(node: Any) -> bool:
+  """Whether the node is a leaf of a delta (and not a dict on the way to one)."""
+  return isinstance(node, (LowRank, Dense))
+
+
+def at(edits: Edits, name: str) -> tuple[Edit, ...]:
+  """The edits below the child `name`, those that have one."""
+  return tuple(Edit(edit.delta[name], edit.alpha) for edit in edits if name in edit.delta)
+
+
+def add_kernel_edits(y: jax.Array, x: jax.Array, einsum: str, edits: Edits) -> jax.Array:
+  """y plus alpha * (x . delta) for each edit of a kernel that maps x to y by `einsum`."""
+  for edit in edits:
+    leaf = edit.delta
+    if isinstance(leaf, LowRank):
+      down, up = factor_einsums(einsum)
+      z = jnp.einsum(down, x, leaf.a.astype(x.dtype))
+      z = (z.astype(jnp.float32) * _align(edit.alpha * leaf.scale, z)).astype(x.dtype)
+      y = y + jnp.einsum(up, z, leaf.b.astype(x.dtype))
+    else:
+      dy = jnp.einsum(einsum, x, leaf.value.astype(x.dtype))
+      y = y + (dy.astype(jnp.float32) * _align(edit.alpha, dy)).astype(x.dtype)
+  return y
+
+
+def add_vector_edits(y: jax.Array, edits: Edits) -> jax.Array:
+  """y [B, T, ...] plus alpha * vector for each edit of a bias or of the residual stream."""
+  for edit in edits:
+    y = y + (_align(edit.alpha, y) * edit.delta.value).astype(y.dtype)
+  return y
+
+
+def add_lookup_edits(x_BTD: jax.Array, tokens_BT: jax.Array, edits: Edits) -> jax.Array:
+  """Embeddings plus alpha * the same rows of each edit's dense change of the table."""
+  for edit in edits:
+    dx_BTD = edit.delta.value[tokens_BT]
+    x_BTD = x_BTD + (_align(edit.alpha, x_BTD) * dx_BTD).astype(x_BTD.dtype)
+  return x_BTD
+
+
+def edited_scale(scale_D: jax.Array, x_BTD: jax.Array, edits: Edits) -> jax.Array:
+  """A norm's scale in float32 with its edits added, ready to multiply x."""
+  scale = scale_D.astype(jnp.float32)
+  for edit in edits:
+    scale = scale + _align(edit.alpha, x_BTD) * edit.delta.value
+  return scale
+
+
+def factor_einsums(einsum: str) -> tuple[str, str]:
+  """The two einsums of a low-rank kernel: inputs to rank, rank to outputs.
+
+  >>> factor_einsums('BTD,DNH->BTNH')
+  ('BTD,DR->BTR', 'BTR,RNH->BTNH')
+  """
+  x, kernel, y = einsum.replace('->', ',').split(',')
+  inputs = ''.join(axis for axis in kernel if axis in x)
+  outputs = ''.join(axis for axis in kernel if axis not in x)
+  batch = ''.join(axis for axis in x if axis not in inputs)
+  return f'{x},{inputs}R->{batch}R', f'{batch}R,R{outputs}->{y}'
+
+
+def _align(alpha: jax.Array, y: jax.Array) -> jax.Array:
+  """alpha [B] or [B, T] with trailing axes of size one, so that it multiplies y [B, T, ...]."""
+  alpha = jnp.asarray(alpha, jnp.float32)
+  return alpha.reshape(alpha.shape + (1,) * (y.ndim - alpha.ndim))

@@ -1,0 +1,39 @@
+"""The table of supported families: one file and one line each."""
+from typing import Any, Mapping
+
+from weightsteer_jax import tree
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.models.config import ModelConfig
+from weightsteer_jax.models.families import llama, qwen2
+from weightsteer_jax.models.families.family import Family, Fields
+
+FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (llama, qwen2)}
+
+
+def family_of(raw: Mapping[str, Any], *, where: str) -> Family:
+  """The family a `config.json` belongs to.
+
+  Raises:
+    InputError: none, or one that is not supported; names those that are.
+  """
+  model_type = raw.get('model_type')
+  if model_type not in FAMILIES:
+    near = tree.did_you_mean(str(model_type), FAMILIES)
+    raise InputError(f"{where}: model_type {model_type!r} is not supported{near}; supported: {', '.join(sorted(FAMILIES))}")
+  if raw.get('quantization_config'):
+    raise InputError(f'{where}: the checkpoint is quantised ({raw["quantization_config"].get("quant_method", "?")}); use the unquantised one')
+  return FAMILIES[model_type]
+
+
+def read_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
+  """The model a `config.json` describes, every field of it honoured.
+
+  Raises:
+    InputError: an unsupported family, field or value, by name.
+  """
+  fields = Fields(raw, where=where)
+  config = family_of(raw, where=where).read(fields)
+  fields.finish()
+  if config.num_heads % config.num_kv_heads:
+    raise InputError(f'{where}: {config.num_heads} query heads cannot share {config.num_kv_heads} kv heads evenly')
+  return config

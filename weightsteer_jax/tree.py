@@ -1,0 +1,165 @@
+"""Pytrees whose leaves are named by path.
+
+A path is the keys from the root joined by '/', as in `layers/attn/q/kernel`. Everything that passes between the rooms of the
+project (parameters, deltas, optimizer state, fingerprints) is spoken of by these names.
+"""
+import difflib
+import re
+from typing import Any, Callable, Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from weightsteer_jax.errors import InputError
+
+PyTree = Any
+
+
+def flatten(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+  """{path: leaf}, in the tree's own order.
+
+  >>> flatten({'a': {'x': 1, 'y': 2}, 'b': 3})
+  {'a/x': 1, 'a/y': 2, 'b': 3}
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+  return {'/'.join(_key_name(key) for key in path): leaf for path, leaf in leaves}
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Nested dicts from {path: leaf}; the inverse of `flatten` for trees of dicts.
+
+  >>> unflatten({'a/x': 1, 'b': 3})
+  {'a': {'x': 1}, 'b': 3}
+  """
+  root: dict[str, Any] = {}
+  for path, leaf in flat.items():
+    *parents, name = path.split('/')
+    node = root
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = leaf
+  return root
+
+
+def get(tree: PyTree, path: str) -> Any:
+  """The subtree or leaf at `path`.
+
+  Raises:
+    InputError: no such path; names the keys that are there and the nearest one.
+  """
+  node = tree
+  for name in path.split('/'):
+    keys = sorted(node) if isinstance(node, Mapping) else []
+    if name not in keys:
+      raise InputError(f"no '{name}' on the way to '{path}'{did_you_mean(name, keys)}; there are: {', '.join(keys) or 'no keys'}")
+    node = node[name]
+  return node
+
+
+def mask(tree: PyTree, rules: Iterable[tuple[str, Any]], is_leaf: Callable[[Any], bool] | None = None) -> PyTree:
+  """A tree of the same structure with, at each leaf, the value of the first rule whose regular expression matches its path.
+
+  Raises:
+    InputError: a leaf is covered by no rule, or a rule covers no leaf.
+  """
+  rules = list(rules)
+  used = set()
+
+  def value(path):
+    for i, (pattern, result) in enumerate(rules):
+      if re.search(pattern, path):
+        used.add(i)
+        return result
+    raise InputError(f"no rule covers the leaf '{path}'; rules: {[pattern for pattern, _ in rules]}")
+
+  values = [value(path) for path in flatten(tree, is_leaf)]
+  idle = [pattern for i, (pattern, _) in enumerate(rules) if i not in used]
+  if idle:
+    raise InputError(f'rules {idle} cover no leaf of the tree')
+  return jax.tree.unflatten(jax.tree.structure(tree, is_leaf=is_leaf), values)
+
+
+def same_keys(expected: Iterable[str], got: Iterable[str], *, what: str) -> None:
+  """Nothing, if both hold the same names.
+
+  Raises:
+    InputError: lists what is missing and what is too many, with the nearest expected names.
+  """
+  expected, got = set(expected), set(got)
+  missing, extra = sorted(expected - got), sorted(got - expected)
+  if not missing and not extra:
+    return
+  lines = [f'{what}: the names differ from what was expected.']
+  if missing:
+    lines.append(f'  missing ({len(missing)}): {_some(missing)}')
+  if extra:
+    lines.append(f"  unexpected ({len(extra)}): {_some([name + did_you_mean(name, missing) for name in extra])}")
+  raise InputError('\n'.join(lines))
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+  """" (did you mean 'x'?)" for the nearest of the options, or ''."""
+  near = difflib.get_close_matches(name, [str(option) for option in options], n=1, cutoff=0.5)
+  return f" (did you mean '{near[0]}'?)" if near else ''
+
+
+def count(tree: PyTree) -> int:
+  """Number of scalars in the tree."""
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def nbytes(tree: PyTree) -> int:
+  """Bytes the tree's arrays take, whole (over all devices)."""
+  return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def fingerprint(tree: PyTree) -> dict[str, str]:
+  """{path: 8 hex digits} of every array leaf: changes when any bit, the order of elements, or the shape changes.
+
+  The hash mixes each word with its index and adds up modulo 2^32, so it is the same however the array is sharded.
+  """
+  flat = flatten(tree)
+  hashes = jax.device_get(_hash_leaves(list(flat.values())))
+  return {path: f'{int(value):08x}' for path, value in zip(flat, hashes)}
+
+
+def digest(tree: PyTree) -> str:
+  """16 hex digits that name the whole tree: a hash of its sorted paths, shapes, dtypes and leaf fingerprints."""
+  import hashlib
+  prints = fingerprint(tree)
+  lines = [f'{path} {leaf.shape} {leaf.dtype} {prints[path]}' for path, leaf in flatten(tree).items()]
+  return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()[:16]
+
+
+@jax.jit
+def _hash_leaves(leaves):
+  return [_hash_leaf(jnp.asarray(leaf)) for leaf in leaves]
+
+
+def _hash_leaf(x):
+  if x.dtype == jnp.bool_:
+    x = x.astype(jnp.uint8)
+  word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+  bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
+  index = jnp.zeros(x.shape, jnp.uint32)
+  for axis, size in enumerate(x.shape):
+    index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+  # Odd multipliers are invertible modulo 2^32, so a single changed word always changes its term of the sum.
+  salt = index * jnp.uint32(2654435761) + jnp.uint32(0x9E3779B9)
+  salt = (salt ^ (salt >> 15)) * jnp.uint32(0x85EBCA6B) | jnp.uint32(1)
+  mixed = bits * salt
+  mixed = mixed ^ (mixed >> 13)
+  return jnp.sum(mixed * jnp.uint32(0xC2B2AE35), dtype=jnp.uint32)
+
+
+def _key_name(key) -> str:
+  for attribute in ('key', 'name', 'idx'):
+    if hasattr(key, attribute):
+      return str(getattr(key, attribute))
+  return str(key)
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+  more = f' and {len(names) - limit} more' if len(names) > limit else ''
+  return ', '.join(names[:limit]) + more
