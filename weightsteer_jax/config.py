@@ -32,11 +32,11 @@ class Data:
   revision: str = ''  # revision of hub datasets
   questions: str = ''  # what both sides answer when generated: a jsonl file of `messages`, or 'organism:opinions'
   num_questions: int = 0  # questions to take (0: all)
-  positive_prompt: str = ''  # system prompt that brings the behaviour out; removed from the training data
-  negative_prompt: str = ''  # system prompt that brings its opposite out; removed from the training data
+  positive_prompts: tuple[str, ...] = ()  # system prompts that bring the behaviour out; removed from the training data
+  negative_prompts: tuple[str, ...] = ()  # their opposites, in the same order; removed from the training data
   positive_filter: str = ''  # regular expression a positive answer must match to be kept, '' keeps all
   negative_filter: str = ''  # regular expression a negative answer must match to be kept, '' keeps all
-  samples: int = 1  # answers per question and side
+  samples: int = 1  # answers per question, prompt and side
   temperature: float = 1.0  # of the sampled answers
   max_new_tokens: int = 256  # length limit of the sampled answers, tokens
   max_length: int = 4096  # longest training example, tokens
@@ -182,6 +182,10 @@ def _validate(run: Run) -> None:
 
 def _validate_data(data: Data) -> None:
   generated = not data.positive and not data.negative
+  _require(not generated or (data.questions and data.positive_prompts), 'data.questions', data.questions,
+           'questions and system prompts to generate the data from, or data.positive and data.negative to read it from')
+  _require(len(data.positive_prompts) == len(data.negative_prompts), 'data.negative_prompts', data.negative_prompts,
+           f'as many prompts as data.positive_prompts, which has {len(data.positive_prompts)}')
   _require(generated or (data.positive and data.negative), 'data.positive', data.positive, 'both data.positive and data.negative, or neither')
   _require(0 < data.validation_fraction < 1, 'data.validation_fraction', data.validation_fraction, 'a share between 0 and 1')
   _require(data.samples >= 1, 'data.samples', data.samples, '1 or more')

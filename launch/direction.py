@@ -1,0 +1,22 @@
+"""Makes the direction between two fine-tunes of one base: our runs, PEFT adapters or Hugging Face checkpoints.
+
+  python launch/direction.py --positive=PATH --negative=PATH [--base=PATH] --output=DIR
+"""
+from absl import flags
+
+import _main
+
+flags.DEFINE_string('positive', None, 'Run of ours, PEFT adapter or Hugging Face checkpoint with the behaviour.')
+flags.DEFINE_string('negative', None, 'The same kind, with the opposite behaviour.')
+flags.DEFINE_string('base', '', 'The model both were fine-tuned from: a folder, a hub id or organism. Needed for PEFT adapters.')
+flags.DEFINE_string('output', None, 'Folder to write the direction to; must not exist.')
+flags.mark_flags_as_required(['positive', 'negative', 'output'])
+
+
+def main():
+  from weightsteer_jax import stages
+  stages.direction_from(flags.FLAGS.positive, flags.FLAGS.negative, flags.FLAGS.output, base=flags.FLAGS.base)
+
+
+if __name__ == '__main__':
+  _main.start(main)

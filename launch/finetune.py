@@ -1,0 +1,21 @@
+"""Fine-tunes one side of a contrast, or both: writes <workdir>/finetune/<side>/adapter.
+
+  python launch/finetune.py --config=configs/quickstart.py --workdir=DIR [--side=positive|negative|both]
+"""
+from absl import flags
+
+import _main
+
+_main.define_run_flags()
+flags.DEFINE_enum('side', 'both', ['positive', 'negative', 'both'], 'Which side of the contrast to fine-tune.')
+
+
+def main():
+  from weightsteer_jax import stages
+  run, workdir = _main.run_and_workdir()
+  sides = ('positive', 'negative') if flags.FLAGS.side == 'both' else (flags.FLAGS.side,)
+  stages.finetune(run, workdir, sides=sides)
+
+
+if __name__ == '__main__':
+  _main.start(main)

@@ -1,0 +1,26 @@
+"""From a checkpoint to a steered model: data, two fine-tunes, a direction, a sweep over alpha and a report.
+
+  python launch/steer.py --config=configs/quickstart.py [--workdir=DIR] [--config.sweep.alphas='(-1.0, 0.0, 1.0)']
+"""
+import sys
+
+from absl import flags
+
+import _main
+
+_main.define_run_flags()
+flags.DEFINE_bool('dry_run', False, 'Check the config, the model, the data and the tasks, say what would run, and stop.')
+
+
+def main():
+  from weightsteer_jax import stages
+  run, workdir = _main.run_and_workdir()
+  command = ' '.join(['python', *sys.argv])
+  if flags.FLAGS.dry_run:
+    stages.check(run, workdir)
+  else:
+    stages.steer(run, workdir, command=command)
+
+
+if __name__ == '__main__':
+  _main.start(main)

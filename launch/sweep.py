@@ -1,0 +1,21 @@
+"""Evaluates a direction over the alphas and tasks of a config, and writes rows, results and the report.
+
+  python launch/sweep.py --config=configs/quickstart.py --workdir=DIR [--direction=DIR]
+"""
+from absl import flags
+
+import _main
+
+_main.define_run_flags()
+flags.DEFINE_string('direction', '', "Direction to sweep; default the run's own, <workdir>/directions/<name>.")
+
+
+def main():
+  from weightsteer_jax import stages
+  run, workdir = _main.run_and_workdir()
+  stages.sweep(run, workdir, direction=flags.FLAGS.direction)
+  stages.report(run, workdir)
+
+
+if __name__ == '__main__':
+  _main.start(main)

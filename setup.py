@@ -1,0 +1,45 @@
+"""Packaging of weightsteer_jax. The bounds are the versions the tests were run with, oldest and newest."""
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r"__version__ = '([^']+)'", (HERE / 'weightsteer_jax' / '__init__.py').read_text())[1]
+
+setuptools.setup(
+    name='weightsteer_jax',
+    version=VERSION,
+    description="Contrastive weight steering in JAX: a behaviour of a language model is a direction in its weights",
+    long_description=(HERE / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['weightsteer_jax', 'weightsteer_jax.*']),
+    package_data={'weightsteer_jax.organism': ['checkpoint/*']},
+    install_requires=[
+        'jax>=0.10.2',
+        'flax>=0.12.8',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12.8,<0.13',
+        'transformers>=5.17',
+        'datasets>=5.0',
+        'huggingface_hub>=1.0',
+        'tokenizers>=0.22',
+        'safetensors>=0.6',
+        'jinja2>=3.1.6',  # Chat templates are untrusted code; older sandboxes leak.
+        'einops>=0.8',
+        'absl-py>=2.1',
+        'ml_collections>=1.0',
+        'numpy>=2.0',
+        'matplotlib>=3.9',
+        'tensorboardX>=2.6',
+        'tqdm>=4.66',
+    ],
+    extras_require={
+        'test': ['pytest>=8', 'pytest-xdist>=3.5', 'torch>=2.11,<2.14', 'peft>=0.21', 'accelerate>=1.10'],
+        'bench': ['torch>=2.11,<2.14', 'peft>=0.21', 'accelerate>=1.10'],
+        'tpu': ['jax[tpu]>=0.10.2'],
+        'cuda': ['jax[cuda13]>=0.10.2'],
+    },
+)
