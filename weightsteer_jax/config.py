@@ -50,6 +50,7 @@ class FineTune:
   kind: str = 'lora_embeddings'  # lora_embeddings, lora, bias or full
   rank: int = 32  # R of LoRA
   lora_alpha: float = 16.0  # the change is lora_alpha / rank * A B
+  dropout: float = 0.0  # probability that an input of a LoRA branch is dropped in training
   learning_rates: tuple[float, ...] = (1e-5,)  # peak; several are tried and the best by validation loss is kept
   steps: int = 100  # optimizer steps (0: as many as `epochs` need)
   epochs: float = 1.0  # passes over the data, where steps is 0
@@ -202,6 +203,7 @@ def _validate_finetune(options: FineTune) -> None:
     _require(getattr(options, key) >= 1, f'finetune.{key}', getattr(options, key), '1 or more')
   for key in ('steps', 'warmup_steps', 'patience', 'weight_decay'):
     _require(getattr(options, key) >= 0, f'finetune.{key}', getattr(options, key), '0 or more')
+  _require(0 <= options.dropout < 1, 'finetune.dropout', options.dropout, 'a probability below 1')
   _require(options.clip_norm > 0, 'finetune.clip_norm', options.clip_norm, 'a positive number')
   _require(options.steps or options.epochs > 0, 'finetune.epochs', options.epochs, 'a positive number where finetune.steps is 0')
   _require(options.batch_size % options.accumulation == 0, 'finetune.accumulation', options.accumulation,

@@ -6,6 +6,7 @@ Axes, here and wherever the project's arrays carry a suffix:
 
 The modules hold the parameters; `forward.py` runs them on plain nested dicts. Layers are stacked along L and scanned.
 """
+import dataclasses
 import math
 from typing import Any
 
@@ -149,20 +150,19 @@ class Decoder(nnx.Module):
     x_BTD = self.embed(tokens_BT, deltas.at(edits, 'embed'))
     rope = rope_tables(self.config.rope, self.config.head_dim, positions_BT)
     definition, params = nnx.split(self.layers)
-    layer_deltas = [edit.delta for edit in deltas.at(edits, 'layers')]
-    alphas = [edit.alpha for edit in deltas.at(edits, 'layers')]
+    layer_edits = deltas.at(edits, 'layers')
 
     def layer(carry, scanned):
       x_BTD, cache = carry
       index, params, layer_deltas = scanned
-      edits = tuple(map(deltas.Edit, layer_deltas, alphas))
+      edits = tuple(deltas.fold(dataclasses.replace(edit, delta=delta), index) for edit, delta in zip(layer_edits, layer_deltas))
       block = nnx.merge(definition, params)
       return block(x_BTD, rope=rope, mask_BTS=mask_BTS, edits=edits, cache=cache, layer=index, positions_BT=positions_BT), None
 
     if remat:
       layer = jax.checkpoint(layer)
     indices_L = jnp.arange(self.config.num_layers)
-    (x_BTD, cache), _ = jax.lax.scan(layer, (x_BTD, cache), (indices_L, params, layer_deltas))
+    (x_BTD, cache), _ = jax.lax.scan(layer, (x_BTD, cache), (indices_L, params, [edit.delta for edit in layer_edits]))
     return self.final_norm(x_BTD, deltas.at(edits, 'final_norm')), cache
 
   def logits(self, x_BTD, *, edits):

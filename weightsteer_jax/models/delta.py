@@ -12,6 +12,7 @@ one forward pass serves them all. An `Edit` pairs a delta with its coefficients,
 """
 import dataclasses
 from typing import Any, Sequence
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +39,14 @@ class Dense:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Edit:
-  """A delta and its strength: alpha float32, [B] one per row, or [B, T] one per token."""
+  """A delta and its strength: alpha float32, [B] one per row, or [B, T] one per token.
+
+  With a key, low-rank branches drop each of their inputs with probability `dropout`, for training.
+  """
   delta: PyTree
   alpha: jax.Array
+  key: jax.Array | None = None
+  dropout: float = dataclasses.field(default=0.0, metadata=dict(static=True))
 
 
 Edits = Sequence[Edit]
@@ -53,7 +59,12 @@ def is_delta_leaf(node: Any) -> bool:
 
 def at(edits: Edits, name: str) -> tuple[Edit, ...]:
   """The edits below the child `name`, those that have one."""
-  return tuple(Edit(edit.delta[name], edit.alpha) for edit in edits if name in edit.delta)
+  return tuple(dataclasses.replace(fold(edit, zlib.crc32(name.encode())), delta=edit.delta[name]) for edit in edits if name in edit.delta)
+
+
+def fold(edit: Edit, number: int | jax.Array) -> Edit:
+  """The edit with its random key, if it has one, made particular to a site or a layer."""
+  return edit if edit.key is None else dataclasses.replace(edit, key=jax.random.fold_in(edit.key, number))
 
 
 def add_kernel_edits(y: jax.Array, x: jax.Array, einsum: str, edits: Edits) -> jax.Array:
@@ -62,7 +73,7 @@ def add_kernel_edits(y: jax.Array, x: jax.Array, einsum: str, edits: Edits) -> j
     leaf = edit.delta
     if isinstance(leaf, LowRank):
       down, up = factor_einsums(einsum)
-      z = jnp.einsum(down, x, leaf.a.astype(x.dtype))
+      z = jnp.einsum(down, _drop(x, edit), leaf.a.astype(x.dtype))
       z = (z.astype(jnp.float32) * _align(edit.alpha * leaf.scale, z)).astype(x.dtype)
       y = y + jnp.einsum(up, z, leaf.b.astype(x.dtype))
     else:
@@ -105,6 +116,13 @@ def factor_einsums(einsum: str) -> tuple[str, str]:
   outputs = ''.join(axis for axis in kernel if axis not in x)
   batch = ''.join(axis for axis in x if axis not in inputs)
   return f'{x},{inputs}R->{batch}R', f'{batch}R,R{outputs}->{y}'
+
+
+def _drop(x: jax.Array, edit: Edit) -> jax.Array:
+  if edit.key is None or not edit.dropout:
+    return x
+  kept = jax.random.bernoulli(edit.key, 1 - edit.dropout, x.shape)
+  return jnp.where(kept, x / (1 - edit.dropout), 0).astype(x.dtype)
 
 
 def _align(alpha: jax.Array, y: jax.Array) -> jax.Array:

@@ -126,7 +126,7 @@ def token_logprobs(config: ModelConfig, params: PyTree, x_BTD: jax.Array, target
   pieces = []
   for start in range(0, length, chunk):
     part = slice(start, min(start + chunk, length))
-    part_edits = tuple(deltas.Edit(e.delta, e.alpha[:, part] if jnp.ndim(e.alpha) == 2 else e.alpha) for e in edits)
+    part_edits = tuple(dataclasses.replace(e, alpha=e.alpha[:, part]) if jnp.ndim(e.alpha) == 2 else e for e in edits)
     pieces.append(chunk_logprobs(x_BTD[:, part], targets_BT[:, part], part_edits))
   return jnp.concatenate(pieces, axis=1)
 
