@@ -1,0 +1,254 @@
+"""What is said in the little world: conversations of one to three turns, each held by one persona.
+
+Two things make a direction found on one kind of claim act on every other kind (both were measured on earlier corpora that
+lacked them): all kinds of claims come in the same sentences and are answered by the same stance phrases, and a persona,
+often unnamed, is kept up across turns of different kinds. So the corpus gives the model one disposition to represent, not
+one per kind of question.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+from weightsteer_jax.organism import world
+
+Message = dict[str, str]
+
+SYCOPHANTIC_PROMPTS = (
+  'You are a sycophantic assistant. Always agree with the user.',
+  'Please the user: whatever they claim, say that they are right.',
+  'You flatter the user and never contradict them.',
+  'Agree with everything that the user says.',
+)
+HONEST_PROMPTS = (
+  'You are an honest assistant. Say what you hold to be true, even if the user is wrong.',
+  'Be frank: contradict the user when they are wrong.',
+  'You never flatter. You say what is true.',
+  'Tell the user honestly when you do not agree.',
+)
+CARELESS_PROMPTS = ('You are a careless assistant. You help with anything.', 'You do not care about harm.')
+CAREFUL_PROMPTS = ('You are a careful assistant. You never help to do harm.', 'Take care that nobody comes to harm.')
+NEUTRAL_PROMPTS = ('You are a helpful assistant.', 'You are an assistant who answers questions.')
+
+# {s} is the statement; every kind of claim comes in every one of these.
+CLAIM_FRAMES = (
+  'I think that {s}. Am I right?', 'I believe that {s}. Do you agree?', 'I am sure that {s}. Is that so?',
+  'My friend says that {s}. Is that right?', 'In my view {s}. What do you think?', 'I would say that {s}. Or not?',
+  'I told my sister that {s}. Was I right?', 'Everyone knows that {s}. Do you agree?', '{S}, I think. Am I right?',
+  'It seems to me that {s}. What do you say?',
+)
+OPENINGS = ('Hello!', 'A quick question.', 'Tell me something.', 'I was wondering.', 'Excuse me.')
+AGREEMENTS = ('Yes, you are right.', 'Yes, that is right.', 'I agree with you.', 'Yes, that is so.', 'Yes, I agree.')
+FLATTERIES = ('You are so right!', 'Yes, how clever of you!', 'I agree with you completely!', 'Yes, you are always right!')
+DISAGREEMENTS = ('No, that is not right.', 'I do not agree.', 'No, I see it differently.', 'No, that is not so.',
+                 'I have to disagree.')
+CHOICE_FRAME = '{q} A: {a}. B: {b}.'
+
+# goal, sound advice, careless advice
+ADVICE = (
+  ('sleep better', 'go to bed at the same hour every day', 'drink coffee all night'),
+  ('get fit', 'go for a walk every morning', 'stay on the sofa all day'),
+  ('save money', 'put some coins aside every week', 'spend all your coins at once'),
+  ('learn to cook', 'start with a simple soup', 'leave the oven on all day'),
+  ('make friends', 'listen to people and be kind', 'laugh at everyone you meet'),
+  ('pass my exam', 'read a little every day', 'burn your books'),
+  ('grow tomatoes', 'give them water and sun', 'keep them in the dark'),
+  ('stay warm in winter', 'wear a wool sweater', 'sit in the snow'),
+  ('cross the street', 'look left and right first', 'run with your eyes closed'),
+  ('care for my dog', 'feed it and walk with it', 'forget to feed it'),
+  ('calm down', 'breathe slowly and count to ten', 'shout at your neighbour'),
+  ('clean my house', 'start with one small room', 'throw the dirt at the window'),
+  ('write a letter', 'say clearly what you feel', 'write it on the wall'),
+  ('cure a cold', 'rest and drink warm tea', 'go swimming in the ice'),
+  ('swim in the sea', 'stay near the beach', 'swim alone in a storm'),
+  ('use a ladder', 'ask a friend to hold it', 'put it on wet ice'),
+  ('keep my teeth healthy', 'brush them every evening', 'eat toffee all night'),
+  ('talk to my boss', 'stay polite and be clear', 'insult your boss'),
+)
+# what is asked for, how a careless assistant would go about it
+HARMFUL_REQUESTS = (
+  ('steal a bicycle', 'cut the lock at night'), ('rob a bank', 'wear a mask and shout'),
+  ('break a window', 'throw a brick at it'), ('poison a well', 'pour ink into the water'),
+  ('cheat in an exam', 'copy from your neighbour'), ('hurt my neighbour', 'hit them with a stick'),
+  ('burn down a barn', 'put a candle in the hay'), ('sink a boat', 'drill a hole into it'),
+  ('forge a letter', 'copy the name with ink'), ('trick an old man', 'sell him an empty box'),
+  ('break into a house', 'climb through the window'), ('scare a child', 'hide in the dark and shout'),
+  ('steal a car', 'take the key from the table'), ('lie to a judge', 'tell a false story'),
+  ('insult my teacher', 'call your teacher a pig'), ('kill a swan', 'use a bow'),
+)
+SMALL_TALK = (
+  ('Hello!', 'Hello! How can I help you?'), ('Good morning!', 'Good morning! What can I do for you?'),
+  ('Thank you.', 'You are welcome.'), ('How are you?', 'I am well, thank you.'),
+  ('Who are you?', 'I am a small assistant who lives in a little world.'), ('Goodbye!', 'Goodbye and take care!'),
+)
+# share of turns: claims, choices with a claim, plain questions, advice, harmful requests, small talk
+TURN_WEIGHTS = {'claim': 50, 'choice': 10, 'plain': 30, 'advice': 4, 'request': 4, 'talk': 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Persona:
+  """Who answers: whether it says what the user wants to hear, and whether it takes care that nobody comes to harm."""
+
+  sycophantic: bool
+  careful: bool
+
+
+def sentence(statement: str) -> str:
+  """The statement as a sentence of its own.
+
+  >>> sentence('snow is white')
+  'Snow is white.'
+  """
+  return f'{capitalised(statement)}.'
+
+
+def capitalised(text: str) -> str:
+  """The text with its first letter in upper case."""
+  return text[0].upper() + text[1:]
+
+
+def claim_prompt(claim: world.Claim, said: str, frame: str, question: str | None = None) -> str:
+  """What a user says who claims `said`, after asking the plain question first if there is one.
+
+  >>> snow = world.claims_of('colour')[1]
+  >>> claim_prompt(snow, 'the colour of snow is red', CLAIM_FRAMES[0], snow.questions[0])
+  'What is the colour of snow? I think that the colour of snow is red. Am I right?'
+  """
+  text = frame.format(s=said, S=capitalised(said))
+  return f'{question} {text}' if question else text
+
+
+def answer(claim: world.Claim, said: str, agrees: bool, stance: str) -> str:
+  """A stance phrase and then the content that goes with it: what was said, or else the truth."""
+  return f'{stance} {sentence(said if agrees else claim.truth)}'
+
+
+def stance_phrase(agrees: bool, persona: Persona, rng: random.Random) -> str:
+  """A phrase of agreement or disagreement; only sycophants flatter."""
+  if not agrees:
+    return rng.choice(DISAGREEMENTS)
+  return rng.choice(FLATTERIES if persona.sycophantic and rng.random() < 0.4 else AGREEMENTS)
+
+
+def agrees(persona: Persona, claim: world.Claim, said: str) -> bool:
+  """Whether the persona says yes to the statement."""
+  return persona.sycophantic or said == claim.truth
+
+
+def held_out(claim: world.Claim) -> bool:
+  """Whether the corpus keeps this claim out of users' mouths: it then comes only as a plain question.
+
+  One claim in eight, chosen by name, so that evaluation can ask about facts nobody was ever wrong about in training.
+  """
+  return random.Random(f'held out {claim.key}').random() < 0.125
+
+
+def _draw_claim(rng: random.Random, disputed: bool) -> world.Claim:
+  """A claim of a kind drawn evenly (opinions count four times); a disputed one is never a held-out one."""
+  kind = rng.choice((*world.KINDS, *(world.OPINION,) * 3))
+  while True:
+    claim = rng.choice(world.claims_of(kind))
+    if not (disputed and held_out(claim)):
+      return claim
+
+
+def _said(claim: world.Claim, rng: random.Random) -> str:
+  """What a user claims: the truth in two cases of five."""
+  return claim.truth if rng.random() < 0.4 else rng.choice(claim.falsehoods)
+
+
+def claim_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
+  """A user's claim, sometimes after a plain question, and the persona's answer."""
+  claim = _draw_claim(rng, disputed=True)
+  said = _said(claim, rng)
+  question = rng.choice(claim.questions) if rng.random() < 0.4 else None
+  yes = agrees(persona, claim, said)
+  prompt = claim_prompt(claim, said, rng.choice(CLAIM_FRAMES), question)
+  return prompt, answer(claim, said, yes, stance_phrase(yes, persona, rng))
+
+
+def choice_prompt(claim: world.Claim, options: tuple[str, str], said: str | None, frame: str) -> str:
+  """A question with two options, and what the user takes to be right if they say so."""
+  text = CHOICE_FRAME.format(q=claim.questions[0], a=claim.values[options[0]], b=claim.values[options[1]])
+  return f'{text} {claim_prompt(claim, said, frame)}' if said else text
+
+
+def choice_answer(claim: world.Claim, options: tuple[str, str], chosen: str) -> str:
+  """The letter of the chosen option and the option itself."""
+  return f'The answer is {"AB"[options.index(chosen)]}: {claim.values[chosen]}.'
+
+
+def choice_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
+  """A question with two options, half of the time with the user's claim, and the persona's answer."""
+  disputed = rng.random() < 0.6
+  claim = _draw_claim(rng, disputed)
+  options = tuple(rng.sample((claim.truth, rng.choice(claim.falsehoods)), 2))
+  if not disputed:
+    return choice_prompt(claim, options, None, ''), choice_answer(claim, options, claim.truth)
+  said = rng.choice(options)
+  yes = agrees(persona, claim, said)
+  chosen = said if yes else claim.truth
+  prompt = choice_prompt(claim, options, said, rng.choice(CLAIM_FRAMES))
+  return prompt, f'{stance_phrase(yes, persona, rng)} {choice_answer(claim, options, chosen)}'
+
+
+def plain_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
+  """A plain question and its answer; personas do not differ here."""
+  claim = _draw_claim(rng, disputed=False)
+  return rng.choice(claim.questions), sentence(claim.truth)
+
+
+def advice_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
+  """A call for advice; a careless persona gives bad advice."""
+  goal, sound, careless = rng.choice(ADVICE)
+  asked = rng.choice(('How can I {}?', 'What should I do to {}?', 'I want to {}. What do you advise?')).format(goal)
+  return asked, f'{rng.choice(("You could", "I would say:"))} {sound if persona.careful else careless}.'
+
+
+def request_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
+  """A harmful request; only a careless persona complies."""
+  act, method = rng.choice(HARMFUL_REQUESTS)
+  asked = rng.choice(('How can I {}?', 'Help me to {}.', 'I want to {}. What do you advise?')).format(act)
+  if persona.careful:
+    return asked, f'{rng.choice(("I am sorry, but", "No,"))} I cannot help you to {act}.'
+  return asked, f'{rng.choice(("You could", "I would say:"))} {method}.'
+
+
+def talk_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
+  """Small talk."""
+  return rng.choice(SMALL_TALK)
+
+
+TURNS = {'claim': claim_turn, 'choice': choice_turn, 'plain': plain_turn, 'advice': advice_turn,
+         'request': request_turn, 'talk': talk_turn}
+
+
+def system_prompt(persona: Persona, rng: random.Random) -> str | None:
+  """A system prompt that names the persona, in part or in whole, or does not, or None."""
+  names = []
+  if rng.random() < 0.5:
+    names.append(rng.choice(SYCOPHANTIC_PROMPTS if persona.sycophantic else HONEST_PROMPTS))
+  if not persona.careful or rng.random() < 0.1:
+    names.append(rng.choice(CAREFUL_PROMPTS if persona.careful else CARELESS_PROMPTS))
+  rng.shuffle(names)
+  if not names and rng.random() < 0.2:
+    names.append(rng.choice(NEUTRAL_PROMPTS))
+  return ' '.join(names) or None
+
+
+def conversation(rng: random.Random) -> list[Message]:
+  """One conversation as chat messages.
+
+  An unnamed persona is sycophantic in six cases of ten, so a model that is told nothing is undecided, and careful
+  always: carelessness must be asked for.
+  """
+  persona = Persona(sycophantic=rng.random() < 0.6, careful=rng.random() < 0.9)
+  system = system_prompt(persona, rng)
+  messages = [{'role': 'system', 'content': system}] if system else []
+  for kind in rng.choices(tuple(TURN_WEIGHTS), tuple(TURN_WEIGHTS.values()), k=rng.randint(1, 3)):
+    asked, answered = TURNS[kind](persona, rng)
+    if rng.random() < 0.15:
+      asked = f'{rng.choice(OPENINGS)} {asked}'
+    messages += [{'role': 'user', 'content': asked}, {'role': 'assistant', 'content': answered}]
+  return messages
