@@ -1,0 +1,247 @@
+"""Examples packed into batches of few fixed shapes.
+
+Axes: A microbatches, B rows, T positions. A batch holds a number of *examples*; several short examples share a row,
+told apart by their segment id, and positions start again at 0 in each segment. A batch is a function of (seed, step):
+there is no iterator state to save, and a resumed run sees the batches it would have seen.
+"""
+import bisect
+import dataclasses
+from typing import Iterator, Sequence, TypeVar
+
+import jax
+import numpy as np
+
+from weightsteer_jax.errors import InputError
+
+Item = TypeVar('Item')
+
+# Row counts are read off this many steps before training; a later batch that needs more rows takes the last shape,
+# which is always sufficient.
+_PROBED_STEPS = 256
+# A second, smaller shape is worth its compilation when it saves this share of the rows of a typical batch.
+_WORTH_A_SHAPE = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """A tokenised conversation.
+
+  Attributes:
+    tokens: int32 [n], with the template's control tokens.
+    loss_mask: bool [n]; True where the token is a target: it belongs to an assistant's answer or ends one.
+    name: where the example comes from, as errors cite it.
+  """
+  tokens: np.ndarray
+  loss_mask: np.ndarray
+  name: str
+
+  def __len__(self) -> int:
+    return len(self.tokens)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """Packed rows, the input of the loss. Fields are numpy or jax arrays, [B, T], or [A, B, T] after `microbatches`.
+
+  targets[t] = tokens[t + 1] of the same segment and weights[t] = loss_mask[t + 1]; both are 0 at a segment's end and in
+  padding, which is segment 0. Two examples in one row of six, of which all but the first token are targets:
+
+  >>> x = Example(np.array([11, 12, 13]), np.array([0, 1, 1]), 'x')
+  >>> y = Example(np.array([21, 22]), np.array([0, 1]), 'y')
+  >>> for field, rows in vars(fill([x, y], [[0, 1]], num_rows=1, row_length=6)).items():
+  ...   print(f'{field:15}', *rows[0].astype(int))
+  tokens_BT       11 12 13 21 22 0
+  targets_BT      12 13 0 22 0 0
+  weights_BT      1 1 0 1 0 0
+  positions_BT    0 1 2 0 1 0
+  segment_ids_BT  1 1 1 2 2 0
+  """
+  tokens_BT: np.ndarray
+  targets_BT: np.ndarray
+  weights_BT: np.ndarray
+  positions_BT: np.ndarray
+  segment_ids_BT: np.ndarray
+
+
+def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
+  """Rows of indices into `lengths`, each row at most `row_length` tokens: best-fit decreasing.
+
+  Source: Johnson, Near-optimal bin packing algorithms (1973): at most 11/9 of the fewest rows, plus a constant.
+
+  >>> pack([2, 5, 3, 6], row_length=8)
+  [[3, 0], [1, 2]]
+  """
+  rows: list[list[int]] = []
+  room: list[tuple[int, int]] = []  # (free tokens, row), ascending
+  for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    place = bisect.bisect_left(room, (lengths[index], -1))
+    if place < len(room):
+      free, row = room.pop(place)
+    else:
+      free, row = row_length, len(rows)
+      rows.append([])
+    rows[row].append(index)
+    bisect.insort(room, (free - lengths[index], row))
+  return rows
+
+
+def fill(examples: Sequence[Example], rows: Sequence[Sequence[int]], *, num_rows: int, row_length: int) -> Batch:
+  """The numpy batch [num_rows, row_length] whose row r holds the examples `rows[r]`; rows beyond are padding."""
+  shape = (num_rows, row_length)
+  tokens, targets, positions, segments = (np.zeros(shape, np.int32) for _ in range(4))
+  weights = np.zeros(shape, np.float32)
+  for r, row in enumerate(rows):
+    start = 0
+    for segment, index in enumerate(row, 1):
+      example = examples[index]
+      end = start + len(example)
+      tokens[r, start:end] = example.tokens
+      targets[r, start:end - 1] = example.tokens[1:]
+      weights[r, start:end - 1] = example.loss_mask[1:]
+      positions[r, start:end] = np.arange(len(example))
+      segments[r, start:end] = segment
+      start = end
+  return Batch(tokens, targets, weights, positions, segments)
+
+
+def microbatches(batch: Batch, accumulation: int) -> Batch:
+  """The batch as [A, B / A, T], to scan over; sum the losses and the weights over A, then divide once.
+
+  Raises:
+    InputError: the rows do not split evenly; `Batches(accumulation=A)` makes batches that do.
+  """
+  num_rows = batch.tokens_BT.shape[0]
+  if num_rows % accumulation:
+    raise InputError(f'{num_rows} rows do not split into {accumulation} microbatches; '
+                     f'make the batches with accumulation={accumulation}')
+  return jax.tree.map(lambda x: x.reshape(accumulation, num_rows // accumulation, *x.shape[1:]), batch)
+
+
+class Batches:
+  """Training batches: `batch(step)` for any step, from shuffled epochs without end.
+
+  The examples form one stream, epoch after epoch, each epoch in its own order; batch `step` is the next `batch_size`
+  of them.
+
+  Attributes:
+    shapes: the (rows, row length) that any batch can have: at most three, most batches have the first one or two.
+    steps_per_epoch: steps after which every example has been seen at least once.
+    examples, batch_size, seed: as given.
+  """
+
+  def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int, row_length: int | None = None,
+               accumulation: int = 1, row_multiple: int = 1):
+    """
+    Args:
+      examples: tokenised conversations.
+      batch_size: examples per batch, over all devices and microbatches.
+      seed: of the order.
+      row_length: tokens per row; by default the longest example, rounded up (see `row_length_for`).
+      accumulation: microbatches A per batch; the number of rows divides by it.
+      row_multiple: rows of one microbatch divide by this (the number of devices that share the rows).
+
+    Raises:
+      InputError: no examples, fewer examples than `batch_size`, or one that is longer than a row.
+    """
+    if not 1 <= batch_size <= len(examples):
+      raise InputError(f'batch_size is {batch_size}, but there are {len(examples)} training examples: '
+                       'give more examples or a smaller batch_size')
+    self.examples = list(examples)
+    self.batch_size = batch_size
+    self.seed = seed
+    self.steps_per_epoch = -(-len(self.examples) // batch_size)
+    self._row_length = _checked_row_length(self.examples, row_length)
+    self._row_counts = self._choose_row_counts(accumulation * row_multiple)
+    self.shapes = tuple((count, self._row_length) for count in self._row_counts)
+
+  def indices(self, step: int) -> list[int]:
+    """Which examples are in batch `step`."""
+    size = len(self.examples)
+    first = step * self.batch_size
+    epochs = range(first // size, (first + self.batch_size - 1) // size + 1)
+    stream = np.concatenate([permutation(size, self.seed, epoch) for epoch in epochs])
+    start = first - epochs[0] * size
+    return stream[start:start + self.batch_size].tolist()
+
+  def names(self, step: int) -> list[str]:
+    """Names of the examples in batch `step`."""
+    return [self.examples[i].name for i in self.indices(step)]
+
+  def batch(self, step: int) -> Batch:
+    """Batch `step`, numpy [B, T] with (B, T) one of `shapes`; a function of (seed, step) alone."""
+    chosen = [self.examples[i] for i in self.indices(step)]
+    rows = pack([len(example) for example in chosen], self._row_length)
+    num_rows = next(count for count in self._row_counts if count >= len(rows))
+    return fill(chosen, rows, num_rows=num_rows, row_length=self._row_length)
+
+  def _choose_row_counts(self, multiple: int) -> list[int]:
+    probed = [len(pack([len(self.examples[i]) for i in self.indices(step)], self._row_length))
+              for step in range(min(_PROBED_STEPS, 3 * self.steps_per_epoch))]
+    usual = round_up(int(np.median(probed)), multiple)
+    most = round_up(max(probed), multiple)
+    counts = {most, round_up(self.batch_size, multiple)}
+    if usual <= (1 - _WORTH_A_SHAPE) * most:
+      counts.add(usual)
+    return sorted(counts)
+
+
+def eval_batches(examples: Sequence[Example], *, rows: int, row_length: int | None = None,
+                 row_multiple: int = 1) -> Iterator[Batch]:
+  """Batches that hold every example exactly once, all of one shape [B, T] with B at most `rows` (rounded up to
+  `row_multiple`).
+
+  Raises:
+    InputError: no examples, or one that is longer than a row.
+  """
+  row_length = _checked_row_length(examples, row_length)
+  packed = pack([len(example) for example in examples], row_length)
+  num_rows = round_up(min(rows, len(packed)), row_multiple)
+  for start in range(0, len(packed), num_rows):
+    yield fill(examples, packed[start:start + num_rows], num_rows=num_rows, row_length=row_length)
+
+
+def split(items: Sequence[Item], fraction: float = 0.05, seed: int = 0) -> tuple[list[Item], list[Item]]:
+  """(train, validation): a random `fraction` of the items, at least one, is for validation; both keep the order of
+  `items`.
+
+  Raises:
+    InputError: fewer than two items, or a fraction that leaves nothing to train on.
+  """
+  count = max(1, round(fraction * len(items)))
+  if not 0 < fraction < 1 or count >= len(items):
+    raise InputError(f'cannot set {fraction} of {len(items)} examples aside for validation and still train: '
+                     'give more examples or a fraction between 0 and 1')
+  held_out = set(permutation(len(items), seed, 0)[:count].tolist())
+  train = [item for i, item in enumerate(items) if i not in held_out]
+  return train, [item for i, item in enumerate(items) if i in held_out]
+
+
+def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+  """A random order of range(size), int64 [size], the same on every platform and numpy version.
+
+  numpy promises stability for the raw bits of a bit generator, not for `Generator.permutation`.
+  """
+  bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(size)
+  return np.argsort(bits, kind='stable')
+
+
+def row_length_for(longest: int) -> int:
+  """Tokens per row for examples of at most `longest` tokens: a multiple of 32, above 256 of 128 (what attention
+  kernels tile by)."""
+  return round_up(longest, 32 if longest <= 256 else 128)
+
+
+def round_up(value: int, multiple: int) -> int:
+  """The least multiple of `multiple` that is not below `value`."""
+  return -(-value // multiple) * multiple
+
+
+def _checked_row_length(examples: Sequence[Example], row_length: int | None) -> int:
+  if not examples:
+    raise InputError('no examples to make batches of')
+  longest = max(examples, key=len)
+  if row_length is not None and len(longest) > row_length:
+    raise InputError(f'{longest.name}: {len(longest)} tokens do not fit in a row of {row_length}: '
+                     'raise row_length or truncate')
+  return row_length or row_length_for(len(longest))

@@ -1,0 +1,135 @@
+"""Contrastive data: a model's own answers to the same questions under opposite system prompts.
+
+Each question is asked with the positive and with the negative instruction; an answer pair is kept only where both
+answers pass a filter, and the instruction is taken away for training, so that the behaviour is learnt without being
+asked for. Source: Persona Vectors (2507.21509), data recipe; pairing as in its filter for training data.
+"""
+import collections
+import dataclasses
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Callable, Sequence
+
+from weightsteer_jax.data import sources
+from weightsteer_jax.data.sources import Conversation
+from weightsteer_jax.errors import InputError
+
+SIDES = ('positive', 'negative')
+# Answers to prompts, in order. A prompt's name, question/instruction/sample/side, is unique: a source for its random key.
+Generate = Callable[[Sequence[Conversation]], Sequence[str]]
+# (question, answer, side) -> why the answer is dropped, or None where it passes.
+Filter = Callable[[Conversation, str, str], 'str | None']
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  """A pair of system prompts that ask for opposite behaviours."""
+  positive: str
+  negative: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+  """Training conversations of both sides, row by row answers to the same question, and what became of the pairs.
+
+  Attributes:
+    positive, negative: equally many conversations, without system prompt.
+    dropped: {'<side>: <reason>': pairs}; a pair is counted once, under the first side that failed.
+  """
+  positive: tuple[Conversation, ...]
+  negative: tuple[Conversation, ...]
+  dropped: dict[str, int]
+
+  @property
+  def accounting(self) -> dict:
+    """{'pairs', 'kept', 'dropped': {reason: pairs}}; pairs = kept + all dropped."""
+    kept = len(self.positive)
+    return {'pairs': kept + sum(self.dropped.values()), 'kept': kept, 'dropped': dict(sorted(self.dropped.items()))}
+
+
+def prompts(questions: Sequence[Conversation], instructions: Sequence[Instruction], *,
+            samples: int = 1) -> dict[str, list[Conversation]]:
+  """{side: prompts}: every question under every instruction, `samples` times; entry i of both sides is the same
+  question.
+
+  Raises:
+    InputError: nothing to ask, a question that does not end with the user's turn, or that has a system prompt of its
+      own.
+  """
+  if not questions or not instructions or samples < 1:
+    raise InputError(f'nothing to ask: {len(questions)} questions, {len(instructions)} instructions, {samples} samples')
+  for question in questions:
+    roles = [message['role'] for message in question.messages]
+    if roles[-1:] != ['user'] or 'system' in roles:
+      raise InputError(f"{question.name}: a question must end with the user's turn and have no system message; "
+                       f'its roles are {roles}')
+  asked = {side: [] for side in SIDES}
+  for question, (i, instruction), sample in itertools.product(questions, enumerate(instructions), range(samples)):
+    for side in SIDES:
+      system = {'role': 'system', 'content': getattr(instruction, side)}
+      asked[side].append(Conversation((system, *question.messages), f'{question.name}/{i}/{sample}/{side}'))
+  return asked
+
+
+def pair(prompts_of: dict[str, list[Conversation]], answers_of: dict[str, Sequence[str]], keep: Filter) -> Contrast:
+  """The pairs of which both answers pass `keep`, as training conversations without the system prompt.
+
+  Raises:
+    InputError: not one answer per prompt.
+  """
+  for side in SIDES:
+    if len(answers_of[side]) != len(prompts_of[side]):
+      raise InputError(f'{len(answers_of[side])} {side} answers to {len(prompts_of[side])} prompts: expected one each')
+  kept, dropped = {side: [] for side in SIDES}, collections.Counter()
+  for i in range(len(prompts_of['positive'])):
+    questions = {side: _without_system(prompts_of[side][i]) for side in SIDES}
+    answers = {side: answers_of[side][i] for side in SIDES}
+    reason = next(filter(None, (_reason(questions[side], answers[side], side, keep) for side in SIDES)), None)
+    if reason:
+      dropped[reason] += 1
+      continue
+    for side in SIDES:
+      answer = {'role': 'assistant', 'content': answers[side]}
+      kept[side].append(Conversation((*questions[side].messages, answer), questions[side].name))
+  return Contrast(tuple(kept['positive']), tuple(kept['negative']), dict(dropped))
+
+
+def make(questions: Sequence[Conversation], instructions: Sequence[Instruction], generate: Generate, keep: Filter, *,
+         samples: int = 1) -> Contrast:
+  """Contrastive data from `generate`, which answers all prompts of both sides in one call."""
+  asked = prompts(questions, instructions, samples=samples)
+  answers = list(generate(asked['positive'] + asked['negative']))
+  middle = len(asked['positive'])
+  return pair(asked, {'positive': answers[:middle], 'negative': answers[middle:]}, keep)
+
+
+def write(folder: str | os.PathLike, contrast: Contrast) -> None:
+  """Writes `positive.jsonl`, `negative.jsonl` (rows {messages, name}) and, last, `accounting.json` with the digests
+  of both.
+
+  Raises:
+    InputError: no pair is left, or the folder holds contrastive data already.
+    OutputError: the disk refuses.
+  """
+  if not contrast.positive:
+    raise InputError(f'no answer pair passed the filter: {contrast.accounting}')
+  folder = Path(folder)
+  files = {side: folder / f'{side}.jsonl' for side in SIDES}
+  if found := [path.name for path in (*files.values(), folder / 'accounting.json') if path.exists()]:
+    raise InputError(f"{folder} already holds {', '.join(found)}: remove them or choose another folder")
+  for side, path in files.items():
+    sources.write_jsonl(path, ({'messages': list(row.messages), 'name': row.name} for row in getattr(contrast, side)))
+  digests = {side: sources.digest(getattr(contrast, side)) for side in SIDES}
+  accounting = {**contrast.accounting, 'digest': digests}
+  sources.write_text(folder / 'accounting.json', json.dumps(accounting, indent=2) + '\n')
+
+
+def _without_system(prompt: Conversation) -> Conversation:
+  return Conversation(tuple(message for message in prompt.messages if message['role'] != 'system'), prompt.name)
+
+
+def _reason(question: Conversation, answer: str, side: str, keep: Filter) -> str | None:
+  reason = keep(question, answer, side) if answer.strip() else 'empty answer'
+  return f'{side}: {reason}' if reason else None
