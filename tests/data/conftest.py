@@ -1,4 +1,6 @@
 """Small tokenizers with chat templates in the manner of well-known ones, made on the spot."""
+import string
+
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -73,7 +75,8 @@ def sentencepiece_like(template: str) -> PreTrainedTokenizerFast:
   tokenizer = Tokenizer(models.BPE(unk_token='<unk>'))
   tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first')
   tokenizer.decoder = decoders.Metaspace(prepend_scheme='first')
-  trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=['<unk>', '<s>', '</s>'], show_progress=False)
+  trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=['<unk>', '<s>', '</s>'], show_progress=False,
+                                initial_alphabet=list(string.printable))
   tokenizer.train_from_iterator(_TEXT * 4, trainer)
   return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, bos_token='<s>', eos_token='</s>',
                                  unk_token='<unk>')

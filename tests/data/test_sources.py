@@ -29,7 +29,7 @@ def write(path, *rows):
 def test_schemas(tmp_path, row, roles):
   [conversation] = sources.load_conversations(write(tmp_path / 'x.jsonl', row))
   assert [message['role'] for message in conversation.messages] == roles
-  assert [message['content'] for message in conversation.messages][-2:] == ['Hi', 'Ho']
+  assert [message['content'] for message in conversation.messages] == ['Be', 'Hi', 'Ho'][-len(roles):]
   assert conversation.name == 'x.jsonl:1'
 
 
@@ -46,7 +46,7 @@ def test_blank_lines_and_a_byte_order_mark(tmp_path):
     ([{'messages': MESSAGES}, '{broken'], r'x.jsonl:2: not valid JSON \(.* at column 2\)'),
     (['[{"messages": []},'], 'JSON array: write one object per line'),
     ([[1, 2]], 'x.jsonl:1: a row must be an object .* it is a list'),
-    ([{'mesages': MESSAGES}], r"x.jsonl:1: the columns are \['mesages'\]; accepted .*'mesages' \(did you mean 'messages'"),
+    ([{'mesages': MESSAGES}], r":1: the columns are \['mesages'\]; accepted .*'mesages' \(did you mean 'messages'"),
     ([{'question': 'Hi', 'text': 'Ho'}], r"the columns are \['question', 'text'\]; accepted are 'messages'"),
     ([{'messages': MESSAGES, 'prompt': 'Hi', 'completion': 'Ho'}], 'fit more than one'),
     ([{'messages': MESSAGES}, {'prompt': 'Hi', 'completion': 'Ho'}], r"x.jsonl:2: no column \['messages'\]; the rows"),

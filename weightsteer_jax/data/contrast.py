@@ -17,7 +17,7 @@ from weightsteer_jax.data.sources import Conversation
 from weightsteer_jax.errors import InputError
 
 SIDES = ('positive', 'negative')
-# Answers to prompts, in order. A prompt's name, question/instruction/sample/side, is unique: a source for its random key.
+# Answers to prompts, in order. A prompt's name, question/instruction/sample/side, is unique: a seed for its sampling.
 Generate = Callable[[Sequence[Conversation]], Sequence[str]]
 # (question, answer, side) -> why the answer is dropped, or None where it passes.
 Filter = Callable[[Conversation, str, str], 'str | None']
