@@ -1,0 +1,100 @@
+"""One optimizer step as a pure function of (state, params, batch), compiled once per batch shape.
+
+The compiled functions are cached by what is static about them: both sides of a contrast and every learning rate share them.
+"""
+import dataclasses
+import functools
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from weightsteer_jax import models
+from weightsteer_jax.data import Batch
+from weightsteer_jax.finetune import optimizer
+from weightsteer_jax.finetune.loss import loss
+
+PyTree = Any
+Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """All that a step changes. `step` counts the steps taken, int32."""
+  delta: PyTree
+  opt_state: PyTree
+  step: jax.Array
+
+
+@functools.lru_cache(maxsize=16)
+def initial_state_fn(config: models.ModelConfig, kind: str, rank: int, lora_alpha: float, recipe: optimizer.AdamW) -> Callable[[int], TrainState]:
+  """The compiled function from a seed to the state before the first step.
+
+  The random factors A are a function of the seed alone. Both sides of a contrast are given the same seed: B starts at zero and A moves
+  little, so with one common A the difference of the two runs, about A (B+ - B-), is the difference of what they learned; with two, the
+  part that depends on the draw of A would not cancel.
+  """
+
+  @jax.jit
+  def initial_state(seed):
+    delta = models.init_delta(config, kind, jax.random.key(seed), rank=rank, lora_alpha=lora_alpha)
+    return TrainState(delta, optimizer.transformation(recipe).init(delta), jnp.zeros((), jnp.int32))
+
+  return initial_state
+
+
+@functools.lru_cache(maxsize=16)
+def train_step_fn(config: models.ModelConfig, recipe: optimizer.AdamW, *, remat: bool = False,
+                  dropout: float = 0.0) -> Callable[..., tuple[TrainState, Metrics]]:
+  """The compiled step (state, params, batch [A, B, T], schedule, seed) -> (state, metrics); the state passed in is consumed.
+
+  metrics: float32 scalars `loss` (nats per target token), `tokens` (target tokens), `grad_norm` (before clipping), `learning_rate`,
+  and the bool `finite`. Where the loss or the gradient is not finite the state comes back as it was. `seed` is of dropout, whose masks
+  are a function of (seed, step, microbatch).
+  """
+  transformation = optimizer.transformation(recipe)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def train_step(state, params, batch, schedule, seed):
+    key = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
+    total, count, grads = accumulate(config, params, state.delta, batch, remat=remat, key=key, dropout=dropout)
+    mean, grads = total / count, jax.tree.map(lambda g: g / count, grads)
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(mean) & jnp.isfinite(norm)
+    rate = schedule(state.step)
+    updates, opt_state = transformation.update(grads, state.opt_state, state.delta)
+    delta = jax.tree.map(lambda x, update: x - rate * update, state.delta, updates)
+    after = TrainState(delta, opt_state, state.step + 1)
+    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+    return state, {'loss': mean, 'tokens': count, 'grad_norm': norm, 'learning_rate': rate, 'finite': finite}
+
+  return train_step
+
+
+@functools.lru_cache(maxsize=16)
+def eval_loss_fn(config: models.ModelConfig) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """The compiled (delta, params, batch [B, T]) -> (sum, count) of `loss`."""
+  return jax.jit(lambda delta, params, batch: loss(config, params, delta, batch))
+
+
+def accumulate(config: models.ModelConfig, params: PyTree, delta: PyTree, batch: Batch, *, remat: bool = False,
+               key: jax.Array | None = None, dropout: float = 0.0) -> tuple[jax.Array, jax.Array, PyTree]:
+  """(sum, count, gradient of the sum) of the loss over the microbatches of a batch [A, B, T], one after the other.
+
+  Sums are added, not means: microbatches differ in their number of target tokens, and the large batch weighs tokens alike.
+  """
+
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def sum_and_grads(delta, part, index):
+    part_key = None if key is None else jax.random.fold_in(key, index)
+    return loss(config, params, delta, part, remat=remat, key=part_key, dropout=dropout)
+
+  def add(carry, scanned):
+    (total, count), grads = sum_and_grads(delta, *scanned)
+    return jax.tree.map(jnp.add, carry, (total, count, grads)), None
+
+  zero = jnp.zeros((), jnp.float32)
+  parts = (batch, jnp.arange(batch.tokens_BT.shape[0]))
+  return jax.lax.scan(add, (zero, zero, jax.tree.map(jnp.zeros_like, delta)), parts)[0]
