@@ -44,7 +44,7 @@ def test_blank_lines_and_a_byte_order_mark(tmp_path):
     ([], 'x.jsonl is empty'),
     (['{"messages": ['], r'x.jsonl:1: not valid JSON'),
     ([{'messages': MESSAGES}, '{broken'], r'x.jsonl:2: not valid JSON \(.* at column 2\)'),
-    (['[{"messages": []},'], 'JSON array: write one object per line'),
+    (['[{"messages": []},'], 'expected a jsonl file: one JSON object on each line'),
     ([[1, 2]], 'x.jsonl:1: a row must be an object .* it is a list'),
     ([{'mesages': MESSAGES}], r":1: the columns are \['mesages'\]; accepted .*'mesages' \(did you mean 'messages'"),
     ([{'question': 'Hi', 'text': 'Ho'}], r"the columns are \['question', 'text'\]; accepted are 'messages'"),

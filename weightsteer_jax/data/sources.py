@@ -13,6 +13,7 @@ from weightsteer_jax import tree
 from weightsteer_jax.errors import InputError, OutputError
 
 ROLES = ('system', 'user', 'assistant')
+_FILE_SUFFIXES = ('.jsonl', '.json', '.csv', '.tsv', '.txt', '.parquet')
 # Each schema is the columns a row must have. A pair may also have a `system` column: the system prompt.
 SCHEMAS = (('messages',), ('question', 'answer'), ('prompt', 'completion'))
 _ACCEPTED = ("'messages' (a list of {role, content}), or 'question' and 'answer', or 'prompt' and 'completion' "
@@ -35,8 +36,8 @@ def load_conversations(source: str | os.PathLike, *, split: str | None = None,
   other columns are ignored, except that a pair's `system` becomes the system message.
 
   Args:
-    source: a path if it is a Path, exists, starts with `.`, `/` or `~`, or ends in `.jsonl` or `.json`; otherwise the
-      name of a hub dataset, `owner/name`, with `:config` behind it where the dataset has several.
+    source: a path if it is a Path, exists, starts with `.`, `/` or `~`, holds more than one `/`, or ends as a data file
+      does; otherwise the name of a hub dataset, `owner/name`, with `:config` behind it where the dataset has several.
     split: of a hub dataset; by default its only split, or `train`.
     revision: commit or tag of a hub dataset.
 
@@ -58,9 +59,9 @@ def is_path(source: str | os.PathLike) -> bool:
   >>> is_path('./data'), is_path('pairs.jsonl'), is_path('openai/gsm8k:main')
   (True, True, False)
   """
-  if not isinstance(source, str):
+  if not isinstance(source, str) or Path(source).exists():
     return True
-  return source.startswith(('.', '/', '~')) or source.endswith(('.jsonl', '.json')) or Path(source).exists()
+  return source.startswith(('.', '/', '~')) or source.endswith(_FILE_SUFFIXES) or source.count('/') > 1
 
 
 def parse_rows(rows: Iterable[tuple[str, Any]], *, where: str) -> list[Conversation]:
@@ -129,7 +130,7 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
     try:
       for number, line in enumerate(lines, 1):
         if line.strip():
-          yield number, _parse_line(line, f'{path}:{number}', first=number == 1)
+          yield number, _parse_line(line, f'{path}:{number}')
     except UnicodeDecodeError as error:
       raise InputError(f'{path} is not UTF-8 text ({error.reason}): convert it first') from error
 
@@ -205,14 +206,12 @@ def _check_file(path: Path) -> None:
     raise InputError(f"no file '{path}'{near}")
 
 
-def _parse_line(line: str, where: str, *, first: bool) -> Any:
+def _parse_line(line: str, where: str) -> Any:
   try:
-    value = json.loads(line)
+    return json.loads(line)
   except json.JSONDecodeError as error:
-    array = first and line.lstrip().startswith('[')
-    hint = '; this looks like a JSON array: write one object per line' if array else ''
-    raise InputError(f'{where}: not valid JSON ({error.msg} at column {error.colno}){hint}') from error
-  return value
+    raise InputError(f'{where}: not valid JSON ({error.msg} at column {error.colno}); '
+                     'expected a jsonl file: one JSON object on each line') from error
 
 
 def _hub_rows(source: str, split: str | None, revision: str | None) -> Iterable[Mapping]:
