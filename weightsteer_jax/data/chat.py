@@ -82,8 +82,7 @@ def require_chat_template(tokenizer) -> None:
 
 
 def end_of_turn_ids(tokenizer) -> list[int]:
-  """Token ids that stop generation: the one that ends an answer in the chat template, then the end of text if it is
-  another."""
+  """Ids that stop generation: of the token that ends an answer in the chat template, then of the end of text if other."""
   end = _format(tokenizer).end_of_turn
   eos = tokenizer.eos_token_id
   return [end] if eos in (None, end) else [end, eos]
@@ -192,8 +191,7 @@ def _encode(tokenizer, messages: Messages, name: str) -> Example:
 
 
 def _encode_answers(tokenizer, text: str, ends: list[int], end_of_turn: int, name: str) -> tuple[list[int], list[bool]]:
-  """(tokens, mask) of `text`, of which ends[0], ends[1].. are where the answers start and the last is the text's
-  end."""
+  """(tokens, mask) of `text`; `ends` is where each prompt ends, so its answer starts, and last the end of the text."""
   tokens = _encode_piece(tokenizer, text, 0, ends[0])
   mask = [False] * len(tokens)
   for start, end in zip(ends, ends[1:]):
@@ -205,8 +203,7 @@ def _encode_answers(tokenizer, text: str, ends: list[int], end_of_turn: int, nam
 
 
 def _encode_by_markers(tokenizer, messages: Messages, form: _Format, name: str) -> tuple[list[int], list[bool]]:
-  """(tokens, mask) where the template's `{% generation %}` markers say, whether or not they hold the header and the
-  ending."""
+  """(tokens, mask) by the template's `{% generation %}` markers, of which a header inside does not count."""
   encoded = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True,
                                           return_assistant_tokens_mask=True)
   tokens, marked = list(encoded['input_ids']), [False, *(bool(bit) for bit in encoded['assistant_masks'])]
@@ -225,8 +222,8 @@ def _encode_by_markers(tokenizer, messages: Messages, form: _Format, name: str) 
 
 
 def _answer_length(tokenizer, tokens: Sequence[int], end_of_turn: int, name: str) -> int:
-  """How many of the tokens, which start with an answer, are the answer and what ends it. Messages hold no control
-  token."""
+  """How many of the tokens, which start with an answer, are the answer and what ends it."""
+  # The first such token ends the answer: messages that hold it as text were refused.
   if end_of_turn not in tokens:
     raise InputError(f'{name}: the chat template does not end an answer with '
                      f'{tokenizer.convert_ids_to_tokens(end_of_turn)!r}: a model trained on it would not stop')
@@ -241,8 +238,7 @@ def _check_answers(contents: list[str], rendered: list[str], name: str) -> None:
 
 
 def _encode_piece(tokenizer, text: str, start: int, end: int) -> list[int]:
-  """Ids of text[start:end] in its place after text[:start], as generation continues it: no token reaches over
-  `start`."""
+  """Ids of text[start:end] as a continuation of text[:start]: no token reaches over `start`."""
   before, whole = (_encode_text(tokenizer, text[:stop]) for stop in (start, end))
   if whole[:len(before)] == before:
     return whole[len(before):]
@@ -250,8 +246,7 @@ def _encode_piece(tokenizer, text: str, start: int, end: int) -> list[int]:
 
 
 def _encode_after(tokenizer, piece: str) -> list[int]:
-  """Ids of a piece from inside a text. Sentencepiece puts a space before a text's first word: a newline takes it
-  away."""
+  """Ids of a piece from inside a text: behind a newline, as sentencepiece puts a blank before a text's first word."""
   newline, whole = (_encode_text(tokenizer, text) for text in ('\n', '\n' + piece))
   return whole[len(newline):] if whole[:len(newline)] == newline else _encode_text(tokenizer, piece)
 
