@@ -82,7 +82,7 @@ def require_chat_template(tokenizer) -> None:
 
 
 def end_of_turn_ids(tokenizer) -> list[int]:
-  """Ids that stop generation: of the token that ends an answer in the chat template, then of the end of text if other."""
+  """Ids that stop generation: the token that ends an answer in the chat template, then the end of text if another."""
   end = _format(tokenizer).end_of_turn
   eos = tokenizer.eos_token_id
   return [end] if eos in (None, end) else [end, eos]
