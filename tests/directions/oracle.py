@@ -1,0 +1,99 @@
+"""Tiny random models in torch, real PEFT adapters of them, and what torch says in float64 they change."""
+import pathlib
+import warnings
+
+import jax
+import numpy as np
+import peft
+import torch
+import transformers
+
+from weightsteer_jax import models
+from weightsteer_jax.directions import Direction, base_of
+from weightsteer_jax.models import Dense, LowRank
+
+LORA_TARGETS = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
+TORCH_NAMES = {
+    'embed/embedding': 'model.embed_tokens.weight', 'lm_head/kernel': 'lm_head.weight', 'final_norm/scale': 'model.norm.weight',
+    'layers/attn_norm/scale': 'input_layernorm.weight', 'layers/mlp_norm/scale': 'post_attention_layernorm.weight',
+    **{f'layers/attn/{x}/kernel': f'self_attn.{x}_proj.weight' for x in 'qkvo'},
+    **{f'layers/attn/{x}/bias': f'self_attn.{x}_proj.bias' for x in 'qkv'},
+    **{f'layers/mlp/{x}/kernel': f'mlp.{x}_proj.weight' for x in ('gate', 'up', 'down')},
+}
+
+
+def make_checkpoint(folder: pathlib.Path, *, tied: bool, seed: int = 0, width: int = 16) -> pathlib.Path:
+  """A saved Qwen2 of two layers, biases and norms not at their defaults."""
+  torch.manual_seed(seed)
+  config = transformers.Qwen2Config(vocab_size=40, hidden_size=width, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+                                    num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=tied)
+  model = transformers.Qwen2ForCausalLM(config)
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter.add_(0.1 * torch.randn_like(parameter))
+  model.save_pretrained(folder)
+  return folder
+
+
+def make_adapter(folder: pathlib.Path, base: pathlib.Path, *, seed: int, size: float = 0.05, r: int = 3, lora_alpha: int = 5, **options) -> pathlib.Path:
+  """A saved PEFT adapter whose trainable tensors were moved at random."""
+  torch.manual_seed(seed)
+  options = {'target_modules': LORA_TARGETS, 'task_type': 'CAUSAL_LM'} | options
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    model = peft.get_peft_model(model, peft.LoraConfig(r=r, lora_alpha=lora_alpha, **options))
+    with torch.no_grad():
+      for parameter in model.parameters():
+        if parameter.requires_grad:
+          parameter.add_(size * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+  return folder
+
+
+def torch_weights(base: pathlib.Path, adapter: pathlib.Path | None = None) -> dict[str, np.ndarray]:
+  """{tensor name: float64 array} of a checkpoint, with an adapter merged in by PEFT if one is given."""
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    model = transformers.AutoModelForCausalLM.from_pretrained(base).double()
+    if adapter is not None:
+      model = peft.PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False).double().merge_and_unload()
+  return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
+def dense_in_torch_axes(delta) -> dict[str, np.ndarray]:
+  """{torch tensor name: float64 change} of a delta, computed here from its leaves alone."""
+  found = {}
+  for path, leaf in leaves_of(delta).items():
+    stacked = path.startswith('layers/')
+    for l, change in enumerate(_layers(leaf, stacked)):
+      if path.endswith('kernel'):
+        change = change.T
+      found[f'model.layers.{l}.{TORCH_NAMES[path]}' if stacked else TORCH_NAMES[path]] = change
+  return found
+
+
+def leaves_of(delta) -> dict[str, LowRank | Dense]:
+  leaves = jax.tree_util.tree_leaves_with_path(delta, is_leaf=models.is_delta_leaf)
+  return {'/'.join(key.key for key in path): leaf for path, leaf in leaves}
+
+
+def _layers(leaf, stacked):
+  """Each layer's change in float64; kernels as [inputs, outputs]."""
+  if isinstance(leaf, LowRank):
+    a, b = np.asarray(leaf.a, np.float64), leaf.scale * np.asarray(leaf.b, np.float64)
+    a, b = (a, b) if stacked else (a[None], b[None])
+    return [x.reshape(-1, x.shape[-1]) @ y.reshape(y.shape[0], -1) for x, y in zip(a, b)]
+  value = np.asarray(leaf.value, np.float64)
+  value = value if stacked else value[None]
+  if value.ndim <= 3 and not (stacked and value.ndim == 3 and value.shape[1] == 4):
+    return [layer for layer in value]
+  raise AssertionError('dense attention kernels are compared in our own axes')
+
+
+def random_direction(model: models.Model, seed: int, *, kinds: str = 'mixed', rank: int = 3, size: float = 0.1) -> Direction:
+  """A direction with low-rank and dense leaves drawn at random; 'mixed' has both, 'low_rank' only kernels as factors."""
+  random = np.random.default_rng(seed)
+  delta = models.init_delta(model.config, 'lora_embeddings' if kinds == 'mixed' else 'lora', jax.random.key(seed), rank=rank, lora_alpha=2.0 * rank)
+  delta = jax.tree.map(lambda x: (size * random.standard_normal(x.shape)).astype(np.float32), delta)
+  return Direction(jax.tree.map(jax.numpy.asarray, delta), {'kind': 'test', 'base': base_of(model).to_json(), 'sources': []})

@@ -1,0 +1,92 @@
+"""What a direction is a change of: a base model, told from others by its architecture and a digest of its weights."""
+import dataclasses
+import hashlib
+from typing import Any, Iterable, Mapping
+
+import jax.numpy as jnp
+
+from weightsteer_jax import models, tree
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.models import ModelConfig, Rope
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """A base model as a direction remembers it.
+
+  Attributes:
+    config, family: its architecture. source, revision: what the user called it, and its hub commit. digest: see `digest`; '' if it is
+      not known (a difference of two checkpoints belongs to every base of its architecture).
+  """
+  config: ModelConfig
+  family: str
+  source: str
+  revision: str
+  digest: str
+
+  def to_json(self) -> dict[str, Any]:
+    """The record as plain values, with the tied embeddings said at the top."""
+    return {'source': self.source, 'revision': self.revision, 'digest': self.digest, 'family': self.family,
+            'tied_embeddings': self.config.tied, 'config': dataclasses.asdict(self.config)}
+
+
+def from_json(record: Mapping[str, Any], *, where: str) -> Base:
+  """The inverse of `Base.to_json`."""
+  return Base(config_from_json(record['config'], where=where), record['family'], record['source'], record['revision'], record['digest'])
+
+
+def config_from_json(record: Mapping[str, Any], *, where: str) -> ModelConfig:
+  """The ModelConfig of `dataclasses.asdict(config)`.
+
+  Raises:
+    InputError: fields that this version of the library does not have, or lacks.
+  """
+  try:
+    return ModelConfig(**{**record, 'rope': Rope(**record['rope'])})
+  except (TypeError, KeyError) as error:
+    raise InputError(f'{where} describes a model with fields this version does not know ({error}); make it again with this version') from error
+
+
+def digest(params: PyTree) -> str:
+  """16 hex digits that name the weights: the digest of the tree rounded to bfloat16, so that a base has one name however it was loaded."""
+  return digest_leaves(tree.flatten(params).items())
+
+
+def digest_leaves(leaves: Iterable[tuple[str, Any]]) -> str:
+  """`tree.digest` of the leaves rounded to bfloat16, taken one at a time, so that only one needs to be held."""
+  lines = []
+  for path, leaf in leaves:
+    leaf = jnp.asarray(leaf, jnp.bfloat16)
+    lines.append(f'{path} {leaf.shape} {leaf.dtype} {tree.fingerprint({path: leaf})[path]}')
+  return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()[:16]
+
+
+def same_architecture(expected: ModelConfig, got: ModelConfig, *, what: str) -> None:
+  """Nothing, if the two are equal.
+
+  Raises:
+    InputError: names each field that differs.
+  """
+  differing = [f'{field.name} {getattr(expected, field.name)} / {getattr(got, field.name)}'
+               for field in dataclasses.fields(ModelConfig) if getattr(expected, field.name) != getattr(got, field.name)]
+  if differing:
+    raise InputError(f'{what} are of different architectures: {"; ".join(differing)}')
+
+
+def same_base(x: Base, y: Base, *, what: str, allow_other_base: bool = False) -> None:
+  """Nothing, if both are of one base: the same architecture and, where both are known, the same digest.
+
+  Raises:
+    InputError: they are not; names both. The digests may differ if `allow_other_base`.
+  """
+  same_architecture(x.config, y.config, what=what)
+  if x.digest and y.digest and x.digest != y.digest and not allow_other_base:
+    raise InputError(f'{what} belong to different base models: {x.source or "unnamed"} (digest {x.digest}) and {y.source or "unnamed"} '
+                     f'(digest {y.digest}); use the same base, or allow it explicitly with allow_other_base')
+
+
+def base_of(model: models.Model) -> Base:
+  """The record of a loaded model; its digest is that of the weights in memory."""
+  return Base(model.config, model.family, model.source, model.revision, digest(model.params))

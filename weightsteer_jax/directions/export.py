@@ -1,0 +1,155 @@
+"""Steered models for those who never heard of us: a Hugging Face checkpoint, orbax arrays, or a PEFT adapter, each checked before it is let out."""
+import dataclasses
+import hashlib
+import math
+import pathlib
+import shutil
+from typing import Any, Callable, Sequence
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from weightsteer_jax import checkpoint, files, models, tree
+from weightsteer_jax.directions import card, checkpoints, compression, gram, parity, peft_adapter, peft_export, rounding
+from weightsteer_jax.directions.algebra import dense_change
+from weightsteer_jax.directions.direction import Direction, check_base
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.models import huggingface
+
+PyTree = Any
+
+PROVENANCE = 'provenance.json'
+LOSS_WARNED_OF = 0.05  # share of the change lost in rounding, above which the log says so
+
+
+def export(direction: Direction, base: models.Model, alpha: float, format: str, output: files.Path, *, dtype: str = '', rank: int = 0,
+           prompts: Sequence[Sequence[int]] | None = None, allow_other_base: bool = False) -> dict[str, Any]:
+  """Writes the base steered by `alpha * direction` as a new folder, and returns its provenance.
+
+  Args:
+    format: 'hf' (merged, a checkpoint transformers loads), 'orbax' (merged, nested dicts that plain orbax restores) or 'peft' (a LoRA
+      adapter beside the base, alpha folded in).
+    dtype: of merged weights, 'float32' or 'bfloat16'; '' is what the base is stored in. Adapters are float32.
+    rank: fold the direction's kernels to this rank first (see compression.compress), its error recorded; 0 leaves it exact.
+    prompts: token ids to compare logits on; random ones if None.
+    allow_other_base: steer a model of the same architecture with other weights than the direction's base.
+  Raises:
+    InputError: the output exists, the direction is of another model, or the format cannot hold it.
+    OutputError: the parity check failed, or the disk did; nothing is left behind.
+  """
+  _check_request(base, alpha, format, dtype, output)
+  check_base(direction, base, allow_other_base=allow_other_base)
+  if rank:
+    direction, _ = compression.compress(direction, rank)
+  tokens_BT, mask_BT = parity.prompt_rows(base.config, prompts)
+  expected = parity.logits(base.config, base.params, tokens_BT, delta=direction.delta, alpha=alpha)
+  with files.new_folder(output, what='an export') as partial:
+    facts, got, exact = FORMATS[format](partial, direction, base, alpha, dtype, tokens_BT)
+    measured = parity.compare(expected, got, mask_BT, exact=exact)
+    record = {'format': format, 'alpha': alpha, **facts, 'parity': dataclasses.asdict(measured), 'steered_model': base.source,
+              'direction': {key: value for key, value in direction.meta.items() if key != 'fingerprints'}}
+    files.write_text(partial / 'README.md', card.write(record, base))
+    record['files'] = {str(path.relative_to(partial)): _sha256(path) for path in sorted(partial.rglob('*')) if path.is_file()}
+    files.write_json(partial / PROVENANCE, record)
+  return record
+
+
+def merge(base: models.Model, delta: PyTree, alpha: float, dtype: str) -> tuple[PyTree, dict[str, Any]]:
+  """The steered parameters, added in float32 and rounded to `dtype`, and what rounding did to the change.
+
+  Returns:
+    The parameters, and {'dtype', 'realised_error': |(merged - base) - alpha * delta| / |alpha * delta| over all changed sites,
+    'realised_errors': per site}.
+  Raises:
+    InputError: a change of the residual stream, or of a bias that the base has no parameter for.
+  """
+  flat, sums = tree.flatten(base.params), {}
+  for path, leaf in gram.flatten(delta).items():
+    if path not in flat:
+      raise InputError(f"the direction changes '{path}', for which a {base.family} checkpoint has no tensor: it cannot be merged, only applied "
+                       'unmerged')
+    before, wanted = flat[path].astype(jnp.float32), alpha * dense_change(path, leaf)
+    flat[path] = (before + wanted).astype(dtype)
+    sums[path] = rounding.realised_error(path, before, flat[path], wanted)
+  lost, total = (math.fsum(values) for values in zip(*sums.values()))
+  errors = {path: math.sqrt(lost / total) if total > 0 else 0.0 for path, (lost, total) in sums.items()}
+  merged = tree.unflatten({path: leaf.astype(dtype) for path, leaf in flat.items()})
+  return merged, {'dtype': dtype, 'realised_error': math.sqrt(lost / total) if total > 0 else 0.0, 'realised_errors': errors}
+
+
+def stored_dtype(base: models.Model) -> str:
+  """What the base's weights are stored in: 'bfloat16', or 'float32' for everything finer."""
+  with huggingface.open_tensors(base.folder) as tensors:
+    return 'bfloat16' if tensors.read('model.layers.0.self_attn.q_proj.weight').dtype == jnp.bfloat16 else 'float32'
+
+
+def _check_request(base: models.Model, alpha: float, format: str, dtype: str, output: files.Path) -> None:
+  if format not in FORMATS:
+    raise InputError(f"unknown format '{format}'{tree.did_you_mean(format, FORMATS)}; there are: {', '.join(FORMATS)}")
+  if not math.isfinite(alpha):
+    raise InputError(f'alpha is {alpha}; expected a finite number')
+  if dtype not in ('', *models.DTYPES):
+    raise InputError(f"unknown dtype '{dtype}'{tree.did_you_mean(dtype, models.DTYPES)}; there are: {', '.join(models.DTYPES)}")
+  if dtype and format == 'peft':
+    raise InputError('a PEFT adapter is always written in float32, so that nothing of the direction is lost; leave dtype empty')
+  files.refuse_existing(output, what='an export')
+  if _loaded_dtype(base) == 'bfloat16' and stored_dtype(base) != 'bfloat16':
+    raise InputError(f"'{base.source}' is stored in {stored_dtype(base)} but was loaded in bfloat16: load it in float32 to export from it")
+
+
+def _write_hf(partial: pathlib.Path, direction: Direction, base: models.Model, alpha: float, dtype: str, tokens_BT: np.ndarray):
+  merged, facts = _merge_and_warn(direction, base, alpha, dtype)
+  inner = partial / 'checkpoint'
+  models.save(inner, base.config, merged, family=base.family, like=base.folder)
+  for path in list(inner.iterdir()):
+    path.rename(partial / path.name)
+  inner.rmdir()
+  parity.same_weights(merged, models.load(partial, dtype=facts['dtype']).params)
+  reloaded = models.load(partial, dtype=_loaded_dtype(base))
+  return facts, parity.logits(base.config, reloaded.params, tokens_BT), _is_exact(base, facts['dtype'])
+
+
+def _write_orbax(partial: pathlib.Path, direction: Direction, base: models.Model, alpha: float, dtype: str, tokens_BT: np.ndarray):
+  merged, facts = _merge_and_warn(direction, base, alpha, dtype)
+  checkpoint.save(partial / 'params', merged, metadata={'model_config': dataclasses.asdict(base.config)})
+  for name in ('config.json', *huggingface.COMPANIONS):
+    if (base.folder / name).exists():
+      shutil.copyfile(base.folder / name, partial / name)
+  files.write_json(partial / 'model_config.json', dataclasses.asdict(base.config))
+  files.write_text(partial / 'restore.py', card.RESTORE)
+  restored = checkpoint.restore(partial / 'params', models.abstract_params(base.config, facts['dtype']))
+  params = jax.tree.map(lambda x: x.astype(_loaded_dtype(base)), restored)
+  return facts, parity.logits(base.config, params, tokens_BT), _is_exact(base, facts['dtype'])
+
+
+def _write_peft(partial: pathlib.Path, direction: Direction, base: models.Model, alpha: float, dtype: str, tokens_BT: np.ndarray):
+  facts = {'dtype': 'float32', **peft_export.write(partial, direction.delta, base, alpha)}
+  with checkpoints.open_checkpoint(base.folder) as opened:
+    delta = peft_adapter.to_delta(peft_adapter.read(partial), opened)
+  return facts, parity.logits(base.config, base.params, tokens_BT, delta=delta, alpha=1.0), _is_exact(base, 'float32')
+
+
+FORMATS: dict[str, Callable] = {'hf': _write_hf, 'orbax': _write_orbax, 'peft': _write_peft}
+
+
+def _merge_and_warn(direction: Direction, base: models.Model, alpha: float, dtype: str) -> tuple[PyTree, dict[str, Any]]:
+  merged, facts = merge(base, direction.delta, alpha, dtype or stored_dtype(base))
+  if facts['realised_error'] > LOSS_WARNED_OF:
+    logging.warning('merged into %s, %.0f%% of the change at alpha %g is lost to rounding: export with dtype float32, or as peft, to keep it',
+                    facts['dtype'], 100 * facts['realised_error'], alpha)
+  return merged, facts
+
+
+def _loaded_dtype(base: models.Model) -> str:
+  return str(jax.tree.leaves(base.params)[0].dtype)
+
+
+def _is_exact(base: models.Model, dtype: str) -> bool:
+  return _loaded_dtype(base) == 'float32' and dtype == 'float32'
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,0 +1,95 @@
+"""Inner products of deltas, through matrices of the size of their ranks: the dense products are never formed.
+
+For one layer, with the kernels' inputs and outputs flattened to I and O:
+
+  <A1 B1, A2 B2> = sum((A1^T A2) * (B1 B2^T))      two [R1, R2] matrices
+  <A B, V>       = sum((A^T V) * B)                one [R, O] matrix
+
+Products are float32 at the highest precision, on whatever device holds the factors; what is summed over layers and sites is float64.
+"""
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from weightsteer_jax import tree
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.models import Dense, LowRank, is_delta_leaf
+
+PyTree = Any
+
+
+def flatten(delta: PyTree) -> dict[str, LowRank | Dense]:
+  """{path: leaf} of a delta."""
+  return tree.flatten(delta, is_delta_leaf)
+
+
+def inner_products(x: PyTree, y: PyTree) -> dict[str, float]:
+  """{path: inner product of the two changes} for the sites both deltas change; the others' are zero.
+
+  Raises:
+    InputError: a site has different shapes in the two.
+  """
+  flat_x, flat_y = flatten(x), flatten(y)
+  return {path: _leaf_product(path, leaf, flat_y[path]) for path, leaf in flat_x.items() if path in flat_y}
+
+
+def squared_norms(delta: PyTree) -> dict[str, float]:
+  """{path: squared Frobenius norm of the change}, never negative."""
+  return {path: max(value, 0.0) for path, value in inner_products(delta, delta).items()}
+
+
+def stack_axes(path: str) -> int:
+  """Number of leading axes of a leaf that count layers: 1 inside the layer stack, else 0."""
+  return 1 if path.startswith('layers/') else 0
+
+
+def factors(path: str, leaf: LowRank) -> tuple[jax.Array, jax.Array]:
+  """The factors as matrices per layer, a [L, I, R] and b [L, R, O], float32, the scale folded into b."""
+  a, b = jnp.asarray(leaf.a, jnp.float32), jnp.asarray(leaf.b, jnp.float32)
+  layers = a.shape[0] if stack_axes(path) else 1
+  rank = a.shape[-1]
+  return a.reshape(layers, -1, rank), leaf.scale * b.reshape(layers, rank, -1)
+
+
+def change_shape(path: str, leaf: LowRank | Dense) -> tuple[int, ...]:
+  """Shape of the parameter the leaf changes."""
+  if isinstance(leaf, Dense):
+    return tuple(leaf.value.shape)
+  return tuple(leaf.a.shape[:-1]) + tuple(leaf.b.shape[stack_axes(path) + 1:])
+
+
+def _leaf_product(path: str, x: LowRank | Dense, y: LowRank | Dense) -> float:
+  if change_shape(path, x) != change_shape(path, y):
+    raise InputError(f"'{path}' has shape {change_shape(path, x)} in one delta and {change_shape(path, y)} in the other: "
+                     'they were made for different architectures')
+  if isinstance(x, LowRank) and isinstance(y, LowRank):
+    terms = _low_rank_terms(*factors(path, x), *factors(path, y))
+  elif isinstance(x, Dense) and isinstance(y, Dense):
+    terms = _dense_terms(jnp.asarray(x.value, jnp.float32), jnp.asarray(y.value, jnp.float32))
+  else:
+    low_rank, dense = (x, y) if isinstance(x, LowRank) else (y, x)
+    a_LIR, b_LRO = factors(path, low_rank)
+    v_LIO = jnp.asarray(dense.value, jnp.float32).reshape(a_LIR.shape[0], a_LIR.shape[1], b_LRO.shape[-1])
+    terms = _mixed_terms(a_LIR, b_LRO, v_LIO)
+  return float(np.sum(jax.device_get(terms), dtype=np.float64))
+
+
+@jax.jit
+def _low_rank_terms(a1_LIR, b1_LRO, a2_LIS, b2_LSO):
+  inputs_LRS = jnp.einsum('LIR,LIS->LRS', a1_LIR, a2_LIS, precision='highest')
+  outputs_LRS = jnp.einsum('LRO,LSO->LRS', b1_LRO, b2_LSO, precision='highest')
+  return inputs_LRS * outputs_LRS
+
+
+@jax.jit
+def _mixed_terms(a_LIR, b_LRO, v_LIO):
+  projected_LRO = jnp.einsum('LIR,LIO->LRO', a_LIR, v_LIO, precision='highest')
+  return jnp.sum(projected_LRO * b_LRO, axis=-1)
+
+
+@jax.jit
+def _dense_terms(x, y):
+  # One term per row: short sums keep float32 exact enough for tables of any length.
+  return jnp.sum(x * y, axis=-1)
