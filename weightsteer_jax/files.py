@@ -4,8 +4,8 @@ import difflib
 import json
 import os
 import pathlib
+import secrets
 import shutil
-import tempfile
 from typing import Any, Iterator, Mapping
 
 import numpy as np
@@ -19,7 +19,7 @@ def read_json(path: Path, *, what: str) -> Any:
   """The JSON value in a file.
 
   Raises:
-    InputError: no such file. CorruptError: it holds no whole JSON.
+    InputError: no such file, or one that may not be read. CorruptError: it holds no whole JSON.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -28,6 +28,8 @@ def read_json(path: Path, *, what: str) -> Any:
     return json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:
     raise CorruptError(f'{path} ({what}) is not valid JSON: {error}') from error
+  except OSError as error:
+    raise InputError(f'{path} ({what}) cannot be read: {error.strerror or error}') from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -37,17 +39,21 @@ def write_text(path: Path, text: str) -> None:
     OutputError: it could not be written; nothing is left behind.
   """
   path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial')
+  # Half of a surrogate pair, which UTF-8 cannot hold, is written as \ud83d: in JSON that is the same character.
+  content = text.encode('utf-8', 'backslashreplace')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(temporary, 'w', encoding='utf-8') as file:
-      file.write(text)
+    with open(temporary, 'wb') as file:
+      file.write(content)
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
   except OSError as error:
-    temporary.unlink(missing_ok=True)
     raise OutputError(f'{path} could not be written: {error.strerror or error}; nothing was left behind') from error
+  finally:
+    with contextlib.suppress(OSError):
+      temporary.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -56,18 +62,30 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray], *, metadata: Mapping[str, str] | None = None) -> None:
-  """Writes a safetensors file.
+  """Writes a safetensors file, with the permissions of any other new file.
 
   Raises:
-    OutputError: it could not be written whole; nothing is left behind.
+    InputError: the file exists. OutputError: it could not be written whole; nothing is left behind.
   """
   from safetensors import SafetensorError
   from safetensors.numpy import save_file
+  path = pathlib.Path(path)
   try:
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, str(path), metadata=dict(metadata or {}))
-  except (SafetensorError, OSError) as error:
-    pathlib.Path(path).unlink(missing_ok=True)
-    raise OutputError(f'{path} could not be written: {error}; nothing was left behind') from error
+    path.open('xb').close()
+    mode = path.stat().st_mode
+  except FileExistsError as error:
+    raise InputError(f'{path} exists already and is never overwritten: name another output, or move it away') from error
+  except OSError as error:
+    raise OutputError(f'{path} could not be written: {error.strerror or error}') from error
+  try:
+    save_file({name: np.asarray(tensor, order='C') for name, tensor in tensors.items()}, str(path), metadata=dict(metadata or {}))
+    path.chmod(mode)  # safetensors gives its files to their owner alone (0600).
+    _sync(path)
+  except BaseException as error:
+    path.unlink(missing_ok=True)
+    if isinstance(error, (SafetensorError, OSError)):
+      raise OutputError(f'{path} could not be written: {error}; nothing was left behind') from error
+    raise
 
 
 @contextlib.contextmanager
@@ -79,16 +97,18 @@ def new_folder(folder: Path, *, what: str) -> Iterator[pathlib.Path]:
   """
   folder = pathlib.Path(folder)
   refuse_existing(folder, what=what)
+  partial = folder.with_name(f'.{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.partial')
   try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', suffix='.partial', dir=folder.parent))
+    partial.mkdir(parents=True)
   except OSError as error:
     raise OutputError(f'{what} cannot be written to {folder}: {error.strerror or error}') from error
   try:
     yield partial
+    for path in (*partial.rglob('*'), partial):
+      _sync(path)
     refuse_existing(folder, what=what)
-    partial.chmod(0o755)
     os.rename(partial, folder)
+    _sync(folder.parent)
   except OSError as error:
     raise OutputError(f'{what} could not be written to {folder}: {error.strerror or error}; nothing was left behind') from error
   finally:
@@ -102,10 +122,18 @@ def refuse_existing(folder: Path, *, what: str) -> None:
     InputError: it exists; nothing is ever overwritten.
   """
   folder = pathlib.Path(folder)
-  if folder.is_dir() and not any(folder.iterdir()):
-    folder.rmdir()
-  if folder.exists():
+  empty = folder.is_dir() and not any(folder.iterdir())
+  if not empty and os.path.lexists(folder):
     raise InputError(f'{folder} exists already, and {what} never overwrites: name another output, or move it away')
+
+
+def _sync(path: pathlib.Path) -> None:
+  """Waits until a file, or the names in a folder, are on the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def nearest(path: pathlib.Path) -> str:

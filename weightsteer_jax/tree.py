@@ -4,7 +4,10 @@ A path is the keys from the root joined by '/', as in `layers/attn/q/kernel`. Ev
 project (parameters, deltas, optimizer state, fingerprints) is spoken of by these names.
 """
 import difflib
+import hashlib
+import math
 import re
+import zlib
 from typing import Any, Callable, Iterable, Mapping
 
 import jax
@@ -21,9 +24,17 @@ def flatten(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[
 
   >>> flatten({'a': {'x': 1, 'y': 2}, 'b': 3})
   {'a/x': 1, 'a/y': 2, 'b': 3}
+
+  Raises:
+    InputError: two leaves have the same path, because a key holds a '/'.
   """
-  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-  return {'/'.join(_key_name(key) for key in path): leaf for path, leaf in leaves}
+  flat: dict[str, Any] = {}
+  for keys, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf):
+    path = '/'.join(_key_name(key) for key in keys)
+    if path in flat:
+      raise InputError(f"two leaves of the tree are called '{path}': its keys must not hold a '/'")
+    flat[path] = leaf
+  return flat
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,9 +42,15 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
   >>> unflatten({'a/x': 1, 'b': 3})
   {'a': {'x': 1}, 'b': 3}
+
+  Raises:
+    InputError: a path is both a leaf and on the way to another leaf.
   """
   root: dict[str, Any] = {}
+  inner = {path.rsplit('/', depth)[0] for path in flat for depth in range(1, path.count('/') + 1)}
   for path, leaf in flat.items():
+    if path in inner:
+      raise InputError(f"'{path}' is both a leaf and a folder of leaves")
     *parents, name = path.split('/')
     node = root
     for parent in parents:
@@ -106,45 +123,65 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
 
 def count(tree: PyTree) -> int:
   """Number of scalars in the tree."""
-  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+  return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
 def nbytes(tree: PyTree) -> int:
   """Bytes the tree's arrays take, whole (over all devices)."""
-  return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+  return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def fingerprint(tree: PyTree) -> dict[str, str]:
-  """{path: 8 hex digits} of every array leaf: changes when any bit, the order of elements, or the shape changes.
+  """{path: 8 hex digits} of every array leaf: changes when any bit, the order of elements, the shape, or the dtype changes.
 
   The hash mixes each word with its index and adds up modulo 2^32, so it is the same however the array is sharded.
+
+  Raises:
+    InputError: a leaf is no array of numbers of 8 to 64 bits.
   """
   flat = flatten(tree)
-  hashes = jax.device_get(_hash_leaves(list(flat.values())))
-  return {path: f'{int(value):08x}' for path, value in zip(flat, hashes)}
+  labels = [_label(path, leaf) for path, leaf in flat.items()]
+  hashes = jax.device_get(_hash_leaves([_words(leaf) for leaf in flat.values()]))
+  return {path: f'{(int(value) + zlib.crc32(label.encode())) % 2**32:08x}' for path, value, label in zip(flat, hashes, labels)}
 
 
 def digest(tree: PyTree) -> str:
   """16 hex digits that name the whole tree: a hash of its sorted paths, shapes, dtypes and leaf fingerprints."""
-  import hashlib
   prints = fingerprint(tree)
-  lines = [f'{path} {leaf.shape} {leaf.dtype} {prints[path]}' for path, leaf in flatten(tree).items()]
+  lines = [f'{path} {_label(path, leaf)} {prints[path]}' for path, leaf in flatten(tree).items()]
   return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()[:16]
+
+
+def _label(path: str, leaf: Any) -> str:
+  """Shape and dtype of an array leaf, which the hash of its words does not see."""
+  dtype = leaf.dtype if isinstance(leaf, jax.Array) else np.asarray(leaf).dtype
+  real = jnp.issubdtype(dtype, np.number) and not jnp.issubdtype(dtype, np.complexfloating)
+  if not (real and dtype.itemsize <= 8 or dtype == np.bool_ or jnp.issubdtype(dtype, jax.dtypes.prng_key)):
+    raise InputError(f"the leaf '{path}' has dtype {dtype}; only arrays of real numbers of 8 to 64 bits have a fingerprint")
+  return f'{tuple(np.shape(leaf))} {dtype}'
+
+
+def _words(leaf: Any) -> jax.Array | np.ndarray:
+  """The leaf, with 64-bit numbers of NumPy as pairs of 32-bit words: jax would round them."""
+  if isinstance(leaf, jax.Array):
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+  array = np.asarray(leaf)
+  return np.ascontiguousarray(array).view(np.uint32).reshape(array.shape + (2,)) if array.dtype.itemsize == 8 else array
 
 
 @jax.jit
 def _hash_leaves(leaves):
-  return [_hash_leaf(jnp.asarray(leaf)) for leaf in leaves]
+  return [_hash_leaf(leaf) for leaf in leaves]
 
 
 def _hash_leaf(x):
   if x.dtype == jnp.bool_:
     x = x.astype(jnp.uint8)
-  word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+  word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
   bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
-  index = jnp.zeros(x.shape, jnp.uint32)
-  for axis, size in enumerate(x.shape):
-    index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+  index = jnp.zeros(bits.shape, jnp.uint32)
+  for axis, size in enumerate(bits.shape):
+    index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
   # Odd multipliers are invertible modulo 2^32, so a single changed word always changes its term of the sum.
   salt = index * jnp.uint32(2654435761) + jnp.uint32(0x9E3779B9)
   salt = (salt ^ (salt >> 15)) * jnp.uint32(0x85EBCA6B) | jnp.uint32(1)

@@ -1,7 +1,8 @@
 """The models: one decoder, declarative families, Hugging Face checkpoints in and out, and deltas on the way through."""
-from weightsteer_jax.models.adapters import KINDS, check_delta, delta_sites, init_delta, kernel_change, merge
+from weightsteer_jax.models.adapters import KINDS, init_delta, kernel_change, merge
 from weightsteer_jax.models.config import ModelConfig, Rope
 from weightsteer_jax.models.delta import Dense, Edit, LowRank, is_delta_leaf
 from weightsteer_jax.models.families import FAMILIES, read_config
-from weightsteer_jax.models.forward import (Site, abstract_params, hidden, init_cache, init_params, logits, sites, token_logprobs)
+from weightsteer_jax.models.forward import abstract_params, hidden, init_cache, init_params, logits, token_logprobs
 from weightsteer_jax.models.huggingface import DTYPES, Model, load, load_config, resolve, save
+from weightsteer_jax.models.sites import Site, check_delta, delta_sites, sites

@@ -10,22 +10,11 @@ from weightsteer_jax import tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.delta import Dense, LowRank, is_delta_leaf
-from weightsteer_jax.models.forward import Site, sites
+from weightsteer_jax.models.sites import Site, check_delta, delta_sites, low_rank_shapes, sites
 
 PyTree = Any
 
 KINDS = ('lora_embeddings', 'lora', 'bias', 'full')
-
-
-def delta_sites(config: ModelConfig) -> dict[str, Site]:
-  """{path: Site} of every place a delta may change: the parameters, a bias on each projection, and the residual stream."""
-  found = dict(sites(config))
-  for path, site in sites(config).items():
-    if site.inputs and path.startswith('layers/'):
-      bias = path.removesuffix('kernel') + 'bias'
-      found.setdefault(bias, Site('L' + site.axes[1 + site.inputs:], (site.shape[0],) + site.shape[1 + site.inputs:], 0))
-  found['layers/residual'] = Site('LD', (config.num_layers, config.width), 0)
-  return found
 
 
 def init_delta(config: ModelConfig, kind: str, key: jax.Array, *, rank: int = 32, lora_alpha: float = 16.0) -> PyTree:
@@ -54,26 +43,6 @@ def init_delta(config: ModelConfig, kind: str, key: jax.Array, *, rank: int = 32
   if kind == 'lora_embeddings':
     leaves |= {path: _zeros(site) for path, site in sites(config).items() if path in ('embed/embedding', 'lm_head/kernel')}
   return tree.unflatten(leaves)
-
-
-def check_delta(config: ModelConfig, delta: PyTree) -> None:
-  """Nothing, if the delta fits the model.
-
-  Raises:
-    InputError: a path that the model does not have, or a shape that does not fit; names both shapes.
-  """
-  known = delta_sites(config)
-  for path, leaf in tree.flatten(delta, is_delta_leaf).items():
-    if path not in known:
-      raise InputError(f"the delta changes '{path}', which this model does not have{tree.did_you_mean(path, known)}; "
-                       'it was made for another architecture')
-    site = known[path]
-    if isinstance(leaf, Dense):
-      if tuple(leaf.value.shape) != site.shape:
-        raise InputError(f"the delta at '{path}' has shape {tuple(leaf.value.shape)}, the model has {site.shape} (axes {site.axes}); "
-                         'it was made for another architecture')
-    else:
-      _check_low_rank(path, site, leaf)
 
 
 def kernel_change(site: Site, leaf: LowRank | Dense) -> jax.Array:
@@ -108,14 +77,8 @@ def _zeros(site: Site) -> Dense:
   return Dense(jnp.zeros(site.shape, jnp.float32))
 
 
-def _low_rank_shapes(site: Site, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  stack = 1 if site.axes.startswith('L') else 0
-  lead = site.shape[:stack]
-  return site.shape[:stack + site.inputs] + (rank,), lead + (rank,) + site.shape[stack + site.inputs:]
-
-
 def _init_low_rank(linear: dict[str, Site], key: jax.Array, rank: int, scale: float) -> dict[str, LowRank]:
-  shapes = {path: _low_rank_shapes(site, rank) for path, site in linear.items()}
+  shapes = {path: low_rank_shapes(site, rank) for path, site in linear.items()}
   # One draw for all of them, cut into pieces: on CPU each random draw in a program takes a third of a second to compile.
   ends = list(itertools.accumulate(math.prod(a_shape) for a_shape, _ in shapes.values()))
   pieces = jnp.split(jax.random.uniform(key, (ends[-1],), jnp.float32, -1, 1), ends[:-1])
@@ -125,14 +88,3 @@ def _init_low_rank(linear: dict[str, Site], key: jax.Array, rank: int, scale: fl
     bound = math.prod(a_shape[1:-1]) ** -0.5
     leaves[path] = LowRank(bound * piece.reshape(a_shape), jnp.zeros(b_shape, jnp.float32), scale)
   return leaves
-
-
-def _check_low_rank(path: str, site: Site, leaf: LowRank) -> None:
-  if not site.inputs:
-    raise InputError(f"the delta at '{path}' is low-rank, but only kernels of projections can be; use a dense change there")
-  rank = leaf.a.shape[-1]
-  expected = _low_rank_shapes(site, rank)
-  got = (tuple(leaf.a.shape), tuple(leaf.b.shape))
-  if got != expected:
-    raise InputError(f"the delta at '{path}' has factors {got[0]} and {got[1]}, the model needs {expected[0]} and {expected[1]}; "
-                     'it was made for another architecture')

@@ -41,8 +41,8 @@ class Projection(nnx.Module):
     bias_shape = tuple(sizes[axis] for axis in output_axes)
     self.bias = nnx.Param(jnp.zeros(bias_shape, dtype), axes=output_axes, inputs=0) if bias else None
 
-  def __call__(self, x: jax.Array, edits: deltas.Edits) -> jax.Array:
-    y = jnp.einsum(self.einsum, x, self.kernel[...])
+  def __call__(self, x: jax.Array, edits: deltas.Edits, *, dtype: Any = None) -> jax.Array:
+    y = jnp.einsum(self.einsum, x, self.kernel[...], preferred_element_type=dtype)
     if self.bias is not None:
       y = y + self.bias[...]
     y = deltas.add_kernel_edits(y, x, self.einsum, deltas.at(edits, 'kernel'))
@@ -122,11 +122,13 @@ class Embedding(nnx.Module):
     self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype), axes='VD', inputs=0)
 
   def __call__(self, tokens_BT, edits):
-    return deltas.add_lookup_edits(self.embedding[...][tokens_BT], tokens_BT, deltas.at(edits, 'embedding'))
+    return deltas.add_lookup_edits(deltas.look_up(self.embedding[...], tokens_BT), tokens_BT, deltas.at(edits, 'embedding'))
 
   def head(self, x_BTD, edits):
+    """Float32 logits [B, T, V]."""
     einsum = 'BTD,VD->BTV'
-    return deltas.add_kernel_edits(jnp.einsum(einsum, x_BTD, self.embedding[...]), x_BTD, einsum, deltas.at(edits, 'embedding'))
+    logits_BTV = jnp.einsum(einsum, x_BTD, self.embedding[...], preferred_element_type=jnp.float32)
+    return deltas.add_kernel_edits(logits_BTV, x_BTD, einsum, deltas.at(edits, 'embedding'))
 
 
 class Decoder(nnx.Module):
@@ -160,7 +162,7 @@ class Decoder(nnx.Module):
       return block(x_BTD, rope=rope, mask_BTS=mask_BTS, edits=edits, cache=cache, layer=index, positions_BT=positions_BT), None
 
     if remat:
-      layer = jax.checkpoint(layer)
+      layer = jax.checkpoint(layer, prevent_cse=False)  # The scan keeps the two computations apart already.
     indices_L = jnp.arange(self.config.num_layers)
     (x_BTD, cache), _ = jax.lax.scan(layer, (x_BTD, cache), (indices_L, params, [edit.delta for edit in layer_edits]))
     return self.final_norm(x_BTD, deltas.at(edits, 'final_norm')), cache
@@ -168,10 +170,8 @@ class Decoder(nnx.Module):
   def logits(self, x_BTD, *, edits):
     """Float32 logits [B, T, V] of final-normed hidden states."""
     if self.lm_head is None:
-      logits_BTV = self.embed.head(x_BTD, deltas.at(edits, 'embed'))
-    else:
-      logits_BTV = self.lm_head(x_BTD, deltas.at(edits, 'lm_head'))
-    return logits_BTV.astype(jnp.float32)
+      return self.embed.head(x_BTD, deltas.at(edits, 'embed'))
+    return self.lm_head(x_BTD, deltas.at(edits, 'lm_head'), dtype=jnp.float32)
 
 
 def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:

@@ -75,10 +75,10 @@ def add_kernel_edits(y: jax.Array, x: jax.Array, einsum: str, edits: Edits) -> j
       down, up = factor_einsums(einsum)
       z = jnp.einsum(down, _drop(x, edit), leaf.a.astype(x.dtype))
       z = (z.astype(jnp.float32) * _align(edit.alpha * leaf.scale, z)).astype(x.dtype)
-      y = y + jnp.einsum(up, z, leaf.b.astype(x.dtype))
+      y = y + jnp.einsum(up, z, leaf.b.astype(x.dtype), preferred_element_type=y.dtype)
     else:
-      dy = jnp.einsum(einsum, x, leaf.value.astype(x.dtype))
-      y = y + (dy.astype(jnp.float32) * _align(edit.alpha, dy)).astype(x.dtype)
+      dy = jnp.einsum(einsum, x, leaf.value.astype(x.dtype), preferred_element_type=y.dtype)
+      y = y + (dy.astype(jnp.float32) * _align(edit.alpha, dy)).astype(y.dtype)
   return y
 
 
@@ -89,10 +89,15 @@ def add_vector_edits(y: jax.Array, edits: Edits) -> jax.Array:
   return y
 
 
+def look_up(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+  """The tokens' rows of a table [B, T, D]; NaN for ids beyond the table, where an index would be clamped in silence."""
+  return table_VD.at[tokens_BT].get(mode='fill', fill_value=jnp.nan)
+
+
 def add_lookup_edits(x_BTD: jax.Array, tokens_BT: jax.Array, edits: Edits) -> jax.Array:
   """Embeddings plus alpha * the same rows of each edit's dense change of the table."""
   for edit in edits:
-    dx_BTD = edit.delta.value[tokens_BT]
+    dx_BTD = look_up(edit.delta.value, tokens_BT)
     x_BTD = x_BTD + (_align(edit.alpha, x_BTD) * dx_BTD).astype(x_BTD.dtype)
   return x_BTD
 

@@ -4,8 +4,10 @@
 """
 import dataclasses
 import functools
+import math
 from typing import Any
 
+from einops import rearrange
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -15,41 +17,9 @@ from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.decoder import Cache, Decoder
+from weightsteer_jax.models.sites import Site, check_delta, definition, sites
 
 PyTree = Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Site:
-  """A parameter, or a place a delta may change.
-
-  Attributes:
-    axes: letters of its shape, 'L' first inside the layer stack.
-    shape: sizes of those axes.
-    inputs: number of its axes that are contracted with the input, 0 if it is no projection's kernel.
-  """
-  axes: str
-  shape: tuple[int, ...]
-  inputs: int
-
-
-@functools.cache
-def _definition(config: ModelConfig):
-  abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-  return nnx.split(abstract)
-
-
-@functools.cache
-def sites(config: ModelConfig) -> dict[str, Site]:
-  """{path: Site} of every parameter of the model."""
-  _, state = _definition(config)
-  found = {}
-  for path, variable in nnx.to_flat_state(state):
-    name = '/'.join(map(str, path))
-    metadata = variable.get_metadata()
-    axes = ('L' if name.startswith('layers/') else '') + metadata['axes']
-    found[name] = Site(axes, tuple(variable.shape), metadata['inputs'])
-  return found
 
 
 def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> PyTree:
@@ -90,12 +60,17 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
     cache: from `init_cache`, or from an earlier call.
     remat: recompute each layer's activations in the backward pass.
   Raises:
-    InputError: a sequence longer than the model's or the cache's positions.
+    InputError: a sequence longer than the model's or the cache's positions, segments together with a cache, or an edit that does not
+      fit the model or the batch.
   """
   batch, length = tokens_BT.shape
+  _check_edits(config, edits, batch, length)
   keys = cache['k'].shape[2] if cache is not None else length
   if keys > config.max_positions:
     raise InputError(f'a sequence of {keys} tokens was asked of a model with {config.max_positions} positions; shorten it')
+  if cache is not None and (length > keys or segment_ids_BT is not None):
+    raise InputError(f'a cache of {keys} positions takes that many tokens, of one segment a row; got {length}'
+                     + (' in segments' if segment_ids_BT is not None else ''))
   if positions_BT is None:
     positions_BT = jnp.broadcast_to(jnp.arange(length), (batch, length))
   if cache is not None:
@@ -109,27 +84,47 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
 
 def logits(config: ModelConfig, params: PyTree, x_BTD: jax.Array, *, edits: deltas.Edits = ()) -> jax.Array:
   """Float32 logits [B, T, V] of final-normed hidden states."""
+  _check_edits(config, edits, *x_BTD.shape[:2])
   return _decoder(config, params).logits(x_BTD, edits=tuple(edits))
 
 
 def token_logprobs(config: ModelConfig, params: PyTree, x_BTD: jax.Array, targets_BT: jax.Array, *, edits: deltas.Edits = (),
                    chunk: int = 256) -> jax.Array:
-  """log p(target) in nats, float32 [B, T], without ever holding [B, T, V]: T is taken in chunks, recomputed in the backward pass."""
+  """log p(target) in nats, float32 [B, T], without ever holding [B, T, V].
+
+  T is taken in chunks of at most `chunk`, one after the other, whose logits are computed again in the backward pass: the largest array
+  is the [B, chunk, V] of one chunk.
+  """
   length = targets_BT.shape[1]
+  _check_edits(config, edits, *targets_BT.shape)
+  chunks = math.ceil(length / chunk)
+  padding = -length % chunks
 
-  @jax.checkpoint
-  def chunk_logprobs(x_BtD, targets_Bt, edits):
-    logits_BtV = logits(config, params, x_BtD, edits=edits)
+  def split(array):
+    padded = jnp.pad(array, [(0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 2))
+    return rearrange(padded, 'B (C t) ... -> C B t ...', C=chunks)
+
+  @functools.partial(jax.checkpoint, prevent_cse=False)  # Inside a scan there is nothing a common subexpression could keep alive.
+  def chunk_logprobs(carry, scanned):
+    index, x_BtD, targets_Bt, alphas = scanned
+    here = tuple(deltas.fold(edit if alpha is None else dataclasses.replace(edit, alpha=alpha), index) for edit, alpha in zip(edits, alphas))
+    logits_BtV = logits(config, params, x_BtD, edits=here)
     picked_Bt = jnp.take_along_axis(logits_BtV, targets_Bt[..., None], axis=-1)[..., 0]
-    return picked_Bt - jax.nn.logsumexp(logits_BtV, axis=-1)
+    return carry, picked_Bt - jax.nn.logsumexp(logits_BtV, axis=-1)
 
-  pieces = []
-  for start in range(0, length, chunk):
-    part = slice(start, min(start + chunk, length))
-    part_edits = tuple(dataclasses.replace(e, alpha=e.alpha[:, part]) if jnp.ndim(e.alpha) == 2 else e for e in edits)
-    pieces.append(chunk_logprobs(x_BTD[:, part], targets_BT[:, part], part_edits))
-  return jnp.concatenate(pieces, axis=1)
+  alphas = [split(edit.alpha) if jnp.ndim(edit.alpha) == 2 else None for edit in edits]
+  _, logprobs_CBt = jax.lax.scan(chunk_logprobs, None, (jnp.arange(chunks), split(x_BTD), split(targets_BT), alphas))
+  return rearrange(logprobs_CBt, 'C B t -> B (C t)')[:, :length]
+
+
+def _check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: int) -> None:
+  for edit in edits:
+    check_delta(config, edit.delta)
+    shape = jnp.shape(edit.alpha)
+    if shape not in ((), (batch,), (batch, length)):
+      raise InputError(f'the alpha of an edit has shape {shape}; for {batch} rows of {length} tokens it is one number, [{batch}] or '
+                       f'[{batch}, {length}]')
 
 
 def _decoder(config: ModelConfig, params: PyTree) -> Decoder:
-  return nnx.merge(_definition(config)[0], params)
+  return nnx.merge(definition(config)[0], params)

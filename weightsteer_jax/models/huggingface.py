@@ -2,6 +2,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -17,15 +18,18 @@ from weightsteer_jax import files, tree
 from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import FAMILIES, Family, family_of, read_config
-from weightsteer_jax.models.forward import sites
+from weightsteer_jax.models.sites import sites
 
 PyTree = Any
 
 DTYPES = ('float32', 'bfloat16')
 SHARD_BYTES = 5 * 1000**3  # As transformers' default `max_shard_size`.
-# What a tokenizer or a generation setting may consist of; nothing else is copied or downloaded beside the weights.
+HUB_TIMEOUT_SECONDS = 10.0  # For the first answer of the hub, which its client would wait for without end.
+# What a tokenizer, a generation setting or a licence may consist of; nothing else is copied or downloaded beside the weights.
 COMPANIONS = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'vocab.txt',
-              'merges.txt', 'tokenizer.model', 'chat_template.jinja', 'generation_config.json')
+              'merges.txt', 'tokenizer.model', 'chat_template.jinja', 'generation_config.json', 'LICENSE', 'LICENSE.txt', 'LICENSE.md',
+              'NOTICE', 'NOTICE.txt', 'USE_POLICY.md')
+STORED_DTYPES = ('F64', 'F32', 'F16', 'BF16')  # safetensors' names; other dtypes are quantised weights.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +60,10 @@ def load(source: str | pathlib.Path, *, dtype: str = 'float32', revision: str | 
   folder, commit = resolve(source, revision=revision)
   config, family = load_config(folder)
   with open_tensors(folder) as tensors:
-    params = _read_params(config, family, tensors, dtype)
+    try:
+      params = _read_params(config, family, tensors, dtype)
+    except SafetensorError as error:
+      raise CorruptError(f'the weights in {folder} cannot be read ({error}); copy or download them again') from error
   _check_finite(params, folder)
   return Model(config, params, folder, family.model_type, str(source), commit)
 
@@ -72,26 +79,37 @@ def resolve(source: str | pathlib.Path, *, revision: str | None = None) -> tuple
   """The local folder of a path or a hub id, and the hub commit ('' for a path). 'org/name@revision' pins a hub id.
 
   Raises:
-    InputError: neither a folder nor a repository that can be had.
+    InputError: neither a folder nor a repository that can be had, or a revision of a folder.
   """
   folder = pathlib.Path(source).expanduser()
-  if folder.is_dir():
+  if folder.is_dir() and str(source):
+    if revision:
+      raise InputError(f"'{source}' is a folder, and the revision '{revision}' can only be asked of the hub: leave it out")
     return folder, ''
   match = re.fullmatch(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?', str(source))
+  if folder.is_file():
+    raise InputError(f"'{source}' is a file; name the folder of the checkpoint: '{folder.parent}'")
   if not match or str(source).startswith(('.', '/', '~')):
-    near = files.nearest(folder)
-    raise InputError(f"no checkpoint at '{source}': neither a folder nor a hub id of the form org/name{near}")
-  return _download(match[1], match[2] or revision)
+    raise InputError(f"no checkpoint at '{source}': neither a folder nor a hub id of the form org/name{files.nearest(folder)}")
+  if match[2] and revision and match[2] != revision:
+    raise InputError(f"'{source}' names one revision and '{revision}' is another: give one of them")
+  return _download(match[1], match[2] or revision or 'main')
 
 
-def _download(repository: str, revision: str | None) -> tuple[pathlib.Path, str]:
+def _download(repository: str, revision: str) -> tuple[pathlib.Path, str]:
+  """The local copy of a hub repository and its commit; without the hub, the copy that is there from before."""
   import huggingface_hub
+  wanted = dict(allow_patterns=['model.safetensors', 'model-*.safetensors', 'model.safetensors.index.json', 'config.json', *COMPANIONS])
   try:
-    folder = huggingface_hub.snapshot_download(repository, revision=revision,
-                                               allow_patterns=['*.safetensors', '*.safetensors.index.json', 'config.json', *COMPANIONS])
+    commit = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT_SECONDS).sha
+    folder = huggingface_hub.snapshot_download(repository, revision=commit, **wanted)
   except Exception as error:  # The hub's client raises many kinds; each means that the repository could not be had.
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    raise InputError(f"'{repository}' is no folder here and could not be had from the hub (revision {revision or 'main'}): {reason}") from error
+    try:
+      folder = huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True, **wanted)
+    except Exception:
+      reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+      raise InputError(f"'{repository}' is no folder here{files.nearest(pathlib.Path(repository))}, was not downloaded before, and could "
+                       f"not be had from the hub (revision {revision}): {reason}") from error
   return pathlib.Path(folder), pathlib.Path(folder).name
 
 
@@ -109,6 +127,10 @@ class Tensors:
     """The tensor's shape, without reading it."""
     return tuple(self._owners[name].get_slice(name).get_shape())
 
+  def dtype(self, name: str) -> str:
+    """The dtype it is stored in, as safetensors calls it ('F32', 'BF16', ...), without reading it."""
+    return self._owners[name].get_slice(name).get_dtype()
+
   def read(self, name: str) -> np.ndarray:
     """The tensor, in the dtype it is stored in."""
     return self._owners[name].get_tensor(name)
@@ -120,39 +142,50 @@ def open_tensors(folder: pathlib.Path) -> Iterator[Tensors]:
 
   Raises:
     InputError: no safetensors there (pickles are refused), or an index that points outside the folder or disagrees with the files.
-    CorruptError: a file that is cut short.
+    CorruptError: a file that is cut short or missing.
   """
   with contextlib.ExitStack() as stack:
     owners: dict[str, Any] = {}
-    for path in _weight_files(folder):
+    for path, expected in _weight_files(folder).items():
       try:
         handle = stack.enter_context(safe_open(path, framework='numpy'))
       except (SafetensorError, OSError) as error:
         raise CorruptError(f'{path} is no whole safetensors file ({error}); copy or download it again') from error
+      if expected is not None:
+        tree.same_keys(expected, handle.keys(), what=f'the tensors of {path}, by the index beside it')
       owners |= {name: handle for name in handle.keys()}
     yield Tensors(owners)
 
 
-def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+def _weight_files(folder: pathlib.Path) -> dict[pathlib.Path, list[str] | None]:
+  """{file: names of its tensors, None if no index tells}; where there are both, transformers takes the single file, and so do we."""
+  if (folder / 'model.safetensors').exists():
+    return {folder / 'model.safetensors': None}
   index = folder / 'model.safetensors.index.json'
   if index.exists():
-    names = sorted(set(files.read_json(index, what='the index of a checkpoint')['weight_map'].values()))
-    for name in names:
-      if pathlib.PurePath(name).name != name or not name.endswith('.safetensors'):
-        raise InputError(f"{index} names '{name}': only plain names of safetensors files are allowed")
-    missing = [name for name in names if not (folder / name).exists()]
-    if missing:
-      raise CorruptError(f'{index} names files that are not there: {", ".join(missing)}; copy or download them again')
-    return [folder / name for name in names]
-  single = folder / 'model.safetensors'
-  if single.exists():
-    return [single]
+    return _indexed_files(index)
   pickles = sorted(path.name for pattern in ('*.bin', '*.pt', '*.pth') for path in folder.glob(pattern))
   if pickles:
     raise InputError(
         f"{folder} holds its weights as pickles ({', '.join(pickles[:3])}), which can run code and are never loaded. Convert them where you "
         f"trust them: python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{folder}').save_pretrained('converted')\"")
   raise InputError(f'{folder} holds no weights: expected model.safetensors, or model.safetensors.index.json and its files')
+
+
+def _indexed_files(index: pathlib.Path) -> dict[pathlib.Path, list[str] | None]:
+  content = files.read_json(index, what='the index of a checkpoint')
+  weight_map = content.get('weight_map') if isinstance(content, dict) else None
+  if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+    raise CorruptError(f"{index} holds no 'weight_map' from tensors to files; copy or download it again")
+  found: dict[pathlib.Path, list[str] | None] = {}
+  for tensor, name in weight_map.items():
+    if not re.fullmatch(r'[\w-][\w.-]*\.safetensors', name):
+      raise InputError(f"{index} names '{name}': only plain names of safetensors files in the same folder are allowed")
+    found.setdefault(index.parent / name, []).append(tensor)
+  missing = [path.name for path in found if not path.exists()]
+  if missing:
+    raise CorruptError(f'{index} names files that are not there: {", ".join(missing)}; copy or download them again')
+  return found
 
 
 def _tensor_names(config: ModelConfig, family: Family) -> dict[str, tuple[str, str]]:
@@ -177,10 +210,20 @@ def to_theirs(array: np.ndarray, pattern: str, config: ModelConfig) -> np.ndarra
   return np.ascontiguousarray(rearrange(array, f'{ours} -> {theirs}', **_grouped_sizes(pattern, config)))
 
 
+def their_shape(pattern: str, config: ModelConfig) -> tuple[int, ...]:
+  """The shape of the Hugging Face tensor that `pattern` turns into ours."""
+  sizes = config.sizes()
+  return tuple(math.prod(sizes[axis] for axis in group.strip('()').split()) for group in _groups(pattern.split(' -> ')[0]))
+
+
+def _groups(axes: str) -> list[str]:
+  """The axes of one side of a pattern, those that are merged together: '(N H) D' -> ['(N H)', 'D']."""
+  return re.findall(r'\([^)]*\)|\w+', axes)
+
+
 def _grouped_sizes(pattern: str, config: ModelConfig) -> dict[str, int]:
   sizes = config.sizes()
-  grouped = re.findall(r'\(([^)]*)\)', pattern)
-  return {axis: sizes[axis] for group in grouped for axis in group.split()}
+  return {axis: sizes[axis] for group in _groups(pattern) if group.startswith('(') for axis in group.strip('()').split()}
 
 
 def _read_params(config: ModelConfig, family: Family, tensors: Tensors, dtype: str) -> PyTree:
@@ -193,6 +236,9 @@ def _read_params(config: ModelConfig, family: Family, tensors: Tensors, dtype: s
   # Rotary frequencies are a function of the config; old Llama checkpoints store them all the same.
   names = {name for name in names if not name.endswith('rotary_emb.inv_freq')}
   tree.same_keys(expected, names, what=f'the tensors of the {family.model_type} checkpoint')
+  for name, pattern in table.values():
+    for l in range(config.num_layers if '{l}' in name else 1):
+      _check_tensor(name.format(l=l), tensors, their_shape(pattern, config))
   return tree.unflatten({path: _read_param(config, path, name, pattern, tensors, dtype) for path, (name, pattern) in table.items()})
 
 
@@ -201,23 +247,23 @@ def _read_param(config, path, name, pattern, tensors, dtype) -> jax.Array:
   stacked = '{l}' in name
   whole = np.empty(site.shape, jnp.dtype(dtype))
   for l in range(config.num_layers if stacked else 1):
-    tensor = tensors.read(name.format(l=l))
-    try:
-      ours = to_ours(tensor, pattern, config)
-    except Exception as error:  # einops raises its own kinds for sizes that do not divide.
-      raise InputError(f"'{name.format(l=l)}' has shape {tensor.shape}, which does not fit '{pattern}' with {config.sizes()}") from error
     target = whole[l] if stacked else whole
-    if ours.shape != target.shape:
-      raise InputError(f"'{name.format(l=l)}' has shape {tensor.shape}; the config asks for {to_theirs(target, pattern, config).shape}")
-    target[...] = ours.astype(whole.dtype)
+    target[...] = to_ours(tensors.read(name.format(l=l)), pattern, config).astype(whole.dtype)
   return jnp.asarray(whole)
+
+
+def _check_tensor(name: str, tensors: Tensors, expected: tuple[int, ...]) -> None:
+  if tensors.shape(name) != expected:
+    raise InputError(f"'{name}' has shape {tensors.shape(name)}; the config asks for {expected}")
+  if tensors.dtype(name) not in STORED_DTYPES:
+    raise InputError(f"'{name}' is stored as {tensors.dtype(name)}; supported: {', '.join(STORED_DTYPES)} (unquantised weights)")
 
 
 def _check_tied_head(tensors: Tensors) -> None:
   """A tied checkpoint may store its head too, if it is the embedding."""
   if not np.array_equal(tensors.read('lm_head.weight'), tensors.read('model.embed_tokens.weight')):
-    raise InputError("the config says tie_word_embeddings, but 'lm_head.weight' differs from 'model.embed_tokens.weight': "
-                     'set tie_word_embeddings to false in config.json, or drop the head that transformers would drop silently')
+    raise InputError("the config says tie_word_embeddings, but 'lm_head.weight' differs from 'model.embed_tokens.weight': set "
+                     'tie_word_embeddings to false in config.json to use both, or drop the head from the weights')
 
 
 def _check_finite(params: PyTree, folder: pathlib.Path) -> None:
@@ -227,7 +273,7 @@ def _check_finite(params: PyTree, folder: pathlib.Path) -> None:
     raise NotFiniteError(f'{folder}: the weights {", ".join(bad)} hold NaN or infinite values')
 
 
-def save(folder: str | pathlib.Path, config: ModelConfig, params: PyTree, *, family: str, like: pathlib.Path | None = None,
+def save(folder: str | pathlib.Path, config: ModelConfig, params: PyTree, *, family: str, like: str | pathlib.Path | None = None,
          extra: dict[str, Any] | None = None) -> pathlib.Path:
   """The folder of a new Hugging Face checkpoint, in the parameters' dtype.
 
@@ -237,7 +283,9 @@ def save(folder: str | pathlib.Path, config: ModelConfig, params: PyTree, *, fam
   Raises:
     InputError: the folder exists, or `like` describes another architecture. OutputError: it could not be written whole.
   """
-  spec = FAMILIES[family]
+  if family not in FAMILIES:
+    raise InputError(f"unknown family '{family}'{tree.did_you_mean(family, FAMILIES)}; there are: {', '.join(sorted(FAMILIES))}")
+  spec, like = FAMILIES[family], pathlib.Path(like) if like is not None else None
   raw = _config_json(config, params, spec, like)
   with files.new_folder(folder, what='the checkpoint') as target:
     _write_shards(target, _hf_tensors(config, spec, params))
@@ -251,19 +299,25 @@ def save(folder: str | pathlib.Path, config: ModelConfig, params: PyTree, *, fam
 
 
 def _config_json(config: ModelConfig, params: PyTree, family: Family, like: pathlib.Path | None) -> dict[str, Any]:
-  dtype = str(jax.tree.leaves(params)[0].dtype)
+  dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)})
+  if len(dtypes) != 1 or dtypes[0] not in DTYPES:
+    raise InputError(f"the parameters to save are {' and '.join(dtypes)}; expected one of {', '.join(DTYPES)} throughout")
   if like is None or not (like / 'config.json').exists():
-    return {'architectures': [family.architecture], 'model_type': family.model_type, **family.write(config), 'dtype': dtype, 'torch_dtype': dtype}
+    raw = {'architectures': [family.architecture], 'model_type': family.model_type, **family.write(config)}
+    return raw | {'dtype': dtypes[0], 'torch_dtype': dtypes[0]}
   raw = files.read_json(like / 'config.json', what='the config of a checkpoint')
-  if read_config(raw, where=str(like)) != config:
+  if read_config(raw, where=str(like)) != config or raw['model_type'] != family.model_type:
     raise InputError(f'{like} describes another architecture than the parameters to save')
-  return raw | {key: dtype for key in ('dtype', 'torch_dtype') if key in raw}
+  # transformers before 5 reads 'torch_dtype', later ones 'dtype' first.
+  return raw | {key: dtypes[0] for key in ('dtype', 'torch_dtype') if key in raw or 'dtype' not in raw}
 
 
 def _hf_tensors(config: ModelConfig, family: Family, params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
   flat = tree.flatten(params)
   tree.same_keys(sites(config), flat, what='the parameters to save')
   for path, (name, pattern) in _tensor_names(config, family).items():
+    if flat[path].shape != sites(config)[path].shape:
+      raise InputError(f"the parameter '{path}' to save has shape {flat[path].shape}, the config asks for {sites(config)[path].shape}")
     array = np.asarray(jax.device_get(flat[path]))
     for l in range(config.num_layers if '{l}' in name else 1):
       yield name.format(l=l), to_theirs(array[l] if '{l}' in name else array, pattern, config)

@@ -16,13 +16,19 @@ def family_of(raw: Mapping[str, Any], *, where: str) -> Family:
   Raises:
     InputError: none, or one that is not supported; names those that are.
   """
-  model_type = raw.get('model_type')
+  if not isinstance(raw, Mapping):
+    raise InputError(f'{where} is no config of a model: it holds a {type(raw).__name__}, expected an object with a model_type')
+  model_type = str(raw.get('model_type'))
   if model_type not in FAMILIES:
-    near = tree.did_you_mean(str(model_type), FAMILIES)
+    near = tree.did_you_mean(model_type, FAMILIES)
     raise InputError(f"{where}: model_type {model_type!r} is not supported{near}; supported: {', '.join(sorted(FAMILIES))}")
   if raw.get('quantization_config'):
-    raise InputError(f'{where}: the checkpoint is quantised ({raw["quantization_config"].get("quant_method", "?")}); use the unquantised one')
-  return FAMILIES[model_type]
+    raise InputError(f"{where}: the checkpoint is quantised (quantization_config={raw['quantization_config']!r}); use the unquantised one")
+  family = FAMILIES[model_type]
+  architectures = raw.get('architectures') or [family.architecture]
+  if family.architecture not in architectures:
+    raise InputError(f"{where}: 'architectures' is {architectures!r}, which is not supported; supported: {family.architecture}")
+  return family
 
 
 def read_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
@@ -31,9 +37,13 @@ def read_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
   Raises:
     InputError: an unsupported family, field or value, by name.
   """
-  fields = Fields(raw, where=where)
-  config = family_of(raw, where=where).read(fields)
+  family, fields = family_of(raw, where=where), Fields(raw, where=where)
+  config = family.read(fields)
+  fields.expect('is_encoder_decoder', False)
+  fields.expect('is_decoder', False, True)
   fields.finish()
   if config.num_heads % config.num_kv_heads:
     raise InputError(f'{where}: {config.num_heads} query heads cannot share {config.num_kv_heads} kv heads evenly')
+  if config.head_dim % 2:
+    raise InputError(f'{where}: rotary positions turn pairs, and a head of {config.head_dim} dimensions has no even number of them')
   return config

@@ -6,11 +6,18 @@ from weightsteer_jax import tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ACTIVATIONS, ModelConfig, Rope
 
-# Keys that say nothing about the forward pass: bookkeeping, token ids (the tokenizer's business), training-only and cache settings.
+# Keys that say nothing about the forward pass: bookkeeping, token ids (the tokenizer's business), training-only and cache settings,
+# labels of classifiers, and the settings of text generation that older checkpoints carry.
 INERT = frozenset((
-    '_attn_implementation_autoset', '_name_or_path', 'architectures', 'auto_map', 'bos_token_id', 'chunk_size_feed_forward', 'dtype',
-    'eos_token_id', 'id2label', 'initializer_range', 'is_encoder_decoder', 'label2id', 'output_attentions', 'output_hidden_states',
-    'pad_token_id', 'problem_type', 'return_dict', 'torch_dtype', 'transformers_version', 'use_cache', 'unsloth_fixed', 'unsloth_version',
+    '_attn_implementation_autoset', '_commit_hash', '_name_or_path', 'architectures', 'auto_map', 'bos_token_id',
+    'chunk_size_feed_forward', 'dtype', 'eos_token_id', 'finetuning_task', 'id2label', 'initializer_range', 'is_llama_config', 'label2id',
+    'output_attentions', 'output_hidden_states', 'output_scores', 'pad_token_id', 'prefix', 'problem_type', 'return_dict',
+    'return_dict_in_generate', 'task_specific_params', 'tokenizer_class', 'torch_dtype', 'transformers.js_config', 'transformers_version',
+    'unsloth_fixed', 'unsloth_version', 'use_cache',
+    'bad_words_ids', 'begin_suppress_tokens', 'diversity_penalty', 'do_sample', 'early_stopping', 'encoder_no_repeat_ngram_size',
+    'exponential_decay_length_penalty', 'forced_bos_token_id', 'forced_eos_token_id', 'length_penalty', 'max_length', 'min_length',
+    'no_repeat_ngram_size', 'num_beam_groups', 'num_beams', 'num_return_sequences', 'remove_invalid_values', 'repetition_penalty',
+    'sep_token_id', 'suppress_tokens', 'temperature', 'top_k', 'top_p', 'typical_p',
 ))
 
 
@@ -33,31 +40,53 @@ class Family:
 
 
 class Fields:
-  """The fields of a `config.json`, each of which must be taken, or be known to say nothing: `finish` refuses what is left."""
+  """The fields of a `config.json`, each of which must be taken, or be known to say nothing: `finish` refuses what is left.
+
+  A field that is null is as good as absent.
+  """
 
   def __init__(self, raw: Mapping[str, Any], *, where: str):
     self.where = where
-    self.left = {key: value for key, value in raw.items() if key not in INERT and key != 'model_type'}
+    self.left = {key: value for key, value in raw.items() if value is not None and key not in INERT and key != 'model_type'}
 
-  def take(self, key: str, *default: Any) -> Any:
-    """The value of the field; where it is absent or null, the default, if one is given.
+  def take(self, key: str, *default: Any, kind: type | tuple[type, ...] = object) -> Any:
+    """The value of the field, which must be of the kind; where it is absent, the default, if one is given.
 
     Raises:
-      InputError: the field is absent and has no default.
+      InputError: the field is absent and has no default, or is of another kind.
     """
-    value = self.left.pop(key, None)
-    if value is None and not default:
-      raise InputError(f"{self.where}: the field '{key}' is missing")
-    return default[0] if value is None else value
+    if key not in self.left:
+      if not default:
+        raise InputError(f"{self.where}: the field '{key}' is missing{tree.did_you_mean(key, self.left)}")
+      return default[0]
+    value = self.left.pop(key)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
+      names = ' or '.join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+      raise InputError(f"{self.where}: '{key}' is {value!r}, expected {names}")
+    return value
+
+  def count(self, key: str, *default: int) -> int:
+    """The field as a whole number of 1 or more (see `take`)."""
+    value = self.take(key, *default, kind=int)
+    if value < 1:
+      raise InputError(f"{self.where}: '{key}' is {value!r}, expected 1 or more")
+    return value
+
+  def positive(self, key: str, *default: float) -> float:
+    """The field as a finite number above 0 (see `take`)."""
+    value = float(self.take(key, *default, kind=(int, float)))
+    if not 0 < value < float('inf'):
+      raise InputError(f"{self.where}: '{key}' is {value!r}, expected a number above 0")
+    return value
 
   def expect(self, key: str, *allowed: Any) -> None:
-    """Takes a field that may be absent, null, or one of the values that change nothing.
+    """Takes a field that may be absent, or one of the values that change nothing.
 
     Raises:
       InputError: another value; the port would not honour it.
     """
     value = self.left.pop(key, None)
-    if value is not None and value not in allowed:
+    if value is not None and not any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in allowed):
       raise InputError(f"{self.where}: '{key}' is {value!r}, which is not supported (supported: {', '.join(map(repr, allowed))})")
 
   def ignore(self, *keys: str) -> None:
@@ -78,7 +107,7 @@ class Fields:
 
 def read_activation(fields: Fields) -> str:
   """The MLP's activation, one that the decoder has."""
-  name = fields.take('hidden_act', 'silu')
+  name = fields.take('hidden_act', 'silu', kind=str)
   if name not in ACTIVATIONS:
     raise InputError(f"{fields.where}: 'hidden_act' is {name!r}{tree.did_you_mean(name, ACTIVATIONS)}; supported: {', '.join(ACTIVATIONS)}")
   return name
@@ -90,31 +119,29 @@ def read_rope(fields: Fields, *, max_positions: int) -> Rope:
   Raises:
     InputError: a kind of scaling, or a key of it, that the decoder does not have.
   """
-  raw = dict(fields.take('rope_parameters', {}))
-  old = dict(fields.take('rope_scaling', {}))
-  theta = fields.take('rope_theta', None)
+  raw, old = fields.take('rope_parameters', {}, kind=dict), fields.take('rope_scaling', {}, kind=dict)
   if raw and old and raw != old:
     raise InputError(f"{fields.where}: 'rope_parameters' and 'rope_scaling' are both there and differ; keep one")
-  raw = raw or old
-  if theta is not None:
-    raw.setdefault('rope_theta', theta)
-  kind = raw.pop('rope_type', None) or raw.pop('type', None) or 'default'
-  raw.pop('type', None)
-  inside = Fields(raw, where=f"{fields.where}, 'rope_parameters' or 'rope_scaling'")
+  inside = Fields(raw or old, where=f"{fields.where}, in '{'rope_parameters' if raw else 'rope_scaling'}'")
+  theta = inside.positive('rope_theta', fields.positive('rope_theta', 10000.0))
+  # Older checkpoints say 'type'; where both are there, transformers reads 'rope_type'.
+  kind = inside.take('rope_type', inside.take('type', 'default', kind=str), kind=str)
   inside.expect('partial_rotary_factor', 1.0)
   fields.expect('partial_rotary_factor', 1.0)
-  theta = float(inside.take('rope_theta', 10000.0))
   if kind == 'default':
     rope = Rope(theta, 'default', 1.0, 1.0, 1.0, max_positions)
     inside.ignore('factor', 'original_max_position_embeddings')
   elif kind == 'linear':
-    rope = Rope(theta, 'linear', float(inside.take('factor')), 1.0, 1.0, max_positions)
+    rope = Rope(theta, 'linear', inside.positive('factor'), 1.0, 1.0, max_positions)
     inside.ignore('original_max_position_embeddings')
   elif kind == 'llama3':
-    rope = Rope(theta, 'llama3', float(inside.take('factor')), float(inside.take('low_freq_factor')),
-                float(inside.take('high_freq_factor')), int(inside.take('original_max_position_embeddings')))
+    rope = Rope(theta, 'llama3', inside.positive('factor'), inside.positive('low_freq_factor'), inside.positive('high_freq_factor'),
+                inside.count('original_max_position_embeddings', max_positions))
+    if rope.high_freq_factor <= rope.low_freq_factor:
+      raise InputError(f"{inside.where}: 'high_freq_factor' is {rope.high_freq_factor}, expected more than "
+                       f"'low_freq_factor', {rope.low_freq_factor}")
   else:
-    raise InputError(f"{fields.where}: rope type '{kind}' is not supported; supported: default, linear, llama3")
+    raise InputError(f"{inside.where}: the rope type '{kind}' is not supported; supported: default, linear, llama3")
   inside.finish()
   return rope
 

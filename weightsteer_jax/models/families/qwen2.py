@@ -6,22 +6,22 @@ from weightsteer_jax.models.families.family import PRE_NORM_TENSORS, Family, Fie
 
 def read(fields: Fields) -> ModelConfig:
   """The model that a Qwen2 `config.json` describes."""
-  width, heads = fields.take('hidden_size'), fields.take('num_attention_heads')
-  layers = fields.take('num_hidden_layers')
-  max_positions = fields.take('max_position_embeddings', 32768)
+  width, heads = fields.count('hidden_size'), fields.count('num_attention_heads')
+  layers = fields.count('num_hidden_layers')
+  max_positions = fields.count('max_position_embeddings', 32768)
   fields.expect('use_sliding_window', False)
   fields.ignore('sliding_window', 'max_window_layers')  # Without effect while use_sliding_window is off.
-  kinds = fields.take('layer_types', ['full_attention'] * layers)
-  if set(kinds) != {'full_attention'}:
-    raise InputError(f"{fields.where}: 'layer_types' holds {sorted(set(kinds) - {'full_attention'})}; supported: full_attention")
+  kinds = fields.take('layer_types', ['full_attention'] * layers, kind=list)
+  if kinds != ['full_attention'] * layers:
+    raise InputError(f"{fields.where}: 'layer_types' is {kinds}, which is not supported; supported: 'full_attention', {layers} times")
   fields.expect('attention_dropout', 0.0)
   fields.expect('use_mrope', False)
   return ModelConfig(
-      vocab_size=fields.take('vocab_size'), num_layers=layers, width=width, num_heads=heads,
-      num_kv_heads=fields.take('num_key_value_heads', heads), head_dim=fields.take('head_dim', width // heads),
-      mlp_width=fields.take('intermediate_size'), norm_eps=fields.take('rms_norm_eps', 1e-6),
-      rope=read_rope(fields, max_positions=max_positions), tied=fields.take('tie_word_embeddings', False), qkv_bias=True, o_bias=False,
-      mlp_bias=False, activation=read_activation(fields), max_positions=max_positions)
+      vocab_size=fields.count('vocab_size'), num_layers=layers, width=width, num_heads=heads,
+      num_kv_heads=fields.count('num_key_value_heads'), head_dim=fields.count('head_dim', width // heads),
+      mlp_width=fields.count('intermediate_size'), norm_eps=fields.positive('rms_norm_eps', 1e-6),
+      rope=read_rope(fields, max_positions=max_positions), tied=fields.take('tie_word_embeddings', False, kind=bool), qkv_bias=True,
+      o_bias=False, mlp_bias=False, activation=read_activation(fields), max_positions=max_positions)
 
 
 def write(config: ModelConfig) -> dict:

@@ -1,0 +1,25 @@
+"""Settings of all tests, and tiny random checkpoints shared between them."""
+import os
+
+os.environ.setdefault('HF_HUB_OFFLINE', '1')  # No test goes to the network.
+os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+
+import jax
+import pytest
+
+import tiny
+
+jax.config.update('jax_default_matmul_precision', 'highest')  # Oracles are float32; accelerators would otherwise round to fewer bits.
+
+
+@pytest.fixture(scope='session')
+def checkpoint(tmp_path_factory):
+  """name -> tiny.Checkpoint of tiny.CASES, each made once a session."""
+  made = {}
+
+  def get(name: str) -> tiny.Checkpoint:
+    if name not in made:
+      made[name] = tiny.make(tmp_path_factory.mktemp(name), **tiny.CASES[name])
+    return made[name]
+
+  return get

@@ -1,0 +1,98 @@
+"""The places of a model: its parameters by path, and where a delta may change it."""
+import dataclasses
+import functools
+from typing import Any
+
+from flax import nnx
+
+from weightsteer_jax import tree
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.models.config import ModelConfig
+from weightsteer_jax.models.decoder import Decoder
+from weightsteer_jax.models.delta import Dense, LowRank, is_delta_leaf
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+  """A parameter, or a place a delta may change.
+
+  Attributes:
+    axes: letters of its shape, 'L' first inside the layer stack.
+    shape: sizes of those axes.
+    inputs: number of its axes that are contracted with the input, 0 if it is no projection's kernel.
+  """
+  axes: str
+  shape: tuple[int, ...]
+  inputs: int
+
+
+@functools.cache
+def definition(config: ModelConfig):
+  """(graph, state of shapes and dtypes) of the decoder, as `nnx.split` gives them."""
+  abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+  return nnx.split(abstract)
+
+
+@functools.cache
+def sites(config: ModelConfig) -> dict[str, Site]:
+  """{path: Site} of every parameter of the model."""
+  _, state = definition(config)
+  found = {}
+  for path, variable in nnx.to_flat_state(state):
+    name = '/'.join(map(str, path))
+    metadata = variable.get_metadata()
+    axes = ('L' if name.startswith('layers/') else '') + metadata['axes']
+    found[name] = Site(axes, tuple(variable.shape), metadata['inputs'])
+  return found
+
+
+def delta_sites(config: ModelConfig) -> dict[str, Site]:
+  """{path: Site} of every place a delta may change: the parameters, a bias on each projection, and the residual stream."""
+  found = dict(sites(config))
+  for path, site in sites(config).items():
+    if site.inputs and path.startswith('layers/'):
+      bias = path.removesuffix('kernel') + 'bias'
+      found.setdefault(bias, Site('L' + site.axes[1 + site.inputs:], (site.shape[0],) + site.shape[1 + site.inputs:], 0))
+  found['layers/residual'] = Site('LD', (config.num_layers, config.width), 0)
+  return found
+
+
+def check_delta(config: ModelConfig, delta: PyTree) -> None:
+  """Nothing, if the delta fits the model.
+
+  Raises:
+    InputError: a path that the model does not have, a leaf of another kind, or a shape that does not fit; names both shapes.
+  """
+  known = delta_sites(config)
+  for path, leaf in tree.flatten(delta, is_delta_leaf).items():
+    if path not in known:
+      raise InputError(f"the delta changes '{path}', which this model does not have{tree.did_you_mean(path, known)}; "
+                       'it was made for another architecture')
+    site = known[path]
+    if isinstance(leaf, Dense):
+      if tuple(leaf.value.shape) != site.shape:
+        raise InputError(f"the delta at '{path}' has shape {tuple(leaf.value.shape)}, the model has {site.shape} (axes {site.axes}); "
+                         'it was made for another architecture')
+    elif isinstance(leaf, LowRank):
+      _check_low_rank(path, site, leaf)
+    else:
+      raise InputError(f"the delta at '{path}' is a {type(leaf).__name__}, expected a LowRank or a Dense")
+
+
+def low_rank_shapes(site: Site, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """Shapes of the factors a and b of a low-rank change of a projection's kernel."""
+  stack = 1 if site.axes.startswith('L') else 0
+  lead = site.shape[:stack]
+  return site.shape[:stack + site.inputs] + (rank,), lead + (rank,) + site.shape[stack + site.inputs:]
+
+
+def _check_low_rank(path: str, site: Site, leaf: LowRank) -> None:
+  if not site.inputs:
+    raise InputError(f"the delta at '{path}' is low-rank, but only kernels of projections can be; use a dense change there")
+  expected = low_rank_shapes(site, leaf.a.shape[-1] if leaf.a.ndim else 0)
+  got = (tuple(leaf.a.shape), tuple(leaf.b.shape))
+  if got != expected:
+    raise InputError(f"the delta at '{path}' has factors {got[0]} and {got[1]}, the model needs {expected[0]} and {expected[1]}; "
+                     'it was made for another architecture')
