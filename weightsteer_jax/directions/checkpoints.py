@@ -40,10 +40,8 @@ class Checkpoint:
       InputError: a shape that is not the config's. NotFiniteError: a value that is NaN or infinite.
     """
     name, pattern = self.names[path]
-    site = models.sites(self.config)[path]
-    expected = site.shape[1:] if '{l}' in name else site.shape
     tensor = self.tensors.read(name.format(l=l))
-    theirs = huggingface.to_theirs(np.empty(expected, bool), pattern, self.config).shape
+    theirs = huggingface.their_shape(pattern, self.config)
     if tensor.shape != theirs:
       raise InputError(f"{self.folder}: '{name.format(l=l)}' has shape {tensor.shape}; its config asks for {theirs}")
     ours = huggingface.to_ours(tensor, pattern, self.config).astype(np.float32)

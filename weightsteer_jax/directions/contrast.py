@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import pathlib
-from typing import Any, Iterable, Iterator
+from typing import Any, Iterable, Iterator, Mapping
 
 from weightsteer_jax import files, models, tree
 from weightsteer_jax.directions import algebra, checkpoints, peft_adapter, rounding
@@ -154,9 +154,14 @@ def _reopened(opened: _OpenBase | None, record: bases.Base) -> Iterator[Checkpoi
 
 
 def _named_bases(sources: Iterable[Source]) -> dict[pathlib.Path, str]:
-  """{folder: base_model_name_or_path} of the PEFT adapters among the sources."""
+  """{folder: base_model_name_or_path, with '@revision' if there is one} of the PEFT adapters among the sources."""
   configs = {source.folder: peft_adapter.read_config(source.folder) for source in sources if source.kind == PEFT}
-  return {folder: str(config.get('base_model_name_or_path') or '') for folder, config in configs.items()}
+  return {folder: _named_base(config) for folder, config in configs.items()}
+
+
+def _named_base(config: Mapping[str, Any]) -> str:
+  revision = config.get('revision')
+  return str(config.get('base_model_name_or_path') or '') + (f'@{revision}' if revision else '')
 
 
 def _task_vector(source: Source, opened: _OpenBase | None, allow_other_base: bool) -> Direction:

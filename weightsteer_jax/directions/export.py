@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from weightsteer_jax import checkpoint, files, models, tree
-from weightsteer_jax.directions import card, checkpoints, compression, gram, parity, peft_adapter, peft_export, rounding
+from weightsteer_jax.directions import card, checkpoints, compression, folding, gram, parity, peft_adapter, peft_export, rounding
 from weightsteer_jax.directions.algebra import dense_change
 from weightsteer_jax.directions.direction import Direction, check_base
 from weightsteer_jax.errors import InputError
@@ -63,13 +63,13 @@ def merge(base: models.Model, delta: PyTree, alpha: float, dtype: str) -> tuple[
     The parameters, and {'dtype', 'realised_error': |(merged - base) - alpha * delta| / |alpha * delta| over all changed sites,
     'realised_errors': per site}.
   Raises:
-    InputError: a change of the residual stream, or of a bias that the base has no parameter for.
+    InputError: the delta does not fit, or the base has no parameter for a change (see folding.with_biases).
   """
+  models.check_delta(base.config, delta)
   flat, sums = tree.flatten(base.params), {}
   for path, leaf in gram.flatten(delta).items():
     if path not in flat:
-      raise InputError(f"the direction changes '{path}', for which a {base.family} checkpoint has no tensor: it cannot be merged, only applied "
-                       'unmerged')
+      raise InputError(f"the direction changes '{path}', for which the model has no parameter")
     before, wanted = flat[path].astype(jnp.float32), alpha * dense_change(path, leaf)
     flat[path] = (before + wanted).astype(dtype)
     sums[path] = rounding.realised_error(path, before, flat[path], wanted)
@@ -82,7 +82,7 @@ def merge(base: models.Model, delta: PyTree, alpha: float, dtype: str) -> tuple[
 def stored_dtype(base: models.Model) -> str:
   """What the base's weights are stored in: 'bfloat16', or 'float32' for everything finer."""
   with huggingface.open_tensors(base.folder) as tensors:
-    return 'bfloat16' if tensors.read('model.layers.0.self_attn.q_proj.weight').dtype == jnp.bfloat16 else 'float32'
+    return 'bfloat16' if {tensors.dtype(name) for name in tensors.names()} == {'BF16'} else 'float32'
 
 
 def _check_request(base: models.Model, alpha: float, format: str, dtype: str, output: files.Path) -> None:
@@ -100,28 +100,45 @@ def _check_request(base: models.Model, alpha: float, format: str, dtype: str, ou
 
 
 def _write_hf(partial: pathlib.Path, direction: Direction, base: models.Model, alpha: float, dtype: str, tokens_BT: np.ndarray):
-  merged, facts = _merge_and_warn(direction, base, alpha, dtype)
+  model, merged, facts = _merge_and_warn(direction, base, alpha, dtype)
   inner = partial / 'checkpoint'
-  models.save(inner, base.config, merged, family=base.family, like=base.folder)
+  models.save(inner, model.config, merged, family=model.family, like=base.folder if model is base else None)
   for path in list(inner.iterdir()):
     path.rename(partial / path.name)
   inner.rmdir()
+  _write_companions(partial, model, base, facts['dtype'])
   parity.same_weights(merged, models.load(partial, dtype=facts['dtype']).params)
   reloaded = models.load(partial, dtype=_loaded_dtype(base))
-  return facts, parity.logits(base.config, reloaded.params, tokens_BT), _is_exact(base, facts['dtype'])
+  return facts, parity.logits(reloaded.config, reloaded.params, tokens_BT), _is_exact(base, facts['dtype'])
 
 
-def _write_orbax(partial: pathlib.Path, direction: Direction, base: models.Model, alpha: float, dtype: str, tokens_BT: np.ndarray):
-  merged, facts = _merge_and_warn(direction, base, alpha, dtype)
-  checkpoint.save(partial / 'params', merged, metadata={'model_config': dataclasses.asdict(base.config)})
-  for name in ('config.json', *huggingface.COMPANIONS):
-    if (base.folder / name).exists():
-      shutil.copyfile(base.folder / name, partial / name)
-  files.write_json(partial / 'model_config.json', dataclasses.asdict(base.config))
+def _write_orbax(partial: pathlib.Path, direction: Direction, base: models.Model, alpha: float, dtype: str,
+                 tokens_BT: np.ndarray):
+  model, merged, facts = _merge_and_warn(direction, base, alpha, dtype)
+  described = dataclasses.asdict(model.config)
+  checkpoint.save(partial / 'params', merged, metadata={'model_config': described})
+  files.write_json(partial / 'model_config.json', described)
   files.write_text(partial / 'restore.py', card.RESTORE)
-  restored = checkpoint.restore(partial / 'params', models.abstract_params(base.config, facts['dtype']))
+  _write_companions(partial, model, base, facts['dtype'])
+  restored = checkpoint.restore(partial / 'params', models.abstract_params(model.config, facts['dtype']))
   params = jax.tree.map(lambda x: x.astype(_loaded_dtype(base)), restored)
-  return facts, parity.logits(base.config, params, tokens_BT), _is_exact(base, facts['dtype'])
+  return facts, parity.logits(model.config, params, tokens_BT), _is_exact(base, facts['dtype'])
+
+
+def _write_companions(partial: pathlib.Path, model: models.Model, base: models.Model, dtype: str) -> None:
+  """The tokenizer, the generation settings and the config beside the weights, whatever of them is not there yet.
+
+  Where biases were added, the config is that of the new architecture with everything else the base's said of tokens.
+  """
+  for name in huggingface.COMPANIONS:
+    if (base.folder / name).exists() and not (partial / name).exists():
+      shutil.copyfile(base.folder / name, partial / name)
+  raw = files.read_json(base.folder / 'config.json', what='the config of the base')
+  if model is not base:
+    family = models.FAMILIES[model.family]
+    tokens = {key: value for key, value in raw.items() if key.endswith('_token_id')}
+    raw = {'architectures': [family.architecture], 'model_type': family.model_type, **family.write(model.config), **tokens}
+  files.write_json(partial / 'config.json', raw | {'dtype': dtype, 'torch_dtype': dtype})
 
 
 def _write_peft(partial: pathlib.Path, direction: Direction, base: models.Model, alpha: float, dtype: str, tokens_BT: np.ndarray):
@@ -134,12 +151,17 @@ def _write_peft(partial: pathlib.Path, direction: Direction, base: models.Model,
 FORMATS: dict[str, Callable] = {'hf': _write_hf, 'orbax': _write_orbax, 'peft': _write_peft}
 
 
-def _merge_and_warn(direction: Direction, base: models.Model, alpha: float, dtype: str) -> tuple[PyTree, dict[str, Any]]:
-  merged, facts = merge(base, direction.delta, alpha, dtype or stored_dtype(base))
+def _merge_and_warn(direction: Direction, base: models.Model, alpha: float, dtype: str):
+  """(the base, with parameters for new biases if need be; its steered parameters; the facts of `merge`)."""
+  model, delta = folding.with_biases(base, direction.delta)
+  merged, facts = merge(model, delta, alpha, dtype or stored_dtype(base))
   if facts['realised_error'] > LOSS_WARNED_OF:
-    logging.warning('merged into %s, %.0f%% of the change at alpha %g is lost to rounding: export with dtype float32, or as peft, to keep it',
-                    facts['dtype'], 100 * facts['realised_error'], alpha)
-  return merged, facts
+    logging.warning('merged into %s, %.0f%% of the change at alpha %g is lost to rounding: export with dtype float32, or as peft, '
+                    'to keep it', facts['dtype'], 100 * facts['realised_error'], alpha)
+  if model is not base:
+    facts['notes'] = [f'The direction changes biases that a {base.family} checkpoint has no tensor for, so the model is written as the '
+                      f'{model.family} with biases, which computes the same.']
+  return model, merged, facts
 
 
 def _loaded_dtype(base: models.Model) -> str:

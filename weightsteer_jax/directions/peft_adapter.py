@@ -222,7 +222,7 @@ def _convert_pair(adapter: Adapter, config: ModelConfig, module: str, pattern: s
   if a.shape[:1] != (rank,) or b.shape[1:] != (rank,):
     raise InputError(f"{adapter.folder}: '{module}' has factors {a.shape} and {b.shape}, but its config says rank {rank}")
   a_pattern, b_pattern = factor_patterns(pattern)
-  theirs = huggingface.to_theirs(np.empty([config.sizes()[axis] for axis in pattern.split(' -> ')[1].split()], bool), pattern, config).shape
+  theirs = huggingface.their_shape(pattern, config)
   if (b.shape[0], a.shape[1]) != theirs:
     raise InputError(f"{adapter.folder}: '{module}' changes a weight of shape {(b.shape[0], a.shape[1])}; the base's is {theirs}: the adapter "
                      'is for another architecture')

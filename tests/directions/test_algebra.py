@@ -1,0 +1,123 @@
+"""Sums, lengths and angles of directions against dense float64 arithmetic in numpy."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from weightsteer_jax import directions, models
+from weightsteer_jax.directions import Direction
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.models import Dense, LowRank
+
+from . import oracle
+
+
+def dense64(direction) -> dict[str, np.ndarray]:
+  """{path: change, flat, float64}."""
+  found = {}
+  for path, leaf in oracle.leaves_of(direction.delta).items():
+    if isinstance(leaf, Dense):
+      found[path] = np.asarray(leaf.value, np.float64).ravel()
+    else:
+      a, b = np.asarray(leaf.a, np.float64), leaf.scale * np.asarray(leaf.b, np.float64)
+      found[path] = np.stack([x.reshape(-1, x.shape[-1]) @ y.reshape(y.shape[0], -1) for x, y in zip(a, b)]).ravel()
+  return found
+
+
+def flat64(direction, paths) -> np.ndarray:
+  dense = dense64(direction)
+  return np.concatenate([dense[path] if path in dense else np.zeros(size) for path, size in paths.items()])
+
+
+@pytest.fixture(scope='module')
+def pair(untied_model):
+  """One direction of factors, embedding and head; one dense at every parameter but the embedding, and at the residual stream."""
+  x = oracle.random_direction(untied_model, 1, rank=3)
+  random = np.random.default_rng(2)
+  shapes = {path: site.shape for path, site in models.sites(untied_model.config).items() if path != 'embed/embedding'}
+  shapes['layers/residual'] = (2, 16)
+  delta = models_tree({path: Dense(jnp.asarray(random.standard_normal(shape), jnp.float32)) for path, shape in shapes.items()})
+  return x, Direction(delta, x.meta)
+
+
+def models_tree(flat):
+  root = {}
+  for path, leaf in flat.items():
+    node = root
+    *parents, name = path.split('/')
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = leaf
+  return root
+
+
+def sizes(*items) -> dict[str, int]:
+  return {path: change.size for item in items for path, change in dense64(item).items()}
+
+
+def test_dot_norm_and_cosine(untied_model, pair):
+  low_rank, dense = pair
+  other = oracle.random_direction(untied_model, 3, rank=5)
+  for x, y in [(low_rank, other), (low_rank, dense), (dense, low_rank), (dense, dense), (low_rank, low_rank)]:
+    paths = sizes(x, y)
+    u, v = flat64(x, paths), flat64(y, paths)
+    length = np.linalg.norm(u) * np.linalg.norm(v)
+    assert abs(directions.dot(x, y) - u @ v) < 1e-5 * length
+    assert abs(directions.cosine(x, y) - u @ v / length) < 1e-5
+    assert abs(directions.norm(x) - np.linalg.norm(u)) < 1e-5 * np.linalg.norm(u)
+
+
+def test_per_site(pair):
+  x, y = pair
+  dense_x, dense_y = dense64(x), dense64(y)
+  cosines = directions.cosine_per_site(x, y)
+  assert set(cosines) == set(dense_x) & set(dense_y) and 'embed/embedding' not in cosines
+  for path, value in cosines.items():
+    u, v = dense_x[path], dense_y[path]
+    assert abs(value - u @ v / np.linalg.norm(u) / np.linalg.norm(v)) < 1e-5
+  for path, value in directions.norm_per_site(x).items():
+    assert abs(value / np.linalg.norm(dense_x[path]) - 1) < 1e-5
+
+
+def test_nearly_equal_sides_keep_their_difference(untied_model):
+  """The two task vectors of a contrast may have a cosine of 0.999; what is left between them must still be measured right."""
+  x = oracle.random_direction(untied_model, 1, kinds='low_rank')
+  nudged = jax.tree.map(lambda leaf: leaf + 0.02 * np.float32(np.random.default_rng(5).standard_normal(leaf.shape)) * 0.1, x.delta)
+  difference = directions.subtract(x, Direction(nudged, x.meta))
+  exact = np.concatenate(list(dense64(difference).values()))
+  assert directions.cosine(x, Direction(nudged, x.meta)) > 0.999
+  assert abs(directions.norm(difference) / np.linalg.norm(exact) - 1) < 1e-3
+
+
+def test_sums_multiples_and_projection(untied_model, pair):
+  x, y = pair
+  z = oracle.random_direction(untied_model, 4, rank=2)
+  paths = sizes(x, y, z)
+  u, v, w = (flat64(item, paths) for item in (x, y, z))
+  np.testing.assert_allclose(flat64(directions.add(x, y), paths), u + v, atol=1e-6)
+  np.testing.assert_allclose(flat64(directions.subtract(x, z), paths), u - w, atol=1e-6)
+  np.testing.assert_allclose(flat64(directions.scale(x, -2.5), paths), -2.5 * u, atol=1e-6)
+  np.testing.assert_allclose(flat64(directions.negate(y), paths), -v, atol=0)
+  np.testing.assert_allclose(flat64(directions.project(x, z), paths), (u @ w) / (w @ w) * w, atol=1e-6)
+  np.testing.assert_allclose(flat64(directions.to_dense(x), paths), u, atol=1e-6)
+  q = directions.subtract(x, z).delta['layers']['attn']['q']['kernel']
+  assert isinstance(q, LowRank) and q.a.shape[-1] == 3 + 2 and q.scale == 1.0
+
+
+def test_other_architectures_and_bases_are_refused(untied_model, tied_model, tmp_path):
+  x, y = oracle.random_direction(untied_model, 1), oracle.random_direction(tied_model, 2)
+  with pytest.raises(InputError, match='different architectures: tied False / True'):
+    directions.cosine(x, y)
+  other = models.load(oracle.make_checkpoint(tmp_path / 'other', tied=False, seed=3))
+  z = oracle.random_direction(other, 2)
+  with pytest.raises(InputError, match=f'{x.base.digest}.*{z.base.digest}'):
+    directions.add(x, z)
+  assert directions.add(x, z, allow_other_base=True).base.digest == x.base.digest
+  directions.cosine(x, z)  # Angles between directions of different fine-tunes are what monitoring measures.
+
+
+def test_the_same_numbers_on_reordered_meta(untied_model):
+  x = oracle.random_direction(untied_model, 1)
+  assert dataclasses.replace(x).base == x.base

@@ -1,0 +1,65 @@
+"""Lower ranks against the SVD of the dense change in float64."""
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from weightsteer_jax import directions, models
+from weightsteer_jax.directions import Direction
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.models import Dense, LowRank
+
+from . import oracle
+
+
+def kernel64(direction, *path) -> np.ndarray:
+  """[L, I, O] change of a kernel, float64."""
+  leaf = direction.delta
+  for name in path:
+    leaf = leaf[name]
+  if isinstance(leaf, Dense):
+    value = np.asarray(leaf.value, np.float64)
+    return value.reshape(value.shape[0], value.shape[1], -1)
+  a, b = np.asarray(leaf.a, np.float64), leaf.scale * np.asarray(leaf.b, np.float64)
+  return np.einsum('lir,lro->lio', a.reshape(len(a), -1, a.shape[-1]), b.reshape(len(b), b.shape[1], -1))
+
+
+def best_error(change: np.ndarray, rank: int) -> float:
+  """Relative Frobenius error of the nearest matrices of that rank, over all layers."""
+  values = np.linalg.svd(change, compute_uv=False)
+  return float(np.sqrt(np.square(values[:, rank:]).sum() / np.square(values).sum()))
+
+
+def test_recompress_finds_the_rank_and_keeps_the_change(untied_model):
+  x, y = (oracle.random_direction(untied_model, seed, kinds='low_rank', rank=2) for seed in (1, 2))
+  redundant = directions.add(directions.add(x, y), directions.scale(x, 0.5))
+  small = directions.recompress(redundant)
+  for path in (('layers', 'attn', 'o', 'kernel'), ('layers', 'mlp', 'down', 'kernel')):
+    np.testing.assert_allclose(kernel64(small, *path), kernel64(redundant, *path), atol=2e-6)
+  assert redundant.delta['layers']['mlp']['up']['kernel'].a.shape[-1] == 6
+  assert small.delta['layers']['mlp']['up']['kernel'].a.shape[-1] == 4
+
+
+@pytest.mark.parametrize('rank', [1, 4, 12])
+def test_compress_is_the_best_of_its_rank_and_tells_its_error(untied_model, rank):
+  random = np.random.default_rng(0)
+  kernels = {path: site for path, site in models.sites(untied_model.config).items() if site.inputs and path.startswith('layers/mlp')}
+  leaves = {path.split('/')[2]: {'kernel': Dense(jnp.asarray(random.standard_normal(site.shape), jnp.float32))} for path, site in kernels.items()}
+  low_rank = oracle.random_direction(untied_model, 1)
+  delta = {**low_rank.delta, 'layers': {'mlp': leaves, 'attn': low_rank.delta['layers']['attn']}}
+  full = Direction(delta, low_rank.meta)
+  small, errors = directions.compress(full, rank)
+  for name in ('gate', 'up', 'down'):
+    change, compressed = kernel64(full, 'layers', 'mlp', name, 'kernel'), kernel64(small, 'layers', 'mlp', name, 'kernel')
+    error = np.linalg.norm(compressed - change) / np.linalg.norm(change)
+    assert isinstance(small.delta['layers']['mlp'][name]['kernel'], LowRank)
+    assert abs(error - best_error(change, rank)) < 1e-5
+    assert abs(errors[f'layers/mlp/{name}/kernel'] - error) < 1e-5
+  q = kernel64(full, 'layers', 'attn', 'q', 'kernel')
+  assert abs(errors['layers/attn/q/kernel'] - best_error(q, rank)) < 1e-5
+  assert isinstance(small.delta['embed']['embedding'], Dense) and 'embed/embedding' not in errors
+  assert small.meta['compression'] == {'rank': rank, 'relative_errors': errors}
+
+
+def test_a_rank_below_one_is_refused(untied_model):
+  with pytest.raises(InputError, match='must be 1 or more, not 0'):
+    directions.compress(oracle.random_direction(untied_model, 1), 0)

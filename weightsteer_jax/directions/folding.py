@@ -1,0 +1,47 @@
+"""Biases where a checkpoint has no tensor for them: a Llama or Qwen2 written as the Llama with biases everywhere.
+
+A Llama with `attention_bias` and `mlp_bias` computes the same function as either family once the biases it did not have are zero.
+A vector added to the residual stream after a block is a bias of that block's last projection.
+"""
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from weightsteer_jax import models, tree
+from weightsteer_jax.directions import gram
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.models import Dense
+
+PyTree = Any
+
+RESIDUAL, LAST_BIAS = 'layers/residual', 'layers/mlp/down/bias'
+# Families whose blocks add the MLP's output to the stream as it is, and differ from Llama in nothing but biases.
+FOLDABLE = ('llama', 'qwen2')
+
+
+def with_biases(base: models.Model, delta: PyTree) -> tuple[models.Model, PyTree]:
+  """The base with a (zero) parameter for every bias the delta changes, and the delta with its residual vectors as biases.
+
+  Both are returned as they are if the base has all the parameters already.
+
+  Raises:
+    InputError: the base is of a family that no checkpoint with such biases exists for.
+  """
+  flat = gram.flatten(delta)
+  missing = sorted(path for path in flat if path not in models.sites(base.config))
+  if not missing:
+    return base, delta
+  if base.family not in FOLDABLE:
+    raise InputError(f'the direction changes {", ".join(missing)}, for which a {base.family} checkpoint has no tensor: it cannot be '
+                     'merged, only applied unmerged')
+  if RESIDUAL in flat:
+    residual, last = flat.pop(RESIDUAL), flat.get(LAST_BIAS)
+    flat[LAST_BIAS] = residual if last is None else Dense(residual.value + last.value)
+  attention = base.config.qkv_bias or base.config.o_bias or any(path.startswith('layers/attn/') for path in missing)
+  mlp = base.config.mlp_bias or any(path.startswith('layers/mlp/') or path == RESIDUAL for path in missing)
+  config = dataclasses.replace(base.config, qkv_bias=attention, o_bias=attention, mlp_bias=mlp)
+  params = tree.flatten(base.params)
+  dtype = params['final_norm/scale'].dtype
+  params = {path: params[path] if path in params else jnp.zeros(site.shape, dtype) for path, site in models.sites(config).items()}
+  return dataclasses.replace(base, config=config, family='llama', params=tree.unflatten(params)), tree.unflatten(flat)
