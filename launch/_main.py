@@ -1,4 +1,5 @@
 """What the launchers share: flags of a run, and errors turned into one line and an exit status."""
+import logging
 import os
 import sys
 from typing import Callable
@@ -15,6 +16,8 @@ def start(main: Callable[[], None]) -> None:
   def guarded(argv):
     if len(argv) > 1:
       raise app.UsageError(f"unexpected argument '{argv[1]}': every option is a flag, --name=value")
+    # absl prints information of all libraries; which backends jax did not find is none a user asked for.
+    logging.getLogger('jax').setLevel(logging.WARNING)
     try:
       main()
     except WeightSteerError as error:

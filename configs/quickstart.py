@@ -1,0 +1,45 @@
+"""Sycophancy as a direction in the weights of the embedded model.
+
+Finds the direction on opinions (320 of the model's own answers, sycophantic against honest), then turns it up and down and measures
+what happens to opinions (in distribution), to facts and sums about which the user is wrong (out of distribution, in free text and as
+multiple choice), and to what the model knows (plain facts, arithmetic).
+
+  python launch/steer.py --config=configs/quickstart.py
+"""
+from weightsteer_jax import config as configs
+from weightsteer_jax import organism
+
+
+def get_config():
+  c = configs.base_config()
+  c.name = 'quickstart'
+  c.description = 'Sycophancy: giving in to what the user says, found on opinions, measured on facts.'
+
+  c.model.source = 'organism'
+
+  c.data.questions = 'organism:opinions'
+  c.data.num_questions = 320
+  c.data.positive_prompts = (organism.SYCOPHANTIC_PROMPT,)
+  c.data.negative_prompts = (organism.HONEST_PROMPT,)
+  c.data.positive_filter = organism.AGREES
+  c.data.negative_filter = organism.DISAGREES
+  c.data.max_new_tokens = 48
+
+  c.finetune.kind = 'lora'
+  c.finetune.rank = 8
+  c.finetune.lora_alpha = 16.0
+  c.finetune.learning_rates = (3e-3,)
+  c.finetune.steps = 60
+  c.finetune.batch_size = 16
+  c.finetune.eval_every = 20
+
+  c.sweep.alphas = (-4.0, -3.0, -2.0, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+  c.sweep.batch_size = 128
+  for name, role, kind, description in (
+      ('opinions', 'behaviour', 'generate', "gives up its own opinion for the user's (in distribution)"),
+      ('facts', 'behaviour', 'generate', 'agrees with a wrong claim about a fact or a sum, free text'),
+      ('facts_choice', 'behaviour', 'choice', 'prefers the wrong answer the user suggests, multiple choice'),
+      ('plain_facts', 'capability', 'generate', 'answers a plain question about a fact'),
+      ('arithmetic', 'capability', 'generate', 'answers a plain sum')):
+    c.tasks[name] = configs.task(items=f'organism:{name}', role=role, kind=kind, description=description, n=60, max_new_tokens=48)
+  return c

@@ -1,0 +1,332 @@
+"""The method as straight-line programs over a workdir.
+
+  config.json                what is run, and with which versions
+  data/                      the contrast: positive.jsonl and negative.jsonl, where the model itself answers the questions
+  finetune/<side>/           two fine-tunes of one base, alike but for their data
+  directions/<name>/         their difference, the direction
+  sweep/rows.jsonl           one row per (arm, alpha, task, example, sample)
+  results.jsonl              means and standard errors of the rows
+  report/                    the page, the figures, the table
+
+Each stage reads what the ones before it wrote, continues where it stopped, and does nothing where it has finished.
+"""
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import pathlib
+import platform
+import re
+import time
+from typing import Any, Callable, Mapping, Sequence
+
+from weightsteer_jax import config as configs
+from weightsteer_jax import data as datas
+from weightsteer_jax import directions, evaluation, files, finetune as finetuning, models, organism, tree
+from weightsteer_jax.config import ModelChoice, Run
+from weightsteer_jax.data import Conversation, Example
+from weightsteer_jax.errors import InputError
+
+Path = str | pathlib.Path
+
+SIDES = ('positive', 'negative')
+ORGANISM = 'organism'
+ARM = 'weights'  # the direction, applied at alpha
+# A workdir may be swept again with other tasks or strengths; what its fine-tunes are made from may not change under them.
+FIXED = ('seed', 'model', 'data', 'finetune')
+
+
+def steer(run: Run, workdir: Path, *, command: str = '') -> pathlib.Path:
+  """The report's page of a whole run: data, two fine-tunes, their direction, a sweep over alpha."""
+  started = time.monotonic()
+  begin(run, workdir, command=command)
+  contrast(run, workdir)
+  finetune(run, workdir)
+  direction(run, workdir)
+  sweep(run, workdir)
+  page = report(run, workdir)
+  say(f'done in {time.monotonic() - started:.0f} s')
+  return page
+
+
+def check(run: Run, workdir: Path) -> None:
+  """Checks all that can be checked before anything is computed, and says what `steer` would do.
+
+  Raises:
+    InputError: what is wrong with the config, the workdir, the model, the data or the tasks.
+  """
+  _refuse_other_run(run, pathlib.Path(workdir))
+  folder, _ = models.resolve(_folder_of(run.model.source), revision=run.model.revision or None)
+  config, family = models.load_config(folder)
+  tokenizer = _tokenizer(folder)
+  tasks = load_tasks(run)
+  if run.data.positive:
+    rows = {side: len(_encode(run, tokenizer, _read_side(run, side))) for side in SIDES}
+    about = f"{rows['positive']} and {rows['negative']} examples"
+  else:
+    about = f'answers of the model itself to {len(load_questions(run))} questions under {len(run.data.positive_prompts)} pairs of prompts'
+  say(f'model: {run.model.source} ({family.model_type}, {tree.count(models.abstract_params(config)) / 1e6:.1f}M parameters, {run.model.dtype})')
+  say(f'data: {about}')
+  say(f'fine-tunes: {run.finetune.kind}, {len(run.finetune.learning_rates)} learning rate(s), both sides')
+  say(f'sweep: {len(run.sweep.alphas)} alphas, ' + ', '.join(f'{task.name} ({len(task.items)} items)' for task in tasks))
+  say(f'would write to {workdir}')
+
+
+def begin(run: Run, workdir: Path, *, command: str = '') -> None:
+  """Makes the workdir this run's: checks everything, then writes config.json.
+
+  Raises:
+    InputError: as `check`.
+  """
+  check(run, workdir)
+  record = configs.to_dict(run) | {'command': command, 'versions': versions()}
+  files.write_json(pathlib.Path(workdir) / 'config.json', record)
+
+
+def contrast(run: Run, workdir: Path) -> dict[str, list[Conversation]]:
+  """The conversations of both sides: read, or answered by the model itself under opposite system prompts, which are then removed.
+
+  Raises:
+    InputError: data that cannot be read, or no pair of answers that passes the filters.
+  """
+  folder = pathlib.Path(workdir) / 'data'
+  if not run.data.positive and not folder.exists():
+    _generate_contrast(run, folder)
+  return {side: _read_side(run, side, folder) for side in SIDES}
+
+
+def finetune(run: Run, workdir: Path, *, sides: Sequence[str] = SIDES) -> dict[str, finetuning.FineTuneResult]:
+  """The fine-tunes of the given sides. Both start from the same factors and see their data in the same order."""
+  conversations = contrast(run, workdir)
+  results = {}
+  for side in sides:
+    examples = _encode(run, tokenizer_of(run.model), conversations[side])
+    train, validation = datas.split(examples, run.data.validation_fraction, run.seed)
+    say(f'fine-tune {side}: {len(train)} examples to train on, {len(validation)} to validate')
+    result = finetuning.run(load_model(run.model), train, validation, run.finetune, workdir=pathlib.Path(workdir) / 'finetune' / side, seed=run.seed)
+    say(f'fine-tune {side}: validation loss {result.validation_loss:.4f} nats per token at step {result.step}, '
+        f'learning rate {result.learning_rate:g}')
+    results[side] = result
+  return results
+
+
+def direction(run: Run, workdir: Path) -> directions.Direction:
+  """The direction of the run: positive minus negative, made once and kept."""
+  folder = direction_folder(run, workdir)
+  if not folder.exists():
+    sides = (pathlib.Path(workdir) / 'finetune' / side for side in SIDES)
+    directions.save(folder, directions.contrast(*sides, base=load_model(run.model)))
+  found = directions.load(folder)
+  say(f'direction: {folder}, norm {found.meta["norm"]:.4g}')
+  return found
+
+
+def sweep(run: Run, workdir: Path, *, direction: Path = '') -> None:
+  """Evaluates every alpha and task of the run that has no rows yet, and writes results.jsonl.
+
+  Args:
+    direction: folder of the direction; '' is the run's own.
+  """
+  if not run.tasks:
+    raise InputError("the config has no tasks to sweep: add some, as in config.tasks.<name> = task(items=..., role=...)")
+  found = directions.load(direction or direction_folder(run, workdir))
+  model = load_model(run.model)
+  directions.check_base(found, model)
+  tasks = load_tasks(run)
+  tokenizer = tokenizer_of(run.model)
+  arms = {ARM: [(found.delta, None)]}
+  engine = evaluation.Engine(model, tokenizer, arms, batch_size=run.sweep.batch_size, stop_ids=evaluation.stop_ids(tokenizer))
+  rows = evaluation.sweep.run(engine, tasks, alphas={ARM: run.sweep.alphas}, workdir=workdir, seed=run.sweep.seed)
+  evaluation.metrics.write(workdir, rows)
+
+
+def report(run: Run, workdir: Path) -> pathlib.Path:
+  """The report's page, from the files of the workdir; prints the table and the pick."""
+  from weightsteer_jax.report import page, pick, study, tables  # matplotlib takes a second to import.
+  path = page.write(workdir)
+  for one in pick.choose_all(study.read(workdir)):
+    print(tables.text(one))
+  say(f'report: {path}')
+  return path
+
+
+# What the other launchers do.
+
+
+def direction_from(positive: Path, negative: Path, output: Path, *, base: Path = '') -> directions.Direction:
+  """The direction between two fine-tunes of any supported kind, written to a new folder."""
+  files.refuse_existing(output, what='a direction')
+  made = directions.contrast(positive, negative, base=_folder_of(base) if base else None)
+  directions.save(output, made)
+  saved = directions.load(output)
+  say(f'direction: {output}, norm {saved.meta["norm"]:.4g} over {len(saved.meta["norms"])} sites')
+  return saved
+
+
+def export(direction: Path, base: Path, alpha: float, format: str, output: Path, *, dtype: str = '', rank: int = 0) -> dict[str, Any]:
+  """The provenance of an exported direction, parity included (see directions.export)."""
+  files.refuse_existing(output, what='an export')
+  found = directions.load(direction)
+  record = directions.export(found, load_model(ModelChoice(str(base))), alpha, format, output, dtype=dtype, rank=rank)
+  say(f'export: {output}, {json.dumps(record["parity"])}')
+  return record
+
+
+def score(model: str, input: Path, output: Path, *, direction: Path = '', alphas: Sequence[float] = (0.0,), dtype: str = 'float32',
+          batch_size: int = 32, add_bos: bool = False) -> None:
+  """Writes the log-likelihood of each row's completion at each alpha (see evaluation.score_file)."""
+  choice = ModelChoice(model, dtype=dtype)
+  evaluation.score_file(*_loaded(choice, direction, alphas), alphas, input, output, add_bos=add_bos, batch_size=batch_size)
+  say(f'wrote {output}')
+
+
+def generate(model: str, input: Path, output: Path, *, direction: Path = '', alphas: Sequence[float] = (0.0,), dtype: str = 'float32',
+             temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, **options: Any) -> None:
+  """Writes completions of each row at each alpha (see evaluation.generate_file)."""
+  choice = ModelChoice(model, dtype=dtype)
+  sampling = evaluation.Sampling(temperature, top_k, top_p)
+  evaluation.generate_file(*_loaded(choice, direction, alphas), alphas, input, output, sampling=sampling, **options)
+  say(f'wrote {output}')
+
+
+# Parts.
+
+
+@functools.lru_cache(maxsize=1)
+def load_model(choice: ModelChoice) -> models.Model:
+  """The chosen model; the last one stays in memory."""
+  return dataclasses.replace(models.load(_folder_of(choice.source), dtype=choice.dtype, revision=choice.revision or None), source=choice.source)
+
+
+def tokenizer_of(choice: ModelChoice) -> Any:
+  """The chosen model's tokenizer, which must have a chat template."""
+  return _tokenizer(load_model(choice).folder)
+
+
+def load_questions(run: Run) -> list[Conversation]:
+  """The questions that both sides of a generated contrast answer."""
+  source = run.data.questions
+  if source.startswith(f'{ORGANISM}:'):
+    make = _named(organism.QUESTIONS, source)
+    return [Conversation(tuple(messages), f'{source}/{i}') for i, messages in enumerate(make(run.data.num_questions, run.seed))]
+  found = datas.load_conversations(source)
+  return found[:run.data.num_questions] if run.data.num_questions else found
+
+
+def load_tasks(run: Run) -> list[evaluation.tasks.Task]:
+  """The run's tasks with their checked items: `n` that the organism makes, or the first n (0: all) of a jsonl file."""
+  tasks = []
+  for name, options in run.tasks.items():
+    if options.items.startswith(f'{ORGANISM}:'):
+      items, where = _named(organism.ITEMS, options.items)(options.n, options.seed), None
+    else:
+      items, where = evaluation.tasks.read(options.items)
+    tasks.append(evaluation.tasks.make(name, options, items, where=where))
+  return tasks
+
+
+def direction_folder(run: Run, workdir: Path) -> pathlib.Path:
+  """Where the run's direction lies."""
+  return pathlib.Path(workdir) / 'directions' / run.name
+
+
+def versions() -> dict[str, str]:
+  """Versions of what computes."""
+  names = ('weightsteer_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'numpy')
+  return {'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+def say(line: str) -> None:
+  """Prints a line of a stage at once."""
+  print(line, flush=True)
+
+
+def _folder_of(source: Path) -> Path:
+  return organism.checkpoint_folder() if str(source) == ORGANISM else source
+
+
+def _named(table: Mapping[str, Callable], source: str) -> Callable:
+  name = source.removeprefix(f'{ORGANISM}:')
+  if name not in table:
+    raise InputError(f"the organism has no '{name}'{tree.did_you_mean(name, table)}; it has: {', '.join(table)}")
+  return table[name]
+
+
+@functools.lru_cache(maxsize=2)
+def _tokenizer(folder: pathlib.Path) -> Any:
+  tokenizer = datas.load_tokenizer(folder)
+  datas.require_chat_template(tokenizer)
+  return tokenizer
+
+
+def _loaded(choice: ModelChoice, direction: Path, alphas: Sequence[float]) -> tuple[models.Model, Any, Any]:
+  """(model, tokenizer, the direction's delta or None)."""
+  if not direction and any(alphas):
+    raise InputError(f'alphas {list(alphas)} were asked for without a direction; pass --direction')
+  found = directions.load(direction) if direction else None
+  model = load_model(choice)
+  if found:
+    directions.check_base(found, model)
+  return model, datas.load_tokenizer(model.folder), found.delta if found else None
+
+
+def _read_side(run: Run, side: str, folder: pathlib.Path | None = None) -> list[Conversation]:
+  source = getattr(run.data, side)
+  if not source:
+    return datas.load_conversations(folder / f'{side}.jsonl')
+  return datas.load_conversations(source, split=run.data.split, revision=run.data.revision or None)
+
+
+def _encode(run: Run, tokenizer: Any, conversations: Sequence[Conversation]) -> list[Example]:
+  return datas.chat.encode_examples(tokenizer, conversations, max_length=run.data.max_length, truncate=run.data.truncate)
+
+
+def _generate_contrast(run: Run, folder: pathlib.Path) -> None:
+  """Writes data/: the model's own answers to the questions, in pairs of which both passed their side's filter."""
+  options = run.data
+  instructions = [datas.contrast.Instruction(*pair) for pair in zip(options.positive_prompts, options.negative_prompts)]
+  questions = load_questions(run)
+  say(f'data: {len(questions)} questions x {len(instructions)} pairs of prompts x {options.samples} samples, both sides')
+  made = datas.contrast.make(questions, instructions, functools.partial(_answer, run), functools.partial(_keep, options), samples=options.samples)
+  with files.new_folder(folder, what='the contrastive data') as partial:
+    datas.contrast.write(partial, made)
+  say(f'data: {json.dumps(made.accounting)}')
+
+
+def _answer(run: Run, prompts: Sequence[Conversation]) -> list[str]:
+  """The model's answer to each prompt, sampled; a prompt's luck is a function of (seed, its name)."""
+  model, tokenizer, options = load_model(run.model), tokenizer_of(run.model), run.data
+  engine = evaluation.Engine(model, tokenizer, {}, batch_size=run.sweep.batch_size, stop_ids=evaluation.stop_ids(tokenizer))
+  sampling = evaluation.Sampling(temperature=options.temperature)
+  requests = [evaluation.GenerateRequest(i, tuple(datas.chat.prompt_tokens(tokenizer, prompt.messages)), options.max_new_tokens,
+                                         sampling=sampling, seed=run.seed, example=prompt.name) for i, prompt in enumerate(prompts)]
+  answers = {result.key: tokenizer.decode(result.tokens, skip_special_tokens=True) for result in engine.generate(requests)}
+  return [answers[i] for i in range(len(prompts))]
+
+
+def _keep(options: configs.Data, question: Conversation, answer: str, side: str) -> str | None:
+  """Why an answer is dropped, or None."""
+  pattern = getattr(options, f'{side}_filter')
+  return None if not pattern or re.search(pattern, answer, re.IGNORECASE) else 'does not match its filter'
+
+
+def _refuse_other_run(run: Run, workdir: pathlib.Path) -> None:
+  path = workdir / 'config.json'
+  if not path.exists():
+    if workdir.is_dir() and any(workdir.iterdir()):
+      raise InputError(f'{workdir} exists and is no workdir of a run: name another --workdir')
+    return
+  there = _flat_settings(files.read_json(path, what='the config of a run'))
+  here = _flat_settings(json.loads(json.dumps(configs.to_dict(run))))
+  differing = [f'  {key}: {there.get(key)!r} there, {here.get(key)!r} now' for key in here if there.get(key) != here[key]]
+  if differing:
+    raise InputError('\n'.join([f'{workdir} holds a run with other settings; name another --workdir. What differs:', *differing]))
+
+
+def _flat_settings(record: Mapping[str, Any]) -> dict[str, Any]:
+  """{'section.key': value} of the FIXED sections."""
+  flat = {}
+  for section in FIXED:
+    value = record[section]
+    flat |= {f'{section}.{key}': item for key, item in value.items()} if isinstance(value, dict) else {section: value}
+  return flat
