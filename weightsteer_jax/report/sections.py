@@ -27,8 +27,9 @@ def _lede(one: Pick) -> str:
     return f'No alpha moves {words.subject(numbers)} while capability stays within {numbers.tolerance:g} of the base.'
   span = ' and '.join('the base' if side.alpha == 0 else format_alpha(side.alpha) for side in (low, high))
   kept = f'with every capability within {numbers.tolerance:g} of the base'
+  cost = kept if numbers.capability else 'at a cost not measured'
   return (f'Between {"alpha " if low.alpha else ""}{span}, {words.subject(numbers)} moves '
-          f'from {low.behaviour.mean:.2f} to {high.behaviour.mean:.2f}, {kept if numbers.capability else "at a cost not measured"}.')
+          f'from {low.behaviour.mean:.2f} to {high.behaviour.mean:.2f}, {cost}.')
 
 
 def _tiles(one: Pick) -> str:
@@ -123,9 +124,9 @@ lost; inside it, all are kept. The same figures are in curves.png and tradeoff.p
 def browser() -> str:
   """The frame that page.js fills with examples."""
   return '''<section id="browser"><h2>Examples</h2>
-<p class="note">The same prompt at every alpha. Bars in the list: one per alpha, filled by its value; hatched where there
-is none. Keys: <kbd>j</kbd> <kbd>k</kbd> next and previous example, <kbd>[</kbd> <kbd>]</kbd> task, <kbd>/</kbd> search,
-<kbd>Esc</kbd> back. For choices, the probabilities are among the choices shown, and ✓ is the target.</p>
+<p class="note">The same prompt at every alpha. Bars in the list: one per alpha, filled by its value; hatched where
+there is none. Keys: <kbd>j</kbd> <kbd>k</kbd> next and previous example, <kbd>[</kbd> <kbd>]</kbd> task, <kbd>/</kbd>
+search, <kbd>Esc</kbd> back. For choices, the probabilities are among the choices shown, and ✓ is the target.</p>
 <noscript><p>Looking through examples needs JavaScript; all rows are in sweep/rows.jsonl.</p></noscript>
 <div class="bar">
 <label>Task<select id="task"></select></label>
