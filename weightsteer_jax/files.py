@@ -6,7 +6,7 @@ import os
 import pathlib
 import secrets
 import shutil
-from typing import Any, Iterator, Mapping
+from typing import Any, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -32,16 +32,14 @@ def read_json(path: Path, *, what: str) -> Any:
     raise InputError(f'{path} ({what}) cannot be read: {error.strerror or error}') from error
 
 
-def write_text(path: Path, text: str) -> None:
-  """Writes a file in one piece: beside it first, then renamed into place.
+def write_bytes(path: Path, content: bytes) -> None:
+  """Writes a file in one piece: beside it first, then renamed into place, replacing what was there.
 
   Raises:
     OutputError: it could not be written; nothing is left behind.
   """
   path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial')
-  # Half of a surrogate pair, which UTF-8 cannot hold, is written as \ud83d: in JSON that is the same character.
-  content = text.encode('utf-8', 'backslashreplace')
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.partial')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(temporary, 'wb') as file:
@@ -50,10 +48,19 @@ def write_text(path: Path, text: str) -> None:
       os.fsync(file.fileno())
     os.replace(temporary, path)
   except OSError as error:
-    raise OutputError(f'{path} could not be written: {error.strerror or error}; nothing was left behind') from error
-  finally:
     with contextlib.suppress(OSError):
-      temporary.unlink()
+      temporary.unlink(missing_ok=True)
+    raise OutputError(f'{path} could not be written: {error.strerror or error}; nothing was left behind') from error
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a UTF-8 file as `write_bytes` does."""
+  write_bytes(path, text.encode('utf-8', 'replace'))
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+  """Writes one JSON object a line as `write_bytes` does, NaN refused."""
+  write_text(path, ''.join(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n' for row in rows))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -288,8 +288,7 @@ def _generate_contrast(run: Run, folder: pathlib.Path) -> None:
   questions = load_questions(run)
   say(f'data: {len(questions)} questions x {len(instructions)} pairs of prompts x {options.samples} samples, both sides')
   made = datas.contrast.make(questions, instructions, functools.partial(_answer, run), functools.partial(_keep, options), samples=options.samples)
-  with files.new_folder(folder, what='the contrastive data') as partial:
-    datas.contrast.write(partial, made)
+  datas.contrast.write(folder, made)
   say(f'data: {json.dumps(made.accounting)}')
 
 

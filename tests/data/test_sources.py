@@ -1,15 +1,13 @@
 """What can be read as conversations, and what is said about what cannot."""
 import doctest
-import errno
 import json
-import os
 import sys
 import types
 
 import pytest
 
 from weightsteer_jax.data import sources
-from weightsteer_jax.errors import InputError, OutputError
+from weightsteer_jax.errors import InputError
 
 MESSAGES = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Ho'}]
 
@@ -124,31 +122,6 @@ def test_digest_is_of_the_content(tmp_path):
   other = sources.load_conversations(write(tmp_path / 'c.jsonl', {'question': 'Hi', 'answer': 'Ho!'}))
   assert sources.digest(pairs) == sources.digest(turns) != sources.digest(other)
   assert sources.digest(pairs + other) != sources.digest(other + pairs)
-
-
-def test_jsonl_round_trip_and_no_overwriting(tmp_path):
-  path, rows = tmp_path / 'deep' / 'x.jsonl', [{'a': 'é\n'}, {'b': [1.5, None]}]
-  sources.write_jsonl(path, rows)
-  assert list(sources.read_jsonl(path)) == [(1, rows[0]), (2, rows[1])]
-  with pytest.raises(InputError, match='x.jsonl exists: remove it'):
-    sources.write_jsonl(path, [])
-  sources.write_jsonl(path, rows[:1], overwrite=True)
-  assert [row for _, row in sources.read_jsonl(path)] == rows[:1]
-
-
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
-  def full(handle):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-  monkeypatch.setattr(os, 'fsync', full)
-  with pytest.raises(OutputError, match='cannot write .*x.jsonl: No space left on device; nothing was written'):
-    sources.write_jsonl(tmp_path / 'x.jsonl', [{'a': 1}])
-  assert list(tmp_path.iterdir()) == []
-
-
-def test_a_name_in_the_way_of_the_folder(tmp_path):
-  (tmp_path / 'file').write_text('')
-  with pytest.raises(OutputError, match='cannot write'):
-    sources.write_jsonl(tmp_path / 'file' / 'x.jsonl', [])
 
 
 def test_doctests():

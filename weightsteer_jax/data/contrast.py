@@ -7,11 +7,9 @@ asked for. Source: Persona Vectors (2507.21509), data recipe; pairing as in its 
 import collections
 import dataclasses
 import itertools
-import json
-import os
-from pathlib import Path
 from typing import Callable, Sequence
 
+from weightsteer_jax import files
 from weightsteer_jax.data import sources
 from weightsteer_jax.data.sources import Conversation
 from weightsteer_jax.errors import InputError
@@ -105,25 +103,22 @@ def make(questions: Sequence[Conversation], instructions: Sequence[Instruction],
   return pair(asked, {'positive': answers[:middle], 'negative': answers[middle:]}, keep)
 
 
-def write(folder: str | os.PathLike, contrast: Contrast) -> None:
-  """Writes `positive.jsonl`, `negative.jsonl` (rows {messages, name}) and, last, `accounting.json` with the digests
-  of both.
+def write(folder: files.Path, contrast: Contrast) -> None:
+  """Writes a new folder with `positive.jsonl`, `negative.jsonl` (rows {messages, name}) and `accounting.json` with the
+  digests of both.
 
   Raises:
-    InputError: no pair is left, or the folder holds contrastive data already.
-    OutputError: the disk refuses.
+    InputError: no pair is left, or the folder exists.
+    OutputError: the disk refuses; nothing is left behind.
   """
   if not contrast.positive:
     raise InputError(f'no answer pair passed the filter: {contrast.accounting}')
-  folder = Path(folder)
-  files = {side: folder / f'{side}.jsonl' for side in SIDES}
-  if found := [path.name for path in (*files.values(), folder / 'accounting.json') if path.exists()]:
-    raise InputError(f"{folder} already holds {', '.join(found)}: remove them or choose another folder")
-  for side, path in files.items():
-    sources.write_jsonl(path, ({'messages': list(row.messages), 'name': row.name} for row in getattr(contrast, side)))
-  digests = {side: sources.digest(getattr(contrast, side)) for side in SIDES}
-  accounting = {**contrast.accounting, 'digest': digests}
-  sources.write_text(folder / 'accounting.json', json.dumps(accounting, indent=2) + '\n')
+  with files.new_folder(folder, what='the contrastive data') as partial:
+    for side in SIDES:
+      rows = ({'messages': list(row.messages), 'name': row.name} for row in getattr(contrast, side))
+      files.write_jsonl(partial / f'{side}.jsonl', rows)
+    digests = {side: sources.digest(getattr(contrast, side)) for side in SIDES}
+    files.write_json(partial / 'accounting.json', {**contrast.accounting, 'digest': digests})
 
 
 def _without_system(prompt: Conversation) -> Conversation:

@@ -1,16 +1,14 @@
-"""Conversations from jsonl files and hub datasets, and jsonl files written whole."""
-import contextlib
+"""Conversations from jsonl files and hub datasets."""
 import dataclasses
 import hashlib
 import json
 import os
 from pathlib import Path
 import re
-import tempfile
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from weightsteer_jax import tree
-from weightsteer_jax.errors import InputError, OutputError
+from weightsteer_jax.errors import InputError
 
 ROLES = ('system', 'user', 'assistant')
 _FILE_SUFFIXES = ('.jsonl', '.json', '.csv', '.tsv', '.txt', '.parquet')
@@ -133,38 +131,6 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
           yield number, _parse_line(line, f'{path}:{number}')
     except UnicodeDecodeError as error:
       raise InputError(f'{path} is not UTF-8 text ({error.reason}): convert it first') from error
-
-
-def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping], *, overwrite: bool = False) -> None:
-  """Writes one JSON object a line, whole or not at all.
-
-  Raises:
-    InputError: the file exists and `overwrite` is False.
-    OutputError: it cannot be written; nothing is left behind.
-  """
-  write_text(path, ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows), overwrite=overwrite)
-
-
-def write_text(path: str | os.PathLike, text: str, *, overwrite: bool = False) -> None:
-  """Writes the file through a temporary one beside it, so that no reader ever sees a part of it. Raises as
-  `write_jsonl`."""
-  path = Path(path)
-  if path.exists() and not overwrite:
-    raise InputError(f'{path} exists: remove it or choose another output')
-  temporary = None
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    with open(handle, 'w', encoding='utf-8') as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  except OSError as error:
-    if temporary is not None:
-      with contextlib.suppress(OSError):
-        os.unlink(temporary)
-    raise OutputError(f'cannot write {path}: {error.strerror}; nothing was written') from error
 
 
 def _schema_of(row: Mapping, name: str) -> tuple[str, ...]:
