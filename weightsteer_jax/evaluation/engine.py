@@ -1,0 +1,87 @@
+"""The engine: requests in, results out, in whatever order is fastest."""
+import collections
+from typing import Any, Iterable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from weightsteer_jax import models
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.evaluation import generation, programs, scoring
+from weightsteer_jax.evaluation.arms import Part, make_arms
+from weightsteer_jax.evaluation.requests import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
+
+# Another shape is worth its compilation when it saves this many tokens of padding. A compilation takes seconds whatever the model's
+# size, in which a small model computes more tokens: this many parameters times tokens.
+COMPILE_WORK = 1.5e11
+
+
+class Engine:
+  """Scores and generates with one model, under any of its arms, at any alpha, in batches that mix them.
+
+  Args:
+    model: from `models.load`, or anything with a `config` and `params`.
+    tokenizer: kept for those who make requests; the engine itself deals in token ids.
+    arms: {name: parts}; a part is (delta, coefficient), the coefficient None for the strength of the row. 'base' is always there.
+    batch_size: rows scored or generated together.
+    stop_ids: tokens that end a generation.
+  Raises:
+    InputError: a delta that does not fit the model.
+  """
+
+  def __init__(self, model: models.Model, tokenizer: Any, arms: Mapping[str, Sequence[Part]], *, batch_size: int = 64,
+               stop_ids: Sequence[int] = ()):
+    if batch_size < 1:
+      raise InputError(f'the batch size is {batch_size}, expected 1 or more')
+    self.config, self.params, self.tokenizer = model.config, model.params, tokenizer
+    self.arms = make_arms(arms)
+    for delta in self.arms.deltas:
+      models.check_delta(model.config, delta)
+    self.batch_size = batch_size
+    self.stop_ids = tuple(stop_ids)
+    self._traces_before = collections.Counter(programs.traces)
+    self._compile_tokens = int(COMPILE_WORK / sum(x.size for x in jax.tree.leaves(model.params)))
+
+  @property
+  def compiled(self) -> dict[str, int]:
+    """{program: compilations since this engine was made}."""
+    found: dict[str, int] = {}
+    for (name, _), count in (programs.traces - self._traces_before).items():
+      found[name] = found.get(name, 0) + count
+    return found
+
+  def score(self, requests: Iterable[ScoreRequest]) -> Iterator[ScoreResult]:
+    """The results, each as its batch finishes, the shortest first. The next batch is computed while these are used.
+
+    Raises:
+      InputError: a request that cannot be scored, before any is.
+    """
+    limit = self.config.max_positions
+    asked = scoring.questions(list(requests), self.arms, limit)
+    if not asked:
+      return
+    planned = scoring.batches(asked, batch_size=self.batch_size, max_positions=limit, compile_tokens=self._compile_tokens)
+    waiting = None
+    for batch, keys in planned:
+      running = scoring.score_batch(self.config, self.params, self.arms.deltas, batch), keys
+      if waiting is not None:
+        yield from _score_results(*waiting)
+      waiting = running
+    yield from _score_results(*waiting)
+
+  def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[GenerateResult]:
+    """The results, as they finish.
+
+    Raises:
+      InputError: a request that cannot be run, before any is.
+    """
+    limit = self.config.max_positions
+    asked = generation.jobs(list(requests), self.arms, limit)
+    for mode, shape, members in generation.groups(asked, max_positions=limit, compile_tokens=self._compile_tokens):
+      yield from generation.run_group(self.config, self.params, self.arms.deltas, mode, shape, members, slots=self.batch_size, stops=self.stop_ids)
+
+
+def _score_results(scores: tuple[jax.Array, jax.Array], keys: list[tuple[tuple[Any, ...], int]]) -> Iterator[ScoreResult]:
+  logprobs, greedy = map(np.asarray, scores)
+  for row, (served, length) in enumerate(keys):
+    yield from (ScoreResult(key, float(logprobs[row]), length, bool(greedy[row])) for key in served)

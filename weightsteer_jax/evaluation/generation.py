@@ -1,0 +1,230 @@
+"""Greedy and sampled generation with the KV cache: slots that are refilled as their rows finish.
+
+A batch of B slots decodes on the device, one token per slot and step, until enough slots are free for the next prompts (or all rows
+are done); then new prompts are prefilled into the free slots. So a long answer holds one slot, not the batch. The cache's slot
+number is the position: a new row overwrites the old one's keys before it can see them. Axes beside the decoder's: P prompts that
+enter at once, E edits, M tokens a row may generate, X stop tokens.
+"""
+import collections
+import dataclasses
+from typing import Any, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from weightsteer_jax import models
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.evaluation import sampling, shapes
+from weightsteer_jax.evaluation.arms import Arms
+from weightsteer_jax.evaluation.programs import edits_of, program
+from weightsteer_jax.evaluation.requests import GenerateRequest, GenerateResult
+
+PyTree = Any
+
+PROMPT_MULTIPLE, TOTAL_MULTIPLE, ANSWER_MULTIPLE = 16, 32, 32
+MAX_SHAPES = 2
+REFILL_SHARE = 4  # new prompts enter when one slot in this many is free
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """What each slot (or each entering row) is doing.
+
+  Attributes:
+    tokens_B, positions_B: the last token, which is not in the cache yet, and its position.
+    limits_B: tokens it may generate. coefficients_BE: float32, one per edit.
+    keys_B2: uint32, its stream of random numbers. temperatures_B, top_ks_B, top_ps_B: see Sampling.
+  """
+  tokens_B: Any
+  positions_B: Any
+  limits_B: Any
+  coefficients_BE: Any
+  keys_B2: Any
+  temperatures_B: Any
+  top_ks_B: Any
+  top_ps_B: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+  """Everything that lives on the device between calls.
+
+  Attributes:
+    cache: of all slots. rows: see Rows.
+    counts_B: tokens generated. active_B: still going. stopped_B: ended by a stop token. finite_B: no NaN or infinity in its logits.
+    answers_BM: the tokens generated, without the stop token.
+  """
+  cache: Any
+  rows: Rows
+  counts_B: Any
+  active_B: Any
+  stopped_B: Any
+  finite_B: Any
+  answers_BM: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """Rows that enter together.
+
+  Attributes:
+    prompts_PT: prompt tokens without the last one, padded on the right.
+    slots_P: where each goes; a number past the last slot marks padding.
+    rows: what they do (keys_B2 is made on the device). draws_3P: uint32 seed, hash of the example, sample.
+  """
+  prompts_PT: Any
+  slots_P: Any
+  rows: Rows
+  draws_3P: Any
+
+
+def empty_state(config: models.ModelConfig, slots: int, length: int, answer: int, edits: int, dtype: Any) -> State:
+  """A state with every slot free."""
+  zeros = lambda dtype, *shape: jnp.zeros((slots, *shape), dtype)
+  rows = Rows(zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.float32, edits), zeros(jnp.uint32, 2),
+              jnp.ones(slots), zeros(jnp.int32), jnp.ones(slots))
+  cache = models.init_cache(config, slots, length, dtype)
+  return State(cache, rows, zeros(jnp.int32), zeros(bool), zeros(bool), zeros(bool), zeros(jnp.int32, answer))
+
+
+@program(static_argnums=0, donate_argnums=3)
+def admit(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], state: State, entry: Entry) -> State:
+  """The state with the entry's prompts prefilled into its slots."""
+  prompts, length = entry.prompts_PT.shape
+  cache = models.init_cache(config, prompts, length, state.cache['k'].dtype)
+  edits = edits_of(deltas, entry.rows.coefficients_BE)
+  _, cache = models.hidden(config, params, entry.prompts_PT, edits=edits, cache=cache)
+  rows = dataclasses.replace(entry.rows, keys_B2=sampling.row_keys(*entry.draws_3P))
+  put = lambda old, new: old.at[entry.slots_P].set(new, mode='drop')
+  return State(
+      cache=jax.tree.map(lambda old, new: old.at[:, entry.slots_P, :length].set(new, mode='drop'), state.cache, cache),
+      rows=jax.tree.map(put, state.rows, rows), counts_B=put(state.counts_B, 0), active_B=put(state.active_B, True),
+      stopped_B=put(state.stopped_B, False), finite_B=put(state.finite_B, True), answers_BM=state.answers_BM)
+
+
+@program(static_argnums=(0, 1), donate_argnums=5)
+def decode(config: models.ModelConfig, mode: str, params: PyTree, deltas: Sequence[PyTree], stops_X: jax.Array, state: State,
+           keep: jax.Array) -> State:
+  """The state after as many steps as it takes until at most `keep` rows are active."""
+
+  def step(state):
+    rows = state.rows
+    edits = edits_of(deltas, rows.coefficients_BE)
+    x_B1D, cache = models.hidden(config, params, rows.tokens_B[:, None], positions_BT=rows.positions_B[:, None], edits=edits, cache=state.cache)
+    logits_BV = models.logits(config, params, x_B1D, edits=edits)[:, 0]
+    tokens_B = sampling.next_tokens(logits_BV, rows.keys_B2, state.counts_B, rows.temperatures_B, rows.top_ks_B, rows.top_ps_B, mode=mode)
+    return _advance(dataclasses.replace(state, cache=cache), tokens_B, stops_X, jnp.all(jnp.isfinite(logits_BV), axis=-1))
+
+  return jax.lax.while_loop(lambda state: jnp.sum(state.active_B) > keep, step, state)
+
+
+def _advance(state: State, tokens_B: jax.Array, stops_X: jax.Array, finite_B: jax.Array) -> State:
+  """The state with one more token in each active row, or the row ended."""
+  slots = jnp.arange(tokens_B.shape[0])
+  stopped_B = state.active_B & jnp.any(tokens_B[:, None] == stops_X, axis=-1)
+  emitted_B = state.active_B & ~stopped_B & finite_B
+  places_B = jnp.where(emitted_B, state.counts_B, state.answers_BM.shape[1])
+  counts_B = state.counts_B + emitted_B
+  rows = dataclasses.replace(state.rows, tokens_B=jnp.where(emitted_B, tokens_B, state.rows.tokens_B),
+                             positions_B=state.rows.positions_B + emitted_B)
+  return dataclasses.replace(
+      state, rows=rows, counts_B=counts_B, active_B=emitted_B & (counts_B < state.rows.limits_B), stopped_B=state.stopped_B | stopped_B,
+      finite_B=state.finite_B & (finite_B | ~state.active_B), answers_BM=state.answers_BM.at[slots, places_B].set(tokens_B, mode='drop'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A continuation to compute once, for all the requests with these keys; `request` is one of them."""
+  request: GenerateRequest
+  coefficients: tuple[float, ...]
+  keys: tuple[Any, ...]
+
+  @property
+  def size(self) -> shapes.Shape:
+    return len(self.request.prompt) - 1, len(self.request.prompt) + self.request.max_new_tokens - 1
+
+
+def jobs(requests: Sequence[GenerateRequest], arms: Arms, max_positions: int) -> list[Job]:
+  """The requests, those that must come out the same put together.
+
+  Raises:
+    InputError: an empty prompt, nothing to generate, or more tokens than the model has positions; names the request.
+  """
+  groups: dict[tuple, list[GenerateRequest]] = collections.defaultdict(list)
+  for request in requests:
+    if not request.prompt or request.max_new_tokens < 1:
+      raise InputError(f'{request.key}: a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} to generate, expected at least 1 each')
+    total = len(request.prompt) + request.max_new_tokens - 1
+    if total > max_positions:
+      raise InputError(f'{request.key}: a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} new ones take {total} positions, '
+                       f'the model has {max_positions}; shorten the prompt or lower max_new_tokens')
+    luck = () if request.sampling.mode == 'greedy' else (request.seed, request.example, request.sample)
+    coefficients = arms.coefficients(request.arm, request.alpha)
+    groups[request.prompt, coefficients, request.max_new_tokens, request.sampling, luck].append(request)
+  return [Job(members[0], key[1], tuple(member.key for member in members)) for key, members in groups.items()]
+
+
+def groups(asked: Sequence[Job], *, max_positions: int, compile_tokens: int) -> Iterator[tuple[str, shapes.Shape, list[Job]]]:
+  """(sampling mode, (prompt length, cache length), jobs) of what runs through the same programs."""
+  by_mode = collections.defaultdict(list)
+  for job in asked:
+    by_mode[job.request.sampling.mode].append(job)
+  for mode, members in by_mode.items():
+    planned = shapes.plan_shapes([job.size for job in members], multiples=(PROMPT_MULTIPLE, TOTAL_MULTIPLE), most=(max_positions, max_positions),
+                                 max_shapes=MAX_SHAPES, compile_tokens=compile_tokens)
+    by_shape = collections.defaultdict(list)
+    for job in members:
+      by_shape[shapes.fitting(job.size, planned)].append(job)
+    for shape, chosen in sorted(by_shape.items()):
+      yield mode, shape, chosen
+
+
+def run_group(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], mode: str, shape: shapes.Shape, asked: Sequence[Job], *,
+              slots: int, stops: Sequence[int]) -> Iterator[GenerateResult]:
+  """The results of one group, as they finish."""
+  slots = shapes.rows_for(len(asked), slots)
+  entering = max(1, slots // REFILL_SHARE)
+  # The strongest steered are the likeliest never to stop: begun first, they do not leave a long tail of nearly empty batches.
+  queue = collections.deque(sorted(asked, key=lambda job: (-job.request.max_new_tokens, -max(map(abs, job.coefficients), default=0.0))))
+  answer = -(-max(job.request.max_new_tokens for job in asked) // ANSWER_MULTIPLE) * ANSWER_MULTIPLE
+  state = empty_state(config, slots, shape[1], answer, len(deltas), params['embed']['embedding'].dtype)
+  held: list[Job | None] = [None] * slots
+  while queue or any(held):
+    while queue and held.count(None) >= min(entering, len(queue)):
+      state = admit(config, params, deltas, state, _entry(queue, held, entering, shape[0], len(deltas)))
+    keep = slots - min(entering, len(queue)) if queue else 0
+    state = decode(config, mode, params, deltas, np.asarray(stops, np.int32), state, np.int32(keep))
+    yield from _collect(state, held)
+
+
+def _entry(queue: collections.deque, held: list[Job | None], entering: int, length: int, edits: int) -> Entry:
+  """The next jobs of the queue as rows that go into free slots; `held` is told."""
+  slots = [slot for slot, job in enumerate(held) if job is None][:min(entering, len(queue))]
+  rows = Rows(*np.zeros((3, entering), np.int32), np.zeros((entering, edits), np.float32), np.zeros((entering, 2), np.uint32),
+              np.ones(entering, np.float32), np.zeros(entering, np.int32), np.ones(entering, np.float32))
+  entry = Entry(np.zeros((entering, length), np.int32), np.full(entering, len(held), np.int32), rows, np.zeros((3, entering), np.uint32))
+  for i, slot in enumerate(slots):
+    job = held[slot] = queue.popleft()
+    request = job.request
+    entry.slots_P[i] = slot
+    entry.prompts_PT[i, :len(request.prompt) - 1] = request.prompt[:-1]
+    entry.draws_3P[:, i] = request.seed, sampling.example_hash(request.example), request.sample
+    rows.tokens_B[i], rows.positions_B[i], rows.limits_B[i] = request.prompt[-1], len(request.prompt) - 1, request.max_new_tokens
+    rows.coefficients_BE[i] = job.coefficients
+    rows.temperatures_B[i], rows.top_ks_B[i], rows.top_ps_B[i] = request.sampling.temperature, request.sampling.top_k, request.sampling.top_p
+  return entry
+
+
+def _collect(state: State, held: list[Job | None]) -> Iterator[GenerateResult]:
+  """Results of the rows that have ended; their slots in `held` become free."""
+  counts, active, stopped, finite, answers = jax.device_get((state.counts_B, state.active_B, state.stopped_B, state.finite_B, state.answers_BM))
+  for slot, job in enumerate(held):
+    if job is not None and not active[slot]:
+      held[slot] = None
+      finish = 'not_finite' if not finite[slot] else 'stop' if stopped[slot] else 'length'
+      tokens = tuple(answers[slot, :counts[slot]].tolist())
+      yield from (GenerateResult(key, tokens, finish) for key in job.keys)

@@ -1,0 +1,32 @@
+"""What is compiled: pure functions of (config, params, deltas, arrays), each jitted once and traced once per shape."""
+import collections
+import functools
+from typing import Any, Callable, Sequence
+
+import jax
+
+from weightsteer_jax import models
+
+PyTree = Any
+
+# {(program, shapes of its batch): traces} of this process; a compilation follows each trace.
+traces: collections.Counter = collections.Counter()
+
+
+def program(function: Callable | None = None, **jit_options: Any) -> Callable:
+  """A decorator: `jax.jit`, with every trace counted in `traces`. The last positional argument is the batch that names the shape."""
+  if function is None:
+    return functools.partial(program, **jit_options)
+
+  @functools.wraps(function)
+  def traced(*args, **kwargs):
+    shapes = tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(args[-1]))
+    traces[function.__name__, shapes] += 1
+    return function(*args, **kwargs)
+
+  return jax.jit(traced, **jit_options)
+
+
+def edits_of(deltas: Sequence[PyTree], coefficients_BE: jax.Array) -> tuple[models.Edit, ...]:
+  """One edit per delta, at its column of coefficients."""
+  return tuple(models.Edit(delta, coefficients_BE[:, i]) for i, delta in enumerate(deltas))

@@ -1,0 +1,106 @@
+"""Rules that judge a text without a model.
+
+A rule set is a mapping; every rule in it must hold:
+
+  any     patterns of which at least one is found        none    patterns of which none is found
+  exact   texts, one of which the answer equals once both are normalised
+  number  the number the answer gives (see `extract_number`)
+
+Patterns are Python regular expressions, searched for anywhere, upper and lower case alike.
+"""
+import dataclasses
+import math
+import re
+import string
+from typing import Any, Mapping, Sequence
+import unicodedata
+
+from weightsteer_jax import tree
+from weightsteer_jax.errors import InputError
+
+NAMES = ('any', 'none', 'exact', 'number')
+_NUMBER = re.compile(r'(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w])')
+_MARKED = re.compile(r'####\s*\$?\s*(\S+)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+  """Compiled rules; an empty `any` or `exact` asks for nothing."""
+  any: tuple[re.Pattern, ...] = ()
+  none: tuple[re.Pattern, ...] = ()
+  exact: frozenset[str] = frozenset()
+  number: float | None = None
+
+  def judge(self, text: str) -> tuple[float, bool]:
+    """(1.0 if every rule holds, else 0.0; whether an answer could be read).
+
+    >>> make({'any': ['\\\\byes'], 'none': ['not']}, 'here').judge('Well, YES.'), make({'number': 3}, 'here').judge('three')
+    ((1.0, True), (0.0, False))
+    """
+    number = extract_number(text) if self.number is not None else None
+    holds = (not self.any or any(pattern.search(text) for pattern in self.any)) and not any(pattern.search(text) for pattern in self.none)
+    holds = holds and (not self.exact or normalise(text) in self.exact)
+    holds = holds and (self.number is None or (number is not None and math.isclose(number, self.number, rel_tol=1e-9, abs_tol=1e-9)))
+    return float(holds), self.number is None or number is not None
+
+
+def make(rules: Any, where: str) -> Rules:
+  """The compiled rules of an item.
+
+  Raises:
+    InputError: an unknown rule, a broken pattern, a value of the wrong type, or no rule at all; names `where`.
+  """
+  if not isinstance(rules, Mapping) or not rules:
+    raise InputError(f"{where}: 'match' is {rules!r:.80}, expected an object with one or more of: {', '.join(NAMES)}")
+  for name in rules:
+    if name not in NAMES:
+      raise InputError(f"{where}: unknown rule '{name}' in 'match'{tree.did_you_mean(name, NAMES)}; there are: {', '.join(NAMES)}")
+  number = rules.get('number')
+  if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
+    raise InputError(f"{where}: the rule 'number' is {number!r}, expected a number")
+  made = Rules(_patterns(rules, 'any', where), _patterns(rules, 'none', where), frozenset(map(normalise, _texts(rules, 'exact', where))),
+               None if number is None else float(number))
+  if made == Rules():
+    raise InputError(f"{where}: the rules in 'match' are all empty: every answer would pass")
+  return made
+
+
+def normalise(text: str) -> str:
+  """The text in lower case, without accents, punctuation, articles and repeated spaces.
+
+  >>> normalise('  The  Café, in Paris! ')
+  'cafe in paris'
+
+  Source: SQuAD's answer normalisation (arXiv 1606.05250), and accents removed.
+  """
+  plain = ''.join(c for c in unicodedata.normalize('NFKD', text.lower()) if not unicodedata.combining(c))
+  plain = ''.join(c for c in plain if c not in string.punctuation and not unicodedata.category(c).startswith('P'))
+  return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', plain).split())
+
+
+def extract_number(text: str) -> float | None:
+  """The number after the last `####`, else the last number in the text, else None; thousands may be set off by commas.
+
+  >>> [extract_number(text) for text in ('3 apples and 4 pears make 7.', '2 + 2\\n#### 1,204 (not 5)', 'seven', 'It costs $-3.50')]
+  [7.0, 1204.0, None, -3.5]
+  """
+  marked = _MARKED.findall(text)
+  found = _NUMBER.findall(marked[-1] if marked else text)
+  return float(found[-1].replace(',', '')) if found else None
+
+
+def _texts(rules: Mapping[str, Any], name: str, where: str) -> Sequence[str]:
+  texts = rules.get(name) or []
+  if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+    raise InputError(f"{where}: the rule '{name}' is {texts!r:.80}, expected a list of texts")
+  return texts
+
+
+def _patterns(rules: Mapping[str, Any], name: str, where: str) -> tuple[re.Pattern, ...]:
+  compiled = []
+  for text in _texts(rules, name, where):
+    try:
+      compiled.append(re.compile(text, re.IGNORECASE))
+    except re.error as error:
+      raise InputError(f"{where}: the rule '{name}' holds {text!r}, which is no regular expression: {error}") from error
+  return tuple(compiled)

@@ -1,0 +1,162 @@
+"""Log-likelihoods of completions, many prompts, arms and alphas to a batch.
+
+A batch has two parts: P prompts, and R completions that name the prompt they follow. The prompts, but for their last token, fill the
+cache once; every completion then reads its prompt's keys and values, so that the choices of one question share its computation, and
+the logits are computed in the places of completions only. Axes beside the decoder's: P prompts, R completions, E edits.
+"""
+import collections
+import dataclasses
+from typing import Any, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from weightsteer_jax import models
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.evaluation import shapes
+from weightsteer_jax.evaluation.arms import Arms
+from weightsteer_jax.evaluation.programs import edits_of, program
+from weightsteer_jax.evaluation.requests import ScoreRequest, Tokens
+
+PyTree = Any
+
+PROMPT_MULTIPLE, COMPLETION_MULTIPLE = 16, 8
+MAX_SHAPES = 3
+LOGITS_AT_ONCE = 1 << 26  # float32 values: 256 MiB
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ScoreBatch:
+  """Arrays of one batch, int32 unless said.
+
+  Attributes:
+    prompts_PT: prompt tokens without the last one, padded on the right.
+    coefficients_PE: float32, one per edit.
+    owners_R: index of each completion's prompt.
+    starts_R: position of the prompt's last token, from which the completion's first token is predicted.
+    inputs_RT: the prompt's last token and the completion without its last. targets_RT: the completion.
+    lengths_R: tokens of the completion; 0 in rows that pad the batch.
+  """
+  prompts_PT: Any
+  coefficients_PE: Any
+  owners_R: Any
+  starts_R: Any
+  inputs_RT: Any
+  targets_RT: Any
+  lengths_R: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """A prompt under given coefficients, with completions to score; each completion serves the requests with the given keys."""
+  prompt: Tokens
+  coefficients: tuple[float, ...]
+  completions: tuple[Tokens, ...]
+  keys: tuple[tuple[Any, ...], ...]
+
+  @property
+  def size(self) -> shapes.Shape:
+    return len(self.prompt) - 1, max(map(len, self.completions))
+
+
+@program(static_argnums=0)
+def score_batch(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], batch: ScoreBatch) -> tuple[jax.Array, jax.Array]:
+  """(log-likelihood in nats, float32 [R]; whether each token of the completion is the most likely, bool [R])."""
+  prompts, prompt_length = batch.prompts_PT.shape
+  completion_length = batch.inputs_RT.shape[1]
+  dtype = params['embed']['embedding'].dtype
+  # A shape may be longer than any of its rows; what padding writes beyond the model's positions is dropped.
+  cache = models.init_cache(config, prompts, min(prompt_length + completion_length, config.max_positions), dtype)
+  _, cache = models.hidden(config, params, batch.prompts_PT, edits=edits_of(deltas, batch.coefficients_PE), cache=cache)
+  cache = jax.tree.map(lambda x_LPSKH: x_LPSKH[:, batch.owners_R], cache)
+  edits = edits_of(deltas, batch.coefficients_PE[batch.owners_R])
+  positions_RT = batch.starts_R[:, None] + jnp.arange(completion_length)
+  x_RTD, _ = models.hidden(config, params, batch.inputs_RT, positions_BT=positions_RT, edits=edits, cache=cache)
+  logprobs_RT, greedy_RT = target_logprobs(config, params, x_RTD, batch.targets_RT, edits)
+  counts_RT = jnp.arange(completion_length) < batch.lengths_R[:, None]
+  return jnp.sum(jnp.where(counts_RT, logprobs_RT, 0.0), axis=1), jnp.all(greedy_RT | ~counts_RT, axis=1)
+
+
+def target_logprobs(config: models.ModelConfig, params: PyTree, x_BTD: jax.Array, targets_BT: jax.Array,
+                    edits: Sequence[models.Edit]) -> tuple[jax.Array, jax.Array]:
+  """(log p(target) in nats, whether the target is the most likely token), [B, T] each; T is taken in chunks."""
+  batch, length = targets_BT.shape
+  chunk = max(1, min(length, LOGITS_AT_ONCE // (batch * config.vocab_size)))
+  pieces = []
+  for start in range(0, length, chunk):
+    part = slice(start, start + chunk)
+    logits_BtV = models.logits(config, params, x_BTD[:, part], edits=edits)
+    picked_Bt = jnp.take_along_axis(logits_BtV, targets_BT[:, part, None], axis=-1)[..., 0]
+    pieces.append((picked_Bt - jax.nn.logsumexp(logits_BtV, axis=-1), picked_Bt >= jnp.max(logits_BtV, axis=-1)))
+  logprobs, greedy = zip(*pieces)
+  return jnp.concatenate(logprobs, axis=1), jnp.concatenate(greedy, axis=1)
+
+
+def questions(requests: Sequence[ScoreRequest], arms: Arms, max_positions: int) -> list[Question]:
+  """The requests grouped by prompt and coefficients, each different completion once.
+
+  Raises:
+    InputError: an empty prompt or completion, or more tokens than the model has positions; names the request.
+  """
+  groups: dict[tuple, dict[Tokens, list]] = collections.defaultdict(lambda: collections.defaultdict(list))
+  for request in requests:
+    if not request.prompt or not request.completion:
+      which = 'prompt' if not request.prompt else 'completion'
+      raise InputError(f'{request.key}: the {which} has no tokens; its log-likelihood is not defined')
+    total = len(request.prompt) + len(request.completion) - 1
+    if total > max_positions:
+      raise InputError(f'{request.key}: prompt and completion take {total} positions, the model has {max_positions}; shorten them')
+    groups[request.prompt, arms.coefficients(request.arm, request.alpha)][request.completion].append(request.key)
+  return [Question(prompt, coefficients, tuple(members), tuple(map(tuple, members.values())))
+          for (prompt, coefficients), members in groups.items()]
+
+
+def batches(asked: Sequence[Question], *, batch_size: int, max_positions: int, compile_tokens: int) -> Iterator[tuple[ScoreBatch, list]]:
+  """Batches of few shapes, the shortest first, each with its completions' keys [R]."""
+  limits = (max_positions, max_positions)
+  planned = shapes.plan_shapes([question.size for question in asked], multiples=(PROMPT_MULTIPLE, COMPLETION_MULTIPLE), most=limits,
+                               max_shapes=MAX_SHAPES, compile_tokens=compile_tokens)
+  by_shape = collections.defaultdict(list)
+  for question in asked:
+    by_shape[shapes.fitting(question.size, planned)].append(question)
+  for shape, members in by_shape.items():
+    yield from _batches_of(shape, members, batch_size)
+
+
+def _batches_of(shape: shapes.Shape, asked: list[Question], batch_size: int) -> Iterator[tuple[ScoreBatch, list]]:
+  pieces = [piece for question in asked for piece in _split(question, batch_size)]
+  total = sum(len(piece.completions) for piece in pieces)
+  rows = shapes.rows_for(total, batch_size)
+  prompts = min(rows, -(-len(pieces) * rows // total))
+  held: list[Question] = []
+  for piece in pieces:
+    if len(held) == prompts or sum(len(q.completions) for q in held) + len(piece.completions) > rows:
+      yield _batch(held, shape, prompts, rows)
+      held = []
+    held.append(piece)
+  yield _batch(held, shape, prompts, rows)
+
+
+def _split(question: Question, size: int) -> Iterator[Question]:
+  for start in range(0, len(question.completions), size):
+    part = slice(start, start + size)
+    yield dataclasses.replace(question, completions=question.completions[part], keys=question.keys[part])
+
+
+def _batch(held: list[Question], shape: shapes.Shape, prompts: int, rows: int) -> tuple[ScoreBatch, list]:
+  edits = len(held[0].coefficients)
+  batch = ScoreBatch(np.zeros((prompts, shape[0]), np.int32), np.zeros((prompts, edits), np.float32), *np.zeros((2, rows), np.int32),
+                     *np.zeros((2, rows, shape[1]), np.int32), np.zeros(rows, np.int32))
+  keys = []
+  for owner, question in enumerate(held):
+    batch.prompts_PT[owner, :len(question.prompt) - 1] = question.prompt[:-1]
+    batch.coefficients_PE[owner] = question.coefficients
+    for completion, served in zip(question.completions, question.keys):
+      row, length = len(keys), len(completion)
+      batch.owners_R[row], batch.starts_R[row], batch.lengths_R[row] = owner, len(question.prompt) - 1, length
+      batch.inputs_RT[row, :length] = question.prompt[-1:] + completion[:-1]
+      batch.targets_RT[row, :length] = completion
+      keys.append((served, length))
+  return batch, keys

@@ -1,0 +1,134 @@
+"""The sweep: every arm, alpha, task, example and sample, each computed once and kept on disk."""
+import hashlib
+import json
+import pathlib
+import sys
+from typing import Any, Iterable, Iterator, Mapping, Sequence
+
+import jax
+import tqdm
+
+from weightsteer_jax import files, models, tree
+from weightsteer_jax.errors import CorruptError, InputError
+from weightsteer_jax.evaluation import tasks as kinds
+from weightsteer_jax.evaluation.engine import Engine
+from weightsteer_jax.evaluation.requests import GenerateRequest, ScoreRequest
+from weightsteer_jax.evaluation.rows import RowKey, Rows
+
+# Work of a row: its task, its item as tokens.
+Prepared = dict[tuple[str, str], Any]
+
+
+def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Sequence[float]], workdir: str | pathlib.Path, seed: int = 0,
+        progress: bool = True) -> list[dict[str, Any]]:
+  """All rows of the sweep, in the order of the plan; those not in `<workdir>/sweep/rows.jsonl` yet are computed and appended to it.
+
+  A row is {arm, alpha, task, example, sample, value, status, messages} and, by the task's kind, {completion, tokens} or {choices,
+  target, tokens, logprobs}. Alphas, tasks and arms may be added to a sweep later; what its rows were made from may not change, and
+  is recorded in `<workdir>/sweep/plan.json`.
+
+  Args:
+    engine: holds the model and the arms.
+    alphas: {arm: strengths}.
+    seed: of sampled answers.
+    progress: whether to show a progress bar on stderr.
+  Raises:
+    InputError: two tasks of one name, or inputs that differ from those of the rows already there; names what changed.
+    CorruptError: a broken file of rows. OutputError: a full disk.
+  """
+  by_name = {task.name: task for task in tasks}
+  if len(by_name) < len(tasks):
+    raise InputError(f'two tasks have the same name: {", ".join(task.name for task in tasks)}')
+  folder = pathlib.Path(workdir) / 'sweep'
+  prepared = {(task.name, item['id']): task.kind.prepare(engine.tokenizer, item) for task in tasks for item in task.items}
+  plan = list(_plan(tasks, alphas))
+  with Rows(folder / 'rows.jsonl') as rows:
+    _check_inputs(folder / 'plan.json', inputs_of(engine, tasks, prepared, list(alphas), seed), fresh=not rows.done)
+    missing = [key for key in plan if key not in rows.done]
+    bar = tqdm.tqdm(total=len(plan), initial=len(plan) - len(missing), desc='sweep', unit='row', disable=not progress, file=sys.stderr,
+                    mininterval=0.1 if sys.stderr.isatty() else 10.0, dynamic_ncols=True)
+    with bar:
+      for row in _compute(engine, by_name, prepared, missing, seed):
+        rows.append(row)
+        bar.update()
+    return [rows.done[key] for key in plan]
+
+
+def inputs_of(engine: Engine, tasks: Sequence[kinds.Task], prepared: Prepared, arms: Sequence[str], seed: int) -> dict[str, Any]:
+  """{name: value or hash} of everything that the rows depend on, in the words an error names them by."""
+  digests = [delta_digest(delta) for delta in engine.arms.deltas]
+  inputs: dict[str, Any] = {'model': tree.digest(engine.params), 'dtype': str(jax.tree.leaves(engine.params)[0].dtype),
+                            'stop tokens': list(engine.stop_ids), 'seed': seed}
+  for arm in arms:
+    if arm not in engine.arms.parts:
+      raise InputError(f"no arm '{arm}'{tree.did_you_mean(arm, engine.arms.parts)}; there are: {', '.join(engine.arms.parts)}")
+    inputs[f"direction of arm '{arm}'"] = [[digests[index], fixed] for index, fixed in engine.arms.parts[arm]]
+  for task in tasks:
+    options = task.options
+    inputs[f"items of task '{task.name}'"] = _hash([dict(item) for item in task.items])
+    inputs[f"tokens of task '{task.name}'"] = _hash([_tokens(prepared[task.name, item['id']]) for item in task.items])
+    inputs[f"kind of task '{task.name}'"] = options.kind
+    if options.kind == 'generate':
+      inputs[f"sampling of task '{task.name}'"] = [options.max_new_tokens, options.temperature, options.top_p, options.top_k]
+  return inputs
+
+
+def delta_digest(delta: Any) -> str:
+  """16 hex digits that name a delta, the scales of its low-rank leaves included."""
+  leaves = tree.flatten(delta, models.is_delta_leaf).items()
+  scales = {path: leaf.scale for path, leaf in leaves if isinstance(leaf, models.LowRank)}
+  return _hash([tree.digest(delta), sorted(scales.items())])
+
+
+def _plan(tasks: Sequence[kinds.Task], alphas: Mapping[str, Sequence[float]]) -> Iterator[RowKey]:
+  for arm, strengths in alphas.items():
+    for task in tasks:
+      # Adding zero makes -0.0 the 0.0 it is.
+      for alpha in strengths:
+        yield from (RowKey(arm, float(alpha) + 0.0, task.name, item['id'], sample) for item in task.items for sample in range(task.samples))
+
+
+def _compute(engine: Engine, tasks: Mapping[str, kinds.Task], prepared: Prepared, missing: Sequence[RowKey], seed: int) -> Iterator[dict[str, Any]]:
+  """The missing rows, as they finish."""
+  requests: list[ScoreRequest | GenerateRequest] = []
+  open_rows: dict[RowKey, list[Any]] = {}
+  for key in missing:
+    task = tasks[key.task]
+    asked = task.kind.requests(prepared[key.task, key.example], key, key.arm, key.alpha, key.sample, task.options, seed)
+    open_rows[key] = [None] * len(asked)
+    requests += asked
+  for result in _results(engine, requests):
+    key, part = result.key
+    open_rows[key][part] = result
+    if None not in open_rows[key]:
+      item = prepared[key.task, key.example]
+      fields = tasks[key.task].kind.fields(item, open_rows.pop(key), engine.tokenizer)
+      yield {**key._asdict(), 'messages': list(item.item['messages']), **fields}
+
+
+def _results(engine: Engine, requests: Iterable[ScoreRequest | GenerateRequest]) -> Iterator[Any]:
+  requests = list(requests)
+  yield from engine.score(request for request in requests if isinstance(request, ScoreRequest))
+  yield from engine.generate(request for request in requests if isinstance(request, GenerateRequest))
+
+
+def _check_inputs(path: pathlib.Path, inputs: Mapping[str, Any], *, fresh: bool) -> None:
+  """Nothing, if the rows beside `path` were made from these inputs; new ones are recorded."""
+  known: dict[str, Any] = {}
+  if path.exists():
+    known = files.read_json(path, what='the plan of a sweep').get('inputs', {})
+  elif not fresh:
+    raise CorruptError(f'{path} is missing beside the rows it explains: move the folder {path.parent} away and start again')
+  changed = [name for name, value in inputs.items() if name in known and known[name] != json.loads(json.dumps(value))]
+  if changed and not fresh:
+    raise InputError(f'{path.parent} holds rows that were made from other inputs; changed: {"; ".join(changed)}. '
+                     'Start in another workdir, or move that folder away')
+  files.write_json(path, {'inputs': {**known, **inputs}})
+
+
+def _tokens(prepared: Any) -> list[Any]:
+  return [list(prepared.prompt), [list(tokens) for tokens in getattr(prepared, 'completions', ())]]
+
+
+def _hash(value: Any) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:16]

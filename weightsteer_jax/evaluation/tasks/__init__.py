@@ -1,0 +1,92 @@
+"""Tasks: what is asked and how an answer counts. One file per kind; each has the same four functions.
+
+  check(item, where)                               raises InputError for an item that is none of its kind
+  prepare(tokenizer, item)                         the item as tokens
+  requests(prepared, key, arm, alpha, ..)          what the engine is to compute for one row
+  fields(prepared, results, tokenizer)             the row's value, status and evidence
+"""
+import dataclasses
+import os
+from typing import Any, Mapping, Sequence
+
+from weightsteer_jax import config, tree
+from weightsteer_jax.data import sources
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.evaluation.tasks import choice, generate
+
+KINDS = {'choice': choice, 'generate': generate}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A named set of items with the options they are run under."""
+  name: str
+  options: config.Task
+  items: tuple[Mapping[str, Any], ...]
+
+  @property
+  def kind(self):
+    """The module of the task's kind."""
+    return KINDS[self.options.kind]
+
+  @property
+  def samples(self) -> int:
+    """Rows per item, arm and alpha: greedy answers and choices are all alike, so one is enough."""
+    drawn = self.options.kind == 'generate' and self.options.temperature > 0
+    return self.options.samples if drawn else 1
+
+
+def make(name: str, options: config.Task, items: Sequence[Mapping[str, Any]], *, where: Sequence[str] | None = None) -> Task:
+  """The task, every item checked, the first `options.n` of them taken (0: all).
+
+  Args:
+    where: names of the items for errors, as `read` gives them; by default 'items[i]' of the task.
+  Raises:
+    InputError: no items, a broken item, or an id twice; names the item.
+  """
+  names = where or [f"{options.items or name}[{i}]" for i in range(len(items))]
+  kind = KINDS.get(options.kind)
+  if kind is None:
+    raise InputError(f"task '{name}': unknown kind '{options.kind}'{tree.did_you_mean(options.kind, KINDS)}; there are: {', '.join(KINDS)}")
+  if not items:
+    raise InputError(f"task '{name}': {options.items or 'the list'} holds no items")
+  seen: dict[str, str] = {}
+  for item, place in zip(items, names):
+    check_keys(item, kind.REQUIRED, kind.OPTIONAL, place)
+    kind.check(item, place)
+    if item['id'] in seen:
+      raise InputError(f"{place}: the id '{item['id']}' is already that of {seen[item['id']]}; every item needs its own")
+    seen[item['id']] = place
+  return Task(name, options, tuple(items[:options.n or len(items)]))
+
+
+def read(path: str | os.PathLike) -> tuple[list[Any], list[str]]:
+  """(items, their places `file.jsonl:line`) of a jsonl file.
+
+  Raises:
+    InputError: no such file, or a line that is not JSON.
+  """
+  rows = list(sources.read_jsonl(path))
+  return [row for _, row in rows], [f'{path}:{line}' for line, _ in rows]
+
+
+def check_keys(item: Any, required: Sequence[str], optional: Sequence[str], where: str) -> None:
+  """Nothing, if the item has every required key, an id that is text, and messages that a model can answer.
+
+  Keys of other names may carry what they like, but not a misspelt key of ours.
+  """
+  if not isinstance(item, Mapping):
+    raise InputError(f'{where}: an item must be an object with {", ".join(required)}; it is a {type(item).__name__}')
+  known = (*required, *optional)
+  unknown = [key for key in item if key not in known]
+  if missing := [key for key in required if key not in item]:
+    hints = ''.join(f" ('{key}' is there{tree.did_you_mean(key, missing)})" for key in unknown if tree.did_you_mean(key, missing))
+    raise InputError(f"{where}: the item has no {', '.join(missing)}{hints}; it needs {', '.join(required)}")
+  for key in unknown:
+    if hint := tree.did_you_mean(key, [name for name in known if name not in item]):
+      raise InputError(f"{where}: unknown key '{key}'{hint}")
+  if not isinstance(item['id'], str) or not item['id']:
+    raise InputError(f"{where}: 'id' is {item['id']!r}, expected a text")
+  messages = sources.check_messages(item['messages'], where)
+  if messages[-1]['role'] != 'user':
+    raise InputError(f"{where}: the last message must be the user's, it is the {messages[-1]['role']}'s")
