@@ -1,8 +1,9 @@
 """Checkpoints through orbax: whole or not there, never overwritten, and verified when read.
 
-Orbax restores a flipped bit in silence, takes a half-copied folder for a finished one, and casts to whatever dtype is asked for. So
-each folder carries our own marker beside orbax's files, written last: shape, dtype and fingerprint of every leaf, and the caller's
-metadata. Leaves are stored under their paths as plain nested dicts, so that `ocp.load(folder)` reads a checkpoint without this project.
+Orbax restores a flipped bit in silence, takes a half-copied folder for a finished one, and casts to whatever dtype is
+asked for. So each folder carries our own marker beside orbax's files, written last: shape, dtype and fingerprint of
+every leaf, and the caller's metadata. Leaves are stored under their paths as plain nested dicts, so that
+`ocp.load(folder)` reads a checkpoint without this project.
 """
 import contextlib
 import gc
@@ -32,19 +33,20 @@ def save(folder: files.Path, tree_: PyTree, *, metadata: Mapping[str, Any]) -> N
   """Writes the arrays of a tree, and `metadata` (JSON values), as a new folder.
 
   Raises:
-    InputError: the folder exists, or a leaf is no array of a type that can be verified. OutputError: it could not be written (a full
-      disk, no permission); nothing is left behind.
+    InputError: the folder exists, or a leaf is no array of a type that can be verified. OutputError: it could not be
+      written (a full disk, no permission); nothing is left behind.
   """
   arrays = {path: _storable(path, leaf) for path, leaf in tree.flatten(tree_).items()}
   with files.new_folder(folder, what='a checkpoint') as partial:
     _save_arrays(partial, arrays, folder)
     prints = tree.fingerprint(arrays)
-    leaves = {path: {'shape': list(x.shape), 'dtype': str(x.dtype), 'fingerprint': prints[path]} for path, x in arrays.items()}
+    leaves = {path: {'shape': list(x.shape), 'dtype': str(x.dtype), 'fingerprint': prints[path]}
+              for path, x in arrays.items()}
     files.write_json(partial / MARKER, sealed({'format': FORMAT, 'leaves': leaves, 'metadata': dict(metadata)}))
 
 
 def restore(folder: files.Path, abstract: PyTree) -> PyTree:
-  """The tree of a checkpoint, in the structure of `abstract`, whose leaves give shapes, dtypes and (if they have one) shardings.
+  """The tree of a checkpoint, in the structure of `abstract`, whose leaves give shapes, dtypes and maybe shardings.
 
   Raises:
     InputError: no such folder, or leaves, shapes or dtypes other than those asked for; lists them.
@@ -57,8 +59,8 @@ def restore(folder: files.Path, abstract: PyTree) -> PyTree:
   arrays = _load_arrays(folder, wanted)
   changed = [path for path, value in tree.fingerprint(arrays).items() if value != leaves[path]['fingerprint']]
   if changed:
-    raise CorruptError(f'the checkpoint {folder} does not match its fingerprints at {", ".join(changed)}: it was changed or damaged after it '
-                       'was written; copy it again, or remove the folder')
+    raise CorruptError(f'the checkpoint {folder} does not match its fingerprints at {", ".join(changed)}: it was '
+                       'changed or damaged after it was written; copy it again, or remove the folder')
   return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[path] for path in wanted])
 
 
@@ -145,12 +147,13 @@ def is_sealed(value: Any) -> bool:
 def _storable(path: str, leaf: Any) -> jax.Array:
   array = jnp.asarray(leaf)
   if not hasattr(leaf, 'dtype') or array.dtype != leaf.dtype or array.dtype.itemsize > 4:
-    raise InputError(f"the leaf '{path}' is {getattr(leaf, 'dtype', type(leaf).__name__)}; checkpoints hold arrays of at most 32 bits: cast it")
+    raise InputError(f"the leaf '{path}' is {getattr(leaf, 'dtype', type(leaf).__name__)}; checkpoints hold arrays of "
+                     'at most 32 bits: cast it')
   return array
 
 
 def _save_arrays(partial: pathlib.Path, arrays: Mapping[str, jax.Array], folder: files.Path) -> None:
-  """Orbax's files in `partial` itself; orbax only writes a folder that is not there, so they are moved up from one inside."""
+  """Writes orbax's files into `partial`; orbax only fills a new folder, so they are moved up from one inside."""
   inner = partial / 'orbax'
   try:
     with _quiet():
@@ -168,7 +171,8 @@ def _load_arrays(folder: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct
     with _quiet():
       loaded = ocp.load(folder.absolute(), tree.unflatten(wanted))
   except Exception as error:  # The marker agreed on every leaf, so whatever orbax cannot read is damage.
-    raise CorruptError(f'the checkpoint {folder} is cut short or damaged: {_first_line(error)}; copy it again, or remove the folder') from error
+    raise CorruptError(f'the checkpoint {folder} is cut short or damaged: {_first_line(error)}; copy it again, or '
+                       'remove the folder') from error
   flat = tree.flatten(loaded)
   return {path: flat[path] for path in wanted}
 
@@ -193,8 +197,8 @@ def _read_marker(folder: pathlib.Path) -> dict[str, Any]:
   if not folder.is_dir():
     raise InputError(f'no checkpoint at {folder}{files.nearest(folder)}')
   if not (folder / MARKER).is_file():
-    raise CorruptError(f'{folder} has no {MARKER}, which is written last: it is no checkpoint of ours, or was cut short while it was '
-                       'written or copied')
+    raise CorruptError(f'{folder} has no {MARKER}, which is written last: it is no checkpoint of ours, or was cut '
+                       'short while it was written or copied')
   marker = files.read_json(folder / MARKER, what='the marker of a checkpoint')
   if not is_sealed(marker):
     raise CorruptError(f'{folder / MARKER} was changed or damaged after it was written; copy the checkpoint again')
@@ -210,7 +214,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Keeps orbax's own reports of a failure (a traceback per thread and per leaf) off the screen: the error we raise says it once."""
+  """Keeps orbax's reports of a failure, a traceback per thread and leaf, off the screen: the error we raise says it."""
   loggers = [standard_logging.getLogger(name) for name in ('absl', 'asyncio')]
   levels = [logger.level for logger in loggers]
   with warnings.catch_warnings():

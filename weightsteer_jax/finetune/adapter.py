@@ -1,6 +1,7 @@
-"""The product of a fine-tune as a folder: the trained delta in safetensors, and a JSON that says what it is and where it comes from.
+"""The product of a fine-tune as a folder: the trained delta, and a JSON that says what it is and where it comes from.
 
-`adapter.json` is written last and carries a fingerprint of every tensor, so an adapter that was cut short or damaged is never used.
+`adapter.json` is written last and carries a fingerprint of every tensor, so an adapter that was cut short or damaged
+is never used.
 """
 import dataclasses
 import importlib.metadata
@@ -43,7 +44,8 @@ def load_adapter(folder: files.Path, *, model: models.Model | None = None) -> tu
   """The (delta, meta) of an adapter; with a `model`, only if it was trained on that model.
 
   Raises:
-    InputError: no adapter there, or one for another architecture or another base. CorruptError: it is cut short or damaged.
+    InputError: no adapter there, or one for another architecture or another base. CorruptError: it is cut short or
+      damaged.
   """
   folder = pathlib.Path(folder)
   meta = _read_manifest(folder)
@@ -60,12 +62,12 @@ def load_adapter(folder: files.Path, *, model: models.Model | None = None) -> tu
 def describe_base(model: models.Model) -> dict[str, Any]:
   """What identifies the model a delta was trained on: architecture, source, and digests of its parameters.
 
-  `base_digest` is of the parameters as loaded; `base_digest_bfloat16` of the same rounded to bfloat16, which is what an adapter
-  trained on a float32 base and one trained on a bfloat16 base have in common.
+  `base_digest` is of the parameters as loaded; `base_digest_bfloat16` of the same rounded to bfloat16, which is what
+  an adapter trained on a float32 base and one trained on a bfloat16 base have in common.
   """
-  return {'base': model.source, 'base_revision': model.revision, 'base_family': model.family, 'base_dtype': _dtype(model),
-          'base_digest': tree.digest(model.params), 'base_digest_bfloat16': _rounded_digest(model),
-          'model_config': dataclasses.asdict(model.config)}
+  return {'base': model.source, 'base_revision': model.revision, 'base_family': model.family,
+          'base_dtype': _dtype(model), 'base_digest': tree.digest(model.params),
+          'base_digest_bfloat16': _rounded_digest(model), 'model_config': dataclasses.asdict(model.config)}
 
 
 def check_base(meta: Mapping[str, Any], model: models.Model, *, where: str) -> None:
@@ -84,13 +86,15 @@ def check_base(meta: Mapping[str, Any], model: models.Model, *, where: str) -> N
   else:
     theirs, ours = meta['base_digest_bfloat16'], _rounded_digest(model)
   if theirs != ours:
-    raise InputError(f"{where} was trained on another base, '{meta['base']}' (digest {theirs}), than '{model.source}' (digest {ours}): "
-                     'the architecture is the same, the parameters are not; load the base it was trained on')
+    raise InputError(f"{where} was trained on another base, '{meta['base']}' (digest {theirs}), than '{model.source}' "
+                     f'(digest {ours}): the architecture is the same, the parameters are not; load the base it was '
+                     'trained on')
 
 
 def versions() -> dict[str, str]:
   """Versions of what computed the numbers."""
-  return {'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax')}}
+  packages = ('jax', 'jaxlib', 'flax', 'optax')
+  return {'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def _dtype(model: models.Model) -> str:
@@ -117,10 +121,12 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   if not folder.is_dir():
     raise InputError(f'no adapter at {folder}{files.nearest(folder)}')
   if (folder / TENSORS).exists() and not (folder / MANIFEST).exists():
-    raise CorruptError(f'{folder} has no {MANIFEST}, which is written last: the adapter was cut short; copy or train it again')
+    raise CorruptError(f'{folder} has no {MANIFEST}, which is written last: the adapter was cut short; copy or train '
+                       'it again')
   meta = files.read_json(folder / MANIFEST, what='the manifest of an adapter')
   if not checkpoint.is_sealed(meta):
-    raise CorruptError(f'{folder / MANIFEST} was changed or damaged after it was written; copy or train the adapter again')
+    raise CorruptError(f'{folder / MANIFEST} was changed or damaged after it was written; copy or train the adapter '
+                       'again')
   if meta['format'] != FORMAT:
     raise InputError(f'{folder} is an adapter of format {meta["format"]}; this version reads format {FORMAT}')
   return meta
@@ -137,5 +143,5 @@ def _verify(folder: pathlib.Path, tensors: Mapping[str, np.ndarray], expected: M
   found = tree.fingerprint(tensors)
   changed = sorted(path for path in {*found, *expected} if found.get(path) != expected.get(path))
   if changed:
-    raise CorruptError(f'the adapter {folder} does not match its fingerprints at {", ".join(changed)}: it was changed or damaged after it '
-                       'was written; copy or train it again')
+    raise CorruptError(f'the adapter {folder} does not match its fingerprints at {", ".join(changed)}: it was changed '
+                       'or damaged after it was written; copy or train it again')

@@ -3,7 +3,7 @@ import json
 import pathlib
 import sys
 import time
-from typing import Any
+from typing import Any, Mapping
 
 import tqdm
 
@@ -16,41 +16,41 @@ METRICS = 'metrics.jsonl'
 class Log:
   """The log of one learning rate's run; a context manager.
 
-  Rows of metrics.jsonl have `peak` (the learning rate that names the run) and `step` (steps taken), and either `train_loss` (nats per
-  target token), `grad_norm`, `learning_rate`, `target_tokens`, `tokens` and `seconds` of a step, or `validation_loss` (nats per target
-  token). A resumed run continues from `step`: what an earlier process logged beyond it is dropped, since it happens again.
+  Rows of metrics.jsonl have `peak` (the learning rate that names the run) and `step` (steps taken), and either
+  `train_loss` (nats per target token), `grad_norm`, `learning_rate`, `target_tokens`, `tokens` (without padding) and
+  `seconds` of a step, or `validation_loss` (nats per target token). A resumed run continues from `step`: what an
+  earlier process logged beyond it is dropped, since it happens again.
   """
 
   def __init__(self, folder: pathlib.Path, *, peak: float, step: int, total: int, progress: bool):
-    from tensorboardX import SummaryWriter  # Imported late: protobuf makes it slow, and only training needs it.
     self._peak = peak
     self._path = folder / METRICS
     _drop_rows(self._path, peak=peak, after=step)
-    self._writer = SummaryWriter(str(folder / 'tensorboard' / f'{peak:g}'), purge_step=step + 1 if step else None)
+    self._scalars = _Scalars(folder / 'tensorboard' / f'{peak:g}', resumed_at=step)
     # A terminal is redrawn at once; a log file gets a line now and then.
-    self._bar = tqdm.tqdm(total=total, initial=step, desc=f'learning rate {peak:g}', unit='step', disable=not progress, file=sys.stderr,
-                          mininterval=0.1 if sys.stderr.isatty() else 10.0, dynamic_ncols=True)
+    self._bar = tqdm.tqdm(desc=f'learning rate {peak:g}', initial=step, total=total, unit='step', file=sys.stderr,
+                          disable=not progress, mininterval=0.1 if sys.stderr.isatty() else 10.0, dynamic_ncols=True)
     self._shown: dict[str, str] = {}
     self._last = time.monotonic()
-    self._measured: tuple[int, float] | None = None  # (tokens, seconds) after the first step, which compiles
+    self._steps_seen, self._tokens_seen, self._seconds_seen = 0, 0, 0.0
 
   def __enter__(self) -> 'Log':
     return self
 
   def __exit__(self, *error) -> None:
     self._bar.close()
-    self._writer.close()
+    self._scalars.close()
 
-  def step(self, step: int, values: dict[str, float], *, tokens: int) -> None:
+  def step(self, step: int, values: Mapping[str, float], *, tokens: int) -> None:
     """Logs one training step of `tokens` tokens (without padding)."""
     seconds = time.monotonic() - self._last
     self._last += seconds
     self._write({'step': step, **values, 'tokens': tokens, 'seconds': round(seconds, 6)})
-    if self._measured is None:
-      self._measured = (0, 0.0)
-    else:
-      self._measured = (self._measured[0] + tokens, self._measured[1] + seconds)
-      self._shown['tokens/s'] = f'{self._measured[0] / max(self._measured[1], 1e-9):.0f}'
+    if self._steps_seen:  # The first step compiles; it says nothing about the speed.
+      self._tokens_seen += tokens
+      self._seconds_seen += seconds
+      self._shown['tokens/s'] = f'{self._tokens_seen / max(self._seconds_seen, 1e-9):.0f}'
+    self._steps_seen += 1
     self._shown['loss'] = f'{values["train_loss"]:.4f}'
     self._bar.set_postfix(self._shown, refresh=False)
     self._bar.update(1)
@@ -62,15 +62,45 @@ class Log:
     self._bar.set_postfix(self._shown)
     self._last = time.monotonic()
 
-  def _write(self, row: dict[str, Any]) -> None:
+  def _write(self, row: Mapping[str, Any]) -> None:
     try:
       with open(self._path, 'a', encoding='utf-8') as file:
         file.write(json.dumps({'peak': self._peak, **row}, allow_nan=False) + '\n')
+      for name in row.keys() - {'step'}:
+        self._scalars.add(name, row[name], row['step'])
     except OSError as error:
-      raise OutputError(f'{self._path} could not be written: {error.strerror or error}; make room and start again to continue') from error
-    for name, value in row.items():
-      if name != 'step':
-        self._writer.add_scalar(name, value, row['step'])
+      raise OutputError(f'{self._path.parent}: the log could not be written: {error.strerror or error}; start again '
+                        'to continue when that is mended') from error
+
+
+class _Scalars:
+  """A TensorBoard event file, written by the caller's thread.
+
+  SummaryWriter writes from a thread of its own, which dies on a full disk and leaves its callers waiting for ever.
+  """
+
+  def __init__(self, folder: pathlib.Path, *, resumed_at: int):
+    # Imported late: protobuf is slow to load, and only training needs it.
+    from tensorboardX import event_file_writer, summary
+    from tensorboardX.proto import event_pb2
+    self._event, self._scalar = event_pb2.Event, summary.scalar
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      self._writer = event_file_writer.EventsWriter(str(folder / 'events'))
+    except OSError as error:
+      raise OutputError(f'{folder} could not be written: {error.strerror or error}') from error
+    if resumed_at:  # Tells TensorBoard to forget what an earlier process wrote beyond this step.
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._writer.write_event(self._event(wall_time=time.time(), step=resumed_at + 1, session_log=start))
+
+  def add(self, name: str, value: float, step: int) -> None:
+    self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)))
+
+  def close(self) -> None:
+    try:
+      self._writer.close()
+    except OSError:  # What could not be written is also in metrics.jsonl, which has already reported it.
+      pass
 
 
 def _drop_rows(path: pathlib.Path, *, peak: float, after: int) -> None:

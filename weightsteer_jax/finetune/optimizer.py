@@ -1,4 +1,4 @@
-"""AdamW as the Hugging Face trainer runs it: clipping by global norm, decoupled weight decay, linear warm-up and decay.
+"""AdamW as the Hugging Face trainer runs it: clipping by global norm, weight decay, linear warm-up and decay.
 
 The learning rate is data of the compiled step (see `Schedule`), so that a sweep over learning rates compiles once.
 """
@@ -34,7 +34,9 @@ class Schedule:
   total: jax.Array
 
   def __call__(self, step: jax.Array) -> jax.Array:
-    """The learning rate of step `step`, counted from 0: with a warm-up the first step has rate 0, and no step beyond the last has any.
+    """The learning rate of step number `step`, counted from 0.
+
+    With a warm-up the rate of step 0 is 0, as there; that of the last step is not quite.
 
     Source: transformers `optimization.get_linear_schedule_with_warmup`.
     """
@@ -57,11 +59,12 @@ def schedule(options: config.FineTune, *, peak: float, total: int) -> Schedule:
 def transformation(recipe: AdamW) -> optax.GradientTransformation:
   """Gradients to updates, still to be multiplied by minus the learning rate.
 
-  Weight decay works on the leaves being trained. On LoRA factors, embeddings and head that is what the Hugging Face trainer (and so
-  axolotl) decays; norm scales and biases are left out, as there. A dense leaf is a *change* of a weight, so here it decays towards
-  the base model, whereas torch, which trains the weight itself, decays that towards zero. The difference is meant: decay towards zero
-  puts a multiple of the base model into every fine-tune (weight_decay * sum of the learning rates, 5e-6 of it in 100 steps at 1e-5),
-  which is no part of a behaviour and cancels between two runs only if both stop at the same step.
+  Weight decay works on the leaves being trained. On LoRA factors, embeddings and head that is what the Hugging Face
+  trainer (and so axolotl) decays; norm scales and biases are left out, as there. A dense leaf is a *change* of a
+  weight, so here it decays towards the base model, whereas torch, which trains the weight itself, decays that towards
+  zero. The difference is meant: decay towards zero puts a multiple of the base model into every fine-tune
+  (weight_decay * sum of the learning rates, 5e-6 of it in 100 steps at 1e-5), which is no part of a behaviour and
+  cancels between two runs only if both stop at the same step.
 
   Source: AdamW, arXiv 1711.05101; what decays as transformers `Trainer.get_decay_parameter_names`.
   """

@@ -11,8 +11,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def watch() -> Iterator[Callable[[], str]]:
   """A function that gives the name of the first signal that asked to stop, '' so far.
 
-  Within the block such a signal is only noted, for the loop to act on between two steps; the second one acts as it would outside. Only
-  the main thread can watch; elsewhere nothing is ever noted.
+  Within the block such a signal is only noted, for the loop to act on between two steps; the second one acts as it
+  would outside. Only the main thread can watch; elsewhere nothing is ever noted.
   """
   received: list[str] = []
   previous: dict[int, object] = {}

@@ -1,6 +1,7 @@
 """One optimizer step as a pure function of (state, params, batch), compiled once per batch shape.
 
-The compiled functions are cached by what is static about them: both sides of a contrast and every learning rate share them.
+The compiled functions are cached by what is static about them: both sides of a contrast and every learning rate share
+them.
 """
 import dataclasses
 import functools
@@ -29,12 +30,13 @@ class TrainState:
 
 
 @functools.lru_cache(maxsize=16)
-def initial_state_fn(config: models.ModelConfig, kind: str, rank: int, lora_alpha: float, recipe: optimizer.AdamW) -> Callable[[int], TrainState]:
+def initial_state_fn(config: models.ModelConfig, kind: str, rank: int, lora_alpha: float,
+                     recipe: optimizer.AdamW) -> Callable[[int], TrainState]:
   """The compiled function from a seed to the state before the first step.
 
-  The random factors A are a function of the seed alone. Both sides of a contrast are given the same seed: B starts at zero and A moves
-  little, so with one common A the difference of the two runs, about A (B+ - B-), is the difference of what they learned; with two, the
-  part that depends on the draw of A would not cancel.
+  The random factors A are a function of the seed alone. Both sides of a contrast are given the same seed: B starts at
+  zero and A moves little, so with one common A the difference of the two runs, about A (B+ - B-), is the difference
+  of what they learned; with two, the part that depends on the draw of A would not cancel.
   """
 
   @jax.jit
@@ -48,11 +50,11 @@ def initial_state_fn(config: models.ModelConfig, kind: str, rank: int, lora_alph
 @functools.lru_cache(maxsize=16)
 def train_step_fn(config: models.ModelConfig, recipe: optimizer.AdamW, *, remat: bool = False,
                   dropout: float = 0.0) -> Callable[..., tuple[TrainState, Metrics]]:
-  """The compiled step (state, params, batch [A, B, T], schedule, seed) -> (state, metrics); the state passed in is consumed.
+  """The compiled step (state, params, batch [A, B, T], schedule, seed) -> (state, metrics); it consumes the state.
 
-  metrics: float32 scalars `loss` (nats per target token), `tokens` (target tokens), `grad_norm` (before clipping), `learning_rate`,
-  and the bool `finite`. Where the loss or the gradient is not finite the state comes back as it was. `seed` is of dropout, whose masks
-  are a function of (seed, step, microbatch).
+  metrics: float32 scalars `train_loss` (nats per target token), `target_tokens`, `grad_norm` (before clipping),
+  `learning_rate`, and the bool `finite`. Where the loss or the gradient is not finite the state comes back as it was.
+  `seed` is of dropout, whose masks are a function of (seed, step, microbatch).
   """
   transformation = optimizer.transformation(recipe)
 
@@ -68,7 +70,8 @@ def train_step_fn(config: models.ModelConfig, recipe: optimizer.AdamW, *, remat:
     delta = jax.tree.map(lambda x, update: x - rate * update, state.delta, updates)
     after = TrainState(delta, opt_state, state.step + 1)
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
-    return state, {'loss': mean, 'tokens': count, 'grad_norm': norm, 'learning_rate': rate, 'finite': finite}
+    metrics = {'train_loss': mean, 'grad_norm': norm, 'learning_rate': rate, 'target_tokens': count, 'finite': finite}
+    return state, metrics
 
   return train_step
 
@@ -83,7 +86,8 @@ def accumulate(config: models.ModelConfig, params: PyTree, delta: PyTree, batch:
                key: jax.Array | None = None, dropout: float = 0.0) -> tuple[jax.Array, jax.Array, PyTree]:
   """(sum, count, gradient of the sum) of the loss over the microbatches of a batch [A, B, T], one after the other.
 
-  Sums are added, not means: microbatches differ in their number of target tokens, and the large batch weighs tokens alike.
+  Sums are added, not means: microbatches differ in their number of target tokens, and the large batch weighs tokens
+  alike.
   """
 
   @functools.partial(jax.value_and_grad, has_aux=True)
