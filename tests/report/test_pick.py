@@ -123,6 +123,13 @@ def test_standard_errors_that_reach_beyond_the_tolerance_are_said():
   assert 'not excluded' not in choose(CURVE, sem=0.001).positive.reason
 
 
+def test_fewer_examples_at_the_pick_than_at_the_base_are_said():
+  rows = rows_of(CURVE, n=40)
+  assert 'Fewer examples' not in pick.choose(rows, ROLES, arm='weights').positive.reason
+  next(row for row in rows if (row['task'], row['alpha']) == ('sums', 1))['n'] = 31
+  assert pick.choose(rows, ROLES, arm='weights').positive.reason.endswith('than at the base: sums (31 of 40).')
+
+
 def test_a_pick_beyond_a_break_is_flagged():
   columns = {task: dict(column) for task, column in CURVE.items()}
   columns['sums'][0.5] = 0.7

@@ -20,6 +20,13 @@ def test_everything_is_read(workdir):
   assert sweep.directions['sycophancy']['rank'] == 64
 
 
+def test_a_direction_still_being_written_is_left_out(workdir):
+  partial = workdir / 'directions' / '.new.partial' / 'direction.json'
+  partial.parent.mkdir()
+  partial.write_text('{"half')
+  assert list(study.read(workdir).directions) == ['sycophancy']
+
+
 def test_tasks_may_be_a_mapping_from_names(workdir):
   config = json.loads((workdir / 'config.json').read_text())
   listed = study.read(workdir).tasks

@@ -6,12 +6,10 @@ forbids every load, the one script is allowed by its hash, every text is escaped
 import base64
 import hashlib
 import importlib.resources
-import os
-import tempfile
 from pathlib import Path
 from typing import Sequence
 
-from weightsteer_jax.errors import OutputError
+from weightsteer_jax import files
 from weightsteer_jax.report import examples, figures, pick, sections, study, tables
 from weightsteer_jax.report.examples import Survey
 from weightsteer_jax.report.pick import Pick
@@ -40,10 +38,11 @@ def write(workdir: str | Path, *, behaviour: str | None = None, tolerance: float
   page = _page(sweep, picks, survey, figures.svg(curves, 'Every task against alpha'),
                figures.svg(tradeoff, 'Behaviour against capability'))
   folder = sweep.workdir / 'report'
-  _write(folder / 'curves.png', figures.png(curves))
-  _write(folder / 'tradeoff.png', figures.png(tradeoff))
-  _write(folder / 'table.md', _bytes('\n\n'.join(f'## {one.arm}\n\n{tables.markdown(one)}' for one in picks) + '\n'))
-  _write(folder / 'index.html', _bytes(page))
+  table = '\n\n'.join(f'## {one.arm}\n\n{tables.markdown(one)}' for one in picks) + '\n'
+  files.write_bytes(folder / 'curves.png', figures.png(curves))
+  files.write_bytes(folder / 'tradeoff.png', figures.png(tradeoff))
+  files.write_text(folder / 'table.md', table)
+  files.write_text(folder / 'index.html', page)
   return folder / 'index.html'
 
 
@@ -82,31 +81,3 @@ def _page(sweep: Study, picks: Sequence[Pick], survey: Survey, curves: str, trad
 
 def _asset(name: str) -> str:
   return importlib.resources.files('weightsteer_jax.report').joinpath(name).read_text(encoding='utf-8')
-
-
-def _bytes(text: str) -> bytes:
-  return text.encode('utf-8', 'replace')
-
-
-def _write(path: Path, content: bytes) -> None:
-  """Put a file in its place whole: written beside it, then renamed over it."""
-  partial = None
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}.', delete=False) as file:
-      partial = Path(file.name)
-      file.write(content)
-    # Temporary files are private to their owner; a report is for whoever may read the folder.
-    partial.chmod(0o666 & ~_umask())
-    os.replace(partial, path)
-  except OSError as error:
-    if partial is not None:
-      partial.unlink(missing_ok=True)
-    raise OutputError(f'cannot write {path}: {error.strerror or error}; free some space or mend the permissions, then '
-                      'run the report again') from error
-
-
-def _umask() -> int:
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask

@@ -126,7 +126,9 @@ def browser() -> str:
   return '''<section id="browser"><h2>Examples</h2>
 <p class="note">The same prompt at every alpha. Bars in the list: one per alpha, filled by its value; hatched where
 there is none. Keys: <kbd>j</kbd> <kbd>k</kbd> next and previous example, <kbd>[</kbd> <kbd>]</kbd> task, <kbd>/</kbd>
-search, <kbd>Esc</kbd> back. For choices, the probabilities are among the choices shown, and ✓ is the target.</p>
+search, <kbd>Esc</kbd> back. For choices, ✓ is the target, and the
+probabilities are those of the whole texts, made to add up to one: a task scored per token or byte may rank them
+otherwise.</p>
 <noscript><p>Looking through examples needs JavaScript; all rows are in sweep/rows.jsonl.</p></noscript>
 <div class="bar">
 <label>Task<select id="task"></select></label>
@@ -149,7 +151,8 @@ def accounting(sweep: Study, survey: Survey) -> str:
   body = ''.join((f'<h3>{escape(arm)}</h3>' if len(survey.arms) > 1 else '') + _counts_table(sweep, survey, arm)
                  for arm in survey.arms)
   return (f'<section><h2>What failed</h2><p>{ok} of {total} rows are ok; {total - ok} are not; {empty} carry no value. '
-          f'Each cell: rows that are ok, of all rows, and what the others are.</p>{body}</section>')
+          'Each cell: rows that are ok, of all rows, and what the others are. A row without value enters no mean.</p>'
+          f'{body}</section>')
 
 
 def _counts_table(sweep: Study, survey: Survey, arm: str) -> str:

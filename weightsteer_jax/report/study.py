@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
+from weightsteer_jax import files
 from weightsteer_jax.errors import CorruptError, InputError
 
 ROLES = ('behaviour', 'capability')
@@ -68,10 +69,12 @@ def read(workdir: str | Path) -> Study:
   workdir = Path(workdir)
   if not workdir.is_dir():
     raise InputError(f'no such workdir: {workdir}; expected a folder with config.json and results.jsonl')
-  config = _read_json(workdir / 'config.json')
+  config = files.read_json(workdir / 'config.json', what='the config of the run')
   tasks = _tasks(config, workdir / 'config.json')
   results = tuple(_results(workdir / 'results.jsonl', {task.name for task in tasks}))
-  directions = {path.parent.name: _read_json(path) for path in sorted(workdir.glob('directions/*/direction.json'))}
+  directions = {path.parent.name: files.read_json(path, what='the provenance of a direction')
+                # A hidden folder is a direction still being written.
+                for path in sorted(workdir.glob('directions/*/direction.json')) if path.parent.name[0] != '.'}
   return Study(workdir, config, tasks, results, directions)
 
 
@@ -164,17 +167,6 @@ def _require(mapping: Any, keys: Sequence[str], where: str) -> None:
 def _number(value: Any) -> float:
   """A float, where JSON's null means not measured."""
   return math.nan if value is None else float(value)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-  try:
-    content = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    raise InputError(f'no {path}; the report needs it: run the earlier stages first') from None
-  except ValueError as error:
-    raise CorruptError(f'{path} is not JSON ({error}); run the stage that writes it again') from None
-  _require(content, (), str(path))
-  return content
 
 
 def _json_lines(path: Path, skip_unfinished: bool = False) -> Iterator[tuple[str, Any]]:

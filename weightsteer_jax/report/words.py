@@ -35,7 +35,8 @@ def reason(numbers: Comparison, sign: int, chosen: float, outward: Sequence[floa
   base, moved = numbers.behaviour_at(0.0).mean, numbers.behaviour_at(chosen).mean
   picked = (f'Picked alpha {format_alpha(chosen)}: {subject(numbers)} goes from {base:.2f} to {moved:.2f} and '
             f'{_kept(numbers, chosen)}.')
-  return ' '.join([picked, _next(numbers, chosen, outward), *_break(chosen, outward, breaks), *_doubt(numbers, chosen)])
+  return ' '.join([picked, _next(numbers, chosen, outward), *_break(chosen, outward, breaks),
+                   *_doubt(numbers, chosen), *_thinned(numbers, chosen)])
 
 
 def _nothing_found(numbers: Comparison, sign: int, outward: Sequence[float], breaks: Sequence[Change]) -> str:
@@ -98,6 +99,14 @@ def _doubt(numbers: Comparison, alpha: float) -> list[str]:
   widest = max(unsure, key=reach)
   return [f'With n = {numbers.cell(widest.task, alpha).n}, the change in {widest.task} is only known to '
           f'±{2 * widest.sem:.2f}, so more than {numbers.tolerance:g} is not excluded.']
+
+
+def _thinned(numbers: Comparison, alpha: float) -> list[str]:
+  """Tasks with fewer examples at `alpha` than at the base: the answers that could be judged may be the easy ones."""
+  tasks = numbers.behaviour + numbers.capability
+  counts = [(task, numbers.cell(task, alpha).n, numbers.cell(task, 0.0).n) for task in tasks]
+  thinned = [f'{task} ({n} of {base})' for task, n, base in counts if n < base]
+  return [f'Fewer examples could be judged there than at the base: {_join(thinned)}.'] if thinned else []
 
 
 def subject(numbers: Comparison) -> str:
