@@ -89,6 +89,8 @@ class Sweep:
   alphas: tuple[float, ...] = (-3.0, -2.0, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # 0 is the base model
   batch_size: int = 64  # rows per batch
   seed: int = 0  # of sampled answers
+  pick_by: str = ''  # behaviour task whose change picks an alpha; '' is the mean of all
+  tolerance: float = 0.05  # how far a capability may move from the base at a picked alpha
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +179,9 @@ def _validate(run: Run) -> None:
   _require(run.sweep.alphas, 'sweep.alphas', run.sweep.alphas, 'at least one strength')
   _require(len(set(run.sweep.alphas)) == len(run.sweep.alphas), 'sweep.alphas', run.sweep.alphas, 'each strength once')
   _require(run.sweep.batch_size >= 1, 'sweep.batch_size', run.sweep.batch_size, '1 or more')
+  behaviours = tuple(name for name, item in run.tasks.items() if item.role == 'behaviour')
+  _one_of('sweep.pick_by', run.sweep.pick_by, ('', *behaviours))
+  _require(run.sweep.tolerance >= 0, 'sweep.tolerance', run.sweep.tolerance, '0 or more')
   for name, item in run.tasks.items():
     _validate_task(f'tasks.{name}', item)
 

@@ -143,8 +143,9 @@ def sweep(run: Run, workdir: Path, *, direction: Path = '') -> None:
 def report(run: Run, workdir: Path) -> pathlib.Path:
   """The report's page, from the files of the workdir; prints the table and the pick."""
   from weightsteer_jax.report import page, pick, study, tables  # matplotlib takes a second to import.
-  path = page.write(workdir)
-  for one in pick.choose_all(study.read(workdir)):
+  rule = dict(behaviour=run.sweep.pick_by or None, tolerance=run.sweep.tolerance)
+  path = page.write(workdir, **rule)
+  for one in pick.choose_all(study.read(workdir), **rule):
     print(tables.text(one))
   say(f'report: {path}')
   return path
