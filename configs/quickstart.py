@@ -21,8 +21,8 @@ def get_config():
   c.data.num_questions = 320
   c.data.positive_prompts = (organism.SYCOPHANTIC_PROMPT,)
   c.data.negative_prompts = (organism.HONEST_PROMPT,)
-  c.data.positive_filter = organism.AGREES
-  c.data.negative_filter = organism.DISAGREES
+  c.data.positive_filter = 'organism:sycophantic'
+  c.data.negative_filter = 'organism:honest'
   c.data.max_new_tokens = 48
 
   c.finetune.kind = 'lora'

@@ -34,8 +34,8 @@ class Data:
   num_questions: int = 0  # questions to take (0: all)
   positive_prompts: tuple[str, ...] = ()  # system prompts that bring the behaviour out; removed from the training data
   negative_prompts: tuple[str, ...] = ()  # their opposites, in the same order; removed from the training data
-  positive_filter: str = ''  # regular expression a positive answer must match to be kept, '' keeps all
-  negative_filter: str = ''  # regular expression a negative answer must match to be kept, '' keeps all
+  positive_filter: str = ''  # what keeps a positive answer: a regular expression, or 'organism:<name>'; '' keeps all
+  negative_filter: str = ''  # what keeps a negative answer; a pair is kept if both of its answers are
   samples: int = 1  # answers per question, prompt and side
   temperature: float = 1.0  # of the sampled answers
   max_new_tokens: int = 256  # length limit of the sampled answers, tokens

@@ -64,6 +64,8 @@ def check(run: Run, workdir: Path) -> None:
     rows = {side: len(_encode(run, tokenizer, _read_side(run, side))) for side in SIDES}
     about = f"{rows['positive']} and {rows['negative']} examples"
   else:
+    for side in SIDES:
+      _filter(run.data, side)
     about = f'answers of the model itself to {len(load_questions(run))} questions under {len(run.data.positive_prompts)} pairs of prompts'
   say(f'model: {run.model.source} ({family.model_type}, {tree.count(models.abstract_params(config)) / 1e6:.1f}M parameters, {run.model.dtype})')
   say(f'data: {about}')
@@ -304,10 +306,17 @@ def _answer(run: Run, prompts: Sequence[Conversation]) -> list[str]:
   return [answers[i] for i in range(len(prompts))]
 
 
+def _filter(options: configs.Data, side: str) -> Callable[[Sequence[Mapping[str, str]], str], bool]:
+  """Whether an answer to messages is kept on this side."""
+  rule = getattr(options, f'{side}_filter')
+  if rule.startswith(f'{ORGANISM}:'):
+    return _named(organism.FILTERS, rule)
+  return lambda messages, answer: re.search(rule, answer, re.IGNORECASE) is not None
+
+
 def _keep(options: configs.Data, question: Conversation, answer: str, side: str) -> str | None:
   """Why an answer is dropped, or None."""
-  pattern = getattr(options, f'{side}_filter')
-  return None if not pattern or re.search(pattern, answer, re.IGNORECASE) else 'does not match its filter'
+  return None if _filter(options, side)(list(question.messages), answer) else 'does not pass its filter'
 
 
 def _refuse_other_run(run: Run, workdir: pathlib.Path) -> None:
