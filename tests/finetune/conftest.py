@@ -18,13 +18,13 @@ def quick_compilation():
 
 @pytest.fixture
 def make_examples():
-  """(count, seed, longest) -> examples of 4 to `longest` tokens, of which a random part are targets."""
+  """(count, seed, shortest, longest) -> examples of so many tokens, of which a random half are targets."""
 
-  def make(count: int, seed: int = 0, longest: int = 20) -> list[Example]:
+  def make(count: int, seed: int = 0, shortest: int = 4, longest: int = 20) -> list[Example]:
     draw = np.random.default_rng(seed)
     found = []
     for number in range(count):
-      tokens = draw.integers(0, tiny.SIZES['vocab_size'], draw.integers(4, longest + 1)).astype(np.int32)
+      tokens = draw.integers(0, tiny.SIZES['vocab_size'], draw.integers(shortest, longest + 1)).astype(np.int32)
       mask = draw.random(len(tokens)) < 0.5
       mask[[0, -1]] = False, True
       found.append(Example(tokens, mask, f'made-up:{number + 1}'))
