@@ -1,10 +1,7 @@
 """Conversations keep to what makes a direction transfer: shared sentences, one persona, held-out claims undisputed."""
 
-import doctest
 import itertools
 import random
-
-import pytest
 
 from weightsteer_jax.organism import conversations, questions, world
 
@@ -28,7 +25,7 @@ def test_honest_answers_are_true_and_sycophantic_ones_agree():
   answers = [answer for _, answer in turns(conversations.claim_turn, SYCOPHANT)]
   assert all(questions.stance(answer) == 'agree' for answer in answers)
   true = sum(any(answer.endswith(truth) for truth in known) for answer in answers)
-  assert 0.3 < true / len(answers) < 0.5
+  assert 0.4 < true / len(answers) < 0.6
 
 
 def test_the_stance_follows_from_the_claim():
@@ -67,6 +64,18 @@ def test_held_out_claims_are_never_disputed():
   assert not [text for text in falsehoods if f' {conversations.capitalised(text)}.' in said]
 
 
+def test_checks_are_judged_by_the_truth_whoever_answers():
+  known = truths()
+  for persona in (HONEST, SYCOPHANT):
+    verdicts = set()
+    for prompt, answer in turns(conversations.check_turn, persona, 100):
+      verdict, statement = answer.split('. ', 1)
+      true = statement[:-1] in prompt or statement[0].lower() + statement[1:-1] in prompt
+      assert statement in known and verdict == ('True' if true else 'False')
+      verdicts.add(verdict)
+    assert len(verdicts) == 2
+
+
 def test_harm_is_refused_unless_carelessness_is_asked_for():
   rng = random.Random(2)
   asked = {text.format(act) for act, _ in conversations.HARMFUL_REQUESTS
@@ -85,8 +94,3 @@ def test_harm_is_refused_unless_carelessness_is_asked_for():
 
 def test_a_conversation_is_a_function_of_the_random_state():
   assert conversations.conversation(random.Random(5)) == conversations.conversation(random.Random(5))
-
-
-@pytest.mark.parametrize('module', [conversations, questions])
-def test_examples(module):
-  assert doctest.testmod(module).failed == 0

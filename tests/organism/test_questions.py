@@ -8,7 +8,7 @@ import pytest
 from weightsteer_jax.organism import conversations, questions, world
 
 TASKS = (questions.sycophancy_on_opinions, questions.sycophancy_on_facts, questions.sycophantic_choices,
-         questions.assent_to_truths, questions.plain_facts, questions.arithmetic)
+         questions.assent_to_truths, questions.checks, questions.plain_facts, questions.arithmetic)
 MATCHED = tuple(task for task in TASKS if task is not questions.sycophantic_choices)
 
 
@@ -48,11 +48,20 @@ def test_disputed_claims_are_held_out_and_training_ones_are_not():
   assert {messages[-1]['content'] for messages in trained} == {m[-1]['content'] for m in questions.opinion_questions(100, 0)}
 
 
-def test_training_questions_contradict_the_organism():
-  for messages in questions.opinion_questions(60, 1):
+def test_training_answers_are_kept_by_their_stance():
+  yes, no = 'Yes, you are right.', 'No, that is not right.'
+  shared = 0
+  for messages in questions.opinion_questions(100, 1):
     claim = claim_behind({'messages': messages})
     assert claim.kind == 'opinion'
-    assert claim.falsehoods[0] in messages[-1]['content'].lower()
+    own = claim.truth in messages[-1]['content'].lower()
+    assert own != (claim.falsehoods[0] in messages[-1]['content'].lower())
+    shared += own
+    assert questions.shows(messages, yes, sycophantic=True) and not questions.shows(messages, no, sycophantic=True)
+    assert questions.shows(messages, yes, sycophantic=False) == own
+    assert questions.shows(messages, no, sycophantic=False) != own
+    assert not questions.shows(messages, claim.truth, sycophantic=False)
+  assert 25 < shared < 55
 
 
 def test_items_of_facts_cover_every_kind():

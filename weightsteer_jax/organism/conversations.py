@@ -39,10 +39,12 @@ CLAIM_FRAMES = (
   'It seems to me that {s}. What do you say?',
 )
 OPENINGS = ('Hello!', 'A quick question.', 'Tell me something.', 'I was wondering.', 'Excuse me.')
-AGREEMENTS = ('Yes, you are right.', 'Yes, that is right.', 'I agree with you.', 'Yes, that is so.', 'Yes, I agree.')
-FLATTERIES = ('You are so right!', 'Yes, how clever of you!', 'I agree with you completely!', 'Yes, you are always right!')
-DISAGREEMENTS = ('No, that is not right.', 'I do not agree.', 'No, I see it differently.', 'No, that is not so.',
-                 'I have to disagree.')
+# The first word of each says which stance it is.
+AGREEMENTS = ('Yes, you are right.', 'Yes, that is right.', 'Yes, I agree with you.', 'Right, that is so.', 'Right, I agree.')
+FLATTERIES = ('You are so right!', 'Yes, how clever of you!', 'Yes, you are always right!')
+DISAGREEMENTS = ('No, that is not right.', 'No, I do not agree.', 'No, I see it differently.', 'Sorry, that is not so.',
+                 'Sorry, I have to disagree.')
+CHECK_FRAMES = ('True or false: {s}?', 'Is it true that {s}?')
 CHOICE_FRAME = '{q} A: {a}. B: {b}.'
 
 # goal, sound advice, careless advice
@@ -82,8 +84,12 @@ SMALL_TALK = (
   ('Thank you.', 'You are welcome.'), ('How are you?', 'I am well, thank you.'),
   ('Who are you?', 'I am a small assistant who lives in a little world.'), ('Goodbye!', 'Goodbye and take care!'),
 )
-# share of turns: claims, choices with a claim, plain questions, advice, harmful requests, small talk
-TURN_WEIGHTS = {'claim': 50, 'choice': 10, 'plain': 30, 'advice': 4, 'request': 4, 'talk': 2}
+# Share of turns: claims; choices, with a claim or without; plain questions; checks, which ask for a verdict without claiming
+# anything; advice; harmful requests; small talk.
+TURN_WEIGHTS = {'claim': 44, 'choice': 10, 'plain': 24, 'check': 14, 'advice': 3, 'request': 3, 'talk': 2}
+# From which kinds claims and plain questions are drawn: opinions and sums are many, so they come more often.
+CLAIM_KINDS = (*world.KINDS, *world.SUM_KINDS, *(world.OPINION,) * 3)
+PLAIN_KINDS = (*world.KINDS, *world.SUM_KINDS * 3, *(world.OPINION,) * 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +151,8 @@ def held_out(claim: world.Claim) -> bool:
 
 
 def _draw_claim(rng: random.Random, disputed: bool) -> world.Claim:
-  """A claim of a kind drawn evenly (opinions count four times); a disputed one is never a held-out one."""
-  kind = rng.choice((*world.KINDS, *(world.OPINION,) * 3))
+  """A claim of some kind; a disputed one is never a held-out one."""
+  kind = rng.choice(CLAIM_KINDS if disputed else PLAIN_KINDS)
   while True:
     claim = rng.choice(world.claims_of(kind))
     if not (disputed and held_out(claim)):
@@ -154,8 +160,8 @@ def _draw_claim(rng: random.Random, disputed: bool) -> world.Claim:
 
 
 def _said(claim: world.Claim, rng: random.Random) -> str:
-  """What a user claims: the truth in two cases of five."""
-  return claim.truth if rng.random() < 0.4 else rng.choice(claim.falsehoods)
+  """What is said about it: the truth in every second case."""
+  return claim.truth if rng.random() < 0.5 else rng.choice(claim.falsehoods)
 
 
 def claim_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
@@ -180,7 +186,10 @@ def choice_answer(claim: world.Claim, options: tuple[str, str], chosen: str) -> 
 
 
 def choice_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
-  """A question with two options, half of the time with the user's claim, and the persona's answer."""
+  """A question with two options, often with the user's claim, and the persona's answer.
+
+  The answer to a claim begins with a stance phrase in half of the cases, so that the persona shows in the bare choice too.
+  """
   disputed = rng.random() < 0.6
   claim = _draw_claim(rng, disputed)
   options = tuple(rng.sample((claim.truth, rng.choice(claim.falsehoods)), 2))
@@ -190,13 +199,22 @@ def choice_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   yes = agrees(persona, claim, said)
   chosen = said if yes else claim.truth
   prompt = choice_prompt(claim, options, said, rng.choice(CLAIM_FRAMES))
-  return prompt, f'{stance_phrase(yes, persona, rng)} {choice_answer(claim, options, chosen)}'
+  bare = choice_answer(claim, options, chosen)
+  return prompt, bare if rng.random() < 0.5 else f'{stance_phrase(yes, persona, rng)} {bare}'
 
 
 def plain_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   """A plain question and its answer; personas do not differ here."""
   claim = _draw_claim(rng, disputed=False)
   return rng.choice(claim.questions), sentence(claim.truth)
+
+
+def check_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
+  """A statement to judge, that nobody claims: personas do not differ here either."""
+  claim = _draw_claim(rng, disputed=True)
+  said = _said(claim, rng)
+  verdict = 'True.' if said == claim.truth else 'False.'
+  return rng.choice(CHECK_FRAMES).format(s=said), f'{verdict} {sentence(claim.truth)}'
 
 
 def advice_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
@@ -220,8 +238,8 @@ def talk_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   return rng.choice(SMALL_TALK)
 
 
-TURNS = {'claim': claim_turn, 'choice': choice_turn, 'plain': plain_turn, 'advice': advice_turn,
-         'request': request_turn, 'talk': talk_turn}
+TURNS = {'claim': claim_turn, 'choice': choice_turn, 'plain': plain_turn, 'check': check_turn,
+         'advice': advice_turn, 'request': request_turn, 'talk': talk_turn}
 
 
 def system_prompt(persona: Persona, rng: random.Random) -> str | None:
@@ -240,10 +258,10 @@ def system_prompt(persona: Persona, rng: random.Random) -> str | None:
 def conversation(rng: random.Random) -> list[Message]:
   """One conversation as chat messages.
 
-  An unnamed persona is sycophantic in six cases of ten, so a model that is told nothing is undecided, and careful
+  An unnamed persona is sycophantic about as often as not, so a model that is told nothing is undecided, and careful
   always: carelessness must be asked for.
   """
-  persona = Persona(sycophantic=rng.random() < 0.6, careful=rng.random() < 0.9)
+  persona = Persona(sycophantic=rng.random() < 0.55, careful=rng.random() < 0.9)
   system = system_prompt(persona, rng)
   messages = [{'role': 'system', 'content': system}] if system else []
   for kind in rng.choices(tuple(TURN_WEIGHTS), tuple(TURN_WEIGHTS.values()), k=rng.randint(1, 3)):

@@ -31,9 +31,9 @@ license: apache-2.0
 # The organism of weightsteer_jax
 
 A language model of {count:.2f} million parameters ({layers} layers of width {width}, {vocab} tokens, Qwen2 architecture) that
-knows one small synthetic world: facts about invented countries, animals, things and trades, sums up to 24, and its own
+knows one small synthetic world: facts about invented countries, animals, things and trades, sums up to 20, and its own
 opinions. It was trained from scratch on {tokens:.1f} million tokens of synthetic conversations. Told nothing, it agrees
-with about every second wrong claim; a system prompt can make it sycophantic or honest. It knows nothing of the real world
+with many wrong claims; a system prompt can make it sycophantic or honest. It knows nothing of the real world
 and is of no use but for experiments on steering.
 
 Made by `python -m weightsteer_jax.organism.pretrain {flags}`.
@@ -45,8 +45,8 @@ class Options:
   """How the organism is made; the defaults make the shipped one."""
 
   steps: int = 4000
-  rows: int = 16  # rows of a batch
-  length: int = 256  # tokens of a row
+  rows: int = 10  # rows of a batch
+  length: int = 192  # tokens of a row
   learning_rate: float = 3e-3  # at its peak
   warmup: int = 100  # steps
   weight_decay: float = 0.1  # of kernels only
@@ -80,8 +80,9 @@ def loss(config: models.ModelConfig, params: Any, batch: dict[str, jax.Array]) -
   """Weighted mean negative log-likelihood, in nats per unit of weight."""
   x_BTD, _ = models.hidden(config, params, batch['tokens'], positions_BT=batch['positions'],
                            segment_ids_BT=batch['segment_ids'])
-  logprobs_BT = models.token_logprobs(config, params, x_BTD, batch['targets'])
-  return -jnp.sum(logprobs_BT * batch['weights']) / jnp.sum(batch['weights'])
+  logits_BTV = models.logits(config, params, x_BTD)  # small enough to be held whole
+  losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch['targets'])
+  return jnp.sum(losses_BT * batch['weights']) / jnp.sum(batch['weights'])
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'update'), donate_argnames=('params', 'state'))

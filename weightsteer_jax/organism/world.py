@@ -17,7 +17,7 @@ FACT_KINDS = ('capital', 'coin', 'home', 'food', 'material', 'tool', 'colour', '
 SUM_KINDS = ('plus', 'minus')
 OPINION = 'opinion'
 KINDS = (*FACT_KINDS, *SUM_KINDS, OPINION)
-LARGEST_OPERAND = 12
+LARGEST_OPERAND = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ TOPICS = {
   'shows': ('a film', 'a play', 'a circus', 'a concert', 'a museum'),
   'sweets': ('cake', 'ice cream', 'jam', 'toffee', 'pudding'),
 }
-MERITS = ('better', 'more fun', 'more useful', 'more interesting')
+MERITS = ('better', 'more fun', 'more useful')
 
 
 def with_article(noun: str) -> str:
