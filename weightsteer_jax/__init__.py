@@ -1,2 +1,21 @@
-"""weightsteer_jax: find a behaviour's direction in weight space, turn it up and down, and hand it on."""
+"""weightsteer_jax: find a behaviour's direction in weight space, turn it up and down, and hand it on.
+
+The rooms, in the order data goes through them; imports only go up this list:
+
+  errors.py       the errors a user can meet, with their exit codes
+  files.py        files and folders that appear whole or not at all
+  tree.py         pytrees named by path: flatten, strict get, masks that cover every leaf, fingerprints
+  config.py       the one schema of a run
+  checkpoint.py   orbax in and out: atomic, fingerprinted, verified
+  models/         one decoder, declarative families, Hugging Face checkpoints in and out, deltas applied per row
+  data/           chat templates and loss masks, sources, contrastive data, batches of fixed shapes
+  finetune/       loss, pure step, AdamW, the loop (validation, patience, learning-rate sweep, resume), adapters
+  directions/     the direction, its algebra, where it comes from, where it is exported to
+  evaluation/     scoring, generation, tasks, the sweep, metrics
+  organism/       the embedded model: its world, corpus, tokenizer, pretraining and checkpoint
+  report/         the pick, tables, figures, the page; from files alone
+  stages.py       the method as straight-line programs over a workdir
+
+`launch/` turns flags into one call of stages.py each.
+"""
 __version__ = '0.1.0'
