@@ -42,14 +42,16 @@ def test_recompress_finds_the_rank_and_keeps_the_change(untied_model):
 @pytest.mark.parametrize('rank', [1, 4, 12])
 def test_compress_is_the_best_of_its_rank_and_tells_its_error(untied_model, rank):
   random = np.random.default_rng(0)
-  kernels = {path: site for path, site in models.sites(untied_model.config).items() if site.inputs and path.startswith('layers/mlp')}
-  leaves = {path.split('/')[2]: {'kernel': Dense(jnp.asarray(random.standard_normal(site.shape), jnp.float32))} for path, site in kernels.items()}
+  sites = models.sites(untied_model.config)
+  shapes = {name: sites[f'layers/mlp/{name}/kernel'].shape for name in ('gate', 'up', 'down')}
+  leaves = {name: {'kernel': Dense(jnp.asarray(random.standard_normal(shape), jnp.float32))}
+            for name, shape in shapes.items()}
   low_rank = oracle.random_direction(untied_model, 1)
   delta = {**low_rank.delta, 'layers': {'mlp': leaves, 'attn': low_rank.delta['layers']['attn']}}
   full = Direction(delta, low_rank.meta)
   small, errors = directions.compress(full, rank)
   for name in ('gate', 'up', 'down'):
-    change, compressed = kernel64(full, 'layers', 'mlp', name, 'kernel'), kernel64(small, 'layers', 'mlp', name, 'kernel')
+    change, compressed = (kernel64(x, 'layers', 'mlp', name, 'kernel') for x in (full, small))
     error = np.linalg.norm(compressed - change) / np.linalg.norm(change)
     assert isinstance(small.delta['layers']['mlp'][name]['kernel'], LowRank)
     assert abs(error - best_error(change, rank)) < 1e-5

@@ -1,6 +1,6 @@
-"""Directions in weight space: made exactly from fine-tunes, measured through small matrices, and handed on in three formats."""
-from weightsteer_jax.directions.algebra import (add, cosine, cosine_per_site, dot, dot_per_site, negate, norm, norm_per_site, project, scale,
-                                                subtract, to_dense)
+"""Directions in weight space: made exactly from fine-tunes, measured in factors, handed on in three formats."""
+from weightsteer_jax.directions.algebra import (add, cosine, cosine_per_site, dot, dot_per_site, negate, norm,
+                                                norm_per_site, project, scale, subtract, to_dense)
 from weightsteer_jax.directions.base import Base, base_of
 from weightsteer_jax.directions.compression import compress, recompress
 from weightsteer_jax.directions.contrast import contrast, task_vector

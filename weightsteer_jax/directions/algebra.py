@@ -1,12 +1,15 @@
 """Sums, multiples, lengths and angles of directions, exact: low-rank changes stay factors.
 
-A sum of low-rank changes is their concatenation, `A1 B1 + A2 B2 = [A1 | A2] [B1 ; B2]`. Adding or subtracting factor by factor is
-another thing altogether: `(A1 - A2) (B1 - B2)` has cross terms, ignores each adapter's scale, and is the same for w and -w.
+A sum of low-rank changes is their concatenation, `A1 B1 + A2 B2 = [A1 | A2] [B1 ; B2]`. Adding or subtracting factor by
+factor is
+another thing altogether: `(A1 - A2) (B1 - B2)` has cross terms, ignores each adapter's scale, and is the same for w and
+-w.
 """
 import math
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from weightsteer_jax import tree
 from weightsteer_jax.directions import base as bases
@@ -24,7 +27,8 @@ def add(x: Direction, y: Direction, *, allow_other_base: bool = False) -> Direct
     InputError: they are of different architectures or bases (the latter may be allowed by name).
   """
   base = _common_base(x, y, allow_other_base=allow_other_base)
-  return Direction(add_deltas(x.delta, y.delta), {'kind': 'sum', 'base': base.to_json(), 'sources': [dict(x.meta), dict(y.meta)]})
+  meta = {'kind': 'sum', 'base': base.to_json(), 'sources': [dict(x.meta), dict(y.meta)]}
+  return Direction(add_deltas(x.delta, y.delta), meta)
 
 
 def subtract(x: Direction, y: Direction, *, allow_other_base: bool = False) -> Direction:
@@ -36,7 +40,8 @@ def subtract(x: Direction, y: Direction, *, allow_other_base: bool = False) -> D
 
 def scale(x: Direction, factor: float) -> Direction:
   """factor * x; the second factor of each low-rank change takes the multiple."""
-  return Direction(scale_delta(x.delta, factor), {'kind': 'multiple', 'factor': factor, 'base': x.meta['base'], 'sources': [dict(x.meta)]})
+  meta = {'kind': 'multiple', 'factor': factor, 'base': x.meta['base'], 'sources': [dict(x.meta)]}
+  return Direction(scale_delta(x.delta, factor), meta)
 
 
 def negate(x: Direction) -> Direction:
@@ -91,8 +96,8 @@ def cosine_per_site(x: Direction, y: Direction) -> dict[str, float]:
 
 def to_dense(x: Direction) -> Direction:
   """The same change with every site dense: as large as the model, for tests and small models."""
-  delta = tree.unflatten({path: Dense(dense_change(path, leaf)) for path, leaf in gram.flatten(x.delta).items()})
-  return Direction(delta, x.meta)
+  leaves = {path: Dense(jnp.asarray(dense_change(path, leaf))) for path, leaf in gram.flatten(x.delta).items()}
+  return Direction(tree.unflatten(leaves), x.meta)
 
 
 def add_deltas(x: PyTree, y: PyTree) -> PyTree:
@@ -107,25 +112,30 @@ def scale_delta(x: PyTree, factor: float) -> PyTree:
   return tree.unflatten({path: _scale_leaf(leaf, factor) for path, leaf in gram.flatten(x).items()})
 
 
-def dense_change(path: str, leaf: LowRank | Dense):
+def dense_change(path: str, leaf: LowRank | Dense) -> np.ndarray:
   """The leaf's change as an array of the parameter's shape, float32."""
-  if isinstance(leaf, Dense):
-    return jnp.asarray(leaf.value, jnp.float32)
-  a_LIR, b_LRO = gram.factors(path, leaf)
-  return jnp.matmul(a_LIR, b_LRO, precision='highest').reshape(gram.change_shape(path, leaf))
+  return np.stack(list(gram.layer_changes(path, leaf))).reshape(gram.change_shape(path, leaf))
 
 
 def _add_leaves(path: str, x: LowRank | Dense, y: LowRank | Dense) -> LowRank | Dense:
   if isinstance(x, Dense) or isinstance(y, Dense):
-    return Dense(dense_change(path, x) + dense_change(path, y))
-  x, y = _scale_leaf(x, 1.0), _scale_leaf(y, 1.0)
-  return LowRank(jnp.concatenate([x.a, y.a], axis=-1), jnp.concatenate([x.b, y.b], axis=gram.stack_axes(path)))
+    return Dense(jnp.asarray(dense_change(path, x) + dense_change(path, y)))
+  (a1, b1), (a2, b2) = _factors(x), _factors(y)
+  a = np.concatenate([a1, a2], axis=-1)
+  b = np.concatenate([b1, b2], axis=gram.stack_axes(path))
+  return LowRank(jnp.asarray(a), jnp.asarray(b))
 
 
 def _scale_leaf(leaf: LowRank | Dense, factor: float) -> LowRank | Dense:
   if isinstance(leaf, Dense):
-    return Dense(factor * jnp.asarray(leaf.value, jnp.float32))
-  return LowRank(jnp.asarray(leaf.a, jnp.float32), (factor * leaf.scale) * jnp.asarray(leaf.b, jnp.float32))
+    return Dense(jnp.asarray(np.float32(factor) * np.asarray(leaf.value, np.float32)))
+  a, b = _factors(leaf)
+  return LowRank(jnp.asarray(a), jnp.asarray(np.float32(factor) * b))
+
+
+def _factors(leaf: LowRank) -> tuple[np.ndarray, np.ndarray]:
+  """Both factors in their own shapes, the scale folded into the second; on the host, with nothing to compile."""
+  return np.asarray(leaf.a, np.float32), np.float32(leaf.scale) * np.asarray(leaf.b, np.float32)
 
 
 def _common_base(x: Direction, y: Direction, *, allow_other_base: bool) -> bases.Base:

@@ -17,8 +17,8 @@ class Base:
   """A base model as a direction remembers it.
 
   Attributes:
-    config, family: its architecture. source, revision: what the user called it, and its hub commit. digest: see `digest`; '' if it is
-      not known (a difference of two checkpoints belongs to every base of its architecture).
+    config, family: its architecture. source, revision: what the user called it, and its hub commit. digest: see
+      `digest`; '' if it is not known (a difference of two checkpoints belongs to every base of its architecture).
   """
   config: ModelConfig
   family: str
@@ -34,7 +34,8 @@ class Base:
 
 def from_json(record: Mapping[str, Any], *, where: str) -> Base:
   """The inverse of `Base.to_json`."""
-  return Base(config_from_json(record['config'], where=where), record['family'], record['source'], record['revision'], record['digest'])
+  config = config_from_json(record['config'], where=where)
+  return Base(config, record['family'], record['source'], record['revision'], record['digest'])
 
 
 def config_from_json(record: Mapping[str, Any], *, where: str) -> ModelConfig:
@@ -46,11 +47,15 @@ def config_from_json(record: Mapping[str, Any], *, where: str) -> ModelConfig:
   try:
     return ModelConfig(**{**record, 'rope': Rope(**record['rope'])})
   except (TypeError, KeyError) as error:
-    raise InputError(f'{where} describes a model with fields this version does not know ({error}); make it again with this version') from error
+    raise InputError(f'{where} describes a model with fields this version does not know ({error}); make it again with '
+                     'this version') from error
 
 
 def digest(params: PyTree) -> str:
-  """16 hex digits that name the weights: the digest of the tree rounded to bfloat16, so that a base has one name however it was loaded."""
+  """16 hex digits that name the weights: `tree.digest` of them rounded to bfloat16.
+
+  Rounded, a base has one name whether it was loaded in float32 or in bfloat16.
+  """
   return digest_leaves(tree.flatten(params).items())
 
 
@@ -69,8 +74,9 @@ def same_architecture(expected: ModelConfig, got: ModelConfig, *, what: str) -> 
   Raises:
     InputError: names each field that differs.
   """
-  differing = [f'{field.name} {getattr(expected, field.name)} / {getattr(got, field.name)}'
-               for field in dataclasses.fields(ModelConfig) if getattr(expected, field.name) != getattr(got, field.name)]
+  names = [field.name for field in dataclasses.fields(ModelConfig)]
+  pairs = [(name, getattr(expected, name), getattr(got, name)) for name in names]
+  differing = [f'{name} {x} / {y}' for name, x, y in pairs if x != y]
   if differing:
     raise InputError(f'{what} are of different architectures: {"; ".join(differing)}')
 
@@ -83,8 +89,9 @@ def same_base(x: Base, y: Base, *, what: str, allow_other_base: bool = False) ->
   """
   same_architecture(x.config, y.config, what=what)
   if x.digest and y.digest and x.digest != y.digest and not allow_other_base:
-    raise InputError(f'{what} belong to different base models: {x.source or "unnamed"} (digest {x.digest}) and {y.source or "unnamed"} '
-                     f'(digest {y.digest}); use the same base, or allow it explicitly with allow_other_base')
+    raise InputError(f'{what} belong to different base models: {x.source or "unnamed"} (digest {x.digest}) and '
+                     f'{y.source or "unnamed"} (digest {y.digest}); use the same base, or allow it explicitly with '
+                     'allow_other_base')
 
 
 def base_of(model: models.Model) -> Base:

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints read leaf by leaf and layer by layer, in float32: for what is to be compared with them, never held whole."""
+"""Hugging Face checkpoints read layer by layer in float32, never held whole: for what is to be compared with them."""
 import contextlib
 import dataclasses
 import pathlib
@@ -74,7 +74,8 @@ def open_checkpoint(source: str | pathlib.Path) -> Iterator[Checkpoint]:
   """The checkpoint of a folder or a hub id, its tensor names checked against its config.
 
   Raises:
-    InputError: no such checkpoint, an unsupported one, or other tensors than its config asks for. CorruptError: a file cut short.
+    InputError: no such checkpoint, an unsupported one, or other tensors than its config asks for. CorruptError: a file
+      cut short.
   """
   folder, revision = models.resolve(source)
   config, family = models.load_config(folder)
@@ -111,12 +112,14 @@ def _difference_at(path: str, x: Checkpoint, y: Checkpoint) -> Dense | None:
 
 
 def _check_names(checkpoint: Checkpoint) -> None:
-  expected = {name.format(l=l) for path, (name, _) in checkpoint.names.items() for l in range(checkpoint.num_layers(path))}
+  layers = {path: range(checkpoint.num_layers(path)) for path in checkpoint.names}
+  expected = {name.format(l=l) for path, (name, _) in checkpoint.names.items() for l in layers[path]}
   # Rotary frequencies are a function of the config; old Llama checkpoints store them all the same.
   found = {name for name in checkpoint.tensors.names() if not name.endswith('rotary_emb.inv_freq')}
   if checkpoint.config.tied and HEAD in found:
     if not np.array_equal(checkpoint.tensors.read(HEAD), checkpoint.tensors.read(EMBEDDING)):
-      raise InputError(f"{checkpoint.folder}: the config says tie_word_embeddings, but '{HEAD}' differs from '{EMBEDDING}': transformers "
-                       'would drop that head; set tie_word_embeddings to false in config.json, or remove the head')
+      raise InputError(f"{checkpoint.folder}: the config says tie_word_embeddings, but '{HEAD}' differs from "
+                       f"'{EMBEDDING}': transformers would drop that head; set tie_word_embeddings to false in "
+                       'config.json, or remove the head')
     found -= {HEAD}
   tree.same_keys(expected, found, what=f'the tensors of {checkpoint.folder}')

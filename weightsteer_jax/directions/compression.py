@@ -1,4 +1,4 @@
-"""Directions of lower rank: the same change with fewer factors where that is exact, the nearest one of a given rank where it is not."""
+"""Directions of lower rank: the same change in fewer factors, or the nearest change of a given rank."""
 import math
 from typing import Any
 
@@ -22,14 +22,16 @@ def recompress(direction: Direction) -> Direction:
 
   QR of both factors, then SVD of the small product of their triangles: the dense change is never formed.
   """
-  leaves = {path: _recompress_leaf(path, leaf) if isinstance(leaf, LowRank) else leaf for path, leaf in gram.flatten(direction.delta).items()}
+  flat = gram.flatten(direction.delta)
+  leaves = {path: _recompress_leaf(path, leaf) if isinstance(leaf, LowRank) else leaf for path, leaf in flat.items()}
   return Direction(tree.unflatten(leaves), direction.meta)
 
 
 def compress(direction: Direction, rank: int) -> tuple[Direction, dict[str, float]]:
   """The nearest change of at most `rank` at every projection's kernel, and {path: relative Frobenius error} of those.
 
-  Dense kernels become low-rank, low-rank ones of higher rank are cut; what is no kernel (embeddings, norms, biases) stays as it is.
+  Dense kernels become low-rank, low-rank ones of higher rank are cut; what is no kernel (embeddings, norms, biases)
+  stays as it is.
 
   Raises:
     InputError: a rank below 1.
@@ -92,12 +94,16 @@ def _factor_dense(leaf: Dense, site: models.Site, rank: int) -> tuple[LowRank, f
   whole = math.fsum(np.square(change.astype(np.float64)).sum() for change in change_LIO)
   a = np.stack([a for a, _ in pairs]).reshape(site.shape[:stack] + inputs + (rank,))
   b = np.stack([b for _, b in pairs]).reshape(site.shape[:stack] + (rank,) + outputs)
-  return LowRank(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)), math.sqrt(lost / whole) if whole > 0 else 0.0
+  factors = LowRank(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+  return factors, math.sqrt(lost / whole) if whole > 0 else 0.0
 
 
 def _best_factors(change_IO: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-  """a [I, R] and b [R, O] of the nearest matrix of rank R: from the eigenvectors of the smaller Gram matrix, which costs far less than
-  an SVD of the whole. Source: Eckart and Young, 1936."""
+  """a [I, R] and b [R, O] of the nearest matrix of rank R.
+
+  They come from the eigenvectors of the smaller Gram matrix, which costs far less than an SVD of the whole.
+  Source: Eckart and Young, 1936.
+  """
   if change_IO.shape[0] > change_IO.shape[1]:
     outputs_OR, inputs_RI = _best_factors(change_IO.T, rank)
     return inputs_RI.T, outputs_OR.T

@@ -1,7 +1,8 @@
-"""Directions from what training left behind: two fine-tunes of ours, two PEFT adapters, or two Hugging Face checkpoints.
+"""Directions from what training left behind: two fine-tunes of ours, two PEFT adapters, or two full checkpoints.
 
-The direction of a behaviour is `w = (theta_positive - theta_base) - (theta_negative - theta_base)`. Two adapters of one base give it
-exactly, as factors of rank r+ + r-: `[A+ | A-]` and `[s+ B+ ; -s- B-]`. Two checkpoints give it dense, in float32.
+The direction of a behaviour is `w = (theta_positive - theta_base) - (theta_negative - theta_base)`. Two adapters of one
+base give it exactly, as factors of rank r+ + r-: `[A+ | A-]` and `[s+ B+ ; -s- B-]`. Two checkpoints give it dense, in
+float32.
 
 Source: arXiv 2511.05408, equation 1.
 """
@@ -19,6 +20,7 @@ from weightsteer_jax.directions.direction import Direction
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.finetune.adapter import load_adapter
 
+PyTree = Any
 BaseSource = str | pathlib.Path | models.Model
 
 RUN, PEFT, CHECKPOINT = 'run', 'peft', 'checkpoint'
@@ -32,52 +34,60 @@ class Source:
   folder: pathlib.Path
 
 
-def contrast(positive: files.Path, negative: files.Path, *, base: BaseSource | None = None, allow_other_base: bool = False,
-             compare_bfloat16: bool = False) -> Direction:
+def contrast(positive: files.Path, negative: files.Path, *, base: BaseSource | None = None,
+             allow_other_base: bool = False, compare_bfloat16: bool = False) -> Direction:
   """The direction that points from the negative to the positive.
 
   Args:
-    positive, negative: each a run folder of ours, or a PEFT adapter folder (the two may be mixed); or both full checkpoints.
-    base: the model both were trained on. Not needed for runs of ours; for PEFT adapters, where the one they name cannot be found; for
-      checkpoints, to tell the direction's base from other models of the architecture.
+    positive, negative: each a run folder of ours, or a PEFT adapter folder (the two may be mixed); or both full
+      checkpoints.
+    base: the model both were trained on. Not needed for runs of ours; for PEFT adapters, where the one they name cannot
+      be found; for checkpoints, to tell the direction's base from other models of the architecture.
     allow_other_base: go on where the two, or they and `base`, say they belong to different bases of one architecture.
-    compare_bfloat16: also measure what the route over merged bfloat16 checkpoints would have given (see rounding.bfloat16_route).
+    compare_bfloat16: also measure what the route over merged bfloat16 checkpoints would have given (see
+      rounding.bfloat16_route).
   Raises:
-    InputError: sources that are not there, not supported, or do not go together. CorruptError: one that is cut short or damaged.
+    InputError: sources that are not there, not supported, or do not go together. CorruptError: one that is cut short or
+      damaged.
   """
   sources = recognise(positive), recognise(negative)
   if sources[0].kind != sources[1].kind and CHECKPOINT in (sources[0].kind, sources[1].kind):
-    raise InputError(f'{positive} is {DESCRIPTIONS[sources[0].kind]} and {negative} is {DESCRIPTIONS[sources[1].kind]}: pass two adapters, or '
-                     'two checkpoints (merge the adapter into its base in float32 first)')
+    raise InputError(f'{positive} is {DESCRIPTIONS[sources[0].kind]} and {negative} is '
+                     f'{DESCRIPTIONS[sources[1].kind]}: pass two adapters, or two checkpoints (merge the adapter into '
+                     'its base in float32 first)')
   if sources[0].folder.resolve() == sources[1].folder.resolve():
-    raise InputError(f'positive and negative are both {sources[0].folder}: there is no direction between a model and itself')
+    raise InputError(f'positive and negative are both {sources[0].folder}: there is no direction between a model and '
+                     'itself')
   with _open_base(sources, base, allow_other_base) as opened:
     if sources[0].kind == CHECKPOINT:
       delta, record, metas = _between_checkpoints(sources, opened)
     else:
       x, y = (_task_vector(source, opened, allow_other_base) for source in sources)
       bases.same_base(x.base, y.base, what=f'{positive} and {negative}', allow_other_base=allow_other_base)
-      delta, record, metas = algebra.subtract(x, y, allow_other_base=True).delta, x.base, [*x.meta['sources'], *y.meta['sources']]
+      delta, record = algebra.subtract(x, y, allow_other_base=True).delta, x.base
+      metas = [*x.meta['sources'], *y.meta['sources']]
     roles = [{'role': role, **meta} for role, meta in zip(('positive', 'negative'), metas)]
     direction = Direction(delta, {'kind': 'contrast', 'base': record.to_json(), 'sources': roles})
     if not compare_bfloat16:
       return direction
     if sources[0].kind == CHECKPOINT:
-      raise InputError('the bfloat16 route can be compared for adapters only; these are checkpoints: their difference is that route already')
+      raise InputError('the bfloat16 route can be compared for adapters only; these are checkpoints: their difference '
+                       'is that route already')
     with _reopened(opened, record) as checkpoint:
       measured = rounding.bfloat16_route(x.delta, y.delta, checkpoint)
     return Direction(delta, {**direction.meta, 'bfloat16_route': measured})
 
 
 def task_vector(source: files.Path, base: BaseSource | None = None, *, allow_other_base: bool = False) -> Direction:
-  """What one fine-tune changed, `theta - theta_base`: exact factors of an adapter, or the dense difference of a checkpoint and `base`.
+  """What one fine-tune changed: an adapter's exact factors, or a checkpoint's difference from `base`.
 
   Raises:
     InputError: as `contrast`, or a checkpoint without `base`.
   """
   found = recognise(source)
   if found.kind == CHECKPOINT and base is None:
-    raise InputError(f'{source} is a full checkpoint: what it changed is only known with the base it was trained from; pass base')
+    raise InputError(f'{source} is a full checkpoint: what it changed is only known with the base it was trained from; '
+                     'pass base')
   with _open_base((found,), base, allow_other_base) as opened:
     return _task_vector(found, opened, allow_other_base)
 
@@ -90,7 +100,8 @@ def recognise(source: files.Path) -> Source:
   """
   folder = pathlib.Path(source).expanduser()
   if not folder.is_dir():
-    raise InputError(f'no folder {folder}{files.nearest(folder)}; expected a run of ours, a PEFT adapter or a checkpoint')
+    raise InputError(f'no folder {folder}{files.nearest(folder)}; expected a run of ours, a PEFT adapter or a '
+                     'checkpoint')
   if (folder / 'adapter' / 'adapter.json').exists() or (folder / 'adapter' / 'adapter.safetensors').exists():
     return Source(RUN, folder / 'adapter')
   if (folder / 'adapter.json').exists() or (folder / 'adapter.safetensors').exists():
@@ -99,8 +110,9 @@ def recognise(source: files.Path) -> Source:
     return Source(PEFT, folder)
   if (folder / 'config.json').exists():
     return Source(CHECKPOINT, folder)
-  raise InputError(f'{folder} is no source of a direction: expected a finished run of ours (adapter/adapter.json), a PEFT adapter '
-                   f'({peft_adapter.CONFIG}) or a Hugging Face checkpoint (config.json); it holds {_listing(folder)}')
+  raise InputError(f'{folder} is no source of a direction: expected a finished run of ours (adapter/adapter.json), a '
+                   f'PEFT adapter ({peft_adapter.CONFIG}) or a Hugging Face checkpoint (config.json); it holds '
+                   f'{_listing(folder)}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +123,14 @@ class _OpenBase:
 
 
 @contextlib.contextmanager
-def _open_base(sources: Iterable[Source], base: BaseSource | None, allow_other_base: bool) -> Iterator[_OpenBase | None]:
+def _open_base(sources: Iterable[Source], base: BaseSource | None,
+               allow_other_base: bool) -> Iterator[_OpenBase | None]:
   """The given base, or the one that PEFT adapters name, or None where none is needed."""
   named = _named_bases(sources)
   if len(set(named.values())) > 1 and not (base is not None and allow_other_base):
     lines = '; '.join(f"{folder} names '{name}'" for folder, name in named.items())
-    raise InputError(f'the adapters belong to different base models: {lines}. If both are the same model, pass it as base and allow it with '
-                     'allow_other_base')
+    raise InputError(f'the adapters belong to different base models: {lines}. If both are the same model, pass it as '
+                     'base and allow it with allow_other_base')
   if base is None and not named:
     yield None
     return
@@ -136,7 +149,8 @@ def _open_checkpoint(base: BaseSource | None, named: dict[pathlib.Path, str]) ->
     try:
       models.resolve(base)
     except InputError as error:
-      raise InputError(f'{folder} is an adapter of a base model that is needed and could not be opened; pass it as base. {error}') from error
+      raise InputError(f'{folder} is an adapter of a base model that is needed and could not be opened; pass it as '
+                       f'base. {error}') from error
   with checkpoints.open_checkpoint(base) as checkpoint:
     yield checkpoint
 
@@ -180,7 +194,8 @@ def _task_vector(source: Source, opened: _OpenBase | None, allow_other_base: boo
   return Direction(delta, {'kind': 'task_vector', 'base': record.to_json(), 'sources': sources})
 
 
-def _read_run(source: Source, opened: _OpenBase | None, allow_other_base: bool) -> tuple[Any, bases.Base, dict[str, Any]]:
+def _read_run(source: Source, opened: _OpenBase | None,
+              allow_other_base: bool) -> tuple[PyTree, bases.Base, dict[str, Any]]:
   delta, meta = load_adapter(source.folder)
   config = bases.config_from_json(meta['model_config'], where=str(source.folder))
   record = bases.Base(config, meta['base_family'], meta['base'], meta['base_revision'], meta['base_digest_bfloat16'])
@@ -192,7 +207,8 @@ def _read_run(source: Source, opened: _OpenBase | None, allow_other_base: bool) 
   return delta, record, {key: value for key, value in meta.items() if key not in dropped}
 
 
-def _between_checkpoints(sources: tuple[Source, Source], opened: _OpenBase | None) -> tuple[Any, bases.Base, list[dict[str, Any]]]:
+def _between_checkpoints(sources: tuple[Source, Source],
+                         opened: _OpenBase | None) -> tuple[PyTree, bases.Base, list[dict[str, Any]]]:
   with checkpoints.open_checkpoint(sources[0].folder) as x, checkpoints.open_checkpoint(sources[1].folder) as y:
     delta = _not_empty(checkpoints.difference(x, y), sources[0].folder, sources[1].folder)
     record = opened.record if opened is not None else bases.Base(x.config, x.family.model_type, '', '', '')
@@ -201,7 +217,7 @@ def _between_checkpoints(sources: tuple[Source, Source], opened: _OpenBase | Non
   return delta, record, [{'kind': source.kind, 'path': str(source.folder), 'meta': {}} for source in sources]
 
 
-def _not_empty(changes: dict[str, Any], x: files.Path, y: files.Path) -> Any:
+def _not_empty(changes: dict[str, Any], x: files.Path, y: files.Path) -> PyTree:
   if not changes:
     raise InputError(f'{x} and {y} hold the same weights: there is no direction between them')
   return tree.unflatten(changes)

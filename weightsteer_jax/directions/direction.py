@@ -30,8 +30,9 @@ class Direction:
 
   Attributes:
     delta: the change, float32, at the sites of the base model (see models.delta).
-    meta: JSON values: `kind` (how it was made), `base` (see base.Base), `sources` (what it was made from, each with its own record), and
-      what the operations on the way added. Saving adds `format`, `norm`, `norms` per site, `fingerprints` and `versions`.
+    meta: JSON values: `kind` (how it was made), `base` (see base.Base), `sources` (what it was made from, each with its
+      own record), and what the operations on the way added. Saving adds `format`, `norm`, `norms` per site,
+      `fingerprints` and `versions`.
   """
   delta: PyTree
   meta: Mapping[str, Any]
@@ -61,7 +62,8 @@ def save(folder: files.Path, direction: Direction) -> None:
   """Writes a direction as a new folder: `direction.safetensors` and, last, `direction.json`.
 
   Raises:
-    InputError: the folder exists. NotFiniteError: a tensor is not finite. OutputError: it could not be written; nothing is left.
+    InputError: the folder exists. NotFiniteError: a tensor is not finite. OutputError: it could not be written; nothing
+      is left.
   """
   tensors = _to_tensors(direction.delta)
   broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
@@ -80,16 +82,18 @@ def load(folder: files.Path) -> Direction:
   """The direction in a folder, every tensor checked against its fingerprint.
 
   Raises:
-    InputError: no direction there, or of another format. CorruptError: it is cut short, or was changed after it was written.
+    InputError: no direction there, or of another format. CorruptError: it is cut short, or was changed after it was
+      written.
   """
   folder = pathlib.Path(folder)
   meta = _read_manifest(folder)
   tensors = _read_tensors(folder / TENSORS)
   prints = tree.fingerprint(tensors)
-  changed = sorted(name for name in {*prints, *meta['fingerprints']} if prints.get(name) != meta['fingerprints'].get(name))
+  expected = meta['fingerprints']
+  changed = sorted(name for name in {*prints, *expected} if prints.get(name) != expected.get(name))
   if changed:
-    raise CorruptError(f'the direction {folder} does not match its fingerprints at {", ".join(changed)}: it was changed or damaged after it '
-                       'was written; copy or make it again')
+    raise CorruptError(f'the direction {folder} does not match its fingerprints at {", ".join(changed)}: it was '
+                       'changed or damaged after it was written; copy or make it again')
   direction = Direction(_from_tensors(tensors), meta)
   models.check_delta(direction.base.config, direction.delta)
   return direction
@@ -121,7 +125,8 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   if not folder.is_dir():
     raise InputError(f'no direction at {folder}{files.nearest(folder)}')
   if (folder / TENSORS).exists() and not (folder / MANIFEST).exists():
-    raise CorruptError(f'{folder} has no {MANIFEST}, which is written last: the direction was cut short; copy or make it again')
+    raise CorruptError(f'{folder} has no {MANIFEST}, which is written last: the direction was cut short; copy or make '
+                       'it again')
   if not (folder / MANIFEST).exists():
     raise InputError(f'{folder} holds no direction ({MANIFEST} and {TENSORS}); make one with launch/direction.py')
   meta = files.read_json(folder / MANIFEST, what='the manifest of a direction')

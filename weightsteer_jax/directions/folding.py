@@ -1,7 +1,7 @@
 """Biases where a checkpoint has no tensor for them: a Llama or Qwen2 written as the Llama with biases everywhere.
 
-A Llama with `attention_bias` and `mlp_bias` computes the same function as either family once the biases it did not have are zero.
-A vector added to the residual stream after a block is a bias of that block's last projection.
+A Llama with `attention_bias` and `mlp_bias` computes the same function as either family once the biases it did not have
+are zero. A vector added to the residual stream after a block is a bias of that block's last projection.
 """
 import dataclasses
 from typing import Any
@@ -21,7 +21,7 @@ FOLDABLE = ('llama', 'qwen2')
 
 
 def with_biases(base: models.Model, delta: PyTree) -> tuple[models.Model, PyTree]:
-  """The base with a (zero) parameter for every bias the delta changes, and the delta with its residual vectors as biases.
+  """The base with a (zero) parameter for every bias the delta changes, and the delta with residual vectors as biases.
 
   Both are returned as they are if the base has all the parameters already.
 
@@ -33,8 +33,8 @@ def with_biases(base: models.Model, delta: PyTree) -> tuple[models.Model, PyTree
   if not missing:
     return base, delta
   if base.family not in FOLDABLE:
-    raise InputError(f'the direction changes {", ".join(missing)}, for which a {base.family} checkpoint has no tensor: it cannot be '
-                     'merged, only applied unmerged')
+    raise InputError(f'the direction changes {", ".join(missing)}, for which a {base.family} checkpoint has no tensor: '
+                     'it cannot be merged, only applied unmerged')
   if RESIDUAL in flat:
     residual, last = flat.pop(RESIDUAL), flat.get(LAST_BIAS)
     flat[LAST_BIAS] = residual if last is None else Dense(residual.value + last.value)
@@ -43,5 +43,6 @@ def with_biases(base: models.Model, delta: PyTree) -> tuple[models.Model, PyTree
   config = dataclasses.replace(base.config, qkv_bias=attention, o_bias=attention, mlp_bias=mlp)
   params = tree.flatten(base.params)
   dtype = params['final_norm/scale'].dtype
-  params = {path: params[path] if path in params else jnp.zeros(site.shape, dtype) for path, site in models.sites(config).items()}
+  zeros = {path: jnp.zeros(site.shape, dtype) for path, site in models.sites(config).items() if path not in params}
+  params |= zeros
   return dataclasses.replace(base, config=config, family='llama', params=tree.unflatten(params)), tree.unflatten(flat)

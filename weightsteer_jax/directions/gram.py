@@ -5,9 +5,10 @@ For one layer, with the kernels' inputs and outputs flattened to I and O:
   <A1 B1, A2 B2> = sum((A1^T A2) * (B1 B2^T))      two [R1, R2] matrices
   <A B, V>       = sum((A^T V) * B)                one [R, O] matrix
 
-Products are float32 at the highest precision, on whatever device holds the factors; what is summed over layers and sites is float64.
+Products are float32 at the highest precision, on whatever device holds the factors; what is summed over layers and
+sites is float64.
 """
-from typing import Any
+from typing import Any, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,17 @@ def factors(path: str, leaf: LowRank) -> tuple[jax.Array, jax.Array]:
   return a.reshape(layers, -1, rank), leaf.scale * b.reshape(layers, rank, -1)
 
 
+def layer_changes(path: str, leaf: LowRank | Dense) -> Iterator[np.ndarray]:
+  """The dense change of each layer in turn, [I, O] or flat, float32, computed on the host."""
+  if isinstance(leaf, Dense):
+    value = np.asarray(leaf.value, np.float32)
+    yield from value if stack_axes(path) else value[None]
+  else:
+    a, b = np.asarray(leaf.a, np.float32), np.float32(leaf.scale) * np.asarray(leaf.b, np.float32)
+    for a_layer, b_layer in zip(a, b) if stack_axes(path) else [(a, b)]:
+      yield a_layer.reshape(-1, a_layer.shape[-1]) @ b_layer.reshape(b_layer.shape[0], -1)
+
+
 def change_shape(path: str, leaf: LowRank | Dense) -> tuple[int, ...]:
   """Shape of the parameter the leaf changes."""
   if isinstance(leaf, Dense):
@@ -62,8 +74,8 @@ def change_shape(path: str, leaf: LowRank | Dense) -> tuple[int, ...]:
 
 def _leaf_product(path: str, x: LowRank | Dense, y: LowRank | Dense) -> float:
   if change_shape(path, x) != change_shape(path, y):
-    raise InputError(f"'{path}' has shape {change_shape(path, x)} in one delta and {change_shape(path, y)} in the other: "
-                     'they were made for different architectures')
+    raise InputError(f"'{path}' has shape {change_shape(path, x)} in one delta and {change_shape(path, y)} in the "
+                     'other: they were made for different architectures')
   if isinstance(x, LowRank) and isinstance(y, LowRank):
     terms = _low_rank_terms(*factors(path, x), *factors(path, y))
   elif isinstance(x, Dense) and isinstance(y, Dense):

@@ -32,7 +32,9 @@ class Parity:
 
 
 def prompt_rows(config: models.ModelConfig, prompts: Sequence[Sequence[int]] | None) -> tuple[np.ndarray, np.ndarray]:
-  """(tokens [B, T], mask [B, T] of the real ones), right-padded; without prompts, four rows of random tokens from a fixed seed.
+  """(tokens [B, T], mask [B, T] of the real ones), right-padded.
+
+  Without prompts they are four rows of random tokens from a fixed seed.
 
   Raises:
     InputError: an empty prompt, a token outside the vocabulary, or more tokens than the model has positions.
@@ -50,7 +52,8 @@ def prompt_rows(config: models.ModelConfig, prompts: Sequence[Sequence[int]] | N
   return tokens, mask
 
 
-def logits(config: models.ModelConfig, params: PyTree, tokens_BT: np.ndarray, *, delta: PyTree | None = None, alpha: float = 0.0) -> np.ndarray:
+def logits(config: models.ModelConfig, params: PyTree, tokens_BT: np.ndarray, *, delta: PyTree | None = None,
+           alpha: float = 0.0) -> np.ndarray:
   """Float32 logits [B, T, V], with the delta applied unmerged at alpha if there is one."""
   edits = () if delta is None else (models.Edit(delta, jnp.full(len(tokens_BT), alpha, jnp.float32)),)
   return np.asarray(_logits(config, params, tokens_BT, edits))
@@ -68,12 +71,14 @@ def compare(expected: np.ndarray, got: np.ndarray, mask: np.ndarray, *, exact: b
   largest = float(np.abs(got - expected).max())
   relative = float(np.sqrt(np.square(got - expected).mean()) / max(expected.std(), 1e-30))
   allowed = EXACT * max(1.0, float(np.abs(expected).max())) if exact else ROUNDED
-  tolerance = f'largest difference {allowed:.3g} (float32)' if exact else f'relative difference {allowed:.3g} (bfloat16)'
+  measure = ('largest', 'float32') if exact else ('relative', 'bfloat16')
+  tolerance = f'{measure[0]} difference {allowed:.3g} ({measure[1]})'
   parity = Parity(largest, relative, tolerance, mask.shape[0], int(mask.sum()))
   # Written so that NaN, which compares false, is refused.
   if not (largest if exact else relative) <= allowed:
-    raise OutputError(f'the export was not written: read back, its logits differ from the unmerged edit by up to {largest:.3g} (relative '
-                      f'{relative:.3g}) on {parity.prompts} prompts; allowed is a {tolerance}. Nothing was left behind')
+    raise OutputError('the export was not written: read back, its logits differ from the unmerged edit by up to '
+                      f'{largest:.3g} (relative {relative:.3g}) on {parity.prompts} prompts; allowed is a {tolerance}. '
+                      'Nothing was left behind')
   return parity
 
 
@@ -86,8 +91,8 @@ def same_weights(written: PyTree, read_back: PyTree) -> None:
   expected, got = tree.fingerprint(written), tree.fingerprint(read_back)
   changed = sorted(path for path in {*expected, *got} if expected.get(path) != got.get(path))
   if changed:
-    raise OutputError(f'the export was not written: read back, it differs at {", ".join(changed)} from what was to be written. Nothing was '
-                      'left behind')
+    raise OutputError(f'the export was not written: read back, it differs at {", ".join(changed)} from what was to be '
+                      'written. Nothing was left behind')
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,7 +1,8 @@
 """LoRA adapters of PEFT as deltas, exactly: each factor as saved, `lora_alpha / r` folded into the second in float32.
 
-Beside the factors an adapter may carry whole modules (`modules_to_save`: embed_tokens and lm_head in the paper's recipe). Their change is
-what was saved minus the base's own tensor. PEFT saves them under plain names; state dicts written by hand keep `.modules_to_save.`.
+Beside the factors an adapter may carry whole modules (`modules_to_save`: embed_tokens and lm_head in the paper's
+recipe). Their change is what was saved minus the base's own tensor. PEFT saves them under plain names; state dicts
+written by hand keep `.modules_to_save.`.
 """
 import dataclasses
 import json
@@ -26,15 +27,17 @@ PyTree = Any
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
 
-# Fields that say nothing about what a saved adapter computes: bookkeeping, training, and how modules were chosen (the saved tensors say).
+# Fields that say nothing about what a saved adapter computes: bookkeeping, training, and how modules were chosen (the
+# saved tensors say).
 INERT = frozenset((
-    'auto_mapping', 'base_model_name_or_path', 'corda_config', 'ensure_weight_tying', 'eva_config', 'exclude_modules', 'inference_mode',
-    'init_lora_weights', 'layers_pattern', 'layers_to_transform', 'loftq_config', 'lora_dropout', 'lora_ga_config', 'megatron_config',
-    'megatron_core', 'modules_to_save', 'peft_version', 'qalora_group_size', 'revision', 'runtime_config', 'target_modules', 'task_type',
+    'auto_mapping', 'base_model_name_or_path', 'corda_config', 'ensure_weight_tying', 'eva_config', 'exclude_modules',
+    'inference_mode', 'init_lora_weights', 'layers_pattern', 'layers_to_transform', 'loftq_config', 'lora_dropout',
+    'lora_ga_config', 'megatron_config', 'megatron_core', 'modules_to_save', 'peft_version', 'qalora_group_size',
+    'revision', 'runtime_config', 'target_modules', 'task_type',
 ))
 HONOURED = frozenset(('peft_type', 'r', 'lora_alpha', 'use_rslora', 'rank_pattern', 'alpha_pattern', 'bias'))
-# Initialisations that leave the base weights as they are. The others (pissa, olora, loftq, corda, lora_ga) move part of them into the
-# adapter, so that what is saved is a change of another model than the base.
+# Initialisations that leave the base weights as they are. The others (pissa, olora, loftq, corda, lora_ga) move part of
+# them into the adapter, so that what is saved is a change of another model than the base.
 PLAIN_INITS = (True, False, None, 'gaussian', 'eva', 'orthogonal')
 
 
@@ -44,7 +47,8 @@ class Adapter:
 
   Attributes:
     folder: where it lies. config: its adapter_config.json.
-    pairs: {Hugging Face module name: (A [R, inputs], B [outputs, R])}. wholes: {Hugging Face tensor name: tensor} of saved modules.
+    pairs: {Hugging Face module name: (A [R, inputs], B [outputs, R])}. wholes: {Hugging Face tensor name: tensor} of
+      saved modules.
   """
   folder: pathlib.Path
   config: Mapping[str, Any]
@@ -61,7 +65,8 @@ def read(folder: pathlib.Path) -> Adapter:
   """The adapter in a folder.
 
   Raises:
-    InputError: a kind of adapter, or a setting, that is not a plain LoRA; a pickle. CorruptError: a file that is cut short.
+    InputError: a kind of adapter, or a setting, that is not a plain LoRA; a pickle. CorruptError: a file that is cut
+      short.
   """
   config = read_config(folder)
   pairs: dict[str, dict[str, np.ndarray]] = {}
@@ -92,14 +97,15 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
   config = files.read_json(path, what='the config of a PEFT adapter')
   kind = config.get('peft_type')
   if kind != 'LORA':
-    raise InputError(f"{path}: peft_type is {kind!r}; only LORA adapters are changes of the form A B. Merge it into its base with PEFT's "
-                     'merge_and_unload, save that, and pass the two checkpoints')
+    raise InputError(f"{path}: peft_type is {kind!r}; only LORA adapters are changes of the form A B. Merge it into "
+                     "its base with PEFT's merge_and_unload, save that, and pass the two checkpoints")
   init = config.get('init_lora_weights')
   if not any(init is plain or init == plain for plain in PLAIN_INITS):
-    raise InputError(f"{path}: init_lora_weights is {init!r}, which moves part of the base's weights into the adapter; convert it with PEFT's "
-                     "save_pretrained(..., path_initial_model_for_weight_conversion=...) first")
+    raise InputError(f"{path}: init_lora_weights is {init!r}, which moves part of the base's weights into the adapter; "
+                     "convert it with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...) first")
   if config.get('bias', 'none') != 'none':
-    raise InputError(f"{path}: bias is {config['bias']!r}; biases trained by PEFT are not read: merge the adapter and pass checkpoints")
+    raise InputError(f"{path}: bias is {config['bias']!r}; biases trained by PEFT are not read: merge the adapter and "
+                     'pass checkpoints')
   refused = {key: value for key, value in config.items() if key not in INERT | HONOURED and value}
   if refused:
     fields = ', '.join(f'{key}={json.dumps(value)}' for key, value in sorted(refused.items()))
@@ -111,8 +117,8 @@ def to_delta(adapter: Adapter, base: Checkpoint) -> PyTree:
   """The adapter as a delta of the base.
 
   Raises:
-    InputError: it changes modules the base does not have, has other shapes or ranks than its config and the base, or changes the two
-      ends of tied embeddings differently.
+    InputError: it changes modules the base does not have, has other shapes or ranks than its config and the base, or
+      changes the two ends of tied embeddings differently.
   """
   leaves: dict[str, Any] = {}
   left = set(adapter.pairs)
@@ -165,8 +171,9 @@ def _pattern_value(patterns: Mapping[str, Any] | None, module: str, default: Any
 def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
   path = folder / WEIGHTS
   if not path.exists() and (folder / 'adapter_model.bin').exists():
-    raise InputError(f'{folder} holds its weights as a pickle (adapter_model.bin), which can run code and is never loaded. Convert it where you '
-                     "trust it: load it with PEFT's PeftModel.from_pretrained, then save_pretrained('converted')")
+    raise InputError(f'{folder} holds its weights as a pickle (adapter_model.bin), which can run code and is never '
+                     "loaded. Convert it where you trust it: load it with PEFT's PeftModel.from_pretrained, then "
+                     "save_pretrained('converted')")
   if not path.exists():
     raise InputError(f'{folder} has a {CONFIG} but no {WEIGHTS}{files.nearest(path)}')
   try:
@@ -176,7 +183,7 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _parse(name: str, folder: pathlib.Path) -> tuple[str, str]:
-  """(module, 'A' or 'B'), (tensor name, 'whole'), or ('', 'original') for the untouched copy a wrapper keeps of a module.
+  """(module, 'A' or 'B'), (tensor name, 'whole'), or ('', 'original') for the untouched copy that a wrapper keeps.
 
   >>> _parse('base_model.model.model.layers.0.mlp.up_proj.lora_A.default.weight', pathlib.Path('x'))
   ('model.layers.0.mlp.up_proj', 'A')
@@ -185,9 +192,11 @@ def _parse(name: str, folder: pathlib.Path) -> tuple[str, str]:
   """
   plain = name.removeprefix('base_model.model.')
   if 'lora_embedding_' in plain:
-    raise InputError(f"{folder}: '{name}' is a LoRA on an embedding, which is not supported: save the embedding whole (modules_to_save) instead")
+    raise InputError(f"{folder}: '{name}' is a LoRA on an embedding, which is not supported: save the embedding whole "
+                     '(modules_to_save) instead')
   if 'lora_magnitude_vector' in plain:
-    raise InputError(f"{folder}: '{name}' belongs to DoRA, whose change is no product A B: merge it and pass checkpoints")
+    raise InputError(f"{folder}: '{name}' belongs to DoRA, whose change is no product A B: merge it and pass "
+                     'checkpoints')
   pair = re.fullmatch(r'(.+)\.lora_([AB])(?:\.[\w-]+)?\.weight', plain)
   if pair:
     return pair[1], pair[2]
@@ -201,7 +210,7 @@ def _parse(name: str, folder: pathlib.Path) -> tuple[str, str]:
 
 
 def _stack_pairs(adapter: Adapter, config: ModelConfig, path: str, pattern: str, present: Mapping[int, str]) -> LowRank:
-  """One leaf from the pairs of its layers; layers without a pair, and ranks below the largest, are filled with zeros."""
+  """One leaf from the pairs of its layers; layers without one, and ranks below the largest, are filled with zeros."""
   site = models.sites(config)[path]
   stack = site.axes.startswith('L')
   rank = max(adapter.pairs[module][0].shape[0] for module in present.values())
@@ -220,12 +229,13 @@ def _convert_pair(adapter: Adapter, config: ModelConfig, module: str, pattern: s
   a, b = adapter.pairs[module]
   rank, scale = scaling(adapter.config, module)
   if a.shape[:1] != (rank,) or b.shape[1:] != (rank,):
-    raise InputError(f"{adapter.folder}: '{module}' has factors {a.shape} and {b.shape}, but its config says rank {rank}")
+    raise InputError(f"{adapter.folder}: '{module}' has factors {a.shape} and {b.shape}, but its config says rank "
+                     f"{rank}")
   a_pattern, b_pattern = factor_patterns(pattern)
   theirs = huggingface.their_shape(pattern, config)
   if (b.shape[0], a.shape[1]) != theirs:
-    raise InputError(f"{adapter.folder}: '{module}' changes a weight of shape {(b.shape[0], a.shape[1])}; the base's is {theirs}: the adapter "
-                     'is for another architecture')
+    raise InputError(f"{adapter.folder}: '{module}' changes a weight of shape {(b.shape[0], a.shape[1])}; the base's "
+                     f'is {theirs}: the adapter is for another architecture')
   try:
     return huggingface.to_ours(a, a_pattern, config), np.float32(scale) * huggingface.to_ours(b, b_pattern, config)
   except EinopsError as error:
@@ -257,7 +267,7 @@ def _as_base_layer(adapter: Adapter, base: Checkpoint, name: str, path: str, ten
 
 
 def _untie(adapter: Adapter, base: Checkpoint) -> dict[str, np.ndarray]:
-  """The saved modules with the head dropped where it is the same matrix as the embedding: on a tied base the two are one.
+  """The saved modules, the head dropped where it equals the embedding: on a tied base the two are one matrix.
 
   Raises:
     InputError: the two ends were changed differently, which a tied model cannot hold.
@@ -271,10 +281,11 @@ def _untie(adapter: Adapter, base: Checkpoint) -> dict[str, np.ndarray]:
   embedding = own if embedding is None else embedding
   if not np.array_equal(head, embedding):
     raise InputError(
-        f"{adapter.folder}: the base '{base.source}' ties its head to its embedding, but the adapter changes the two differently "
-        f'(largest difference {_largest_difference(head, embedding):.3g}). Merged and loaded again, transformers would keep one of them and '
-        'drop the other in silence. Either train again with PEFT\'s ensure_weight_tying=True, or give the base separate matrices '
-        '(tie_word_embeddings false and lm_head.weight saved as a copy of the embedding) and pass that as the base')
+        f"{adapter.folder}: the base '{base.source}' ties its head to its embedding, but the adapter changes the two "
+        f'differently (largest difference {_largest_difference(head, embedding):.3g}). Merged and loaded again, '
+        "transformers would keep one of them and drop the other in silence. Either train again with PEFT's "
+        'ensure_weight_tying=True, or give the base separate matrices (tie_word_embeddings false and lm_head.weight '
+        'saved as a copy of the embedding) and pass that as the base')
   return wholes | {EMBEDDING: embedding}
 
 
@@ -287,5 +298,6 @@ def _unknown_modules(adapter: Adapter, base: Checkpoint, names: set[str]) -> str
   first = sorted(names)[0]
   tied = (' The base ties its head to its embedding, so it has no head of its own to change.'
           if base.config.tied and any(name.startswith('lm_head') for name in names) else '')
-  return (f"{adapter.folder} changes {len(names)} module(s) that the base '{base.source}' does not have, or that cannot be changed so, "
-          f"'{first}' for one{tree.did_you_mean(first, known)}; it was made for another architecture.{tied}")
+  return (f"{adapter.folder} changes {len(names)} module(s) that the base '{base.source}' does not have, or that "
+          f"cannot be changed so, '{first}' for one{tree.did_you_mean(first, known)}; it was made for another "
+          f"architecture.{tied}")

@@ -1,4 +1,4 @@
-"""A direction at a fixed alpha as a PEFT LoRA adapter, exact in float32: rank 2r for a contrast of two rank-r fine-tunes."""
+"""A direction at a fixed alpha as a PEFT LoRA adapter, exact in float32: rank 2r for a contrast of two of rank r."""
 import pathlib
 from typing import Any, Mapping
 
@@ -52,13 +52,14 @@ def _check_expressible(flat: Mapping[str, LowRank | Dense], base: models.Model) 
   dense = sorted(path for path, leaf in flat.items() if isinstance(leaf, Dense) and path not in WHOLE)
   kernels = [path for path in dense if path in known and known[path].inputs]
   if kernels:
-    raise InputError(f'a LoRA adapter cannot hold the dense changes of {", ".join(kernels)}: give a rank to fold them to by SVD (the error is '
-                     'told), or export as hf or orbax')
+    raise InputError(f'a LoRA adapter cannot hold the dense changes of {", ".join(kernels)}: give a rank to fold them '
+                     'to by SVD (the error is told), or export as hf or orbax')
   if dense:
-    raise InputError(f'a LoRA adapter cannot hold the changes of {", ".join(dense)} (norms, biases, the residual stream): export as hf or '
-                     'orbax, or apply the direction unmerged')
+    raise InputError(f'a LoRA adapter cannot hold the changes of {", ".join(dense)} (norms, biases, the residual '
+                     'stream): export as hf or orbax, or apply the direction unmerged')
   if not any(isinstance(leaf, LowRank) for leaf in flat.values()):
-    raise InputError('the direction changes embeddings only, and a LoRA adapter needs a low-rank change: export as hf or orbax')
+    raise InputError('the direction changes embeddings only, and a LoRA adapter needs a low-rank change: export as hf '
+                     'or orbax')
 
 
 def _pairs(path: str, leaf: LowRank, name: str, pattern: str, rank: int, base: models.Model) -> dict[str, np.ndarray]:
@@ -92,10 +93,11 @@ def _config(base: models.Model, rank: int, targets: list[str], wholes: list[str]
   saved = sorted({WHOLE[path].removesuffix('.weight').rsplit('.', 1)[-1] for path in wholes})
   tied = bool(saved) and base.config.tied
   return {
-      'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base.source, 'revision': base.revision or None,
-      'r': rank, 'lora_alpha': rank, 'lora_dropout': 0.0, 'bias': 'none', 'use_rslora': False, 'use_dora': False, 'fan_in_fan_out': False,
-      'rank_pattern': {}, 'alpha_pattern': {}, 'target_modules': targets, 'modules_to_save': saved or None, 'init_lora_weights': True,
-      'inference_mode': True, **({'ensure_weight_tying': True} if tied else {}),
+      'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base.source,
+      'revision': base.revision or None, 'r': rank, 'lora_alpha': rank, 'lora_dropout': 0.0, 'bias': 'none',
+      'use_rslora': False, 'use_dora': False, 'fan_in_fan_out': False, 'rank_pattern': {}, 'alpha_pattern': {},
+      'target_modules': targets, 'modules_to_save': saved or None, 'init_lora_weights': True, 'inference_mode': True,
+      **({'ensure_weight_tying': True} if tied else {}),
   }
 
 
@@ -103,9 +105,11 @@ def _notes(rank: int, wholes: list[str]) -> list[str]:
   notes = []
   limit = next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
   if limit is None:
-    notes.append(f'The rank, {rank}, is above the largest vLLM serves ({VLLM_RANKS[-1]}): export again with a lower rank.')
+    notes.append(f'The rank, {rank}, is above the largest vLLM serves ({VLLM_RANKS[-1]}): export again with a lower '
+                 'rank.')
   else:
     notes.append(f'vLLM serves this rank with --max-lora-rank {limit}.')
   if wholes:
-    notes.append('The adapter saves changed embeddings (modules_to_save), which PEFT loads and vLLM refuses: for vLLM export as hf.')
+    notes.append('The adapter saves changed embeddings (modules_to_save), which PEFT loads and vLLM refuses: for vLLM '
+                 'export as hf.')
   return notes
