@@ -69,11 +69,15 @@ def tokens(shape: tuple[int, ...], *, vocab_size: int = SIZES['vocab_size'], see
   return np.random.default_rng(seed).integers(0, vocab_size, shape, dtype=np.int32)
 
 
+# Half the time of a compilation; for tests that compare within a tolerance.
+QUICK = {'xla_backend_optimization_level': 0}
+
+
 def forward(config: models.ModelConfig, params, tokens_BT, **options):
   """Logits [B, T, V] of a full forward pass, compiled."""
   edits = options.pop('edits', ())
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=QUICK)
   def run(params, tokens_BT, edits, arrays):
     x_BTD, _ = models.hidden(config, params, tokens_BT, edits=edits, **arrays)
     return models.logits(config, params, x_BTD, edits=edits)

@@ -1,4 +1,6 @@
 """The decoder against transformers in torch, float32: whole rows, rows packed together, and the cache."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,7 @@ def test_prefill_and_decode_with_the_cache_equal_full_rows(checkpoint, name):
   rows = tiny.tokens((3, 16), seed=1)
   expected = case.torch_logits(rows)  # Causal, so that what follows a row's end is of no matter.
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=tiny.QUICK)
   def step(tokens_BT, positions_BT, cache):
     x_BTD, cache = models.hidden(config, params, tokens_BT, positions_BT=positions_BT, cache=cache)
     return models.logits(config, params, x_BTD), cache
@@ -90,6 +92,6 @@ def test_no_token_sees_a_later_one_or_another_row(checkpoint):
     params = model.params | {'embed': {'embedding': embedding}}
     return models.hidden(model.config, params, tokens)[0][row, position].sum()
 
-  gradient = jax.jit(jax.grad(output))(model.params['embed']['embedding'], 0, 3)
+  gradient = jax.jit(jax.grad(output), compiler_options=tiny.QUICK)(model.params['embed']['embedding'], 0, 3)
   seen = set(np.flatnonzero(np.abs(gradient).sum(axis=1)))
   assert seen == {0, 1, 2, 3}

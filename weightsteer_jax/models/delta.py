@@ -91,7 +91,7 @@ def add_vector_edits(y: jax.Array, edits: Edits) -> jax.Array:
 
 def look_up(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
   """The tokens' rows of a table [B, T, D]; NaN for ids beyond the table, where an index would be clamped in silence."""
-  return table_VD.at[tokens_BT].get(mode='fill', fill_value=jnp.nan)
+  return jnp.asarray(table_VD).at[tokens_BT].get(mode='fill', fill_value=jnp.nan)
 
 
 def add_lookup_edits(x_BTD: jax.Array, tokens_BT: jax.Array, edits: Edits) -> jax.Array:

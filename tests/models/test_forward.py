@@ -1,0 +1,199 @@
+"""The forward pass: every field of the config matters, chunked log-probabilities, rematerialisation, and what is refused."""
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny
+from weightsteer_jax import models, tree
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.models import Edit, LowRank, ModelConfig, Rope
+
+CONFIG = ModelConfig(vocab_size=40, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=20, norm_eps=1e-3,
+                     rope=Rope(100.0, 'llama3', 4.0, 1.5, 3.5, 40), tied=False, qkv_bias=True, o_bias=True, mlp_bias=True,
+                     activation='silu', max_positions=32)
+# Another value for every field. A new field without one here fails the tests below.
+OTHER = dict(vocab_size=41, num_layers=3, width=18, num_heads=2, num_kv_heads=1, head_dim=10, mlp_width=21, norm_eps=2e-3,
+             tied=True, qkv_bias=False, o_bias=False, mlp_bias=False, activation='gelu', max_positions=11,
+             rope=Rope(500.0, 'default', 1.0, 1.0, 1.0, 32))
+OTHER_ROPE = dict(theta=150.0, kind='linear', factor=5.0, low_freq_factor=1.2, high_freq_factor=4.0, original_max_positions=50)
+TOKENS = tiny.tokens((2, 12), vocab_size=40)
+
+
+@pytest.fixture(scope='module')
+def params():
+  return tiny.randomised(models.abstract_params(CONFIG), scale=0.5)
+
+
+@pytest.fixture(scope='module')
+def base_logits(params):
+  return tiny.forward(CONFIG, params, TOKENS)
+
+
+def shapes(config):
+  return {path: leaf.shape for path, leaf in tree.flatten(models.abstract_params(config)).items()}
+
+
+def check_matters(config, params, base_logits):
+  """Another shape, another output, or an error."""
+  if shapes(config) != shapes(CONFIG):
+    return
+  try:
+    logits = tiny.forward(config, params, TOKENS)
+  except InputError:
+    return
+  assert np.abs(logits - base_logits).max() > 1e-4
+
+
+@pytest.mark.parametrize('field', [field.name for field in dataclasses.fields(ModelConfig)])
+def test_every_field_of_the_config_matters(field, params, base_logits):
+  check_matters(dataclasses.replace(CONFIG, **{field: OTHER[field]}), params, base_logits)
+
+
+@pytest.mark.parametrize('field', [field.name for field in dataclasses.fields(Rope)])
+def test_every_field_of_the_rope_matters(field, params, base_logits):
+  rope = dataclasses.replace(CONFIG.rope, **{field: OTHER_ROPE[field]})
+  check_matters(dataclasses.replace(CONFIG, rope=rope), params, base_logits)
+
+
+def test_initial_parameters_have_the_abstract_shapes_and_the_stated_spread():
+  config = dataclasses.replace(CONFIG, width=64, vocab_size=200)
+  made = models.init_params(config, jax.random.key(0), jnp.bfloat16)
+  abstract = models.abstract_params(config, jnp.bfloat16)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
+  for path, leaf in tree.flatten(made).items():
+    leaf = np.asarray(leaf, np.float32)
+    if path.endswith('scale'):
+      assert (leaf == 1).all()
+    elif path.endswith('bias'):
+      assert (leaf == 0).all()
+    else:
+      np.testing.assert_allclose([leaf.mean(), leaf.std()], [0, 0.02], atol=2e-3, err_msg=path)
+  q = np.asarray(made['layers']['attn']['q']['kernel'], np.float32)
+  assert (q[0] != q[1]).mean() > 0.9, 'layers start alike'
+
+
+@functools.cache
+def logprob_loss(chunk, remat=False):
+  """A compiled function (params, delta) -> ((loss, log-probabilities), gradients); whole logits where chunk is None."""
+  targets = tiny.tokens((2, 12), vocab_size=40, seed=7)
+  weights = np.linspace(0.1, 1.0, 24).reshape(2, 12).astype(np.float32)
+
+  def loss(params, delta):
+    edits = (Edit(delta, np.array([0.5, -1.0], np.float32)), Edit({'lm_head': delta['lm_head']}, np.linspace(-1, 1, 24).reshape(2, 12)))
+    x_BTD, _ = models.hidden(CONFIG, params, TOKENS, edits=edits, remat=remat)
+    if chunk:
+      logprobs_BT = models.token_logprobs(CONFIG, params, x_BTD, targets, edits=edits, chunk=chunk)
+    else:
+      all_logprobs_BTV = jax.nn.log_softmax(models.logits(CONFIG, params, x_BTD, edits=edits))
+      logprobs_BT = jnp.take_along_axis(all_logprobs_BTV, targets[..., None], axis=-1)[..., 0]
+    return jnp.sum(weights * logprobs_BT), logprobs_BT
+
+  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), compiler_options=tiny.QUICK)
+
+
+@pytest.fixture(scope='module')
+def delta():
+  """Changes of several kinds."""
+  made = tree.flatten(models.init_delta(CONFIG, 'lora_embeddings', jax.random.key(1), rank=2), models.is_delta_leaf)
+  chosen = {path: made[path] for path in ('embed/embedding', 'layers/attn/o/kernel', 'layers/mlp/down/kernel')}
+  chosen['lm_head/kernel'] = LowRank(jnp.zeros((16, 2)), jnp.zeros((2, 40)), 2.0)
+  return tiny.randomised(tree.unflatten(chosen), seed=3)
+
+
+def test_log_probabilities_in_chunks_and_their_gradients_equal_those_of_whole_logits(params, delta):
+  """Chunks of 5 do not divide the 12 tokens."""
+  (_, expected), expected_gradients = logprob_loss(None)(params, delta)
+  (_, logprobs), gradients = logprob_loss(5)(params, delta)
+  np.testing.assert_allclose(logprobs, expected, rtol=0, atol=1e-5)
+  for path, gradient in tree.flatten(gradients).items():
+    reference = tree.flatten(expected_gradients)[path]
+    np.testing.assert_allclose(gradient, reference, rtol=0, atol=1e-5 * np.abs(reference).max(), err_msg=path)
+
+
+def all_shapes(jaxpr):
+  """Shapes of every value in a jaxpr and the jaxprs inside it."""
+  for equation in jaxpr.eqns:
+    yield from (variable.aval.shape for variable in (*equation.invars, *equation.outvars) if hasattr(variable, 'aval'))
+    for inner in _inner(equation.params):
+      yield from all_shapes(inner)
+
+
+def _inner(parameters):
+  for value in jax.tree.leaves(list(parameters.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')):
+    if hasattr(value, 'jaxpr'):
+      yield value.jaxpr
+    elif hasattr(value, 'eqns'):
+      yield value
+
+
+@pytest.mark.parametrize('chunk, largest', [(3, 2 * 3 * 40), (5, 2 * 4 * 40), (None, 2 * 12 * 40)])
+def test_logits_of_the_whole_row_never_exist(chunk, largest, params, delta):
+  """In the jaxpr of loss and gradient, the arrays with a vocabulary axis that are no weights' are one chunk's."""
+  jaxpr = logprob_loss(chunk).trace(params, delta).jaxpr.jaxpr
+  weights = {leaf.shape for leaf in jax.tree.leaves((params, delta))}
+  sizes = {int(np.prod(shape)) for shape in all_shapes(jaxpr) if 40 in shape and shape not in weights and tuple(reversed(shape)) not in weights}
+  assert max(sizes) == largest
+
+
+def test_rematerialised_gradients_are_the_same(params, delta):
+  (loss, _), gradients = logprob_loss(5)(params, delta)
+  (loss_again, _), gradients_again = logprob_loss(5, remat=True)(params, delta)
+  assert loss == loss_again
+  for path, gradient in tree.flatten(gradients).items():
+    np.testing.assert_allclose(tree.flatten(gradients_again)[path], gradient, rtol=0, atol=1e-6 * np.abs(gradient).max(), err_msg=path)
+
+
+def test_rematerialisation_keeps_less_for_the_backward_pass(params, delta):
+  """Residuals of the layer scan: one residual stream a layer instead of every activation."""
+  def saved(remat):
+    backward = jax.eval_shape(lambda p: jax.vjp(lambda p: models.hidden(CONFIG, p, TOKENS, remat=remat)[0], p)[1], params)
+    return sum(leaf.size for leaf in jax.tree.leaves(backward))
+
+  assert saved(True) < 0.7 * saved(False)
+
+
+def test_a_sequence_longer_than_the_model_is_refused(params):
+  with pytest.raises(InputError, match='33 tokens.*32 positions'):
+    models.hidden(CONFIG, params, np.zeros((1, 33), np.int32))
+  with pytest.raises(InputError, match='33 tokens.*32 positions'):
+    models.hidden(CONFIG, params, np.zeros((1, 3), np.int32), cache=models.init_cache(CONFIG, 1, 33))
+
+
+def test_a_cache_takes_neither_segments_nor_more_tokens_than_slots(params):
+  with pytest.raises(InputError, match='cache of 4 positions'):
+    models.hidden(CONFIG, params, np.zeros((1, 5), np.int32), cache=models.init_cache(CONFIG, 1, 4))
+  with pytest.raises(InputError, match='in segments'):
+    models.hidden(CONFIG, params, np.zeros((1, 3), np.int32), cache=models.init_cache(CONFIG, 1, 4), segment_ids_BT=np.ones((1, 3)))
+
+
+def test_a_token_beyond_the_vocabulary_gives_no_number(params):
+  """An index that is clamped in silence would give the last token's row instead."""
+  logits = tiny.forward(CONFIG, params, np.array([[1, 40, 2], [1, 39, 2]], np.int32))
+  assert np.isnan(logits[0, 1:]).all() and np.isfinite(logits[1]).all()
+
+
+@pytest.mark.parametrize('shape', [(1,), (3,), (2, 1), (2, 5), (12,), (2, 12, 1)])
+def test_an_alpha_of_another_shape_is_refused(shape, params, delta):
+  with pytest.raises(InputError, match='alpha of an edit has shape'):
+    models.hidden(CONFIG, params, TOKENS, edits=(Edit(delta, np.ones(shape, np.float32)),))
+
+
+def test_an_edit_that_fits_no_site_is_refused_and_not_passed_over(params):
+  edit = Edit({'layers': {'residuals': models.Dense(jnp.zeros((2, 16)))}}, jnp.ones(2))
+  with pytest.raises(InputError, match="layers/residuals.*did you mean 'layers/residual'"):
+    models.hidden(CONFIG, params, TOKENS, edits=(edit,))
+
+
+def test_the_first_call_may_be_inside_a_compiled_function():
+  config = dataclasses.replace(CONFIG, vocab_size=43)  # No other test asks for this one.
+
+  @jax.jit
+  def run(embedding):
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), models.abstract_params(config)) | {'embed': {'embedding': embedding}}
+    return models.logits(config, params, models.hidden(config, params, TOKENS)[0])
+
+  assert run.lower(jnp.ones((43, 16))).out_info.shape == (2, 12, 43)
