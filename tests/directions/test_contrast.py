@@ -213,6 +213,8 @@ def edit_config(folder, adapter, **changes):
     (dict(trainable_token_indices=[1, 2]), 'trainable_token_indices'),
     (dict(a_setting_of_tomorrow=3), 'a_setting_of_tomorrow=3'),
     (dict(r=7), 'its config says rank 7'),
+    (dict(lora_alpha=None), 'lora_alpha must be there'),
+    (dict(base_model_name_or_path=None), 'names no base model; pass it as base'),
     (dict(base_model_name_or_path='/nowhere'), 'needed and could not be opened; pass it as base'),
 ], ids=lambda value: next(iter(value)) if isinstance(value, dict) else '')
 def test_unsupported_adapters_are_refused_by_name(adapters, tmp_path, changes, message):

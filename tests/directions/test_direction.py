@@ -92,6 +92,20 @@ def test_a_missing_tensor_is_named(saved):
     directions.load(folder)
 
 
+def test_a_manifest_without_its_keys_and_half_a_pair_are_named(saved):
+  folder, _ = saved
+  manifest, tensors = folder / 'direction.json', load_file(folder / 'direction.safetensors')
+  meta = json.loads(manifest.read_text())
+  manifest.write_text(json.dumps({key: value for key, value in meta.items() if key != 'fingerprints'}))
+  with pytest.raises(CorruptError, match='lacks fingerprints'):
+    directions.load(folder)
+  del tensors['layers/mlp/up/kernel.a'], meta['fingerprints']['layers/mlp/up/kernel.a']
+  save_file(tensors, folder / 'direction.safetensors')
+  manifest.write_text(json.dumps(meta))
+  with pytest.raises(CorruptError, match='layers/mlp/up/kernel.b'):
+    directions.load(folder)
+
+
 def test_no_direction_there(saved, untied, tmp_path):
   folder, direction = saved
   with pytest.raises(InputError, match="did you mean '.*direction'"):

@@ -146,6 +146,8 @@ def _open_checkpoint(base: BaseSource | None, named: dict[pathlib.Path, str]) ->
     return
   if base is None:
     folder, base = next(iter(named.items()))
+    if not base:
+      raise InputError(f'{folder} is an adapter that names no base model; pass it as base')
     try:
       models.resolve(base)
     except InputError as error:

@@ -113,11 +113,14 @@ def _to_tensors(delta: PyTree) -> dict[str, np.ndarray]:
 def _from_tensors(tensors: Mapping[str, np.ndarray]) -> PyTree:
   leaves = {}
   for name in sorted(tensors):
-    path, part = name.rsplit('.', 1)
+    path, _, part = name.rpartition('.')
     if part == 'dense':
       leaves[path] = Dense(jnp.asarray(tensors[name]))
-    elif part == 'a':
+    elif part == 'a' and f'{path}.b' in tensors:
       leaves[path] = LowRank(jnp.asarray(tensors[name]), jnp.asarray(tensors[f'{path}.b']))
+    elif part != 'b' or f'{path}.a' not in tensors:
+      raise CorruptError(f"the direction's tensor '{name}' is neither a dense change nor half of a whole pair; make it "
+                         "again")
   return tree.unflatten(leaves)
 
 
@@ -132,6 +135,9 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   meta = files.read_json(folder / MANIFEST, what='the manifest of a direction')
   if not isinstance(meta, dict) or meta.get('format') != FORMAT:
     raise InputError(f'{folder / MANIFEST} is no manifest of a direction of format {FORMAT}, which this version reads')
+  missing = [key for key in ('base', 'fingerprints', 'sources') if key not in meta]
+  if missing:
+    raise CorruptError(f'{folder / MANIFEST} lacks {", ".join(missing)}; copy or make the direction again')
   return meta
 
 

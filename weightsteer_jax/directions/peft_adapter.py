@@ -95,10 +95,15 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
   """
   path = folder / CONFIG
   config = files.read_json(path, what='the config of a PEFT adapter')
+  if not isinstance(config, dict):
+    raise InputError(f'{path} is no config of an adapter: it holds a {type(config).__name__}')
   kind = config.get('peft_type')
   if kind != 'LORA':
     raise InputError(f"{path}: peft_type is {kind!r}; only LORA adapters are changes of the form A B. Merge it into "
                      "its base with PEFT's merge_and_unload, save that, and pass the two checkpoints")
+  missing = [key for key in ('r', 'lora_alpha') if not config.get(key)]
+  if missing:
+    raise InputError(f'{path}: {" and ".join(missing)} must be there and not 0: the scale of the adapter depends on it')
   init = config.get('init_lora_weights')
   if not any(init is plain or init == plain for plain in PLAIN_INITS):
     raise InputError(f"{path}: init_lora_weights is {init!r}, which moves part of the base's weights into the adapter; "
