@@ -69,12 +69,13 @@ def test_nothing_is_overwritten(tmp_path):
 def test_differences_are_listed_leaf_by_leaf(tmp_path):
   """Orbax would cast another dtype in silence, and report another shape as an 'incompatible handler'."""
   checkpoint.save(tmp_path / 'c', {'a': jnp.ones((2, 3)), 'b': jnp.ones(4)}, metadata={})
+  a, b = jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.float32)
   with pytest.raises(InputError, match=r"a: it has float32 \(2, 3\), asked for was bfloat16 \(2, 3\)"):
-    checkpoint.restore(tmp_path / 'c', {'a': jax.ShapeDtypeStruct((2, 3), jnp.bfloat16), 'b': jax.ShapeDtypeStruct((4,), jnp.float32)})
+    checkpoint.restore(tmp_path / 'c', {'a': jax.ShapeDtypeStruct((2, 3), jnp.bfloat16), 'b': b})
   with pytest.raises(InputError, match=r"b: it has float32 \(4,\), asked for was float32 \(5,\)"):
-    checkpoint.restore(tmp_path / 'c', {'a': jax.ShapeDtypeStruct((2, 3), jnp.float32), 'b': jax.ShapeDtypeStruct((5,), jnp.float32)})
+    checkpoint.restore(tmp_path / 'c', {'a': a, 'b': jax.ShapeDtypeStruct((5,), jnp.float32)})
   with pytest.raises(InputError, match=r'(?s)missing \(1\): bb.*unexpected \(1\): b'):
-    checkpoint.restore(tmp_path / 'c', {'a': jax.ShapeDtypeStruct((2, 3), jnp.float32), 'bb': jax.ShapeDtypeStruct((4,), jnp.float32)})
+    checkpoint.restore(tmp_path / 'c', {'a': a, 'bb': b})
 
 
 @pytest.mark.parametrize('fraction', [0.25, 0.5, 0.75])

@@ -46,10 +46,11 @@ def test_damage_is_found_and_named(saved, tmp_path):
   (broken / adapter.TENSORS).write_bytes(bytes(data[:len(data) // 2]))
   with pytest.raises(CorruptError, match='no whole safetensors file'):
     finetune.load_adapter(broken)
-  (broken / adapter.MANIFEST).write_text((folder / adapter.MANIFEST).read_text().replace('"scale": 1.5', '"scale": 15.'))
-  with pytest.raises(CorruptError):
+  manifest = (folder / adapter.MANIFEST).read_text()
+  (broken / adapter.MANIFEST).write_text(manifest.replace('"scale": 1.5', '"scale": 2.5'))
+  with pytest.raises(CorruptError, match='changed or damaged'):
     finetune.load_adapter(broken)
-  changed = json.loads((folder / adapter.MANIFEST).read_text())
+  changed = json.loads(manifest)
   changed['base'] = 'another'
   (broken / adapter.MANIFEST).write_text(json.dumps(changed))
   with pytest.raises(CorruptError, match='changed or damaged'):
