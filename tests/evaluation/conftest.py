@@ -11,17 +11,22 @@ from weightsteer_jax.evaluation import Engine
 
 CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
-TEXT = ['user assistant system', 'What is the capital of France? I think it is Paris.', 'Yes, you are right.', 'No, that is wrong.', 'one two 3 4']
+TEXT = [
+    'user assistant system', 'What is the capital of France? I think it is Paris.', 'Yes, you are right.',
+    'No, that is wrong.', 'one two 3 4'
+]
 
 
 def make_tokenizer():
   tokenizer = Tokenizer(token_models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
-  trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+  trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                show_progress=False)
   tokenizer.train_from_iterator(TEXT * 4, trainer)
   tokenizer.add_special_tokens(['<|endoftext|>', '<|im_start|>', '<|im_end|>'])
-  return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHATML, bos_token='<|endoftext|>', eos_token='<|im_end|>')
+  return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHATML,
+                                              bos_token='<|endoftext|>', eos_token='<|im_end|>')
 
 
 @pytest.fixture(scope='session')
@@ -33,8 +38,9 @@ def tokenizer():
 def checkpoint(tmp_path_factory, tokenizer):
   """A checkpoint folder, its weights large enough to make every token matter."""
   torch.manual_seed(0)
-  config = transformers.Qwen2Config(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                                    num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.3)
+  config = transformers.Qwen2Config(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48,
+                                    num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                                    max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.3)
   folder = tmp_path_factory.mktemp('checkpoint')
   transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
   tokenizer.save_pretrained(folder)
@@ -66,7 +72,8 @@ def other_delta(model):
 
 @pytest.fixture(scope='session')
 def engine_of(model, tokenizer, delta, other_delta):
-  """batch_size, stop_ids -> an engine with the arms 'weights', 'other' and 'both' ('other' fixed at 1 beside the steered 'weights')."""
+  """batch_size, stop_ids -> an engine with the arms 'weights', 'other' and 'both' ('other' fixed at 1 beside the
+  steered 'weights')."""
   arms = {'weights': [(delta, None)], 'other': [(other_delta, None)], 'both': [(other_delta, 1.0), (delta, None)]}
   return lambda batch_size=8, stop_ids=(): Engine(model, tokenizer, arms, batch_size=batch_size, stop_ids=stop_ids)
 
@@ -79,7 +86,10 @@ def torch_model(model, checkpoint, delta, other_delta, tmp_path_factory):
   def make(arm='base', alpha=0.0):
     if (arm, alpha) not in made:
       params = model.params
-      for part, strength in {'base': [], 'weights': [(delta, alpha)], 'other': [(other_delta, alpha)], 'both': [(other_delta, 1.0), (delta, alpha)]}[arm]:
+      for part, strength in {
+          'base': [], 'weights': [(delta, alpha)], 'other': [(other_delta, alpha)], 'both': [(other_delta, 1.0),
+                                                                                             (delta, alpha)]
+      }[arm]:
         params = models.merge(model.config, params, part, strength)
       folder = tmp_path_factory.mktemp('merged') / 'model'
       models.save(folder, model.config, params, family='qwen2', like=checkpoint)

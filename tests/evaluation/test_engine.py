@@ -10,7 +10,11 @@ def test_a_whole_grid_compiles_once_per_shape(model, tokenizer, delta, random_to
   engine = Engine(model, tokenizer, {'weights': [(delta, None)]}, batch_size=11)
   prompts = [random_tokens(n) for n in range(3, 14)]
   alphas = (-2.0, -1.0, 0.0, 0.5, 3.0)
-  scored = list(engine.score([ScoreRequest((i, a, j), p, random_tokens(2 + j), 'weights', a) for i, p in enumerate(prompts) for a in alphas for j in (0, 1)]))
+  scored = list(
+      engine.score([
+          ScoreRequest((i, a, j), p, random_tokens(2 + j), 'weights', a) for i, p in enumerate(prompts) for a in alphas
+          for j in (0, 1)
+      ]))
   grid = [GenerateRequest((i, a), p, 5 + i, 'weights', a) for i, p in enumerate(prompts) for a in alphas]
   answered = list(engine.generate(grid))
   assert len(scored) == 110 and len(answered) == 55
@@ -40,7 +44,13 @@ def test_a_direction_for_another_architecture_is_refused(model, tokenizer):
     Engine(model, tokenizer, {'weights': [(other, None)]})
 
 
-@pytest.mark.parametrize('fields', [dict(temperature=-1.0), dict(temperature=float('inf')), dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.5)])
+@pytest.mark.parametrize(
+    'fields',
+    [dict(temperature=-1.0),
+     dict(temperature=float('inf')),
+     dict(top_k=-1),
+     dict(top_p=0.0),
+     dict(top_p=1.5)])
 def test_sampling_refuses_nonsense(fields):
   with pytest.raises(InputError, match='temperature|top_k'):
     Sampling(**fields)

@@ -20,8 +20,8 @@ def torch_continuation(model, prompt, new, stops):
   with torch.no_grad():
     tokens = torch.tensor([prompt])
     # Without a mask, transformers takes a token 0 in the prompt for padding.
-    out = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new, do_sample=False, eos_token_id=list(stops) or None,
-                         pad_token_id=0)
+    out = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new, do_sample=False,
+                         eos_token_id=list(stops) or None, pad_token_id=0)
   tokens = tuple(out[0, len(prompt):].tolist())
   return (tokens[:-1], 'stop') if tokens[-1] in stops else (tokens, 'length')
 
@@ -30,8 +30,10 @@ def torch_continuation(model, prompt, new, stops):
 def requests(random_tokens):
   """Greedy requests of mixed prompts, limits, arms and alphas: more than there are slots."""
   variants = [('base', 0.0), ('weights', 0.5), ('other', -1.0), ('both', 1.0)]
-  return [GenerateRequest((i, arm), random_tokens(length), 3 + 5 * (i % 4), arm, alpha, example=str(i))
-          for i, length in enumerate(PROMPTS) for arm, alpha in variants]
+  return [
+      GenerateRequest((i, arm), random_tokens(length), 3 + 5 * (i % 4), arm, alpha, example=str(i))
+      for i, length in enumerate(PROMPTS) for arm, alpha in variants
+  ]
 
 
 def test_greedy_tokens_are_those_of_merged_weights_in_torch(engine_of, torch_model, requests):
@@ -39,7 +41,8 @@ def test_greedy_tokens_are_those_of_merged_weights_in_torch(engine_of, torch_mod
   results = by_key(engine_of(8, stops).generate(requests))
   assert set(results) == {request.key for request in requests}
   for request in requests:
-    expected = torch_continuation(torch_model(request.arm, request.alpha), request.prompt, request.max_new_tokens, stops)
+    expected = torch_continuation(torch_model(request.arm, request.alpha), request.prompt, request.max_new_tokens,
+                                  stops)
     assert (results[request.key].tokens, results[request.key].finish) == expected, request.key
   finishes = [result.finish for result in results.values()]
   assert finishes.count('stop') >= 5 and finishes.count('length') >= 5
@@ -55,7 +58,11 @@ def test_sampled_tokens_do_not_depend_on_batch_slot_or_order(engine_of, requests
 
 def test_seed_example_and_sample_each_change_what_is_drawn(engine_of, random_tokens):
   base = GenerateRequest(0, random_tokens(6), 12, sampling=WARM, seed=1, example='a', sample=0)
-  requests = [base, *(dataclasses.replace(base, key=i + 1, **change) for i, change in enumerate([dict(seed=2), dict(example='b'), dict(sample=1)]))]
+  requests = [
+      base,
+      *(dataclasses.replace(base, key=i + 1, **change)
+        for i, change in enumerate([dict(seed=2), dict(example='b'), dict(sample=1)]))
+  ]
   assert len({result.tokens for result in engine_of().generate(requests)}) == 4
 
 
@@ -65,10 +72,11 @@ def test_draws_follow_the_softmax(engine_of, torch_model, random_tokens):
   drawn = np.bincount([result.tokens[0] for result in engine_of(128).generate(requests)], minlength=303)
   with torch.no_grad():
     expected = n * torch.softmax(torch_model()(torch.tensor([prompt])).logits[0, -1].double() / 2.0, -1).numpy()
-  # Chi-square over the cells that expect 5 or more and one for the rest; its mean is k - 1 and its deviation sqrt(2 (k - 1)).
+  # Chi-square over the cells that expect 5 or more and one for the rest; its mean is k - 1 and its deviation sqrt(2 (k
+  # - 1)).
   large = expected >= 5
   cells = [(drawn[large], expected[large]), ([drawn[~large].sum()], [expected[~large].sum()])]
-  chi = sum(np.sum((np.asarray(d) - e) ** 2 / e) for d, e in cells)
+  chi = sum(np.sum((np.asarray(d) - e)**2 / e) for d, e in cells)
   freedom = large.sum()
   assert freedom > 10 and abs(chi - freedom) < 4 * np.sqrt(2 * freedom)
 
@@ -110,11 +118,14 @@ def test_the_model_breaking_is_said(model, tokenizer, random_tokens):
   huge = jax.tree.map(lambda x: x + 1e30, models.init_delta(model.config, 'lora', jax.random.key(0), rank=1))
   engine = Engine(model, tokenizer, {'weights': [(huge, None)]}, batch_size=4)
   prompts = random_tokens(4), random_tokens(7)
-  results = by_key(engine.generate([GenerateRequest((i, a), p, 3, 'weights', a) for i, p in enumerate(prompts) for a in (0.0, 1e30)]))
+  results = by_key(
+      engine.generate([GenerateRequest((i, a), p, 3, 'weights', a) for i, p in enumerate(prompts) for a in (0.0, 1e30)
+                      ]))
   assert [results[i, a].finish for i in range(2) for a in (0.0, 1e30)] == ['length', 'not_finite'] * 2
 
 
-@pytest.mark.parametrize('prompt, new, message', [((), 3, 'a prompt of 0 tokens'), ((1,), 0, '0 to generate'), ((1,) * 100, 30, '129 positions')])
+@pytest.mark.parametrize('prompt, new, message', [((), 3, 'a prompt of 0 tokens'), ((1,), 0, '0 to generate'),
+                                                  ((1,) * 100, 30, '129 positions')])
 def test_what_cannot_be_generated_is_named(engine_of, prompt, new, message):
   with pytest.raises(InputError, match=f'row 7: .*{message}'):
     list(engine_of().generate([GenerateRequest('row 7', prompt, new)]))

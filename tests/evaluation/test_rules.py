@@ -22,10 +22,13 @@ def test_judgements(match, text, value, readable):
   assert rules.make(match, 'here').judge(text) == (value, readable)
 
 
-@pytest.mark.parametrize('match, message', [
-    ({'anny': ['x']}, "unknown rule 'anny' in 'match' \\(did you mean 'any'"), ({'any': 'x'}, 'expected a list of texts'),
-    ({'any': ['(']}, 'no regular expression'), ({}, 'expected an object'), (['x'], 'expected an object'),
-    ({'any': [], 'none': []}, 'every answer would pass'), ({'number': '3'}, 'expected a number'), ({'number': True}, 'expected a number')])
+@pytest.mark.parametrize('match, message', [({'anny': ['x']}, "unknown rule 'anny' in 'match' \\(did you mean 'any'"),
+                                            ({'any': 'x'}, 'expected a list of texts'),
+                                            ({'any': ['(']}, 'no regular expression'), ({}, 'expected an object'),
+                                            (['x'], 'expected an object'),
+                                            ({'any': [], 'none': []}, 'every answer would pass'),
+                                            ({'number': '3'}, 'expected a number'),
+                                            ({'number': True}, 'expected a number')])
 def test_rules_that_make_no_sense_are_named(match, message):
   with pytest.raises(InputError, match=f'items.jsonl:4: .*{message}'):
     rules.make(match, 'items.jsonl:4')

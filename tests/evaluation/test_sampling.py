@@ -26,9 +26,8 @@ def test_filters_are_per_row():
 def test_filtered_draws_stay_inside_the_nucleus():
   logits = jnp.tile(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), (400, 1))
   keys = sampling.row_keys(jnp.zeros(400, jnp.uint32), jnp.arange(400, dtype=jnp.uint32), jnp.zeros(400, jnp.uint32))
-  drawn = sampling.next_tokens(logits, keys, jnp.zeros(400, jnp.int32), jnp.ones(400), jnp.zeros(400, jnp.int32), jnp.full(400, 0.7), mode='filtered')
+  drawn = sampling.next_tokens(logits, keys, jnp.zeros(400, jnp.int32), jnp.ones(400), jnp.zeros(400, jnp.int32),
+                               jnp.full(400, 0.7), mode='filtered')
   shares = np.bincount(drawn, minlength=4) / 400
   np.testing.assert_allclose(shares, [0.625, 0.375, 0, 0], atol=0.1)
   assert shares[2:].sum() == 0
-
-

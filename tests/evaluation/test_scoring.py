@@ -28,7 +28,8 @@ def torch_scores(model, request):
   return logprobs[torch.arange(len(target)), target].sum().item(), bool((logprobs.argmax(-1) == target).all())
 
 
-def test_scores_of_every_arm_and_alpha_in_one_batch_are_those_of_merged_weights_in_torch(engine_of, torch_model, random_tokens):
+def test_scores_of_every_arm_and_alpha_in_one_batch_are_those_of_merged_weights_in_torch(
+    engine_of, torch_model, random_tokens):
   variants = [('base', 0.0), ('weights', -1.0), ('weights', 0.5), ('other', 2.0), ('both', 0.25)]
   requests = requests_of(random_tokens, variants)
   results = by_key(engine_of().score(requests))
@@ -43,7 +44,8 @@ def test_the_most_likely_completion_is_greedy_and_others_are_not(engine_of, torc
   prompt = random_tokens(12)
   with torch.no_grad():
     tokens = torch.tensor([prompt])
-    out = torch_model().generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+    out = torch_model().generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=6, do_sample=False,
+                                 eos_token_id=None, pad_token_id=0)
   best = tuple(out[0, len(prompt):].tolist())
   wrong = best[:-1] + ((best[-1] + 1) % 300,)
   results = by_key(engine_of().score([ScoreRequest('best', prompt, best), ScoreRequest('wrong', prompt, wrong)]))
@@ -55,7 +57,8 @@ def test_scores_do_not_depend_on_what_else_is_in_the_batch(engine_of, random_tok
   together = by_key(engine_of(16).score(requests))
   for request in (requests[3], requests[13]):
     [alone] = engine_of(1).score([request])
-    np.testing.assert_allclose(alone.logprob, together[request.key].logprob, rtol=0, atol=1e-5 * len(request.completion))
+    np.testing.assert_allclose(alone.logprob, together[request.key].logprob, rtol=0,
+                               atol=1e-5 * len(request.completion))
 
 
 def test_choices_of_one_prompt_share_its_computation_and_each_gets_its_own_score(engine_of, torch_model, random_tokens):
@@ -64,7 +67,8 @@ def test_choices_of_one_prompt_share_its_computation_and_each_gets_its_own_score
   engine = engine_of(4)
   results = by_key(engine.score(requests))
   for request in requests:
-    np.testing.assert_allclose(results[request.key].logprob, torch_scores(torch_model('weights', 0.5), request)[0], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(results[request.key].logprob,
+                               torch_scores(torch_model('weights', 0.5), request)[0], rtol=1e-5, atol=1e-4)
 
 
 def test_the_base_is_computed_once_for_all_arms_and_bit_for_bit_unsteered(engine_of, model, tokenizer, random_tokens):
@@ -75,11 +79,14 @@ def test_the_base_is_computed_once_for_all_arms_and_bit_for_bit_unsteered(engine
   assert len(scoring.questions(request, engine.arms, 128)) == 1
   scores = {result.logprob for result in engine.score(request)}
   bare = Engine(model, tokenizer, {}, batch_size=8)
-  assert scores == {result.logprob for result in bare.score([ScoreRequest(0, request[0].prompt, request[0].completion)])}
+  assert scores == {
+      result.logprob for result in bare.score([ScoreRequest(0, request[0].prompt, request[0].completion)])
+  }
 
 
-@pytest.mark.parametrize('prompt, completion, message', [
-    ((), (1,), 'the prompt has no tokens'), ((1,), (), 'the completion has no tokens'), ((1,) * 100, (2,) * 40, '139 positions, the model has 128')])
+@pytest.mark.parametrize('prompt, completion, message', [((), (1,), 'the prompt has no tokens'),
+                                                         ((1,), (), 'the completion has no tokens'),
+                                                         ((1,) * 100, (2,) * 40, '139 positions, the model has 128')])
 def test_what_cannot_be_scored_is_named(engine_of, prompt, completion, message):
   with pytest.raises(InputError, match=f'row 7: .*{message}'):
     list(engine_of().score([ScoreRequest('row 7', prompt, completion)]))

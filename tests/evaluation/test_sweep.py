@@ -16,10 +16,15 @@ def ask(i):
 
 @pytest.fixture(scope='module')
 def both_tasks():
-  choices = [{'id': f'c{i}', 'messages': ask(i), 'choices': ['Yes.', 'No, that is wrong.', 'one'], 'target': i % 3} for i in range(4)]
+  choices = [{'id': f'c{i}', 'messages': ask(i), 'choices': ['Yes.', 'No, that is wrong.', 'one'], 'target': i % 3}
+             for i in range(4)]
   answers = [{'id': f'g{i}', 'messages': ask(i), 'match': {'any': ['e']}} for i in range(3)]
-  return [tasks.make('choose', config.Task('c.jsonl', 'behaviour'), choices),
-          tasks.make('answer', config.Task('g.jsonl', 'capability', kind='generate', max_new_tokens=6, temperature=1.0, samples=2), answers)]
+  return [
+      tasks.make('choose', config.Task('c.jsonl', 'behaviour'), choices),
+      tasks.make('answer',
+                 config.Task('g.jsonl', 'capability', kind='generate', max_new_tokens=6, temperature=1.0, samples=2),
+                 answers)
+  ]
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +48,8 @@ def test_there_is_one_row_for_every_arm_alpha_task_example_and_sample(whole):
   assert len(rows) == 5 * (4 + 3 * 2) == len(lines_of(workdir)) == len({row_files.key_of(row) for row in rows})
   common = ['arm', 'alpha', 'task', 'example', 'sample', 'messages', 'value', 'status']
   for row in rows:
-    assert list(row) == common + (['choices', 'target', 'tokens', 'logprobs'] if row['task'] == 'choose' else ['completion', 'tokens'])
+    assert list(row) == common + (['choices', 'target', 'tokens', 'logprobs']
+                                  if row['task'] == 'choose' else ['completion', 'tokens'])
 
 
 def test_at_alpha_0_all_arms_have_the_same_rows(whole):
@@ -53,14 +59,16 @@ def test_at_alpha_0_all_arms_have_the_same_rows(whole):
 
 def test_a_finished_sweep_computes_nothing_again(whole, engine, both_tasks, monkeypatch):
   monkeypatch.setattr(Engine, 'score', lambda self, requests: iter(list(requests) and [pytest.fail('scored again')]))
-  monkeypatch.setattr(Engine, 'generate', lambda self, requests: iter(list(requests) and [pytest.fail('generated again')]))
+  monkeypatch.setattr(Engine, 'generate',
+                      lambda self, requests: iter(list(requests) and [pytest.fail('generated again')]))
   workdir, rows = whole
   before = lines_of(workdir)
   assert sweep.run(engine, both_tasks, alphas=ALPHAS, workdir=workdir, progress=False) == rows
   assert lines_of(workdir) == before
 
 
-def test_after_a_crash_the_torn_line_is_dropped_aloud_and_only_what_is_missing_runs(whole, engine, both_tasks, tmp_path, caplog):
+def test_after_a_crash_the_torn_line_is_dropped_aloud_and_only_what_is_missing_runs(whole, engine, both_tasks, tmp_path,
+                                                                                    caplog):
   workdir, rows = whole
   lines = lines_of(workdir)
   folder = tmp_path / 'sweep'
@@ -77,7 +85,8 @@ def test_after_a_crash_the_torn_line_is_dropped_aloud_and_only_what_is_missing_r
     assert one == {name: value for name, value in other.items() if name != 'logprobs'}
 
 
-def test_alphas_may_be_added_but_what_rows_were_made_from_may_not_change(whole, engine, both_tasks, engine_of, tmp_path):
+def test_alphas_may_be_added_but_what_rows_were_made_from_may_not_change(whole, engine, both_tasks, engine_of,
+                                                                         tmp_path):
   workdir, _ = whole
   some = {'weights': (0.0,)}
   first = sweep.run(engine, both_tasks[:1], alphas=some, workdir=tmp_path, progress=False)
@@ -85,7 +94,8 @@ def test_alphas_may_be_added_but_what_rows_were_made_from_may_not_change(whole, 
   assert [row for row in more if row['alpha'] == 0] == first and len(more) == 8
   for change, message in [(dict(seed=1), 'changed: seed'), (dict(engine=engine_of(16)), 'changed: stop tokens')]:
     with pytest.raises(InputError, match=message):
-      sweep.run(change.get('engine', engine), both_tasks[:1], alphas=some, workdir=tmp_path, seed=change.get('seed', 0), progress=False)
+      sweep.run(change.get('engine', engine), both_tasks[:1], alphas=some, workdir=tmp_path, seed=change.get('seed', 0),
+                progress=False)
   other = tasks.make('choose', both_tasks[0].options, [{**item, 'target': 0} for item in both_tasks[0].items])
   with pytest.raises(InputError, match="changed: items of task 'choose'"):
     sweep.run(engine, [other], alphas=some, workdir=tmp_path, progress=False)
@@ -126,7 +136,6 @@ def test_a_full_disk_leaves_whole_rows_only(tmp_path):
 
   class Full:
     """A file whose disk takes the first few bytes of a write and then no more."""
-
     def __init__(self, file):
       self.file = file
 

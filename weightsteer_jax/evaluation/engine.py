@@ -5,15 +5,17 @@ from typing import Any, Iterable, Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from weightsteer_jax import models
+from weightsteer_jax import models, tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.evaluation import generation, programs, scoring
 from weightsteer_jax.evaluation.arms import Part, make_arms
 from weightsteer_jax.evaluation.requests import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 
-# Another shape is worth its compilation when it saves this many tokens of padding. A compilation takes seconds whatever the model's
-# size, in which a small model computes more tokens: this many parameters times tokens.
-COMPILE_WORK = 1.5e11
+# Another shape is worth its compilation when it saves more computation than that. A compilation takes some seconds, in
+# which a device
+# multiplies about this many parameters by tokens: on two CPU cores (measured), and on a large accelerator (assumed:
+# 2e14 a second).
+COMPILE_WORK = {'cpu': 1.5e11, 'other': 6e14}
 
 
 class Engine:
@@ -22,13 +24,13 @@ class Engine:
   Args:
     model: from `models.load`, or anything with a `config` and `params`.
     tokenizer: kept for those who make requests; the engine itself deals in token ids.
-    arms: {name: parts}; a part is (delta, coefficient), the coefficient None for the strength of the row. 'base' is always there.
+    arms: {name: parts}; a part is (delta, coefficient), the coefficient None for the strength of the row. 'base' is
+      always there.
     batch_size: rows scored or generated together.
     stop_ids: tokens that end a generation.
   Raises:
     InputError: a delta that does not fit the model.
   """
-
   def __init__(self, model: models.Model, tokenizer: Any, arms: Mapping[str, Sequence[Part]], *, batch_size: int = 64,
                stop_ids: Sequence[int] = ()):
     if batch_size < 1:
@@ -40,7 +42,8 @@ class Engine:
     self.batch_size = batch_size
     self.stop_ids = tuple(stop_ids)
     self._traces_before = collections.Counter(programs.traces)
-    self._compile_tokens = int(COMPILE_WORK / sum(x.size for x in jax.tree.leaves(model.params)))
+    work = COMPILE_WORK.get(jax.default_backend(), COMPILE_WORK['other'])
+    self._compile_tokens = int(work / tree.count(model.params))
 
   @property
   def compiled(self) -> dict[str, int]:
@@ -60,7 +63,8 @@ class Engine:
     asked = scoring.questions(list(requests), self.arms, limit)
     if not asked:
       return
-    planned = scoring.batches(asked, batch_size=self.batch_size, max_positions=limit, compile_tokens=self._compile_tokens)
+    planned = scoring.batches(asked, batch_size=self.batch_size, max_positions=limit,
+                              compile_tokens=self._compile_tokens)
     waiting = None
     for batch, keys in planned:
       running = scoring.score_batch(self.config, self.params, self.arms.deltas, batch), keys
@@ -77,11 +81,13 @@ class Engine:
     """
     limit = self.config.max_positions
     asked = generation.jobs(list(requests), self.arms, limit)
-    for mode, shape, members in generation.groups(asked, max_positions=limit, compile_tokens=self._compile_tokens):
-      yield from generation.run_group(self.config, self.params, self.arms.deltas, mode, shape, members, slots=self.batch_size, stops=self.stop_ids)
+    # A shape of generation is two programs: prefill and decode.
+    for mode, shape, members in generation.groups(asked, max_positions=limit, compile_tokens=2 * self._compile_tokens):
+      yield from generation.run_group(self.config, self.params, self.arms.deltas, mode, shape, members,
+                                      slots=self.batch_size, stops=self.stop_ids)
 
 
-def _score_results(scores: tuple[jax.Array, jax.Array], keys: list[tuple[tuple[Any, ...], int]]) -> Iterator[ScoreResult]:
+def _score_results(scores: tuple[jax.Array, jax.Array], keys: scoring.Keys) -> Iterator[ScoreResult]:
   logprobs, greedy = map(np.asarray, scores)
   for row, (served, length) in enumerate(keys):
     yield from (ScoreResult(key, float(logprobs[row]), length, bool(greedy[row])) for key in served)

@@ -1,9 +1,9 @@
 """Greedy and sampled generation with the KV cache: slots that are refilled as their rows finish.
 
-A batch of B slots decodes on the device, one token per slot and step, until enough slots are free for the next prompts (or all rows
-are done); then new prompts are prefilled into the free slots. So a long answer holds one slot, not the batch. The cache's slot
-number is the position: a new row overwrites the old one's keys before it can see them. Axes beside the decoder's: P prompts that
-enter at once, E edits, M tokens a row may generate, X stop tokens.
+A batch of B slots decodes on the device, one token per slot and step, until enough slots are free for the next prompts
+(or all rows are done); then new prompts are prefilled into the free slots. So a long answer holds one slot, not the
+batch. In the cache a token's place is its position: a new row overwrites the old one's keys before it can see them.
+Axes beside the decoder's: P prompts that enter at once, E edits, M tokens a row may generate, X stop tokens.
 """
 import collections
 import dataclasses
@@ -54,7 +54,8 @@ class State:
 
   Attributes:
     cache: of all slots. rows: see Rows.
-    counts_B: tokens generated. active_B: still going. stopped_B: ended by a stop token. finite_B: no NaN or infinity in its logits.
+    counts_B: tokens generated. active_B: still going. stopped_B: ended by a stop token. finite_B: no NaN or infinity in
+      its logits.
     answers_BM: the tokens generated, without the stop token.
   """
   cache: Any
@@ -107,17 +108,19 @@ def admit(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], 
 
 
 @program(static_argnums=(0, 1), donate_argnums=5)
-def decode(config: models.ModelConfig, mode: str, params: PyTree, deltas: Sequence[PyTree], stops_X: jax.Array, state: State,
-           keep: jax.Array) -> State:
+def decode(config: models.ModelConfig, mode: str, params: PyTree, deltas: Sequence[PyTree], stops_X: jax.Array,
+           state: State, keep: jax.Array) -> State:
   """The state after as many steps as it takes until at most `keep` rows are active."""
-
   def step(state):
     rows = state.rows
     edits = edits_of(deltas, rows.coefficients_BE)
-    x_B1D, cache = models.hidden(config, params, rows.tokens_B[:, None], positions_BT=rows.positions_B[:, None], edits=edits, cache=state.cache)
+    x_B1D, cache = models.hidden(config, params, rows.tokens_B[:, None], positions_BT=rows.positions_B[:, None],
+                                 edits=edits, cache=state.cache)
     logits_BV = models.logits(config, params, x_B1D, edits=edits)[:, 0]
-    tokens_B = sampling.next_tokens(logits_BV, rows.keys_B2, state.counts_B, rows.temperatures_B, rows.top_ks_B, rows.top_ps_B, mode=mode)
-    return _advance(dataclasses.replace(state, cache=cache), tokens_B, stops_X, jnp.all(jnp.isfinite(logits_BV), axis=-1))
+    tokens_B = sampling.next_tokens(logits_BV, rows.keys_B2, state.counts_B, rows.temperatures_B, rows.top_ks_B,
+                                    rows.top_ps_B, mode=mode)
+    return _advance(dataclasses.replace(state, cache=cache), tokens_B, stops_X,
+                    jnp.all(jnp.isfinite(logits_BV), axis=-1))
 
   return jax.lax.while_loop(lambda state: jnp.sum(state.active_B) > keep, step, state)
 
@@ -131,9 +134,10 @@ def _advance(state: State, tokens_B: jax.Array, stops_X: jax.Array, finite_B: ja
   counts_B = state.counts_B + emitted_B
   rows = dataclasses.replace(state.rows, tokens_B=jnp.where(emitted_B, tokens_B, state.rows.tokens_B),
                              positions_B=state.rows.positions_B + emitted_B)
-  return dataclasses.replace(
-      state, rows=rows, counts_B=counts_B, active_B=emitted_B & (counts_B < state.rows.limits_B), stopped_B=state.stopped_B | stopped_B,
-      finite_B=state.finite_B & (finite_B | ~state.active_B), answers_BM=state.answers_BM.at[slots, places_B].set(tokens_B, mode='drop'))
+  return dataclasses.replace(state, rows=rows, counts_B=counts_B, active_B=emitted_B & (counts_B < state.rows.limits_B),
+                             stopped_B=state.stopped_B | stopped_B,
+                             finite_B=state.finite_B & (finite_B | ~state.active_B),
+                             answers_BM=state.answers_BM.at[slots, places_B].set(tokens_B, mode='drop'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,25 +161,29 @@ def jobs(requests: Sequence[GenerateRequest], arms: Arms, max_positions: int) ->
   groups: dict[tuple, list[GenerateRequest]] = collections.defaultdict(list)
   for request in requests:
     if not request.prompt or request.max_new_tokens < 1:
-      raise InputError(f'{request.key}: a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} to generate, expected at least 1 each')
+      raise InputError(f'{request.cited}: a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} '
+                       'to generate, expected at least 1 each')
     total = len(request.prompt) + request.max_new_tokens - 1
     if total > max_positions:
-      raise InputError(f'{request.key}: a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} new ones take {total} positions, '
-                       f'the model has {max_positions}; shorten the prompt or lower max_new_tokens')
+      raise InputError(f'{request.cited}: a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} new '
+                       f'ones take {total} positions, the model has {max_positions}; shorten the prompt or lower '
+                       'max_new_tokens')
     luck = () if request.sampling.mode == 'greedy' else (request.seed, request.example, request.sample)
     coefficients = arms.coefficients(request.arm, request.alpha)
     groups[request.prompt, coefficients, request.max_new_tokens, request.sampling, luck].append(request)
   return [Job(members[0], key[1], tuple(member.key for member in members)) for key, members in groups.items()]
 
 
-def groups(asked: Sequence[Job], *, max_positions: int, compile_tokens: int) -> Iterator[tuple[str, shapes.Shape, list[Job]]]:
+def groups(asked: Sequence[Job], *, max_positions: int,
+           compile_tokens: int) -> Iterator[tuple[str, shapes.Shape, list[Job]]]:
   """(sampling mode, (prompt length, cache length), jobs) of what runs through the same programs."""
   by_mode = collections.defaultdict(list)
   for job in asked:
     by_mode[job.request.sampling.mode].append(job)
   for mode, members in by_mode.items():
-    planned = shapes.plan_shapes([job.size for job in members], multiples=(PROMPT_MULTIPLE, TOTAL_MULTIPLE), most=(max_positions, max_positions),
-                                 max_shapes=MAX_SHAPES, compile_tokens=compile_tokens)
+    planned = shapes.plan_shapes([job.size for job in members], multiples=(PROMPT_MULTIPLE, TOTAL_MULTIPLE),
+                                 most=(max_positions, max_positions), max_shapes=MAX_SHAPES,
+                                 compile_tokens=compile_tokens)
     by_shape = collections.defaultdict(list)
     for job in members:
       by_shape[shapes.fitting(job.size, planned)].append(job)
@@ -183,13 +191,15 @@ def groups(asked: Sequence[Job], *, max_positions: int, compile_tokens: int) -> 
       yield mode, shape, chosen
 
 
-def run_group(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], mode: str, shape: shapes.Shape, asked: Sequence[Job], *,
-              slots: int, stops: Sequence[int]) -> Iterator[GenerateResult]:
+def run_group(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], mode: str, shape: shapes.Shape,
+              asked: Sequence[Job], *, slots: int, stops: Sequence[int]) -> Iterator[GenerateResult]:
   """The results of one group, as they finish."""
   slots = shapes.rows_for(len(asked), slots)
   entering = max(1, slots // REFILL_SHARE)
-  # The strongest steered are the likeliest never to stop: begun first, they do not leave a long tail of nearly empty batches.
-  queue = collections.deque(sorted(asked, key=lambda job: (-job.request.max_new_tokens, -max(map(abs, job.coefficients), default=0.0))))
+  # The strongest steered are the likeliest never to stop: begun first, they do not leave a long tail of nearly empty
+  # batches.
+  queue = collections.deque(
+      sorted(asked, key=lambda job: (-job.request.max_new_tokens, -max(map(abs, job.coefficients), default=0.0))))
   answer = -(-max(job.request.max_new_tokens for job in asked) // ANSWER_MULTIPLE) * ANSWER_MULTIPLE
   state = empty_state(config, slots, shape[1], answer, len(deltas), params['embed']['embedding'].dtype)
   held: list[Job | None] = [None] * slots
@@ -204,24 +214,29 @@ def run_group(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTre
 def _entry(queue: collections.deque, held: list[Job | None], entering: int, length: int, edits: int) -> Entry:
   """The next jobs of the queue as rows that go into free slots; `held` is told."""
   slots = [slot for slot, job in enumerate(held) if job is None][:min(entering, len(queue))]
-  rows = Rows(*np.zeros((3, entering), np.int32), np.zeros((entering, edits), np.float32), np.zeros((entering, 2), np.uint32),
-              np.ones(entering, np.float32), np.zeros(entering, np.int32), np.ones(entering, np.float32))
-  entry = Entry(np.zeros((entering, length), np.int32), np.full(entering, len(held), np.int32), rows, np.zeros((3, entering), np.uint32))
+  rows = Rows(*np.zeros((3, entering), np.int32), np.zeros((entering, edits), np.float32),
+              np.zeros((entering, 2), np.uint32), np.ones(entering, np.float32), np.zeros(entering, np.int32),
+              np.ones(entering, np.float32))
+  entry = Entry(np.zeros((entering, length), np.int32), np.full(entering, len(held), np.int32), rows,
+                np.zeros((3, entering), np.uint32))
   for i, slot in enumerate(slots):
     job = held[slot] = queue.popleft()
     request = job.request
     entry.slots_P[i] = slot
     entry.prompts_PT[i, :len(request.prompt) - 1] = request.prompt[:-1]
     entry.draws_3P[:, i] = request.seed, sampling.example_hash(request.example), request.sample
-    rows.tokens_B[i], rows.positions_B[i], rows.limits_B[i] = request.prompt[-1], len(request.prompt) - 1, request.max_new_tokens
+    rows.tokens_B[i], rows.positions_B[i] = request.prompt[-1], len(request.prompt) - 1
+    rows.limits_B[i] = request.max_new_tokens
     rows.coefficients_BE[i] = job.coefficients
-    rows.temperatures_B[i], rows.top_ks_B[i], rows.top_ps_B[i] = request.sampling.temperature, request.sampling.top_k, request.sampling.top_p
+    how = request.sampling
+    rows.temperatures_B[i], rows.top_ks_B[i], rows.top_ps_B[i] = how.temperature, how.top_k, how.top_p
   return entry
 
 
 def _collect(state: State, held: list[Job | None]) -> Iterator[GenerateResult]:
   """Results of the rows that have ended; their slots in `held` become free."""
-  counts, active, stopped, finite, answers = jax.device_get((state.counts_B, state.active_B, state.stopped_B, state.finite_B, state.answers_BM))
+  counts, active, stopped, finite, answers = jax.device_get(
+      (state.counts_B, state.active_B, state.stopped_B, state.finite_B, state.answers_BM))
   for slot, job in enumerate(held):
     if job is not None and not active[slot]:
       held[slot] = None

@@ -43,10 +43,11 @@ CHOICE_METRICS = {'target_logprob': target_logprob, 'log_odds': log_odds}
 
 
 def results(rows: Iterable[Row]) -> list[dict[str, Any]]:
-  """Result rows {arm, task, metric, alpha, mean, sem, n}, by arm and task as they first appear, then metric, then alpha.
+  """Result rows {arm, task, metric, alpha, mean, sem, n}: arms and tasks as they first appear, metrics, alphas.
 
-  `n` counts the examples behind the mean (rows whose number is null are left out), and `sem` is the standard error clustered by
-  example: several samples of one question are not several questions. Both are null where there is nothing to tell.
+  `n` counts the examples behind the mean (rows whose number is null are left out), and `sem` is the standard error
+  clustered by example: several samples of one question are not several questions. The mean of no rows is null, and so
+  is the error of one example.
   """
   groups: dict[tuple[str, str], dict[float, list[Row]]] = {}
   for row in rows:
@@ -65,9 +66,9 @@ def results(rows: Iterable[Row]) -> list[dict[str, Any]]:
 def clustered_mean(pairs: Sequence[tuple[str, float]]) -> tuple[float | None, float | None, int]:
   """(mean, its standard error, number of clusters) of (cluster, value) pairs; None where it is not defined.
 
-  With G clusters, residual sums e_g and m values in all, the variance of the mean is G / (G - 1) * sum(e_g^2) / m^2, which is the
-  usual standard error when every cluster holds one value. Source: cluster-robust variance of a mean (Liang and Zeger 1986), with
-  the G / (G - 1) correction; for evaluations, arXiv 2411.00640, section 2.2.
+  With G clusters, residual sums e_g and m values in all, the variance of the mean is G / (G - 1) * sum(e_g^2) / m^2,
+  which is the usual standard error when every cluster holds one value. Source: cluster-robust variance of a mean (Liang
+  and Zeger 1986), with the G / (G - 1) correction; for evaluations, arXiv 2411.00640, section 2.2.
 
   >>> clustered_mean([('a', 1.0), ('a', 1.0), ('b', 0.0), ('b', 0.0)])
   (0.5, 0.5, 2)
@@ -84,7 +85,7 @@ def clustered_mean(pairs: Sequence[tuple[str, float]]) -> tuple[float | None, fl
 
 
 def write(workdir: str | os.PathLike, rows: Iterable[Row] | None = None) -> list[dict[str, Any]]:
-  """The results, also written in one piece to `<workdir>/results.jsonl`; of all rows in `<workdir>/sweep/rows.jsonl` by default.
+  """The results, also written to `<workdir>/results.jsonl`; of all rows in `<workdir>/sweep/rows.jsonl` by default.
 
   Raises:
     InputError: no rows there. CorruptError: a broken one. OutputError: the results could not be written.

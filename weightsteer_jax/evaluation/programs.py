@@ -14,7 +14,8 @@ traces: collections.Counter = collections.Counter()
 
 
 def program(function: Callable | None = None, **jit_options: Any) -> Callable:
-  """A decorator: `jax.jit`, with every trace counted in `traces`. The last positional argument is the batch that names the shape."""
+  """A decorator: `jax.jit`, with every trace counted in `traces`. The last positional argument is the batch that names
+  the shape."""
   if function is None:
     return functools.partial(program, **jit_options)
 

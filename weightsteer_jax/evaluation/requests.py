@@ -25,7 +25,8 @@ class Sampling:
     if not (self.temperature >= 0 and math.isfinite(self.temperature)):
       raise InputError(f'the temperature is {self.temperature}, expected 0 (greedy) or more')
     if self.top_k < 0 or not 0 < self.top_p <= 1:
-      raise InputError(f'top_k is {self.top_k} (expected 0 or more), top_p is {self.top_p} (expected above 0, at most 1)')
+      raise InputError(
+          f'top_k is {self.top_k} (expected 0 or more), top_p is {self.top_p} (expected above 0, at most 1)')
 
   @property
   def mode(self) -> str:
@@ -38,11 +39,16 @@ class Sampling:
 @dataclasses.dataclass(frozen=True)
 class ScoreRequest:
   """How likely is `completion` after `prompt`, under `arm` at strength `alpha`?"""
-  key: Hashable  # names the request in its result and in errors
+  key: Hashable  # names the request in its result
   prompt: Tokens
   completion: Tokens
   arm: str = 'base'
   alpha: float = 0.0
+  name: str = ''  # how errors cite it; by the key if empty
+
+  @property
+  def cited(self) -> str:
+    return self.name or str(self.key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +70,10 @@ class ScoreResult:
 class GenerateRequest:
   """Continue `prompt` under `arm` at strength `alpha`.
 
-  What is drawn depends on (seed, example, sample) and the step alone: not on the batch, the slot, a restart, the arm or alpha. So two
-  alphas meet the same luck, and their difference is less noisy than two independent draws.
+  What is drawn depends on (seed, example, sample) and the step alone: not on the batch, the slot, a restart, the arm or
+  alpha. So two alphas meet the same luck, and their difference is less noisy than two independent draws.
   """
-  key: Hashable  # names the request in its result and in errors
+  key: Hashable  # names the request in its result
   prompt: Tokens
   max_new_tokens: int
   arm: str = 'base'
@@ -76,6 +82,11 @@ class GenerateRequest:
   seed: int = 0
   example: str = ''
   sample: int = 0
+  name: str = ''  # how errors cite it; by the key if empty
+
+  @property
+  def cited(self) -> str:
+    return self.name or str(self.key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +95,8 @@ class GenerateResult:
 
   Attributes:
     tokens: without the stop token that ended it.
-    finish: 'stop' (a stop token), 'length' (max_new_tokens) or 'not_finite' (the model broke: logits with NaN or infinity).
+    finish: 'stop' (a stop token), 'length' (max_new_tokens) or 'not_finite' (the model broke: logits with NaN or
+      infinity).
   """
   key: Any
   tokens: Tokens

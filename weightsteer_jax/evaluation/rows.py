@@ -27,7 +27,6 @@ class Rows:
   Raises:
     CorruptError: a line that is not a row, or a row twice. OutputError: the file cannot be written.
   """
-
   def __init__(self, path: pathlib.Path):
     self.path = path
     self.done: dict[RowKey, dict[str, Any]] = {}
@@ -41,7 +40,8 @@ class Rows:
     for row in read(path):
       key = key_of(row)
       if key in self.done:
-        raise CorruptError(f'{path} holds the row {tuple(key)} twice: two sweeps wrote to it at once; move it away and start again')
+        raise CorruptError(
+            f'{path} holds the row {tuple(key)} twice: two sweeps wrote to it at once; move it away and start again')
       self.done[key] = row
 
   def __enter__(self) -> 'Rows':
@@ -73,8 +73,8 @@ class Rows:
     self._file.seek(0)
     whole = self._file.read().rfind(b'\n') + 1 if size else 0
     if whole < size:
-      _LOG.warning('%s: the last line was cut short when an earlier run ended; its %d bytes are dropped and that row is computed again',
-                   self.path, size - whole)
+      _LOG.warning('%s: the last line was cut short when an earlier run ended; its %d bytes are dropped and that row '
+                   'is computed again', self.path, size - whole)
       os.ftruncate(self._file.fileno(), whole)
     return whole
 
@@ -106,5 +106,6 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     raise CorruptError(f'{where} is not JSON ({error}); remove that line and run the sweep again') from error
   missing = [name for name in (*RowKey._fields, 'value', 'status') if not isinstance(row, dict) or name not in row]
   if missing:
-    raise CorruptError(f'{where} is no row of a sweep: it lacks {", ".join(missing)}; remove that line and run the sweep again')
+    raise CorruptError(
+        f'{where} is no row of a sweep: it lacks {", ".join(missing)}; remove that line and run the sweep again')
   return row

@@ -34,13 +34,17 @@ class Rules:
   def judge(self, text: str) -> tuple[float, bool]:
     """(1.0 if every rule holds, else 0.0; whether an answer could be read).
 
-    >>> make({'any': ['\\\\byes'], 'none': ['not']}, 'here').judge('Well, YES.'), make({'number': 3}, 'here').judge('three')
-    ((1.0, True), (0.0, False))
+    >>> make({'any': ['yes'], 'none': ['not']}, 'here').judge('Well, YES.')
+    (1.0, True)
+    >>> make({'number': 3}, 'here').judge('three')
+    (0.0, False)
     """
     number = extract_number(text) if self.number is not None else None
-    holds = (not self.any or any(pattern.search(text) for pattern in self.any)) and not any(pattern.search(text) for pattern in self.none)
+    holds = (not self.any or any(pattern.search(text)
+                                 for pattern in self.any)) and not any(pattern.search(text) for pattern in self.none)
     holds = holds and (not self.exact or normalise(text) in self.exact)
-    holds = holds and (self.number is None or (number is not None and math.isclose(number, self.number, rel_tol=1e-9, abs_tol=1e-9)))
+    holds = holds and (self.number is None or
+                       (number is not None and math.isclose(number, self.number, rel_tol=1e-9, abs_tol=1e-9)))
     return float(holds), self.number is None or number is not None
 
 
@@ -54,12 +58,13 @@ def make(rules: Any, where: str) -> Rules:
     raise InputError(f"{where}: 'match' is {rules!r:.80}, expected an object with one or more of: {', '.join(NAMES)}")
   for name in rules:
     if name not in NAMES:
-      raise InputError(f"{where}: unknown rule '{name}' in 'match'{tree.did_you_mean(name, NAMES)}; there are: {', '.join(NAMES)}")
+      raise InputError(
+          f"{where}: unknown rule '{name}' in 'match'{tree.did_you_mean(name, NAMES)}; there are: {', '.join(NAMES)}")
   number = rules.get('number')
   if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
     raise InputError(f"{where}: the rule 'number' is {number!r}, expected a number")
-  made = Rules(_patterns(rules, 'any', where), _patterns(rules, 'none', where), frozenset(map(normalise, _texts(rules, 'exact', where))),
-               None if number is None else float(number))
+  made = Rules(_patterns(rules, 'any', where), _patterns(rules, 'none', where),
+               frozenset(map(normalise, _texts(rules, 'exact', where))), None if number is None else float(number))
   if made == Rules():
     raise InputError(f"{where}: the rules in 'match' are all empty: every answer would pass")
   return made
@@ -81,7 +86,7 @@ def normalise(text: str) -> str:
 def extract_number(text: str) -> float | None:
   """The number after the last `####`, else the last number in the text, else None; thousands may be set off by commas.
 
-  >>> [extract_number(text) for text in ('3 apples and 4 pears make 7.', '2 + 2\\n#### 1,204 (not 5)', 'seven', 'It costs $-3.50')]
+  >>> [extract_number(text) for text in ('3 apples and 4 pears make 7.', '#### 1,204 (not 5)', 'seven', '$-3.50')]
   [7.0, 1204.0, None, -3.5]
   """
   marked = _MARKED.findall(text)

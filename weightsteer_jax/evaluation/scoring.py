@@ -1,8 +1,9 @@
 """Log-likelihoods of completions, many prompts, arms and alphas to a batch.
 
-A batch has two parts: P prompts, and R completions that name the prompt they follow. The prompts, but for their last token, fill the
-cache once; every completion then reads its prompt's keys and values, so that the choices of one question share its computation, and
-the logits are computed in the places of completions only. Axes beside the decoder's: P prompts, R completions, E edits.
+A batch has two parts: P prompts, and R completions that name the prompt they follow. The prompts, but for their last
+token, fill the cache once; every completion then reads its prompt's keys and values, so that the choices of one
+question share its computation, and the logits are computed in the places of completions only. Axes beside the
+decoder's: P prompts, R completions, E edits.
 """
 import collections
 import dataclasses
@@ -20,6 +21,8 @@ from weightsteer_jax.evaluation.programs import edits_of, program
 from weightsteer_jax.evaluation.requests import ScoreRequest, Tokens
 
 PyTree = Any
+# Of each completion of a batch: the keys of the requests it serves, and its length in tokens.
+Keys = list[tuple[tuple[Any, ...], int]]
 
 PROMPT_MULTIPLE, COMPLETION_MULTIPLE = 16, 8
 MAX_SHAPES = 3
@@ -50,7 +53,7 @@ class ScoreBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """A prompt under given coefficients, with completions to score; each completion serves the requests with the given keys."""
+  """A prompt under given coefficients, with completions to score; each serves the requests with the given keys."""
   prompt: Tokens
   coefficients: tuple[float, ...]
   completions: tuple[Tokens, ...]
@@ -62,7 +65,8 @@ class Question:
 
 
 @program(static_argnums=0)
-def score_batch(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], batch: ScoreBatch) -> tuple[jax.Array, jax.Array]:
+def score_batch(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree],
+                batch: ScoreBatch) -> tuple[jax.Array, jax.Array]:
   """(log-likelihood in nats, float32 [R]; whether each token of the completion is the most likely, bool [R])."""
   prompts, prompt_length = batch.prompts_PT.shape
   completion_length = batch.inputs_RT.shape[1]
@@ -104,20 +108,24 @@ def questions(requests: Sequence[ScoreRequest], arms: Arms, max_positions: int) 
   for request in requests:
     if not request.prompt or not request.completion:
       which = 'prompt' if not request.prompt else 'completion'
-      raise InputError(f'{request.key}: the {which} has no tokens; its log-likelihood is not defined')
+      raise InputError(f'{request.cited}: the {which} has no tokens; its log-likelihood is not defined')
     total = len(request.prompt) + len(request.completion) - 1
     if total > max_positions:
-      raise InputError(f'{request.key}: prompt and completion take {total} positions, the model has {max_positions}; shorten them')
+      raise InputError(f'{request.cited}: prompt and completion take {total} positions, the model has {max_positions}; '
+                       'shorten them')
     groups[request.prompt, arms.coefficients(request.arm, request.alpha)][request.completion].append(request.key)
-  return [Question(prompt, coefficients, tuple(members), tuple(map(tuple, members.values())))
-          for (prompt, coefficients), members in groups.items()]
+  return [
+      Question(prompt, coefficients, tuple(members), tuple(map(tuple, members.values())))
+      for (prompt, coefficients), members in groups.items()
+  ]
 
 
-def batches(asked: Sequence[Question], *, batch_size: int, max_positions: int, compile_tokens: int) -> Iterator[tuple[ScoreBatch, list]]:
+def batches(asked: Sequence[Question], *, batch_size: int, max_positions: int,
+            compile_tokens: int) -> Iterator[tuple[ScoreBatch, Keys]]:
   """Batches of few shapes, the shortest first, each with its completions' keys [R]."""
   limits = (max_positions, max_positions)
-  planned = shapes.plan_shapes([question.size for question in asked], multiples=(PROMPT_MULTIPLE, COMPLETION_MULTIPLE), most=limits,
-                               max_shapes=MAX_SHAPES, compile_tokens=compile_tokens)
+  planned = shapes.plan_shapes([question.size for question in asked], multiples=(PROMPT_MULTIPLE, COMPLETION_MULTIPLE),
+                               most=limits, max_shapes=MAX_SHAPES, compile_tokens=compile_tokens)
   by_shape = collections.defaultdict(list)
   for question in asked:
     by_shape[shapes.fitting(question.size, planned)].append(question)
@@ -125,7 +133,7 @@ def batches(asked: Sequence[Question], *, batch_size: int, max_positions: int, c
     yield from _batches_of(shape, members, batch_size)
 
 
-def _batches_of(shape: shapes.Shape, asked: list[Question], batch_size: int) -> Iterator[tuple[ScoreBatch, list]]:
+def _batches_of(shape: shapes.Shape, asked: list[Question], batch_size: int) -> Iterator[tuple[ScoreBatch, Keys]]:
   pieces = [piece for question in asked for piece in _split(question, batch_size)]
   total = sum(len(piece.completions) for piece in pieces)
   rows = shapes.rows_for(total, batch_size)
@@ -145,10 +153,10 @@ def _split(question: Question, size: int) -> Iterator[Question]:
     yield dataclasses.replace(question, completions=question.completions[part], keys=question.keys[part])
 
 
-def _batch(held: list[Question], shape: shapes.Shape, prompts: int, rows: int) -> tuple[ScoreBatch, list]:
+def _batch(held: list[Question], shape: shapes.Shape, prompts: int, rows: int) -> tuple[ScoreBatch, Keys]:
   edits = len(held[0].coefficients)
-  batch = ScoreBatch(np.zeros((prompts, shape[0]), np.int32), np.zeros((prompts, edits), np.float32), *np.zeros((2, rows), np.int32),
-                     *np.zeros((2, rows, shape[1]), np.int32), np.zeros(rows, np.int32))
+  batch = ScoreBatch(np.zeros((prompts, shape[0]), np.int32), np.zeros((prompts, edits), np.float32),
+                     *np.zeros((2, rows), np.int32), *np.zeros((2, rows, shape[1]), np.int32), np.zeros(rows, np.int32))
   keys = []
   for owner, question in enumerate(held):
     batch.prompts_PT[owner, :len(question.prompt) - 1] = question.prompt[:-1]

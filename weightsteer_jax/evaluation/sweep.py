@@ -5,7 +5,6 @@ import pathlib
 import sys
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
-import jax
 import tqdm
 
 from weightsteer_jax import files, models, tree
@@ -19,13 +18,13 @@ from weightsteer_jax.evaluation.rows import RowKey, Rows
 Prepared = dict[tuple[str, str], Any]
 
 
-def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Sequence[float]], workdir: str | pathlib.Path, seed: int = 0,
-        progress: bool = True) -> list[dict[str, Any]]:
-  """All rows of the sweep, in the order of the plan; those not in `<workdir>/sweep/rows.jsonl` yet are computed and appended to it.
+def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Sequence[float]],
+        workdir: str | pathlib.Path, seed: int = 0, progress: bool = True) -> list[dict[str, Any]]:
+  """All rows of the sweep, in the order of the plan; those not yet on disk are computed, each written as it finishes.
 
-  A row is {arm, alpha, task, example, sample, value, status, messages} and, by the task's kind, {completion, tokens} or {choices,
-  target, tokens, logprobs}. Alphas, tasks and arms may be added to a sweep later; what its rows were made from may not change, and
-  is recorded in `<workdir>/sweep/plan.json`.
+  A row is {arm, alpha, task, example, sample, value, status, messages} and, by the task's kind, {completion, tokens} or
+  {choices, target, tokens, logprobs}. Alphas, tasks and arms may be added to a sweep later; what its rows were made
+  from may not change. Rows are kept in `<workdir>/sweep/rows.jsonl`, what they were made from in `plan.json` beside it.
 
   Args:
     engine: holds the model and the arms.
@@ -40,13 +39,14 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
   if len(by_name) < len(tasks):
     raise InputError(f'two tasks have the same name: {", ".join(task.name for task in tasks)}')
   folder = pathlib.Path(workdir) / 'sweep'
-  prepared = {(task.name, item['id']): task.kind.prepare(engine.tokenizer, item) for task in tasks for item in task.items}
+  prepared = {(task.name, item['id']): task.kind.prepare(engine.tokenizer, item) for task in tasks
+              for item in task.items}
   plan = list(_plan(tasks, alphas))
   with Rows(folder / 'rows.jsonl') as rows:
     _check_inputs(folder / 'plan.json', inputs_of(engine, tasks, prepared, list(alphas), seed), fresh=not rows.done)
     missing = [key for key in plan if key not in rows.done]
-    bar = tqdm.tqdm(total=len(plan), initial=len(plan) - len(missing), desc='sweep', unit='row', disable=not progress, file=sys.stderr,
-                    mininterval=0.1 if sys.stderr.isatty() else 10.0, dynamic_ncols=True)
+    bar = tqdm.tqdm(total=len(plan), initial=len(plan) - len(missing), desc='sweep', unit='row', disable=not progress,
+                    file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 10.0, dynamic_ncols=True)
     with bar:
       for row in _compute(engine, by_name, prepared, missing, seed):
         rows.append(row)
@@ -54,14 +54,16 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
     return [rows.done[key] for key in plan]
 
 
-def inputs_of(engine: Engine, tasks: Sequence[kinds.Task], prepared: Prepared, arms: Sequence[str], seed: int) -> dict[str, Any]:
+def inputs_of(engine: Engine, tasks: Sequence[kinds.Task], prepared: Prepared, arms: Sequence[str],
+              seed: int) -> dict[str, Any]:
   """{name: value or hash} of everything that the rows depend on, in the words an error names them by."""
   digests = [delta_digest(delta) for delta in engine.arms.deltas]
-  inputs: dict[str, Any] = {'model': tree.digest(engine.params), 'dtype': str(jax.tree.leaves(engine.params)[0].dtype),
-                            'stop tokens': list(engine.stop_ids), 'seed': seed}
+  inputs: dict[str, Any] = {
+      'model': tree.digest(engine.params), 'stop tokens': list(engine.stop_ids), 'seed': seed}
   for arm in arms:
     if arm not in engine.arms.parts:
-      raise InputError(f"no arm '{arm}'{tree.did_you_mean(arm, engine.arms.parts)}; there are: {', '.join(engine.arms.parts)}")
+      raise InputError(
+          f"no arm '{arm}'{tree.did_you_mean(arm, engine.arms.parts)}; there are: {', '.join(engine.arms.parts)}")
     inputs[f"direction of arm '{arm}'"] = [[digests[index], fixed] for index, fixed in engine.arms.parts[arm]]
   for task in tasks:
     options = task.options
@@ -69,7 +71,9 @@ def inputs_of(engine: Engine, tasks: Sequence[kinds.Task], prepared: Prepared, a
     inputs[f"tokens of task '{task.name}'"] = _hash([_tokens(prepared[task.name, item['id']]) for item in task.items])
     inputs[f"kind of task '{task.name}'"] = options.kind
     if options.kind == 'generate':
-      inputs[f"sampling of task '{task.name}'"] = [options.max_new_tokens, options.temperature, options.top_p, options.top_k]
+      inputs[f"sampling of task '{task.name}'"] = [
+          options.max_new_tokens, options.temperature, options.top_p, options.top_k
+      ]
   return inputs
 
 
@@ -83,12 +87,13 @@ def delta_digest(delta: Any) -> str:
 def _plan(tasks: Sequence[kinds.Task], alphas: Mapping[str, Sequence[float]]) -> Iterator[RowKey]:
   for arm, strengths in alphas.items():
     for task in tasks:
-      # Adding zero makes -0.0 the 0.0 it is.
-      for alpha in strengths:
-        yield from (RowKey(arm, float(alpha) + 0.0, task.name, item['id'], sample) for item in task.items for sample in range(task.samples))
+      for alpha in (float(strength) + 0.0 for strength in strengths):  # Adding zero makes -0.0 the 0.0 it is.
+        for item in task.items:
+          yield from (RowKey(arm, alpha, task.name, item['id'], sample) for sample in range(task.samples))
 
 
-def _compute(engine: Engine, tasks: Mapping[str, kinds.Task], prepared: Prepared, missing: Sequence[RowKey], seed: int) -> Iterator[dict[str, Any]]:
+def _compute(engine: Engine, tasks: Mapping[str, kinds.Task], prepared: Prepared, missing: Sequence[RowKey],
+             seed: int) -> Iterator[dict[str, Any]]:
   """The missing rows, as they finish."""
   requests: list[ScoreRequest | GenerateRequest] = []
   open_rows: dict[RowKey, list[Any]] = {}
@@ -118,7 +123,8 @@ def _check_inputs(path: pathlib.Path, inputs: Mapping[str, Any], *, fresh: bool)
   if path.exists():
     known = files.read_json(path, what='the plan of a sweep').get('inputs', {})
   elif not fresh:
-    raise CorruptError(f'{path} is missing beside the rows it explains: move the folder {path.parent} away and start again')
+    raise CorruptError(
+        f'{path} is missing beside the rows it explains: move the folder {path.parent} away and start again')
   changed = [name for name, value in inputs.items() if name in known and known[name] != json.loads(json.dumps(value))]
   if changed and not fresh:
     raise InputError(f'{path.parent} holds rows that were made from other inputs; changed: {"; ".join(changed)}. '

@@ -36,7 +36,8 @@ class Task:
     return self.options.samples if drawn else 1
 
 
-def make(name: str, options: config.Task, items: Sequence[Mapping[str, Any]], *, where: Sequence[str] | None = None) -> Task:
+def make(name: str, options: config.Task, items: Sequence[Mapping[str, Any]], *,
+         where: Sequence[str] | None = None) -> Task:
   """The task, every item checked, the first `options.n` of them taken (0: all).
 
   Args:
@@ -47,7 +48,8 @@ def make(name: str, options: config.Task, items: Sequence[Mapping[str, Any]], *,
   names = where or [f"{options.items or name}[{i}]" for i in range(len(items))]
   kind = KINDS.get(options.kind)
   if kind is None:
-    raise InputError(f"task '{name}': unknown kind '{options.kind}'{tree.did_you_mean(options.kind, KINDS)}; there are: {', '.join(KINDS)}")
+    hint = tree.did_you_mean(options.kind, KINDS)
+    raise InputError(f"task '{name}': unknown kind '{options.kind}'{hint}; there are: {', '.join(KINDS)}")
   if not items:
     raise InputError(f"task '{name}': {options.items or 'the list'} holds no items")
   seen: dict[str, str] = {}
@@ -55,7 +57,8 @@ def make(name: str, options: config.Task, items: Sequence[Mapping[str, Any]], *,
     check_keys(item, kind.REQUIRED, kind.OPTIONAL, place)
     kind.check(item, place)
     if item['id'] in seen:
-      raise InputError(f"{place}: the id '{item['id']}' is already that of {seen[item['id']]}; every item needs its own")
+      raise InputError(
+          f"{place}: the id '{item['id']}' is already that of {seen[item['id']]}; every item needs its own")
     seen[item['id']] = place
   return Task(name, options, tuple(items[:options.n or len(items)]))
 
@@ -80,7 +83,8 @@ def check_keys(item: Any, required: Sequence[str], optional: Sequence[str], wher
   known = (*required, *optional)
   unknown = [key for key in item if key not in known]
   if missing := [key for key in required if key not in item]:
-    hints = ''.join(f" ('{key}' is there{tree.did_you_mean(key, missing)})" for key in unknown if tree.did_you_mean(key, missing))
+    hints = ''.join(
+        f" ('{key}' is there{tree.did_you_mean(key, missing)})" for key in unknown if tree.did_you_mean(key, missing))
     raise InputError(f"{where}: the item has no {', '.join(missing)}{hints}; it needs {', '.join(required)}")
   for key in unknown:
     if hint := tree.did_you_mean(key, [name for name in known if name not in item]):

@@ -1,8 +1,8 @@
 """Multiple choice by log-likelihood: which of the answers does the model find most likely after the prompt?
 
-An item is {"id", "messages", "choices": [text, ..], "target": index, "normalise": "none" | "tokens" | "bytes"}. A choice's score is
-its log-likelihood as the assistant's answer, the token that ends the answer not counted, divided by its length if it says so. The
-row's value is 1 if the target has the highest score: a tie is not a hit.
+An item is {"id", "messages", "choices": [text, ..], "target": index, "normalise": "none" | "tokens" | "bytes"}. A
+choice's score is its log-likelihood as the assistant's answer, the token that ends the answer not counted, divided by
+its length if it says so. The row's value is 1 if the target has the highest score: a tie is not a hit.
 """
 import dataclasses
 import math
@@ -39,20 +39,25 @@ def check(item: Mapping[str, Any], where: str) -> None:
   if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < len(choices):
     raise InputError(f"{where}: 'target' is {target!r}, expected the index of a choice, 0 to {len(choices) - 1}")
   if normalised not in NORMALISE:
-    raise InputError(f"{where}: 'normalise' is {normalised!r}{tree.did_you_mean(str(normalised), NORMALISE)}, expected one of {', '.join(NORMALISE)}")
+    hint = tree.did_you_mean(str(normalised), NORMALISE)
+    raise InputError(f"{where}: 'normalise' is {normalised!r}{hint}, expected one of {', '.join(NORMALISE)}")
 
 
 def prepare(tokenizer: Any, item: Mapping[str, Any]) -> Prepared:
   """The item as tokens, through the chat template."""
   name, messages = item['id'], item['messages']
-  completions = (chat.completion_tokens(tokenizer, messages, choice, end_of_turn=False, name=name) for choice in item['choices'])
+  completions = (
+      chat.completion_tokens(tokenizer, messages, choice, end_of_turn=False, name=name) for choice in item['choices'])
   return Prepared(item, tuple(chat.prompt_tokens(tokenizer, messages, name=name)), tuple(map(tuple, completions)))
 
 
-def requests(prepared: Prepared, key: Any, arm: str, alpha: float, sample: int, options: config.Task, seed: int) -> list[ScoreRequest]:
+def requests(prepared: Prepared, key: Any, arm: str, alpha: float, sample: int, options: config.Task,
+             seed: int) -> list[ScoreRequest]:
   """One request per choice, named (key, index)."""
   del sample, options, seed  # Nothing is drawn.
-  return [ScoreRequest((key, i), prepared.prompt, completion, arm, alpha) for i, completion in enumerate(prepared.completions)]
+  name = prepared.item['id']
+  return [ScoreRequest((key, i), prepared.prompt, completion, arm, alpha, name)
+          for i, completion in enumerate(prepared.completions)]
 
 
 def fields(prepared: Prepared, results: Sequence[ScoreResult], tokenizer: Any) -> dict[str, Any]:
@@ -61,8 +66,13 @@ def fields(prepared: Prepared, results: Sequence[ScoreResult], tokenizer: Any) -
   item, logprobs = prepared.item, [result.logprob for result in results]
   row = {'choices': list(item['choices']), 'target': item['target'], 'tokens': [result.tokens for result in results]}
   if not all(map(math.isfinite, logprobs)):
-    return {'value': None, 'status': 'not_finite', **row, 'logprobs': [x if math.isfinite(x) else None for x in logprobs]}
-  lengths = {'none': [1] * len(results), 'tokens': row['tokens'], 'bytes': [len(choice.encode()) for choice in item['choices']]}
+    return {
+        'value': None, 'status': 'not_finite', **row, 'logprobs': [x if math.isfinite(x) else None for x in logprobs]
+    }
+  lengths = {
+      'none': [1] * len(results), 'tokens': row['tokens'],
+      'bytes': [len(choice.encode()) for choice in item['choices']]
+  }
   scores = [x / length for x, length in zip(logprobs, lengths[item.get('normalise', 'none')])]
   best_other = max(score for i, score in enumerate(scores) if i != item['target'])
   return {'value': float(scores[item['target']] > best_other), 'status': 'ok', **row, 'logprobs': logprobs}

@@ -1,9 +1,9 @@
 """Free answers judged by rules.
 
-An item is {"id", "messages", "match": {..}} with the rules of `rules.py`. The row's value is 1 if every rule holds. Its status is
-'truncated' if the answer ran into the length limit, 'empty', 'unparsable' if a rule found nothing to judge (a number was asked for
-and there is none), 'not_finite' if the model broke, otherwise 'ok'. All but 'not_finite' have a value: a model that stops making
-sense has not become better by that.
+An item is {"id", "messages", "match": {..}} with the rules of `rules.py`. The row's value is 1 if every rule holds. Its
+status is 'truncated' if the answer ran into the length limit, 'empty', 'unparsable' if a rule found nothing to judge (a
+number was asked for and there is none), 'not_finite' if the model broke, otherwise 'ok'. All but 'not_finite' have a
+value: a model that stops making sense has not become better by that.
 """
 import dataclasses
 from typing import Any, Mapping, Sequence
@@ -35,13 +35,16 @@ def check(item: Mapping[str, Any], where: str) -> None:
 
 def prepare(tokenizer: Any, item: Mapping[str, Any]) -> Prepared:
   """The item as tokens, through the chat template."""
-  return Prepared(item, tuple(chat.prompt_tokens(tokenizer, item['messages'], name=item['id'])), rules.make(item['match'], item['id']))
+  return Prepared(item, tuple(chat.prompt_tokens(tokenizer, item['messages'], name=item['id'])),
+                  rules.make(item['match'], item['id']))
 
 
-def requests(prepared: Prepared, key: Any, arm: str, alpha: float, sample: int, options: config.Task, seed: int) -> list[GenerateRequest]:
+def requests(prepared: Prepared, key: Any, arm: str, alpha: float, sample: int, options: config.Task,
+             seed: int) -> list[GenerateRequest]:
   """One request, named (key, 0)."""
   how = Sampling(options.temperature, options.top_k, options.top_p)
-  return [GenerateRequest((key, 0), prepared.prompt, options.max_new_tokens, arm, alpha, how, seed, prepared.item['id'], sample)]
+  name = prepared.item['id']
+  return [GenerateRequest((key, 0), prepared.prompt, options.max_new_tokens, arm, alpha, how, seed, name, sample, name)]
 
 
 def fields(prepared: Prepared, results: Sequence[GenerateResult], tokenizer: Any) -> dict[str, Any]:
@@ -52,5 +55,6 @@ def fields(prepared: Prepared, results: Sequence[GenerateResult], tokenizer: Any
   row = {'completion': text, 'tokens': len(result.tokens)}
   if result.finish == 'not_finite':
     return {'value': None, 'status': 'not_finite', **row}
-  status = ('empty' if not text.strip() else 'truncated' if result.finish == 'length' else 'ok' if readable else 'unparsable')
+  status = ('empty'
+            if not text.strip() else 'truncated' if result.finish == 'length' else 'ok' if readable else 'unparsable')
   return {'value': value, 'status': status, **row}
