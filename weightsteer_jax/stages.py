@@ -277,7 +277,7 @@ def _read_side(run: Run, side: str, folder: pathlib.Path | None = None) -> list[
   source = getattr(run.data, side)
   if not source:
     return datas.load_conversations(folder / f'{side}.jsonl')
-  return datas.load_conversations(source, split=run.data.split, revision=run.data.revision or None)
+  return datas.load_conversations(source, split=run.data.split or None, revision=run.data.revision or None)
 
 
 def _encode(run: Run, tokenizer: Any, conversations: Sequence[Conversation]) -> list[Example]:
