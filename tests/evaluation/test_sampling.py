@@ -31,3 +31,14 @@ def test_filtered_draws_stay_inside_the_nucleus():
   shares = np.bincount(drawn, minlength=4) / 400
   np.testing.assert_allclose(shares, [0.625, 0.375, 0, 0], atol=0.1)
   assert shares[2:].sum() == 0
+
+
+def test_a_row_has_fresh_luck_at_every_step_and_the_same_luck_again():
+  n = 2000
+  logits = jnp.tile(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), (n, 1))
+  keys = sampling.row_keys(*jnp.tile(jnp.array([[3], [5], [0]], jnp.uint32), (1, n)))
+  draw = lambda steps: np.asarray(
+      sampling.next_tokens(logits, keys, steps, jnp.ones(n), jnp.zeros(n, jnp.int32), jnp.ones(n), mode='sampled'))
+  once = draw(jnp.arange(n))
+  np.testing.assert_allclose(np.bincount(once, minlength=4) / n, [0.5, 0.3, 0.15, 0.05], atol=0.05)
+  np.testing.assert_array_equal(once[::-1], draw(jnp.arange(n)[::-1]))
