@@ -38,6 +38,10 @@ class Log:
     return self
 
   def __exit__(self, *error) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Ends the bar and the TensorBoard file."""
     self._bar.close()
     self._scalars.close()
 
