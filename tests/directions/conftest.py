@@ -3,7 +3,7 @@ import pathlib
 
 import pytest
 
-from weightsteer_jax import models
+from weightsteer_jax import directions, models
 
 from .oracle import make_adapter, make_checkpoint
 
@@ -35,3 +35,8 @@ def adapters(untied, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
   whole = ['embed_tokens', 'lm_head']
   return (make_adapter(folder / 'positive', untied, seed=1, r=3, lora_alpha=5, modules_to_save=whole),
           make_adapter(folder / 'negative', untied, seed=2, r=2, lora_alpha=7, modules_to_save=whole))
+
+
+@pytest.fixture(scope='session')
+def direction(adapters) -> directions.Direction:
+  return directions.contrast(*adapters)

@@ -9,10 +9,11 @@ import torch
 import transformers
 
 from weightsteer_jax import models
-from weightsteer_jax.directions import Direction, base_of
+from weightsteer_jax.directions import Direction, base_of, parity
 from weightsteer_jax.models import Dense, LowRank
 
 LORA_TARGETS = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
+TOKENS = np.random.default_rng(7).integers(0, 40, (4, 16))  # As many as the default prompts: nothing compiles twice.
 TORCH_NAMES = {
     'embed/embedding': 'model.embed_tokens.weight', 'lm_head/kernel': 'lm_head.weight',
     'final_norm/scale': 'model.norm.weight', 'layers/attn_norm/scale': 'input_layernorm.weight',
@@ -103,3 +104,14 @@ def random_direction(model: models.Model, seed: int, *, kinds: str = 'mixed', ra
   delta = jax.tree.map(lambda x: (size * random.standard_normal(x.shape)).astype(np.float32), delta)
   meta = {'kind': 'test', 'base': base_of(model).to_json(), 'sources': []}
   return Direction(jax.tree.map(jax.numpy.asarray, delta), meta)
+
+
+def unmerged_logits(model: models.Model, direction: Direction, alpha: float) -> np.ndarray:
+  """Our logits of TOKENS with the direction applied unmerged."""
+  return parity.logits(model.config, model.params, TOKENS, delta=direction.delta, alpha=alpha)
+
+
+def torch_logits(model: torch.nn.Module) -> np.ndarray:
+  """Torch's logits of TOKENS."""
+  with torch.no_grad():
+    return model.eval()(torch.tensor(TOKENS)).logits.float().numpy()

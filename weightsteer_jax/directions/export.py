@@ -11,7 +11,6 @@ from typing import Any, Callable, Sequence
 
 from absl import logging
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from weightsteer_jax import checkpoint, files, models, tree
@@ -137,13 +136,15 @@ def _write_hf(partial: pathlib.Path, direction: Direction, base: models.Model, a
     path.rename(partial / path.name)
   inner.rmdir()
   _write_companions(partial, model, base, facts['dtype'])
-  parity.same_weights(merged, models.load(partial, dtype=facts['dtype']).params)
-  reloaded = models.load(partial, dtype=_loaded_dtype(base))
-  return facts, parity.logits(reloaded.config, reloaded.params, tokens_BT), _is_exact(base, facts['dtype'])
+  reloaded = models.load(partial, dtype=facts['dtype'])
+  parity.same_weights(merged, reloaded.params)
+  params = jax.tree.map(lambda x: x.astype(_loaded_dtype(base)), reloaded.params)
+  return facts, parity.logits(reloaded.config, params, tokens_BT), _is_exact(base, facts['dtype'])
 
 
 def _write_orbax(partial: pathlib.Path, direction: Direction, base: models.Model, alpha: float, dtype: str,
                  tokens_BT: np.ndarray) -> tuple[dict[str, Any], np.ndarray, bool]:
+  """As `_write_hf`."""
   model, merged, facts = _merge_and_warn(direction, base, alpha, dtype)
   described = dataclasses.asdict(model.config)
   checkpoint.save(partial / 'params', merged, metadata={'model_config': described})
@@ -174,6 +175,7 @@ def _write_companions(partial: pathlib.Path, model: models.Model, base: models.M
 
 def _write_peft(partial: pathlib.Path, direction: Direction, base: models.Model, alpha: float, dtype: str,
                 tokens_BT: np.ndarray) -> tuple[dict[str, Any], np.ndarray, bool]:
+  """As `_write_hf`."""
   facts = {'dtype': 'float32', **peft_export.write(partial, direction.delta, base, alpha)}
   with checkpoints.open_checkpoint(base.folder) as opened:
     delta = peft_adapter.to_delta(peft_adapter.read(partial), opened)
