@@ -1,5 +1,7 @@
 """Settings of all tests, and tiny random checkpoints shared between them."""
+import contextlib
 import os
+import resource
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # No test goes to the network.
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
@@ -23,3 +25,18 @@ def checkpoint(tmp_path_factory):
     return made[name]
 
   return get
+
+
+@pytest.fixture
+def file_size_limit():
+  """A context in which files cannot grow beyond so many bytes, as on a disk that is full."""
+  @contextlib.contextmanager
+  def limit(size: int):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+      yield
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+  return limit

@@ -76,13 +76,17 @@ QUICK = {'xla_backend_optimization_level': 0}
 def forward(config: models.ModelConfig, params, tokens_BT, **options):
   """Logits [B, T, V] of a full forward pass, compiled."""
   edits = options.pop('edits', ())
+  return np.asarray(_compiled(config)(params, tokens_BT, edits, options))
 
+
+@functools.cache
+def _compiled(config: models.ModelConfig):
   @functools.partial(jax.jit, compiler_options=QUICK)
   def run(params, tokens_BT, edits, arrays):
     x_BTD, _ = models.hidden(config, params, tokens_BT, edits=edits, **arrays)
     return models.logits(config, params, x_BTD, edits=edits)
 
-  return np.asarray(run(params, tokens_BT, edits, options))
+  return run
 
 
 def randomised(tree, seed: int = 0, scale: float = 0.2):

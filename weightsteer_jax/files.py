@@ -54,8 +54,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-  """Writes a UTF-8 file as `write_bytes` does."""
-  write_bytes(path, text.encode('utf-8', 'replace'))
+  """Writes a UTF-8 file as `write_bytes` does; half of a surrogate pair becomes \\ud83d, in JSON the same character."""
+  write_bytes(path, text.encode('utf-8', 'backslashreplace'))
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

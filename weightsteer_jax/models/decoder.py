@@ -42,11 +42,11 @@ class Projection(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(bias_shape, dtype), axes=output_axes, inputs=0) if bias else None
 
   def __call__(self, x: jax.Array, edits: deltas.Edits, *, dtype: Any = None) -> jax.Array:
-    y = jnp.einsum(self.einsum, x, self.kernel[...], preferred_element_type=dtype)
+    y = deltas.pin(jnp.einsum(self.einsum, x, self.kernel[...], preferred_element_type=dtype))
     if self.bias is not None:
-      y = y + self.bias[...]
+      y = deltas.pin(y + self.bias[...])
     y = deltas.add_kernel_edits(y, x, self.einsum, deltas.at(edits, 'kernel'))
-    return deltas.add_vector_edits(y, deltas.at(edits, 'bias'))
+    return deltas.pin(deltas.add_vector_edits(y, deltas.at(edits, 'bias')))
 
 
 class RMSNorm(nnx.Module):
@@ -60,7 +60,8 @@ class RMSNorm(nnx.Module):
     x32_BTD = x_BTD.astype(jnp.float32)
     variance_BT1 = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
     normed_BTD = x32_BTD * jax.lax.rsqrt(variance_BT1 + self.eps)
-    return (normed_BTD * deltas.edited_scale(self.scale[...], x_BTD, deltas.at(edits, 'scale'))).astype(x_BTD.dtype)
+    scaled_BTD = normed_BTD * deltas.edited_scale(self.scale[...], x_BTD, deltas.at(edits, 'scale'))
+    return deltas.pin(scaled_BTD.astype(x_BTD.dtype))
 
 
 class Attention(nnx.Module):
@@ -109,9 +110,9 @@ class Block(nnx.Module):
   def __call__(self, x_BTD, *, edits, **attention):
     normed_BTD = self.attn_norm(x_BTD, deltas.at(edits, 'attn_norm'))
     attended_BTD, cache = self.attn(normed_BTD, edits=deltas.at(edits, 'attn'), **attention)
-    x_BTD = x_BTD + attended_BTD
-    x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD, deltas.at(edits, 'mlp_norm')), deltas.at(edits, 'mlp'))
-    return deltas.add_vector_edits(x_BTD, deltas.at(edits, 'residual')), cache
+    x_BTD = deltas.pin(x_BTD + attended_BTD)
+    x_BTD = deltas.pin(x_BTD + self.mlp(self.mlp_norm(x_BTD, deltas.at(edits, 'mlp_norm')), deltas.at(edits, 'mlp')))
+    return deltas.pin(deltas.add_vector_edits(x_BTD, deltas.at(edits, 'residual'))), cache
 
 
 class Embedding(nnx.Module):
@@ -122,7 +123,8 @@ class Embedding(nnx.Module):
     self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype), axes='VD', inputs=0)
 
   def __call__(self, tokens_BT, edits):
-    return deltas.add_lookup_edits(deltas.look_up(self.embedding[...], tokens_BT), tokens_BT, deltas.at(edits, 'embedding'))
+    x_BTD = deltas.look_up(self.embedding[...], tokens_BT)
+    return deltas.pin(deltas.add_lookup_edits(x_BTD, tokens_BT, deltas.at(edits, 'embedding')))
 
   def head(self, x_BTD, edits):
     """Float32 logits [B, T, V]."""

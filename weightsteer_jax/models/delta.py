@@ -110,6 +110,18 @@ def edited_scale(scale_D: jax.Array, x_BTD: jax.Array, edits: Edits) -> jax.Arra
   return scale
 
 
+def pin(x: jax.Array) -> jax.Array:
+  """x, rounded to its dtype where the program says so.
+
+  The compiler may keep more bits of a bfloat16 value than the dtype has while it flows from one operation into the next, depending on
+  what follows it. A program with edits at alpha 0 then differs from one without. What is pinned is the same number in both.
+  """
+  if x.dtype == jnp.float32:
+    return x
+  bits = jnp.finfo(x.dtype)
+  return jax.lax.reduce_precision(x.astype(jnp.float32), bits.nexp, bits.nmant).astype(x.dtype)
+
+
 def factor_einsums(einsum: str) -> tuple[str, str]:
   """The two einsums of a low-rank kernel: inputs to rank, rank to outputs.
 
