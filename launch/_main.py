@@ -2,7 +2,7 @@
 import logging
 import os
 import sys
-from typing import Callable
+from typing import Any, Callable
 
 from absl import app
 from absl import flags
@@ -45,6 +45,25 @@ def run_and_workdir():
   from weightsteer_jax import config
   run = config.resolve(flags.FLAGS.config)
   return run, flags.FLAGS.workdir or os.path.join('runs', run.name)
+
+
+def define_rows_flags() -> None:
+  """The flags of the launchers that read rows, ask a model about each at some alphas, and write rows."""
+  flags.DEFINE_string('model', None, 'Folder, hub id, or organism.')
+  flags.DEFINE_string('direction', '', 'Direction to apply; without it only alpha 0 makes sense.')
+  flags.DEFINE_list('alphas', ['0'], 'Strengths, comma-separated.')
+  flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of parameters and activations.')
+  flags.DEFINE_integer('batch_size', 32, 'Rows per batch.', lower_bound=1)
+  flags.DEFINE_bool('add_bos', False, "Begin raw prompts with the tokenizer's beginning-of-sequence token.")
+  flags.DEFINE_string('input', None, 'jsonl file to read.')
+  flags.DEFINE_string('output', None, 'jsonl file to write; must not exist.')
+  flags.mark_flags_as_required(['model', 'input', 'output'])
+
+
+def rows_options() -> dict[str, Any]:
+  """What `define_rows_flags` adds to the model, the input and the output, as arguments of a stage."""
+  args = flags.FLAGS
+  return dict(direction=args.direction, alphas=floats(args.alphas, 'alphas'), dtype=args.dtype, batch_size=args.batch_size, add_bos=args.add_bos)
 
 
 def floats(values: list[str], flag: str) -> tuple[float, ...]:

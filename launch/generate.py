@@ -8,28 +8,19 @@ from absl import flags
 
 import _main
 
-flags.DEFINE_string('model', None, 'Folder, hub id, or organism.')
-flags.DEFINE_string('direction', '', 'Direction to apply; without it only alpha 0 makes sense.')
-flags.DEFINE_list('alphas', ['0'], 'Strengths, comma-separated.')
-flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of parameters and activations.')
-flags.DEFINE_integer('batch_size', 32, 'Rows per batch.', lower_bound=1)
-flags.DEFINE_bool('add_bos', False, "Begin raw prompts with the tokenizer's beginning-of-sequence token.")
+_main.define_rows_flags()
 flags.DEFINE_integer('max_new_tokens', 256, 'Length limit of a completion, tokens.', lower_bound=1)
 flags.DEFINE_float('temperature', 0.0, '0 is greedy.', lower_bound=0.0)
 flags.DEFINE_float('top_p', 1.0, 'Nucleus: the smallest set of tokens with this probability.', lower_bound=0.0, upper_bound=1.0)
 flags.DEFINE_integer('top_k', 0, 'The most likely tokens to draw from; 0 is all.', lower_bound=0)
 flags.DEFINE_integer('samples', 1, 'Completions per row and alpha.', lower_bound=1)
 flags.DEFINE_integer('seed', 0, 'Of sampling.')
-flags.DEFINE_string('input', None, 'jsonl file to read.')
-flags.DEFINE_string('output', None, 'jsonl file to write; must not exist.')
-flags.mark_flags_as_required(['model', 'input', 'output'])
 
 
 def main():
   from weightsteer_jax import stages
   args = flags.FLAGS
-  stages.generate(args.model, args.input, args.output, direction=args.direction, alphas=_main.floats(args.alphas, 'alphas'),
-                  dtype=args.dtype, batch_size=args.batch_size, add_bos=args.add_bos, max_new_tokens=args.max_new_tokens,
+  stages.generate(args.model, args.input, args.output, **_main.rows_options(), max_new_tokens=args.max_new_tokens,
                   temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, samples=args.samples, seed=args.seed)
 
 
