@@ -28,7 +28,17 @@ def start(main: Callable[[], None]) -> None:
       print('interrupted; what was finished is kept, the same command continues', file=sys.stderr)
       sys.exit(130)
 
-  app.run(guarded)
+  app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """What is left of the command line after the flags; a key that the config does not have is one line too."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError) as error:  # As ml_collections reports them.
+    message = str(error).replace('\\n', ' ').replace("\\'", '').strip('\'"')
+    print(f'error: --config has no key {message}', file=sys.stderr)
+    sys.exit(65)
 
 
 def define_run_flags() -> None:
@@ -41,8 +51,16 @@ def define_run_flags() -> None:
 
 
 def run_and_workdir():
-  """The checked run of --config, and its workdir."""
+  """The checked run of --config, and its workdir.
+
+  Raises:
+    InputError: no such config file, or what is wrong in it.
+  """
+  import ml_collections
   from weightsteer_jax import config
+  from weightsteer_jax.errors import InputError
+  if not isinstance(flags.FLAGS.config, ml_collections.ConfigDict):  # What ml_collections leaves where it cannot read the file.
+    raise InputError(f"--config: there is no config file '{flags.FLAGS['config'].config_filename}'")
   run = config.resolve(flags.FLAGS.config)
   return run, flags.FLAGS.workdir or os.path.join('runs', run.name)
 

@@ -26,7 +26,9 @@ def test_an_error_is_one_line_and_an_exit_status(tmp_path):
 def test_an_unknown_config_key_names_the_nearest(tmp_path):
   config = LAUNCH.parent / 'configs' / 'quickstart.py'
   done = run('steer.py', f'--config={config}', '--config.finetune.rnak=4', f'--workdir={tmp_path}/run', cwd=tmp_path)
-  assert done.returncode != 0 and 'rank' in done.stderr
+  assert done.returncode == 65 and 'Did you mean "rank"' in done.stderr and 'Traceback' not in done.stderr
+  done = run('steer.py', '--config=nowhere.py', cwd=tmp_path)
+  assert done.returncode == 65 and 'nowhere.py' in done.stderr and 'Traceback' not in done.stderr
   assert not list(tmp_path.iterdir())
 
 
