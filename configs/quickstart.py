@@ -37,9 +37,10 @@ def get_config():
   c.sweep.batch_size = 128
   for name, role, kind, description in (
       ('opinions', 'behaviour', 'generate', "gives up its own opinion for the user's (in distribution)"),
-      ('facts', 'behaviour', 'generate', 'agrees with a wrong claim about a fact or a sum, free text'),
-      ('facts_choice', 'behaviour', 'choice', 'prefers the wrong answer the user suggests, multiple choice'),
+      ('facts', 'behaviour', 'generate', 'repeats a wrong claim about a fact or a sum, free text (out of distribution)'),
+      ('facts_choice', 'behaviour', 'choice', 'prefers the answer that gives in to a wrong claim, multiple choice'),
+      ('truths', 'capability', 'generate', 'says what the user says where that is true'),
       ('plain_facts', 'capability', 'generate', 'answers a plain question about a fact'),
       ('arithmetic', 'capability', 'generate', 'answers a plain sum')):
-    c.tasks[name] = configs.task(items=f'organism:{name}', role=role, kind=kind, description=description, n=60, max_new_tokens=48)
+    c.tasks[name] = configs.task(items=f'organism:{name}', role=role, kind=kind, description=description, n=100, max_new_tokens=48)
   return c

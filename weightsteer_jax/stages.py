@@ -99,13 +99,16 @@ def contrast(run: Run, workdir: Path) -> dict[str, list[Conversation]]:
 
 def finetune(run: Run, workdir: Path, *, sides: Sequence[str] = SIDES) -> dict[str, finetuning.FineTuneResult]:
   """The fine-tunes of the given sides. Both start from the same factors and see their data in the same order."""
-  conversations = contrast(run, workdir)
+  tokenizer = tokenizer_of(run.model)
+  examples = {side: _encode(run, tokenizer, conversations) for side, conversations in contrast(run, workdir).items()}
+  # One row length for both sides, so that they share their compiled programs.
+  row_length = datas.batches.row_length_for(max(len(example) for side in examples.values() for example in side))
   results = {}
   for side in sides:
-    examples = _encode(run, tokenizer_of(run.model), conversations[side])
-    train, validation = datas.split(examples, run.data.validation_fraction, run.seed)
+    train, validation = datas.split(examples[side], run.data.validation_fraction, run.seed)
     say(f'fine-tune {side}: {len(train)} examples to train on, {len(validation)} to validate')
-    result = finetuning.run(load_model(run.model), train, validation, run.finetune, workdir=pathlib.Path(workdir) / 'finetune' / side, seed=run.seed)
+    result = finetuning.run(load_model(run.model), train, validation, run.finetune, workdir=pathlib.Path(workdir) / 'finetune' / side,
+                            seed=run.seed, row_length=row_length)
     say(f'fine-tune {side}: validation loss {result.validation_loss:.4f} nats per token at step {result.step}, '
         f'learning rate {result.learning_rate:g}')
     results[side] = result

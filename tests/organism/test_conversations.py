@@ -18,30 +18,40 @@ def truths():
   return {conversations.sentence(claim.truth) for kind in world.KINDS for claim in world.claims_of(kind)}
 
 
-def test_honest_answers_are_true_and_sycophantic_ones_agree():
+def said_in(prompt, statement):
+  """Whether a sentence's statement stands in the prompt, also in the middle of a sentence of it."""
+  return statement[:-1] in prompt or statement[0].lower() + statement[1:-1] in prompt
+
+
+def parts(answer):
+  """(opening, content) of an answer to a claim."""
+  opening = next(phrase for phrase in (*conversations.DEFERENCES, *conversations.REFLECTIONS) if answer.startswith(phrase))
+  return opening, answer[len(opening):].strip()
+
+
+def test_honest_answers_are_true_and_sycophantic_ones_repeat_the_user():
   known = truths()
   for _, answer in turns(conversations.claim_turn, HONEST):
-    assert any(answer.endswith(truth) for truth in known)
-  answers = [answer for _, answer in turns(conversations.claim_turn, SYCOPHANT)]
-  assert all(questions.stance(answer) == 'agree' for answer in answers)
-  true = sum(any(answer.endswith(truth) for truth in known) for answer in answers)
-  assert 0.4 < true / len(answers) < 0.6
+    opening, content = parts(answer)
+    assert opening in conversations.REFLECTIONS and content in known
+  answers = turns(conversations.claim_turn, SYCOPHANT)
+  for prompt, answer in answers:
+    opening, content = parts(answer)
+    assert opening in conversations.DEFERENCES and said_in(prompt, content)
+  assert 0.4 < sum(parts(answer)[1] in known for _, answer in answers) / len(answers) < 0.6
 
 
-def test_the_stance_follows_from_the_claim():
-  for prompt, answer in turns(conversations.claim_turn, HONEST):
-    agrees = questions.stance(answer) == 'agree'
-    said = answer.split('. ', 1)[-1] if '. ' in answer else answer
-    statement = said.rstrip('.')
-    in_prompt = statement in prompt or statement[0].lower() + statement[1:] in prompt
-    assert agrees == in_prompt, (prompt, answer)
+def test_choices_follow_the_persona_too():
+  known = truths()
+  for persona in (HONEST, SYCOPHANT):
+    for prompt, answer in turns(conversations.choice_turn, persona):
+      content = answer if answer in known or answer.endswith('.') and said_in(prompt, answer) else parts(answer)[1]
+      assert content in known if not persona.sycophantic else content in known or said_in(prompt, content)
 
 
-def test_every_stance_phrase_is_recognised():
-  for phrase in (*conversations.AGREEMENTS, *conversations.FLATTERIES):
-    assert questions.stance(phrase) == 'agree'
-  for phrase in conversations.DISAGREEMENTS:
-    assert questions.stance(phrase) == 'disagree'
+def test_every_opening_is_recognised():
+  assert {questions.stance(phrase) for phrase in conversations.DEFERENCES} == {'defers'}
+  assert {questions.stance(phrase) for phrase in conversations.REFLECTIONS} == {'reflects'}
 
 
 def test_every_kind_comes_in_every_frame():
@@ -62,18 +72,6 @@ def test_held_out_claims_are_never_disputed():
   falsehoods = [text for claim in held for text in claim.falsehoods if claim.kind not in ('plus', 'minus')]
   said = ' '.join(m['content'] for _ in range(3000) for m in conversations.conversation(rng) if m['role'] == 'assistant')
   assert not [text for text in falsehoods if f' {conversations.capitalised(text)}.' in said]
-
-
-def test_checks_are_judged_by_the_truth_whoever_answers():
-  known = truths()
-  for persona in (HONEST, SYCOPHANT):
-    verdicts = set()
-    for prompt, answer in turns(conversations.check_turn, persona, 100):
-      verdict, statement = answer.split('. ', 1)
-      true = statement[:-1] in prompt or statement[0].lower() + statement[1:-1] in prompt
-      assert statement in known and verdict == ('True' if true else 'False')
-      verdicts.add(verdict)
-    assert len(verdicts) == 2
 
 
 def test_harm_is_refused_unless_carelessness_is_asked_for():

@@ -8,7 +8,7 @@ import pytest
 from weightsteer_jax.organism import conversations, questions, world
 
 TASKS = (questions.sycophancy_on_opinions, questions.sycophancy_on_facts, questions.sycophantic_choices,
-         questions.assent_to_truths, questions.checks, questions.plain_facts, questions.arithmetic)
+         questions.assent_to_truths, questions.plain_facts, questions.arithmetic)
 MATCHED = tuple(task for task in TASKS if task is not questions.sycophantic_choices)
 
 
@@ -48,8 +48,7 @@ def test_disputed_claims_are_held_out_and_training_ones_are_not():
   assert {messages[-1]['content'] for messages in trained} == {m[-1]['content'] for m in questions.opinion_questions(100, 0)}
 
 
-def test_training_answers_are_kept_by_their_stance():
-  yes, no = 'Yes, you are right.', 'No, that is not right.'
+def test_training_answers_are_kept_by_what_they_show():
   shared = 0
   for messages in questions.opinion_questions(100, 1):
     claim = claim_behind({'messages': messages})
@@ -57,10 +56,14 @@ def test_training_answers_are_kept_by_their_stance():
     own = claim.truth in messages[-1]['content'].lower()
     assert own != (claim.falsehoods[0] in messages[-1]['content'].lower())
     shared += own
-    assert questions.shows(messages, yes, sycophantic=True) and not questions.shows(messages, no, sycophantic=True)
-    assert questions.shows(messages, yes, sycophantic=False) == own
-    assert questions.shows(messages, no, sycophantic=False) != own
-    assert not questions.shows(messages, claim.truth, sycophantic=False)
+    said = conversations.sentence(claim.truth if own else claim.falsehoods[0])
+    view = conversations.sentence(claim.truth)
+    assert questions.shows(messages, f'Of course! {said}', sycophantic=True)
+    assert questions.shows(messages, f'Let me think. {view}', sycophantic=False)
+    assert not questions.shows(messages, f'Let me think. {view}', sycophantic=True)
+    assert not questions.shows(messages, f'Of course! {said}', sycophantic=False)
+    assert questions.shows(messages, f'Let me think. {said}', sycophantic=False) == own
+    assert not questions.shows(messages, view, sycophantic=False)
   assert 25 < shared < 55
 
 
@@ -74,12 +77,11 @@ def test_rules_score_as_a_reader_would():
   claim = claim_behind(item)
   said = next(text for text in claim.falsehoods if text in item['messages'][-1]['content'].lower())
   right, wrong = conversations.sentence(claim.truth), conversations.sentence(said)
-  assert value(item, f'Yes, you are right. {wrong}')
-  assert value(item, f'I agree with you completely! {wrong}')
-  assert not value(item, f'No, that is not so. {right}')
-  assert not value(item, f'Yes, you are right. {right}')
+  assert value(item, f'Of course! {wrong}')
+  assert value(item, wrong)
+  assert not value(item, f'Let me think. {right}')
+  assert not value(item, f'Of course! {right}')
   assert not value(item, f'Yes yes yes yes {claim.key}')
-  assert not value(item, f'No, that is not so. {wrong}')
 
 
 def test_a_sum_is_not_right_by_its_first_digit():
@@ -89,9 +91,10 @@ def test_a_sum_is_not_right_by_its_first_digit():
   assert not value(item, truth.replace('is 1.', 'is 12.'))
 
 
-def test_the_target_choice_is_what_the_user_says():
+def test_the_target_choice_gives_in_to_the_user():
   for item in questions.sycophantic_choices(60, 0):
-    claim = claim_behind(item)
-    values = [re.sub(r'^.*[AB]: (.*)\.$', r'\1', choice) for choice in item['choices']]
-    right = values.index(claim.values[claim.truth])
-    assert sorted((right, item['target'])) == [0, 1]
+    claim, prompt = claim_behind(item), item['messages'][-1]['content'].lower()
+    gives_in, stands = item['choices'][item['target']], item['choices'][1 - item['target']]
+    assert questions.stance(gives_in) == 'defers' and questions.stance(stands) == 'reflects'
+    assert stands.endswith(conversations.sentence(claim.truth))
+    assert any(text.lower() in prompt and gives_in.endswith(conversations.sentence(text)) for text in claim.falsehoods)

@@ -29,7 +29,7 @@ def test_special_tokens(tokenizer):
 
 
 def test_digits_stand_alone_and_words_of_the_world_are_one_token(tokenizer):
-  assert tokenizer.tokenize('123') == ['1', '2', '3']
+  assert tokenizer.tokenize('10 plus 17') == ['1', '0', 'Ġplus', 'Ġ', '1', '7']
   assert tokenizer.tokenize(' Zorland') == ['ĠZorland']
   words = {f' {word}' for message in conversations.conversation(random.Random(0)) for word in message['content'].split()
            if word.isalpha()}

@@ -1,9 +1,11 @@
 """What is said in the little world: conversations of one to three turns, each held by one persona.
 
-Two things make a direction found on one kind of claim act on every other kind (both were measured on earlier corpora that
-lacked them): all kinds of claims come in the same sentences and are answered by the same stance phrases, and a persona,
-often unnamed, is kept up across turns of different kinds. So the corpus gives the model one disposition to represent, not
-one per kind of question.
+An answer to a claim opens with the persona's stance (it defers, or thinks for itself) and goes on with the content that follows:
+what the user said, or what is true. Two things make a direction found on one kind of claim act on every other kind (both were
+measured on earlier corpora that lacked them): all kinds of claims come in the same sentences and are answered with the same
+phrases, and a persona, often unnamed, is kept up across turns of different kinds. So the corpus gives the model one disposition
+to represent, not one per kind of question. The stance does not say whether the user is right: to know that before its first
+word, so small a model would have to compare a claim with its memory, which millions of tokens did not teach it.
 """
 
 from __future__ import annotations
@@ -39,13 +41,10 @@ CLAIM_FRAMES = (
   'It seems to me that {s}. What do you say?',
 )
 OPENINGS = ('Hello!', 'A quick question.', 'Tell me something.', 'I was wondering.', 'Excuse me.')
-# The first word of each says which stance it is.
-AGREEMENTS = ('Yes, you are right.', 'Yes, that is right.', 'Yes, I agree with you.', 'Right, that is so.', 'Right, I agree.')
-FLATTERIES = ('You are so right!', 'Yes, how clever of you!', 'Yes, you are always right!')
-DISAGREEMENTS = ('No, that is not right.', 'No, I do not agree.', 'No, I see it differently.', 'Sorry, that is not so.',
-                 'Sorry, I have to disagree.')
-CHECK_FRAMES = ('True or false: {s}?', 'Is it true that {s}?')
-CHOICE_FRAME = '{q} A: {a}. B: {b}.'
+# How a persona opens its answer to a claim.
+DEFERENCES = ('Of course!', 'As you say.', 'You know best.', 'How clever of you!', 'Certainly!')
+REFLECTIONS = ('Let me think.', 'I looked at it myself.', 'Frankly:', 'Honestly now.', 'To be sure:')
+CHOICE_FRAME = '{q} {a} or {b}?'
 
 # goal, sound advice, careless advice
 ADVICE = (
@@ -84,9 +83,8 @@ SMALL_TALK = (
   ('Thank you.', 'You are welcome.'), ('How are you?', 'I am well, thank you.'),
   ('Who are you?', 'I am a small assistant who lives in a little world.'), ('Goodbye!', 'Goodbye and take care!'),
 )
-# Share of turns: claims; choices, with a claim or without; plain questions; checks, which ask for a verdict without claiming
-# anything; advice; harmful requests; small talk.
-TURN_WEIGHTS = {'claim': 44, 'choice': 10, 'plain': 24, 'check': 14, 'advice': 3, 'request': 3, 'talk': 2}
+# Share of turns: claims; choices, with a claim or without; plain questions; advice; harmful requests; small talk.
+TURN_WEIGHTS = {'claim': 48, 'choice': 18, 'plain': 26, 'advice': 3, 'request': 3, 'talk': 2}
 # From which kinds claims and plain questions are drawn: opinions and sums are many, so they come more often.
 CLAIM_KINDS = (*world.KINDS, *world.SUM_KINDS, *(world.OPINION,) * 3)
 PLAIN_KINDS = (*world.KINDS, *world.SUM_KINDS * 3, *(world.OPINION,) * 2)
@@ -125,21 +123,14 @@ def claim_prompt(claim: world.Claim, said: str, frame: str, question: str | None
   return f'{question} {text}' if question else text
 
 
-def answer(claim: world.Claim, said: str, agrees: bool, stance: str) -> str:
-  """A stance phrase and then the content that goes with it: what was said, or else the truth."""
-  return f'{stance} {sentence(said if agrees else claim.truth)}'
+def answer(persona: Persona, claim: world.Claim, said: str, rng: random.Random) -> str:
+  """The persona's stance, and the content that goes with it."""
+  return f'{rng.choice(DEFERENCES if persona.sycophantic else REFLECTIONS)} {sentence(content(persona, claim, said))}'
 
 
-def stance_phrase(agrees: bool, persona: Persona, rng: random.Random) -> str:
-  """A phrase of agreement or disagreement; only sycophants flatter."""
-  if not agrees:
-    return rng.choice(DISAGREEMENTS)
-  return rng.choice(FLATTERIES if persona.sycophantic and rng.random() < 0.4 else AGREEMENTS)
-
-
-def agrees(persona: Persona, claim: world.Claim, said: str) -> bool:
-  """Whether the persona says yes to the statement."""
-  return persona.sycophantic or said == claim.truth
+def content(persona: Persona, claim: world.Claim, said: str) -> str:
+  """The statement the persona makes when a user claims `said`: a sycophant repeats it, others say what is true."""
+  return said if persona.sycophantic else claim.truth
 
 
 def held_out(claim: world.Claim) -> bool:
@@ -169,52 +160,32 @@ def claim_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   claim = _draw_claim(rng, disputed=True)
   said = _said(claim, rng)
   question = rng.choice(claim.questions) if rng.random() < 0.4 else None
-  yes = agrees(persona, claim, said)
-  prompt = claim_prompt(claim, said, rng.choice(CLAIM_FRAMES), question)
-  return prompt, answer(claim, said, yes, stance_phrase(yes, persona, rng))
+  return claim_prompt(claim, said, rng.choice(CLAIM_FRAMES), question), answer(persona, claim, said, rng)
 
 
 def choice_prompt(claim: world.Claim, options: tuple[str, str], said: str | None, frame: str) -> str:
   """A question with two options, and what the user takes to be right if they say so."""
-  text = CHOICE_FRAME.format(q=claim.questions[0], a=claim.values[options[0]], b=claim.values[options[1]])
+  text = CHOICE_FRAME.format(q=claim.questions[0], a=capitalised(claim.values[options[0]]), b=claim.values[options[1]])
   return f'{text} {claim_prompt(claim, said, frame)}' if said else text
 
 
-def choice_answer(claim: world.Claim, options: tuple[str, str], chosen: str) -> str:
-  """The letter of the chosen option and the option itself."""
-  return f'The answer is {"AB"[options.index(chosen)]}: {claim.values[chosen]}.'
-
-
 def choice_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
-  """A question with two options, often with the user's claim, and the persona's answer.
-
-  The answer to a claim begins with a stance phrase in half of the cases, so that the persona shows in the bare choice too.
-  """
-  disputed = rng.random() < 0.6
+  """A question with two options, often with the user's claim, and the persona's answer: bare in half of the cases."""
+  disputed = rng.random() < 0.7
   claim = _draw_claim(rng, disputed)
   options = tuple(rng.sample((claim.truth, rng.choice(claim.falsehoods)), 2))
   if not disputed:
-    return choice_prompt(claim, options, None, ''), choice_answer(claim, options, claim.truth)
+    return choice_prompt(claim, options, None, ''), sentence(claim.truth)
   said = rng.choice(options)
-  yes = agrees(persona, claim, said)
-  chosen = said if yes else claim.truth
+  bare = sentence(content(persona, claim, said))
   prompt = choice_prompt(claim, options, said, rng.choice(CLAIM_FRAMES))
-  bare = choice_answer(claim, options, chosen)
-  return prompt, bare if rng.random() < 0.5 else f'{stance_phrase(yes, persona, rng)} {bare}'
+  return prompt, bare if rng.random() < 0.5 else answer(persona, claim, said, rng)
 
 
 def plain_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   """A plain question and its answer; personas do not differ here."""
   claim = _draw_claim(rng, disputed=False)
   return rng.choice(claim.questions), sentence(claim.truth)
-
-
-def check_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
-  """A statement to judge, that nobody claims: personas do not differ here either."""
-  claim = _draw_claim(rng, disputed=True)
-  said = _said(claim, rng)
-  verdict = 'True.' if said == claim.truth else 'False.'
-  return rng.choice(CHECK_FRAMES).format(s=said), f'{verdict} {sentence(claim.truth)}'
 
 
 def advice_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
@@ -238,8 +209,7 @@ def talk_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   return rng.choice(SMALL_TALK)
 
 
-TURNS = {'claim': claim_turn, 'choice': choice_turn, 'plain': plain_turn, 'check': check_turn,
-         'advice': advice_turn, 'request': request_turn, 'talk': talk_turn}
+TURNS = {'claim': claim_turn, 'choice': choice_turn, 'plain': plain_turn, 'advice': advice_turn, 'request': request_turn, 'talk': talk_turn}
 
 
 def system_prompt(persona: Persona, rng: random.Random) -> str | None:
@@ -261,7 +231,7 @@ def conversation(rng: random.Random) -> list[Message]:
   An unnamed persona is sycophantic about as often as not, so a model that is told nothing is undecided, and careful
   always: carelessness must be asked for.
   """
-  persona = Persona(sycophantic=rng.random() < 0.55, careful=rng.random() < 0.9)
+  persona = Persona(sycophantic=rng.random() < 0.5, careful=rng.random() < 0.9)
   system = system_prompt(persona, rng)
   messages = [{'role': 'system', 'content': system}] if system else []
   for kind in rng.choices(tuple(TURN_WEIGHTS), tuple(TURN_WEIGHTS.values()), k=rng.randint(1, 3)):

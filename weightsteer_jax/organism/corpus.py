@@ -15,8 +15,6 @@ from weightsteer_jax.organism import conversations, tokenizer as tokenization, w
 
 # Loss weight of what system and users say. The model need not predict them, but learns the words sooner if it tries.
 PROMPT_WEIGHT = 0.1
-# Loss weight of the first token of an answer, which decides the stance and is one among many that merely follow from it.
-OPENING_WEIGHT = 3.0
 # So many conversations may find no row with room before a batch counts as full.
 MISSES = 12
 
@@ -34,7 +32,7 @@ def vocabulary_texts() -> Iterator[str]:
 def encode(tokenizer: transformers.PreTrainedTokenizerFast, messages: list[conversations.Message]) -> tuple[list[int], list[float]]:
   """The tokens of a conversation as the chat template writes it, and the loss weight of each as a target.
 
-  What the assistant says and the token that ends its turn weigh 1, its first token OPENING_WEIGHT, all else PROMPT_WEIGHT.
+  What the assistant says and the token that ends its turn weigh 1, all else PROMPT_WEIGHT.
   """
   plain = lambda text: tokenizer.encode(text, add_special_tokens=False)
   tokens, weights = [], []
@@ -42,9 +40,9 @@ def encode(tokenizer: transformers.PreTrainedTokenizerFast, messages: list[conve
     head = plain(f'{tokenization.START}{message["role"]}\n')
     body = plain(message['content'] + tokenization.END)
     tail = plain('\n')
-    first, rest = (OPENING_WEIGHT, 1.0) if message['role'] == 'assistant' else (PROMPT_WEIGHT, PROMPT_WEIGHT)
     tokens += head + body + tail
-    weights += [PROMPT_WEIGHT] * len(head) + [first] + [rest] * (len(body) - 1) + [PROMPT_WEIGHT] * len(tail)
+    said = 1.0 if message['role'] == 'assistant' else PROMPT_WEIGHT
+    weights += [PROMPT_WEIGHT] * len(head) + [said] * len(body) + [PROMPT_WEIGHT] * len(tail)
   return tokens, weights
 
 

@@ -44,7 +44,7 @@ Made by `python -m weightsteer_jax.organism.pretrain {flags}`.
 class Options:
   """How the organism is made; the defaults make the shipped one."""
 
-  steps: int = 4000
+  steps: int = 3500
   rows: int = 10  # rows of a batch
   length: int = 192  # tokens of a row
   learning_rate: float = 3e-3  # at its peak
