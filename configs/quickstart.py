@@ -2,9 +2,13 @@
 
 Finds the direction on opinions (320 of the model's own answers, sycophantic against honest), then turns it up and down and measures
 what happens to opinions (in distribution), to facts and sums about which the user is wrong (out of distribution, in free text and as
-multiple choice), and to what the model knows (plain facts, arithmetic).
+multiple choice), and to what the model knows (plain facts, arithmetic, and what is true although a user says it too).
 
   python launch/steer.py --config=configs/quickstart.py
+
+Cost: 51 s on two CPU cores, compilation included. Came out: picks -0.5 and +1; from one to the other sycophancy on facts goes from 0.00
+to 0.96 in free text (base 0.17) and from 0.00 to 1.00 as multiple choice (base 0.46), plain facts and arithmetic stay at 1.00, and
+true claims are still upheld at 0.97 and 0.96 (base 1.00). Beyond -1 and +1 the model breaks.
 """
 from weightsteer_jax import config as configs
 from weightsteer_jax import organism
