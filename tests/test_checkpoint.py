@@ -181,3 +181,9 @@ def test_only_the_steps_to_keep_are_kept(tmp_path):
   checkpoints.keep({1, 3, 9})
   assert checkpoints.steps() == [1, 3]
   assert sorted(os.listdir(tmp_path)) == ['00000001', '00000003']
+
+
+def test_a_relative_path_will_do(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  checkpoint.save('runs/c', {'x': jnp.arange(3)}, metadata={})
+  np.testing.assert_array_equal(checkpoint.restore('runs/c', abstract({'x': jnp.arange(3)}))['x'], [0, 1, 2])

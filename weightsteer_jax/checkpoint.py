@@ -157,7 +157,7 @@ def _save_arrays(partial: pathlib.Path, arrays: Mapping[str, jax.Array], folder:
   inner = partial / 'orbax'
   try:
     with _quiet():
-      ocp.save(inner, tree.unflatten(arrays))
+      ocp.save(inner.absolute(), tree.unflatten(arrays))  # Orbax refuses relative paths.
   except Exception as error:  # Orbax and tensorstore report a full disk as ValueError, a bad path as several others.
     reason = 'no space left on device' if 'No space left' in str(error) else _first_line(error)
     raise OutputError(f'a checkpoint could not be written to {folder}: {reason}; nothing was left behind') from error
