@@ -9,13 +9,17 @@ import _main
 flags.DEFINE_string('positive', None, 'Run of ours, PEFT adapter or Hugging Face checkpoint with the behaviour.')
 flags.DEFINE_string('negative', None, 'The same kind, with the opposite behaviour.')
 flags.DEFINE_string('base', '', 'The model both were fine-tuned from: a folder, a hub id or organism. Needed for PEFT adapters.')
+flags.DEFINE_bool('allow_other_base', False, 'Go on where the sources say they were trained from different models of one architecture.')
+flags.DEFINE_bool('compare_bfloat16', False, 'Also measure what subtracting merged bfloat16 checkpoints would have given (adapters only).')
 flags.DEFINE_string('output', None, 'Folder to write the direction to; must not exist.')
 flags.mark_flags_as_required(['positive', 'negative', 'output'])
 
 
 def main():
   from weightsteer_jax import stages
-  stages.direction_from(flags.FLAGS.positive, flags.FLAGS.negative, flags.FLAGS.output, base=flags.FLAGS.base)
+  args = flags.FLAGS
+  stages.direction_from(args.positive, args.negative, args.output, base=args.base, allow_other_base=args.allow_other_base,
+                        compare_bfloat16=args.compare_bfloat16)
 
 
 if __name__ == '__main__':

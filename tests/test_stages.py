@@ -1,12 +1,14 @@
 """The whole way on the embedded model, small: what each stage leaves, that nothing is done twice, and what is refused."""
 import json
+import os
 import pathlib
+import shutil
 
 import pytest
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import organism, stages
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.errors import CorruptError, InputError
 
 
 def small_config(**overrides):
@@ -109,6 +111,14 @@ def test_a_folder_that_is_no_workdir_is_left_alone(tmp_path):
 def test_bad_input_is_an_error_before_anything_is_computed(tmp_path, key, value, message):
   with pytest.raises(InputError, match=message):
     stages.steer(configs.resolve(small_config(**{key: value})), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_checkpoint_cut_short_leaves_no_workdir(tmp_path):
+  shutil.copytree(organism.checkpoint_folder(), tmp_path / 'model')
+  os.truncate(tmp_path / 'model' / 'model.safetensors', 100_000)
+  with pytest.raises(CorruptError, match='no whole safetensors file'):
+    stages.steer(configs.resolve(small_config(**{'model.source': str(tmp_path / 'model')})), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 

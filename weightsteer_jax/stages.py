@@ -81,6 +81,7 @@ def begin(run: Run, workdir: Path, *, command: str = '') -> None:
     InputError: as `check`.
   """
   check(run, workdir)
+  load_model(run.model)  # Weights that cannot be read should leave no workdir behind.
   record = configs.to_dict(run) | {'command': command, 'versions': versions()}
   files.write_json(pathlib.Path(workdir) / 'config.json', record)
 
@@ -159,21 +160,23 @@ def report(run: Run, workdir: Path) -> pathlib.Path:
 # What the other launchers do.
 
 
-def direction_from(positive: Path, negative: Path, output: Path, *, base: Path = '') -> directions.Direction:
-  """The direction between two fine-tunes of any supported kind, written to a new folder."""
+def direction_from(positive: Path, negative: Path, output: Path, *, base: Path = '', **options: Any) -> directions.Direction:
+  """The direction between two fine-tunes of any supported kind, written to a new folder (options as in directions.contrast)."""
   files.refuse_existing(output, what='a direction')
-  made = directions.contrast(positive, negative, base=_folder_of(base) if base else None)
+  made = directions.contrast(positive, negative, base=_folder_of(base) if base else None, **options)
   directions.save(output, made)
   saved = directions.load(output)
   say(f'direction: {output}, norm {saved.meta["norm"]:.4g} over {len(saved.meta["norms"])} sites')
+  if 'bfloat16_route' in saved.meta:
+    say(f'through merged bfloat16 checkpoints: {json.dumps(saved.meta["bfloat16_route"])}')
   return saved
 
 
-def export(direction: Path, base: Path, alpha: float, format: str, output: Path, *, dtype: str = '', rank: int = 0) -> dict[str, Any]:
+def export(direction: Path, base: Path, alpha: float, format: str, output: Path, **options: Any) -> dict[str, Any]:
   """The provenance of an exported direction, parity included (see directions.export)."""
   files.refuse_existing(output, what='an export')
   found = directions.load(direction)
-  record = directions.export(found, load_model(ModelChoice(str(base))), alpha, format, output, dtype=dtype, rank=rank)
+  record = directions.export(found, load_model(ModelChoice(str(base))), alpha, format, output, **options)
   say(f'export: {output}, {json.dumps(record["parity"])}')
   return record
 
