@@ -1,4 +1,4 @@
-"""Packaging of weightsteer_jax. The bounds are the versions the tests were run with, oldest and newest."""
+"""Packaging of weightsteer_jax. The lower bounds are the oldest versions the tests were run with."""
 import pathlib
 import re
 
@@ -23,22 +23,22 @@ setuptools.setup(
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8,<0.13',
         'transformers>=5.17',
-        'datasets>=5.0',
-        'huggingface_hub>=1.0',
-        'tokenizers>=0.22',
-        'safetensors>=0.6',
+        'datasets>=5.2',
+        'huggingface_hub>=1.33',
+        'tokenizers>=0.23',
+        'safetensors>=0.8',
         'jinja2>=3.1.6',  # Chat templates are untrusted code; older sandboxes leak.
         'einops>=0.8',
-        'absl-py>=2.1',
-        'ml_collections>=1.0',
-        'numpy>=2.0',
-        'matplotlib>=3.9',
+        'absl-py>=2.5',
+        'ml_collections>=1.1',
+        'numpy>=2.4',
+        'matplotlib>=3.11',
         'tensorboardX>=2.6',
-        'tqdm>=4.66',
+        'tqdm>=4.70',
     ],
     extras_require={
-        'test': ['pytest>=8', 'pytest-xdist>=3.5', 'torch>=2.11,<2.14', 'peft>=0.21', 'accelerate>=1.10'],
-        'bench': ['torch>=2.11,<2.14', 'peft>=0.21', 'accelerate>=1.10'],
+        'test': ['pytest>=9', 'pytest-xdist>=3.8', 'torch>=2.13,<2.14', 'peft>=0.21', 'accelerate>=1.15'],
+        'bench': ['torch>=2.13,<2.14', 'peft>=0.21', 'accelerate>=1.15'],
         'tpu': ['jax[tpu]>=0.10.2'],
         'cuda': ['jax[cuda13]>=0.10.2'],
     },

@@ -90,8 +90,7 @@ def same_base(x: Base, y: Base, *, what: str, allow_other_base: bool = False) ->
   same_architecture(x.config, y.config, what=what)
   if x.digest and y.digest and x.digest != y.digest and not allow_other_base:
     raise InputError(f'{what} belong to different base models: {x.source or "unnamed"} (digest {x.digest}) and '
-                     f'{y.source or "unnamed"} (digest {y.digest}); use the same base, or allow it explicitly with '
-                     'allow_other_base')
+                     f'{y.source or "unnamed"} (digest {y.digest}); use the same base, or allow it with --allow_other_base')
 
 
 def base_of(model: models.Model) -> Base:
