@@ -1,4 +1,5 @@
 """Exports as the other side's own library reads them: transformers, plain orbax, PEFT."""
+import dataclasses
 import json
 import os
 import subprocess
@@ -60,10 +61,12 @@ def test_peft_loads_in_peft(model_and_direction, tmp_path):
 def test_peft_of_a_contrast_has_rank_2r(untied, untied_model, tmp_path):
   sides = [oracle.make_adapter(tmp_path / name, untied, seed=seed, r=4) for name, seed in (('p', 1), ('n', 2))]
   direction = directions.contrast(*sides)
-  record = export(direction, untied_model, 2.0, 'peft', tmp_path / 'out')
+  # The name a user gave the base need not mean anything to PEFT: the adapter must name what it can load.
+  renamed = dataclasses.replace(untied_model, source='organism')
+  record = export(direction, renamed, 2.0, 'peft', tmp_path / 'out')
   config = json.loads((tmp_path / 'out' / 'adapter_config.json').read_text())
   assert record['rank'] == config['r'] == config['lora_alpha'] == 8 and config['modules_to_save'] is None
-  loaded = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(untied), tmp_path / 'out')
+  loaded = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / 'out')
   np.testing.assert_allclose(oracle.torch_logits(loaded), steered_by_torch(untied, sides, 2.0), atol=1e-4)
   again = directions.task_vector(tmp_path / 'out')
   assert directions.norm(directions.subtract(again, directions.scale(direction, 2.0))) < 1e-6 * directions.norm(again)

@@ -2,6 +2,7 @@
 from typing import Any, Mapping
 
 from weightsteer_jax import models
+from weightsteer_jax.directions.peft_export import loadable_name
 
 RESTORE = '''"""Restores these weights with plain orbax and jax: python restore.py [FOLDER]"""
 import json
@@ -36,7 +37,7 @@ WHAT = {'hf': 'The base model with the direction merged in', 'peft': 'A LoRA ada
 def write(record: Mapping[str, Any], base: models.Model) -> str:
   """The card of an export in Markdown."""
   measured, sources = ('\n'.join(f'- {line}' for line in lines) for lines in (_measurements(record), _sources(record)))
-  loading = LOADING[record['format']].format(base=base.source)
+  loading = LOADING[record['format']].format(base=loadable_name(base))
   parts = [_heading(record, base), '## Loading', loading, '## Measured before it was written', measured, '## Made from',
            sources]
   return '\n\n'.join(parts) + '\n'

@@ -47,6 +47,11 @@ def write(folder: pathlib.Path, delta: PyTree, base: models.Model, alpha: float)
   return {'rank': rank, 'notes': _notes(rank, wholes)}
 
 
+def loadable_name(base: models.Model) -> str:
+  """What other libraries can load the base by: its hub id, or the absolute path of its folder."""
+  return base.source if base.revision else str(base.folder.resolve())
+
+
 def _check_expressible(flat: Mapping[str, LowRank | Dense], base: models.Model) -> None:
   known = models.sites(base.config)
   dense = sorted(path for path, leaf in flat.items() if isinstance(leaf, Dense) and path not in WHOLE)
@@ -93,7 +98,7 @@ def _config(base: models.Model, rank: int, targets: list[str], wholes: list[str]
   saved = sorted({WHOLE[path].removesuffix('.weight').rsplit('.', 1)[-1] for path in wholes})
   tied = bool(saved) and base.config.tied
   return {
-      'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base.source,
+      'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': loadable_name(base),
       'revision': base.revision or None, 'r': rank, 'lora_alpha': rank, 'lora_dropout': 0.0, 'bias': 'none',
       'use_rslora': False, 'use_dora': False, 'fan_in_fan_out': False, 'rank_pattern': {}, 'alpha_pattern': {},
       'target_modules': targets, 'modules_to_save': saved or None, 'init_lora_weights': True, 'inference_mode': True,
