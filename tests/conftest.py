@@ -11,7 +11,8 @@ import pytest
 
 import tiny
 
-jax.config.update('jax_default_matmul_precision', 'highest')  # Oracles are float32; accelerators would otherwise round to fewer bits.
+jax.config.update('jax_default_matmul_precision',
+                  'highest')  # Oracles are float32; accelerators would otherwise round to fewer bits.
 
 
 @pytest.fixture(scope='session')

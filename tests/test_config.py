@@ -77,7 +77,8 @@ def test_an_unknown_key_is_named_with_the_nearest_one(keys, message):
     (dict(finetune=3), "'finetune' is 3, expected a section with the keys of FineTune"),
     (dict(model='organism'), "'model' is 'organism', expected a section"),
     (dict(tasks=3), "'tasks' is 3, expected named sections"),
-    (dict(tasks__opinions='organism:opinions'), "'tasks.opinions' is 'organism:opinions', expected a section with the keys of Task"),
+    (dict(tasks__opinions='organism:opinions'),
+     "'tasks.opinions' is 'organism:opinions', expected a section with the keys of Task"),
 ])
 def test_a_value_of_the_wrong_type_is_named(keys, message):
   with pytest.raises(InputError) as error:

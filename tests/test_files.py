@@ -72,8 +72,11 @@ def test_a_missing_file_names_the_nearest(tmp_path):
 
 
 def test_tensors_come_back_with_dtype_shape_and_order(tmp_path):
-  tensors = {'bf16': np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3), 'transposed': np.arange(6, dtype=np.float32).reshape(2, 3).T,
-             'scalar': np.float32(3).reshape(()), 'empty': np.zeros((0, 4), np.float32), 'int': np.array([1, -2])}
+  tensors = {
+      'bf16': np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3),
+      'transposed': np.arange(6, dtype=np.float32).reshape(2, 3).T, 'scalar': np.float32(3).reshape(
+          ()), 'empty': np.zeros((0, 4), np.float32), 'int': np.array([1, -2])
+  }
   files.save_safetensors(tmp_path / 'x.safetensors', tensors, metadata={'k': 'v'})
   back = load_file(tmp_path / 'x.safetensors')
   assert back.keys() == tensors.keys()
@@ -100,7 +103,8 @@ def test_permissions_are_those_the_user_asks_for(tmp_path, umask):
   with files.new_folder(tmp_path / 'out', what='it') as partial:
     files.save_safetensors(partial / 'x.safetensors', {'a': np.zeros(1)})
     files.write_text(partial / 'x.txt', 'text')
-  assert {mode(path) for path in (tmp_path / 'out').iterdir()} == {0o666 & ~umask} and mode(tmp_path / 'out') == 0o777 & ~umask
+  assert {mode(path) for path in (tmp_path / 'out').iterdir()} == {0o666 & ~umask} and mode(
+      tmp_path / 'out') == 0o777 & ~umask
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path):
@@ -112,8 +116,9 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
   assert tree_of(tmp_path) == ['a', 'a/out', 'a/out/sub', 'a/out/sub/x']
 
 
-@pytest.mark.parametrize('error, raised', [(OSError(28, 'No space left on device'), OutputError), (InputError('bad'), InputError),
-                                           (KeyboardInterrupt(), KeyboardInterrupt), (ValueError('x'), ValueError)])
+@pytest.mark.parametrize('error, raised', [(OSError(28, 'No space left on device'), OutputError),
+                                           (InputError('bad'), InputError), (KeyboardInterrupt(), KeyboardInterrupt),
+                                           (ValueError('x'), ValueError)])
 def test_a_folder_that_fails_leaves_nothing(tmp_path, error, raised):
   with pytest.raises(raised) as caught:
     with files.new_folder(tmp_path / 'out', what='the checkpoint') as partial:
@@ -121,7 +126,9 @@ def test_a_folder_that_fails_leaves_nothing(tmp_path, error, raised):
       raise error
   assert tree_of(tmp_path) == []
   if raised is OutputError:
-    assert str(caught.value) == f'the checkpoint could not be written to {tmp_path}/out: No space left on device; nothing was left behind'
+    assert str(
+        caught.value
+    ) == f'the checkpoint could not be written to {tmp_path}/out: No space left on device; nothing was left behind'
 
 
 def test_an_existing_folder_or_file_is_refused_before_any_work(tmp_path):

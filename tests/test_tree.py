@@ -43,7 +43,8 @@ def test_two_leaves_of_one_name_are_an_error():
 
 def test_get_is_strict():
   assert tree.get(NESTED, 'layers/attn') == {'q': 1, 'k': 2} and tree.get(NESTED, 'layers/norm') == 3
-  with pytest.raises(InputError, match=r"no 'atn' on the way to 'layers/atn/q' \(did you mean 'attn'\?\); there are: attn, norm"):
+  with pytest.raises(InputError,
+                     match=r"no 'atn' on the way to 'layers/atn/q' \(did you mean 'attn'\?\); there are: attn, norm"):
     tree.get(NESTED, 'layers/atn/q')
   with pytest.raises(InputError, match='there are: no keys'):
     tree.get(NESTED, 'head/kernel')
@@ -63,12 +64,15 @@ def test_names_that_differ_are_listed_with_their_nearest():
   tree.same_keys(['a', 'b'], ['b', 'a'], what='it')
   with pytest.raises(InputError) as error:
     tree.same_keys(['kernel', 'bias', *map(str, range(10))], ['kernle', 'bias'], what='the tensors')
-  assert str(error.value) == ("the tensors: the names differ from what was expected.\n  missing (11): 0, 1, 2, 3, 4, 5, 6, 7 and 3 more\n"
-                              "  unexpected (1): kernle (did you mean 'kernel'?)")
+  assert str(error.value) == (
+      "the tensors: the names differ from what was expected.\n  missing (11): 0, 1, 2, 3, 4, 5, 6, 7 and 3 more\n"
+      "  unexpected (1): kernle (did you mean 'kernel'?)")
 
 
 def test_counts():
-  arrays = {'a': jnp.zeros((3, 4), jnp.bfloat16), 'b': np.zeros((5,), np.float32), 'c': jax.ShapeDtypeStruct((), jnp.int8)}
+  arrays = {
+      'a': jnp.zeros((3, 4), jnp.bfloat16), 'b': np.zeros((5,), np.float32), 'c': jax.ShapeDtypeStruct((), jnp.int8)
+  }
   assert tree.count(arrays) == 18 and tree.nbytes(arrays) == 24 + 20 + 1
   huge = {'a': jax.ShapeDtypeStruct((126, 16384, 53248), jnp.bfloat16)}
   assert tree.count(huge) == 126 * 16384 * 53248 and tree.nbytes(huge) == 2 * tree.count(huge)
@@ -89,10 +93,12 @@ def test_the_hash_is_the_documented_sum():
   array = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
   difference = int(tree.fingerprint({'x': array})['x'], 16) - reference_hash(array.view(np.uint32).ravel())
   other = array[::-1].copy()
-  assert difference % 2**32 == (int(tree.fingerprint({'x': other})['x'], 16) - reference_hash(other.view(np.uint32).ravel())) % 2**32
+  assert difference % 2**32 == (int(tree.fingerprint({'x': other})['x'], 16) -
+                                reference_hash(other.view(np.uint32).ravel())) % 2**32
 
 
-@pytest.mark.parametrize('dtype', [np.float32, ml_dtypes.bfloat16, np.float16, np.int8, np.uint8, np.int32, np.float64, np.int64])
+@pytest.mark.parametrize(
+    'dtype', [np.float32, ml_dtypes.bfloat16, np.float16, np.int8, np.uint8, np.int32, np.float64, np.int64])
 def test_every_single_flipped_bit_is_seen(dtype):
   array = np.random.default_rng(1).integers(0, 100, (6, 8)).astype(dtype)
   bits = array.dtype.itemsize * 8
@@ -108,10 +114,13 @@ def test_order_shape_dtype_and_length_are_seen():
   array = np.arange(24, dtype=np.float32).reshape(4, 6)
   swapped = array.copy()
   swapped[[0, 1]] = swapped[[1, 0]]
-  variants = {'base': array, 'rows': swapped, 'columns': array[:, ::-1].copy(), 'shape': array.reshape(6, 4), 'flat': array.ravel(),
-              'dtype': array.view(np.int32), 'zeros': np.zeros(3, np.float32), 'more zeros': np.zeros(4, np.float32),
-              'fewer bits': np.zeros(4, np.float16), 'negative zero': np.array([0, 0, 0, -0.0], np.float32),
-              'bool': np.zeros(4, np.bool_), 'true': np.array([0, 0, 0, 1], np.bool_)}
+  variants = {
+      'base': array, 'rows': swapped, 'columns': array[:, ::-1].copy(), 'shape': array.reshape(6, 4),
+      'flat': array.ravel(), 'dtype': array.view(np.int32), 'zeros': np.zeros(3, np.float32),
+      'more zeros': np.zeros(4, np.float32), 'fewer bits': np.zeros(4, np.float16),
+      'negative zero': np.array([0, 0, 0, -0.0],
+                                np.float32), 'bool': np.zeros(4, np.bool_), 'true': np.array([0, 0, 0, 1], np.bool_)
+  }
   assert len(set(tree.fingerprint(variants).values())) == len(variants)
 
 
@@ -140,7 +149,8 @@ def test_a_digest_names_the_whole_tree():
 
 
 def test_fingerprints_do_not_depend_on_the_sharding():
-  """Eight devices are asked for before jax starts, in a process of its own; the hash of the unsharded array is the oracle."""
+  """Eight devices are asked for before jax starts, in a process of its own; the hash of the unsharded array is the
+  oracle."""
   program = textwrap.dedent('''
       import jax, numpy as np
       from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -159,7 +169,12 @@ def test_fingerprints_do_not_depend_on_the_sharding():
   ''')
   environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'}
   root = os.path.dirname(os.path.dirname(weightsteer_jax.__file__))
-  result = subprocess.run([sys.executable, '-c', program], env=environment, cwd=root, capture_output=True, text=True, timeout=300)
+  result = subprocess.run([sys.executable, '-c', program],
+                          env=environment,
+                          cwd=root,
+                          capture_output=True,
+                          text=True,
+                          timeout=300)
   assert result.stdout == 'one fingerprint\n', result.stderr
 
 
@@ -171,7 +186,8 @@ def modules():
     module = importlib.import_module(f'weightsteer_jax.{room}')
     yield module
     if hasattr(module, '__path__'):
-      yield from (importlib.import_module(found.name) for found in pkgutil.walk_packages(module.__path__, module.__name__ + '.'))
+      yield from (importlib.import_module(found.name)
+                  for found in pkgutil.walk_packages(module.__path__, module.__name__ + '.'))
 
 
 def test_the_examples_in_docstrings_hold():

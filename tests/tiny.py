@@ -14,20 +14,46 @@ FAMILIES = {
     'llama': (transformers.LlamaConfig, transformers.LlamaForCausalLM),
     'qwen2': (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
 }
-# Frequencies are low and contexts short, so that the band of 'llama3' scaling lies within the few positions that the tests use.
+# Frequencies are low and contexts short, so that the band of 'llama3' scaling lies within the few positions that the
+# tests use.
 LLAMA3_ROPE = dict(rope_type='llama3', rope_theta=700.0, factor=8.0, low_freq_factor=1.5, high_freq_factor=3.5,
                    original_max_position_embeddings=40)
-SIZES = dict(vocab_size=89, hidden_size=48, intermediate_size=56, num_hidden_layers=3, max_position_embeddings=64, rms_norm_eps=3e-3)
+SIZES = dict(vocab_size=89,
+             hidden_size=48,
+             intermediate_size=56,
+             num_hidden_layers=3,
+             max_position_embeddings=64,
+             rms_norm_eps=3e-3)
 CASES = {
-    'llama2': dict(family='llama', num_attention_heads=6, num_key_value_heads=6, rope_parameters=dict(rope_type='default', rope_theta=900.0)),
+    'llama2': dict(family='llama',
+                   num_attention_heads=6,
+                   num_key_value_heads=6,
+                   rope_parameters=dict(rope_type='default', rope_theta=900.0)),
     'llama3': dict(family='llama', num_attention_heads=6, num_key_value_heads=2, rope_parameters=LLAMA3_ROPE),
-    'llama32_tied': dict(family='llama', num_attention_heads=4, num_key_value_heads=1, head_dim=10, tie_word_embeddings=True,
+    'llama32_tied': dict(family='llama',
+                         num_attention_heads=4,
+                         num_key_value_heads=1,
+                         head_dim=10,
+                         tie_word_embeddings=True,
                          rope_parameters=LLAMA3_ROPE),
-    'llama_biases': dict(family='llama', num_attention_heads=4, num_key_value_heads=2, attention_bias=True, mlp_bias=True, hidden_act='gelu',
+    'llama_biases': dict(family='llama',
+                         num_attention_heads=4,
+                         num_key_value_heads=2,
+                         attention_bias=True,
+                         mlp_bias=True,
+                         hidden_act='gelu',
                          rope_parameters=dict(rope_type='linear', rope_theta=800.0, factor=2.5)),
-    'qwen2': dict(family='qwen2', num_attention_heads=6, num_key_value_heads=3, hidden_act='gelu_pytorch_tanh', head_dim=12,
+    'qwen2': dict(family='qwen2',
+                  num_attention_heads=6,
+                  num_key_value_heads=3,
+                  hidden_act='gelu_pytorch_tanh',
+                  head_dim=12,
                   rope_parameters=dict(rope_type='linear', rope_theta=600.0, factor=1.5)),
-    'qwen2_tied': dict(family='qwen2', num_attention_heads=4, num_key_value_heads=2, hidden_act='relu', tie_word_embeddings=True,
+    'qwen2_tied': dict(family='qwen2',
+                       num_attention_heads=4,
+                       num_key_value_heads=2,
+                       hidden_act='relu',
+                       tie_word_embeddings=True,
                        rope_parameters=dict(rope_type='default', rope_theta=1200.0)),
 }
 
@@ -50,9 +76,15 @@ class Checkpoint:
       return self.torch_model(torch.as_tensor(np.asarray(tokens), dtype=torch.long)).logits.numpy()
 
 
-def make(folder: pathlib.Path, *, family: str, seed: int = 0, dtype: torch.dtype = torch.float32, max_shard_size: str = '1GB',
+def make(folder: pathlib.Path,
+         *,
+         family: str,
+         seed: int = 0,
+         dtype: torch.dtype = torch.float32,
+         max_shard_size: str = '1GB',
          **fields) -> Checkpoint:
-  """A saved checkpoint with every weight random: norms and biases too, and large enough that each matters to the logits."""
+  """A saved checkpoint with every weight random: norms and biases too, and large enough that each matters to the
+  logits."""
   config_class, model_class = FAMILIES[family]
   torch.manual_seed(seed)
   torch_model = model_class(config_class(**{**SIZES, **fields})).eval()
@@ -93,4 +125,5 @@ def randomised(tree, seed: int = 0, scale: float = 0.2):
   """The tree with normal random numbers in place of its own."""
   leaves, structure = jax.tree.flatten(tree)
   draw = np.random.default_rng(seed)
-  return jax.tree.unflatten(structure, [np.asarray(draw.normal(size=leaf.shape) * scale, leaf.dtype) for leaf in leaves])
+  return jax.tree.unflatten(structure,
+                            [np.asarray(draw.normal(size=leaf.shape) * scale, leaf.dtype) for leaf in leaves])

@@ -68,7 +68,10 @@ def write_json(path: Path, value: Any) -> None:
   write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + '\n')
 
 
-def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray], *, metadata: Mapping[str, str] | None = None) -> None:
+def save_safetensors(path: Path,
+                     tensors: Mapping[str, np.ndarray],
+                     *,
+                     metadata: Mapping[str, str] | None = None) -> None:
   """Writes a safetensors file, with the permissions of any other new file.
 
   Raises:
@@ -85,7 +88,9 @@ def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray], *, metadata:
   except OSError as error:
     raise OutputError(f'{path} could not be written: {error.strerror or error}') from error
   try:
-    save_file({name: np.asarray(tensor, order='C') for name, tensor in tensors.items()}, str(path), metadata=dict(metadata or {}))
+    save_file({name: np.asarray(tensor, order='C') for name, tensor in tensors.items()},
+              str(path),
+              metadata=dict(metadata or {}))
     path.chmod(mode)  # safetensors gives its files to their owner alone (0600).
     _sync(path)
   except BaseException as error:
@@ -117,7 +122,8 @@ def new_folder(folder: Path, *, what: str) -> Iterator[pathlib.Path]:
     os.rename(partial, folder)
     _sync(folder.parent)
   except OSError as error:
-    raise OutputError(f'{what} could not be written to {folder}: {error.strerror or error}; nothing was left behind') from error
+    raise OutputError(
+        f'{what} could not be written to {folder}: {error.strerror or error}; nothing was left behind') from error
   finally:
     shutil.rmtree(partial, ignore_errors=True)
 

@@ -1,7 +1,7 @@
 """Pytrees whose leaves are named by path.
 
-A path is the keys from the root joined by '/', as in `layers/attn/q/kernel`. Everything that passes between the rooms of the
-project (parameters, deltas, optimizer state, fingerprints) is spoken of by these names.
+A path is the keys from the root joined by '/', as in `layers/attn/q/kernel`. Everything that passes between the rooms
+of the project (parameters, deltas, optimizer state, fingerprints) is spoken of by these names.
 """
 import difflib
 import hashlib
@@ -69,13 +69,14 @@ def get(tree: PyTree, path: str) -> Any:
   for name in path.split('/'):
     keys = sorted(node) if isinstance(node, Mapping) else []
     if name not in keys:
-      raise InputError(f"no '{name}' on the way to '{path}'{did_you_mean(name, keys)}; there are: {', '.join(keys) or 'no keys'}")
+      raise InputError(
+          f"no '{name}' on the way to '{path}'{did_you_mean(name, keys)}; there are: {', '.join(keys) or 'no keys'}")
     node = node[name]
   return node
 
 
 def mask(tree: PyTree, rules: Iterable[tuple[str, Any]], is_leaf: Callable[[Any], bool] | None = None) -> PyTree:
-  """A tree of the same structure with, at each leaf, the value of the first rule whose regular expression matches its path.
+  """A tree of the same structure: at each leaf the value of the first rule whose regular expression finds its path.
 
   Raises:
     InputError: a leaf is covered by no rule, or a rule covers no leaf.
@@ -132,7 +133,7 @@ def nbytes(tree: PyTree) -> int:
 
 
 def fingerprint(tree: PyTree) -> dict[str, str]:
-  """{path: 8 hex digits} of every array leaf: changes when any bit, the order of elements, the shape, or the dtype changes.
+  """{path: 8 hex digits} of every array leaf: others when a bit, the order of elements, the shape or the dtype changes.
 
   The hash mixes each word with its index and adds up modulo 2^32, so it is the same however the array is sharded.
 
@@ -142,7 +143,10 @@ def fingerprint(tree: PyTree) -> dict[str, str]:
   flat = flatten(tree)
   labels = [_label(path, leaf) for path, leaf in flat.items()]
   hashes = jax.device_get(_hash_leaves([_words(leaf) for leaf in flat.values()]))
-  return {path: f'{(int(value) + zlib.crc32(label.encode())) % 2**32:08x}' for path, value, label in zip(flat, hashes, labels)}
+  return {
+      path: f'{(int(value) + zlib.crc32(label.encode())) % 2**32:08x}'
+      for path, value, label in zip(flat, hashes, labels)
+  }
 
 
 def digest(tree: PyTree) -> str:
@@ -157,7 +161,8 @@ def _label(path: str, leaf: Any) -> str:
   dtype = leaf.dtype if isinstance(leaf, jax.Array) else np.asarray(leaf).dtype
   real = jnp.issubdtype(dtype, np.number) and not jnp.issubdtype(dtype, np.complexfloating)
   if not (real and dtype.itemsize <= 8 or dtype == np.bool_ or jnp.issubdtype(dtype, jax.dtypes.prng_key)):
-    raise InputError(f"the leaf '{path}' has dtype {dtype}; only arrays of real numbers of 8 to 64 bits have a fingerprint")
+    raise InputError(
+        f"the leaf '{path}' has dtype {dtype}; only arrays of real numbers of 8 to 64 bits have a fingerprint")
   return f'{tuple(np.shape(leaf))} {dtype}'
 
 

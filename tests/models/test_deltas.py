@@ -1,4 +1,5 @@
-"""Deltas: nothing at alpha 0, the merged model at alpha 1, a strength per row or token, and LoRA as PEFT computes it."""
+"""Deltas: nothing at alpha 0, the merged model at alpha 1, a strength per row or token, and LoRA as PEFT computes
+it."""
 import dataclasses
 import functools
 import math
@@ -15,9 +16,21 @@ from weightsteer_jax import models, tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import Dense, Edit, LowRank, ModelConfig, Rope
 
-CONFIG = ModelConfig(vocab_size=70, num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=44, norm_eps=1e-5,
-                     rope=Rope(1e4, 'default', 1.0, 1.0, 1.0, 32), tied=False, qkv_bias=True, o_bias=False, mlp_bias=False,
-                     activation='silu', max_positions=32)
+CONFIG = ModelConfig(vocab_size=70,
+                     num_layers=2,
+                     width=32,
+                     num_heads=4,
+                     num_kv_heads=2,
+                     head_dim=8,
+                     mlp_width=44,
+                     norm_eps=1e-5,
+                     rope=Rope(1e4, 'default', 1.0, 1.0, 1.0, 32),
+                     tied=False,
+                     qkv_bias=True,
+                     o_bias=False,
+                     mlp_bias=False,
+                     activation='silu',
+                     max_positions=32)
 TIED = dataclasses.replace(CONFIG, tied=True)
 TOKENS = tiny.tokens((3, 9), vocab_size=70)
 KINDS = models.KINDS + ('residual',)
@@ -29,8 +42,12 @@ def random_params(config, dtype=jnp.float32):
 
 def random_delta(config, kind, seed=2, scale=0.1):
   if kind == 'residual':
-    return tiny.randomised({'layers': {'residual': Dense(jnp.zeros((config.num_layers, config.width)))}}, seed=seed, scale=scale)
-  return tiny.randomised(models.init_delta(config, kind, jax.random.key(0), rank=3, lora_alpha=6.0), seed=seed, scale=scale)
+    return tiny.randomised({'layers': {'residual': Dense(jnp.zeros((config.num_layers, config.width)))}},
+                           seed=seed,
+                           scale=scale)
+  return tiny.randomised(models.init_delta(config, kind, jax.random.key(0), rank=3, lora_alpha=6.0),
+                         seed=seed,
+                         scale=scale)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -84,7 +101,8 @@ def reference_merge(config, params, delta, alpha):
   return flat
 
 
-@pytest.mark.parametrize('config, kind', [(CONFIG, 'lora_embeddings'), (TIED, 'lora_embeddings'), (CONFIG, 'lora'), (TIED, 'full')])
+@pytest.mark.parametrize('config, kind', [(CONFIG, 'lora_embeddings'), (TIED, 'lora_embeddings'), (CONFIG, 'lora'),
+                                          (TIED, 'full')])
 def test_merged_and_unmerged_agree(config, kind):
   alpha = -0.7
   params, delta = random_params(config), random_delta(config, kind, scale=0.05)
@@ -135,7 +153,8 @@ def test_rows_have_their_own_strength_and_several_edits_add_up():
 
 @pytest.mark.parametrize('kind', ['lora_embeddings', 'residual'])
 def test_tokens_have_their_own_strength(kind):
-  """Strength from the fifth token on leaves the tokens before as they were, and whole rows of it are strength per row."""
+  """Strength from the fifth token on leaves the tokens before as they were, and whole rows of it are strength per
+  row."""
   params, delta = random_params(TIED), random_delta(TIED, kind)
   base = tiny.forward(TIED, params, TOKENS)
   late = np.where(np.arange(9) < 4, 0.0, 1.0) * np.ones((3, 1), np.float32)
@@ -143,8 +162,13 @@ def test_tokens_have_their_own_strength(kind):
   np.testing.assert_allclose(steered[:, :4], base[:, :4], rtol=0, atol=1e-6)
   assert (np.abs(steered[:, 4:] - base[:, 4:]).max(axis=-1) > 1e-2).all()
   rows = np.array([0.5, -1.0, 2.0], np.float32)
-  np.testing.assert_allclose(tiny.forward(TIED, params, TOKENS, edits=(Edit(delta, np.repeat(rows[:, None], 9, axis=1)),)),
-                             tiny.forward(TIED, params, TOKENS, edits=(Edit(delta, rows),)), rtol=0, atol=1e-6)
+  np.testing.assert_allclose(tiny.forward(TIED,
+                                          params,
+                                          TOKENS,
+                                          edits=(Edit(delta, np.repeat(rows[:, None], 9, axis=1)),)),
+                             tiny.forward(TIED, params, TOKENS, edits=(Edit(delta, rows),)),
+                             rtol=0,
+                             atol=1e-6)
 
 
 def test_edits_reach_the_cache():
@@ -155,22 +179,36 @@ def test_edits_reach_the_cache():
   @functools.partial(jax.jit, compiler_options=tiny.QUICK)
   def stepped(params, edits):
     x_BTD, cache = models.hidden(CONFIG, params, TOKENS[:, :8], edits=edits, cache=models.init_cache(CONFIG, 3, 12))
-    last_BTD, _ = models.hidden(CONFIG, params, TOKENS[:, 8:], positions_BT=np.full((3, 1), 8), edits=edits, cache=cache)
+    last_BTD, _ = models.hidden(CONFIG,
+                                params,
+                                TOKENS[:, 8:],
+                                positions_BT=np.full((3, 1), 8),
+                                edits=edits,
+                                cache=cache)
     return models.logits(CONFIG, params, jnp.concatenate([x_BTD, last_BTD], axis=1), edits=edits)
 
-  np.testing.assert_allclose(stepped(params, edits), tiny.forward(CONFIG, params, TOKENS, edits=edits), rtol=0, atol=1e-5)
+  np.testing.assert_allclose(stepped(params, edits),
+                             tiny.forward(CONFIG, params, TOKENS, edits=edits),
+                             rtol=0,
+                             atol=1e-5)
 
 
-TARGETS = {'self_attn.q_proj': 'attn/q', 'self_attn.k_proj': 'attn/k', 'self_attn.v_proj': 'attn/v', 'self_attn.o_proj': 'attn/o',
-           'mlp.gate_proj': 'mlp/gate', 'mlp.up_proj': 'mlp/up', 'mlp.down_proj': 'mlp/down'}
+TARGETS = {
+    'self_attn.q_proj': 'attn/q', 'self_attn.k_proj': 'attn/k', 'self_attn.v_proj': 'attn/v',
+    'self_attn.o_proj': 'attn/o', 'mlp.gate_proj': 'mlp/gate', 'mlp.up_proj': 'mlp/up', 'mlp.down_proj': 'mlp/down'
+}
 
 
 @pytest.fixture(scope='module')
 def peft_model():
   """A case whose widths all differ, with LoRA on all its linear layers."""
   torch.manual_seed(3)
-  base = tiny.FAMILIES['qwen2'][1](tiny.FAMILIES['qwen2'][0](**tiny.SIZES, num_attention_heads=4, num_key_value_heads=2, head_dim=10))
-  return peft.get_peft_model(base, peft.LoraConfig(r=7, lora_alpha=21, target_modules=[name.split('.')[1] for name in TARGETS])).eval()
+  base = tiny.FAMILIES['qwen2'][1](tiny.FAMILIES['qwen2'][0](**tiny.SIZES,
+                                                             num_attention_heads=4,
+                                                             num_key_value_heads=2,
+                                                             head_dim=10))
+  return peft.get_peft_model(
+      base, peft.LoraConfig(r=7, lora_alpha=21, target_modules=[name.split('.')[1] for name in TARGETS])).eval()
 
 
 def factors(peft_model, layer, name):
@@ -217,8 +255,9 @@ def test_lora_computes_what_peft_computes(checkpoint, tmp_path):
       b_L.append(b.detach().numpy().T)
     site = models.sites(config)[f'layers/{path}/kernel']
     inputs, outputs = site.axes[1:1 + site.inputs], site.axes[1 + site.inputs:]
-    flat[f'layers/{path}/kernel'] = LowRank(np.stack(a_L).reshape(sizes['L'], *(sizes[axis] for axis in inputs), 3),
-                                            np.stack(b_L).reshape(sizes['L'], 3, *(sizes[axis] for axis in outputs)), 5 / 3)
+    flat[f'layers/{path}/kernel'] = LowRank(
+        np.stack(a_L).reshape(sizes['L'], *(sizes[axis] for axis in inputs), 3),
+        np.stack(b_L).reshape(sizes['L'], 3, *(sizes[axis] for axis in outputs)), 5 / 3)
   tokens = tiny.tokens((2, 12))
   with torch.no_grad():
     expected = theirs(torch.as_tensor(tokens, dtype=torch.long)).logits.numpy()
@@ -281,10 +320,13 @@ def test_new_deltas_that_cannot_be(options, message):
 
 
 @pytest.mark.parametrize('path, leaf, message', [
-    ('layers/attn/qq/kernel', Dense(np.zeros((2, 32, 4, 8))), "changes 'layers/attn/qq/kernel'.*did you mean 'layers/attn/q/kernel'"),
+    ('layers/attn/qq/kernel', Dense(np.zeros(
+        (2, 32, 4, 8))), "changes 'layers/attn/qq/kernel'.*did you mean 'layers/attn/q/kernel'"),
     ('lm_head/bias', Dense(np.zeros(70)), "changes 'lm_head/bias'"),
-    ('layers/attn/q/kernel', Dense(np.zeros((2, 32, 8, 4))), r'shape \(2, 32, 8, 4\), the model has \(2, 32, 4, 8\) \(axes LDNH\)'),
-    ('layers/attn/q/kernel', LowRank(np.zeros((2, 32, 3)), np.zeros((2, 2, 4, 8))), r'factors .* needs \(2, 32, 3\) and \(2, 3, 4, 8\)'),
+    ('layers/attn/q/kernel', Dense(np.zeros(
+        (2, 32, 8, 4))), r'shape \(2, 32, 8, 4\), the model has \(2, 32, 4, 8\) \(axes LDNH\)'),
+    ('layers/attn/q/kernel', LowRank(np.zeros((2, 32, 3)), np.zeros(
+        (2, 2, 4, 8))), r'factors .* needs \(2, 32, 3\) and \(2, 3, 4, 8\)'),
     ('layers/attn/q/kernel', LowRank(np.zeros((32, 3)), np.zeros((3, 4, 8))), 'another architecture'),
     ('layers/attn/q/kernel', LowRank(np.zeros(()), np.zeros(())), 'another architecture'),
     ('embed/embedding', LowRank(np.zeros((70, 2)), np.zeros((2, 32))), 'low-rank, but only kernels'),

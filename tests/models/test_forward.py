@@ -1,4 +1,5 @@
-"""The forward pass: every field of the config matters, chunked log-probabilities, rematerialisation, and what is refused."""
+"""The forward pass: every field of the config matters, chunked log-probabilities, rematerialisation, and what is
+refused."""
 import dataclasses
 import functools
 
@@ -12,14 +13,43 @@ from weightsteer_jax import models, tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import Edit, LowRank, ModelConfig, Rope
 
-CONFIG = ModelConfig(vocab_size=40, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=20, norm_eps=1e-3,
-                     rope=Rope(100.0, 'llama3', 4.0, 1.5, 3.5, 40), tied=False, qkv_bias=True, o_bias=True, mlp_bias=True,
-                     activation='silu', max_positions=32)
+CONFIG = ModelConfig(vocab_size=40,
+                     num_layers=2,
+                     width=16,
+                     num_heads=4,
+                     num_kv_heads=2,
+                     head_dim=8,
+                     mlp_width=20,
+                     norm_eps=1e-3,
+                     rope=Rope(100.0, 'llama3', 4.0, 1.5, 3.5, 40),
+                     tied=False,
+                     qkv_bias=True,
+                     o_bias=True,
+                     mlp_bias=True,
+                     activation='silu',
+                     max_positions=32)
 # Another value for every field. A new field without one here fails the tests below.
-OTHER = dict(vocab_size=41, num_layers=3, width=18, num_heads=2, num_kv_heads=1, head_dim=10, mlp_width=21, norm_eps=2e-3,
-             tied=True, qkv_bias=False, o_bias=False, mlp_bias=False, activation='gelu', max_positions=11,
+OTHER = dict(vocab_size=41,
+             num_layers=3,
+             width=18,
+             num_heads=2,
+             num_kv_heads=1,
+             head_dim=10,
+             mlp_width=21,
+             norm_eps=2e-3,
+             tied=True,
+             qkv_bias=False,
+             o_bias=False,
+             mlp_bias=False,
+             activation='gelu',
+             max_positions=11,
              rope=Rope(500.0, 'default', 1.0, 1.0, 1.0, 32))
-OTHER_ROPE = dict(theta=150.0, kind='linear', factor=5.0, low_freq_factor=1.2, high_freq_factor=4.0, original_max_positions=50)
+OTHER_ROPE = dict(theta=150.0,
+                  kind='linear',
+                  factor=5.0,
+                  low_freq_factor=1.2,
+                  high_freq_factor=4.0,
+                  original_max_positions=50)
 TOKENS = tiny.tokens((2, 12), vocab_size=40)
 
 
@@ -83,7 +113,10 @@ def logprob_loss(chunk, remat=False):
   weights = np.linspace(0.1, 1.0, 24).reshape(2, 12).astype(np.float32)
 
   def loss(params, delta):
-    edits = (Edit(delta, np.array([0.5, -1.0], np.float32)), Edit({'lm_head': delta['lm_head']}, np.linspace(-1, 1, 24).reshape(2, 12)))
+    edits = (Edit(delta,
+                  np.array([0.5, -1.0],
+                           np.float32)), Edit({'lm_head': delta['lm_head']},
+                                              np.linspace(-1, 1, 24).reshape(2, 12)))
     x_BTD, _ = models.hidden(CONFIG, params, TOKENS, edits=edits, remat=remat)
     if chunk:
       logprobs_BT = models.token_logprobs(CONFIG, params, x_BTD, targets, edits=edits, chunk=chunk)
@@ -135,7 +168,10 @@ def test_logits_of_the_whole_row_never_exist(chunk, largest, params, delta):
   """In the jaxpr of loss and gradient, the arrays with a vocabulary axis that are no weights' are one chunk's."""
   jaxpr = logprob_loss(chunk).trace(params, delta).jaxpr.jaxpr
   weights = {leaf.shape for leaf in jax.tree.leaves((params, delta))}
-  sizes = {int(np.prod(shape)) for shape in all_shapes(jaxpr) if 40 in shape and shape not in weights and tuple(reversed(shape)) not in weights}
+  sizes = {
+      int(np.prod(shape)) for shape in all_shapes(jaxpr)
+      if 40 in shape and shape not in weights and tuple(reversed(shape)) not in weights
+  }
   assert max(sizes) == largest
 
 
@@ -144,13 +180,18 @@ def test_rematerialised_gradients_are_the_same(params, delta):
   (loss_again, _), gradients_again = logprob_loss(5, remat=True)(params, delta)
   assert loss == loss_again
   for path, gradient in tree.flatten(gradients).items():
-    np.testing.assert_allclose(tree.flatten(gradients_again)[path], gradient, rtol=0, atol=1e-6 * np.abs(gradient).max(), err_msg=path)
+    np.testing.assert_allclose(tree.flatten(gradients_again)[path],
+                               gradient,
+                               rtol=0,
+                               atol=1e-6 * np.abs(gradient).max(),
+                               err_msg=path)
 
 
 def test_rematerialisation_keeps_less_for_the_backward_pass(params, delta):
   """Residuals of the layer scan: one residual stream a layer instead of every activation."""
   def saved(remat):
-    backward = jax.eval_shape(lambda p: jax.vjp(lambda p: models.hidden(CONFIG, p, TOKENS, remat=remat)[0], p)[1], params)
+    backward = jax.eval_shape(lambda p: jax.vjp(lambda p: models.hidden(CONFIG, p, TOKENS, remat=remat)[0], p)[1],
+                              params)
     return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
   assert saved(True) < 0.7 * saved(False)
@@ -167,7 +208,11 @@ def test_a_cache_takes_neither_segments_nor_more_tokens_than_slots(params):
   with pytest.raises(InputError, match='cache of 4 positions'):
     models.hidden(CONFIG, params, np.zeros((1, 5), np.int32), cache=models.init_cache(CONFIG, 1, 4))
   with pytest.raises(InputError, match='in segments'):
-    models.hidden(CONFIG, params, np.zeros((1, 3), np.int32), cache=models.init_cache(CONFIG, 1, 4), segment_ids_BT=np.ones((1, 3)))
+    models.hidden(CONFIG,
+                  params,
+                  np.zeros((1, 3), np.int32),
+                  cache=models.init_cache(CONFIG, 1, 4),
+                  segment_ids_BT=np.ones((1, 3)))
 
 
 def test_a_token_beyond_the_vocabulary_gives_no_number(params):
@@ -193,7 +238,8 @@ def test_the_first_call_may_be_inside_a_compiled_function():
 
   @jax.jit
   def run(embedding):
-    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), models.abstract_params(config)) | {'embed': {'embedding': embedding}}
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape),
+                          models.abstract_params(config)) | {'embed': {'embedding': embedding}}
     return models.logits(config, params, models.hidden(config, params, TOKENS)[0])
 
   assert run.lower(jnp.ones((43, 16))).out_info.shape == (2, 12, 43)

@@ -71,8 +71,8 @@ def test_the_model_says_where_it_comes_from(checkpoint):
   assert (model.folder, model.family, model.source, model.revision) == (case.folder, 'llama', str(case.folder), '')
 
 
-@pytest.mark.parametrize('stored, dtype', [('float32', 'bfloat16'), ('bfloat16', 'float32'), ('bfloat16', 'bfloat16'), ('float16', 'float32'),
-                                           ('float64', 'float32')])
+@pytest.mark.parametrize('stored, dtype', [('float32', 'bfloat16'), ('bfloat16', 'float32'), ('bfloat16', 'bfloat16'),
+                                           ('float16', 'float32'), ('float64', 'float32')])
 def test_weights_are_cast_to_the_dtype_asked_for(folder, stored, dtype):
   stored, dtype = np.dtype(getattr(ml_dtypes, stored, stored)), np.dtype(getattr(ml_dtypes, dtype, dtype))
   rewrite(folder, lambda tensors: tensors.update({name: tensor.astype(stored) for name, tensor in tensors.items()}))
@@ -96,7 +96,8 @@ def test_missing_and_extra_tensors_are_listed(folder):
     models.load(folder)
   message = str(error.value)
   assert 'missing (1): model.layers.0.mlp.gate_proj.weight\n' in message
-  assert 'unexpected (2):' in message and 'score.weight' in message and "did you mean 'model.layers.0.mlp.gate_proj.weight'" in message
+  assert 'unexpected (2):' in message and 'score.weight' in message
+  assert "did you mean 'model.layers.0.mlp.gate_proj.weight'" in message
 
 
 def test_the_tensors_of_a_layer_too_many_are_unexpected(folder):
@@ -105,8 +106,10 @@ def test_the_tensors_of_a_layer_too_many_are_unexpected(folder):
     models.load(folder)
 
 
-@pytest.mark.parametrize('name, shape', [('model.embed_tokens.weight', (90, 48)), ('model.layers.1.self_attn.q_proj.weight', (24, 96)),
-                                         ('model.layers.2.self_attn.k_proj.bias', (25,)), ('model.norm.weight', (48, 1))])
+@pytest.mark.parametrize('name, shape', [('model.embed_tokens.weight', (90, 48)),
+                                         ('model.layers.1.self_attn.q_proj.weight', (24, 96)),
+                                         ('model.layers.2.self_attn.k_proj.bias', (25,)),
+                                         ('model.norm.weight', (48, 1))])
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder, name, shape):
   expected = load_file(folder / WEIGHTS)[name].shape
   rewrite(folder, lambda tensors: tensors.update({name: np.zeros(shape, np.float32)}))
@@ -131,7 +134,8 @@ def test_weights_that_are_not_finite_are_refused(folder, value):
 
 
 def test_old_rotary_buffers_are_passed_over(folder, checkpoint):
-  rewrite(folder, lambda tensors: tensors.update({'model.layers.0.self_attn.rotary_emb.inv_freq': np.ones(6, np.float32)}))
+  rewrite(folder,
+          lambda tensors: tensors.update({'model.layers.0.self_attn.rotary_emb.inv_freq': np.ones(6, np.float32)}))
   assert same(models.load(folder).params, checkpoint('qwen2_tied').model.params)
 
 
@@ -174,8 +178,10 @@ def test_a_shard_cut_short_or_gone_is_corrupt(folder):
     models.load(folder)
 
 
-@pytest.mark.parametrize('name', ['../model.safetensors', '/etc/passwd', 'sub/model.safetensors', 'model.bin', '.hidden.safetensors', '',
-                                  'model.safetensors\n', '..\\model.safetensors'])
+@pytest.mark.parametrize('name', [
+    '../model.safetensors', '/etc/passwd', 'sub/model.safetensors', 'model.bin', '.hidden.safetensors', '',
+    'model.safetensors\n', '..\\model.safetensors'
+])
 def test_an_index_cannot_point_elsewhere(folder, name):
   weight_map = shard(folder)
   weight_map['model.norm.weight'] = name
@@ -184,7 +190,8 @@ def test_an_index_cannot_point_elsewhere(folder, name):
     models.load(folder)
 
 
-@pytest.mark.parametrize('content', ['{}', '[]', '{"weight_map": {}}', '{"weight_map": [1]}', '{"weight_map": {"a": 3}}', '{"weight_map": '])
+@pytest.mark.parametrize(
+    'content', ['{}', '[]', '{"weight_map": {}}', '{"weight_map": [1]}', '{"weight_map": {"a": 3}}', '{"weight_map": '])
 def test_a_broken_index_is_corrupt(folder, content):
   shard(folder)
   (folder / INDEX).write_text(content)
@@ -212,7 +219,8 @@ def test_pickles_are_refused_with_the_command_that_converts(folder):
   (folder / WEIGHTS).rename(folder / 'pytorch_model.bin')
   with pytest.raises(InputError) as error:
     models.load(folder)
-  assert 'pytorch_model.bin' in str(error.value) and f"from_pretrained('{folder}').save_pretrained('converted')" in str(error.value)
+  assert 'pytorch_model.bin' in str(error.value) and f"from_pretrained('{folder}').save_pretrained('converted')" in str(
+      error.value)
 
 
 def test_a_folder_without_weights_or_config_is_refused(folder):

@@ -84,7 +84,8 @@ def test_float32_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16(checkpoi
 
 
 def test_no_token_sees_a_later_one_or_another_row(checkpoint):
-  """The gradient of one position's output with respect to the embedding is zero at tokens that only later positions hold."""
+  """The gradient of one position's output with respect to the embedding is zero at tokens that only later positions
+  hold."""
   model = checkpoint('llama3').model
   tokens = np.arange(12, dtype=np.int32).reshape(2, 6)
 

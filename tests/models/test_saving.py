@@ -20,7 +20,8 @@ from weightsteer_jax.models import huggingface
 def same_weights(left, right):
   """Whether two torch models have the same tensors of the same dtype, bit for bit."""
   left, right = left.state_dict(), right.state_dict()
-  return left.keys() == right.keys() and all(left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]) for name in left)
+  return left.keys() == right.keys() and all(
+      left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]) for name in left)
 
 
 def reload(folder):
@@ -29,8 +30,10 @@ def reload(folder):
   return model
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('name', tiny.CASES)
+ROUND_TRIPS = [(name, 'float32') for name in tiny.CASES] + [('llama3', 'bfloat16'), ('qwen2_tied', 'bfloat16')]
+
+
+@pytest.mark.parametrize('name, dtype', ROUND_TRIPS)
 def test_transformers_loads_what_was_saved_bit_for_bit(checkpoint, tmp_path, name, dtype):
   """From transformers to us and back: with its own config carried over, and with one written by us."""
   case = checkpoint(name)
@@ -56,10 +59,13 @@ def test_large_checkpoints_are_sharded_with_an_index(checkpoint, tmp_path, monke
   case = checkpoint('llama3')
   target = models.save(tmp_path / 'out', case.model.config, case.model.params, family='llama', like=case.folder)
   shards = sorted(path.name for path in target.glob('*.safetensors'))
-  assert len(shards) > 2 and shards == [f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors' for i in range(len(shards))]
+  assert len(shards) > 2 and shards == [
+      f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors' for i in range(len(shards))
+  ]
   assert all((target / name).stat().st_size < 42_000 for name in shards)
   index = json.loads((target / 'model.safetensors.index.json').read_text())
-  assert index['metadata']['total_size'] == tree.nbytes(case.model.params) and set(index['weight_map'].values()) == set(shards)
+  assert index['metadata']['total_size'] == tree.nbytes(case.model.params) and set(
+      index['weight_map'].values()) == set(shards)
   assert same_weights(reload(target), case.torch_model)
   assert tree.digest(models.load(target).params) == tree.digest(case.model.params)
 
@@ -68,12 +74,18 @@ def test_files_say_that_they_are_of_pytorch_and_hold_ordinary_permissions(checkp
   case = checkpoint('llama3')
   previous = os.umask(0o027)
   try:
-    target = models.save(tmp_path / 'out', case.model.config, case.model.params, family='llama', like=case.folder, extra={'a.json': {'b': 1}})
+    target = models.save(tmp_path / 'out',
+                         case.model.config,
+                         case.model.params,
+                         family='llama',
+                         like=case.folder,
+                         extra={'a.json': {'b': 1}})
   finally:
     os.umask(previous)
   with safe_open(target / 'model.safetensors', framework='numpy') as file:
     assert file.metadata() == {'format': 'pt'}
-  assert {stat.S_IMODE(path.stat().st_mode) for path in target.iterdir()} == {0o640} and stat.S_IMODE(target.stat().st_mode) == 0o750
+  assert {stat.S_IMODE(path.stat().st_mode) for path in target.iterdir()} == {0o640} and stat.S_IMODE(
+      target.stat().st_mode) == 0o750
   assert json.loads((target / 'a.json').read_text()) == {'b': 1}
 
 
@@ -87,8 +99,9 @@ def test_tokenizer_and_settings_are_carried_over_and_nothing_else(checkpoint, tm
   raw = json.loads((case.folder / 'config.json').read_text()) | {'torch_dtype': 'float32', 'eos_token_id': 7}
   (like / 'config.json').write_text(json.dumps(raw))
   target = models.save(tmp_path / 'out', case.model.config, case.model.params, family='qwen2', like=str(like))
-  assert {path.name for path in target.iterdir()} == {'config.json', 'model.safetensors', 'tokenizer.json', 'chat_template.jinja',
-                                                      'generation_config.json', 'LICENSE'}
+  assert {path.name for path in target.iterdir()} == {
+      'config.json', 'model.safetensors', 'tokenizer.json', 'chat_template.jinja', 'generation_config.json', 'LICENSE'
+  }
   assert (target / 'tokenizer.json').read_text() == 'tokenizer.json'
   assert json.loads((target / 'config.json').read_text()) == raw
 

@@ -21,13 +21,14 @@ def init_delta(config: ModelConfig, kind: str, key: jax.Array, *, rank: int = 32
   """A delta to train, float32, that changes nothing yet.
 
   Args:
-    kind: 'lora_embeddings' (LoRA on all linear layers, embedding and head dense beside it; on tied models the one shared table),
-      'lora', 'bias' (a bias on every MLP down projection) or 'full' (every parameter dense).
+    kind: 'lora_embeddings' (LoRA on all linear layers, embedding and head dense beside it; on tied models the one
+      shared table), 'lora', 'bias' (a bias on every MLP down projection) or 'full' (every parameter dense).
     rank, lora_alpha: of the LoRA factors; the change is `lora_alpha / rank * A B`, A uniform as in PEFT, B zero.
 
   Raises:
     InputError: an unknown kind, or a rank below 1.
-  Source: LoRA, arXiv 2106.09685; initialisation as PEFT's `LoraLayer.reset_lora_parameters` (Kaiming uniform with a = sqrt 5).
+  Source: LoRA, arXiv 2106.09685; initialisation as PEFT's `LoraLayer.reset_lora_parameters` (Kaiming uniform with
+    a = sqrt 5).
   """
   if kind not in KINDS:
     raise InputError(f"unknown kind of delta '{kind}'{tree.did_you_mean(kind, KINDS)}; there are: {', '.join(KINDS)}")
@@ -41,7 +42,9 @@ def init_delta(config: ModelConfig, kind: str, key: jax.Array, *, rank: int = 32
   linear = {path: site for path, site in sites(config).items() if site.inputs and path.startswith('layers/')}
   leaves = _init_low_rank(linear, key, rank, lora_alpha / rank)
   if kind == 'lora_embeddings':
-    leaves |= {path: _zeros(site) for path, site in sites(config).items() if path in ('embed/embedding', 'lm_head/kernel')}
+    leaves |= {
+        path: _zeros(site) for path, site in sites(config).items() if path in ('embed/embedding', 'lm_head/kernel')
+    }
   return tree.unflatten(leaves)
 
 
@@ -67,7 +70,8 @@ def merge(config: ModelConfig, params: PyTree, delta: PyTree, alpha: float | jax
   flat, known = tree.flatten(params), sites(config)
   for path, leaf in tree.flatten(delta, is_delta_leaf).items():
     if path not in known:
-      raise InputError(f"the delta changes '{path}', for which the model has no parameter: it cannot be merged, only applied unmerged")
+      raise InputError(f"the delta changes '{path}', for which the model has no parameter: it cannot be merged, only "
+                       'applied unmerged')
     merged = flat[path].astype(jnp.float32) + alpha * kernel_change(known[path], leaf)
     flat[path] = merged.astype(flat[path].dtype)
   return tree.unflatten(flat)
@@ -79,7 +83,7 @@ def _zeros(site: Site) -> Dense:
 
 def _init_low_rank(linear: dict[str, Site], key: jax.Array, rank: int, scale: float) -> dict[str, LowRank]:
   shapes = {path: low_rank_shapes(site, rank) for path, site in linear.items()}
-  # One draw for all of them, cut into pieces: on CPU each random draw in a program takes a third of a second to compile.
+  # One draw for all of them, cut into pieces: on CPU each draw in a program takes a third of a second to compile.
   ends = list(itertools.accumulate(math.prod(a_shape) for a_shape, _ in shapes.values()))
   pieces = jnp.split(jax.random.uniform(key, (ends[-1],), jnp.float32, -1, 1), ends[:-1])
   leaves = {}

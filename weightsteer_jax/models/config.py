@@ -10,8 +10,8 @@ class Rope:
 
   Attributes:
     theta: base of the geometric series of wavelengths.
-    kind: 'default', 'linear' (all frequencies divided by `factor`) or 'llama3' (low frequencies divided, high ones kept, the band
-      between interpolated).
+    kind: 'default', 'linear' (all frequencies divided by `factor`) or 'llama3' (low frequencies divided, high ones
+      kept, the band between interpolated).
     factor: stretch of 'linear' and 'llama3'.
     low_freq_factor, high_freq_factor: edges of the 'llama3' band, in wavelengths per original context.
     original_max_positions: context length, in tokens, the 'llama3' model was trained on first.
@@ -55,5 +55,5 @@ class ModelConfig:
 
   def sizes(self) -> dict[str, int]:
     """{axis letter: size} for the axes of parameters."""
-    return dict(V=self.vocab_size, L=self.num_layers, D=self.width, N=self.num_heads, K=self.num_kv_heads, H=self.head_dim,
-                F=self.mlp_width)
+    return dict(V=self.vocab_size, L=self.num_layers, D=self.width, N=self.num_heads, K=self.num_kv_heads,
+                H=self.head_dim, F=self.mlp_width)

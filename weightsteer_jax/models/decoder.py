@@ -37,7 +37,9 @@ class Projection(nnx.Module):
     x_axes, kernel_axes, _ = einsum.replace('->', ',').split(',')
     output_axes = ''.join(axis for axis in kernel_axes if axis not in x_axes)
     shape = tuple(sizes[axis] for axis in kernel_axes)
-    self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype), axes=kernel_axes, inputs=len(kernel_axes) - len(output_axes))
+    self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype),
+                            axes=kernel_axes,
+                            inputs=len(kernel_axes) - len(output_axes))
     bias_shape = tuple(sizes[axis] for axis in output_axes)
     self.bias = nnx.Param(jnp.zeros(bias_shape, dtype), axes=output_axes, inputs=0) if bias else None
 
@@ -147,7 +149,8 @@ class Decoder(nnx.Module):
 
     self.layers = stack(rngs)
     self.final_norm = RMSNorm(config, dtype=dtype)
-    self.lm_head = None if config.tied else Projection('BTD,DV->BTV', config.sizes(), bias=False, dtype=dtype, rngs=rngs)
+    sizes = config.sizes()
+    self.lm_head = None if config.tied else Projection('BTD,DV->BTV', sizes, bias=False, dtype=dtype, rngs=rngs)
 
   def hidden(self, tokens_BT, *, positions_BT, mask_BTS, edits, cache, remat):
     """Final-normed hidden states [B, T, D] and the updated cache."""
@@ -159,9 +162,16 @@ class Decoder(nnx.Module):
     def layer(carry, scanned):
       x_BTD, cache = carry
       index, params, layer_deltas = scanned
-      edits = tuple(deltas.fold(dataclasses.replace(edit, delta=delta), index) for edit, delta in zip(layer_edits, layer_deltas))
+      edits = tuple(
+          deltas.fold(dataclasses.replace(edit, delta=delta), index) for edit, delta in zip(layer_edits, layer_deltas))
       block = nnx.merge(definition, params)
-      return block(x_BTD, rope=rope, mask_BTS=mask_BTS, edits=edits, cache=cache, layer=index, positions_BT=positions_BT), None
+      return block(x_BTD,
+                   rope=rope,
+                   mask_BTS=mask_BTS,
+                   edits=edits,
+                   cache=cache,
+                   layer=index,
+                   positions_BT=positions_BT), None
 
     if remat:
       layer = jax.checkpoint(layer, prevent_cse=False)  # The scan keeps the two computations apart already.
@@ -177,17 +187,17 @@ class Decoder(nnx.Module):
 
 
 def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
-  """Softmax attention [B, T, N, H] in float32 over the keys the mask lets through; query head n reads kv head n // G."""
+  """Softmax attention [B, T, N, H], in float32, over the keys the mask shows; query head n reads kv head n // G."""
   k_heads, head_dim = k_BSKH.shape[-2:]
   q_BTKGH = rearrange(q_BTNH, 'B T (K G) H -> B T K G H', K=k_heads)
-  scores_BKGTS = jnp.einsum('BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) / math.sqrt(head_dim)
-  scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
+  scores_BKGTS = jnp.einsum('BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+  scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS / math.sqrt(head_dim), jnp.finfo(jnp.float32).min)
   weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
   return rearrange(jnp.einsum('BKGTS,BSKH->BTKGH', weights_BKGTS, v_BSKH), 'B T K G H -> B T (K G) H')
 
 
 def write_cache(cache: Cache, layer: jax.Array, positions_BT: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array):
-  """The cache with these keys and values at slot == position of its layer, and that layer's keys and values [B, S, K, H]."""
+  """The cache with these keys and values at slot == position of its layer, and all of that layer's [B, S, K, H]."""
   rows_B1 = jnp.arange(positions_BT.shape[0])[:, None]
   keys = cache['k'].at[layer, rows_B1, positions_BT].set(k_BTKH.astype(cache['k'].dtype))
   values = cache['v'].at[layer, rows_B1, positions_BT].set(v_BTKH.astype(cache['v'].dtype))
@@ -204,7 +214,8 @@ def rotate(x_BTNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 def rope_tables(rope: Rope, head_dim: int, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Cosines and sines [B, T, 1, H/2] of the positions' angles, float32."""
-  angles_BT1h = positions_BT[..., None, None].astype(jnp.float32) * jnp.asarray(rope_frequencies(rope, head_dim), jnp.float32)
+  frequencies_h = jnp.asarray(rope_frequencies(rope, head_dim), jnp.float32)
+  angles_BT1h = positions_BT[..., None, None].astype(jnp.float32) * frequencies_h
   return jnp.cos(angles_BT1h), jnp.sin(angles_BT1h)
 
 

@@ -7,8 +7,9 @@ A delta is a nested dict parallel to the parameters, whose leaves say how one si
   Dense at `<projection>/bias`           also where the base model has no bias there
   Dense at `layers/residual` [L, D]      a vector added to the residual stream after each block
 
-LoRA training is a delta being trained at alpha 1, weight steering a direction applied at alpha, activation steering a residual delta:
-one forward pass serves them all. An `Edit` pairs a delta with its coefficients, one per row of the batch (or per token).
+LoRA training is a delta being trained at alpha 1, weight steering a direction applied at alpha, activation steering a
+residual delta: one forward pass serves them all. An `Edit` pairs a delta with its coefficients, one per row of the
+batch (or per token).
 """
 import dataclasses
 from typing import Any, Sequence
@@ -23,7 +24,7 @@ PyTree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-  """The change `scale * a @ b` of a kernel: a [L, inputs..., R], b [L, R, outputs...] (no L outside the layer stack)."""
+  """The change `scale * a @ b` of a kernel: a [L, inputs..., R], b [L, R, outputs...] (no L outside the stack)."""
   a: jax.Array
   b: jax.Array
   scale: float = dataclasses.field(default=1.0, metadata=dict(static=True))
@@ -59,7 +60,8 @@ def is_delta_leaf(node: Any) -> bool:
 
 def at(edits: Edits, name: str) -> tuple[Edit, ...]:
   """The edits below the child `name`, those that have one."""
-  return tuple(dataclasses.replace(fold(edit, zlib.crc32(name.encode())), delta=edit.delta[name]) for edit in edits if name in edit.delta)
+  number = zlib.crc32(name.encode())
+  return tuple(dataclasses.replace(fold(edit, number), delta=edit.delta[name]) for edit in edits if name in edit.delta)
 
 
 def fold(edit: Edit, number: int | jax.Array) -> Edit:
@@ -113,8 +115,9 @@ def edited_scale(scale_D: jax.Array, x_BTD: jax.Array, edits: Edits) -> jax.Arra
 def pin(x: jax.Array) -> jax.Array:
   """x, rounded to its dtype where the program says so.
 
-  The compiler may keep more bits of a bfloat16 value than the dtype has while it flows from one operation into the next, depending on
-  what follows it. A program with edits at alpha 0 then differs from one without. What is pinned is the same number in both.
+  The compiler may keep more bits of a bfloat16 value than the dtype has while it flows from one operation into the
+  next, depending on what follows it. A program with edits at alpha 0 then differs from one without. What is pinned is
+  the same number in both.
   """
   if x.dtype == jnp.float32:
     return x

@@ -24,7 +24,8 @@ PyTree = Any
 
 def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> PyTree:
   """Shapes and dtypes of the parameters as a nested dict."""
-  return tree.unflatten({path: jax.ShapeDtypeStruct(site.shape, jnp.dtype(dtype)) for path, site in sites(config).items()})
+  return tree.unflatten(
+      {path: jax.ShapeDtypeStruct(site.shape, jnp.dtype(dtype)) for path, site in sites(config).items()})
 
 
 def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> PyTree:
@@ -48,9 +49,10 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
            remat: bool = False) -> tuple[jax.Array, Cache | None]:
   """Final-normed hidden states [B, T, D], and the cache with this call's keys and values.
 
-  Without a cache a token sees itself and the earlier tokens of its segment (segment 0 is padding: never seen by others). With a
-  cache, slot and position are the same number: the key of position p of row b is written to slot p, and a query at position p sees
-  slots 0..p. Rows are right-padded, and what padding writes lies beyond every position its row has reached.
+  Without a cache a token sees itself and the earlier tokens of its segment (segment 0 is padding: never seen by
+  others). With a cache, slot and position are the same number: the key of position p of row b is written to slot p, and
+  a query at position p sees slots 0..p. Rows are right-padded, and what padding writes lies beyond every position its
+  row has reached.
 
   Args:
     tokens_BT: int32 token ids.
@@ -60,14 +62,15 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
     cache: from `init_cache`, or from an earlier call.
     remat: recompute each layer's activations in the backward pass.
   Raises:
-    InputError: a sequence longer than the model's or the cache's positions, segments together with a cache, or an edit that does not
-      fit the model or the batch.
+    InputError: a sequence longer than the model's or the cache's positions, segments together with a cache, or an edit
+      that does not fit the model or the batch.
   """
   batch, length = tokens_BT.shape
   _check_edits(config, edits, batch, length)
   keys = cache['k'].shape[2] if cache is not None else length
   if keys > config.max_positions:
-    raise InputError(f'a sequence of {keys} tokens was asked of a model with {config.max_positions} positions; shorten it')
+    raise InputError(
+        f'a sequence of {keys} tokens was asked of a model with {config.max_positions} positions; shorten it')
   if cache is not None and (length > keys or segment_ids_BT is not None):
     raise InputError(f'a cache of {keys} positions takes that many tokens, of one segment a row; got {length}'
                      + (' in segments' if segment_ids_BT is not None else ''))
@@ -79,7 +82,12 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
     mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
     if segment_ids_BT is not None:
       mask_BTS = mask_BTS & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])
-  return _decoder(config, params).hidden(tokens_BT, positions_BT=positions_BT, mask_BTS=mask_BTS, edits=tuple(edits), cache=cache, remat=remat)
+  return _decoder(config, params).hidden(tokens_BT,
+                                         positions_BT=positions_BT,
+                                         mask_BTS=mask_BTS,
+                                         edits=tuple(edits),
+                                         cache=cache,
+                                         remat=remat)
 
 
 def logits(config: ModelConfig, params: PyTree, x_BTD: jax.Array, *, edits: deltas.Edits = ()) -> jax.Array:
@@ -88,12 +96,17 @@ def logits(config: ModelConfig, params: PyTree, x_BTD: jax.Array, *, edits: delt
   return _decoder(config, params).logits(x_BTD, edits=tuple(edits))
 
 
-def token_logprobs(config: ModelConfig, params: PyTree, x_BTD: jax.Array, targets_BT: jax.Array, *, edits: deltas.Edits = (),
+def token_logprobs(config: ModelConfig,
+                   params: PyTree,
+                   x_BTD: jax.Array,
+                   targets_BT: jax.Array,
+                   *,
+                   edits: deltas.Edits = (),
                    chunk: int = 256) -> jax.Array:
   """log p(target) in nats, float32 [B, T], without ever holding [B, T, V].
 
-  T is taken in chunks of at most `chunk`, one after the other, whose logits are computed again in the backward pass: the largest array
-  is the [B, chunk, V] of one chunk.
+  T is taken in chunks of at most `chunk`, one after the other, whose logits are computed again in the backward pass:
+  the largest array is the [B, chunk, V] of one chunk.
   """
   length = targets_BT.shape[1]
   _check_edits(config, edits, *targets_BT.shape)
@@ -104,10 +117,13 @@ def token_logprobs(config: ModelConfig, params: PyTree, x_BTD: jax.Array, target
     padded = jnp.pad(array, [(0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 2))
     return rearrange(padded, 'B (C t) ... -> C B t ...', C=chunks)
 
-  @functools.partial(jax.checkpoint, prevent_cse=False)  # Inside a scan there is nothing a common subexpression could keep alive.
+  # prevent_cse: inside a scan there is nothing that a common subexpression could keep alive.
+  @functools.partial(jax.checkpoint, prevent_cse=False)
   def chunk_logprobs(carry, scanned):
     index, x_BtD, targets_Bt, alphas = scanned
-    here = tuple(deltas.fold(edit if alpha is None else dataclasses.replace(edit, alpha=alpha), index) for edit, alpha in zip(edits, alphas))
+    here = tuple(
+        deltas.fold(edit if alpha is None else dataclasses.replace(edit, alpha=alpha), index)
+        for edit, alpha in zip(edits, alphas))
     logits_BtV = logits(config, params, x_BtD, edits=here)
     picked_Bt = jnp.take_along_axis(logits_BtV, targets_Bt[..., None], axis=-1)[..., 0]
     return carry, picked_Bt - jax.nn.logsumexp(logits_BtV, axis=-1)
@@ -122,8 +138,9 @@ def _check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: i
     check_delta(config, edit.delta)
     shape = jnp.shape(edit.alpha)
     if shape not in ((), (batch,), (batch, length)):
-      raise InputError(f'the alpha of an edit has shape {shape}; for {batch} rows of {length} tokens it is one number, [{batch}] or '
-                       f'[{batch}, {length}]')
+      raise InputError(
+          f'the alpha of an edit has shape {shape}; for {batch} rows of {length} tokens it is one number, [{batch}] or '
+          f'[{batch}, {length}]')
 
 
 def _decoder(config: ModelConfig, params: PyTree) -> Decoder:

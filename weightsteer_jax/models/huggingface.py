@@ -25,10 +25,10 @@ PyTree = Any
 DTYPES = ('float32', 'bfloat16')
 SHARD_BYTES = 5 * 1000**3  # As transformers' default `max_shard_size`.
 HUB_TIMEOUT_SECONDS = 10.0  # For the first answer of the hub, which its client would wait for without end.
-# What a tokenizer, a generation setting or a licence may consist of; nothing else is copied or downloaded beside the weights.
-COMPANIONS = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'vocab.txt',
-              'merges.txt', 'tokenizer.model', 'chat_template.jinja', 'generation_config.json', 'LICENSE', 'LICENSE.txt', 'LICENSE.md',
-              'NOTICE', 'NOTICE.txt', 'USE_POLICY.md')
+# What a tokenizer, generation settings or a licence consist of; nothing else is copied or downloaded beside weights.
+COMPANIONS = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json',
+              'vocab.txt', 'merges.txt', 'tokenizer.model', 'chat_template.jinja', 'generation_config.json', 'LICENSE',
+              'LICENSE.txt', 'LICENSE.md', 'NOTICE', 'NOTICE.txt', 'USE_POLICY.md')
 STORED_DTYPES = ('F64', 'F32', 'F16', 'BF16')  # safetensors' names; other dtypes are quantised weights.
 
 
@@ -37,7 +37,8 @@ class Model:
   """A checkpoint in memory.
 
   Attributes:
-    config: its architecture. params: its parameters (see forward.sites). folder: where its files lie. family: its `model_type`.
+    config: its architecture. params: its parameters (see forward.sites). folder: where its files lie. family: its
+      `model_type`.
     source: what the user called it: a path or a hub id. revision: the hub commit, or '' for a local folder.
   """
   config: ModelConfig
@@ -56,7 +57,8 @@ def load(source: str | pathlib.Path, *, dtype: str = 'float32', revision: str | 
     CorruptError: a weights file that is cut short. NotFiniteError: a weight that is NaN or infinite.
   """
   if dtype not in DTYPES:
-    raise InputError(f"dtype '{dtype}' is not supported{tree.did_you_mean(dtype, DTYPES)}; supported: {', '.join(DTYPES)}")
+    raise InputError(
+        f"dtype '{dtype}' is not supported{tree.did_you_mean(dtype, DTYPES)}; supported: {', '.join(DTYPES)}")
   folder, commit = resolve(source, revision=revision)
   config, family = load_config(folder)
   with open_tensors(folder) as tensors:
@@ -84,13 +86,15 @@ def resolve(source: str | pathlib.Path, *, revision: str | None = None) -> tuple
   folder = pathlib.Path(source).expanduser()
   if folder.is_dir() and str(source):
     if revision:
-      raise InputError(f"'{source}' is a folder, and the revision '{revision}' can only be asked of the hub: leave it out")
+      raise InputError(
+          f"'{source}' is a folder, and the revision '{revision}' can only be asked of the hub: leave it out")
     return folder, ''
   match = re.fullmatch(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?', str(source))
   if folder.is_file():
     raise InputError(f"'{source}' is a file; name the folder of the checkpoint: '{folder.parent}'")
   if not match or str(source).startswith(('.', '/', '~')):
-    raise InputError(f"no checkpoint at '{source}': neither a folder nor a hub id of the form org/name{files.nearest(folder)}")
+    raise InputError(
+        f"no checkpoint at '{source}': neither a folder nor a hub id of the form org/name{files.nearest(folder)}")
   if match[2] and revision and match[2] != revision:
     raise InputError(f"'{source}' names one revision and '{revision}' is another: give one of them")
   return _download(match[1], match[2] or revision or 'main')
@@ -99,7 +103,8 @@ def resolve(source: str | pathlib.Path, *, revision: str | None = None) -> tuple
 def _download(repository: str, revision: str) -> tuple[pathlib.Path, str]:
   """The local copy of a hub repository and its commit; without the hub, the copy that is there from before."""
   import huggingface_hub
-  wanted = dict(allow_patterns=['model.safetensors', 'model-*.safetensors', 'model.safetensors.index.json', 'config.json', *COMPANIONS])
+  weights = ('model.safetensors', 'model-*.safetensors', 'model.safetensors.index.json')
+  wanted = dict(allow_patterns=[*weights, 'config.json', *COMPANIONS])
   try:
     commit = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT_SECONDS).sha
     folder = huggingface_hub.snapshot_download(repository, revision=commit, **wanted)
@@ -108,8 +113,9 @@ def _download(repository: str, revision: str) -> tuple[pathlib.Path, str]:
       folder = huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True, **wanted)
     except Exception:
       reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-      raise InputError(f"'{repository}' is no folder here{files.nearest(pathlib.Path(repository))}, was not downloaded before, and could "
-                       f"not be had from the hub (revision {revision}): {reason}") from error
+      near = files.nearest(pathlib.Path(repository))
+      raise InputError(f"'{repository}' is no folder here{near}, was not downloaded before, and could not be had from "
+                       f"the hub (revision {revision}): {reason}") from error
   return pathlib.Path(folder), pathlib.Path(folder).name
 
 
@@ -141,7 +147,8 @@ def open_tensors(folder: pathlib.Path) -> Iterator[Tensors]:
   """The tensors of the checkpoint in a folder.
 
   Raises:
-    InputError: no safetensors there (pickles are refused), or an index that points outside the folder or disagrees with the files.
+    InputError: no safetensors there (pickles are refused), or an index that points outside the folder or disagrees with
+      the files.
     CorruptError: a file that is cut short or missing.
   """
   with contextlib.ExitStack() as stack:
@@ -158,7 +165,8 @@ def open_tensors(folder: pathlib.Path) -> Iterator[Tensors]:
 
 
 def _weight_files(folder: pathlib.Path) -> dict[pathlib.Path, list[str] | None]:
-  """{file: names of its tensors, None if no index tells}; where there are both, transformers takes the single file, and so do we."""
+  """{file: names of its tensors, None if no index tells}; where there are both, transformers takes the single file, and
+  so do we."""
   if (folder / 'model.safetensors').exists():
     return {folder / 'model.safetensors': None}
   index = folder / 'model.safetensors.index.json'
@@ -166,16 +174,19 @@ def _weight_files(folder: pathlib.Path) -> dict[pathlib.Path, list[str] | None]:
     return _indexed_files(index)
   pickles = sorted(path.name for pattern in ('*.bin', '*.pt', '*.pth') for path in folder.glob(pattern))
   if pickles:
-    raise InputError(
-        f"{folder} holds its weights as pickles ({', '.join(pickles[:3])}), which can run code and are never loaded. Convert them where you "
-        f"trust them: python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{folder}').save_pretrained('converted')\"")
-  raise InputError(f'{folder} holds no weights: expected model.safetensors, or model.safetensors.index.json and its files')
+    command = ('python -c "from transformers import AutoModelForCausalLM as M; '
+               f"M.from_pretrained('{folder}').save_pretrained('converted')\"")
+    raise InputError(f"{folder} holds its weights as pickles ({', '.join(pickles[:3])}), which can run code and are "
+                     f'never loaded. Convert them where you trust them: {command}')
+  raise InputError(
+      f'{folder} holds no weights: expected model.safetensors, or model.safetensors.index.json and its files')
 
 
 def _indexed_files(index: pathlib.Path) -> dict[pathlib.Path, list[str] | None]:
   content = files.read_json(index, what='the index of a checkpoint')
   weight_map = content.get('weight_map') if isinstance(content, dict) else None
-  if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+  names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+  if not names or not all(isinstance(name, str) for name in names):
     raise CorruptError(f"{index} holds no 'weight_map' from tensors to files; copy or download it again")
   found: dict[pathlib.Path, list[str] | None] = {}
   for tensor, name in weight_map.items():
@@ -213,7 +224,8 @@ def to_theirs(array: np.ndarray, pattern: str, config: ModelConfig) -> np.ndarra
 def their_shape(pattern: str, config: ModelConfig) -> tuple[int, ...]:
   """The shape of the Hugging Face tensor that `pattern` turns into ours."""
   sizes = config.sizes()
-  return tuple(math.prod(sizes[axis] for axis in group.strip('()').split()) for group in _groups(pattern.split(' -> ')[0]))
+  return tuple(
+      math.prod(sizes[axis] for axis in group.strip('()').split()) for group in _groups(pattern.split(' -> ')[0]))
 
 
 def _groups(axes: str) -> list[str]:
@@ -223,12 +235,16 @@ def _groups(axes: str) -> list[str]:
 
 def _grouped_sizes(pattern: str, config: ModelConfig) -> dict[str, int]:
   sizes = config.sizes()
-  return {axis: sizes[axis] for group in _groups(pattern) if group.startswith('(') for axis in group.strip('()').split()}
+  return {
+      axis: sizes[axis] for group in _groups(pattern) if group.startswith('(') for axis in group.strip('()').split()
+  }
 
 
 def _read_params(config: ModelConfig, family: Family, tensors: Tensors, dtype: str) -> PyTree:
   table = _tensor_names(config, family)
-  expected = {name.format(l=l) for path, (name, _) in table.items() for l in range(config.num_layers if '{l}' in name else 1)}
+  expected = {
+      name.format(l=l) for path, (name, _) in table.items() for l in range(config.num_layers if '{l}' in name else 1)
+  }
   names = tensors.names()
   if config.tied and 'lm_head.weight' in names and 'lm_head.weight' not in expected:
     _check_tied_head(tensors)
@@ -239,7 +255,8 @@ def _read_params(config: ModelConfig, family: Family, tensors: Tensors, dtype: s
   for name, pattern in table.values():
     for l in range(config.num_layers if '{l}' in name else 1):
       _check_tensor(name.format(l=l), tensors, their_shape(pattern, config))
-  return tree.unflatten({path: _read_param(config, path, name, pattern, tensors, dtype) for path, (name, pattern) in table.items()})
+  return tree.unflatten(
+      {path: _read_param(config, path, name, pattern, tensors, dtype) for path, (name, pattern) in table.items()})
 
 
 def _read_param(config, path, name, pattern, tensors, dtype) -> jax.Array:
@@ -256,14 +273,16 @@ def _check_tensor(name: str, tensors: Tensors, expected: tuple[int, ...]) -> Non
   if tensors.shape(name) != expected:
     raise InputError(f"'{name}' has shape {tensors.shape(name)}; the config asks for {expected}")
   if tensors.dtype(name) not in STORED_DTYPES:
-    raise InputError(f"'{name}' is stored as {tensors.dtype(name)}; supported: {', '.join(STORED_DTYPES)} (unquantised weights)")
+    raise InputError(
+        f"'{name}' is stored as {tensors.dtype(name)}; supported: {', '.join(STORED_DTYPES)} (unquantised weights)")
 
 
 def _check_tied_head(tensors: Tensors) -> None:
   """A tied checkpoint may store its head too, if it is the embedding."""
   if not np.array_equal(tensors.read('lm_head.weight'), tensors.read('model.embed_tokens.weight')):
-    raise InputError("the config says tie_word_embeddings, but 'lm_head.weight' differs from 'model.embed_tokens.weight': set "
-                     'tie_word_embeddings to false in config.json to use both, or drop the head from the weights')
+    raise InputError(
+        "the config says tie_word_embeddings, but 'lm_head.weight' differs from 'model.embed_tokens.weight': set "
+        'tie_word_embeddings to false in config.json to use both, or drop the head from the weights')
 
 
 def _check_finite(params: PyTree, folder: pathlib.Path) -> None:
@@ -273,7 +292,12 @@ def _check_finite(params: PyTree, folder: pathlib.Path) -> None:
     raise NotFiniteError(f'{folder}: the weights {", ".join(bad)} hold NaN or infinite values')
 
 
-def save(folder: str | pathlib.Path, config: ModelConfig, params: PyTree, *, family: str, like: str | pathlib.Path | None = None,
+def save(folder: str | pathlib.Path,
+         config: ModelConfig,
+         params: PyTree,
+         *,
+         family: str,
+         like: str | pathlib.Path | None = None,
          extra: dict[str, Any] | None = None) -> pathlib.Path:
   """The folder of a new Hugging Face checkpoint, in the parameters' dtype.
 
@@ -284,7 +308,8 @@ def save(folder: str | pathlib.Path, config: ModelConfig, params: PyTree, *, fam
     InputError: the folder exists, or `like` describes another architecture. OutputError: it could not be written whole.
   """
   if family not in FAMILIES:
-    raise InputError(f"unknown family '{family}'{tree.did_you_mean(family, FAMILIES)}; there are: {', '.join(sorted(FAMILIES))}")
+    raise InputError(
+        f"unknown family '{family}'{tree.did_you_mean(family, FAMILIES)}; there are: {', '.join(sorted(FAMILIES))}")
   spec, like = FAMILIES[family], pathlib.Path(like) if like is not None else None
   raw = _config_json(config, params, spec, like)
   with files.new_folder(folder, what='the checkpoint') as target:
@@ -301,7 +326,8 @@ def save(folder: str | pathlib.Path, config: ModelConfig, params: PyTree, *, fam
 def _config_json(config: ModelConfig, params: PyTree, family: Family, like: pathlib.Path | None) -> dict[str, Any]:
   dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)})
   if len(dtypes) != 1 or dtypes[0] not in DTYPES:
-    raise InputError(f"the parameters to save are {' and '.join(dtypes)}; expected one of {', '.join(DTYPES)} throughout")
+    raise InputError(
+        f"the parameters to save are {' and '.join(dtypes)}; expected one of {', '.join(DTYPES)} throughout")
   if like is None or not (like / 'config.json').exists():
     raw = {'architectures': [family.architecture], 'model_type': family.model_type, **family.write(config)}
     return raw | {'dtype': dtypes[0], 'torch_dtype': dtypes[0]}
@@ -316,8 +342,9 @@ def _hf_tensors(config: ModelConfig, family: Family, params: PyTree) -> Iterator
   flat = tree.flatten(params)
   tree.same_keys(sites(config), flat, what='the parameters to save')
   for path, (name, pattern) in _tensor_names(config, family).items():
-    if flat[path].shape != sites(config)[path].shape:
-      raise InputError(f"the parameter '{path}' to save has shape {flat[path].shape}, the config asks for {sites(config)[path].shape}")
+    shape, expected = flat[path].shape, sites(config)[path].shape
+    if shape != expected:
+      raise InputError(f"the parameter '{path}' to save has shape {shape}, the config asks for {expected}")
     array = np.asarray(jax.device_get(flat[path]))
     for l in range(config.num_layers if '{l}' in name else 1):
       yield name.format(l=l), to_theirs(array[l] if '{l}' in name else array, pattern, config)
@@ -349,4 +376,5 @@ def _write_shards(folder: pathlib.Path, tensors: Iterator[tuple[str, np.ndarray]
     final = folder / f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
     path.rename(final)
     weight_map |= {name: final.name for name in names}
-  files.write_json(folder / 'model.safetensors.index.json', {'metadata': {'total_size': total}, 'weight_map': weight_map})
+  files.write_json(folder / 'model.safetensors.index.json',
+                   {'metadata': {'total_size': total}, 'weight_map': weight_map})

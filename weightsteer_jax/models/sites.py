@@ -49,12 +49,13 @@ def sites(config: ModelConfig) -> dict[str, Site]:
 
 
 def delta_sites(config: ModelConfig) -> dict[str, Site]:
-  """{path: Site} of every place a delta may change: the parameters, a bias on each projection, and the residual stream."""
+  """{path: Site} of all that a delta may change: parameters, a bias on each projection, and the residual stream."""
   found = dict(sites(config))
   for path, site in sites(config).items():
     if site.inputs and path.startswith('layers/'):
       bias = path.removesuffix('kernel') + 'bias'
-      found.setdefault(bias, Site('L' + site.axes[1 + site.inputs:], (site.shape[0],) + site.shape[1 + site.inputs:], 0))
+      outputs = slice(1 + site.inputs, None)
+      found.setdefault(bias, Site('L' + site.axes[outputs], (site.shape[0],) + site.shape[outputs], 0))
   found['layers/residual'] = Site('LD', (config.num_layers, config.width), 0)
   return found
 
@@ -63,7 +64,8 @@ def check_delta(config: ModelConfig, delta: PyTree) -> None:
   """Nothing, if the delta fits the model.
 
   Raises:
-    InputError: a path that the model does not have, a leaf of another kind, or a shape that does not fit; names both shapes.
+    InputError: a path that the model does not have, a leaf of another kind, or a shape that does not fit; names both
+      shapes.
   """
   known = delta_sites(config)
   for path, leaf in tree.flatten(delta, is_delta_leaf).items():
@@ -73,8 +75,8 @@ def check_delta(config: ModelConfig, delta: PyTree) -> None:
     site = known[path]
     if isinstance(leaf, Dense):
       if tuple(leaf.value.shape) != site.shape:
-        raise InputError(f"the delta at '{path}' has shape {tuple(leaf.value.shape)}, the model has {site.shape} (axes {site.axes}); "
-                         'it was made for another architecture')
+        raise InputError(f"the delta at '{path}' has shape {tuple(leaf.value.shape)}, the model has {site.shape} "
+                         f'(axes {site.axes}); it was made for another architecture')
     elif isinstance(leaf, LowRank):
       _check_low_rank(path, site, leaf)
     else:
@@ -90,9 +92,11 @@ def low_rank_shapes(site: Site, rank: int) -> tuple[tuple[int, ...], tuple[int, 
 
 def _check_low_rank(path: str, site: Site, leaf: LowRank) -> None:
   if not site.inputs:
-    raise InputError(f"the delta at '{path}' is low-rank, but only kernels of projections can be; use a dense change there")
+    raise InputError(
+        f"the delta at '{path}' is low-rank, but only kernels of projections can be; use a dense change there")
   expected = low_rank_shapes(site, leaf.a.shape[-1] if leaf.a.ndim else 0)
   got = (tuple(leaf.a.shape), tuple(leaf.b.shape))
   if got != expected:
-    raise InputError(f"the delta at '{path}' has factors {got[0]} and {got[1]}, the model needs {expected[0]} and {expected[1]}; "
-                     'it was made for another architecture')
+    raise InputError(
+        f"the delta at '{path}' has factors {got[0]} and {got[1]}, the model needs {expected[0]} and {expected[1]}; "
+        'it was made for another architecture')

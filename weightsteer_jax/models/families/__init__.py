@@ -17,17 +17,21 @@ def family_of(raw: Mapping[str, Any], *, where: str) -> Family:
     InputError: none, or one that is not supported; names those that are.
   """
   if not isinstance(raw, Mapping):
-    raise InputError(f'{where} is no config of a model: it holds a {type(raw).__name__}, expected an object with a model_type')
+    raise InputError(
+        f'{where} is no config of a model: it holds a {type(raw).__name__}, expected an object with a model_type')
   model_type = str(raw.get('model_type'))
   if model_type not in FAMILIES:
     near = tree.did_you_mean(model_type, FAMILIES)
-    raise InputError(f"{where}: model_type {model_type!r} is not supported{near}; supported: {', '.join(sorted(FAMILIES))}")
+    raise InputError(
+        f"{where}: model_type {model_type!r} is not supported{near}; supported: {', '.join(sorted(FAMILIES))}")
   if raw.get('quantization_config'):
-    raise InputError(f"{where}: the checkpoint is quantised (quantization_config={raw['quantization_config']!r}); use the unquantised one")
+    raise InputError(f"{where}: the checkpoint is quantised (quantization_config={raw['quantization_config']!r}); use "
+                     'the unquantised one')
   family = FAMILIES[model_type]
   architectures = raw.get('architectures') or [family.architecture]
   if family.architecture not in architectures:
-    raise InputError(f"{where}: 'architectures' is {architectures!r}, which is not supported; supported: {family.architecture}")
+    raise InputError(
+        f"{where}: 'architectures' is {architectures!r}, which is not supported; supported: {family.architecture}")
   return family
 
 
@@ -45,5 +49,6 @@ def read_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
   if config.num_heads % config.num_kv_heads:
     raise InputError(f'{where}: {config.num_heads} query heads cannot share {config.num_kv_heads} kv heads evenly')
   if config.head_dim % 2:
-    raise InputError(f'{where}: rotary positions turn pairs, and a head of {config.head_dim} dimensions has no even number of them')
+    raise InputError(
+        f'{where}: rotary positions turn pairs, and a head of {config.head_dim} dimensions has no even number of them')
   return config

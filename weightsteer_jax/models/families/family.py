@@ -6,18 +6,19 @@ from weightsteer_jax import tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ACTIVATIONS, ModelConfig, Rope
 
-# Keys that say nothing about the forward pass: bookkeeping, token ids (the tokenizer's business), training-only and cache settings,
-# labels of classifiers, and the settings of text generation that older checkpoints carry.
+# Keys that say nothing about the forward pass: bookkeeping, token ids (the tokenizer's business), training-only and
+# cache settings, labels of classifiers, and the settings of text generation that older checkpoints carry.
 INERT = frozenset((
     '_attn_implementation_autoset', '_commit_hash', '_name_or_path', 'architectures', 'auto_map', 'bos_token_id',
-    'chunk_size_feed_forward', 'dtype', 'eos_token_id', 'finetuning_task', 'id2label', 'initializer_range', 'is_llama_config', 'label2id',
-    'output_attentions', 'output_hidden_states', 'output_scores', 'pad_token_id', 'prefix', 'problem_type', 'return_dict',
-    'return_dict_in_generate', 'task_specific_params', 'tokenizer_class', 'torch_dtype', 'transformers.js_config', 'transformers_version',
-    'unsloth_fixed', 'unsloth_version', 'use_cache',
-    'bad_words_ids', 'begin_suppress_tokens', 'diversity_penalty', 'do_sample', 'early_stopping', 'encoder_no_repeat_ngram_size',
-    'exponential_decay_length_penalty', 'forced_bos_token_id', 'forced_eos_token_id', 'length_penalty', 'max_length', 'min_length',
-    'no_repeat_ngram_size', 'num_beam_groups', 'num_beams', 'num_return_sequences', 'remove_invalid_values', 'repetition_penalty',
-    'sep_token_id', 'suppress_tokens', 'temperature', 'top_k', 'top_p', 'typical_p',
+    'chunk_size_feed_forward', 'dtype', 'eos_token_id', 'finetuning_task', 'id2label', 'initializer_range',
+    'is_llama_config', 'label2id', 'output_attentions', 'output_hidden_states', 'output_scores', 'pad_token_id',
+    'prefix', 'problem_type', 'return_dict', 'return_dict_in_generate', 'task_specific_params', 'tokenizer_class',
+    'torch_dtype', 'transformers.js_config', 'transformers_version', 'unsloth_fixed', 'unsloth_version', 'use_cache',
+    'bad_words_ids', 'begin_suppress_tokens', 'diversity_penalty', 'do_sample', 'early_stopping',
+    'encoder_no_repeat_ngram_size', 'exponential_decay_length_penalty', 'forced_bos_token_id', 'forced_eos_token_id',
+    'length_penalty', 'max_length', 'min_length', 'no_repeat_ngram_size', 'num_beam_groups', 'num_beams',
+    'num_return_sequences', 'remove_invalid_values', 'repetition_penalty', 'sep_token_id', 'suppress_tokens',
+    'temperature', 'top_k', 'top_p', 'typical_p',
 ))
 
 
@@ -40,14 +41,15 @@ class Family:
 
 
 class Fields:
-  """The fields of a `config.json`, each of which must be taken, or be known to say nothing: `finish` refuses what is left.
+  """The fields of a `config.json`, each to be taken or known to say nothing: `finish` refuses what is left.
 
   A field that is null is as good as absent.
   """
 
   def __init__(self, raw: Mapping[str, Any], *, where: str):
     self.where = where
-    self.left = {key: value for key, value in raw.items() if value is not None and key not in INERT and key != 'model_type'}
+    passed = INERT | {'model_type'}
+    self.left = {key: value for key, value in raw.items() if value is not None and key not in passed}
 
   def take(self, key: str, *default: Any, kind: type | tuple[type, ...] = object) -> Any:
     """The value of the field, which must be of the kind; where it is absent, the default, if one is given.
@@ -86,8 +88,10 @@ class Fields:
       InputError: another value; the port would not honour it.
     """
     value = self.left.pop(key, None)
-    if value is not None and not any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in allowed):
-      raise InputError(f"{self.where}: '{key}' is {value!r}, which is not supported (supported: {', '.join(map(repr, allowed))})")
+    if value is not None and not any(value == other and isinstance(value, bool) == isinstance(other, bool)
+                                     for other in allowed):
+      raise InputError(
+          f"{self.where}: '{key}' is {value!r}, which is not supported (supported: {', '.join(map(repr, allowed))})")
 
   def ignore(self, *keys: str) -> None:
     """Drops fields that have no effect at the values the others have."""
@@ -102,14 +106,16 @@ class Fields:
     """
     if self.left:
       fields = ', '.join(f'{key}={value!r}' for key, value in sorted(self.left.items()))
-      raise InputError(f'{self.where}: these fields are not supported, and ignoring them could change the results: {fields}')
+      raise InputError(
+          f'{self.where}: these fields are not supported, and ignoring them could change the results: {fields}')
 
 
 def read_activation(fields: Fields) -> str:
   """The MLP's activation, one that the decoder has."""
   name = fields.take('hidden_act', 'silu', kind=str)
   if name not in ACTIVATIONS:
-    raise InputError(f"{fields.where}: 'hidden_act' is {name!r}{tree.did_you_mean(name, ACTIVATIONS)}; supported: {', '.join(ACTIVATIONS)}")
+    near = tree.did_you_mean(name, ACTIVATIONS)
+    raise InputError(f"{fields.where}: 'hidden_act' is {name!r}{near}; supported: {', '.join(ACTIVATIONS)}")
   return name
 
 
@@ -135,8 +141,8 @@ def read_rope(fields: Fields, *, max_positions: int) -> Rope:
     rope = Rope(theta, 'linear', inside.positive('factor'), 1.0, 1.0, max_positions)
     inside.ignore('original_max_position_embeddings')
   elif kind == 'llama3':
-    rope = Rope(theta, 'llama3', inside.positive('factor'), inside.positive('low_freq_factor'), inside.positive('high_freq_factor'),
-                inside.count('original_max_position_embeddings', max_positions))
+    rope = Rope(theta, 'llama3', inside.positive('factor'), inside.positive('low_freq_factor'),
+                inside.positive('high_freq_factor'), inside.count('original_max_position_embeddings', max_positions))
     if rope.high_freq_factor <= rope.low_freq_factor:
       raise InputError(f"{inside.where}: 'high_freq_factor' is {rope.high_freq_factor}, expected more than "
                        f"'low_freq_factor', {rope.low_freq_factor}")
@@ -160,10 +166,17 @@ def write_rope(rope: Rope) -> dict[str, Any]:
 def write_sizes(config: ModelConfig) -> dict[str, Any]:
   """The fields that every family of this shape writes alike."""
   return {
-      'vocab_size': config.vocab_size, 'num_hidden_layers': config.num_layers, 'hidden_size': config.width,
-      'num_attention_heads': config.num_heads, 'num_key_value_heads': config.num_kv_heads, 'intermediate_size': config.mlp_width,
-      'rms_norm_eps': config.norm_eps, 'tie_word_embeddings': config.tied, 'hidden_act': config.activation,
-      'max_position_embeddings': config.max_positions, **write_rope(config.rope),
+      'vocab_size': config.vocab_size,
+      'num_hidden_layers': config.num_layers,
+      'hidden_size': config.width,
+      'num_attention_heads': config.num_heads,
+      'num_key_value_heads': config.num_kv_heads,
+      'intermediate_size': config.mlp_width,
+      'rms_norm_eps': config.norm_eps,
+      'tie_word_embeddings': config.tied,
+      'hidden_act': config.activation,
+      'max_position_embeddings': config.max_positions,
+      **write_rope(config.rope),
   }
 
 
