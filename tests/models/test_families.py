@@ -1,4 +1,4 @@
-"""Reading and writing `config.json`: real ones, their dialects, transformers' defaults, and all that must be refused."""
+"""Reading and writing `config.json`: real ones, dialects, transformers' defaults, and all that must be refused."""
 import dataclasses
 import json
 
