@@ -4,6 +4,7 @@ The rooms, in the order data goes through them; imports only go up this list:
 
   errors.py       the errors a user can meet, with their exit codes
   files.py        files and folders that appear whole or not at all
+  versions.py     which versions computed something
   tree.py         pytrees named by path: flatten, strict get, masks that cover every leaf, fingerprints
   config.py       the one schema of a run
   checkpoint.py   orbax in and out: atomic, fingerprinted, verified

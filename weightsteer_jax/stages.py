@@ -12,10 +12,8 @@ Each stage reads what the ones before it wrote, continues where it stopped, and 
 """
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import pathlib
-import platform
 import re
 import time
 from typing import Any, Callable, Mapping, Sequence
@@ -26,12 +24,15 @@ from weightsteer_jax import directions, evaluation, files, finetune as finetunin
 from weightsteer_jax.config import ModelChoice, Run
 from weightsteer_jax.data import Conversation, Example
 from weightsteer_jax.errors import InputError
+from weightsteer_jax.versions import versions
 
 Path = str | pathlib.Path
 
 SIDES = ('positive', 'negative')
 ORGANISM = 'organism'
 ARM = 'weights'  # the direction, applied at alpha
+# What computes, by version in config.json.
+PACKAGES = ('weightsteer_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'numpy')
 # A workdir may be swept again with other tasks or strengths; what its fine-tunes are made from may not change under them.
 FIXED = ('seed', 'model', 'data', 'finetune')
 
@@ -82,7 +83,7 @@ def begin(run: Run, workdir: Path, *, command: str = '') -> None:
   """
   check(run, workdir)
   load_model(run.model)  # Weights that cannot be read should leave no workdir behind.
-  record = configs.to_dict(run) | {'command': command, 'versions': versions()}
+  record = configs.to_dict(run) | {'command': command, 'versions': versions(*PACKAGES)}
   files.write_json(pathlib.Path(workdir) / 'config.json', record)
 
 
@@ -237,12 +238,6 @@ def load_tasks(run: Run) -> list[evaluation.tasks.Task]:
 def direction_folder(run: Run, workdir: Path) -> pathlib.Path:
   """Where the run's direction lies."""
   return pathlib.Path(workdir) / 'directions' / run.name
-
-
-def versions() -> dict[str, str]:
-  """Versions of what computes."""
-  names = ('weightsteer_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'numpy')
-  return {'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
 def say(line: str) -> None:

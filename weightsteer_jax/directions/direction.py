@@ -1,9 +1,7 @@
 """The direction: an exact change of a model's weights, where it comes from, and its folder on disk."""
 import dataclasses
-import importlib.metadata
 import math
 import pathlib
-import platform
 from typing import Any, Mapping
 
 import jax.numpy as jnp
@@ -16,6 +14,7 @@ from weightsteer_jax.directions import base as bases
 from weightsteer_jax.directions import gram
 from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
 from weightsteer_jax.models import Dense, LowRank
+from weightsteer_jax.versions import versions
 
 PyTree = Any
 
@@ -71,7 +70,7 @@ def save(folder: files.Path, direction: Direction) -> None:
     raise NotFiniteError(f'the direction is NaN or infinite at {", ".join(broken)}')
   squares = gram.squared_norms(direction.delta)
   manifest = {**direction.meta, 'format': FORMAT, 'norm': math.sqrt(math.fsum(squares.values())),
-              'norms': {path: math.sqrt(value) for path, value in squares.items()}, 'versions': _versions(),
+              'norms': {path: math.sqrt(value) for path, value in squares.items()}, 'versions': versions('jax', 'jaxlib', 'flax', 'numpy', 'safetensors'),
               'fingerprints': tree.fingerprint(tensors)}
   with files.new_folder(folder, what='a direction') as partial:
     files.save_safetensors(partial / TENSORS, tensors)
@@ -148,8 +147,3 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     return load_file(path)
   except (SafetensorError, OSError) as error:
     raise CorruptError(f'{path} is no whole safetensors file ({error}); copy or make the direction again') from error
-
-
-def _versions() -> dict[str, str]:
-  return {'python': platform.python_version(),
-          **{name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'numpy', 'safetensors')}}

@@ -4,9 +4,7 @@
 is never used.
 """
 import dataclasses
-import importlib.metadata
 import pathlib
-import platform
 from typing import Any, Mapping
 
 import jax
@@ -22,6 +20,7 @@ PyTree = Any
 
 TENSORS = 'adapter.safetensors'
 MANIFEST = 'adapter.json'
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax')  # What computes a fine-tune.
 FORMAT = 1
 
 
@@ -89,12 +88,6 @@ def check_base(meta: Mapping[str, Any], model: models.Model, *, where: str) -> N
     raise InputError(f"{where} was trained on another base, '{meta['base']}' (digest {theirs}), than '{model.source}' "
                      f'(digest {ours}): the architecture is the same, the parameters are not; load the base it was '
                      'trained on')
-
-
-def versions() -> dict[str, str]:
-  """Versions of what computed the numbers."""
-  packages = ('jax', 'jaxlib', 'flax', 'optax')
-  return {'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def _dtype(model: models.Model) -> str:

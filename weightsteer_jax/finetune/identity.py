@@ -11,6 +11,7 @@ from weightsteer_jax import config, files, models
 from weightsteer_jax.data import Example
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.finetune import adapter
+from weightsteer_jax.versions import versions
 
 OPTIONS = 'options.json'
 
@@ -47,7 +48,7 @@ def claim(workdir: pathlib.Path, mine: Mapping[str, Any]) -> None:
   if not path.exists():
     files.refuse_existing(workdir / 'adapter', what='a fine-tune')
     files.refuse_existing(workdir / 'checkpoints', what='a fine-tune')
-    files.write_json(path, {**mine, 'versions': adapter.versions()})
+    files.write_json(path, {**mine, 'versions': versions(*adapter.PACKAGES)})
     return
   theirs = files.read_json(path, what='the options of a fine-tune')
   there, here = _flat(theirs), _flat(mine)

@@ -22,6 +22,7 @@ from weightsteer_jax.data.batches import row_length_for
 from weightsteer_jax.errors import InputError, NotFiniteError, Preempted
 from weightsteer_jax.finetune import adapter, identity, optimizer, preemption, step as steps
 from weightsteer_jax.finetune.log import Log
+from weightsteer_jax.versions import versions
 
 PyTree = Any
 History = list[tuple[int, float]]  # (steps taken, validation loss), the base model first
@@ -226,4 +227,4 @@ def _write_product(job: _Job, trials: list[_Trial], mine: dict[str, Any], folder
       **mine, 'base': job.model.source, 'base_revision': job.model.revision, 'kind': job.options.kind,
       'rank': job.options.rank, 'lora_alpha': job.options.lora_alpha, 'learning_rate': chosen.learning_rate,
       'step': step, 'steps': job.steps, 'validation_loss': loss, 'base_validation_loss': chosen.history[0][1],
-      'validations': {f'{trial.learning_rate:g}': trial.history for trial in trials}, 'versions': adapter.versions()})
+      'validations': {f'{trial.learning_rate:g}': trial.history for trial in trials}, 'versions': versions(*adapter.PACKAGES)})
