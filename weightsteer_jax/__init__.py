@@ -6,6 +6,7 @@ The rooms, in the order data goes through them; imports only go up this list:
   files.py        files and folders that appear whole or not at all
   versions.py     which versions computed something
   tree.py         pytrees named by path: flatten, strict get, masks that cover every leaf, fingerprints
+  sharding.py     the mesh, and the two tables that say how arrays lie on it
   config.py       the one schema of a run
   checkpoint.py   orbax in and out: atomic, fingerprinted, verified
   models/         one decoder, declarative families, Hugging Face checkpoints in and out, deltas applied per row

@@ -11,7 +11,7 @@ from weightsteer_jax import models, tree
 from weightsteer_jax.directions import base as bases
 from weightsteer_jax.errors import InputError, NotFiniteError
 from weightsteer_jax.models import Dense, ModelConfig, huggingface
-from weightsteer_jax.models.families import Family
+from weightsteer_jax.models.families import Family, TensorRow
 
 HEAD, EMBEDDING = 'lm_head.weight', 'model.embed_tokens.weight'
 
@@ -23,7 +23,7 @@ class Checkpoint:
   Attributes:
     folder, source, revision: where it lies, what the user called it, its hub commit ('' for a folder).
     config, family: its architecture. tensors: its tensors, read when asked for.
-    names: {path: (Hugging Face name with '{l}', einops pattern from theirs to ours)} of its parameters.
+    rows: {path: how it is stored} of its parameters.
   """
   folder: pathlib.Path
   source: str
@@ -31,7 +31,7 @@ class Checkpoint:
   config: ModelConfig
   family: Family
   tensors: huggingface.Tensors
-  names: dict[str, tuple[str, str]]
+  rows: dict[str, TensorRow]
 
   def layer(self, path: str, l: int) -> np.ndarray:
     """The parameter's layer l (0 outside the layer stack), float32, in our axes.
@@ -39,23 +39,22 @@ class Checkpoint:
     Raises:
       InputError: a shape that is not the config's. NotFiniteError: a value that is NaN or infinite.
     """
-    name, pattern = self.names[path]
-    tensor = self.tensors.read(name.format(l=l))
-    theirs = huggingface.their_shape(pattern, self.config)
-    if tensor.shape != theirs:
-      raise InputError(f"{self.folder}: '{name.format(l=l)}' has shape {tensor.shape}; its config asks for {theirs}")
-    ours = huggingface.to_ours(tensor, pattern, self.config).astype(np.float32)
+    row = self.rows[path]
+    name, theirs = row.name.format(l=l), huggingface.their_shape(row.pattern, self.config)
+    if self.tensors.shape(name) != theirs:
+      raise InputError(f"{self.folder}: '{name}' has shape {self.tensors.shape(name)}; its config asks for {theirs}")
+    ours = huggingface.read_layer(self.config, row, self.tensors, l).astype(np.float32)
     if not np.isfinite(ours).all():
-      raise NotFiniteError(f"{self.folder}: '{name.format(l=l)}' holds NaN or infinite values")
+      raise NotFiniteError(f"{self.folder}: '{name}' holds NaN or infinite values")
     return ours
 
   def num_layers(self, path: str) -> int:
     """Number of tensors the parameter is stored as."""
-    return self.config.num_layers if '{l}' in self.names[path][0] else 1
+    return len(huggingface.stored_layers(self.rows[path], self.config))
 
   def digest(self) -> str:
     """The digest of its weights (see base.digest), one parameter in memory at a time."""
-    return bases.digest_leaves((path, self._whole(path)) for path in self.names)
+    return bases.digest_leaves((path, self._whole(path)) for path in self.rows)
 
   def base(self) -> bases.Base:
     """The record of this checkpoint as a base model."""
@@ -63,7 +62,7 @@ class Checkpoint:
 
   def _whole(self, path: str) -> np.ndarray:
     whole = np.empty(models.sites(self.config)[path].shape, jnp.bfloat16)
-    layers = whole if '{l}' in self.names[path][0] else whole[None]
+    layers = whole if '{l}' in self.rows[path].name else whole[None]
     for l, target in enumerate(layers):
       target[...] = self.layer(path, l).astype(jnp.bfloat16)
     return whole
@@ -79,10 +78,9 @@ def open_checkpoint(source: str | pathlib.Path) -> Iterator[Checkpoint]:
   """
   folder, revision = models.resolve(source)
   config, family = models.load_config(folder)
-  rows = {path: (name, pattern) for path, name, pattern in family.tensors}
-  names = {path: rows[path] for path in models.sites(config)}
+  rows = huggingface.tensor_rows(config, family)
   with huggingface.open_tensors(folder) as tensors:
-    checkpoint = Checkpoint(folder, str(source), revision, config, family, tensors, names)
+    checkpoint = Checkpoint(folder, str(source), revision, config, family, tensors, rows)
     _check_names(checkpoint)
     yield checkpoint
 
@@ -96,7 +94,7 @@ def difference(x: Checkpoint, y: Checkpoint) -> dict[str, Dense]:
     InputError: they are of different architectures.
   """
   bases.same_architecture(x.config, y.config, what=f"the checkpoints '{x.source}' and '{y.source}'")
-  changes = {path: _difference_at(path, x, y) for path in x.names}
+  changes = {path: _difference_at(path, x, y) for path in x.rows}
   return {path: change for path, change in changes.items() if change is not None}
 
 
@@ -107,13 +105,12 @@ def _difference_at(path: str, x: Checkpoint, y: Checkpoint) -> Dense | None:
     if change is None and layer.any():
       change = np.zeros(models.sites(x.config)[path].shape, np.float32)
     if change is not None:
-      (change[l] if '{l}' in x.names[path][0] else change)[...] = layer
+      (change[l] if '{l}' in x.rows[path].name else change)[...] = layer
   return None if change is None else Dense(jnp.asarray(change))
 
 
 def _check_names(checkpoint: Checkpoint) -> None:
-  layers = {path: range(checkpoint.num_layers(path)) for path in checkpoint.names}
-  expected = {name.format(l=l) for path, (name, _) in checkpoint.names.items() for l in layers[path]}
+  expected = {row.name.format(l=l) for path, row in checkpoint.rows.items() for l in range(checkpoint.num_layers(path))}
   # Rotary frequencies are a function of the config; old Llama checkpoints store them all the same.
   found = {name for name in checkpoint.tensors.names() if not name.endswith('rotary_emb.inv_freq')}
   if checkpoint.config.tied and HEAD in found:

@@ -127,11 +127,11 @@ def to_delta(adapter: Adapter, base: Checkpoint) -> PyTree:
   """
   leaves: dict[str, Any] = {}
   left = set(adapter.pairs)
-  for path, (name, pattern) in base.names.items():
-    modules = {l: name.format(l=l).removesuffix('.weight') for l in range(base.num_layers(path))}
+  for path, row in base.rows.items():
+    modules = {l: row.name.format(l=l).removesuffix('.weight') for l in range(base.num_layers(path))}
     present = {l: module for l, module in modules.items() if module in adapter.pairs}
     if present and models.sites(base.config)[path].inputs:
-      leaves[path] = _stack_pairs(adapter, base.config, path, pattern, present)
+      leaves[path] = _stack_pairs(adapter, base.config, path, row.pattern, present)
       left -= set(present.values())
   if left:
     raise InputError(_unknown_modules(adapter, base, left))
@@ -250,7 +250,7 @@ def _convert_pair(adapter: Adapter, config: ModelConfig, module: str, pattern: s
 def _whole_changes(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
   """{path: saved minus base} of the modules saved whole, without those that are the base's own."""
   wholes = _untie(adapter, base) if base.config.tied else dict(adapter.wholes)
-  owners = {name.format(l=l): (path, l) for path, (name, _) in base.names.items() for l in range(base.num_layers(path))}
+  owners = {row.name.format(l=l): (path, l) for path, row in base.rows.items() for l in range(base.num_layers(path))}
   tree_changes: dict[str, np.ndarray] = {}
   for name, tensor in wholes.items():
     if name not in owners:
@@ -259,7 +259,7 @@ def _whole_changes(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
     change = _as_base_layer(adapter, base, name, path, tensor) - base.layer(path, l)
     if change.any():
       whole = tree_changes.setdefault(path, np.zeros(models.sites(base.config)[path].shape, np.float32))
-      (whole[l] if '{l}' in base.names[path][0] else whole)[...] = change
+      (whole[l] if '{l}' in base.rows[path].name else whole)[...] = change
   return {path: Dense(jnp.asarray(change)) for path, change in tree_changes.items()}
 
 
@@ -268,7 +268,7 @@ def _as_base_layer(adapter: Adapter, base: Checkpoint, name: str, path: str, ten
   if tensor.shape != expected:
     hint = '; the vocabulary was resized after the base was saved' if name in (HEAD, EMBEDDING) else ''
     raise InputError(f"{adapter.folder}: '{name}' was saved with shape {tensor.shape}, the base has {expected}{hint}")
-  return huggingface.to_ours(tensor, base.names[path][1], base.config)
+  return huggingface.to_ours(tensor, base.rows[path].pattern, base.config)
 
 
 def _untie(adapter: Adapter, base: Checkpoint) -> dict[str, np.ndarray]:
@@ -299,7 +299,7 @@ def _largest_difference(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _unknown_modules(adapter: Adapter, base: Checkpoint, names: set[str]) -> str:
-  known = {name.replace('{l}', '0').removesuffix('.weight') for name, _ in base.names.values()}
+  known = {row.name.replace('{l}', '0').removesuffix('.weight') for row in base.rows.values()}
   first = sorted(names)[0]
   tied = (' The base ties its head to its embedding, so it has no head of its own to change.'
           if base.config.tied and any(name.startswith('lm_head') for name in names) else '')

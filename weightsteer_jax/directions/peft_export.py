@@ -35,14 +35,14 @@ def write(folder: pathlib.Path, delta: PyTree, base: models.Model, alpha: float)
   low_rank = {path: leaf for path, leaf in flat.items() if isinstance(leaf, LowRank)}
   wholes = [path for path, leaf in flat.items() if isinstance(leaf, Dense)]
   rank = max(leaf.a.shape[-1] for leaf in low_rank.values())
-  names = {path: (name, pattern) for path, name, pattern in FAMILIES[base.family].tensors}
+  rows = {row.path: row for row in FAMILIES[base.family].tensors}
   tensors: dict[str, np.ndarray] = {}
   for path, leaf in low_rank.items():
-    tensors |= _pairs(path, leaf, *names[path], rank, base)
+    tensors |= _pairs(path, leaf, rows[path].name, rows[path].pattern, rank, base)
   for path in wholes:
-    tensors |= _whole(path, flat[path], names[path][1], base)
+    tensors |= _whole(path, flat[path], rows[path].pattern, base)
   files.save_safetensors(folder / WEIGHTS, tensors, metadata={'format': 'pt'})
-  targets = sorted({names[path][0].removesuffix('.weight').rsplit('.', 1)[-1] for path in low_rank})
+  targets = sorted({rows[path].name.removesuffix('.weight').rsplit('.', 1)[-1] for path in low_rank})
   files.write_json(folder / CONFIG, _config(base, rank, targets, wholes))
   return {'rank': rank, 'notes': _notes(rank, wholes)}
 

@@ -41,7 +41,7 @@ def _route_at(path: str, positive: LowRank | Dense | None, negative: LowRank | D
   for l, plus, minus in zip(range(layers), _changes(path, positive, layers), _changes(path, negative, layers)):
     plus, minus = plus.reshape(-1), minus.reshape(-1)
     # A bias the base does not have starts from zero.
-    weight = _round(base.layer(path, l).reshape(-1)) if path in base.names else np.float32(0)
+    weight = _round(base.layer(path, l).reshape(-1)) if path in base.rows else np.float32(0)
     rounded = _round(weight + plus).astype(np.float64) - _round(weight + minus)
     difference = plus.astype(np.float64) - minus
     product += float((rounded * difference).sum())

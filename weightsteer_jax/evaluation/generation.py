@@ -3,7 +3,7 @@
 A batch of B slots decodes on the device, one token per slot and step, until enough slots are free for the next prompts
 (or all rows are done); then new prompts are prefilled into the free slots. So a long answer holds one slot, not the
 batch. In the cache a token's place is its position: a new row overwrites the old one's keys before it can see them.
-Axes beside the decoder's: P prompts that enter at once, E edits, M tokens a row may generate, X stop tokens.
+Axes beside the decoder's: P prompts that enter at once, C edits, M tokens a row may generate, X stop tokens.
 """
 import collections
 import dataclasses
@@ -34,13 +34,13 @@ class Rows:
 
   Attributes:
     tokens_B, positions_B: the last token, which is not in the cache yet, and its position.
-    limits_B: tokens it may generate. coefficients_BE: float32, one per edit.
+    limits_B: tokens it may generate. coefficients_BC: float32, one per edit.
     keys_B2: uint32, its stream of random numbers. temperatures_B, top_ks_B, top_ps_B: see Sampling.
   """
   tokens_B: Any
   positions_B: Any
   limits_B: Any
-  coefficients_BE: Any
+  coefficients_BC: Any
   keys_B2: Any
   temperatures_B: Any
   top_ks_B: Any
@@ -97,7 +97,7 @@ def admit(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], 
   """The state with the entry's prompts prefilled into its slots."""
   prompts, length = entry.prompts_PT.shape
   cache = models.init_cache(config, prompts, length, state.cache['k'].dtype)
-  edits = edits_of(deltas, entry.rows.coefficients_BE)
+  edits = edits_of(deltas, entry.rows.coefficients_BC)
   _, cache = models.hidden(config, params, entry.prompts_PT, edits=edits, cache=cache)
   rows = dataclasses.replace(entry.rows, keys_B2=sampling.row_keys(*entry.draws_3P))
   put = lambda old, new: old.at[entry.slots_P].set(new, mode='drop')
@@ -113,7 +113,7 @@ def decode(config: models.ModelConfig, mode: str, params: PyTree, deltas: Sequen
   """The state after as many steps as it takes until at most `keep` rows are active."""
   def step(state):
     rows = state.rows
-    edits = edits_of(deltas, rows.coefficients_BE)
+    edits = edits_of(deltas, rows.coefficients_BC)
     x_B1D, cache = models.hidden(config, params, rows.tokens_B[:, None], positions_BT=rows.positions_B[:, None],
                                  edits=edits, cache=state.cache)
     logits_BV = models.logits(config, params, x_B1D, edits=edits)[:, 0]
@@ -227,7 +227,7 @@ def _entry(queue: collections.deque, held: list[Job | None], entering: int, leng
     entry.draws_3P[:, i] = request.seed, sampling.example_hash(request.example), request.sample
     rows.tokens_B[i], rows.positions_B[i] = request.prompt[-1], len(request.prompt) - 1
     rows.limits_B[i] = request.max_new_tokens
-    rows.coefficients_BE[i] = job.coefficients
+    rows.coefficients_BC[i] = job.coefficients
     how = request.sampling
     rows.temperatures_B[i], rows.top_ks_B[i], rows.top_ps_B[i] = how.temperature, how.top_k, how.top_p
   return entry

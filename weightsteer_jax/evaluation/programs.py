@@ -28,6 +28,6 @@ def program(function: Callable | None = None, **jit_options: Any) -> Callable:
   return jax.jit(traced, **jit_options)
 
 
-def edits_of(deltas: Sequence[PyTree], coefficients_BE: jax.Array) -> tuple[models.Edit, ...]:
+def edits_of(deltas: Sequence[PyTree], coefficients_BC: jax.Array) -> tuple[models.Edit, ...]:
   """One edit per delta, at its column of coefficients."""
-  return tuple(models.Edit(delta, coefficients_BE[:, i]) for i, delta in enumerate(deltas))
+  return tuple(models.Edit(delta, coefficients_BC[:, i]) for i, delta in enumerate(deltas))

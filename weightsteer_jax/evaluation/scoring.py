@@ -3,7 +3,7 @@
 A batch has two parts: P prompts, and R completions that name the prompt they follow. The prompts, but for their last
 token, fill the cache once; every completion then reads its prompt's keys and values, so that the choices of one
 question share its computation, and the logits are computed in the places of completions only. Axes beside the
-decoder's: P prompts, R completions, E edits.
+decoder's: P prompts, R completions, C edits.
 """
 import collections
 import dataclasses
@@ -36,14 +36,14 @@ class ScoreBatch:
 
   Attributes:
     prompts_PT: prompt tokens without the last one, padded on the right.
-    coefficients_PE: float32, one per edit.
+    coefficients_PC: float32, one per edit.
     owners_R: index of each completion's prompt.
     starts_R: position of the prompt's last token, from which the completion's first token is predicted.
     inputs_RT: the prompt's last token and the completion without its last. targets_RT: the completion.
     lengths_R: tokens of the completion; 0 in rows that pad the batch.
   """
   prompts_PT: Any
-  coefficients_PE: Any
+  coefficients_PC: Any
   owners_R: Any
   starts_R: Any
   inputs_RT: Any
@@ -73,9 +73,9 @@ def score_batch(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyT
   dtype = params['embed']['embedding'].dtype
   # A shape may be longer than any of its rows; what padding writes beyond the model's positions is dropped.
   cache = models.init_cache(config, prompts, min(prompt_length + completion_length, config.max_positions), dtype)
-  _, cache = models.hidden(config, params, batch.prompts_PT, edits=edits_of(deltas, batch.coefficients_PE), cache=cache)
+  _, cache = models.hidden(config, params, batch.prompts_PT, edits=edits_of(deltas, batch.coefficients_PC), cache=cache)
   cache = jax.tree.map(lambda x_LPSKH: x_LPSKH[:, batch.owners_R], cache)
-  edits = edits_of(deltas, batch.coefficients_PE[batch.owners_R])
+  edits = edits_of(deltas, batch.coefficients_PC[batch.owners_R])
   positions_RT = batch.starts_R[:, None] + jnp.arange(completion_length)
   x_RTD, _ = models.hidden(config, params, batch.inputs_RT, positions_BT=positions_RT, edits=edits, cache=cache)
   logprobs_RT, greedy_RT = target_logprobs(config, params, x_RTD, batch.targets_RT, edits)
@@ -160,7 +160,7 @@ def _batch(held: list[Question], shape: shapes.Shape, prompts: int, rows: int) -
   keys = []
   for owner, question in enumerate(held):
     batch.prompts_PT[owner, :len(question.prompt) - 1] = question.prompt[:-1]
-    batch.coefficients_PE[owner] = question.coefficients
+    batch.coefficients_PC[owner] = question.coefficients
     for completion, served in zip(question.completions, question.keys):
       row, length = len(keys), len(completion)
       batch.owners_R[row], batch.starts_R[row], batch.lengths_R[row] = owner, len(question.prompt) - 1, length

@@ -4,7 +4,7 @@ Axes, here and wherever the project's arrays carry a suffix:
   B batch, T query positions, S key positions, N query heads, K kv heads, G = N / K, H head dim,
   D width, F MLP width, V vocabulary, L stacked layers, R adapter rank.
 
-The modules hold the parameters; `forward.py` runs them on plain nested dicts. Layers are stacked along L and scanned.
+The same letters say how arrays lie on a mesh (see sharding.py). The modules hold the parameters; `forward.py` runs them on plain nested dicts. Layers are stacked along L and scanned.
 """
 import dataclasses
 import math
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from weightsteer_jax import sharding
 from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models.config import ModelConfig, Rope
 
@@ -48,7 +49,8 @@ class Projection(nnx.Module):
     if self.bias is not None:
       y = deltas.pin(y + self.bias[...])
     y = deltas.add_kernel_edits(y, x, self.einsum, deltas.at(edits, 'kernel'))
-    return deltas.pin(deltas.add_vector_edits(y, deltas.at(edits, 'bias')))
+    y = deltas.pin(deltas.add_vector_edits(y, deltas.at(edits, 'bias')))
+    return sharding.constrain(y, self.einsum.split('->')[1])
 
 
 class RMSNorm(nnx.Module):
@@ -114,7 +116,8 @@ class Block(nnx.Module):
     attended_BTD, cache = self.attn(normed_BTD, edits=deltas.at(edits, 'attn'), **attention)
     x_BTD = deltas.pin(x_BTD + attended_BTD)
     x_BTD = deltas.pin(x_BTD + self.mlp(self.mlp_norm(x_BTD, deltas.at(edits, 'mlp_norm')), deltas.at(edits, 'mlp')))
-    return deltas.pin(deltas.add_vector_edits(x_BTD, deltas.at(edits, 'residual'))), cache
+    x_BTD = deltas.pin(deltas.add_vector_edits(x_BTD, deltas.at(edits, 'residual')))
+    return sharding.constrain(x_BTD, 'BTD'), cache
 
 
 class Embedding(nnx.Module):
@@ -126,13 +129,15 @@ class Embedding(nnx.Module):
 
   def __call__(self, tokens_BT, edits):
     x_BTD = deltas.look_up(self.embedding[...], tokens_BT)
-    return deltas.pin(deltas.add_lookup_edits(x_BTD, tokens_BT, deltas.at(edits, 'embedding')))
+    x_BTD = deltas.pin(deltas.add_lookup_edits(x_BTD, tokens_BT, deltas.at(edits, 'embedding')))
+    return sharding.constrain(x_BTD, 'BTD')
 
   def head(self, x_BTD, edits):
     """Float32 logits [B, T, V]."""
     einsum = 'BTD,VD->BTV'
     logits_BTV = jnp.einsum(einsum, x_BTD, self.embedding[...], preferred_element_type=jnp.float32)
-    return deltas.add_kernel_edits(logits_BTV, x_BTD, einsum, deltas.at(edits, 'embedding'))
+    logits_BTV = deltas.add_kernel_edits(logits_BTV, x_BTD, einsum, deltas.at(edits, 'embedding'))
+    return sharding.constrain(logits_BTV, 'BTV')
 
 
 class Decoder(nnx.Module):
@@ -201,6 +206,7 @@ def write_cache(cache: Cache, layer: jax.Array, positions_BT: jax.Array, k_BTKH:
   rows_B1 = jnp.arange(positions_BT.shape[0])[:, None]
   keys = cache['k'].at[layer, rows_B1, positions_BT].set(k_BTKH.astype(cache['k'].dtype))
   values = cache['v'].at[layer, rows_B1, positions_BT].set(v_BTKH.astype(cache['v'].dtype))
+  keys, values = (sharding.constrain(x, 'LBSKH') for x in (keys, values))
   return {'k': keys, 'v': values}, keys[layer].astype(k_BTKH.dtype), values[layer].astype(v_BTKH.dtype)
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from weightsteer_jax import tree
+from weightsteer_jax import sharding, tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models.config import ModelConfig
@@ -41,7 +41,7 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -
 def init_cache(config: ModelConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
   """An empty cache for `length` positions: {'k', 'v'} of [L, B, S, K, H]."""
   shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-  return {'k': jnp.zeros(shape, dtype), 'v': jnp.zeros(shape, dtype)}
+  return {name: sharding.constrain(jnp.zeros(shape, dtype), 'LBSKH') for name in ('k', 'v')}
 
 
 def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positions_BT: jax.Array | None = None,

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from weightsteer_jax import files, tree
 from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families import FAMILIES, Family, family_of, read_config
+from weightsteer_jax.models.families import FAMILIES, Family, TensorRow, family_of, read_config
 from weightsteer_jax.models.sites import sites
 
 PyTree = Any
@@ -199,15 +199,15 @@ def _indexed_files(index: pathlib.Path) -> dict[pathlib.Path, list[str] | None]:
   return found
 
 
-def _tensor_names(config: ModelConfig, family: Family) -> dict[str, tuple[str, str]]:
-  """{path: (Hugging Face name with '{l}', einops pattern)} of the parameters this model has."""
-  rows = {path: (name, pattern) for path, name, pattern in family.tensors}
+def tensor_rows(config: ModelConfig, family: Family) -> dict[str, TensorRow]:
+  """{path: row} of the parameters this model has."""
+  rows = {row.path: row for row in family.tensors}
   return {path: rows[path] for path in sites(config)}
 
 
 def hf_names(config: ModelConfig, family: str) -> dict[str, str]:
   """{path: Hugging Face tensor name, with '{l}' for the layer}, also of tensors this model happens not to have."""
-  return {path: name for path, name, _ in FAMILIES[family].tensors}
+  return {row.path: row.name for row in FAMILIES[family].tensors}
 
 
 def to_ours(tensor: np.ndarray, pattern: str, config: ModelConfig) -> np.ndarray:
@@ -241,10 +241,8 @@ def _grouped_sizes(pattern: str, config: ModelConfig) -> dict[str, int]:
 
 
 def _read_params(config: ModelConfig, family: Family, tensors: Tensors, dtype: str) -> PyTree:
-  table = _tensor_names(config, family)
-  expected = {
-      name.format(l=l) for path, (name, _) in table.items() for l in range(config.num_layers if '{l}' in name else 1)
-  }
+  table = tensor_rows(config, family)
+  expected = {row.name.format(l=l) for row in table.values() for l in stored_layers(row, config)}
   names = tensors.names()
   if config.tied and 'lm_head.weight' in names and 'lm_head.weight' not in expected:
     _check_tied_head(tensors)
@@ -252,21 +250,28 @@ def _read_params(config: ModelConfig, family: Family, tensors: Tensors, dtype: s
   # Rotary frequencies are a function of the config; old Llama checkpoints store them all the same.
   names = {name for name in names if not name.endswith('rotary_emb.inv_freq')}
   tree.same_keys(expected, names, what=f'the tensors of the {family.model_type} checkpoint')
-  for name, pattern in table.values():
-    for l in range(config.num_layers if '{l}' in name else 1):
-      _check_tensor(name.format(l=l), tensors, their_shape(pattern, config))
-  return tree.unflatten(
-      {path: _read_param(config, path, name, pattern, tensors, dtype) for path, (name, pattern) in table.items()})
+  for row in table.values():
+    for l in stored_layers(row, config):
+      _check_tensor(row.name.format(l=l), tensors, their_shape(row.pattern, config))
+  return tree.unflatten({path: _read_param(config, row, tensors, dtype) for path, row in table.items()})
 
 
-def _read_param(config, path, name, pattern, tensors, dtype) -> jax.Array:
-  site = sites(config)[path]
-  stacked = '{l}' in name
-  whole = np.empty(site.shape, jnp.dtype(dtype))
-  for l in range(config.num_layers if stacked else 1):
-    target = whole[l] if stacked else whole
-    target[...] = to_ours(tensors.read(name.format(l=l)), pattern, config).astype(whole.dtype)
+def _read_param(config: ModelConfig, row: TensorRow, tensors: Tensors, dtype: str) -> jax.Array:
+  whole = np.empty(sites(config)[row.path].shape, jnp.dtype(dtype))
+  for l in stored_layers(row, config):
+    target = whole[l] if '{l}' in row.name else whole
+    target[...] = read_layer(config, row, tensors, l).astype(whole.dtype)
   return jnp.asarray(whole)
+
+
+def stored_layers(row: TensorRow, config: ModelConfig) -> range:
+  """The layers that the parameter is stored as, one tensor each; range(1) outside the layer stack."""
+  return range(config.num_layers if '{l}' in row.name else 1)
+
+
+def read_layer(config: ModelConfig, row: TensorRow, tensors: Tensors, l: int) -> np.ndarray:
+  """Layer l of a parameter, in our axes and in the dtype it is stored in."""
+  return to_ours(tensors.read(row.name.format(l=l)), row.pattern, config)
 
 
 def _check_tensor(name: str, tensors: Tensors, expected: tuple[int, ...]) -> None:
@@ -341,13 +346,13 @@ def _config_json(config: ModelConfig, params: PyTree, family: Family, like: path
 def _hf_tensors(config: ModelConfig, family: Family, params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
   flat = tree.flatten(params)
   tree.same_keys(sites(config), flat, what='the parameters to save')
-  for path, (name, pattern) in _tensor_names(config, family).items():
+  for path, row in tensor_rows(config, family).items():
     shape, expected = flat[path].shape, sites(config)[path].shape
     if shape != expected:
       raise InputError(f"the parameter '{path}' to save has shape {shape}, the config asks for {expected}")
     array = np.asarray(jax.device_get(flat[path]))
-    for l in range(config.num_layers if '{l}' in name else 1):
-      yield name.format(l=l), to_theirs(array[l] if '{l}' in name else array, pattern, config)
+    for l in stored_layers(row, config):
+      yield row.name.format(l=l), to_theirs(array[l] if '{l}' in row.name else array, row.pattern, config)
 
 
 def _write_shards(folder: pathlib.Path, tensors: Iterator[tuple[str, np.ndarray]]) -> None:

@@ -4,8 +4,9 @@ import functools
 from typing import Any
 
 from flax import nnx
+import jax
 
-from weightsteer_jax import tree
+from weightsteer_jax import sharding, tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.decoder import Decoder
@@ -88,6 +89,42 @@ def low_rank_shapes(site: Site, rank: int) -> tuple[tuple[int, ...], tuple[int, 
   stack = 1 if site.axes.startswith('L') else 0
   lead = site.shape[:stack]
   return site.shape[:stack + site.inputs] + (rank,), lead + (rank,) + site.shape[stack + site.inputs:]
+
+
+def leaf_axes(site: Site, leaf: LowRank | Dense) -> LowRank | Dense:
+  """The leaf with axis letters in place of its arrays; the rank is R.
+
+  >>> leaf_axes(Site('LDNH', (2, 8, 4, 2), 1), LowRank(None, None)).b
+  'LRNH'
+  """
+  if isinstance(leaf, Dense):
+    return dataclasses.replace(leaf, value=site.axes)
+  inputs = (1 if site.axes.startswith('L') else 0) + site.inputs
+  lead = 'L' if site.axes.startswith('L') else ''
+  return dataclasses.replace(leaf, a=site.axes[:inputs] + 'R', b=lead + 'R' + site.axes[inputs:])
+
+
+def param_shardings(config: ModelConfig, layout: sharding.Layout) -> PyTree:
+  """Where each parameter lies, as a tree parallel to the parameters.
+
+  Raises:
+    InputError: an axis that the mesh does not divide.
+  """
+  return tree.unflatten({path: layout.weights(site.axes, site.shape, name=path) for path, site in sites(config).items()})
+
+
+def delta_shardings(config: ModelConfig, delta: PyTree, layout: sharding.Layout) -> PyTree:
+  """Where each array of a delta (or of its shapes) lies: a factor as the axes of the kernel that it has.
+
+  Raises:
+    InputError: a delta that does not fit, or an axis that the mesh does not divide.
+  """
+  check_delta(config, delta)
+  known, axes = delta_sites(config), {}
+  for path, leaf in tree.flatten(delta, is_delta_leaf).items():
+    axes |= {f'{path}/{name}': letters for name, letters in vars(leaf_axes(known[path], leaf)).items() if name != 'scale'}
+  placed = [layout.weights(axes[path], x.shape, name=path) for path, x in tree.flatten(delta).items()]
+  return jax.tree.unflatten(jax.tree.structure(delta), placed)
 
 
 def _check_low_rank(path: str, site: Site, leaf: LowRank) -> None:

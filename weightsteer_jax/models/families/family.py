@@ -1,6 +1,6 @@
 """What a family of models is: how its `config.json` is read and written, and what its tensors are called."""
 import dataclasses
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, NamedTuple
 
 from weightsteer_jax import tree
 from weightsteer_jax.errors import InputError
@@ -22,6 +22,22 @@ INERT = frozenset((
 ))
 
 
+class TensorRow(NamedTuple):
+  """How one parameter is stored in a Hugging Face checkpoint.
+
+  Attributes:
+    path: the parameter's. name: of the tensor; '{l}' is the layer, '{e}' the expert, where there is one tensor each.
+    pattern: einops, from their axes (of one layer and expert) to ours.
+    before, after: where one tensor holds several parameters as blocks of rows, the axes of the blocks before and after
+      this one: ('N H',) and ('K H',) for k in a fused (q, k, v).
+  """
+  path: str
+  name: str
+  pattern: str
+  before: tuple[str, ...] = ()
+  after: tuple[str, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
   """One architecture.
@@ -31,13 +47,13 @@ class Family:
     architecture: the class transformers loads it with.
     read: fields of `config.json` -> ModelConfig.
     write: ModelConfig -> fields of `config.json` (without the bookkeeping ones).
-    tensors: rows (path, Hugging Face name, einops pattern from theirs to ours); '{l}' in the name is the layer.
+    tensors: a row for every parameter that a model of the family may have.
   """
   model_type: str
   architecture: str
   read: Callable[['Fields'], ModelConfig]
   write: Callable[[ModelConfig], dict[str, Any]]
-  tensors: tuple[tuple[str, str, str], ...]
+  tensors: tuple[TensorRow, ...]
 
 
 class Fields:
@@ -182,23 +198,23 @@ def write_sizes(config: ModelConfig) -> dict[str, Any]:
 
 # The tensors of a pre-norm decoder with a gated MLP, as Llama names them and most families after it.
 PRE_NORM_TENSORS = (
-    ('embed/embedding', 'model.embed_tokens.weight', 'V D -> V D'),
-    ('layers/attn_norm/scale', 'model.layers.{l}.input_layernorm.weight', 'D -> D'),
-    ('layers/attn/q/kernel', 'model.layers.{l}.self_attn.q_proj.weight', '(N H) D -> D N H'),
-    ('layers/attn/k/kernel', 'model.layers.{l}.self_attn.k_proj.weight', '(K H) D -> D K H'),
-    ('layers/attn/v/kernel', 'model.layers.{l}.self_attn.v_proj.weight', '(K H) D -> D K H'),
-    ('layers/attn/o/kernel', 'model.layers.{l}.self_attn.o_proj.weight', 'D (N H) -> N H D'),
-    ('layers/attn/q/bias', 'model.layers.{l}.self_attn.q_proj.bias', '(N H) -> N H'),
-    ('layers/attn/k/bias', 'model.layers.{l}.self_attn.k_proj.bias', '(K H) -> K H'),
-    ('layers/attn/v/bias', 'model.layers.{l}.self_attn.v_proj.bias', '(K H) -> K H'),
-    ('layers/attn/o/bias', 'model.layers.{l}.self_attn.o_proj.bias', 'D -> D'),
-    ('layers/mlp_norm/scale', 'model.layers.{l}.post_attention_layernorm.weight', 'D -> D'),
-    ('layers/mlp/gate/kernel', 'model.layers.{l}.mlp.gate_proj.weight', 'F D -> D F'),
-    ('layers/mlp/up/kernel', 'model.layers.{l}.mlp.up_proj.weight', 'F D -> D F'),
-    ('layers/mlp/down/kernel', 'model.layers.{l}.mlp.down_proj.weight', 'D F -> F D'),
-    ('layers/mlp/gate/bias', 'model.layers.{l}.mlp.gate_proj.bias', 'F -> F'),
-    ('layers/mlp/up/bias', 'model.layers.{l}.mlp.up_proj.bias', 'F -> F'),
-    ('layers/mlp/down/bias', 'model.layers.{l}.mlp.down_proj.bias', 'D -> D'),
-    ('final_norm/scale', 'model.norm.weight', 'D -> D'),
-    ('lm_head/kernel', 'lm_head.weight', 'V D -> D V'),
+    TensorRow('embed/embedding', 'model.embed_tokens.weight', 'V D -> V D'),
+    TensorRow('layers/attn_norm/scale', 'model.layers.{l}.input_layernorm.weight', 'D -> D'),
+    TensorRow('layers/attn/q/kernel', 'model.layers.{l}.self_attn.q_proj.weight', '(N H) D -> D N H'),
+    TensorRow('layers/attn/k/kernel', 'model.layers.{l}.self_attn.k_proj.weight', '(K H) D -> D K H'),
+    TensorRow('layers/attn/v/kernel', 'model.layers.{l}.self_attn.v_proj.weight', '(K H) D -> D K H'),
+    TensorRow('layers/attn/o/kernel', 'model.layers.{l}.self_attn.o_proj.weight', 'D (N H) -> N H D'),
+    TensorRow('layers/attn/q/bias', 'model.layers.{l}.self_attn.q_proj.bias', '(N H) -> N H'),
+    TensorRow('layers/attn/k/bias', 'model.layers.{l}.self_attn.k_proj.bias', '(K H) -> K H'),
+    TensorRow('layers/attn/v/bias', 'model.layers.{l}.self_attn.v_proj.bias', '(K H) -> K H'),
+    TensorRow('layers/attn/o/bias', 'model.layers.{l}.self_attn.o_proj.bias', 'D -> D'),
+    TensorRow('layers/mlp_norm/scale', 'model.layers.{l}.post_attention_layernorm.weight', 'D -> D'),
+    TensorRow('layers/mlp/gate/kernel', 'model.layers.{l}.mlp.gate_proj.weight', 'F D -> D F'),
+    TensorRow('layers/mlp/up/kernel', 'model.layers.{l}.mlp.up_proj.weight', 'F D -> D F'),
+    TensorRow('layers/mlp/down/kernel', 'model.layers.{l}.mlp.down_proj.weight', 'D F -> F D'),
+    TensorRow('layers/mlp/gate/bias', 'model.layers.{l}.mlp.gate_proj.bias', 'F -> F'),
+    TensorRow('layers/mlp/up/bias', 'model.layers.{l}.mlp.up_proj.bias', 'F -> F'),
+    TensorRow('layers/mlp/down/bias', 'model.layers.{l}.mlp.down_proj.bias', 'D -> D'),
+    TensorRow('final_norm/scale', 'model.norm.weight', 'D -> D'),
+    TensorRow('lm_head/kernel', 'lm_head.weight', 'V D -> D V'),
 )

@@ -1,0 +1,167 @@
+"""Where arrays lie: one mesh, two tables from axis letters to mesh axes, and nothing else.
+
+The mesh has the axes `data` (rows of a batch), `fsdp` (rows of a batch too, and slices of the weights, gathered layer by
+layer as they are used) and `tensor` (heads, MLP width and vocabulary). An array's axes are named by the letters of
+models/decoder.py; the tables below say which mesh axes a letter is cut over. A letter in neither table is whole on
+every device.
+"""
+import dataclasses
+import math
+import re
+from typing import Any, Iterable
+
+import jax
+from jax.experimental import mesh_utils
+import numpy as np
+
+from weightsteer_jax import tree
+from weightsteer_jax.errors import InputError
+
+PyTree = Any
+
+AXES = ('data', 'fsdp', 'tensor')
+
+# The whole policy.                                    q kernel D N H, o kernel N H D, gate D F, down F D, embedding V D
+WEIGHTS = {'D': ('fsdp',), 'N': ('tensor',), 'K': ('tensor',), 'F': ('tensor',), 'V': ('tensor',)}
+#                                                      hidden B T D, queries B T N H, cache L B S K H, logits B T V
+ACTIVATIONS = {'B': ('data', 'fsdp'), 'N': ('tensor',), 'K': ('tensor',), 'F': ('tensor',), 'V': ('tensor',)}
+MEANING = {'D': 'the width', 'N': 'query heads', 'K': 'kv heads', 'F': 'the MLP width', 'V': 'the vocabulary',
+           'B': 'rows of the batch'}
+INDIVISIBLE = ('error', 'replicate')
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A mesh, and how weights lie on it.
+
+  Attributes:
+    mesh: with the axes AXES.
+    fsdp: whether weights are cut along `fsdp` too; otherwise along `tensor` alone, whole along the other axes.
+    indivisible: what to do with an axis that its mesh axes do not divide: 'error' or 'replicate'.
+  """
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+  fsdp: bool = True
+  indivisible: str = 'error'
+
+  def weights(self, axes: str, shape: tuple[int, ...], *, name: str) -> jax.sharding.NamedSharding:
+    """The sharding of a parameter, or of a change of one, with these axes.
+
+    Raises:
+      InputError: an axis does not divide (see `indivisible`), or there are more or fewer axes than letters.
+    """
+    table = {letter: on for letter, on in WEIGHTS.items() if self.fsdp or on != ('fsdp',)}
+    return self._sharding(axes, shape, table, name)
+
+  def activations(self, axes: str, shape: tuple[int, ...], *, name: str) -> jax.sharding.NamedSharding:
+    """The sharding of a batch, a cache or an activation with these axes (errors as `weights`)."""
+    return self._sharding(axes, shape, ACTIVATIONS, name)
+
+  @property
+  def replicated(self) -> jax.sharding.NamedSharding:
+    """Whole on every device."""
+    return jax.sharding.NamedSharding(self.mesh, jax.P())
+
+  @property
+  def rows(self) -> int:
+    """Shards that the rows of a batch are cut into; a batch has a multiple of it."""
+    return math.prod(self.mesh.shape[axis] for axis in ACTIVATIONS['B'])
+
+  def _sharding(self, axes, shape, table, name) -> jax.sharding.NamedSharding:
+    if len(axes) != len(shape):
+      raise InputError(f"'{name}' has shape {shape}, but axes {axes}: they must be as many")
+    parts = []
+    for letter, size in zip(axes, shape):
+      on = table.get(letter, ())
+      shards = math.prod(self.mesh.shape[axis] for axis in on)
+      if size % shards and self.indivisible == 'error':
+        raise InputError(_indivisible(name, axes, shape, letter, size, on, shards))
+      parts.append(None if size % shards or shards == 1 else on if len(on) > 1 else on[0])
+    return jax.sharding.NamedSharding(self.mesh, jax.P(*parts))
+
+
+def _indivisible(name, axes, shape, letter, size, on, shards) -> str:
+  fitting = [str(n) for n in range(1, shards) if size % n == 0]
+  return (f"'{name}' of shape {shape} (axes {axes}): {MEANING.get(letter, letter)} ({letter} = {size}) cannot be cut over "
+          f"{' x '.join(on)} = {shards}. Take {' x '.join(on)} of {', '.join(fitting)}, as in "
+          "--config.mesh.shape=data:1,fsdp:1,tensor:1, or keep such axes whole with --config.mesh.indivisible=replicate")
+
+
+def make_mesh(shape: dict[str, int], devices: Iterable[Any] | None = None) -> jax.sharding.Mesh:
+  """The mesh of that shape over all the devices, neighbours on the fastest links; slices of a pod along `data`.
+
+  Raises:
+    InputError: the sizes do not multiply to the number of devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = tuple(shape[axis] for axis in AXES)
+  if math.prod(sizes) != len(devices):
+    raise InputError(f'a mesh of {describe(shape)} needs {math.prod(sizes)} devices, there are {len(devices)}: the sizes '
+                     'must multiply to the number of devices')
+  slices = len({getattr(device, 'slice_index', 0) or 0 for device in devices})
+  if slices > 1:
+    if sizes[0] % slices:
+      raise InputError(f'the devices are {slices} slices, which are joined along data: data must be a multiple of '
+                       f'{slices}, not {sizes[0]}')
+    grid = mesh_utils.create_hybrid_device_mesh((sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices=devices)
+    return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  return jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
+
+
+def single() -> Layout:
+  """One device, this process's first: what everything runs on where no mesh is asked for."""
+  return Layout(make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1]))
+
+
+def parse(text: str) -> dict[str, int]:
+  """{axis: size} of a mesh as text, absent axes being 1.
+
+  >>> parse('fsdp:4,tensor:2'), parse('1x4x2')
+  ({'data': 1, 'fsdp': 4, 'tensor': 2}, {'data': 1, 'fsdp': 4, 'tensor': 2})
+
+  Raises:
+    InputError: it does not read so.
+  """
+  shape = dict.fromkeys(AXES, 1)
+  if re.fullmatch(r'\d+x\d+x\d+', text):
+    text = ','.join(f'{axis}:{size}' for axis, size in zip(AXES, text.split('x')))
+  for part in text.split(','):
+    match = re.fullmatch(r'\s*([a-z]+)\s*[:=]\s*(\d+)\s*', part)
+    if not match or match[1] not in AXES or int(match[2]) < 1:
+      near = tree.did_you_mean(match[1], AXES) if match else ''
+      raise InputError(f"the mesh '{text}' is not understood at '{part}'{near}: expected 'auto', sizes of data, fsdp and "
+                       "tensor as in 'data:1,fsdp:4,tensor:2', or all three as in '1x4x2'")
+    shape[match[1]] = int(match[2])
+  return shape
+
+
+def describe(shape: dict[str, int]) -> str:
+  """The mesh's shape as `parse` reads it."""
+  return ','.join(f'{axis}:{shape[axis]}' for axis in AXES)
+
+
+def constrain(x: jax.Array, axes: str) -> jax.Array:
+  """The activation, told to lie as ACTIVATIONS says on the mesh of the context (`jax.set_mesh`); as it is without one.
+
+  An axis that does not divide is left whole here: whether it may be is checked where weights and batches are placed.
+
+  Raises:
+    ValueError: more or fewer letters than the array has axes.
+  """
+  if len(axes) != x.ndim:
+    raise ValueError(f'axes {axes} for an array of shape {x.shape}')
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  parts = []
+  for letter, size in zip(axes, x.shape):
+    on = ACTIVATIONS.get(letter, ())
+    parts.append(on if on and size % math.prod(mesh.shape[axis] for axis in on) == 0 else None)
+  return jax.lax.with_sharding_constraint(x, jax.P(*parts))
+
+
+def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+  """The array, placed so; from host memory each process gives only what its own devices hold."""
+  if isinstance(x, jax.Array) or sharding.is_fully_addressable:
+    return jax.device_put(x, sharding)
+  array = np.asarray(x)
+  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
