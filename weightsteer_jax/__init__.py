@@ -10,6 +10,7 @@ The rooms, in the order data goes through them; imports only go up this list:
   config.py       the one schema of a run
   checkpoint.py   orbax in and out: atomic, fingerprinted, verified
   models/         one decoder, declarative families, Hugging Face checkpoints in and out, deltas applied per row
+  layouts.py      which mesh a run takes, and how weights lie in training and in evaluation
   data/           chat templates and loss masks, sources, contrastive data, batches of fixed shapes
   finetune/       loss, pure step, AdamW, the loop (validation, patience, learning-rate sweep, resume), adapters
   directions/     the direction, its algebra, where it comes from, where it is exported to

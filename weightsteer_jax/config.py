@@ -12,7 +12,7 @@ from typing import Any, Mapping
 
 import ml_collections
 
-from weightsteer_jax import tree
+from weightsteer_jax import sharding, tree
 from weightsteer_jax.errors import InputError
 
 
@@ -95,6 +95,14 @@ class Sweep:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mesh:
+  """How the devices of a run share it; see sharding.py and layouts.py."""
+  shape: str = 'auto'  # 'auto', or sizes of data, fsdp and tensor as in 'data:1,fsdp:4,tensor:2'
+  base: str = 'auto'  # in fine-tuning: 'replicate' the weights, 'shard' them, or 'auto': replicate where a device holds them
+  indivisible: str = 'error'  # an axis that its mesh axis does not divide: 'error', or 'replicate' it
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
   """A whole run, from a checkpoint to a report."""
   name: str = 'run'  # names the workdir when none is given
@@ -105,6 +113,7 @@ class Run:
   finetune: FineTune = FineTune()
   tasks: Mapping[str, Task] = dataclasses.field(default_factory=dict)
   sweep: Sweep = Sweep()
+  mesh: Mesh = Mesh()
 
 
 def base_config() -> ml_collections.ConfigDict:
@@ -181,6 +190,10 @@ def _validate(run: Run) -> None:
   for name in run.tasks:
     _require(re.fullmatch(r'(?!\.)[A-Za-z0-9._-]{1,80}', name), 'tasks', name, 'names of letters, digits, dots, dashes or underscores')
   _one_of('model.dtype', run.model.dtype, ('float32', 'bfloat16'))
+  _one_of('mesh.base', run.mesh.base, ('auto', 'replicate', 'shard'))
+  _one_of('mesh.indivisible', run.mesh.indivisible, sharding.INDIVISIBLE)
+  if run.mesh.shape != 'auto':
+    sharding.parse(run.mesh.shape)
   _validate_data(run.data)
   _validate_finetune(run.finetune)
   _require(run.sweep.alphas, 'sweep.alphas', run.sweep.alphas, 'at least one strength')

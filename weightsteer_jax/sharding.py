@@ -6,9 +6,10 @@ models/decoder.py; the tables below say which mesh axes a letter is cut over. A 
 every device.
 """
 import dataclasses
+import functools
 import math
 import re
-from typing import Any, Iterable
+from typing import Any, Callable, Iterable, Sequence
 
 import jax
 from jax.experimental import mesh_utils
@@ -55,6 +56,21 @@ class Layout:
   def activations(self, axes: str, shape: tuple[int, ...], *, name: str) -> jax.sharding.NamedSharding:
     """The sharding of a batch, a cache or an activation with these axes (errors as `weights`)."""
     return self._sharding(axes, shape, ACTIVATIONS, name)
+
+  def context(self) -> Any:
+    """The mesh as the context in which the model's functions are to be called (see `constrain`)."""
+    return jax.set_mesh(self.mesh)
+
+  def put_batch(self, batch: PyTree, axes: str = 'BT') -> PyTree:
+    """The arrays of a batch on the devices, each with the first of these axes that it has; the others are whole.
+
+    Raises:
+      InputError: the rows do not divide.
+    """
+    def place(path, x):
+      return put(x, self.activations(axes[:np.ndim(x)].ljust(np.ndim(x), '_'), np.shape(x), name=path))
+    placed = {path: place(path, x) for path, x in tree.flatten(batch).items()}
+    return jax.tree.unflatten(jax.tree.structure(batch), placed.values())
 
   @property
   def replicated(self) -> jax.sharding.NamedSharding:
@@ -107,6 +123,7 @@ def make_mesh(shape: dict[str, int], devices: Iterable[Any] | None = None) -> ja
   return jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
 
 
+@functools.cache
 def single() -> Layout:
   """One device, this process's first: what everything runs on where no mesh is asked for."""
   return Layout(make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1]))
@@ -157,6 +174,47 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
     on = ACTIVATIONS.get(letter, ())
     parts.append(on if on and size % math.prod(mesh.shape[axis] for axis in on) == 0 else None)
   return jax.lax.with_sharding_constraint(x, jax.P(*parts))
+
+
+def replicate(tree_: PyTree) -> PyTree:
+  """The arrays whole on every device of the context's mesh: what each host may then read."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return tree_
+  return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, jax.P()), tree_)
+
+
+def row_shards(rows: int) -> int:
+  """In how many shards the mesh of the context cuts that many rows: 1 without a mesh, or where they do not divide."""
+  mesh = jax.sharding.get_abstract_mesh()
+  shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ACTIVATIONS['B'])
+  return shards if rows % shards == 0 else 1
+
+
+def by_shard(function: Callable[..., PyTree], shards: int, in_axes: Sequence[int], out_axis: int) -> Callable[..., PyTree]:
+  """The function applied to each of `shards` groups of rows by itself, the results joined again.
+
+  What a device holds is a group, so that indices from row to row, which are then within a group, move nothing between
+  devices.
+
+  Args:
+    in_axes: the axis of the rows in each argument (in each array of it). out_axis: and in the result.
+  """
+  if shards == 1:
+    return function
+
+  def cut(x, axis):
+    return x.reshape(*x.shape[:axis], shards, -1, *x.shape[axis + 1:])
+
+  def join(x, axis):
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2:])
+
+  def grouped(*args):
+    parts = [jax.tree.map(lambda x, axis=axis: cut(x, axis), arg) for arg, axis in zip(args, in_axes)]
+    joined = jax.vmap(function, in_axes=tuple(in_axes), out_axes=out_axis)(*parts)
+    return jax.tree.map(lambda x: join(x, out_axis), joined)
+
+  return grouped
 
 
 def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -18,12 +18,15 @@ import re
 import time
 from typing import Any, Callable, Mapping, Sequence
 
+import jax
+
 from weightsteer_jax import config as configs
 from weightsteer_jax import data as datas
-from weightsteer_jax import directions, evaluation, files, finetune as finetuning, models, organism, tree
+from weightsteer_jax import directions, evaluation, files, finetune as finetuning, layouts, models, organism, sharding, tree
 from weightsteer_jax.config import ModelChoice, Run
 from weightsteer_jax.data import Conversation, Example
 from weightsteer_jax.errors import InputError
+from weightsteer_jax.sharding import Layout
 from weightsteer_jax.versions import versions
 
 Path = str | pathlib.Path
@@ -57,7 +60,7 @@ def check(run: Run, workdir: Path) -> None:
     InputError: what is wrong with the config, the workdir, the model, the data or the tasks.
   """
   _refuse_other_run(run, pathlib.Path(workdir))
-  folder, _ = models.resolve(_folder_of(run.model.source), revision=run.model.revision or None)
+  folder = _folder(run.model)
   config, family = models.load_config(folder)
   tokenizer = _tokenizer(folder)
   tasks = load_tasks(run)
@@ -71,6 +74,8 @@ def check(run: Run, workdir: Path) -> None:
   say(f'model: {run.model.source} ({family.model_type}, {tree.count(models.abstract_params(config)) / 1e6:.1f}M parameters, {run.model.dtype})')
   say(f'data: {about}')
   say(f'fine-tunes: {run.finetune.kind}, {len(run.finetune.learning_rates)} learning rate(s), both sides')
+  for line in layouts_of(run).words:
+    say(line)
   say(f'sweep: {len(run.sweep.alphas)} alphas, ' + ', '.join(f'{task.name} ({len(task.items)} items)' for task in tasks))
   say(f'would write to {workdir}')
 
@@ -82,7 +87,7 @@ def begin(run: Run, workdir: Path, *, command: str = '') -> None:
     InputError: as `check`.
   """
   check(run, workdir)
-  load_model(run.model)  # Weights that cannot be read should leave no workdir behind.
+  load_model(run.model, layouts_of(run).train)  # Weights that cannot be read should leave no workdir behind.
   record = configs.to_dict(run) | {'command': command, 'versions': versions(*PACKAGES)}
   files.write_json(pathlib.Path(workdir) / 'config.json', record)
 
@@ -109,8 +114,9 @@ def finetune(run: Run, workdir: Path, *, sides: Sequence[str] = SIDES) -> dict[s
   for side in sides:
     train, validation = datas.split(examples[side], run.data.validation_fraction, run.seed)
     say(f'fine-tune {side}: {len(train)} examples to train on, {len(validation)} to validate')
-    result = finetuning.run(load_model(run.model), train, validation, run.finetune, workdir=pathlib.Path(workdir) / 'finetune' / side,
-                            seed=run.seed, row_length=row_length)
+    layout = layouts_of(run).train
+    result = finetuning.run(load_model(run.model, layout), train, validation, run.finetune, workdir=pathlib.Path(workdir) / 'finetune' / side,
+                            seed=run.seed, row_length=row_length, layout=layout)
     say(f'fine-tune {side}: validation loss {result.validation_loss:.4f} nats per token at step {result.step}, '
         f'learning rate {result.learning_rate:g}')
     results[side] = result
@@ -122,7 +128,7 @@ def direction(run: Run, workdir: Path) -> directions.Direction:
   folder = direction_folder(run, workdir)
   if not folder.exists():
     sides = (pathlib.Path(workdir) / 'finetune' / side for side in SIDES)
-    directions.save(folder, directions.contrast(*sides, base=load_model(run.model)))
+    directions.save(folder, directions.contrast(*sides, base=load_model(run.model, layouts_of(run).train)))
   found = directions.load(folder)
   say(f'direction: {folder}, norm {found.meta["norm"]:.4g}')
   return found
@@ -137,12 +143,9 @@ def sweep(run: Run, workdir: Path, *, direction: Path = '') -> None:
   if not run.tasks:
     raise InputError("the config has no tasks to sweep: add some, as in config.tasks.<name> = task(items=..., role=...)")
   found = directions.load(direction or direction_folder(run, workdir))
-  model = load_model(run.model)
-  directions.check_base(found, model)
   tasks = load_tasks(run)
-  tokenizer = tokenizer_of(run.model)
-  arms = {ARM: [(found.delta, None)]}
-  engine = evaluation.Engine(model, tokenizer, arms, batch_size=run.sweep.batch_size, stop_ids=evaluation.stop_ids(tokenizer))
+  engine = _engine(run, {ARM: [(found.delta, None)]})
+  directions.check_base(found, load_model(run.model, engine.layout))
   rows = evaluation.sweep.run(engine, tasks, alphas={ARM: run.sweep.alphas}, workdir=workdir, seed=run.sweep.seed)
   evaluation.metrics.write(workdir, rows)
 
@@ -202,15 +205,36 @@ def generate(model: str, input: Path, output: Path, *, direction: Path = '', alp
 # Parts.
 
 
+_LOADED: dict[ModelChoice, models.Model] = {}  # at most one, in the layout it was last asked for in
+
+
+def load_model(choice: ModelChoice, layout: Layout | None = None) -> models.Model:
+  """The chosen model, laid out so (by default on one device); the last one stays in memory, and is moved to another
+  layout rather than read again."""
+  layout = layout or sharding.single()
+  if choice not in _LOADED:
+    _LOADED.clear()
+    loaded = models.load(_folder_of(choice.source), dtype=choice.dtype, revision=choice.revision or None, layout=layout)
+    _LOADED[choice] = dataclasses.replace(loaded, source=choice.source)
+  _LOADED[choice] = layouts.relay(_LOADED[choice], layout)
+  return _LOADED[choice]
+
+
+def layouts_of(run: Run) -> layouts.Layouts:
+  """How the run lies on the devices, in fine-tuning and in evaluation."""
+  return _layouts(run.model, run.mesh, run.finetune)
+
+
 @functools.lru_cache(maxsize=1)
-def load_model(choice: ModelChoice) -> models.Model:
-  """The chosen model; the last one stays in memory."""
-  return dataclasses.replace(models.load(_folder_of(choice.source), dtype=choice.dtype, revision=choice.revision or None), source=choice.source)
+def _layouts(choice: ModelChoice, mesh: configs.Mesh, options: configs.FineTune) -> layouts.Layouts:
+  config, _ = models.load_config(_folder(choice))
+  delta = jax.eval_shape(lambda: models.init_delta(config, options.kind, jax.random.key(0), rank=options.rank, lora_alpha=options.lora_alpha))
+  return layouts.choose(config, mesh, dtype=choice.dtype, trained=tree.count(delta))
 
 
 def tokenizer_of(choice: ModelChoice) -> Any:
   """The chosen model's tokenizer, which must have a chat template."""
-  return _tokenizer(load_model(choice).folder)
+  return _tokenizer(_folder(choice))
 
 
 def load_questions(run: Run) -> list[Conversation]:
@@ -243,6 +267,17 @@ def direction_folder(run: Run, workdir: Path) -> pathlib.Path:
 def say(line: str) -> None:
   """Prints a line of a stage at once."""
   print(line, flush=True)
+
+
+def _engine(run: Run, arms: Mapping[str, Any]) -> evaluation.Engine:
+  layout, tokenizer = layouts_of(run).evaluate, tokenizer_of(run.model)
+  return evaluation.Engine(load_model(run.model, layout), tokenizer, arms, batch_size=run.sweep.batch_size,
+                           stop_ids=evaluation.stop_ids(tokenizer), layout=layout)
+
+
+@functools.lru_cache(maxsize=1)
+def _folder(choice: ModelChoice) -> pathlib.Path:
+  return models.resolve(_folder_of(choice.source), revision=choice.revision or None)[0]
 
 
 def _folder_of(source: Path) -> Path:
@@ -298,8 +333,8 @@ def _generate_contrast(run: Run, folder: pathlib.Path) -> None:
 
 def _answer(run: Run, prompts: Sequence[Conversation]) -> list[str]:
   """The model's answer to each prompt, sampled; a prompt's luck is a function of (seed, its name)."""
-  model, tokenizer, options = load_model(run.model), tokenizer_of(run.model), run.data
-  engine = evaluation.Engine(model, tokenizer, {}, batch_size=run.sweep.batch_size, stop_ids=evaluation.stop_ids(tokenizer))
+  engine, options = _engine(run, {}), run.data
+  tokenizer = engine.tokenizer
   sampling = evaluation.Sampling(temperature=options.temperature)
   requests = [evaluation.GenerateRequest(i, tuple(datas.chat.prompt_tokens(tokenizer, prompt.messages)), options.max_new_tokens,
                                          sampling=sampling, seed=run.seed, example=prompt.name) for i, prompt in enumerate(prompts)]

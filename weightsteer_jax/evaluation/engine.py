@@ -5,11 +5,12 @@ from typing import Any, Iterable, Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from weightsteer_jax import models, tree
+from weightsteer_jax import models, sharding, tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.evaluation import generation, programs, scoring
 from weightsteer_jax.evaluation.arms import Part, make_arms
 from weightsteer_jax.evaluation.requests import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
+from weightsteer_jax.sharding import Layout
 
 # Another shape is worth its compilation when it saves more computation than that. A compilation takes some seconds, in
 # which a device
@@ -28,17 +29,22 @@ class Engine:
       always there.
     batch_size: rows scored or generated together.
     stop_ids: tokens that end a generation.
+    layout: how the model's parameters lie, and all else is to; one device by default.
   Raises:
-    InputError: a delta that does not fit the model.
+    InputError: a delta that does not fit the model, or an axis that the mesh does not divide.
   """
   def __init__(self, model: models.Model, tokenizer: Any, arms: Mapping[str, Sequence[Part]], *, batch_size: int = 64,
-               stop_ids: Sequence[int] = ()):
+               stop_ids: Sequence[int] = (), layout: Layout | None = None):
     if batch_size < 1:
       raise InputError(f'the batch size is {batch_size}, expected 1 or more')
     self.config, self.params, self.tokenizer = model.config, model.params, tokenizer
     self.arms = make_arms(arms)
     for delta in self.arms.deltas:
       models.check_delta(model.config, delta)
+    self.layout = layout or sharding.single()
+    self._deltas = tuple(
+        jax.tree.map(sharding.put, delta, models.delta_shardings(model.config, delta, self.layout))
+        for delta in self.arms.deltas)
     self.batch_size = batch_size
     self.stop_ids = tuple(stop_ids)
     self._traces_before = collections.Counter(programs.traces)
@@ -64,10 +70,12 @@ class Engine:
     if not asked:
       return
     planned = scoring.batches(asked, batch_size=self.batch_size, max_positions=limit,
-                              compile_tokens=self._compile_tokens)
+                              compile_tokens=self._compile_tokens, groups=self.layout.rows)
     waiting = None
     for batch, keys in planned:
-      running = scoring.score_batch(self.config, self.params, self.arms.deltas, batch), keys
+      with self.layout.context():
+        scores = scoring.score_batch(self.config, self.params, self._deltas, self.layout.put_batch(batch))
+      running = scores, keys
       if waiting is not None:
         yield from _score_results(*waiting)
       waiting = running
@@ -83,8 +91,8 @@ class Engine:
     asked = generation.jobs(list(requests), self.arms, limit)
     # A shape of generation is two programs: prefill and decode.
     for mode, shape, members in generation.groups(asked, max_positions=limit, compile_tokens=2 * self._compile_tokens):
-      yield from generation.run_group(self.config, self.params, self.arms.deltas, mode, shape, members,
-                                      slots=self.batch_size, stops=self.stop_ids)
+      yield from generation.run_group(self.config, self.params, self._deltas, mode, shape, members,
+                                      slots=self.batch_size, stops=self.stop_ids, layout=self.layout)
 
 
 def _score_results(scores: tuple[jax.Array, jax.Array], keys: scoring.Keys) -> Iterator[ScoreResult]:

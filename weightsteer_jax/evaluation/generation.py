@@ -7,20 +7,24 @@ Axes beside the decoder's: P prompts that enter at once, C edits, M tokens a row
 """
 import collections
 import dataclasses
+import functools
+import math
 from typing import Any, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from weightsteer_jax import models
+from weightsteer_jax import models, sharding
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.evaluation import sampling, shapes
 from weightsteer_jax.evaluation.arms import Arms
 from weightsteer_jax.evaluation.programs import edits_of, program
 from weightsteer_jax.evaluation.requests import GenerateRequest, GenerateResult
+from weightsteer_jax.sharding import Layout
 
 PyTree = Any
+Progress = dict[str, jax.Array]  # the arrays of State that say which rows have ended, and how
 
 PROMPT_MULTIPLE, TOTAL_MULTIPLE, ANSWER_MULTIPLE = 16, 32, 32
 MAX_SHAPES = 2
@@ -74,22 +78,30 @@ class Entry:
 
   Attributes:
     prompts_PT: prompt tokens without the last one, padded on the right.
-    slots_P: where each goes; a number past the last slot marks padding.
-    rows: what they do (keys_B2 is made on the device). draws_3P: uint32 seed, hash of the example, sample.
+    slots_P: where each goes, among the slots of its group; a number past the last slot marks padding. Slots and entries
+      are cut into as many groups as rows have shards, so that a prompt is prefilled on the device that has its slot.
+    rows: what they do (keys_B2 is made on the device). draws_P3: uint32 seed, hash of the example, sample.
   """
   prompts_PT: Any
   slots_P: Any
   rows: Rows
-  draws_3P: Any
+  draws_P3: Any
 
 
+@functools.partial(jax.jit, static_argnums=range(6))
 def empty_state(config: models.ModelConfig, slots: int, length: int, answer: int, edits: int, dtype: Any) -> State:
   """A state with every slot free."""
   zeros = lambda dtype, *shape: jnp.zeros((slots, *shape), dtype)
   rows = Rows(zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.float32, edits), zeros(jnp.uint32, 2),
               jnp.ones(slots), zeros(jnp.int32), jnp.ones(slots))
   cache = models.init_cache(config, slots, length, dtype)
-  return State(cache, rows, zeros(jnp.int32), zeros(bool), zeros(bool), zeros(bool), zeros(jnp.int32, answer))
+  return _placed(State(cache, rows, zeros(jnp.int32), zeros(bool), zeros(bool), zeros(bool), zeros(jnp.int32, answer)))
+
+
+def _placed(state: State) -> State:
+  """The state with every array cut along its rows, so that all programs hand it on alike."""
+  rest = jax.tree.map(lambda x: sharding.constrain(x, 'B' + '_' * (x.ndim - 1)), dataclasses.replace(state, cache=None))
+  return dataclasses.replace(rest, cache=jax.tree.map(lambda x: sharding.constrain(x, 'LBSKH'), state.cache))
 
 
 @program(static_argnums=0, donate_argnums=3)
@@ -99,18 +111,22 @@ def admit(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], 
   cache = models.init_cache(config, prompts, length, state.cache['k'].dtype)
   edits = edits_of(deltas, entry.rows.coefficients_BC)
   _, cache = models.hidden(config, params, entry.prompts_PT, edits=edits, cache=cache)
-  rows = dataclasses.replace(entry.rows, keys_B2=sampling.row_keys(*entry.draws_3P))
-  put = lambda old, new: old.at[entry.slots_P].set(new, mode='drop')
-  return State(
-      cache=jax.tree.map(lambda old, new: old.at[:, entry.slots_P, :length].set(new, mode='drop'), state.cache, cache),
-      rows=jax.tree.map(put, state.rows, rows), counts_B=put(state.counts_B, 0), active_B=put(state.active_B, True),
-      stopped_B=put(state.stopped_B, False), finite_B=put(state.finite_B, True), answers_BM=state.answers_BM)
+  rows = dataclasses.replace(entry.rows, keys_B2=sampling.row_keys(*entry.draws_P3.T))
+  shards = sharding.row_shards(math.gcd(prompts, state.counts_B.shape[0]))
+  put = sharding.by_shard(lambda old, new, slots: old.at[slots].set(new, mode='drop'), shards, (0, 0, 0), 0)
+  put_cache = sharding.by_shard(lambda old, new, slots: old.at[:, slots, :length].set(new, mode='drop'), shards, (1, 1, 0), 1)
+  put_all = lambda old, value: put(old, jnp.full(prompts, value, old.dtype), entry.slots_P)
+  return _placed(State(
+      cache=jax.tree.map(lambda old, new: put_cache(old, new, entry.slots_P), state.cache, cache),
+      rows=jax.tree.map(lambda old, new: put(old, new, entry.slots_P), state.rows, rows),
+      counts_B=put_all(state.counts_B, 0), active_B=put_all(state.active_B, True),
+      stopped_B=put_all(state.stopped_B, False), finite_B=put_all(state.finite_B, True), answers_BM=state.answers_BM))
 
 
 @program(static_argnums=(0, 1), donate_argnums=5)
 def decode(config: models.ModelConfig, mode: str, params: PyTree, deltas: Sequence[PyTree], stops_X: jax.Array,
-           state: State, keep: jax.Array) -> State:
-  """The state after as many steps as it takes until at most `keep` rows are active."""
+           state: State, keep: jax.Array) -> tuple[State, Progress]:
+  """The state after as many steps as it takes until at most `keep` rows are active, and what the host is to know."""
   def step(state):
     rows = state.rows
     edits = edits_of(deltas, rows.coefficients_BC)
@@ -122,12 +138,13 @@ def decode(config: models.ModelConfig, mode: str, params: PyTree, deltas: Sequen
     return _advance(dataclasses.replace(state, cache=cache), tokens_B, stops_X,
                     jnp.all(jnp.isfinite(logits_BV), axis=-1))
 
-  return jax.lax.while_loop(lambda state: jnp.sum(state.active_B) > keep, step, state)
+  state = _placed(jax.lax.while_loop(lambda state: jnp.sum(state.active_B) > keep, step, state))
+  told = {name: getattr(state, name) for name in ('counts_B', 'active_B', 'stopped_B', 'finite_B', 'answers_BM')}
+  return state, sharding.replicate(told)
 
 
 def _advance(state: State, tokens_B: jax.Array, stops_X: jax.Array, finite_B: jax.Array) -> State:
   """The state with one more token in each active row, or the row ended."""
-  slots = jnp.arange(tokens_B.shape[0])
   stopped_B = state.active_B & jnp.any(tokens_B[:, None] == stops_X, axis=-1)
   emitted_B = state.active_B & ~stopped_B & finite_B
   places_B = jnp.where(emitted_B, state.counts_B, state.answers_BM.shape[1])
@@ -137,7 +154,12 @@ def _advance(state: State, tokens_B: jax.Array, stops_X: jax.Array, finite_B: ja
   return dataclasses.replace(state, rows=rows, counts_B=counts_B, active_B=emitted_B & (counts_B < state.rows.limits_B),
                              stopped_B=state.stopped_B | stopped_B,
                              finite_B=state.finite_B & (finite_B | ~state.active_B),
-                             answers_BM=state.answers_BM.at[slots, places_B].set(tokens_B, mode='drop'))
+                             answers_BM=_write(state.answers_BM, places_B, tokens_B))
+
+
+@jax.vmap
+def _write(answer_M: jax.Array, place: jax.Array, token: jax.Array) -> jax.Array:
+  return answer_M.at[place].set(token, mode='drop')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,39 +214,46 @@ def groups(asked: Sequence[Job], *, max_positions: int,
 
 
 def run_group(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], mode: str, shape: shapes.Shape,
-              asked: Sequence[Job], *, slots: int, stops: Sequence[int]) -> Iterator[GenerateResult]:
-  """The results of one group, as they finish."""
-  slots = shapes.rows_for(len(asked), slots)
-  entering = max(1, slots // REFILL_SHARE)
+              asked: Sequence[Job], *, slots: int, stops: Sequence[int], layout: Layout) -> Iterator[GenerateResult]:
+  """The results of one group, as they finish. At least as many slots are used as rows have shards."""
+  shards = layout.rows
+  in_shard = shapes.rows_for(-(-len(asked) // shards), -(-slots // shards))
+  slots, entering = shards * in_shard, shards * max(1, in_shard // REFILL_SHARE)
   # The strongest steered are the likeliest never to stop: begun first, they do not leave a long tail of nearly empty
   # batches.
   queue = collections.deque(
       sorted(asked, key=lambda job: (-job.request.max_new_tokens, -max(map(abs, job.coefficients), default=0.0))))
   answer = -(-max(job.request.max_new_tokens for job in asked) // ANSWER_MULTIPLE) * ANSWER_MULTIPLE
-  state = empty_state(config, slots, shape[1], answer, len(deltas), params['embed']['embedding'].dtype)
+  with layout.context():
+    state = empty_state(config, slots, shape[1], answer, len(deltas), params['embed']['embedding'].dtype)
   held: list[Job | None] = [None] * slots
   while queue or any(held):
     while queue and held.count(None) >= min(entering, len(queue)):
-      state = admit(config, params, deltas, state, _entry(queue, held, entering, shape[0], len(deltas)))
+      entry = layout.put_batch(_entry(queue, held, entering, shape[0], len(deltas), shards))
+      with layout.context():
+        state = admit(config, params, deltas, state, entry)
     keep = slots - min(entering, len(queue)) if queue else 0
-    state = decode(config, mode, params, deltas, np.asarray(stops, np.int32), state, np.int32(keep))
-    yield from _collect(state, held)
+    with layout.context():
+      state, progress = decode(config, mode, params, deltas, np.asarray(stops, np.int32), state, np.int32(keep))
+    yield from _collect(progress, held)
 
 
-def _entry(queue: collections.deque, held: list[Job | None], entering: int, length: int, edits: int) -> Entry:
+def _entry(queue: collections.deque, held: list[Job | None], entering: int, length: int, edits: int,
+           shards: int) -> Entry:
   """The next jobs of the queue as rows that go into free slots; `held` is told."""
-  slots = [slot for slot, job in enumerate(held) if job is None][:min(entering, len(queue))]
   rows = Rows(*np.zeros((3, entering), np.int32), np.zeros((entering, edits), np.float32),
               np.zeros((entering, 2), np.uint32), np.ones(entering, np.float32), np.zeros(entering, np.int32),
               np.ones(entering, np.float32))
   entry = Entry(np.zeros((entering, length), np.int32), np.full(entering, len(held), np.int32), rows,
-                np.zeros((3, entering), np.uint32))
-  for i, slot in enumerate(slots):
+                np.zeros((entering, 3), np.uint32))
+  for i, slot in _free(held, entering, shards):
+    if not queue:
+      break
     job = held[slot] = queue.popleft()
     request = job.request
-    entry.slots_P[i] = slot
+    entry.slots_P[i] = slot % (len(held) // shards)
     entry.prompts_PT[i, :len(request.prompt) - 1] = request.prompt[:-1]
-    entry.draws_3P[:, i] = request.seed, sampling.example_hash(request.example), request.sample
+    entry.draws_P3[i] = request.seed, sampling.example_hash(request.example), request.sample
     rows.tokens_B[i], rows.positions_B[i] = request.prompt[-1], len(request.prompt) - 1
     rows.limits_B[i] = request.max_new_tokens
     rows.coefficients_BC[i] = job.coefficients
@@ -233,10 +262,25 @@ def _entry(queue: collections.deque, held: list[Job | None], entering: int, leng
   return entry
 
 
-def _collect(state: State, held: list[Job | None]) -> Iterator[GenerateResult]:
+def _free(held: list[Job | None], entering: int, shards: int) -> Iterator[tuple[int, int]]:
+  """(place in the entry, free slot) pairs, both of one shard; one shard after the other gives a slot.
+
+  >>> list(_free([None, 'job', None, None], entering=2, shards=2))
+  [(0, 0), (1, 2)]
+  """
+  slots, places = len(held) // shards, entering // shards
+  free = [[slot for slot in range(shard * slots, (shard + 1) * slots) if held[slot] is None] for shard in range(shards)]
+  for place in range(places):
+    for shard in range(shards):
+      if place < len(free[shard]):
+        yield shard * places + place, free[shard][place]
+
+
+def _collect(progress: Progress, held: list[Job | None]) -> Iterator[GenerateResult]:
   """Results of the rows that have ended; their slots in `held` become free."""
-  counts, active, stopped, finite, answers = jax.device_get(
-      (state.counts_B, state.active_B, state.stopped_B, state.finite_B, state.answers_BM))
+  told = jax.device_get(progress)
+  counts, active, stopped, finite, answers = (
+      told[name] for name in ('counts_B', 'active_B', 'stopped_B', 'finite_B', 'answers_BM'))
   for slot, job in enumerate(held):
     if job is not None and not active[slot]:
       held[slot] = None

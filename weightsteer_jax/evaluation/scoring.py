@@ -7,13 +7,15 @@ decoder's: P prompts, R completions, C edits.
 """
 import collections
 import dataclasses
+import functools
+import math
 from typing import Any, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from weightsteer_jax import models
+from weightsteer_jax import models, sharding
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.evaluation import shapes
 from weightsteer_jax.evaluation.arms import Arms
@@ -37,7 +39,8 @@ class ScoreBatch:
   Attributes:
     prompts_PT: prompt tokens without the last one, padded on the right.
     coefficients_PC: float32, one per edit.
-    owners_R: index of each completion's prompt.
+    owners_R: index of each completion's prompt, among those of its group. A batch is cut into as many groups of prompts
+      and completions as its rows have shards, so that a prompt and its completions meet on one device.
     starts_R: position of the prompt's last token, from which the completion's first token is predicted.
     inputs_RT: the prompt's last token and the completion without its last. targets_RT: the completion.
     lengths_R: tokens of the completion; 0 in rows that pad the batch.
@@ -74,13 +77,17 @@ def score_batch(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyT
   # A shape may be longer than any of its rows; what padding writes beyond the model's positions is dropped.
   cache = models.init_cache(config, prompts, min(prompt_length + completion_length, config.max_positions), dtype)
   _, cache = models.hidden(config, params, batch.prompts_PT, edits=edits_of(deltas, batch.coefficients_PC), cache=cache)
-  cache = jax.tree.map(lambda x_LPSKH: x_LPSKH[:, batch.owners_R], cache)
-  edits = edits_of(deltas, batch.coefficients_PC[batch.owners_R])
+  shards = sharding.row_shards(math.gcd(prompts, batch.owners_R.shape[0]))
+  # Each array by itself: the cache has its prompts along the second axis.
+  take = lambda axis: sharding.by_shard(functools.partial(jnp.take, axis=axis), shards, (axis, 0), axis)
+  cache = jax.tree.map(lambda x_LPSKH: sharding.constrain(take(1)(x_LPSKH, batch.owners_R), 'LBSKH'), cache)
+  edits = edits_of(deltas, take(0)(batch.coefficients_PC, batch.owners_R))
   positions_RT = batch.starts_R[:, None] + jnp.arange(completion_length)
   x_RTD, _ = models.hidden(config, params, batch.inputs_RT, positions_BT=positions_RT, edits=edits, cache=cache)
   logprobs_RT, greedy_RT = target_logprobs(config, params, x_RTD, batch.targets_RT, edits)
   counts_RT = jnp.arange(completion_length) < batch.lengths_R[:, None]
-  return jnp.sum(jnp.where(counts_RT, logprobs_RT, 0.0), axis=1), jnp.all(greedy_RT | ~counts_RT, axis=1)
+  scores = jnp.sum(jnp.where(counts_RT, logprobs_RT, 0.0), axis=1), jnp.all(greedy_RT | ~counts_RT, axis=1)
+  return sharding.replicate(scores)
 
 
 def target_logprobs(config: models.ModelConfig, params: PyTree, x_BTD: jax.Array, targets_BT: jax.Array,
@@ -120,9 +127,14 @@ def questions(requests: Sequence[ScoreRequest], arms: Arms, max_positions: int) 
   ]
 
 
-def batches(asked: Sequence[Question], *, batch_size: int, max_positions: int,
-            compile_tokens: int) -> Iterator[tuple[ScoreBatch, Keys]]:
-  """Batches of few shapes, the shortest first, each with its completions' keys [R]."""
+def batches(asked: Sequence[Question], *, batch_size: int, max_positions: int, compile_tokens: int,
+            groups: int = 1) -> Iterator[tuple[ScoreBatch, Keys]]:
+  """Batches of few shapes, the shortest first, each with the keys of its completions [R]; those of padding are empty.
+
+  Args:
+    batch_size: completions to a batch, rounded up to a multiple of `groups`.
+    groups: see ScoreBatch.owners_R.
+  """
   limits = (max_positions, max_positions)
   planned = shapes.plan_shapes([question.size for question in asked], multiples=(PROMPT_MULTIPLE, COMPLETION_MULTIPLE),
                                most=limits, max_shapes=MAX_SHAPES, compile_tokens=compile_tokens)
@@ -130,21 +142,33 @@ def batches(asked: Sequence[Question], *, batch_size: int, max_positions: int,
   for question in asked:
     by_shape[shapes.fitting(question.size, planned)].append(question)
   for shape, members in by_shape.items():
-    yield from _batches_of(shape, members, batch_size)
+    yield from _batches_of(shape, members, batch_size, groups)
 
 
-def _batches_of(shape: shapes.Shape, asked: list[Question], batch_size: int) -> Iterator[tuple[ScoreBatch, Keys]]:
-  pieces = [piece for question in asked for piece in _split(question, batch_size)]
+def _batches_of(shape: shapes.Shape, asked: list[Question], batch_size: int,
+                groups: int) -> Iterator[tuple[ScoreBatch, Keys]]:
+  most = -(-batch_size // groups)  # completions of a group
+  pieces = [piece for question in asked for piece in _split(question, most)]
   total = sum(len(piece.completions) for piece in pieces)
-  rows = shapes.rows_for(total, batch_size)
+  rows = shapes.rows_for(-(-total // groups), most)
   prompts = min(rows, -(-len(pieces) * rows // total))
+  held = [_group(members, shape, prompts, rows) for members in _filled(pieces, prompts, rows)]
+  for start in range(0, len(held), groups):
+    together = held[start:start + groups]
+    together += [_group([], shape, prompts, rows, len(asked[0].coefficients))] * (groups - len(together))
+    parts, keys = zip(*together)
+    yield jax.tree.map(lambda *xs: np.concatenate(xs), *parts), [key for part in keys for key in part]
+
+
+def _filled(pieces: list[Question], prompts: int, rows: int) -> Iterator[list[Question]]:
+  """The pieces in order, in groups of at most that many prompts and completions."""
   held: list[Question] = []
   for piece in pieces:
     if len(held) == prompts or sum(len(q.completions) for q in held) + len(piece.completions) > rows:
-      yield _batch(held, shape, prompts, rows)
+      yield held
       held = []
     held.append(piece)
-  yield _batch(held, shape, prompts, rows)
+  yield held
 
 
 def _split(question: Question, size: int) -> Iterator[Question]:
@@ -153,8 +177,9 @@ def _split(question: Question, size: int) -> Iterator[Question]:
     yield dataclasses.replace(question, completions=question.completions[part], keys=question.keys[part])
 
 
-def _batch(held: list[Question], shape: shapes.Shape, prompts: int, rows: int) -> tuple[ScoreBatch, Keys]:
-  edits = len(held[0].coefficients)
+def _group(held: list[Question], shape: shapes.Shape, prompts: int, rows: int,
+           edits: int | None = None) -> tuple[ScoreBatch, Keys]:
+  edits = len(held[0].coefficients) if edits is None else edits
   batch = ScoreBatch(np.zeros((prompts, shape[0]), np.int32), np.zeros((prompts, edits), np.float32),
                      *np.zeros((2, rows), np.int32), *np.zeros((2, rows, shape[1]), np.int32), np.zeros(rows, np.int32))
   keys = []
@@ -167,4 +192,4 @@ def _batch(held: list[Question], shape: shapes.Shape, prompts: int, rows: int) -
       batch.inputs_RT[row, :length] = question.prompt[-1:] + completion[:-1]
       batch.targets_RT[row, :length] = completion
       keys.append((served, length))
-  return batch, keys
+  return batch, keys + [((), 0)] * (rows - len(keys))

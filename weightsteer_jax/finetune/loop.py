@@ -16,12 +16,13 @@ from typing import Any, Callable, Sequence
 import jax
 import numpy as np
 
-from weightsteer_jax import checkpoint, config, data, files, models
+from weightsteer_jax import checkpoint, config, data, files, models, sharding
 from weightsteer_jax.data import Batch, Example
 from weightsteer_jax.data.batches import row_length_for
 from weightsteer_jax.errors import InputError, NotFiniteError, Preempted
 from weightsteer_jax.finetune import adapter, identity, optimizer, preemption, step as steps
 from weightsteer_jax.finetune.log import Log
+from weightsteer_jax.sharding import Layout
 from weightsteer_jax.versions import versions
 
 PyTree = Any
@@ -55,20 +56,33 @@ class _Job:
   seed: int
   steps: int
   progress: bool
+  layout: Layout
 
   def initial_state(self) -> steps.TrainState:
     o = self.options
-    initial_state = steps.initial_state_fn(self.model.config, o.kind, o.rank, o.lora_alpha, optimizer.adamw(o))
-    return initial_state(self.seed)
+    make = steps.initial_state_fn(self.model.config, o.kind, o.rank, o.lora_alpha, optimizer.adamw(o), self.layout)
+    return make(self.seed)
 
   def abstract_state(self) -> steps.TrainState:
-    return jax.eval_shape(self.initial_state)
+    shapes = jax.eval_shape(self.initial_state)
+    placed = steps.state_shardings(self.model.config, optimizer.adamw(self.options), self.layout, shapes)
+    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, placed)
 
   def train_step(self, rate: float) -> Callable[[steps.TrainState, Batch], tuple[steps.TrainState, steps.Metrics]]:
     o = self.options
-    train_step = steps.train_step_fn(self.model.config, optimizer.adamw(o), remat=o.remat, dropout=o.dropout)
+    train_step = steps.train_step_fn(self.model.config, optimizer.adamw(o), self.layout, remat=o.remat, dropout=o.dropout)
     schedule = optimizer.schedule(o, peak=rate, total=self.steps)
-    return lambda state, batch: train_step(state, self.model.params, batch, schedule, self.seed)
+
+    def step(state, batch):
+      parts = self.layout.put_batch(data.microbatches(batch, o.accumulation), 'ABT')
+      with self.layout.context():
+        return train_step(state, self.model.params, parts, schedule, self.seed)
+
+    return step
+
+  def eval_loss(self, delta: PyTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    with self.layout.context():
+      return steps.eval_loss_fn(self.model.config)(delta, self.model.params, self.layout.put_batch(batch))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +94,8 @@ class _Trial:
 
 
 def run(model: models.Model, train: Sequence[Example], validation: Sequence[Example], options: config.FineTune, *,
-        workdir: files.Path, seed: int = 0, row_length: int | None = None, progress: bool = True) -> FineTuneResult:
+        workdir: files.Path, seed: int = 0, row_length: int | None = None, progress: bool = True,
+        layout: Layout | None = None) -> FineTuneResult:
   """The delta that `options` train on `train`, the best by validation loss over steps and learning rates.
 
   All that happens is a function of (model, train, validation, options, seed, row_length). Run again with the same, an
@@ -94,15 +109,17 @@ def run(model: models.Model, train: Sequence[Example], validation: Sequence[Exam
     row_length: tokens per row of a batch; by default the longest example, rounded up. Two runs with batches of the
       same shape in one process compile once.
     progress: whether to show a progress bar on stderr.
+    layout: how the model's parameters lie, and all else is to; one device by default. Another one gives the same result
+      within rounding.
   Raises:
-    InputError: bad data, or a workdir that belongs to another run (names what differs).
+    InputError: bad data, a layout that does not divide the model, or a workdir that belongs to another run (names what differs).
     NotFiniteError: a loss or gradient became NaN or infinite; names the step, the learning rate and the examples.
     Preempted: SIGTERM or SIGINT came; the state is saved.
     CorruptError, OutputError: see checkpoint.py and adapter.py.
   """
   workdir = pathlib.Path(workdir)
   row_length = row_length or row_length_for(max(map(len, [*train, *validation]), default=1))
-  job = _make_job(model, train, validation, options, workdir, seed, row_length, progress)
+  job = _make_job(model, train, validation, options, workdir, seed, row_length, progress, layout or sharding.single())
   mine = identity.identity(model, train, validation, options, seed=seed, row_length=row_length)
   identity.claim(workdir, mine)
   folder = workdir / 'adapter'
@@ -121,14 +138,15 @@ def total_steps(options: config.FineTune, num_examples: int) -> int:
   return options.steps or math.ceil(options.epochs * num_examples / options.batch_size)
 
 
-def _make_job(model, train, validation, options, workdir, seed, row_length, progress) -> _Job:
+def _make_job(model, train, validation, options, workdir, seed, row_length, progress, layout) -> _Job:
   if not validation:
     raise InputError('there are no validation examples: the best step and learning rate are picked by validation loss')
   batches = data.Batches(train, batch_size=options.batch_size, seed=seed, row_length=row_length,
-                         accumulation=options.accumulation)
+                         accumulation=options.accumulation, row_multiple=layout.rows)
   rows = max(count for count, _ in batches.shapes) // options.accumulation
-  validation_batches = list(data.eval_batches(validation, rows=rows, row_length=row_length))
-  return _Job(model, options, batches, validation_batches, workdir, seed, total_steps(options, len(train)), progress)
+  validation_batches = list(data.eval_batches(validation, rows=rows, row_length=row_length, row_multiple=layout.rows))
+  return _Job(model, options, batches, validation_batches, workdir, seed, total_steps(options, len(train)), progress,
+              layout)
 
 
 def _fit(job: _Job, rate: float, stopped: Callable[[], str]) -> _Trial:
@@ -175,7 +193,7 @@ def _train(job: _Job, state: steps.TrainState, numbers: range, rate: float, stop
   pending = None
   for number in numbers:
     batch = job.batches.batch(number)
-    state, metrics = train_step(state, data.microbatches(batch, job.options.accumulation))
+    state, metrics = train_step(state, batch)
     if pending:
       read(*pending)
     pending = (number, metrics, int(np.count_nonzero(batch.segment_ids_BT)))
@@ -199,8 +217,7 @@ def _read(job: _Job, rate: float, log: Log, number: int, metrics: steps.Metrics,
 
 def _validate(job: _Job, delta: PyTree, rate: float, step: int, log: Log) -> float:
   """Validation loss, nats per target token over all validation examples."""
-  eval_loss = steps.eval_loss_fn(job.model.config)
-  sums, counts = zip(*jax.device_get([eval_loss(delta, job.model.params, batch) for batch in job.validation]))
+  sums, counts = zip(*jax.device_get([job.eval_loss(delta, batch) for batch in job.validation]))
   loss = float(np.sum(sums, dtype=np.float64) / np.sum(counts, dtype=np.float64))
   if not math.isfinite(loss):
     raise NotFiniteError(f'the validation loss is {loss} after step {step} of {job.steps}, learning rate {rate:g}: '

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from weightsteer_jax import models
+from weightsteer_jax import models, sharding
 from weightsteer_jax.data import Batch
 from weightsteer_jax.finetune import optimizer
 from weightsteer_jax.finetune.loss import loss
+from weightsteer_jax.sharding import Layout
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
@@ -29,37 +30,50 @@ class TrainState:
   step: jax.Array
 
 
+def state_shardings(config: models.ModelConfig, recipe: optimizer.AdamW, layout: Layout, state: TrainState) -> TrainState:
+  """Where each array of a state (or of its shapes) lies: the moments as what they are moments of.
+
+  Raises:
+    InputError: an axis that the mesh does not divide.
+  """
+  delta = models.delta_shardings(config, state.delta, layout)
+  opt_state = optax.tree.map_params(optimizer.transformation(recipe), lambda _, sharding: sharding, state.opt_state, delta,
+                                    transform_non_params=lambda _: layout.replicated)
+  return TrainState(delta, opt_state, layout.replicated)
+
+
 @functools.lru_cache(maxsize=16)
-def initial_state_fn(config: models.ModelConfig, kind: str, rank: int, lora_alpha: float,
-                     recipe: optimizer.AdamW) -> Callable[[int], TrainState]:
-  """The compiled function from a seed to the state before the first step.
+def initial_state_fn(config: models.ModelConfig, kind: str, rank: int, lora_alpha: float, recipe: optimizer.AdamW,
+                     layout: Layout | None = None) -> Callable[[int], TrainState]:
+  """The compiled function from a seed to the state before the first step, placed as `state_shardings` says (on one device without a layout).
 
   The random factors A are a function of the seed alone. Both sides of a contrast are given the same seed: B starts at
   zero and A moves little, so with one common A the difference of the two runs, about A (B+ - B-), is the difference
   of what they learned; with two, the part that depends on the draw of A would not cancel.
   """
 
-  @jax.jit
   def initial_state(seed):
     delta = models.init_delta(config, kind, jax.random.key(seed), rank=rank, lora_alpha=lora_alpha)
     return TrainState(delta, optimizer.transformation(recipe).init(delta), jnp.zeros((), jnp.int32))
 
-  return initial_state
+  shapes = jax.eval_shape(initial_state, 0)
+  return jax.jit(initial_state, out_shardings=state_shardings(config, recipe, layout or sharding.single(), shapes))
 
 
 @functools.lru_cache(maxsize=16)
-def train_step_fn(config: models.ModelConfig, recipe: optimizer.AdamW, *, remat: bool = False,
+def train_step_fn(config: models.ModelConfig, recipe: optimizer.AdamW, layout: Layout | None = None, *, remat: bool = False,
                   dropout: float = 0.0) -> Callable[..., tuple[TrainState, Metrics]]:
   """The compiled step (state, params, batch [A, B, T], schedule, seed) -> (state, metrics); it consumes the state.
 
   metrics: float32 scalars `train_loss` (nats per target token), `target_tokens`, `grad_norm` (before clipping),
   `learning_rate`, and the bool `finite`. Where the loss or the gradient is not finite the state comes back as it was.
-  `seed` is of dropout, whose masks are a function of (seed, step, microbatch).
+  Call it in `layout.context()`. `seed` is of dropout, whose masks are a function of (seed, step, microbatch).
   """
   transformation = optimizer.transformation(recipe)
 
   @functools.partial(jax.jit, donate_argnums=0)
   def train_step(state, params, batch, schedule, seed):
+    placed = state_shardings(config, recipe, layout or sharding.single(), state)
     key = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
     total, count, grads = accumulate(config, params, state.delta, batch, remat=remat, key=key, dropout=dropout)
     mean, grads = total / count, jax.tree.map(lambda g: g / count, grads)
@@ -70,6 +84,7 @@ def train_step_fn(config: models.ModelConfig, recipe: optimizer.AdamW, *, remat:
     delta = jax.tree.map(lambda x, update: x - rate * update, state.delta, updates)
     after = TrainState(delta, opt_state, state.step + 1)
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+    state = jax.lax.with_sharding_constraint(state, placed)
     metrics = {'train_loss': mean, 'grad_norm': norm, 'learning_rate': rate, 'target_tokens': count, 'finite': finite}
     return state, metrics
 

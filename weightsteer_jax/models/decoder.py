@@ -7,6 +7,7 @@ Axes, here and wherever the project's arrays carry a suffix:
 The same letters say how arrays lie on a mesh (see sharding.py). The modules hold the parameters; `forward.py` runs them on plain nested dicts. Layers are stacked along L and scanned.
 """
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -203,10 +204,13 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: ja
 
 def write_cache(cache: Cache, layer: jax.Array, positions_BT: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array):
   """The cache with these keys and values at slot == position of its layer, and all of that layer's [B, S, K, H]."""
-  rows_B1 = jnp.arange(positions_BT.shape[0])[:, None]
-  keys = cache['k'].at[layer, rows_B1, positions_BT].set(k_BTKH.astype(cache['k'].dtype))
-  values = cache['v'].at[layer, rows_B1, positions_BT].set(v_BTKH.astype(cache['v'].dtype))
-  keys, values = (sharding.constrain(x, 'LBSKH') for x in (keys, values))
+  # Row by row, which tells the compiler that no row writes into another: rows on other devices stay where they are.
+  @functools.partial(jax.vmap, in_axes=(1, 0, 0), out_axes=1)
+  def write(cache_LSKH, positions_T, new_TKH):
+    return cache_LSKH.at[layer, positions_T].set(new_TKH.astype(cache_LSKH.dtype))
+
+  keys, values = (sharding.constrain(write(cache[name], positions_BT, new), 'LBSKH')
+                  for name, new in (('k', k_BTKH), ('v', v_BTKH)))
   return {'k': keys, 'v': values}, keys[layer].astype(k_BTKH.dtype), values[layer].astype(v_BTKH.dtype)
 
 

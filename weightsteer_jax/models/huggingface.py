@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from weightsteer_jax import files, tree
+from weightsteer_jax import files, sharding, tree
 from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import FAMILIES, Family, TensorRow, family_of, read_config
-from weightsteer_jax.models.sites import sites
+from weightsteer_jax.models.sites import param_shardings, sites
+from weightsteer_jax.sharding import Layout
 
 PyTree = Any
 
@@ -49,8 +50,9 @@ class Model:
   revision: str = ''
 
 
-def load(source: str | pathlib.Path, *, dtype: str = 'float32', revision: str | None = None) -> Model:
-  """The model of a folder or a hub id, its parameters cast to `dtype` ('float32' or 'bfloat16').
+def load(source: str | pathlib.Path, *, dtype: str = 'float32', revision: str | None = None, layout: Layout | None = None) -> Model:
+  """The model of a folder or a hub id, its parameters cast to `dtype` ('float32' or 'bfloat16') and laid out so, by
+  default on one device.
 
   Raises:
     InputError: no such checkpoint, an unsupported one, or key sets or shapes that differ from the config's.
@@ -63,7 +65,7 @@ def load(source: str | pathlib.Path, *, dtype: str = 'float32', revision: str | 
   config, family = load_config(folder)
   with open_tensors(folder) as tensors:
     try:
-      params = _read_params(config, family, tensors, dtype)
+      params = _read_params(config, family, tensors, dtype, layout or sharding.single())
     except SafetensorError as error:
       raise CorruptError(f'the weights in {folder} cannot be read ({error}); copy or download them again') from error
   _check_finite(params, folder)
@@ -240,7 +242,7 @@ def _grouped_sizes(pattern: str, config: ModelConfig) -> dict[str, int]:
   }
 
 
-def _read_params(config: ModelConfig, family: Family, tensors: Tensors, dtype: str) -> PyTree:
+def _read_params(config: ModelConfig, family: Family, tensors: Tensors, dtype: str, layout: Layout) -> PyTree:
   table = tensor_rows(config, family)
   expected = {row.name.format(l=l) for row in table.values() for l in stored_layers(row, config)}
   names = tensors.names()
@@ -253,15 +255,16 @@ def _read_params(config: ModelConfig, family: Family, tensors: Tensors, dtype: s
   for row in table.values():
     for l in stored_layers(row, config):
       _check_tensor(row.name.format(l=l), tensors, their_shape(row.pattern, config))
-  return tree.unflatten({path: _read_param(config, row, tensors, dtype) for path, row in table.items()})
+  placed = tree.flatten(param_shardings(config, layout))
+  return tree.unflatten({path: sharding.put(_read_param(config, row, tensors, dtype), placed[path]) for path, row in table.items()})
 
 
-def _read_param(config: ModelConfig, row: TensorRow, tensors: Tensors, dtype: str) -> jax.Array:
+def _read_param(config: ModelConfig, row: TensorRow, tensors: Tensors, dtype: str) -> np.ndarray:
   whole = np.empty(sites(config)[row.path].shape, jnp.dtype(dtype))
   for l in stored_layers(row, config):
     target = whole[l] if '{l}' in row.name else whole
     target[...] = read_layer(config, row, tensors, l).astype(whole.dtype)
-  return jnp.asarray(whole)
+  return whole
 
 
 def stored_layers(row: TensorRow, config: ModelConfig) -> range:
