@@ -68,10 +68,14 @@ class Saving:
     Raises:
       OutputError: it could not be written.
     """
-    self._thread.join()
-    if self._error:
-      raise self._error
+    if error := self.join():
+      raise error
     distributed.barrier('checkpoint')
+
+  def join(self) -> Exception | None:
+    """Waits for this process's part alone; what went wrong with it."""
+    self._thread.join()
+    return self._error
 
   def _make_partial(self) -> str:
     return str(self._stack.enter_context(files.new_folder(self._folder, what='a checkpoint')))
@@ -142,11 +146,23 @@ def metadata(folder: files.Path) -> dict[str, Any]:
 
 
 class Checkpoints:
-  """The checkpoints of one training run: `<folder>/<step>`, each a checkpoint of its own. Every process calls all of it."""
+  """The checkpoints of one training run: `<folder>/<step>`, each a checkpoint of its own. Every process calls all of it.
+
+  A context manager: at its end the last save is on disk, or the error that went wrong is raised.
+  """
 
   def __init__(self, folder: files.Path):
     self.folder = pathlib.Path(folder)
     self._saving: Saving | None = None
+
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, kind, *_) -> None:
+    if kind is None:
+      self.wait()
+    elif self._saving and (error := self._saving.join()):  # What is raised now came first; the others may be gone.
+      logging.warning('%s', error)
 
   def path(self, step: int) -> pathlib.Path:
     """The folder of a step's checkpoint."""

@@ -1,0 +1,61 @@
+"""A launcher as it is, with a fault at a step of one process's training or a row of its sweep.
+
+  python program.py steer|finetune|sweep [--fault=raise|stop|kill|hang --on=PROCESS --at=N --pause=SECONDS] flags of the launcher...
+"""
+import importlib
+import os
+import pathlib
+import signal
+import sys
+import time
+
+from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent.parent / 'launch'))
+program = importlib.import_module(sys.argv.pop(1))
+import _main
+
+flags.DEFINE_enum('fault', '', ['', 'raise', 'stop', 'kill', 'hang'], 'What happens.')
+flags.DEFINE_integer('on', 0, 'To which process.')
+flags.DEFINE_integer('at', 0, 'After which step.')
+flags.DEFINE_integer('at_row', 0, 'After which row of the sweep of this start.')
+flags.DEFINE_float('pause', 0.0, 'Seconds after each step, for a test to come in between.')
+
+
+def strike():
+  match flags.FLAGS.fault:
+    case 'raise':
+      raise RuntimeError('a fault of the test')
+    case 'stop':
+      os.kill(os.getpid(), signal.SIGTERM)
+    case 'kill':
+      os.kill(os.getpid(), signal.SIGKILL)
+    case 'hang':
+      time.sleep(10**6)
+
+
+def main():
+  from weightsteer_jax import distributed
+  from weightsteer_jax.evaluation import rows
+  from weightsteer_jax.finetune import log
+  log_step, append, args = log.Log.step, rows.Rows.append, flags.FLAGS
+  appended = []
+
+  def step(self, number, *values, **named):
+    log_step(self, number, *values, **named)
+    time.sleep(args.pause)
+    if number == args.at and distributed.index() == args.on:
+      strike()
+
+  def add(self, row):
+    append(self, row)
+    appended.append(row)
+    if len(appended) == args.at_row and distributed.index() == args.on:
+      strike()
+
+  log.Log.step, rows.Rows.append = step, add
+  program.main()
+
+
+if __name__ == '__main__':
+  _main.start(main)
