@@ -59,7 +59,7 @@ def start(count: int, program: pathlib.Path, *args: str, logs: pathlib.Path, dev
   port = free_port()
   env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices), 'HF_HUB_OFFLINE': '1', 'PYTHONUNBUFFERED': '1',
                       'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])),
-                      'XLA_FLAGS': '', 'TOKENIZERS_PARALLELISM': 'false'}
+                      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'XLA_FLAGS': '', 'TOKENIZERS_PARALLELISM': 'false'}
   group = Group([], [logs / f'process{i}.log' for i in range(count)])
   for i in range(count):
     flags = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}', f'--process_id={i}'] if count > 1 else []
