@@ -320,6 +320,8 @@ def write_sizes(config: ModelConfig) -> dict[str, Any]:
       'tie_word_embeddings': config.tied,
       'hidden_act': config.activation,
       'max_position_embeddings': config.max_positions,
+      # The tokenizer's business; absent, transformers' class puts in one of its own, perhaps beyond the vocabulary.
+      'pad_token_id': None,
       **write_rope(config.rope),
   }
 
