@@ -26,7 +26,6 @@ import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
@@ -53,7 +52,7 @@ STEER = '''
 def steer(weights, change, alpha):  # weights + alpha * A @ B, in float32; without the last cast nothing is rounded away
   if isinstance(weights, dict):
     return {{key: steer(part, change[key], alpha) if key in change else part for key, part in weights.items()}}
-  dense = change['value'] if 'value' in change else jnp.matmul(change['a'], change['b'], precision='highest')
+  dense = change['value'] if 'value' in change else jax.numpy.matmul(change['a'], change['b'], precision='highest')
   return (weights.astype('float32') + alpha * dense.reshape(weights.shape)).astype(weights.dtype)
 
 

@@ -14,7 +14,7 @@ from weightsteer_jax import models, tree
 from weightsteer_jax.directions.checkpoints import EMBEDDING, HEAD, Checkpoint
 from weightsteer_jax.directions.peft_adapter import Adapter, factor_patterns, scaling
 from weightsteer_jax.errors import InputError
-from weightsteer_jax.models import Dense, LowRank, ModelConfig, huggingface
+from weightsteer_jax.models import Dense, LowRank, ModelConfig, stored
 from weightsteer_jax.models.families import TensorRow
 
 PyTree = Any
@@ -79,15 +79,13 @@ def _convert_pair(adapter: Adapter, config: ModelConfig, module: str, row: Tenso
   a, b = adapter.pairs[module]
   scale = _checked_scale(adapter, module, a, b)
   a_pattern, b_pattern = factor_patterns(row.pattern)
-  outputs, inputs = huggingface.their_shape(row.pattern, config)
-  before, after = (sum(_length(axes, config) for axes in blocks) for blocks in (row.before, row.after))
-  theirs = (before + outputs + after, inputs)
+  theirs = stored.stored_shape(row, config)
   if (b.shape[0], a.shape[1]) != theirs:
     raise InputError(f"{adapter.folder}: '{module}' changes a weight of shape {(b.shape[0], a.shape[1])}; the base's "
                      f'is {theirs}: the adapter is for another architecture')
-  b = b[before:before + outputs]
+  b = b[stored.stored_rows(row, config)]
   try:
-    return huggingface.to_ours(a, a_pattern, config), scale * huggingface.to_ours(b, b_pattern, config)
+    return stored.to_ours(a, a_pattern, config), scale * stored.to_ours(b, b_pattern, config)
   except EinopsError as error:
     raise InputError(f"{adapter.folder}: '{module}' does not fit the base's '{row.pattern}'") from error
 
@@ -98,10 +96,6 @@ def _checked_scale(adapter: Adapter, module: str, a: np.ndarray, b: np.ndarray) 
     raise InputError(f"{adapter.folder}: '{module}' has factors {a.shape} and {b.shape}, but its config says rank "
                      f"{rank}")
   return np.float32(scale)
-
-
-def _length(axes: str, config: ModelConfig) -> int:
-  return math.prod(config.sizes()[axis] for axis in axes.split())
 
 
 def _table_change(adapter: Adapter, base: Checkpoint, module: str) -> Dense:
@@ -139,7 +133,7 @@ def _as_base_layer(adapter: Adapter, base: Checkpoint, name: str, path: str, ten
   if tensor.shape != expected:
     hint = '; the vocabulary was resized after the base was saved' if name in (HEAD, EMBEDDING) else ''
     raise InputError(f"{adapter.folder}: '{name}' was saved with shape {tensor.shape}, the base has {expected}{hint}")
-  return huggingface.to_ours(tensor, base.rows[path].pattern, base.config)
+  return stored.to_ours(tensor, base.rows[path].pattern, base.config)
 
 
 def _untie(adapter: Adapter, base: Checkpoint) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from weightsteer_jax.directions.algebra import scale_delta
 from weightsteer_jax.directions.checkpoints import EMBEDDING, HEAD
 from weightsteer_jax.directions.peft_adapter import CONFIG, WEIGHTS, factor_patterns
 from weightsteer_jax.directions.peft_targets import TABLES, target_of
-from weightsteer_jax.models import Dense, LowRank, huggingface
+from weightsteer_jax.models import Dense, LowRank, stored
 from weightsteer_jax.models.families import FAMILIES, TensorRow
 
 PyTree = Any
@@ -94,12 +94,12 @@ def _module_pairs(flat: Mapping[str, LowRank | Dense], base: models.Model) -> di
 def _pair(row: TensorRow, leaf: LowRank | None, l: int, config: models.ModelConfig) -> Pair:
   """A parameter's factors at layer l in PEFT's axes; of rank 0 where it is not changed."""
   if leaf is None:
-    outputs, inputs = huggingface.their_shape(row.pattern, config)
+    outputs, inputs = stored.their_shape(row.pattern, config)
     return np.zeros((0, inputs), np.float32), np.zeros((outputs, 0), np.float32)
   layer = (l,) if gram.stack_axes(row.path) else ()
   a_pattern, b_pattern = factor_patterns(row.pattern)
-  return (huggingface.to_theirs(np.asarray(leaf.a)[layer], a_pattern, config),
-          huggingface.to_theirs(np.asarray(leaf.b)[layer], b_pattern, config))
+  return (stored.to_theirs(np.asarray(leaf.a)[layer], a_pattern, config),
+          stored.to_theirs(np.asarray(leaf.b)[layer], b_pattern, config))
 
 
 def _padded(pair: Pair, rank: int) -> Pair:
@@ -114,7 +114,7 @@ def _whole(path: str, leaf: Dense, base: models.Model) -> dict[str, np.ndarray]:
   node = base.params
   for key in path.split('/'):
     node = node[key]
-  value = huggingface.to_theirs(np.asarray(jnp.asarray(node, jnp.float32) + leaf.value), row.pattern, base.config)
+  value = stored.to_theirs(np.asarray(jnp.asarray(node, jnp.float32) + leaf.value), row.pattern, base.config)
   names = (EMBEDDING, HEAD) if base.config.tied else (TABLES[path],)
   return {PREFIX + name: value.copy() for name in names}
 
