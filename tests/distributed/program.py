@@ -1,6 +1,6 @@
-"""A launcher as it is, with a fault at a step of one process's training or a row of its sweep.
+"""A launcher as it is, with a fault after a step of one process's training or a row of its sweep.
 
-  python program.py steer|finetune|sweep [--fault=raise|stop|kill|hang --on=PROCESS --at=N --pause=SECONDS] flags of the launcher...
+  python program.py steer|finetune|sweep [--fault=raise|stop|kill|hang --on=PROCESS --at=STEP --at_row=N --pause=SECONDS] flags...
 """
 import importlib
 import os
@@ -11,18 +11,16 @@ import time
 
 from absl import flags
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent.parent / 'launch'))
-program = importlib.import_module(sys.argv.pop(1))
-import _main
 
-flags.DEFINE_enum('fault', '', ['', 'raise', 'stop', 'kill', 'hang'], 'What happens.')
-flags.DEFINE_integer('on', 0, 'To which process.')
-flags.DEFINE_integer('at', 0, 'After which step.')
-flags.DEFINE_integer('at_row', 0, 'After which row of the sweep of this start.')
-flags.DEFINE_float('pause', 0.0, 'Seconds after each step, for a test to come in between.')
+def define_flags() -> None:
+  flags.DEFINE_enum('fault', '', ['', 'raise', 'stop', 'kill', 'hang'], 'What happens.')
+  flags.DEFINE_integer('on', 0, 'To which process.')
+  flags.DEFINE_integer('at', 0, 'After which step.')
+  flags.DEFINE_integer('at_row', 0, 'After which row of the sweep of this start.')
+  flags.DEFINE_float('pause', 0.0, 'Seconds after each step, for a test to come in between.')
 
 
-def strike():
+def strike() -> None:
   match flags.FLAGS.fault:
     case 'raise':
       raise RuntimeError('a fault of the test')
@@ -34,7 +32,8 @@ def strike():
       time.sleep(10**6)
 
 
-def main():
+def with_fault(main) -> None:
+  """Runs the launcher's `main`, in whose log and rows the fault waits."""
   from weightsteer_jax import distributed
   from weightsteer_jax.evaluation import rows
   from weightsteer_jax.finetune import log
@@ -54,8 +53,12 @@ def main():
       strike()
 
   log.Log.step, rows.Rows.append = step, add
-  program.main()
+  main()
 
 
 if __name__ == '__main__':
-  _main.start(main)
+  sys.path.insert(0, str(pathlib.Path(__file__).parent.parent.parent / 'launch'))
+  program = importlib.import_module(sys.argv.pop(1))
+  import _main
+  define_flags()
+  _main.start(lambda: with_fault(program.main))

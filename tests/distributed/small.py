@@ -13,12 +13,14 @@ def get_config():
   c.model.source = 'organism'
   c.data.positive, c.data.negative = 'positive.jsonl', 'negative.jsonl'
   c.data.validation_fraction = 0.2
+  c.finetune.kind = 'lora'
+  c.finetune.epsilon = 1e-5  # By default Adam blows rounding in vanishing gradients up to whole steps.
   c.finetune.rank = 4
   c.finetune.lora_alpha = 8.0
   c.finetune.learning_rates = (3e-3,)
-  c.finetune.steps = 8
+  c.finetune.steps = 6
   c.finetune.batch_size = 4
-  c.finetune.eval_every = 4
+  c.finetune.eval_every = 3
   c.finetune.warmup_steps = 1
   c.sweep.alphas = (-1.0, 0.0, 1.0)
   c.sweep.batch_size = 16
