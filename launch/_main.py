@@ -11,8 +11,6 @@ from absl import flags
 
 from weightsteer_jax.errors import Preempted
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # Errors of compiled code, not its warnings; read when jax is imported.
-
 
 flags.DEFINE_enum('distributed', 'auto', ['auto', 'on', 'off'], 'Whether to run with other processes: auto joins them on a TPU pod, '
                   'under Slurm, Open MPI or Kubernetes, and where the next flags are given.')
@@ -26,7 +24,7 @@ def start(main: Callable[[], None], *, together: bool = True) -> None:
   """Parses the flags, joins the other processes and calls `main`; whatever is raised is told and becomes an exit status.
 
   Args:
-    together: whether all processes run `main`; otherwise the first one does, and the others wait for it.
+    together: whether all processes run `main` as one; otherwise the first one does by itself, and the others are done.
   """
 
   def guarded(argv):
@@ -36,33 +34,30 @@ def start(main: Callable[[], None], *, together: bool = True) -> None:
     logging.getLogger('jax').setLevel(logging.WARNING)
     from weightsteer_jax import lifeline
     try:
-      _join()
-      lifeline.guard(stall_minutes=flags.FLAGS.stall_minutes)
-      main() if together else _on_main(main)
-      lifeline.leave()
+      if _begin(together):
+        lifeline.guard(stall_minutes=flags.FLAGS.stall_minutes)
+        main()
+        lifeline.leave()
     except (Exception, KeyboardInterrupt) as error:
       sys.exit(lifeline.fail(error))
 
   app.run(guarded, flags_parser=_parse)
 
 
-def _join() -> None:
-  """Joins the other processes, of which all but the first say nothing but errors."""
+def _begin(together: bool) -> bool:
+  """Whether this process has something to do; with the others, if `together`, of which all but the first only say errors."""
   from weightsteer_jax import distributed
   args = flags.FLAGS
   signal.signal(signal.SIGTERM, _stop)
-  distributed.join(args.distributed, coordinator=args.coordinator, num_processes=args.num_processes, process_id=args.process_id)
+  told = dict(coordinator=args.coordinator, num_processes=args.num_processes, process_id=args.process_id)
+  if not together:
+    return distributed.place(args.distributed, **told)[0] == 0
+  distributed.join(args.distributed, **told)
   if not distributed.is_main():
     for logger in (logging.getLogger(), logging.getLogger('absl')):
       logger.setLevel(logging.ERROR)
     sys.stdout = open(os.devnull, 'w', encoding='utf-8')
-
-
-def _on_main(main: Callable[[], None]) -> None:
-  import jax
-  from weightsteer_jax import distributed
-  jax.local_devices()  # A pod's devices are begun by all of its processes or not at all.
-  distributed.on_main(main)
+  return True
 
 
 def _stop(number: int, frame: Any) -> None:
