@@ -46,12 +46,14 @@ def start(main: Callable[[], None], *, together: bool = True) -> None:
 
 def _begin(together: bool) -> bool:
   """Whether this process has something to do; with the others, if `together`, of which all but the first only say errors."""
-  from weightsteer_jax import distributed
+  from weightsteer_jax import distributed, lifeline
   args = flags.FLAGS
   signal.signal(signal.SIGTERM, _stop)
   told = dict(coordinator=args.coordinator, num_processes=args.num_processes, process_id=args.process_id)
   if not together:
     return distributed.place(args.distributed, **told)[0] == 0
+  if distributed.place(args.distributed, **told)[1] > 1:
+    lifeline.catch_abort()
   distributed.join(args.distributed, **told)
   if not distributed.is_main():
     for logger in (logging.getLogger(), logging.getLogger('absl')):

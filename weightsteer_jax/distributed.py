@@ -31,6 +31,7 @@ SEEN_SECONDS = 30.0  # within which others must see a new file: network file sys
 
 _used: dict[str, int] = {}  # messages so far, by kind: all processes say the same kinds in the same order
 _thread = threading.local()
+_joined = False
 
 
 def join(mode: str = 'auto', *, coordinator: str = '', num_processes: int | None = None, process_id: int | None = None,
@@ -57,10 +58,21 @@ def join(mode: str = 'auto', *, coordinator: str = '', num_processes: int | None
     raise InputError(f'--distributed={mode}: no cluster was detected ({error}); give --coordinator=HOST:PORT, '
                      '--num_processes=N and --process_id=I') from error
   except RuntimeError as error:
-    raise ProcessLost(
-        f'the processes did not come together at {distributed.global_state.coordinator_address} within {timeout:.0f} s. '
-        'Start all of them, with the same --num_processes, and let that port through (on TPU it is 8482, of older '
-        f'versions of jax 8476; JAX_COORDINATOR_PORT names another). {first_line(error)}') from error
+    raise ProcessLost(f'{not_together()}. {first_line(error)}') from error
+  global _joined
+  _joined = True
+
+
+def joined() -> bool:
+  """Whether the processes have come together."""
+  return _joined
+
+
+def not_together() -> str:
+  """What to say where they do not (where they do not even connect, jax aborts: see lifeline.catch_abort)."""
+  return (f'the processes of the run did not come together at {distributed.global_state.coordinator_address}: start all of them, '
+          'with the same --num_processes, and let that port through (on TPU it is 8482, of older versions of jax 8476; '
+          'JAX_COORDINATOR_PORT names another)')
 
 
 def place(mode: str = 'auto', *, coordinator: str = '', num_processes: int | None = None,

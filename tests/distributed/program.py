@@ -17,7 +17,7 @@ def define_flags() -> None:
   flags.DEFINE_integer('on', 0, 'To which process.')
   flags.DEFINE_integer('at', 0, 'After which step.')
   flags.DEFINE_integer('at_row', 0, 'After which row of the sweep of this start.')
-  flags.DEFINE_float('pause', 0.0, 'Seconds after each step, for a test to come in between.')
+  flags.DEFINE_float('pause', 0.0, 'Seconds after each step and row, for a test to come in between.')
 
 
 def strike() -> None:
@@ -49,6 +49,7 @@ def with_fault(main) -> None:
   def add(self, row):
     append(self, row)
     appended.append(row)
+    time.sleep(args.pause)
     if len(appended) == args.at_row and distributed.index() == args.on:
       strike()
 
