@@ -29,7 +29,7 @@ def no_cluster(monkeypatch):
 def test_without_a_cluster_there_is_one_process(capsys):
   distributed.join('auto')
   assert (distributed.index(), distributed.count(), distributed.is_main()) == (0, 1, True)
-  assert distributed.place('auto') == (0, 1) and distributed.place('off') == (0, 1)
+  assert distributed.place('auto') == distributed.place('off') == distributed.place('on', num_processes=1) == (0, 1)
   assert capsys.readouterr() == ('', '')
 
 

@@ -44,9 +44,10 @@ def join(mode: str = 'auto', *, coordinator: str = '', num_processes: int | None
     coordinator: host:port of process 0. It and the next two are needed where no cluster is detected.
     timeout: seconds to wait for the others.
   Raises:
-    InputError: arguments that do not go together, or no cluster. ProcessLost: the others were not there in time.
+    InputError: arguments that do not go together, or no cluster where there must be one. ProcessLost: the others were
+      not there in time.
   """
-  if mode != 'on' and place(mode, coordinator=coordinator, num_processes=num_processes, process_id=process_id)[1] == 1:
+  if place(mode, coordinator=coordinator, num_processes=num_processes, process_id=process_id)[1] == 1:
     return
   # We end the others when one fails, and act on SIGTERM, each with its own exit status; jax would abort.
   jax.config.update('jax_enable_recoverability', True)
@@ -54,9 +55,6 @@ def join(mode: str = 'auto', *, coordinator: str = '', num_processes: int | None
   try:
     jax.distributed.initialize(coordinator or None, num_processes, process_id, initialization_timeout=int(timeout),
                                heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=HEARTBEAT_SECONDS)
-  except ValueError as error:
-    raise InputError(f'--distributed={mode}: no cluster was detected ({error}); give --coordinator=HOST:PORT, '
-                     '--num_processes=N and --process_id=I') from error
   except RuntimeError as error:
     raise ProcessLost(f'{not_together()}. {first_line(error)}') from error
   global _joined
@@ -80,17 +78,16 @@ def place(mode: str = 'auto', *, coordinator: str = '', num_processes: int | Non
   """(this process's number, processes of the run), by the arguments of `join` or the cluster; without joining.
 
   Raises:
-    InputError: arguments that do not go together.
+    InputError: arguments that do not go together, or no cluster where there must be one.
   """
-  told = bool(coordinator) or num_processes is not None or process_id is not None
-  _check(mode, coordinator, num_processes, process_id, told)
+  told = (coordinator or None, num_processes, process_id)
+  _check(mode, coordinator, num_processes, process_id)
   if mode == 'off':
     return 0, 1
-  detected = (None, None) if None not in (num_processes, process_id) else _detected()
-  number = detected[0] if process_id is None else process_id
-  total = detected[1] if num_processes is None else num_processes
-  if told and mode == 'auto' and None in (number, total):
+  number, total = (process_id, num_processes) if None not in told else _detected()
+  if total is None and (mode == 'on' or told != (None, None, None)) and num_processes != 1:
     raise InputError('no cluster was detected: give all of --coordinator=HOST:PORT, --num_processes=N and --process_id=I')
+  number, total = number if process_id is None else process_id, total if num_processes is None else num_processes
   return number or 0, total or 1
 
 
@@ -260,10 +257,10 @@ def _next_key(kind: str) -> str:
   return f'{kind}/{_used[kind]}'
 
 
-def _check(mode: str, coordinator: str, num_processes: int | None, process_id: int | None, told: bool) -> None:
+def _check(mode: str, coordinator: str, num_processes: int | None, process_id: int | None) -> None:
   if mode not in MODES:
     raise InputError(f"--distributed={mode}: expected one of {', '.join(MODES)}")
-  if mode == 'off' and told:
+  if mode == 'off' and (coordinator or num_processes is not None or process_id is not None):
     raise InputError('--distributed=off, but --coordinator, --num_processes or --process_id is given: leave them out')
   if coordinator and not coordinator.rpartition(':')[2].isdigit():
     raise InputError(f"--coordinator={coordinator}: expected HOST:PORT, the address of process 0 and a free port there")

@@ -2,6 +2,7 @@
 import json
 import pathlib
 import random
+import re
 import time
 
 import numpy as np
@@ -75,13 +76,44 @@ def test_one_of_four_is_killed_and_two_go_on_to_the_same_result(alone, tmp_path,
   assert found['positive losses, relative'] < 1e-3 and found['scores, nats'] < 0.05 and found['means'] <= 0.02
 
 
+def test_sigterm_in_the_sweep_leaves_whole_rows_and_they_go_on(experiment, tmp_path):
+  whole = experiment(2, 'steer', tmp_path / 'whole')
+  assert whole.wait(600) == [0, 0], whole.said()
+  group = experiment(2, 'steer', tmp_path / 'run', '--fault=stop', '--on=1', '--at_row=5', '--pause=0.1')
+  assert group.wait(600) == [75, 75], group.said()
+  assert re.search(r'SIGTERM \(to process 1 of 2\) came: \d+ of 36 rows of the sweep are left', group.output(0)), group.said()
+  left = rows(tmp_path / 'run')
+  assert 5 < len(left) < 36
+  group = experiment(2, 'steer', tmp_path / 'run')
+  assert group.wait(600) == [0, 0], group.said()
+  assert rows(tmp_path / 'run') == rows(tmp_path / 'whole')
+
+
+def test_a_stuck_process_ends_all_with_the_stacks_of_each(experiment, tmp_path):
+  group = experiment(2, 'finetune', tmp_path / 'run', '--fault=hang', '--on=1', '--at=2', '--stall_minutes=1')
+  assert group.wait(600) == [75, 75], group.said()
+  assert 'in strike' in group.output(1) and 'in strike' not in group.output(0) and 'in _read' in group.output(0), group.said()
+  assert all('no step, batch or stage was finished for 1 minutes' in group.output(i) for i in range(2)), group.said()
+
+
+@pytest.mark.parametrize('side', [0, 1])
+def test_whichever_process_is_killed_the_other_ends_within_a_heartbeat(experiment, tmp_path, side, capsys):
+  group = experiment(2, 'finetune', tmp_path / 'run', '--fault=kill', f'--on={side}', '--at=2')
+  codes = group.wait(600)
+  assert codes == [-9 if i == side else 75 for i in range(2)], group.said()
+  assert f'error: process {side} of 2 ended without a word' in group.output(1 - side), group.said()
+  with capsys.disabled():
+    print(f'\nprocess {side} of 2 killed: the other ended {group.apart():.1f} s later')
+  assert group.apart() < 20
+
+
 @pytest.mark.parametrize('count, kills', [(1, 20), (2, 5)])
 def test_a_run_that_is_killed_at_random_ends_as_if_it_had_not_been(experiment, tmp_path, count, kills, capsys):
   """SIGKILL whenever it comes, after a few lines of the log or the rows: in the midst of steps, saves, writes."""
-  flags = ('--pause=0.1', '--config.finetune.steps=24', '--config.finetune.eval_every=3')
+  flags = ('--pause=0.1', '--config.finetune.steps=16', '--config.finetune.eval_every=2')
   whole = experiment(count, 'steer', tmp_path / 'whole', *flags)
   assert whole.wait(600) == [0] * count, whole.said()
-  draw, happened, most = random.Random(0), [], 6 if count == 1 else 30
+  draw, happened, most = random.Random(0), [], 8 if count == 1 else 24
   while True:
     group = experiment(count, 'steer', tmp_path / 'killed', *flags)
     lines, done = draw.randint(1, most), lambda: group.processes[0].poll() is not None

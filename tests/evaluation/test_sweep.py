@@ -1,10 +1,12 @@
 import json
 import logging
+import os
+import signal
 
 import pytest
 
 from weightsteer_jax import config
-from weightsteer_jax.errors import CorruptError, InputError, OutputError
+from weightsteer_jax.errors import CorruptError, InputError, OutputError, Preempted
 from weightsteer_jax.evaluation import Engine, rows as row_files, sweep, tasks
 
 ALPHAS = {'weights': (-1.0, 0.0, 1.0), 'other': (0.0, 0.5)}
@@ -99,6 +101,22 @@ def test_alphas_may_be_added_but_what_rows_were_made_from_may_not_change(whole, 
   other = tasks.make('choose', both_tasks[0].options, [{**item, 'target': 0} for item in both_tasks[0].items])
   with pytest.raises(InputError, match="changed: items of task 'choose'"):
     sweep.run(engine, [other], alphas=some, workdir=tmp_path, progress=False)
+
+
+def test_a_signal_ends_the_sweep_after_a_whole_row_and_it_goes_on_from_there(whole, engine, both_tasks, tmp_path, monkeypatch):
+  _, rows = whole
+  append = row_files.Rows.append
+
+  def stop_after_seven(self, row):
+    append(self, row)
+    if len(self.done) == 7:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(row_files.Rows, 'append', stop_after_seven)
+  with pytest.raises(Preempted, match=rf'SIGTERM came: {len(rows) - 7} of {len(rows)} rows of the sweep are left'):
+    sweep.run(engine, both_tasks, alphas=ALPHAS, workdir=tmp_path, progress=False)
+  assert len(lines_of(tmp_path)) == 7
+  assert sweep.run(engine, both_tasks, alphas=ALPHAS, workdir=tmp_path, progress=False) == rows
 
 
 def test_another_model_or_direction_is_told_apart(model, tokenizer, delta, other_delta, both_tasks, tmp_path):
