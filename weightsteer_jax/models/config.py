@@ -36,6 +36,9 @@ class ModelConfig:
     qkv_bias, o_bias, mlp_bias: which projections carry a bias.
     activation: of the MLP gate, one of ACTIVATIONS.
     max_positions: longest sequence, in tokens; the forward pass refuses longer ones.
+    num_experts: E, experts of each layer's MLP, all of width F; 0 if it is one dense MLP.
+    experts_per_token: how many of them, those with the highest probability, a token goes through.
+    normalise_choices: the probabilities of those are made to sum to one.
   """
   vocab_size: int
   num_layers: int
@@ -52,8 +55,11 @@ class ModelConfig:
   mlp_bias: bool
   activation: str
   max_positions: int
+  num_experts: int = 0
+  experts_per_token: int = 0
+  normalise_choices: bool = False
 
   def sizes(self) -> dict[str, int]:
     """{axis letter: size} for the axes of parameters."""
     return dict(V=self.vocab_size, L=self.num_layers, D=self.width, N=self.num_heads, K=self.num_kv_heads,
-                H=self.head_dim, F=self.mlp_width)
+                H=self.head_dim, F=self.mlp_width, E=self.num_experts)

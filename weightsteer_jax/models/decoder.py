@@ -2,7 +2,7 @@
 
 Axes, here and wherever the project's arrays carry a suffix:
   B batch, T query positions, S key positions, N query heads, K kv heads, G = N / K, H head dim,
-  D width, F MLP width, V vocabulary, L stacked layers, R adapter rank.
+  D width, F MLP width, E experts, V vocabulary, L stacked layers, R adapter rank.
 
 The same letters say how arrays lie on a mesh (see sharding.py). The modules hold the parameters; `forward.py` runs them on plain nested dicts. Layers are stacked along L and scanned.
 """
@@ -20,6 +20,7 @@ import numpy as np
 from weightsteer_jax import sharding
 from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models.config import ModelConfig, Rope
+from weightsteer_jax.models.moe import MoE
 
 Cache = dict[str, jax.Array]
 
@@ -110,7 +111,10 @@ class Block(nnx.Module):
     self.attn_norm = RMSNorm(config, dtype=dtype)
     self.attn = Attention(config, dtype=dtype, rngs=rngs)
     self.mlp_norm = RMSNorm(config, dtype=dtype)
-    self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+    if config.num_experts:
+      self.mlp = MoE(config, activation=ACTIVATION_FUNCTIONS[config.activation], dtype=dtype, rngs=rngs)
+    else:
+      self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
   def __call__(self, x_BTD, *, edits, **attention):
     normed_BTD = self.attn_norm(x_BTD, deltas.at(edits, 'attn_norm'))

@@ -4,10 +4,10 @@ from typing import Any, Mapping
 from weightsteer_jax import tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families import llama, qwen2
+from weightsteer_jax.models.families import llama, mixtral, qwen2
 from weightsteer_jax.models.families.family import Family, Fields, TensorRow
 
-FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (llama, qwen2)}
+FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (llama, mixtral, qwen2)}
 
 
 def family_of(raw: Mapping[str, Any], *, where: str) -> Family:
