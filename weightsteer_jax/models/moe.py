@@ -101,7 +101,8 @@ def mixture(x_BTD: jax.Array, scores_BTE: jax.Array, token_BT: jax.Array, kernel
     return dataclasses.replace(edit, alpha=alpha_P, key=jax.vmap(jax.random.fold_in, (None, 0))(edit.key, draw_P))
 
   def project(name, x_PI, cut=None):
-    changes = [follow(edit) for edit in deltas.at(edits, name)]
+    here = deltas.at(edits, name)
+    changes = {part: [follow(edit) for edit in deltas.at(here, part)] for part in ('kernel', 'bias')}
     return _project(x_PI, kernels[name], EINSUMS[name], changes, sizes_E, experts_P[order_P], cut)
 
   x_PD = x_BTD.reshape(-1, width)[token_P]
@@ -128,19 +129,20 @@ def grouped(sizes_E: jax.Array) -> Callable[..., jax.Array]:
   return einsum
 
 
-def _project(x_PI: jax.Array, kernel_EIO: jax.Array, einsum: str, edits: deltas.Edits, sizes_E: jax.Array,
+def _project(x_PI: jax.Array, kernel_EIO: jax.Array, einsum: str, edits: dict[str, deltas.Edits], sizes_E: jax.Array,
              expert_P: jax.Array, tensor: str | None) -> jax.Array:
-  """Each row through its expert's kernel and the edits of it, whose alphas and keys are one a row.
+  """Each row through its expert's kernel and the edits of it.
 
   Args:
+    edits: of the kernel and of the bias, with an alpha and a key for each row.
     tensor: the mesh axis that the inputs are cut over, if they are: what comes out is then a part of a sum.
   """
   dot = grouped(sizes_E)
   y_PO = deltas.pin(dot(einsum, x_PI, kernel_EIO))
-  for edit in deltas.at(edits, 'kernel'):
+  for edit in edits['kernel']:
     dropped = dataclasses.replace(edit, key=None)
     y_PO = deltas.add_kernel_edits(y_PO, _drop(x_PI, edit, tensor), einsum, [dropped], dot=dot)
-  for edit in deltas.at(edits, 'bias'):
+  for edit in edits['bias']:
     bias_PO = edit.delta.value[expert_P]
     if tensor:  # Once, not once for each part.
       bias_PO = jnp.where(jax.lax.axis_index(tensor) == 0, bias_PO, 0)
@@ -172,14 +174,16 @@ def _by_device(mix: Callable[..., jax.Array], x_BTD: jax.Array, scores_BTE: jax.
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return mix(x_BTD, scores_BTE, token_BT, kernels, edits)
-  on = {letter: axes for letter, axes, size in (
-      ('B', sharding.ACTIVATIONS['B'], x_BTD.shape[0]), ('F', sharding.WEIGHTS['F'], kernels['gate'].shape[-1]))
-        if size % math.prod(mesh.shape[axis] for axis in axes) == 0}
+  rows, (tensor,) = sharding.ACTIVATIONS['B'], sharding.WEIGHTS['F']
+  on = {}
+  if x_BTD.shape[0] % math.prod(mesh.shape[axis] for axis in rows) == 0:
+    on['B'] = rows
+  if mesh.shape[tensor] > 1 and kernels['gate'].shape[-1] % mesh.shape[tensor] == 0:
+    on['F'] = tensor
   kernel_axes = {name: einsum.split(',')[1].split('->')[0] for name, einsum in EINSUMS.items()}
   axes = ('BTD', 'BTE', 'BT', kernel_axes, [_edit_axes(edit, kernel_axes) for edit in edits])
   specs = jax.tree.map(lambda letters: jax.P(*(on.get(letter) for letter in letters)), axes)
-  tensor = sharding.WEIGHTS['F'][0] if 'F' in on and mesh.shape[sharding.WEIGHTS['F'][0]] > 1 else None
-  return jax.shard_map(functools.partial(mix, tensor=tensor), in_specs=specs, out_specs=specs[0])(
+  return jax.shard_map(functools.partial(mix, tensor=on.get('F')), in_specs=specs, out_specs=specs[0])(
       x_BTD, scores_BTE, token_BT, kernels, edits)
 
 

@@ -1,0 +1,242 @@
+"""Mixtures of experts against loops over experts in float64, on one device and on meshes."""
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import meshes
+import tiny
+from weightsteer_jax import models, tree
+from weightsteer_jax.models import Dense, Edit, LowRank, ModelConfig, Rope, moe
+
+CONFIG = ModelConfig(vocab_size=40, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=12,
+                     norm_eps=1e-5, rope=Rope(100.0, 'default', 1.0, 1.0, 1.0, 32), tied=False, qkv_bias=False,
+                     o_bias=False, mlp_bias=False, activation='silu', max_positions=32, num_experts=5,
+                     experts_per_token=2, normalise_choices=True)
+TOKENS = tiny.tokens((3, 9), vocab_size=40)
+# As in tests/meshes.py: every axis that is cut divides by eight, experts do not.
+MESH_CONFIG = dataclasses.replace(meshes.CONFIG, qkv_bias=False, num_experts=5, experts_per_token=3,
+                                  normalise_choices=True)
+MESHES = ('8x1x1 tensor', '1x1x8 tensor', '2x2x2 fsdp')
+
+
+def random_params(config=CONFIG, dtype=jnp.float32):
+  return tiny.randomised(models.abstract_params(config, dtype), seed=1, scale=0.4)
+
+
+def random_delta(config, kind, seed=2):
+  return tiny.randomised(models.init_delta(config, kind, jax.random.key(0), rank=3, lora_alpha=6.0), seed, scale=0.2)
+
+
+def draw(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+# The grouped matmul.
+
+SIZES = {'some': [3, 0, 5, 1, 2], 'all to one': [0, 0, 0, 11, 0], 'first and last empty': [0, 4, 4, 3, 0],
+         'one each': [1, 1, 1, 1, 7]}
+
+
+def by_loop(x_PI, kernel_EIO, sizes):
+  ends = np.cumsum(sizes)
+  x_PI, kernel_EIO = x_PI.astype(np.float64), kernel_EIO.astype(np.float64)
+  return np.concatenate([x_PI[end - size:end] @ kernel for kernel, size, end in zip(kernel_EIO, sizes, ends)])
+
+
+@pytest.mark.parametrize('sizes', SIZES.values(), ids=SIZES)
+def test_the_grouped_matmul_and_its_gradients_equal_a_loop_over_experts_in_float64(sizes):
+  x_PI, kernel_EIO, ct_PO = draw(11, 6), draw(5, 6, 4, seed=1), draw(11, 4, seed=2)
+  y_PO, pull = jax.vjp(lambda x, kernel: moe.grouped(jnp.array(sizes))('PI,EIO->PO', x, kernel), x_PI, kernel_EIO)
+  x_ct, kernel_ct = pull(ct_PO)
+  np.testing.assert_allclose(y_PO, by_loop(x_PI, kernel_EIO, sizes), atol=1e-5)
+  np.testing.assert_allclose(x_ct, by_loop(ct_PO, kernel_EIO.swapaxes(1, 2), sizes), atol=1e-5)
+  ends = np.cumsum(sizes)
+  expected = [x_PI[end - size:end].T.astype(np.float64) @ ct_PO[end - size:end] for size, end in zip(sizes, ends)]
+  np.testing.assert_allclose(kernel_ct, np.stack(expected), atol=1e-5)
+
+
+# The mixture.
+
+
+def mixture_by_loop(x_MD, scores_ME, kernels, choices, normalise, kernel_of=None, bias_of=None):
+  """Token by token and choice by choice, float64; `kernel_of(name, e, m)` and `bias_of` may differ by token."""
+  kernel_of = kernel_of or (lambda name, e, m: kernels[name][e].astype(np.float64))
+  bias_of = bias_of or (lambda name, e, m: 0.0)
+  out = np.zeros(x_MD.shape)
+  for m, (x, scores) in enumerate(zip(x_MD.astype(np.float64), scores_ME.astype(np.float64))):
+    odds = np.exp(scores - scores.max())
+    chosen = np.argsort(-scores)[:choices]
+    weights = odds[chosen] / (odds[chosen].sum() if normalise else odds.sum())
+    for e, weight in zip(chosen, weights):
+      gate, up = (x @ kernel_of(name, e, m) + bias_of(name, e, m) for name in ('gate', 'up'))
+      out[m] += weight * ((gate / (1 + np.exp(-gate)) * up) @ kernel_of('down', e, m) + bias_of('down', e, m))
+  return out
+
+
+def parts(experts=5, seed=0):
+  """x [2, 4, 6], scores [2, 4, E] and kernels of width 7."""
+  kernels = {'gate': draw(experts, 6, 7, seed=seed + 1), 'up': draw(experts, 6, 7, seed=seed + 2),
+             'down': draw(experts, 7, 6, seed=seed + 3)}
+  return draw(2, 4, 6, seed=seed), draw(2, 4, experts, seed=seed + 4), kernels
+
+
+def mix(x_BTD, scores_BTE, kernels, edits=(), choices=2, normalise=True):
+  tokens_BT = jnp.arange(8, dtype=jnp.int32).reshape(2, 4)
+  x_BTD, scores_BTE, kernels, edits = jax.tree.map(jnp.asarray, (x_BTD, scores_BTE, kernels, edits))
+  return moe.mixture(x_BTD, scores_BTE, tokens_BT, kernels, edits, choices=choices, normalise=normalise,
+                     activation=jax.nn.silu)
+
+
+@pytest.mark.parametrize('choices, normalise', [(1, True), (1, False), (2, True), (3, False), (5, True)])
+def test_the_mixture_equals_a_loop_over_tokens_and_choices(choices, normalise):
+  x, scores, kernels = parts()
+  expected = mixture_by_loop(x.reshape(8, 6), scores.reshape(8, 5), kernels, choices, normalise)
+  got = mix(x, scores, kernels, choices=choices, normalise=normalise)
+  np.testing.assert_allclose(got.reshape(8, 6), expected, atol=1e-4)
+
+
+def test_an_expert_without_tokens_and_one_with_all_of_them():
+  """Expert 1 is in nobody's choices and 3 in everybody's; the gradients of the first are zero, nothing is dropped."""
+  x, scores, kernels = parts()
+  scores[..., 1], scores[..., 3] = -50.0, 50.0
+  expected = mixture_by_loop(x.reshape(8, 6), scores.reshape(8, 5), kernels, 2, True)
+  np.testing.assert_allclose(mix(x, scores, kernels).reshape(8, 6), expected, atol=1e-4)
+  gradients = jax.grad(lambda kernels: mix(x, scores, kernels).sum())(kernels)
+  for gradient in gradients.values():
+    assert not gradient[1].any() and gradient[3].any() and np.isfinite(gradient).all()
+
+
+def test_gradients_of_the_mixture_equal_differences_of_the_loop():
+  x, scores, kernels = parts()
+  gradients = jax.grad(lambda *args: mix(*args).sum(), argnums=(0, 1, 2))(x, scores, kernels)
+  step, flat = 1e-4, tree.flatten({'x': x, 'scores': scores, **kernels})
+  got = tree.flatten({'x': gradients[0], 'scores': gradients[1], **gradients[2]})
+  choose = np.random.default_rng(5)
+  for path, value in flat.items():
+    direction = choose.normal(size=value.shape)
+
+    def total(sign):
+      at = {**flat, path: value.astype(np.float64) + sign * step * direction}
+      return mixture_by_loop(at['x'].reshape(8, 6), at['scores'].reshape(8, 5), at, 2, True).sum()
+
+    np.testing.assert_allclose((np.asarray(got[path], np.float64) * direction).sum(), (total(1) - total(-1)) / (2 * step),
+                               rtol=1e-3, atol=1e-3, err_msg=path)
+
+
+def test_edits_follow_their_tokens_through_the_sort():
+  """Two edits with strengths of their own at every token: low-rank, dense and biases, against the loop."""
+  x, scores, kernels = parts()
+  low = {name: {'kernel': LowRank(draw(5, kernels[name].shape[1], 2, seed=7), draw(5, 2, kernels[name].shape[2], seed=8), 0.5),
+                'bias': Dense(draw(5, kernels[name].shape[2], seed=9))} for name in kernels}
+  dense = {'down': {'kernel': Dense(draw(5, 7, 6, seed=10))}}
+  alphas = draw(2, 8, seed=11)
+  edits = [Edit(delta, alpha.reshape(2, 4)) for delta, alpha in zip((low, dense), alphas)]
+
+  def kernel_of(name, e, m):
+    leaf = low[name]['kernel']
+    kernel = kernels[name][e] + alphas[0, m] * 0.5 * leaf.a[e].astype(np.float64) @ leaf.b[e]
+    return kernel + (alphas[1, m] * dense['down']['kernel'].value[e] if name == 'down' else 0.0)
+
+  expected = mixture_by_loop(x.reshape(8, 6), scores.reshape(8, 5), kernels, 2, True, kernel_of,
+                             lambda name, e, m: alphas[0, m] * low[name]['bias'].value[e])
+  np.testing.assert_allclose(mix(x, scores, kernels, edits).reshape(8, 6), expected, rtol=1e-4, atol=1e-4)
+
+
+# The decoder.
+
+
+def logits(params, edits=(), config=CONFIG):
+  return tiny.forward(config, params, TOKENS, edits=edits)
+
+
+@pytest.mark.parametrize('field, value', [('num_experts', 4), ('experts_per_token', 3), ('normalise_choices', False),
+                                          ('mlp_width', 11), ('activation', 'gelu')])
+def test_every_field_of_the_mixture_matters(field, value):
+  other = dataclasses.replace(CONFIG, **{field: value})
+  shapes = [jax.tree.map(lambda x: x.shape, models.abstract_params(config)) for config in (CONFIG, other)]
+  assert shapes[0] != shapes[1] or np.abs(logits(random_params(), config=other) - logits(random_params())).max() > 1e-3
+
+
+@pytest.mark.parametrize('kind', ['lora', 'lora_embeddings', 'full'])
+def test_an_edit_gives_the_logits_of_the_merged_model_at_each_rows_strength(kind):
+  params, delta, alphas = random_params(), random_delta(CONFIG, kind), np.array([-1.0, 0.0, 0.7], np.float32)
+  got = logits(params, (Edit(delta, alphas),))
+  assert np.array_equal(got[1], logits(params)[1])
+  for row in (0, 2):
+    np.testing.assert_allclose(got[row], logits(models.merge(CONFIG, params, delta, alphas[row]))[row], atol=2e-4)
+
+
+def test_at_alpha_zero_a_bfloat16_model_is_the_base_bit_for_bit():
+  params, flat = random_params(dtype=jnp.bfloat16), {}
+  for kind in ('full', 'bias', 'lora'):  # Of a path in several of them the last is left.
+    flat |= tree.flatten(random_delta(CONFIG, kind), models.is_delta_leaf)
+  run = jax.jit(lambda params, edits: models.logits(
+      CONFIG, params, models.hidden(CONFIG, params, TOKENS, edits=edits)[0], edits=edits))
+  assert np.array_equal(run(params, ()), run(params, (Edit(tree.unflatten(flat), jnp.zeros(3)),)))
+
+
+def test_lora_goes_to_attention_and_every_expert_but_not_to_the_router():
+  delta = models.init_delta(CONFIG, 'lora', jax.random.key(0), rank=3)
+  leaves = tree.flatten(delta, models.is_delta_leaf)
+  assert set(leaves) == {f'layers/attn/{name}/kernel' for name in 'qkvo'} | {
+      f'layers/mlp/experts/{name}/kernel' for name in ('gate', 'up', 'down')}
+  down = leaves['layers/mlp/experts/down/kernel']
+  assert (down.a.shape, down.b.shape) == ((2, 5, 12, 3), (2, 5, 3, 16))
+  assert np.abs(down.a).max() <= 12 ** -0.5 and np.abs(down.a).max() > 0.9 * 12 ** -0.5, 'the spread is of one expert'
+  bias = models.init_delta(CONFIG, 'bias', jax.random.key(0))
+  assert tree.flatten(bias)['layers/mlp/experts/down/bias/value'].shape == (2, 5, 16)
+
+
+def test_the_router_can_be_edited_too():
+  params, alphas = random_params(), np.array([-1.0, 0.0, 0.7], np.float32)
+  delta = {'layers': {'mlp': {'router': {'kernel': LowRank(draw(2, 16, 2), draw(2, 2, 5), 1.0)}}}}
+  got = logits(params, (Edit(delta, alphas),))
+  for row in range(3):
+    np.testing.assert_allclose(got[row], logits(models.merge(CONFIG, params, delta, alphas[row]))[row], atol=2e-4)
+
+
+def test_dropout_drops_inputs_of_the_low_rank_branch_alone():
+  """The change is unbiased: over many draws its mean is that without dropout."""
+  x, scores, kernels = parts()
+  delta = {'down': {'kernel': LowRank(draw(5, 7, 2, seed=7), draw(5, 2, 6, seed=8), 1.0)}}
+  ones = jnp.ones((2, 4))
+  plain, whole = mix(x, scores, kernels), mix(x, scores, kernels, [Edit(delta, ones)])
+  run = jax.jit(lambda key: mix(x, scores, kernels, [Edit(delta, ones, key, 0.4)]))
+  drawn = np.stack([run(jax.random.key(i)) for i in range(400)])
+  assert drawn.std(axis=0).max() > 0.1 and not np.array_equal(drawn[0], drawn[1])
+  error = np.abs(drawn.mean(axis=0) - whole)
+  assert (error < 5 * drawn.std(axis=0) / 20 + 1e-4).all() and np.abs(whole - plain).max() > 1
+
+
+# Meshes: as a script, this file runs tests/meshes.py on a mixture, in a process with eight devices.
+
+
+@pytest.fixture(scope='module')
+def found(tmp_path_factory):
+  output, root = tmp_path_factory.mktemp('meshes') / 'found.json', pathlib.Path(__file__).parents[2]
+  env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu',
+                      'PYTHONPATH': os.pathsep.join([str(root), str(root / 'tests')])}
+  done = subprocess.run([sys.executable, __file__, str(output), 'single', *MESHES], env=env, capture_output=True,
+                        text=True, check=False, timeout=300)
+  assert done.returncode == 0, done.stderr[-4000:]
+  assert 'rematerialization' not in done.stderr, 'the partitioner moved an activation through all devices'
+  return json.loads(output.read_text())
+
+
+@pytest.mark.parametrize('name', MESHES)
+def test_a_mesh_gives_what_one_device_gives(found, name):
+  import test_meshes
+  test_meshes.same(found[name], found['single'])
+
+
+if __name__ == '__main__':
+  meshes.CONFIG = MESH_CONFIG
+  meshes.main(*sys.argv[1:])
