@@ -92,7 +92,7 @@ def mix(x_BTD, scores_BTE, kernels, edits=(), choices=2, normalise=True):
   tokens_BT = jnp.arange(8, dtype=jnp.int32).reshape(2, 4)
   x_BTD, scores_BTE, kernels, edits = jax.tree.map(jnp.asarray, (x_BTD, scores_BTE, kernels, edits))
   return moe.mixture(x_BTD, scores_BTE, tokens_BT, kernels, edits, choices=choices, normalise=normalise,
-                     activation=jax.nn.silu)
+                     activation='silu')
 
 
 @pytest.mark.parametrize('choices, normalise', [(1, True), (1, False), (2, True), (3, False), (5, True)])

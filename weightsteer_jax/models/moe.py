@@ -21,22 +21,9 @@ import jax.numpy as jnp
 from weightsteer_jax import sharding
 from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models.config import ModelConfig
+from weightsteer_jax.models.layers import ACTIVATION_FUNCTIONS, Projection
 
 EINSUMS = {'gate': 'PD,EDF->PF', 'up': 'PD,EDF->PF', 'down': 'PF,EFD->PD'}
-
-
-class Router(nnx.Module):
-  """Scores of the experts, float32 whatever the model's dtype."""
-
-  def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
-    shape = (config.width, config.num_experts)
-    self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype), axes='DE', inputs=1)
-
-  def __call__(self, x_BTD: jax.Array, edits: deltas.Edits) -> jax.Array:
-    einsum = 'BTD,DE->BTE'
-    y_BTE = jnp.einsum(einsum, x_BTD, self.kernel[...], preferred_element_type=jnp.float32)
-    y_BTE = deltas.add_kernel_edits(y_BTE, x_BTD, einsum, deltas.at(edits, 'kernel'))
-    return sharding.constrain(deltas.add_vector_edits(y_BTE, deltas.at(edits, 'bias')), 'BTE')
 
 
 class ExpertKernel(nnx.Module):
@@ -57,15 +44,15 @@ class Experts(nnx.Module):
 
 
 class MoE(nnx.Module):
-  """The sum of the chosen experts' gated feed-forward, weighted by the router."""
+  """The sum of the chosen experts' gated feed-forward, weighted by the router, whose scores are float32 in any model."""
 
-  def __init__(self, config: ModelConfig, *, activation: Callable[[jax.Array], jax.Array], dtype: Any, rngs: nnx.Rngs):
-    self.choices, self.normalise, self.activation = config.experts_per_token, config.normalise_choices, activation
-    self.router = Router(config, dtype=dtype, rngs=rngs)
+  def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
+    self.choices, self.normalise, self.activation = config.experts_per_token, config.normalise_choices, config.activation
+    self.router = Projection('BTD,DE->BTE', config.sizes(), bias=False, dtype=dtype, rngs=rngs)
     self.experts = Experts(config, dtype=dtype, rngs=rngs)
 
   def __call__(self, x_BTD: jax.Array, edits: deltas.Edits) -> jax.Array:
-    scores_BTE = self.router(x_BTD, deltas.at(edits, 'router'))
+    scores_BTE = self.router(x_BTD, deltas.at(edits, 'router'), dtype=jnp.float32)
     kernels = {name: getattr(self.experts, name).kernel[...] for name in EINSUMS}
     edits = [dataclasses.replace(edit, alpha=_per_token(edit.alpha, x_BTD)) for edit in deltas.at(edits, 'experts')]
     # A number for each token, the same on every mesh, that its random draws come from.
@@ -75,7 +62,7 @@ class MoE(nnx.Module):
 
 
 def mixture(x_BTD: jax.Array, scores_BTE: jax.Array, token_BT: jax.Array, kernels: dict[str, jax.Array],
-            edits: deltas.Edits, *, choices: int, normalise: bool, activation: Callable[[jax.Array], jax.Array],
+            edits: deltas.Edits, *, choices: int, normalise: bool, activation: str,
             tensor: str | None = None) -> jax.Array:
   """What the chosen experts make of the tokens, [B, T, D].
 
@@ -106,7 +93,7 @@ def mixture(x_BTD: jax.Array, scores_BTE: jax.Array, token_BT: jax.Array, kernel
     return _project(x_PI, kernels[name], EINSUMS[name], changes, sizes_E, experts_P[order_P], cut)
 
   x_PD = x_BTD.reshape(-1, width)[token_P]
-  hidden_PF = activation(project('gate', x_PD)) * project('up', x_PD)
+  hidden_PF = ACTIVATION_FUNCTIONS[activation](project('gate', x_PD)) * project('up', x_PD)
   y_PD = project('down', hidden_PF, cut=tensor)
   y_MkD = y_PD[jnp.argsort(order_P)].reshape(-1, choices, width)
   y_MD = jnp.einsum('MkD,Mk->MD', y_MkD.astype(jnp.float32), weights_Mk).astype(x_BTD.dtype)

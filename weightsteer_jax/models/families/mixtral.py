@@ -1,48 +1,56 @@
 """Mixtral: Mistral with a mixture of experts for every MLP. Source: transformers `modeling_mixtral.py`."""
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families.family import (PRE_NORM_TENSORS, Family, Fields, TensorRow, read_activation,
-                                                    read_rope, write_sizes)
-
-MOE = 'model.layers.{l}.block_sparse_moe'
+from weightsteer_jax.models.families.family import (ATTENTION, EMBEDDING, END, PRE_NORMS, Family, Fields, TensorRow,
+                                                    read_activation, read_rope, read_sizes, write_sizes)
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a Mixtral `config.json` describes."""
-  width, heads = fields.count('hidden_size'), fields.count('num_attention_heads')
-  max_positions = fields.count('max_position_embeddings', 131072)
-  fields.expect('sliding_window')
+  """The model that a Mixtral `config.json` describes: all layers are local, or none is."""
+  sizes = read_sizes(fields, max_positions=131072, shared_heads=False, norm_eps=1e-5)
+  window = fields.optional(fields.count, 'sliding_window', None)
   fields.expect('attention_dropout', 0.0)
-  fields.expect('router_jitter_noise', 0.0)  # In transformers it is added in training.
-  fields.ignore('output_router_logits', 'router_aux_loss_coef')  # Of a training loss that there is not here.
+  fields.expect('router_jitter_noise', 0.0)
+  fields.ignore('output_router_logits', 'router_aux_loss_coef')  # Of a loss in training, which there is not here.
   return ModelConfig(
-      vocab_size=fields.count('vocab_size'), num_layers=fields.count('num_hidden_layers'), width=width, num_heads=heads,
-      num_kv_heads=fields.count('num_key_value_heads', 8), head_dim=fields.count('head_dim', width // heads),
-      mlp_width=fields.count('intermediate_size'), norm_eps=fields.positive('rms_norm_eps', 1e-5),
-      rope=read_rope(fields, max_positions=max_positions), tied=fields.take('tie_word_embeddings', False, kind=bool),
-      qkv_bias=False, o_bias=False, mlp_bias=False, activation=read_activation(fields), max_positions=max_positions,
-      num_experts=fields.count('num_local_experts', 8), experts_per_token=fields.count('num_experts_per_tok', 2),
-      normalise_choices=True)
+      **sizes, rope=read_rope(fields, max_positions=sizes['max_positions'], theta=1e6), qkv_bias=False, o_bias=False,
+      mlp_bias=False, activation=read_activation(fields), window=window,
+      local_layers=() if window is None else tuple(range(sizes['num_layers'])),
+      **read_experts(fields, num_experts=8, experts_per_token=2), normalise_choices=True)
 
 
-def write(config: ModelConfig) -> dict:
-  """The fields of a Mixtral `config.json` that describe this model.
+def read_experts(fields: Fields, *, num_experts: int, experts_per_token: int) -> dict[str, int]:
+  """`num_experts` and `experts_per_token`, the given numbers where they are absent.
 
   Raises:
-    InputError: the model has biases, no experts, or weights of them that do not sum to one.
+    InputError: a token goes through more experts than there are.
   """
-  if config.qkv_bias or config.o_bias or config.mlp_bias:
-    raise InputError('a Mixtral checkpoint has no biases; this model has some')
-  if not config.num_experts or not config.normalise_choices:
-    raise InputError('a Mixtral checkpoint has experts whose weights sum to one; this model has not')
-  return write_sizes(config) | {'head_dim': config.head_dim, 'num_local_experts': config.num_experts,
+  named = {fields.count(key) for key in ('num_local_experts', 'num_experts') if key in fields.left}
+  if len(named) > 1:
+    raise InputError(f"{fields.where}: 'num_local_experts' and 'num_experts' are two names for one number, but differ")
+  experts = named.pop() if named else num_experts
+  choices = fields.count('num_experts_per_tok', experts_per_token)
+  if choices > experts:
+    raise InputError(f"{fields.where}: 'num_experts_per_tok' is {choices}, but there are {experts} experts")
+  return dict(num_experts=experts, experts_per_token=choices)
+
+
+def describe(config: ModelConfig) -> dict:
+  """The fields of a Mixtral `config.json` that describe this model."""
+  return write_sizes(config) | {'sliding_window': config.window, 'num_local_experts': config.num_experts,
                                 'num_experts_per_tok': config.experts_per_token}
 
 
-TENSORS = tuple(row for row in PRE_NORM_TENSORS if '/mlp/' not in row.path) + (
-    TensorRow('layers/mlp/router/kernel', f'{MOE}.gate.weight', 'E D -> D E'),
-    TensorRow('layers/mlp/experts/gate/kernel', f'{MOE}.experts.{{e}}.w1.weight', 'F D -> D F'),
-    TensorRow('layers/mlp/experts/up/kernel', f'{MOE}.experts.{{e}}.w3.weight', 'F D -> D F'),
-    TensorRow('layers/mlp/experts/down/kernel', f'{MOE}.experts.{{e}}.w2.weight', 'D F -> F D'),
-)
-FAMILY = Family('mixtral', 'MixtralForCausalLM', read, write, TENSORS)
+def experts(router: str, gate: str, up: str, down: str) -> tuple[TensorRow, ...]:
+  """Rows of a mixture of experts, stored expert by expert."""
+  return (
+      TensorRow('layers/mlp/router/kernel', f'model.layers.{{l}}.{router}.weight', 'E D -> D E'),
+      TensorRow('layers/mlp/experts/gate/kernel', f'model.layers.{{l}}.{gate}.weight', 'F D -> D F'),
+      TensorRow('layers/mlp/experts/up/kernel', f'model.layers.{{l}}.{up}.weight', 'F D -> D F'),
+      TensorRow('layers/mlp/experts/down/kernel', f'model.layers.{{l}}.{down}.weight', 'D F -> F D'),
+  )
+
+
+EXPERTS = experts('block_sparse_moe.gate', *(f'block_sparse_moe.experts.{{e}}.{name}' for name in ('w1', 'w3', 'w2')))
+FAMILY = Family('mixtral', 'MixtralForCausalLM', 'Mixtral: a mixture of experts for every MLP', read, describe,
+                (*EMBEDDING, *PRE_NORMS, *ATTENTION, *EXPERTS, *END))
