@@ -25,7 +25,7 @@ def read_experts(fields: Fields, *, num_experts: int, experts_per_token: int) ->
   Raises:
     InputError: a token goes through more experts than there are.
   """
-  named = {fields.count(key) for key in ('num_local_experts', 'num_experts') if key in fields.left}
+  named = {fields.optional(fields.count, key, None) for key in ('num_local_experts', 'num_experts')} - {None}
   if len(named) > 1:
     raise InputError(f"{fields.where}: 'num_local_experts' and 'num_experts' are two names for one number, but differ")
   experts = named.pop() if named else num_experts
