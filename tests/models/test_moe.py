@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import meshes
+import test_meshes
 import tiny
 from weightsteer_jax import models, tree
 from weightsteer_jax.models import Dense, Edit, LowRank, ModelConfig, Rope, moe
@@ -24,7 +25,7 @@ TOKENS = tiny.tokens((3, 9), vocab_size=40)
 # As in tests/meshes.py: every axis that is cut divides by eight, experts do not.
 MESH_CONFIG = dataclasses.replace(meshes.CONFIG, qkv_bias=False, num_experts=5, experts_per_token=3,
                                   normalise_choices=True)
-MESHES = ('8x1x1 tensor', '1x1x8 tensor', '2x2x2 fsdp')
+MESHES = ('1x1x8 tensor', '2x2x2 fsdp')
 
 
 def random_params(config=CONFIG, dtype=jnp.float32):
@@ -216,27 +217,84 @@ def test_dropout_drops_inputs_of_the_low_rank_branch_alone():
   assert (error < 5 * drawn.std(axis=0) / 20 + 1e-4).all() and np.abs(whole - plain).max() > 1
 
 
-# Meshes: as a script, this file runs tests/meshes.py on a mixture, in a process with eight devices.
+# Meshes: what this file runs as a script, in a process with eight devices.
 
 
-@pytest.fixture(scope='module')
-def found(tmp_path_factory):
-  output, root = tmp_path_factory.mktemp('meshes') / 'found.json', pathlib.Path(__file__).parents[2]
+def on_meshes(output: str, *names: str) -> None:
+  """Writes {layout: logits, gradients of a delta and of the parameters, the compiled program of a score}."""
+  found = {}
+  for name in names:
+    layout = meshes.layout_of(name)
+    params = tiny.randomised(models.abstract_params(MESH_CONFIG), seed=1, scale=0.4)
+    params = jax.tree.map(jax.device_put, params, models.param_shardings(MESH_CONFIG, layout))
+    lora, biases = random_delta(MESH_CONFIG, 'lora'), random_delta(MESH_CONFIG, 'bias', seed=3)
+    alphas = jax.device_put(np.linspace(-1, 1, 8).astype(np.float32), layout.activations('B', (8,), name='alpha'))
+    tokens = jax.device_put(tiny.tokens((8, 6), vocab_size=96), layout.activations('BT', (8, 6), name='tokens'))
+
+    def score(lora, params, dropped=()):
+      x_BTD, _ = models.hidden(MESH_CONFIG, params, tokens, edits=(Edit(lora, alphas), Edit(biases, alphas), *dropped))
+      return models.logits(MESH_CONFIG, params, x_BTD)
+
+    def loss(lora, params):
+      down = {'layers': {'mlp': {'experts': {'down': lora['layers']['mlp']['experts']['down']}}}}
+      logits = score(lora, params, [Edit(down, alphas, jax.random.key(5), 0.3)])
+      return jnp.square(logits).mean(), logits
+
+    with layout.context():
+      lora = jax.tree.map(jax.device_put, lora, models.delta_shardings(MESH_CONFIG, lora, layout))
+      scored = jax.jit(score).lower(lora, params).compile().as_text()
+      step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), compiler_options=tiny.QUICK)
+      (_, logits), gradients = step(lora, params)
+    found[name] = {'logits': np.asarray(logits).tolist(), 'gradients': meshes.lists(gradients), 'hlo': scored}
+  pathlib.Path(output).write_text(json.dumps(found))
+
+
+def run(folder, function, *names):
+  output, root = folder / 'found.json', pathlib.Path(__file__).parents[2]
   env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu',
                       'PYTHONPATH': os.pathsep.join([str(root), str(root / 'tests')])}
-  done = subprocess.run([sys.executable, __file__, str(output), 'single', *MESHES], env=env, capture_output=True,
-                        text=True, check=False, timeout=300)
+  done = subprocess.run([sys.executable, __file__, function, str(output), 'single', *names], env=env,
+                        capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr[-4000:]
   assert 'rematerialization' not in done.stderr, 'the partitioner moved an activation through all devices'
   return json.loads(output.read_text())
 
 
+@pytest.fixture(scope='module')
+def found(tmp_path_factory):
+  return run(tmp_path_factory.mktemp('meshes'), 'on_meshes', *MESHES)
+
+
 @pytest.mark.parametrize('name', MESHES)
-def test_a_mesh_gives_what_one_device_gives(found, name):
-  import test_meshes
-  test_meshes.same(found[name], found['single'])
+def test_a_mesh_gives_the_logits_and_gradients_of_one_device(found, name):
+  """With dropout, whose draws follow the tokens and not the devices."""
+  one, other = found[name], found['single']
+  np.testing.assert_allclose(one['logits'], other['logits'], atol=1e-4)
+  assert np.abs(other['logits']).max() > 1 and one['gradients'].keys() == other['gradients'].keys()
+  for path, values in other['gradients'].items():
+    assert np.abs(values).max() > 0, path
+    np.testing.assert_allclose(one['gradients'][path], values, atol=1e-4 * np.abs(values).max(), err_msg=path)
+
+
+def test_no_weight_of_an_expert_is_gathered_and_no_token_travels(found):
+  """Scoring: where F alone is cut, sums; where D is too, gathers of one layer of one parameter at a time."""
+  moved = {name: test_meshes.collectives(found[name]['hlo']) for name in MESHES}
+  assert set(moved['1x1x8 tensor']) == {'all-reduce'}
+  # The residual stream, and the rank of the output projection's edit; a token's choices are summed before they move.
+  assert max(moved['1x1x8 tensor']['all-reduce']) <= 8 * 6 * (MESH_CONFIG.width + 3)
+  gathered = moved['2x2x2 fsdp']['all-gather']
+  sizes = sum(map(test_meshes.layer_sizes, (models.abstract_params(MESH_CONFIG), random_delta(MESH_CONFIG, 'lora'))), [])
+  parts = {size // cut for size in sizes for cut in (1, 2)}  # What is cut over tensor as well is gathered in halves.
+  assert set(gathered) <= parts and 5 * 32 * 40 // 2 in gathered
+
+
+@pytest.mark.slow
+def test_a_mesh_trains_scores_and_generates_as_one_device_does(tmp_path):
+  everything = run(tmp_path, 'main', *MESHES)
+  for name in MESHES:
+    test_meshes.same(everything[name], everything['single'])
 
 
 if __name__ == '__main__':
   meshes.CONFIG = MESH_CONFIG
-  meshes.main(*sys.argv[1:])
+  {'on_meshes': on_meshes, 'main': meshes.main}[sys.argv[1]](*sys.argv[2:])
