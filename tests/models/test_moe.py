@@ -10,12 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
 
 import meshes
 import test_meshes
 import tiny
 from weightsteer_jax import models, tree
-from weightsteer_jax.models import Dense, Edit, LowRank, ModelConfig, Rope, moe
+from weightsteer_jax.directions import algebra, checkpoints, gram, merging
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.models import Dense, Edit, LowRank, ModelConfig, Rope, families, moe, stored
 
 CONFIG = ModelConfig(vocab_size=40, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=12,
                      norm_eps=1e-5, rope=Rope(100.0, 'default', 1.0, 1.0, 1.0, 32), tied=False, qkv_bias=False,
@@ -215,6 +219,101 @@ def test_dropout_drops_inputs_of_the_low_rank_branch_alone():
   assert drawn.std(axis=0).max() > 0.1 and not np.array_equal(drawn[0], drawn[1])
   error = np.abs(drawn.mean(axis=0) - whole)
   assert (error < 5 * drawn.std(axis=0) / 20 + 1e-4).all() and np.abs(whole - plain).max() > 1
+
+
+# Directions: what is per layer elsewhere is per layer and expert here.
+
+
+def test_inner_products_of_changes_of_experts_equal_those_of_the_dense_ones():
+  x, y = (random_delta(CONFIG, 'lora', seed) for seed in (2, 3))
+  known = models.sites(CONFIG)
+  dense = [{path: np.asarray(models.kernel_change(known[path], leaf), np.float64)
+            for path, leaf in gram.flatten(delta).items()} for delta in (x, y)]
+  for path, product in gram.inner_products(x, y).items():
+    np.testing.assert_allclose(product, (dense[0][path] * dense[1][path]).sum(), rtol=1e-4, atol=1e-4, err_msg=path)
+    np.testing.assert_allclose(algebra.dense_change(path, gram.flatten(x)[path]), dense[0][path], atol=1e-5)
+  total = gram.flatten(algebra.add_deltas(x, algebra.scale_delta(y, -2.0)))
+  path = 'layers/mlp/experts/up/kernel'
+  np.testing.assert_allclose(algebra.dense_change(path, total[path]), dense[0][path] - 2 * dense[1][path], atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['mixtral', 'qwen3_moe'])
+def test_a_steered_mixture_is_the_merged_checkpoint(checkpoint, tmp_path, name):
+  """LoRA on every expert, at alpha 0.7: unmerged here, merged in transformers; and read back as their difference."""
+  case = checkpoint(name)
+  model, tokens = case.model, tiny.tokens((2, 12))
+  delta = random_delta(model.config, 'lora')
+  params, facts = merging.merge(model, delta, 0.7, 'float32')
+  models.save(tmp_path / 'merged', model.config, params, family=case.family, like=case.folder)
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'merged', attn_implementation='eager')
+  with torch.no_grad():
+    expected = theirs(torch.as_tensor(tokens, dtype=torch.long)).logits.numpy()
+  got = tiny.forward(model.config, model.params, tokens, edits=(Edit(delta, np.full(2, 0.7, np.float32)),))
+  np.testing.assert_allclose(got, expected, atol=2e-4 * np.abs(expected).max())
+  with checkpoints.open_checkpoint(tmp_path / 'merged') as x, checkpoints.open_checkpoint(case.folder) as y:
+    difference = checkpoints.difference(x, y)
+  assert difference.keys() == gram.flatten(delta).keys() and facts['realised_error'] < 1e-5
+  for path, leaf in gram.flatten(delta).items():
+    change = 0.7 * np.asarray(models.kernel_change(models.sites(model.config)[path], leaf))
+    np.testing.assert_allclose(difference[path].value, change, atol=1e-6)
+
+
+# Configs as they are on the hub.
+
+REAL = {
+    'Qwen3-30B-A3B': dict(
+        architectures=['Qwen3MoeForCausalLM'], attention_bias=False, attention_dropout=0.0, bos_token_id=151643,
+        decoder_sparse_step=1, eos_token_id=151645, head_dim=128, hidden_act='silu', hidden_size=2048,
+        initializer_range=0.02, intermediate_size=6144, max_position_embeddings=40960, max_window_layers=48,
+        mlp_only_layers=[], model_type='qwen3_moe', moe_intermediate_size=768, norm_topk_prob=True,
+        num_attention_heads=32, num_experts=128, num_experts_per_tok=8, num_hidden_layers=48, num_key_value_heads=4,
+        output_router_logits=False, rms_norm_eps=1e-06, rope_scaling=None, rope_theta=1000000.0,
+        router_aux_loss_coef=0.001, sliding_window=None, tie_word_embeddings=False, torch_dtype='bfloat16',
+        transformers_version='4.51.0', use_cache=True, use_sliding_window=False, vocab_size=151936),
+    'Mixtral-8x7B-v0.1': dict(
+        architectures=['MixtralForCausalLM'], attention_dropout=0.0, bos_token_id=1, eos_token_id=2, hidden_act='silu',
+        hidden_size=4096, initializer_range=0.02, intermediate_size=14336, max_position_embeddings=32768,
+        model_type='mixtral', num_attention_heads=32, num_experts_per_tok=2, num_hidden_layers=32,
+        num_key_value_heads=8, num_local_experts=8, output_router_logits=False, rms_norm_eps=1e-05,
+        rope_theta=1000000.0, router_aux_loss_coef=0.02, sliding_window=None, tie_word_embeddings=False,
+        torch_dtype='bfloat16', transformers_version='4.36.0.dev0', use_cache=True, vocab_size=32000),
+}
+COUNTS = {'Qwen3-30B-A3B': (30_532_122_624, 3.35e9), 'Mixtral-8x7B-v0.1': (46_702_792_704, 12.88e9)}
+
+
+@pytest.mark.parametrize('name', REAL)
+def test_real_configs_have_the_parameters_of_transformers(name):
+  """All of them, tensor by tensor, and those that one token goes through, as the model cards round them."""
+  config = models.read_config(REAL[name], where=name)
+  with torch.device('meta'):
+    theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**REAL[name]))
+  assert tree.count(models.abstract_params(config)) == sum(x.numel() for x in theirs.parameters()) == COUNTS[name][0]
+  flat = {path: leaf.size for path, leaf in tree.flatten(models.abstract_params(config)).items()}
+  idle = sum(size for path, size in flat.items() if '/experts/' in path) * (1 - config.experts_per_token / config.num_experts)
+  np.testing.assert_allclose(sum(flat.values()) - idle, COUNTS[name][1], rtol=5e-3)
+  rows = stored.tensor_rows(config, families.FAMILIES[REAL[name]['model_type']])
+  names = [stored_name for row in rows.values() for stored_name in stored.stored_names(row, config).values()]
+  assert len(names) == len(set(names)) == {'qwen3_moe': 48 * (3 * 128 + 9) + 3, 'mixtral': 32 * (3 * 8 + 7) + 3}[
+      REAL[name]['model_type']]
+
+
+@pytest.mark.parametrize('name, fields, message', [
+    ('Qwen3-30B-A3B', dict(decoder_sparse_step=2), "'decoder_sparse_step' 2"),
+    ('Qwen3-30B-A3B', dict(mlp_only_layers=[0, 3]), r'layers 0, 3 dense.*which is not supported'),
+    ('Qwen3-30B-A3B', dict(num_experts_per_tok=129), '129, but there are 128 experts'),
+    ('Qwen3-30B-A3B', dict(num_local_experts=64), 'two names for one number'),
+    ('Qwen3-30B-A3B', dict(n_shared_experts=1), 'n_shared_experts=1'),
+    ('Mixtral-8x7B-v0.1', dict(router_jitter_noise=0.1), "'router_jitter_noise' is 0.1"),
+    ('Mixtral-8x7B-v0.1', dict(num_local_experts=0), 'expected 1 or more'),
+])
+def test_what_the_mixture_does_not_honour_is_refused_by_name(name, fields, message):
+  with pytest.raises(InputError, match=message):
+    models.read_config(REAL[name] | fields, where='config.json')
+
+
+def test_a_dense_family_cannot_hold_a_mixture():
+  with pytest.raises(InputError, match='num_experts 5'):
+    families.FAMILIES['llama'].write(CONFIG)
 
 
 # Meshes: what this file runs as a script, in a process with eight devices.

@@ -115,7 +115,8 @@ def _table_change(adapter: Adapter, base: Checkpoint, module: str) -> Dense:
 def _whole_changes(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
   """{path: saved minus base} of the modules saved whole, without those that are the base's own."""
   wholes = _untie(adapter, base) if base.config.tied else dict(adapter.wholes)
-  owners = {row.name.format(l=l): (path, l) for path, row in base.rows.items() for l in range(base.num_layers(path))}
+  owners = {row.name.format(l=l): (path, l) for path, row in base.rows.items() if '{e}' not in row.name
+            for l in range(base.num_layers(path))}
   tree_changes: dict[str, np.ndarray] = {}
   for name, tensor in wholes.items():
     if name not in owners:
