@@ -16,7 +16,7 @@ import transformers
 import meshes
 import test_meshes
 import tiny
-from weightsteer_jax import models, tree
+from weightsteer_jax import models, sharding, tree
 from weightsteer_jax.directions import algebra, checkpoints, gram, merging
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import Dense, Edit, LowRank, ModelConfig, Rope, families, moe, stored
@@ -392,6 +392,34 @@ def test_a_mesh_trains_scores_and_generates_as_one_device_does(tmp_path):
   everything = run(tmp_path, 'main', *MESHES)
   for name in MESHES:
     test_meshes.same(everything[name], everything['single'])
+
+
+@pytest.mark.slow
+def test_a_tpu_runs_the_grouped_matmuls_forwards_and_backwards_and_gathers_nothing(monkeypatch):
+  """Compiled for chips that are not there: kernels for ragged rows, sums over F, no expert's weights moved."""
+  pytest.importorskip('libtpu')
+  from jax.experimental import topologies
+  for name, value in (('TPU_SKIP_MDS_QUERY', '1'), ('TPU_WORKER_HOSTNAMES', 'localhost'), ('TPU_WORKER_ID', '0')):
+    monkeypatch.setenv(name, value)
+  chips = topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices
+  layout = sharding.Layout(sharding.make_mesh(sharding.parse('1x1x4'), chips), fsdp=False)
+  config = dataclasses.replace(CONFIG, vocab_size=256, width=256, mlp_width=512, head_dim=128, num_kv_heads=4,
+                               num_experts=8, max_positions=128)
+
+  def abstract(values, placed):
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), values, placed)
+
+  def loss(delta, params):
+    tokens = jnp.zeros((4, 64), jnp.int32)
+    return jnp.square(models.hidden(config, params, tokens, edits=(Edit(delta, jnp.ones(4)),))[0]).mean()
+
+  params = abstract(models.abstract_params(config, jnp.bfloat16), models.param_shardings(config, layout))
+  delta = jax.eval_shape(lambda: models.init_delta(config, 'lora', jax.random.key(0), rank=8))
+  delta = abstract(delta, models.delta_shardings(config, delta, layout))
+  with layout.context():
+    hlo = jax.jit(jax.grad(loss)).lower(delta, params).compile().as_text()
+  assert hlo.count('tpu_custom_call') >= 9, 'gate, up and down, and the inputs and factors of each on the way back'
+  assert set(test_meshes.collectives(hlo)) == {'all-reduce'}
 
 
 if __name__ == '__main__':
