@@ -1,11 +1,9 @@
-"""Adapters on modules that hold several of our parameters, as Phi-3's qkv_proj and gate_up_proj; PEFT and Phi-3 in torch
-are the oracle. Our side is a Llama stored the same way, which computes the same function."""
+"""Adapters on modules that hold several of our parameters, as Phi-3's qkv_proj and gate_up_proj; PEFT is the oracle."""
 import json
 
 import numpy as np
 import peft
 import pytest
-from safetensors.numpy import load_file, save_file
 import torch
 import transformers
 
@@ -13,29 +11,23 @@ from weightsteer_jax import directions, models
 from weightsteer_jax.directions import export, peft_export, peft_targets
 from weightsteer_jax.models import families
 
-import fused
-
 from . import oracle
 
 SIZES = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0)
+             num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, original_max_position_embeddings=64)
 
 
 @pytest.fixture(scope='module')
 def fused_models(tmp_path_factory):
-  """(ours, Phi-3 in torch) of one set of tensors."""
-  folder = tmp_path_factory.mktemp('fused')
+  """(ours, the folder of the Phi-3 that transformers saved), with every weight random."""
+  folder = tmp_path_factory.mktemp('fused') / 'phi'
   torch.manual_seed(0)
-  plain = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
-  plain.save_pretrained(folder / 'base')
-  tensors = fused.tensors(load_file(folder / 'base' / 'model.safetensors'))
-  save_file(tensors, folder / 'base' / 'model.safetensors', metadata={'format': 'pt'})
-  phi = transformers.Phi3ForCausalLM(transformers.Phi3Config(**SIZES, rms_norm_eps=plain.config.rms_norm_eps))
-  phi.load_state_dict({name: torch.tensor(tensor) for name, tensor in tensors.items()})
-  phi.save_pretrained(folder / 'phi')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(families.FAMILIES, 'llama', fused.family())
-    yield models.load(folder / 'base'), folder / 'phi'
+  phi = transformers.Phi3ForCausalLM(transformers.Phi3Config(**SIZES))
+  with torch.no_grad():
+    for parameter in phi.parameters():
+      parameter.add_(0.1 * torch.randn_like(parameter))
+  phi.save_pretrained(folder)
+  return models.load(folder), folder
 
 
 @pytest.mark.parametrize('changed', ['all', 'some'])
@@ -90,11 +82,11 @@ def test_ranks_add_up_in_a_fused_module(fused_models):
   model, _ = fused_models
   direction = oracle.random_direction(model, 1, kinds='lora', rank=5)
   flat = oracle.leaves_of(direction.delta)
-  ranks = peft_targets.module_ranks(flat, model.config, families.FAMILIES['llama'].tensors)
+  ranks = peft_targets.module_ranks(flat, model.config, families.FAMILIES['phi3'].tensors)
   assert ranks['model.layers.{l}.self_attn.qkv_proj.weight'] == 15
   assert ranks['model.layers.{l}.mlp.gate_up_proj.weight'] == 10
   assert ranks['model.layers.{l}.self_attn.o_proj.weight'] == 5
-  assert peft_targets.module_ranks(flat, model.config, families.FAMILIES['llama'].tensors,
+  assert peft_targets.module_ranks(flat, model.config, families.FAMILIES['phi3'].tensors,
                                    rank=2)['model.layers.{l}.self_attn.qkv_proj.weight'] == 6
 
 
