@@ -106,7 +106,7 @@ def _loading(record: Mapping[str, Any], base: models.Model) -> str:
   serving = SERVING.get(record.get('target', ''))
   if serving:
     text += '\n\n```sh\n' + serving.format(base=name, limit=record['max_lora_rank']) + '\n```'
-  return text
+  return '\n\n'.join([text, *record.get('notes', [])])
 
 
 def _measurements(record: Mapping[str, Any]) -> list[str]:
@@ -128,7 +128,7 @@ def _measurements(record: Mapping[str, Any]) -> list[str]:
     worst = max(compression['relative_errors'].items(), key=lambda item: item[1], default=('', 0.0))
     lines.append(f'The direction was folded to rank {compression["rank"]} by SVD; largest relative error of a site: '
                  f'{worst[1]:.2%} (`{worst[0]}`).')
-  return lines + list(record.get('notes', []))
+  return lines
 
 
 def _results(record: Mapping[str, Any]) -> str:
