@@ -11,8 +11,10 @@ from weightsteer_jax.directions import card
 from . import oracle
 
 RECORD = {
-    'alpha': 0.5, 'dtype': 'float32', 'norm': 12.345, 'rank': 6, 'target': 'peft', 'max_lora_rank': 8, 'notes': ['A note.'],
-    'parity': {'largest_difference': 2e-5, 'relative_difference': 1e-7, 'prompts': 4, 'tokens': 64, 'tolerance': 'largest 1'},
+    'alpha': 0.5, 'dtype': 'float32', 'norm': 12.345, 'rank': 6, 'target': 'peft', 'max_lora_rank': 8,
+    'notes': ['A note.'],
+    'parity': {'largest_difference': 2e-5, 'relative_difference': 1e-7, 'prompts': 4, 'tokens': 64,
+               'tolerance': 'largest 1'},
     'direction': {'base': {'source': 'x', 'digest': 'abcd'}, 'sources': [{'role': 'positive', 'path': '/p'}]},
 }
 ROWS = [{'arm': 'weights', 'task': 'facts', 'metric': 'rate', 'alpha': alpha, 'mean': mean, 'sem': 0.05, 'n': 100}
@@ -67,6 +69,7 @@ def test_what_was_not_measured_is_said(base):
   assert 'is not recorded here' in text and 'Measured in the run' not in text
 
 
-@pytest.mark.parametrize('target, words', [('vllm', '--enable-lora --max-lora-rank 8'), ('llama.cpp', 'convert_lora_to_gguf.py')])
+@pytest.mark.parametrize('target, words', [('vllm', '--enable-lora --max-lora-rank 8'),
+                                           ('llama.cpp', 'convert_lora_to_gguf.py')])
 def test_how_the_target_serves_it(base, target, words):
   assert words in card.write(RECORD | {'format': 'peft', 'target': target}, base)

@@ -44,6 +44,11 @@ def copied(written, tmp_path):
   return copy
 
 
+def run(*flags):
+  """The finished launcher."""
+  return subprocess.run([sys.executable, str(LAUNCH), *flags], capture_output=True, text=True, timeout=200)
+
+
 def files_of(folder):
   return sorted(path for path in folder.rglob('*') if path.is_file())
 
@@ -127,7 +132,6 @@ def test_no_such_folder_is_an_input_error(written):
 
 def test_the_launcher_verifies_with_exit_status_71(copied):
   folder = copied('orbax')
-  run = lambda *flags: subprocess.run([sys.executable, str(LAUNCH), *flags], capture_output=True, text=True, timeout=200)
   done = run(f'--verify={folder}')
   assert done.returncode == 0 and 'export, whole' in done.stdout, done.stderr
   provenance = json.loads((folder / 'provenance.json').read_text())
@@ -138,7 +142,6 @@ def test_the_launcher_verifies_with_exit_status_71(copied):
 
 
 def test_the_launcher_refuses_flags_that_do_not_go_together(tmp_path):
-  run = lambda *flags: subprocess.run([sys.executable, str(LAUNCH), *flags], capture_output=True, text=True, timeout=200)
   done = run('--format=hf', f'--verify={tmp_path}')
   assert done.returncode == 65 and '--format' in done.stderr
   done = run('--format=hf', '--alpha=1')

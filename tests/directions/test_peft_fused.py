@@ -35,7 +35,8 @@ def test_one_adapter_on_the_fused_module_is_what_phi3_computes(fused_models, tmp
   model, phi = fused_models
   direction = oracle.random_direction(model, 1, kinds='lora', size=0.3)
   if changed == 'some':
-    del direction.delta['layers']['attn']['q'], direction.delta['layers']['attn']['v'], direction.delta['layers']['mlp']['gate']
+    layers = direction.delta['layers']
+    del layers['attn']['q'], layers['attn']['v'], layers['mlp']['gate']
   record = export(direction, model, -0.5, 'peft', tmp_path / 'out', target='vllm')
   assert record['rank'] == (9 if changed == 'all' else 3)
   config = json.loads((tmp_path / 'out' / 'adapter_config.json').read_text())

@@ -12,7 +12,7 @@ from weightsteer_jax.directions.peft_export import loadable_name
 WHAT = {
     'hf': 'The base model with the direction merged in',
     'orbax': 'The base model with the direction merged in, as orbax arrays',
-    'orbax-unmerged': 'The base model and the direction apart, as orbax arrays; the direction is added when they are loaded',
+    'orbax-unmerged': 'The base model and the direction apart, as orbax arrays; the direction is added when loaded',
     'peft': 'A LoRA adapter that steers the base model',
 }
 LIBRARY = {'hf': 'transformers', 'orbax': 'orbax', 'orbax-unmerged': 'orbax', 'peft': 'peft'}
@@ -42,8 +42,8 @@ direction = ocp.load('/ABSOLUTE/PATH/TO/THIS/FOLDER/direction')
 # steered: params + alpha * (a @ b).reshape(params.shape), at each path of the direction
 ```
 
-`python restore.py [ALPHA]` does all of it onto a mesh of all devices, with orbax and jax alone. `axes.json` names the axes
-of every parameter, `model_config.json` the architecture.""",
+`python restore.py [ALPHA]` does all of it onto a mesh of all devices, with orbax and jax alone. `axes.json` names the
+axes of every parameter, `model_config.json` the architecture.""",
 }
 SERVING = {
     'vllm': 'vllm serve {base} --enable-lora --max-lora-rank {limit} --lora-modules steered=PATH/TO/THIS/FOLDER',
@@ -158,10 +158,10 @@ def _limits(record: Mapping[str, Any]) -> list[str]:
   if record['format'] in ('hf', 'orbax'):
     lines.append('The strength is fixed; the base cannot be had back from these weights.')
   elif record['format'] == 'peft':
-    lines.append('The strength is fixed at scaling 1. Libraries that scale adapters steer at that multiple of alpha; far '
-                 'beyond what was measured a model breaks.')
+    lines.append('The strength is fixed at scaling 1. Libraries that scale adapters steer at that multiple of alpha; '
+                 'far beyond what was measured a model breaks.')
   if record['direction']['base']['digest']:
-    lines.append('The direction is of this base, with these weights; on another model of the same shape it is untested.')
+    lines.append('The direction is of this base, with these weights; on another model of its shape it is untested.')
   return lines
 
 
