@@ -1,34 +1,59 @@
-"""What the launchers share: flags of a run, and errors turned into one line and an exit status."""
+"""What the launchers share: flags of a run, other processes joined, errors turned into one line and an exit status."""
 import logging
 import os
+import signal
 import sys
 from typing import Any, Callable
 
 from absl import app
 from absl import flags
 
-from weightsteer_jax.errors import WeightSteerError
+from weightsteer_jax.errors import Preempted
+
+
+flags.DEFINE_enum('distributed', 'auto', ['auto', 'on', 'off'], 'Whether to run with other processes: auto joins them on a TPU pod, '
+                  'under Slurm, Open MPI or Kubernetes, and where the next flags are given.')
+flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0, where no cluster is detected.')
+flags.DEFINE_integer('num_processes', None, 'Processes of the run, where no cluster is detected.')
+flags.DEFINE_integer('process_id', None, "This process's number, from 0, where no cluster is detected.")
+flags.DEFINE_float('stall_minutes', 60.0, 'End the run when no step, batch or stage was finished for so long; 0: never.', lower_bound=0.0)
 
 
 def start(main: Callable[[], None]) -> None:
-  """Parses the flags and calls `main`; a deliberate error is printed as `error: ...` and its exit code returned."""
+  """Parses the flags, joins the other processes and calls `main`; whatever is raised is told and becomes an exit status."""
 
   def guarded(argv):
     if len(argv) > 1:
       raise app.UsageError(f"unexpected argument '{argv[1]}': every option is a flag, --name=value")
     # absl prints information of all libraries; which backends jax did not find is none a user asked for.
     logging.getLogger('jax').setLevel(logging.WARNING)
+    from weightsteer_jax import lifeline
     try:
+      _join()
+      lifeline.guard(stall_minutes=flags.FLAGS.stall_minutes)
       main()
-    except WeightSteerError as error:
-      sys.stdout.flush()
-      print(f'error: {error}', file=sys.stderr)
-      sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-      print('interrupted; what was finished is kept, the same command continues', file=sys.stderr)
-      sys.exit(130)
+      lifeline.leave()
+    except (Exception, KeyboardInterrupt) as error:
+      sys.exit(lifeline.fail(error))
 
   app.run(guarded, flags_parser=_parse)
+
+
+def _join() -> None:
+  """Joins the other processes, of which all but the first say nothing but errors."""
+  from weightsteer_jax import distributed
+  args = flags.FLAGS
+  signal.signal(signal.SIGTERM, _stop)
+  distributed.join(args.distributed, coordinator=args.coordinator, num_processes=args.num_processes, process_id=args.process_id)
+  if not distributed.is_main():
+    logging.getLogger().setLevel(logging.ERROR)
+    sys.stdout = open(os.devnull, 'w', encoding='utf-8')
+
+
+def _stop(number: int, frame: Any) -> None:
+  """SIGTERM where no loop waits for it (see finetune/preemption.py): nothing to save, but the status to start again."""
+  signal.signal(number, signal.SIG_DFL)
+  raise Preempted('SIGTERM came; what was finished is kept, the same command continues')
 
 
 def _parse(argv: list[str]) -> list[str]:

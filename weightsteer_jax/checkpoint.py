@@ -12,7 +12,9 @@ import json
 import logging as standard_logging
 import pathlib
 import shutil
-from typing import Any, Iterable, Iterator, Mapping
+import sys
+import threading
+from typing import Any, Callable, Iterable, Iterator, Mapping
 import warnings
 
 from absl import logging
@@ -20,29 +22,93 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from weightsteer_jax import files, tree
+from weightsteer_jax import distributed, files, tree
 from weightsteer_jax.errors import CorruptError, InputError, OutputError
 
 PyTree = Any
 
 MARKER = 'weightsteer_checkpoint.json'
-FORMAT = 1
+FORMAT = 2
 
 
 def save(folder: files.Path, tree_: PyTree, *, metadata: Mapping[str, Any]) -> None:
-  """Writes the arrays of a tree, and `metadata` (JSON values), as a new folder.
+  """Writes the arrays of a tree, and `metadata` (JSON values), as a new folder; every process calls it.
 
   Raises:
     InputError: the folder exists, or a leaf is no array of a type that can be verified. OutputError: it could not be
       written (a full disk, no permission); nothing is left behind.
   """
-  arrays = {path: _storable(path, leaf) for path, leaf in tree.flatten(tree_).items()}
-  with files.new_folder(folder, what='a checkpoint') as partial:
-    _save_arrays(partial, arrays, folder)
+  Saving(folder, tree_, metadata=metadata).wait()
+
+
+class Saving:
+  """A save that is under way: the arrays are copied when it begins, and written while other work goes on."""
+
+  def __init__(self, folder: files.Path, tree_: PyTree, *, metadata: Mapping[str, Any], after: Callable[[], None] = lambda: None):
+    """Begins it (arguments and errors as `save`); `after` is what the main process does when all is written."""
+    self._folder, self._after = pathlib.Path(folder), after
+    self._error: Exception | None = None
+    arrays = {path: _storable(path, leaf) for path, leaf in tree.flatten(tree_).items()}
     prints = tree.fingerprint(arrays)
     leaves = {path: {'shape': list(x.shape), 'dtype': str(x.dtype), 'fingerprint': prints[path]}
               for path, x in arrays.items()}
-    files.write_json(partial / MARKER, sealed({'format': FORMAT, 'leaves': leaves, 'metadata': dict(metadata)}))
+    self._marker = {'format': FORMAT, 'leaves': leaves, 'metadata': dict(metadata)}
+    self._stack = contextlib.ExitStack()
+    self._partial = pathlib.Path(distributed.on_main(self._make_partial))
+    with self._reported(), self._cleaned():
+      with _quiet(), _orbax_context():
+        # Orbax only fills a new folder, and refuses relative paths.
+        self._response = ocp.save_async((self._partial / 'orbax').absolute(), tree.unflatten(arrays))
+    self._thread = threading.Thread(target=self._finish, daemon=True)
+    self._thread.start()
+
+  def wait(self) -> None:
+    """Returns when the checkpoint is there, for every process to read.
+
+    Raises:
+      OutputError: it could not be written.
+    """
+    self._thread.join()
+    if self._error:
+      raise self._error
+    distributed.barrier('checkpoint')
+
+  def _make_partial(self) -> str:
+    return str(self._stack.enter_context(files.new_folder(self._folder, what='a checkpoint')))
+
+  def _finish(self) -> None:
+    """Waits for orbax, then writes what makes it a checkpoint. Errors are kept for `wait`."""
+    try:
+      with self._stack:
+        with self._reported(), _quiet():
+          self._response.result()
+        if distributed.is_main():
+          inner = self._partial / 'orbax'
+          for path in list(inner.iterdir()):
+            path.rename(self._partial / path.name)
+          inner.rmdir()
+          sizes = {str(path.relative_to(self._partial)): path.stat().st_size for path in sorted(self._partial.rglob('*')) if path.is_file()}
+          files.write_json(self._partial / MARKER, sealed({**self._marker, 'files': sizes}))
+      if distributed.is_main():
+        self._after()
+    except Exception as error:
+      self._error = error
+
+  @contextlib.contextmanager
+  def _cleaned(self) -> Iterator[None]:
+    try:
+      yield
+    except BaseException:
+      self._stack.__exit__(*sys.exc_info())
+      raise
+
+  @contextlib.contextmanager
+  def _reported(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # Orbax and tensorstore report a full disk as ValueError, a bad path as several others.
+      reason = 'no space left on device' if 'No space left' in str(error) else _first_line(error)
+      raise OutputError(f'a checkpoint could not be written to {self._folder}: {reason}; nothing was left behind') from error
 
 
 def restore(folder: files.Path, abstract: PyTree) -> PyTree:
@@ -53,11 +119,13 @@ def restore(folder: files.Path, abstract: PyTree) -> PyTree:
     CorruptError: the folder is cut short, or a leaf does not match its fingerprint.
   """
   folder = pathlib.Path(folder)
-  leaves = _read_marker(folder)['leaves']
+  marker = distributed.on_main(lambda: _read_marker(folder))
   wanted = {path: _with_sharding(leaf) for path, leaf in tree.flatten(abstract).items()}
-  _compare(folder, leaves, wanted)
+  _compare(folder, marker['leaves'], wanted)
+  _check_files(folder, marker['files'])
   arrays = _load_arrays(folder, wanted)
-  changed = [path for path, value in tree.fingerprint(arrays).items() if value != leaves[path]['fingerprint']]
+  prints, leaves = tree.fingerprint(arrays), marker['leaves']
+  changed = [path for path, value in prints.items() if value != leaves[path]['fingerprint']]
   if changed:
     raise CorruptError(f'the checkpoint {folder} does not match its fingerprints at {", ".join(changed)}: it was '
                        'changed or damaged after it was written; copy it again, or remove the folder')
@@ -70,14 +138,15 @@ def metadata(folder: files.Path) -> dict[str, Any]:
   Raises:
     InputError: no such folder. CorruptError: its marker is missing or damaged.
   """
-  return _read_marker(pathlib.Path(folder))['metadata']
+  return distributed.on_main(lambda: _read_marker(pathlib.Path(folder)))['metadata']
 
 
 class Checkpoints:
-  """The checkpoints of one training run: `<folder>/<step>`, each a checkpoint of its own."""
+  """The checkpoints of one training run: `<folder>/<step>`, each a checkpoint of its own. Every process calls all of it."""
 
   def __init__(self, folder: files.Path):
     self.folder = pathlib.Path(folder)
+    self._saving: Saving | None = None
 
   def path(self, step: int) -> pathlib.Path:
     """The folder of a step's checkpoint."""
@@ -85,16 +154,31 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """Steps that have a folder, ascending; whether it is whole shows when it is restored."""
-    if not self.folder.is_dir():
-      return []
-    return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
+    return distributed.on_main(self._steps)
 
-  def save(self, step: int, tree_: PyTree, *, metadata: Mapping[str, Any]) -> None:
-    """Writes the checkpoint of a step; see `save`."""
-    save(self.path(step), tree_, metadata=metadata)
+  def save(self, step: int, tree_: PyTree, *, metadata: Mapping[str, Any], keep: Iterable[int] | None = None) -> None:
+    """Begins to write the checkpoint of a step; when it is whole, those of steps that are not in `keep` are removed.
+
+    It goes on in the background, until the next `save`, or `wait`, which raise what went wrong (see `save`).
+    """
+    self.wait()
+    kept = None if keep is None else {step, *keep}
+    self._saving = Saving(self.path(step), tree_, metadata=metadata,
+                          after=lambda: None if kept is None else self._remove_others(kept))
+
+  def wait(self) -> None:
+    """Returns when the last save is on disk.
+
+    Raises:
+      OutputError: it could not be written.
+    """
+    saving, self._saving = self._saving, None
+    if saving:
+      saving.wait()
 
   def restore(self, step: int, abstract: PyTree) -> PyTree:
     """The tree of a step; see `restore`."""
+    self.wait()
     return restore(self.path(step), abstract)
 
   def newest(self, abstract: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
@@ -102,6 +186,8 @@ class Checkpoints:
 
     A corrupt one is renamed to `<step>.corrupt` with a warning, and the one before it is taken.
     """
+    self.wait()
+    distributed.on_main(self._remove_leftovers)
     for step in reversed(self.steps()):
       try:
         return step, self.restore(step, abstract), metadata(self.path(step))
@@ -121,16 +207,29 @@ class Checkpoints:
 
   def set_aside(self, step: int) -> None:
     """Renames a step's folder to `<step>.corrupt`, so that it is neither read nor in the way."""
+    distributed.on_main(lambda: self._set_aside(step))
+
+  def _steps(self) -> list[int]:
+    if not self.folder.is_dir():
+      return []
+    return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
+
+  def _set_aside(self, step: int) -> None:
     aside = self.path(step).with_suffix('.corrupt')
     shutil.rmtree(aside, ignore_errors=True)
     self.path(step).rename(aside)
 
-  def keep(self, steps: Iterable[int]) -> None:
-    """Removes the checkpoints of all other steps."""
-    for step in set(self.steps()) - set(steps):
+  def _remove_others(self, keep: set[int]) -> None:
+    for step in set(self._steps()) - keep:
       # Renamed first: a removal that is cut short must not leave half a checkpoint under its name.
       doomed = self.path(step).rename(self.folder / f'.{step:08d}.removed')
       shutil.rmtree(doomed, ignore_errors=True)
+
+  def _remove_leftovers(self) -> None:
+    """Removes what a killed process was writing or removing."""
+    for pattern in ('.*.partial', '.*.removed'):
+      for path in self.folder.glob(pattern):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,33 +251,50 @@ def _storable(path: str, leaf: Any) -> jax.Array:
   return array
 
 
-def _save_arrays(partial: pathlib.Path, arrays: Mapping[str, jax.Array], folder: files.Path) -> None:
-  """Writes orbax's files into `partial`; orbax only fills a new folder, so they are moved up from one inside."""
-  inner = partial / 'orbax'
-  try:
-    with _quiet():
-      ocp.save(inner.absolute(), tree.unflatten(arrays))  # Orbax refuses relative paths.
-  except Exception as error:  # Orbax and tensorstore report a full disk as ValueError, a bad path as several others.
-    reason = 'no space left on device' if 'No space left' in str(error) else _first_line(error)
-    raise OutputError(f'a checkpoint could not be written to {folder}: {reason}; nothing was left behind') from error
-  for path in list(inner.iterdir()):
-    path.rename(partial / path.name)
-  inner.rmdir()
-
-
 def _load_arrays(folder: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+  loaded, problem = {}, ''
   try:
-    with _quiet():
+    with _quiet(), _orbax_context(together=False):
       loaded = ocp.load(folder.absolute(), tree.unflatten(wanted))
   except Exception as error:  # The marker agreed on every leaf, so whatever orbax cannot read is damage.
-    raise CorruptError(f'the checkpoint {folder} is cut short or damaged: {_first_line(error)}; copy it again, or '
-                       'remove the folder') from error
+    problem = _first_line(error)
+  problems = [problem for problem in distributed.gather(problem) if problem]
+  if problems:
+    raise CorruptError(f'the checkpoint {folder} is cut short or damaged: {problems[0]}; copy it again, or remove the folder')
   flat = tree.flatten(loaded)
   return {path: flat[path] for path in wanted}
 
 
+@contextlib.contextmanager
+def _orbax_context(*, together: bool = True) -> Iterator[None]:
+  """Orbax working with all processes, or with this one alone, in which case it waits for no other."""
+  if together and distributed.count() > 1:
+    yield
+    return
+  own = distributed.index()
+  options = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'process{own}')
+  with ocp.Context(multiprocessing_options=options):
+    yield
+
+
+def _check_files(folder: pathlib.Path, sizes: Mapping[str, int]) -> None:
+  """Raises CorruptError, on every process, where a file is missing or of another size; names it."""
+  wrong = []
+  for name, size in sizes.items():
+    path = folder / name
+    if not path.is_file():
+      wrong.append(f'{name} is missing')
+    elif path.stat().st_size != size:
+      wrong.append(f'{name} has {path.stat().st_size} bytes instead of {size}')
+  wrong = next(filter(None, distributed.gather(wrong)), [])
+  if wrong:
+    more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
+    raise CorruptError(f'the checkpoint {folder} is cut short or damaged: {", ".join(wrong[:3])}{more}; copy it again, or '
+                       'remove the folder')
+
+
 def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
-  sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
@@ -216,16 +332,21 @@ def _first_line(error: Exception) -> str:
 def _quiet() -> Iterator[None]:
   """Keeps orbax's reports of a failure, a traceback per thread and leaf, off the screen: the error we raise says it."""
   loggers = [standard_logging.getLogger(name) for name in ('absl', 'asyncio')]
-  levels = [logger.level for logger in loggers]
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore')
+  main = threading.current_thread() is threading.main_thread()  # Filters of warnings are of the whole process.
+  with warnings.catch_warnings() if main else contextlib.nullcontext():
+    if main:
+      warnings.simplefilter('ignore')
     for logger in loggers:
-      logger.setLevel(standard_logging.CRITICAL)
+      logger.addFilter(_not_of_orbax)
     try:
       yield
     except Exception:
       gc.collect()  # Unawaited tasks report when they are collected; let them do it now.
       raise
     finally:
-      for logger, level in zip(loggers, levels):
-        logger.setLevel(level)
+      for logger in loggers:
+        logger.removeFilter(_not_of_orbax)
+
+
+def _not_of_orbax(record: standard_logging.LogRecord) -> bool:
+  return record.name != 'asyncio' and 'orbax' not in record.pathname

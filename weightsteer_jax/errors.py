@@ -29,3 +29,8 @@ class OutputError(WeightSteerError):
 class Preempted(WeightSteerError):
   """The scheduler took the machine; the state is saved: start again to continue."""
   exit_code = 75
+
+
+class ProcessLost(WeightSteerError):
+  """Another process of the run is gone or was never there: start all of them again to continue."""
+  exit_code = 75

@@ -7,7 +7,7 @@ from typing import Any, Sequence
 import jax
 
 from weightsteer_jax import config as configs
-from weightsteer_jax import models, sharding, tree
+from weightsteer_jax import distributed, models, sharding, tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.sharding import AXES, WEIGHTS, Layout
 
@@ -45,8 +45,9 @@ def choose(config: models.ModelConfig, choice: configs.Mesh, *, dtype: str, trai
   Raises:
     InputError: a mesh that does not fit the devices, or an axis of the model that it does not divide.
   """
+  # The smallest of what the processes have: all must choose alike.
+  memory = memory or (device_memory(devices[0]) if devices else min(distributed.gather(device_memory(jax.local_devices()[0]))))
   devices = list(devices) or jax.devices()
-  memory = memory or device_memory(devices[0])
   weights = tree.count(models.abstract_params(config)) * DTYPE_BYTES[dtype]
   whole = weights + STATE_BYTES * trained
   if choice.shape == 'auto':

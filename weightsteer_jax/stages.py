@@ -22,7 +22,7 @@ import jax
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import data as datas
-from weightsteer_jax import directions, evaluation, files, finetune as finetuning, layouts, models, organism, sharding, tree
+from weightsteer_jax import directions, distributed, evaluation, files, finetune as finetuning, layouts, lifeline, models, organism, sharding, tree
 from weightsteer_jax.config import ModelChoice, Run
 from weightsteer_jax.data import Conversation, Example
 from weightsteer_jax.errors import InputError
@@ -89,7 +89,7 @@ def begin(run: Run, workdir: Path, *, command: str = '') -> None:
   check(run, workdir)
   load_model(run.model, layouts_of(run).train)  # Weights that cannot be read should leave no workdir behind.
   record = configs.to_dict(run) | {'command': command, 'versions': versions(*PACKAGES)}
-  files.write_json(pathlib.Path(workdir) / 'config.json', record)
+  distributed.on_main(lambda: files.write_json(pathlib.Path(workdir) / 'config.json', record))
 
 
 def contrast(run: Run, workdir: Path) -> dict[str, list[Conversation]]:
@@ -99,7 +99,7 @@ def contrast(run: Run, workdir: Path) -> dict[str, list[Conversation]]:
     InputError: data that cannot be read, or no pair of answers that passes the filters.
   """
   folder = pathlib.Path(workdir) / 'data'
-  if not run.data.positive and not folder.exists():
+  if not run.data.positive and not distributed.broadcast(folder.exists()):
     _generate_contrast(run, folder)
   return {side: _read_side(run, side, folder) for side in SIDES}
 
@@ -126,9 +126,10 @@ def finetune(run: Run, workdir: Path, *, sides: Sequence[str] = SIDES) -> dict[s
 def direction(run: Run, workdir: Path) -> directions.Direction:
   """The direction of the run: positive minus negative, made once and kept."""
   folder = direction_folder(run, workdir)
-  if not folder.exists():
+  if not distributed.broadcast(folder.exists()):
     sides = (pathlib.Path(workdir) / 'finetune' / side for side in SIDES)
-    directions.save(folder, directions.contrast(*sides, base=load_model(run.model, layouts_of(run).train)))
+    base = load_model(run.model, layouts_of(run).train)
+    distributed.on_main(lambda: directions.save(folder, directions.contrast(*sides, base=base)))
   found = directions.load(folder)
   say(f'direction: {folder}, norm {found.meta["norm"]:.4g}')
   return found
@@ -147,14 +148,14 @@ def sweep(run: Run, workdir: Path, *, direction: Path = '') -> None:
   engine = _engine(run, {ARM: [(found.delta, None)]})
   directions.check_base(found, load_model(run.model, engine.layout))
   rows = evaluation.sweep.run(engine, tasks, alphas={ARM: run.sweep.alphas}, workdir=workdir, seed=run.sweep.seed)
-  evaluation.metrics.write(workdir, rows)
+  distributed.on_main(lambda: evaluation.metrics.write(workdir, rows))
 
 
 def report(run: Run, workdir: Path) -> pathlib.Path:
   """The report's page, from the files of the workdir; prints the table and the pick."""
   from weightsteer_jax.report import page, pick, study, tables  # matplotlib takes a second to import.
   rule = dict(behaviour=run.sweep.pick_by or None, tolerance=run.sweep.tolerance)
-  path = page.write(workdir, **rule)
+  path = pathlib.Path(distributed.on_main(lambda: str(page.write(workdir, **rule))))
   for one in pick.choose_all(study.read(workdir), **rule):
     print(tables.text(one))
   say(f'report: {path}')
@@ -265,8 +266,10 @@ def direction_folder(run: Run, workdir: Path) -> pathlib.Path:
 
 
 def say(line: str) -> None:
-  """Prints a line of a stage at once."""
-  print(line, flush=True)
+  """Prints a line of a stage at once, once."""
+  lifeline.progress()
+  if distributed.is_main():
+    print(line, flush=True)
 
 
 def _engine(run: Run, arms: Mapping[str, Any]) -> evaluation.Engine:
@@ -327,7 +330,7 @@ def _generate_contrast(run: Run, folder: pathlib.Path) -> None:
   questions = load_questions(run)
   say(f'data: {len(questions)} questions x {len(instructions)} pairs of prompts x {options.samples} samples, both sides')
   made = datas.contrast.make(questions, instructions, functools.partial(_answer, run), functools.partial(_keep, options), samples=options.samples)
-  datas.contrast.write(folder, made)
+  distributed.on_main(lambda: datas.contrast.write(folder, made))
   say(f'data: {json.dumps(made.accounting)}')
 
 

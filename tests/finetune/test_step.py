@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tiny
-from weightsteer_jax import models
+from weightsteer_jax import models, sharding
 from weightsteer_jax.data import batches
 from weightsteer_jax.finetune import optimizer, step as steps
 
@@ -16,6 +16,7 @@ def start(case, options, seed=0):
   delta = models.init_delta(case.model.config, 'lora', jax.random.key(0), rank=3, lora_alpha=5.0)
   delta = tiny.randomised(delta, seed=seed, scale=0.02)
   state = steps.TrainState(delta, optimizer.transformation(recipe).init(delta), jnp.int32(0))
+  state = jax.device_put(state, steps.state_shardings(case.model.config, recipe, sharding.single(), state))
   return steps.train_step_fn(case.model.config, recipe), state, optimizer.schedule(options, peak=1e-2, total=10)
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import fused
 import tiny
 from weightsteer_jax import models, tree
+from weightsteer_jax.directions import checkpoints
 from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
-from weightsteer_jax.models import huggingface
+from weightsteer_jax.models import families, huggingface
 
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 
@@ -293,3 +295,47 @@ def test_without_the_hub_an_earlier_download_is_used_with_its_commit(monkeypatch
   assert (model.source, model.revision) == ('org/name', commit)
   assert same(model.params, checkpoint('llama3').model.params)
   assert models.load(f'org/name@{commit}').revision == commit
+
+
+@pytest.fixture
+def fused_folder(checkpoint, tmp_path, monkeypatch):
+  """The checkpoint 'llama_biases' with several parameters in one tensor, of a family that stores them so."""
+  case = checkpoint('llama_biases')
+  assert case.model  # Read as a plain Llama, before the name means another.
+  monkeypatch.setitem(families.FAMILIES, 'llama', fused.family())
+  target = pathlib_copy(case.folder, tmp_path / 'fused')
+  save_file(fused.tensors(load_file(target / WEIGHTS)), target / WEIGHTS, metadata={'format': 'pt'})
+  return target
+
+
+def test_parameters_that_share_a_tensor_are_read_and_saved_as_if_apart(checkpoint, fused_folder, tmp_path):
+  expected, model = checkpoint('llama_biases').model, models.load(fused_folder)
+  assert same(model.params, expected.params)
+  target = models.save(tmp_path / 'out', model.config, model.params, family='llama', like=fused_folder)
+  saved, original = load_file(target / WEIGHTS), load_file(fused_folder / WEIGHTS)
+  assert len(original) == 3 * 10 + 3 and same(saved, original)
+
+
+@pytest.mark.parametrize('name, shape', [('model.layers.1.self_attn.qkv_proj.weight', (95, 48)),
+                                         ('model.layers.0.mlp.gate_up_proj.weight', (112, 47)),
+                                         ('model.layers.2.self_attn.qkv_proj.bias', (48,))])
+def test_a_shared_tensor_of_another_shape_is_named_with_both_shapes(fused_folder, name, shape):
+  expected = load_file(fused_folder / WEIGHTS)[name].shape
+  rewrite(fused_folder, lambda tensors: tensors.update({name: np.zeros(shape, np.float32)}))
+  with pytest.raises(InputError) as error:
+    models.load(fused_folder)
+  assert f"'{name}' has shape {shape}; the config asks for {expected}" in str(error.value)
+
+
+def test_the_difference_of_two_checkpoints_tells_the_parameters_of_a_shared_tensor_apart(fused_folder, tmp_path):
+  other = pathlib_copy(fused_folder, tmp_path / 'other')
+  name, kv_rows = 'model.layers.1.self_attn.qkv_proj.weight', 2 * 12
+  change = np.random.default_rng(0).normal(size=(kv_rows, 48)).astype(np.float32)
+  rewrite(other, lambda tensors: tensors[name].__setitem__(slice(48, 48 + kv_rows), change))
+  rewrite(fused_folder, lambda tensors: tensors[name].__setitem__(slice(48, 48 + kv_rows), 0))
+  with checkpoints.open_checkpoint(other) as x, checkpoints.open_checkpoint(fused_folder) as y:
+    difference = checkpoints.difference(x, y)
+    assert x.digest() == checkpoints.bases.digest(models.load(other).params)
+  assert list(difference) == ['layers/attn/k/kernel']
+  got = np.asarray(difference['layers/attn/k/kernel'].value)
+  assert not got[[0, 2]].any() and np.array_equal(got[1], change.reshape(2, 12, 48).transpose(2, 0, 1))

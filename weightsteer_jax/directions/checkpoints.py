@@ -7,13 +7,12 @@ from typing import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from weightsteer_jax import models, tree
+from weightsteer_jax import models
 from weightsteer_jax.directions import base as bases
 from weightsteer_jax.errors import InputError, NotFiniteError
-from weightsteer_jax.models import Dense, ModelConfig, huggingface
+from weightsteer_jax.models import Dense, ModelConfig, stored
 from weightsteer_jax.models.families import Family, TensorRow
-
-HEAD, EMBEDDING = 'lm_head.weight', 'model.embed_tokens.weight'
+from weightsteer_jax.models.stored import EMBEDDING, HEAD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,27 +29,33 @@ class Checkpoint:
   revision: str
   config: ModelConfig
   family: Family
-  tensors: huggingface.Tensors
+  tensors: stored.Tensors
   rows: dict[str, TensorRow]
 
   def layer(self, path: str, l: int) -> np.ndarray:
-    """The parameter's layer l (0 outside the layer stack), float32, in our axes.
+    """The parameter's layer l (0 outside the layer stack), with all its experts, float32, in our axes.
 
     Raises:
-      InputError: a shape that is not the config's. NotFiniteError: a value that is NaN or infinite.
+      NotFiniteError: a value that is NaN or infinite.
     """
-    row = self.rows[path]
-    name, theirs = row.name.format(l=l), huggingface.their_shape(row.pattern, self.config)
-    if self.tensors.shape(name) != theirs:
-      raise InputError(f"{self.folder}: '{name}' has shape {self.tensors.shape(name)}; its config asks for {theirs}")
-    ours = huggingface.read_layer(self.config, row, self.tensors, l).astype(np.float32)
+    shape = models.sites(self.config)[path].shape
+    bounds = [(0, size) for size in shape]
+    if self.is_stacked(path):
+      bounds[0] = (l, l + 1)
+    ours = stored.read_slice(self.config, self.rows[path], self.tensors, bounds, np.float32)
     if not np.isfinite(ours).all():
-      raise NotFiniteError(f"{self.folder}: '{name}' holds NaN or infinite values")
-    return ours
+      names = stored.stored_names(self.rows[path], self.config)
+      name = next(name for at, name in names.items() if not at or at[0] == l)
+      raise NotFiniteError(f"{self.folder}: '{name}' ({path}) holds NaN or infinite values")
+    return ours[0] if self.is_stacked(path) else ours
 
   def num_layers(self, path: str) -> int:
-    """Number of tensors the parameter is stored as."""
-    return len(huggingface.stored_layers(self.rows[path], self.config))
+    """Number of layers of the parameter; 1 outside the layer stack."""
+    return self.config.num_layers if self.is_stacked(path) else 1
+
+  def is_stacked(self, path: str) -> bool:
+    """Whether the parameter has a layer axis."""
+    return stored.stack_axes(self.rows[path]).startswith('L')
 
   def digest(self) -> str:
     """The digest of its weights (see base.digest), one parameter in memory at a time."""
@@ -62,15 +67,14 @@ class Checkpoint:
 
   def _whole(self, path: str) -> np.ndarray:
     whole = np.empty(models.sites(self.config)[path].shape, jnp.bfloat16)
-    layers = whole if '{l}' in self.rows[path].name else whole[None]
-    for l, target in enumerate(layers):
+    for l, target in enumerate(whole if self.is_stacked(path) else whole[None]):
       target[...] = self.layer(path, l).astype(jnp.bfloat16)
     return whole
 
 
 @contextlib.contextmanager
 def open_checkpoint(source: str | pathlib.Path) -> Iterator[Checkpoint]:
-  """The checkpoint of a folder or a hub id, its tensor names checked against its config.
+  """The checkpoint of a folder or a hub id, its tensors' names, shapes and dtypes checked against its config.
 
   Raises:
     InputError: no such checkpoint, an unsupported one, or other tensors than its config asks for. CorruptError: a file
@@ -78,11 +82,9 @@ def open_checkpoint(source: str | pathlib.Path) -> Iterator[Checkpoint]:
   """
   folder, revision = models.resolve(source)
   config, family = models.load_config(folder)
-  rows = huggingface.tensor_rows(config, family)
-  with huggingface.open_tensors(folder) as tensors:
-    checkpoint = Checkpoint(folder, str(source), revision, config, family, tensors, rows)
-    _check_names(checkpoint)
-    yield checkpoint
+  with stored.open_tensors(folder) as tensors:
+    stored.check(config, family, tensors, folder=folder)
+    yield Checkpoint(folder, str(source), revision, config, family, tensors, stored.tensor_rows(config, family))
 
 
 def difference(x: Checkpoint, y: Checkpoint) -> dict[str, Dense]:
@@ -105,18 +107,5 @@ def _difference_at(path: str, x: Checkpoint, y: Checkpoint) -> Dense | None:
     if change is None and layer.any():
       change = np.zeros(models.sites(x.config)[path].shape, np.float32)
     if change is not None:
-      (change[l] if '{l}' in x.rows[path].name else change)[...] = layer
+      change[l if x.is_stacked(path) else ...] = layer
   return None if change is None else Dense(jnp.asarray(change))
-
-
-def _check_names(checkpoint: Checkpoint) -> None:
-  expected = {row.name.format(l=l) for path, row in checkpoint.rows.items() for l in range(checkpoint.num_layers(path))}
-  # Rotary frequencies are a function of the config; old Llama checkpoints store them all the same.
-  found = {name for name in checkpoint.tensors.names() if not name.endswith('rotary_emb.inv_freq')}
-  if checkpoint.config.tied and HEAD in found:
-    if not np.array_equal(checkpoint.tensors.read(HEAD), checkpoint.tensors.read(EMBEDDING)):
-      raise InputError(f"{checkpoint.folder}: the config says tie_word_embeddings, but '{HEAD}' differs from "
-                       f"'{EMBEDDING}': transformers would drop that head; set tie_word_embeddings to false in "
-                       'config.json, or remove the head')
-    found -= {HEAD}
-  tree.same_keys(expected, found, what=f'the tensors of {checkpoint.folder}')

@@ -5,6 +5,7 @@ import os
 import pathlib
 from typing import Any, Iterator, Mapping, NamedTuple
 
+from weightsteer_jax import distributed
 from weightsteer_jax.errors import CorruptError, InputError, OutputError
 
 _LOG = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ class RowKey(NamedTuple):
 
 
 class Rows:
-  """The rows in a jsonl file; use as a context manager.
+  """The rows in a jsonl file; use as a context manager. Every process holds them, the main one writes them.
 
   Attributes:
     done: {RowKey: row} of what the file holds.
@@ -30,13 +31,8 @@ class Rows:
   def __init__(self, path: pathlib.Path):
     self.path = path
     self.done: dict[RowKey, dict[str, Any]] = {}
-    try:
-      path.parent.mkdir(parents=True, exist_ok=True)
-      # Unbuffered: a row is on its way to disk, or not at all, when `append` returns.
-      self._file = open(path, 'a+b', buffering=0)
-    except OSError as error:
-      raise OutputError(f'{path} cannot be written: {error.strerror or error}') from error
-    self._end = self._repair()
+    self._file, self._end = None, 0
+    distributed.on_main(self._open)
     for row in read(path):
       key = key_of(row)
       if key in self.done:
@@ -48,7 +44,8 @@ class Rows:
     return self
 
   def __exit__(self, *_) -> None:
-    self._file.close()
+    if self._file:
+      self._file.close()
 
   def append(self, row: Mapping[str, Any]) -> None:
     """Adds a finished row.
@@ -56,7 +53,20 @@ class Rows:
     Raises:
       OutputError: it could not be written whole (a full disk); the file is as it was before.
     """
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b'\n'
+    if self._file:
+      self._write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b'\n')
+    self.done[key_of(row)] = dict(row)
+
+  def _open(self) -> None:
+    try:
+      self.path.parent.mkdir(parents=True, exist_ok=True)
+      # Unbuffered: a row is on its way to disk, or not at all, when `append` returns.
+      self._file = open(self.path, 'a+b', buffering=0)
+    except OSError as error:
+      raise OutputError(f'{self.path} cannot be written: {error.strerror or error}') from error
+    self._end = self._repair()
+
+  def _write(self, line: bytes) -> None:
     try:
       if self._file.write(line) != len(line):
         raise OSError('no space left')
@@ -65,7 +75,6 @@ class Rows:
       raise OutputError(f'{self.path}: a row could not be written ({error.strerror or error}); '
                         f'the {len(self.done)} rows before it are safe: make room and start again') from error
     self._end += len(line)
-    self.done[key_of(row)] = dict(row)
 
   def _repair(self) -> int:
     """The size of the file, once a last line that a crash cut short has been dropped."""

@@ -7,12 +7,13 @@ from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 import tqdm
 
-from weightsteer_jax import files, models, tree
-from weightsteer_jax.errors import CorruptError, InputError
+from weightsteer_jax import distributed, files, lifeline, models, tree
+from weightsteer_jax.errors import CorruptError, InputError, Preempted
 from weightsteer_jax.evaluation import tasks as kinds
 from weightsteer_jax.evaluation.engine import Engine
 from weightsteer_jax.evaluation.requests import GenerateRequest, ScoreRequest
 from weightsteer_jax.evaluation.rows import RowKey, Rows
+from weightsteer_jax.finetune import preemption
 
 # Work of a row: its task, its item as tokens.
 Prepared = dict[tuple[str, str], Any]
@@ -33,7 +34,7 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
     progress: whether to show a progress bar on stderr.
   Raises:
     InputError: two tasks of one name, or inputs that differ from those of the rows already there; names what changed.
-    CorruptError: a broken file of rows. OutputError: a full disk.
+    CorruptError: a broken file of rows. OutputError: a full disk. Preempted: SIGTERM or SIGINT came; finished rows are kept.
   """
   by_name = {task.name: task for task in tasks}
   if len(by_name) < len(tasks):
@@ -45,12 +46,19 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
   with Rows(folder / 'rows.jsonl') as rows:
     _check_inputs(folder / 'plan.json', inputs_of(engine, tasks, prepared, list(alphas), seed), fresh=not rows.done)
     missing = [key for key in plan if key not in rows.done]
-    bar = tqdm.tqdm(total=len(plan), initial=len(plan) - len(missing), desc='sweep', unit='row', disable=not progress,
+    bar = tqdm.tqdm(total=len(plan), initial=len(plan) - len(missing), desc='sweep', unit='row', disable=not (progress and distributed.is_main()),
                     file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 10.0, dynamic_ncols=True)
-    with bar:
+    with bar, preemption.watch() as stop:
       for row in _compute(engine, by_name, prepared, missing, seed):
         rows.append(row)
         bar.update()
+        lifeline.progress()
+        if stop.reached():
+          break
+    if stop.name:
+      left = sum(key not in rows.done for key in plan)
+      raise Preempted(f'{stop.name} came: {left} of {len(plan)} rows of the sweep are left, the others are in {rows.path}; '
+                      'start again to continue')
     return [rows.done[key] for key in plan]
 
 
@@ -129,7 +137,8 @@ def _check_inputs(path: pathlib.Path, inputs: Mapping[str, Any], *, fresh: bool)
   if changed and not fresh:
     raise InputError(f'{path.parent} holds rows that were made from other inputs; changed: {"; ".join(changed)}. '
                      'Start in another workdir, or move that folder away')
-  files.write_json(path, {'inputs': {**known, **inputs}})
+  distributed.barrier('plan')  # All have read it.
+  distributed.on_main(lambda: files.write_json(path, {'inputs': {**known, **inputs}}))
 
 
 def _tokens(prepared: Any) -> list[Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from weightsteer_jax import checkpoint, files, models, tree
+from weightsteer_jax import checkpoint, distributed, files, models, tree
 from weightsteer_jax.errors import CorruptError, InputError
 
 PyTree = Any
@@ -25,18 +25,22 @@ FORMAT = 1
 
 
 def save_adapter(folder: files.Path, delta: PyTree, meta: Mapping[str, Any]) -> None:
-  """Writes a delta in float32 and `meta` (JSON values; see `describe_base`) as a new folder.
+  """Writes a delta in float32 and `meta` (JSON values; see `describe_base`) as a new folder; every process calls it.
 
   Raises:
     InputError: the folder exists. OutputError: it could not be written; nothing is left behind.
   """
   leaves = tree.flatten(delta, models.is_delta_leaf)
-  tensors = {path: np.asarray(array, np.float32) for path, array in tree.flatten(delta).items()}
+  tensors = {path: np.asarray(distributed.fetch(array), np.float32) for path, array in tree.flatten(delta).items()}
   manifest = {**meta, 'format': FORMAT, 'leaves': {path: _describe_leaf(leaf) for path, leaf in leaves.items()},
               'fingerprints': tree.fingerprint(tensors)}
-  with files.new_folder(folder, what='an adapter') as partial:
-    files.save_safetensors(partial / TENSORS, tensors)
-    files.write_json(partial / MANIFEST, checkpoint.sealed(manifest))
+
+  def write():
+    with files.new_folder(folder, what='an adapter') as partial:
+      files.save_safetensors(partial / TENSORS, tensors)
+      files.write_json(partial / MANIFEST, checkpoint.sealed(manifest))
+
+  distributed.on_main(write)
 
 
 def load_adapter(folder: files.Path, *, model: models.Model | None = None) -> tuple[PyTree, dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from weightsteer_jax import config, files, models
+from weightsteer_jax import config, distributed, files, models
 from weightsteer_jax.data import Example
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.finetune import adapter
@@ -39,11 +39,16 @@ def data_digest(examples: Sequence[Example]) -> str:
 
 
 def claim(workdir: pathlib.Path, mine: Mapping[str, Any]) -> None:
-  """Makes the workdir this run's by writing options.json, or sees that it is already.
+  """Makes the workdir this run's by writing options.json, or sees that it is already; every process calls it.
 
   Raises:
-    InputError: it holds another fine-tune; lists what differs.
+    InputError: it holds another fine-tune, or the processes' fine-tunes differ; lists what differs.
   """
+  distributed.agree(_flat(mine), what='what a fine-tune is made from')
+  distributed.on_main(lambda: _claim(workdir, mine))
+
+
+def _claim(workdir: pathlib.Path, mine: Mapping[str, Any]) -> None:
   path = workdir / OPTIONS
   if not path.exists():
     files.refuse_existing(workdir / 'adapter', what='a fine-tune')

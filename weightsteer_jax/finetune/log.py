@@ -7,7 +7,7 @@ from typing import Any, Mapping
 
 import tqdm
 
-from weightsteer_jax import files
+from weightsteer_jax import distributed, files
 from weightsteer_jax.errors import OutputError
 
 METRICS = 'metrics.jsonl'
@@ -19,17 +19,19 @@ class Log:
   Rows of metrics.jsonl have `peak` (the learning rate that names the run) and `step` (steps taken), and either
   `train_loss` (nats per target token), `grad_norm`, `learning_rate`, `target_tokens`, `tokens` (without padding) and
   `seconds` of a step, or `validation_loss` (nats per target token). A resumed run continues from `step`: what an
-  earlier process logged beyond it is dropped, since it happens again.
+  earlier process logged beyond it is dropped, since it happens again. Of several processes the main one logs.
   """
 
   def __init__(self, folder: pathlib.Path, *, peak: float, step: int, total: int, progress: bool):
     self._peak = peak
     self._path = folder / METRICS
-    _drop_rows(self._path, peak=peak, after=step)
-    self._scalars = _Scalars(folder / 'tensorboard' / f'{peak:g}', resumed_at=step)
+    self._scalars = None
+    if distributed.is_main():
+      _drop_rows(self._path, peak=peak, after=step)
+      self._scalars = _Scalars(folder / 'tensorboard' / f'{peak:g}', resumed_at=step)
     # A terminal is redrawn at once; a log file gets a line now and then.
     self._bar = tqdm.tqdm(desc=f'learning rate {peak:g}', initial=step, total=total, unit='step', file=sys.stderr,
-                          disable=not progress, mininterval=0.1 if sys.stderr.isatty() else 10.0, dynamic_ncols=True)
+                          disable=not (progress and distributed.is_main()), mininterval=0.1 if sys.stderr.isatty() else 10.0, dynamic_ncols=True)
     self._shown: dict[str, str] = {}
     self._last = time.monotonic()
     self._steps_seen, self._tokens_seen, self._seconds_seen = 0, 0, 0.0
@@ -43,7 +45,8 @@ class Log:
   def close(self) -> None:
     """Ends the bar and the TensorBoard file."""
     self._bar.close()
-    self._scalars.close()
+    if self._scalars:
+      self._scalars.close()
 
   def step(self, step: int, values: Mapping[str, float], *, tokens: int) -> None:
     """Logs one training step of `tokens` tokens (without padding)."""
@@ -67,6 +70,8 @@ class Log:
     self._last = time.monotonic()
 
   def _write(self, row: Mapping[str, Any]) -> None:
+    if not self._scalars:
+      return
     try:
       with open(self._path, 'a', encoding='utf-8') as file:
         file.write(json.dumps({'peak': self._peak, **row}, allow_nan=False) + '\n')

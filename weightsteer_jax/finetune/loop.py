@@ -16,7 +16,7 @@ from typing import Any, Callable, Sequence
 import jax
 import numpy as np
 
-from weightsteer_jax import checkpoint, config, data, files, models, sharding
+from weightsteer_jax import checkpoint, config, data, distributed, files, lifeline, models, sharding
 from weightsteer_jax.data import Batch, Example
 from weightsteer_jax.data.batches import row_length_for
 from weightsteer_jax.errors import InputError, NotFiniteError, Preempted
@@ -123,12 +123,12 @@ def run(model: models.Model, train: Sequence[Example], validation: Sequence[Exam
   mine = identity.identity(model, train, validation, options, seed=seed, row_length=row_length)
   identity.claim(workdir, mine)
   folder = workdir / 'adapter'
-  if not folder.exists():
-    with preemption.watch() as stopped:
-      trials = [_fit(job, rate, stopped) for rate in options.learning_rates]
+  if not distributed.broadcast(folder.exists()):
+    with preemption.watch() as stop:
+      trials = [_fit(job, rate, stop) for rate in options.learning_rates]
       _write_product(job, trials, mine, folder)
-    if stopped():
-      raise Preempted(f'{stopped()} came while {folder} was written; it is whole: start again to go on from there')
+    if stop.name:
+      raise Preempted(f'{stop.name} came while {folder} was written; it is whole: start again to go on from there')
   delta, meta = adapter.load_adapter(folder)
   return FineTuneResult(delta, meta['validation_loss'], meta['learning_rate'], meta['step'], folder)
 
@@ -149,7 +149,7 @@ def _make_job(model, train, validation, options, workdir, seed, row_length, prog
               layout)
 
 
-def _fit(job: _Job, rate: float, stopped: Callable[[], str]) -> _Trial:
+def _fit(job: _Job, rate: float, stop: preemption.Stop) -> _Trial:
   """The finished run of one learning rate, from scratch or from its last checkpoint."""
   checkpoints = checkpoint.Checkpoints(job.workdir / 'checkpoints' / f'{rate:g}')
   state, step, history = _start(job, checkpoints)
@@ -158,15 +158,16 @@ def _fit(job: _Job, rate: float, stopped: Callable[[], str]) -> _Trial:
       history = [(0, _validate(job, state.delta, rate, 0, log))]
     while not _is_done(job, history):
       first, goal = step, min((step // job.options.eval_every + 1) * job.options.eval_every, job.steps)
-      state, step = _train(job, state, range(first, goal), rate, stopped, log)
+      state, step = _train(job, state, range(first, goal), rate, stop, log)
       if step == goal:
         history = [*history, (step, _validate(job, state.delta, rate, step, log))]
-      checkpoints.save(step, state, metadata={'validations': history})
-      if stopped() and not _is_done(job, history):
-        raise Preempted(f'{stopped()} came: step {step} of {job.steps} (learning rate {rate:g}) is saved in '
-                        f'{checkpoints.folder}; start again to continue')
       # The one before the last stays too: it is what a damaged last one falls back to.
-      checkpoints.keep({first, step, _best(history)[0]})
+      checkpoints.save(step, state, metadata={'validations': history}, keep={first, _best(history)[0]})
+      if stop.name and not _is_done(job, history):
+        checkpoints.wait()
+        raise Preempted(f'{stop.name} came: step {step} of {job.steps} (learning rate {rate:g}) is saved in '
+                        f'{checkpoints.folder}; start again to continue')
+  checkpoints.wait()
   return _Trial(rate, history, checkpoints)
 
 
@@ -183,7 +184,7 @@ def _start(job: _Job, checkpoints: checkpoint.Checkpoints) -> tuple[steps.TrainS
   return job.initial_state(), 0, []
 
 
-def _train(job: _Job, state: steps.TrainState, numbers: range, rate: float, stopped: Callable[[], str],
+def _train(job: _Job, state: steps.TrainState, numbers: range, rate: float, stop: preemption.Stop,
            log: Log) -> tuple[steps.TrainState, int]:
   """(state, steps taken) after the steps of these numbers, or after fewer if the run is to stop.
 
@@ -197,7 +198,7 @@ def _train(job: _Job, state: steps.TrainState, numbers: range, rate: float, stop
     if pending:
       read(*pending)
     pending = (number, metrics, int(np.count_nonzero(batch.segment_ids_BT)))
-    if stopped():
+    if stop.reached():
       break
   read(*pending)
   return state, pending[0] + 1
@@ -212,6 +213,7 @@ def _read(job: _Job, rate: float, log: Log, number: int, metrics: steps.Metrics,
         f'{job.steps}, learning rate {rate:g} (at this step {values["learning_rate"]:.3g}), on the '
         f'{int(values["target_tokens"])} target tokens of: {", ".join(job.batches.names(number))}. Look at these '
         'examples, and try a lower learning rate; the last checkpoint is kept')
+  lifeline.progress()
   log.step(number + 1, values, tokens=tokens)
 
 
@@ -222,6 +224,7 @@ def _validate(job: _Job, delta: PyTree, rate: float, step: int, log: Log) -> flo
   if not math.isfinite(loss):
     raise NotFiniteError(f'the validation loss is {loss} after step {step} of {job.steps}, learning rate {rate:g}: '
                          'look at the validation examples, and try a lower learning rate')
+  lifeline.progress()
   log.validation(step, loss)
   return loss
 

@@ -18,6 +18,8 @@ import zlib
 import jax
 import jax.numpy as jnp
 
+from weightsteer_jax import sharding
+
 PyTree = Any
 
 
@@ -93,7 +95,9 @@ def add_vector_edits(y: jax.Array, edits: Edits) -> jax.Array:
 
 def look_up(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
   """The tokens' rows of a table [B, T, D]; NaN for ids beyond the table, where an index would be clamped in silence."""
-  return jnp.asarray(table_VD).at[tokens_BT].get(mode='fill', fill_value=jnp.nan)
+  # Cut over V alone: rows cut along D would be moved between devices token by token, when fsdp gathers them once.
+  table_VD = sharding.constrain(jnp.asarray(table_VD), 'VD')
+  return table_VD.at[tokens_BT].get(mode='fill', fill_value=jnp.nan)
 
 
 def add_lookup_edits(x_BTD: jax.Array, tokens_BT: jax.Array, edits: Edits) -> jax.Array:

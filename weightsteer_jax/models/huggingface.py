@@ -1,24 +1,28 @@
-"""Hugging Face checkpoints in and out: safetensors only, tensor by tensor, key sets exactly equal both ways."""
-import contextlib
+"""Hugging Face checkpoints in and out: safetensors only, tensor by tensor, key sets exactly equal both ways.
+
+On a mesh a process reads only the slices that its own devices hold, and what is saved is gathered one layer of one
+parameter at a time: the model is never whole in the memory of a host.
+"""
 import dataclasses
 import json
-import math
 import pathlib
 import re
 import shutil
-from typing import Any, Iterator
+from typing import Any, Iterator, Mapping
 
-from einops import rearrange
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from weightsteer_jax import files, sharding, tree
 from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
+from weightsteer_jax.models import stored
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import FAMILIES, Family, TensorRow, family_of, read_config
 from weightsteer_jax.models.sites import param_shardings, sites
+from weightsteer_jax.models.stored import Tensors, open_tensors, their_shape, to_ours, to_theirs
 from weightsteer_jax.sharding import Layout
 
 PyTree = Any
@@ -30,7 +34,6 @@ HUB_TIMEOUT_SECONDS = 10.0  # For the first answer of the hub, which its client 
 COMPANIONS = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json',
               'vocab.txt', 'merges.txt', 'tokenizer.model', 'chat_template.jinja', 'generation_config.json', 'LICENSE',
               'LICENSE.txt', 'LICENSE.md', 'NOTICE', 'NOTICE.txt', 'USE_POLICY.md')
-STORED_DTYPES = ('F64', 'F32', 'F16', 'BF16')  # safetensors' names; other dtypes are quantised weights.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Model:
   revision: str = ''
 
 
-def load(source: str | pathlib.Path, *, dtype: str = 'float32', revision: str | None = None, layout: Layout | None = None) -> Model:
+def load(source: str | pathlib.Path, *, dtype: str = 'float32', revision: str | None = None,
+         layout: Layout | None = None) -> Model:
   """The model of a folder or a hub id, its parameters cast to `dtype` ('float32' or 'bfloat16') and laid out so, by
   default on one device.
 
@@ -63,12 +67,14 @@ def load(source: str | pathlib.Path, *, dtype: str = 'float32', revision: str | 
         f"dtype '{dtype}' is not supported{tree.did_you_mean(dtype, DTYPES)}; supported: {', '.join(DTYPES)}")
   folder, commit = resolve(source, revision=revision)
   config, family = load_config(folder)
+  layout = layout or sharding.single()
   with open_tensors(folder) as tensors:
     try:
-      params = _read_params(config, family, tensors, dtype, layout or sharding.single())
+      stored.check(config, family, tensors, folder=folder)
+      params = _read_params(config, family, tensors, dtype, layout)
     except SafetensorError as error:
       raise CorruptError(f'the weights in {folder} cannot be read ({error}); copy or download them again') from error
-  _check_finite(params, folder)
+  _check_finite(params, folder, layout)
   return Model(config, params, folder, family.model_type, str(source), commit)
 
 
@@ -121,180 +127,40 @@ def _download(repository: str, revision: str) -> tuple[pathlib.Path, str]:
   return pathlib.Path(folder), pathlib.Path(folder).name
 
 
-class Tensors:
-  """The tensors of a checkpoint's safetensors files by name, read one at a time."""
-
-  def __init__(self, owners: dict[str, Any]):
-    self._owners = owners
-
-  def names(self) -> set[str]:
-    """All names."""
-    return set(self._owners)
-
-  def shape(self, name: str) -> tuple[int, ...]:
-    """The tensor's shape, without reading it."""
-    return tuple(self._owners[name].get_slice(name).get_shape())
-
-  def dtype(self, name: str) -> str:
-    """The dtype it is stored in, as safetensors calls it ('F32', 'BF16', ...), without reading it."""
-    return self._owners[name].get_slice(name).get_dtype()
-
-  def read(self, name: str) -> np.ndarray:
-    """The tensor, in the dtype it is stored in."""
-    return self._owners[name].get_tensor(name)
-
-
-@contextlib.contextmanager
-def open_tensors(folder: pathlib.Path) -> Iterator[Tensors]:
-  """The tensors of the checkpoint in a folder.
-
-  Raises:
-    InputError: no safetensors there (pickles are refused), or an index that points outside the folder or disagrees with
-      the files.
-    CorruptError: a file that is cut short or missing.
-  """
-  with contextlib.ExitStack() as stack:
-    owners: dict[str, Any] = {}
-    for path, expected in _weight_files(folder).items():
-      try:
-        handle = stack.enter_context(safe_open(path, framework='numpy'))
-      except (SafetensorError, OSError) as error:
-        raise CorruptError(f'{path} is no whole safetensors file ({error}); copy or download it again') from error
-      if expected is not None:
-        tree.same_keys(expected, handle.keys(), what=f'the tensors of {path}, by the index beside it')
-      owners |= {name: handle for name in handle.keys()}
-    yield Tensors(owners)
-
-
-def _weight_files(folder: pathlib.Path) -> dict[pathlib.Path, list[str] | None]:
-  """{file: names of its tensors, None if no index tells}; where there are both, transformers takes the single file, and
-  so do we."""
-  if (folder / 'model.safetensors').exists():
-    return {folder / 'model.safetensors': None}
-  index = folder / 'model.safetensors.index.json'
-  if index.exists():
-    return _indexed_files(index)
-  pickles = sorted(path.name for pattern in ('*.bin', '*.pt', '*.pth') for path in folder.glob(pattern))
-  if pickles:
-    command = ('python -c "from transformers import AutoModelForCausalLM as M; '
-               f"M.from_pretrained('{folder}').save_pretrained('converted')\"")
-    raise InputError(f"{folder} holds its weights as pickles ({', '.join(pickles[:3])}), which can run code and are "
-                     f'never loaded. Convert them where you trust them: {command}')
-  raise InputError(
-      f'{folder} holds no weights: expected model.safetensors, or model.safetensors.index.json and its files')
-
-
-def _indexed_files(index: pathlib.Path) -> dict[pathlib.Path, list[str] | None]:
-  content = files.read_json(index, what='the index of a checkpoint')
-  weight_map = content.get('weight_map') if isinstance(content, dict) else None
-  names = list(weight_map.values()) if isinstance(weight_map, dict) else []
-  if not names or not all(isinstance(name, str) for name in names):
-    raise CorruptError(f"{index} holds no 'weight_map' from tensors to files; copy or download it again")
-  found: dict[pathlib.Path, list[str] | None] = {}
-  for tensor, name in weight_map.items():
-    if not re.fullmatch(r'[\w-][\w.-]*\.safetensors', name):
-      raise InputError(f"{index} names '{name}': only plain names of safetensors files in the same folder are allowed")
-    found.setdefault(index.parent / name, []).append(tensor)
-  missing = [path.name for path in found if not path.exists()]
-  if missing:
-    raise CorruptError(f'{index} names files that are not there: {", ".join(missing)}; copy or download them again')
-  return found
-
-
-def tensor_rows(config: ModelConfig, family: Family) -> dict[str, TensorRow]:
-  """{path: row} of the parameters this model has."""
-  rows = {row.path: row for row in family.tensors}
-  return {path: rows[path] for path in sites(config)}
-
-
-def hf_names(config: ModelConfig, family: str) -> dict[str, str]:
-  """{path: Hugging Face tensor name, with '{l}' for the layer}, also of tensors this model happens not to have."""
-  return {row.path: row.name for row in FAMILIES[family].tensors}
-
-
-def to_ours(tensor: np.ndarray, pattern: str, config: ModelConfig) -> np.ndarray:
-  """A Hugging Face tensor with the axes of ours."""
-  return rearrange(tensor, pattern, **_grouped_sizes(pattern, config))
-
-
-def to_theirs(array: np.ndarray, pattern: str, config: ModelConfig) -> np.ndarray:
-  """One of our arrays (a single layer's) with the axes of Hugging Face."""
-  theirs, ours = pattern.split(' -> ')
-  return np.ascontiguousarray(rearrange(array, f'{ours} -> {theirs}', **_grouped_sizes(pattern, config)))
-
-
-def their_shape(pattern: str, config: ModelConfig) -> tuple[int, ...]:
-  """The shape of the Hugging Face tensor that `pattern` turns into ours."""
-  sizes = config.sizes()
-  return tuple(
-      math.prod(sizes[axis] for axis in group.strip('()').split()) for group in _groups(pattern.split(' -> ')[0]))
-
-
-def _groups(axes: str) -> list[str]:
-  """The axes of one side of a pattern, those that are merged together: '(N H) D' -> ['(N H)', 'D']."""
-  return re.findall(r'\([^)]*\)|\w+', axes)
-
-
-def _grouped_sizes(pattern: str, config: ModelConfig) -> dict[str, int]:
-  sizes = config.sizes()
-  return {
-      axis: sizes[axis] for group in _groups(pattern) if group.startswith('(') for axis in group.strip('()').split()
-  }
-
-
 def _read_params(config: ModelConfig, family: Family, tensors: Tensors, dtype: str, layout: Layout) -> PyTree:
-  table = tensor_rows(config, family)
-  expected = {row.name.format(l=l) for row in table.values() for l in stored_layers(row, config)}
-  names = tensors.names()
-  if config.tied and 'lm_head.weight' in names and 'lm_head.weight' not in expected:
-    _check_tied_head(tensors)
-    names -= {'lm_head.weight'}
-  # Rotary frequencies are a function of the config; old Llama checkpoints store them all the same.
-  names = {name for name in names if not name.endswith('rotary_emb.inv_freq')}
-  tree.same_keys(expected, names, what=f'the tensors of the {family.model_type} checkpoint')
-  for row in table.values():
-    for l in stored_layers(row, config):
-      _check_tensor(row.name.format(l=l), tensors, their_shape(row.pattern, config))
-  placed = tree.flatten(param_shardings(config, layout))
-  return tree.unflatten({path: sharding.put(_read_param(config, row, tensors, dtype), placed[path]) for path, row in table.items()})
+  shardings = tree.flatten(param_shardings(config, layout))
+  return tree.unflatten({path: _read_param(config, row, tensors, dtype, shardings[path])
+                         for path, row in stored.tensor_rows(config, family).items()})
 
 
-def _read_param(config: ModelConfig, row: TensorRow, tensors: Tensors, dtype: str) -> np.ndarray:
-  whole = np.empty(sites(config)[row.path].shape, jnp.dtype(dtype))
-  for l in stored_layers(row, config):
-    target = whole[l] if '{l}' in row.name else whole
-    target[...] = read_layer(config, row, tensors, l).astype(whole.dtype)
-  return whole
+def _read_param(config: ModelConfig, row: TensorRow, tensors: Tensors, dtype: str,
+                where: jax.sharding.Sharding) -> jax.Array:
+  shape = sites(config)[row.path].shape
+  shards = read_shards(config, row, tensors, dtype, where.addressable_devices_indices_map(shape))
+  return jax.make_array_from_single_device_arrays(shape, where, shards, dtype=jnp.dtype(dtype))
 
 
-def stored_layers(row: TensorRow, config: ModelConfig) -> range:
-  """The layers that the parameter is stored as, one tensor each; range(1) outside the layer stack."""
-  return range(config.num_layers if '{l}' in row.name else 1)
+def read_shards(config: ModelConfig, row: TensorRow, tensors: Tensors, dtype: str,
+                indices: Mapping[jax.Device, tuple[slice, ...]]) -> list[jax.Array]:
+  """The slices of a parameter, each on its device; what several devices hold is read once.
+
+  One slice is in host memory at a time.
+  """
+  shape = sites(config)[row.path].shape
+  holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+  for device, index in indices.items():
+    holders.setdefault(tuple(part.indices(size)[:2] for part, size in zip(index, shape)), []).append(device)
+  shards = []
+  for bounds, devices in holders.items():
+    piece = stored.read_slice(config, row, tensors, bounds, jnp.dtype(dtype))
+    shards += jax.block_until_ready([jax.device_put(piece, device) for device in devices])
+  return shards
 
 
-def read_layer(config: ModelConfig, row: TensorRow, tensors: Tensors, l: int) -> np.ndarray:
-  """Layer l of a parameter, in our axes and in the dtype it is stored in."""
-  return to_ours(tensors.read(row.name.format(l=l)), row.pattern, config)
-
-
-def _check_tensor(name: str, tensors: Tensors, expected: tuple[int, ...]) -> None:
-  if tensors.shape(name) != expected:
-    raise InputError(f"'{name}' has shape {tensors.shape(name)}; the config asks for {expected}")
-  if tensors.dtype(name) not in STORED_DTYPES:
-    raise InputError(
-        f"'{name}' is stored as {tensors.dtype(name)}; supported: {', '.join(STORED_DTYPES)} (unquantised weights)")
-
-
-def _check_tied_head(tensors: Tensors) -> None:
-  """A tied checkpoint may store its head too, if it is the embedding."""
-  if not np.array_equal(tensors.read('lm_head.weight'), tensors.read('model.embed_tokens.weight')):
-    raise InputError(
-        "the config says tie_word_embeddings, but 'lm_head.weight' differs from 'model.embed_tokens.weight': set "
-        'tie_word_embeddings to false in config.json to use both, or drop the head from the weights')
-
-
-def _check_finite(params: PyTree, folder: pathlib.Path) -> None:
-  finite = jax.jit(lambda params: jax.tree.map(lambda x: jnp.isfinite(x).all(), params))(params)
+def _check_finite(params: PyTree, folder: pathlib.Path, layout: Layout) -> None:
+  """Nothing, if all are; every process comes to the same answer."""
+  check = jax.jit(lambda params: jax.tree.map(lambda x: jnp.isfinite(x).all(), params), out_shardings=layout.replicated)
+  finite = check(params)
   bad = [path for path, ok in tree.flatten(finite).items() if not ok]
   if bad:
     raise NotFiniteError(f'{folder}: the weights {", ".join(bad)} hold NaN or infinite values')
@@ -309,6 +175,8 @@ def save(folder: str | pathlib.Path,
          extra: dict[str, Any] | None = None) -> pathlib.Path:
   """The folder of a new Hugging Face checkpoint, in the parameters' dtype.
 
+  All processes take part in gathering the parameters, and the first one writes them.
+
   Args:
     like: folder whose config.json, tokenizer and generation settings are carried over.
     extra: more files, {name: JSON value or text}.
@@ -320,15 +188,29 @@ def save(folder: str | pathlib.Path,
         f"unknown family '{family}'{tree.did_you_mean(family, FAMILIES)}; there are: {', '.join(sorted(FAMILIES))}")
   spec, like = FAMILIES[family], pathlib.Path(like) if like is not None else None
   raw = _config_json(config, params, spec, like)
+  _check_params(config, params)
+  files.refuse_existing(folder, what='the checkpoint')
+  tensors = _hf_tensors(config, spec, params)
+  if jax.process_index() == 0:
+    _write(pathlib.Path(folder), tensors, raw, like, extra or {})
+  else:
+    for _ in tensors:
+      pass
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f'saved {folder}')
+  return pathlib.Path(folder)
+
+
+def _write(folder: pathlib.Path, tensors: Iterator[tuple[str, np.ndarray]], raw: dict[str, Any],
+           like: pathlib.Path | None, extra: dict[str, Any]) -> None:
   with files.new_folder(folder, what='the checkpoint') as target:
-    _write_shards(target, _hf_tensors(config, spec, params))
+    _write_shards(target, tensors)
     files.write_json(target / 'config.json', raw)
     for name in COMPANIONS:
       if like is not None and (like / name).exists():
         shutil.copyfile(like / name, target / name)
-    for name, content in (extra or {}).items():
+    for name, content in extra.items():
       files.write_text(target / name, content if isinstance(content, str) else json.dumps(content, indent=2))
-  return pathlib.Path(folder)
 
 
 def _config_json(config: ModelConfig, params: PyTree, family: Family, like: pathlib.Path | None) -> dict[str, Any]:
@@ -346,16 +228,38 @@ def _config_json(config: ModelConfig, params: PyTree, family: Family, like: path
   return raw | {key: dtypes[0] for key in ('dtype', 'torch_dtype') if key in raw or 'dtype' not in raw}
 
 
-def _hf_tensors(config: ModelConfig, family: Family, params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
+def _check_params(config: ModelConfig, params: PyTree) -> None:
   flat = tree.flatten(params)
   tree.same_keys(sites(config), flat, what='the parameters to save')
-  for path, row in tensor_rows(config, family).items():
-    shape, expected = flat[path].shape, sites(config)[path].shape
-    if shape != expected:
-      raise InputError(f"the parameter '{path}' to save has shape {shape}, the config asks for {expected}")
-    array = np.asarray(jax.device_get(flat[path]))
-    for l in stored_layers(row, config):
-      yield row.name.format(l=l), to_theirs(array[l] if '{l}' in row.name else array, row.pattern, config)
+  for path, site in sites(config).items():
+    if flat[path].shape != site.shape:
+      raise InputError(f"the parameter '{path}' to save has shape {flat[path].shape}, the config asks for {site.shape}")
+
+
+def _hf_tensors(config: ModelConfig, family: Family, params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
+  """(name, tensor), one at a time; a tensor that holds several parameters is put together from their blocks of rows."""
+  flat = tree.flatten(params)
+  sharing: dict[str, list[TensorRow]] = {}
+  for row in stored.tensor_rows(config, family).values():
+    sharing.setdefault(row.name, []).append(row)
+  for rows in sharing.values():
+    rows = sorted(rows, key=lambda row: len(row.before))
+    layers: dict[tuple[int, ...], list[tuple[tuple[int, ...], str]]] = {}
+    for at, name in stored.stored_names(rows[0], config).items():
+      layers.setdefault(at[:1], []).append((at[1:], name))
+    for layer, names in layers.items():
+      whole = [(_gather(flat[row.path], layer), row.pattern) for row in rows]
+      for expert, name in names:
+        blocks = [to_theirs(array[expert], pattern, config) for array, pattern in whole]
+        yield name, blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def _gather(x: Any, at: tuple[int, ...]) -> np.ndarray:
+  """The layer (or all, without an index) of a parameter in host memory, on every process."""
+  if not isinstance(x, jax.Array) or x.is_fully_addressable:
+    return np.asarray(x[at])
+  whole = jax.sharding.NamedSharding(x.sharding.mesh, jax.P())
+  return np.asarray(jax.jit(lambda x, at: x[at], out_shardings=whole)(x, at))
 
 
 def _write_shards(folder: pathlib.Path, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
