@@ -331,21 +331,18 @@ def _first_line(error: Exception) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
   """Keeps orbax's reports of a failure, a traceback per thread and leaf, off the screen: the error we raise says it."""
-  loggers = [standard_logging.getLogger(name) for name in ('absl', 'asyncio')]
-  main = threading.current_thread() is threading.main_thread()  # Filters of warnings are of the whole process.
-  with warnings.catch_warnings() if main else contextlib.nullcontext():
-    if main:
-      warnings.simplefilter('ignore')
-    for logger in loggers:
-      logger.addFilter(_not_of_orbax)
+  for name in ('absl', 'asyncio'):
+    standard_logging.getLogger(name).addFilter(_not_of_orbax)  # Once and for good: its threads go on after the block.
+  if threading.current_thread() is not threading.main_thread():  # Filters of warnings are of the whole process.
+    yield
+    return
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
     try:
       yield
     except Exception:
       gc.collect()  # Unawaited tasks report when they are collected; let them do it now.
       raise
-    finally:
-      for logger in loggers:
-        logger.removeFilter(_not_of_orbax)
 
 
 def _not_of_orbax(record: standard_logging.LogRecord) -> bool:

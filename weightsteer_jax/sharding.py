@@ -204,10 +204,10 @@ def by_shard(function: Callable[..., PyTree], shards: int, in_axes: Sequence[int
     return function
 
   def cut(x, axis):
-    return x.reshape(*x.shape[:axis], shards, -1, *x.shape[axis + 1:])
+    return x.reshape(*x.shape[:axis], shards, x.shape[axis] // shards, *x.shape[axis + 1:])  # No -1: an axis may be empty.
 
   def join(x, axis):
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2:])
+    return x.reshape(*x.shape[:axis], shards * x.shape[axis + 1], *x.shape[axis + 2:])
 
   def grouped(*args):
     parts = [jax.tree.map(lambda x, axis=axis: cut(x, axis), arg) for arg, axis in zip(args, in_axes)]
