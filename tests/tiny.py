@@ -1,6 +1,7 @@
 """Tiny random checkpoints, made and saved by transformers, with a value other than the default in every field."""
 import dataclasses
 import functools
+import json
 import pathlib
 
 import jax
@@ -13,11 +14,21 @@ from weightsteer_jax import models
 FAMILIES = {
     'llama': (transformers.LlamaConfig, transformers.LlamaForCausalLM),
     'qwen2': (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+    'qwen3': (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    'mistral': (transformers.MistralConfig, transformers.MistralForCausalLM),
+    'gemma2': (transformers.Gemma2Config, transformers.Gemma2ForCausalLM),
+    'gemma3_text': (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
+    'olmo2': (transformers.Olmo2Config, transformers.Olmo2ForCausalLM),
+    'phi3': (transformers.Phi3Config, transformers.Phi3ForCausalLM),
+    'smollm3': (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM),
+    'granite': (transformers.GraniteConfig, transformers.GraniteForCausalLM),
 }
 # Frequencies are low and contexts short, so that the band of 'llama3' scaling lies within the few positions that the
 # tests use.
 LLAMA3_ROPE = dict(rope_type='llama3', rope_theta=700.0, factor=8.0, low_freq_factor=1.5, high_freq_factor=3.5,
                    original_max_position_embeddings=40)
+LONGROPE = dict(rope_type='longrope', rope_theta=400.0, short_factor=[1.0, 1.1, 1.2, 1.4, 1.7, 2.0],
+                long_factor=[1.0, 1.5, 2.0, 3.0, 5.0, 7.0])
 SIZES = dict(vocab_size=89,
              hidden_size=48,
              intermediate_size=56,
@@ -55,6 +66,33 @@ CASES = {
                        hidden_act='relu',
                        tie_word_embeddings=True,
                        rope_parameters=dict(rope_type='default', rope_theta=1200.0)),
+    'qwen3': dict(family='qwen3', num_attention_heads=4, num_key_value_heads=2, head_dim=10, attention_bias=True,
+                  use_sliding_window=True, sliding_window=7, max_window_layers=1,
+                  rope_parameters=dict(rope_type='default', rope_theta=500.0)),
+    'mistral': dict(family='mistral', num_attention_heads=4, num_key_value_heads=2, head_dim=14, sliding_window=9,
+                    rope_parameters=dict(rope_type='default', rope_theta=700.0)),
+    'gemma2': dict(family='gemma2', num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=6,
+                   query_pre_attn_scalar=5, attn_logit_softcapping=3.0, final_logit_softcapping=6.0, attention_bias=True,
+                   rope_parameters=dict(rope_type='default', rope_theta=800.0)),
+    'gemma3': dict(family='gemma3_text', num_attention_heads=4, num_key_value_heads=1, head_dim=12, sliding_window=8,
+                   query_pre_attn_scalar=20, final_logit_softcapping=7.0,
+                   layer_types=['sliding_attention', 'full_attention', 'sliding_attention'],
+                   rope_parameters=dict(full_attention=dict(rope_type='linear', rope_theta=2000.0, factor=3.0),
+                                        sliding_attention=dict(rope_type='default', rope_theta=90.0))),
+    'olmo2': dict(family='olmo2', num_attention_heads=6, num_key_value_heads=3, attention_bias=True,
+                  rope_parameters=dict(rope_type='default', rope_theta=600.0)),
+    'phi3': dict(family='phi3', num_attention_heads=4, num_key_value_heads=2, sliding_window=11, pad_token_id=0,
+                 rope_parameters=dict(rope_type='default', rope_theta=500.0, partial_rotary_factor=0.5)),
+    'phi3_short': dict(family='phi3', num_attention_heads=4, num_key_value_heads=4, pad_token_id=0,
+                       original_max_position_embeddings=40, rope_parameters=LONGROPE),
+    'phi3_long': dict(family='phi3', num_attention_heads=4, num_key_value_heads=4, pad_token_id=0,
+                      original_max_position_embeddings=10, rope_parameters=LONGROPE),
+    'smollm3': dict(family='smollm3', num_attention_heads=4, num_key_value_heads=2, attention_bias=True, mlp_bias=True,
+                    no_rope_layers=[1, 0, 1], use_sliding_window=True, sliding_window=10,
+                    pad_token_id=0, tie_word_embeddings=False, rope_parameters=LLAMA3_ROPE),
+    'granite': dict(family='granite', num_attention_heads=4, num_key_value_heads=2, attention_bias=True, mlp_bias=True,
+                    attention_multiplier=0.4, embedding_multiplier=3.0, residual_multiplier=0.6, logits_scaling=0.7,
+                    rope_parameters=dict(rope_type='default', rope_theta=900.0)),
 }
 
 
@@ -86,8 +124,9 @@ def make(folder: pathlib.Path,
   """A saved checkpoint with every weight random: norms and biases too, and large enough that each matters to the
   logits."""
   config_class, model_class = FAMILIES[family]
+  fields = json.loads(json.dumps(fields))  # transformers completes what it is given in place.
   torch.manual_seed(seed)
-  torch_model = model_class(config_class(**{**SIZES, **fields})).eval()
+  torch_model = model_class(config_class(**{**SIZES, **fields}, attn_implementation='eager')).eval()
   with torch.no_grad():
     for name, parameter in torch_model.named_parameters():
       parameter.copy_(torch.randn_like(parameter) * 0.2 + (1.0 if 'norm' in name else 0.0))

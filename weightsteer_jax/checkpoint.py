@@ -141,6 +141,18 @@ def metadata(folder: files.Path) -> dict[str, Any]:
   return distributed.on_main(lambda: _read_marker(pathlib.Path(folder)))['metadata']
 
 
+def verify(folder: files.Path) -> dict[str, jax.ShapeDtypeStruct]:
+  """{path: shape and dtype} of what a checkpoint holds, every array restored and found to match its fingerprint.
+
+  Raises:
+    InputError: no such folder. CorruptError: as `restore`.
+  """
+  leaves = _read_marker(pathlib.Path(folder))['leaves']
+  held = {path: jax.ShapeDtypeStruct(tuple(leaf['shape']), leaf['dtype']) for path, leaf in leaves.items()}
+  restore(folder, tree.unflatten(held))
+  return held
+
+
 class Checkpoints:
   """The checkpoints of one training run: `<folder>/<step>`, each a checkpoint of its own. Every process calls all of it."""
 

@@ -177,13 +177,30 @@ def direction_from(positive: Path, negative: Path, output: Path, *, base: Path =
   return saved
 
 
-def export(direction: Path, base: Path, alpha: float, format: str, output: Path, **options: Any) -> dict[str, Any]:
-  """The provenance of an exported direction, parity included (see directions.export)."""
-  files.refuse_existing(output, what='an export')
+def export(direction: Path, base: Path, alpha: float, format: str, output: Path, *, allow_other_base: bool = False,
+           **options: Any) -> dict[str, Any]:
+  """The provenance of an exported direction, parity included (options as in directions.Request)."""
   found = directions.load(direction)
-  record = directions.export(found, load_model(ModelChoice(str(base))), alpha, format, output, **options)
-  say(f'export: {output}, {json.dumps(record["parity"])}')
+  directions.check_export(found, directions.Request(format, alpha, **options), output)
+  record = directions.export(found, load_model(ModelChoice(str(base))), alpha, format, output, allow_other_base=allow_other_base,
+                             results=[] if allow_other_base else _results_of(found, pathlib.Path(direction)), **options)
+  for note in record.get('notes', []):
+    say(note)
+  say(f'export: {output}, {len(record["files"])} files, {json.dumps(record["parity"])}; how to load it is in its README.md')
   return record
+
+
+def verify(folder: Path) -> directions.Verified:
+  """What an export, a direction, an adapter or a checkpoint of ours was checked for, and says so.
+
+  Raises:
+    CorruptError: what is missing or was changed.
+  """
+  found = directions.verify(folder)
+  say(f'{folder}: {found.kind}, whole ({found.checked})')
+  if found.unlisted:
+    say(f'not part of it, and not checked: {", ".join(found.unlisted)}')
+  return found
 
 
 def score(model: str, input: Path, output: Path, *, direction: Path = '', alphas: Sequence[float] = (0.0,), dtype: str = 'float32',
@@ -310,6 +327,19 @@ def _loaded(choice: ModelChoice, direction: Path, alphas: Sequence[float]) -> tu
   if found:
     directions.check_base(found, model)
   return model, datas.load_tokenizer(model.folder), found.delta if found else None
+
+
+def _results_of(direction: directions.Direction, folder: pathlib.Path) -> list[dict[str, Any]]:
+  """The results of the run that the direction lies in, where they are a sweep of this very direction; else none."""
+  workdir = folder.resolve().parent.parent
+  plan, results = workdir / 'sweep' / 'plan.json', workdir / 'results.jsonl'
+  if not (plan.is_file() and results.is_file()):
+    return []
+  swept = files.read_json(plan, what='the plan of a sweep')['inputs'].get(f"direction of arm '{ARM}'")
+  if swept != [[evaluation.sweep.delta_digest(direction.delta), None]]:
+    return []
+  rows = (json.loads(line) for line in results.read_text(encoding='utf-8').splitlines())
+  return [row for row in rows if row['arm'] == ARM]
 
 
 def _read_side(run: Run, side: str, folder: pathlib.Path | None = None) -> list[Conversation]:

@@ -223,16 +223,25 @@ def test_unsupported_adapters_are_refused_by_name(adapters, tmp_path, changes, m
     directions.task_vector(edited)
 
 
-def test_adapters_of_dora_embeddings_and_pickles_are_refused(untied, tmp_path):
+def test_adapters_of_dora_tied_embeddings_and_pickles_are_refused(untied, tied, tmp_path):
   dora = oracle.make_adapter(tmp_path / 'dora', untied, seed=1, use_dora=True)
   with pytest.raises(InputError, match='use_dora'):
     directions.task_vector(dora)
-  embedding = oracle.make_adapter(tmp_path / 'embedding', untied, seed=1, target_modules=['q_proj', 'embed_tokens'])
-  with pytest.raises(InputError, match='LoRA on an embedding'):
+  embedding = oracle.make_adapter(tmp_path / 'embedding', tied, seed=1, target_modules=['q_proj', 'embed_tokens'])
+  with pytest.raises(InputError, match='ties its head'):
     directions.task_vector(embedding)
   (embedding / 'adapter_model.safetensors').rename(embedding / 'adapter_model.bin')
   with pytest.raises(InputError, match='pickle.*save_pretrained'):
     directions.task_vector(embedding)
+
+
+def test_a_low_rank_change_of_an_embedding_is_what_peft_merges(untied, tmp_path):
+  adapter = oracle.make_adapter(tmp_path / 'a', untied, seed=1, target_modules=['q_proj', 'embed_tokens', 'lm_head'])
+  changes = oracle.dense_in_torch_axes(directions.task_vector(adapter).delta)
+  plain, merged = oracle.torch_weights(untied), oracle.torch_weights(untied, adapter)
+  assert {'model.embed_tokens.weight', 'lm_head.weight'} <= set(changes)
+  for name, change in changes.items():
+    np.testing.assert_allclose(change, merged[name] - plain[name], atol=1e-6)
 
 
 def test_damaged_adapters_are_named(adapters, untied, tmp_path):

@@ -92,10 +92,21 @@ def test_a_missing_tensor_is_named(saved):
     directions.load(folder)
 
 
-def test_a_manifest_without_its_keys_and_half_a_pair_are_named(saved):
+def test_a_changed_manifest_is_found(saved):
   folder, _ = saved
+  manifest = folder / 'direction.json'
+  manifest.write_text(manifest.read_text().replace('"kind": "contrast"', '"kind": "contrasT"'))
+  with pytest.raises(CorruptError, match='direction.json was changed'):
+    directions.load(folder)
+
+
+def test_a_manifest_of_the_unsealed_format_is_read_and_what_it_lacks_is_named(saved):
+  folder, direction = saved
   manifest, tensors = folder / 'direction.json', load_file(folder / 'direction.safetensors')
-  meta = json.loads(manifest.read_text())
+  meta = json.loads(manifest.read_text()) | {'format': 1}
+  del meta['seal']
+  manifest.write_text(json.dumps(meta))
+  assert directions.norm(directions.load(folder)) == directions.norm(direction)
   manifest.write_text(json.dumps({key: value for key, value in meta.items() if key != 'fingerprints'}))
   with pytest.raises(CorruptError, match='lacks fingerprints'):
     directions.load(folder)
@@ -116,7 +127,7 @@ def test_no_direction_there(saved, untied, tmp_path):
     directions.save(folder, direction)
   meta = json.loads((folder / 'direction.json').read_text())
   (folder / 'direction.json').write_text(json.dumps(meta | {'format': 99}))
-  with pytest.raises(InputError, match='of format 1'):
+  with pytest.raises(InputError, match='of format 2'):
     directions.load(folder)
 
 

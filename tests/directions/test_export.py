@@ -1,9 +1,6 @@
 """Exports as the other side's own library reads them: transformers, plain orbax, PEFT."""
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import peft
@@ -55,7 +52,7 @@ def test_peft_loads_in_peft(model_and_direction, tmp_path):
   loaded = peft.PeftModel.from_pretrained(base, tmp_path / 'out')
   np.testing.assert_allclose(oracle.torch_logits(loaded), oracle.unmerged_logits(model, direction, ALPHA), atol=1e-4)
   assert record['rank'] == 3
-  assert any('vLLM refuses' in note for note in record['notes'])
+  assert any('vLLM and llama.cpp refuse' in note for note in record['notes'])
 
 
 def test_peft_of_a_contrast_has_rank_2r(untied, untied_model, tmp_path):
@@ -72,35 +69,10 @@ def test_peft_of_a_contrast_has_rank_2r(untied, untied_model, tmp_path):
   assert directions.norm(directions.subtract(again, directions.scale(direction, 2.0))) < 1e-6 * directions.norm(again)
 
 
-def test_orbax_restores_without_this_package(model_and_direction, tmp_path):
-  """The example beside the weights runs in a process that cannot import us; the arrays are the steered model's."""
-  model, direction = model_and_direction
-  export(direction, model, ALPHA, 'orbax', tmp_path / 'out')
-  program = '''
-import runpy, sys
-sys.modules["weightsteer_jax"] = None
-restored = runpy.run_path(sys.argv[1])
-import numpy as np
-params = restored["params"]
-np.savez(sys.argv[2], q=params["layers"]["attn"]["q"]["kernel"], embed=params["embed"]["embedding"])
-'''
-  arguments = str(tmp_path / 'out' / 'restore.py'), str(tmp_path / 'read.npz')
-  done = subprocess.run([sys.executable, '-c', program, *arguments], cwd=tmp_path,
-                        env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': ''}, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-  assert '2 layers of width 16' in done.stdout
-  read = np.load(tmp_path / 'read.npz')
-  q, q_change = model.params['layers']['attn']['q']['kernel'], direction.delta['layers']['attn']['q']['kernel']
-  change = np.einsum('ldr,lrnh->ldnh', np.float64(q_change.a), q_change.scale * np.float64(q_change.b))
-  np.testing.assert_allclose(read['q'], q + ALPHA * change, atol=1e-6)
-  embed_change = np.asarray(direction.delta['embed']['embedding'].value)
-  np.testing.assert_allclose(read['embed'], model.params['embed']['embedding'] + ALPHA * embed_change, atol=1e-6)
-
-
 def test_what_lies_beside_every_export(untied_model, direction, tmp_path):
   (untied_model.folder / 'tokenizer_config.json').write_text('{}')
   try:
-    for format in ('hf', 'orbax', 'peft'):
+    for format in directions.FORMATS:
       record = export(direction, untied_model, ALPHA, format, tmp_path / format)
       assert record == json.loads((tmp_path / format / 'provenance.json').read_text())
       assert record['direction']['base']['digest'] == directions.base_of(untied_model).digest
@@ -108,6 +80,7 @@ def test_what_lies_beside_every_export(untied_model, direction, tmp_path):
       assert 'README.md' in record['files']
       card = (tmp_path / format / 'README.md').read_text()
       assert f'alpha {ALPHA}' in card and untied_model.source in card and 'logits differ' in card
+      assert directions.verify(tmp_path / format).unlisted == ()
       assert (tmp_path / format / 'tokenizer_config.json').exists() == (format != 'peft')
   finally:
     (untied_model.folder / 'tokenizer_config.json').unlink()

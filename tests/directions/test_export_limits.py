@@ -1,5 +1,4 @@
 """What exports refuse, lose and fold: each said in numbers, and nothing left behind when it fails."""
-import importlib
 import json
 
 import numpy as np
@@ -9,13 +8,12 @@ import torch
 import transformers
 
 from weightsteer_jax import models
-from weightsteer_jax.directions import Direction, export, peft_export
+from weightsteer_jax.directions import FORMATS, Direction, export, merging, orbax_export, peft_export
 from weightsteer_jax.errors import InputError, OutputError
 from weightsteer_jax.models import Dense
 
 from . import oracle
 
-export_module = importlib.import_module('weightsteer_jax.directions.export')  # The package's `export` is the function.
 ALPHA = -1.5
 
 
@@ -48,12 +46,11 @@ def test_a_bfloat16_base_keeps_its_dtype(untied, tmp_path):
 
 def test_nothing_is_written_when_parity_fails(untied_model, direction, tmp_path, monkeypatch):
   """A writer that gets a factor wrong is caught by the logits, whatever the format, and leaves nothing."""
-  real_scale = peft_export.scale_delta
-  real_merge = export_module.merge
-  monkeypatch.setattr(export_module, 'merge', lambda base, delta, alpha, dtype: real_merge(base, delta, 1.01 * alpha,
-                                                                                           dtype))
+  real_scale, real_merge, real_matrices = peft_export.scale_delta, merging.merge, orbax_export.to_matrices
+  monkeypatch.setattr(merging, 'merge', lambda base, delta, alpha, dtype: real_merge(base, delta, 1.01 * alpha, dtype))
   monkeypatch.setattr(peft_export, 'scale_delta', lambda delta, alpha: real_scale(delta, 1.01 * alpha))
-  for format in ('hf', 'orbax', 'peft'):
+  monkeypatch.setattr(orbax_export, 'to_matrices', lambda config, delta: real_matrices(config, real_scale(delta, 1.01)))
+  for format in FORMATS:
     with pytest.raises(OutputError, match='differ from the unmerged edit by up to .* allowed is'):
       export(direction, untied_model, ALPHA, format, tmp_path / 'out')
   assert list(tmp_path.iterdir()) == []
@@ -86,6 +83,12 @@ def test_requests_that_cannot_be_met(untied_model, tied_model, direction, tmp_pa
       export(direction, *arguments)
   with pytest.raises(InputError, match='always written in float32'):
     export(direction, untied_model, 1.0, 'peft', tmp_path / 'out', dtype='bfloat16')
+  with pytest.raises(InputError, match='is of a PEFT adapter'):
+    export(direction, untied_model, 1.0, 'hf', tmp_path / 'out', target='vllm')
+  with pytest.raises(InputError, match="did you mean 'llama.cpp'"):
+    export(direction, untied_model, 1.0, 'peft', tmp_path / 'out', target='llama.cp')
+  with pytest.raises(InputError, match='rank to fold to is -1'):
+    export(direction, untied_model, 1.0, 'hf', tmp_path / 'out', rank=-1)
   with pytest.raises(InputError, match='outside the vocabulary of 40'):
     export(direction, untied_model, 1.0, 'hf', tmp_path / 'out', prompts=[[1, 40]])
   coarse = models.load(untied_model.folder, dtype='bfloat16')
@@ -130,5 +133,6 @@ def test_biases_without_a_tensor_make_it_a_llama_with_biases(tied_model, tmp_pat
   assert type(loaded).__name__ == 'LlamaForCausalLM' and 'llama with biases' in record['notes'][0]
   np.testing.assert_allclose(oracle.torch_logits(loaded), oracle.unmerged_logits(tied_model, steer, ALPHA), atol=1e-4)
   assert np.abs(oracle.torch_logits(loaded) - oracle.unmerged_logits(tied_model, steer, 0.0)).max() > 0.05
-  export(steer, tied_model, ALPHA, 'orbax', tmp_path / 'orbax')
-  assert json.loads((tmp_path / 'orbax' / 'config.json').read_text())['model_type'] == 'llama'
+  for format in ('orbax', 'orbax-unmerged'):
+    export(steer, tied_model, ALPHA, format, tmp_path / format)
+    assert json.loads((tmp_path / format / 'config.json').read_text())['model_type'] == 'llama'

@@ -11,7 +11,7 @@ from weightsteer_jax import models, tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import families
 from weightsteer_jax.models.config import ModelConfig, Rope
-from weightsteer_jax.models.decoder import rope_frequencies
+from weightsteer_jax.models.rope import rope_frequencies
 from weightsteer_jax.models.families.family import INERT
 
 LLAMA = dict(architectures=['LlamaForCausalLM'],

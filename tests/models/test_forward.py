@@ -11,10 +11,10 @@ import pytest
 import tiny
 from weightsteer_jax import models, tree
 from weightsteer_jax.errors import InputError
-from weightsteer_jax.models import Edit, LowRank, ModelConfig, Rope
+from weightsteer_jax.models import Edit, LowRank, ModelConfig, Rope, layers
 
 CONFIG = ModelConfig(vocab_size=40,
-                     num_layers=2,
+                     num_layers=3,
                      width=16,
                      num_heads=4,
                      num_kv_heads=2,
@@ -30,7 +30,7 @@ CONFIG = ModelConfig(vocab_size=40,
                      max_positions=32)
 # Another value for every field. A new field without one here fails the tests below.
 OTHER = dict(vocab_size=41,
-             num_layers=3,
+             num_layers=4,
              width=18,
              num_heads=2,
              num_kv_heads=1,
@@ -43,13 +43,37 @@ OTHER = dict(vocab_size=41,
              mlp_bias=False,
              activation='gelu',
              max_positions=11,
-             rope=Rope(500.0, 'default', 1.0, 1.0, 1.0, 32))
+             rope=Rope(500.0, 'default', 1.0, 1.0, 1.0, 32),
+             pre_norm=False,
+             post_norm=True,
+             norm_offset=1.0,
+             qk_norm='head',
+             score_scale=0.3,
+             score_softcap=1.5,
+             logit_softcap=2.0,
+             local_layers=(0,),
+             window=4,
+             local_rope=Rope(45.0, 'default', 1.0, 1.0, 1.0, 32),
+             unrotated_layers=(1,),
+             rotary_fraction=0.5,
+             embedding_scale=2.0,
+             residual_scale=0.7,
+             logit_divisor=1.5)
 OTHER_ROPE = dict(theta=150.0,
                   kind='linear',
                   factor=5.0,
                   low_freq_factor=1.2,
                   high_freq_factor=4.0,
-                  original_max_positions=50)
+                  original_max_positions=50,
+                  short_factors=(1.0, 1.2, 1.5, 2.0),
+                  long_factors=(1.0, 1.5, 3.0, 4.0),
+                  attention_factor=1.3)
+# The same with the choices made that some fields depend on: what each of these matters to is of its kind alone.
+LOCAL = dataclasses.replace(CONFIG, local_layers=(0, 2), window=5, local_rope=Rope(30.0, 'default', 1.0, 1.0, 1.0, 32))
+LONGROPE = dataclasses.replace(CONFIG, rope=Rope(100.0, 'longrope', 1.0, 1.0, 1.0, 20, (1.0, 1.3, 2.0, 3.0),
+                                                 (1.0, 2.0, 4.0, 6.0), 1.2))
+DEPENDS = dict(local_layers=LOCAL, window=LOCAL, local_rope=LOCAL, short_factors=LONGROPE,
+               long_factors=dataclasses.replace(LONGROPE, rope=dataclasses.replace(LONGROPE.rope, original_max_positions=11)))
 TOKENS = tiny.tokens((2, 12), vocab_size=40)
 
 
@@ -58,35 +82,56 @@ def params():
   return tiny.randomised(models.abstract_params(CONFIG), scale=0.5)
 
 
-@pytest.fixture(scope='module')
-def base_logits(params):
-  return tiny.forward(CONFIG, params, TOKENS)
-
-
 def shapes(config):
   return {path: leaf.shape for path, leaf in tree.flatten(models.abstract_params(config)).items()}
 
 
-def check_matters(config, params, base_logits):
+def check_matters(config, other, params):
   """Another shape, another output, or an error."""
-  if shapes(config) != shapes(CONFIG):
+  assert config != other
+  if shapes(other) != shapes(config):
     return
   try:
-    logits = tiny.forward(config, params, TOKENS)
+    logits = tiny.forward(other, params, TOKENS)
   except InputError:
     return
-  assert np.abs(logits - base_logits).max() > 1e-4
+  assert np.abs(logits - tiny.forward(config, params, TOKENS)).max() > 1e-4
 
 
 @pytest.mark.parametrize('field', [field.name for field in dataclasses.fields(ModelConfig)])
-def test_every_field_of_the_config_matters(field, params, base_logits):
-  check_matters(dataclasses.replace(CONFIG, **{field: OTHER[field]}), params, base_logits)
+def test_every_field_of_the_config_matters(field, params):
+  config = DEPENDS.get(field, CONFIG)
+  check_matters(config, dataclasses.replace(config, **{field: OTHER[field]}), params)
 
 
 @pytest.mark.parametrize('field', [field.name for field in dataclasses.fields(Rope)])
-def test_every_field_of_the_rope_matters(field, params, base_logits):
-  rope = dataclasses.replace(CONFIG.rope, **{field: OTHER_ROPE[field]})
-  check_matters(dataclasses.replace(CONFIG, rope=rope), params, base_logits)
+def test_every_field_of_the_rope_matters(field, params):
+  config = DEPENDS.get(field, CONFIG)
+  rope = dataclasses.replace(config.rope, **{field: OTHER_ROPE[field]})
+  check_matters(config, dataclasses.replace(config, rope=rope), params)
+
+
+@pytest.mark.parametrize('axes', [dict(qk_norm='projection'), dict(post_norm=True), dict(pre_norm=False)], ids=str)
+def test_the_scale_of_every_norm_matters(axes):
+  """A norm that was built and never called would show in the shapes alone."""
+  config = dataclasses.replace(CONFIG, **axes)
+  params = tree.flatten(tiny.randomised(models.abstract_params(config), scale=0.5))
+  base = tiny.forward(config, tree.unflatten(params), TOKENS)
+  norms = [path for path in params if path.endswith('norm/scale')]
+  assert len(norms) == {'qk_norm': 5, 'post_norm': 5, 'pre_norm': 1}[next(iter(axes))]
+  for path in norms:
+    changed = tiny.forward(config, tree.unflatten(params | {path: params[path] * 1.5}), TOKENS)
+    assert np.abs(changed - base).max() > 1e-4, path
+
+
+def test_a_window_as_long_as_the_row_is_none(params):
+  """Also in the program: nothing of it is left to compute."""
+  def program(config):
+    return str(jax.make_jaxpr(lambda tokens: models.hidden(config, params, tokens)[0])(TOKENS))
+
+  local = dict(local_layers=(0, 2))
+  assert program(dataclasses.replace(CONFIG, window=12, **local)) == program(CONFIG)
+  assert program(dataclasses.replace(CONFIG, window=11, **local)) != program(CONFIG)
 
 
 def test_initial_parameters_have_the_abstract_shapes_and_the_stated_spread():
@@ -104,6 +149,14 @@ def test_initial_parameters_have_the_abstract_shapes_and_the_stated_spread():
       np.testing.assert_allclose([leaf.mean(), leaf.std()], [0, 0.02], atol=2e-3, err_msg=path)
   q = np.asarray(made['layers']['attn']['q']['kernel'], np.float32)
   assert (q[0] != q[1]).mean() > 0.9, 'layers start alike'
+
+
+def test_a_norm_begins_as_one_whatever_is_added_to_its_scale():
+  norm = layers.RMSNorm(dataclasses.replace(CONFIG, norm_offset=1.0), 'D', dtype=jnp.float32)
+  assert (np.asarray(norm.scale[...]) == 0).all()
+  x = np.random.default_rng(0).normal(size=(2, 3, 16)).astype(np.float32)
+  plain = layers.RMSNorm(CONFIG, 'D', dtype=jnp.float32)
+  np.testing.assert_array_equal(norm(x, ()), plain(x, ()))
 
 
 @functools.cache
@@ -228,7 +281,7 @@ def test_an_alpha_of_another_shape_is_refused(shape, params, delta):
 
 
 def test_an_edit_that_fits_no_site_is_refused_and_not_passed_over(params):
-  edit = Edit({'layers': {'residuals': models.Dense(jnp.zeros((2, 16)))}}, jnp.ones(2))
+  edit = Edit({'layers': {'residuals': models.Dense(jnp.zeros((3, 16)))}}, jnp.ones(2))
   with pytest.raises(InputError, match="layers/residuals.*did you mean 'layers/residual'"):
     models.hidden(CONFIG, params, TOKENS, edits=(edit,))
 

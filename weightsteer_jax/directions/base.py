@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from weightsteer_jax import models, tree
 from weightsteer_jax.errors import InputError
-from weightsteer_jax.models import ModelConfig, Rope
+from weightsteer_jax.models import ModelConfig
 
 PyTree = Any
 
@@ -39,13 +39,13 @@ def from_json(record: Mapping[str, Any], *, where: str) -> Base:
 
 
 def config_from_json(record: Mapping[str, Any], *, where: str) -> ModelConfig:
-  """The ModelConfig of `dataclasses.asdict(config)`.
+  """The ModelConfig of `dataclasses.asdict(config)`; what an older version did not write is what it was by default.
 
   Raises:
     InputError: fields that this version of the library does not have, or lacks.
   """
   try:
-    return ModelConfig(**{**record, 'rope': Rope(**record['rope'])})
+    return models.config_from_record(record)
   except (TypeError, KeyError) as error:
     raise InputError(f'{where} describes a model with fields this version does not know ({error}); make it again with '
                      'this version') from error

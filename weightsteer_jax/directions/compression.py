@@ -15,6 +15,7 @@ PyTree = Any
 
 # Singular values below this share of the largest are rounding of the float32 factors, not part of the change.
 ROUNDING = 1e-6
+EMBEDDING = 'embed/embedding'
 
 
 def recompress(direction: Direction) -> Direction:
@@ -27,12 +28,13 @@ def recompress(direction: Direction) -> Direction:
   return Direction(tree.unflatten(leaves), direction.meta)
 
 
-def compress(direction: Direction, rank: int) -> tuple[Direction, dict[str, float]]:
+def compress(direction: Direction, rank: int, *, tables: bool = False) -> tuple[Direction, dict[str, float]]:
   """The nearest change of at most `rank` at every projection's kernel, and {path: relative Frobenius error} of those.
 
-  Dense kernels become low-rank, low-rank ones of higher rank are cut; what is no kernel (embeddings, norms, biases)
-  stays as it is.
+  Dense kernels become low-rank, low-rank ones of higher rank are cut; what is no kernel (norms, biases) stays as it is.
 
+  Args:
+    tables: take the nearest change of that rank of the embedding too; it stays a dense array.
   Raises:
     InputError: a rank below 1.
   """
@@ -45,6 +47,8 @@ def compress(direction: Direction, rank: int) -> tuple[Direction, dict[str, floa
       leaf, errors[path] = _factor_dense(leaf, known[path], rank)
     elif isinstance(leaf, LowRank):
       leaf, errors[path] = _cut_low_rank(path, leaf, rank)
+    elif tables and path == EMBEDDING:
+      leaf, errors[path] = _cut_table(leaf, rank)
     leaves[path] = leaf
   meta = {**direction.meta, 'compression': {'rank': rank, 'relative_errors': errors}}
   return Direction(tree.unflatten(leaves), meta), errors
@@ -89,7 +93,7 @@ def _factor_dense(leaf: Dense, site: models.Site, rank: int) -> tuple[LowRank, f
   inputs, outputs = site.shape[stack:stack + site.inputs], site.shape[stack + site.inputs:]
   rank = min(rank, math.prod(inputs), math.prod(outputs))
   change_LIO = np.asarray(leaf.value).reshape(-1, math.prod(inputs), math.prod(outputs))
-  pairs = [_best_factors(change_IO.astype(np.float64), rank) for change_IO in change_LIO]
+  pairs = [best_factors(change_IO.astype(np.float64), rank) for change_IO in change_LIO]
   lost = math.fsum(np.square(change - a @ b).sum() for change, (a, b) in zip(change_LIO, pairs))
   whole = math.fsum(np.square(change.astype(np.float64)).sum() for change in change_LIO)
   a = np.stack([a for a, _ in pairs]).reshape(site.shape[:stack] + inputs + (rank,))
@@ -98,14 +102,21 @@ def _factor_dense(leaf: Dense, site: models.Site, rank: int) -> tuple[LowRank, f
   return factors, math.sqrt(lost / whole) if whole > 0 else 0.0
 
 
-def _best_factors(change_IO: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+def _cut_table(leaf: Dense, rank: int) -> tuple[Dense, float]:
+  change_VD = np.asarray(leaf.value, np.float64)
+  a, b = best_factors(change_VD, min(rank, *change_VD.shape))
+  whole = np.linalg.norm(change_VD)
+  return Dense(jnp.asarray(a @ b, jnp.float32)), float(np.linalg.norm(change_VD - a @ b) / whole) if whole > 0 else 0.0
+
+
+def best_factors(change_IO: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
   """a [I, R] and b [R, O] of the nearest matrix of rank R.
 
   They come from the eigenvectors of the smaller Gram matrix, which costs far less than an SVD of the whole.
   Source: Eckart and Young, 1936.
   """
   if change_IO.shape[0] > change_IO.shape[1]:
-    outputs_OR, inputs_RI = _best_factors(change_IO.T, rank)
+    outputs_OR, inputs_RI = best_factors(change_IO.T, rank)
     return inputs_RI.T, outputs_OR.T
   _, vectors = np.linalg.eigh(change_IO @ change_IO.T)
   basis_IR = vectors[:, ::-1][:, :rank]

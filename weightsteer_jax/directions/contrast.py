@@ -13,7 +13,7 @@ import pathlib
 from typing import Any, Iterable, Iterator, Mapping
 
 from weightsteer_jax import files, models, tree
-from weightsteer_jax.directions import algebra, checkpoints, peft_adapter, rounding
+from weightsteer_jax.directions import algebra, checkpoints, peft_adapter, peft_delta, rounding
 from weightsteer_jax.directions import base as bases
 from weightsteer_jax.directions.checkpoints import Checkpoint
 from weightsteer_jax.directions.direction import Direction
@@ -185,7 +185,7 @@ def _task_vector(source: Source, opened: _OpenBase | None, allow_other_base: boo
     delta, record, meta = _read_run(source, opened, allow_other_base)
   elif source.kind == PEFT:
     adapter = peft_adapter.read(source.folder)
-    delta, record = peft_adapter.to_delta(adapter, opened.checkpoint), opened.record
+    delta, record = peft_delta.to_delta(adapter, opened.checkpoint), opened.record
     meta = {'config': adapter.config, 'sha256': _sha256(source.folder / peft_adapter.WEIGHTS)}
   else:
     with checkpoints.open_checkpoint(source.folder) as checkpoint:

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from weightsteer_jax import files, models, tree
+from weightsteer_jax import checkpoint, files, models, tree
 from weightsteer_jax.directions import base as bases
 from weightsteer_jax.directions import gram
 from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
@@ -20,7 +20,8 @@ PyTree = Any
 
 TENSORS = 'direction.safetensors'
 MANIFEST = 'direction.json'
-FORMAT = 1
+FORMAT = 2
+UNSEALED = 1  # The format before: the manifest has no seal of its own.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +71,13 @@ def save(folder: files.Path, direction: Direction) -> None:
     raise NotFiniteError(f'the direction is NaN or infinite at {", ".join(broken)}')
   squares = gram.squared_norms(direction.delta)
   manifest = {**direction.meta, 'format': FORMAT, 'norm': math.sqrt(math.fsum(squares.values())),
-              'norms': {path: math.sqrt(value) for path, value in squares.items()}, 'versions': versions('jax', 'jaxlib', 'flax', 'numpy', 'safetensors'),
+              'norms': {path: math.sqrt(value) for path, value in squares.items()},
+              'versions': versions('jax', 'jaxlib', 'flax', 'numpy', 'safetensors'),
               'fingerprints': tree.fingerprint(tensors)}
+  manifest.pop('seal', None)  # Of the direction that this one was made from.
   with files.new_folder(folder, what='a direction') as partial:
     files.save_safetensors(partial / TENSORS, tensors)
-    files.write_json(partial / MANIFEST, manifest)
+    files.write_json(partial / MANIFEST, checkpoint.sealed(manifest))
 
 
 def load(folder: files.Path) -> Direction:
@@ -132,8 +135,11 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   if not (folder / MANIFEST).exists():
     raise InputError(f'{folder} holds no direction ({MANIFEST} and {TENSORS}); make one with launch/direction.py')
   meta = files.read_json(folder / MANIFEST, what='the manifest of a direction')
-  if not isinstance(meta, dict) or meta.get('format') != FORMAT:
+  if not isinstance(meta, dict) or meta.get('format') not in (UNSEALED, FORMAT):
     raise InputError(f'{folder / MANIFEST} is no manifest of a direction of format {FORMAT}, which this version reads')
+  if meta['format'] != UNSEALED and not checkpoint.is_sealed(meta):
+    raise CorruptError(f'{folder / MANIFEST} was changed or damaged after it was written; copy or make the direction '
+                       'again')
   missing = [key for key in ('base', 'fingerprints', 'sources') if key not in meta]
   if missing:
     raise CorruptError(f'{folder / MANIFEST} lacks {", ".join(missing)}; copy or make the direction again')

@@ -1,106 +1,121 @@
 """Steered models for those who never heard of us: a Hugging Face checkpoint, orbax arrays, or a PEFT adapter.
 
-Each is read back and compared with the unmerged edit before it gets its name.
+Each is read back and compared with the unmerged edit, gets a model card, and is sealed (see integrity) before it gets
+its name.
 """
 import dataclasses
-import hashlib
 import math
 import pathlib
 import shutil
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from absl import logging
 import jax
 import numpy as np
 
-from weightsteer_jax import checkpoint, files, models, tree
-from weightsteer_jax.directions import card, checkpoints, compression, folding, gram, parity, peft_adapter, peft_export
+from weightsteer_jax import files, models, tree
+from weightsteer_jax.directions import (card, checkpoints, compression, folding, gram, integrity, merging, orbax_export,
+                                        parity, peft_adapter, peft_delta, peft_export, peft_targets)
 from weightsteer_jax.directions.direction import Direction, check_base
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import huggingface
+from weightsteer_jax.versions import versions
 
 PyTree = Any
 
-PROVENANCE = 'provenance.json'
 LOSS_WARNED_OF = 0.05  # share of the change lost in rounding, above which the log says so
+PACKAGES = ('jax', 'jaxlib', 'orbax-checkpoint', 'safetensors', 'numpy')  # What computes and writes an export.
 
 
-def export(direction: Direction, base: models.Model, alpha: float, format: str, output: files.Path, *, dtype: str = '',
-           rank: int = 0, prompts: Sequence[Sequence[int]] | None = None,
-           allow_other_base: bool = False) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What is to be written.
+
+  Attributes:
+    format: one of FORMATS: 'hf' (merged, a checkpoint transformers loads), 'orbax' (merged, nested dicts that plain
+      orbax restores), 'orbax-unmerged' (the base and the direction apart) or 'peft' (a LoRA adapter beside the base,
+      alpha folded in).
+    alpha: the strength; of 'orbax-unmerged', the one that its example applies unless told another.
+    dtype: of parameters, 'float32' or 'bfloat16'; '' is what the base is stored in. Adapters are float32.
+    rank: fold the direction's kernels to this rank first, its error recorded; 0 leaves it exact.
+    target: of 'peft', who must be able to load it, one of peft_targets.TARGETS; '' is 'peft'.
+  """
+  format: str
+  alpha: float
+  dtype: str = ''
+  rank: int = 0
+  target: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+  """What a format's writer hands back.
+
+  Attributes:
+    facts: for the record. logits: [B, T, V] of what was read back. exact: all of it was float32.
+  """
+  facts: Mapping[str, Any]
+  logits: np.ndarray
+  exact: bool
+
+
+def check(direction: Direction, request: Request, output: files.Path) -> None:
+  """Nothing, if the request makes sense and the format can hold the direction; no model is needed to say so.
+
+  Raises:
+    InputError: what is wrong with it.
+  """
+  format, dtype = request.format, request.dtype
+  if format not in FORMATS:
+    raise InputError(f"unknown format '{format}'{tree.did_you_mean(format, FORMATS)}; there are: {', '.join(FORMATS)}")
+  if not math.isfinite(request.alpha):
+    raise InputError(f'alpha is {request.alpha}; expected a finite number')
+  if dtype not in ('', *models.DTYPES):
+    raise InputError(f"unknown dtype '{dtype}'{tree.did_you_mean(dtype, models.DTYPES)}; there are: "
+                     f"{', '.join(models.DTYPES)}")
+  if request.rank < 0:
+    raise InputError(f'the rank to fold to is {request.rank}; expected 1 or more, or 0 to leave the direction exact')
+  if dtype and format == 'peft':
+    raise InputError('a PEFT adapter is always written in float32, so that nothing of the direction is lost; leave '
+                     'dtype empty')
+  if request.target and format != 'peft':
+    raise InputError(f"the target '{request.target}' is of a PEFT adapter; the format is '{format}'")
+  files.refuse_existing(output, what='an export')
+  if format == 'peft':
+    peft_targets.check(direction, request.target, request.rank)
+
+
+def export(direction: Direction, base: models.Model, alpha: float, format: str, output: files.Path, *,
+           prompts: Sequence[Sequence[int]] | None = None, allow_other_base: bool = False,
+           results: Sequence[Mapping[str, Any]] = (), **options: Any) -> dict[str, Any]:
   """Writes the base steered by `alpha * direction` as a new folder, and returns its provenance.
 
   Args:
-    format: 'hf' (merged, a checkpoint transformers loads), 'orbax' (merged, nested dicts that plain orbax restores) or
-      'peft' (a LoRA adapter beside the base, alpha folded in).
-    dtype: of merged weights, 'float32' or 'bfloat16'; '' is what the base is stored in. Adapters are float32.
-    rank: fold the direction's kernels to this rank first (see compression.compress), its error recorded; 0 leaves it
-      exact.
+    alpha, format: and `dtype`, `rank`, `target` in options: see Request.
     prompts: token ids to compare logits on; random ones if None.
     allow_other_base: steer a model of the same architecture with other weights than the direction's base.
+    results: rows of a sweep of this direction on this base (see evaluation.metrics), for the model card.
   Raises:
     InputError: the output exists, the direction is of another model, or the format cannot hold it.
     OutputError: the parity check failed, or the disk did; nothing is left behind.
   """
-  _check_request(base, alpha, format, dtype, output)
+  request = Request(format, alpha, **options)
+  check(direction, request, output)
   check_base(direction, base, allow_other_base=allow_other_base)
-  if rank:
-    direction, _ = compression.compress(direction, rank)
+  if _loaded_dtype(base) == 'bfloat16' and stored_dtype(base) != 'bfloat16':
+    raise InputError(f"'{base.source}' is stored in {stored_dtype(base)} but was loaded in bfloat16: load it in "
+                     'float32 to export from it')
+  direction = _folded(direction, request)
   tokens_BT, mask_BT = parity.prompt_rows(base.config, prompts)
   expected = parity.logits(base.config, base.params, tokens_BT, delta=direction.delta, alpha=alpha)
   with files.new_folder(output, what='an export') as partial:
-    facts, got, exact = FORMATS[format](partial, direction, base, alpha, dtype, tokens_BT)
-    measured = parity.compare(expected, got, mask_BT, exact=exact)
-    meta = {key: value for key, value in direction.meta.items() if key != 'fingerprints'}
-    record = {'format': format, 'alpha': alpha, **facts, 'parity': dataclasses.asdict(measured),
-              'steered_model': base.source, 'direction': meta}
+    written = FORMATS[format](partial, direction, base, request, tokens_BT)
+    measured = parity.compare(expected, written.logits, mask_BT, exact=written.exact)
+    record = {'format': format, 'alpha': alpha, **written.facts, 'norm': _norm(direction),
+              'parity': dataclasses.asdict(measured), 'steered_model': base.source, 'direction': _provenance(direction),
+              'results': list(results), 'versions': versions(*PACKAGES)}
     files.write_text(partial / 'README.md', card.write(record, base))
-    written = sorted(path for path in partial.rglob('*') if path.is_file())
-    record['files'] = {str(path.relative_to(partial)): _sha256(path) for path in written}
-    files.write_json(partial / PROVENANCE, record)
-  return record
-
-
-def merge(base: models.Model, delta: PyTree, alpha: float, dtype: str) -> tuple[PyTree, dict[str, Any]]:
-  """The steered parameters (numpy, added in float32, rounded to `dtype`), and what rounding did to the change.
-
-  One layer of one parameter is dense at a time.
-
-  Returns:
-    The parameters, and {'dtype', 'realised_error': |(merged - base) - alpha * delta| / |alpha * delta| over all changed
-    sites, 'realised_errors': per site}.
-  Raises:
-    InputError: the delta does not fit, or the base has no parameter for a change (see folding.with_biases).
-  """
-  models.check_delta(base.config, delta)
-  flat, changes, sums = tree.flatten(base.params), gram.flatten(delta), {}
-  for path in changes:
-    if path not in flat:
-      raise InputError(f"the direction changes '{path}', for which the model has no parameter")
-  merged = {path: np.array(leaf, dtype) for path, leaf in flat.items()}
-  for path, leaf in changes.items():
-    before = np.asarray(flat[path])
-    stack = gram.stack_axes(path)
-    layers = zip(before, merged[path]) if stack else [(before, merged[path])]
-    changed = gram.layer_changes(path, leaf)
-    sums[path] = [_merge_layer(weight, target, alpha * change) for (weight, target), change in zip(layers, changed)]
-  errors = {path: _relative(parts) for path, parts in sums.items()}
-  realised = _relative([part for parts in sums.values() for part in parts])
-  return tree.unflatten(merged), {'dtype': dtype, 'realised_error': realised, 'realised_errors': errors}
-
-
-def _merge_layer(before: np.ndarray, target: np.ndarray, change: np.ndarray) -> tuple[float, float]:
-  """Writes `before + change` into target; squared norms of what rounding lost of the change, and of the change."""
-  change = change.reshape(before.shape)
-  before = before.astype(np.float32)
-  target[...] = before + change
-  lost = (target.astype(np.float32) - before) - change
-  return tuple(float(np.square(x).sum(dtype=np.float64)) for x in (lost, change))
-
-
-def _relative(parts: Sequence[tuple[float, float]]) -> float:
-  lost, total = (math.fsum(values) for values in zip(*parts))
-  return math.sqrt(lost / total) if total > 0 else 0.0
+    return integrity.seal(partial, record)
 
 
 def stored_dtype(base: models.Model) -> str:
@@ -109,27 +124,26 @@ def stored_dtype(base: models.Model) -> str:
     return 'bfloat16' if {tensors.dtype(name) for name in tensors.names()} == {'BF16'} else 'float32'
 
 
-def _check_request(base: models.Model, alpha: float, format: str, dtype: str, output: files.Path) -> None:
-  if format not in FORMATS:
-    raise InputError(f"unknown format '{format}'{tree.did_you_mean(format, FORMATS)}; there are: {', '.join(FORMATS)}")
-  if not math.isfinite(alpha):
-    raise InputError(f'alpha is {alpha}; expected a finite number')
-  if dtype not in ('', *models.DTYPES):
-    raise InputError(f"unknown dtype '{dtype}'{tree.did_you_mean(dtype, models.DTYPES)}; there are: "
-                     f"{', '.join(models.DTYPES)}")
-  if dtype and format == 'peft':
-    raise InputError('a PEFT adapter is always written in float32, so that nothing of the direction is lost; leave '
-                     'dtype empty')
-  files.refuse_existing(output, what='an export')
-  if _loaded_dtype(base) == 'bfloat16' and stored_dtype(base) != 'bfloat16':
-    raise InputError(f"'{base.source}' is stored in {stored_dtype(base)} but was loaded in bfloat16: load it in "
-                     'float32 to export from it')
+def _folded(direction: Direction, request: Request) -> Direction:
+  """The direction at the rank that was asked for, with its tables too where the target holds no dense ones."""
+  if not request.rank:
+    return direction
+  tables = request.format == 'peft' and not peft_targets.target_of(request.target).wholes
+  folded, _ = compression.compress(direction, request.rank, tables=tables)
+  return folded
 
 
-def _write_hf(partial: pathlib.Path, direction: Direction, base: models.Model, alpha: float, dtype: str,
-              tokens_BT: np.ndarray) -> tuple[dict[str, Any], np.ndarray, bool]:
-  """Writes the format: (facts for the record, logits of what was read back, whether all of it was float32)."""
-  model, merged, facts = _merge_and_warn(direction, base, alpha, dtype)
+def _norm(direction: Direction) -> float:
+  return math.sqrt(math.fsum(gram.squared_norms(direction.delta).values()))
+
+
+def _provenance(direction: Direction) -> dict[str, Any]:
+  return {key: value for key, value in direction.meta.items() if key not in ('fingerprints', 'seal')}
+
+
+def _write_hf(partial: pathlib.Path, direction: Direction, base: models.Model, request: Request,
+              tokens_BT: np.ndarray) -> Written:
+  model, merged, facts = _merge_and_warn(direction, base, request)
   inner = partial / 'checkpoint'
   models.save(inner, model.config, merged, family=model.family, like=base.folder if model is base else None)
   for path in list(inner.iterdir()):
@@ -138,22 +152,41 @@ def _write_hf(partial: pathlib.Path, direction: Direction, base: models.Model, a
   _write_companions(partial, model, base, facts['dtype'])
   reloaded = models.load(partial, dtype=facts['dtype'])
   parity.same_weights(merged, reloaded.params)
-  params = jax.tree.map(lambda x: x.astype(_loaded_dtype(base)), reloaded.params)
-  return facts, parity.logits(reloaded.config, params, tokens_BT), _is_exact(base, facts['dtype'])
+  return Written(facts, _logits(base, model, reloaded.params, tokens_BT), _is_exact(base, facts['dtype']))
 
 
-def _write_orbax(partial: pathlib.Path, direction: Direction, base: models.Model, alpha: float, dtype: str,
-                 tokens_BT: np.ndarray) -> tuple[dict[str, Any], np.ndarray, bool]:
-  """As `_write_hf`."""
-  model, merged, facts = _merge_and_warn(direction, base, alpha, dtype)
-  described = dataclasses.asdict(model.config)
-  checkpoint.save(partial / 'params', merged, metadata={'model_config': described})
-  files.write_json(partial / 'model_config.json', described)
-  files.write_text(partial / 'restore.py', card.RESTORE)
+def _write_orbax(partial: pathlib.Path, direction: Direction, base: models.Model, request: Request,
+                 tokens_BT: np.ndarray) -> Written:
+  model, merged, facts = _merge_and_warn(direction, base, request)
+  restored = orbax_export.write_steered(partial, model, merged)
   _write_companions(partial, model, base, facts['dtype'])
-  restored = checkpoint.restore(partial / 'params', models.abstract_params(model.config, facts['dtype']))
-  params = jax.tree.map(lambda x: x.astype(_loaded_dtype(base)), restored)
-  return facts, parity.logits(model.config, params, tokens_BT), _is_exact(base, facts['dtype'])
+  return Written(facts, _logits(base, model, restored, tokens_BT), _is_exact(base, facts['dtype']))
+
+
+def _write_unmerged(partial: pathlib.Path, direction: Direction, base: models.Model, request: Request,
+                    tokens_BT: np.ndarray) -> Written:
+  model, delta = folding.with_biases(base, direction.delta)
+  stored = stored_dtype(base)
+  dtype = request.dtype or stored
+  restored, delta = orbax_export.write_unmerged(partial, model, delta, request.alpha, dtype)
+  _write_companions(partial, model, base, dtype)
+  facts = {'dtype': dtype, 'rank': max((leaf.a.shape[-1] for leaf in gram.flatten(delta).values()
+                                        if isinstance(leaf, models.LowRank)), default=0), **_notes(model, base)}
+  exact = _loaded_dtype(base) == 'float32' and dtype in ('float32', stored)
+  return Written(facts, _logits(base, model, restored, tokens_BT, delta=delta, alpha=request.alpha), exact)
+
+
+def _write_peft(partial: pathlib.Path, direction: Direction, base: models.Model, request: Request,
+                tokens_BT: np.ndarray) -> Written:
+  written = peft_export.write(partial, direction.delta, base, request.alpha, request.target, request.rank)
+  with checkpoints.open_checkpoint(base.folder) as opened:
+    delta = peft_delta.to_delta(peft_adapter.read(partial), opened)
+  logits = _logits(base, base, base.params, tokens_BT, delta=delta, alpha=1.0)
+  return Written({'dtype': 'float32', **written}, logits, _is_exact(base, 'float32'))
+
+
+FORMATS: dict[str, Callable[..., Written]] = {
+    'hf': _write_hf, 'orbax': _write_orbax, 'orbax-unmerged': _write_unmerged, 'peft': _write_peft}
 
 
 def _write_companions(partial: pathlib.Path, model: models.Model, base: models.Model, dtype: str) -> None:
@@ -173,30 +206,29 @@ def _write_companions(partial: pathlib.Path, model: models.Model, base: models.M
   files.write_json(partial / 'config.json', raw | {'dtype': dtype, 'torch_dtype': dtype})
 
 
-def _write_peft(partial: pathlib.Path, direction: Direction, base: models.Model, alpha: float, dtype: str,
-                tokens_BT: np.ndarray) -> tuple[dict[str, Any], np.ndarray, bool]:
-  """As `_write_hf`."""
-  facts = {'dtype': 'float32', **peft_export.write(partial, direction.delta, base, alpha)}
-  with checkpoints.open_checkpoint(base.folder) as opened:
-    delta = peft_adapter.to_delta(peft_adapter.read(partial), opened)
-  return facts, parity.logits(base.config, base.params, tokens_BT, delta=delta, alpha=1.0), _is_exact(base, 'float32')
-
-
-FORMATS: dict[str, Callable] = {'hf': _write_hf, 'orbax': _write_orbax, 'peft': _write_peft}
-
-
-def _merge_and_warn(direction: Direction, base: models.Model, alpha: float,
-                    dtype: str) -> tuple[models.Model, PyTree, dict[str, Any]]:
+def _merge_and_warn(direction: Direction, base: models.Model,
+                    request: Request) -> tuple[models.Model, PyTree, dict[str, Any]]:
   """(the base, with parameters for new biases if need be; its steered parameters; the facts of `merge`)."""
   model, delta = folding.with_biases(base, direction.delta)
-  merged, facts = merge(model, delta, alpha, dtype or stored_dtype(base))
+  merged, facts = merging.merge(model, delta, request.alpha, request.dtype or stored_dtype(base))
   if facts['realised_error'] > LOSS_WARNED_OF:
     logging.warning('merged into %s, %.0f%% of the change at alpha %g is lost to rounding: export with dtype float32, '
-                    'or as peft, to keep it', facts['dtype'], 100 * facts['realised_error'], alpha)
-  if model is not base:
-    facts['notes'] = [f'The direction changes biases that a {base.family} checkpoint has no tensor for, so the model '
-                      f'is written as the {model.family} with biases, which computes the same.']
-  return model, merged, facts
+                    'or unmerged (orbax-unmerged, peft), to keep it', facts['dtype'], 100 * facts['realised_error'],
+                    request.alpha)
+  return model, merged, facts | _notes(model, base)
+
+
+def _notes(model: models.Model, base: models.Model) -> dict[str, list[str]]:
+  if model is base:
+    return {}
+  return {'notes': [f'The direction changes biases that a {base.family} checkpoint has no tensor for, so the model is '
+                    f'written as the {model.family} with biases, which computes the same.']}
+
+
+def _logits(base: models.Model, model: models.Model, params: PyTree, tokens_BT: np.ndarray, **edit: Any) -> np.ndarray:
+  """Logits of parameters that were read back, computed in the dtype that the base was loaded in."""
+  params = jax.tree.map(lambda x: x.astype(_loaded_dtype(base)), params)
+  return parity.logits(model.config, params, tokens_BT, **edit)
 
 
 def _loaded_dtype(base: models.Model) -> str:
@@ -205,8 +237,3 @@ def _loaded_dtype(base: models.Model) -> str:
 
 def _is_exact(base: models.Model, dtype: str) -> bool:
   return _loaded_dtype(base) == 'float32' and dtype == 'float32'
-
-
-def _sha256(path: pathlib.Path) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()

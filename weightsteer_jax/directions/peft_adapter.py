@@ -1,8 +1,7 @@
-"""LoRA adapters of PEFT as deltas, exactly: each factor as saved, `lora_alpha / r` folded into the second in float32.
+"""LoRA adapters of PEFT as saved: factors, scales, and what else changes the result, or an error that names it.
 
 Beside the factors an adapter may carry whole modules (`modules_to_save`: embed_tokens and lm_head in the paper's
-recipe). Their change is what was saved minus the base's own tensor. PEFT saves them under plain names; state dicts
-written by hand keep `.modules_to_save.`.
+recipe). PEFT saves them under plain names; state dicts written by hand keep `.modules_to_save.`.
 """
 import dataclasses
 import json
@@ -11,18 +10,12 @@ import pathlib
 import re
 from typing import Any, Mapping
 
-from einops import EinopsError
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from weightsteer_jax import files, models, tree
-from weightsteer_jax.directions.checkpoints import EMBEDDING, HEAD, Checkpoint
+from weightsteer_jax import files
 from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
-from weightsteer_jax.models import Dense, LowRank, ModelConfig, huggingface
-
-PyTree = Any
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
@@ -47,8 +40,8 @@ class Adapter:
 
   Attributes:
     folder: where it lies. config: its adapter_config.json.
-    pairs: {Hugging Face module name: (A [R, inputs], B [outputs, R])}. wholes: {Hugging Face tensor name: tensor} of
-      saved modules.
+    pairs: {Hugging Face module name: (A [R, inputs], B [outputs, R])}, of an embedding (A [R, V], B [D, R]).
+    wholes: {Hugging Face tensor name: tensor} of saved modules.
   """
   folder: pathlib.Path
   config: Mapping[str, Any]
@@ -118,30 +111,6 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
   return config
 
 
-def to_delta(adapter: Adapter, base: Checkpoint) -> PyTree:
-  """The adapter as a delta of the base.
-
-  Raises:
-    InputError: it changes modules the base does not have, has other shapes or ranks than its config and the base, or
-      changes the two ends of tied embeddings differently.
-  """
-  leaves: dict[str, Any] = {}
-  left = set(adapter.pairs)
-  for path, row in base.rows.items():
-    modules = {l: row.name.format(l=l).removesuffix('.weight') for l in range(base.num_layers(path))}
-    present = {l: module for l, module in modules.items() if module in adapter.pairs}
-    if present and models.sites(base.config)[path].inputs:
-      leaves[path] = _stack_pairs(adapter, base.config, path, row.pattern, present)
-      left -= set(present.values())
-  if left:
-    raise InputError(_unknown_modules(adapter, base, left))
-  for path, change in _whole_changes(adapter, base).items():
-    if path in leaves:
-      raise InputError(f"{adapter.folder}: '{path}' is both a LoRA target and saved whole; one of them must go")
-    leaves[path] = change
-  return tree.unflatten(leaves)
-
-
 def scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:
   """(rank, scale) of a module: `lora_alpha / r`, or `lora_alpha / sqrt(r)` with rslora, after the patterns.
 
@@ -196,13 +165,11 @@ def _parse(name: str, folder: pathlib.Path) -> tuple[str, str]:
   ('lm_head.weight', 'whole')
   """
   plain = name.removeprefix('base_model.model.')
-  if 'lora_embedding_' in plain:
-    raise InputError(f"{folder}: '{name}' is a LoRA on an embedding, which is not supported: save the embedding whole "
-                     '(modules_to_save) instead')
   if 'lora_magnitude_vector' in plain:
     raise InputError(f"{folder}: '{name}' belongs to DoRA, whose change is no product A B: merge it and pass "
                      'checkpoints')
-  pair = re.fullmatch(r'(.+)\.lora_([AB])(?:\.[\w-]+)?\.weight', plain)
+  pair = (re.fullmatch(r'(.+)\.lora_([AB])(?:\.[\w-]+)?\.weight', plain)
+          or re.fullmatch(r'(.+)\.lora_embedding_([AB])(?:\.[\w-]+)?', plain))
   if pair:
     return pair[1], pair[2]
   if '.original_module.' in plain:
@@ -212,97 +179,3 @@ def _parse(name: str, folder: pathlib.Path) -> tuple[str, str]:
   if not whole or 'lora_' in plain:
     raise InputError(f"{folder}: the tensor '{name}' is none that a plain LoRA adapter has")
   return f'{whole[1]}.{whole[2]}', 'whole'
-
-
-def _stack_pairs(adapter: Adapter, config: ModelConfig, path: str, pattern: str, present: Mapping[int, str]) -> LowRank:
-  """One leaf from the pairs of its layers; layers without one, and ranks below the largest, are filled with zeros."""
-  site = models.sites(config)[path]
-  stack = site.axes.startswith('L')
-  rank = max(adapter.pairs[module][0].shape[0] for module in present.values())
-  lead, inner = (site.shape[:1], site.shape[1:]) if stack else ((), site.shape)
-  a = np.zeros(lead + inner[:site.inputs] + (rank,), np.float32)
-  b = np.zeros(lead + (rank,) + inner[site.inputs:], np.float32)
-  for l, module in present.items():
-    a_layer, b_layer = _convert_pair(adapter, config, module, pattern)
-    own = a_layer.shape[-1]
-    (a[l] if stack else a)[..., :own] = a_layer
-    (b[l] if stack else b)[:own] = b_layer
-  return LowRank(jnp.asarray(a), jnp.asarray(b))
-
-
-def _convert_pair(adapter: Adapter, config: ModelConfig, module: str, pattern: str) -> tuple[np.ndarray, np.ndarray]:
-  a, b = adapter.pairs[module]
-  rank, scale = scaling(adapter.config, module)
-  if a.shape[:1] != (rank,) or b.shape[1:] != (rank,):
-    raise InputError(f"{adapter.folder}: '{module}' has factors {a.shape} and {b.shape}, but its config says rank "
-                     f"{rank}")
-  a_pattern, b_pattern = factor_patterns(pattern)
-  theirs = huggingface.their_shape(pattern, config)
-  if (b.shape[0], a.shape[1]) != theirs:
-    raise InputError(f"{adapter.folder}: '{module}' changes a weight of shape {(b.shape[0], a.shape[1])}; the base's "
-                     f'is {theirs}: the adapter is for another architecture')
-  try:
-    return huggingface.to_ours(a, a_pattern, config), np.float32(scale) * huggingface.to_ours(b, b_pattern, config)
-  except EinopsError as error:
-    raise InputError(f"{adapter.folder}: '{module}' does not fit the base's '{pattern}'") from error
-
-
-def _whole_changes(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
-  """{path: saved minus base} of the modules saved whole, without those that are the base's own."""
-  wholes = _untie(adapter, base) if base.config.tied else dict(adapter.wholes)
-  owners = {row.name.format(l=l): (path, l) for path, row in base.rows.items() for l in range(base.num_layers(path))}
-  tree_changes: dict[str, np.ndarray] = {}
-  for name, tensor in wholes.items():
-    if name not in owners:
-      raise InputError(_unknown_modules(adapter, base, {name}))
-    path, l = owners[name]
-    change = _as_base_layer(adapter, base, name, path, tensor) - base.layer(path, l)
-    if change.any():
-      whole = tree_changes.setdefault(path, np.zeros(models.sites(base.config)[path].shape, np.float32))
-      (whole[l] if '{l}' in base.rows[path].name else whole)[...] = change
-  return {path: Dense(jnp.asarray(change)) for path, change in tree_changes.items()}
-
-
-def _as_base_layer(adapter: Adapter, base: Checkpoint, name: str, path: str, tensor: np.ndarray) -> np.ndarray:
-  expected = base.tensors.shape(name)
-  if tensor.shape != expected:
-    hint = '; the vocabulary was resized after the base was saved' if name in (HEAD, EMBEDDING) else ''
-    raise InputError(f"{adapter.folder}: '{name}' was saved with shape {tensor.shape}, the base has {expected}{hint}")
-  return huggingface.to_ours(tensor, base.rows[path].pattern, base.config)
-
-
-def _untie(adapter: Adapter, base: Checkpoint) -> dict[str, np.ndarray]:
-  """The saved modules, the head dropped where it equals the embedding: on a tied base the two are one matrix.
-
-  Raises:
-    InputError: the two ends were changed differently, which a tied model cannot hold.
-  """
-  wholes = dict(adapter.wholes)
-  head, embedding = wholes.pop(HEAD, None), wholes.get(EMBEDDING)
-  if head is None and embedding is None:
-    return wholes
-  own = base.tensors.read(EMBEDDING).astype(np.float32)
-  head = own if head is None else head
-  embedding = own if embedding is None else embedding
-  if not np.array_equal(head, embedding):
-    raise InputError(
-        f"{adapter.folder}: the base '{base.source}' ties its head to its embedding, but the adapter changes the two "
-        f'differently (largest difference {_largest_difference(head, embedding):.3g}). Merged and loaded again, '
-        "transformers would keep one of them and drop the other in silence. Either train again with PEFT's "
-        'ensure_weight_tying=True, or give the base separate matrices (tie_word_embeddings false and lm_head.weight '
-        'saved as a copy of the embedding) and pass that as the base')
-  return wholes | {EMBEDDING: embedding}
-
-
-def _largest_difference(x: np.ndarray, y: np.ndarray) -> float:
-  return float(np.abs(x - y).max()) if x.shape == y.shape else math.inf
-
-
-def _unknown_modules(adapter: Adapter, base: Checkpoint, names: set[str]) -> str:
-  known = {row.name.replace('{l}', '0').removesuffix('.weight') for row in base.rows.values()}
-  first = sorted(names)[0]
-  tied = (' The base ties its head to its embedding, so it has no head of its own to change.'
-          if base.config.tied and any(name.startswith('lm_head') for name in names) else '')
-  return (f"{adapter.folder} changes {len(names)} module(s) that the base '{base.source}' does not have, or that "
-          f"cannot be changed so, '{first}' for one{tree.did_you_mean(first, known)}; it was made for another "
-          f"architecture.{tied}")

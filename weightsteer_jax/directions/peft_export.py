@@ -1,101 +1,126 @@
 """A direction at a fixed alpha as a PEFT LoRA adapter, exact in float32: rank 2r for a contrast of two of rank r."""
 import pathlib
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
 from weightsteer_jax import files, models
-from weightsteer_jax.directions import gram
+from weightsteer_jax.directions import compression, gram, peft_targets
 from weightsteer_jax.directions.algebra import scale_delta
 from weightsteer_jax.directions.checkpoints import EMBEDDING, HEAD
 from weightsteer_jax.directions.peft_adapter import CONFIG, WEIGHTS, factor_patterns
-from weightsteer_jax.errors import InputError
-from weightsteer_jax.models import Dense, LowRank, huggingface
-from weightsteer_jax.models.families import FAMILIES
+from weightsteer_jax.directions.peft_targets import TABLES, target_of
+from weightsteer_jax.models import Dense, LowRank, stored
+from weightsteer_jax.models.families import FAMILIES, TensorRow
 
 PyTree = Any
+Pair = tuple[np.ndarray, np.ndarray]  # lora_A [R, inputs] and lora_B [outputs, R] of one module
 
 PREFIX = 'base_model.model.'
-WHOLE = {'embed/embedding': EMBEDDING, 'lm_head/kernel': HEAD}
-# What --max-lora-rank may be. Source: docs.vllm.ai, vllm.config.lora.MaxLoRARanks (0.14 and later).
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
-def write(folder: pathlib.Path, delta: PyTree, base: models.Model, alpha: float) -> dict[str, Any]:
-  """Writes `alpha * delta` as adapter_config.json and adapter_model.safetensors; {'rank', 'notes'}.
+def write(folder: pathlib.Path, delta: PyTree, base: models.Model, alpha: float, target: str = '',
+          table_rank: int = 0) -> dict[str, Any]:
+  """Writes `alpha * delta` as adapter_config.json and adapter_model.safetensors; {'rank', 'target', 'max_lora_rank' of vLLM, 'notes'}.
 
   All factors get the largest rank, filled with zeros, and lora_alpha equals it: the scaling is 1, and alpha lies in B.
 
-  Raises:
-    InputError: a change that a LoRA adapter cannot hold; names it and what to do.
+  Args:
+    delta: one that peft_targets.check has passed, folded.
+    target: who is to load it.
+    table_rank: the rank that the embedding's change was folded to, where the target takes none whole.
   """
   flat = gram.flatten(scale_delta(delta, alpha))
-  _check_expressible(flat, base)
-  low_rank = {path: leaf for path, leaf in flat.items() if isinstance(leaf, LowRank)}
-  wholes = [path for path, leaf in flat.items() if isinstance(leaf, Dense)]
-  rank = max(leaf.a.shape[-1] for leaf in low_rank.values())
-  rows = {row.path: row for row in FAMILIES[base.family].tensors}
+  wholes = [path for path, leaf in flat.items() if isinstance(leaf, Dense) and target_of(target).wholes]
+  pairs = _module_pairs(flat, base)
+  tables = {PREFIX + TABLES[path]: compression.best_factors(np.asarray(leaf.value, np.float64), table_rank)
+            for path, leaf in flat.items() if isinstance(leaf, Dense) and path not in wholes}
+  rank = max([a.shape[0] for a, _ in pairs.values()] + [rows.shape[1] for rows, _ in tables.values()])
   tensors: dict[str, np.ndarray] = {}
-  for path, leaf in low_rank.items():
-    tensors |= _pairs(path, leaf, rows[path].name, rows[path].pattern, rank, base)
+  for module, pair in pairs.items():
+    tensors[f'{module}.lora_A.weight'], tensors[f'{module}.lora_B.weight'] = _padded(pair, rank)
+  for name, (rows_VR, columns_RD) in tables.items():
+    a, b = _padded((rows_VR.T, columns_RD.T), rank)
+    module = name.removesuffix('.weight')
+    tensors[f'{module}.lora_embedding_A'], tensors[f'{module}.lora_embedding_B'] = a, b
   for path in wholes:
-    tensors |= _whole(path, flat[path], rows[path].pattern, base)
+    tensors |= _whole(path, flat[path], base)
+  modules = [name.split('.lora_')[0] for name in tensors if '.lora_' in name]
   files.save_safetensors(folder / WEIGHTS, tensors, metadata={'format': 'pt'})
-  targets = sorted({rows[path].name.removesuffix('.weight').rsplit('.', 1)[-1] for path in low_rank})
-  files.write_json(folder / CONFIG, _config(base, rank, targets, wholes))
-  return {'rank': rank, 'notes': _notes(rank, wholes)}
+  files.write_json(folder / CONFIG, _config(base, rank, sorted({name.rsplit('.', 1)[-1] for name in modules}), wholes))
+  return {'rank': rank, 'target': target or peft_targets.DEFAULT, 'max_lora_rank': peft_targets.max_lora_rank(rank),
+          'notes': peft_targets.notes(rank, target, wholes)}
+
+
+def fuse(pairs: Sequence[Pair]) -> Pair:
+  """The change of a module whose outputs are those of several, one after the other: A stacked, B block-diagonal.
+
+  The ranks add up; what is not changed has a pair of rank 0.
+
+  >>> a, b = fuse([(np.full((1, 2), 3.0), np.ones((1, 1))), (np.full((1, 2), 5.0), 2 * np.ones((2, 1)))])
+  >>> a.tolist(), b.tolist()
+  ([[3.0, 3.0], [5.0, 5.0]], [[1.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
+  """
+  whole = np.zeros((sum(b.shape[0] for _, b in pairs), sum(b.shape[1] for _, b in pairs)), np.float32)
+  row = column = 0
+  for _, b in pairs:
+    whole[row:row + b.shape[0], column:column + b.shape[1]] = b
+    row, column = row + b.shape[0], column + b.shape[1]
+  return np.concatenate([a for a, _ in pairs]), whole
 
 
 def loadable_name(base: models.Model) -> str:
-  """What other libraries can load the base by: its hub id, or the absolute path of its folder."""
-  return base.source if base.revision else str(base.folder.resolve())
+  """What other libraries can load the base by: its hub id (the revision apart), or the absolute path of its folder."""
+  return base.source.split('@')[0] if base.revision else str(base.folder.resolve())
 
 
-def _check_expressible(flat: Mapping[str, LowRank | Dense], base: models.Model) -> None:
-  known = models.sites(base.config)
-  dense = sorted(path for path, leaf in flat.items() if isinstance(leaf, Dense) and path not in WHOLE)
-  kernels = [path for path in dense if path in known and known[path].inputs]
-  if kernels:
-    raise InputError(f'a LoRA adapter cannot hold the dense changes of {", ".join(kernels)}: give a rank to fold them '
-                     'to by SVD (the error is told), or export as hf or orbax')
-  if dense:
-    raise InputError(f'a LoRA adapter cannot hold the changes of {", ".join(dense)} (norms, biases, the residual '
-                     'stream): export as hf or orbax, or apply the direction unmerged')
-  if not any(isinstance(leaf, LowRank) for leaf in flat.values()):
-    raise InputError('the direction changes embeddings only, and a LoRA adapter needs a low-rank change: export as hf '
-                     'or orbax')
+def _module_pairs(flat: Mapping[str, LowRank | Dense], base: models.Model) -> dict[str, Pair]:
+  """{module: its pair} of every layer; modules that hold several parameters get one pair for all of them."""
+  sharing: dict[str, list[TensorRow]] = {}
+  for row in FAMILIES[base.family].tensors:
+    sharing.setdefault(row.name, []).append(row)
+  pairs = {}
+  for name, rows in sharing.items():
+    if not any(isinstance(flat.get(row.path), LowRank) for row in rows):
+      continue
+    rows = sorted(rows, key=lambda row: len(row.before))
+    for l in range(base.config.num_layers if '{l}' in name else 1):
+      blocks = [_pair(row, flat.get(row.path), l, base.config) for row in rows]
+      pairs[PREFIX + name.format(l=l).removesuffix('.weight')] = fuse(blocks)
+  return pairs
 
 
-def _pairs(path: str, leaf: LowRank, name: str, pattern: str, rank: int, base: models.Model) -> dict[str, np.ndarray]:
-  """{tensor name: factor} of every layer, in PEFT's axes."""
-  stack = gram.stack_axes(path)
-  a = np.asarray(leaf.a) if stack else np.asarray(leaf.a)[None]
-  b = np.asarray(leaf.b) if stack else np.asarray(leaf.b)[None]
-  missing = rank - a.shape[-1]
-  a = np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, missing)])
-  b = np.pad(b, [(0, 0), (0, missing)] + [(0, 0)] * (b.ndim - 2))
-  a_pattern, b_pattern = factor_patterns(pattern)
-  tensors = {}
-  for l in range(a.shape[0]):
-    module = PREFIX + name.format(l=l).removesuffix('.weight')
-    tensors[f'{module}.lora_A.weight'] = huggingface.to_theirs(a[l], a_pattern, base.config)
-    tensors[f'{module}.lora_B.weight'] = huggingface.to_theirs(b[l], b_pattern, base.config)
-  return tensors
+def _pair(row: TensorRow, leaf: LowRank | None, l: int, config: models.ModelConfig) -> Pair:
+  """A parameter's factors at layer l in PEFT's axes; of rank 0 where it is not changed."""
+  if leaf is None:
+    outputs, inputs = stored.their_shape(row.pattern, config)
+    return np.zeros((0, inputs), np.float32), np.zeros((outputs, 0), np.float32)
+  layer = (l,) if gram.stack_axes(row.path) else ()
+  a_pattern, b_pattern = factor_patterns(row.pattern)
+  return (stored.to_theirs(np.asarray(leaf.a)[layer], a_pattern, config),
+          stored.to_theirs(np.asarray(leaf.b)[layer], b_pattern, config))
 
 
-def _whole(path: str, leaf: Dense, pattern: str, base: models.Model) -> dict[str, np.ndarray]:
+def _padded(pair: Pair, rank: int) -> Pair:
+  a, b = (np.asarray(factor, np.float32) for factor in pair)
+  missing = rank - a.shape[0]
+  return np.pad(a, [(0, missing), (0, 0)]), np.pad(b, [(0, 0), (0, missing)])
+
+
+def _whole(path: str, leaf: Dense, base: models.Model) -> dict[str, np.ndarray]:
   """The changed embedding or head in float32; on a tied base both names hold the one matrix."""
+  row = next(row for row in FAMILIES[base.family].tensors if row.path == path)
   node = base.params
   for key in path.split('/'):
     node = node[key]
-  value = huggingface.to_theirs(np.asarray(jnp.asarray(node, jnp.float32) + leaf.value), pattern, base.config)
-  names = (EMBEDDING, HEAD) if base.config.tied else (WHOLE[path],)
+  value = stored.to_theirs(np.asarray(jnp.asarray(node, jnp.float32) + leaf.value), row.pattern, base.config)
+  names = (EMBEDDING, HEAD) if base.config.tied else (TABLES[path],)
   return {PREFIX + name: value.copy() for name in names}
 
 
 def _config(base: models.Model, rank: int, targets: list[str], wholes: list[str]) -> dict[str, Any]:
-  saved = sorted({WHOLE[path].removesuffix('.weight').rsplit('.', 1)[-1] for path in wholes})
+  saved = sorted({TABLES[path].removesuffix('.weight').rsplit('.', 1)[-1] for path in wholes})
   tied = bool(saved) and base.config.tied
   return {
       'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': loadable_name(base),
@@ -104,17 +129,3 @@ def _config(base: models.Model, rank: int, targets: list[str], wholes: list[str]
       'target_modules': targets, 'modules_to_save': saved or None, 'init_lora_weights': True, 'inference_mode': True,
       **({'ensure_weight_tying': True} if tied else {}),
   }
-
-
-def _notes(rank: int, wholes: list[str]) -> list[str]:
-  notes = []
-  limit = next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
-  if limit is None:
-    notes.append(f'The rank, {rank}, is above the largest vLLM serves ({VLLM_RANKS[-1]}): export again with a lower '
-                 'rank.')
-  else:
-    notes.append(f'vLLM serves this rank with --max-lora-rank {limit}.')
-  if wholes:
-    notes.append('The adapter saves changed embeddings (modules_to_save), which PEFT loads and vLLM refuses: for vLLM '
-                 'export as hf.')
-  return notes

@@ -4,7 +4,9 @@ Axes, here and wherever the project's arrays carry a suffix:
   B batch, T query positions, S key positions, N query heads, K kv heads, G = N / K, H head dim,
   D width, F MLP width, V vocabulary, L stacked layers, R adapter rank.
 
-The same letters say how arrays lie on a mesh (see sharding.py). The modules hold the parameters; `forward.py` runs them on plain nested dicts. Layers are stacked along L and scanned.
+The same letters say how arrays lie on a mesh (see sharding.py). The modules hold the parameters; `forward.py` runs them
+on plain nested dicts. Layers are stacked along L and scanned; what differs from layer to layer is a number per layer,
+scanned along (see `layer_codes`).
 """
 import dataclasses
 import functools
@@ -19,54 +21,11 @@ import numpy as np
 
 from weightsteer_jax import sharding
 from weightsteer_jax.models import delta as deltas
+from weightsteer_jax.models import rope as ropes
 from weightsteer_jax.models.config import ModelConfig, Rope
+from weightsteer_jax.models.layers import MLP, Projection, RMSNorm
 
 Cache = dict[str, jax.Array]
-
-ACTIVATION_FUNCTIONS = {
-    'silu': jax.nn.silu,
-    'gelu': lambda x: jax.nn.gelu(x, approximate=False),
-    'gelu_pytorch_tanh': lambda x: jax.nn.gelu(x, approximate=True),
-    'relu': jax.nn.relu,
-}
-
-
-class Projection(nnx.Module):
-  """A linear map over the axes its einsum names, with an optional bias; `inputs` and `axes` follow from the einsum."""
-
-  def __init__(self, einsum: str, sizes: dict[str, int], *, bias: bool, dtype: Any, rngs: nnx.Rngs):
-    self.einsum = einsum
-    x_axes, kernel_axes, _ = einsum.replace('->', ',').split(',')
-    output_axes = ''.join(axis for axis in kernel_axes if axis not in x_axes)
-    shape = tuple(sizes[axis] for axis in kernel_axes)
-    self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype),
-                            axes=kernel_axes,
-                            inputs=len(kernel_axes) - len(output_axes))
-    bias_shape = tuple(sizes[axis] for axis in output_axes)
-    self.bias = nnx.Param(jnp.zeros(bias_shape, dtype), axes=output_axes, inputs=0) if bias else None
-
-  def __call__(self, x: jax.Array, edits: deltas.Edits, *, dtype: Any = None) -> jax.Array:
-    y = deltas.pin(jnp.einsum(self.einsum, x, self.kernel[...], preferred_element_type=dtype))
-    if self.bias is not None:
-      y = deltas.pin(y + self.bias[...])
-    y = deltas.add_kernel_edits(y, x, self.einsum, deltas.at(edits, 'kernel'))
-    y = deltas.pin(deltas.add_vector_edits(y, deltas.at(edits, 'bias')))
-    return sharding.constrain(y, self.einsum.split('->')[1])
-
-
-class RMSNorm(nnx.Module):
-  """Root-mean-square normalisation over D in float32, times a learned scale."""
-
-  def __init__(self, config: ModelConfig, *, dtype: Any):
-    self.eps = config.norm_eps
-    self.scale = nnx.Param(jnp.ones((config.width,), dtype), axes='D', inputs=0)
-
-  def __call__(self, x_BTD: jax.Array, edits: deltas.Edits) -> jax.Array:
-    x32_BTD = x_BTD.astype(jnp.float32)
-    variance_BT1 = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
-    normed_BTD = x32_BTD * jax.lax.rsqrt(variance_BT1 + self.eps)
-    scaled_BTD = normed_BTD * deltas.edited_scale(self.scale[...], x_BTD, deltas.at(edits, 'scale'))
-    return deltas.pin(scaled_BTD.astype(x_BTD.dtype))
 
 
 class Attention(nnx.Module):
@@ -74,49 +33,57 @@ class Attention(nnx.Module):
 
   def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
     sizes = config.sizes()
+    self.score_scale, self.score_softcap = config.score_scale, config.score_softcap
     self.q = Projection('BTD,DNH->BTNH', sizes, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
     self.k = Projection('BTD,DKH->BTKH', sizes, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
     self.v = Projection('BTD,DKH->BTKH', sizes, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
     self.o = Projection('BTNH,NHD->BTD', sizes, bias=config.o_bias, dtype=dtype, rngs=rngs)
+    q_axes, k_axes = {'none': ('', ''), 'head': ('H', 'H'), 'projection': ('NH', 'KH')}[config.qk_norm]
+    self.q_norm = RMSNorm(config, q_axes, dtype=dtype) if q_axes else None
+    self.k_norm = RMSNorm(config, k_axes, dtype=dtype) if k_axes else None
 
   def __call__(self, x_BTD, *, rope, mask_BTS, edits, cache, layer, positions_BT):
-    q_BTNH = rotate(self.q(x_BTD, deltas.at(edits, 'q')), rope)
-    k_BSKH = rotate(self.k(x_BTD, deltas.at(edits, 'k')), rope)
+    q_BTNH = self.q(x_BTD, deltas.at(edits, 'q'))
+    k_BSKH = self.k(x_BTD, deltas.at(edits, 'k'))
     v_BSKH = self.v(x_BTD, deltas.at(edits, 'v'))
+    if self.q_norm is not None:
+      q_BTNH = sharding.constrain(self.q_norm(q_BTNH, deltas.at(edits, 'q_norm')), 'BTNH')
+      k_BSKH = sharding.constrain(self.k_norm(k_BSKH, deltas.at(edits, 'k_norm')), 'BTKH')
+    q_BTNH, k_BSKH = ropes.rotate(q_BTNH, rope), ropes.rotate(k_BSKH, rope)
     if cache is not None:
       cache, k_BSKH, v_BSKH = write_cache(cache, layer, positions_BT, k_BSKH, v_BSKH)
-    return self.o(attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS), deltas.at(edits, 'o')), cache
-
-
-class MLP(nnx.Module):
-  """Gated feed-forward: down(activation(gate(x)) * up(x))."""
-
-  def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
-    sizes = config.sizes()
-    self.activation = config.activation
-    self.gate = Projection('BTD,DF->BTF', sizes, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
-    self.up = Projection('BTD,DF->BTF', sizes, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
-    self.down = Projection('BTF,FD->BTD', sizes, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
-
-  def __call__(self, x_BTD, edits):
-    gate_BTF = ACTIVATION_FUNCTIONS[self.activation](self.gate(x_BTD, deltas.at(edits, 'gate')))
-    return self.down(gate_BTF * self.up(x_BTD, deltas.at(edits, 'up')), deltas.at(edits, 'down'))
+    attended_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=self.score_scale, softcap=self.score_softcap)
+    return self.o(attended_BTNH, deltas.at(edits, 'o')), cache
 
 
 class Block(nnx.Module):
-  """One layer: attention and MLP, each normed before and added to the residual stream."""
+  """One layer: attention and MLP, each normed before or after or both, and added to the residual stream."""
 
   def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
-    self.attn_norm = RMSNorm(config, dtype=dtype)
+    def norm(present):
+      return RMSNorm(config, 'D', dtype=dtype) if present else None
+
+    self.residual_scale = config.residual_scale
+    self.attn_norm = norm(config.pre_norm)
     self.attn = Attention(config, dtype=dtype, rngs=rngs)
-    self.mlp_norm = RMSNorm(config, dtype=dtype)
+    self.attn_post_norm = norm(config.post_norm)
+    self.mlp_norm = norm(config.pre_norm)
     self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+    self.mlp_post_norm = norm(config.post_norm)
 
   def __call__(self, x_BTD, *, edits, **attention):
-    normed_BTD = self.attn_norm(x_BTD, deltas.at(edits, 'attn_norm'))
-    attended_BTD, cache = self.attn(normed_BTD, edits=deltas.at(edits, 'attn'), **attention)
-    x_BTD = deltas.pin(x_BTD + attended_BTD)
-    x_BTD = deltas.pin(x_BTD + self.mlp(self.mlp_norm(x_BTD, deltas.at(edits, 'mlp_norm')), deltas.at(edits, 'mlp')))
+    def normed(norm, y_BTD):
+      module = getattr(self, norm)
+      return y_BTD if module is None else module(y_BTD, deltas.at(edits, norm))
+
+    def join(x_BTD, y_BTD):
+      y_BTD = y_BTD if self.residual_scale == 1.0 else deltas.pin(y_BTD * self.residual_scale)
+      return deltas.pin(x_BTD + y_BTD)
+
+    attended_BTD, cache = self.attn(normed('attn_norm', x_BTD), edits=deltas.at(edits, 'attn'), **attention)
+    x_BTD = join(x_BTD, normed('attn_post_norm', attended_BTD))
+    fed_BTD = self.mlp(normed('mlp_norm', x_BTD), deltas.at(edits, 'mlp'))
+    x_BTD = join(x_BTD, normed('mlp_post_norm', fed_BTD))
     x_BTD = deltas.pin(deltas.add_vector_edits(x_BTD, deltas.at(edits, 'residual')))
     return sharding.constrain(x_BTD, 'BTD'), cache
 
@@ -125,12 +92,15 @@ class Embedding(nnx.Module):
   """The token table; on tied models also the head."""
 
   def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
+    self.scale = config.embedding_scale
     shape = (config.vocab_size, config.width)
     self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype), axes='VD', inputs=0)
 
   def __call__(self, tokens_BT, edits):
     x_BTD = deltas.look_up(self.embedding[...], tokens_BT)
     x_BTD = deltas.pin(deltas.add_lookup_edits(x_BTD, tokens_BT, deltas.at(edits, 'embedding')))
+    if self.scale != 1.0:  # Rounded to the dtype before it multiplies, as in transformers' Gemma.
+      x_BTD = deltas.pin(x_BTD * jnp.asarray(self.scale, x_BTD.dtype))
     return sharding.constrain(x_BTD, 'BTD')
 
   def head(self, x_BTD, edits):
@@ -154,26 +124,28 @@ class Decoder(nnx.Module):
       return Block(config, dtype=dtype, rngs=rngs)
 
     self.layers = stack(rngs)
-    self.final_norm = RMSNorm(config, dtype=dtype)
+    self.final_norm = RMSNorm(config, 'D', dtype=dtype)
     sizes = config.sizes()
     self.lm_head = None if config.tied else Projection('BTD,DV->BTV', sizes, bias=False, dtype=dtype, rngs=rngs)
 
-  def hidden(self, tokens_BT, *, positions_BT, mask_BTS, edits, cache, remat):
-    """Final-normed hidden states [B, T, D] and the updated cache."""
+  def hidden(self, tokens_BT, *, positions_BT, slots_BT, mask_BTS, edits, cache, remat):
+    """Final-normed hidden states [B, T, D] and the updated cache; a query's own key is at its slot along S."""
+    keys = mask_BTS.shape[-1]
     x_BTD = self.embed(tokens_BT, deltas.at(edits, 'embed'))
-    rope = rope_tables(self.config.rope, self.config.head_dim, positions_BT)
+    kinds, codes = layer_codes(self.config, keys)
+    tables = ropes.stacked_tables(kinds, self.config.rotary_dim, positions_BT, length=keys)
     definition, params = nnx.split(self.layers)
     layer_edits = deltas.at(edits, 'layers')
 
     def layer(carry, scanned):
       x_BTD, cache = carry
-      index, params, layer_deltas = scanned
+      index, params, layer_deltas, code = scanned
       edits = tuple(
           deltas.fold(dataclasses.replace(edit, delta=delta), index) for edit, delta in zip(layer_edits, layer_deltas))
       block = nnx.merge(definition, params)
       return block(x_BTD,
-                   rope=rope,
-                   mask_BTS=mask_BTS,
+                   rope=jax.tree.map(lambda table: table[code.get('rope', 0)], tables),
+                   mask_BTS=near(mask_BTS, slots_BT, code['window']) if 'window' in code else mask_BTS,
                    edits=edits,
                    cache=cache,
                    layer=index,
@@ -182,24 +154,60 @@ class Decoder(nnx.Module):
     if remat:
       layer = jax.checkpoint(layer, prevent_cse=False)  # The scan keeps the two computations apart already.
     indices_L = jnp.arange(self.config.num_layers)
-    (x_BTD, cache), _ = jax.lax.scan(layer, (x_BTD, cache), (indices_L, params, [edit.delta for edit in layer_edits]))
+    deltas_L = [edit.delta for edit in layer_edits]
+    (x_BTD, cache), _ = jax.lax.scan(layer, (x_BTD, cache), (indices_L, params, deltas_L, codes))
     return self.final_norm(x_BTD, deltas.at(edits, 'final_norm')), cache
 
   def logits(self, x_BTD, *, edits):
     """Float32 logits [B, T, V] of final-normed hidden states."""
     if self.lm_head is None:
-      return self.embed.head(x_BTD, deltas.at(edits, 'embed'))
-    return self.lm_head(x_BTD, deltas.at(edits, 'lm_head'), dtype=jnp.float32)
+      logits_BTV = self.embed.head(x_BTD, deltas.at(edits, 'embed'))
+    else:
+      logits_BTV = self.lm_head(x_BTD, deltas.at(edits, 'lm_head'), dtype=jnp.float32)
+    if self.config.logit_divisor != 1.0:
+      logits_BTV = logits_BTV / self.config.logit_divisor
+    return sharding.constrain(soften(logits_BTV, self.config.logit_softcap), 'BTV')
 
 
-def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+def layer_codes(config: ModelConfig, keys: int) -> tuple[list[Rope | None], dict[str, np.ndarray]]:
+  """The ropes that the layers have, and what differs from layer to layer.
+
+  The second is {'rope': which of the ropes, 'window': how many of the last keys a query sees}, int32 [L] each, without
+  those in which all layers are alike: they then cost nothing. A window as long as the row is none.
+  """
+  local = np.isin(np.arange(config.num_layers), config.local_layers)
+  rotated = ~np.isin(np.arange(config.num_layers), config.unrotated_layers)
+  of_layer = [None if not turns else config.local_rope if near and config.local_rope else config.rope
+              for near, turns in zip(local, rotated)]
+  kinds = list(dict.fromkeys(of_layer))
+  codes = {}
+  if len(kinds) > 1:
+    codes['rope'] = np.array([kinds.index(rope) for rope in of_layer], np.int32)
+  if local.any() and config.window < keys:
+    codes['window'] = np.where(local, config.window, keys).astype(np.int32)
+  return kinds, codes
+
+
+def near(mask_BTS: jax.Array, slots_BT: jax.Array, window: jax.Array) -> jax.Array:
+  """The mask without the keys that lie `window` or more before the query's own."""
+  return mask_BTS & (slots_BT[:, :, None] - jnp.arange(mask_BTS.shape[-1]) < window)
+
+
+def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array, *, scale: float | None = None,
+           softcap: float | None = None) -> jax.Array:
   """Softmax attention [B, T, N, H], in float32, over the keys the mask shows; query head n reads kv head n // G."""
   k_heads, head_dim = k_BSKH.shape[-2:]
   q_BTKGH = rearrange(q_BTNH, 'B T (K G) H -> B T K G H', K=k_heads)
   scores_BKGTS = jnp.einsum('BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-  scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS / math.sqrt(head_dim), jnp.finfo(jnp.float32).min)
+  scores_BKGTS = scores_BKGTS / math.sqrt(head_dim) if scale is None else scores_BKGTS * scale
+  scores_BKGTS = jnp.where(mask_BTS[:, None, None], soften(scores_BKGTS, softcap), jnp.finfo(jnp.float32).min)
   weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
   return rearrange(jnp.einsum('BKGTS,BSKH->BTKGH', weights_BKGTS, v_BSKH), 'B T K G H -> B T (K G) H')
+
+
+def soften(x: jax.Array, cap: float | None) -> jax.Array:
+  """x bent to stay within plus and minus the cap, if there is one. Source: Gemma 2, arXiv 2408.00118, section 2."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def write_cache(cache: Cache, layer: jax.Array, positions_BT: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array):
@@ -212,33 +220,3 @@ def write_cache(cache: Cache, layer: jax.Array, positions_BT: jax.Array, k_BTKH:
   keys, values = (sharding.constrain(write(cache[name], positions_BT, new), 'LBSKH')
                   for name, new in (('k', k_BTKH), ('v', v_BTKH)))
   return {'k': keys, 'v': values}, keys[layer].astype(k_BTKH.dtype), values[layer].astype(v_BTKH.dtype)
-
-
-def rotate(x_BTNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """x with the pairs (i, i + H/2) of each head turned by the position's angles; computed in float32."""
-  cos_BT1h, sin_BT1h = rope
-  first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([first * cos_BT1h - second * sin_BT1h, second * cos_BT1h + first * sin_BT1h], axis=-1)
-  return turned.astype(x_BTNH.dtype)
-
-
-def rope_tables(rope: Rope, head_dim: int, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Cosines and sines [B, T, 1, H/2] of the positions' angles, float32."""
-  frequencies_h = jnp.asarray(rope_frequencies(rope, head_dim), jnp.float32)
-  angles_BT1h = positions_BT[..., None, None].astype(jnp.float32) * frequencies_h
-  return jnp.cos(angles_BT1h), jnp.sin(angles_BT1h)
-
-
-def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-  """Radians per position of each pair, [H/2] float64.
-
-  Source: RoPE, arXiv 2104.09864; 'llama3' as in transformers `modeling_rope_utils.py`.
-  """
-  frequencies = rope.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-  if rope.kind == 'default':
-    return frequencies
-  if rope.kind == 'linear':
-    return frequencies / rope.factor
-  turns = rope.original_max_positions * frequencies / (2 * np.pi)
-  keep = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
-  return frequencies * (keep + (1 - keep) / rope.factor)

@@ -29,7 +29,7 @@ def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> PyTree:
 
 
 def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> PyTree:
-  """Random parameters: kernels and embeddings normal with std 0.02, biases zero, norm scales one."""
+  """Random parameters: kernels and embeddings normal with std 0.02, biases zero, norm scales one (zero where one is added)."""
 
   @jax.jit
   def init(key):
@@ -54,6 +54,8 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
   a query at position p sees slots 0..p. Rows are right-padded, and what padding writes lies beyond every position its
   row has reached.
 
+  What depends on the length of a row ('longrope', see rope.py) goes by T, or by the slots of the cache where there is one.
+
   Args:
     tokens_BT: int32 token ids.
     positions_BT: int32 positions; counted from 0 along T if None.
@@ -77,13 +79,16 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
   if positions_BT is None:
     positions_BT = jnp.broadcast_to(jnp.arange(length), (batch, length))
   if cache is not None:
+    slots_BT = positions_BT
     mask_BTS = jnp.arange(keys)[None, None, :] <= positions_BT[:, :, None]
   else:
+    slots_BT = jnp.arange(length)[None]
     mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
     if segment_ids_BT is not None:
       mask_BTS = mask_BTS & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])
   return _decoder(config, params).hidden(tokens_BT,
                                          positions_BT=positions_BT,
+                                         slots_BT=slots_BT,
                                          mask_BTS=mask_BTS,
                                          edits=tuple(edits),
                                          cache=cache,

@@ -163,6 +163,12 @@ def stored_shape(row: TensorRow, config: ModelConfig) -> tuple[int, ...]:
   return (_block_rows(row.before, config) + rows + _block_rows(row.after, config), *rest)
 
 
+def stored_rows(row: TensorRow, config: ModelConfig) -> slice:
+  """The rows of its tensors that the parameter is."""
+  before = _block_rows(row.before, config)
+  return slice(before, before + their_shape(row.pattern, config)[0])
+
+
 def read_slice(config: ModelConfig, row: TensorRow, tensors: Tensors, bounds: Sequence[tuple[int, int]],
                dtype: Any) -> np.ndarray:
   """The slice of a parameter from start to stop on each of its axes, those of the stack first, cast to the dtype.

@@ -4,10 +4,22 @@ from typing import Any, Mapping
 from weightsteer_jax import tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families import llama, qwen2
+from weightsteer_jax.models.families import (gemma2, gemma3_text, granite, llama, mistral, olmo2, phi3, qwen2, qwen3,
+                                             smollm3)
 from weightsteer_jax.models.families.family import Family, Fields, TensorRow
 
-FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (llama, qwen2)}
+FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (
+    llama,
+    qwen2,
+    qwen3,
+    mistral,
+    gemma2,
+    gemma3_text,
+    olmo2,
+    phi3,
+    smollm3,
+    granite,
+)}
 
 
 def family_of(raw: Mapping[str, Any], *, where: str) -> Family:
@@ -48,7 +60,11 @@ def read_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
   fields.finish()
   if config.num_heads % config.num_kv_heads:
     raise InputError(f'{where}: {config.num_heads} query heads cannot share {config.num_kv_heads} kv heads evenly')
-  if config.head_dim % 2:
-    raise InputError(
-        f'{where}: rotary positions turn pairs, and a head of {config.head_dim} dimensions has no even number of them')
+  if config.rotary_dim % 2 or not 0 < config.rotary_dim <= config.head_dim:
+    raise InputError(f'{where}: rotary positions turn pairs, and of a head of {config.head_dim} dimensions '
+                     f'{config.rotary_dim} are no even number above 0')
+  for factors in (config.rope.short_factors, config.rope.long_factors):
+    if factors and len(factors) != config.rotary_dim // 2:
+      raise InputError(f'{where}: the longrope has {len(factors)} factors for {config.rotary_dim // 2} pairs of rotated '
+                       'dimensions')
   return config

@@ -1,5 +1,7 @@
 """What a family of models is: how its `config.json` is read and written, and what its tensors are called."""
 import dataclasses
+import json
+import math
 from typing import Any, Callable, Mapping, NamedTuple
 
 from weightsteer_jax import tree
@@ -9,7 +11,7 @@ from weightsteer_jax.models.config import ACTIVATIONS, ModelConfig, Rope
 # Keys that say nothing about the forward pass: bookkeeping, token ids (the tokenizer's business), training-only and
 # cache settings, labels of classifiers, and the settings of text generation that older checkpoints carry.
 INERT = frozenset((
-    '_attn_implementation_autoset', '_commit_hash', '_name_or_path', 'architectures', 'auto_map', 'bos_token_id',
+    '_attn_implementation_autoset', '_commit_hash', '_name_or_path', 'architectures', 'auto_map', 'bos_token_id', 'cache_implementation',
     'chunk_size_feed_forward', 'dtype', 'eos_token_id', 'finetuning_task', 'id2label', 'initializer_range',
     'is_llama_config', 'label2id', 'output_attentions', 'output_hidden_states', 'output_scores', 'pad_token_id',
     'prefix', 'problem_type', 'return_dict', 'return_dict_in_generate', 'task_specific_params', 'tokenizer_class',
@@ -20,6 +22,9 @@ INERT = frozenset((
     'num_return_sequences', 'remove_invalid_values', 'repetition_penalty', 'sep_token_id', 'suppress_tokens',
     'temperature', 'top_k', 'top_p', 'typical_p',
 ))
+
+
+ROPES = ('default', 'linear', 'llama3')  # Kinds of rotary embeddings that any family can have.
 
 
 class TensorRow(NamedTuple):
@@ -45,27 +50,51 @@ class Family:
   Attributes:
     model_type: the key in `config.json`.
     architecture: the class transformers loads it with.
+    about: the models that are of it, and what is particular to them.
     read: fields of `config.json` -> ModelConfig.
-    write: ModelConfig -> fields of `config.json` (without the bookkeeping ones).
+    describe: ModelConfig -> fields of `config.json` (without the bookkeeping ones).
     tensors: a row for every parameter that a model of the family may have.
   """
   model_type: str
   architecture: str
+  about: str
   read: Callable[['Fields'], ModelConfig]
-  write: Callable[[ModelConfig], dict[str, Any]]
+  describe: Callable[[ModelConfig], dict[str, Any]]
   tensors: tuple[TensorRow, ...]
+
+  def write(self, config: ModelConfig) -> dict[str, Any]:
+    """The fields of a `config.json` of this family that describe the model.
+
+    Raises:
+      InputError: they would be read as another model: it has something that the family does not; names it.
+    """
+    raw = self.describe(config)
+    said = self.read(Fields(raw, where=f'the {self.model_type} config to write'))
+    unsaid = [f'{field.name} {getattr(config, field.name)!r} (it would be {getattr(said, field.name)!r})'
+              for field in dataclasses.fields(config) if getattr(config, field.name) != getattr(said, field.name)]
+    if unsaid:
+      raise InputError(f'a {self.model_type} checkpoint cannot hold this model, for its config has no words for '
+                       f'{", ".join(unsaid)}: save it as the family it was')
+    return raw
 
 
 class Fields:
   """The fields of a `config.json`, each to be taken or known to say nothing: `finish` refuses what is left.
 
-  A field that is null is as good as absent.
+  A field that is null is as good as absent, but where null has a meaning of its own (see `optional`).
+
+  Attributes:
+    left: the fields that were not asked for yet.
+    asked: what was done with each field that was, for the page that says so: 'honoured', 'without effect', or the only
+      values that are supported.
   """
 
   def __init__(self, raw: Mapping[str, Any], *, where: str):
     self.where = where
     passed = INERT | {'model_type'}
     self.left = {key: value for key, value in raw.items() if value is not None and key not in passed}
+    self.asked: dict[str, str] = {}
+    self._nulls = {key for key, value in raw.items() if value is None}
 
   def take(self, key: str, *default: Any, kind: type | tuple[type, ...] = object) -> Any:
     """The value of the field, which must be of the kind; where it is absent, the default, if one is given.
@@ -73,6 +102,7 @@ class Fields:
     Raises:
       InputError: the field is absent and has no default, or is of another kind.
     """
+    self.asked.setdefault(key, 'honoured')
     if key not in self.left:
       if not default:
         raise InputError(f"{self.where}: the field '{key}' is missing{tree.did_you_mean(key, self.left)}")
@@ -97,21 +127,30 @@ class Fields:
       raise InputError(f"{self.where}: '{key}' is {value!r}, expected a number above 0")
     return value
 
+  def optional(self, take: Callable[..., Any], key: str, default: Any) -> Any:
+    """The field as `take` (one of the methods above) gives it, or None where it is null; the default where absent."""
+    if key in self._nulls or (key not in self.left and default is None):
+      self.asked.setdefault(key, 'honoured')
+      return None
+    return take(key, default)
+
   def expect(self, key: str, *allowed: Any) -> None:
     """Takes a field that may be absent, or one of the values that change nothing.
 
     Raises:
       InputError: another value; the port would not honour it.
     """
+    self.asked.setdefault(key, f'only {", ".join(map(json.dumps, allowed)) or "null"}')
     value = self.left.pop(key, None)
     if value is not None and not any(value == other and isinstance(value, bool) == isinstance(other, bool)
                                      for other in allowed):
       raise InputError(
-          f"{self.where}: '{key}' is {value!r}, which is not supported (supported: {', '.join(map(repr, allowed))})")
+          f"{self.where}: '{key}' is {value!r}, which is not supported (supported: {', '.join(map(repr, allowed)) or 'null'})")
 
   def ignore(self, *keys: str) -> None:
     """Drops fields that have no effect at the values the others have."""
     for key in keys:
+      self.asked.setdefault(key, 'without effect')
       self.left.pop(key, None)
 
   def finish(self) -> None:
@@ -126,57 +165,145 @@ class Fields:
           f'{self.where}: these fields are not supported, and ignoring them could change the results: {fields}')
 
 
-def read_activation(fields: Fields) -> str:
+def read_activation(fields: Fields, key: str = 'hidden_act', default: str = 'silu') -> str:
   """The MLP's activation, one that the decoder has."""
-  name = fields.take('hidden_act', 'silu', kind=str)
+  name = fields.take(key, default, kind=str)
   if name not in ACTIVATIONS:
     near = tree.did_you_mean(name, ACTIVATIONS)
-    raise InputError(f"{fields.where}: 'hidden_act' is {name!r}{near}; supported: {', '.join(ACTIVATIONS)}")
+    raise InputError(f"{fields.where}: '{key}' is {name!r}{near}; supported: {', '.join(ACTIVATIONS)}")
   return name
 
 
-def read_rope(fields: Fields, *, max_positions: int) -> Rope:
-  """The rotary embedding, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
+def read_sizes(fields: Fields, *, max_positions: int, shared_heads: bool = True, head_dim: int | None = None,
+               norm_eps: float = 1e-6, tied: bool = False) -> dict[str, Any]:
+  """The fields of a ModelConfig that every family reads alike.
 
+  Args: what stands for a field that is absent, as in transformers' class of the family.
+    shared_heads: without `num_key_value_heads` there are as many as query heads; otherwise it must be there.
+    head_dim: the width divided by the heads if None.
+  """
+  width, heads = fields.count('hidden_size'), fields.count('num_attention_heads')
+  return dict(
+      vocab_size=fields.count('vocab_size'), num_layers=fields.count('num_hidden_layers'), width=width, num_heads=heads,
+      num_kv_heads=fields.count('num_key_value_heads', *([heads] if shared_heads else [])),
+      head_dim=fields.count('head_dim', head_dim or width // heads), mlp_width=fields.count('intermediate_size'),
+      norm_eps=fields.positive('rms_norm_eps', norm_eps), tied=fields.take('tie_word_embeddings', tied, kind=bool),
+      max_positions=fields.count('max_position_embeddings', max_positions))
+
+
+def read_windows(fields: Fields, layers: int, *, default: list[str], window: int | None) -> dict[str, Any]:
+  """`local_layers` and `window`, from `layer_types`.
+
+  Args:
+    default: the kinds of the layers where the field is absent. window: in tokens; needed if a layer is local.
+  Raises:
+    InputError: a kind that the decoder does not have, another number of them than layers, or no window.
+  """
+  kinds = fields.take('layer_types', default, kind=list)
+  if len(kinds) != layers or not set(kinds) <= {'full_attention', 'sliding_attention'}:
+    raise InputError(f"{fields.where}: 'layer_types' is {kinds}, which is not supported; supported: {layers} of "
+                     "'full_attention' and 'sliding_attention'")
+  local = tuple(i for i, kind in enumerate(kinds) if kind == 'sliding_attention')
+  if local and window is None:
+    raise InputError(f"{fields.where}: 'layer_types' has layers with 'sliding_attention', but there is no "
+                     "'sliding_window' in use")
+  return dict(local_layers=local, window=window if local else None)
+
+
+def layer_types(config: ModelConfig) -> list[str]:
+  """The field of that name: which layers are local."""
+  return ['sliding_attention' if i in config.local_layers else 'full_attention' for i in range(config.num_layers)]
+
+
+def read_rope(fields: Fields, *, max_positions: int, theta: float = 1e4) -> Rope:
+  """The rotary embedding of the whole head, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`
+  (before).
+
+  Args:
+    theta: where the config names none.
   Raises:
     InputError: a kind of scaling, or a key of it, that the decoder does not have.
   """
+  inside, theta = rope_fields(fields, theta)
+  for place in (fields, inside):
+    place.expect('partial_rotary_factor', 1.0)
+  fields.asked['rope_type'] = f'only {", ".join(ROPES)}'
+  return read_rope_kind(inside, theta, max_positions=max_positions)
+
+
+def rope_fields(fields: Fields, theta: float) -> tuple[Fields, float]:
+  """What stands in `rope_parameters` or `rope_scaling`, and the base frequency, the given one if there is none."""
   raw, old = fields.take('rope_parameters', {}, kind=dict), fields.take('rope_scaling', {}, kind=dict)
   if raw and old and raw != old:
     raise InputError(f"{fields.where}: 'rope_parameters' and 'rope_scaling' are both there and differ; keep one")
   inside = Fields(raw or old, where=f"{fields.where}, in '{'rope_parameters' if raw else 'rope_scaling'}'")
-  theta = inside.positive('rope_theta', fields.positive('rope_theta', 10000.0))
+  return inside, inside.positive('rope_theta', fields.positive('rope_theta', theta))
+
+
+def read_rope_kind(inside: Fields, theta: float, *, max_positions: int, original: int | None = None,
+                   kinds: tuple[str, ...] = ROPES) -> Rope:
+  """The rotary embedding of the fields that stand together in `rope_parameters` or `rope_scaling`.
+
+  Args:
+    original: length of the original context where these do not tell, `max_positions` if None.
+  """
   # Older checkpoints say 'type'; where both are there, transformers reads 'rope_type'.
   kind = inside.take('rope_type', inside.take('type', 'default', kind=str), kind=str)
-  inside.expect('partial_rotary_factor', 1.0)
-  fields.expect('partial_rotary_factor', 1.0)
-  if kind == 'default':
-    rope = Rope(theta, 'default', 1.0, 1.0, 1.0, max_positions)
-    inside.ignore('factor', 'original_max_position_embeddings')
-  elif kind == 'linear':
-    rope = Rope(theta, 'linear', inside.positive('factor'), 1.0, 1.0, max_positions)
-    inside.ignore('original_max_position_embeddings')
+  kind = 'longrope' if kind == 'su' else kind  # Its first name.
+  if kind not in kinds:
+    raise InputError(f"{inside.where}: the rope type '{kind}' is not supported; supported: {', '.join(kinds)}")
+  if kind in ('default', 'linear'):
+    inside.ignore('original_max_position_embeddings', *(['factor'] if kind == 'default' else []))
+    rope = Rope(theta, kind, 1.0 if kind == 'default' else inside.positive('factor'), 1.0, 1.0, max_positions)
   elif kind == 'llama3':
     rope = Rope(theta, 'llama3', inside.positive('factor'), inside.positive('low_freq_factor'),
-                inside.positive('high_freq_factor'), inside.count('original_max_position_embeddings', max_positions))
+                inside.positive('high_freq_factor'),
+                inside.count('original_max_position_embeddings', original or max_positions))
     if rope.high_freq_factor <= rope.low_freq_factor:
       raise InputError(f"{inside.where}: 'high_freq_factor' is {rope.high_freq_factor}, expected more than "
                        f"'low_freq_factor', {rope.low_freq_factor}")
   else:
-    raise InputError(f"{inside.where}: the rope type '{kind}' is not supported; supported: default, linear, llama3")
+    rope = _read_longrope(inside, theta, max_positions, original or max_positions)
   inside.finish()
   return rope
 
 
-def write_rope(rope: Rope) -> dict[str, Any]:
-  """The fields of `config.json` for the rotary embedding, as transformers before and after 5 read them."""
+def _read_longrope(inside: Fields, theta: float, max_positions: int, original: int) -> Rope:
+  """The attention factor is, if it is not there, a function of the stretch. Source: arXiv 2402.13753."""
+  original = inside.count('original_max_position_embeddings', original)
+  factor = inside.positive('factor', max_positions / original)
+  attention = inside.positive('attention_factor', longrope_attention_factor(factor, original))
+  factors = {key: inside.take(key, kind=list) for key in ('short_factor', 'long_factor')}
+  for key, values in factors.items():
+    if not values or not all(isinstance(x, (int, float)) and not isinstance(x, bool) and x > 0 for x in values):
+      raise InputError(f"{inside.where}: '{key}' is {values!r}, expected a list of numbers above 0")
+  short, long = (tuple(map(float, values)) for values in factors.values())
+  return Rope(theta, 'longrope', 1.0, 1.0, 1.0, original, short, long, attention)
+
+
+def longrope_attention_factor(factor: float, original: int) -> float:
+  """What 'longrope' multiplies cosines and sines by, when a context is stretched by that factor."""
+  return 1.0 if factor <= 1.0 else math.sqrt(1 + math.log(factor) / math.log(original))
+
+
+def write_scaling(rope: Rope) -> dict[str, Any]:
+  """What stands in `rope_scaling`, or beside `rope_theta` in `rope_parameters`."""
   if rope.kind == 'default':
-    return {'rope_theta': rope.theta}
+    return {'rope_type': 'default'}
+  if rope.kind == 'longrope':
+    return {'rope_type': 'longrope', 'short_factor': list(rope.short_factors), 'long_factor': list(rope.long_factors),
+            'attention_factor': rope.attention_factor}
   scaling = {'rope_type': rope.kind, 'factor': rope.factor}
   if rope.kind == 'llama3':
     scaling |= {'low_freq_factor': rope.low_freq_factor, 'high_freq_factor': rope.high_freq_factor,
                 'original_max_position_embeddings': rope.original_max_positions}
-  return {'rope_theta': rope.theta, 'rope_scaling': scaling}
+  return scaling
+
+
+def write_rope(rope: Rope) -> dict[str, Any]:
+  """The fields of `config.json` for the rotary embedding, as transformers before and after 5 read them."""
+  scaling = {} if rope.kind == 'default' else {'rope_scaling': write_scaling(rope)}
+  return {'rope_theta': rope.theta, **scaling}
 
 
 def write_sizes(config: ModelConfig) -> dict[str, Any]:
@@ -187,19 +314,20 @@ def write_sizes(config: ModelConfig) -> dict[str, Any]:
       'hidden_size': config.width,
       'num_attention_heads': config.num_heads,
       'num_key_value_heads': config.num_kv_heads,
+      'head_dim': config.head_dim,
       'intermediate_size': config.mlp_width,
       'rms_norm_eps': config.norm_eps,
       'tie_word_embeddings': config.tied,
       'hidden_act': config.activation,
       'max_position_embeddings': config.max_positions,
+      # The tokenizer's business; absent, transformers' class puts in one of its own, perhaps beyond the vocabulary.
+      'pad_token_id': None,
       **write_rope(config.rope),
   }
 
 
-# The tensors of a pre-norm decoder with a gated MLP, as Llama names them and most families after it.
-PRE_NORM_TENSORS = (
-    TensorRow('embed/embedding', 'model.embed_tokens.weight', 'V D -> V D'),
-    TensorRow('layers/attn_norm/scale', 'model.layers.{l}.input_layernorm.weight', 'D -> D'),
+EMBEDDING = (TensorRow('embed/embedding', 'model.embed_tokens.weight', 'V D -> V D'),)
+ATTENTION = (
     TensorRow('layers/attn/q/kernel', 'model.layers.{l}.self_attn.q_proj.weight', '(N H) D -> D N H'),
     TensorRow('layers/attn/k/kernel', 'model.layers.{l}.self_attn.k_proj.weight', '(K H) D -> D K H'),
     TensorRow('layers/attn/v/kernel', 'model.layers.{l}.self_attn.v_proj.weight', '(K H) D -> D K H'),
@@ -208,13 +336,31 @@ PRE_NORM_TENSORS = (
     TensorRow('layers/attn/k/bias', 'model.layers.{l}.self_attn.k_proj.bias', '(K H) -> K H'),
     TensorRow('layers/attn/v/bias', 'model.layers.{l}.self_attn.v_proj.bias', '(K H) -> K H'),
     TensorRow('layers/attn/o/bias', 'model.layers.{l}.self_attn.o_proj.bias', 'D -> D'),
-    TensorRow('layers/mlp_norm/scale', 'model.layers.{l}.post_attention_layernorm.weight', 'D -> D'),
+)
+HEAD_QK_NORMS = (
+    TensorRow('layers/attn/q_norm/scale', 'model.layers.{l}.self_attn.q_norm.weight', 'H -> H'),
+    TensorRow('layers/attn/k_norm/scale', 'model.layers.{l}.self_attn.k_norm.weight', 'H -> H'),
+)
+GATED_MLP = (
     TensorRow('layers/mlp/gate/kernel', 'model.layers.{l}.mlp.gate_proj.weight', 'F D -> D F'),
     TensorRow('layers/mlp/up/kernel', 'model.layers.{l}.mlp.up_proj.weight', 'F D -> D F'),
     TensorRow('layers/mlp/down/kernel', 'model.layers.{l}.mlp.down_proj.weight', 'D F -> F D'),
     TensorRow('layers/mlp/gate/bias', 'model.layers.{l}.mlp.gate_proj.bias', 'F -> F'),
     TensorRow('layers/mlp/up/bias', 'model.layers.{l}.mlp.up_proj.bias', 'F -> F'),
     TensorRow('layers/mlp/down/bias', 'model.layers.{l}.mlp.down_proj.bias', 'D -> D'),
+)
+END = (
     TensorRow('final_norm/scale', 'model.norm.weight', 'D -> D'),
     TensorRow('lm_head/kernel', 'lm_head.weight', 'V D -> D V'),
 )
+
+
+def block_norms(**names: str) -> tuple[TensorRow, ...]:
+  """Rows of the norms of a block, {ours: theirs}."""
+  return tuple(TensorRow(f'layers/{ours}/scale', f'model.layers.{{l}}.{theirs}.weight', 'D -> D')
+               for ours, theirs in names.items())
+
+
+PRE_NORMS = block_norms(attn_norm='input_layernorm', mlp_norm='post_attention_layernorm')
+# The tensors of a pre-norm decoder with a gated MLP, as Llama names them and most families after it.
+PRE_NORM_TENSORS = (*EMBEDDING, *PRE_NORMS, *ATTENTION, *GATED_MLP, *END)

@@ -1,0 +1,72 @@
+"""What blocks are made of: projections, norms, the gated MLP. Axis letters as in decoder.py."""
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from weightsteer_jax import sharding
+from weightsteer_jax.models import delta as deltas
+from weightsteer_jax.models.config import ModelConfig
+
+ACTIVATION_FUNCTIONS = {
+    'silu': jax.nn.silu,
+    'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+    'gelu_pytorch_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+    'relu': jax.nn.relu,
+}
+
+
+class Projection(nnx.Module):
+  """A linear map over the axes its einsum names, with an optional bias; `inputs` and `axes` follow from the einsum."""
+
+  def __init__(self, einsum: str, sizes: dict[str, int], *, bias: bool, dtype: Any, rngs: nnx.Rngs):
+    self.einsum = einsum
+    x_axes, kernel_axes, _ = einsum.replace('->', ',').split(',')
+    output_axes = ''.join(axis for axis in kernel_axes if axis not in x_axes)
+    shape = tuple(sizes[axis] for axis in kernel_axes)
+    self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype),
+                            axes=kernel_axes,
+                            inputs=len(kernel_axes) - len(output_axes))
+    bias_shape = tuple(sizes[axis] for axis in output_axes)
+    self.bias = nnx.Param(jnp.zeros(bias_shape, dtype), axes=output_axes, inputs=0) if bias else None
+
+  def __call__(self, x: jax.Array, edits: deltas.Edits, *, dtype: Any = None) -> jax.Array:
+    y = deltas.pin(jnp.einsum(self.einsum, x, self.kernel[...], preferred_element_type=dtype))
+    if self.bias is not None:
+      y = deltas.pin(y + self.bias[...])
+    y = deltas.add_kernel_edits(y, x, self.einsum, deltas.at(edits, 'kernel'))
+    y = deltas.pin(deltas.add_vector_edits(y, deltas.at(edits, 'bias')))
+    return sharding.constrain(y, self.einsum.split('->')[1])
+
+
+class RMSNorm(nnx.Module):
+  """Root-mean-square normalisation over the axes of its learned scale, in float32, times that scale."""
+
+  def __init__(self, config: ModelConfig, axes: str, *, dtype: Any):
+    self.eps, self.offset = config.norm_eps, config.norm_offset
+    shape = tuple(config.sizes()[axis] for axis in axes)
+    self.scale = nnx.Param(jnp.full(shape, 1.0 - self.offset, dtype), axes=axes, inputs=0)
+
+  def __call__(self, x: jax.Array, edits: deltas.Edits) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    variance = jnp.mean(jnp.square(x32), axis=tuple(range(-self.scale.ndim, 0)), keepdims=True)
+    scale = deltas.edited_scale(self.scale[...], x, deltas.at(edits, 'scale'))
+    if self.offset:
+      scale = self.offset + scale
+    return deltas.pin((x32 * jax.lax.rsqrt(variance + self.eps) * scale).astype(x.dtype))
+
+
+class MLP(nnx.Module):
+  """Gated feed-forward: down(activation(gate(x)) * up(x))."""
+
+  def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
+    sizes = config.sizes()
+    self.activation = config.activation
+    self.gate = Projection('BTD,DF->BTF', sizes, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
+    self.up = Projection('BTD,DF->BTF', sizes, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
+    self.down = Projection('BTF,FD->BTD', sizes, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x_BTD, edits):
+    gate_BTF = ACTIVATION_FUNCTIONS[self.activation](self.gate(x_BTD, deltas.at(edits, 'gate')))
+    return self.down(gate_BTF * self.up(x_BTD, deltas.at(edits, 'up')), deltas.at(edits, 'down'))
