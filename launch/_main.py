@@ -1,6 +1,7 @@
 """What the launchers share: flags of a run, other processes joined, errors turned into one line and an exit status."""
 import logging
 import os
+import pathlib
 import signal
 import sys
 from typing import Any, Callable
@@ -19,8 +20,12 @@ flags.DEFINE_integer('process_id', None, "This process's number, from 0, where n
 flags.DEFINE_float('stall_minutes', 60.0, 'End the run when no step, batch or stage was finished for so long; 0: never.', lower_bound=0.0)
 
 
-def start(main: Callable[[], None]) -> None:
-  """Parses the flags, joins the other processes and calls `main`; whatever is raised is told and becomes an exit status."""
+def start(main: Callable[[], None], *, together: bool = True) -> None:
+  """Parses the flags, joins the other processes and calls `main`; whatever is raised is told and becomes an exit status.
+
+  Args:
+    together: whether all processes run `main` as one; otherwise the first one does by itself, and the others are done.
+  """
 
   def guarded(argv):
     if len(argv) > 1:
@@ -29,25 +34,32 @@ def start(main: Callable[[], None]) -> None:
     logging.getLogger('jax').setLevel(logging.WARNING)
     from weightsteer_jax import lifeline
     try:
-      _join()
-      lifeline.guard(stall_minutes=flags.FLAGS.stall_minutes)
-      main()
-      lifeline.leave()
+      if _begin(together):
+        lifeline.guard(stall_minutes=flags.FLAGS.stall_minutes)
+        main()
+        lifeline.leave()
     except (Exception, KeyboardInterrupt) as error:
       sys.exit(lifeline.fail(error))
 
   app.run(guarded, flags_parser=_parse)
 
 
-def _join() -> None:
-  """Joins the other processes, of which all but the first say nothing but errors."""
-  from weightsteer_jax import distributed
+def _begin(together: bool) -> bool:
+  """Whether this process has something to do; with the others, if `together`, of which all but the first only say errors."""
+  from weightsteer_jax import distributed, lifeline
   args = flags.FLAGS
   signal.signal(signal.SIGTERM, _stop)
-  distributed.join(args.distributed, coordinator=args.coordinator, num_processes=args.num_processes, process_id=args.process_id)
+  told = dict(coordinator=args.coordinator, num_processes=args.num_processes, process_id=args.process_id)
+  if not together:
+    return distributed.place(args.distributed, **told)[0] == 0
+  if distributed.place(args.distributed, **told)[1] > 1:
+    lifeline.catch_abort()
+  distributed.join(args.distributed, **told)
   if not distributed.is_main():
-    logging.getLogger().setLevel(logging.ERROR)
+    for logger in (logging.getLogger(), logging.getLogger('absl')):
+      logger.setLevel(logging.ERROR)
     sys.stdout = open(os.devnull, 'w', encoding='utf-8')
+  return True
 
 
 def _stop(number: int, frame: Any) -> None:
@@ -76,18 +88,28 @@ def define_run_flags() -> None:
 
 
 def run_and_workdir():
-  """The checked run of --config, and its workdir.
+  """The checked run of --config, and its workdir, the same for all processes.
 
   Raises:
-    InputError: no such config file, or what is wrong in it.
+    InputError: no such config file, what is wrong in it, or what is not the same on every process.
   """
   import ml_collections
-  from weightsteer_jax import config
+  from weightsteer_jax import config, distributed
   from weightsteer_jax.errors import InputError
   if not isinstance(flags.FLAGS.config, ml_collections.ConfigDict):  # What ml_collections leaves where it cannot read the file.
     raise InputError(f"--config: there is no config file '{flags.FLAGS['config'].config_filename}'")
   run = config.resolve(flags.FLAGS.config)
-  return run, flags.FLAGS.workdir or os.path.join('runs', run.name)
+  workdir = flags.FLAGS.workdir or os.path.join('runs', run.name)
+  distributed.agree(_flat({'workdir': os.path.abspath(workdir), 'config': config.to_dict(run)}), what='the run')
+  distributed.share(pathlib.Path(workdir), what='the workdir')
+  return run, workdir
+
+
+def _flat(value: Any, name: str = '') -> dict[str, Any]:
+  """{path with dots: value} of nested dicts."""
+  if not isinstance(value, dict):
+    return {name: value}
+  return {path: item for key, inner in value.items() for path, item in _flat(inner, f'{name}.{key}'.lstrip('.')).items()}
 
 
 def define_rows_flags() -> None:

@@ -23,4 +23,4 @@ def main():
 
 
 if __name__ == '__main__':
-  _main.start(main)
+  _main.start(main, together=False)

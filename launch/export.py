@@ -43,4 +43,4 @@ def _check_flags():
 
 
 if __name__ == '__main__':
-  _main.start(main)
+  _main.start(main, together=False)

@@ -25,4 +25,4 @@ def main():
 
 
 if __name__ == '__main__':
-  _main.start(main)
+  _main.start(main, together=False)

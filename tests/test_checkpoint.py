@@ -91,11 +91,14 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path, fraction):
 
 
 def test_a_leaf_that_orbax_reads_wrong_is_named(tmp_path):
-  """Another checkpoint's data under this one's marker: whole for orbax, and of the right shapes."""
+  """Another checkpoint's data under this one's fingerprints: whole for orbax, and of the right shapes."""
   one, other = {'a': jnp.ones(3), 'b': jnp.zeros(3)}, {'a': jnp.ones(3), 'b': jnp.full(3, -0.0)}
   checkpoint.save(tmp_path / 'one', one, metadata={})
   checkpoint.save(tmp_path / 'other', other, metadata={})
-  shutil.copy(tmp_path / 'one' / checkpoint.MARKER, tmp_path / 'other' / checkpoint.MARKER)
+  markers = [json.loads((tmp_path / name / checkpoint.MARKER).read_text()) for name in ('one', 'other')]
+  mixed = {**markers[1], 'leaves': markers[0]['leaves']}
+  del mixed['seal']
+  (tmp_path / 'other' / checkpoint.MARKER).write_text(json.dumps(checkpoint.sealed(mixed)))
   with pytest.raises(CorruptError, match='does not match its fingerprints at b:'):
     checkpoint.restore(tmp_path / 'other', abstract(one))
 
@@ -109,8 +112,13 @@ def test_half_a_folder_is_found(tmp_path):
     checkpoint.restore(tmp_path / 'no_marker', abstract(tree))
   shutil.copytree(tmp_path / 'c', tmp_path / 'no_data')
   shutil.rmtree(tmp_path / 'no_data' / 'state' / 'd')
-  with pytest.raises(CorruptError, match='cut short'):
+  with pytest.raises(CorruptError, match=r'state/d/\w+ is missing'):
     checkpoint.restore(tmp_path / 'no_data', abstract(tree))
+  shutil.copytree(tmp_path / 'c', tmp_path / 'cut')
+  cut = next((tmp_path / 'cut' / 'state' / 'd').iterdir())
+  cut.write_bytes(cut.read_bytes()[:-3])
+  with pytest.raises(CorruptError, match=rf'{cut.name} has \d+ bytes instead of \d+'):
+    checkpoint.restore(tmp_path / 'cut', abstract(tree))
   with pytest.raises(InputError, match=r"no checkpoint at .*did you mean .*no_data'"):
     checkpoint.restore(tmp_path / 'no_dat', abstract(tree))
 
@@ -162,6 +170,7 @@ def test_steps_fall_back_to_the_newest_that_is_whole(tmp_path, caplog):
   assert checkpoints.newest({}) is None
   for step in (2, 10, 30):
     checkpoints.save(step, make_tree(step), metadata={'step': step})
+  checkpoints.wait()
   tree = make_tree()
   assert checkpoints.steps() == [2, 10, 30]
   damage(checkpoints.path(30))
@@ -174,13 +183,52 @@ def test_steps_fall_back_to_the_newest_that_is_whole(tmp_path, caplog):
   assert checkpoints.is_whole(30, abstract(tree)) and not checkpoints.is_whole(10, abstract(tree))
 
 
-def test_only_the_steps_to_keep_are_kept(tmp_path):
+def test_only_the_steps_to_keep_are_kept_once_the_new_one_is_whole(tmp_path):
   checkpoints = checkpoint.Checkpoints(tmp_path)
   for step in (1, 2, 3):
-    checkpoints.save(step, {'a': jnp.ones(2)}, metadata={})
-  checkpoints.keep({1, 3, 9})
+    checkpoints.save(step, {'a': jnp.ones(2)}, metadata={}, keep={1, 9})
+  checkpoints.wait()
   assert checkpoints.steps() == [1, 3]
   assert sorted(os.listdir(tmp_path)) == ['00000001', '00000003']
+
+
+def test_a_save_in_the_background_holds_what_was_given_although_the_buffers_are_used_again(tmp_path):
+  """As a training step does, which consumes its state while the last one is still being written."""
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  state = {'x': jnp.arange(1 << 20, dtype=jnp.float32)}
+  step = jax.jit(lambda state: {'x': state['x'] * -1.5}, donate_argnums=0)
+  expected = np.asarray(state['x']).copy()
+  for number in range(3):
+    checkpoints.save(number, state, metadata={})
+    for _ in range(3):
+      state = step(state)
+    np.testing.assert_array_equal(checkpoints.restore(number, abstract(state))['x'], expected)
+    expected = np.asarray(state['x']).copy()
+
+
+def test_a_save_that_failed_in_the_background_is_reported_at_the_next_call(tmp_path, monkeypatch):
+  def full(*_, **__):
+    raise OutputError('no space left')
+
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  monkeypatch.setattr(checkpoint.files, 'write_json', full)
+  checkpoints.save(1, make_tree(), metadata={})
+  with pytest.raises(OutputError, match='no space left'):
+    checkpoints.save(2, make_tree(), metadata={})
+  monkeypatch.undo()
+  checkpoints.save(3, make_tree(), metadata={})
+  checkpoints.wait()
+  assert os.listdir(tmp_path) == ['00000003']
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(1, make_tree(), metadata={})
+  checkpoints.wait()
+  for name in ('.00000002.77-abcd.partial', '.00000000.removed'):
+    shutil.copytree(checkpoints.path(1), tmp_path / name)
+  assert checkpoints.newest(abstract(make_tree()))[0] == 1
+  assert os.listdir(tmp_path) == ['00000001']
 
 
 def test_a_relative_path_will_do(tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 The rooms, in the order data goes through them; imports only go up this list:
 
   errors.py       the errors a user can meet, with their exit codes
+  distributed.py  several processes: how they join, speak and agree
+  lifeline.py     how they end together, and how a stuck one is noticed
   files.py        files and folders that appear whole or not at all
   versions.py     which versions computed something
   tree.py         pytrees named by path: flatten, strict get, masks that cover every leaf, fingerprints

@@ -35,8 +35,8 @@ def save(folder: files.Path, tree_: PyTree, *, metadata: Mapping[str, Any]) -> N
   """Writes the arrays of a tree, and `metadata` (JSON values), as a new folder; every process calls it.
 
   Raises:
-    InputError: the folder exists, or a leaf is no array of a type that can be verified. OutputError: it could not be
-      written (a full disk, no permission); nothing is left behind.
+    InputError: the folder exists, a leaf is no array of a type that can be verified, or one process of several saves by
+      itself. OutputError: it could not be written (a full disk, no permission); nothing is left behind.
   """
   Saving(folder, tree_, metadata=metadata).wait()
 
@@ -46,6 +46,8 @@ class Saving:
 
   def __init__(self, folder: files.Path, tree_: PyTree, *, metadata: Mapping[str, Any], after: Callable[[], None] = lambda: None):
     """Begins it (arguments and errors as `save`); `after` is what the main process does when all is written."""
+    if distributed.count() < jax.process_count():
+      raise InputError(f'{folder}: orbax writes with all processes or not at all; run this in one process, with --distributed=off')
     self._folder, self._after = pathlib.Path(folder), after
     self._error: Exception | None = None
     arrays = {path: _storable(path, leaf) for path, leaf in tree.flatten(tree_).items()}
@@ -56,7 +58,7 @@ class Saving:
     self._stack = contextlib.ExitStack()
     self._partial = pathlib.Path(distributed.on_main(self._make_partial))
     with self._reported(), self._cleaned():
-      with _quiet(), _orbax_context():
+      with _quiet():
         # Orbax only fills a new folder, and refuses relative paths.
         self._response = ocp.save_async((self._partial / 'orbax').absolute(), tree.unflatten(arrays))
     self._thread = threading.Thread(target=self._finish, daemon=True)
@@ -68,10 +70,14 @@ class Saving:
     Raises:
       OutputError: it could not be written.
     """
-    self._thread.join()
-    if self._error:
-      raise self._error
+    if error := self.join():
+      raise error
     distributed.barrier('checkpoint')
+
+  def join(self) -> Exception | None:
+    """Waits for this process's part alone; what went wrong with it."""
+    self._thread.join()
+    return self._error
 
   def _make_partial(self) -> str:
     return str(self._stack.enter_context(files.new_folder(self._folder, what='a checkpoint')))
@@ -154,11 +160,23 @@ def verify(folder: files.Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 class Checkpoints:
-  """The checkpoints of one training run: `<folder>/<step>`, each a checkpoint of its own. Every process calls all of it."""
+  """The checkpoints of one training run: `<folder>/<step>`, each a checkpoint of its own. Every process calls all of it.
+
+  A context manager: at its end the last save is on disk, or the error that went wrong is raised.
+  """
 
   def __init__(self, folder: files.Path):
     self.folder = pathlib.Path(folder)
     self._saving: Saving | None = None
+
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, kind, *_) -> None:
+    if kind is None:
+      self.wait()
+    elif self._saving and (error := self._saving.join()):  # What is raised now came first; the others may be gone.
+      logging.warning('%s', error)
 
   def path(self, step: int) -> pathlib.Path:
     """The folder of a step's checkpoint."""
@@ -266,7 +284,7 @@ def _storable(path: str, leaf: Any) -> jax.Array:
 def _load_arrays(folder: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
   loaded, problem = {}, ''
   try:
-    with _quiet(), _orbax_context(together=False):
+    with _quiet(), _by_itself():
       loaded = ocp.load(folder.absolute(), tree.unflatten(wanted))
   except Exception as error:  # The marker agreed on every leaf, so whatever orbax cannot read is damage.
     problem = _first_line(error)
@@ -278,11 +296,8 @@ def _load_arrays(folder: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct
 
 
 @contextlib.contextmanager
-def _orbax_context(*, together: bool = True) -> Iterator[None]:
-  """Orbax working with all processes, or with this one alone, in which case it waits for no other."""
-  if together and distributed.count() > 1:
-    yield
-    return
+def _by_itself() -> Iterator[None]:
+  """Orbax reading with this process only, which waits for no other: one may fail to read what the others can."""
   own = distributed.index()
   options = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'process{own}')
   with ocp.Context(multiprocessing_options=options):

@@ -31,6 +31,7 @@ SEEN_SECONDS = 30.0  # within which others must see a new file: network file sys
 
 _used: dict[str, int] = {}  # messages so far, by kind: all processes say the same kinds in the same order
 _thread = threading.local()
+_joined = False
 
 
 def join(mode: str = 'auto', *, coordinator: str = '', num_processes: int | None = None, process_id: int | None = None,
@@ -45,9 +46,7 @@ def join(mode: str = 'auto', *, coordinator: str = '', num_processes: int | None
   Raises:
     InputError: arguments that do not go together, or no cluster. ProcessLost: the others were not there in time.
   """
-  told = bool(coordinator) or num_processes is not None or process_id is not None
-  _check(mode, coordinator, num_processes, process_id, told)
-  if mode == 'off' or num_processes == 1 or (mode == 'auto' and not told and _detected() < 2):
+  if mode != 'on' and place(mode, coordinator=coordinator, num_processes=num_processes, process_id=process_id)[1] == 1:
     return
   # We end the others when one fails, and act on SIGTERM, each with its own exit status; jax would abort.
   jax.config.update('jax_enable_recoverability', True)
@@ -59,10 +58,40 @@ def join(mode: str = 'auto', *, coordinator: str = '', num_processes: int | None
     raise InputError(f'--distributed={mode}: no cluster was detected ({error}); give --coordinator=HOST:PORT, '
                      '--num_processes=N and --process_id=I') from error
   except RuntimeError as error:
-    raise ProcessLost(
-        f'the processes did not come together at {distributed.global_state.coordinator_address} within {timeout:.0f} s. '
-        'Start all of them, with the same --num_processes, and let that port through (on TPU it is 8482, of older '
-        f'versions of jax 8476; JAX_COORDINATOR_PORT names another). {first_line(error)}') from error
+    raise ProcessLost(f'{not_together()}. {first_line(error)}') from error
+  global _joined
+  _joined = True
+
+
+def joined() -> bool:
+  """Whether the processes have come together."""
+  return _joined
+
+
+def not_together() -> str:
+  """What to say where they do not (where they do not even connect, jax aborts: see lifeline.catch_abort)."""
+  return (f'the processes of the run did not come together at {distributed.global_state.coordinator_address}: start all of them, '
+          'with the same --num_processes, and let that port through (on TPU it is 8482, of older versions of jax 8476; '
+          'JAX_COORDINATOR_PORT names another)')
+
+
+def place(mode: str = 'auto', *, coordinator: str = '', num_processes: int | None = None,
+          process_id: int | None = None) -> tuple[int, int]:
+  """(this process's number, processes of the run), by the arguments of `join` or the cluster; without joining.
+
+  Raises:
+    InputError: arguments that do not go together.
+  """
+  told = bool(coordinator) or num_processes is not None or process_id is not None
+  _check(mode, coordinator, num_processes, process_id, told)
+  if mode == 'off':
+    return 0, 1
+  detected = (None, None) if None not in (num_processes, process_id) else _detected()
+  number = detected[0] if process_id is None else process_id
+  total = detected[1] if num_processes is None else num_processes
+  if told and mode == 'auto' and None in (number, total):
+    raise InputError('no cluster was detected: give all of --coordinator=HOST:PORT, --num_processes=N and --process_id=I')
+  return number or 0, total or 1
 
 
 def index() -> int:
@@ -244,12 +273,12 @@ def _check(mode: str, coordinator: str, num_processes: int | None, process_id: i
     raise InputError(f'--process_id={process_id}: expected 0 to {(num_processes or 1) - 1}, another one for each process')
 
 
-def _detected() -> int:
-  """Processes of the cluster that this is one of; 1 without a cluster."""
+def _detected() -> tuple[int | None, int | None]:
+  """(this process's number, processes) of the cluster that jax detects; (None, None) without one."""
   for cluster in clusters.ClusterEnv._cluster_types:
     if not cluster.opt_in_only_method and cluster.is_env_present():
-      return int(cluster.get_process_count())
-  return 1
+      return int(cluster.get_process_id()), int(cluster.get_process_count())
+  return None, None
 
 
 def _difference(expected: Any, got: Any) -> str:

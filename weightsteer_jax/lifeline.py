@@ -40,7 +40,24 @@ def guard(*, stall_minutes: float) -> None:
   if distributed.count() > 1:
     for watch in (_hear, _count_heads):
       threading.Thread(target=watch, daemon=True).start()
-    _catch_abort()
+
+
+def catch_abort() -> None:
+  """Has an abort of jax's coordination end this process with a message, and a status that a scheduler understands.
+
+  It aborts where processes do not come together, and, in a race with `_hear`, where process 0 is gone. Python's own
+  handlers of signals never run in an abort; a handler in C does.
+  """
+  @ctypes.CFUNCTYPE(None, ctypes.c_int)
+  def aborted(_):
+    if _leaving.is_set():
+      os._exit(0)
+    _end(_main_is_gone() if distributed.joined() else _failure(distributed.not_together(), RESTART, [0]))
+
+  _kept.append(aborted)
+  libc = ctypes.CDLL(None)
+  libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, type(aborted)), ctypes.c_void_p
+  libc.signal(signal.SIGABRT, aborted)
 
 
 def progress() -> None:
@@ -161,24 +178,6 @@ def _may_follow(error: BaseException) -> bool:
     return True
   text = str(error).lower()
   return isinstance(error, RuntimeError) and any(word in text for word in CONTACT_LOST)
-
-
-def _catch_abort() -> None:
-  """Has an abort end this process as the loss of process 0 does.
-
-  When process 0 is gone, jax's coordination aborts this process, with a status that says nothing to a scheduler, and
-  in a race with `_hear`. Python's own handlers of signals never run in an abort; a handler in C does.
-  """
-  @ctypes.CFUNCTYPE(None, ctypes.c_int)
-  def aborted(_):
-    if _leaving.is_set():
-      os._exit(0)
-    _end(_main_is_gone())
-
-  _kept.append(aborted)
-  libc = ctypes.CDLL(None)
-  libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, type(aborted)), ctypes.c_void_p
-  libc.signal(signal.SIGABRT, aborted)
 
 
 def _watch_progress(minutes: float) -> None:

@@ -123,4 +123,4 @@ def _stays(line: str, peak: float, after: int) -> bool:
     row = json.loads(line)
   except ValueError:  # The process was killed while it wrote this line.
     return False
-  return row['peak'] != peak or row['step'] <= after
+  return row['peak'] != peak or 0 < after and row['step'] <= after  # At step 0 everything is logged again.

@@ -151,23 +151,22 @@ def _make_job(model, train, validation, options, workdir, seed, row_length, prog
 
 def _fit(job: _Job, rate: float, stop: preemption.Stop) -> _Trial:
   """The finished run of one learning rate, from scratch or from its last checkpoint."""
-  checkpoints = checkpoint.Checkpoints(job.workdir / 'checkpoints' / f'{rate:g}')
-  state, step, history = _start(job, checkpoints)
-  with Log(job.workdir, peak=rate, step=step, total=job.steps, progress=job.progress) as log:
-    if not history:
-      history = [(0, _validate(job, state.delta, rate, 0, log))]
-    while not _is_done(job, history):
-      first, goal = step, min((step // job.options.eval_every + 1) * job.options.eval_every, job.steps)
-      state, step = _train(job, state, range(first, goal), rate, stop, log)
-      if step == goal:
-        history = [*history, (step, _validate(job, state.delta, rate, step, log))]
-      # The one before the last stays too: it is what a damaged last one falls back to.
-      checkpoints.save(step, state, metadata={'validations': history}, keep={first, _best(history)[0]})
-      if stop.name and not _is_done(job, history):
-        checkpoints.wait()
-        raise Preempted(f'{stop.name} came: step {step} of {job.steps} (learning rate {rate:g}) is saved in '
-                        f'{checkpoints.folder}; start again to continue')
-  checkpoints.wait()
+  with checkpoint.Checkpoints(job.workdir / 'checkpoints' / f'{rate:g}') as checkpoints:
+    state, step, history = _start(job, checkpoints)
+    with Log(job.workdir, peak=rate, step=step, total=job.steps, progress=job.progress) as log:
+      if not history:
+        history = [(0, _validate(job, state.delta, rate, 0, log))]
+      while not _is_done(job, history):
+        first, goal = step, min((step // job.options.eval_every + 1) * job.options.eval_every, job.steps)
+        state, step = _train(job, state, range(first, goal), rate, stop, log)
+        if step == goal:
+          history = [*history, (step, _validate(job, state.delta, rate, step, log))]
+        # The one before the last stays too: it is what a damaged last one falls back to.
+        checkpoints.save(step, state, metadata={'validations': history}, keep={first, _best(history)[0]})
+        if stop.name and not _is_done(job, history):
+          checkpoints.wait()
+          raise Preempted(f'{stop.name} came: step {step} of {job.steps} (learning rate {rate:g}) is saved in '
+                          f'{checkpoints.folder}; start again to continue')
   return _Trial(rate, history, checkpoints)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 
-from weightsteer_jax import files, sharding, tree
+from weightsteer_jax import distributed, files, sharding, tree
 from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
 from weightsteer_jax.models import stored
 from weightsteer_jax.models.config import ModelConfig
@@ -193,13 +193,12 @@ def save(folder: str | pathlib.Path,
   _check_params(config, params)
   files.refuse_existing(folder, what='the checkpoint')
   tensors = _hf_tensors(config, spec, params)
-  if jax.process_index() == 0:
+  if distributed.is_main():
     _write(pathlib.Path(folder), tensors, raw, like, extra or {})
   else:
     for _ in tensors:
       pass
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f'saved {folder}')
+  distributed.barrier('checkpoint saved')
   return pathlib.Path(folder)
 
 

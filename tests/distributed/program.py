@@ -1,0 +1,65 @@
+"""A launcher as it is, with a fault after a step of one process's training or a row of its sweep.
+
+  python program.py steer|finetune|sweep [--fault=raise|stop|kill|hang --on=PROCESS --at=STEP --at_row=N --pause=SECONDS] flags...
+"""
+import importlib
+import os
+import pathlib
+import signal
+import sys
+import time
+
+from absl import flags
+
+
+def define_flags() -> None:
+  flags.DEFINE_enum('fault', '', ['', 'raise', 'stop', 'kill', 'hang'], 'What happens.')
+  flags.DEFINE_integer('on', 0, 'To which process.')
+  flags.DEFINE_integer('at', 0, 'After which step.')
+  flags.DEFINE_integer('at_row', 0, 'After which row of the sweep of this start.')
+  flags.DEFINE_float('pause', 0.0, 'Seconds after each step and row, for a test to come in between.')
+
+
+def strike() -> None:
+  match flags.FLAGS.fault:
+    case 'raise':
+      raise RuntimeError('a fault of the test')
+    case 'stop':
+      os.kill(os.getpid(), signal.SIGTERM)
+    case 'kill':
+      os.kill(os.getpid(), signal.SIGKILL)
+    case 'hang':
+      time.sleep(10**6)
+
+
+def with_fault(main) -> None:
+  """Runs the launcher's `main`, in whose log and rows the fault waits."""
+  from weightsteer_jax import distributed
+  from weightsteer_jax.evaluation import rows
+  from weightsteer_jax.finetune import log
+  log_step, append, args = log.Log.step, rows.Rows.append, flags.FLAGS
+  appended = []
+
+  def step(self, number, *values, **named):
+    log_step(self, number, *values, **named)
+    time.sleep(args.pause)
+    if number == args.at and distributed.index() == args.on:
+      strike()
+
+  def add(self, row):
+    append(self, row)
+    appended.append(row)
+    time.sleep(args.pause)
+    if len(appended) == args.at_row and distributed.index() == args.on:
+      strike()
+
+  log.Log.step, rows.Rows.append = step, add
+  main()
+
+
+if __name__ == '__main__':
+  sys.path.insert(0, str(pathlib.Path(__file__).parent.parent.parent / 'launch'))
+  program = importlib.import_module(sys.argv.pop(1))
+  import _main
+  define_flags()
+  _main.start(lambda: with_fault(program.main))

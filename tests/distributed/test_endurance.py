@@ -1,0 +1,114 @@
+"""By hand: the quickstart on several processes, and runs that are killed again and again. Minutes each."""
+import json
+import pathlib
+import random
+import time
+
+import numpy as np
+import pytest
+
+from distributed import harness
+from distributed.test_processes import losses, rows
+from weightsteer_jax import tree
+from weightsteer_jax.finetune import load_adapter
+
+HERE = pathlib.Path(__file__).parent
+QUICKSTART = HERE.parent.parent / 'configs' / 'quickstart.py'
+pytestmark = pytest.mark.slow
+
+
+def quickstart(count: int, workdir: pathlib.Path, *flags: str, devices: int = 2) -> harness.Group:
+  return harness.start(count, HERE / 'program.py', 'steer', f'--config={QUICKSTART}', f'--workdir={workdir}', *flags,
+                       logs=workdir.parent / f'{workdir.name}-logs', devices=devices, env={'JAX_DISABLE_MOST_OPTIMIZATIONS': '0'})
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  """The quickstart's workdir, as one process makes it."""
+  workdir = tmp_path_factory.mktemp('quickstart') / 'alone'
+  group = quickstart(1, workdir, devices=1)
+  assert group.wait(1200) == [0], group.said()
+  return workdir
+
+
+def compare_quickstart(one: pathlib.Path, other: pathlib.Path) -> dict[str, float]:
+  """How far two runs of it are apart, for the test to print and to bound."""
+  found = {}
+  for side in ('positive', 'negative'):
+    assert (one / 'data' / f'{side}.jsonl').read_text() == (other / 'data' / f'{side}.jsonl').read_text()
+    mine, theirs = (np.array([[np.nan if x is None else x for x in line[1:]] for line in losses(workdir, side)], float) for workdir in (one, other))
+    found[f'{side} losses, relative'] = float(np.nanmax(np.abs(mine / theirs - 1)))
+  mine, theirs = rows(one), rows(other)
+  assert mine.keys() == theirs.keys()
+  texts = [key for key, row in mine.items() if 'completion' in row]
+  found['texts'] = len(texts)
+  found['texts that differ'] = sum(mine[key]['completion'] != theirs[key]['completion'] for key in texts)
+  found['texts that differ within |alpha| <= 1'] = sum(mine[key]['completion'] != theirs[key]['completion'] for key in texts if abs(key[0]) <= 1)
+  scores = [key for key, row in mine.items() if 'logprobs' in row and abs(key[0]) <= 1]
+  found['scores, nats'] = max(np.abs(np.subtract(mine[key]['logprobs'], theirs[key]['logprobs'])).max() for key in scores)
+  results = [{(row['task'], row['metric'], row['alpha']): row['mean'] for row in map(json.loads, (workdir / 'results.jsonl').read_text().splitlines())}
+             for workdir in (one, other)]
+  found['means'] = max(abs(results[0][key] - results[1][key]) for key in results[0])
+  return found
+
+
+@pytest.mark.parametrize('count', [2, 4])
+def test_the_quickstart_comes_out_the_same_on_several_processes(alone, tmp_path, count, capsys):
+  group = quickstart(count, tmp_path / 'run')
+  assert group.wait(2400) == [0] * count, group.said()
+  found = compare_quickstart(alone, tmp_path / 'run')
+  with capsys.disabled():
+    print(f'\n{count} x 2 devices against one: {json.dumps(found)}')
+  assert found['positive losses, relative'] < 1e-3 and found['scores, nats'] < 0.05 and found['means'] <= 0.02
+
+
+def test_one_of_four_is_killed_and_two_go_on_to_the_same_result(alone, tmp_path, capsys):
+  group = quickstart(4, tmp_path / 'run', '--fault=kill', '--on=2', '--at=33')
+  codes = group.wait(1200)
+  assert codes == [75, 75, -9, 75], group.said()
+  assert all('process 2 of 4 ended without a word' in group.output(i) for i in (0, 1, 3)), group.said()
+  again = quickstart(2, tmp_path / 'run')
+  assert again.wait(1800) == [0, 0], again.said()
+  found = compare_quickstart(alone, tmp_path / 'run')
+  with capsys.disabled():
+    print(f'\n4 processes, one killed, then 2: {group.apart():.1f} s until the others ended; {json.dumps(found)}')
+  assert found['positive losses, relative'] < 1e-3 and found['scores, nats'] < 0.05 and found['means'] <= 0.02
+
+
+@pytest.mark.parametrize('count, kills', [(1, 20), (2, 5)])
+def test_a_run_that_is_killed_at_random_ends_as_if_it_had_not_been(experiment, tmp_path, count, kills, capsys):
+  """SIGKILL whenever it comes, after a few lines of the log or the rows: in the midst of steps, saves, writes."""
+  flags = ('--pause=0.1', '--config.finetune.steps=24', '--config.finetune.eval_every=3')
+  whole = experiment(count, 'steer', tmp_path / 'whole', *flags)
+  assert whole.wait(600) == [0] * count, whole.said()
+  draw, happened, most = random.Random(0), [], 6 if count == 1 else 30
+  while True:
+    group = experiment(count, 'steer', tmp_path / 'killed', *flags)
+    lines, done = draw.randint(1, most), lambda: group.processes[0].poll() is not None
+    seen = set()  # As (file, size): what a restart drops and writes again counts again.
+    group.wait_until(lambda: seen.add(progress(tmp_path / 'killed')) or len(seen) > lines or done(), 300)
+    time.sleep(draw.random() * 0.3)
+    victim = draw.randrange(count)
+    if done():
+      break
+    group.processes[victim].kill()
+    codes = group.wait(60)
+    assert codes[victim] == -9 and all(code == 75 for i, code in enumerate(codes) if i != victim), group.said()
+    happened.append((victim, *progress(tmp_path / 'killed')))
+  assert group.wait(60) == [0] * count, group.said()
+  for side in ('positive', 'negative'):
+    (mine, _), (theirs, _) = (load_adapter(tmp_path / name / 'finetune' / side / 'adapter') for name in ('whole', 'killed'))
+    for path, leaf in tree.flatten(mine).items():
+      np.testing.assert_array_equal(leaf, tree.flatten(theirs)[path])
+    assert losses(tmp_path / 'whole', side) == losses(tmp_path / 'killed', side)
+  assert rows(tmp_path / 'whole') == rows(tmp_path / 'killed')
+  with capsys.disabled():
+    print(f'\n{len(happened)} kills of {count} process(es), each (victim, lines of metrics, rows): {happened}')
+  assert len(happened) >= kills
+
+
+def progress(workdir: pathlib.Path) -> tuple[int, int]:
+  """(lines logged by the fine-tunes, rows of the sweep)."""
+  def lines(pattern):
+    return sum(path.read_bytes().count(b'\n') for path in workdir.glob(pattern))
+  return lines('finetune/*/metrics.jsonl'), lines('sweep/rows.jsonl')

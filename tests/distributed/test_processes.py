@@ -1,0 +1,68 @@
+"""Real processes over gloo: what one computes two compute too, and what ends one ends both."""
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from distributed import harness
+from weightsteer_jax import directions, tree
+
+
+def rows(workdir: pathlib.Path) -> dict[tuple, dict]:
+  lines = (workdir / 'sweep' / 'rows.jsonl').read_text().splitlines()
+  found = [json.loads(line) for line in lines]
+  return {(row['alpha'], row['task'], row['example']): row for row in found}
+
+
+def losses(workdir: pathlib.Path, side: str) -> list[tuple]:
+  lines = (workdir / 'finetune' / side / 'metrics.jsonl').read_text().splitlines()
+  return [(row['step'], row.get('train_loss'), row.get('validation_loss')) for row in map(json.loads, lines)]
+
+
+def assert_alike(one: pathlib.Path, other: pathlib.Path) -> None:
+  """Losses, direction, scores and greedy texts of two workdirs agree, the numbers within rounding."""
+  for side in ('positive', 'negative'):
+    for (step, *mine), (their_step, *theirs) in zip(losses(one, side), losses(other, side), strict=True):
+      assert step == their_step
+      np.testing.assert_allclose(np.array(mine, float), np.array(theirs, float), rtol=1e-4)
+  x, y = (tree.flatten(directions.load(workdir / 'directions' / 'small').delta) for workdir in (one, other))
+  assert x.keys() == y.keys()
+  for path in x:
+    assert np.linalg.norm(x[path] - y[path]) < 1e-4 * np.linalg.norm(x[path]), path
+  mine, theirs = rows(one), rows(other)
+  assert mine.keys() == theirs.keys() and len(mine) == 36
+  for key, row in mine.items():
+    assert row.get('completion') == theirs[key].get('completion'), key
+    np.testing.assert_allclose(row.get('logprobs', 0), theirs[key].get('logprobs', 0), atol=1e-4)
+
+
+def test_two_processes_of_two_devices_compute_what_one_does(experiment, tmp_path):
+  one, two = experiment(1, 'steer', tmp_path / 'one', devices=1), experiment(2, 'steer', tmp_path / 'two')
+  assert (one.wait(200), two.wait(200)) == ([0], [0, 0]), one.said() + two.said()
+  assert_alike(tmp_path / 'one', tmp_path / 'two')
+  assert 'data:4' in two.output(0) and 'fine-tune positive' in two.output(0)
+  said = [line for line in two.output(1).splitlines() if 'Gloo' not in line and line.strip()]
+  assert not said, 'the other processes have nothing to say'
+
+
+def test_an_exception_on_one_process_ends_the_other_with_its_message_and_status(experiment, tmp_path):
+  group = experiment(2, 'finetune', tmp_path / 'run', '--fault=raise', '--on=1', '--at=2')
+  assert group.wait(120) == [1, 1], group.said()
+  assert 'Traceback' in group.output(1) and group.output(1).endswith('error: RuntimeError: a fault of the test\n')
+  assert 'Traceback' not in group.output(0)
+  assert re.search(r'error: process 1 of 2 on \S+: RuntimeError: a fault of the test\n', group.output(0)), group.said()
+  assert group.apart() < 5
+
+
+def test_sigterm_to_one_process_saves_on_both_and_what_was_saved_goes_on_in_one(experiment, tmp_path):
+  group = experiment(2, 'finetune', tmp_path / 'run', '--side=positive', '--fault=stop', '--on=1', '--at=2', '--pause=0.2')
+  assert group.wait(120) == [75, 75], group.said()
+  assert all('SIGTERM (to process 1 of 2) came: step ' in group.output(i) for i in range(2)), group.said()
+  saved = sorted(path.name for path in (tmp_path / 'run' / 'finetune' / 'positive' / 'checkpoints' / '0.003').iterdir())
+  assert 2 <= int(saved[-1]) < 6
+  group = experiment(1, 'finetune', tmp_path / 'run', '--side=positive', devices=1)
+  assert group.wait(120) == [0], group.said()
+  steps = [step for step, loss, _ in losses(tmp_path / 'run', 'positive') if loss is not None]
+  assert steps == [1, 2, 3, 4, 5, 6]
