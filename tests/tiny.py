@@ -22,6 +22,8 @@ FAMILIES = {
     'phi3': (transformers.Phi3Config, transformers.Phi3ForCausalLM),
     'smollm3': (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM),
     'granite': (transformers.GraniteConfig, transformers.GraniteForCausalLM),
+    'qwen3_moe': (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
+    'mixtral': (transformers.MixtralConfig, transformers.MixtralForCausalLM),
 }
 # Frequencies are low and contexts short, so that the band of 'llama3' scaling lies within the few positions that the
 # tests use.
@@ -93,6 +95,15 @@ CASES = {
     'granite': dict(family='granite', num_attention_heads=4, num_key_value_heads=2, attention_bias=True, mlp_bias=True,
                     attention_multiplier=0.4, embedding_multiplier=3.0, residual_multiplier=0.6, logits_scaling=0.7,
                     rope_parameters=dict(rope_type='default', rope_theta=900.0)),
+    'qwen3_moe': dict(family='qwen3_moe', num_attention_heads=4, num_key_value_heads=2, head_dim=10, attention_bias=True,
+                      use_sliding_window=True, sliding_window=9, moe_intermediate_size=20, num_experts=6,
+                      num_experts_per_tok=3, norm_topk_prob=True, tie_word_embeddings=True,
+                      rope_parameters=dict(rope_type='default', rope_theta=600.0)),
+    'qwen3_moe_unnormalised': dict(family='qwen3_moe', num_attention_heads=4, num_key_value_heads=4,
+                                   moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, hidden_act='gelu',
+                                   rope_parameters=dict(rope_type='linear', rope_theta=600.0, factor=1.5)),
+    'mixtral': dict(family='mixtral', num_attention_heads=6, num_key_value_heads=2, sliding_window=8, num_local_experts=5,
+                    num_experts_per_tok=3, rope_parameters=dict(rope_type='default', rope_theta=900.0)),
 }
 
 

@@ -68,6 +68,19 @@ def write_json(path: Path, value: Any) -> None:
   write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + '\n')
 
 
+def append_json(path: Path, value: Any) -> None:
+  """Adds the value to a jsonl file as a line.
+
+  Raises:
+    OutputError: it could not be written.
+  """
+  try:
+    with open(path, 'a', encoding='utf-8') as file:
+      file.write(json.dumps(value, allow_nan=False) + '\n')
+  except OSError as error:
+    raise OutputError(f'{path} could not be written: {error.strerror or error}') from error
+
+
 def save_safetensors(path: Path,
                      tensors: Mapping[str, np.ndarray],
                      *,

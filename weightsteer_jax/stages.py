@@ -180,27 +180,71 @@ def direction_from(positive: Path, negative: Path, output: Path, *, base: Path =
 def export(direction: Path, base: Path, alpha: float, format: str, output: Path, *, allow_other_base: bool = False,
            **options: Any) -> dict[str, Any]:
   """The provenance of an exported direction, parity included (options as in directions.Request)."""
-  found = directions.load(direction)
-  directions.check_export(found, directions.Request(format, alpha, **options), output)
-  record = directions.export(found, load_model(ModelChoice(str(base))), alpha, format, output, allow_other_base=allow_other_base,
-                             results=[] if allow_other_base else _results_of(found, pathlib.Path(direction)), **options)
+  if format.startswith('orbax') and distributed.count() > 1:
+    raise InputError(f'the format {format} is written by one process: start this program once, without --num_processes '
+                     'or a cluster (--distributed=off)')
+  jax.devices()  # The processes find their devices together, also those that do not work here.
+  record = distributed.on_main(lambda: _export(direction, base, alpha, format, output, allow_other_base, options))
   for note in record.get('notes', []):
     say(note)
-  say(f'export: {output}, {len(record["files"])} files, {json.dumps(record["parity"])}; how to load it is in its README.md')
+  say(f'export: {output}, {len(record["files"])} files, {json.dumps(record["parity"])}; its README.md says how to load it')
   return record
 
 
-def verify(folder: Path) -> directions.Verified:
-  """What an export, a direction, an adapter or a checkpoint of ours was checked for, and says so.
+def preflight(run: Run, topology: str, sizes: Any, *, mesh: str = '', programs: Sequence[str] = (), search: bool = False,
+              output: Path = '') -> bool:
+  """Whether the run's programs fit that hardware, with a table of what they cost; `sizes` as preflight.Sizes.
+
+  Raises:
+    InputError: no such hardware, model or program, or a mesh that fits neither.
+  """
+  from weightsteer_jax import preflight as pre
+  run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, shape=mesh)) if mesh else run
+  target = pre.target(topology)
+  config, family = models.load_config(models.resolve(_folder_of(run.model.source), revision=run.model.revision or None, weights=False)[0])
+  say(f'model: {run.model.source} ({family.model_type}, {tree.count(models.abstract_params(config)) / 1e9:.3g}B parameters, {run.model.dtype})')
+  sizes = sizes.within(config.max_positions)
+  if search:
+    return _recommend(pre, run, config, target, sizes)
+  plan = pre.plan(run, config, target, sizes)
+  pre.check_names(plan, programs)
+  for line in (*plan.layouts.words, *plan.words(sizes)):
+    say(line)
+  results = []
+  for result in pre.check(plan, tuple(programs)):
+    results.append(result)
+    if output:
+      files.append_json(output, {'model': run.model.source, 'topology': target.name, **plan.as_json(sizes), **pre.as_json(plan, result)})
+  for line in ('', *pre.lines(plan, results), '', pre.verdict(plan, results)):
+    say(line)
+  fits = all(result.fits for result in results)
+  if not fits:
+    for line in pre.advice(run, config, target, sizes):
+      say(line)
+  return fits
+
+
+def _export(direction: Path, base: Path, alpha: float, format: str, output: Path, allow_other_base: bool,
+            options: Mapping[str, Any]) -> dict[str, Any]:
+  """What one process does of `export`, on one device; refuses what it can before the model is read."""
+  found = directions.load(direction)
+  directions.check_export(found, directions.Request(format, alpha, **options), output)
+  results = [] if allow_other_base else _results_of(found, pathlib.Path(direction))
+  return directions.export(found, load_model(ModelChoice(str(base))), alpha, format, output, results=results,
+                           allow_other_base=allow_other_base, **options)
+
+
+def verify(folder: Path) -> None:
+  """Says what an export, a direction, an adapter or a checkpoint of ours was checked for.
 
   Raises:
     CorruptError: what is missing or was changed.
   """
-  found = directions.verify(folder)
-  say(f'{folder}: {found.kind}, whole ({found.checked})')
-  if found.unlisted:
-    say(f'not part of it, and not checked: {", ".join(found.unlisted)}')
-  return found
+  jax.devices()  # As in `export`.
+  found = distributed.on_main(lambda: dataclasses.asdict(directions.verify(folder)))
+  say(f'{folder}: {found["kind"]}, whole ({found["checked"]})')
+  if found['unlisted']:
+    say(f'not part of it, and not checked: {", ".join(found["unlisted"])}')
 
 
 def score(model: str, input: Path, output: Path, *, direction: Path = '', alphas: Sequence[float] = (0.0,), dtype: str = 'float32',
@@ -287,6 +331,20 @@ def say(line: str) -> None:
   lifeline.progress()
   if distributed.is_main():
     print(line, flush=True)
+
+
+def _recommend(pre: Any, run: Run, config: models.ModelConfig, target: Any, sizes: Any) -> bool:
+  """Whether one of the fastest ways to run by estimate fits by the compiler; says which, with all its programs."""
+  for candidate, result in pre.search(run, config, target, sizes):
+    say(f'{"fits" if result.fits else "does not fit"}, {result.peak / 2**30:.2f} GiB, about {candidate.speed:,.0f} tokens/s: {candidate}')
+    if result.fits:
+      plan = candidate.plan(run, config, target, sizes)
+      results = [result, *pre.check(plan, tuple(program.name for program in plan.programs[1:]))]
+      for line in ('', *pre.lines(plan, results), '', pre.verdict(plan, results), f'recommended: {candidate}'):
+        say(line)
+      return all(each.fits for each in results)
+  say('nothing that was tried fits: take more devices, shorter rows or a smaller batch')
+  return False
 
 
 def _engine(run: Run, arms: Mapping[str, Any]) -> evaluation.Engine:

@@ -52,7 +52,7 @@ def test_peft_loads_in_peft(model_and_direction, tmp_path):
   loaded = peft.PeftModel.from_pretrained(base, tmp_path / 'out')
   np.testing.assert_allclose(oracle.torch_logits(loaded), oracle.unmerged_logits(model, direction, ALPHA), atol=1e-4)
   assert record['rank'] == 3
-  assert any('vLLM and llama.cpp refuse' in note for note in record['notes'])
+  assert any('vLLM and llama.cpp refuse it' in note for note in record['notes'])
 
 
 def test_peft_of_a_contrast_has_rank_2r(untied, untied_model, tmp_path):

@@ -115,7 +115,8 @@ def test_unmerged_loses_nothing_where_merging_does(untied, tmp_path):
   assert apart['parity']['largest_difference'] < 1e-5 and 'realised_error' not in apart
 
 
-@pytest.mark.parametrize('axes, shape, inputs', [('LEDF', (2, 3, 4, 5), 1), ('LNHD', (2, 3, 4, 5), 2), ('DV', (4, 5), 1)])
+@pytest.mark.parametrize('axes, shape, inputs', [('LEDF', (2, 3, 4, 5), 1), ('LNHD', (2, 3, 4, 5), 2),
+                                                 ('DV', (4, 5), 1)])
 def test_matrices_of_experts_and_heads(axes, shape, inputs, monkeypatch):
   """Layers and experts lead; inputs and outputs are flattened, so that a plain matmul gives the change."""
   path = 'layers/x/kernel' if axes.startswith('L') else 'x/kernel'

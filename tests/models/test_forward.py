@@ -58,7 +58,10 @@ OTHER = dict(vocab_size=41,
              rotary_fraction=0.5,
              embedding_scale=2.0,
              residual_scale=0.7,
-             logit_divisor=1.5)
+             logit_divisor=1.5,
+             num_experts=4,
+             experts_per_token=3,
+             normalise_choices=True)
 OTHER_ROPE = dict(theta=150.0,
                   kind='linear',
                   factor=5.0,
@@ -72,7 +75,9 @@ OTHER_ROPE = dict(theta=150.0,
 LOCAL = dataclasses.replace(CONFIG, local_layers=(0, 2), window=5, local_rope=Rope(30.0, 'default', 1.0, 1.0, 1.0, 32))
 LONGROPE = dataclasses.replace(CONFIG, rope=Rope(100.0, 'longrope', 1.0, 1.0, 1.0, 20, (1.0, 1.3, 2.0, 3.0),
                                                  (1.0, 2.0, 4.0, 6.0), 1.2))
-DEPENDS = dict(local_layers=LOCAL, window=LOCAL, local_rope=LOCAL, short_factors=LONGROPE,
+MIXTURE = dataclasses.replace(CONFIG, mlp_bias=False, num_experts=5, experts_per_token=2)
+DEPENDS = dict(local_layers=LOCAL, window=LOCAL, local_rope=LOCAL, num_experts=MIXTURE, experts_per_token=MIXTURE,
+               normalise_choices=MIXTURE, short_factors=LONGROPE,
                long_factors=dataclasses.replace(LONGROPE, rope=dataclasses.replace(LONGROPE.rope, original_max_positions=11)))
 TOKENS = tiny.tokens((2, 12), vocab_size=40)
 
@@ -101,6 +106,8 @@ def check_matters(config, other, params):
 @pytest.mark.parametrize('field', [field.name for field in dataclasses.fields(ModelConfig)])
 def test_every_field_of_the_config_matters(field, params):
   config = DEPENDS.get(field, CONFIG)
+  if config is MIXTURE:
+    params = tiny.randomised(models.abstract_params(MIXTURE), scale=0.5)
   check_matters(config, dataclasses.replace(config, **{field: OTHER[field]}), params)
 
 

@@ -12,7 +12,7 @@ from weightsteer_jax.directions.peft_export import loadable_name
 WHAT = {
     'hf': 'The base model with the direction merged in',
     'orbax': 'The base model with the direction merged in, as orbax arrays',
-    'orbax-unmerged': 'The base model and the direction apart, as orbax arrays; the direction is added when they are loaded',
+    'orbax-unmerged': 'The base model and the direction apart, as orbax arrays; the direction is added when loaded',
     'peft': 'A LoRA adapter that steers the base model',
 }
 LIBRARY = {'hf': 'transformers', 'orbax': 'orbax', 'orbax-unmerged': 'orbax', 'peft': 'peft'}
@@ -42,8 +42,8 @@ direction = ocp.load('/ABSOLUTE/PATH/TO/THIS/FOLDER/direction')
 # steered: params + alpha * (a @ b).reshape(params.shape), at each path of the direction
 ```
 
-`python restore.py [ALPHA]` does all of it onto a mesh of all devices, with orbax and jax alone. `axes.json` names the axes
-of every parameter, `model_config.json` the architecture.""",
+`python restore.py [ALPHA]` does all of it onto a mesh of all devices, with orbax and jax alone. `axes.json` names the
+axes of every parameter, `model_config.json` the architecture.""",
 }
 SERVING = {
     'vllm': 'vllm serve {base} --enable-lora --max-lora-rank {limit} --lora-modules steered=PATH/TO/THIS/FOLDER',
@@ -106,7 +106,7 @@ def _loading(record: Mapping[str, Any], base: models.Model) -> str:
   serving = SERVING.get(record.get('target', ''))
   if serving:
     text += '\n\n```sh\n' + serving.format(base=name, limit=record['max_lora_rank']) + '\n```'
-  return text
+  return '\n\n'.join([text, *record.get('notes', [])])
 
 
 def _measurements(record: Mapping[str, Any]) -> list[str]:
@@ -128,7 +128,7 @@ def _measurements(record: Mapping[str, Any]) -> list[str]:
     worst = max(compression['relative_errors'].items(), key=lambda item: item[1], default=('', 0.0))
     lines.append(f'The direction was folded to rank {compression["rank"]} by SVD; largest relative error of a site: '
                  f'{worst[1]:.2%} (`{worst[0]}`).')
-  return lines + list(record.get('notes', []))
+  return lines
 
 
 def _results(record: Mapping[str, Any]) -> str:
@@ -158,10 +158,10 @@ def _limits(record: Mapping[str, Any]) -> list[str]:
   if record['format'] in ('hf', 'orbax'):
     lines.append('The strength is fixed; the base cannot be had back from these weights.')
   elif record['format'] == 'peft':
-    lines.append('The strength is fixed at scaling 1. Libraries that scale adapters steer at that multiple of alpha; far '
-                 'beyond what was measured a model breaks.')
+    lines.append('The strength is fixed at scaling 1. Libraries that scale adapters steer at that multiple of alpha; '
+                 'far beyond what was measured a model breaks.')
   if record['direction']['base']['digest']:
-    lines.append('The direction is of this base, with these weights; on another model of the same shape it is untested.')
+    lines.append('The direction is of this base, with these weights; on another model of its shape it is untested.')
   return lines
 
 

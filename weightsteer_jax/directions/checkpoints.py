@@ -55,7 +55,7 @@ class Checkpoint:
 
   def is_stacked(self, path: str) -> bool:
     """Whether the parameter has a layer axis."""
-    return stored.stack_axes(self.rows[path]).startswith('L')
+    return models.stack_axes(path).startswith('L')
 
   def digest(self) -> str:
     """The digest of its weights (see base.digest), one parameter in memory at a time."""

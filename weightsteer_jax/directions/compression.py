@@ -89,7 +89,7 @@ def _from_svd(path: str, leaf: LowRank, left, values, right, rank: int) -> LowRa
 
 def _factor_dense(leaf: Dense, site: models.Site, rank: int) -> tuple[LowRank, float]:
   """The best factors of a dense kernel's change, layer by layer, and the relative error over all layers."""
-  stack = 1 if site.axes.startswith('L') else 0
+  stack = len(site.stack)
   inputs, outputs = site.shape[stack:stack + site.inputs], site.shape[stack + site.inputs:]
   rank = min(rank, math.prod(inputs), math.prod(outputs))
   change_LIO = np.asarray(leaf.value).reshape(-1, math.prod(inputs), math.prod(outputs))

@@ -80,6 +80,9 @@ def check(direction: Direction, request: Request, output: files.Path) -> None:
                      'dtype empty')
   if request.target and format != 'peft':
     raise InputError(f"the target '{request.target}' is of a PEFT adapter; the format is '{format}'")
+  if '://' in str(output):
+    raise InputError(f"'{output}' is no path of a file system: export to a folder, copy that, and check the copy "
+                     'with --verify where it can be read as a folder')
   files.refuse_existing(output, what='an export')
   if format == 'peft':
     peft_targets.check(direction, request.target, request.rank)

@@ -8,13 +8,14 @@ For one layer, with the kernels' inputs and outputs flattened to I and O:
 Products are float32 at the highest precision, on whatever device holds the factors; what is summed over layers and
 sites is float64.
 """
+import math
 from typing import Any, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from weightsteer_jax import tree
+from weightsteer_jax import models, tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import Dense, LowRank, is_delta_leaf
 
@@ -42,27 +43,29 @@ def squared_norms(delta: PyTree) -> dict[str, float]:
 
 
 def stack_axes(path: str) -> int:
-  """Number of leading axes of a leaf that count layers: 1 inside the layer stack, else 0."""
-  return 1 if path.startswith('layers/') else 0
+  """Number of leading axes of a leaf that count layers and experts."""
+  return len(models.stack_axes(path))
 
 
 def factors(path: str, leaf: LowRank) -> tuple[jax.Array, jax.Array]:
-  """The factors as matrices per layer, a [L, I, R] and b [L, R, O], float32, the scale folded into b."""
+  """The factors as matrices, one of a layer (or an expert of it), a [L, I, R] and b [L, R, O], float32, scale in b."""
   a, b = jnp.asarray(leaf.a, jnp.float32), jnp.asarray(leaf.b, jnp.float32)
-  layers = a.shape[0] if stack_axes(path) else 1
-  rank = a.shape[-1]
+  layers, rank = math.prod(a.shape[:stack_axes(path)]), a.shape[-1]
   return a.reshape(layers, -1, rank), leaf.scale * b.reshape(layers, rank, -1)
 
 
 def layer_changes(path: str, leaf: LowRank | Dense) -> Iterator[np.ndarray]:
-  """The dense change of each layer in turn, [I, O] or flat, float32, computed on the host."""
+  """The dense change of each layer in turn, [I, O] ([E, I, O] of experts) or flat, float32, computed on the host."""
+  stack = stack_axes(path)
   if isinstance(leaf, Dense):
     value = np.asarray(leaf.value, np.float32)
-    yield from value if stack_axes(path) else value[None]
+    yield from value if stack else value[None]
   else:
     a, b = np.asarray(leaf.a, np.float32), np.float32(leaf.scale) * np.asarray(leaf.b, np.float32)
-    for a_layer, b_layer in zip(a, b) if stack_axes(path) else [(a, b)]:
-      yield a_layer.reshape(-1, a_layer.shape[-1]) @ b_layer.reshape(b_layer.shape[0], -1)
+    a = a.reshape(a.shape[:stack] + (-1, a.shape[-1]))
+    b = b.reshape(b.shape[:stack] + (b.shape[stack], -1))
+    for a_layer, b_layer in zip(a, b) if stack else [(a, b)]:
+      yield a_layer @ b_layer
 
 
 def change_shape(path: str, leaf: LowRank | Dense) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 An export's `provenance.json` is written last. It holds the SHA-256 of every file beside it and of itself, so that a
 changed bit, a missing file and a folder that was copied in part are found without a model, and named. Directions,
-adapters and checkpoints carry a fingerprint per tensor instead, which does not depend on how a tensor was cut into files.
+adapters and checkpoints carry a fingerprint per tensor instead, whatever files it was cut into.
 """
 import dataclasses
 import hashlib

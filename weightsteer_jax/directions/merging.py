@@ -1,4 +1,4 @@
-"""Steered parameters: base plus alpha times the change, added in float32 and then rounded, with what the rounding lost."""
+"""Steered parameters: base plus alpha times the change, added in float32 and rounded, with what the rounding lost."""
 import math
 from typing import Any, Sequence
 

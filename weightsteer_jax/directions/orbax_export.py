@@ -1,8 +1,8 @@
-"""Orbax arrays that plain orbax and jax restore onto any mesh: the steered weights, or the base and the direction apart.
+"""Orbax arrays that plain orbax and jax restore onto any mesh: the steered weights, or base and direction apart.
 
   params/            the parameters as nested dicts, stacked over layers
-  direction/         unmerged only: for each changed parameter, at its path, the factors {a [L, I, R], b [L, R, O]} of its
-                     change, inputs and outputs flattened (no L outside the layer stack), or its dense {value}
+  direction/         unmerged only: for each changed parameter, at its path, the factors {a [L, I, R], b [L, R, O]} of
+                     its change, inputs and outputs flattened (no L outside the layer stack), or its dense {value}
   axes.json          {path: letters of the parameter's axes}
   model_config.json  the architecture as this library writes it; config.json is Hugging Face's
   restore.py         the example that reads it all without this library
@@ -84,7 +84,7 @@ def write_unmerged(folder: pathlib.Path, model: models.Model, delta: PyTree, alp
 
 
 def to_matrices(config: models.ModelConfig, delta: PyTree) -> dict[str, Any]:
-  """The delta as nested dicts: {a [L, I, R], b [L, R, O]} with the scale in b, so that `a @ b` is the change, or {value}.
+  """The delta as nested dicts: {a [L, I, R], b [L, R, O]} with the scale in b, the change being `a @ b`; or {value}.
 
   Experts are a second leading axis.
   """

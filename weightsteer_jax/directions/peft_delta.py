@@ -103,19 +103,20 @@ def _table_change(adapter: Adapter, base: Checkpoint, module: str) -> Dense:
   a_RV, b_DR = adapter.pairs[module]
   scale = _checked_scale(adapter, module, a_RV, b_DR)
   if base.config.tied:
-    raise InputError(f"{adapter.folder}: '{module}' has a low-rank change, and the base '{base.source}' ties its head to "
-                     'it: PEFT applies the change to the one and not to the other, which a tied model cannot hold. Save '
-                     'the embedding whole (modules_to_save, ensure_weight_tying=True) instead')
+    raise InputError(f"{adapter.folder}: '{module}' has a low-rank change, and the base '{base.source}' ties its head "
+                     'to it: PEFT applies the change to the one and not to the other, which a tied model cannot hold. '
+                     'Save the embedding whole (modules_to_save, ensure_weight_tying=True) instead')
   if (a_RV.shape[1], b_DR.shape[0]) != (base.config.vocab_size, base.config.width):
-    raise InputError(f"{adapter.folder}: '{module}' changes an embedding of shape {(a_RV.shape[1], b_DR.shape[0])}; the "
-                     f"base's is {(base.config.vocab_size, base.config.width)}")
+    raise InputError(f"{adapter.folder}: '{module}' changes an embedding of shape {(a_RV.shape[1], b_DR.shape[0])}; "
+                     f"the base's is {(base.config.vocab_size, base.config.width)}")
   return Dense(jnp.asarray(scale * (a_RV.T @ b_DR.T)))
 
 
 def _whole_changes(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
   """{path: saved minus base} of the modules saved whole, without those that are the base's own."""
   wholes = _untie(adapter, base) if base.config.tied else dict(adapter.wholes)
-  owners = {row.name.format(l=l): (path, l) for path, row in base.rows.items() for l in range(base.num_layers(path))}
+  owners = {row.name.format(l=l): (path, l) for path, row in base.rows.items() if '{e}' not in row.name
+            for l in range(base.num_layers(path))}
   tree_changes: dict[str, np.ndarray] = {}
   for name, tensor in wholes.items():
     if name not in owners:

@@ -22,7 +22,7 @@ PREFIX = 'base_model.model.'
 
 def write(folder: pathlib.Path, delta: PyTree, base: models.Model, alpha: float, target: str = '',
           table_rank: int = 0) -> dict[str, Any]:
-  """Writes `alpha * delta` as adapter_config.json and adapter_model.safetensors; {'rank', 'target', 'max_lora_rank' of vLLM, 'notes'}.
+  """Writes `alpha * delta` as adapter_config.json and adapter_model.safetensors; what to record of it.
 
   All factors get the largest rank, filled with zeros, and lora_alpha equals it: the scaling is 1, and alpha lies in B.
 

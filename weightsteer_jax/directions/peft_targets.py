@@ -39,9 +39,9 @@ class Target:
 # Llama, Granite and Phi-3 (a Llama there) declare, while Mistral and Gemma declare none and Qwen does not declare them
 # (vllm/model_executor/models); the head's vocabulary (vllm/lora/layers/logits_processor.py). Read at 0.11 to 0.22.
 #
-# llama.cpp. Source: convert_lora_to_gguf.py: pairs of lora_A and lora_B (lora_embedding_A and _B for the embedding), one
-# `lora_alpha`, whole embeddings refused, a head refused where the base ties it (ggml-org/llama.cpp#9065). Norms would be
-# converted, but src/llama-adapter.cpp skips them when it loads. The scale is lora_alpha / the tensor's own rank.
+# llama.cpp. Source: convert_lora_to_gguf.py: pairs of lora_A and lora_B (lora_embedding_A and _B for the embedding),
+# one `lora_alpha`, whole embeddings refused, a head refused where the base ties it (ggml-org/llama.cpp#9065). Norms
+# would be converted, but src/llama-adapter.cpp skips them when it loads. The scale is lora_alpha over the tensor's rank.
 TARGETS = {
     'peft': Target(wholes=True),
     'vllm': Target(wholes=False, table_families=('llama', 'granite', 'phi3'), max_vocab=257024,
@@ -79,12 +79,12 @@ def check(direction: Direction, name: str, rank: int) -> None:
   rest = [path for path, leaf in flat.items() if isinstance(leaf, Dense) and path not in TABLES
           and not sites[path].inputs]
   if rest:
-    raise InputError(f'a LoRA adapter for {name} cannot hold the changes of {_listed(rest)} (norms, biases, the residual '
-                     f'stream): {MERGED}, or apply the direction unmerged')
+    raise InputError(f'a LoRA adapter for {name} cannot hold the changes of {_listed(rest)} (norms, biases, the '
+                     f'residual stream): {MERGED}, or apply the direction unmerged')
   dense = [path for path, leaf in flat.items() if isinstance(leaf, Dense) and not (path in TABLES and target.wholes)]
   if dense and not rank:
-    raise InputError(f'a LoRA adapter for {name} cannot hold the dense changes of {_listed(dense)}: give a rank to fold '
-                     f'them to by SVD (the error is told), or {MERGED}')
+    raise InputError(f'a LoRA adapter for {name} cannot hold the dense changes of {_listed(dense)}: give a rank to '
+                     f'fold them to by SVD (the error is told), or {MERGED}')
   _check_tables(flat, config, family, name, target)
   ranks = module_ranks(flat, config, FAMILIES[family].tensors, rank)
   if not ranks:
@@ -125,8 +125,8 @@ def notes(rank: int, name: str, wholes: list[str]) -> list[str]:
     found.append('llama.cpp loads it after convert_lora_to_gguf.py; with a quantised base, the change is added to '
                  'weights that are not those it was measured on.')
   elif wholes:
-    found.append('The adapter saves changed embeddings whole (modules_to_save), which PEFT loads and vLLM and llama.cpp '
-                 'refuse: for these export again with their --target, or merged.')
+    found.append('The adapter saves changed embeddings whole (modules_to_save), which PEFT loads, while vLLM and '
+                 'llama.cpp refuse it: for these export again with their --target, or merged.')
   elif limit:
     found.append(f'vLLM would serve this rank with --max-lora-rank {limit}; --target=vllm checks the rest.')
   return found
@@ -144,8 +144,8 @@ def _check_tables(flat: Mapping[str, LowRank | Dense], config: models.ModelConfi
     raise InputError(f'{name} takes no change of the embedding or the head ({_listed(tables)}) of a {family} model, '
                      f'only of {", ".join(target.table_families)}: {MERGED}')
   if target.max_vocab and 'lm_head/kernel' in tables and config.vocab_size > target.max_vocab:
-    raise InputError(f'{name} takes no change of a head (lm_head/kernel) of more than {target.max_vocab} tokens; this '
-                     f'one has {config.vocab_size}: {MERGED}')
+    raise InputError(f'{name} takes no change of a head (lm_head/kernel) of more than {target.max_vocab} tokens; '
+                     f'this one has {config.vocab_size}: {MERGED}')
 
 
 def _check_rank(ranks: Mapping[str, int], name: str, target: Target) -> None:

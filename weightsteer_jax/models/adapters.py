@@ -15,14 +15,16 @@ from weightsteer_jax.models.sites import Site, check_delta, delta_sites, low_ran
 PyTree = Any
 
 KINDS = ('lora_embeddings', 'lora', 'bias', 'full')
+DOWN_BIASES = ('layers/mlp/down/bias', 'layers/mlp/experts/down/bias')
 
 
 def init_delta(config: ModelConfig, kind: str, key: jax.Array, *, rank: int = 32, lora_alpha: float = 16.0) -> PyTree:
   """A delta to train, float32, that changes nothing yet.
 
   Args:
-    kind: 'lora_embeddings' (LoRA on all linear layers, embedding and head dense beside it; on tied models the one
-      shared table), 'lora', 'bias' (a bias on every MLP down projection) or 'full' (every parameter dense).
+    kind: 'lora_embeddings' (LoRA on all linear layers but the routers of experts, embedding and head dense beside it;
+      on tied models the one shared table), 'lora', 'bias' (a bias on every MLP down projection, every expert's) or 'full'
+      (every parameter dense).
     rank, lora_alpha: of the LoRA factors; the change is `lora_alpha / rank * A B`, A uniform as in PEFT, B zero.
 
   Raises:
@@ -36,10 +38,10 @@ def init_delta(config: ModelConfig, kind: str, key: jax.Array, *, rank: int = 32
     raise InputError(f'the rank of a LoRA must be 1 or more, not {rank}')
   known = delta_sites(config)
   if kind == 'bias':
-    return tree.unflatten({'layers/mlp/down/bias': _zeros(known['layers/mlp/down/bias'])})
+    return tree.unflatten({path: _zeros(site) for path, site in known.items() if path in DOWN_BIASES})
   if kind == 'full':
     return tree.unflatten({path: _zeros(site) for path, site in sites(config).items()})
-  linear = {path: site for path, site in sites(config).items() if site.inputs and path.startswith('layers/')}
+  linear = {path: site for path, site in sites(config).items() if _is_lora_target(path, site)}
   leaves = _init_low_rank(linear, key, rank, lora_alpha / rank)
   if kind == 'lora_embeddings':
     leaves |= {
@@ -52,7 +54,7 @@ def kernel_change(site: Site, leaf: LowRank | Dense) -> jax.Array:
   """The leaf's dense change of its parameter, float32, in the parameter's shape."""
   if isinstance(leaf, Dense):
     return leaf.value.astype(jnp.float32)
-  stack = 1 if site.axes.startswith('L') else 0
+  stack = len(site.stack)
   lead, outputs = site.shape[:stack], site.shape[stack + site.inputs:]
   a = leaf.a.astype(jnp.float32).reshape(lead + (-1, leaf.a.shape[-1]))
   b = leaf.b.astype(jnp.float32).reshape(lead + (leaf.a.shape[-1], -1))
@@ -77,6 +79,11 @@ def merge(config: ModelConfig, params: PyTree, delta: PyTree, alpha: float | jax
   return tree.unflatten(flat)
 
 
+def _is_lora_target(path: str, site: Site) -> bool:
+  """Routers are left alone: they choose among experts that would change under them."""
+  return bool(site.inputs) and path.startswith('layers/') and not path.startswith('layers/mlp/router/')
+
+
 def _zeros(site: Site) -> Dense:
   return Dense(jnp.zeros(site.shape, jnp.float32))
 
@@ -89,6 +96,6 @@ def _init_low_rank(linear: dict[str, Site], key: jax.Array, rank: int, scale: fl
   leaves = {}
   for piece, (path, (a_shape, b_shape)) in zip(pieces, shapes.items()):
     # Kaiming uniform with a = sqrt(5): gain sqrt(1/3), so the bound is sqrt(3) sqrt(1/3) / sqrt(fan_in).
-    bound = math.prod(a_shape[1:-1]) ** -0.5
+    bound = math.prod(a_shape[len(linear[path].stack):-1]) ** -0.5
     leaves[path] = LowRank(bound * piece.reshape(a_shape), jnp.zeros(b_shape, jnp.float32), scale)
   return leaves

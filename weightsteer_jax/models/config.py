@@ -56,6 +56,9 @@ class ModelConfig:
     rotary_fraction: share of each head's dimensions, the first ones, that is rotated.
     embedding_scale: embeddings are multiplied by it. residual_scale: what joins the residual stream is.
     logit_divisor: logits are divided by it.
+    num_experts: E, experts of each layer's MLP, all of width F; 0 if it is one dense MLP.
+    experts_per_token: how many of them, those with the highest probability, a token goes through.
+    normalise_choices: the probabilities of those are made to sum to one.
   """
   vocab_size: int
   num_layers: int
@@ -88,6 +91,9 @@ class ModelConfig:
   embedding_scale: float = 1.0
   residual_scale: float = 1.0
   logit_divisor: float = 1.0
+  num_experts: int = 0
+  experts_per_token: int = 0
+  normalise_choices: bool = False
 
   @property
   def rotary_dim(self) -> int:
@@ -97,7 +103,7 @@ class ModelConfig:
   def sizes(self) -> dict[str, int]:
     """{axis letter: size} for the axes of parameters."""
     return dict(V=self.vocab_size, L=self.num_layers, D=self.width, N=self.num_heads, K=self.num_kv_heads,
-                H=self.head_dim, F=self.mlp_width)
+                H=self.head_dim, F=self.mlp_width, E=self.num_experts)
 
 
 def from_record(record: Mapping[str, Any]) -> ModelConfig:

@@ -2,7 +2,7 @@
 
 Axes, here and wherever the project's arrays carry a suffix:
   B batch, T query positions, S key positions, N query heads, K kv heads, G = N / K, H head dim,
-  D width, F MLP width, V vocabulary, L stacked layers, R adapter rank.
+  D width, F MLP width, E experts, V vocabulary, L stacked layers, R adapter rank.
 
 The same letters say how arrays lie on a mesh (see sharding.py). The modules hold the parameters; `forward.py` runs them
 on plain nested dicts. Layers are stacked along L and scanned; what differs from layer to layer is a number per layer,
@@ -24,6 +24,7 @@ from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models import rope as ropes
 from weightsteer_jax.models.config import ModelConfig, Rope
 from weightsteer_jax.models.layers import MLP, Projection, RMSNorm
+from weightsteer_jax.models.moe import MoE
 
 Cache = dict[str, jax.Array]
 
@@ -68,7 +69,7 @@ class Block(nnx.Module):
     self.attn = Attention(config, dtype=dtype, rngs=rngs)
     self.attn_post_norm = norm(config.post_norm)
     self.mlp_norm = norm(config.pre_norm)
-    self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+    self.mlp = (MoE if config.num_experts else MLP)(config, dtype=dtype, rngs=rngs)
     self.mlp_post_norm = norm(config.post_norm)
 
   def __call__(self, x_BTD, *, edits, **attention):

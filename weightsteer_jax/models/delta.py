@@ -12,7 +12,7 @@ residual delta: one forward pass serves them all. An `Edit` pairs a delta with i
 batch (or per token).
 """
 import dataclasses
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 import zlib
 
 import jax
@@ -71,17 +71,18 @@ def fold(edit: Edit, number: int | jax.Array) -> Edit:
   return edit if edit.key is None else dataclasses.replace(edit, key=jax.random.fold_in(edit.key, number))
 
 
-def add_kernel_edits(y: jax.Array, x: jax.Array, einsum: str, edits: Edits) -> jax.Array:
-  """y plus alpha * (x . delta) for each edit of a kernel that maps x to y by `einsum`."""
+def add_kernel_edits(y: jax.Array, x: jax.Array, einsum: str, edits: Edits, *,
+                     dot: Callable[..., jax.Array] = jnp.einsum) -> jax.Array:
+  """y plus alpha * (x . delta) for each edit of a kernel that maps x to y by `einsum`, computed by `dot`."""
   for edit in edits:
     leaf = edit.delta
     if isinstance(leaf, LowRank):
       down, up = factor_einsums(einsum)
-      z = jnp.einsum(down, _drop(x, edit), leaf.a.astype(x.dtype))
+      z = dot(down, _drop(x, edit), leaf.a.astype(x.dtype))
       z = (z.astype(jnp.float32) * _align(edit.alpha * leaf.scale, z)).astype(x.dtype)
-      y = y + jnp.einsum(up, z, leaf.b.astype(x.dtype), preferred_element_type=y.dtype)
+      y = y + dot(up, z, leaf.b.astype(x.dtype), preferred_element_type=y.dtype)
     else:
-      dy = jnp.einsum(einsum, x, leaf.value.astype(x.dtype), preferred_element_type=y.dtype)
+      dy = dot(einsum, x, leaf.value.astype(x.dtype), preferred_element_type=y.dtype)
       y = y + (dy.astype(jnp.float32) * _align(edit.alpha, dy)).astype(y.dtype)
   return y
 
@@ -130,16 +131,19 @@ def pin(x: jax.Array) -> jax.Array:
 
 
 def factor_einsums(einsum: str) -> tuple[str, str]:
-  """The two einsums of a low-rank kernel: inputs to rank, rank to outputs.
+  """The two einsums of a low-rank kernel: inputs to rank, rank to outputs; one kernel of a stack (E) for each row or all.
 
   >>> factor_einsums('BTD,DNH->BTNH')
   ('BTD,DR->BTR', 'BTR,RNH->BTNH')
+  >>> factor_einsums('PD,EDF->PF')
+  ('PD,EDR->PR', 'PR,ERF->PF')
   """
   x, kernel, y = einsum.replace('->', ',').split(',')
   inputs = ''.join(axis for axis in kernel if axis in x)
-  outputs = ''.join(axis for axis in kernel if axis not in x)
+  outputs = ''.join(axis for axis in kernel if axis in y and axis not in x)
+  stack = ''.join(axis for axis in kernel if axis not in x + y)
   batch = ''.join(axis for axis in x if axis not in inputs)
-  return f'{x},{inputs}R->{batch}R', f'{batch}R,R{outputs}->{y}'
+  return f'{x},{stack}{inputs}R->{batch}R', f'{batch}R,{stack}R{outputs}->{y}'
 
 
 def _drop(x: jax.Array, edit: Edit) -> jax.Array:

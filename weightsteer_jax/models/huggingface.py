@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 
-from weightsteer_jax import files, sharding, tree
+from weightsteer_jax import distributed, files, sharding, tree
 from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
 from weightsteer_jax.models import stored
 from weightsteer_jax.models.config import ModelConfig
@@ -85,9 +85,11 @@ def load_config(folder: pathlib.Path) -> tuple[ModelConfig, Family]:
   return read_config(raw, where=str(path)), family_of(raw, where=str(path))
 
 
-def resolve(source: str | pathlib.Path, *, revision: str | None = None) -> tuple[pathlib.Path, str]:
+def resolve(source: str | pathlib.Path, *, revision: str | None = None, weights: bool = True) -> tuple[pathlib.Path, str]:
   """The local folder of a path or a hub id, and the hub commit ('' for a path). 'org/name@revision' pins a hub id.
 
+  Args:
+    weights: whether to download them too; without, config.json alone.
   Raises:
     InputError: neither a folder nor a repository that can be had, or a revision of a folder.
   """
@@ -105,14 +107,14 @@ def resolve(source: str | pathlib.Path, *, revision: str | None = None) -> tuple
         f"no checkpoint at '{source}': neither a folder nor a hub id of the form org/name{files.nearest(folder)}")
   if match[2] and revision and match[2] != revision:
     raise InputError(f"'{source}' names one revision and '{revision}' is another: give one of them")
-  return _download(match[1], match[2] or revision or 'main')
+  return _download(match[1], match[2] or revision or 'main', weights)
 
 
-def _download(repository: str, revision: str) -> tuple[pathlib.Path, str]:
+def _download(repository: str, revision: str, weights: bool) -> tuple[pathlib.Path, str]:
   """The local copy of a hub repository and its commit; without the hub, the copy that is there from before."""
   import huggingface_hub
-  weights = ('model.safetensors', 'model-*.safetensors', 'model.safetensors.index.json')
-  wanted = dict(allow_patterns=[*weights, 'config.json', *COMPANIONS])
+  tensors = ('model.safetensors', 'model-*.safetensors', 'model.safetensors.index.json')
+  wanted = dict(allow_patterns=[*tensors, 'config.json', *COMPANIONS] if weights else ['config.json'])
   try:
     commit = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT_SECONDS).sha
     folder = huggingface_hub.snapshot_download(repository, revision=commit, **wanted)
@@ -191,13 +193,12 @@ def save(folder: str | pathlib.Path,
   _check_params(config, params)
   files.refuse_existing(folder, what='the checkpoint')
   tensors = _hf_tensors(config, spec, params)
-  if jax.process_index() == 0:
+  if distributed.is_main():
     _write(pathlib.Path(folder), tensors, raw, like, extra or {})
   else:
     for _ in tensors:
       pass
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f'saved {folder}')
+  distributed.barrier('checkpoint saved')
   return pathlib.Path(folder)
 
 

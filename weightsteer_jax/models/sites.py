@@ -23,10 +23,19 @@ class Site:
     axes: letters of its shape, 'L' first inside the layer stack.
     shape: sizes of those axes.
     inputs: number of its axes that are contracted with the input, 0 if it is no projection's kernel.
+    stack: letters of its first axes, those that count layers and experts: '', 'L' or 'LE'.
   """
   axes: str
   shape: tuple[int, ...]
   inputs: int
+  stack: str
+
+
+def stack_axes(path: str) -> str:
+  """Letters of the axes that a parameter at this path, or a change of it, is stacked along: '', 'L' or 'LE'."""
+  if not path.startswith('layers/'):
+    return ''
+  return 'LE' if path.startswith('layers/mlp/experts/') else 'L'
 
 
 @functools.cache
@@ -45,7 +54,7 @@ def sites(config: ModelConfig) -> dict[str, Site]:
     name = '/'.join(map(str, path))
     metadata = variable.get_metadata()
     axes = ('L' if name.startswith('layers/') else '') + metadata['axes']
-    found[name] = Site(axes, tuple(variable.shape), metadata['inputs'])
+    found[name] = Site(axes, tuple(variable.shape), metadata['inputs'], stack_axes(name))
   return found
 
 
@@ -54,10 +63,11 @@ def delta_sites(config: ModelConfig) -> dict[str, Site]:
   found = dict(sites(config))
   for path, site in sites(config).items():
     if site.inputs and path.startswith('layers/'):
-      bias = path.removesuffix('kernel') + 'bias'
-      outputs = slice(1 + site.inputs, None)
-      found.setdefault(bias, Site('L' + site.axes[outputs], (site.shape[0],) + site.shape[outputs], 0))
-  found['layers/residual'] = Site('LD', (config.num_layers, config.width), 0)
+      bias, stack = path.removesuffix('kernel') + 'bias', len(site.stack)
+      outputs = slice(stack + site.inputs, None)
+      found.setdefault(bias, Site(site.stack + site.axes[outputs], site.shape[:stack] + site.shape[outputs], 0,
+                                  site.stack))
+  found['layers/residual'] = Site('LD', (config.num_layers, config.width), 0, 'L')
   return found
 
 
@@ -86,7 +96,7 @@ def check_delta(config: ModelConfig, delta: PyTree) -> None:
 
 def low_rank_shapes(site: Site, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
   """Shapes of the factors a and b of a low-rank change of a projection's kernel."""
-  stack = 1 if site.axes.startswith('L') else 0
+  stack = len(site.stack)
   lead = site.shape[:stack]
   return site.shape[:stack + site.inputs] + (rank,), lead + (rank,) + site.shape[stack + site.inputs:]
 
@@ -94,14 +104,13 @@ def low_rank_shapes(site: Site, rank: int) -> tuple[tuple[int, ...], tuple[int, 
 def leaf_axes(site: Site, leaf: LowRank | Dense) -> LowRank | Dense:
   """The leaf with axis letters in place of its arrays; the rank is R.
 
-  >>> leaf_axes(Site('LDNH', (2, 8, 4, 2), 1), LowRank(None, None)).b
+  >>> leaf_axes(Site('LDNH', (2, 8, 4, 2), 1, 'L'), LowRank(None, None)).b
   'LRNH'
   """
   if isinstance(leaf, Dense):
     return dataclasses.replace(leaf, value=site.axes)
-  inputs = (1 if site.axes.startswith('L') else 0) + site.inputs
-  lead = 'L' if site.axes.startswith('L') else ''
-  return dataclasses.replace(leaf, a=site.axes[:inputs] + 'R', b=lead + 'R' + site.axes[inputs:])
+  inputs = len(site.stack) + site.inputs
+  return dataclasses.replace(leaf, a=site.axes[:inputs] + 'R', b=site.stack + 'R' + site.axes[inputs:])
 
 
 def param_shardings(config: ModelConfig, layout: sharding.Layout) -> PyTree:

@@ -17,7 +17,7 @@ from weightsteer_jax import files, tree
 from weightsteer_jax.errors import CorruptError, InputError
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import Family, TensorRow
-from weightsteer_jax.models.sites import sites
+from weightsteer_jax.models.sites import sites, stack_axes
 
 STORED_DTYPES = ('F64', 'F32', 'F16', 'BF16')  # safetensors' names; other dtypes are quantised weights.
 HEAD, EMBEDDING = 'lm_head.weight', 'model.embed_tokens.weight'
@@ -148,13 +148,9 @@ def stored_names(row: TensorRow, config: ModelConfig) -> dict[tuple[int, ...], s
 
   A parameter outside the stack has the one index ().
   """
-  indices = np.ndindex(*(config.sizes()[letter] for letter in stack_axes(row)))
-  return {at: row.name.format(**dict(zip(stack_axes(row).lower(), at))) for at in indices}
-
-
-def stack_axes(row: TensorRow) -> str:
-  """Letters of the axes that the parameter is stacked along, one tensor each: '', 'L' or 'LE'."""
-  return ''.join(letter for letter in 'LE' if f'{{{letter.lower()}}}' in row.name)
+  stack = stack_axes(row.path)
+  indices = np.ndindex(*(config.sizes()[letter] for letter in stack))
+  return {at: row.name.format(**dict(zip(stack.lower(), at))) for at in indices}
 
 
 def stored_shape(row: TensorRow, config: ModelConfig) -> tuple[int, ...]:
@@ -175,7 +171,7 @@ def read_slice(config: ModelConfig, row: TensorRow, tensors: Tensors, bounds: Se
 
   One stored tensor's part is in memory beside it at a time.
   """
-  stack = len(stack_axes(row))
+  stack = len(stack_axes(row.path))
   out = np.empty([stop - start for start, stop in bounds], dtype)
   names = stored_names(row, config)
   for at in np.ndindex(out.shape[:stack]):

@@ -4,8 +4,8 @@ from typing import Any, Mapping
 from weightsteer_jax import tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families import (gemma2, gemma3_text, granite, llama, mistral, olmo2, phi3, qwen2, qwen3,
-                                             smollm3)
+from weightsteer_jax.models.families import (gemma2, gemma3_text, granite, llama, mistral, mixtral, olmo2, phi3, qwen2,
+                                             qwen3, qwen3_moe, smollm3)
 from weightsteer_jax.models.families.family import Family, Fields, TensorRow
 
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (
@@ -19,6 +19,8 @@ FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for modul
     phi3,
     smollm3,
     granite,
+    qwen3_moe,
+    mixtral,
 )}
 
 
