@@ -38,6 +38,9 @@ def start(main: Callable[[], None], *, together: bool = True) -> None:
         lifeline.guard(stall_minutes=flags.FLAGS.stall_minutes)
         main()
         lifeline.leave()
+    except SystemExit as error:
+      lifeline.leave(int(error.code or 0))
+      raise
     except (Exception, KeyboardInterrupt) as error:
       sys.exit(lifeline.fail(error))
 

@@ -126,6 +126,7 @@ def restore(folder: files.Path, abstract: PyTree) -> PyTree:
   """
   folder = pathlib.Path(folder)
   marker = distributed.on_main(lambda: _read_marker(folder))
+  distributed.see(folder / MARKER)
   wanted = {path: _with_sharding(leaf) for path, leaf in tree.flatten(abstract).items()}
   _compare(folder, marker['leaves'], wanted)
   _check_files(folder, marker['files'])

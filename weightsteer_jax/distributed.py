@@ -164,12 +164,30 @@ def share(folder: pathlib.Path, *, what: str) -> None:
     return
   marker = folder / broadcast(f'.shared-{secrets.token_hex(8)}')
   made = on_main(lambda: _make_marker(marker))
-  missing = [f'{name(process)} on {host}' for process, (host, seen) in
-             enumerate(gather([socket.gethostname(), _seen(marker)])) if not seen]
+  try:
+    see(marker)
+    seen = True
+  except InputError:
+    seen = False
+  missing = [f'{name(process)} on {host}' for process, (host, seen) in enumerate(gather([socket.gethostname(), seen])) if not seen]
   on_main(lambda: _remove_marker(marker, made))
   if missing:
     raise InputError(f'{what} {folder.absolute()} is not shared: {", ".join(missing)} cannot see what process 0 wrote there. '
                      'Name a folder on a file system that every process mounts')
+
+
+def see(path: pathlib.Path, size: int | None = None) -> None:
+  """Waits until this process sees what process 0 wrote there (of that size, if given), as it may lag on a network.
+
+  Raises:
+    InputError: it does not come.
+  """
+  deadline = time.monotonic() + SEEN_SECONDS
+  while count() > 1 and not _is_seen(path, size):
+    if time.monotonic() > deadline:
+      raise InputError(f'{path} was written by process 0, but is not seen as such on {socket.gethostname()}: the workdir must be on '
+                       'a file system that every process mounts')
+    time.sleep(0.5)
 
 
 def on_main(action: Callable[[], Any]) -> Any:
@@ -301,10 +319,5 @@ def _remove_marker(marker: pathlib.Path, made: bool) -> None:
     marker.parent.rmdir()
 
 
-def _seen(path: pathlib.Path) -> bool:
-  deadline = time.monotonic() + SEEN_SECONDS
-  while not path.exists():
-    if time.monotonic() > deadline:
-      return False
-    time.sleep(0.5)
-  return True
+def _is_seen(path: pathlib.Path, size: int | None = None) -> bool:
+  return path.exists() and size in (None, path.stat().st_size)

@@ -94,13 +94,13 @@ def tell_and_end(message: str, code: int, dead: Iterable[int] = ()) -> NoReturn:
   _end(told)
 
 
-def leave() -> None:
+def leave(code: int = 0) -> None:
   """Ends this process, whose work is done, once all others have done theirs; returns where it is the only one."""
   if distributed.count() > 1:
     distributed.barrier('leave')
     _leaving.set()
     with _ending:
-      _depart(0, set())
+      _depart(code, set())
 
 
 def _failure(message: str, code: int, dead: Iterable[int] = ()) -> dict[str, Any]:

@@ -101,6 +101,7 @@ def contrast(run: Run, workdir: Path) -> dict[str, list[Conversation]]:
   folder = pathlib.Path(workdir) / 'data'
   if not run.data.positive and not distributed.broadcast(folder.exists()):
     _generate_contrast(run, folder)
+    distributed.see(folder / f'{SIDES[0]}.jsonl')
   return {side: _read_side(run, side, folder) for side in SIDES}
 
 
@@ -130,6 +131,7 @@ def direction(run: Run, workdir: Path) -> directions.Direction:
     sides = (pathlib.Path(workdir) / 'finetune' / side for side in SIDES)
     base = load_model(run.model, layouts_of(run).train)
     distributed.on_main(lambda: directions.save(folder, directions.contrast(*sides, base=base)))
+    distributed.see(folder)
   found = directions.load(folder)
   say(f'direction: {folder}, norm {found.meta["norm"]:.4g}')
   return found
@@ -429,7 +431,10 @@ def _answer(run: Run, prompts: Sequence[Conversation]) -> list[str]:
   sampling = evaluation.Sampling(temperature=options.temperature)
   requests = [evaluation.GenerateRequest(i, tuple(datas.chat.prompt_tokens(tokenizer, prompt.messages)), options.max_new_tokens,
                                          sampling=sampling, seed=run.seed, example=prompt.name) for i, prompt in enumerate(prompts)]
-  answers = {result.key: tokenizer.decode(result.tokens, skip_special_tokens=True) for result in engine.generate(requests)}
+  answers = {}
+  for result in engine.generate(requests):
+    lifeline.progress()
+    answers[result.key] = tokenizer.decode(result.tokens, skip_special_tokens=True)
   return [answers[i] for i in range(len(prompts))]
 
 

@@ -3,11 +3,11 @@ import json
 import pathlib
 import re
 
+import jax
 import numpy as np
-import pytest
 
 from distributed import harness
-from weightsteer_jax import directions, tree
+from weightsteer_jax import checkpoint, directions, tree
 
 
 def rows(workdir: pathlib.Path) -> dict[tuple, dict]:
@@ -45,6 +45,14 @@ def test_two_processes_of_two_devices_compute_what_one_does(experiment, tmp_path
   assert 'data:4' in two.output(0) and 'fine-tune positive' in two.output(0)
   said = [line for line in two.output(1).splitlines() if 'Gloo' not in line and line.strip()]
   assert not said, 'the other processes have nothing to say'
+
+
+def test_two_processes_speak_and_save_together_and_one_alone_reads_what_they_saved(tmp_path):
+  group = harness.start(2, pathlib.Path(__file__).parent / 'conversation.py', f'--folder={tmp_path}/folder', logs=tmp_path)
+  assert group.wait(120) == [0, 0] and 'all said' in group.output(0), group.said()
+  abstract = {'a': jax.ShapeDtypeStruct((8, 12), np.float32), 'n': jax.ShapeDtypeStruct((), np.int32)}
+  restored = checkpoint.restore(tmp_path / 'folder' / 'run' / '00000001', abstract)
+  np.testing.assert_array_equal(restored['a'], np.arange(96).reshape(8, 12))
 
 
 def test_an_exception_on_one_process_ends_the_other_with_its_message_and_status(experiment, tmp_path):

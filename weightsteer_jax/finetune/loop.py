@@ -129,6 +129,7 @@ def run(model: models.Model, train: Sequence[Example], validation: Sequence[Exam
       _write_product(job, trials, mine, folder)
     if stop.name:
       raise Preempted(f'{stop.name} came while {folder} was written; it is whole: start again to go on from there')
+  distributed.see(folder / adapter.MANIFEST)
   delta, meta = adapter.load_adapter(folder)
   return FineTuneResult(delta, meta['validation_loss'], meta['learning_rate'], meta['step'], folder)
 
