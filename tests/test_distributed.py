@@ -1,4 +1,4 @@
-"""One process by itself: what flags and clusters it recognises, and that it needs no others. Several: tests/distributed."""
+"""One process by itself: the flags and clusters it recognises, and that it needs no others (several: distributed/)."""
 import os
 import signal
 import socket
@@ -15,7 +15,8 @@ from weightsteer_jax import distributed, lifeline
 from weightsteer_jax.errors import InputError, NotFiniteError, ProcessLost
 from weightsteer_jax.finetune import preemption
 
-SLURM = {'SLURM_JOB_ID': '77', 'SLURM_STEP_NODELIST': 'node[1-4]', 'SLURM_NTASKS': '4', 'SLURM_PROCID': '2', 'SLURM_LOCALID': '0'}
+SLURM = {'SLURM_JOB_ID': '77', 'SLURM_STEP_NODELIST': 'node[1-4]', 'SLURM_NTASKS': '4', 'SLURM_PROCID': '2',
+         'SLURM_LOCALID': '0'}
 
 
 @pytest.fixture(autouse=True)

@@ -68,9 +68,10 @@ def joined() -> bool:
 
 def not_together() -> str:
   """What to say where they do not (where they do not even connect, jax aborts: see lifeline.catch_abort)."""
-  return (f'the processes of the run did not come together at {distributed.global_state.coordinator_address}: start all of them, '
-          'with the same --num_processes, and let that port through (on TPU it is 8482, of older versions of jax 8476; '
-          'JAX_COORDINATOR_PORT names another)')
+  where = distributed.global_state.coordinator_address
+  return (f'the processes of the run did not come together at {where}: start all of them, with the same --num_processes, '
+          'and let that port through (on TPU it is 8482, of older versions of jax 8476; JAX_COORDINATOR_PORT names '
+          'another)')
 
 
 def place(mode: str = 'auto', *, coordinator: str = '', num_processes: int | None = None,
@@ -86,7 +87,8 @@ def place(mode: str = 'auto', *, coordinator: str = '', num_processes: int | Non
     return 0, 1
   number, total = (process_id, num_processes) if None not in told else _detected()
   if total is None and (mode == 'on' or told != (None, None, None)) and num_processes != 1:
-    raise InputError('no cluster was detected: give all of --coordinator=HOST:PORT, --num_processes=N and --process_id=I')
+    raise InputError('no cluster was detected: give all of --coordinator=HOST:PORT, --num_processes=N and '
+                     '--process_id=I')
   number, total = number if process_id is None else process_id, total if num_processes is None else num_processes
   return number or 0, total or 1
 
@@ -148,8 +150,9 @@ def agree(value: Any, *, what: str) -> None:
     InputError: on every process; says which ones differ from process 0, and in what.
   """
   told = gather([socket.gethostname(), value])
-  lines = [f'  {name(process)} on {host}: {_difference(told[0][1], other)}' for process, (host, other) in enumerate(told)
-           if other != told[0][1]]
+  expected = told[0][1]
+  lines = [f'  {name(process)} on {host}: {_difference(expected, got)}' for process, (host, got) in enumerate(told)
+           if got != expected]
   if lines:
     raise InputError('\n'.join([f'{what} must be the same on every process, but differs from process 0 on:', *lines]))
 
@@ -169,11 +172,12 @@ def share(folder: pathlib.Path, *, what: str) -> None:
     seen = True
   except InputError:
     seen = False
-  missing = [f'{name(process)} on {host}' for process, (host, seen) in enumerate(gather([socket.gethostname(), seen])) if not seen]
+  told = gather([socket.gethostname(), seen])
+  missing = [f'{name(process)} on {host}' for process, (host, sees) in enumerate(told) if not sees]
   on_main(lambda: _remove_marker(marker, made))
   if missing:
-    raise InputError(f'{what} {folder.absolute()} is not shared: {", ".join(missing)} cannot see what process 0 wrote there. '
-                     'Name a folder on a file system that every process mounts')
+    raise InputError(f'{what} {folder.absolute()} is not shared: {", ".join(missing)} cannot see what process 0 wrote '
+                     'there. Name a folder on a file system that every process mounts')
 
 
 def see(path: pathlib.Path, size: int | None = None) -> None:
@@ -185,8 +189,8 @@ def see(path: pathlib.Path, size: int | None = None) -> None:
   deadline = time.monotonic() + SEEN_SECONDS
   while count() > 1 and not _is_seen(path, size):
     if time.monotonic() > deadline:
-      raise InputError(f'{path} was written by process 0, but is not seen as such on {socket.gethostname()}: the workdir must be on '
-                       'a file system that every process mounts')
+      raise InputError(f'{path} was written by process 0, but is not seen as such on {socket.gethostname()}: the '
+                       'workdir must be on a file system that every process mounts')
     time.sleep(0.5)
 
 
@@ -285,7 +289,8 @@ def _check(mode: str, coordinator: str, num_processes: int | None, process_id: i
   if num_processes is not None and num_processes < 1:
     raise InputError(f'--num_processes={num_processes}: expected 1 or more')
   if process_id is not None and not 0 <= process_id < (num_processes or process_id + 1):
-    raise InputError(f'--process_id={process_id}: expected 0 to {(num_processes or 1) - 1}, another one for each process')
+    raise InputError(f'--process_id={process_id}: expected 0 to {(num_processes or 1) - 1}, another one for each '
+                     'process')
 
 
 def _detected() -> tuple[int | None, int | None]:

@@ -17,7 +17,7 @@ def experiment(tmp_path_factory):
   env = {'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
 
   def start(count: int, launcher: str, workdir: pathlib.Path, *args: str, devices: int = 2) -> harness.Group:
-    return harness.start(count, HERE / 'program.py', launcher, f'--config={HERE}/small.py', f'--workdir={workdir}', *data, *args,
-                         logs=workdir.parent / f'{workdir.name}-logs', devices=devices, env=env)
+    return harness.start(count, HERE / 'program.py', launcher, f'--config={HERE}/small.py', f'--workdir={workdir}',
+                         *data, *args, logs=workdir.parent / f'{workdir.name}-logs', devices=devices, env=env)
 
   return start

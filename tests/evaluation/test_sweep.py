@@ -103,7 +103,7 @@ def test_alphas_may_be_added_but_what_rows_were_made_from_may_not_change(whole, 
     sweep.run(engine, [other], alphas=some, workdir=tmp_path, progress=False)
 
 
-def test_a_signal_ends_the_sweep_after_a_whole_row_and_it_goes_on_from_there(whole, engine, both_tasks, tmp_path, monkeypatch):
+def test_a_signal_ends_the_sweep_after_a_whole_row_and_it_goes_on(whole, engine, both_tasks, tmp_path, monkeypatch):
   _, rows = whole
   append = row_files.Rows.append
 

@@ -34,7 +34,8 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
     progress: whether to show a progress bar on stderr.
   Raises:
     InputError: two tasks of one name, or inputs that differ from those of the rows already there; names what changed.
-    CorruptError: a broken file of rows. OutputError: a full disk. Preempted: SIGTERM or SIGINT came; finished rows are kept.
+    CorruptError: a broken file of rows. OutputError: a full disk. Preempted: SIGTERM or SIGINT came; finished rows are
+      kept.
   """
   by_name = {task.name: task for task in tasks}
   if len(by_name) < len(tasks):
@@ -46,8 +47,9 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
   with Rows(folder / 'rows.jsonl') as rows:
     _check_inputs(folder / 'plan.json', inputs_of(engine, tasks, prepared, list(alphas), seed), fresh=not rows.done)
     missing = [key for key in plan if key not in rows.done]
-    bar = tqdm.tqdm(total=len(plan), initial=len(plan) - len(missing), desc='sweep', unit='row', disable=not (progress and distributed.is_main()),
-                    file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 10.0, dynamic_ncols=True)
+    bar = tqdm.tqdm(total=len(plan), initial=len(plan) - len(missing), desc='sweep', unit='row',
+                    disable=not (progress and distributed.is_main()), file=sys.stderr, dynamic_ncols=True,
+                    mininterval=0.1 if sys.stderr.isatty() else 10.0)
     with bar, preemption.watch() as stop:
       for row in _compute(engine, by_name, prepared, missing, seed):
         rows.append(row)
@@ -57,8 +59,8 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
           break
     if stop.name:
       left = sum(key not in rows.done for key in plan)
-      raise Preempted(f'{stop.name} came: {left} of {len(plan)} rows of the sweep are left, the others are in {rows.path}; '
-                      'start again to continue')
+      raise Preempted(f'{stop.name} came: {left} of {len(plan)} rows of the sweep are left, the others are in '
+                      f'{rows.path}; start again to continue')
     return [rows.done[key] for key in plan]
 
 
