@@ -82,9 +82,7 @@ def test_after_a_crash_the_torn_line_is_dropped_aloud_and_only_what_is_missing_r
     again = sweep.run(engine, both_tasks, alphas=ALPHAS, workdir=tmp_path, progress=False)
   assert 'cut short' in caplog.text and '25 bytes' in caplog.text
   assert lines_of(tmp_path)[:20] == kept and len(lines_of(tmp_path)) == len(lines)
-  for one, other in zip(again, rows, strict=True):
-    assert one.pop('logprobs', None) == pytest.approx(other.get('logprobs'), abs=1e-4)
-    assert one == {name: value for name, value in other.items() if name != 'logprobs'}
+  assert again == rows, 'bit for bit, although fewer are computed'
 
 
 def test_alphas_may_be_added_but_what_rows_were_made_from_may_not_change(whole, engine, both_tasks, engine_of,
