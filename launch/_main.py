@@ -68,7 +68,7 @@ def _begin(together: bool) -> bool:
 
 def _stop(number: int, frame: Any) -> None:
   """SIGTERM where no loop waits for it (see finetune/preemption.py): nothing to save, but the status to start again."""
-  signal.signal(number, signal.SIG_DFL)
+  signal.signal(number, signal.SIG_IGN)  # Schedulers send several; the one that is meant as an end is SIGKILL.
   raise Preempted('SIGTERM came; what was finished is kept, the same command continues')
 
 

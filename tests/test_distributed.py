@@ -112,22 +112,28 @@ def test_no_progress_ends_the_process_with_its_stacks(tmp_path):
   assert 'in stuck' in done.stderr and 'no step, batch or stage was finished for' in done.stderr
 
 
-def test_a_signal_is_noted_until_the_next_boundary_and_the_second_one_is_not():
-  second = []
-  before = signal.signal(signal.SIGTERM, lambda *_: second.append(1))
+def test_a_signal_is_noted_until_the_next_boundary_and_a_second_sigint_is_not():
+  outside = []
+  before = {number: signal.signal(number, lambda *_: outside.append(1)) for number in preemption.SIGNALS}
   try:
     with preemption.watch() as stop:
       assert not stop.reached()
       os.kill(os.getpid(), signal.SIGTERM)
-      assert not second and not stop.name
-      assert stop.reached() and stop.name == 'SIGTERM'
       os.kill(os.getpid(), signal.SIGTERM)
-      assert second
+      assert not outside and not stop.name
+      assert stop.reached() and stop.name == 'SIGTERM'
+      os.kill(os.getpid(), signal.SIGINT)
+      assert not outside
+      os.kill(os.getpid(), signal.SIGINT)
+      assert outside == [1]
     with preemption.watch() as stop:
       os.kill(os.getpid(), signal.SIGTERM)
     assert stop.name == 'SIGTERM', 'it came after the last boundary'
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert outside == [1, 1]
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 def test_only_the_main_thread_watches():
