@@ -1,6 +1,6 @@
 """What two processes say to each other, and the checkpoints they write together; every process checks for itself.
 
-  python conversation.py --folder=DIR [--coordinator=... --num_processes=... --process_id=...]
+  python conversation.py --folder=DIR [--fail] [--coordinator=... --num_processes=... --process_id=...]
 """
 import pathlib
 import sys
@@ -72,6 +72,19 @@ def arrays(folder: pathlib.Path) -> None:
   jax.tree.map(np.testing.assert_array_equal, distributed.fetch(restored), values)
 
 
+def fail_in_the_midst() -> None:
+  """Both sum over their devices again and again, until process 1 raises what it should not."""
+  import jax
+  from weightsteer_jax import distributed, sharding
+  layout = sharding.Layout(sharding.make_mesh(sharding.parse('data:4')))
+  x = sharding.put(jax.numpy.ones((4, 8)), layout.activations('B_', (4, 8), name='x'))
+  step = jax.jit(lambda x: x - x.sum(), out_shardings=x.sharding)
+  for number in range(10**6):
+    x = jax.block_until_ready(step(x))
+    if number == 20 and distributed.index() == 1:
+      raise RuntimeError('a fault of the test')
+
+
 def raised(kind, pattern, action) -> None:
   import re
   try:
@@ -94,6 +107,8 @@ def flip(path: pathlib.Path) -> None:
 
 def main() -> None:
   folder = pathlib.Path(flags.FLAGS.folder)
+  if flags.FLAGS.fail:
+    fail_in_the_midst()
   messages(folder)
   arrays(folder)
   print('all said')
@@ -103,4 +118,5 @@ if __name__ == '__main__':
   sys.path.insert(0, str(pathlib.Path(__file__).parent.parent.parent / 'launch'))
   import _main
   flags.DEFINE_string('folder', None, 'To write to.')
+  flags.DEFINE_bool('fail', False, 'Whether process 1 is to fail.')
   _main.start(main)

@@ -9,6 +9,8 @@ import numpy as np
 from distributed import harness
 from weightsteer_jax import checkpoint, directions, tree
 
+CONVERSATION = pathlib.Path(__file__).parent / 'conversation.py'
+
 
 def rows(workdir: pathlib.Path) -> dict[tuple, dict]:
   lines = (workdir / 'sweep' / 'rows.jsonl').read_text().splitlines()
@@ -48,16 +50,15 @@ def test_two_processes_of_two_devices_compute_what_one_does(experiment, tmp_path
 
 
 def test_two_processes_speak_and_save_together_and_one_alone_reads_what_they_saved(tmp_path):
-  program = pathlib.Path(__file__).parent / 'conversation.py'
-  group = harness.start(2, program, f'--folder={tmp_path}/folder', logs=tmp_path)
+  group = harness.start(2, CONVERSATION, f'--folder={tmp_path}/folder', logs=tmp_path)
   assert group.wait(120) == [0, 0] and 'all said' in group.output(0), group.said()
   abstract = {'a': jax.ShapeDtypeStruct((8, 12), np.float32), 'n': jax.ShapeDtypeStruct((), np.int32)}
   restored = checkpoint.restore(tmp_path / 'folder' / 'run' / '00000001', abstract)
   np.testing.assert_array_equal(restored['a'], np.arange(96).reshape(8, 12))
 
 
-def test_an_exception_on_one_process_ends_the_other_with_its_message_and_status(experiment, tmp_path):
-  group = experiment(2, 'finetune', tmp_path / 'run', '--fault=raise', '--on=1', '--at=2')
+def test_an_exception_on_one_process_ends_the_other_with_its_message_and_status(tmp_path):
+  group = harness.start(2, CONVERSATION, f'--folder={tmp_path}/folder', '--fail', logs=tmp_path)
   assert group.wait(120) == [1, 1], group.said()
   assert 'Traceback' in group.output(1) and group.output(1).endswith('error: RuntimeError: a fault of the test\n')
   assert 'Traceback' not in group.output(0)
