@@ -3,11 +3,13 @@ import logging
 import os
 import signal
 
+import jax
+import numpy as np
 import pytest
 
 from weightsteer_jax import config
 from weightsteer_jax.errors import CorruptError, InputError, OutputError, Preempted
-from weightsteer_jax.evaluation import Engine, rows as row_files, sweep, tasks
+from weightsteer_jax.evaluation import Engine, rows as row_files, scoring, sweep, tasks
 
 ALPHAS = {'weights': (-1.0, 0.0, 1.0), 'other': (0.0, 0.5)}
 
@@ -85,6 +87,24 @@ def test_after_a_crash_the_torn_line_is_dropped_aloud_and_only_what_is_missing_r
   assert again == rows, 'bit for bit, although fewer are computed'
 
 
+def test_an_interrupted_sweep_scores_in_the_batches_of_the_whole(engine_of, both_tasks, tmp_path, monkeypatch):
+  """In other batches the last bits of a score would be others."""
+  small, score, batches = engine_of(4), scoring.score_batch, []
+
+  def recorded(*args):
+    batches.append(tuple(np.asarray(x).tobytes() for x in jax.tree.leaves(args[-1])))
+    return score(*args)
+
+  monkeypatch.setattr(scoring, 'score_batch', recorded)
+  sweep.run(small, both_tasks[:1], alphas=ALPHAS, workdir=tmp_path, progress=False)
+  whole = batches.copy()
+  batches.clear()
+  path = tmp_path / 'sweep' / 'rows.jsonl'
+  path.write_text('\n'.join(lines_of(tmp_path)[:-3]) + '\n')
+  sweep.run(small, both_tasks[:1], alphas=ALPHAS, workdir=tmp_path, progress=False)
+  assert 0 < len(batches) < len(whole) and set(batches) < set(whole)
+
+
 def test_alphas_may_be_added_but_what_rows_were_made_from_may_not_change(whole, engine, both_tasks, engine_of,
                                                                          tmp_path):
   workdir, _ = whole
@@ -119,7 +139,6 @@ def test_a_signal_ends_the_sweep_after_a_whole_row_and_it_goes_on(whole, engine,
 
 def test_another_model_or_direction_is_told_apart(model, tokenizer, delta, other_delta, both_tasks, tmp_path):
   from types import SimpleNamespace
-  import jax
   stops = (tokenizer.eos_token_id,)
   engine = Engine(model, tokenizer, {'weights': [(delta, None)]}, batch_size=16, stop_ids=stops)
   sweep.run(engine, both_tasks[:1], alphas={'weights': (0.0,)}, workdir=tmp_path, progress=False)
