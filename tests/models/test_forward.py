@@ -11,7 +11,7 @@ import pytest
 import tiny
 from weightsteer_jax import models, tree
 from weightsteer_jax.errors import InputError
-from weightsteer_jax.models import Edit, LowRank, ModelConfig, Rope, layers
+from weightsteer_jax.models import Dense, Edit, LowRank, ModelConfig, Rope, layers
 
 CONFIG = ModelConfig(vocab_size=40,
                      num_layers=3,
@@ -156,6 +156,22 @@ def test_initial_parameters_have_the_abstract_shapes_and_the_stated_spread():
       np.testing.assert_allclose([leaf.mean(), leaf.std()], [0, 0.02], atol=2e-3, err_msg=path)
   q = np.asarray(made['layers']['attn']['q']['kernel'], np.float32)
   assert (q[0] != q[1]).mean() > 0.9, 'layers start alike'
+
+
+def test_edits_of_every_parameter_equal_their_merge_where_all_choices_are_made():
+  """Also of the norms of queries and keys, of those after a block, and of embeddings that are scaled."""
+  config = dataclasses.replace(LOCAL, post_norm=True, norm_offset=1.0, qk_norm='projection', score_softcap=3.0,
+                               logit_softcap=4.0, embedding_scale=2.0, residual_scale=0.7, logit_divisor=1.5,
+                               rotary_fraction=0.5, unrotated_layers=(1,))
+  params = tiny.randomised(models.abstract_params(config), scale=0.3)
+  delta = tiny.randomised({path: Dense(leaf) for path, leaf in tree.flatten(params).items()}, seed=1, scale=0.1)
+  delta = tree.unflatten(delta)
+  alphas = np.array([0.7, -0.4], np.float32)
+  ours = tiny.forward(config, params, TOKENS, edits=(Edit(delta, alphas),))
+  for row, alpha in enumerate(alphas):
+    merged = tiny.forward(config, models.merge(config, params, delta, alpha), TOKENS)
+    np.testing.assert_allclose(ours[row], merged[row], rtol=0, atol=1e-4)
+  assert np.abs(ours - tiny.forward(config, params, TOKENS)).max() > 0.1
 
 
 def test_a_norm_begins_as_one_whatever_is_added_to_its_scale():

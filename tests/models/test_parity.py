@@ -1,13 +1,17 @@
 """The decoder against transformers in torch, float32: whole rows, rows packed together, and the cache."""
+import copy
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
+import torch
 
 import tiny
-from weightsteer_jax import models
+from weightsteer_jax import models, tree
+from weightsteer_jax.directions import checkpoints, peft_adapter
 
 TOLERANCE = 1e-4  # Largest difference of a logit.
 
@@ -46,7 +50,35 @@ def test_prefill_and_decode_with_the_cache_equal_full_rows(checkpoint, name):
   assert (at + 1 == total).all()
 
 
-@pytest.mark.parametrize('name', ['llama3', 'qwen2_tied'])
+@pytest.mark.parametrize('name', ['qwen3', 'mistral', 'gemma2', 'gemma3', 'olmo2', 'phi3', 'smollm3', 'granite'])
+def test_an_adapter_of_peft_changes_the_same_modules_here(checkpoint, tmp_path, name):
+  """Made by PEFT on transformers' model, on every linear layer, under the names the family has for them."""
+  case = checkpoint(name)
+  # A copy, for PEFT puts its layers into the model that it is given.
+  wrapped = peft.get_peft_model(copy.deepcopy(case.torch_model),
+                                peft.LoraConfig(r=2, lora_alpha=3, target_modules='all-linear'))
+  torch.manual_seed(0)
+  with torch.no_grad():
+    for key, parameter in wrapped.named_parameters():
+      if 'lora_' in key:
+        parameter.copy_(torch.randn_like(parameter) * 0.3)
+  wrapped.save_pretrained(tmp_path)
+  with checkpoints.open_checkpoint(case.folder) as opened:
+    delta = peft_adapter.to_delta(peft_adapter.read(tmp_path), opened)
+  assert len(tree.flatten(delta, models.is_delta_leaf)) == 7
+  rows = tiny.tokens((2, 40))
+  with torch.no_grad():
+    expected = wrapped(torch.as_tensor(rows, dtype=torch.long)).logits.numpy()
+  model = case.model
+  ours = tiny.forward(model.config, models.merge(model.config, model.params, delta, 1.0), rows)
+  assert np.abs(expected - case.torch_logits(rows)).max() > 0.1
+  np.testing.assert_allclose(ours, expected, rtol=0, atol=TOLERANCE)
+
+
+PACKED = ['llama3', 'qwen2_tied', 'gemma3', 'smollm3']  # Two with windows shorter than the longest piece.
+
+
+@pytest.mark.parametrize('name', PACKED)
 def test_packed_rows_equal_separate_ones(checkpoint, name):
   case = checkpoint(name)
   lengths = [9, 1, 14]
@@ -63,7 +95,6 @@ def test_packed_rows_equal_separate_ones(checkpoint, name):
 
 def test_bfloat16_stays_near_transformers_in_bfloat16(tmp_path):
   """Both round at every operation, at other places; both must stay as near to float32 as bfloat16 allows."""
-  import torch
   case = tiny.make(tmp_path / 'bf16', dtype=torch.bfloat16, **tiny.CASES['llama3'])
   model = models.load(case.folder, dtype='bfloat16')
   tokens = tiny.tokens((2, 24))

@@ -11,7 +11,8 @@ def read(fields: Fields) -> ModelConfig:
   sizes = read_sizes(fields, max_positions=32768, shared_heads=False)
   layers = tuple(range(sizes['num_layers']))
   _refuse_dense_layers(fields, layers)
-  sizes['mlp_width'] = fields.count('moe_intermediate_size', 768)  # `intermediate_size` is of dense layers.
+  sizes['mlp_width'] = fields.count('moe_intermediate_size', 768)
+  fields.asked['intermediate_size'] = 'without effect'  # It is of dense layers.
   bias = fields.take('attention_bias', False, kind=bool)
   window = fields.optional(fields.count, 'sliding_window', 4096)
   window = window if fields.take('use_sliding_window', False, kind=bool) else None
