@@ -203,6 +203,12 @@ def test_lora_goes_to_attention_and_every_expert_but_not_to_the_router():
   assert tree.flatten(bias)['layers/mlp/experts/down/bias/value'].shape == (2, 5, 16)
 
 
+def test_paths_and_axes_tell_the_same_stack():
+  kernels = {path: site for path, site in models.sites(CONFIG).items() if site.inputs}
+  assert {path: models.stack_axes(path) for path in kernels} == {path: site.stack for path, site in kernels.items()}
+  assert {site.stack for site in kernels.values()} == {'', 'L', 'LE'}
+
+
 def test_the_router_can_be_edited_too():
   params, alphas = random_params(), np.array([-1.0, 0.0, 0.7], np.float32)
   delta = {'layers': {'mlp': {'router': {'kernel': LowRank(draw(2, 16, 2), draw(2, 2, 5), 1.0)}}}}
