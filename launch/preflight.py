@@ -34,4 +34,4 @@ def main():
 
 
 if __name__ == '__main__':
-  _main.start(lambda: sys.exit(0 if main() else 1))
+  _main.start(lambda: None if main() else sys.exit(1), together=False)
