@@ -11,8 +11,9 @@ from weightsteer_jax.preflight import hlo
 
 def test_collectives_count_as_often_as_their_loops_run(tmp_path):
   environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
-  subprocess.run([sys.executable, eight.__file__, str(tmp_path / 'found.json')], check=True, timeout=120, env=environment)
-  found = json.loads((tmp_path / 'found.json').read_text())['loops']
+  output = tmp_path / 'found.json'
+  subprocess.run([sys.executable, eight.__file__, str(output)], check=True, timeout=120, env=environment)
+  found = json.loads(output.read_text())['loops']
   one = 4 * eight.SIZE  # Bytes on a device.
   assert found == {
       'all-gather': [1, 7 * one],  # 7/8 of the 8 parts
