@@ -11,7 +11,7 @@ import torch
 
 import tiny
 from weightsteer_jax import models, tree
-from weightsteer_jax.directions import checkpoints, peft_adapter
+from weightsteer_jax.directions import checkpoints, peft_adapter, peft_delta
 
 TOLERANCE = 1e-4  # Largest difference of a logit.
 
@@ -64,7 +64,7 @@ def test_an_adapter_of_peft_changes_the_same_modules_here(checkpoint, tmp_path, 
         parameter.copy_(torch.randn_like(parameter) * 0.3)
   wrapped.save_pretrained(tmp_path)
   with checkpoints.open_checkpoint(case.folder) as opened:
-    delta = peft_adapter.to_delta(peft_adapter.read(tmp_path), opened)
+    delta = peft_delta.to_delta(peft_adapter.read(tmp_path), opened)
   assert len(tree.flatten(delta, models.is_delta_leaf)) == 7
   rows = tiny.tokens((2, 40))
   with torch.no_grad():
