@@ -6,7 +6,8 @@ from weightsteer_jax import models
 from weightsteer_jax.preflight import programs, topology
 
 CONFIG = models.ModelConfig(vocab_size=96, num_layers=1, width=64, num_heads=4, num_kv_heads=2, head_dim=16,
-                            mlp_width=160, norm_eps=1e-5, rope=models.Rope(1000.0, 'default', 1.0, 1.0, 1.0, 256), tied=False,
+                            mlp_width=160, norm_eps=1e-5,
+                            rope=models.Rope(1000.0, 'default', 1.0, 1.0, 1.0, 256), tied=False,
                             qkv_bias=False, o_bias=False, mlp_bias=False, activation='silu', max_positions=256)
 RUN = configs.Run(name='x',
                   finetune=configs.FineTune(kind='lora', rank=3, lora_alpha=6.0, learning_rates=(1e-2,), batch_size=4),
