@@ -7,7 +7,8 @@ from weightsteer_jax.preflight import topology
 
 @pytest.mark.parametrize('name, expected', [
     ('v5e:4x4', ('v5e', (4, 4))), ('v5litepod-16', ('v5e', (4, 4))), ('v5e-256', ('v5e', (16, 16))), ('v6e-32', ('v6e', (4, 8))),
-    ('v5p:2x2x4', ('v5p', (2, 2, 4))), ('v5p-32', ('v5p', (2, 2, 4))), ('v4-128', ('v4', (4, 4, 4)))])
+    ('v5p:2x2x4', ('v5p', (2, 2, 4))), ('v5p-32', ('v5p', (2, 2, 4))), ('v4-128', ('v4', (4, 4, 4))),
+    ('v5p-8', ('v5p', (2, 2, 1)))])
 def test_names(name, expected):
   assert topology.parse(name) == expected
 

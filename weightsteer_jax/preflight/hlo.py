@@ -38,8 +38,9 @@ def collectives(text: str) -> dict[str, Moved]:
         condition, body = (re.search(rf'{part}=%?([\w.-]+)', line)[1] for part in ('condition', 'body'))
         stack.append((body, times * _trips(line, computations.get(condition, []), computations.get(body, []))))
       elif match := _COLLECTIVE.search(line):
-        channel = re.search(r'channel_id=(\d+)', line)
-        key = channel[1] if channel else f'{name} {line}'
+        channel, operation = (re.search(pattern, line) for pattern in (r'channel_id=(\d+)', r'op_name="([^"]*)"'))
+        # What shard_map sends stands under one channel all together, so a channel alone does not tell two apart.
+        key = f'{match[2]} {channel[1]} {operation and operation[1]}' if channel else f'{name} {line}'
         one = times, match[2], _sent(match[2], line, match[1], started=bool(match[3]))
         found[key] = min(found.get(key, one), one)
       else:

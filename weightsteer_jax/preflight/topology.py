@@ -115,7 +115,8 @@ def _shape(name: str, number: int, chip: Chip) -> tuple[int, ...]:
   sizes = [1] * len(chip.bounds)
   while math.prod(sizes) < chips:
     sizes[sizes.index(min(sizes))] *= 2
-  return tuple(sorted(sizes))
+  # As pods are named, smallest axis first; up to a host, as its chips lie.
+  return tuple(sizes if chips <= math.prod(chip.bounds) else sorted(sizes))
 
 
 def _absent_devices(generation: str, name: str) -> tuple[Any, ...]:
