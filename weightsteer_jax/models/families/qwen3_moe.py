@@ -2,8 +2,9 @@
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import mixtral
-from weightsteer_jax.models.families.family import (ATTENTION, EMBEDDING, END, HEAD_QK_NORMS, PRE_NORMS, Family, Fields,
+from weightsteer_jax.models.families.family import (ATTENTION, EMBEDDING, END, HEAD_QK_NORMS, PRE_NORMS, Family,
                                                     read_activation, read_rope, read_sizes, write_sizes)
+from weightsteer_jax.models.families.fields import Fields
 
 
 def read(fields: Fields) -> ModelConfig:
@@ -30,9 +31,9 @@ def _refuse_dense_layers(fields: Fields, layers: tuple[int, ...]) -> None:
   step, named = fields.count('decoder_sparse_step', 1), fields.take('mlp_only_layers', [], kind=list)
   dense = [i for i in layers if i in named or (i + 1) % step]
   if dense:
-    raise InputError(f"{fields.where}: 'decoder_sparse_step' {step} and 'mlp_only_layers' {named} make the MLP of layers "
-                     f'{", ".join(map(str, dense))} dense and the others a mixture of experts, which is not supported: '
-                     'the layers are stacked into one, so all of them must be of one kind')
+    raise InputError(f"{fields.where}: 'decoder_sparse_step' {step} and 'mlp_only_layers' {named} make the MLP of "
+                     f'layers {", ".join(map(str, dense))} dense and the others a mixture of experts, which is not '
+                     'supported: the layers are stacked into one, so all of them must be of one kind')
 
 
 def describe(config: ModelConfig) -> dict:
@@ -47,5 +48,5 @@ def describe(config: ModelConfig) -> dict:
 
 
 EXPERTS = mixtral.experts('mlp.gate', *(f'mlp.experts.{{e}}.{name}_proj' for name in ('gate', 'up', 'down')))
-FAMILY = Family('qwen3_moe', 'Qwen3MoeForCausalLM', 'Qwen3-30B-A3B and its kind: a mixture of experts for every MLP', read,
-                describe, (*EMBEDDING, *PRE_NORMS, *ATTENTION, *HEAD_QK_NORMS, *EXPERTS, *END))
+FAMILY = Family('qwen3_moe', 'Qwen3MoeForCausalLM', 'Qwen3-30B-A3B and its kind: a mixture of experts for every MLP',
+                read, describe, (*EMBEDDING, *PRE_NORMS, *ATTENTION, *HEAD_QK_NORMS, *EXPERTS, *END))
