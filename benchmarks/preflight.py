@@ -31,9 +31,9 @@ def run() -> None:
       for topology in TOPOLOGIES:
         if (model, topology, program) in read():
           continue
-        command = [sys.executable, str(HERE.parent / 'launch' / 'preflight.py'), f'--topology={topology}', f'--programs={program}',
-                   f'--config={HERE.parent / "configs" / "preflight.py"}:{model}', f'--json={RESULTS}']
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [sys.executable, 'launch/preflight.py', f'--config=configs/preflight.py:{model}', f'--topology={topology}',
+                   f'--programs={program}', f'--json={RESULTS}']
+        done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
         said = (done.stdout + done.stderr).strip().splitlines() or ['']
         print(model, topology, program, '->', done.returncode, said[-1], flush=True)
 

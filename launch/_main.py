@@ -12,16 +12,17 @@ from absl import flags
 from weightsteer_jax.errors import Preempted
 
 
-flags.DEFINE_enum('distributed', 'auto', ['auto', 'on', 'off'], 'Whether to run with other processes: auto joins them on a TPU pod, '
-                  'under Slurm, Open MPI or Kubernetes, and where the next flags are given.')
+flags.DEFINE_enum('distributed', 'auto', ['auto', 'on', 'off'], 'Whether to run with other processes: auto joins them '
+                  'on a TPU pod, under Slurm, Open MPI or Kubernetes, and where the next flags are given.')
 flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0, where no cluster is detected.')
 flags.DEFINE_integer('num_processes', None, 'Processes of the run, where no cluster is detected.')
 flags.DEFINE_integer('process_id', None, "This process's number, from 0, where no cluster is detected.")
-flags.DEFINE_float('stall_minutes', 60.0, 'End the run when no step, batch or stage was finished for so long; 0: never.', lower_bound=0.0)
+flags.DEFINE_float('stall_minutes', 60.0, 'End the run when no step, batch or stage was finished for so long; 0: '
+                   'never.', lower_bound=0.0)
 
 
 def start(main: Callable[[], None], *, together: bool = True) -> None:
-  """Parses the flags, joins the other processes and calls `main`; whatever is raised is told and becomes an exit status.
+  """Parses the flags, joins the other processes, calls `main`; whatever is raised is told and becomes an exit status.
 
   Args:
     together: whether all processes run `main` as one; otherwise the first one does by itself, and the others are done.
@@ -38,6 +39,9 @@ def start(main: Callable[[], None], *, together: bool = True) -> None:
         lifeline.guard(stall_minutes=flags.FLAGS.stall_minutes)
         main()
         lifeline.leave()
+    except SystemExit as error:
+      lifeline.leave(int(error.code or 0))
+      raise
     except (Exception, KeyboardInterrupt) as error:
       sys.exit(lifeline.fail(error))
 
@@ -45,7 +49,7 @@ def start(main: Callable[[], None], *, together: bool = True) -> None:
 
 
 def _begin(together: bool) -> bool:
-  """Whether this process has something to do; with the others, if `together`, of which all but the first only say errors."""
+  """Whether this process has something to do; if `together`, with the others, of which all but the first are silent."""
   from weightsteer_jax import distributed, lifeline
   args = flags.FLAGS
   signal.signal(signal.SIGTERM, _stop)
@@ -64,7 +68,7 @@ def _begin(together: bool) -> bool:
 
 def _stop(number: int, frame: Any) -> None:
   """SIGTERM where no loop waits for it (see finetune/preemption.py): nothing to save, but the status to start again."""
-  signal.signal(number, signal.SIG_DFL)
+  signal.signal(number, signal.SIG_IGN)  # Schedulers send several; the one that is meant as an end is SIGKILL.
   raise Preempted('SIGTERM came; what was finished is kept, the same command continues')
 
 
@@ -81,9 +85,11 @@ def _parse(argv: list[str]) -> list[str]:
 def define_run_flags() -> None:
   """--config and --workdir, of every launcher that works on a run."""
   from ml_collections import config_flags
-  config_flags.DEFINE_config_file('config', None, 'Experiment to run, e.g. configs/quickstart.py; override with --config.<key>=<value>.',
-                                  lock_config=True)
-  flags.DEFINE_string('workdir', '', "Folder of the run; default runs/<the config's name>. An unfinished run continues there.")
+  config_flags.DEFINE_config_file(
+      'config', None, 'Experiment to run, e.g. configs/quickstart.py; override with --config.<key>=<value>.',
+      lock_config=True)
+  flags.DEFINE_string('workdir', '', "Folder of the run; default runs/<the config's name>. An unfinished run continues "
+                      'there.')
   flags.mark_flag_as_required('config')
 
 
@@ -96,7 +102,8 @@ def run_and_workdir():
   import ml_collections
   from weightsteer_jax import config, distributed
   from weightsteer_jax.errors import InputError
-  if not isinstance(flags.FLAGS.config, ml_collections.ConfigDict):  # What ml_collections leaves where it cannot read the file.
+  # What ml_collections leaves where it cannot read the file.
+  if not isinstance(flags.FLAGS.config, ml_collections.ConfigDict):
     raise InputError(f"--config: there is no config file '{flags.FLAGS['config'].config_filename}'")
   run = config.resolve(flags.FLAGS.config)
   workdir = flags.FLAGS.workdir or os.path.join('runs', run.name)
@@ -109,7 +116,8 @@ def _flat(value: Any, name: str = '') -> dict[str, Any]:
   """{path with dots: value} of nested dicts."""
   if not isinstance(value, dict):
     return {name: value}
-  return {path: item for key, inner in value.items() for path, item in _flat(inner, f'{name}.{key}'.lstrip('.')).items()}
+  parts = [_flat(inner, f'{name}.{key}'.lstrip('.')) for key, inner in value.items()]
+  return {path: item for part in parts for path, item in part.items()}
 
 
 def define_rows_flags() -> None:
@@ -128,7 +136,8 @@ def define_rows_flags() -> None:
 def rows_options() -> dict[str, Any]:
   """What `define_rows_flags` adds to the model, the input and the output, as arguments of a stage."""
   args = flags.FLAGS
-  return dict(direction=args.direction, alphas=floats(args.alphas, 'alphas'), dtype=args.dtype, batch_size=args.batch_size, add_bos=args.add_bos)
+  return dict(direction=args.direction, alphas=floats(args.alphas, 'alphas'), dtype=args.dtype,
+              batch_size=args.batch_size, add_bos=args.add_bos)
 
 
 def floats(values: list[str], flag: str) -> tuple[float, ...]:

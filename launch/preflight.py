@@ -25,13 +25,17 @@ flags.DEFINE_string('json', '', 'File to which a line of JSON per program is app
 
 
 def main():
-  from weightsteer_jax import stages
-  from weightsteer_jax.preflight import Sizes
+  from weightsteer_jax import preflight
   run, _ = _main.run_and_workdir()
   args = flags.FLAGS
-  sizes = Sizes(args.row_tokens, args.prompt_tokens, args.completion_tokens, args.answer_tokens, args.train_rows, args.rows)
-  return stages.preflight(run, args.topology, sizes, mesh=args.mesh, programs=tuple(args.programs), search=args.search, output=args.json)
+  sizes = preflight.Sizes(args.row_tokens, args.prompt_tokens, args.completion_tokens, args.answer_tokens, args.train_rows, args.rows)
+  if args.search:
+    fits = preflight.recommend(run, args.topology, sizes)
+  else:
+    fits = preflight.examine(run, args.topology, sizes, mesh=args.mesh, programs=tuple(args.programs), output=args.json)
+  if not fits:
+    sys.exit(1)
 
 
 if __name__ == '__main__':
-  _main.start(lambda: sys.exit(0 if main() else 1))
+  _main.start(main, together=False)

@@ -1,4 +1,4 @@
-"""One process by itself: what flags and clusters it recognises, and that it needs no others. Several: tests/distributed."""
+"""One process by itself: the flags and clusters it recognises, and that it needs no others (several: distributed/)."""
 import os
 import signal
 import socket
@@ -15,7 +15,8 @@ from weightsteer_jax import distributed, lifeline
 from weightsteer_jax.errors import InputError, NotFiniteError, ProcessLost
 from weightsteer_jax.finetune import preemption
 
-SLURM = {'SLURM_JOB_ID': '77', 'SLURM_STEP_NODELIST': 'node[1-4]', 'SLURM_NTASKS': '4', 'SLURM_PROCID': '2', 'SLURM_LOCALID': '0'}
+SLURM = {'SLURM_JOB_ID': '77', 'SLURM_STEP_NODELIST': 'node[1-4]', 'SLURM_NTASKS': '4', 'SLURM_PROCID': '2',
+         'SLURM_LOCALID': '0'}
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def no_cluster(monkeypatch):
 def test_without_a_cluster_there_is_one_process(capsys):
   distributed.join('auto')
   assert (distributed.index(), distributed.count(), distributed.is_main()) == (0, 1, True)
-  assert distributed.place('auto') == (0, 1) and distributed.place('off') == (0, 1)
+  assert distributed.place('auto') == distributed.place('off') == distributed.place('on', num_processes=1) == (0, 1)
   assert capsys.readouterr() == ('', '')
 
 
@@ -111,22 +112,28 @@ def test_no_progress_ends_the_process_with_its_stacks(tmp_path):
   assert 'in stuck' in done.stderr and 'no step, batch or stage was finished for' in done.stderr
 
 
-def test_a_signal_is_noted_until_the_next_boundary_and_the_second_one_is_not():
-  second = []
-  before = signal.signal(signal.SIGTERM, lambda *_: second.append(1))
+def test_a_signal_is_noted_until_the_next_boundary_and_a_second_sigint_is_not():
+  outside = []
+  before = {number: signal.signal(number, lambda *_: outside.append(1)) for number in preemption.SIGNALS}
   try:
     with preemption.watch() as stop:
       assert not stop.reached()
       os.kill(os.getpid(), signal.SIGTERM)
-      assert not second and not stop.name
-      assert stop.reached() and stop.name == 'SIGTERM'
       os.kill(os.getpid(), signal.SIGTERM)
-      assert second
+      assert not outside and not stop.name
+      assert stop.reached() and stop.name == 'SIGTERM'
+      os.kill(os.getpid(), signal.SIGINT)
+      assert not outside
+      os.kill(os.getpid(), signal.SIGINT)
+      assert outside == [1]
     with preemption.watch() as stop:
       os.kill(os.getpid(), signal.SIGTERM)
     assert stop.name == 'SIGTERM', 'it came after the last boundary'
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert outside == [1, 1]
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 def test_only_the_main_thread_watches():

@@ -44,10 +44,12 @@ def save(folder: files.Path, tree_: PyTree, *, metadata: Mapping[str, Any]) -> N
 class Saving:
   """A save that is under way: the arrays are copied when it begins, and written while other work goes on."""
 
-  def __init__(self, folder: files.Path, tree_: PyTree, *, metadata: Mapping[str, Any], after: Callable[[], None] = lambda: None):
+  def __init__(self, folder: files.Path, tree_: PyTree, *, metadata: Mapping[str, Any],
+               after: Callable[[], None] = lambda: None):
     """Begins it (arguments and errors as `save`); `after` is what the main process does when all is written."""
     if distributed.count() < jax.process_count():
-      raise InputError(f'{folder}: orbax writes with all processes or not at all; run this in one process, with --distributed=off')
+      raise InputError(f'{folder}: orbax writes with all processes or not at all; run this in one process, with '
+                       '--distributed=off')
     self._folder, self._after = pathlib.Path(folder), after
     self._error: Exception | None = None
     arrays = {path: _storable(path, leaf) for path, leaf in tree.flatten(tree_).items()}
@@ -93,7 +95,8 @@ class Saving:
           for path in list(inner.iterdir()):
             path.rename(self._partial / path.name)
           inner.rmdir()
-          sizes = {str(path.relative_to(self._partial)): path.stat().st_size for path in sorted(self._partial.rglob('*')) if path.is_file()}
+          written = sorted(path for path in self._partial.rglob('*') if path.is_file())
+          sizes = {str(path.relative_to(self._partial)): path.stat().st_size for path in written}
           files.write_json(self._partial / MARKER, sealed({**self._marker, 'files': sizes}))
       if distributed.is_main():
         self._after()
@@ -114,7 +117,8 @@ class Saving:
       yield
     except Exception as error:  # Orbax and tensorstore report a full disk as ValueError, a bad path as several others.
       reason = 'no space left on device' if 'No space left' in str(error) else _first_line(error)
-      raise OutputError(f'a checkpoint could not be written to {self._folder}: {reason}; nothing was left behind') from error
+      raise OutputError(
+          f'a checkpoint could not be written to {self._folder}: {reason}; nothing was left behind') from error
 
 
 def restore(folder: files.Path, abstract: PyTree) -> PyTree:
@@ -126,6 +130,7 @@ def restore(folder: files.Path, abstract: PyTree) -> PyTree:
   """
   folder = pathlib.Path(folder)
   marker = distributed.on_main(lambda: _read_marker(folder))
+  distributed.see(folder / MARKER)
   wanted = {path: _with_sharding(leaf) for path, leaf in tree.flatten(abstract).items()}
   _compare(folder, marker['leaves'], wanted)
   _check_files(folder, marker['files'])
@@ -160,7 +165,7 @@ def verify(folder: files.Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 class Checkpoints:
-  """The checkpoints of one training run: `<folder>/<step>`, each a checkpoint of its own. Every process calls all of it.
+  """The checkpoints of one training run: `<folder>/<step>`, each one of its own. Every process calls all of it.
 
   A context manager: at its end the last save is on disk, or the error that went wrong is raised.
   """
@@ -290,7 +295,8 @@ def _load_arrays(folder: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct
     problem = _first_line(error)
   problems = [problem for problem in distributed.gather(problem) if problem]
   if problems:
-    raise CorruptError(f'the checkpoint {folder} is cut short or damaged: {problems[0]}; copy it again, or remove the folder')
+    raise CorruptError(f'the checkpoint {folder} is cut short or damaged: {problems[0]}; copy it again, or remove the '
+                       'folder')
   flat = tree.flatten(loaded)
   return {path: flat[path] for path in wanted}
 
@@ -299,7 +305,8 @@ def _load_arrays(folder: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct
 def _by_itself() -> Iterator[None]:
   """Orbax reading with this process only, which waits for no other: one may fail to read what the others can."""
   own = distributed.index()
-  options = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'process{own}')
+  options = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own},
+                                               barrier_sync_key_prefix=f'process{own}')
   with ocp.Context(multiprocessing_options=options):
     yield
 
@@ -316,8 +323,8 @@ def _check_files(folder: pathlib.Path, sizes: Mapping[str, int]) -> None:
   wrong = next(filter(None, distributed.gather(wrong)), [])
   if wrong:
     more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
-    raise CorruptError(f'the checkpoint {folder} is cut short or damaged: {", ".join(wrong[:3])}{more}; copy it again, or '
-                       'remove the folder')
+    raise CorruptError(f'the checkpoint {folder} is cut short or damaged: {", ".join(wrong[:3])}{more}; copy it again, '
+                       'or remove the folder')
 
 
 def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -44,9 +44,10 @@ def join(mode: str = 'auto', *, coordinator: str = '', num_processes: int | None
     coordinator: host:port of process 0. It and the next two are needed where no cluster is detected.
     timeout: seconds to wait for the others.
   Raises:
-    InputError: arguments that do not go together, or no cluster. ProcessLost: the others were not there in time.
+    InputError: arguments that do not go together, or no cluster where there must be one. ProcessLost: the others were
+      not there in time.
   """
-  if mode != 'on' and place(mode, coordinator=coordinator, num_processes=num_processes, process_id=process_id)[1] == 1:
+  if place(mode, coordinator=coordinator, num_processes=num_processes, process_id=process_id)[1] == 1:
     return
   # We end the others when one fails, and act on SIGTERM, each with its own exit status; jax would abort.
   jax.config.update('jax_enable_recoverability', True)
@@ -54,9 +55,6 @@ def join(mode: str = 'auto', *, coordinator: str = '', num_processes: int | None
   try:
     jax.distributed.initialize(coordinator or None, num_processes, process_id, initialization_timeout=int(timeout),
                                heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=HEARTBEAT_SECONDS)
-  except ValueError as error:
-    raise InputError(f'--distributed={mode}: no cluster was detected ({error}); give --coordinator=HOST:PORT, '
-                     '--num_processes=N and --process_id=I') from error
   except RuntimeError as error:
     raise ProcessLost(f'{not_together()}. {first_line(error)}') from error
   global _joined
@@ -70,9 +68,10 @@ def joined() -> bool:
 
 def not_together() -> str:
   """What to say where they do not (where they do not even connect, jax aborts: see lifeline.catch_abort)."""
-  return (f'the processes of the run did not come together at {distributed.global_state.coordinator_address}: start all of them, '
-          'with the same --num_processes, and let that port through (on TPU it is 8482, of older versions of jax 8476; '
-          'JAX_COORDINATOR_PORT names another)')
+  where = distributed.global_state.coordinator_address
+  return (f'the processes of the run did not come together at {where}: start all of them, with the same --num_processes, '
+          'and let that port through (on TPU it is 8482, of older versions of jax 8476; JAX_COORDINATOR_PORT names '
+          'another)')
 
 
 def place(mode: str = 'auto', *, coordinator: str = '', num_processes: int | None = None,
@@ -80,17 +79,17 @@ def place(mode: str = 'auto', *, coordinator: str = '', num_processes: int | Non
   """(this process's number, processes of the run), by the arguments of `join` or the cluster; without joining.
 
   Raises:
-    InputError: arguments that do not go together.
+    InputError: arguments that do not go together, or no cluster where there must be one.
   """
-  told = bool(coordinator) or num_processes is not None or process_id is not None
-  _check(mode, coordinator, num_processes, process_id, told)
+  told = (coordinator or None, num_processes, process_id)
+  _check(mode, coordinator, num_processes, process_id)
   if mode == 'off':
     return 0, 1
-  detected = (None, None) if None not in (num_processes, process_id) else _detected()
-  number = detected[0] if process_id is None else process_id
-  total = detected[1] if num_processes is None else num_processes
-  if told and mode == 'auto' and None in (number, total):
-    raise InputError('no cluster was detected: give all of --coordinator=HOST:PORT, --num_processes=N and --process_id=I')
+  number, total = (process_id, num_processes) if None not in told else _detected()
+  if total is None and (mode == 'on' or told != (None, None, None)) and num_processes != 1:
+    raise InputError('no cluster was detected: give all of --coordinator=HOST:PORT, --num_processes=N and '
+                     '--process_id=I')
+  number, total = number if process_id is None else process_id, total if num_processes is None else num_processes
   return number or 0, total or 1
 
 
@@ -151,8 +150,9 @@ def agree(value: Any, *, what: str) -> None:
     InputError: on every process; says which ones differ from process 0, and in what.
   """
   told = gather([socket.gethostname(), value])
-  lines = [f'  {name(process)} on {host}: {_difference(told[0][1], other)}' for process, (host, other) in enumerate(told)
-           if other != told[0][1]]
+  expected = told[0][1]
+  lines = [f'  {name(process)} on {host}: {_difference(expected, got)}' for process, (host, got) in enumerate(told)
+           if got != expected]
   if lines:
     raise InputError('\n'.join([f'{what} must be the same on every process, but differs from process 0 on:', *lines]))
 
@@ -167,12 +167,31 @@ def share(folder: pathlib.Path, *, what: str) -> None:
     return
   marker = folder / broadcast(f'.shared-{secrets.token_hex(8)}')
   made = on_main(lambda: _make_marker(marker))
-  missing = [f'{name(process)} on {host}' for process, (host, seen) in
-             enumerate(gather([socket.gethostname(), _seen(marker)])) if not seen]
+  try:
+    see(marker)
+    seen = True
+  except InputError:
+    seen = False
+  told = gather([socket.gethostname(), seen])
+  missing = [f'{name(process)} on {host}' for process, (host, sees) in enumerate(told) if not sees]
   on_main(lambda: _remove_marker(marker, made))
   if missing:
-    raise InputError(f'{what} {folder.absolute()} is not shared: {", ".join(missing)} cannot see what process 0 wrote there. '
-                     'Name a folder on a file system that every process mounts')
+    raise InputError(f'{what} {folder.absolute()} is not shared: {", ".join(missing)} cannot see what process 0 wrote '
+                     'there. Name a folder on a file system that every process mounts')
+
+
+def see(path: pathlib.Path, size: int | None = None) -> None:
+  """Waits until this process sees what process 0 wrote there (of that size, if given), as it may lag on a network.
+
+  Raises:
+    InputError: it does not come.
+  """
+  deadline = time.monotonic() + SEEN_SECONDS
+  while count() > 1 and not _is_seen(path, size):
+    if time.monotonic() > deadline:
+      raise InputError(f'{path} was written by process 0, but is not seen as such on {socket.gethostname()}: the '
+                       'workdir must be on a file system that every process mounts')
+    time.sleep(0.5)
 
 
 def on_main(action: Callable[[], Any]) -> Any:
@@ -260,17 +279,18 @@ def _next_key(kind: str) -> str:
   return f'{kind}/{_used[kind]}'
 
 
-def _check(mode: str, coordinator: str, num_processes: int | None, process_id: int | None, told: bool) -> None:
+def _check(mode: str, coordinator: str, num_processes: int | None, process_id: int | None) -> None:
   if mode not in MODES:
     raise InputError(f"--distributed={mode}: expected one of {', '.join(MODES)}")
-  if mode == 'off' and told:
+  if mode == 'off' and (coordinator or num_processes is not None or process_id is not None):
     raise InputError('--distributed=off, but --coordinator, --num_processes or --process_id is given: leave them out')
   if coordinator and not coordinator.rpartition(':')[2].isdigit():
     raise InputError(f"--coordinator={coordinator}: expected HOST:PORT, the address of process 0 and a free port there")
   if num_processes is not None and num_processes < 1:
     raise InputError(f'--num_processes={num_processes}: expected 1 or more')
   if process_id is not None and not 0 <= process_id < (num_processes or process_id + 1):
-    raise InputError(f'--process_id={process_id}: expected 0 to {(num_processes or 1) - 1}, another one for each process')
+    raise InputError(f'--process_id={process_id}: expected 0 to {(num_processes or 1) - 1}, another one for each '
+                     'process')
 
 
 def _detected() -> tuple[int | None, int | None]:
@@ -304,10 +324,5 @@ def _remove_marker(marker: pathlib.Path, made: bool) -> None:
     marker.parent.rmdir()
 
 
-def _seen(path: pathlib.Path) -> bool:
-  deadline = time.monotonic() + SEEN_SECONDS
-  while not path.exists():
-    if time.monotonic() > deadline:
-      return False
-    time.sleep(0.5)
-  return True
+def _is_seen(path: pathlib.Path, size: int | None = None) -> bool:
+  return path.exists() and size in (None, path.stat().st_size)

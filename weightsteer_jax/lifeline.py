@@ -23,8 +23,8 @@ FAREWELL_SECONDS = 5.0  # that process 0 lets the others read its last message, 
 RESTART = ProcessLost.exit_code
 GONE = 'ended without a word (killed, or its machine lost): start all processes again to continue'
 # Of errors that are what another process's end looks like from here.
-CONTACT_LOST = ('gloo', 'nccl', 'unavailable', 'connection', 'deadline_exceeded', 'coordination', 'heartbeat', 'aborted',
-                'cancelled', 'socket', 'barrier')
+CONTACT_LOST = ('gloo', 'nccl', 'unavailable', 'connection', 'deadline_exceeded', 'coordination', 'heartbeat',
+                'aborted', 'cancelled', 'socket', 'barrier')
 
 _ending = threading.Lock()
 _leaving = threading.Event()
@@ -94,18 +94,19 @@ def tell_and_end(message: str, code: int, dead: Iterable[int] = ()) -> NoReturn:
   _end(told)
 
 
-def leave() -> None:
+def leave(code: int = 0) -> None:
   """Ends this process, whose work is done, once all others have done theirs; returns where it is the only one."""
   if distributed.count() > 1:
     distributed.barrier('leave')
     _leaving.set()
     with _ending:
-      _depart(0, set())
+      _depart(code, set())
 
 
 def _failure(message: str, code: int, dead: Iterable[int] = ()) -> dict[str, Any]:
   """A failure as it is told: by whom, and which processes can no longer be spoken to."""
-  return {'process': distributed.index(), 'host': socket.gethostname(), 'message': message, 'code': code, 'dead': sorted(dead)}
+  return {'process': distributed.index(), 'host': socket.gethostname(), 'message': message, 'code': code,
+          'dead': sorted(dead)}
 
 
 def _end(failure: Mapping[str, Any]) -> NoReturn:
@@ -187,8 +188,8 @@ def _watch_progress(minutes: float) -> None:
   print(f'no progress for {minutes:g} minutes; what each thread of {distributed.name(distributed.index())} is doing:',
         file=sys.stderr)
   faulthandler.dump_traceback(all_threads=True)
-  message = (f'no step, batch or stage was finished for {minutes:g} minutes (--stall_minutes): stuck; the stacks of each '
-             'process are in its output. Start again to continue')
+  message = (f'no step, batch or stage was finished for {minutes:g} minutes (--stall_minutes): stuck; the stacks of '
+             'each process are in its output. Start again to continue')
   if distributed.count() > 1:
     time.sleep(FAREWELL_SECONDS)  # The others, who wait for one, print their stacks too.
     tell_and_end(message, RESTART)

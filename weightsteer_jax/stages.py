@@ -101,6 +101,7 @@ def contrast(run: Run, workdir: Path) -> dict[str, list[Conversation]]:
   folder = pathlib.Path(workdir) / 'data'
   if not run.data.positive and not distributed.broadcast(folder.exists()):
     _generate_contrast(run, folder)
+    distributed.see(folder / f'{SIDES[0]}.jsonl')
   return {side: _read_side(run, side, folder) for side in SIDES}
 
 
@@ -130,6 +131,7 @@ def direction(run: Run, workdir: Path) -> directions.Direction:
     sides = (pathlib.Path(workdir) / 'finetune' / side for side in SIDES)
     base = load_model(run.model, layouts_of(run).train)
     distributed.on_main(lambda: directions.save(folder, directions.contrast(*sides, base=base)))
+    distributed.see(folder)
   found = directions.load(folder)
   say(f'direction: {folder}, norm {found.meta["norm"]:.4g}')
   return found
@@ -168,7 +170,7 @@ def report(run: Run, workdir: Path) -> pathlib.Path:
 def direction_from(positive: Path, negative: Path, output: Path, *, base: Path = '', **options: Any) -> directions.Direction:
   """The direction between two fine-tunes of any supported kind, written to a new folder (options as in directions.contrast)."""
   files.refuse_existing(output, what='a direction')
-  made = directions.contrast(positive, negative, base=_folder_of(base) if base else None, **options)
+  made = directions.contrast(positive, negative, base=folder_of(base) if base else None, **options)
   directions.save(output, made)
   saved = directions.load(output)
   say(f'direction: {output}, norm {saved.meta["norm"]:.4g} over {len(saved.meta["norms"])} sites')
@@ -189,39 +191,6 @@ def export(direction: Path, base: Path, alpha: float, format: str, output: Path,
     say(note)
   say(f'export: {output}, {len(record["files"])} files, {json.dumps(record["parity"])}; its README.md says how to load it')
   return record
-
-
-def preflight(run: Run, topology: str, sizes: Any, *, mesh: str = '', programs: Sequence[str] = (), search: bool = False,
-              output: Path = '') -> bool:
-  """Whether the run's programs fit that hardware, with a table of what they cost; `sizes` as preflight.Sizes.
-
-  Raises:
-    InputError: no such hardware, model or program, or a mesh that fits neither.
-  """
-  from weightsteer_jax import preflight as pre
-  run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, shape=mesh)) if mesh else run
-  target = pre.target(topology)
-  config, family = models.load_config(models.resolve(_folder_of(run.model.source), revision=run.model.revision or None, weights=False)[0])
-  say(f'model: {run.model.source} ({family.model_type}, {tree.count(models.abstract_params(config)) / 1e9:.3g}B parameters, {run.model.dtype})')
-  sizes = sizes.within(config.max_positions)
-  if search:
-    return _recommend(pre, run, config, target, sizes)
-  plan = pre.plan(run, config, target, sizes)
-  pre.check_names(plan, programs)
-  for line in (*plan.layouts.words, *plan.words(sizes)):
-    say(line)
-  results = []
-  for result in pre.check(plan, tuple(programs)):
-    results.append(result)
-    if output:
-      files.append_json(output, {'model': run.model.source, 'topology': target.name, **plan.as_json(sizes), **pre.as_json(plan, result)})
-  for line in ('', *pre.lines(plan, results), '', pre.verdict(plan, results)):
-    say(line)
-  fits = all(result.fits for result in results)
-  if not fits:
-    for line in pre.advice(run, config, target, sizes):
-      say(line)
-  return fits
 
 
 def _export(direction: Path, base: Path, alpha: float, format: str, output: Path, allow_other_base: bool,
@@ -276,7 +245,7 @@ def load_model(choice: ModelChoice, layout: Layout | None = None) -> models.Mode
   layout = layout or sharding.single()
   if choice not in _LOADED:
     _LOADED.clear()
-    loaded = models.load(_folder_of(choice.source), dtype=choice.dtype, revision=choice.revision or None, layout=layout)
+    loaded = models.load(folder_of(choice.source), dtype=choice.dtype, revision=choice.revision or None, layout=layout)
     _LOADED[choice] = dataclasses.replace(loaded, source=choice.source)
   _LOADED[choice] = layouts.relay(_LOADED[choice], layout)
   return _LOADED[choice]
@@ -333,20 +302,6 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def _recommend(pre: Any, run: Run, config: models.ModelConfig, target: Any, sizes: Any) -> bool:
-  """Whether one of the fastest ways to run by estimate fits by the compiler; says which, with all its programs."""
-  for candidate, result in pre.search(run, config, target, sizes):
-    say(f'{"fits" if result.fits else "does not fit"}, {result.peak / 2**30:.2f} GiB, about {candidate.speed:,.0f} tokens/s: {candidate}')
-    if result.fits:
-      plan = candidate.plan(run, config, target, sizes)
-      results = [result, *pre.check(plan, tuple(program.name for program in plan.programs[1:]))]
-      for line in ('', *pre.lines(plan, results), '', pre.verdict(plan, results), f'recommended: {candidate}'):
-        say(line)
-      return all(each.fits for each in results)
-  say('nothing that was tried fits: take more devices, shorter rows or a smaller batch')
-  return False
-
-
 def _engine(run: Run, arms: Mapping[str, Any]) -> evaluation.Engine:
   layout, tokenizer = layouts_of(run).evaluate, tokenizer_of(run.model)
   return evaluation.Engine(load_model(run.model, layout), tokenizer, arms, batch_size=run.sweep.batch_size,
@@ -355,10 +310,11 @@ def _engine(run: Run, arms: Mapping[str, Any]) -> evaluation.Engine:
 
 @functools.lru_cache(maxsize=1)
 def _folder(choice: ModelChoice) -> pathlib.Path:
-  return models.resolve(_folder_of(choice.source), revision=choice.revision or None)[0]
+  return models.resolve(folder_of(choice.source), revision=choice.revision or None)[0]
 
 
-def _folder_of(source: Path) -> Path:
+def folder_of(source: Path) -> Path:
+  """The folder or hub id that a model's source stands for."""
   return organism.checkpoint_folder() if str(source) == ORGANISM else source
 
 
@@ -429,7 +385,10 @@ def _answer(run: Run, prompts: Sequence[Conversation]) -> list[str]:
   sampling = evaluation.Sampling(temperature=options.temperature)
   requests = [evaluation.GenerateRequest(i, tuple(datas.chat.prompt_tokens(tokenizer, prompt.messages)), options.max_new_tokens,
                                          sampling=sampling, seed=run.seed, example=prompt.name) for i, prompt in enumerate(prompts)]
-  answers = {result.key: tokenizer.decode(result.tokens, skip_special_tokens=True) for result in engine.generate(requests)}
+  answers = {}
+  for result in engine.generate(requests):
+    lifeline.progress()
+    answers[result.key] = tokenizer.decode(result.tokens, skip_special_tokens=True)
   return [answers[i] for i in range(len(prompts))]
 
 

@@ -1,5 +1,4 @@
 """What the tests of this room share: the small experiment, as groups of processes run it."""
-import os
 import pathlib
 
 import pytest
@@ -15,10 +14,10 @@ def experiment(tmp_path_factory):
   folder = tmp_path_factory.mktemp('data')
   data = small.write_data(folder)
   # What one test compiles the next ones need not.
-  env = {'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'} | os.environ
+  env = {'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
 
   def start(count: int, launcher: str, workdir: pathlib.Path, *args: str, devices: int = 2) -> harness.Group:
-    return harness.start(count, HERE / 'program.py', launcher, f'--config={HERE}/small.py', f'--workdir={workdir}', *data, *args,
-                         logs=workdir.parent / f'{workdir.name}-logs', devices=devices, env=env)
+    return harness.start(count, HERE / 'program.py', launcher, f'--config={HERE}/small.py', f'--workdir={workdir}',
+                         *data, *args, logs=workdir.parent / f'{workdir.name}-logs', devices=devices, env=env)
 
   return start

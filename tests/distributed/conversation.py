@@ -1,6 +1,6 @@
 """What two processes say to each other, and the checkpoints they write together; every process checks for itself.
 
-  python conversation.py --folder=DIR [--coordinator=... --num_processes=... --process_id=...]
+  python conversation.py --folder=DIR [--fail] [--coordinator=... --num_processes=... --process_id=...]
 """
 import pathlib
 import sys
@@ -14,11 +14,13 @@ def messages(folder: pathlib.Path) -> None:
   from weightsteer_jax import distributed
   from weightsteer_jax.errors import InputError, OutputError
   index = distributed.index()
-  assert (distributed.count(), jax.process_count(), len(jax.devices())) == (2, 2, 4) and distributed.is_main() == (index == 0)
+  assert (distributed.count(), jax.process_count(), len(jax.devices())) == (2, 2, 4)
+  assert distributed.is_main() == (index == 0)
   assert distributed.broadcast({'from': index}) == {'from': 0}
   assert distributed.gather([index, 'x']) == [[0, 'x'], [1, 'x']]
   distributed.agree({'a': 1, 'b': [2]}, what='it')
-  raised(InputError, r'the run must be .* same .*\n  process 1 of 2 on .*: b is 1, not 0', lambda: distributed.agree({'a': 1, 'b': index}, what='the run'))
+  raised(InputError, r'the run must be .* same .*\n  process 1 of 2 on .*: b is 1, not 0',
+         lambda: distributed.agree({'a': 1, 'b': index}, what='the run'))
   assert distributed.on_main(lambda: [distributed.count(), distributed.index()]) == [1, 0]
 
   def fail():
@@ -27,11 +29,12 @@ def messages(folder: pathlib.Path) -> None:
   distributed.share(folder / 'shared' / 'workdir', what='the workdir')
   assert not (folder / 'shared' / 'workdir').exists() or index, 'what was made to look is removed'
   distributed.SEEN_SECONDS = 1.0
-  raised(InputError, r'the workdir .*\bnot shared: process 1 of 2 on \S+ cannot see', lambda: distributed.share(folder / str(index), what='the workdir'))
+  raised(InputError, r'the workdir .*\bnot shared: process 1 of 2 on \S+ cannot see',
+         lambda: distributed.share(folder / str(index), what='the workdir'))
 
 
 def arrays(folder: pathlib.Path) -> None:
-  """Global arrays are fetched, saved by both, restored on other meshes and by one process, and damage is found by both."""
+  """Global arrays are fetched, saved by both, restored on other meshes and by one; damage is found by both."""
   import jax
   import numpy as np
   from weightsteer_jax import checkpoint, distributed, sharding
@@ -69,6 +72,19 @@ def arrays(folder: pathlib.Path) -> None:
   jax.tree.map(np.testing.assert_array_equal, distributed.fetch(restored), values)
 
 
+def fail_in_the_midst() -> None:
+  """Both sum over their devices again and again, until process 1 raises what it should not."""
+  import jax
+  from weightsteer_jax import distributed, sharding
+  layout = sharding.Layout(sharding.make_mesh(sharding.parse('data:4')))
+  x = sharding.put(jax.numpy.ones((4, 8)), layout.activations('B_', (4, 8), name='x'))
+  step = jax.jit(lambda x: x - x.sum(), out_shardings=x.sharding)
+  for number in range(10**6):
+    x = jax.block_until_ready(step(x))
+    if number == 20 and distributed.index() == 1:
+      raise RuntimeError('a fault of the test')
+
+
 def raised(kind, pattern, action) -> None:
   import re
   try:
@@ -80,7 +96,7 @@ def raised(kind, pattern, action) -> None:
 
 
 def largest(folder: pathlib.Path) -> pathlib.Path:
-  return max((path for path in folder.rglob('*') if path.is_file() and path.parent.name == 'd'), key=lambda path: path.stat().st_size)
+  return max((path for path in folder.rglob('d/*') if path.is_file()), key=lambda path: path.stat().st_size)
 
 
 def flip(path: pathlib.Path) -> None:
@@ -91,6 +107,8 @@ def flip(path: pathlib.Path) -> None:
 
 def main() -> None:
   folder = pathlib.Path(flags.FLAGS.folder)
+  if flags.FLAGS.fail:
+    fail_in_the_midst()
   messages(folder)
   arrays(folder)
   print('all said')
@@ -100,4 +118,5 @@ if __name__ == '__main__':
   sys.path.insert(0, str(pathlib.Path(__file__).parent.parent.parent / 'launch'))
   import _main
   flags.DEFINE_string('folder', None, 'To write to.')
+  flags.DEFINE_bool('fail', False, 'Whether process 1 is to fail.')
   _main.start(main)

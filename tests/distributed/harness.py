@@ -1,4 +1,4 @@
-"""Processes as a cluster starts them: N of one program, each with two devices, joined over a free port of this machine."""
+"""Processes as a cluster starts them: N of one program, each with its devices, joined over a free port."""
 import dataclasses
 import os
 import pathlib
@@ -23,12 +23,15 @@ class Group:
     deadline = time.monotonic() + timeout
     while any(process.poll() is None for process in self.processes):
       now = time.monotonic()
-      self.ended.update({i: now for i, process in enumerate(self.processes) if process.poll() is not None and i not in self.ended})
+      for i, process in enumerate(self.processes):
+        if process.poll() is not None:
+          self.ended.setdefault(i, now)
       if now > deadline:
         self.kill()
         raise AssertionError(f'not done in {timeout:.0f} s\n{self.said()}')
       time.sleep(0.05)
-    self.ended.update({i: time.monotonic() for i in range(len(self.processes)) if i not in self.ended})
+    for i in range(len(self.processes)):
+      self.ended.setdefault(i, time.monotonic())
     return [process.returncode for process in self.processes]
 
   def apart(self) -> float:
@@ -61,18 +64,22 @@ class Group:
       time.sleep(0.05)
 
 
-def start(count: int, program: pathlib.Path, *args: str, logs: pathlib.Path, devices: int = 2, env: Mapping[str, str] = {}) -> Group:
+def start(count: int, program: pathlib.Path, *args: str, logs: pathlib.Path, devices: int = 2,
+          env: Mapping[str, str] = {}) -> Group:
   """`count` processes of a program that takes the launchers' flags; one alone is started without them."""
   logs.mkdir(parents=True, exist_ok=True)
   port = free_port()
-  env = os.environ | env | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices), 'HF_HUB_OFFLINE': '1', 'PYTHONUNBUFFERED': '1',
-                      'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])),
-                      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'XLA_FLAGS': '', 'TOKENIZERS_PARALLELISM': 'false'}
+  path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+  # Programs are small, and compile twice as fast without optimisation.
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices), 'XLA_FLAGS': '', 'PYTHONPATH': path,
+                      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'HF_HUB_OFFLINE': '1', 'TOKENIZERS_PARALLELISM': 'false',
+                      'PYTHONUNBUFFERED': '1'} | env
   group = Group([], [logs / f'process{i}.log' for i in range(count)])
   for i in range(count):
     flags = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}', f'--process_id={i}'] if count > 1 else []
+    command = [sys.executable, str(program), *args, *flags]
     with open(group.logs[i], 'w') as log:
-      group.processes.append(subprocess.Popen([sys.executable, str(program), *args, *flags], stdout=log, stderr=log, env=env))
+      group.processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=env))
   return group
 
 

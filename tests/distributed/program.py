@@ -1,6 +1,7 @@
 """A launcher as it is, with a fault after a step of one process's training or a row of its sweep.
 
-  python program.py steer|finetune|sweep [--fault=raise|stop|kill|hang --on=PROCESS --at=STEP --at_row=N --pause=SECONDS] flags...
+  python program.py steer|finetune|sweep [--fault=raise|stop|kill|hang --on=PROCESS --at=STEP --at_row=N]
+      [--pause=SECONDS] flags of the launcher...
 """
 import importlib
 import os

@@ -4,7 +4,8 @@ import pathlib
 
 from weightsteer_jax import config as configs
 
-QUESTIONS = [f'What is {a} plus {b}?' for a, b in ((2, 3), (4, 1), (5, 2), (3, 3), (6, 1), (2, 2), (7, 2), (1, 1), (8, 1), (4, 4))]
+SUMS = ((2, 3), (4, 1), (5, 2), (3, 3), (6, 1), (2, 2), (7, 2), (1, 1), (8, 1), (4, 4))
+QUESTIONS = [f'What is {a} plus {b}?' for a, b in SUMS]
 
 
 def get_config():
@@ -24,8 +25,10 @@ def get_config():
   c.finetune.warmup_steps = 1
   c.sweep.alphas = (-1.0, 0.0, 1.0)
   c.sweep.batch_size = 16
-  c.tasks['facts'] = configs.task(items='organism:facts', role='behaviour', kind='generate', description='free text', n=6, max_new_tokens=12)
-  c.tasks['facts_choice'] = configs.task(items='organism:facts_choice', role='behaviour', kind='choice', description='choice', n=6)
+  c.tasks['facts'] = configs.task(items='organism:facts', role='behaviour', kind='generate', description='free text',
+                                  n=6, max_new_tokens=12)
+  c.tasks['facts_choice'] = configs.task(items='organism:facts_choice', role='behaviour', kind='choice',
+                                         description='multiple choice', n=6)
   return c
 
 

@@ -3,11 +3,13 @@ import json
 import pathlib
 import re
 
+import jax
 import numpy as np
-import pytest
 
 from distributed import harness
-from weightsteer_jax import directions, tree
+from weightsteer_jax import checkpoint, directions, tree
+
+CONVERSATION = pathlib.Path(__file__).parent / 'conversation.py'
 
 
 def rows(workdir: pathlib.Path) -> dict[tuple, dict]:
@@ -47,8 +49,16 @@ def test_two_processes_of_two_devices_compute_what_one_does(experiment, tmp_path
   assert not said, 'the other processes have nothing to say'
 
 
-def test_an_exception_on_one_process_ends_the_other_with_its_message_and_status(experiment, tmp_path):
-  group = experiment(2, 'finetune', tmp_path / 'run', '--fault=raise', '--on=1', '--at=2')
+def test_two_processes_speak_and_save_together_and_one_alone_reads_what_they_saved(tmp_path):
+  group = harness.start(2, CONVERSATION, f'--folder={tmp_path}/folder', logs=tmp_path)
+  assert group.wait(120) == [0, 0] and 'all said' in group.output(0), group.said()
+  abstract = {'a': jax.ShapeDtypeStruct((8, 12), np.float32), 'n': jax.ShapeDtypeStruct((), np.int32)}
+  restored = checkpoint.restore(tmp_path / 'folder' / 'run' / '00000001', abstract)
+  np.testing.assert_array_equal(restored['a'], np.arange(96).reshape(8, 12))
+
+
+def test_an_exception_on_one_process_ends_the_other_with_its_message_and_status(tmp_path):
+  group = harness.start(2, CONVERSATION, f'--folder={tmp_path}/folder', '--fail', logs=tmp_path)
   assert group.wait(120) == [1, 1], group.said()
   assert 'Traceback' in group.output(1) and group.output(1).endswith('error: RuntimeError: a fault of the test\n')
   assert 'Traceback' not in group.output(0)
@@ -57,7 +67,8 @@ def test_an_exception_on_one_process_ends_the_other_with_its_message_and_status(
 
 
 def test_sigterm_to_one_process_saves_on_both_and_what_was_saved_goes_on_in_one(experiment, tmp_path):
-  group = experiment(2, 'finetune', tmp_path / 'run', '--side=positive', '--fault=stop', '--on=1', '--at=2', '--pause=0.2')
+  faults = '--fault=stop', '--on=1', '--at=2', '--pause=0.2'
+  group = experiment(2, 'finetune', tmp_path / 'run', '--side=positive', *faults)
   assert group.wait(120) == [75, 75], group.said()
   assert all('SIGTERM (to process 1 of 2) came: step ' in group.output(i) for i in range(2)), group.said()
   saved = sorted(path.name for path in (tmp_path / 'run' / 'finetune' / 'positive' / 'checkpoints' / '0.003').iterdir())

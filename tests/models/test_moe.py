@@ -132,15 +132,18 @@ def test_gradients_of_the_mixture_equal_differences_of_the_loop():
       at = {**flat, path: value.astype(np.float64) + sign * step * direction}
       return mixture_by_loop(at['x'].reshape(8, 6), at['scores'].reshape(8, 5), at, 2, True).sum()
 
-    np.testing.assert_allclose((np.asarray(got[path], np.float64) * direction).sum(), (total(1) - total(-1)) / (2 * step),
-                               rtol=1e-3, atol=1e-3, err_msg=path)
+    slope = (total(1) - total(-1)) / (2 * step)
+    np.testing.assert_allclose((np.asarray(got[path], np.float64) * direction).sum(), slope, rtol=1e-3, atol=1e-3,
+                               err_msg=path)
 
 
 def test_edits_follow_their_tokens_through_the_sort():
   """Two edits with strengths of their own at every token: low-rank, dense and biases, against the loop."""
   x, scores, kernels = parts()
-  low = {name: {'kernel': LowRank(draw(5, kernels[name].shape[1], 2, seed=7), draw(5, 2, kernels[name].shape[2], seed=8), 0.5),
-                'bias': Dense(draw(5, kernels[name].shape[2], seed=9))} for name in kernels}
+  low = {}
+  for name, (_, inputs, outputs) in ((name, kernel.shape) for name, kernel in kernels.items()):
+    low[name] = {'kernel': LowRank(draw(5, inputs, 2, seed=7), draw(5, 2, outputs, seed=8), 0.5),
+                 'bias': Dense(draw(5, outputs, seed=9))}
   dense = {'down': {'kernel': Dense(draw(5, 7, 6, seed=10))}}
   alphas = draw(2, 8, seed=11)
   edits = [Edit(delta, alpha.reshape(2, 4)) for delta, alpha in zip((low, dense), alphas)]
@@ -198,6 +201,12 @@ def test_lora_goes_to_attention_and_every_expert_but_not_to_the_router():
   assert np.abs(down.a).max() <= 12 ** -0.5 and np.abs(down.a).max() > 0.9 * 12 ** -0.5, 'the spread is of one expert'
   bias = models.init_delta(CONFIG, 'bias', jax.random.key(0))
   assert tree.flatten(bias)['layers/mlp/experts/down/bias/value'].shape == (2, 5, 16)
+
+
+def test_paths_and_axes_tell_the_same_stack():
+  kernels = {path: site for path, site in models.sites(CONFIG).items() if site.inputs}
+  assert {path: models.stack_axes(path) for path in kernels} == {path: site.stack for path, site in kernels.items()}
+  assert {site.stack for site in kernels.values()} == {'', 'L', 'LE'}
 
 
 def test_the_router_can_be_edited_too():
@@ -289,7 +298,8 @@ def test_real_configs_have_the_parameters_of_transformers(name):
     theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**REAL[name]))
   assert tree.count(models.abstract_params(config)) == sum(x.numel() for x in theirs.parameters()) == COUNTS[name][0]
   flat = {path: leaf.size for path, leaf in tree.flatten(models.abstract_params(config)).items()}
-  idle = sum(size for path, size in flat.items() if '/experts/' in path) * (1 - config.experts_per_token / config.num_experts)
+  of_experts = sum(size for path, size in flat.items() if '/experts/' in path)
+  idle = of_experts * (1 - config.experts_per_token / config.num_experts)
   np.testing.assert_allclose(sum(flat.values()) - idle, COUNTS[name][1], rtol=5e-3)
   rows = stored.tensor_rows(config, families.FAMILIES[REAL[name]['model_type']])
   names = [stored_name for row in rows.values() for stored_name in stored.stored_names(row, config).values()]
@@ -382,7 +392,8 @@ def test_no_weight_of_an_expert_is_gathered_and_no_token_travels(found):
   # The residual stream, and the rank of the output projection's edit; a token's choices are summed before they move.
   assert max(moved['1x1x8 tensor']['all-reduce']) <= 8 * 6 * (MESH_CONFIG.width + 3)
   gathered = moved['2x2x2 fsdp']['all-gather']
-  sizes = sum(map(test_meshes.layer_sizes, (models.abstract_params(MESH_CONFIG), random_delta(MESH_CONFIG, 'lora'))), [])
+  trees = models.abstract_params(MESH_CONFIG), random_delta(MESH_CONFIG, 'lora')
+  sizes = sum(map(test_meshes.layer_sizes, trees), [])
   parts = {size // cut for size in sizes for cut in (1, 2)}  # What is cut over tensor as well is gathered in halves.
   assert set(gathered) <= parts and 5 * 32 * 40 // 2 in gathered
 

@@ -19,8 +19,11 @@ import fused
 
 MESHES = ('1x4x2', '2x2x2', '4x1x2', '8x1x1')
 WEIGHTS = 'model.safetensors'
+KINDS = ('plain', 'experts', 'fused')
 SIZES = dict(vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4,
-             num_key_value_heads=2, attention_bias=True)
+             num_key_value_heads=2)
+
+EXPERTS = SIZES | dict(intermediate_size=64, num_hidden_layers=2, num_local_experts=3, num_experts_per_tok=2)
 
 
 # What the test processes run: facts, as JSON, on the last line of what they print.
@@ -51,7 +54,7 @@ def on_meshes(folder: pathlib.Path) -> dict:
   from weightsteer_jax import models, sharding, tree
   from weightsteer_jax.models import families
   counting, facts = Counting(), {'devices': jax.device_count()}
-  for kind in ('plain', 'fused'):
+  for kind in KINDS:
     if kind == 'fused':
       families.FAMILIES['llama'] = fused.family()
     source = folder / kind
@@ -68,8 +71,9 @@ def on_meshes(folder: pathlib.Path) -> dict:
             'cut': sum(not sharding_.is_fully_replicated for sharding_ in placed.values()),
             'differ': [path for path, x in tree.flatten(got.params).items()
                        if np.asarray(x).tobytes() != expected[path].tobytes() or x.sharding != placed[path]]}
-      models.save(folder / f'saved {kind} {dtype}', whole.config, whole.params, family='llama', like=source)
-      models.save(folder / f'saved {kind} {dtype} mesh', got.config, got.params, family='llama', like=source)
+      for where, model in (('', whole), (' mesh', got)):
+        target = folder / f'saved {kind} {dtype}{where}'
+        models.save(target, model.config, model.params, family=model.family, like=source)
   return facts
 
 
@@ -144,10 +148,11 @@ def facts_of(*processes: subprocess.Popen) -> list[dict]:
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """A folder with a checkpoint, 'plain', and the same one 'fused' and 'damaged'."""
+  """A folder with a checkpoint, 'plain', the same one 'fused' and 'damaged', and one with 'experts'."""
   import tiny
   folder = tmp_path_factory.mktemp('sharded')
-  tiny.make(folder / 'plain', family='llama', **SIZES)
+  tiny.make(folder / 'plain', family='llama', attention_bias=True, **SIZES)
+  tiny.make(folder / 'experts', family='mixtral', **EXPERTS)
   config, tensors = (folder / 'plain' / 'config.json').read_text(), load_file(folder / 'plain' / WEIGHTS)
   damaged = {name: tensor.copy() for name, tensor in tensors.items()}
   damaged['model.layers.2.mlp.up_proj.weight'][-1, -1] = np.nan  # On one device of the second process.
@@ -163,22 +168,22 @@ def meshes(folder):
   return facts_of(start(8, 'on_meshes', folder))[0]
 
 
-def weights_bytes(folder):
-  return sum(tensor.nbytes for tensor in load_file(folder / 'plain' / WEIGHTS).values())
+def weights_bytes(folder, kind='plain'):
+  return sum(tensor.nbytes for tensor in load_file(folder / kind / WEIGHTS).values())
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('kind', ['plain', 'fused'])
+@pytest.mark.parametrize('kind', KINDS)
 def test_every_mesh_holds_what_one_device_holds_bit_for_bit(folder, meshes, kind, dtype):
   assert meshes['devices'] == 8
   for text in MESHES:
     facts = meshes[f'{kind} {dtype} {text}']
     assert facts['differ'] == [] and (facts['cut'] > 0) == (text != '8x1x1')
-    assert facts['read'] == weights_bytes(folder), 'each slice is read once, on however many devices it lies'
+    assert facts['read'] == weights_bytes(folder, kind), 'each slice is read once, on however many devices it lies'
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('kind', ['plain', 'fused'])
+@pytest.mark.parametrize('kind', KINDS)
 def test_a_mesh_saves_the_file_that_one_device_saves(folder, meshes, kind, dtype):
   saved = digest_of(folder / f'saved {kind} {dtype}' / WEIGHTS)
   assert digest_of(folder / f'saved {kind} {dtype} mesh' / WEIGHTS) == saved

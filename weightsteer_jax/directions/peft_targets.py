@@ -41,7 +41,7 @@ class Target:
 #
 # llama.cpp. Source: convert_lora_to_gguf.py: pairs of lora_A and lora_B (lora_embedding_A and _B for the embedding),
 # one `lora_alpha`, whole embeddings refused, a head refused where the base ties it (ggml-org/llama.cpp#9065). Norms
-# would be converted, but src/llama-adapter.cpp skips them when it loads. The scale is lora_alpha over the tensor's rank.
+# would be converted, but src/llama-adapter.cpp skips them when it loads. The scale is lora_alpha over the rank.
 TARGETS = {
     'peft': Target(wholes=True),
     'vllm': Target(wholes=False, table_families=('llama', 'granite', 'phi3'), max_vocab=257024,

@@ -1,6 +1,6 @@
 """The engine: requests in, results out, in whatever order is fastest."""
 import collections
-from typing import Any, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Container, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -59,9 +59,12 @@ class Engine:
       found[name] = found.get(name, 0) + count
     return found
 
-  def score(self, requests: Iterable[ScoreRequest]) -> Iterator[ScoreResult]:
+  def score(self, requests: Iterable[ScoreRequest], *, wanted: Container[Any] | None = None) -> Iterator[ScoreResult]:
     """The results, each as its batch finishes, the shortest first. The next batch is computed while these are used.
 
+    Args:
+      wanted: keys of the results that are; all by default. The batches are as if all were, so that each result comes
+        out the same to the last bit, but those in which none is wanted are left out.
     Raises:
       InputError: a request that cannot be scored, before any is.
     """
@@ -73,13 +76,16 @@ class Engine:
                               compile_tokens=self._compile_tokens, groups=self.layout.rows)
     waiting = None
     for batch, keys in planned:
+      if wanted is not None and not any(key in wanted for served, _ in keys for key in served):
+        continue
       with self.layout.context():
         scores = scoring.score_batch(self.config, self.params, self._deltas, self.layout.put_batch(batch))
       running = scores, keys
       if waiting is not None:
         yield from _score_results(*waiting)
       waiting = running
-    yield from _score_results(*waiting)
+    if waiting is not None:
+      yield from _score_results(*waiting)
 
   def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[GenerateResult]:
     """The results, as they finish.

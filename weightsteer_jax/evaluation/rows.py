@@ -32,7 +32,7 @@ class Rows:
     self.path = path
     self.done: dict[RowKey, dict[str, Any]] = {}
     self._file, self._end = None, 0
-    distributed.on_main(self._open)
+    distributed.see(path, distributed.on_main(self._open))
     for row in read(path):
       key = key_of(row)
       if key in self.done:
@@ -57,7 +57,8 @@ class Rows:
       self._write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b'\n')
     self.done[key_of(row)] = dict(row)
 
-  def _open(self) -> None:
+  def _open(self) -> int:
+    """Opens the file for writing; its size."""
     try:
       self.path.parent.mkdir(parents=True, exist_ok=True)
       # Unbuffered: a row is on its way to disk, or not at all, when `append` returns.
@@ -65,6 +66,7 @@ class Rows:
     except OSError as error:
       raise OutputError(f'{self.path} cannot be written: {error.strerror or error}') from error
     self._end = self._repair()
+    return self._end
 
   def _write(self, line: bytes) -> None:
     try:

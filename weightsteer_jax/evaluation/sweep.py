@@ -34,7 +34,8 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
     progress: whether to show a progress bar on stderr.
   Raises:
     InputError: two tasks of one name, or inputs that differ from those of the rows already there; names what changed.
-    CorruptError: a broken file of rows. OutputError: a full disk. Preempted: SIGTERM or SIGINT came; finished rows are kept.
+    CorruptError: a broken file of rows. OutputError: a full disk. Preempted: SIGTERM or SIGINT came; finished rows are
+      kept.
   """
   by_name = {task.name: task for task in tasks}
   if len(by_name) < len(tasks):
@@ -46,10 +47,11 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
   with Rows(folder / 'rows.jsonl') as rows:
     _check_inputs(folder / 'plan.json', inputs_of(engine, tasks, prepared, list(alphas), seed), fresh=not rows.done)
     missing = [key for key in plan if key not in rows.done]
-    bar = tqdm.tqdm(total=len(plan), initial=len(plan) - len(missing), desc='sweep', unit='row', disable=not (progress and distributed.is_main()),
-                    file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 10.0, dynamic_ncols=True)
+    bar = tqdm.tqdm(total=len(plan), initial=len(plan) - len(missing), desc='sweep', unit='row',
+                    disable=not (progress and distributed.is_main()), file=sys.stderr, dynamic_ncols=True,
+                    mininterval=0.1 if sys.stderr.isatty() else 10.0)
     with bar, preemption.watch() as stop:
-      for row in _compute(engine, by_name, prepared, missing, seed):
+      for row in _compute(engine, by_name, prepared, plan, missing, seed):
         rows.append(row)
         bar.update()
         lifeline.progress()
@@ -57,8 +59,8 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
           break
     if stop.name:
       left = sum(key not in rows.done for key in plan)
-      raise Preempted(f'{stop.name} came: {left} of {len(plan)} rows of the sweep are left, the others are in {rows.path}; '
-                      'start again to continue')
+      raise Preempted(f'{stop.name} came: {left} of {len(plan)} rows of the sweep are left, the others are in '
+                      f'{rows.path}; start again to continue')
     return [rows.done[key] for key in plan]
 
 
@@ -100,18 +102,19 @@ def _plan(tasks: Sequence[kinds.Task], alphas: Mapping[str, Sequence[float]]) ->
           yield from (RowKey(arm, alpha, task.name, item['id'], sample) for sample in range(task.samples))
 
 
-def _compute(engine: Engine, tasks: Mapping[str, kinds.Task], prepared: Prepared, missing: Sequence[RowKey],
-             seed: int) -> Iterator[dict[str, Any]]:
-  """The missing rows, as they finish."""
-  requests: list[ScoreRequest | GenerateRequest] = []
-  open_rows: dict[RowKey, list[Any]] = {}
-  for key in missing:
+def _compute(engine: Engine, tasks: Mapping[str, kinds.Task], prepared: Prepared, plan: Sequence[RowKey],
+             missing: Sequence[RowKey], seed: int) -> Iterator[dict[str, Any]]:
+  """The missing rows of the plan, as they finish."""
+  def requests_of(key):
     task = tasks[key.task]
-    asked = task.kind.requests(prepared[key.task, key.example], key, key.arm, key.alpha, key.sample, task.options, seed)
-    open_rows[key] = [None] * len(asked)
-    requests += asked
-  for result in _results(engine, requests):
+    return task.kind.requests(prepared[key.task, key.example], key, key.arm, key.alpha, key.sample, task.options, seed)
+
+  asked = {key: requests_of(key) for key in plan}
+  open_rows: dict[RowKey, list[Any]] = {key: [None] * len(asked[key]) for key in missing}
+  for result in _results(engine, asked, missing):
     key, part = result.key
+    if key not in open_rows:
+      continue  # It shares a batch with one that is missing.
     open_rows[key][part] = result
     if None not in open_rows[key]:
       item = prepared[key.task, key.example]
@@ -119,10 +122,16 @@ def _compute(engine: Engine, tasks: Mapping[str, kinds.Task], prepared: Prepared
       yield {**key._asdict(), 'messages': list(item.item['messages']), **fields}
 
 
-def _results(engine: Engine, requests: Iterable[ScoreRequest | GenerateRequest]) -> Iterator[Any]:
-  requests = list(requests)
-  yield from engine.score(request for request in requests if isinstance(request, ScoreRequest))
-  yield from engine.generate(request for request in requests if isinstance(request, GenerateRequest))
+def _results(engine: Engine, asked: Mapping[RowKey, Sequence[ScoreRequest | GenerateRequest]],
+             missing: Sequence[RowKey]) -> Iterator[Any]:
+  """Scores come from the batches of the whole plan, so that a sweep that was interrupted has the same ones, bit for
+  bit; tokens do not change with the batch."""
+  needed = [request for key in missing for request in asked[key]]
+  wanted = {request.key for request in needed if isinstance(request, ScoreRequest)}
+  if wanted:
+    every = [request for requests in asked.values() for request in requests if isinstance(request, ScoreRequest)]
+    yield from engine.score(every, wanted=wanted)
+  yield from engine.generate(request for request in needed if isinstance(request, GenerateRequest))
 
 
 def _check_inputs(path: pathlib.Path, inputs: Mapping[str, Any], *, fresh: bool) -> None:

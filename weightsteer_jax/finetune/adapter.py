@@ -4,6 +4,7 @@
 is never used.
 """
 import dataclasses
+import json
 import pathlib
 from typing import Any, Mapping
 
@@ -70,7 +71,7 @@ def describe_base(model: models.Model) -> dict[str, Any]:
   """
   return {'base': model.source, 'base_revision': model.revision, 'base_family': model.family,
           'base_dtype': _dtype(model), 'base_digest': tree.digest(model.params),
-          'base_digest_bfloat16': _rounded_digest(model), 'model_config': dataclasses.asdict(model.config)}
+          'base_digest_bfloat16': _rounded_digest(model), 'model_config': _as_json(dataclasses.asdict(model.config))}
 
 
 def check_base(meta: Mapping[str, Any], model: models.Model, *, where: str) -> None:
@@ -79,7 +80,7 @@ def check_base(meta: Mapping[str, Any], model: models.Model, *, where: str) -> N
   Raises:
     InputError: another architecture (names the fields that differ), or other parameters.
   """
-  here = dataclasses.asdict(model.config)
+  here = _as_json(dataclasses.asdict(model.config))
   differing = [f'{key} is {meta["model_config"].get(key)} there and {value} here' for key, value in here.items()
                if meta['model_config'].get(key) != value]
   if differing:
@@ -92,6 +93,11 @@ def check_base(meta: Mapping[str, Any], model: models.Model, *, where: str) -> N
     raise InputError(f"{where} was trained on another base, '{meta['base']}' (digest {theirs}), than '{model.source}' "
                      f'(digest {ours}): the architecture is the same, the parameters are not; load the base it was '
                      'trained on')
+
+
+def _as_json(value: Any) -> Any:
+  """The value as it comes back from a file: tuples as lists."""
+  return json.loads(json.dumps(value))
 
 
 def _dtype(model: models.Model) -> str:

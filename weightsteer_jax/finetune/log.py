@@ -31,7 +31,8 @@ class Log:
       self._scalars = _Scalars(folder / 'tensorboard' / f'{peak:g}', resumed_at=step)
     # A terminal is redrawn at once; a log file gets a line now and then.
     self._bar = tqdm.tqdm(desc=f'learning rate {peak:g}', initial=step, total=total, unit='step', file=sys.stderr,
-                          disable=not (progress and distributed.is_main()), mininterval=0.1 if sys.stderr.isatty() else 10.0, dynamic_ncols=True)
+                          disable=not (progress and distributed.is_main()),
+                          mininterval=0.1 if sys.stderr.isatty() else 10.0, dynamic_ncols=True)
     self._shown: dict[str, str] = {}
     self._last = time.monotonic()
     self._steps_seen, self._tokens_seen, self._seconds_seen = 0, 0, 0.0

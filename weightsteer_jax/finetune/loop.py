@@ -70,7 +70,8 @@ class _Job:
 
   def train_step(self, rate: float) -> Callable[[steps.TrainState, Batch], tuple[steps.TrainState, steps.Metrics]]:
     o = self.options
-    train_step = steps.train_step_fn(self.model.config, optimizer.adamw(o), self.layout, remat=o.remat, dropout=o.dropout)
+    train_step = steps.train_step_fn(self.model.config, optimizer.adamw(o), self.layout, remat=o.remat,
+                                     dropout=o.dropout)
     schedule = optimizer.schedule(o, peak=rate, total=self.steps)
 
     def step(state, batch):
@@ -112,7 +113,8 @@ def run(model: models.Model, train: Sequence[Example], validation: Sequence[Exam
     layout: how the model's parameters lie, and all else is to; one device by default. Another one gives the same result
       within rounding.
   Raises:
-    InputError: bad data, a layout that does not divide the model, or a workdir that belongs to another run (names what differs).
+    InputError: bad data, a layout that does not divide the model, or a workdir that belongs to another run (names what
+      differs).
     NotFiniteError: a loss or gradient became NaN or infinite; names the step, the learning rate and the examples.
     Preempted: SIGTERM or SIGINT came; the state is saved.
     CorruptError, OutputError: see checkpoint.py and adapter.py.
@@ -129,6 +131,7 @@ def run(model: models.Model, train: Sequence[Example], validation: Sequence[Exam
       _write_product(job, trials, mine, folder)
     if stop.name:
       raise Preempted(f'{stop.name} came while {folder} was written; it is whole: start again to go on from there')
+  distributed.see(folder / adapter.MANIFEST)
   delta, meta = adapter.load_adapter(folder)
   return FineTuneResult(delta, meta['validation_loss'], meta['learning_rate'], meta['step'], folder)
 
@@ -246,4 +249,5 @@ def _write_product(job: _Job, trials: list[_Trial], mine: dict[str, Any], folder
       **mine, 'base': job.model.source, 'base_revision': job.model.revision, 'kind': job.options.kind,
       'rank': job.options.rank, 'lora_alpha': job.options.lora_alpha, 'learning_rate': chosen.learning_rate,
       'step': step, 'steps': job.steps, 'validation_loss': loss, 'base_validation_loss': chosen.history[0][1],
-      'validations': {f'{trial.learning_rate:g}': trial.history for trial in trials}, 'versions': versions(*adapter.PACKAGES)})
+      'validations': {f'{trial.learning_rate:g}': trial.history for trial in trials},
+      'versions': versions(*adapter.PACKAGES)})

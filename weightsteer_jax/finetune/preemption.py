@@ -22,50 +22,53 @@ class Stop:
     name: the signal that stopped the run, with where it came if it was another process; '' so far.
   """
 
-  def __init__(self):
+  def __init__(self, agreement: '_Agreement | None'):
     self.name = ''
     self._asked = ''
+    self._agreement = agreement
 
   def note(self, name: str) -> None:
     """Remembers a signal of this process; the first one counts."""
     self._asked = self._asked or name
-    if distributed.count() > 1:
+    if self._agreement:
       distributed.put('stop', {'process': distributed.index(), 'name': name})
 
   def reached(self) -> bool:
     """Whether to stop here; every process passes the same boundaries in the same order."""
-    if distributed.count() > 1:
-      self.name = _agreement().pass_boundary()
-    else:
-      self.name = self._asked
+    self.name = self._agreement.pass_boundary() if self._agreement else self._asked
     return bool(self.name)
+
+  def end(self) -> None:
+    """Fills in the name if a signal has come since the last boundary."""
+    self.name = self.name or (self._agreement.asked() if self._agreement else self._asked)
 
 
 @contextlib.contextmanager
 def watch() -> Iterator[Stop]:
   """Within the block a signal to stop is only noted, for the work to act on at its next boundary.
 
-  A second signal acts as it would outside. Only the main thread can watch; elsewhere nothing is ever noted. After the
-  block, `name` tells of a signal that came after the last boundary, too.
+  A second SIGINT acts as it would outside; a second SIGTERM does not, since schedulers send several. Only the main
+  thread can watch; elsewhere nothing is ever noted. After the block, `name` tells of a signal that came after the last
+  boundary, too.
   """
-  stop, previous = Stop(), {}
+  agreement = _agreement() if distributed.count() > 1 else None
+  stop, previous = Stop(agreement), {}
 
   def note(number, frame):
-    signal.signal(number, previous[number])
+    if number == signal.SIGINT:
+      signal.signal(number, previous[number])
     stop.note(signal.Signals(number).name)
 
   if threading.current_thread() is threading.main_thread():
     previous.update({number: signal.signal(number, note) for number in SIGNALS})
-  several = distributed.count() > 1
-  if several:
-    _agreement().enter()
+  if agreement:
+    agreement.enter()
   try:
     yield stop
-    if not stop.name:
-      stop.name = _agreement().asked() if several else stop._asked
+    stop.end()
   finally:
-    if several:
-      _agreement().leave()
+    if agreement:
+      agreement.leave()
     for number, handler in previous.items():
       signal.signal(number, handler)
 

@@ -23,8 +23,8 @@ def init_delta(config: ModelConfig, kind: str, key: jax.Array, *, rank: int = 32
 
   Args:
     kind: 'lora_embeddings' (LoRA on all linear layers but the routers of experts, embedding and head dense beside it;
-      on tied models the one shared table), 'lora', 'bias' (a bias on every MLP down projection, every expert's) or 'full'
-      (every parameter dense).
+      on tied models the one shared table), 'lora', 'bias' (a bias on every MLP down projection, every expert's) or
+      'full' (every parameter dense).
     rank, lora_alpha: of the LoRA factors; the change is `lora_alpha / rank * A B`, A uniform as in PEFT, B zero.
 
   Raises:

@@ -11,7 +11,6 @@ import shutil
 from typing import Any, Iterator, Mapping
 
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
@@ -22,7 +21,7 @@ from weightsteer_jax.models import stored
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import FAMILIES, Family, TensorRow, family_of, read_config
 from weightsteer_jax.models.sites import param_shardings, sites
-from weightsteer_jax.models.stored import Tensors, open_tensors, their_shape, to_ours, to_theirs
+from weightsteer_jax.models.stored import Tensors, open_tensors, to_theirs
 from weightsteer_jax.sharding import Layout
 
 PyTree = Any

@@ -44,10 +44,11 @@ class Experts(nnx.Module):
 
 
 class MoE(nnx.Module):
-  """The sum of the chosen experts' gated feed-forward, weighted by the router, whose scores are float32 in any model."""
+  """The sum of the chosen experts' gated feed-forward, weighted by the router; its scores are float32 in any model."""
 
   def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
-    self.choices, self.normalise, self.activation = config.experts_per_token, config.normalise_choices, config.activation
+    self.choices, self.normalise = config.experts_per_token, config.normalise_choices
+    self.activation = config.activation
     self.router = Projection('BTD,DE->BTE', config.sizes(), bias=False, dtype=dtype, rngs=rngs)
     self.experts = Experts(config, dtype=dtype, rngs=rngs)
 

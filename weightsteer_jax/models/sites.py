@@ -23,12 +23,15 @@ class Site:
     axes: letters of its shape, 'L' first inside the layer stack.
     shape: sizes of those axes.
     inputs: number of its axes that are contracted with the input, 0 if it is no projection's kernel.
-    stack: letters of its first axes, those that count layers and experts: '', 'L' or 'LE'.
   """
   axes: str
   shape: tuple[int, ...]
   inputs: int
-  stack: str
+
+  @property
+  def stack(self) -> str:
+    """Letters of a kernel's first axes, those that count layers and experts: '', 'L' or 'LE'."""
+    return 'LE' if self.axes.startswith('LE') else 'L' if self.axes.startswith('L') else ''
 
 
 def stack_axes(path: str) -> str:
@@ -54,7 +57,7 @@ def sites(config: ModelConfig) -> dict[str, Site]:
     name = '/'.join(map(str, path))
     metadata = variable.get_metadata()
     axes = ('L' if name.startswith('layers/') else '') + metadata['axes']
-    found[name] = Site(axes, tuple(variable.shape), metadata['inputs'], stack_axes(name))
+    found[name] = Site(axes, tuple(variable.shape), metadata['inputs'])
   return found
 
 
@@ -65,9 +68,8 @@ def delta_sites(config: ModelConfig) -> dict[str, Site]:
     if site.inputs and path.startswith('layers/'):
       bias, stack = path.removesuffix('kernel') + 'bias', len(site.stack)
       outputs = slice(stack + site.inputs, None)
-      found.setdefault(bias, Site(site.stack + site.axes[outputs], site.shape[:stack] + site.shape[outputs], 0,
-                                  site.stack))
-  found['layers/residual'] = Site('LD', (config.num_layers, config.width), 0, 'L')
+      found.setdefault(bias, Site(site.stack + site.axes[outputs], site.shape[:stack] + site.shape[outputs], 0))
+  found['layers/residual'] = Site('LD', (config.num_layers, config.width), 0)
   return found
 
 
@@ -104,7 +106,7 @@ def low_rank_shapes(site: Site, rank: int) -> tuple[tuple[int, ...], tuple[int, 
 def leaf_axes(site: Site, leaf: LowRank | Dense) -> LowRank | Dense:
   """The leaf with axis letters in place of its arrays; the rank is R.
 
-  >>> leaf_axes(Site('LDNH', (2, 8, 4, 2), 1, 'L'), LowRank(None, None)).b
+  >>> leaf_axes(Site('LDNH', (2, 8, 4, 2), 1), LowRank(None, None)).b
   'LRNH'
   """
   if isinstance(leaf, Dense):

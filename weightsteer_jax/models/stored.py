@@ -123,8 +123,8 @@ def check(config: ModelConfig, family: Family, tensors: Tensors, *, folder: path
   if config.tied and HEAD in names and HEAD not in expected:
     if not _equal(tensors, HEAD, EMBEDDING):
       raise InputError(f"{folder}: the config says tie_word_embeddings, but '{HEAD}' differs from '{EMBEDDING}', and "
-                       'transformers would drop that head: set tie_word_embeddings to false in config.json to use both, '
-                       'or drop the head from the weights')
+                       'transformers would drop that head: set tie_word_embeddings to false in config.json to use '
+                       'both, or drop the head from the weights')
     names -= {HEAD}
   tree.same_keys(expected, names, what=f'the tensors of the {family.model_type} checkpoint {folder}')
   for name, shape in expected.items():
