@@ -31,8 +31,10 @@ def run() -> None:
       for topology in TOPOLOGIES:
         if (model, topology, program) in read():
           continue
-        command = [sys.executable, 'launch/preflight.py', f'--config=configs/preflight.py:{model}', f'--topology={topology}',
-                   f'--programs={program}', f'--json={RESULTS}']
+        command = [
+            sys.executable, 'launch/preflight.py', f'--config=configs/preflight.py:{model}', f'--topology={topology}',
+            f'--programs={program}', f'--json={RESULTS}'
+        ]
         done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
         said = (done.stdout + done.stderr).strip().splitlines() or ['']
         print(model, topology, program, '->', done.returncode, said[-1], flush=True)
@@ -41,7 +43,9 @@ def run() -> None:
 def table() -> None:
   """One line for each model and pod."""
   rows = read()
-  print('| model | pod | mesh | fits | peak, GiB of memory: train / score / prefill / decode / export | training step, bound | decoding step, bound | sent in a training step |')
+  print(
+      '| model | pod | mesh | fits | peak, GiB of memory: train / score / prefill / decode / export | training step, bound | decoding step, bound | sent in a training step |'
+  )
   print('|---|---|---|---|---:|---:|---:|---:|')
   for model in MODELS:
     for topology in TOPOLOGIES:
@@ -52,12 +56,17 @@ def table() -> None:
 
 def _line(model: str, topology: str, found: dict[str, dict | None]) -> str:
   one = next(row for row in found.values() if row)
-  peaks = ' / '.join(f'{row["peak"] / GIB:.1f}' if row else '?' for row in (found[name] for name in ('training step', 'scoring', 'prefill', 'decoding step', 'export')))
-  fits = 'yes' if all(row and row['fits'] for row in found.values()) else 'no: ' + ', '.join(name for name, row in found.items() if row and not row['fits'])
+  peaks = ' / '.join(f'{row["peak"] / GIB:.1f}' if row else '?' for row in (found[name]
+                                                                            for name in ('training step', 'scoring',
+                                                                                         'prefill', 'decoding step',
+                                                                                         'export')))
+  fits = 'yes' if all(row and row['fits'] for row in found.values()) else 'no: ' + ', '.join(
+      name for name, row in found.items() if row and not row['fits'])
   cut = one['train'] if one['train'] == one['evaluate'] else f'{one["train"]}, then {one["evaluate"]}'
   sent = sum(moved['sent'] for moved in (found['training step'] or {'collectives': {}})['collectives'].values())
-  return (f'| {model} | {topology} | {one["mesh"]} ({cut}) | {fits} | {peaks} of {one["memory"] / GIB:.1f} | {_time(found["training step"])} | '
-          f'{_time(found["decoding step"])} | {sent / 1e9:.2g} GB |')
+  return (
+      f'| {model} | {topology} | {one["mesh"]} ({cut}) | {fits} | {peaks} of {one["memory"] / GIB:.1f} | {_time(found["training step"])} | '
+      f'{_time(found["decoding step"])} | {sent / 1e9:.2g} GB |')
 
 
 def _time(row: dict | None) -> str:

@@ -17,17 +17,23 @@ from weightsteer_jax import models
 
 HERE = pathlib.Path(__file__).parent
 QUICK = ('8x1x1 tensor', '1x8x1 fsdp', '1x1x8 tensor', '2x2x2 fsdp')
-EVERY = tuple(f'{data}x{fsdp}x{8 // data // fsdp} {kind}' for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if data * fsdp <= 8
-              for kind in ('fsdp', 'tensor'))
-COLLECTIVE = re.compile(r'= (\S.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast)(?:-start)?\(')
+EVERY = tuple(f'{data}x{fsdp}x{8 // data // fsdp} {kind}' for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8)
+              if data * fsdp <= 8 for kind in ('fsdp', 'tensor'))
+COLLECTIVE = re.compile(
+    r'= (\S.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast)(?:-start)?\(')
 
 
 def run(folder: pathlib.Path, names) -> dict:
   """{layout: what tests/meshes.py gives}, from a process with eight devices."""
   env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu',
                       'PYTHONPATH': os.pathsep.join([str(HERE.parent), str(HERE)])}
-  done = subprocess.run([sys.executable, str(HERE / 'meshes.py'), str(folder / 'found.json'), 'single', *names], env=env,
-                        capture_output=True, text=True, check=False)
+  done = subprocess.run(
+      [sys.executable, str(HERE / 'meshes.py'),
+       str(folder / 'found.json'), 'single', *names],
+      env=env,
+      capture_output=True,
+      text=True,
+      check=False)
   assert done.returncode == 0, done.stderr[-4000:]
   assert 'rematerialization' not in done.stderr, 'the partitioner moved an activation through all devices'
   return json.loads((folder / 'found.json').read_text())
@@ -55,7 +61,10 @@ def same(one: dict, other: dict) -> None:
   for what, tolerance in (('gradients', 1e-4), ('delta', 1e-3)):
     assert one[what].keys() == other[what].keys()
     for path, values in other[what].items():
-      np.testing.assert_allclose(one[what][path], values, atol=tolerance * max(np.abs(values).max(), 1e-6), err_msg=path)
+      np.testing.assert_allclose(one[what][path],
+                                 values,
+                                 atol=tolerance * max(np.abs(values).max(), 1e-6),
+                                 err_msg=path)
   assert one['answers'] == other['answers'] and len(set(map(tuple, other['answers'].values()))) > 20
   np.testing.assert_allclose(*(list(x['scores'].values()) for x in (one, other)), atol=1e-4)
 
@@ -93,7 +102,10 @@ def test_tensor_cuts_gather_no_weight(found):
 
 def layer_sizes(values) -> list[int]:
   """Elements of one layer of each stacked array, of all of any other."""
-  return [math.prod(x.shape[1:] if path.startswith('layers/') else x.shape) for path, x in meshes.tree.flatten(values).items()]
+  return [
+      math.prod(x.shape[1:] if path.startswith('layers/') else x.shape)
+      for path, x in meshes.tree.flatten(values).items()
+  ]
 
 
 def collectives(hlo: str) -> dict[str, list[int]]:

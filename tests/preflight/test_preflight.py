@@ -18,7 +18,8 @@ from weightsteer_jax.preflight.search import activations
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SMALL = preflight.Sizes(row_tokens=32, prompt_tokens=16, completion_tokens=8, answer_tokens=8, train_rows=2, rows=4)
-needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason="needs libtpu: pip install 'weightsteer_jax[tpu]'")
+needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec('libtpu'),
+                                  reason="needs libtpu: pip install 'weightsteer_jax[tpu]'")
 
 
 def run_of(path='quickstart.py', *model) -> configs.Run:
@@ -26,19 +27,25 @@ def run_of(path='quickstart.py', *model) -> configs.Run:
 
 
 def test_the_embedded_model_on_the_local_device(tmp_path, capsys):
-  assert preflight.examine(run_of(), 'local', SMALL, programs=('decoding step', 'export'), output=tmp_path / 'rows.jsonl')
+  assert preflight.examine(run_of(),
+                           'local',
+                           SMALL,
+                           programs=('decoding step', 'export'),
+                           output=tmp_path / 'rows.jsonl')
   printed = capsys.readouterr().out
   assert 'mesh: data:1,fsdp:1,tensor:1 (auto)' in printed and 'FITS: local' in printed
   rows = [json.loads(line) for line in (tmp_path / 'rows.jsonl').read_text().splitlines()]
   assert [row['program'] for row in rows] == ['decoding step', 'export']
   config, _ = models.load_config(ROOT / 'weightsteer_jax' / 'organism' / 'checkpoint')
   positions = 32  # prompt and answer, rounded up
-  assert rows[0]['cache'] == 2 * config.num_layers * 4 * positions * config.num_kv_heads * config.head_dim * 4 and rows[0]['fits'] and rows[0]['collectives'] == {}
+  assert rows[0]['cache'] == 2 * config.num_layers * 4 * positions * config.num_kv_heads * config.head_dim * 4 and rows[
+      0]['fits'] and rows[0]['collectives'] == {}
 
 
 def test_what_does_not_fit_is_said_with_what_would(monkeypatch, capsys):
   local = preflight.target('local')
-  monkeypatch.setattr(sys.modules['weightsteer_jax.preflight.examine'], 'target', lambda name: dataclasses.replace(local, memory=3e6))
+  monkeypatch.setattr(sys.modules['weightsteer_jax.preflight.examine'], 'target',
+                      lambda name: dataclasses.replace(local, memory=3e6))
   assert not preflight.examine(run_of(), 'local', SMALL, programs=('export',))
   printed = capsys.readouterr().out
   assert 'DOES NOT FIT: local' in printed and 'export needs' in printed and 'By estimate nothing fits here' in printed
@@ -77,5 +84,9 @@ def test_a_large_model_on_a_small_pod_does_not_fit():
 
 
 def command(config: str, *flags: str) -> subprocess.CompletedProcess:
-  return subprocess.run([sys.executable, 'launch/preflight.py', f'--config=configs/{config}', *flags], cwd=ROOT, capture_output=True,
-                        text=True, check=False, timeout=600)
+  return subprocess.run([sys.executable, 'launch/preflight.py', f'--config=configs/{config}', *flags],
+                        cwd=ROOT,
+                        capture_output=True,
+                        text=True,
+                        check=False,
+                        timeout=600)
