@@ -17,7 +17,7 @@ import optax
 from weightsteer_jax import config as configs
 from weightsteer_jax import layouts, models, sharding, tree
 from weightsteer_jax.data import Example, batches
-from weightsteer_jax.evaluation import Engine, GenerateRequest, Sampling, ScoreRequest, generation, scoring
+from weightsteer_jax.evaluation import Engine, GenerateRequest, ScoreRequest, generation, scoring
 from weightsteer_jax.finetune import optimizer, step as steps
 from weightsteer_jax.sharding import Layout
 
@@ -124,9 +124,7 @@ def evaluate(model: models.Model, layout: Layout) -> dict[str, Any]:
       for i, prompt in enumerate(prompts)
       for arm, alpha in grid
   ]
-  drawn = [GenerateRequest((i, 'drawn'), prompt, 6, 'one', 1.0, sampling=Sampling(temperature=1.0), example=str(i))
-           for i, prompt in enumerate(prompts)]
-  scores, answers = list(scored), list(engine.generate([*greedy, *drawn]))
+  scores, answers = list(scored), list(engine.generate(greedy))
   return {
       'scores': {str(r.key): r.logprob for r in scores}, 'answers': {str(r.key): [r.finish, *r.tokens] for r in answers}
   }

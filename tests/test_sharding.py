@@ -1,4 +1,4 @@
-"""Where arrays lie: the letter tables on a 7B model, meshes as text, and axes that do not divide. None of it needs devices."""
+"""Where arrays lie, without devices: the letter tables on a 7B model, meshes as text, and axes that do not divide."""
 import jax
 import pytest
 
