@@ -17,16 +17,17 @@ from weightsteer_jax import config, errors
 
 ROOT = pathlib.Path(__file__).parent.parent
 PODS = ROOT / 'launch' / 'pods'
-PROGRAM = ('launch/steer.py', '--config=configs/own_data.py', '--workdir=/bucket/runs/a b', '--config.sweep.alphas=(-1.0, 0.0)')
+PROGRAM = ('launch/steer.py', '--config=configs/own_data.py', '--workdir=/bucket/runs/a b',
+           '--config.sweep.alphas=(-1.0, 0.0)')
 CODES = {error.__name__: error.exit_code for error in errors.WeightSteerError.__subclasses__()}
 RESTART = {code for code in CODES.values() if code == errors.Preempted.exit_code}
 HOPELESS = {1, 2, *CODES.values()} - RESTART
 
 
 def bash(*command, cwd=ROOT, **environment):
-  """The finished process of a script."""
-  plain = {name: value for name, value in os.environ.items() if name not in ('PROJECT', 'ZONE', 'NAME', 'BUCKET', 'TMPDIR')}
-  return subprocess.run(['bash', *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=60, env=plain | environment)
+  """The finished process of a script, which sees the PATH and what is given of the environment."""
+  return subprocess.run(['bash', *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=60,
+                        env={'PATH': os.environ['PATH']} | environment)
 
 
 def stub(folder, name, text):
@@ -56,7 +57,8 @@ def test_what_tpu_vm_would_do():
       [*tpus, 'tpu-vm', 'scp', '/tmp/weightsteer.tar.gz', 'weightsteer:code.tar.gz', '--worker=all', *where],
       [*tpus, 'tpu-vm', 'ssh', 'weightsteer', '--worker=all',
        '--command=mkdir -p code && tar -xzf code.tar.gz -C code && exec bash code/launch/pods/tpu_host.sh my-bucket '
-       r'launch/steer.py --config=configs/own_data.py --workdir=/bucket/runs/a\ b --config.sweep.alphas=\(-1.0\,\ 0.0\)', *where],
+       r'launch/steer.py --config=configs/own_data.py --workdir=/bucket/runs/a\ b '
+       r'--config.sweep.alphas=\(-1.0\,\ 0.0\)', *where],
       [*tpus, 'queued-resources', 'delete', 'weightsteer', '--force', '--quiet', *where]]
 
 
@@ -64,13 +66,14 @@ def test_what_xpk_would_do():
   done = bash(PODS / 'xpk.sh', '--dry-run', *PROGRAM)
   command, = [shlex.split(line) for line in done.stdout.splitlines()]
   assert command == ['xpk', 'workload', 'create', '--project=my-project', '--zone=us-west4-a', '--cluster=my-cluster',
-                     '--workload=weightsteer', '--tpu-type=v5litepod-16', '--num-slices=1', '--docker-image=my-registry/weightsteer:latest',
-                     '--storage=my-storage', '--max-restarts=50', '--restart-on-exit-codes=75', '--termination-grace-period-seconds=180',
+                     '--workload=weightsteer', '--tpu-type=v5litepod-16', '--num-slices=1',
+                     '--docker-image=my-registry/weightsteer:latest', '--storage=my-storage', '--max-restarts=50',
+                     '--restart-on-exit-codes=75', '--termination-grace-period-seconds=180',
                      '--command=exec python launch/steer.py --config=configs/own_data.py --workdir=/bucket/runs/a\\ b '
                      '--config.sweep.alphas=\\(-1.0\\,\\ 0.0\\)']
   # What `workload create` takes. Source: AI-Hypercomputer/xpk at 367c838, src/xpk/parser/workload.py and common.py.
-  known = {'project', 'zone', 'cluster', 'workload', 'tpu-type', 'num-slices', 'docker-image', 'storage', 'max-restarts',
-           'restart-on-exit-codes', 'termination-grace-period-seconds', 'command', 'priority', 'env', 'spot'}
+  known = {'project', 'zone', 'cluster', 'workload', 'tpu-type', 'num-slices', 'docker-image', 'storage',
+           'max-restarts', 'restart-on-exit-codes', 'termination-grace-period-seconds', 'command', 'priority', 'env', 'spot'}
   assert {flag.split('=')[0].removeprefix('--') for flag in command[3:]} <= known
 
 
@@ -102,11 +105,12 @@ esac''')
     (tmp_path / name).write_text(''.join(f'{word.strip(",")}\n' for word in words.split()))
   stub(tmp_path, 'git', '')
   done = bash(PODS / 'tpu_vm.sh', *PROGRAM, cwd=tmp_path, PATH=path, PAUSE='0', MAX_RESTARTS='2')
-  assert (done.returncode, (tmp_path / 'calls').read_text().split()) == (status, calls.split()), done.stdout + done.stderr
+  assert done.returncode == status, done.stdout + done.stderr
+  assert (tmp_path / 'calls').read_text().split() == calls.split()
   assert f'ended: {status}' in (tmp_path / 'weightsteer.log').read_text()
 
 
-# Each: statuses of the two tasks, what srun makes of them, whether the job is put back into the queue, what it exits with.
+# Each: statuses of the tasks, what srun makes of them, whether the job is put back into the queue, what it exits with.
 @pytest.mark.parametrize('tasks, srun, requeued, status', [
     ('0 0', 0, False, 0),
     ('75 75', 75, True, 75),
@@ -128,7 +132,8 @@ exit {srun}''')
   assert (done.returncode, (tmp_path / 'requeued').exists()) == (status, requeued), done.stdout + done.stderr
   assert not requeued or (tmp_path / 'requeued').read_text() == 'requeue 7\n'
   assert not list(tmp_path.glob('.*status'))
-  again = bash(PODS / 'slurm.sbatch', 'x', cwd=tmp_path, PATH=path, PYTHON='program', SLURM_JOB_ID='8', SLURM_RESTART_COUNT='50')
+  again = bash(PODS / 'slurm.sbatch', 'x', cwd=tmp_path, PATH=path, PYTHON='program', SLURM_JOB_ID='8',
+               SLURM_RESTART_COUNT='50')
   assert again.returncode == status and 'requeue 8' not in ''.join(p.read_text() for p in tmp_path.glob('requeued'))
 
 
@@ -146,9 +151,10 @@ def test_jobset_is_one():
   assert job['completionMode'] == 'Indexed' and job['parallelism'] == job['completions'] and job['backoffLimit'] == 0
   pod = job['template']['spec']
   program, = pod['containers']
-  # A hopeless status fails the job for the reason that JobSet does not restart on; all others end it by its backoffLimit.
+  # A hopeless status fails the job for the one reason that JobSet does not restart on; others by its backoffLimit.
   rule, disrupted = job['podFailurePolicy']['rules']
-  assert rule['action'] == 'FailJob' and rule['onExitCodes']['operator'] == 'NotIn' and rule['onExitCodes']['containerName'] == program['name']
+  assert rule['action'] == 'FailJob' and rule['onExitCodes']['operator'] == 'NotIn'
+  assert rule['onExitCodes']['containerName'] == program['name']
   assert disrupted == {'action': 'Ignore', 'onPodConditions': [{'type': 'DisruptionTarget'}]}
   assert jobset['spec']['failurePolicy']['rules'][0]['onJobFailureReasons'] == ['PodFailurePolicy']
   values = rule['onExitCodes']['values']
@@ -167,8 +173,9 @@ def test_sky_is_a_task():
   for part in (task['setup'], task['run']):
     assert subprocess.run(['bash', '-n', '-c', part], timeout=60).returncode == 0
   # The flags as two nodes come by them; the variables are SkyPilot's.
-  arguments = bash('-c', task['run'].replace('exec ~/venv/bin/python', 'printf "%s\n"'), SKYPILOT_NODE_IPS='10.0.0.1\n10.0.0.2', SKYPILOT_NUM_NODES='2',
-                   SKYPILOT_NODE_RANK='1').stdout.splitlines()
+  printed = bash('-c', task['run'].replace('exec ~/venv/bin/python', 'printf "%s\n"'),
+                 SKYPILOT_NODE_IPS='10.0.0.1\n10.0.0.2', SKYPILOT_NUM_NODES='2', SKYPILOT_NODE_RANK='1')
+  arguments = printed.stdout.splitlines()
   assert arguments[-3:] == ['--coordinator=10.0.0.1:8476', '--num_processes=2', '--process_id=1']
 
 
@@ -234,8 +241,8 @@ def test_the_image_has_what_it_names():
 
 def test_names_are_made_up():
   for path in PODS.iterdir():
-    for bucket in re.findall(r'gs://([\w.-]+)|BUCKET:-([\w.-]+)|bucketName: (\S+)|PROJECT:-([\w.-]+)|CLUSTER:-([\w.-]+)', path.read_text()):
-      assert ''.join(bucket).startswith('my-'), (path.name, bucket)
+    for name in re.findall(r'(?:gs://|bucketName: |(?:BUCKET|PROJECT|CLUSTER|STORAGE|IMAGE):-)([\w.-]+)', path.read_text()):
+      assert name.startswith('my-'), (path.name, name)
 
 
 def smoke(workdirs, *flags, devices=2):
@@ -245,9 +252,11 @@ def smoke(workdirs, *flags, devices=2):
     probe.bind(('localhost', 0))
     port = probe.getsockname()[1]
   joined = [f'--coordinator=localhost:{port}', f'--num_processes={len(workdirs)}'] if len(workdirs) > 1 else []
-  started = [subprocess.Popen([sys.executable, ROOT / 'launch' / 'smoke.py', f'--workdir={workdir}', *flags, *joined,
-                               *([f'--process_id={i}'] if joined else [])],
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) for i, workdir in enumerate(workdirs)]
+  started = []
+  for i, workdir in enumerate(workdirs):
+    command = [sys.executable, ROOT / 'launch' / 'smoke.py', f'--workdir={workdir}', *flags, *joined]
+    started.append(subprocess.Popen(command + [f'--process_id={i}'] * bool(joined), stdout=subprocess.PIPE,
+                                    stderr=subprocess.STDOUT, text=True, env=environment))
   try:
     return [(process.communicate(timeout=200)[0], process.returncode) for process in started]
   finally:
@@ -278,5 +287,6 @@ def test_smoke_notices_a_workdir_that_is_not_shared(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('slurmctld'), reason='Slurm is not installed')
 def test_slurm_on_this_machine():
-  done = subprocess.run([PODS / 'slurm_local.sh'], capture_output=True, text=True, timeout=900, env=os.environ | {'PYTHON': sys.executable})
+  done = subprocess.run([PODS / 'slurm_local.sh'], capture_output=True, text=True, timeout=900,
+                        env=os.environ | {'PYTHON': sys.executable})
   assert done.returncode == 0 and 'each taken once' in done.stdout, done.stdout + done.stderr

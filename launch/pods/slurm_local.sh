@@ -4,7 +4,7 @@
 #
 # Edit: nothing; PYTHON names the python that has weightsteer_jax.
 # Run:  launch/pods/slurm_local.sh on Debian or Ubuntu. Installs the packages slurmctld, slurmd, slurm-client and munge
-#       if they are not there; changes nothing else outside its own folder in /tmp, which it removes unless something failed.
+#       if they are not there; changes nothing else outside its own folder in /tmp, which it removes unless it failed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-$(command -v python)}
@@ -15,7 +15,8 @@ install() {
   local sudo=
   [ "$(id -u)" -eq 0 ] || sudo=sudo
   $sudo apt-get update -q
-  $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends slurmctld slurmd slurm-client munge
+  $sudo env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -q --no-install-recommends slurmctld slurmd slurm-client munge
 }
 
 configure() {  # Nodes are named by loopback addresses, so that they can be told apart and reached without /etc/hosts.
@@ -82,9 +83,13 @@ submit() {  # sbatch's flags are those of this cluster; the file's directives st
   sbatch --parsable --ntasks-per-node=1 --gpus-per-node=1 --output="$dir/%j.log" launch/pods/slurm.sbatch "$@"
 }
 
+waiting() {  # Whether the job is in the queue, or runs.
+  [ -n "$(squeue --noheader --job="$1" 2> /dev/null)" ]
+}
+
 finish() {  # Waits, minutes at most, and shows the log.
   for _ in $(seq 600); do
-    [ -n "$(squeue --noheader --job="$1" 2> /dev/null)" ] || break
+    waiting "$1" || break
     sleep 1
   done
   cat "$dir/$1.log"
@@ -108,7 +113,7 @@ echo '--- a fine-tune that is preempted after its first checkpoint'
 run="$dir/run/finetune/positive"
 job=$(submit launch/finetune.py --config=configs/quickstart.py --workdir="$dir/run" --side=positive \
   --config.data.num_questions=96 --config.finetune.steps=40)
-until compgen -G "$run/checkpoints/*/00000020" > /dev/null || [ -z "$(squeue --noheader --job="$job" 2> /dev/null)" ]; do sleep 0.2; done
+until compgen -G "$run/checkpoints/*/00000020" > /dev/null || ! waiting "$job"; do sleep 0.2; done
 scancel --signal=TERM "$job"  # What --signal=TERM@180 does before the time limit: the tasks alone are told.
 finish "$job"
 grep -q 'attempt 0 ended: srun 75, tasks 75 $' "$dir/$job.log"

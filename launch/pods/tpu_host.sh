@@ -11,7 +11,8 @@ shift
 install_gcsfuse() {  # Source: https://cloud.google.com/storage/docs/gcsfuse-install
   local host=https://packages.cloud.google.com/apt key=/usr/share/keyrings/cloud.google.asc
   curl -fsS "$host/doc/apt-key.gpg" | sudo tee "$key" > /dev/null
-  echo "deb [signed-by=$key] $host gcsfuse-$(lsb_release -c -s) main" | sudo tee /etc/apt/sources.list.d/gcsfuse.list > /dev/null
+  echo "deb [signed-by=$key] $host gcsfuse-$(lsb_release -c -s) main" |
+    sudo tee /etc/apt/sources.list.d/gcsfuse.list > /dev/null
   sudo apt-get update -q && sudo apt-get install -y -q -o DPkg::Lock::Timeout=600 gcsfuse
 }
 
@@ -22,7 +23,10 @@ prepare() {  # Quick where it was done before.
   python3 -m uv pip install --quiet --python "$venv/bin/python" '.[tpu]'
   command -v gcsfuse > /dev/null || install_gcsfuse
   sudo mkdir -p /bucket
-  mountpoint -q /bucket || { sudo chown "$USER" /bucket; gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 "$bucket" /bucket; }
+  if ! mountpoint -q /bucket; then
+    sudo chown "$USER" /bucket
+    gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 "$bucket" /bucket
+  fi
 }
 
 # What a lost connection may have left running is told to save and to end.

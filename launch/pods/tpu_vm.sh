@@ -59,9 +59,10 @@ send() {
   tpus tpu-vm scp "$code" "$NAME:code.tar.gz" --worker=all || return 255
 }
 
-run() {  # The same command on each host; the status is that of the first host that failed, 255 where it was not reached.
+run() {  # The same command on each host. The status is that of the first host that failed, 255 of one not reached.
+  local unpack='mkdir -p code && tar -xzf code.tar.gz -C code'
   tpus tpu-vm ssh "$NAME" --worker=all \
-    --command="mkdir -p code && tar -xzf code.tar.gz -C code && exec bash code/launch/pods/tpu_host.sh $BUCKET$(printf ' %q' "$@")"
+    --command="$unpack && exec bash code/launch/pods/tpu_host.sh $BUCKET$(printf ' %q' "$@")"
 }
 
 attempts() {
@@ -72,7 +73,8 @@ attempts() {
     [ -z "$dry_run" ] || return "$status"
     echo "attempt $attempt ended: $status"
     case $status in
-      75 | 134 | 137 | 143 | 255) sleep "$PAUSE" ;;  # Preempted, or a process or its host lost: see weightsteer_jax/errors.py.
+      # Preempted, or a process or its host lost: see weightsteer_jax/errors.py.
+      75 | 134 | 137 | 143 | 255) sleep "$PAUSE" ;;
       *) break ;;
     esac
   done
