@@ -374,6 +374,7 @@ def found(tmp_path_factory):
   return run(tmp_path_factory.mktemp('meshes'), 'on_meshes', *MESHES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', MESHES)
 def test_a_mesh_gives_the_logits_and_gradients_of_one_device(found, name):
   """With dropout, whose draws follow the tokens and not the devices."""
@@ -385,6 +386,7 @@ def test_a_mesh_gives_the_logits_and_gradients_of_one_device(found, name):
     np.testing.assert_allclose(one['gradients'][path], values, atol=1e-4 * np.abs(values).max(), err_msg=path)
 
 
+@pytest.mark.slow
 def test_no_weight_of_an_expert_is_gathered_and_no_token_travels(found):
   """Scoring: where F alone is cut, sums; where D is too, gathers of one layer of one parameter at a time."""
   moved = {name: test_meshes.collectives(found[name]['hlo']) for name in MESHES}
