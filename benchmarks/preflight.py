@@ -1,6 +1,6 @@
 """Runs preflight for several models on several pods, and renders the table of what came out.
 
-  python benchmarks/preflight.py run     appends what is missing to benchmarks/preflight.jsonl; about an hour on two cores
+  python benchmarks/preflight.py run     appends what is missing to benchmarks/preflight.jsonl; minutes for each
   python benchmarks/preflight.py table   prints the table in Markdown
 """
 import json
@@ -31,38 +31,44 @@ def run() -> None:
       for topology in TOPOLOGIES:
         if (model, topology, program) in read():
           continue
-        command = [sys.executable, 'launch/preflight.py', f'--config=configs/preflight.py:{model}', f'--topology={topology}',
-                   f'--programs={program}', f'--json={RESULTS}']
+        command = [
+            sys.executable, 'launch/preflight.py', f'--config=configs/preflight.py:{model}', f'--topology={topology}',
+            f'--programs={program}', f'--json={RESULTS}'
+        ]
         done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
         said = (done.stdout + done.stderr).strip().splitlines() or ['']
         print(model, topology, program, '->', done.returncode, said[-1], flush=True)
 
 
 def table() -> None:
-  """One line for each model and pod."""
+  """A line for each model and pod, the programs that were compiled so far."""
   rows = read()
-  print('| model | pod | mesh | fits | peak, GiB of memory: train / score / prefill / decode / export | training step, bound | decoding step, bound | sent in a training step |')
-  print('|---|---|---|---|---:|---:|---:|---:|')
+  print('| model | pod | mesh; weights cut in training, evaluation | fits | peak, GiB of memory: '
+        'train / score / prefill / decode / export | training step | sent in it | decoding step |')
+  print('|---|---|---|---|---|---:|---:|---:|')
   for model in MODELS:
     for topology in TOPOLOGIES:
-      found = {program: rows.get((model, topology, program)) for program in PROGRAMS}
-      if any(found.values()):
+      found = {program: rows[model, topology, program] for program in PROGRAMS if (model, topology, program) in rows}
+      if found:
         print(_line(model, topology, found))
 
 
-def _line(model: str, topology: str, found: dict[str, dict | None]) -> str:
-  one = next(row for row in found.values() if row)
-  peaks = ' / '.join(f'{row["peak"] / GIB:.1f}' if row else '?' for row in (found[name] for name in ('training step', 'scoring', 'prefill', 'decoding step', 'export')))
-  fits = 'yes' if all(row and row['fits'] for row in found.values()) else 'no: ' + ', '.join(name for name, row in found.items() if row and not row['fits'])
-  cut = one['train'] if one['train'] == one['evaluate'] else f'{one["train"]}, then {one["evaluate"]}'
-  sent = sum(moved['sent'] for moved in (found['training step'] or {'collectives': {}})['collectives'].values())
-  return (f'| {model} | {topology} | {one["mesh"]} ({cut}) | {fits} | {peaks} of {one["memory"] / GIB:.1f} | {_time(found["training step"])} | '
-          f'{_time(found["decoding step"])} | {sent / 1e9:.2g} GB |')
+def _line(model: str, topology: str, found: dict[str, dict]) -> str:
+  one = next(iter(found.values()))
+  order = ('training step', 'scoring', 'prefill', 'decoding step', 'export')
+  peaks = ' / '.join(f'{found[name]["peak"] / GIB:.1f}' if name in found else '-' for name in order)
+  missing = [name for name in order if name in found and not found[name]['fits']]
+  fits = f'no: {", ".join(missing)}' if missing else 'yes' if len(found) == len(order) else 'so far'
+  moved = found.get('training step', {}).get('collectives', {}).values()
+  sent = f'{sum(kind["sent"] for kind in moved) / 1e9:.2g} GB' if moved else '-'
+  return (f'| {model} | {topology} | {one["mesh"]}; {one["train"]}; {one["evaluate"]} | {fits} | '
+          f'{peaks} of {one["memory"] / GIB:.1f} | {_time(found.get("training step"))} | {sent} | '
+          f'{_time(found.get("decoding step"))} |')
 
 
 def _time(row: dict | None) -> str:
   if not row or not row['time']:
-    return '?'
+    return '-'
   bound = max(row['time'], key=row['time'].get)
   return f'{1e3 * row["time"][bound]:.3g} ms, {bound}'
 

@@ -17,15 +17,32 @@ import optax
 from weightsteer_jax import config as configs
 from weightsteer_jax import layouts, models, sharding, tree
 from weightsteer_jax.data import Example, batches
-from weightsteer_jax.evaluation import Engine, GenerateRequest, Sampling, ScoreRequest, generation, scoring
+from weightsteer_jax.evaluation import Engine, GenerateRequest, ScoreRequest, generation, scoring
 from weightsteer_jax.finetune import optimizer, step as steps
 from weightsteer_jax.sharding import Layout
 
 # Every axis that is ever cut divides by eight, and no two of them are equal.
-CONFIG = models.ModelConfig(vocab_size=96, num_layers=2, width=32, num_heads=16, num_kv_heads=8, head_dim=4, mlp_width=40,
-                            norm_eps=1e-5, rope=models.Rope(1000.0, 'default', 1.0, 1.0, 1.0, 64), tied=False,
-                            qkv_bias=True, o_bias=False, mlp_bias=False, activation='silu', max_positions=64)
-OPTIONS = configs.FineTune(kind='lora_embeddings', rank=3, lora_alpha=6.0, learning_rates=(1e-2,), steps=3, warmup_steps=1)
+CONFIG = models.ModelConfig(vocab_size=96,
+                            num_layers=2,
+                            width=32,
+                            num_heads=16,
+                            num_kv_heads=8,
+                            head_dim=4,
+                            mlp_width=40,
+                            norm_eps=1e-5,
+                            rope=models.Rope(1000.0, 'default', 1.0, 1.0, 1.0, 64),
+                            tied=False,
+                            qkv_bias=True,
+                            o_bias=False,
+                            mlp_bias=False,
+                            activation='silu',
+                            max_positions=64)
+OPTIONS = configs.FineTune(kind='lora_embeddings',
+                           rank=3,
+                           lora_alpha=6.0,
+                           learning_rates=(1e-2,),
+                           steps=3,
+                           warmup_steps=1)
 
 
 HLO: dict[str, str] = {}  # of each program of the layout at hand, the text of one of its compilations
@@ -65,7 +82,8 @@ def random_params() -> Any:
 
 def delta_of(*kinds: str) -> Any:
   """A change of these kinds, none of it zero."""
-  made = (models.init_delta(CONFIG, kind, jax.random.key(0), rank=OPTIONS.rank, lora_alpha=OPTIONS.lora_alpha) for kind in kinds)
+  made = (models.init_delta(CONFIG, kind, jax.random.key(0), rank=OPTIONS.rank, lora_alpha=OPTIONS.lora_alpha)
+          for kind in kinds)
   leaves = {path: leaf for delta in made for path, leaf in tree.flatten(delta, models.is_delta_leaf).items()}
   draw = np.random.default_rng(len(kinds))
   return jax.tree.map(lambda x: 0.1 * draw.normal(size=x.shape).astype(np.float32), tree.unflatten(leaves))
@@ -91,18 +109,25 @@ def train(model: models.Model, layout: Layout) -> dict[str, Any]:
 
 
 def evaluate(model: models.Model, layout: Layout) -> dict[str, Any]:
-  arms = {'one': [(delta_of(OPTIONS.kind), None)], 'both': [(delta_of(OPTIONS.kind, 'bias'), None), (delta_of(OPTIONS.kind), 0.5)]}
+  arms = {
+      'one': [(delta_of(OPTIONS.kind), None)], 'both': [(delta_of(OPTIONS.kind, 'bias'), None),
+                                                        (delta_of(OPTIONS.kind), 0.5)]
+  }
   engine = Engine(model, None, arms, batch_size=16, stop_ids=(5,), layout=layout)
   draw = np.random.default_rng(4)
   prompts = [tuple(draw.integers(0, 96, n).tolist()) for n in range(2, 14)]
   grid = [('base', 0.0), ('one', -1.0), ('one', 2.0), ('both', 0.7)]
   scored = engine.score([ScoreRequest((i, arm, alpha, n), prompt, prompt[:n], arm, alpha)
                          for i, prompt in enumerate(prompts) for arm, alpha in grid for n in (1, 2)])
-  greedy = [GenerateRequest((i, arm, alpha), prompt, 3 + i, arm, alpha) for i, prompt in enumerate(prompts) for arm, alpha in grid]
-  drawn = [GenerateRequest((i, 'drawn'), prompt, 6, 'one', 1.0, sampling=Sampling(temperature=1.0), example=str(i))
-           for i, prompt in enumerate(prompts)]
-  scores, answers = list(scored), list(engine.generate([*greedy, *drawn]))
-  return {'scores': {str(r.key): r.logprob for r in scores}, 'answers': {str(r.key): [r.finish, *r.tokens] for r in answers}}
+  greedy = [
+      GenerateRequest((i, arm, alpha), prompt, 3 + i, arm, alpha)
+      for i, prompt in enumerate(prompts)
+      for arm, alpha in grid
+  ]
+  scores, answers = list(scored), list(engine.generate(greedy))
+  return {
+      'scores': {str(r.key): r.logprob for r in scores}, 'answers': {str(r.key): [r.finish, *r.tokens] for r in answers}
+  }
 
 
 def lists(values: Any) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-"""What a mesh must not change: losses, gradients, scores, tokens; and what it must not do: gather weights that fsdp does
-not cut, or more than one layer of those that it does."""
+"""A mesh changes no loss, gradient, score or token, and gathers no weight but those that fsdp cuts, a layer at a time."""
 import collections
 import json
 import math
@@ -16,18 +15,24 @@ import meshes
 from weightsteer_jax import models
 
 HERE = pathlib.Path(__file__).parent
-QUICK = ('8x1x1 tensor', '1x8x1 fsdp', '1x1x8 tensor', '2x2x2 fsdp')
-EVERY = tuple(f'{data}x{fsdp}x{8 // data // fsdp} {kind}' for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if data * fsdp <= 8
-              for kind in ('fsdp', 'tensor'))
-COLLECTIVE = re.compile(r'= (\S.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast)(?:-start)?\(')
+QUICK = ('1x8x1 fsdp', '1x1x8 tensor')
+EVERY = tuple(f'{data}x{fsdp}x{8 // data // fsdp} {kind}' for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8)
+              if data * fsdp <= 8 for kind in ('fsdp', 'tensor'))
+COLLECTIVE = re.compile(
+    r'= (\S.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast)(?:-start)?\(')
 
 
 def run(folder: pathlib.Path, names) -> dict:
   """{layout: what tests/meshes.py gives}, from a process with eight devices."""
   env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu',
                       'PYTHONPATH': os.pathsep.join([str(HERE.parent), str(HERE)])}
-  done = subprocess.run([sys.executable, str(HERE / 'meshes.py'), str(folder / 'found.json'), 'single', *names], env=env,
-                        capture_output=True, text=True, check=False)
+  done = subprocess.run(
+      [sys.executable, str(HERE / 'meshes.py'),
+       str(folder / 'found.json'), 'single', *names],
+      env=env,
+      capture_output=True,
+      text=True,
+      check=False)
   assert done.returncode == 0, done.stderr[-4000:]
   assert 'rematerialization' not in done.stderr, 'the partitioner moved an activation through all devices'
   return json.loads((folder / 'found.json').read_text())
@@ -43,25 +48,20 @@ def test_a_mesh_gives_what_one_device_gives(found, name):
   same(found[name], found['single'])
 
 
+@pytest.fixture(scope='module')
+def everything(tmp_path_factory):
+  return run(tmp_path_factory.mktemp('meshes'), EVERY)
+
+
 @pytest.mark.slow
-def test_every_mesh_gives_what_one_device_gives(tmp_path):
-  everything = run(tmp_path, EVERY)
-  for name in EVERY:
-    same(everything[name], everything['single'])
+@pytest.mark.parametrize('name', EVERY)
+def test_every_mesh_gives_what_one_device_gives(everything, name):
+  same(everything[name], everything['single'])
 
 
-def same(one: dict, other: dict) -> None:
-  np.testing.assert_allclose(one['metrics'], other['metrics'], rtol=2e-5)
-  for what, tolerance in (('gradients', 1e-4), ('delta', 1e-3)):
-    assert one[what].keys() == other[what].keys()
-    for path, values in other[what].items():
-      np.testing.assert_allclose(one[what][path], values, atol=tolerance * max(np.abs(values).max(), 1e-6), err_msg=path)
-  assert one['answers'] == other['answers'] and len(set(map(tuple, other['answers'].values()))) > 20
-  np.testing.assert_allclose(*(list(x['scores'].values()) for x in (one, other)), atol=1e-4)
-
-
-def test_where_only_rows_are_cut_nothing_but_gradients_and_results_move(found):
-  hlo = found['8x1x1 tensor']['hlo']
+@pytest.mark.slow
+def test_where_only_rows_are_cut_nothing_but_gradients_and_results_move(everything):
+  hlo = everything['8x1x1 tensor']['hlo']
   moved = collectives(hlo['train_step'])
   assert set(moved) == {'all-reduce'}
   gradients = sum(layer_sizes(meshes.delta_of(meshes.OPTIONS.kind)))  # Summed as the backward pass leaves each layer.
@@ -69,6 +69,19 @@ def test_where_only_rows_are_cut_nothing_but_gradients_and_results_move(found):
   assert collectives(hlo['admit']) == {}
   for name in ('score_batch', 'decode'):
     assert max(sum(collectives(hlo[name]).values(), [])) <= 16 * 32  # rows of the results, tokens of an answer
+
+
+def same(one: dict, other: dict) -> None:
+  np.testing.assert_allclose(one['metrics'], other['metrics'], rtol=2e-5)
+  for what, tolerance in (('gradients', 1e-4), ('delta', 1e-3)):
+    assert one[what].keys() == other[what].keys()
+    for path, values in other[what].items():
+      np.testing.assert_allclose(one[what][path],
+                                 values,
+                                 atol=tolerance * max(np.abs(values).max(), 1e-6),
+                                 err_msg=path)
+  assert one['answers'] == other['answers'] and len(set(map(tuple, other['answers'].values()))) > 20
+  np.testing.assert_allclose(*(list(x['scores'].values()) for x in (one, other)), atol=1e-4)
 
 
 def test_fsdp_gathers_a_layer_at_a_time(found):
@@ -93,7 +106,10 @@ def test_tensor_cuts_gather_no_weight(found):
 
 def layer_sizes(values) -> list[int]:
   """Elements of one layer of each stacked array, of all of any other."""
-  return [math.prod(x.shape[1:] if path.startswith('layers/') else x.shape) for path, x in meshes.tree.flatten(values).items()]
+  return [
+      math.prod(x.shape[1:] if path.startswith('layers/') else x.shape)
+      for path, x in meshes.tree.flatten(values).items()
+  ]
 
 
 def collectives(hlo: str) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""Where arrays lie: the letter tables on a 7B model, meshes as text, and axes that do not divide. None of it needs devices."""
+"""Where arrays lie, without devices: the letter tables on a 7B model, meshes as text, and axes that do not divide."""
 import jax
 import pytest
 
@@ -60,19 +60,22 @@ def test_in_evaluation_weights_are_cut_by_tensor_alone_and_rows_by_both_others()
   assert tuple(placed['layers/mlp/gate/kernel'].spec) == (None, None, 'tensor')
   assert tuple(placed['final_norm/scale'].spec) == (None,)
   assert tuple(layout.activations('BT', (8, 5), name='tokens').spec) == (('data', 'fsdp'), None)
-  assert tuple(layout.activations('LBSKH', (28, 8, 64, 4, 128), name='cache').spec) == (None, ('data', 'fsdp'), None, 'tensor', None)
+  assert tuple(layout.activations('LBSKH', (28, 8, 64, 4, 128),
+                                  name='cache').spec) == (None, ('data', 'fsdp'), None, 'tensor', None)
   assert layout.rows == 4
 
 
 def test_an_axis_that_does_not_divide_is_named_with_what_would_or_stays_whole():
   with pytest.raises(InputError) as told:
     models.param_shardings(QWEN_7B, Layout(mesh(1, 2, 8)))
-  assert "'layers/attn/k/bias' of shape (28, 4, 128) (axes LKH): kv heads (K = 4) cannot be cut over tensor = 8" in str(told.value)
+  assert "'layers/attn/k/bias' of shape (28, 4, 128) (axes LKH): kv heads (K = 4) cannot be cut over tensor = 8" in str(
+      told.value)
   assert 'Take tensor of 1, 2, 4' in str(told.value) and '--config.mesh.indivisible=replicate' in str(told.value)
   kept = tree.flatten(models.param_shardings(QWEN_7B, Layout(mesh(1, 2, 8), indivisible='replicate')))
   assert tuple(kept['layers/attn/k/kernel'].spec) == (None, 'fsdp', None, None)
   assert tuple(kept['layers/mlp/gate/kernel'].spec) == (None, 'fsdp', 'tensor')
-  with pytest.raises(InputError, match=r"'tokens' of shape \(6, 5\).*rows of the batch \(B = 6\) cannot be cut over data x fsdp = 4"):
+  with pytest.raises(
+      InputError, match=r"'tokens' of shape \(6, 5\).*rows of the batch \(B = 6\) cannot be cut over data x fsdp = 4"):
     Layout(mesh(2, 2, 1)).activations('BT', (6, 5), name='tokens')
 
 
@@ -86,7 +89,8 @@ def test_as_many_letters_as_axes():
 def test_meshes_as_text():
   assert sharding.parse('tensor:2,fsdp:4') == sharding.parse('1x4x2') == {'data': 1, 'fsdp': 4, 'tensor': 2}
   assert sharding.describe(sharding.parse('2x1x1')) == 'data:2,fsdp:1,tensor:1'
-  for text, at in (('fsdpp:2', "'fsdpp:2' \\(did you mean 'fsdp'"), ('2x2', "'2x2'"), ('data:0', "'data:0'"), ('', "''")):
+  for text, at in (('fsdpp:2', "'fsdpp:2' \\(did you mean 'fsdp'"), ('2x2', "'2x2'"), ('data:0', "'data:0'"), ('',
+                                                                                                               "''")):
     with pytest.raises(InputError, match=f'is not understood at {at}'):
       sharding.parse(text)
 

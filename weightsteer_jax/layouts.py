@@ -30,7 +30,12 @@ class Layouts:
   words: tuple[str, ...]
 
 
-def choose(config: models.ModelConfig, choice: configs.Mesh, *, dtype: str, trained: int = 0, devices: Sequence[Any] = (),
+def choose(config: models.ModelConfig,
+           choice: configs.Mesh,
+           *,
+           dtype: str,
+           trained: int = 0,
+           devices: Sequence[Any] = (),
            memory: float = 0.0) -> Layouts:
   """The layouts of a run.
 
@@ -46,7 +51,8 @@ def choose(config: models.ModelConfig, choice: configs.Mesh, *, dtype: str, trai
     InputError: a mesh that does not fit the devices, or an axis of the model that it does not divide.
   """
   # The smallest of what the processes have: all must choose alike.
-  memory = memory or (device_memory(devices[0]) if devices else min(distributed.gather(device_memory(jax.local_devices()[0]))))
+  memory = memory or (device_memory(devices[0]) if devices else min(
+      distributed.gather(device_memory(jax.local_devices()[0]))))
   devices = list(devices) or jax.devices()
   weights = tree.count(models.abstract_params(config)) * DTYPE_BYTES[dtype]
   whole = weights + STATE_BYTES * trained

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+import tiny
 from weightsteer_jax import models
 from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import GenerateRequest, Sampling
+from weightsteer_jax.evaluation import Engine, GenerateRequest, Sampling
 
 PROMPTS = (1, 3, 40, 17, 16, 5, 33, 2, 60, 9, 21)
 WARM = Sampling(temperature=1.0)
@@ -112,9 +113,20 @@ def test_equal_rows_are_computed_once(engine_of, random_tokens):
   assert len(generation.jobs(drawn, engine.arms, 128)) == 3
 
 
+def test_a_prompt_is_read_as_the_beginning_of_all_that_it_grows_to(tokenizer, random_tokens, tmp_path):
+  """With longrope, whose factors go by the length: 12 tokens are within the original context of 30, with the answer 40
+  are not. transformers, given all of them at once, says the same of each."""
+  fields = tiny.CASES['phi3_short'] | dict(vocab_size=len(tokenizer), original_max_position_embeddings=30)
+  case = tiny.make(tmp_path, **fields)
+  prompt, new = random_tokens(12), 28
+  (result,) = Engine(case.model, tokenizer, {}, batch_size=2).generate([GenerateRequest(0, prompt, new)])
+  assert len(result.tokens) == new
+  logits = case.torch_logits([[*prompt, *result.tokens]])[0]
+  assert tuple(logits[len(prompt) - 1:-1].argmax(axis=-1).tolist()) == result.tokens
+
+
 def test_the_model_breaking_is_said(model, tokenizer, random_tokens):
   import jax
-  from weightsteer_jax.evaluation import Engine
   huge = jax.tree.map(lambda x: x + 1e30, models.init_delta(model.config, 'lora', jax.random.key(0), rank=1))
   engine = Engine(model, tokenizer, {'weights': [(huge, None)]}, batch_size=4)
   prompts = random_tokens(4), random_tokens(7)

@@ -15,7 +15,7 @@ from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import families
 from weightsteer_jax.models.config import ModelConfig, Rope
 from weightsteer_jax.models.families import page
-from weightsteer_jax.models.families.family import INERT
+from weightsteer_jax.models.families.fields import INERT
 from weightsteer_jax.models.rope import rope_frequencies, tables as rope_tables
 
 LLAMA = dict(architectures=['LlamaForCausalLM'],
@@ -51,8 +51,10 @@ QWEN = dict(architectures=['Qwen2ForCausalLM'],
             use_cache=True,
             use_sliding_window=False,
             max_position_embeddings=32768)
-PHI3 = dict(architectures=['Phi3ForCausalLM'], attention_bias=False, attention_dropout=0.0, bos_token_id=1, embd_pdrop=0.0,
-            auto_map={'AutoConfig': 'configuration_phi3.Phi3Config', 'AutoModelForCausalLM': 'modeling_phi3.Phi3ForCausalLM'},
+PHI3 = dict(architectures=['Phi3ForCausalLM'], attention_bias=False, attention_dropout=0.0, bos_token_id=1,
+            embd_pdrop=0.0,
+            auto_map={'AutoConfig': 'configuration_phi3.Phi3Config',
+                      'AutoModelForCausalLM': 'modeling_phi3.Phi3ForCausalLM'},
             eos_token_id=32000, hidden_act='silu', hidden_size=3072, initializer_range=0.02, intermediate_size=8192,
             model_type='phi3', num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=32,
             original_max_position_embeddings=4096, pad_token_id=32000, resid_pdrop=0.0, rms_norm_eps=1e-05,
@@ -167,10 +169,12 @@ REAL |= {
         transformers_version='4.42.0.dev0', use_cache=True, vocab_size=256000),
     'gemma-3-1b-it': dict(
         architectures=['Gemma3ForCausalLM'], attention_bias=False, attention_dropout=0.0, attn_logit_softcapping=None,
-        bos_token_id=2, cache_implementation='hybrid', eos_token_id=[1, 106], final_logit_softcapping=None, head_dim=256,
+        bos_token_id=2, cache_implementation='hybrid', eos_token_id=[1, 106], final_logit_softcapping=None,
+        head_dim=256,
         hidden_activation='gelu_pytorch_tanh', hidden_size=1152, initializer_range=0.02, intermediate_size=6912,
         max_position_embeddings=32768, model_type='gemma3_text', num_attention_heads=4, num_hidden_layers=26,
-        num_key_value_heads=1, pad_token_id=0, query_pre_attn_scalar=256, rms_norm_eps=1e-06, rope_local_base_freq=10000,
+        num_key_value_heads=1, pad_token_id=0, query_pre_attn_scalar=256, rms_norm_eps=1e-06,
+        rope_local_base_freq=10000,
         rope_scaling=None, rope_theta=1000000, sliding_window=512, sliding_window_pattern=6, torch_dtype='bfloat16',
         transformers_version='4.50.0.dev0', use_cache=True, vocab_size=262144),
     'OLMo-2-1124-7B': dict(
@@ -195,7 +199,8 @@ REAL |= {
         rope_scaling=None, rope_theta=5000000.0, sliding_window=None, torch_dtype='bfloat16',
         transformers_version='4.54.0.dev0', use_cache=False, use_sliding_window=False, vocab_size=128256),
     'granite-3.0-8b-instruct': dict(
-        architectures=['GraniteForCausalLM'], attention_bias=False, attention_dropout=0.1, attention_multiplier=0.0078125,
+        architectures=['GraniteForCausalLM'], attention_bias=False, attention_dropout=0.1,
+        attention_multiplier=0.0078125,
         bos_token_id=0, embedding_multiplier=12.0, eos_token_id=0, hidden_act='silu', hidden_size=4096,
         initializer_range=0.02, intermediate_size=12800, logits_scaling=16.0, max_position_embeddings=4096,
         mlp_bias=False, model_type='granite', num_attention_heads=32, num_hidden_layers=40, num_key_value_heads=8,
@@ -266,7 +271,8 @@ def test_real_configs_mean_what_transformers_makes_of_them(name):
                            score_softcap=None, logit_softcap=None, qk_norm='head')),
     ('Phi-3-mini-128k-instruct', dict(window=262144, rotary_fraction=1.0)),
     ('SmolLM3-3B', dict(unrotated_layers=tuple(range(3, 36, 4)), local_layers=())),
-    ('granite-3.0-8b-instruct', dict(score_scale=1 / 128, embedding_scale=12.0, residual_scale=0.22, logit_divisor=16.0)),
+    ('granite-3.0-8b-instruct', dict(score_scale=1 / 128, embedding_scale=12.0, residual_scale=0.22,
+                                     logit_divisor=16.0)),
     ('OLMo-2-1124-7B', dict(pre_norm=False, post_norm=True, qk_norm='projection')),
 ])
 def test_what_is_particular_to_real_models_is_read(name, expected):
@@ -354,11 +360,13 @@ LINEAR = dict(rope_type='linear', factor=4.0)
     dict(rope_parameters=dict(full_attention=dict(rope_type='llama3', **LLAMA3_SCALING))),
 ], ids=str)
 def test_both_ropes_of_gemma_3_are_those_of_transformers(fields):
-  raw = {'model_type': 'gemma3_text'} | SMALL | dict(head_dim=64, num_hidden_layers=6, max_position_embeddings=1024) | fields
+  raw = {'model_type': 'gemma3_text'} | SMALL | dict(head_dim=64, num_hidden_layers=6,
+                                                     max_position_embeddings=1024) | fields
   theirs = transformers.AutoConfig.for_model(**json.loads(json.dumps(raw)))
   module = transformers.models.gemma3.modeling_gemma3.Gemma3RotaryEmbedding(theirs)
   ours = models.read_config(raw, where='config.json')
-  for rope, expected in ((ours.rope, module.full_attention_inv_freq), (ours.local_rope, module.sliding_attention_inv_freq)):
+  for rope, expected in ((ours.rope, module.full_attention_inv_freq), (ours.local_rope,
+                                                                       module.sliding_attention_inv_freq)):
     np.testing.assert_allclose(rope_frequencies(rope, 64), expected.double().numpy(), rtol=1e-5)
 
 
@@ -368,9 +376,11 @@ FACTORS = dict(short_factor=[1.0, 1.1, 1.3, 1.7], long_factor=[1.0, 2.0, 4.0, 9.
 @pytest.mark.parametrize('fields', [
     dict(),
     dict(rope_theta=5000.0, partial_rotary_factor=0.5),
-    dict(rope_parameters=dict(rope_type='default', rope_theta=700.0, partial_rotary_factor=0.75), partial_rotary_factor=0.5),
+    dict(rope_parameters=dict(rope_type='default', rope_theta=700.0, partial_rotary_factor=0.75),
+         partial_rotary_factor=0.5),
     dict(rope_scaling=dict(type='longrope', **FACTORS), original_max_position_embeddings=100),
-    dict(rope_scaling=dict(type='su', original_max_position_embeddings=100, **FACTORS), original_max_position_embeddings=100),
+    dict(rope_scaling=dict(type='su', original_max_position_embeddings=100, **FACTORS),
+         original_max_position_embeddings=100),
     dict(rope_scaling=dict(type='longrope', original_max_position_embeddings=7, **FACTORS)),
     dict(rope_scaling=dict(type='longrope', factor=3.0, **FACTORS), original_max_position_embeddings=200),
     dict(rope_scaling=dict(type='longrope', attention_factor=1.7, **FACTORS), original_max_position_embeddings=200),
@@ -428,12 +438,14 @@ def test_the_rope_of_phi_3_is_that_of_transformers(fields, length):
     (dict(quantization_config=dict(quant_method='gptq', bits=4)), 'gptq'),
     (dict(architectures=['LlamaForSequenceClassification']), 'LlamaForSequenceClassification'),
     (dict(model_type='lama'), "did you mean 'llama'"),
-    (dict(model_type='falcon'), "model_type 'falcon' is not supported; supported: gemma2, gemma3_text, granite, llama, "),
+    (dict(model_type='falcon'),
+     "model_type 'falcon' is not supported; supported: gemma2, gemma3_text, granite, llama, "),
     (dict(model_type='gemma3'), "model_type 'gemma3' is not supported"),
     (dict(model_type=None), "model_type 'None'"),
     (dict(model_type=['llama']), 'model_type'),
     (dict(model_type='qwen2', use_sliding_window=1), "'use_sliding_window' is 1"),
-    (dict(model_type='qwen2', layer_types=['full_attention', 'sliding_attention']), "there is no 'sliding_window' in use"),
+    (dict(model_type='qwen2', layer_types=['full_attention', 'sliding_attention']),
+     "there is no 'sliding_window' in use"),
     (dict(model_type='qwen2', layer_types=['full_attention', 'chunked_attention']), 'chunked_attention'),
     (dict(model_type='qwen2', layer_types=['full_attention']), 'layer_types'),
     (dict(model_type='qwen3', attention_dropout=0.1), "'attention_dropout' is 0.1"),
@@ -452,7 +464,8 @@ def test_the_rope_of_phi_3_is_that_of_transformers(fields, length):
     (dict(model_type='olmo2', clip_qkv=8.0), 'clip_qkv=8.0'),
     (dict(model_type='phi3', rope_scaling=LINEAR), "'linear' is not supported; supported: default, longrope"),
     (dict(model_type='phi3', rope_scaling=dict(type='longrope', short_factor=[1.0] * 4)), "'long_factor' is missing"),
-    (dict(model_type='phi3', rope_scaling=dict(type='longrope', short_factor=[1.0] * 3, long_factor=[1.0] * 4)), '3 factors'),
+    (dict(model_type='phi3', rope_scaling=dict(type='longrope', short_factor=[1.0] * 3, long_factor=[1.0] * 4)),
+     '3 factors'),
     (dict(model_type='phi3', rope_scaling=dict(type='longrope', short_factor=[0.0] * 4, long_factor=[1.0] * 4)),
      'numbers above 0'),
     (dict(model_type='phi3', partial_rotary_factor=0.4), 'no even number'),

@@ -78,7 +78,8 @@ LONGROPE = dataclasses.replace(CONFIG, rope=Rope(100.0, 'longrope', 1.0, 1.0, 1.
 MIXTURE = dataclasses.replace(CONFIG, mlp_bias=False, num_experts=5, experts_per_token=2)
 DEPENDS = dict(local_layers=LOCAL, window=LOCAL, local_rope=LOCAL, num_experts=MIXTURE, experts_per_token=MIXTURE,
                normalise_choices=MIXTURE, short_factors=LONGROPE,
-               long_factors=dataclasses.replace(LONGROPE, rope=dataclasses.replace(LONGROPE.rope, original_max_positions=11)))
+               long_factors=dataclasses.replace(LONGROPE, rope=dataclasses.replace(LONGROPE.rope,
+                                                                                   original_max_positions=11)))
 TOKENS = tiny.tokens((2, 12), vocab_size=40)
 
 

@@ -26,7 +26,8 @@ def test_bytes_of_a_device_are_those_of_its_shards():
   cut = memory.on_device(weights(QWEN_7B, Layout(mesh(1, 4, 4))))
   assert 0 < cut - 2 * 7_615_616_512 / 16 < 2e5
   layout = sharding.single()
-  params = jax.device_put(models.init_params(CONFIG, jax.random.key(0), jnp.bfloat16), models.param_shardings(CONFIG, layout))
+  params = jax.device_put(models.init_params(CONFIG, jax.random.key(0), jnp.bfloat16),
+                          models.param_shardings(CONFIG, layout))
   assert memory.on_device(params) == sum(x.nbytes for x in jax.tree.leaves(params))
 
 
@@ -39,7 +40,12 @@ def test_operations_of_a_forward_pass_are_the_compilers():
     return models.logits(config, params, models.hidden(config, params, tokens_BT)[0])
 
   compiled = jax.jit(forward).lower(params, jax.ShapeDtypeStruct((rows, tokens), jnp.int32)).compile()
-  work = roofline.forward(config, {}, sharding.single(), memory.Bytes(weights=10), rows=(rows,), tokens=(tokens,), keys=(tokens,),
+  work = roofline.forward(config, {},
+                          sharding.single(),
+                          memory.Bytes(weights=10),
+                          rows=(rows,),
+                          tokens=(tokens,),
+                          keys=(tokens,),
                           heads=(rows * tokens,))
   assert work.flops == pytest.approx(compiled.cost_analysis()['flops'], rel=0.06)
   assert work.moved == 10 and work.tokens == rows * tokens
@@ -47,10 +53,18 @@ def test_operations_of_a_forward_pass_are_the_compilers():
 
 def test_operations_of_a_training_step_by_hand():
   """LoRA of rank 16 on a 7B model: scale.md-like figures, 6.5 billion parameters in the layers and 0.5 in the head."""
-  assert roofline.matmul_parameters(QWEN_7B) == (28 * (3584 * 128 * (28 + 4 + 4) + 28 * 128 * 3584 + 3 * 3584 * 18944), 152064 * 3584)
+  assert roofline.matmul_parameters(QWEN_7B) == (28 * (3584 * 128 * (28 + 4 + 4) + 28 * 128 * 3584 + 3 * 3584 * 18944),
+                                                 152064 * 3584)
   delta = jax.eval_shape(lambda: models.init_delta(QWEN_7B, 'lora', jax.random.key(0), rank=16, lora_alpha=32.0))
-  step = lambda remat: roofline.train_step(QWEN_7B, delta, Layout(mesh(1, 1, 1)), memory.Bytes(), microbatches=1, rows=1, tokens=1000,
-                                           remat=remat, trains_dense=False)
+  step = lambda remat: roofline.train_step(QWEN_7B,
+                                           delta,
+                                           Layout(mesh(1, 1, 1)),
+                                           memory.Bytes(),
+                                           microbatches=1,
+                                           rows=1,
+                                           tokens=1000,
+                                           remat=remat,
+                                           trains_dense=False)
   body, head = roofline.matmul_parameters(QWEN_7B)
   attention = 4 * 28 * 1000 * 1000 * 28 * 128
   lora = 40_370_176

@@ -14,11 +14,12 @@ from test_sharding import QWEN_7B
 from weightsteer_jax import config as configs
 from weightsteer_jax import models, preflight
 from weightsteer_jax.errors import InputError
-from weightsteer_jax.preflight import search
+from weightsteer_jax.preflight.search import activations
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SMALL = preflight.Sizes(row_tokens=32, prompt_tokens=16, completion_tokens=8, answer_tokens=8, train_rows=2, rows=4)
-needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason="needs libtpu: pip install 'weightsteer_jax[tpu]'")
+needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec('libtpu'),
+                                  reason="needs libtpu: pip install 'weightsteer_jax[tpu]'")
 
 
 def run_of(path='quickstart.py', *model) -> configs.Run:
@@ -26,21 +27,25 @@ def run_of(path='quickstart.py', *model) -> configs.Run:
 
 
 def test_the_embedded_model_on_the_local_device(tmp_path, capsys):
-  assert preflight.examine(run_of(), 'local', SMALL, programs=('decoding step', 'export'), output=tmp_path / 'rows.jsonl')
+  assert preflight.examine(run_of(),
+                           'local',
+                           SMALL,
+                           programs=('decoding step', 'export'),
+                           output=tmp_path / 'rows.jsonl')
   printed = capsys.readouterr().out
   assert 'mesh: data:1,fsdp:1,tensor:1 (auto)' in printed and 'FITS: local' in printed
   rows = [json.loads(line) for line in (tmp_path / 'rows.jsonl').read_text().splitlines()]
   assert [row['program'] for row in rows] == ['decoding step', 'export']
-  layers, positions, heads = 4, 32, 2 * 4 * 32  # As the embedded model has them: keys and values of 4 kv heads of 32 ...
   config, _ = models.load_config(ROOT / 'weightsteer_jax' / 'organism' / 'checkpoint')
-  expected = 2 * config.num_layers * 4 * positions * config.num_kv_heads * config.head_dim * 4
-  assert rows[0]['cache'] == expected and rows[0]['fits'] and rows[0]['collectives'] == {}
+  positions = 32  # prompt and answer, rounded up
+  assert rows[0]['cache'] == 2 * config.num_layers * 4 * positions * config.num_kv_heads * config.head_dim * 4 and rows[
+      0]['fits'] and rows[0]['collectives'] == {}
 
 
 def test_what_does_not_fit_is_said_with_what_would(monkeypatch, capsys):
-  from weightsteer_jax.preflight import examine
   local = preflight.target('local')
-  monkeypatch.setattr(examine, 'target', lambda name: dataclasses.replace(local, memory=3e6))
+  monkeypatch.setattr(sys.modules['weightsteer_jax.preflight.examine'], 'target',
+                      lambda name: dataclasses.replace(local, memory=3e6))
   assert not preflight.examine(run_of(), 'local', SMALL, programs=('export',))
   printed = capsys.readouterr().out
   assert 'DOES NOT FIT: local' in printed and 'export needs' in printed and 'By estimate nothing fits here' in printed
@@ -55,7 +60,7 @@ def test_wrong_names_are_refused_before_anything_is_compiled():
 
 def test_estimated_activations_grow_as_they_should():
   """A 7B model keeps 28 layers' residual streams, 0.2 GB for 1,024 tokens, and with every layer's own some 9 GB more."""
-  kept = lambda remat, tensor=1: search.activations(QWEN_7B, 1, 1024, remat=remat, tensor=tensor)
+  kept = lambda remat, tensor=1: activations(QWEN_7B, 1, 1024, remat=remat, tensor=tensor)
   streams = 1024 * 2 * 3584 * 28
   assert streams < kept(True) < 6 * streams
   assert 20 < (kept(False) - streams) / (kept(True) - streams - 2 * 4 * 256 * 152064) < 30
@@ -79,5 +84,9 @@ def test_a_large_model_on_a_small_pod_does_not_fit():
 
 
 def command(config: str, *flags: str) -> subprocess.CompletedProcess:
-  return subprocess.run([sys.executable, 'launch/preflight.py', f'--config=configs/{config}', *flags], cwd=ROOT, capture_output=True,
-                        text=True, check=False, timeout=600)
+  return subprocess.run([sys.executable, 'launch/preflight.py', f'--config=configs/{config}', *flags],
+                        cwd=ROOT,
+                        capture_output=True,
+                        text=True,
+                        check=False,
+                        timeout=600)

@@ -5,16 +5,18 @@ from weightsteer_jax.errors import InputError
 from weightsteer_jax.preflight import topology
 
 
-@pytest.mark.parametrize('name, expected', [
-    ('v5e:4x4', ('v5e', (4, 4))), ('v5litepod-16', ('v5e', (4, 4))), ('v5e-256', ('v5e', (16, 16))), ('v6e-32', ('v6e', (4, 8))),
-    ('v5p:2x2x4', ('v5p', (2, 2, 4))), ('v5p-32', ('v5p', (2, 2, 4))), ('v4-128', ('v4', (4, 4, 4)))])
+@pytest.mark.parametrize('name, expected', [('v5e:4x4', ('v5e', (4, 4))), ('v5litepod-16', ('v5e', (4, 4))),
+                                            ('v5e-256', ('v5e', (16, 16))), ('v6e-32', ('v6e', (4, 8))),
+                                            ('v5p:2x2x4', ('v5p', (2, 2, 4))), ('v5p-32', ('v5p', (2, 2, 4))),
+                                            ('v4-128', ('v4', (4, 4, 4))), ('v5p-8', ('v5p', (2, 2, 1)))])
 def test_names(name, expected):
   assert topology.parse(name) == expected
 
 
-@pytest.mark.parametrize('name, message', [
-    ('v5e:3x4', 'multiples of 2x2'), ('v5e:4x4x4', 'has 2 axes'), ('v6e:32x32', 'at most 256 chips'), ('v5e-24', 'power of two'),
-    ('v5p-17', 'counts 2 to a chip'), ('v6', "did you mean 'v6e'"), ('h100', "expected 'local'"), ('v5e', "expected 'local'")])
+@pytest.mark.parametrize('name, message', [('v5e:3x4', 'multiples of 2x2'), ('v5e:4x4x4', 'has 2 axes'),
+                                           ('v6e:32x32', 'at most 256 chips'), ('v5e-24', 'power of two'),
+                                           ('v5p-17', 'counts 2 to a chip'), ('v6', "did you mean 'v6e'"),
+                                           ('h100', "expected 'local'"), ('v5e', "expected 'local'")])
 def test_hardware_that_is_not_sold_is_refused(name, message):
   with pytest.raises(InputError, match=message):
     topology.parse(name)

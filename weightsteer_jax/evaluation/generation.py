@@ -110,7 +110,8 @@ def admit(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], 
   prompts, length = entry.prompts_PT.shape
   cache = models.init_cache(config, prompts, length, state.cache['k'].dtype)
   edits = edits_of(deltas, entry.rows.coefficients_BC)
-  _, cache = models.hidden(config, params, entry.prompts_PT, edits=edits, cache=cache)
+  reach = state.cache['k'].shape[2]
+  _, cache = models.hidden(config, params, entry.prompts_PT, edits=edits, cache=cache, reach=reach)
   rows = dataclasses.replace(entry.rows, keys_B2=sampling.row_keys(*entry.draws_P3.T))
   shards = sharding.row_shards(math.gcd(prompts, state.counts_B.shape[0]))
   put = sharding.by_shard(lambda old, new, slots: old.at[slots].set(new, mode='drop'), shards, (0, 0, 0), 0)

@@ -30,14 +30,18 @@ class TrainState:
   step: jax.Array
 
 
-def state_shardings(config: models.ModelConfig, recipe: optimizer.AdamW, layout: Layout, state: TrainState) -> TrainState:
+def state_shardings(config: models.ModelConfig, recipe: optimizer.AdamW, layout: Layout,
+                    state: TrainState) -> TrainState:
   """Where each array of a state (or of its shapes) lies: the moments as what they are moments of.
 
   Raises:
     InputError: an axis that the mesh does not divide.
   """
   delta = models.delta_shardings(config, state.delta, layout)
-  opt_state = optax.tree.map_params(optimizer.transformation(recipe), lambda _, sharding: sharding, state.opt_state, delta,
+  opt_state = optax.tree.map_params(optimizer.transformation(recipe),
+                                    lambda _, sharding: sharding,
+                                    state.opt_state,
+                                    delta,
                                     transform_non_params=lambda _: layout.replicated)
   return TrainState(delta, opt_state, layout.replicated)
 
@@ -61,7 +65,11 @@ def initial_state_fn(config: models.ModelConfig, kind: str, rank: int, lora_alph
 
 
 @functools.lru_cache(maxsize=16)
-def train_step_fn(config: models.ModelConfig, recipe: optimizer.AdamW, layout: Layout | None = None, *, remat: bool = False,
+def train_step_fn(config: models.ModelConfig,
+                  recipe: optimizer.AdamW,
+                  layout: Layout | None = None,
+                  *,
+                  remat: bool = False,
                   dropout: float = 0.0) -> Callable[..., tuple[TrainState, Metrics]]:
   """The compiled step (state, params, batch [A, B, T], schedule, seed) -> (state, metrics); it consumes the state.
 

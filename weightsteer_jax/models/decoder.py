@@ -129,12 +129,12 @@ class Decoder(nnx.Module):
     sizes = config.sizes()
     self.lm_head = None if config.tied else Projection('BTD,DV->BTV', sizes, bias=False, dtype=dtype, rngs=rngs)
 
-  def hidden(self, tokens_BT, *, positions_BT, slots_BT, mask_BTS, edits, cache, remat):
+  def hidden(self, tokens_BT, *, positions_BT, slots_BT, mask_BTS, edits, cache, remat, reach):
     """Final-normed hidden states [B, T, D] and the updated cache; a query's own key is at its slot along S."""
     keys = mask_BTS.shape[-1]
     x_BTD = self.embed(tokens_BT, deltas.at(edits, 'embed'))
     kinds, codes = layer_codes(self.config, keys)
-    tables = ropes.stacked_tables(kinds, self.config.rotary_dim, positions_BT, length=keys)
+    tables = ropes.stacked_tables(kinds, self.config.rotary_dim, positions_BT, length=reach)
     definition, params = nnx.split(self.layers)
     layer_edits = deltas.at(edits, 'layers')
 

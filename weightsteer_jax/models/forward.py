@@ -29,7 +29,7 @@ def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> PyTree:
 
 
 def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> PyTree:
-  """Random parameters: kernels and embeddings normal with std 0.02, biases zero, norm scales one (zero where one is added)."""
+  """Random parameters: kernels and embeddings normal with std 0.02, biases zero, norms as one."""
 
   @jax.jit
   def init(key):
@@ -46,15 +46,13 @@ def init_cache(config: ModelConfig, batch: int, length: int, dtype: Any = jnp.fl
 
 def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positions_BT: jax.Array | None = None,
            segment_ids_BT: jax.Array | None = None, edits: deltas.Edits = (), cache: Cache | None = None,
-           remat: bool = False) -> tuple[jax.Array, Cache | None]:
+           remat: bool = False, reach: int | None = None) -> tuple[jax.Array, Cache | None]:
   """Final-normed hidden states [B, T, D], and the cache with this call's keys and values.
 
   Without a cache a token sees itself and the earlier tokens of its segment (segment 0 is padding: never seen by
   others). With a cache, slot and position are the same number: the key of position p of row b is written to slot p, and
   a query at position p sees slots 0..p. Rows are right-padded, and what padding writes lies beyond every position its
   row has reached.
-
-  What depends on the length of a row ('longrope', see rope.py) goes by T, or by the slots of the cache where there is one.
 
   Args:
     tokens_BT: int32 token ids.
@@ -63,6 +61,8 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
     edits: changes to apply, each at its alpha per row.
     cache: from `init_cache`, or from an earlier call.
     remat: recompute each layer's activations in the backward pass.
+    reach: positions that the rows may grow to, by which 'longrope' chooses its factors (see rope.py); the slots of the
+      cache, or T without one, if None. What is written to a cache that is to be part of a longer one needs that one's.
   Raises:
     InputError: a sequence longer than the model's or the cache's positions, segments together with a cache, or an edit
       that does not fit the model or the batch.
@@ -92,7 +92,8 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
                                          mask_BTS=mask_BTS,
                                          edits=tuple(edits),
                                          cache=cache,
-                                         remat=remat)
+                                         remat=remat,
+                                         reach=reach or keys)
 
 
 def logits(config: ModelConfig, params: PyTree, x_BTD: jax.Array, *, edits: deltas.Edits = ()) -> jax.Array:

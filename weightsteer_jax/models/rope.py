@@ -48,7 +48,7 @@ def rope_frequencies(rope: Rope, rotary_dim: int, *, length: int = 0) -> np.ndar
       factors where there are more than the original context, for every position and row. transformers decides by the
       highest position it sees in a batch, at every step anew, so that it agrees where a batch fills its length, and
       turns earlier keys of a growing sequence otherwise than later ones where we do not.
-  Source: RoPE, arXiv 2104.09864; 'llama3' and 'longrope' (arXiv 2402.13753) as in transformers `modeling_rope_utils.py`.
+  Source: RoPE, arXiv 2104.09864; 'llama3' and 'longrope' (arXiv 2402.13753) as transformers `modeling_rope_utils.py`.
   """
   frequencies = rope.theta ** (-np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
   if rope.kind == 'default':

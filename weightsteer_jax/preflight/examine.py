@@ -30,7 +30,9 @@ def examine(run: configs.Run, topology: str, sizes: Sizes = Sizes(), *, mesh: st
   for result in check(made, programs):
     results.append(result)
     if output:
-      files.append_json(output, {'model': run.model.source, 'topology': hardware.name, **made.as_json(sizes), **as_json(made, result)})
+      files.append_json(
+          output,
+          {'model': run.model.source, 'topology': hardware.name, **made.as_json(sizes), **as_json(made, result)})
   _say_all('', *report.lines(made, results), '', report.verdict(made, results))
   fits = all(result.fits for result in results)
   if not fits:
@@ -46,7 +48,8 @@ def recommend(run: configs.Run, topology: str, sizes: Sizes = Sizes()) -> bool:
   """
   run, config, hardware, sizes = _prepare(run, topology, sizes, '')
   for candidate, result in search(run, config, hardware, sizes):
-    say(f'{"fits" if result.fits else "does not fit"}, {result.peak / 2**30:.2f} GiB, about {candidate.speed:,.0f} tokens/s: {candidate}')
+    say(f'{"fits" if result.fits else "does not fit"}, {result.peak / 2**30:.2f} GiB, about {candidate.speed:,.0f} tokens/s: {candidate}'
+       )
     if result.fits:
       made = candidate.plan(run, config, hardware, sizes)
       results = [result, *check(made, tuple(program.name for program in made.programs[1:]))]
@@ -56,7 +59,8 @@ def recommend(run: configs.Run, topology: str, sizes: Sizes = Sizes()) -> bool:
   return False
 
 
-def _prepare(run: configs.Run, topology: str, sizes: Sizes, mesh: str) -> tuple[configs.Run, models.ModelConfig, Target, Sizes]:
+def _prepare(run: configs.Run, topology: str, sizes: Sizes,
+             mesh: str) -> tuple[configs.Run, models.ModelConfig, Target, Sizes]:
   if mesh:
     run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, shape=mesh))
   hardware = target(topology)

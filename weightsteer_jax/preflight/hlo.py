@@ -9,7 +9,8 @@ _COLLECTIVE = re.compile(
     r'= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast)'
     r'(-start)?\(')
 _ARRAY = re.compile(r'([a-z]+)(\d*)\w*\[([\d,]*)\]')
-_CALLED = re.compile(r'(?:calls|to_apply|branch_computations|true_computation|false_computation)=\{?((?:%?[\w.-]+(?:, )?)+)\}?')
+_CALLED = re.compile(
+    r'(?:calls|to_apply|branch_computations|true_computation|false_computation)=\{?((?:%?[\w.-]+(?:, )?)+)\}?')
 _NOTED_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _COMPARED = re.compile(r'compare\((?:\S+ )?%([\w.-]+), (?:\S+ )?%([\w.-]+)\), direction=LT')
 
@@ -38,8 +39,9 @@ def collectives(text: str) -> dict[str, Moved]:
         condition, body = (re.search(rf'{part}=%?([\w.-]+)', line)[1] for part in ('condition', 'body'))
         stack.append((body, times * _trips(line, computations.get(condition, []), computations.get(body, []))))
       elif match := _COLLECTIVE.search(line):
-        channel = re.search(r'channel_id=(\d+)', line)
-        key = channel[1] if channel else f'{name} {line}'
+        channel, operation = (re.search(pattern, line) for pattern in (r'channel_id=(\d+)', r'op_name="([^"]*)"'))
+        # What shard_map sends stands under one channel all together, so a channel alone does not tell two apart.
+        key = f'{match[2]} {channel[1]} {operation and operation[1]}' if channel else f'{name} {line}'
         one = times, match[2], _sent(match[2], line, match[1], started=bool(match[3]))
         found[key] = min(found.get(key, one), one)
       else:
@@ -71,11 +73,16 @@ def _trips(line: str, condition: list[str], body: list[str]) -> int:
   compared = [match for each in condition if (match := _COMPARED.search(each))]
   if len(compared) != 1 or compared[0][2] not in limits:
     return 1
-  index = next((match[1] for each in condition if (match := re.search(rf'%{re.escape(compared[0][1])} = .*index=(\d+)', each))), '')
-  results = next((re.findall(r'%([\w.-]+)', each.split(' tuple(')[1]) for each in body if 'ROOT' in each and ' tuple(' in each), [])
+  index = next(
+      (match[1] for each in condition if (match := re.search(rf'%{re.escape(compared[0][1])} = .*index=(\d+)', each))),
+      '')
+  results = next((re.findall(r'%([\w.-]+)',
+                             each.split(' tuple(')[1]) for each in body if 'ROOT' in each and ' tuple(' in each), [])
   if not index or int(index) >= len(results):
     return limits[compared[0][2]]
-  added = next((match[1] for each in body if (match := re.search(rf'%{re.escape(results[int(index)])} = .* add\(.*%([\w.-]+)\)', each))), '')
+  added = next((match[1]
+                for each in body
+                if (match := re.search(rf'%{re.escape(results[int(index)])} = .* add\(.*%([\w.-]+)\)', each))), '')
   return max(1, limits[compared[0][2]] // steps.get(added, 1))
 
 

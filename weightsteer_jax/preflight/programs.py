@@ -35,8 +35,11 @@ class Sizes:
     """The same, but no longer than a model has positions."""
     answer = min(self.answer_tokens, positions // 4)
     completion = min(self.completion_tokens, positions // 4)
-    return dataclasses.replace(self, row_tokens=min(self.row_tokens, positions), prompt_tokens=min(self.prompt_tokens, positions // 2),
-                               completion_tokens=completion, answer_tokens=answer)
+    return dataclasses.replace(self,
+                               row_tokens=min(self.row_tokens, positions),
+                               prompt_tokens=min(self.prompt_tokens, positions // 2),
+                               completion_tokens=completion,
+                               answer_tokens=answer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +75,22 @@ class Plan:
 
   def words(self, sizes: Sizes) -> tuple[str, ...]:
     """Lines that say what the programs were compiled for."""
-    lines = [f'a microbatch: {self.rows[0]} rows of {sizes.row_tokens} tokens; an evaluation batch: {self.rows[1]} rows, prompts of '
-             f'{sizes.prompt_tokens}, scored completions of {sizes.completion_tokens}, answers of {sizes.answer_tokens} tokens']
+    lines = [
+        f'a microbatch: {self.rows[0]} rows of {sizes.row_tokens} tokens; an evaluation batch: {self.rows[1]} rows, prompts of '
+        f'{sizes.prompt_tokens}, scored completions of {sizes.completion_tokens}, answers of {sizes.answer_tokens} tokens'
+    ]
     if self.relaid:
-      lines.append(f'between training and evaluation each device receives up to {self.relaid / 2**30:.2f} GiB of weights, once')
+      lines.append(
+          f'between training and evaluation each device receives up to {self.relaid / 2**30:.2f} GiB of weights, once')
     return tuple(lines)
 
   def as_json(self, sizes: Sizes) -> dict[str, Any]:
     """What the programs were compiled for, as JSON values."""
-    return {'mesh': sharding.describe(dict(self.layouts.evaluate.mesh.shape)), 'train': _cut(self.layouts.train),
-            'evaluate': _cut(self.layouts.evaluate), 'rows': list(self.rows), 'sizes': dataclasses.asdict(sizes), 'relaid': self.relaid}
+    return {
+        'mesh': sharding.describe(dict(self.layouts.evaluate.mesh.shape)), 'train': _cut(self.layouts.train),
+        'evaluate': _cut(self.layouts.evaluate), 'rows': list(self.rows), 'sizes': dataclasses.asdict(sizes),
+        'relaid': self.relaid
+    }
 
 
 def plan(run: configs.Run, config: models.ModelConfig, target: Target, sizes: Sizes = Sizes()) -> Plan:
@@ -117,8 +126,15 @@ def _train_step(run, config, layout, weights, sizes, rows) -> Program:
   function = steps.train_step_fn(config, recipe, layout, remat=options.remat, dropout=options.dropout)
   arguments = state, weights, batch, optimizer.Schedule(number, number, number), 0
   args = Bytes(on_device(weights), on_device(state.delta), on_device(state.opt_state), 0, on_device(batch))
-  work = roofline.train_step(config, state.delta, layout, args, microbatches=options.accumulation, rows=rows, tokens=sizes.row_tokens,
-                             remat=options.remat, trains_dense=options.kind in ('full', 'bias'))
+  work = roofline.train_step(config,
+                             state.delta,
+                             layout,
+                             args,
+                             microbatches=options.accumulation,
+                             rows=rows,
+                             tokens=sizes.row_tokens,
+                             remat=options.remat,
+                             trains_dense=options.kind in ('full', 'bias'))
   return Program('training step', layout, args, work, lambda: function.lower(*arguments))
 
 
@@ -142,38 +158,62 @@ class _Evaluation:
     array = lambda axes, shape, dtype=jnp.int32: _array(self.layout, axes, shape, dtype)
     each = lambda: array('B', (self.rows,))
     tokens = lambda: array('BT', (self.rows, sizes.completion_tokens))
-    batch = scoring.ScoreBatch(array('BT', (prompts, sizes.prompt_tokens)), array('B_', (prompts, 1), jnp.float32), each(), each(),
-                               tokens(), tokens(), each())
+    batch = scoring.ScoreBatch(array('BT', (prompts, sizes.prompt_tokens)), array('B_', (prompts, 1), jnp.float32),
+                               each(), each(), tokens(), tokens(), each())
     args = self._args(batch)
-    work = roofline.forward(self.config, self.direction, self.layout, args, rows=(prompts, self.rows),
-                            tokens=(sizes.prompt_tokens, sizes.completion_tokens), keys=(sizes.prompt_tokens, sizes.prompt_tokens + sizes.completion_tokens),
+    work = roofline.forward(self.config,
+                            self.direction,
+                            self.layout,
+                            args,
+                            rows=(prompts, self.rows),
+                            tokens=(sizes.prompt_tokens, sizes.completion_tokens),
+                            keys=(sizes.prompt_tokens, sizes.prompt_tokens + sizes.completion_tokens),
                             heads=(0, self.rows * sizes.completion_tokens))
-    return Program('scoring', self.layout, args, work, lambda: scoring.score_batch.lower(self.config, self.weights, (self.direction,), batch))
+    return Program('scoring', self.layout, args, work,
+                   lambda: scoring.score_batch.lower(self.config, self.weights, (self.direction,), batch))
 
   def prefill(self) -> Program:
     state = self._state()
     prompts = _multiple(self.rows // generation.REFILL_SHARE, self.layout.rows)
     array = lambda axes, shape, dtype=jnp.int32: _array(self.layout, axes, shape, dtype)
     rows = jax.tree.map(lambda x: array('B' + '_' * (len(x.shape) - 1), (prompts, *x.shape[1:]), x.dtype), state.rows)
-    entry = generation.Entry(array('BT', (prompts, self.sizes.prompt_tokens)), array('B', (prompts,)), rows, array('B_', (prompts, 3), jnp.uint32))
+    entry = generation.Entry(array('BT', (prompts, self.sizes.prompt_tokens)), array('B', (prompts,)), rows,
+                             array('B_', (prompts, 3), jnp.uint32))
     args = self._args(entry, state)
-    work = roofline.forward(self.config, self.direction, self.layout, args, rows=(prompts,), tokens=(self.sizes.prompt_tokens,),
-                            keys=(self.sizes.prompt_tokens,), heads=(0,))
-    return Program('prefill', self.layout, args, work, lambda: generation.admit.lower(self.config, self.weights, (self.direction,), state, entry))
+    work = roofline.forward(self.config,
+                            self.direction,
+                            self.layout,
+                            args,
+                            rows=(prompts,),
+                            tokens=(self.sizes.prompt_tokens,),
+                            keys=(self.sizes.prompt_tokens,),
+                            heads=(0,))
+    return Program('prefill', self.layout, args, work,
+                   lambda: generation.admit.lower(self.config, self.weights, (self.direction,), state, entry))
 
   def decode(self) -> Program:
     state = self._state()
     stops, keep = (jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.layout.replicated) for shape in ((2,), ()))
     args = self._args((stops, keep), state)
     keys = self.sizes.prompt_tokens + self.sizes.answer_tokens
-    work = roofline.forward(self.config, self.direction, self.layout, args, rows=(self.rows,), tokens=(1,), keys=(keys,), heads=(self.rows,))
-    return Program('decoding step', self.layout, args, work,
-                   lambda: generation.decode.lower(self.config, 'greedy', self.weights, (self.direction,), stops, state, keep))
+    work = roofline.forward(self.config,
+                            self.direction,
+                            self.layout,
+                            args,
+                            rows=(self.rows,),
+                            tokens=(1,),
+                            keys=(keys,),
+                            heads=(self.rows,))
+    return Program(
+        'decoding step', self.layout, args, work,
+        lambda: generation.decode.lower(self.config, 'greedy', self.weights, (self.direction,), stops, state, keep))
 
   def export(self) -> Program:
     """base + alpha * direction, in float32 and rounded, cut as in evaluation."""
     shardings = jax.tree.map(lambda x: x.sharding, self.weights)
-    merge = jax.jit(lambda params, delta, alpha: models.merge(self.config, params, delta, alpha), out_shardings=shardings, donate_argnums=0)
+    merge = jax.jit(lambda params, delta, alpha: models.merge(self.config, params, delta, alpha),
+                    out_shardings=shardings,
+                    donate_argnums=0)
     alpha = jax.ShapeDtypeStruct((), jnp.float32, sharding=self.layout.replicated)
     args = Bytes(on_device(self.weights), on_device(self.direction))
     return Program('export', self.layout, args, roofline.merge(self.config, self.direction, self.layout, args),
@@ -188,7 +228,8 @@ class _Evaluation:
     """As `generation.empty_state` places it."""
     answer = _multiple(self.sizes.answer_tokens, generation.ANSWER_MULTIPLE)
     length = _multiple(self.sizes.prompt_tokens + self.sizes.answer_tokens, generation.TOTAL_MULTIPLE)
-    shapes = jax.eval_shape(lambda: generation.empty_state(self.config, self.rows, length, answer, 1, self.run.model.dtype))
+    shapes = jax.eval_shape(lambda: generation.empty_state(self.config, self.rows, length, answer, 1, self.run.model.
+                                                           dtype))
     place = lambda axes: lambda x: _array(self.layout, axes.ljust(len(x.shape), '_'), x.shape, x.dtype)
     rest = jax.tree.map(place('B'), dataclasses.replace(shapes, cache=None))
     return dataclasses.replace(rest, cache=jax.tree.map(place('LBSKH'), shapes.cache))

@@ -10,8 +10,8 @@ from weightsteer_jax.preflight.search import candidates
 from weightsteer_jax.preflight.topology import Target
 
 GIB = 2**30
-HEAD = ('program', 'weights', 'deltas', 'optimizer', 'batch', 'cache', 'activations', 'peak', 'of memory', 'TFLOP', 'GB moved',
-        'collectives, sent', 'estimate', 'compiled')
+HEAD = ('program', 'weights', 'deltas', 'optimizer', 'batch', 'cache', 'activations', 'peak', 'of memory', 'TFLOP',
+        'GB moved', 'collectives, sent', 'estimate', 'compiled')
 ASSUMPTIONS = (
     'GiB and operations are of one device. Peak is the compiler\'s. TFLOP and GB moved are by formula (the compiler counts a loop once);',
     'the estimate is the longest of operations, memory and links, each at its documented peak and all overlapping: a bound, not a promise.',
@@ -22,15 +22,22 @@ def lines(plan: Plan, results: Sequence[Result]) -> list[str]:
   """The table, aligned, with the assumptions under it."""
   rows = [HEAD, *(_row(result, plan.target.memory) for result in results)]
   widths = [max(map(len, column)) for column in zip(*rows)]
-  table = ['  '.join(cell.ljust(w) if i in (0, 11) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip() for row in rows]
+  table = [
+      '  '.join(cell.ljust(w) if i in (0, 11) else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
+      for row in rows
+  ]
   return [table[0], '-' * len(table[0]), *table[1:], '', *(ASSUMPTIONS if plan.target.chip else ASSUMPTIONS[:1])]
 
 
 def _row(result: Result, memory: float) -> tuple[str, ...]:
-  kinds = (result.bytes.weights, result.bytes.deltas, result.bytes.optimizer, result.bytes.batch, result.bytes.cache, result.bytes.activations)
-  return (result.name, *map(_gib, kinds), _gib(result.peak), f'{result.peak / memory:.0%}', f'{result.work.flops / 1e12:.3g}',
-          f'{result.work.moved / 1e9:.3g}', words(result.collectives) or ('-' if not result.error else '?'),
-          f'{result.time.estimate * 1e3:.3g} ms ({result.time.bound})' if result.time else '?', f'{result.seconds:.0f} s')
+  kinds = (result.bytes.weights, result.bytes.deltas, result.bytes.optimizer, result.bytes.batch, result.bytes.cache,
+           result.bytes.activations)
+  return (result.name, *map(_gib, kinds), _gib(result.peak),
+          f'{result.peak / memory:.0%}', f'{result.work.flops / 1e12:.3g}', f'{result.work.moved / 1e9:.3g}',
+          words(result.collectives) or ('-' if not result.error else '?'),
+          f'{result.time.estimate * 1e3:.3g} ms ({result.time.bound})' if result.time else '?',
+          f'{result.seconds:.0f} s')
 
 
 def words(collectives: dict[str, Moved]) -> str:
@@ -54,9 +61,13 @@ def advice(run: configs.Run, config: models.ModelConfig, target: Target, sizes: 
   """What would fit by estimate, the fastest first."""
   found = candidates(run, config, target, sizes)
   if not found:
-    return ['By estimate nothing fits here with this model and these rows: take more devices, shorter rows or a smaller rank.']
-  return ['By estimate (not compiled; --search compiles the best) these fit:',
-          *(f'  {candidate.bytes / GIB:.2f} GiB, {candidate.speed:,.0f} tokens/s: {candidate}' for candidate in found[:3])]
+    return [
+        'By estimate nothing fits here with this model and these rows: take more devices, shorter rows or a smaller rank.'
+    ]
+  return [
+      'By estimate (not compiled; --search compiles the best) these fit:',
+      *(f'  {candidate.bytes / GIB:.2f} GiB, {candidate.speed:,.0f} tokens/s: {candidate}' for candidate in found[:3])
+  ]
 
 
 def _gib(count: float) -> str:

@@ -49,11 +49,12 @@ class Time:
 
 def time(work: Work, collectives: dict[str, Moved], chip: Chip) -> Time:
   """The time of a program on that chip. Half precision is assumed throughout."""
-  return Time(work.flops / chip.flops, work.moved / chip.bandwidth, sum(kind.sent for kind in collectives.values()) / chip.link)
+  return Time(work.flops / chip.flops, work.moved / chip.bandwidth,
+              sum(kind.sent for kind in collectives.values()) / chip.link)
 
 
-def forward(config: models.ModelConfig, delta: PyTree, layout: Layout, args: Bytes, *, rows: Sequence[int], tokens: Sequence[int],
-            keys: Sequence[int], heads: Sequence[int]) -> Work:
+def forward(config: models.ModelConfig, delta: PyTree, layout: Layout, args: Bytes, *, rows: Sequence[int],
+            tokens: Sequence[int], keys: Sequence[int], heads: Sequence[int]) -> Work:
   """The work of forward passes one after another: rows and tokens of each, keys a row sees, places with logits."""
   body, head = matmul_parameters(config)
   flops = sum(2 * (body + _changed(config, delta)) * r * t + attention(config, r, t, s) + 2 * head * h
@@ -62,8 +63,8 @@ def forward(config: models.ModelConfig, delta: PyTree, layout: Layout, args: Byt
   return Work(flops / layout.mesh.size, moved, sum(r * t for r, t in zip(rows, tokens)))
 
 
-def train_step(config: models.ModelConfig, delta: PyTree, layout: Layout, args: Bytes, *, microbatches: int, rows: int, tokens: int,
-               remat: bool, trains_dense: bool) -> Work:
+def train_step(config: models.ModelConfig, delta: PyTree, layout: Layout, args: Bytes, *, microbatches: int, rows: int,
+               tokens: int, remat: bool, trains_dense: bool) -> Work:
   """The work of one optimizer step."""
   body, head = matmul_parameters(config)
   count = microbatches * rows * tokens
@@ -79,7 +80,9 @@ def train_step(config: models.ModelConfig, delta: PyTree, layout: Layout, args: 
 
 def merge(config: models.ModelConfig, delta: PyTree, layout: Layout, args: Bytes) -> Work:
   """The work of adding a direction to the weights: they are read and written once."""
-  pairs = [(leaf.a.shape, leaf.b.shape) for leaf in tree.flatten(delta, models.is_delta_leaf).values() if isinstance(leaf, models.LowRank)]
+  pairs = [(leaf.a.shape, leaf.b.shape)
+           for leaf in tree.flatten(delta, models.is_delta_leaf).values()
+           if isinstance(leaf, models.LowRank)]
   flops = sum(2 * math.prod(a) * math.prod(b) / a[-1] / math.prod(b[:1]) for a, b in pairs)
   return Work(flops / layout.mesh.size, 2 * args.weights + args.deltas, 0)
 
@@ -99,8 +102,10 @@ def attention(config: models.ModelConfig, rows: int, tokens: int, keys: int) -> 
 def _changed(config: models.ModelConfig, delta: PyTree) -> int:
   """Parameters of a delta that multiply each token."""
   known = models.delta_sites(config)
-  return sum(int(math.prod(x.shape) * _share(config, known[path.rpartition('/')[0]])) for path, x in tree.flatten(delta).items()
-             if '/kernel/' in path)
+  return sum(
+      int(math.prod(x.shape) * _share(config, known[path.rpartition('/')[0]]))
+      for path, x in tree.flatten(delta).items()
+      if '/kernel/' in path)
 
 
 def _share(config: models.ModelConfig, site: models.Site) -> float:

@@ -50,7 +50,8 @@ def check_names(plan: Plan, names: Sequence[str]) -> None:
   known = [program.name for program in plan.programs]
   for name in names:
     if name not in known:
-      raise InputError(f"--programs: no program '{name}'{tree.did_you_mean(name, known)}; there are: {', '.join(known)}")
+      raise InputError(
+          f"--programs: no program '{name}'{tree.did_you_mean(name, known)}; there are: {', '.join(known)}")
 
 
 def compile_one(program: Program, target: Target) -> Result:
@@ -69,7 +70,8 @@ def compile_one(program: Program, target: Target) -> Result:
   # What is aliased is counted among the arguments.
   fresh = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
   needed = dataclasses.replace(program.args, activations=memory.temp_size_in_bytes + fresh)
-  peak = max(memory.peak_memory_in_bytes or 0, memory.argument_size_in_bytes) if target.name != 'local' else needed.total
+  peak = max(memory.peak_memory_in_bytes or 0,
+             memory.argument_size_in_bytes) if target.name != 'local' else needed.total
   clock = roofline.time(program.work, moved, target.chip) if target.chip else None
   return Result(program.name, needed, peak, peak <= target.memory, '', program.work, moved, clock, seconds)
 
@@ -85,7 +87,10 @@ def _too_large(program: Program, message: str, seconds: float) -> Result:
 
 def as_json(plan: Plan, result: Result) -> dict[str, Any]:
   """The result as JSON values."""
-  return {'program': result.name, **dataclasses.asdict(result.bytes), 'peak': result.peak, 'memory': plan.target.memory, 'fits': result.fits,
-          'error': result.error, 'flops': result.work.flops, 'moved': result.work.moved, 'tokens': result.work.tokens,
-          'collectives': {kind: dataclasses.asdict(moved) for kind, moved in result.collectives.items()},
-          'time': dataclasses.asdict(result.time) if result.time else None, 'compile_seconds': round(result.seconds, 1)}
+  return {
+      'program': result.name, **dataclasses.asdict(result.bytes), 'peak': result.peak, 'memory': plan.target.memory,
+      'fits': result.fits, 'error': result.error, 'flops': result.work.flops, 'moved': result.work.moved,
+      'tokens': result.work.tokens,
+      'collectives': {kind: dataclasses.asdict(moved) for kind, moved in result.collectives.items()},
+      'time': dataclasses.asdict(result.time) if result.time else None, 'compile_seconds': round(result.seconds, 1)
+  }

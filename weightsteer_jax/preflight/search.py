@@ -38,7 +38,8 @@ class Candidate:
     """The run, done so."""
     mesh = dataclasses.replace(run.mesh, shape=self.mesh, base=self.base)
     finetune = dataclasses.replace(run.finetune, remat=self.remat)
-    return plan(dataclasses.replace(run, mesh=mesh, finetune=finetune), config, target, dataclasses.replace(sizes, train_rows=self.rows))
+    return plan(dataclasses.replace(run, mesh=mesh, finetune=finetune), config, target,
+                dataclasses.replace(sizes, train_rows=self.rows))
 
 
 def candidates(run: configs.Run, config: models.ModelConfig, target: Target, sizes: Sizes) -> list[Candidate]:
@@ -56,7 +57,12 @@ def candidates(run: configs.Run, config: models.ModelConfig, target: Target, siz
   return sorted(found, key=lambda candidate: -candidate.speed)
 
 
-def search(run: configs.Run, config: models.ModelConfig, target: Target, sizes: Sizes, *, tries: int = 3) -> Iterator[tuple[Candidate, Result]]:
+def search(run: configs.Run,
+           config: models.ModelConfig,
+           target: Target,
+           sizes: Sizes,
+           *,
+           tries: int = 3) -> Iterator[tuple[Candidate, Result]]:
   """The best candidates and what compiling their training step tells; ends with the first that fits."""
   for candidate in candidates(run, config, target, sizes)[:tries]:
     result = compile_one(candidate.plan(run, config, target, sizes).programs[0], target)
@@ -75,7 +81,8 @@ def activations(config: models.ModelConfig, rows: int, tokens: int, *, remat: bo
   """
   heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim / tensor
   experts = max(1, config.experts_per_token) if hasattr(config, 'experts_per_token') else 1
-  per_token = 2 * (4 * config.width + heads + 3 * experts * config.mlp_width / tensor) + 6 * config.num_heads / tensor * tokens
+  per_token = 2 * (4 * config.width + heads +
+                   3 * experts * config.mlp_width / tensor) + 6 * config.num_heads / tensor * tokens
   layers = 1 if remat else config.num_layers
   logits = 2 * 4 * min(256, tokens) * config.vocab_size / tensor
   return rows * (tokens * (2 * config.width * config.num_layers + layers * per_token) + logits)
@@ -85,7 +92,8 @@ def _variants(run, config, target, sizes, made: Plan, mesh: str, base: str) -> I
   """The candidates of one mesh: rows to a shard, with and without rematerialisation."""
   train, options = made.programs[0], run.finetune
   shape, shards = train.layout.mesh.shape, train.layout.rows
-  gathered = 2 * train.args.weights * shape['fsdp'] / config.num_layers if train.layout.fsdp else 0  # this layer's and the next one's
+  gathered = 2 * train.args.weights * shape[
+      'fsdp'] / config.num_layers if train.layout.fsdp else 0  # this layer's and the next one's
   for per_shard in ROWS_PER_SHARD:
     for remat in (False, True):
       kept = activations(config, per_shard, sizes.row_tokens, remat=remat, tensor=shape['tensor'])
@@ -94,9 +102,17 @@ def _variants(run, config, target, sizes, made: Plan, mesh: str, base: str) -> I
         continue
       rows, speed = per_shard * shards, float(per_shard * shards)
       if target.chip:
-        work = roofline.train_step(config, made.delta, train.layout, train.args, microbatches=options.accumulation, rows=rows,
-                                   tokens=sizes.row_tokens, remat=remat, trains_dense=options.kind in ('full', 'bias'))
-        seconds = work.flops / target.chip.flops, work.moved / target.chip.bandwidth, _sent(train, config, work.tokens, remat) / target.chip.link
+        work = roofline.train_step(config,
+                                   made.delta,
+                                   train.layout,
+                                   train.args,
+                                   microbatches=options.accumulation,
+                                   rows=rows,
+                                   tokens=sizes.row_tokens,
+                                   remat=remat,
+                                   trains_dense=options.kind in ('full', 'bias'))
+        seconds = work.flops / target.chip.flops, work.moved / target.chip.bandwidth, _sent(
+            train, config, work.tokens, remat) / target.chip.link
         speed = work.tokens / max(seconds)
       yield Candidate(mesh, base, rows, remat, needed, speed)
 
@@ -106,7 +122,8 @@ def _sent(train: Program, config: models.ModelConfig, tokens: int, remat: bool) 
   (two to a layer and pass), and the sum of the gradients."""
   shape, rows, args = train.layout.mesh.shape, train.layout.rows, train.args
   gathers = (2 + remat) * args.weights * (shape['fsdp'] - 1) if train.layout.fsdp else 0
-  streams = (2 + remat) * 2 * config.num_layers * 2 * 2 * tokens / rows * config.width * (shape['tensor'] - 1) / shape['tensor']
+  streams = (2 + remat) * 2 * config.num_layers * 2 * 2 * tokens / rows * config.width * (shape['tensor'] -
+                                                                                          1) / shape['tensor']
   return gathers + streams + 2 * args.deltas * (rows - 1) / rows
 
 

@@ -94,9 +94,10 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
   match = re.fullmatch(r'([a-z0-9]+?)(?::(\d+(?:x\d+){1,2})|-(\d+))', name.lower())
   generation = ALIASES.get(match[1], match[1]) if match else re.split('[:-]', name)[0]
   if not match or generation not in CHIPS:
-    raise InputError(f"no topology '{name}'{tree.did_you_mean(generation, CHIPS)}: expected 'local', a TPU generation "
-                     f"({', '.join(CHIPS)}) with chips along each axis, as in 'v5e:4x4' or 'v5p:2x2x4', or a name as it is "
-                     "sold, as in 'v5litepod-16' or 'v5p-32'")
+    raise InputError(
+        f"no topology '{name}'{tree.did_you_mean(generation, CHIPS)}: expected 'local', a TPU generation "
+        f"({', '.join(CHIPS)}) with chips along each axis, as in 'v5e:4x4' or 'v5p:2x2x4', or a name as it is "
+        "sold, as in 'v5litepod-16' or 'v5p-32'")
   chip = CHIPS[generation]
   sizes = tuple(map(int, match[2].split('x'))) if match[2] else _shape(name, int(match[3]), chip)
   whole = len(sizes) == len(chip.bounds) and not any(size % bound for size, bound in zip(sizes, chip.bounds))
@@ -110,24 +111,30 @@ def _shape(name: str, number: int, chip: Chip) -> tuple[int, ...]:
   """The squarest pod of that many chips."""
   chips = number // chip.cores
   if number % chip.cores or not chips or chips & (chips - 1):
-    raise InputError(f"no topology '{name}': the number counts {chip.cores} to a chip, whose number must be a power of two; "
-                     "or give the chips along each axis, as in 'v5p:2x2x4'")
+    raise InputError(
+        f"no topology '{name}': the number counts {chip.cores} to a chip, whose number must be a power of two; "
+        "or give the chips along each axis, as in 'v5p:2x2x4'")
   sizes = [1] * len(chip.bounds)
   while math.prod(sizes) < chips:
     sizes[sizes.index(min(sizes))] *= 2
-  return tuple(sorted(sizes))
+  # As pods are named, smallest axis first; up to a host, as its chips lie.
+  return tuple(sizes if chips <= math.prod(chip.bounds) else sorted(sizes))
 
 
 def _absent_devices(generation: str, name: str) -> tuple[Any, ...]:
   from jax.experimental import topologies
-  os.environ.update(TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0', ALLOW_MULTIPLE_LIBTPU_LOAD='1')
+  os.environ.update(TPU_SKIP_MDS_QUERY='1',
+                    TPU_WORKER_HOSTNAMES='localhost',
+                    TPU_WORKER_ID='0',
+                    ALLOW_MULTIPLE_LIBTPU_LOAD='1')
   options = {'chip_config_name': 'megacore'} if generation == 'v4' else {}
   try:
     with _quiet():
       return tuple(topologies.get_topology_desc(platform='tpu', topology_name=name, **options).devices)
   except Exception as error:  # A plugin that is missing and one that refuses come as several kinds.
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    raise InputError(f"cannot compile for '{name}' here: {first}. It takes libtpu: pip install 'weightsteer_jax[tpu]'") from error
+    raise InputError(
+        f"cannot compile for '{name}' here: {first}. It takes libtpu: pip install 'weightsteer_jax[tpu]'") from error
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import (gemma2, gemma3_text, granite, llama, mistral, mixtral, olmo2, phi3, qwen2,
                                              qwen3, qwen3_moe, smollm3)
-from weightsteer_jax.models.families.family import Family, Fields, TensorRow
+from weightsteer_jax.models.families.family import Family, TensorRow
+from weightsteer_jax.models.families.fields import Fields
 
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (
     llama,
@@ -67,6 +68,6 @@ def read_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
                      f'{config.rotary_dim} are no even number above 0')
   for factors in (config.rope.short_factors, config.rope.long_factors):
     if factors and len(factors) != config.rotary_dim // 2:
-      raise InputError(f'{where}: the longrope has {len(factors)} factors for {config.rotary_dim // 2} pairs of rotated '
-                       'dimensions')
+      raise InputError(f'{where}: the longrope has {len(factors)} factors for {config.rotary_dim // 2} pairs of '
+                       'rotated dimensions')
   return config

@@ -1,28 +1,12 @@
 """What a family of models is: how its `config.json` is read and written, and what its tensors are called."""
 import dataclasses
-import json
 import math
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from weightsteer_jax import tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ACTIVATIONS, ModelConfig, Rope
-
-# Keys that say nothing about the forward pass: bookkeeping, token ids (the tokenizer's business), training-only and
-# cache settings, labels of classifiers, and the settings of text generation that older checkpoints carry.
-INERT = frozenset((
-    '_attn_implementation_autoset', '_commit_hash', '_name_or_path', 'architectures', 'auto_map', 'bos_token_id', 'cache_implementation',
-    'chunk_size_feed_forward', 'dtype', 'eos_token_id', 'finetuning_task', 'id2label', 'initializer_range',
-    'is_llama_config', 'label2id', 'output_attentions', 'output_hidden_states', 'output_scores', 'pad_token_id',
-    'prefix', 'problem_type', 'return_dict', 'return_dict_in_generate', 'task_specific_params', 'tokenizer_class',
-    'torch_dtype', 'transformers.js_config', 'transformers_version', 'unsloth_fixed', 'unsloth_version', 'use_cache',
-    'bad_words_ids', 'begin_suppress_tokens', 'diversity_penalty', 'do_sample', 'early_stopping',
-    'encoder_no_repeat_ngram_size', 'exponential_decay_length_penalty', 'forced_bos_token_id', 'forced_eos_token_id',
-    'length_penalty', 'max_length', 'min_length', 'no_repeat_ngram_size', 'num_beam_groups', 'num_beams',
-    'num_return_sequences', 'remove_invalid_values', 'repetition_penalty', 'sep_token_id', 'suppress_tokens',
-    'temperature', 'top_k', 'top_p', 'typical_p',
-))
-
+from weightsteer_jax.models.families.fields import Fields
 
 ROPES = ('default', 'linear', 'llama3')  # Kinds of rotary embeddings that any family can have.
 
@@ -58,7 +42,7 @@ class Family:
   model_type: str
   architecture: str
   about: str
-  read: Callable[['Fields'], ModelConfig]
+  read: Callable[[Fields], ModelConfig]
   describe: Callable[[ModelConfig], dict[str, Any]]
   tensors: tuple[TensorRow, ...]
 
@@ -76,93 +60,6 @@ class Family:
       raise InputError(f'a {self.model_type} checkpoint cannot hold this model, for its config has no words for '
                        f'{", ".join(unsaid)}: save it as the family it was')
     return raw
-
-
-class Fields:
-  """The fields of a `config.json`, each to be taken or known to say nothing: `finish` refuses what is left.
-
-  A field that is null is as good as absent, but where null has a meaning of its own (see `optional`).
-
-  Attributes:
-    left: the fields that were not asked for yet.
-    asked: what was done with each field that was, for the page that says so: 'honoured', 'without effect', or the only
-      values that are supported.
-  """
-
-  def __init__(self, raw: Mapping[str, Any], *, where: str):
-    self.where = where
-    passed = INERT | {'model_type'}
-    self.left = {key: value for key, value in raw.items() if value is not None and key not in passed}
-    self.asked: dict[str, str] = {}
-    self._nulls = {key for key, value in raw.items() if value is None}
-
-  def take(self, key: str, *default: Any, kind: type | tuple[type, ...] = object) -> Any:
-    """The value of the field, which must be of the kind; where it is absent, the default, if one is given.
-
-    Raises:
-      InputError: the field is absent and has no default, or is of another kind.
-    """
-    self.asked.setdefault(key, 'honoured')
-    if key not in self.left:
-      if not default:
-        raise InputError(f"{self.where}: the field '{key}' is missing{tree.did_you_mean(key, self.left)}")
-      return default[0]
-    value = self.left.pop(key)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
-      names = ' or '.join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-      raise InputError(f"{self.where}: '{key}' is {value!r}, expected {names}")
-    return value
-
-  def count(self, key: str, *default: int) -> int:
-    """The field as a whole number of 1 or more (see `take`)."""
-    value = self.take(key, *default, kind=int)
-    if value < 1:
-      raise InputError(f"{self.where}: '{key}' is {value!r}, expected 1 or more")
-    return value
-
-  def positive(self, key: str, *default: float) -> float:
-    """The field as a finite number above 0 (see `take`)."""
-    value = float(self.take(key, *default, kind=(int, float)))
-    if not 0 < value < float('inf'):
-      raise InputError(f"{self.where}: '{key}' is {value!r}, expected a number above 0")
-    return value
-
-  def optional(self, take: Callable[..., Any], key: str, default: Any) -> Any:
-    """The field as `take` (one of the methods above) gives it, or None where it is null; the default where absent."""
-    if key in self._nulls or (key not in self.left and default is None):
-      self.asked.setdefault(key, 'honoured')
-      return None
-    return take(key, default)
-
-  def expect(self, key: str, *allowed: Any) -> None:
-    """Takes a field that may be absent, or one of the values that change nothing.
-
-    Raises:
-      InputError: another value; the port would not honour it.
-    """
-    self.asked.setdefault(key, f'only {", ".join(map(json.dumps, allowed)) or "null"}')
-    value = self.left.pop(key, None)
-    if value is not None and not any(value == other and isinstance(value, bool) == isinstance(other, bool)
-                                     for other in allowed):
-      raise InputError(
-          f"{self.where}: '{key}' is {value!r}, which is not supported (supported: {', '.join(map(repr, allowed)) or 'null'})")
-
-  def ignore(self, *keys: str) -> None:
-    """Drops fields that have no effect at the values the others have."""
-    for key in keys:
-      self.asked.setdefault(key, 'without effect')
-      self.left.pop(key, None)
-
-  def finish(self) -> None:
-    """Nothing, if all fields were taken.
-
-    Raises:
-      InputError: names the fields the port does not honour.
-    """
-    if self.left:
-      fields = ', '.join(f'{key}={value!r}' for key, value in sorted(self.left.items()))
-      raise InputError(
-          f'{self.where}: these fields are not supported, and ignoring them could change the results: {fields}')
 
 
 def read_activation(fields: Fields, key: str = 'hidden_act', default: str = 'silu') -> str:

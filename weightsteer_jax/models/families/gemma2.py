@@ -1,8 +1,9 @@
 """Gemma 2. Source: transformers `modeling_gemma2.py`, arXiv 2408.00118."""
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families.family import (ATTENTION, EMBEDDING, END, GATED_MLP, Family, Fields, block_norms,
+from weightsteer_jax.models.families.family import (ATTENTION, EMBEDDING, END, GATED_MLP, Family, block_norms,
                                                     layer_types, read_activation, read_rope, read_sizes, read_windows,
                                                     write_sizes)
+from weightsteer_jax.models.families.fields import Fields
 
 TENSORS = (
     *EMBEDDING,

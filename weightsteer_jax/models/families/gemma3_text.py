@@ -2,8 +2,9 @@
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig, Rope
 from weightsteer_jax.models.families import gemma2
-from weightsteer_jax.models.families.family import (HEAD_QK_NORMS, ROPES, Family, Fields, read_rope_kind, read_sizes,
+from weightsteer_jax.models.families.family import (HEAD_QK_NORMS, ROPES, Family, read_rope_kind, read_sizes,
                                                     read_windows, write_scaling)
+from weightsteer_jax.models.families.fields import Fields
 
 GLOBAL, LOCAL = 'full_attention', 'sliding_attention'
 
@@ -45,7 +46,8 @@ def describe(config: ModelConfig) -> dict:
     return fields | {'rope_local_base_freq': local.theta}
   for key in ('rope_theta', 'rope_scaling'):
     fields.pop(key, None)
-  nested = {kind: {'rope_theta': rope.theta, **write_scaling(rope)} for kind, rope in ((GLOBAL, config.rope), (LOCAL, local))}
+  nested = {kind: {'rope_theta': rope.theta, **write_scaling(rope)}
+            for kind, rope in ((GLOBAL, config.rope), (LOCAL, local))}
   return fields | {'rope_parameters': nested}
 
 

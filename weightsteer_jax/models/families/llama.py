@@ -1,7 +1,8 @@
 """Llama 2, 3, 3.1, 3.2, 3.3 and models of the same architecture. Source: transformers `modeling_llama.py`."""
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families.family import (PRE_NORM_TENSORS, Family, Fields, read_activation, read_rope,
+from weightsteer_jax.models.families.family import (PRE_NORM_TENSORS, Family, read_activation, read_rope,
                                                     read_sizes, write_sizes)
+from weightsteer_jax.models.families.fields import Fields
 
 
 def read(fields: Fields) -> ModelConfig:

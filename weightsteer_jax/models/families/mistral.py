@@ -1,7 +1,8 @@
 """Mistral and models of the same architecture. Source: transformers `modeling_mistral.py`."""
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families.family import (PRE_NORM_TENSORS, Family, Fields, read_activation, read_rope,
+from weightsteer_jax.models.families.family import (PRE_NORM_TENSORS, Family, read_activation, read_rope,
                                                     read_sizes, write_sizes)
+from weightsteer_jax.models.families.fields import Fields
 
 
 def read(fields: Fields) -> ModelConfig:
@@ -11,7 +12,8 @@ def read(fields: Fields) -> ModelConfig:
   fields.expect('attention_dropout', 0.0)
   local = () if window is None else tuple(range(sizes['num_layers']))
   return ModelConfig(**sizes, rope=read_rope(fields, max_positions=sizes['max_positions']), qkv_bias=False,
-                     o_bias=False, mlp_bias=False, activation=read_activation(fields), local_layers=local, window=window)
+                     o_bias=False, mlp_bias=False, activation=read_activation(fields), local_layers=local,
+                     window=window)
 
 
 def describe(config: ModelConfig) -> dict:

@@ -1,8 +1,9 @@
 """Mixtral: Mistral with a mixture of experts for every MLP. Source: transformers `modeling_mixtral.py`."""
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families.family import (ATTENTION, EMBEDDING, END, PRE_NORMS, Family, Fields, TensorRow,
+from weightsteer_jax.models.families.family import (ATTENTION, EMBEDDING, END, PRE_NORMS, Family, TensorRow,
                                                     read_activation, read_rope, read_sizes, write_sizes)
+from weightsteer_jax.models.families.fields import Fields
 
 
 def read(fields: Fields) -> ModelConfig:

@@ -1,7 +1,8 @@
 """OLMo 2. Source: transformers `modeling_olmo2.py`, arXiv 2501.00656."""
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families.family import (ATTENTION, EMBEDDING, END, GATED_MLP, Family, Fields, TensorRow,
+from weightsteer_jax.models.families.family import (ATTENTION, EMBEDDING, END, GATED_MLP, Family, TensorRow,
                                                     block_norms, read_activation, read_rope, read_sizes, write_sizes)
+from weightsteer_jax.models.families.fields import Fields
 
 TENSORS = (
     *EMBEDDING,
@@ -29,4 +30,5 @@ def describe(config: ModelConfig) -> dict:
 
 
 FAMILY = Family('olmo2', 'Olmo2ForCausalLM',
-                'OLMo 2: norms after attention and MLP only, queries and keys normed as a whole', read, describe, TENSORS)
+                'OLMo 2: norms after attention and MLP only, queries and keys normed as a whole', read, describe,
+                TENSORS)

@@ -1,8 +1,9 @@
 """Phi-3, Phi-3.5 and Phi-4-mini. Source: transformers `modeling_phi3.py`, arXiv 2404.14219."""
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families.family import (EMBEDDING, END, PRE_NORMS, Family, Fields, TensorRow,
+from weightsteer_jax.models.families.family import (EMBEDDING, END, PRE_NORMS, Family, TensorRow,
                                                     longrope_attention_factor, read_activation, read_rope_kind,
                                                     read_sizes, rope_fields, write_sizes)
+from weightsteer_jax.models.families.fields import Fields
 
 ROPES = ('default', 'longrope')
 QKV, GATE_UP = 'model.layers.{l}.self_attn.qkv_proj.weight', 'model.layers.{l}.mlp.gate_up_proj.weight'

@@ -1,7 +1,8 @@
 """Qwen2 and Qwen2.5 (dense). Source: transformers `modeling_qwen2.py`."""
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families.family import (PRE_NORM_TENSORS, Family, Fields, layer_types, read_activation,
+from weightsteer_jax.models.families.family import (PRE_NORM_TENSORS, Family, layer_types, read_activation,
                                                     read_rope, read_sizes, read_windows, write_sizes)
+from weightsteer_jax.models.families.fields import Fields
 
 
 def read(fields: Fields) -> ModelConfig:

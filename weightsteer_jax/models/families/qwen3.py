@@ -1,7 +1,8 @@
 """Qwen3 (dense). Source: transformers `modeling_qwen3.py`."""
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families.family import (HEAD_QK_NORMS, PRE_NORM_TENSORS, Family, Fields, read_activation,
+from weightsteer_jax.models.families.family import (HEAD_QK_NORMS, PRE_NORM_TENSORS, Family, read_activation,
                                                     read_rope, read_sizes, write_sizes)
+from weightsteer_jax.models.families.fields import Fields
 from weightsteer_jax.models.families.qwen2 import read_last_layers_local, write_windows
 
 

@@ -2,8 +2,9 @@
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import mixtral
-from weightsteer_jax.models.families.family import (ATTENTION, EMBEDDING, END, HEAD_QK_NORMS, PRE_NORMS, Family, Fields,
+from weightsteer_jax.models.families.family import (ATTENTION, EMBEDDING, END, HEAD_QK_NORMS, PRE_NORMS, Family,
                                                     read_activation, read_rope, read_sizes, write_sizes)
+from weightsteer_jax.models.families.fields import Fields
 
 
 def read(fields: Fields) -> ModelConfig:
@@ -31,8 +32,8 @@ def _refuse_dense_layers(fields: Fields, layers: tuple[int, ...]) -> None:
   dense = [i for i in layers if i in named or (i + 1) % step]
   if dense:
     raise InputError(f"{fields.where}: 'decoder_sparse_step' {step} and 'mlp_only_layers' {named} make the MLP of "
-                     f'layers {", ".join(map(str, dense))} dense and the others a mixture of experts, which is not supported: '
-                     'the layers are stacked into one, so all of them must be of one kind')
+                     f'layers {", ".join(map(str, dense))} dense and the others a mixture of experts, which is not '
+                     'supported: the layers are stacked into one, so all of them must be of one kind')
 
 
 def describe(config: ModelConfig) -> dict:

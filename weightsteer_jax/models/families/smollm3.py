@@ -1,8 +1,9 @@
 """SmolLM3. Source: transformers `modeling_smollm3.py`."""
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families.family import (PRE_NORM_TENSORS, Family, Fields, read_activation, read_rope,
+from weightsteer_jax.models.families.family import (PRE_NORM_TENSORS, Family, read_activation, read_rope,
                                                     read_sizes, read_windows, write_sizes)
+from weightsteer_jax.models.families.fields import Fields
 from weightsteer_jax.models.families.qwen2 import write_windows
 
 
@@ -18,9 +19,9 @@ def read(fields: Fields) -> ModelConfig:
   fields.expect('attention_dropout', 0.0)
   fields.ignore('max_window_layers', 'pretraining_tp')  # Published with it; not SmolLM3's, and read by nothing.
   return ModelConfig(**sizes, **read_windows(fields, layers, default=kinds, window=window),
-                     rope=read_rope(fields, max_positions=sizes['max_positions'], theta=2e6), unrotated_layers=unrotated,
-                     qkv_bias=bias, o_bias=bias, mlp_bias=fields.take('mlp_bias', False, kind=bool),
-                     activation=read_activation(fields))
+                     rope=read_rope(fields, max_positions=sizes['max_positions'], theta=2e6),
+                     unrotated_layers=unrotated, qkv_bias=bias, o_bias=bias,
+                     mlp_bias=fields.take('mlp_bias', False, kind=bool), activation=read_activation(fields))
 
 
 def read_unrotated(fields: Fields, layers: int) -> tuple[int, ...]:
