@@ -128,12 +128,12 @@ for status in {tasks}; do SLURM_PROCID=0 TASK_STATUS=$status "$@"; done
 exit {srun}''')
   stub(tmp_path, 'program', 'exit "$TASK_STATUS"')
   stub(tmp_path, 'scontrol', 'echo "$*" >> requeued')
-  done = bash(PODS / 'slurm.sbatch', 'x', cwd=tmp_path, PATH=path, PYTHON='program', SLURM_JOB_ID='7')
+  done = bash(PODS / 'slurm.sbatch', 'x', cwd=tmp_path, PATH=path, PYTHON='program', GRACE='0', SLURM_JOB_ID='7')
   assert (done.returncode, (tmp_path / 'requeued').exists()) == (status, requeued), done.stdout + done.stderr
   assert not requeued or (tmp_path / 'requeued').read_text() == 'requeue 7\n'
   assert not list(tmp_path.glob('.*status'))
-  again = bash(PODS / 'slurm.sbatch', 'x', cwd=tmp_path, PATH=path, PYTHON='program', SLURM_JOB_ID='8',
-               SLURM_RESTART_COUNT='50')
+  again = bash(PODS / 'slurm.sbatch', 'x', cwd=tmp_path, PATH=path, PYTHON='program', GRACE='0',
+               SLURM_JOB_ID='8', SLURM_RESTART_COUNT='50')
   assert again.returncode == status and 'requeue 8' not in ''.join(p.read_text() for p in tmp_path.glob('requeued'))
 
 
