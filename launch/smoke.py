@@ -54,8 +54,8 @@ def _add_up(expected: int):
   add = jax.shard_map(lambda x: jax.lax.psum(x[0], 'all'), mesh=mesh, in_specs=spec, out_specs=PartitionSpec())
   total = float(jax.jit(add)(array_D))
   if total != count * (count + 1) / 2:
-    raise InputError(f'the devices add 1 to {count} up to {total:g}, not {count * (count + 1) / 2:g}: something between '
-                     'them is broken')
+    raise InputError(f'the devices add 1 to {count} up to {total:g}, not {count * (count + 1) / 2:g}: something '
+                     'between them is broken')
   return array_D
 
 

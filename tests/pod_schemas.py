@@ -38,8 +38,8 @@ JOB = fields('template', completionMode={'enum': ['Indexed', 'NonIndexed']}, par
              template=fields('spec', metadata=fields(annotations=TEXTS), spec=POD))
 JOBSET_FAILURE = fields('name action', name={'type': 'string', 'pattern': '^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$'},
                         action={'enum': ['FailJobSet', 'RestartJobSet', 'RestartJobSetAndIgnoreMaxRestarts']},
-                        onJobFailureReasons=items(
-                            {'enum': ['BackoffLimitExceeded', 'DeadlineExceeded', 'FailedIndexes', 'PodFailurePolicy']}))
+                        onJobFailureReasons=items({'enum': [
+                            'BackoffLimitExceeded', 'DeadlineExceeded', 'FailedIndexes', 'PodFailurePolicy']}))
 JOBSET = fields('apiVersion kind metadata spec', apiVersion={'const': 'jobset.x-k8s.io/v1alpha2'},
                 kind={'const': 'JobSet'},
                 metadata=fields('name', name=NAME, annotations=TEXTS, labels=TEXTS),

@@ -73,7 +73,7 @@ def test_what_xpk_would_do():
                      '--config.sweep.alphas=\\(-1.0\\,\\ 0.0\\)']
   # What `workload create` takes. Source: AI-Hypercomputer/xpk at 367c838, src/xpk/parser/workload.py and common.py.
   known = {'project', 'zone', 'cluster', 'workload', 'tpu-type', 'num-slices', 'docker-image', 'storage',
-           'max-restarts', 'restart-on-exit-codes', 'termination-grace-period-seconds', 'command', 'priority', 'env', 'spot'}
+           'max-restarts', 'restart-on-exit-codes', 'termination-grace-period-seconds', 'command', 'env', 'spot'}
   assert {flag.split('=')[0].removeprefix('--') for flag in command[3:]} <= known
 
 
@@ -128,12 +128,12 @@ for status in {tasks}; do SLURM_PROCID=0 TASK_STATUS=$status "$@"; done
 exit {srun}''')
   stub(tmp_path, 'program', 'exit "$TASK_STATUS"')
   stub(tmp_path, 'scontrol', 'echo "$*" >> requeued')
-  done = bash(PODS / 'slurm.sbatch', 'x', cwd=tmp_path, PATH=path, PYTHON='program', SLURM_JOB_ID='7')
+  done = bash(PODS / 'slurm.sbatch', 'x', cwd=tmp_path, PATH=path, PYTHON='program', GRACE='0', SLURM_JOB_ID='7')
   assert (done.returncode, (tmp_path / 'requeued').exists()) == (status, requeued), done.stdout + done.stderr
   assert not requeued or (tmp_path / 'requeued').read_text() == 'requeue 7\n'
   assert not list(tmp_path.glob('.*status'))
-  again = bash(PODS / 'slurm.sbatch', 'x', cwd=tmp_path, PATH=path, PYTHON='program', SLURM_JOB_ID='8',
-               SLURM_RESTART_COUNT='50')
+  again = bash(PODS / 'slurm.sbatch', 'x', cwd=tmp_path, PATH=path, PYTHON='program', GRACE='0',
+               SLURM_JOB_ID='8', SLURM_RESTART_COUNT='50')
   assert again.returncode == status and 'requeue 8' not in ''.join(p.read_text() for p in tmp_path.glob('requeued'))
 
 
@@ -241,7 +241,8 @@ def test_the_image_has_what_it_names():
 
 def test_names_are_made_up():
   for path in PODS.iterdir():
-    for name in re.findall(r'(?:gs://|bucketName: |(?:BUCKET|PROJECT|CLUSTER|STORAGE|IMAGE):-)([\w.-]+)', path.read_text()):
+    given = r'(?:gs://|bucketName: |(?:BUCKET|PROJECT|CLUSTER|STORAGE|IMAGE):-)([\w.-]+)'
+    for name in re.findall(given, path.read_text()):
       assert name.startswith('my-'), (path.name, name)
 
 
