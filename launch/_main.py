@@ -106,10 +106,22 @@ def run_and_workdir():
   if not isinstance(flags.FLAGS.config, ml_collections.ConfigDict):
     raise InputError(f"--config: there is no config file '{flags.FLAGS['config'].config_filename}'")
   run = config.resolve(flags.FLAGS.config)
-  workdir = flags.FLAGS.workdir or os.path.join('runs', run.name)
+  workdir = local_folder(flags.FLAGS.workdir or os.path.join('runs', run.name))
   distributed.agree(_flat({'workdir': os.path.abspath(workdir), 'config': config.to_dict(run)}), what='the run')
   distributed.share(pathlib.Path(workdir), what='the workdir')
   return run, workdir
+
+
+def local_folder(path: str) -> str:
+  """The path of --workdir, which must be a folder that is mounted.
+
+  Raises:
+    InputError: it is a bucket's address.
+  """
+  from weightsteer_jax.errors import InputError
+  if '://' in path:
+    raise InputError(f'--workdir={path}: expected a folder; mount the bucket (gcsfuse, mountpoint-s3) and name the folder in it')
+  return path
 
 
 def _flat(value: Any, name: str = '') -> dict[str, Any]:

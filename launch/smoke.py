@@ -21,7 +21,7 @@ flags.mark_flag_as_required('workdir')
 def main():
   started = time.monotonic()
   from weightsteer_jax import checkpoint, distributed
-  workdir = pathlib.Path(flags.FLAGS.workdir)
+  workdir = pathlib.Path(_main.local_folder(flags.FLAGS.workdir))
   array_D = _add_up(flags.FLAGS.devices)
   distributed.share(workdir, what='the workdir')
   folder = workdir / distributed.broadcast(f'.smoke-{time.time_ns()}')

@@ -29,6 +29,8 @@ def test_an_unknown_config_key_names_the_nearest(tmp_path):
   assert done.returncode == 65 and 'Did you mean "rank"' in done.stderr and 'Traceback' not in done.stderr
   done = run('steer.py', '--config=nowhere.py', cwd=tmp_path)
   assert done.returncode == 65 and 'nowhere.py' in done.stderr and 'Traceback' not in done.stderr
+  done = run('steer.py', f'--config={config}', '--workdir=gs://bucket/run', cwd=tmp_path)
+  assert done.returncode == 65 and '--workdir=gs://bucket/run: expected a folder' in done.stderr
   assert not list(tmp_path.iterdir())
 
 

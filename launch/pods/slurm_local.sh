@@ -67,6 +67,10 @@ start() {
 stop() {
   local status=$?
   scancel --quiet --user="$(id -un)" 2> /dev/null || true
+  for _ in $(seq 90); do  # The tasks save first, and then have GRACE seconds.
+    [ -n "$(squeue --noheader 2> /dev/null)" ] || break
+    sleep 1
+  done
   for name in slurmctld slurmd-127.0.0.1 slurmd-127.0.0.2 munged; do
     [ -f "$dir/$name.pid" ] || continue
     pid=$(cat "$dir/$name.pid")
