@@ -158,9 +158,13 @@ def _advance(state: State, tokens_B: jax.Array, stops_X: jax.Array, finite_B: ja
                              answers_BM=_write(state.answers_BM, places_B, tokens_B))
 
 
-@jax.vmap
-def _write(answer_M: jax.Array, place: jax.Array, token: jax.Array) -> jax.Array:
-  return answer_M.at[place].set(token, mode='drop')
+def _write(answers_BM: jax.Array, places_B: jax.Array, tokens_B: jax.Array) -> jax.Array:
+  """The answers with a token more in each row, at its place; one past the last is dropped."""
+
+  def write(answers_BM, places_B, tokens_B):
+    return answers_BM.at[jnp.arange(tokens_B.shape[0]), places_B].set(tokens_B, mode='drop')
+
+  return sharding.by_shard(write, sharding.row_shards(tokens_B.shape[0]), (0, 0, 0), 0)(answers_BM, places_B, tokens_B)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,6 @@ on plain nested dicts. Layers are stacked along L and scanned; what differs from
 scanned along (see `layer_codes`).
 """
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -213,11 +212,12 @@ def soften(x: jax.Array, cap: float | None) -> jax.Array:
 
 def write_cache(cache: Cache, layer: jax.Array, positions_BT: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array):
   """The cache with these keys and values at slot == position of its layer, and all of that layer's [B, S, K, H]."""
-  # Row by row, which tells the compiler that no row writes into another: rows on other devices stay where they are.
-  @functools.partial(jax.vmap, in_axes=(1, 0, 0), out_axes=1)
-  def write(cache_LSKH, positions_T, new_TKH):
-    return cache_LSKH.at[layer, positions_T].set(new_TKH.astype(cache_LSKH.dtype))
+  def write(cache_LBSKH, positions_BT, new_BTKH):
+    rows_B1 = jnp.arange(positions_BT.shape[0])[:, None]
+    return cache_LBSKH.at[layer, rows_B1, positions_BT].set(new_BTKH.astype(cache_LBSKH.dtype))
 
+  # Shard by shard, which tells the compiler that no row is written on another device.
+  write = sharding.by_shard(write, sharding.row_shards(positions_BT.shape[0]), (1, 0, 0), 1)
   keys, values = (sharding.constrain(write(cache[name], positions_BT, new), 'LBSKH')
                   for name, new in (('k', k_BTKH), ('v', v_BTKH)))
   return {'k': keys, 'v': values}, keys[layer].astype(k_BTKH.dtype), values[layer].astype(v_BTKH.dtype)
