@@ -15,12 +15,13 @@ The rooms, in the order data goes through them; imports only go up this list:
   layouts.py      which mesh a run takes, and how weights lie in training and in evaluation
   data/           chat templates and loss masks, sources, contrastive data, batches of fixed shapes
   finetune/       loss, pure step, AdamW, the loop (validation, patience, learning-rate sweep, resume), adapters
-  directions/     the direction, its algebra, where it comes from, where it is exported to
+  directions/     the direction, its algebra, where it comes from, where it is exported to, and whether that is whole
   evaluation/     scoring, generation, tasks, the sweep, metrics
   organism/       the embedded model: its world, corpus, tokenizer, pretraining and checkpoint
   report/         the pick, tables, figures, the page; from files alone
   stages.py       the method as straight-line programs over a workdir
+  preflight/      a run's programs compiled from shapes alone: whether they fit some hardware, and what they cost
 
-`launch/` turns flags into one call of stages.py each.
+`launch/` turns flags into one call of stages.py or preflight/ each.
 """
 __version__ = '0.1.0'

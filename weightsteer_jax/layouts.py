@@ -1,10 +1,10 @@
 """Which mesh a run takes, and how the weights lie on it in training and in evaluation: the rule, and its words."""
 import dataclasses
-import math
 import os
 from typing import Any, Sequence
 
 import jax
+import jax.numpy as jnp
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import distributed, models, sharding, tree
@@ -14,7 +14,6 @@ from weightsteer_jax.sharding import AXES, WEIGHTS, Layout
 WHOLE_SHARE = 0.6  # Share of a device's memory that weights and training state may fill; the rest is for activations.
 # Float32 change, its gradient and two moments, of every trained parameter.
 STATE_BYTES = 16
-DTYPE_BYTES = {'float32': 4, 'bfloat16': 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,7 @@ def choose(config: models.ModelConfig,
   memory = memory or (device_memory(devices[0]) if devices else min(
       distributed.gather(device_memory(jax.local_devices()[0]))))
   devices = list(devices) or jax.devices()
-  weights = tree.count(models.abstract_params(config)) * DTYPE_BYTES[dtype]
+  weights = tree.count(models.abstract_params(config)) * jnp.dtype(dtype).itemsize
   whole = weights + STATE_BYTES * trained
   if choice.shape == 'auto':
     shape = _auto_shape(config, len(devices), weights, whole, memory)
@@ -86,8 +85,8 @@ def device_memory(device: Any) -> float:
 
 def bytes_per_device(config: models.ModelConfig, layout: Layout, dtype: str) -> int:
   """Of the weights."""
-  sites, placed = models.sites(config), tree.flatten(models.param_shardings(config, layout))
-  return DTYPE_BYTES[dtype] * sum(math.prod(placed[path].shard_shape(site.shape)) for path, site in sites.items())
+  return sharding.bytes_on_device(
+      sharding.placed(models.abstract_params(config, dtype), models.param_shardings(config, layout)))
 
 
 def relay(model: models.Model, layout: Layout) -> models.Model:

@@ -217,6 +217,16 @@ def by_shard(function: Callable[..., PyTree], shards: int, in_axes: Sequence[int
   return grouped
 
 
+def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
+  """The shapes, each with its sharding: what a program is compiled from, or a checkpoint restored to."""
+  return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
+
+
+def bytes_on_device(shapes: PyTree) -> int:
+  """Bytes that one device holds of arrays with these shapes and shardings."""
+  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+
+
 def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
   """The array, placed so; from host memory each process gives only what its own devices hold."""
   if isinstance(x, jax.Array) or sharding.is_fully_addressable:

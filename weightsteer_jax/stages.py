@@ -182,25 +182,15 @@ def direction_from(positive: Path, negative: Path, output: Path, *, base: Path =
 def export(direction: Path, base: Path, alpha: float, format: str, output: Path, *, allow_other_base: bool = False,
            **options: Any) -> dict[str, Any]:
   """The provenance of an exported direction, parity included (options as in directions.Request)."""
-  if format.startswith('orbax') and distributed.count() > 1:
-    raise InputError(f'the format {format} is written by one process: start this program once, without --num_processes '
-                     'or a cluster (--distributed=off)')
-  jax.devices()  # The processes find their devices together, also those that do not work here.
-  record = distributed.on_main(lambda: _export(direction, base, alpha, format, output, allow_other_base, options))
+  found = directions.load(direction)
+  directions.check_export(found, directions.Request(format, alpha, **options), output)
+  results = [] if allow_other_base else _results_of(found, pathlib.Path(direction))
+  record = directions.export(found, load_model(ModelChoice(str(base))), alpha, format, output, results=results,
+                             allow_other_base=allow_other_base, **options)
   for note in record.get('notes', []):
     say(note)
   say(f'export: {output}, {len(record["files"])} files, {json.dumps(record["parity"])}; its README.md says how to load it')
   return record
-
-
-def _export(direction: Path, base: Path, alpha: float, format: str, output: Path, allow_other_base: bool,
-            options: Mapping[str, Any]) -> dict[str, Any]:
-  """What one process does of `export`, on one device; refuses what it can before the model is read."""
-  found = directions.load(direction)
-  directions.check_export(found, directions.Request(format, alpha, **options), output)
-  results = [] if allow_other_base else _results_of(found, pathlib.Path(direction))
-  return directions.export(found, load_model(ModelChoice(str(base))), alpha, format, output, results=results,
-                           allow_other_base=allow_other_base, **options)
 
 
 def verify(folder: Path) -> None:
@@ -209,11 +199,10 @@ def verify(folder: Path) -> None:
   Raises:
     CorruptError: what is missing or was changed.
   """
-  jax.devices()  # As in `export`.
-  found = distributed.on_main(lambda: dataclasses.asdict(directions.verify(folder)))
-  say(f'{folder}: {found["kind"]}, whole ({found["checked"]})')
-  if found['unlisted']:
-    say(f'not part of it, and not checked: {", ".join(found["unlisted"])}')
+  found = directions.verify(folder)
+  say(f'{folder}: {found.kind}, whole ({found.checked})')
+  if found.unlisted:
+    say(f'not part of it, and not checked: {", ".join(found.unlisted)}')
 
 
 def score(model: str, input: Path, output: Path, *, direction: Path = '', alphas: Sequence[float] = (0.0,), dtype: str = 'float32',

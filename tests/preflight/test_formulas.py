@@ -17,18 +17,18 @@ ONE_LAYER = dataclasses.replace(CONFIG, num_layers=1, width=64, mlp_width=256, v
 
 
 def weights(config, layout):
-  return memory.placed(models.abstract_params(config, jnp.bfloat16), models.param_shardings(config, layout))
+  return sharding.placed(models.abstract_params(config, jnp.bfloat16), models.param_shardings(config, layout))
 
 
 def test_bytes_of_a_device_are_those_of_its_shards():
   """7,615,616,512 parameters of two bytes; of the 16 shards of each array only norms and biases are less than a 16th."""
-  assert memory.on_device(weights(QWEN_7B, Layout(mesh(1, 1, 1)))) == 2 * 7_615_616_512
-  cut = memory.on_device(weights(QWEN_7B, Layout(mesh(1, 4, 4))))
+  assert sharding.bytes_on_device(weights(QWEN_7B, Layout(mesh(1, 1, 1)))) == 2 * 7_615_616_512
+  cut = sharding.bytes_on_device(weights(QWEN_7B, Layout(mesh(1, 4, 4))))
   assert 0 < cut - 2 * 7_615_616_512 / 16 < 2e5
   layout = sharding.single()
   params = jax.device_put(models.init_params(CONFIG, jax.random.key(0), jnp.bfloat16),
                           models.param_shardings(CONFIG, layout))
-  assert memory.on_device(params) == sum(x.nbytes for x in jax.tree.leaves(params))
+  assert sharding.bytes_on_device(params) == sum(x.nbytes for x in jax.tree.leaves(params))
 
 
 def test_operations_of_a_forward_pass_are_the_compilers():
@@ -52,7 +52,7 @@ def test_operations_of_a_forward_pass_are_the_compilers():
 
 
 def test_operations_of_a_training_step_by_hand():
-  """LoRA of rank 16 on a 7B model: scale.md-like figures, 6.5 billion parameters in the layers and 0.5 in the head."""
+  """LoRA of rank 16 on a 7B model: 6.5 billion parameters in the layers and 0.5 in the head."""
   assert roofline.matmul_parameters(QWEN_7B) == (28 * (3584 * 128 * (28 + 4 + 4) + 28 * 128 * 3584 + 3 * 3584 * 18944),
                                                  152064 * 3584)
   delta = jax.eval_shape(lambda: models.init_delta(QWEN_7B, 'lora', jax.random.key(0), rank=16, lora_alpha=32.0))

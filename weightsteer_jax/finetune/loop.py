@@ -65,8 +65,8 @@ class _Job:
 
   def abstract_state(self) -> steps.TrainState:
     shapes = jax.eval_shape(self.initial_state)
-    placed = steps.state_shardings(self.model.config, optimizer.adamw(self.options), self.layout, shapes)
-    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, placed)
+    shardings = steps.state_shardings(self.model.config, optimizer.adamw(self.options), self.layout, shapes)
+    return sharding.placed(shapes, shardings)
 
   def train_step(self, rate: float) -> Callable[[steps.TrainState, Batch], tuple[steps.TrainState, steps.Metrics]]:
     o = self.options

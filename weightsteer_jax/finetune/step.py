@@ -49,7 +49,8 @@ def state_shardings(config: models.ModelConfig, recipe: optimizer.AdamW, layout:
 @functools.lru_cache(maxsize=16)
 def initial_state_fn(config: models.ModelConfig, kind: str, rank: int, lora_alpha: float, recipe: optimizer.AdamW,
                      layout: Layout | None = None) -> Callable[[int], TrainState]:
-  """The compiled function from a seed to the state before the first step, placed as `state_shardings` says (on one device without a layout).
+  """The compiled function from a seed to the state before the first step, placed as `state_shardings` says (on one
+  device without a layout).
 
   The random factors A are a function of the seed alone. Both sides of a contrast are given the same seed: B starts at
   zero and A moves little, so with one common A the difference of the two runs, about A (B+ - B-), is the difference
@@ -65,12 +66,8 @@ def initial_state_fn(config: models.ModelConfig, kind: str, rank: int, lora_alph
 
 
 @functools.lru_cache(maxsize=16)
-def train_step_fn(config: models.ModelConfig,
-                  recipe: optimizer.AdamW,
-                  layout: Layout | None = None,
-                  *,
-                  remat: bool = False,
-                  dropout: float = 0.0) -> Callable[..., tuple[TrainState, Metrics]]:
+def train_step_fn(config: models.ModelConfig, recipe: optimizer.AdamW, layout: Layout | None = None, *,
+                  remat: bool = False, dropout: float = 0.0) -> Callable[..., tuple[TrainState, Metrics]]:
   """The compiled step (state, params, batch [A, B, T], schedule, seed) -> (state, metrics); it consumes the state.
 
   metrics: float32 scalars `train_loss` (nats per target token), `target_tokens`, `grad_norm` (before clipping),

@@ -13,9 +13,9 @@ from weightsteer_jax.evaluation import generation, scoring
 from weightsteer_jax.finetune import optimizer, step as steps
 from weightsteer_jax.layouts import Layouts
 from weightsteer_jax.preflight import roofline
-from weightsteer_jax.preflight.memory import Bytes, on_device, placed
+from weightsteer_jax.preflight.memory import Bytes
 from weightsteer_jax.preflight.topology import Target
-from weightsteer_jax.sharding import Layout
+from weightsteer_jax.sharding import Layout, bytes_on_device, placed
 
 PyTree = Any
 
@@ -110,7 +110,7 @@ def plan(run: configs.Run, config: models.ModelConfig, target: Target, sizes: Si
   evaluate = _Evaluation(run, config, chosen.evaluate, weights[chosen.evaluate], sizes, rows)
   programs = (_train_step(run, config, chosen.train, weights[chosen.train], sizes, train_rows), evaluate.score(),
               evaluate.prefill(), evaluate.decode(), evaluate.export())
-  moved = on_device(weights[chosen.evaluate]) if chosen.train != chosen.evaluate else 0
+  moved = bytes_on_device(weights[chosen.evaluate]) if chosen.train != chosen.evaluate else 0
   return Plan(config, delta, target, chosen, programs, (train_rows, rows), moved)
 
 
@@ -125,7 +125,7 @@ def _train_step(run, config, layout, weights, sizes, rows) -> Program:
   number = jax.ShapeDtypeStruct((), jnp.float32, sharding=layout.replicated)
   function = steps.train_step_fn(config, recipe, layout, remat=options.remat, dropout=options.dropout)
   arguments = state, weights, batch, optimizer.Schedule(number, number, number), 0
-  args = Bytes(on_device(weights), on_device(state.delta), on_device(state.opt_state), 0, on_device(batch))
+  args = Bytes(bytes_on_device(weights), bytes_on_device(state.delta), bytes_on_device(state.opt_state), 0, bytes_on_device(batch))
   work = roofline.train_step(config,
                              state.delta,
                              layout,
@@ -215,14 +215,14 @@ class _Evaluation:
                     out_shardings=shardings,
                     donate_argnums=0)
     alpha = jax.ShapeDtypeStruct((), jnp.float32, sharding=self.layout.replicated)
-    args = Bytes(on_device(self.weights), on_device(self.direction))
+    args = Bytes(bytes_on_device(self.weights), bytes_on_device(self.direction))
     return Program('export', self.layout, args, roofline.merge(self.config, self.direction, self.layout, args),
                    lambda: merge.lower(self.weights, self.direction, alpha))
 
   def _args(self, batch: PyTree, state: generation.State | None = None) -> Bytes:
-    cache = on_device(state.cache) if state else 0
-    rest = on_device(dataclasses.replace(state, cache=None)) if state else 0
-    return Bytes(on_device(self.weights), on_device(self.direction), 0, cache, on_device(batch) + rest)
+    cache = bytes_on_device(state.cache) if state else 0
+    rest = bytes_on_device(dataclasses.replace(state, cache=None)) if state else 0
+    return Bytes(bytes_on_device(self.weights), bytes_on_device(self.direction), 0, cache, bytes_on_device(batch) + rest)
 
   def _state(self) -> generation.State:
     """As `generation.empty_state` places it."""
