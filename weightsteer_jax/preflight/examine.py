@@ -48,8 +48,8 @@ def recommend(run: configs.Run, topology: str, sizes: Sizes = Sizes()) -> bool:
   """
   run, config, hardware, sizes = _prepare(run, topology, sizes, '')
   for candidate, result in search(run, config, hardware, sizes):
-    say(f'{"fits" if result.fits else "does not fit"}, {result.peak / 2**30:.2f} GiB, about {candidate.speed:,.0f} tokens/s: {candidate}'
-       )
+    fits = 'fits' if result.fits else 'does not fit'
+    say(f'{fits}, {result.peak / 2**30:.2f} GiB{candidate.pace}: {candidate}')
     if result.fits:
       made = candidate.plan(run, config, hardware, sizes)
       results = [result, *check(made, tuple(program.name for program in made.programs[1:]))]

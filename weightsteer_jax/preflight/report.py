@@ -13,8 +13,9 @@ GIB = 2**30
 HEAD = ('program', 'weights', 'deltas', 'optimizer', 'batch', 'cache', 'activations', 'peak', 'of memory', 'TFLOP',
         'GB moved', 'collectives, sent', 'estimate', 'compiled')
 ASSUMPTIONS = (
-    'GiB and operations are of one device. Peak is the compiler\'s. TFLOP and GB moved are by formula (the compiler counts a loop once);',
-    'the estimate is the longest of operations, memory and links, each at its documented peak and all overlapping: a bound, not a promise.',
+    "GiB and operations are of one device. Peak is the compiler's.",
+    'TFLOP and GB moved are by formula, since the compiler counts a loop once.',
+    'The estimate is the longest of operations, memory and links, each at its documented peak and all overlapping: a bound.',
 )
 
 
@@ -27,7 +28,7 @@ def lines(plan: Plan, results: Sequence[Result]) -> list[str]:
                 for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
       for row in rows
   ]
-  return [table[0], '-' * len(table[0]), *table[1:], '', *(ASSUMPTIONS if plan.target.chip else ASSUMPTIONS[:1])]
+  return [table[0], '-' * len(table[0]), *table[1:], '', *(ASSUMPTIONS if plan.target.chip else ASSUMPTIONS[:2])]
 
 
 def _row(result: Result, memory: float) -> tuple[str, ...]:
@@ -66,7 +67,7 @@ def advice(run: configs.Run, config: models.ModelConfig, target: Target, sizes: 
     ]
   return [
       'By estimate (not compiled; --search compiles the best) these fit:',
-      *(f'  {candidate.bytes / GIB:.2f} GiB, {candidate.speed:,.0f} tokens/s: {candidate}' for candidate in found[:3])
+      *(f'  {candidate.bytes / GIB:.2f} GiB{candidate.pace}: {candidate}' for candidate in found[:3])
   ]
 
 

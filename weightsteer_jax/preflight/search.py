@@ -20,8 +20,8 @@ class Candidate:
 
   Attributes:
     mesh, base, remat: as in the config. rows: of a microbatch.
-    bytes: estimated, of the fullest program on a device. speed: tokens of training per second, estimated (where the
-      device's speed is not known: rows).
+    bytes: estimated, of the fullest program on a device. speed: tokens of training per second, estimated; 0 where the
+      device's speed is not known.
   """
   mesh: str
   base: str
@@ -33,6 +33,11 @@ class Candidate:
   def __str__(self) -> str:
     return (f'--config.mesh.shape={self.mesh} --config.mesh.base={self.base} --config.finetune.remat={self.remat} '
             f'--train_rows={self.rows}')
+
+  @property
+  def pace(self) -> str:
+    """As in ', about 12,000 tokens/s'."""
+    return f', about {self.speed:,.0f} tokens/s' if self.speed else ''
 
   def plan(self, run: configs.Run, config: models.ModelConfig, target: Target, sizes: Sizes) -> Plan:
     """The run, done so."""
@@ -54,7 +59,7 @@ def candidates(run: configs.Run, config: models.ModelConfig, target: Target, siz
       except InputError:  # An axis that does not divide.
         continue
       found += _variants(run, config, target, sizes, made, mesh, base)
-  return sorted(found, key=lambda candidate: -candidate.speed)
+  return sorted(found, key=lambda candidate: (-candidate.speed, -candidate.rows))
 
 
 def search(run: configs.Run,
@@ -100,7 +105,7 @@ def _variants(run, config, target, sizes, made: Plan, mesh: str, base: str) -> I
       needed = max(train.args.total + kept + gathered, *(program.args.total for program in made.programs[1:]))
       if needed > SPARE * target.memory:
         continue
-      rows, speed = per_shard * shards, float(per_shard * shards)
+      rows, speed = per_shard * shards, 0.0
       if target.chip:
         work = roofline.train_step(config,
                                    made.delta,
