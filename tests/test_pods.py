@@ -185,7 +185,7 @@ def test_codes_in_scripts_are_the_programs():
   assert RESTART < codes and not HOPELESS & codes
   hopeless, = re.findall(r'^for code in ([\d ]+); do', (PODS / 'slurm.sbatch').read_text(), re.M)
   assert {int(code) for code in hopeless.split()} == HOPELESS
-  again, = re.findall(r'"\$status" -eq (\d+) \]', (PODS / 'slurm.sbatch').read_text())
+  again, = re.findall(r'^if \[ "\$status" -eq (\d+) \]', (PODS / 'slurm.sbatch').read_text(), re.M)
   assert {int(again)} == RESTART
   readme = (PODS / 'README.md').read_text()
   assert all(str(code) in readme for code in CODES.values())

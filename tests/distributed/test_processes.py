@@ -45,7 +45,9 @@ def test_two_processes_of_two_devices_compute_what_one_does(experiment, tmp_path
   assert (one.wait(200), two.wait(200)) == ([0], [0, 0]), one.said() + two.said()
   assert_alike(tmp_path / 'one', tmp_path / 'two')
   assert 'data:4' in two.output(0) and 'fine-tune positive' in two.output(0)
-  said = [line for line in two.output(1).splitlines() if 'Gloo' not in line and line.strip()]
+  # Gloo's threads break each other's one sentence in two.
+  gloo = ('Gloo', 'peer ranks. Expected number of connected peer ranks')
+  said = [line for line in two.output(1).splitlines() if line.strip() and not any(part in line for part in gloo)]
   assert not said, 'the other processes have nothing to say'
 
 
