@@ -1,6 +1,9 @@
 """Names of hardware, as jax and as its sellers spell them."""
+import importlib.util
+
 import pytest
 
+from weightsteer_jax import sharding
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.preflight import topology
 
@@ -25,3 +28,11 @@ def test_hardware_that_is_not_sold_is_refused(name, message):
 def test_the_local_devices():
   local = topology.target('local')
   assert local.name == 'local' and local.chip is None and local.memory > 2**30 and len(local.devices) >= 1
+
+
+@pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason="needs libtpu: pip install 'weightsteer_jax[tpu]'")
+@pytest.mark.parametrize('name, shape', [('v5e:4x4', '1x2x8'), ('v6e:4x4', '1x2x8'), ('v5p:2x2x4', '2x8x1')])
+def test_a_mesh_may_cut_across_the_axes_of_a_pod(name, shape):
+  devices = topology.target(name).devices
+  mesh = sharding.make_mesh(sharding.parse(shape), devices)
+  assert sorted(device.id for device in mesh.devices.flat) == sorted(device.id for device in devices)
