@@ -28,7 +28,7 @@ def test_a_whole_grid_compiles_once_per_shape(model, tokenizer, delta, random_to
 def test_arms_that_do_not_exist_or_cannot_be_are_named(engine_of, delta):
   with pytest.raises(InputError, match="no arm 'weight' \\(did you mean 'weights'"):
     list(engine_of().score([ScoreRequest(0, (1,), (2,), 'weight', 1.0)]))
-  with pytest.raises(InputError, match="arm 'base', in which nothing depends on alpha"):
+  with pytest.raises(InputError, match="arm 'base', in which nothing depends on alpha there"):
     list(engine_of().score([ScoreRequest(0, (1,), (2,), 'base', 1.0)]))
   with pytest.raises(InputError, match='expected a finite number'):
     list(engine_of().score([ScoreRequest(0, (1,), (2,), 'weights', float('nan'))]))

@@ -8,9 +8,11 @@ import numpy as np
 from weightsteer_jax import models, sharding, tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.evaluation import generation, programs, scoring
-from weightsteer_jax.evaluation.arms import Part, make_arms
+from weightsteer_jax.evaluation.arms import AnswerOnly, Arm, Part, bare, make_arms
 from weightsteer_jax.evaluation.requests import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from weightsteer_jax.sharding import Layout
+
+PyTree = Any
 
 # Another shape is worth its compilation when it saves more computation than that. A compilation takes some seconds, in
 # which a device
@@ -25,31 +27,32 @@ class Engine:
   Args:
     model: from `models.load`, or anything with a `config` and `params`.
     tokenizer: kept for those who make requests; the engine itself deals in token ids.
-    arms: {name: parts}; a part is (delta, coefficient), the coefficient None for the strength of the row. 'base' is
-      always there.
+    arms: {name: arm, or its parts}; see arms.py. 'base' is always there.
     batch_size: rows scored or generated together.
     stop_ids: tokens that end a generation.
     layout: how the model's parameters lie, and all else is to; one device by default.
   Raises:
     InputError: a delta that does not fit the model, or an axis that the mesh does not divide.
   """
-  def __init__(self, model: models.Model, tokenizer: Any, arms: Mapping[str, Sequence[Part]], *, batch_size: int = 64,
+  def __init__(self, model: models.Model, tokenizer: Any, arms: Mapping[str, Arm | Sequence[Part]], *, batch_size: int = 64,
                stop_ids: Sequence[int] = (), layout: Layout | None = None):
     if batch_size < 1:
       raise InputError(f'the batch size is {batch_size}, expected 1 or more')
     self.config, self.params, self.tokenizer = model.config, model.params, tokenizer
     self.arms = make_arms(arms)
     for delta in self.arms.deltas:
-      models.check_delta(model.config, delta)
+      models.check_delta(model.config, bare(delta))
     self.layout = layout or sharding.single()
-    self._deltas = tuple(
-        jax.tree.map(sharding.put, delta, models.delta_shardings(model.config, delta, self.layout))
-        for delta in self.arms.deltas)
+    self._deltas = tuple(map(self._placed, self.arms.deltas))
     self.batch_size = batch_size
     self.stop_ids = tuple(stop_ids)
     self._traces_before = collections.Counter(programs.traces)
     work = COMPILE_WORK.get(jax.default_backend(), COMPILE_WORK['other'])
     self._compile_tokens = int(work / tree.count(model.params))
+
+  def _placed(self, delta: PyTree) -> PyTree:
+    where = models.delta_shardings(self.config, bare(delta), self.layout)
+    return jax.tree.map(sharding.put, delta, AnswerOnly(where) if isinstance(delta, AnswerOnly) else where)
 
   @property
   def compiled(self) -> dict[str, int]:
@@ -75,11 +78,12 @@ class Engine:
     planned = scoring.batches(asked, batch_size=self.batch_size, max_positions=limit,
                               compile_tokens=self._compile_tokens, groups=self.layout.rows)
     waiting = None
-    for batch, keys in planned:
+    for active, batch, keys in planned:
       if wanted is not None and not any(key in wanted for served, _ in keys for key in served):
         continue
       with self.layout.context():
-        scores = scoring.score_batch(self.config, self.params, self._deltas, self.layout.put_batch(batch))
+        deltas = tuple(self._deltas[i] for i in active)
+        scores = scoring.score_batch(self.config, self.params, deltas, self.layout.put_batch(batch))
       running = scores, keys
       if waiting is not None:
         yield from _score_results(*waiting)
@@ -96,8 +100,10 @@ class Engine:
     limit = self.config.max_positions
     asked = generation.jobs(list(requests), self.arms, limit)
     # A shape of generation is two programs: prefill and decode.
-    for mode, shape, members in generation.groups(asked, max_positions=limit, compile_tokens=2 * self._compile_tokens):
-      yield from generation.run_group(self.config, self.params, self._deltas, mode, shape, members,
+    planned = generation.groups(asked, max_positions=limit, compile_tokens=2 * self._compile_tokens)
+    for mode, shape, active, members in planned:
+      deltas = tuple(self._deltas[i] for i in active)
+      yield from generation.run_group(self.config, self.params, deltas, mode, shape, members,
                                       slots=self.batch_size, stops=self.stop_ids, layout=self.layout)
 
 

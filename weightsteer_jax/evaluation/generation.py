@@ -18,7 +18,7 @@ import numpy as np
 from weightsteer_jax import models, sharding
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.evaluation import sampling, shapes
-from weightsteer_jax.evaluation.arms import Arms
+from weightsteer_jax.evaluation.arms import Arms, together
 from weightsteer_jax.evaluation.programs import edits_of, program
 from weightsteer_jax.evaluation.requests import GenerateRequest, GenerateResult
 from weightsteer_jax.sharding import Layout
@@ -109,7 +109,7 @@ def admit(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], 
   """The state with the entry's prompts prefilled into its slots."""
   prompts, length = entry.prompts_PT.shape
   cache = models.init_cache(config, prompts, length, state.cache['k'].dtype)
-  edits = edits_of(deltas, entry.rows.coefficients_BC)
+  edits = edits_of(deltas, entry.rows.coefficients_BC, prompt=True)
   reach = state.cache['k'].shape[2]
   _, cache = models.hidden(config, params, entry.prompts_PT, edits=edits, cache=cache, reach=reach)
   rows = dataclasses.replace(entry.rows, keys_B2=sampling.row_keys(*entry.draws_P3.T))
@@ -202,8 +202,11 @@ def jobs(requests: Sequence[GenerateRequest], arms: Arms, max_positions: int) ->
 
 
 def groups(asked: Sequence[Job], *, max_positions: int,
-           compile_tokens: int) -> Iterator[tuple[str, shapes.Shape, list[Job]]]:
-  """(sampling mode, (prompt length, cache length), jobs) of what runs through the same programs."""
+           compile_tokens: int) -> Iterator[tuple[str, shapes.Shape, tuple[int, ...], list[Job]]]:
+  """(sampling mode, (prompt length, cache length), indices of the deltas, jobs) of what runs through the same programs.
+
+  A job's coefficients are those of these deltas.
+  """
   by_mode = collections.defaultdict(list)
   for job in asked:
     by_mode[job.request.sampling.mode].append(job)
@@ -211,11 +214,14 @@ def groups(asked: Sequence[Job], *, max_positions: int,
     planned = shapes.plan_shapes([job.size for job in members], multiples=(PROMPT_MULTIPLE, TOTAL_MULTIPLE),
                                  most=(max_positions, max_positions), max_shapes=MAX_SHAPES,
                                  compile_tokens=compile_tokens)
-    by_shape = collections.defaultdict(list)
+    active = together(job.coefficients for job in members)
+    alike = collections.defaultdict(list)
     for job in members:
-      by_shape[shapes.fitting(job.size, planned)].append(job)
-    for shape, chosen in sorted(by_shape.items()):
-      yield mode, shape, chosen
+      deltas = active[job.coefficients]
+      job = dataclasses.replace(job, coefficients=tuple(job.coefficients[i] for i in deltas))
+      alike[shapes.fitting(job.size, planned), deltas].append(job)
+    for (shape, deltas), chosen in sorted(alike.items()):
+      yield mode, shape, deltas, chosen
 
 
 def run_group(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], mode: str, shape: shapes.Shape,

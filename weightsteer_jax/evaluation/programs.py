@@ -6,6 +6,7 @@ from typing import Any, Callable, Sequence
 import jax
 
 from weightsteer_jax import models
+from weightsteer_jax.evaluation.arms import AnswerOnly, bare
 
 PyTree = Any
 
@@ -28,6 +29,7 @@ def program(function: Callable | None = None, **jit_options: Any) -> Callable:
   return jax.jit(traced, **jit_options)
 
 
-def edits_of(deltas: Sequence[PyTree], coefficients_BC: jax.Array) -> tuple[models.Edit, ...]:
-  """One edit per delta, at its column of coefficients."""
-  return tuple(models.Edit(delta, coefficients_BC[:, i]) for i, delta in enumerate(deltas))
+def edits_of(deltas: Sequence[PyTree], coefficients_BC: jax.Array, *, prompt: bool = False) -> tuple[models.Edit, ...]:
+  """One edit per delta, at its column of coefficients; in a prompt (without its last token), none that is AnswerOnly."""
+  return tuple(models.Edit(bare(delta), coefficients_BC[:, i]) for i, delta in enumerate(deltas)
+               if not (prompt and isinstance(delta, AnswerOnly)))

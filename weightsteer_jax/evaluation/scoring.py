@@ -18,13 +18,15 @@ import numpy as np
 from weightsteer_jax import models, sharding
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.evaluation import shapes
-from weightsteer_jax.evaluation.arms import Arms
+from weightsteer_jax.evaluation.arms import Arms, together
 from weightsteer_jax.evaluation.programs import edits_of, program
 from weightsteer_jax.evaluation.requests import ScoreRequest, Tokens
 
 PyTree = Any
 # Of each completion of a batch: the keys of the requests it serves, and its length in tokens.
 Keys = list[tuple[tuple[Any, ...], int]]
+# Indices of the deltas that a batch is computed with.
+Active = tuple[int, ...]
 
 PROMPT_MULTIPLE, COMPLETION_MULTIPLE = 16, 8
 MAX_SHAPES = 3
@@ -76,7 +78,8 @@ def score_batch(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyT
   dtype = params['embed']['embedding'].dtype
   # A shape may be longer than any of its rows; what padding writes beyond the model's positions is dropped.
   cache = models.init_cache(config, prompts, min(prompt_length + completion_length, config.max_positions), dtype)
-  _, cache = models.hidden(config, params, batch.prompts_PT, edits=edits_of(deltas, batch.coefficients_PC), cache=cache)
+  _, cache = models.hidden(config, params, batch.prompts_PT, cache=cache,
+                           edits=edits_of(deltas, batch.coefficients_PC, prompt=True))
   shards = sharding.row_shards(math.gcd(prompts, batch.owners_R.shape[0]))
   # Each array by itself: the cache has its prompts along the second axis.
   take = lambda axis: sharding.by_shard(functools.partial(jnp.take, axis=axis), shards, (axis, 0), axis)
@@ -128,8 +131,9 @@ def questions(requests: Sequence[ScoreRequest], arms: Arms, max_positions: int) 
 
 
 def batches(asked: Sequence[Question], *, batch_size: int, max_positions: int, compile_tokens: int,
-            groups: int = 1) -> Iterator[tuple[ScoreBatch, Keys]]:
-  """Batches of few shapes, the shortest first, each with the keys of its completions [R]; those of padding are empty.
+            groups: int = 1) -> Iterator[tuple[Active, ScoreBatch, Keys]]:
+  """Batches of few shapes, the shortest first, each with the deltas it needs, whose coefficients it holds, and the keys
+  of its completions [R]; those of padding are empty.
 
   Args:
     batch_size: completions to a batch, rounded up to a multiple of `groups`.
@@ -138,11 +142,14 @@ def batches(asked: Sequence[Question], *, batch_size: int, max_positions: int, c
   limits = (max_positions, max_positions)
   planned = shapes.plan_shapes([question.size for question in asked], multiples=(PROMPT_MULTIPLE, COMPLETION_MULTIPLE),
                                most=limits, max_shapes=MAX_SHAPES, compile_tokens=compile_tokens)
-  by_shape = collections.defaultdict(list)
+  active = together(question.coefficients for question in asked)
+  alike = collections.defaultdict(list)
   for question in asked:
-    by_shape[shapes.fitting(question.size, planned)].append(question)
-  for shape, members in by_shape.items():
-    yield from _batches_of(shape, members, batch_size, groups)
+    alike[shapes.fitting(question.size, planned), active[question.coefficients]].append(question)
+  for (shape, deltas), members in alike.items():
+    members = [dataclasses.replace(question, coefficients=tuple(question.coefficients[i] for i in deltas))
+               for question in members]
+    yield from ((deltas, *batch) for batch in _batches_of(shape, members, batch_size, groups))
 
 
 def _batches_of(shape: shapes.Shape, asked: list[Question], batch_size: int,

@@ -10,13 +10,14 @@ import tqdm
 from weightsteer_jax import distributed, files, lifeline, models, tree
 from weightsteer_jax.errors import CorruptError, InputError, Preempted
 from weightsteer_jax.evaluation import tasks as kinds
+from weightsteer_jax.evaluation.arms import AnswerOnly, Arms, bare
 from weightsteer_jax.evaluation.engine import Engine
 from weightsteer_jax.evaluation.requests import GenerateRequest, ScoreRequest
 from weightsteer_jax.evaluation.rows import RowKey, Rows
 from weightsteer_jax.finetune import preemption
 
-# Work of a row: its task, its item as tokens.
-Prepared = dict[tuple[str, str], Any]
+# What a row asks: its task, its item as tokens, by (task, example, system prompt that the arm adds).
+Prepared = dict[tuple[str, str, str], Any]
 
 
 def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Sequence[float]],
@@ -24,7 +25,8 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
   """All rows of the sweep, in the order of the plan; those not yet on disk are computed, each written as it finishes.
 
   A row is {arm, alpha, task, example, sample, value, status, messages} and, by the task's kind, {completion, tokens} or
-  {choices, target, tokens, logprobs}. Alphas, tasks and arms may be added to a sweep later; what its rows were made
+  {choices, target, tokens, logprobs}. Under an arm's system prompts, sample s of an item takes prompt s, and starts over
+  behind the last; `messages` hold it. Alphas, tasks and arms may be added to a sweep later; what its rows were made
   from may not change. Rows are kept in `<workdir>/sweep/rows.jsonl`, what they were made from in `plan.json` beside it.
 
   Args:
@@ -41,9 +43,8 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
   if len(by_name) < len(tasks):
     raise InputError(f'two tasks have the same name: {", ".join(task.name for task in tasks)}')
   folder = pathlib.Path(workdir) / 'sweep'
-  prepared = {(task.name, item['id']): task.kind.prepare(engine.tokenizer, item) for task in tasks
-              for item in task.items}
-  plan = list(_plan(tasks, alphas))
+  prepared = _prepare(engine, tasks, alphas)
+  plan = list(_plan(engine.arms, tasks, alphas))
   with Rows(folder / 'rows.jsonl') as rows:
     _check_inputs(folder / 'plan.json', inputs_of(engine, tasks, prepared, list(alphas), seed), fresh=not rows.done)
     missing = [key for key in plan if key not in rows.done]
@@ -74,11 +75,14 @@ def inputs_of(engine: Engine, tasks: Sequence[kinds.Task], prepared: Prepared, a
     if arm not in engine.arms.parts:
       raise InputError(
           f"no arm '{arm}'{tree.did_you_mean(arm, engine.arms.parts)}; there are: {', '.join(engine.arms.parts)}")
-    inputs[f"direction of arm '{arm}'"] = [[digests[index], fixed] for index, fixed in engine.arms.parts[arm]]
+    inputs[f"direction of arm '{arm}'"] = [[digests[index], _listed(coefficient)]
+                                           for index, coefficient in engine.arms.parts[arm]]
+    if arm in engine.arms.prompts:
+      inputs[f"prompts of arm '{arm}'"] = _listed({a: list(texts) for a, texts in engine.arms.prompts[arm].items()})
   for task in tasks:
     options = task.options
     inputs[f"items of task '{task.name}'"] = _hash([dict(item) for item in task.items])
-    inputs[f"tokens of task '{task.name}'"] = _hash([_tokens(prepared[task.name, item['id']]) for item in task.items])
+    inputs[f"tokens of task '{task.name}'"] = _hash([_tokens(prepared[task.name, item['id'], '']) for item in task.items])
     inputs[f"kind of task '{task.name}'"] = options.kind
     if options.kind == 'generate':
       inputs[f"sampling of task '{task.name}'"] = [
@@ -89,25 +93,54 @@ def inputs_of(engine: Engine, tasks: Sequence[kinds.Task], prepared: Prepared, a
 
 def delta_digest(delta: Any) -> str:
   """16 hex digits that name a delta, the scales of its low-rank leaves included."""
-  leaves = tree.flatten(delta, models.is_delta_leaf).items()
+  leaves = tree.flatten(bare(delta), models.is_delta_leaf).items()
   scales = {path: leaf.scale for path, leaf in leaves if isinstance(leaf, models.LowRank)}
-  return _hash([tree.digest(delta), sorted(scales.items())])
+  where = ['answers'] if isinstance(delta, AnswerOnly) else []
+  return _hash([tree.digest(bare(delta)), sorted(scales.items()), *where])
 
 
-def _plan(tasks: Sequence[kinds.Task], alphas: Mapping[str, Sequence[float]]) -> Iterator[RowKey]:
+def _listed(value: Any) -> Any:
+  """A table by strength as a list, which JSON has."""
+  return sorted(map(list, value.items())) if isinstance(value, Mapping) else value
+
+
+def _plan(arms: Arms, tasks: Sequence[kinds.Task], alphas: Mapping[str, Sequence[float]]) -> Iterator[RowKey]:
   for arm, strengths in alphas.items():
     for task in tasks:
       for alpha in (float(strength) + 0.0 for strength in strengths):  # Adding zero makes -0.0 the 0.0 it is.
+        samples = task.samples * max(1, len(arms.prompts_of(arm, alpha)))
         for item in task.items:
-          yield from (RowKey(arm, alpha, task.name, item['id'], sample) for sample in range(task.samples))
+          yield from (RowKey(arm, alpha, task.name, item['id'], sample) for sample in range(samples))
+
+
+def _prepare(engine: Engine, tasks: Sequence[kinds.Task], alphas: Mapping[str, Sequence[float]]) -> Prepared:
+  """Every item as tokens, by itself and under each system prompt that a row will have."""
+  texts = dict.fromkeys(text for arm, strengths in alphas.items() for alpha in strengths
+                        for text in engine.arms.prompts_of(arm, float(alpha)))
+  return {(task.name, item['id'], text): task.kind.prepare(engine.tokenizer, _under(text, item))
+          for task in tasks for item in task.items for text in ('', *texts)}
+
+
+def _under(text: str, item: Mapping[str, Any]) -> Mapping[str, Any]:
+  """The item with a system prompt before whatever system prompt it has."""
+  if not text:
+    return item
+  first, *rest = item['messages']
+  if first['role'] == 'system':
+    return {**item, 'messages': [{**first, 'content': f"{text}\n\n{first['content']}"}, *rest]}
+  return {**item, 'messages': [{'role': 'system', 'content': text}, first, *rest]}
 
 
 def _compute(engine: Engine, tasks: Mapping[str, kinds.Task], prepared: Prepared, plan: Sequence[RowKey],
              missing: Sequence[RowKey], seed: int) -> Iterator[dict[str, Any]]:
   """The missing rows of the plan, as they finish."""
+  def item_of(key):
+    texts = engine.arms.prompts_of(key.arm, key.alpha)
+    return prepared[key.task, key.example, texts[key.sample % len(texts)] if texts else '']
+
   def requests_of(key):
     task = tasks[key.task]
-    return task.kind.requests(prepared[key.task, key.example], key, key.arm, key.alpha, key.sample, task.options, seed)
+    return task.kind.requests(item_of(key), key, key.arm, key.alpha, key.sample, task.options, seed)
 
   asked = {key: requests_of(key) for key in plan}
   open_rows: dict[RowKey, list[Any]] = {key: [None] * len(asked[key]) for key in missing}
@@ -117,7 +150,7 @@ def _compute(engine: Engine, tasks: Mapping[str, kinds.Task], prepared: Prepared
       continue  # It shares a batch with one that is missing.
     open_rows[key][part] = result
     if None not in open_rows[key]:
-      item = prepared[key.task, key.example]
+      item = item_of(key)
       fields = tasks[key.task].kind.fields(item, open_rows.pop(key), engine.tokenizer)
       yield {**key._asdict(), 'messages': list(item.item['messages']), **fields}
 
