@@ -128,8 +128,17 @@ class Decoder(nnx.Module):
     sizes = config.sizes()
     self.lm_head = None if config.tied else Projection('BTD,DV->BTV', sizes, bias=False, dtype=dtype, rngs=rngs)
 
-  def hidden(self, tokens_BT, *, positions_BT, slots_BT, mask_BTS, edits, cache, remat, reach):
-    """Final-normed hidden states [B, T, D] and the updated cache; a query's own key is at its slot along S."""
+  def hidden(self, tokens_BT, *, positions_BT, slots_BT, mask_BTS, edits, cache, remat, reach, weights_BT=None):
+    """Final-normed hidden states [B, T, D] and the updated cache; a query's own key is at its slot along S.
+
+    With weights, also the weighted sum over all tokens of the residual stream, float32: after the embedding [D], and
+    after each block [L, D].
+    """
+    def tap(x_BTD):
+      if weights_BT is None:
+        return None
+      return jnp.einsum('BT,BTD->D', weights_BT, x_BTD.astype(jnp.float32), precision='highest')
+
     keys = mask_BTS.shape[-1]
     x_BTD = self.embed(tokens_BT, deltas.at(edits, 'embed'))
     kinds, codes = layer_codes(self.config, keys)
@@ -143,20 +152,22 @@ class Decoder(nnx.Module):
       edits = tuple(
           deltas.fold(dataclasses.replace(edit, delta=delta), index) for edit, delta in zip(layer_edits, layer_deltas))
       block = nnx.merge(definition, params)
-      return block(x_BTD,
-                   rope=jax.tree.map(lambda table: table[code.get('rope', 0)], tables),
-                   mask_BTS=near(mask_BTS, slots_BT, code['window']) if 'window' in code else mask_BTS,
-                   edits=edits,
-                   cache=cache,
-                   layer=index,
-                   positions_BT=positions_BT), None
+      x_BTD, cache = block(x_BTD,
+                           rope=jax.tree.map(lambda table: table[code.get('rope', 0)], tables),
+                           mask_BTS=near(mask_BTS, slots_BT, code['window']) if 'window' in code else mask_BTS,
+                           edits=edits,
+                           cache=cache,
+                           layer=index,
+                           positions_BT=positions_BT)
+      return (x_BTD, cache), tap(x_BTD)
 
     if remat:
       layer = jax.checkpoint(layer, prevent_cse=False)  # The scan keeps the two computations apart already.
     indices_L = jnp.arange(self.config.num_layers)
     deltas_L = [edit.delta for edit in layer_edits]
-    (x_BTD, cache), _ = jax.lax.scan(layer, (x_BTD, cache), (indices_L, params, deltas_L, codes))
-    return self.final_norm(x_BTD, deltas.at(edits, 'final_norm')), cache
+    embedded = tap(x_BTD)
+    (x_BTD, cache), blocks = jax.lax.scan(layer, (x_BTD, cache), (indices_L, params, deltas_L, codes))
+    return self.final_norm(x_BTD, deltas.at(edits, 'final_norm')), cache, (embedded, blocks)
 
   def logits(self, x_BTD, *, edits):
     """Float32 logits [B, T, V] of final-normed hidden states."""

@@ -67,33 +67,21 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
     InputError: a sequence longer than the model's or the cache's positions, segments together with a cache, or an edit
       that does not fit the model or the batch.
   """
-  batch, length = tokens_BT.shape
-  _check_edits(config, edits, batch, length)
-  keys = cache['k'].shape[2] if cache is not None else length
-  if keys > config.max_positions:
-    raise InputError(
-        f'a sequence of {keys} tokens was asked of a model with {config.max_positions} positions; shorten it')
-  if cache is not None and (length > keys or segment_ids_BT is not None):
-    raise InputError(f'a cache of {keys} positions takes that many tokens, of one segment a row; got {length}'
-                     + (' in segments' if segment_ids_BT is not None else ''))
-  if positions_BT is None:
-    positions_BT = jnp.broadcast_to(jnp.arange(length), (batch, length))
-  if cache is not None:
-    slots_BT = positions_BT
-    mask_BTS = jnp.arange(keys)[None, None, :] <= positions_BT[:, :, None]
-  else:
-    slots_BT = jnp.arange(length)[None]
-    mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
-    if segment_ids_BT is not None:
-      mask_BTS = mask_BTS & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])
-  return _decoder(config, params).hidden(tokens_BT,
-                                         positions_BT=positions_BT,
-                                         slots_BT=slots_BT,
-                                         mask_BTS=mask_BTS,
-                                         edits=tuple(edits),
-                                         cache=cache,
-                                         remat=remat,
-                                         reach=reach or keys)
+  x_BTD, cache, _ = _run(config, params, tokens_BT, positions_BT, segment_ids_BT, edits, cache, remat, reach)
+  return x_BTD, cache
+
+
+def residual_sums(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, weights_BT: jax.Array, *,
+                  positions_BT: jax.Array | None = None, segment_ids_BT: jax.Array | None = None,
+                  edits: deltas.Edits = ()) -> jax.Array:
+  """The residual stream, each token's times its weight, summed over all tokens: float32 [L + 1, D].
+
+  Entry 0 is behind the embedding, entry l behind block l - 1; the last is before the final norm. The other arguments
+  and errors are as in `hidden`.
+  """
+  *_, (embedded_D, blocks_LD) = _run(config, params, tokens_BT, positions_BT, segment_ids_BT, edits, None, False, None,
+                                     weights_BT=weights_BT)
+  return jnp.concatenate([embedded_D[None], blocks_LD])
 
 
 def logits(config: ModelConfig, params: PyTree, x_BTD: jax.Array, *, edits: deltas.Edits = ()) -> jax.Array:
@@ -147,6 +135,37 @@ def _check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: i
       raise InputError(
           f'the alpha of an edit has shape {shape}; for {batch} rows of {length} tokens it is one number, [{batch}] or '
           f'[{batch}, {length}]')
+
+
+def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, edits, cache, remat, reach, weights_BT=None):
+  batch, length = tokens_BT.shape
+  _check_edits(config, edits, batch, length)
+  keys = cache['k'].shape[2] if cache is not None else length
+  if keys > config.max_positions:
+    raise InputError(
+        f'a sequence of {keys} tokens was asked of a model with {config.max_positions} positions; shorten it')
+  if cache is not None and (length > keys or segment_ids_BT is not None):
+    raise InputError(f'a cache of {keys} positions takes that many tokens, of one segment a row; got {length}'
+                     + (' in segments' if segment_ids_BT is not None else ''))
+  if positions_BT is None:
+    positions_BT = jnp.broadcast_to(jnp.arange(length), (batch, length))
+  if cache is not None:
+    slots_BT = positions_BT
+    mask_BTS = jnp.arange(keys)[None, None, :] <= positions_BT[:, :, None]
+  else:
+    slots_BT = jnp.arange(length)[None]
+    mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
+    if segment_ids_BT is not None:
+      mask_BTS = mask_BTS & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])
+  return _decoder(config, params).hidden(tokens_BT,
+                                         positions_BT=positions_BT,
+                                         slots_BT=slots_BT,
+                                         mask_BTS=mask_BTS,
+                                         edits=tuple(edits),
+                                         cache=cache,
+                                         remat=remat,
+                                         reach=reach or keys,
+                                         weights_BT=weights_BT)
 
 
 def _decoder(config: ModelConfig, params: PyTree) -> Decoder:
