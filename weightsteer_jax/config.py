@@ -16,6 +16,9 @@ from weightsteer_jax import sharding, tree
 from weightsteer_jax.errors import InputError
 
 
+ARM_KINDS = ('direction', 'positive', 'negative', 'activation', 'finetune', 'joint', 'prompts')  # See methods.py.
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelChoice:
   """The model to steer."""
@@ -66,6 +69,7 @@ class FineTune:
   eval_every: int = 20  # steps between validations and checkpoints
   patience: int = 2  # stop after this many validations without a better loss (0: never)
   remat: bool = False  # recompute activations in the backward pass: less memory, more time
+  keep_steps: bool = False  # keep the adapter of every validation, not only of the best (steps/<learning rate>/<step>)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +86,31 @@ class Task:
   top_p: float = 1.0  # 'generate' only
   top_k: int = 0  # 'generate' only; 0 is all tokens
   samples: int = 1  # 'generate' only; answers per item
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskModel:
+  """Fine-tuning on a task first: all arms then change the model that comes out, and alpha 0 is that model."""
+  data: str = ''  # chat data of the task: a jsonl file, a hub dataset or 'organism:<name>'; '' is no task: arms change the model itself
+  split: str = ''  # split of a hub dataset; '' is its only one, or train
+  revision: str = ''  # revision of a hub dataset
+  n: int = 0  # examples to take (0: all)
+  finetune: str = ''  # which of `finetunes`; '' is `finetune`
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """One method of a comparison, at signed strengths alpha: 0 is the base that all arms share, above it is more of the behaviour."""
+  kind: str = 'direction'  # direction, positive, negative, activation, finetune, joint or prompts; see methods.py
+  alphas: tuple[float, ...] = ()  # strengths; () is sweep.alphas, and of 'finetune', 'joint' and 'prompts' what there is
+  finetune: str = ''  # which of `finetunes` its fine-tunes take; '' is `finetune`
+  layer: str = 'select'  # 'activation': a number from 1, 'all' (increments), or 'select' (the best on `validation`)
+  layers: tuple[int, ...] = ()  # 'activation': layers to select from; () is all
+  select_alphas: tuple[float, ...] = (-1.0, 1.0)  # 'activation': strengths that the selection compares
+  positions: str = 'answer'  # 'activation': 'answer' (the prompt's last token and all generated), or 'all'
+  upsample: float = 1.0  # 'joint': times that the contrast's side counts among the task's examples
+  positive_prompts: tuple[str, ...] = ()  # 'prompts': system prompts of alpha 1
+  negative_prompts: tuple[str, ...] = ()  # 'prompts': system prompts of alpha -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,19 +140,42 @@ class Run:
   model: ModelChoice = ModelChoice()
   data: Data = Data()
   finetune: FineTune = FineTune()
+  finetunes: Mapping[str, FineTune] = dataclasses.field(default_factory=dict)  # other ways to fine-tune, for task and arms
+  task_model: TaskModel = TaskModel()
+  arms: Mapping[str, Arm] = dataclasses.field(default_factory=dict)  # none is the direction alone, as 'weights'
   tasks: Mapping[str, Task] = dataclasses.field(default_factory=dict)
+  validation: Mapping[str, Task] = dataclasses.field(default_factory=dict)  # tasks by which choices are made; not reported
   sweep: Sweep = Sweep()
   mesh: Mesh = Mesh()
 
 
 def base_config() -> ml_collections.ConfigDict:
-  """The defaults as a ConfigDict; tasks are added under `tasks.<name>` with `task(...)`."""
+  """The defaults as a ConfigDict; tasks are added under `tasks.<name>` with `task(...)`, arms and fine-tunes likewise."""
   return ml_collections.ConfigDict(_to_plain(Run()))
 
 
 def task(**fields: Any) -> ml_collections.ConfigDict:
   """A task's section of a config: the given fields over the defaults of Task."""
-  defaults = {field.name: field.default for field in dataclasses.fields(Task) if field.default is not dataclasses.MISSING}
+  return _section(Task, fields)
+
+
+def arm(**fields: Any) -> ml_collections.ConfigDict:
+  """An arm's section of a config: the given fields over the defaults of Arm."""
+  return _section(Arm, fields)
+
+
+def finetune(**fields: Any) -> ml_collections.ConfigDict:
+  """A section of `finetunes`: the given fields over the defaults of FineTune."""
+  return _section(FineTune, fields)
+
+
+def finetune_of(run: Run, name: str) -> FineTune:
+  """The fine-tuning options of that name; '' is the run's own."""
+  return run.finetunes[name] if name else run.finetune
+
+
+def _section(cls: type, fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  defaults = {field.name: field.default for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING}
   return ml_collections.ConfigDict({**defaults, **fields})
 
 
@@ -175,7 +227,8 @@ def _cast(hint: Any, value: Any, where: str) -> Any:
   if typing.get_origin(hint) not in (None, types.UnionType):
     if not isinstance(value, Mapping):
       raise InputError(f"the config key '{where}' is {value!r}, expected named sections")
-    return types.MappingProxyType({name: _build(Task, item, f'{where}.{name}.') for name, item in value.items()})
+    section = typing.get_args(hint)[1]
+    return types.MappingProxyType({name: _build(section, item, f'{where}.{name}.') for name, item in value.items()})
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     value = float(value)
   if hint is float and isinstance(value, float) and not math.isfinite(value):
@@ -186,16 +239,27 @@ def _cast(hint: Any, value: Any, where: str) -> Any:
 
 
 def _validate(run: Run) -> None:
-  _require(re.fullmatch(r'(?!\.)[A-Za-z0-9._-]{1,80}', run.name), 'name', run.name, '1 to 80 letters, digits, dots, dashes or underscores')
+  _name('name', run.name)
   for name in run.tasks:
-    _require(re.fullmatch(r'(?!\.)[A-Za-z0-9._-]{1,80}', name), 'tasks', name, 'names of letters, digits, dots, dashes or underscores')
+    _name('tasks', name)
+  both = sorted({*run.tasks} & {*run.validation})
+  _require(not both, 'validation', both, 'other names than those of tasks')
   _one_of('model.dtype', run.model.dtype, ('float32', 'bfloat16'))
   _one_of('mesh.base', run.mesh.base, ('auto', 'replicate', 'shard'))
   _one_of('mesh.indivisible', run.mesh.indivisible, sharding.INDIVISIBLE)
   if run.mesh.shape != 'auto':
     sharding.parse(run.mesh.shape)
   _validate_data(run.data)
-  _validate_finetune(run.finetune)
+  _validate_finetune('finetune', run.finetune)
+  for name, options in run.finetunes.items():
+    _name('finetunes', name)
+    _validate_finetune(f'finetunes.{name}', options)
+  _one_of('task_model.finetune', run.task_model.finetune, ('', *run.finetunes))
+  _require(run.task_model.n >= 0, 'task_model.n', run.task_model.n, '0 (all) or more')
+  for name, arm in run.arms.items():
+    _name('arms', name)
+    _require(name != 'base', 'arms', name, 'another name: base is the model itself')
+    _validate_arm(f'arms.{name}', arm, run)
   _require(run.sweep.alphas, 'sweep.alphas', run.sweep.alphas, 'at least one strength')
   _require(len(set(run.sweep.alphas)) == len(run.sweep.alphas), 'sweep.alphas', run.sweep.alphas, 'each strength once')
   _require(run.sweep.batch_size >= 1, 'sweep.batch_size', run.sweep.batch_size, '1 or more')
@@ -204,6 +268,9 @@ def _validate(run: Run) -> None:
   _require(run.sweep.tolerance >= 0, 'sweep.tolerance', run.sweep.tolerance, '0 or more')
   for name, item in run.tasks.items():
     _validate_task(f'tasks.{name}', item)
+  for name, item in run.validation.items():
+    _name('validation', name)
+    _validate_task(f'validation.{name}', item)
 
 
 def _validate_data(data: Data) -> None:
@@ -222,22 +289,39 @@ def _validate_data(data: Data) -> None:
     _regex(f'data.{key}', getattr(data, key))
 
 
-def _validate_finetune(options: FineTune) -> None:
-  _one_of('finetune.kind', options.kind, ('lora_embeddings', 'lora', 'bias', 'full'))
-  _require(options.learning_rates and all(rate > 0 for rate in options.learning_rates), 'finetune.learning_rates', options.learning_rates,
+def _validate_finetune(where: str, options: FineTune) -> None:
+  _one_of(f'{where}.kind', options.kind, ('lora_embeddings', 'lora', 'bias', 'full'))
+  _require(options.learning_rates and all(rate > 0 for rate in options.learning_rates), f'{where}.learning_rates', options.learning_rates,
            'positive numbers')
   for key in ('rank', 'batch_size', 'accumulation', 'eval_every'):
-    _require(getattr(options, key) >= 1, f'finetune.{key}', getattr(options, key), '1 or more')
+    _require(getattr(options, key) >= 1, f'{where}.{key}', getattr(options, key), '1 or more')
   for key in ('steps', 'warmup_steps', 'patience', 'weight_decay'):
-    _require(getattr(options, key) >= 0, f'finetune.{key}', getattr(options, key), '0 or more')
-  _require(0 <= options.dropout < 1, 'finetune.dropout', options.dropout, 'a probability below 1')
+    _require(getattr(options, key) >= 0, f'{where}.{key}', getattr(options, key), '0 or more')
+  _require(0 <= options.dropout < 1, f'{where}.dropout', options.dropout, 'a probability below 1')
   for key in ('beta1', 'beta2'):
-    _require(0 <= getattr(options, key) < 1, f'finetune.{key}', getattr(options, key), 'a decay of 0 or more and below 1')
+    _require(0 <= getattr(options, key) < 1, f'{where}.{key}', getattr(options, key), 'a decay of 0 or more and below 1')
   for key in ('clip_norm', 'epsilon', 'lora_alpha'):
-    _require(getattr(options, key) > 0, f'finetune.{key}', getattr(options, key), 'a positive number')
-  _require(options.steps or options.epochs > 0, 'finetune.epochs', options.epochs, 'a positive number where finetune.steps is 0')
-  _require(options.batch_size % options.accumulation == 0, 'finetune.accumulation', options.accumulation,
-           f'a divisor of finetune.batch_size = {options.batch_size}')
+    _require(getattr(options, key) > 0, f'{where}.{key}', getattr(options, key), 'a positive number')
+  _require(options.steps or options.epochs > 0, f'{where}.epochs', options.epochs, f'a positive number where {where}.steps is 0')
+  _require(options.batch_size % options.accumulation == 0, f'{where}.accumulation', options.accumulation,
+           f'a divisor of {where}.batch_size = {options.batch_size}')
+
+
+def _validate_arm(where: str, arm: Arm, run: Run) -> None:
+  _one_of(f'{where}.kind', arm.kind, ARM_KINDS)
+  _one_of(f'{where}.finetune', arm.finetune, ('', *run.finetunes))
+  _require(len(set(arm.alphas)) == len(arm.alphas), f'{where}.alphas', arm.alphas, 'each strength once')
+  _one_of(f'{where}.positions', arm.positions, ('answer', 'all'))
+  _require(re.fullmatch(r'select|all|[1-9][0-9]*', arm.layer), f'{where}.layer', arm.layer, "'select', 'all' or the number of a layer, from 1")
+  _require(arm.upsample > 0, f'{where}.upsample', arm.upsample, 'a positive number')
+  if arm.kind == 'prompts':
+    _require(arm.positive_prompts or arm.negative_prompts, f'{where}.positive_prompts', (), 'system prompts for this side, the other, or both')
+  if arm.kind == 'joint':
+    _require(run.task_model.data, 'task_model.data', '', f'the task whose data {where} is to be mixed with')
+  if arm.kind == 'activation' and arm.layer == 'select':
+    _require(any(item.role == 'behaviour' for item in run.validation.values()), 'validation', tuple(run.validation),
+             f'a behaviour task by which {where} selects its layer, or a number as {where}.layer')
+    _require(set(map(abs, arm.select_alphas)) - {0.0}, f'{where}.select_alphas', arm.select_alphas, 'strengths other than 0')
 
 
 def _validate_task(where: str, item: Task) -> None:
@@ -249,6 +333,10 @@ def _validate_task(where: str, item: Task) -> None:
   _require(item.temperature >= 0, f'{where}.temperature', item.temperature, '0 (greedy) or more')
   _require(0 < item.top_p <= 1, f'{where}.top_p', item.top_p, 'a probability above 0')
   _require(item.top_k >= 0, f'{where}.top_k', item.top_k, '0 (all) or more')
+
+
+def _name(key: str, name: str) -> None:
+  _require(re.fullmatch(r'(?!\.)[A-Za-z0-9._-]{1,80}', name), key, name, '1 to 80 letters, digits, dots, dashes or underscores')
 
 
 def _require(condition: Any, key: str, value: Any, expected: str) -> None:
