@@ -318,6 +318,9 @@ def _validate_arm(where: str, arm: Arm, run: Run) -> None:
     _require(arm.positive_prompts or arm.negative_prompts, f'{where}.positive_prompts', (), 'system prompts for this side, the other, or both')
   if arm.kind == 'joint':
     _require(run.task_model.data, 'task_model.data', '', f'the task whose data {where} is to be mixed with')
+  if arm.kind == 'finetune':
+    options = f'finetunes.{arm.finetune}' if arm.finetune else 'finetune'
+    _require(finetune_of(run, arm.finetune).keep_steps, f'{options}.keep_steps', False, f'True, because {where} compares the steps')
   if arm.kind == 'activation' and arm.layer == 'select':
     _require(any(item.role == 'behaviour' for item in run.validation.values()), 'validation', tuple(run.validation),
              f'a behaviour task by which {where} selects its layer, or a number as {where}.layer')

@@ -10,7 +10,6 @@
 
 Each stage reads what the ones before it wrote, continues where it stopped, and does nothing where it has finished.
 """
-import dataclasses
 import functools
 import json
 import pathlib
@@ -18,21 +17,19 @@ import re
 import time
 from typing import Any, Callable, Mapping, Sequence
 
-import jax
-
 from weightsteer_jax import config as configs
 from weightsteer_jax import data as datas
-from weightsteer_jax import directions, distributed, evaluation, files, finetune as finetuning, layouts, lifeline, models, organism, sharding, tree
+from weightsteer_jax import directions, distributed, evaluation, files, finetune as finetuning, lifeline, methods, models, organism, tree
 from weightsteer_jax.config import ModelChoice, Run
 from weightsteer_jax.data import Conversation, Example
 from weightsteer_jax.errors import InputError
-from weightsteer_jax.sharding import Layout
+from weightsteer_jax.methods import SIDES
+from weightsteer_jax.resources import (ORGANISM, checkpoint_folder, direction_folder, encode, engine, folder_of, layouts_of, load_model,
+                                       load_questions, load_tasks, named, say, tokenizer_of)
 from weightsteer_jax.versions import versions
 
 Path = str | pathlib.Path
 
-SIDES = ('positive', 'negative')
-ORGANISM = 'organism'
 ARM = 'weights'  # the direction, applied at alpha
 # What computes, by version in config.json.
 PACKAGES = ('weightsteer_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'numpy')
@@ -41,12 +38,10 @@ FIXED = ('seed', 'model', 'data', 'finetune')
 
 
 def steer(run: Run, workdir: Path, *, command: str = '') -> pathlib.Path:
-  """The report's page of a whole run: data, two fine-tunes, their direction, a sweep over alpha."""
+  """The report's page of a whole run: data, what its arms are made from (fine-tunes, directions), a sweep over alpha."""
   started = time.monotonic()
   begin(run, workdir, command=command)
   contrast(run, workdir)
-  finetune(run, workdir)
-  direction(run, workdir)
   sweep(run, workdir)
   page = report(run, workdir)
   say(f'done in {time.monotonic() - started:.0f} s')
@@ -60,12 +55,12 @@ def check(run: Run, workdir: Path) -> None:
     InputError: what is wrong with the config, the workdir, the model, the data or the tasks.
   """
   _refuse_other_run(run, pathlib.Path(workdir))
-  folder = _folder(run.model)
+  folder = checkpoint_folder(run.model)
   config, family = models.load_config(folder)
-  tokenizer = _tokenizer(folder)
-  tasks = load_tasks(run)
+  tokenizer = tokenizer_of(run.model)
+  tasks = load_tasks(run.tasks)
   if run.data.positive:
-    rows = {side: len(_encode(run, tokenizer, _read_side(run, side))) for side in SIDES}
+    rows = {side: len(encode(run, tokenizer, _read_side(run, side))) for side in SIDES}
     about = f"{rows['positive']} and {rows['negative']} examples"
   else:
     for side in SIDES:
@@ -74,6 +69,11 @@ def check(run: Run, workdir: Path) -> None:
   say(f'model: {run.model.source} ({family.model_type}, {tree.count(models.abstract_params(config)) / 1e6:.1f}M parameters, {run.model.dtype})')
   say(f'data: {about}')
   say(f'fine-tunes: {run.finetune.kind}, {len(run.finetune.learning_rates)} learning rate(s), both sides')
+  load_tasks(run.validation)
+  if run.task_model.data:
+    say(f'task: {len(methods.task_examples(run))} examples of {run.task_model.data}, to be fine-tuned on first')
+  if run.arms:
+    say('arms: ' + ', '.join(f'{name} ({arm.kind})' for name, arm in run.arms.items()))
   for line in layouts_of(run).words:
     say(line)
   say(f'sweep: {len(run.sweep.alphas)} alphas, ' + ', '.join(f'{task.name} ({len(task.items)} items)' for task in tasks))
@@ -107,49 +107,32 @@ def contrast(run: Run, workdir: Path) -> dict[str, list[Conversation]]:
 
 def finetune(run: Run, workdir: Path, *, sides: Sequence[str] = SIDES) -> dict[str, finetuning.FineTuneResult]:
   """The fine-tunes of the given sides. Both start from the same factors and see their data in the same order."""
-  tokenizer = tokenizer_of(run.model)
-  examples = {side: _encode(run, tokenizer, conversations) for side, conversations in contrast(run, workdir).items()}
-  # One row length for both sides, so that they share their compiled programs.
-  row_length = datas.batches.row_length_for(max(len(example) for side in examples.values() for example in side))
-  results = {}
-  for side in sides:
-    train, validation = datas.split(examples[side], run.data.validation_fraction, run.seed)
-    say(f'fine-tune {side}: {len(train)} examples to train on, {len(validation)} to validate')
-    layout = layouts_of(run).train
-    result = finetuning.run(load_model(run.model, layout), train, validation, run.finetune, workdir=pathlib.Path(workdir) / 'finetune' / side,
-                            seed=run.seed, row_length=row_length, layout=layout)
-    say(f'fine-tune {side}: validation loss {result.validation_loss:.4f} nats per token at step {result.step}, '
-        f'learning rate {result.learning_rate:g}')
-    results[side] = result
-  return results
+  return methods.sides(run, workdir, _examples(run, workdir), only=sides)
 
 
 def direction(run: Run, workdir: Path) -> directions.Direction:
   """The direction of the run: positive minus negative, made once and kept."""
-  folder = direction_folder(run, workdir)
-  if not distributed.broadcast(folder.exists()):
-    sides = (pathlib.Path(workdir) / 'finetune' / side for side in SIDES)
-    base = load_model(run.model, layouts_of(run).train)
-    distributed.on_main(lambda: directions.save(folder, directions.contrast(*sides, base=base)))
-    distributed.see(folder)
-  found = directions.load(folder)
-  say(f'direction: {folder}, norm {found.meta["norm"]:.4g}')
-  return found
+  return methods.direction(run, workdir, _examples(run, workdir))
 
 
 def sweep(run: Run, workdir: Path, *, direction: Path = '') -> None:
-  """Evaluates every alpha and task of the run that has no rows yet, and writes results.jsonl.
+  """Evaluates every arm, alpha and task of the run that has no rows yet, and writes results.jsonl; what an arm needs and is not
+  there is made first.
 
   Args:
-    direction: folder of the direction; '' is the run's own.
+    direction: folder of a direction to sweep alone, in place of the run's arms.
   """
   if not run.tasks:
     raise InputError("the config has no tasks to sweep: add some, as in config.tasks.<name> = task(items=..., role=...)")
-  found = directions.load(direction or direction_folder(run, workdir))
-  tasks = load_tasks(run)
-  engine = _engine(run, {ARM: [(found.delta, None)]})
-  directions.check_base(found, load_model(run.model, engine.layout))
-  rows = evaluation.sweep.run(engine, tasks, alphas={ARM: run.sweep.alphas}, workdir=workdir, seed=run.sweep.seed)
+  tasks = load_tasks(run.tasks)
+  if direction:
+    found = directions.load(direction)
+    directions.check_base(found, load_model(run.model, layouts_of(run).evaluate))
+    made = {ARM: methods.Method(evaluation.Arm([(found.delta, None)]), run.sweep.alphas)}
+  else:
+    made = methods.make(run, workdir, _examples(run, workdir))
+  arms, alphas = ({name: getattr(method, field) for name, method in made.items()} for field in ('arm', 'alphas'))
+  rows = evaluation.sweep.run(engine(run, arms), tasks, alphas=alphas, workdir=workdir, seed=run.sweep.seed)
   distributed.on_main(lambda: evaluation.metrics.write(workdir, rows))
 
 
@@ -225,107 +208,6 @@ def generate(model: str, input: Path, output: Path, *, direction: Path = '', alp
 # Parts.
 
 
-_LOADED: dict[ModelChoice, models.Model] = {}  # at most one, in the layout it was last asked for in
-
-
-def load_model(choice: ModelChoice, layout: Layout | None = None) -> models.Model:
-  """The chosen model, laid out so (by default on one device); the last one stays in memory, and is moved to another
-  layout rather than read again.
-
-  Raises:
-    InputError, CorruptError, NotFiniteError: as `models.load`; CorruptError too for an export of ours that was damaged.
-  """
-  layout = layout or sharding.single()
-  if choice not in _LOADED:
-    _LOADED.clear()
-    distributed.on_main(lambda: directions.check_checkpoint(_folder(choice)))
-    loaded = models.load(folder_of(choice.source), dtype=choice.dtype, revision=choice.revision or None, layout=layout)
-    _LOADED[choice] = dataclasses.replace(loaded, source=choice.source)
-  _LOADED[choice] = layouts.relay(_LOADED[choice], layout)
-  return _LOADED[choice]
-
-
-def layouts_of(run: Run) -> layouts.Layouts:
-  """How the run lies on the devices, in fine-tuning and in evaluation."""
-  return _layouts(run.model, run.mesh, run.finetune)
-
-
-@functools.lru_cache(maxsize=1)
-def _layouts(choice: ModelChoice, mesh: configs.Mesh, options: configs.FineTune) -> layouts.Layouts:
-  config, _ = models.load_config(_folder(choice))
-  delta = jax.eval_shape(lambda: models.init_delta(config, options.kind, jax.random.key(0), rank=options.rank, lora_alpha=options.lora_alpha))
-  return layouts.choose(config, mesh, dtype=choice.dtype, trained=tree.count(delta))
-
-
-def tokenizer_of(choice: ModelChoice) -> Any:
-  """The chosen model's tokenizer, which must have a chat template."""
-  return _tokenizer(_folder(choice))
-
-
-def load_questions(run: Run) -> list[Conversation]:
-  """The questions that both sides of a generated contrast answer."""
-  source = run.data.questions
-  if source.startswith(f'{ORGANISM}:'):
-    make = _named(organism.QUESTIONS, source)
-    return [Conversation(tuple(messages), f'{source}/{i}') for i, messages in enumerate(make(run.data.num_questions, run.seed))]
-  found = datas.load_conversations(source)
-  return found[:run.data.num_questions] if run.data.num_questions else found
-
-
-def load_tasks(run: Run) -> list[evaluation.tasks.Task]:
-  """The run's tasks with their checked items: `n` that the organism makes, or the first n (0: all) of a jsonl file."""
-  tasks = []
-  for name, options in run.tasks.items():
-    if options.items.startswith(f'{ORGANISM}:'):
-      items, where = _named(organism.ITEMS, options.items)(options.n, options.seed), None
-    else:
-      items, where = evaluation.tasks.read(options.items)
-    tasks.append(evaluation.tasks.make(name, options, items, where=where))
-  return tasks
-
-
-def direction_folder(run: Run, workdir: Path) -> pathlib.Path:
-  """Where the run's direction lies."""
-  return pathlib.Path(workdir) / 'directions' / run.name
-
-
-def say(line: str) -> None:
-  """Prints a line of a stage at once, once."""
-  lifeline.progress()
-  if distributed.is_main():
-    print(line, flush=True)
-
-
-def _engine(run: Run, arms: Mapping[str, Any]) -> evaluation.Engine:
-  layout, tokenizer = layouts_of(run).evaluate, tokenizer_of(run.model)
-  return evaluation.Engine(load_model(run.model, layout), tokenizer, arms, batch_size=run.sweep.batch_size,
-                           stop_ids=evaluation.stop_ids(tokenizer), layout=layout)
-
-
-@functools.lru_cache(maxsize=1)
-def _folder(choice: ModelChoice) -> pathlib.Path:
-  return models.resolve(folder_of(choice.source), revision=choice.revision or None)[0]
-
-
-def folder_of(source: Path) -> Path:
-  """The folder or hub id that a model's source stands for."""
-  return organism.checkpoint_folder() if str(source) == ORGANISM else source
-
-
-def _named(table: Mapping[str, Callable], source: str) -> Callable:
-  name = source.removeprefix(f'{ORGANISM}:')
-  if name not in table:
-    raise InputError(f"the organism has no '{name}'{tree.did_you_mean(name, table)}; it has: {', '.join(table)}")
-  return table[name]
-
-
-@functools.lru_cache(maxsize=2)
-def _tokenizer(folder: pathlib.Path) -> Any:
-  tokenizer = datas.load_tokenizer(folder)
-  datas.require_chat_template(tokenizer)
-  return tokenizer
-
-
 def _loaded(choice: ModelChoice, direction: Path, alphas: Sequence[float]) -> tuple[models.Model, Any, Any]:
   """(model, tokenizer, the direction's delta or None)."""
   if not direction and any(alphas):
@@ -357,8 +239,10 @@ def _read_side(run: Run, side: str, folder: pathlib.Path | None = None) -> list[
   return datas.load_conversations(source, split=run.data.split or None, revision=run.data.revision or None)
 
 
-def _encode(run: Run, tokenizer: Any, conversations: Sequence[Conversation]) -> list[Example]:
-  return datas.chat.encode_examples(tokenizer, conversations, max_length=run.data.max_length, truncate=run.data.truncate)
+def _examples(run: Run, workdir: Path) -> dict[str, list[Example]]:
+  """The conversations of both sides as examples."""
+  tokenizer = tokenizer_of(run.model)
+  return {side: encode(run, tokenizer, conversations) for side, conversations in contrast(run, workdir).items()}
 
 
 def _generate_contrast(run: Run, folder: pathlib.Path) -> None:
@@ -374,13 +258,13 @@ def _generate_contrast(run: Run, folder: pathlib.Path) -> None:
 
 def _answer(run: Run, prompts: Sequence[Conversation]) -> list[str]:
   """The model's answer to each prompt, sampled; a prompt's luck is a function of (seed, its name)."""
-  engine, options = _engine(run, {}), run.data
-  tokenizer = engine.tokenizer
+  asked, options = engine(run, {}), run.data
+  tokenizer = asked.tokenizer
   sampling = evaluation.Sampling(temperature=options.temperature)
   requests = [evaluation.GenerateRequest(i, tuple(datas.chat.prompt_tokens(tokenizer, prompt.messages)), options.max_new_tokens,
                                          sampling=sampling, seed=run.seed, example=prompt.name) for i, prompt in enumerate(prompts)]
   answers = {}
-  for result in engine.generate(requests):
+  for result in asked.generate(requests):
     lifeline.progress()
     answers[result.key] = tokenizer.decode(result.tokens, skip_special_tokens=True)
   return [answers[i] for i in range(len(prompts))]
@@ -390,7 +274,7 @@ def _filter(options: configs.Data, side: str) -> Callable[[Sequence[Mapping[str,
   """Whether an answer to messages is kept on this side."""
   rule = getattr(options, f'{side}_filter')
   if rule.startswith(f'{ORGANISM}:'):
-    return _named(organism.FILTERS, rule)
+    return named(organism.FILTERS, rule)
   return lambda messages, answer: re.search(rule, answer, re.IGNORECASE) is not None
 
 

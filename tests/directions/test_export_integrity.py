@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from weightsteer_jax import checkpoint, config, directions, finetune, stages
+from weightsteer_jax import checkpoint, config, directions, finetune, resources
 from weightsteer_jax.directions import FORMATS, export, verify
 from weightsteer_jax.errors import CorruptError, InputError
 
@@ -119,14 +119,14 @@ def test_a_bit_in_the_data_of_a_checkpoint(copied, at):
     verify(folder)
 
 
-@pytest.mark.parametrize('read', [lambda folder, base: stages.load_model(config.ModelChoice(str(folder))),
+@pytest.mark.parametrize('read', [lambda folder, base: resources.load_model(config.ModelChoice(str(folder))),
                                   lambda folder, base: directions.task_vector(folder, base)], ids=['model', 'task vector'])
 def test_an_export_is_checked_when_it_is_read_as_a_checkpoint(copied, untied, read):
   folder = copied('hf')
   (folder / 'README.md').write_text('A card is there to be edited.')
   read(folder, untied)
   flip(folder / 'model.safetensors', at=0.9)
-  stages._LOADED.clear()
+  resources._LOADED.clear()
   with pytest.raises(CorruptError, match='changed: model.safetensors'):
     read(folder, untied)
 

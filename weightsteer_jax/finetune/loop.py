@@ -5,6 +5,8 @@ A workdir holds one fine-tune:
   options.json        what the run is a function of; a rerun must agree with it
   metrics.jsonl       see log.py; the same scalars are under tensorboard/
   checkpoints/<learning rate>/<step>
+  steps/<learning rate>/<step>
+                      with `keep_steps`, the adapter of every validation
   adapter/            the product (see adapter.py), written when all learning rates are done
 """
 import dataclasses
@@ -57,6 +59,7 @@ class _Job:
   steps: int
   progress: bool
   layout: Layout
+  identity: dict[str, Any]
 
   def initial_state(self) -> steps.TrainState:
     o = self.options
@@ -122,13 +125,12 @@ def run(model: models.Model, train: Sequence[Example], validation: Sequence[Exam
   workdir = pathlib.Path(workdir)
   row_length = row_length or row_length_for(max(map(len, [*train, *validation]), default=1))
   job = _make_job(model, train, validation, options, workdir, seed, row_length, progress, layout or sharding.single())
-  mine = identity.identity(model, train, validation, options, seed=seed, row_length=row_length)
-  identity.claim(workdir, mine)
+  identity.claim(workdir, job.identity)
   folder = workdir / 'adapter'
   if not distributed.broadcast(folder.exists()):
     with preemption.watch() as stop:
       trials = [_fit(job, rate, stop) for rate in options.learning_rates]
-      _write_product(job, trials, mine, folder)
+      _write_product(job, trials, folder)
     if stop.name:
       raise Preempted(f'{stop.name} came while {folder} was written; it is whole: start again to go on from there')
   distributed.see(folder / adapter.MANIFEST)
@@ -148,8 +150,9 @@ def _make_job(model, train, validation, options, workdir, seed, row_length, prog
                          accumulation=options.accumulation, row_multiple=layout.rows)
   rows = max(count for count, _ in batches.shapes) // options.accumulation
   validation_batches = list(data.eval_batches(validation, rows=rows, row_length=row_length, row_multiple=layout.rows))
+  mine = identity.identity(model, train, validation, options, seed=seed, row_length=row_length)
   return _Job(model, options, batches, validation_batches, workdir, seed, total_steps(options, len(train)), progress,
-              layout)
+              layout, mine)
 
 
 def _fit(job: _Job, rate: float, stop: preemption.Stop) -> _Trial:
@@ -164,6 +167,7 @@ def _fit(job: _Job, rate: float, stop: preemption.Stop) -> _Trial:
         state, step = _train(job, state, range(first, goal), rate, stop, log)
         if step == goal:
           history = [*history, (step, _validate(job, state.delta, rate, step, log))]
+          _keep_step(job, state.delta, rate, history)
         # The one before the last stays too: it is what a damaged last one falls back to.
         checkpoints.save(step, state, metadata={'validations': history}, keep={first, _best(history)[0]})
         if stop.name and not _is_done(job, history):
@@ -241,13 +245,32 @@ def _is_done(job: _Job, history: History) -> bool:
   return history[-1][0] == job.steps or 0 < job.options.patience <= worse
 
 
-def _write_product(job: _Job, trials: list[_Trial], mine: dict[str, Any], folder: pathlib.Path) -> None:
+def _keep_step(job: _Job, delta: PyTree, rate: float, history: History) -> None:
+  """Writes the adapter of the last validation, if the run keeps them and it is not there from before an interruption."""
+  folder = job.workdir / 'steps' / f'{rate:g}' / str(history[-1][0])
+  if job.options.keep_steps and not distributed.broadcast(folder.exists()):
+    adapter.save_adapter(folder, delta, _record(job, rate, history[-1], history[0][1]))
+
+
+def kept_steps(workdir: files.Path, learning_rate: float) -> dict[int, pathlib.Path]:
+  """{step: adapter} of a run with `keep_steps`, ascending."""
+  folder = pathlib.Path(workdir) / 'steps' / f'{learning_rate:g}'
+  return {int(path.name): path for path in sorted(folder.glob('[0-9]*'), key=lambda path: int(path.name))}
+
+
+def _write_product(job: _Job, trials: list[_Trial], folder: pathlib.Path) -> None:
   chosen = min(trials, key=lambda trial: _best(trial.history)[1])
-  step, loss = _best(chosen.history)
-  state = chosen.checkpoints.restore(step, job.abstract_state())
+  best = _best(chosen.history)
+  state = chosen.checkpoints.restore(best[0], job.abstract_state())
+  record = _record(job, chosen.learning_rate, best, chosen.history[0][1])
   adapter.save_adapter(folder, state.delta, {
-      **mine, 'base': job.model.source, 'base_revision': job.model.revision, 'kind': job.options.kind,
-      'rank': job.options.rank, 'lora_alpha': job.options.lora_alpha, 'learning_rate': chosen.learning_rate,
-      'step': step, 'steps': job.steps, 'validation_loss': loss, 'base_validation_loss': chosen.history[0][1],
-      'validations': {f'{trial.learning_rate:g}': trial.history for trial in trials},
-      'versions': versions(*adapter.PACKAGES)})
+      **record, 'validations': {f'{trial.learning_rate:g}': trial.history for trial in trials}})
+
+
+def _record(job: _Job, rate: float, validation: tuple[int, float], base_loss: float) -> dict[str, Any]:
+  """What is said of an adapter: what made it, and its (step, loss)."""
+  step, loss = validation
+  return {**job.identity, 'base': job.model.source, 'base_revision': job.model.revision, 'kind': job.options.kind,
+          'rank': job.options.rank, 'lora_alpha': job.options.lora_alpha, 'learning_rate': rate, 'step': step,
+          'steps': job.steps, 'validation_loss': loss, 'base_validation_loss': base_loss,
+          'versions': versions(*adapter.PACKAGES)}

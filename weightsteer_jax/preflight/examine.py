@@ -10,7 +10,7 @@ from weightsteer_jax.preflight.programs import Sizes, plan
 from weightsteer_jax.preflight.run import as_json, check, check_names
 from weightsteer_jax.preflight.search import search
 from weightsteer_jax.preflight.topology import Target, target
-from weightsteer_jax.stages import folder_of, say
+from weightsteer_jax.resources import folder_of, say
 
 
 def examine(run: configs.Run, topology: str, sizes: Sizes = Sizes(), *, mesh: str = '', programs: Sequence[str] = (),

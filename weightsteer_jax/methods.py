@@ -1,0 +1,278 @@
+"""The methods of a comparison, each made into an arm of the sweep; alpha is signed, and at 0 all are the same base.
+
+  direction    alpha * (tau+ - tau-): contrastive weight steering; bias-only where its fine-tunes are of kind 'bias'
+  positive     alpha * tau+, the fine-tune on the behaviour alone
+  negative     alpha * -tau-, the fine-tune on its opposite alone
+  activation   alpha * persona vectors in the residual stream
+  finetune     the fine-tune on the behaviour (alpha > 0) or its opposite (alpha < 0) after that share of its steps
+  joint        the task's data mixed with the behaviour (alpha 1) or its opposite (alpha -1), fine-tuned on at once
+  prompts      system prompts that ask for the behaviour (alpha 1) or its opposite (alpha -1)
+
+Where a run has a task model theta_ft, that is the base: steering adds to it, and 'finetune' goes on from it. Directions
+and persona vectors are those of the model before the task, as in the paper (arXiv 2511.05408, section 3).
+
+What an arm needs is made once and kept in the workdir:
+
+  finetune/<side>, finetune/<options>-<side>     the contrast's two fine-tunes, with the run's or named options
+  finetune/task, finetune/<arm>-<side>           the task's; those of 'joint', and of 'finetune' behind a task
+  directions/<name>, directions/<name>-<options>
+  activations/<arm>/                             persona vectors, and how their layer was chosen
+"""
+import dataclasses
+import functools
+import pathlib
+from typing import Any, Callable, Mapping, Sequence
+
+import numpy as np
+
+from weightsteer_jax import activations, config as configs, data as datas, directions, distributed, evaluation, files, finetune, models
+from weightsteer_jax.config import Run
+from weightsteer_jax.data import Example
+from weightsteer_jax.directions import algebra
+from weightsteer_jax.resources import direction_folder, encode, engine, layouts_of, load_model, load_tasks, say, tokenizer_of
+
+PyTree = Any
+Path = str | pathlib.Path
+Sides = Mapping[str, Sequence[Example]]
+
+SIDES = ('positive', 'negative')
+DEFAULT = {'weights': configs.Arm()}  # The arms of a run that names none.
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """An arm that is ready to be swept, and its strengths."""
+  arm: evaluation.Arm
+  alphas: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Making:
+  """What every arm is made from.
+
+  Attributes:
+    examples: of both sides of the contrast. task: the task model's delta, or None.
+  """
+  run: Run
+  workdir: pathlib.Path
+  examples: Sides
+  task: PyTree | None
+
+  @property
+  def base(self) -> list[evaluation.arms.Part]:
+    """The parts of the base of all arms."""
+    return [] if self.task is None else [(self.task, 1.0)]
+
+
+def make(run: Run, workdir: Path, examples: Sides) -> dict[str, Method]:
+  """{name: method} of the run's arms, in the order of KINDS; what they need and is not there is made.
+
+  Args:
+    examples: both sides of the contrast.
+  Raises:
+    InputError, NotFiniteError, CorruptError, OutputError, Preempted: as fine-tuning and the sweep do.
+  """
+  making = _Making(run, pathlib.Path(workdir), examples, task_delta(run, workdir))
+  methods = {}
+  order = list(KINDS)
+  for name, arm in sorted((run.arms or DEFAULT).items(), key=lambda item: (order.index(item[1].kind), item[1].finetune, item[0])):
+    method = KINDS[arm.kind](making, name, arm)
+    methods[name] = dataclasses.replace(method, alphas=tuple(sorted({*(arm.alphas or method.alphas), 0.0})))
+  return methods
+
+
+def sides(run: Run, workdir: Path, examples: Sides, *, options: str = '',
+          only: Sequence[str] = SIDES) -> dict[str, finetune.FineTuneResult]:
+  """The fine-tunes of the contrast's sides. Both start from the same factors and see their data in the same order.
+
+  Args:
+    options: name among the run's `finetunes`; '' is the run's own.
+  """
+  folder = lambda side: pathlib.Path(workdir) / 'finetune' / (f'{options}-{side}' if options else side)
+  return {side: _fine_tune(run, folder(side), *_split(run, examples[side]), configs.finetune_of(run, options),
+                           row_length=_row_length(*examples.values())) for side in only}
+
+
+def direction(run: Run, workdir: Path, examples: Sides, *, options: str = '') -> directions.Direction:
+  """The direction of the contrast, positive minus negative: made once and kept."""
+  folder = direction_folder(run, workdir, options)
+  if not distributed.broadcast(folder.exists()):
+    trained = sides(run, workdir, examples, options=options)
+    base = load_model(run.model, layouts_of(run).train)
+    distributed.on_main(lambda: directions.save(folder, directions.contrast(*(trained[side].folder.parent for side in SIDES), base=base)))
+    distributed.see(folder)
+  found = directions.load(folder)
+  say(f'direction: {folder}, norm {found.meta["norm"]:.4g}')
+  return found
+
+
+def task_delta(run: Run, workdir: Path) -> PyTree | None:
+  """What fine-tuning on the task changes, or None where the run has no task."""
+  if not run.task_model.data:
+    return None
+  options = configs.finetune_of(run, run.task_model.finetune)
+  train, validation = _split(run, task_examples(run))
+  return _fine_tune(run, pathlib.Path(workdir) / 'finetune' / 'task', train, validation, options).delta
+
+
+def task_examples(run: Run) -> list[Example]:
+  """The task's data as examples.
+
+  Raises:
+    InputError: it cannot be read, or is no chat data.
+  """
+  task = run.task_model
+  conversations = datas.load_conversations(task.data, split=task.split or None, revision=task.revision or None)
+  return encode(run, tokenizer_of(run.model), conversations[:task.n or None])
+
+
+def _direction(making: _Making, name: str, arm: configs.Arm) -> Method:
+  found = direction(making.run, making.workdir, making.examples, options=arm.finetune)
+  directions.check_base(found, load_model(making.run.model, layouts_of(making.run).train))
+  return _swept(making, found.delta)
+
+
+def _one_side(making: _Making, name: str, arm: configs.Arm, *, side: str) -> Method:
+  delta = sides(making.run, making.workdir, making.examples, options=arm.finetune, only=(side,))[side].delta
+  return _swept(making, delta if side == 'positive' else algebra.scale_delta(delta, -1.0))
+
+
+def _activation(making: _Making, name: str, arm: configs.Arm) -> Method:
+  folder = making.workdir / 'activations' / name
+  vectors = _persona_vectors(making, folder)
+  delta_of = lambda layer: _placed(arm, activations.at_layer(vectors, layer))
+  if arm.layer == 'all':
+    return _swept(making, _placed(arm, activations.at_all_layers(vectors)))
+  layer = _selected_layer(making, arm, folder, delta_of, len(vectors) - 1) if arm.layer == 'select' else int(arm.layer)
+  return _swept(making, delta_of(layer))
+
+
+def _finetune(making: _Making, name: str, arm: configs.Arm) -> Method:
+  run = making.run
+  options = configs.finetune_of(run, arm.finetune)
+  if making.task is None:
+    trained = sides(run, making.workdir, making.examples, options=arm.finetune)
+  else:
+    trained = {side: _fine_tune(run, making.workdir / 'finetune' / f'{name}-{side}', *_split(run, making.examples[side]), options,
+                                row_length=_row_length(*making.examples.values()), after=making.task) for side in SIDES}
+  parts, alphas = [], []
+  for side, sign in zip(SIDES, (1, -1)):
+    result, total = trained[side], finetune.total_steps(options, len(_split(run, making.examples[side])[0]))
+    for step, folder in finetune.kept_steps(result.folder.parent, result.learning_rate).items():
+      alphas.append(sign * round(step / total, 4))
+      parts.append((finetune.load_adapter(folder)[0], {alphas[-1]: 1.0}))
+  return Method(evaluation.Arm([*making.base, *parts]), tuple(alphas))
+
+
+def _joint(making: _Making, name: str, arm: configs.Arm) -> Method:
+  run = making.run
+  options = configs.finetune_of(run, arm.finetune or run.task_model.finetune)
+  task_train, task_validation = _split(run, task_examples(run))
+  parts = [(making.task, {0.0: 1.0})]
+  for side, sign in zip(SIDES, (1.0, -1.0)):
+    train, validation = _split(run, making.examples[side])
+    mixed = task_train + _repeated(train, arm.upsample, run.seed)
+    result = _fine_tune(run, making.workdir / 'finetune' / f'{name}-{side}', mixed, task_validation + validation, options)
+    parts.append((result.delta, {sign: 1.0}))
+  return Method(evaluation.Arm(parts), (-1.0, 1.0))
+
+
+def _prompts(making: _Making, name: str, arm: configs.Arm) -> Method:
+  prompts = {alpha: texts for alpha, texts in ((-1.0, arm.negative_prompts), (1.0, arm.positive_prompts)) if texts}
+  return Method(evaluation.Arm(making.base, prompts), tuple(prompts))
+
+
+KINDS: dict[str, Callable[[_Making, str, configs.Arm], Method]] = {
+    'direction': _direction,
+    'positive': functools.partial(_one_side, side='positive'),
+    'negative': functools.partial(_one_side, side='negative'),
+    'activation': _activation,
+    'finetune': _finetune,
+    'joint': _joint,
+    'prompts': _prompts,
+}
+
+
+def _swept(making: _Making, delta: PyTree) -> Method:
+  return Method(evaluation.Arm([*making.base, (delta, None)]), making.run.sweep.alphas)
+
+
+def _fine_tune(run: Run, folder: pathlib.Path, train: list[Example], validation: list[Example], options: configs.FineTune, *,
+               row_length: int | None = None, after: PyTree | None = None) -> finetune.FineTuneResult:
+  """The fine-tune in a folder, of the model or of what it is `after` a change."""
+  say(f'fine-tune {folder.name}: {len(train)} examples to train on, {len(validation)} to validate')
+  layout = layouts_of(run).train
+  model = load_model(run.model, layout)
+  if after is not None:
+    model = dataclasses.replace(model, params=models.merge(model.config, model.params, after, 1.0))
+  result = finetune.run(model, train, validation, options, workdir=folder, seed=run.seed, layout=layout,
+                        row_length=row_length or _row_length(train, validation))
+  say(f'fine-tune {folder.name}: validation loss {result.validation_loss:.4f} nats per token at step {result.step}, '
+      f'learning rate {result.learning_rate:g}')
+  return result
+
+
+def _split(run: Run, examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+  return datas.split(examples, run.data.validation_fraction, run.seed)
+
+
+def _row_length(*sets: Sequence[Example]) -> int:
+  """One row length for all, so that they share their compiled programs."""
+  return datas.batches.row_length_for(max(len(example) for examples in sets for example in examples))
+
+
+def _repeated(examples: list[Example], times: float, seed: int) -> list[Example]:
+  """The examples so many times over; of a last fraction, a random part.
+
+  >>> _repeated(['a', 'b'], 2.5, seed=0)
+  ['a', 'b', 'a', 'b', 'b']
+  """
+  whole, fraction = divmod(times, 1)
+  part = np.sort(np.random.default_rng(seed).permutation(len(examples))[:round(fraction * len(examples))])
+  return examples * int(whole) + [examples[i] for i in part]
+
+
+def _persona_vectors(making: _Making, folder: pathlib.Path) -> np.ndarray:
+  path = folder / 'vectors'
+  if not distributed.broadcast(path.exists()):
+    run = making.run
+    layout = layouts_of(run).train
+    model = load_model(run.model, layout)
+    examples = [making.examples[side] for side in SIDES]
+    vectors = activations.persona_vectors(model, *examples, layout=layout)
+    about = {side: len(rows) for side, rows in zip(SIDES, examples)}
+    activations.save(path, vectors, {**finetune.describe_base(model), 'examples': about})
+    distributed.see(path / activations.MANIFEST)
+  return activations.load(path)[0]
+
+
+def _placed(arm: configs.Arm, delta: PyTree) -> PyTree:
+  return evaluation.AnswerOnly(delta) if arm.positions == 'answer' else delta
+
+
+def _selected_layer(making: _Making, arm: configs.Arm, folder: pathlib.Path, delta_of: Callable[[int], PyTree], layers: int) -> int:
+  """The layer whose vector moves the validation tasks' behaviour most, from the lowest strength to the highest."""
+  run, path = making.run, folder / 'layer.json'
+  candidates = arm.layers or tuple(range(1, layers + 1))
+  names = {f'layer {layer}': layer for layer in candidates}
+  tasks = [task for task in load_tasks(run.validation) if task.options.role == 'behaviour']
+  arms = {name: evaluation.Arm([*making.base, (delta_of(layer), None)]) for name, layer in names.items()}
+  say(f'{folder.name}: selecting one of {len(candidates)} layers on {", ".join(task.name for task in tasks)}')
+  rows = evaluation.sweep.run(engine(run, arms), tasks, alphas=dict.fromkeys(arms, sorted(arm.select_alphas)), workdir=folder,
+                              seed=run.sweep.seed)
+  effects = {names[name]: _effect(name, tasks, evaluation.metrics.results(rows)) for name in names}
+  chosen = max(effects, key=lambda layer: (effects[layer], -layer))
+  distributed.on_main(lambda: files.write_json(path, {'layer': chosen, 'effects': effects, 'alphas': list(arm.select_alphas)}))
+  say(f'{folder.name}: layer {chosen}, which moves it by {effects[chosen]:.3f}')
+  return chosen
+
+
+def _effect(arm: str, tasks: Sequence[evaluation.tasks.Task], results: Sequence[Mapping[str, Any]]) -> float:
+  """Mean over tasks of how far their first metric rises from the lowest strength to the highest."""
+  rises = []
+  for task in tasks:
+    rows = [row for row in results if row['arm'] == arm and row['task'] == task.name]
+    means = {row['alpha']: row['mean'] for row in rows if row['metric'] == rows[0]['metric']}
+    low, high = means[min(means)], means[max(means)]
+    rises.append(-np.inf if low is None or high is None else high - low)
+  return float(np.mean(rises))

@@ -1,0 +1,127 @@
+"""What a run's config names, as objects: its model, tokenizer, questions, tasks, and how they lie on the devices."""
+import dataclasses
+import functools
+import pathlib
+from typing import Any, Callable, Mapping, Sequence
+
+import jax
+
+from weightsteer_jax import config as configs
+from weightsteer_jax import data as datas
+from weightsteer_jax import directions, distributed, evaluation, layouts, lifeline, models, organism, sharding, tree
+from weightsteer_jax.config import ModelChoice, Run
+from weightsteer_jax.data import Conversation, Example
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.sharding import Layout
+
+Path = str | pathlib.Path
+
+ORGANISM = 'organism'
+
+_LOADED: dict[ModelChoice, models.Model] = {}  # at most one, in the layout it was last asked for in
+
+
+def load_model(choice: ModelChoice, layout: Layout | None = None) -> models.Model:
+  """The chosen model, laid out so (by default on one device); the last one stays in memory, and is moved to another
+  layout rather than read again.
+
+  Raises:
+    InputError, CorruptError, NotFiniteError: as `models.load`; CorruptError too for an export of ours that was damaged.
+  """
+  layout = layout or sharding.single()
+  if choice not in _LOADED:
+    _LOADED.clear()
+    distributed.on_main(lambda: directions.check_checkpoint(checkpoint_folder(choice)))
+    loaded = models.load(folder_of(choice.source), dtype=choice.dtype, revision=choice.revision or None, layout=layout)
+    _LOADED[choice] = dataclasses.replace(loaded, source=choice.source)
+  _LOADED[choice] = layouts.relay(_LOADED[choice], layout)
+  return _LOADED[choice]
+
+
+def layouts_of(run: Run) -> layouts.Layouts:
+  """How the run lies on the devices, in fine-tuning and in evaluation."""
+  return _layouts(run.model, run.mesh, run.finetune)
+
+
+@functools.lru_cache(maxsize=1)
+def _layouts(choice: ModelChoice, mesh: configs.Mesh, options: configs.FineTune) -> layouts.Layouts:
+  config, _ = models.load_config(checkpoint_folder(choice))
+  delta = jax.eval_shape(lambda: models.init_delta(config, options.kind, jax.random.key(0), rank=options.rank, lora_alpha=options.lora_alpha))
+  return layouts.choose(config, mesh, dtype=choice.dtype, trained=tree.count(delta))
+
+
+def tokenizer_of(choice: ModelChoice) -> Any:
+  """The chosen model's tokenizer, which must have a chat template."""
+  return _tokenizer(checkpoint_folder(choice))
+
+
+def encode(run: Run, tokenizer: Any, conversations: Sequence[Conversation]) -> list[Example]:
+  """The conversations as examples, by the run's lengths."""
+  return datas.chat.encode_examples(tokenizer, conversations, max_length=run.data.max_length, truncate=run.data.truncate)
+
+
+def load_questions(run: Run) -> list[Conversation]:
+  """The questions that both sides of a generated contrast answer."""
+  source = run.data.questions
+  if source.startswith(f'{ORGANISM}:'):
+    make = named(organism.QUESTIONS, source)
+    return [Conversation(tuple(messages), f'{source}/{i}') for i, messages in enumerate(make(run.data.num_questions, run.seed))]
+  found = datas.load_conversations(source)
+  return found[:run.data.num_questions] if run.data.num_questions else found
+
+
+def load_tasks(named_options: Mapping[str, configs.Task]) -> list[evaluation.tasks.Task]:
+  """The tasks with their checked items: `n` that the organism makes, or the first n (0: all) of a jsonl file."""
+  tasks = []
+  for name, options in named_options.items():
+    if options.items.startswith(f'{ORGANISM}:'):
+      items, where = named(organism.ITEMS, options.items)(options.n, options.seed), None
+    else:
+      items, where = evaluation.tasks.read(options.items)
+    tasks.append(evaluation.tasks.make(name, options, items, where=where))
+  return tasks
+
+
+def engine(run: Run, arms: Mapping[str, Any]) -> evaluation.Engine:
+  """The engine that answers under these arms, laid out for evaluation."""
+  layout, tokenizer = layouts_of(run).evaluate, tokenizer_of(run.model)
+  return evaluation.Engine(load_model(run.model, layout), tokenizer, arms, batch_size=run.sweep.batch_size,
+                           stop_ids=evaluation.stop_ids(tokenizer), layout=layout)
+
+
+def direction_folder(run: Run, workdir: Path, options: str = '') -> pathlib.Path:
+  """Where the run's direction lies, or the one that was fine-tuned with other, named options."""
+  return pathlib.Path(workdir) / 'directions' / (f'{run.name}-{options}' if options else run.name)
+
+
+def folder_of(source: Path) -> Path:
+  """The folder or hub id that a model's source stands for."""
+  return organism.checkpoint_folder() if str(source) == ORGANISM else source
+
+
+def named(table: Mapping[str, Callable], source: str) -> Callable:
+  """What the organism has under the name 'organism:<name>'."""
+  name = source.removeprefix(f'{ORGANISM}:')
+  if name not in table:
+    raise InputError(f"the organism has no '{name}'{tree.did_you_mean(name, table)}; it has: {', '.join(table)}")
+  return table[name]
+
+
+def say(line: str) -> None:
+  """Prints a line of a stage at once, once."""
+  lifeline.progress()
+  if distributed.is_main():
+    print(line, flush=True)
+
+
+@functools.lru_cache(maxsize=1)
+def checkpoint_folder(choice: ModelChoice) -> pathlib.Path:
+  """The local folder of the chosen model's files."""
+  return models.resolve(folder_of(choice.source), revision=choice.revision or None)[0]
+
+
+@functools.lru_cache(maxsize=2)
+def _tokenizer(folder: pathlib.Path) -> Any:
+  tokenizer = datas.load_tokenizer(folder)
+  datas.require_chat_template(tokenizer)
+  return tokenizer
