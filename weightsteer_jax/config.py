@@ -68,20 +68,33 @@ class FineTune:
   remat: bool = False  # recompute activations in the backward pass: less memory, more time
 
 
+# The kinds of tasks, each a module of evaluation/tasks, whose docstring says what it needs and what it measures.
+TASK_KINDS = (
+  'choice',  # multiple choice by log-likelihood; items from a jsonl file
+  'generate',  # free text, scored by rules; items from a jsonl file
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
   """One evaluation: items, how they are answered, and what a hit means."""
-  items: str  # a jsonl file, or 'organism:<name>'
+  items: str  # a jsonl file, or 'organism:<name>'; for kinds with a source of their own also csv, json, a hub dataset, or '' (see the kind)
   role: str  # 'behaviour' (to be moved) or 'capability' (to be kept)
-  kind: str = 'choice'  # 'choice' (by log-likelihood) or 'generate' (text, scored by rules)
+  kind: str = 'choice'  # one of TASK_KINDS
+  metric: str = ''  # which of the kind's metrics the report plots; '' is its first
+  form: str = ''  # which of the kind's forms are asked, where it has several; '' is all of them, or its first
+  trait: str = ''  # 'trait' only: what is judged, 'name' or 'name: what it means'; '' is what the trait file says
+  split: str = ''  # of a hub dataset; '' is the kind's usual one
+  revision: str = ''  # of a hub dataset: commit, tag or branch
+  columns: tuple[str, ...] = ()  # 'ours=theirs', where a source names its columns otherwise
   description: str = ''  # one line for the report
-  n: int = 0  # items to take (0: all)
-  seed: int = 0  # which items an 'organism:' task draws
-  max_new_tokens: int = 64  # 'generate' only, tokens
-  temperature: float = 0.0  # 'generate' only; 0 is greedy
-  top_p: float = 1.0  # 'generate' only
-  top_k: int = 0  # 'generate' only; 0 is all tokens
-  samples: int = 1  # 'generate' only; answers per item
+  n: int = 0  # items to take, or questions where each is asked in several forms (0: all)
+  seed: int = 0  # which items are drawn, where they are generated
+  max_new_tokens: int = 64  # of an answer, tokens
+  temperature: float = 0.0  # of an answer; 0 is greedy
+  top_p: float = 1.0  # of an answer
+  top_k: int = 0  # of an answer; 0 is all tokens
+  samples: int = 1  # answers per item, where the temperature is above 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +255,9 @@ def _validate_finetune(options: FineTune) -> None:
 
 def _validate_task(where: str, item: Task) -> None:
   _one_of(f'{where}.role', item.role, ('behaviour', 'capability'))
-  _one_of(f'{where}.kind', item.kind, ('choice', 'generate'))
+  _one_of(f'{where}.kind', item.kind, TASK_KINDS)
+  for pair in item.columns:
+    _require(re.fullmatch(r'\w+=.+', pair), f'{where}.columns', pair, "'ours=theirs', as in 'question=Frage'")
   _require(item.max_new_tokens >= 1, f'{where}.max_new_tokens', item.max_new_tokens, '1 or more')
   _require(item.samples >= 1, f'{where}.samples', item.samples, '1 or more')
   _require(item.n >= 0, f'{where}.n', item.n, '0 (all) or more')

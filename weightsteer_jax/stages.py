@@ -150,7 +150,7 @@ def sweep(run: Run, workdir: Path, *, direction: Path = '') -> None:
   engine = _engine(run, {ARM: [(found.delta, None)]})
   directions.check_base(found, load_model(run.model, engine.layout))
   rows = evaluation.sweep.run(engine, tasks, alphas={ARM: run.sweep.alphas}, workdir=workdir, seed=run.sweep.seed)
-  distributed.on_main(lambda: evaluation.metrics.write(workdir, rows))
+  distributed.on_main(lambda: evaluation.metrics.write(workdir, rows, run.tasks))
 
 
 def report(run: Run, workdir: Path) -> pathlib.Path:
@@ -268,13 +268,14 @@ def load_questions(run: Run) -> list[Conversation]:
 
 
 def load_tasks(run: Run) -> list[evaluation.tasks.Task]:
-  """The run's tasks with their checked items: `n` that the organism makes, or the first n (0: all) of a jsonl file."""
+  """The run's tasks with their checked items: `n` that the organism makes, or the first n (0: all) of the source."""
   tasks = []
   for name, options in run.tasks.items():
     if options.items.startswith(f'{ORGANISM}:'):
-      items, where = _named(organism.ITEMS, options.items)(options.n, options.seed), None
+      made = _named(organism.ITEMS, options.items)(options.n, options.seed)
+      items, where = evaluation.tasks.from_rows(name, options, [(f'{options.items}[{i}]', row) for i, row in enumerate(made)])
     else:
-      items, where = evaluation.tasks.read(options.items)
+      items, where = evaluation.tasks.load(name, options)
     tasks.append(evaluation.tasks.make(name, options, items, where=where))
   return tasks
 
