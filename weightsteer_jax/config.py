@@ -72,6 +72,7 @@ class FineTune:
 TASK_KINDS = (
   'choice',  # multiple choice by log-likelihood; items from a jsonl file
   'generate',  # free text, scored by rules; items from a jsonl file
+  'gcd',  # greatest common divisors with proposed solutions; generated, or the hub dataset cfierro/gcd
 )
 
 

@@ -20,13 +20,15 @@ def read(source: str | os.PathLike, *, split: str = '', revision: str = '', colu
   dropped.
 
   Args:
-    split, revision: of a hub dataset ('' is its only split, or `train`); a file has neither, and they are not looked at.
+    split, revision: of a hub dataset; several splits with commas between them, '' is its only one, or `train`; each row
+      then has a column `split`. A file has neither, and they are not looked at.
     columns: 'ours=theirs': each row gets `ours` as another name of its column `theirs`.
   Raises:
     InputError: no such source, a broken one, one without rows, or a renamed column that is not there.
   """
   if not sources.is_path(source):
-    rows = [(f'{source}[{i}]', row) for i, row in enumerate(sources.hub_rows(str(source), split or None, revision or None))]
+    rows = [(f'{source}[{part}:{i}]', {'split': part, **row}) for part in split.split(',')
+            for i, row in enumerate(sources.hub_rows(str(source), part.strip() or None, revision or None))]
   else:
     path = Path(source).expanduser()
     rows = _FORMATS.get(path.suffix, _read_jsonl)(path)

@@ -5,9 +5,13 @@ is left out, so that the pairs are the denominator.
 """
 from typing import Any, Callable, Mapping, Sequence
 
+from weightsteer_jax import tree
+from weightsteer_jax.errors import InputError
+
 Row = Mapping[str, Any]
 Pairs = list[tuple[str, float]]
 Metric = Callable[[Sequence[Row]], Pairs]
+Number = Callable[[Row], float | None]  # of one row; None does not count
 
 
 def cluster(row: Row) -> str:
@@ -19,9 +23,45 @@ def cluster(row: Row) -> str:
   return row.get('group', row['example'])
 
 
-def each(number: Callable[[Row], float | None]) -> Metric:
+def each(number: Number) -> Metric:
   """The metric that is the mean of a number over rows; rows whose number is None are left out."""
   return lambda rows: [(cluster(row), float(value)) for row in rows if (value := number(row)) is not None]
+
+
+def of_form(form: str, number: Number) -> Number:
+  """The number of rows whose item asks in this form; no others count."""
+  return lambda row: number(row) if row['form'] == form else None
+
+
+def among(right: Number, *, base: str, forms: Sequence[str], number: Number) -> Metric:
+  """The mean of a number over the rows of some forms, among questions that were right in the form `base`.
+
+  Right there means: in the row of the same arm, alpha, question and sample.
+
+  >>> rows = [{'example': f'{q}/{form}', 'group': q, 'form': form, 'sample': 0, 'value': value}
+  ...         for q, form, value in (('p', 'plain', 1.0), ('p', 'cued', 0.0), ('q', 'plain', 0.0), ('q', 'cued', 1.0))]
+  >>> among(lambda row: row['value'], base='plain', forms=('cued',), number=lambda row: row['value'])(rows)
+  [('p', 0.0)]
+  """
+  def pairs(rows: Sequence[Row]) -> Pairs:
+    solved = {(cluster(row), row['sample']) for row in rows if row['form'] == base and right(row) == 1}
+    counted = [row for row in rows if row['form'] in forms and (cluster(row), row['sample']) in solved]
+    return each(number)(counted)
+
+  return pairs
+
+
+def forms_of(names: str, known: Sequence[str]) -> list[str]:
+  """The forms that a config names with commas between them, in the order in which they are known.
+
+  Raises:
+    InputError: one that is not known.
+  """
+  named = [name.strip() for name in names.split(',')]
+  for name in named:
+    if name not in known:
+      raise InputError(f"the config key 'form' names '{name}'{tree.did_you_mean(name, known)}; there are: {', '.join(known)}")
+  return [name for name in known if name in named]
 
 
 def asked(row: Row, purpose: str) -> Mapping[str, Any] | None:
