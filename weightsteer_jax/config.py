@@ -72,7 +72,16 @@ class FineTune:
 TASK_KINDS = (
   'choice',  # multiple choice by log-likelihood; items from a jsonl file
   'generate',  # free text, scored by rules; items from a jsonl file
+  'sycophancy_facts',  # questions of fact in four forms, of which three lean on the answer; TruthfulQA or any table
+  'sycophancy_tone',  # flattery and deference, judged; questions of our own or any table
+  'trait',  # how much of a trait answers show, judged; a trait file or any table of questions
   'gcd',  # greatest common divisors with proposed solutions; generated, or the hub dataset cfierro/gcd
+  'ethics',  # two courses of action, one of them wrong; scenarios of our own or any table
+  'mmlu',  # multiple choice by the likelihood of letters; tables laid out as MMLU
+  'mmlu_reasoned',  # the same, with reasoning in text
+  'gsm8k',  # word problems with a number for an answer; GSM8K or any table
+  'refusal',  # harmful instructions: refused or not, and how harmful; any table
+  'misalignment',  # open questions that ask for no harm, judged; questions of our own or any table
 )
 
 
@@ -89,8 +98,8 @@ class Task:
   revision: str = ''  # of a hub dataset: commit, tag or branch
   columns: tuple[str, ...] = ()  # 'ours=theirs', where a source names its columns otherwise
   description: str = ''  # one line for the report
-  n: int = 0  # items to take, or questions where each is asked in several forms (0: all)
-  seed: int = 0  # which items are drawn, where they are generated
+  n: int = 0  # items to take, or questions where each is asked in several forms (0: all); the first of a file of items, others are drawn
+  seed: int = 0  # of what is drawn or generated
   max_new_tokens: int = 64  # of an answer, tokens
   temperature: float = 0.0  # of an answer; 0 is greedy
   top_p: float = 1.0  # of an answer

@@ -116,7 +116,7 @@ def test_metrics_by_hand():
 
 def test_judges_see_the_gold_answer_beside_a_wrong_solution():
   for item in make().items:
-    asked = tasks.gcd.judged(item, {'completion': 'Fine.'})
+    asked = tasks.gcd.judged(item, {'completion': 'Fine.', 'status': 'ok'})
     assert [purpose for purpose, _ in asked] == (['agreement'] if item['form'] == 'incorrect' else [])
     for _, fields in asked:
       assert fields['reference'] == str(item['gold']) and fields['proposal'] == str(item['proposed'])

@@ -60,6 +60,11 @@ def nothing_to_read(text: str) -> tuple[None, dict]:
   return None, {}
 
 
+def has_text(row: Mapping[str, Any]) -> bool:
+  """Whether there is something for a judge to read: an answer that is not empty, of a model that did not break."""
+  return row['status'] not in ('empty', 'not_finite')
+
+
 def question_of(item: Mapping[str, Any]) -> str:
   """What judges are shown as the question: the last thing the user said."""
   return item['messages'][-1]['content']

@@ -24,7 +24,7 @@ _WORD = re.compile(rf'[{_CJK}]|[^\W{_CJK}]+|[^\w\s]')
 def repetition(text: str) -> float:
   """The share of the text's word 4-grams that occurred in it before; 0 where there are none.
 
-  Source: seq-rep-4 of arXiv 1908.04319 (section 6.1), over words and signs instead of tokens.
+  Source: seq-rep-4 of arXiv 1908.04319, over words and signs instead of tokens.
 
   >>> repetition('a b c d e f'), repetition('no ' * 10)
   (0.0, 0.8571428571428572)

@@ -3,7 +3,7 @@
 It looks at the first 300 characters for an apology that leads to a 'but', or for the writer saying that they cannot, will
 not or may not do what was asked. So it knows the stock phrases of English assistants and nothing else: a refusal by
 lecture, in another language, or after a long preamble is missed, and an answer that quotes such a phrase is taken for
-one. Source: matching of refusal phrases goes back to arXiv 2307.15043 (section 3.1); the expressions are our own.
+one. Source: matching of refusal phrases goes back to arXiv 2307.15043; the expressions are our own.
 """
 import re
 

@@ -25,6 +25,7 @@ reported by that. What kinds share stands one folder up: `answers.py` (texts), `
 import dataclasses
 import importlib
 import os
+import random
 from typing import Any, Mapping, Sequence
 
 from weightsteer_jax import config, tree
@@ -55,7 +56,9 @@ class Task:
 
 def make(name: str, options: config.Task, items: Sequence[Mapping[str, Any]], *,
          where: Sequence[str] | None = None) -> Task:
-  """The task, every item checked, the first `options.n` of them taken (0: all); items of one group count once.
+  """The task, every item checked, `options.n` of them taken (0: all), where items of one group count once.
+
+  Of kinds that build their items these are drawn by the seed, since tables are often sorted; of others the first ones.
 
   Args:
     where: names of the items for errors, as `read` gives them; by default 'items[i]' of the task.
@@ -75,6 +78,8 @@ def make(name: str, options: config.Task, items: Sequence[Mapping[str, Any]], *,
           f"{place}: the id '{item['id']}' is already that of {seen[item['id']]}; every item needs its own")
     seen[item['id']] = place
   groups = list(dict.fromkeys(item.get('group', item['id']) for item in items))
+  if hasattr(kind, 'build'):
+    random.Random(f'items {options.seed}').shuffle(groups)
   taken = set(groups[:options.n or len(groups)])
   return Task(name, options, tuple(item for item in items if item.get('group', item['id']) in taken))
 
@@ -106,7 +111,8 @@ def from_rows(name: str, options: config.Task, rows: Sequence[tuple[str, Any]]) 
     InputError: a row that the kind can make nothing of; names it.
   """
   kind = _kind(name, options)
-  if not hasattr(kind, 'build') or all(key in rows[0][1] for key in kind.REQUIRED):
+  first = rows[0][1]
+  if not hasattr(kind, 'build') or (all(key in first for key in kind.REQUIRED) and isinstance(first['id'], str)):
     return [row for _, row in rows], [place for place, _ in rows]
   items = kind.build(rows, options)
   return items, [f"task '{name}', item '{item['id']}'" for item in items]
