@@ -72,20 +72,43 @@ class FineTune:
   keep_steps: bool = False  # keep the adapter of every validation, not only of the best (steps/<learning rate>/<step>)
 
 
+# The kinds of tasks, each a module of evaluation/tasks, whose docstring says what it needs and what it measures.
+TASK_KINDS = (
+  'choice',  # multiple choice by log-likelihood; items from a jsonl file
+  'generate',  # free text, scored by rules; items from a jsonl file
+  'sycophancy_facts',  # questions of fact in four forms, of which three lean on the answer; TruthfulQA or any table
+  'sycophancy_tone',  # flattery and deference, judged; questions of our own or any table
+  'trait',  # how much of a trait answers show, judged; a trait file or any table of questions
+  'gcd',  # greatest common divisors with proposed solutions; generated, or the hub dataset cfierro/gcd
+  'ethics',  # two courses of action, one of them wrong; scenarios of our own or any table
+  'mmlu',  # multiple choice by the likelihood of letters; tables laid out as MMLU
+  'mmlu_reasoned',  # the same, with reasoning in text
+  'gsm8k',  # word problems with a number for an answer; GSM8K or any table
+  'refusal',  # harmful instructions: refused or not, and how harmful; any table
+  'misalignment',  # open questions that ask for no harm, judged; questions of our own or any table
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
   """One evaluation: items, how they are answered, and what a hit means."""
-  items: str  # a jsonl file, or 'organism:<name>'
+  items: str  # a jsonl file, or 'organism:<name>'; for kinds with a source of their own also csv, json, a hub dataset, or '' (see the kind)
   role: str  # 'behaviour' (to be moved) or 'capability' (to be kept)
-  kind: str = 'choice'  # 'choice' (by log-likelihood) or 'generate' (text, scored by rules)
+  kind: str = 'choice'  # one of TASK_KINDS
+  metric: str = ''  # which of the kind's metrics the report plots; '' is its first
+  form: str = ''  # which of the kind's forms are asked, where it has several; '' is all of them, or its first
+  trait: str = ''  # 'trait' only: what is judged, 'name' or 'name: what it means'; '' is what the trait file says
+  split: str = ''  # of a hub dataset; '' is the kind's usual one
+  revision: str = ''  # of a hub dataset: commit, tag or branch
+  columns: tuple[str, ...] = ()  # 'ours=theirs', where a source names its columns otherwise
   description: str = ''  # one line for the report
-  n: int = 0  # items to take (0: all)
-  seed: int = 0  # which items an 'organism:' task draws
-  max_new_tokens: int = 64  # 'generate' only, tokens
-  temperature: float = 0.0  # 'generate' only; 0 is greedy
-  top_p: float = 1.0  # 'generate' only
-  top_k: int = 0  # 'generate' only; 0 is all tokens
-  samples: int = 1  # 'generate' only; answers per item
+  n: int = 0  # items to take, or questions where each is asked in several forms (0: all); the first of a file of items, others are drawn
+  seed: int = 0  # of what is drawn or generated
+  max_new_tokens: int = 64  # of an answer, tokens
+  temperature: float = 0.0  # of an answer; 0 is greedy
+  top_p: float = 1.0  # of an answer
+  top_k: int = 0  # of an answer; 0 is all tokens
+  samples: int = 1  # answers per item, where the temperature is above 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,7 +352,9 @@ def _validate_arm(where: str, arm: Arm, run: Run) -> None:
 
 def _validate_task(where: str, item: Task) -> None:
   _one_of(f'{where}.role', item.role, ('behaviour', 'capability'))
-  _one_of(f'{where}.kind', item.kind, ('choice', 'generate'))
+  _one_of(f'{where}.kind', item.kind, TASK_KINDS)
+  for pair in item.columns:
+    _require(re.fullmatch(r'\w+=.+', pair), f'{where}.columns', pair, "'ours=theirs', as in 'question=Frage'")
   _require(item.max_new_tokens >= 1, f'{where}.max_new_tokens', item.max_new_tokens, '1 or more')
   _require(item.samples >= 1, f'{where}.samples', item.samples, '1 or more')
   _require(item.n >= 0, f'{where}.n', item.n, '0 (all) or more')

@@ -71,13 +71,14 @@ def load_questions(run: Run) -> list[Conversation]:
 
 
 def load_tasks(named_options: Mapping[str, configs.Task]) -> list[evaluation.tasks.Task]:
-  """The tasks with their checked items: `n` that the organism makes, or the first n (0: all) of a jsonl file."""
+  """The tasks with their checked items: `n` that the organism makes, or the first n (0: all) of the source."""
   tasks = []
   for name, options in named_options.items():
     if options.items.startswith(f'{ORGANISM}:'):
-      items, where = named(organism.ITEMS, options.items)(options.n, options.seed), None
+      made = named(organism.ITEMS, options.items)(options.n, options.seed)
+      items, where = evaluation.tasks.from_rows(name, options, [(f'{options.items}[{i}]', row) for i, row in enumerate(made)])
     else:
-      items, where = evaluation.tasks.read(options.items)
+      items, where = evaluation.tasks.load(name, options)
     tasks.append(evaluation.tasks.make(name, options, items, where=where))
   return tasks
 

@@ -47,7 +47,7 @@ def load_conversations(source: str | os.PathLike, *, split: str | None = None,
       raise InputError(f"'{source}' is a file: split and revision are for hub datasets")
     path = Path(source).expanduser()
     return parse_rows(((f'{path.name}:{line}', row) for line, row in read_jsonl(path)), where=str(path))
-  rows = _hub_rows(str(source), split, revision)
+  rows = hub_rows(str(source), split, revision)
   return parse_rows(((f'{source}[{i}]', row) for i, row in enumerate(rows)), where=f"dataset '{source}'")
 
 
@@ -122,7 +122,7 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
       line).
   """
   path = Path(path).expanduser()
-  _check_file(path)
+  check_file(path)
   # utf-8-sig drops the byte-order mark that some editors write.
   with path.open(encoding='utf-8-sig') as lines:
     try:
@@ -131,6 +131,47 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
           yield number, _parse_line(line, f'{path}:{number}')
     except UnicodeDecodeError as error:
       raise InputError(f'{path} is not UTF-8 text ({error.reason}): convert it first') from error
+
+
+def check_file(path: Path) -> None:
+  """Nothing, if there is such a file.
+
+  Raises:
+    InputError: a folder, or no such file; names the nearest one that exists.
+  """
+  if path.is_dir():
+    found = sorted(child.name for child in path.glob('*.jsonl'))
+    holds = f"; it holds {', '.join(found[:8])}" if found else ''
+    raise InputError(f'{path} is a folder, expected a jsonl file{holds}')
+  if not path.exists():
+    if not path.parent.is_dir():
+      raise InputError(f"no file '{path}': the folder '{path.parent}' does not exist")
+    near = tree.did_you_mean(path.name, [child.name for child in path.parent.iterdir() if child.is_file()])
+    raise InputError(f"no file '{path}'{near}")
+
+
+def hub_rows(source: str, split: str | None, revision: str | None) -> Iterable[Mapping]:
+  """The rows of a hub dataset, `owner/name` or `owner/name:config`.
+
+  Raises:
+    InputError: it cannot be loaded, or it has several splits and none was chosen.
+  """
+  if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?(:[\w.-]+)?', source):
+    raise InputError(f"'{source}' is neither an existing file nor the name of a hub dataset "
+                     '(owner/name or owner/name:config)')
+  import datasets  # Takes seconds to import, and only hub datasets need it.
+  name, _, config = source.partition(':')
+  try:
+    loaded = datasets.load_dataset(name, config or None, split=split, revision=revision)
+  except Exception as error:  # The hub client raises many unrelated types: not found, gated, offline, no such split.
+    raise InputError(f"cannot load the hub dataset '{source}' (split {split}, revision {revision}): {error}. "
+                     'If a file was meant, there is none of that name') from error
+  if not isinstance(loaded, Mapping):
+    return loaded
+  chosen = next(iter(loaded)) if len(loaded) == 1 else 'train'
+  if chosen not in loaded:
+    raise InputError(f"dataset '{source}' has the splits {sorted(loaded)}: choose one with split=")
+  return loaded[chosen]
 
 
 def _schema_of(row: Mapping, name: str) -> tuple[str, ...]:
@@ -160,40 +201,9 @@ def _messages_of(row: Mapping, schema: tuple[str, ...], name: str) -> tuple[dict
   return check_messages([{'role': role, 'content': content} for role, content in zip(roles, contents)], name)
 
 
-def _check_file(path: Path) -> None:
-  if path.is_dir():
-    found = sorted(child.name for child in path.glob('*.jsonl'))
-    holds = f"; it holds {', '.join(found[:8])}" if found else ''
-    raise InputError(f'{path} is a folder, expected a jsonl file{holds}')
-  if not path.exists():
-    if not path.parent.is_dir():
-      raise InputError(f"no file '{path}': the folder '{path.parent}' does not exist")
-    near = tree.did_you_mean(path.name, [child.name for child in path.parent.iterdir() if child.is_file()])
-    raise InputError(f"no file '{path}'{near}")
-
-
 def _parse_line(line: str, where: str) -> Any:
   try:
     return json.loads(line)
   except json.JSONDecodeError as error:
     raise InputError(f'{where}: not valid JSON ({error.msg} at column {error.colno}); '
                      'expected a jsonl file: one JSON object on each line') from error
-
-
-def _hub_rows(source: str, split: str | None, revision: str | None) -> Iterable[Mapping]:
-  if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?(:[\w.-]+)?', source):
-    raise InputError(f"'{source}' is neither an existing file nor the name of a hub dataset "
-                     '(owner/name or owner/name:config)')
-  import datasets  # Takes seconds to import, and only hub datasets need it.
-  name, _, config = source.partition(':')
-  try:
-    loaded = datasets.load_dataset(name, config or None, split=split, revision=revision)
-  except Exception as error:  # The hub client raises many unrelated types: not found, gated, offline, no such split.
-    raise InputError(f"cannot load the hub dataset '{source}' (split {split}, revision {revision}): {error}. "
-                     'If a file was meant, there is none of that name') from error
-  if not isinstance(loaded, Mapping):
-    return loaded
-  chosen = next(iter(loaded)) if len(loaded) == 1 else 'train'
-  if chosen not in loaded:
-    raise InputError(f"dataset '{source}' has the splits {sorted(loaded)}: choose one with split=")
-  return loaded[chosen]

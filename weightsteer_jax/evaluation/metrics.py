@@ -1,66 +1,66 @@
-"""From rows to results: means with standard errors, needing no model.
+"""From rows and judgements to results: means with standard errors, needing no model.
 
-  rate            mean of the rows' values
-  valid_rate      share of all rows with an answer that could be judged (neither empty, nor unparsable, nor not finite)
-  target_logprob  choice tasks: log-likelihood of the target, nats
-  log_odds        choice tasks: the target's log-likelihood less that of the best other choice, nats
+What is measured is said by each task's kind, in its METRICS; the metric that comes first is the one the report plots.
+Beside it stands the failure accounting of `failures.py`.
 """
 import math
 import os
 import pathlib
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from weightsteer_jax import files
-from weightsteer_jax.evaluation import rows as row_files
-
-Row = Mapping[str, Any]
-INVALID = ('empty', 'unparsable', 'not_finite')
-
-
-def target_logprob(row: Row) -> float | None:
-  """Log-likelihood of the target in nats, or None where it was not finite."""
-  return row['logprobs'][row['target']]
+from weightsteer_jax import config, files, tree
+from weightsteer_jax.data import sources
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.evaluation import failures, measures, rows as row_files, tasks as kinds
+from weightsteer_jax.evaluation.measures import Metric, Row
 
 
-def log_odds(row: Row) -> float | None:
-  """The target's log-likelihood less that of the most likely other choice, nats.
+def results(rows: Iterable[Row], tasks: Mapping[str, config.Task] = {}, judgements: Iterable[Row] = (),
+            judges: Sequence[str] = ()) -> list[dict[str, Any]]:
+  """Result rows {arm, task, metric, alpha, mean, sem, n, values}: arms and tasks as they first appear, metrics, alphas.
 
-  >>> log_odds({'logprobs': [-3.0, -1.0, -2.0], 'target': 2})
-  -1.0
-  """
-  logprobs = row['logprobs']
-  others = [x for i, x in enumerate(logprobs) if i != row['target']]
-  return None if None in logprobs else logprobs[row['target']] - max(others)
+  `n` counts the examples (or questions, where an item has a `group`) behind the mean, `values` the numbers; rows that a
+  metric leaves out count in neither. `sem` is the standard error clustered by example: several samples of one question
+  are not several questions. The mean of no rows is null, and so is the error of one example.
 
-
-METRICS: dict[str, Callable[[Row], float | None]] = {
-    'rate': lambda row: row['value'],
-    'valid_rate': lambda row: float(row['status'] not in INVALID),
-}
-CHOICE_METRICS = {'target_logprob': target_logprob, 'log_odds': log_odds}
-
-
-def results(rows: Iterable[Row]) -> list[dict[str, Any]]:
-  """Result rows {arm, task, metric, alpha, mean, sem, n}: arms and tasks as they first appear, metrics, alphas.
-
-  `n` counts the examples behind the mean (rows whose number is null are left out), and `sem` is the standard error
-  clustered by example: several samples of one question are not several questions. The mean of no rows is null, and so
-  is the error of one example.
+  Args:
+    tasks: {task: its options}. A task that is not among them is read as of kind `choice` or `generate`, without its
+      failure accounting.
+    judgements: what judges said about the rows (see `measures.attach`).
+    judges: their names, the one whose scores count first.
+  Raises:
+    InputError: the options name a metric that the kind does not have.
   """
   groups: dict[tuple[str, str], dict[float, list[Row]]] = {}
-  for row in rows:
+  for row in measures.attach(list(rows), list(judgements), judges):
     groups.setdefault((row['arm'], row['task']), {}).setdefault(float(row['alpha']), []).append(row)
   found = []
   for (arm, task), by_alpha in groups.items():
-    choice = all('logprobs' in row for members in by_alpha.values() for row in members)
-    for metric, number in (METRICS | (CHOICE_METRICS if choice else {})).items():
-      for alpha, members in sorted(by_alpha.items()):
-        pairs = [(row['example'], value) for row in members if (value := number(row)) is not None]
-        mean, sem, n = clustered_mean(pairs)
-        found.append(dict(arm=arm, task=task, metric=metric, alpha=alpha, mean=mean, sem=sem, n=n))
+    alphas = sorted(by_alpha)
+    for metric, pairs_of in metrics_of(task, tasks.get(task), by_alpha).items():
+      pairs = {alpha: pairs_of(by_alpha[alpha]) for alpha in alphas}
+      if metric in failures.METRICS and not any(pairs.values()):
+        continue  # Choices by likelihood are not truncated, and where no judge was asked none failed.
+      for alpha in alphas:
+        mean, sem, n = clustered_mean(pairs[alpha])
+        found.append(dict(arm=arm, task=task, metric=metric, alpha=alpha, mean=mean, sem=sem, n=n,
+                          values=len(pairs[alpha])))
   return found
+
+
+def metrics_of(task: str, options: config.Task | None, by_alpha: Mapping[float, Sequence[Row]]) -> dict[str, Metric]:
+  """The metrics of a task, the plotted one first, its failure accounting last."""
+  if options is None:
+    choice = all('logprobs' in row for members in by_alpha.values() for row in members)
+    return dict(kinds.KINDS['choice' if choice else 'generate'].METRICS)
+  table = kinds.KINDS[options.kind].METRICS
+  first = options.metric or next(iter(table))
+  if first not in table:
+    raise InputError(f"task '{task}': its kind '{options.kind}' has no metric '{first}'{tree.did_you_mean(first, table)}; "
+                     f"it has: {', '.join(table)}")
+  return {first: table[first], **table, **failures.METRICS}
 
 
 def clustered_mean(pairs: Sequence[tuple[str, float]]) -> tuple[float | None, float | None, int]:
@@ -84,13 +84,17 @@ def clustered_mean(pairs: Sequence[tuple[str, float]]) -> tuple[float | None, fl
   return mean, math.sqrt(len(names) / (len(names) - 1) * float(np.sum(sums**2))) / len(values), len(names)
 
 
-def write(workdir: str | os.PathLike, rows: Iterable[Row] | None = None) -> list[dict[str, Any]]:
-  """The results, also written to `<workdir>/results.jsonl`; of all rows in `<workdir>/sweep/rows.jsonl` by default.
+def write(workdir: str | os.PathLike, rows: Iterable[Row] | None = None, tasks: Mapping[str, config.Task] = {},
+          judges: Sequence[str] = ()) -> list[dict[str, Any]]:
+  """The results, also written to `<workdir>/results.jsonl`; of all rows in `<workdir>/sweep/rows.jsonl` by default, with
+  what `<workdir>/sweep/judgements.jsonl` says about them, if it is there.
 
   Raises:
     InputError: no rows there. CorruptError: a broken one. OutputError: the results could not be written.
   """
   workdir = pathlib.Path(workdir)
-  found = results(row_files.read(workdir / 'sweep' / 'rows.jsonl') if rows is None else rows)
+  said = workdir / 'sweep' / 'judgements.jsonl'
+  judgements = [line for _, line in sources.read_jsonl(said)] if said.exists() else []
+  found = results(row_files.read(workdir / 'sweep' / 'rows.jsonl') if rows is None else rows, tasks, judgements, judges)
   files.write_jsonl(workdir / 'results.jsonl', found)
   return found

@@ -84,7 +84,7 @@ def inputs_of(engine: Engine, tasks: Sequence[kinds.Task], prepared: Prepared, a
     inputs[f"items of task '{task.name}'"] = _hash([dict(item) for item in task.items])
     inputs[f"tokens of task '{task.name}'"] = _hash([_tokens(prepared[task.name, item['id'], '']) for item in task.items])
     inputs[f"kind of task '{task.name}'"] = options.kind
-    if options.kind == 'generate':
+    if task.kind.GENERATES:
       inputs[f"sampling of task '{task.name}'"] = [
           options.max_new_tokens, options.temperature, options.top_p, options.top_k
       ]

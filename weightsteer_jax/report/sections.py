@@ -5,6 +5,7 @@ import shlex
 from typing import Any, Sequence
 
 from weightsteer_jax.report import tables, words
+from weightsteer_jax.report.metrics import accounted, further, scrolling
 from weightsteer_jax.report.examples import Counts, Survey
 from weightsteer_jax.report.pick import TOLERANCE, Pick, Side
 from weightsteer_jax.report.safe import escape, redact
@@ -61,7 +62,7 @@ def results(sweep: Study, picks: Sequence[Pick]) -> str:
   tolerance = max((one.comparison.tolerance for one in picks), default=TOLERANCE)
   return (f'<section><h2>Results</h2><p class="note">Mean ± one standard error; n is the number of examples. '
           f'An exclamation mark: capability more than {tolerance:g} from the base. Point at a number for all digits.'
-          f'</p>{body}<details><summary>What the tasks measure</summary><ul>{descriptions}</ul></details>'
+          f'</p>{body}<details><summary>What the tasks measure</summary><ul>{descriptions}</ul></details>{further(sweep)}'
           f'<details><summary>All {len(sweep.results)} rows of results.jsonl</summary>{_all_rows(sweep)}</details>'
           '</section>')
 
@@ -83,7 +84,7 @@ def _table(sweep: Study, one: Pick) -> str:
     rows.append(f'<tr class="{mark}" data-arm="{escape(one.arm)}" data-alpha="{alpha!r}"><th scope="row" class="left">'
                 f'{format_alpha(alpha)}{note}</th>{row}</tr>')
   head = f'<tr class="roles"><th></th>{roles}</tr><tr><th scope="col" class="left">alpha</th>{heads}</tr>'
-  return _scrolling('results', head, rows)
+  return scrolling('results', head, rows)
 
 
 def _cell(cell: Cell, outside: bool, first: bool) -> str:
@@ -99,16 +100,10 @@ def _first(first: bool) -> str:
 
 
 def _all_rows(sweep: Study) -> str:
-  keys = ('arm', 'task', 'metric', 'alpha', 'mean', 'sem', 'n')
+  keys = ('arm', 'task', 'metric', 'alpha', 'mean', 'sem', 'n', 'values')
   heads = ''.join(f'<th>{key}</th>' for key in keys)
-  cells = (''.join(f'<td>{escape(str(row[key]))}</td>' for key in keys) for row in sweep.results)
-  return _scrolling('rows', f'<tr>{heads}</tr>', [f'<tr>{row}</tr>' for row in cells])
-
-
-def _scrolling(kind: str, head: str, rows: Sequence[str]) -> str:
-  """A table that scrolls sideways by itself where the window is narrow."""
-  return (f'<div class="scroll"><table class="{kind}"><thead>{head}</thead>'
-          f'<tbody>{"".join(rows)}</tbody></table></div>')
+  cells = (''.join(f'<td>{escape(str(row.get(key)))}</td>' for key in keys) for row in sweep.results)
+  return scrolling('rows', f'<tr>{heads}</tr>', [f'<tr>{row}</tr>' for row in cells])
 
 
 def charts(curves: str, tradeoff: str) -> str:
@@ -152,7 +147,7 @@ def accounting(sweep: Study, survey: Survey) -> str:
                  for arm in survey.arms)
   return (f'<section><h2>What failed</h2><p>{ok} of {total} rows are ok; {total - ok} are not; {empty} carry no value. '
           'Each cell: rows that are ok, of all rows, and what the others are. A row without value enters no mean.</p>'
-          f'{body}</section>')
+          f'{body}{accounted(sweep)}</section>')
 
 
 def _counts_table(sweep: Study, survey: Survey, arm: str) -> str:
@@ -163,7 +158,7 @@ def _counts_table(sweep: Study, survey: Survey, arm: str) -> str:
   for name in names:
     row = ''.join(_counts_cell(survey.counts.get((arm, name, alpha))) for alpha in alphas)
     rows.append(f'<tr><th scope="row" class="left">{escape(name)}</th>{row}</tr>')
-  return _scrolling('accounting', f'<tr><th scope="col" class="left">task</th>{heads}</tr>', rows)
+  return scrolling('accounting', f'<tr><th scope="col" class="left">task</th>{heads}</tr>', rows)
 
 
 def _counts_cell(count: Counts | None) -> str:

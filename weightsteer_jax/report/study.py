@@ -13,6 +13,8 @@ from weightsteer_jax import files
 from weightsteer_jax.errors import CorruptError, InputError
 
 ROLES = ('behaviour', 'capability')
+# The failure accounting that every task reports beside its own metrics.
+FAILURES = ('valid_rate', 'refused_rate', 'truncated_rate', 'repetitive_rate', 'unparsable_rate', 'unjudged_rate')
 
 
 @dataclasses.dataclass(frozen=True)

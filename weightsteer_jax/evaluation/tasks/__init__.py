@@ -1,20 +1,38 @@
-"""Tasks: what is asked and how an answer counts. One file per kind; each has the same four functions.
+"""Tasks: what is asked and how an answer counts. One file per kind; each has the same parts.
 
+  REQUIRED, OPTIONAL                               keys of an item
+  GENERATES                                        whether it answers in text (else by likelihood, where nothing is drawn)
   check(item, where)                               raises InputError for an item that is none of its kind
   prepare(tokenizer, item)                         the item as tokens
   requests(prepared, key, arm, alpha, ..)          what the engine is to compute for one row
   fields(prepared, results, tokenizer)             the row's value, status and evidence
+  METRICS                                          {name: function}, the one that the report plots first: from the rows of
+                                                   one (arm, task, alpha), with what judges said, to (cluster, value)
+                                                   pairs; what does not count is left out (see measures.py)
+
+and, where it needs them,
+
+  judged(item, row)                                [(purpose, fields)]: what judges are to be asked about a row
+  build(rows, options)                             items from the rows of a table: a csv, json or jsonl file, or a hub
+                                                   dataset; rows that are items already are taken as they are
+  rows(options)                                    rows of its own, where the config names no items
+  SPLIT                                            the split of a hub dataset that is meant where none is named
+
+To add a kind, write its file and add its name to `config.TASK_KINDS`: it can be configured, swept, judged, measured and
+reported by that. What kinds share stands one folder up: `answers.py` (texts), `letters.py` (lettered options),
+`failures.py` (the accounting that every kind reports), `measures.py` (metrics).
 """
 import dataclasses
+import importlib
 import os
+import random
 from typing import Any, Mapping, Sequence
 
 from weightsteer_jax import config, tree
-from weightsteer_jax.data import sources
+from weightsteer_jax.data import sources, tables
 from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation.tasks import choice, generate
 
-KINDS = {'choice': choice, 'generate': generate}
+KINDS = {name: importlib.import_module(f'{__name__}.{name}') for name in config.TASK_KINDS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +50,15 @@ class Task:
   @property
   def samples(self) -> int:
     """Rows per item, arm and alpha: greedy answers and choices are all alike, so one is enough."""
-    drawn = self.options.kind == 'generate' and self.options.temperature > 0
+    drawn = self.kind.GENERATES and self.options.temperature > 0
     return self.options.samples if drawn else 1
 
 
 def make(name: str, options: config.Task, items: Sequence[Mapping[str, Any]], *,
          where: Sequence[str] | None = None) -> Task:
-  """The task, every item checked, the first `options.n` of them taken (0: all).
+  """The task, every item checked, `options.n` of them taken (0: all), where items of one group count once.
+
+  Of kinds that build their items these are drawn by the seed, since tables are often sorted; of others the first ones.
 
   Args:
     where: names of the items for errors, as `read` gives them; by default 'items[i]' of the task.
@@ -46,10 +66,7 @@ def make(name: str, options: config.Task, items: Sequence[Mapping[str, Any]], *,
     InputError: no items, a broken item, or an id twice; names the item.
   """
   names = where or [f"{options.items or name}[{i}]" for i in range(len(items))]
-  kind = KINDS.get(options.kind)
-  if kind is None:
-    hint = tree.did_you_mean(options.kind, KINDS)
-    raise InputError(f"task '{name}': unknown kind '{options.kind}'{hint}; there are: {', '.join(KINDS)}")
+  kind = _kind(name, options)
   if not items:
     raise InputError(f"task '{name}': {options.items or 'the list'} holds no items")
   seen: dict[str, str] = {}
@@ -60,7 +77,52 @@ def make(name: str, options: config.Task, items: Sequence[Mapping[str, Any]], *,
       raise InputError(
           f"{place}: the id '{item['id']}' is already that of {seen[item['id']]}; every item needs its own")
     seen[item['id']] = place
-  return Task(name, options, tuple(items[:options.n or len(items)]))
+  groups = list(dict.fromkeys(item.get('group', item['id']) for item in items))
+  if hasattr(kind, 'build'):
+    random.Random(f'items {options.seed}').shuffle(groups)
+  taken = set(groups[:options.n or len(groups)])
+  return Task(name, options, tuple(item for item in items if item.get('group', item['id']) in taken))
+
+
+def load(name: str, options: config.Task) -> tuple[list[Any], list[str]]:
+  """(items, their names in errors) from where the options say: a file, a hub dataset, or the kind itself.
+
+  Raises:
+    InputError: no such source, a broken one, or one that the kind can make no items of.
+  """
+  kind = _kind(name, options)
+  if not hasattr(kind, 'build'):
+    return read(options.items)
+  if options.items:
+    rows = tables.read(options.items, split=options.split or getattr(kind, 'SPLIT', ''), revision=options.revision,
+                       columns=options.columns)
+  elif hasattr(kind, 'rows'):
+    rows = kind.rows(options)
+  else:
+    raise InputError(f"task '{name}': the kind '{options.kind}' has no items of its own: set tasks.{name}.items")
+  return from_rows(name, options, rows)
+
+
+def from_rows(name: str, options: config.Task, rows: Sequence[tuple[str, Any]]) -> tuple[list[Any], list[str]]:
+  """(items, their names in errors) from [(place, row)]: rows that are items already as they are, others as the kind
+  builds them.
+
+  Raises:
+    InputError: a row that the kind can make nothing of; names it.
+  """
+  kind = _kind(name, options)
+  first = rows[0][1]
+  if not hasattr(kind, 'build') or (all(key in first for key in kind.REQUIRED) and isinstance(first['id'], str)):
+    return [row for _, row in rows], [place for place, _ in rows]
+  items = kind.build(rows, options)
+  return items, [f"task '{name}', item '{item['id']}'" for item in items]
+
+
+def _kind(name: str, options: config.Task) -> Any:
+  if options.kind not in KINDS:
+    hint = tree.did_you_mean(options.kind, KINDS)
+    raise InputError(f"task '{name}': unknown kind '{options.kind}'{hint}; there are: {', '.join(KINDS)}")
+  return KINDS[options.kind]
 
 
 def read(path: str | os.PathLike) -> tuple[list[Any], list[str]]:

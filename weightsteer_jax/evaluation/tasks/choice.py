@@ -3,6 +3,11 @@
 An item is {"id", "messages", "choices": [text, ..], "target": index, "normalise": "none" | "tokens" | "bytes"}. A
 choice's score is its log-likelihood as the assistant's answer, the token that ends the answer not counted, divided by
 its length if it says so. The row's value is 1 if the target has the highest score: a tie is not a hit.
+
+  rate            mean of the rows' values
+  valid_rate      share of all rows with an answer that could be judged
+  target_logprob  log-likelihood of the target, nats
+  log_odds        the target's log-likelihood less that of the best other choice, nats
 """
 import dataclasses
 import math
@@ -11,9 +16,11 @@ from typing import Any, Mapping, Sequence
 from weightsteer_jax import config, tree
 from weightsteer_jax.data import chat
 from weightsteer_jax.errors import InputError
+from weightsteer_jax.evaluation import failures
+from weightsteer_jax.evaluation.measures import Metric, Row, each
 from weightsteer_jax.evaluation.requests import ScoreRequest, ScoreResult, Tokens
 
-REQUIRED, OPTIONAL = ('id', 'messages', 'choices', 'target'), ('normalise',)
+REQUIRED, OPTIONAL, GENERATES = ('id', 'messages', 'choices', 'target'), ('normalise',), False
 NORMALISE = ('none', 'tokens', 'bytes')
 
 
@@ -76,3 +83,27 @@ def fields(prepared: Prepared, results: Sequence[ScoreResult], tokenizer: Any) -
   scores = [x / length for x, length in zip(logprobs, lengths[item.get('normalise', 'none')])]
   best_other = max(score for i, score in enumerate(scores) if i != item['target'])
   return {'value': float(scores[item['target']] > best_other), 'status': 'ok', **row, 'logprobs': logprobs}
+
+
+def target_logprob(row: Row) -> float | None:
+  """Log-likelihood of the target in nats, or None where it was not finite."""
+  return row['logprobs'][row['target']]
+
+
+def log_odds(row: Row) -> float | None:
+  """The target's log-likelihood less that of the most likely other choice, nats.
+
+  >>> log_odds({'logprobs': [-3.0, -1.0, -2.0], 'target': 2})
+  -1.0
+  """
+  logprobs = row['logprobs']
+  others = [x for i, x in enumerate(logprobs) if i != row['target']]
+  return None if None in logprobs else logprobs[row['target']] - max(others)
+
+
+METRICS: dict[str, Metric] = {
+    'rate': each(lambda row: row['value']),
+    'valid_rate': failures.valid_rate,
+    'target_logprob': each(target_logprob),
+    'log_odds': each(log_odds),
+}

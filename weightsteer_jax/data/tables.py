@@ -1,0 +1,113 @@
+"""Rows with named columns from csv, tsv, json and jsonl files and from hub datasets."""
+import csv
+import os
+from pathlib import Path
+import re
+from typing import Any, Iterable, Mapping, Sequence
+
+from weightsteer_jax import files, tree
+from weightsteer_jax.data import sources
+from weightsteer_jax.errors import InputError
+
+# (where it came from, columns)
+Row = tuple[str, Mapping[str, Any]]
+
+
+def read(source: str | os.PathLike, *, split: str = '', revision: str = '', columns: Sequence[str] = ()) -> list[Row]:
+  """[(place for errors, row)] of a file, by its ending, or of a hub dataset.
+
+  A csv file has a header line; a json file is a list of objects, or one object, which is one row. A byte-order mark is
+  dropped.
+
+  Args:
+    split, revision: of a hub dataset; several splits with commas between them, '' is its only one, or `train`; each row
+      then has a column `split`. A file has neither, and they are not looked at.
+    columns: 'ours=theirs': each row gets `ours` as another name of its column `theirs`.
+  Raises:
+    InputError: no such source, a broken one, one without rows, or a renamed column that is not there.
+  """
+  if not sources.is_path(source):
+    rows = [(f'{source}[{part}:{i}]', {'split': part, **row}) for part in split.split(',')
+            for i, row in enumerate(sources.hub_rows(str(source), part.strip() or None, revision or None))]
+  else:
+    path = Path(source).expanduser()
+    rows = _FORMATS.get(path.suffix, _read_jsonl)(path)
+  if not rows:
+    raise InputError(f'{source} holds no rows')
+  return [(where, _renamed(row, columns, where)) for where, row in rows]
+
+
+def find(row: Mapping[str, Any], names: Sequence[str], where: str, *, default: Any = None) -> Any:
+  """The row's value in the first of the named columns that it has and that is not empty; upper case, spaces and dashes
+  do not matter.
+
+  >>> find({'Best Answer': 'yes'}, ('answer', 'best_answer'), 'here')
+  'yes'
+
+  Raises:
+    InputError: there is none of them, and no default.
+  """
+  known = {_plain(str(column)): column for column in row}
+  for name in names:
+    if (column := known.get(_plain(name))) is not None and row[column] not in (None, '', []):
+      return row[column]
+  if default is not None:
+    return default
+  hint = tree.did_you_mean(names[0], [str(column) for column in row])
+  raise InputError(f"{where}: no column {' or '.join(repr(name) for name in names)}{hint}; it has: "
+                   f"{', '.join(map(str, row))}. Name it with columns=('{names[0]}=<theirs>',)")
+
+
+def text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
+  """As `find`, a text without space around it.
+
+  Raises:
+    InputError: there is none.
+  """
+  value = find(row, names, where)
+  if not isinstance(value, str) or not value.strip():
+    raise InputError(f"{where}: '{names[0]}' is {value!r:.60}, expected a text")
+  return value.strip()
+
+
+def _plain(name: str) -> str:
+  return re.sub(r'[\s_-]+', '_', name.strip().lower())
+
+
+def _renamed(row: Any, columns: Sequence[str], where: str) -> Mapping[str, Any]:
+  if not isinstance(row, Mapping):
+    raise InputError(f'{where}: a row must be an object, it is a {type(row).__name__}')
+  pairs = [pair.split('=', 1) for pair in columns]
+  for _, theirs in pairs:
+    if theirs not in row:
+      raise InputError(f"{where}: no column '{theirs}'{tree.did_you_mean(theirs, list(row))}; it has: {', '.join(row)}")
+  return {**row, **{ours: row[theirs] for ours, theirs in pairs}}
+
+
+def _read_csv(path: Path) -> list[Row]:
+  sources.check_file(path)
+  # Newlines inside quotes belong to the csv reader; line_num is where a row ends.
+  with path.open(encoding='utf-8-sig', newline='') as lines:
+    try:
+      reader = csv.DictReader(lines, delimiter='\t' if path.suffix == '.tsv' else ',')
+      rows: list[Row] = [(f'{path}:{reader.line_num}', row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+      raise InputError(f'{path} is no csv file in UTF-8: {error}') from error
+  for where, row in rows:
+    if None in row or None in row.values():
+      raise InputError(f'{where}: the row has other columns than the header line, which has {len(reader.fieldnames)}')
+  return rows
+
+
+def _read_json(path: Path) -> list[Row]:
+  sources.check_file(path)
+  value = files.read_json(path, what='a table')
+  rows: Iterable = value if isinstance(value, list) else [value]
+  return [(f'{path}[{i}]', row) for i, row in enumerate(rows)]
+
+
+def _read_jsonl(path: Path) -> list[Row]:
+  return [(f'{path}:{line}', row) for line, row in sources.read_jsonl(path)]
+
+
+_FORMATS = {'.csv': _read_csv, '.tsv': _read_csv, '.json': _read_json}

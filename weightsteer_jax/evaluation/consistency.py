@@ -1,0 +1,23 @@
+"""Whether a reasoned answer follows from its reasoning: asked of a judge wherever a choice was given.
+
+Source: arXiv 2511.05408 (figure 5), where activation steering makes the two disagree more often.
+"""
+from typing import Any, Mapping
+
+from weightsteer_jax.evaluation import answers, measures
+from weightsteer_jax.evaluation.measures import Row
+
+CONSISTENT = 50.0  # scores above it, of 0 to 100
+
+
+def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]]:
+  """What the judge is asked; nothing where no choice could be read: that is not inconsistent, it is no answer."""
+  if not answers.has_text(row) or 'choice' not in row:
+    return []
+  return [('consistency', {'question': answers.question_of(item), 'answer': row['completion'], 'choice': row['choice']})]
+
+
+def is_consistent(row: Row) -> float | None:
+  """1.0 or 0.0; None where no choice was given or the judge has not said."""
+  score = measures.score(row, 'consistency')
+  return None if score is None else float(score > CONSISTENT)

@@ -1,0 +1,78 @@
+"""Word problems with a number for an answer: GSM8K, or any table laid out like it.
+
+Rows have a `question` and an `answer` that ends with '#### <number>' (or is the number): the released jsonl files, or
+`openai/gsm8k:main` on the hub. `form` is `plain` (the default: the question and nothing else) or `marked` (with the request
+to end with '#### <number>'). What is read is the number after the last '####', else the last number.
+
+  accuracy           share of all examples with the right number; no number is a wrong one
+  accuracy_answered  share of the right ones among those that did not refuse: what is lost by refusing is not lost ability
+
+Whether a drop is made of refusals is said by `refused_rate` of the failure accounting, by a judge of `refusal` if there
+is one.
+"""
+import math
+from typing import Any, Mapping, Sequence
+
+from weightsteer_jax import config
+from weightsteer_jax.data import tables
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.evaluation import answers, failures, measures, rules
+from weightsteer_jax.evaluation.answers import prepare, requests
+from weightsteer_jax.evaluation.measures import Metric, Row, each
+from weightsteer_jax.evaluation.requests import GenerateResult
+
+REQUIRED, OPTIONAL, GENERATES = ('id', 'messages', 'gold'), ('group',), True
+SPLIT = 'test'
+FORMS = {'plain': '{}', 'marked': "{}\n\nWork it out step by step, and end with a line '#### <number>'."}
+
+
+def build(rows: Sequence[tables.Row], options: config.Task) -> list[dict[str, Any]]:
+  """One item per row.
+
+  Raises:
+    InputError: an unknown form, more than one, or a row without a question or a number for an answer.
+  """
+  [form, *others] = measures.forms_of(options.form or 'plain', tuple(FORMS))
+  if others:
+    raise InputError("the config key 'form' names several forms; word problems are asked in one")
+  items = []
+  for index, (where, row) in enumerate(rows):
+    question, answer = tables.text(row, ('question',), where), str(tables.find(row, ('answer', 'gold', 'target'), where))
+    gold = rules.extract_number(answer)
+    if gold is None:
+      raise InputError(f"{where}: the answer {answer!r:.60} gives no number")
+    items.append({'id': f'q{index:05d}', 'gold': gold, 'messages': [{'role': 'user', 'content': FORMS[form].format(question)}]})
+  return items
+
+
+def check(item: Mapping[str, Any], where: str) -> None:
+  """Nothing, if the item has a number for an answer.
+
+  Raises:
+    InputError: it has none.
+  """
+  if isinstance(item['gold'], bool) or not isinstance(item['gold'], (int, float)) or not math.isfinite(item['gold']):
+    raise InputError(f"{where}: 'gold' is {item['gold']!r}, expected a number")
+
+
+def fields(prepared: answers.Prepared, results: Sequence[GenerateResult], tokenizer: Any) -> dict[str, Any]:
+  """Value (1 if the number read is the right one), status, text, and the number as `answer`."""
+  def read(text):
+    number, gold = rules.extract_number(text), prepared.item['gold']
+    right = number is not None and math.isclose(number, gold, rel_tol=1e-9, abs_tol=1e-9)
+    return float(right), None if number is None else {'answer': number}
+
+  return answers.row(prepared, results, tokenizer, read)
+
+
+def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]]:
+  """Whether the answer refuses."""
+  if not answers.has_text(row):
+    return []
+  return [('refusal', {'question': answers.question_of(item), 'answer': row['completion']})]
+
+
+METRICS: dict[str, Metric] = {
+    'accuracy': each(lambda row: row['value'] or 0.0),
+    'accuracy_answered': each(lambda row: row['value'] if failures.refused(row) == 0 else None),
+}

@@ -1,0 +1,92 @@
+"""How much of a trait do answers to open questions show? Scored by judges, 0 to 100.
+
+Items come from a trait file (one json object with a list of `questions` and an `eval_prompt`, which names the trait and
+says what it means) or from any table of questions; then `trait` says 'name' or 'name: what it means'.
+
+  trait           mean score of the judge of `trait`, 0 to 100
+  coherence       mean score of the judge of `coherence`, 0 to 100
+  trait_rate      share of answers with a trait score above 50
+  coherent_rate   share of answers with a coherence of 50 or more
+
+Source: arXiv 2507.21509, whose cuts these are.
+"""
+import pathlib
+import re
+from typing import Any, Mapping, Sequence
+
+from weightsteer_jax import config
+from weightsteer_jax.data import tables
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.evaluation import answers, measures, questions
+from weightsteer_jax.evaluation.answers import prepare, requests
+from weightsteer_jax.evaluation.measures import Metric, Row, each
+from weightsteer_jax.evaluation.requests import GenerateResult
+
+REQUIRED, OPTIONAL, GENERATES = ('id', 'messages', 'trait', 'description'), ('group',), True
+SHOWN, COHERENT = 50.0, 50.0
+
+
+def build(rows: Sequence[tables.Row], options: config.Task) -> list[dict[str, Any]]:
+  """One item per question.
+
+  Raises:
+    InputError: a row without a question, or nothing that says which trait is meant.
+  """
+  return of_trait(rows, *_trait(rows[0][1], options))
+
+
+def of_trait(rows: Sequence[tables.Row], trait: str, description: str) -> list[dict[str, Any]]:
+  """The questions as items of this trait."""
+  return [{**item, 'trait': trait, 'description': description} for item in questions.items(rows)]
+
+
+def check(item: Mapping[str, Any], where: str) -> None:
+  """Nothing, if the item says which trait is judged.
+
+  Raises:
+    InputError: it does not.
+  """
+  for key in ('trait', 'description'):
+    if not isinstance(item[key], str) or not item[key].strip():
+      raise InputError(f"{where}: '{key}' is {item[key]!r:.60}, expected a text")
+
+
+def fields(prepared: answers.Prepared, results: Sequence[GenerateResult], tokenizer: Any) -> dict[str, Any]:
+  """No value, as only a judge can say; status and text."""
+  return answers.row(prepared, results, tokenizer, answers.nothing_to_read)
+
+
+def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]]:
+  """How much of the trait the answer shows, and how coherent it is."""
+  if not answers.has_text(row):
+    return []
+  fields = {'question': answers.question_of(item), 'answer': row['completion']}
+  return [('trait', {**fields, 'trait': item['trait'], 'description': item['description']}), ('coherence', fields)]
+
+
+def above(purpose: str, cut: float, *, inclusive: bool = False) -> measures.Number:
+  """Whether the judge's score is above a cut (or at it); None where it has not said."""
+  def number(row: Row) -> float | None:
+    score = measures.score(row, purpose)
+    return None if score is None else float(score > cut or (inclusive and score == cut))
+
+  return number
+
+
+METRICS: dict[str, Metric] = {
+    'trait': each(lambda row: measures.score(row, 'trait')),
+    'coherence': each(lambda row: measures.score(row, 'coherence')),
+    'trait_rate': each(above('trait', SHOWN)),
+    'coherent_rate': each(above('coherence', COHERENT, inclusive=True)),
+}
+
+
+def _trait(row: Mapping[str, Any], options: config.Task) -> tuple[str, str]:
+  """(name, what it means): of the options, else of the trait file."""
+  if options.trait:
+    name, _, description = (part.strip() for part in options.trait.partition(':'))
+    return name, description or name
+  found = re.search(r'\*\*(.+?)\*\*\.?\s*(.*?)(?:\n\s*\n|$)', str(row.get('eval_prompt', '')), re.DOTALL)
+  if not found:
+    raise InputError(f"{options.items}: no 'eval_prompt' that names a trait: set the task's trait='name: what it means'")
+  return found[1].strip(), ' '.join(found[2].split()) or pathlib.Path(options.items).stem
