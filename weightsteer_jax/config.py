@@ -33,6 +33,7 @@ class Data:
   positive: str = ''  # chat data with the behaviour: a jsonl file or a hub dataset; '' generates it from `questions`
   negative: str = ''  # chat data with the opposite behaviour; '' generates it from `questions`
   split: str = ''  # split of hub datasets; '' is their only one, or train
+  negative_split: str = ''  # split of the negative side's, where it is another
   revision: str = ''  # revision of hub datasets
   questions: str = ''  # what both sides answer when generated: a jsonl file of `messages`, or 'organism:opinions'
   num_questions: int = 0  # questions to take (0: all)

@@ -268,11 +268,11 @@ def _selected_layer(making: _Making, arm: configs.Arm, folder: pathlib.Path, del
 
 
 def _effect(arm: str, tasks: Sequence[evaluation.tasks.Task], results: Sequence[Mapping[str, Any]]) -> float:
-  """Mean over tasks of how far their first metric rises from the lowest strength to the highest."""
-  rises = []
+  """Mean over tasks of how far apart their first metric is at the lowest strength and at the highest."""
+  moved = []
   for task in tasks:
     rows = [row for row in results if row['arm'] == arm and row['task'] == task.name]
     means = {row['alpha']: row['mean'] for row in rows if row['metric'] == rows[0]['metric']}
     low, high = means[min(means)], means[max(means)]
-    rises.append(-np.inf if low is None or high is None else high - low)
-  return float(np.mean(rises))
+    moved.append(-np.inf if low is None or high is None else abs(high - low))
+  return float(np.mean(moved))

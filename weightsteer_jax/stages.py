@@ -236,7 +236,8 @@ def _read_side(run: Run, side: str, folder: pathlib.Path | None = None) -> list[
   source = getattr(run.data, side)
   if not source:
     return datas.load_conversations(folder / f'{side}.jsonl')
-  return datas.load_conversations(source, split=run.data.split or None, revision=run.data.revision or None)
+  split = run.data.negative_split if side == 'negative' and run.data.negative_split else run.data.split
+  return datas.load_conversations(source, split=split or None, revision=run.data.revision or None)
 
 
 def _examples(run: Run, workdir: Path) -> dict[str, list[Example]]:
