@@ -25,8 +25,10 @@ INK, MUTED, GRID, BAND, PAPER = '#22272e', '#68707a', '#e3e6ea', '#e9f1ec', '#fe
 ARM_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 THEME = {INK: 'ink', MUTED: 'muted', GRID: 'grid', BAND: 'band', PAPER: 'paper',
          **{colour: f'arm-{index}' for index, colour in enumerate(ARM_COLOURS)}}
-# Shape is the second cue: a printout in grey still tells the arms apart.
-ARM_MARKERS = ('o', 's', '^', 'D', 'v', 'P')
+# Shape is the second cue: a printout in grey still tells the arms apart. Lines are dashed where colours begin again.
+ARM_MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '<', '>', 'h')
+ARM_LINES = ('-', (0, (4, 1.5)))
+LABELLED_ARMS = 2  # Of more arms, points carry no alpha: their labels would hide each other.
 RING = {'linestyle': 'none', 'marker': 'o', 'markersize': 8.5, 'markerfacecolor': 'none', 'markeredgewidth': 1.1,
         'zorder': 4}
 STYLE = {
@@ -90,7 +92,11 @@ def tradeoff(picks: Sequence[Pick]) -> 'Figure':
   _tradeoff_frame(axes, picks)
   texts = []
   for index, pick in enumerate(picks):
-    texts += _draw_path(axes, pick, index)
+    labelled = _draw_path(axes, pick, index)
+    if len(picks) <= LABELLED_ARMS:
+      texts += labelled
+    elif not texts:
+      texts += [label for label in labelled if label.text == 'base']
   axes.margins(x=0.08, y=0.09)
   labels.place(figure, axes, texts)
   _legend(figure, picks)
@@ -145,6 +151,12 @@ def is_even(alphas: Sequence[float]) -> bool:
   return not steps or max(steps) - min(steps) <= 0.01 * max(steps)
 
 
+def _look(index: int) -> tuple[str, str, 'str | tuple']:
+  """(colour, marker, line style) of an arm."""
+  return (ARM_COLOURS[index % len(ARM_COLOURS)], ARM_MARKERS[index % len(ARM_MARKERS)],
+          ARM_LINES[index // len(ARM_COLOURS) % len(ARM_LINES)])
+
+
 def _tasks_by_role(picks: Sequence[Pick]) -> tuple[list[str], list[str]]:
   capability = list(dict.fromkeys(task for pick in picks for task in pick.comparison.capability))
   every = dict.fromkeys(task for pick in picks for task in (*pick.comparison.behaviour, *pick.comparison.table))
@@ -162,7 +174,7 @@ def _draw_task(axes: 'Axes', picks: Sequence[Pick], task: str, alphas: Sequence[
   axes.set_title(task)
   axes.grid(axis='y')
   for index, pick in enumerate(picks):
-    numbers, colour = pick.comparison, ARM_COLOURS[index % len(ARM_COLOURS)]
+    numbers, (colour, marker, line) = pick.comparison, _look(index)
     measured = [alpha for alpha in numbers.alphas if numbers.cell(task, alpha).measured]
     cells = [numbers.cell(task, alpha) for alpha in measured]
     if task in numbers.capability and 0.0 in measured:
@@ -171,7 +183,7 @@ def _draw_task(axes: 'Axes', picks: Sequence[Pick], task: str, alphas: Sequence[
     for alpha in pick.alphas:
       axes.axvline(where[alpha], color=colour, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
     axes.errorbar([where[alpha] for alpha in measured], [cell.mean for cell in cells], _bars(cells), color=colour,
-                  marker=ARM_MARKERS[index % len(ARM_MARKERS)], markersize=3.6, elinewidth=0.9, capsize=0, zorder=3)
+                  marker=marker, linestyle=line, markersize=3.6, elinewidth=0.9, capsize=0, zorder=3)
     picked = [alpha for alpha in pick.alphas if alpha in measured]
     axes.plot([where[alpha] for alpha in picked], [numbers.cell(task, alpha).mean for alpha in picked], **RING,
               markeredgecolor=colour)
@@ -190,7 +202,7 @@ def _tick_labels(alphas: Sequence[float]) -> list[str]:
   """At most nine labels; the zero, the ends and every other alpha in between keep theirs."""
   stride = math.ceil(len(alphas) / 9)
   centre = sum(alpha < 0 for alpha in alphas)
-  return [format_alpha(alpha) if (rank - centre) % stride == 0 else '' for rank, alpha in enumerate(alphas)]
+  return [format_alpha(round(alpha, 2)) if (rank - centre) % stride == 0 else '' for rank, alpha in enumerate(alphas)]
 
 
 def _label_edges(grid, rows: Sequence[Sequence[str]], alphas: Sequence[float], capability: Sequence[str]) -> None:
@@ -209,8 +221,8 @@ def _legend(figure: 'Figure', picks: Sequence[Pick]) -> None:
   from matplotlib.patches import Patch
   handles = []
   for index, pick in enumerate(picks if len(picks) > 1 else ()):
-    handles.append(Line2D([], [], color=ARM_COLOURS[index % len(ARM_COLOURS)], markersize=4, label=pick.arm,
-                          marker=ARM_MARKERS[index % len(ARM_MARKERS)]))
+    colour, marker, line = _look(index)
+    handles.append(Line2D([], [], color=colour, markersize=4, label=pick.arm, marker=marker, linestyle=line))
   if any(pick.alphas for pick in picks):
     handles.append(Line2D([], [], **RING, markeredgecolor=INK, label='picked alpha'))
   if any(pick.comparison.capability for pick in picks):
@@ -231,14 +243,14 @@ def _tradeoff_frame(axes: 'Axes', picks: Sequence[Pick]) -> None:
 
 def _draw_path(axes: 'Axes', pick: Pick, index: int) -> list[labels.Label]:
   """The labels of one arm's points, after drawing them and the line through them."""
-  numbers, colour = pick.comparison, ARM_COLOURS[index % len(ARM_COLOURS)]
+  numbers, (colour, marker, line) = pick.comparison, _look(index)
   usable = [alpha for alpha in numbers.alphas if numbers.worst(alpha) and numbers.behaviour_at(alpha).measured]
   xs = [numbers.worst(alpha).difference for alpha in usable]
   cells = [numbers.behaviour_at(alpha) for alpha in usable]
   ys = [cell.mean for cell in cells]
   sems = [numbers.worst(alpha).sem for alpha in usable]
   axes.errorbar(xs, ys, _bars(cells), [sem if math.isfinite(sem) else 0.0 for sem in sems], color=colour, linewidth=1.1,
-                marker=ARM_MARKERS[index % len(ARM_MARKERS)], markersize=4, elinewidth=0.6, capsize=0, zorder=3)
+                marker=marker, linestyle=line, markersize=4, elinewidth=0.6, capsize=0, zorder=3)
   for alpha, x, y in zip(usable, xs, ys):
     if alpha in pick.alphas or alpha == 0:
       axes.plot([x], [y], **{**RING, 'markerfacecolor': 'none' if alpha else PAPER}, markeredgecolor=colour)
