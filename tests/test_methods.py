@@ -185,3 +185,13 @@ def test_task_data_that_cannot_be_read_is_an_error_before_anything_is_computed(d
   with pytest.raises(InputError, match="tsak.jsonl"):
     stages.begin(run, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+def test_system_prompts_are_averaged_and_their_spread_is_told(workdir, rows):
+  results = [json.loads(line) for line in (workdir / 'results.jsonl').read_text().splitlines()]
+  [told] = [row for row in results if row['metric'] == 'prompt_spread']
+  assert (told['arm'], told['alpha'], told['n']) == ('asked', 1.0, 2)
+  means = [np.mean([row['value'] for (_, sample), row in rows['asked', 1.0].items() if sample == prompt]) for prompt in (0, 1)]
+  assert told['mean'] == pytest.approx(abs(means[0] - means[1]) / np.sqrt(2))
+  [mean] = [row['mean'] for row in results if (row['arm'], row['alpha'], row['metric']) == ('asked', 1.0, 'rate')]
+  assert mean == pytest.approx(np.mean(means))

@@ -29,6 +29,7 @@ from weightsteer_jax import activations, config as configs, data as datas, direc
 from weightsteer_jax.config import Run
 from weightsteer_jax.data import Example
 from weightsteer_jax.directions import algebra
+from weightsteer_jax.errors import InputError
 from weightsteer_jax.resources import direction_folder, encode, engine, layouts_of, load_model, load_tasks, say, tokenizer_of
 
 PyTree = Any
@@ -261,6 +262,9 @@ def _selected_layer(making: _Making, arm: configs.Arm, folder: pathlib.Path, del
   rows = evaluation.sweep.run(engine(run, arms), tasks, alphas=dict.fromkeys(arms, sorted(arm.select_alphas)), workdir=folder,
                               seed=run.sweep.seed)
   effects = {names[name]: _effect(name, tasks, evaluation.metrics.results(rows)) for name in names}
+  if not any(map(np.isfinite, effects.values())):
+    raise InputError(f"no layer can be selected: {', '.join(task.name for task in tasks)} gave no number without a judge; name a layer "
+                     'in the arm, or a validation task that rules can score')
   chosen = max(effects, key=lambda layer: (effects[layer], -layer))
   distributed.on_main(lambda: files.write_json(path, {'layer': chosen, 'effects': effects, 'alphas': list(arm.select_alphas)}))
   say(f'{folder.name}: layer {chosen}, which moves it by {effects[chosen]:.3f}')

@@ -1,7 +1,7 @@
 """From rows and judgements to results: means with standard errors, needing no model.
 
 What is measured is said by each task's kind, in its METRICS; the metric that comes first is the one the report plots.
-Beside it stands the failure accounting of `failures.py`.
+Beside it stands the failure accounting of `failures.py`, and for an arm of several system prompts `prompt_spread`.
 """
 import math
 import os
@@ -15,6 +15,8 @@ from weightsteer_jax.data import sources
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.evaluation import failures, measures, rows as row_files, tasks as kinds
 from weightsteer_jax.evaluation.measures import Metric, Row
+
+PROMPT_SPREAD = 'prompt_spread'
 
 
 def results(rows: Iterable[Row], tasks: Mapping[str, config.Task] = {}, judgements: Iterable[Row] = (),
@@ -47,6 +49,23 @@ def results(rows: Iterable[Row], tasks: Mapping[str, config.Task] = {}, judgemen
         mean, sem, n = clustered_mean(pairs[alpha])
         found.append(dict(arm=arm, task=task, metric=metric, alpha=alpha, mean=mean, sem=sem, n=n,
                           values=len(pairs[alpha])))
+    found += _spreads(arm, task, by_alpha, next(iter(metrics_of(task, tasks.get(task), by_alpha).values())))
+  return found
+
+
+def _spreads(arm: str, task: str, by_alpha: Mapping[float, Sequence[Row]], metric: Metric) -> list[dict[str, Any]]:
+  """Result rows of `prompt_spread`, where an arm asks under several system prompts: the standard deviation over prompts
+  of the plotted metric's mean; `n` counts the prompts."""
+  found = []
+  for alpha, rows in sorted(by_alpha.items()):
+    by_prompt: dict[int, list[Row]] = {}
+    for row in rows:
+      if 'prompt' in row:
+        by_prompt.setdefault(row['prompt'], []).append(row)
+    means = [mean for members in by_prompt.values() if (mean := clustered_mean(metric(members))[0]) is not None]
+    if len(means) > 1:
+      found.append(dict(arm=arm, task=task, metric=PROMPT_SPREAD, alpha=alpha, mean=float(np.std(means, ddof=1)), sem=None,
+                        n=len(means), values=len(means)))
   return found
 
 

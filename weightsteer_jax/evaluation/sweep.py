@@ -26,7 +26,7 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
 
   A row is {arm, alpha, task, example, sample, value, status, messages} and, by the task's kind, {completion, tokens} or
   {choices, target, tokens, logprobs}. Under an arm's system prompts, sample s of an item takes prompt s, and starts over
-  behind the last; `messages` hold it. Alphas, tasks and arms may be added to a sweep later; what its rows were made
+  behind the last: `prompt` is its number, `messages` hold it. Alphas, tasks and arms may be added to a sweep later; what its rows were made
   from may not change. Rows are kept in `<workdir>/sweep/rows.jsonl`, what they were made from in `plan.json` beside it.
 
   Args:
@@ -152,7 +152,9 @@ def _compute(engine: Engine, tasks: Mapping[str, kinds.Task], prepared: Prepared
     if None not in open_rows[key]:
       item = item_of(key)
       fields = tasks[key.task].kind.fields(item, open_rows.pop(key), engine.tokenizer)
-      yield {**key._asdict(), 'messages': list(item.item['messages']), **fields}
+      texts = engine.arms.prompts_of(key.arm, key.alpha)
+      which = {'prompt': key.sample % len(texts)} if texts else {}
+      yield {**key._asdict(), **which, 'messages': list(item.item['messages']), **fields}
 
 
 def _results(engine: Engine, asked: Mapping[RowKey, Sequence[ScoreRequest | GenerateRequest]],
