@@ -4,6 +4,7 @@ The frozen dataclasses below are the schema and its defaults; a config file star
 changes, and `resolve` turns the result into a checked `Run`. A key that is not here is an error, wherever it is set.
 """
 import dataclasses
+import json
 import math
 import re
 import types
@@ -85,6 +86,34 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
+class Judge:
+  """Who says how an answer counts where no rule can. The first judge of a run counts; what the others say is compared with it."""
+  kind: str = 'endpoint'  # 'endpoint' (OpenAI-compatible, over HTTP), 'model' (a checkpoint, run here), or 'rules'
+  model: str = ''  # 'endpoint': the model's name there; 'model': a folder, a hub id, or 'organism'
+  floor: float = 0.25  # probability that all answers on the scale must have together, where a score is an expectation
+  revision: str = ''  # 'model' only: hub commit, tag or branch
+  dtype: str = 'float32'  # 'model' only: of the parameters and the activations, float32 or bfloat16
+  batch_size: int = 64  # 'model' only: answers scored together
+  pattern: str = ''  # 'rules' only: the regular expression that shows the trait, upper and lower case alike
+  # All that follows is for 'endpoint' only.
+  url_variable: str = 'OPENAI_BASE_URL'  # environment variable with the address, as in http://localhost:8000/v1; unset is OpenAI's own
+  key_variable: str = 'OPENAI_API_KEY'  # environment variable with the key, which is never written anywhere
+  temperature: float = 0.0  # of the judge's answers
+  max_tokens: int = 16  # of a judge's answer; more for one that thinks aloud
+  top_logprobs: int = 20  # likeliest tokens asked for with a score of 0 to 100, which is then an expectation (0: the text alone)
+  parameters: str = ''  # further parameters of a request, a JSON object; null takes one away: '{"max_tokens": null, "max_completion_tokens": 999}'
+  concurrency: int = 8  # requests under way at a time
+  retries: int = 6  # times that a request is made again after a failure that may pass
+  backoff_s: float = 1.0  # before the first retry, doubled for each further one, up to 60 s, less up to a half at random
+  timeout_s: float = 60.0  # for one request, seconds
+  price_in: float = 0.0  # per million tokens asked, in any currency
+  price_out: float = 0.0  # per million tokens answered
+  cost_cap: float = 0.0  # most to spend by these prices, earlier runs with this cache included (0: no cap)
+  token_cap: int = 0  # most tokens, asked and answered, likewise (0: no cap)
+  cache: str = ''  # folder of the answers, which are never asked for twice; '' is <workdir>/judges
+
+
+@dataclasses.dataclass(frozen=True)
 class Sweep:
   """The grid that is evaluated, and the shapes it runs in."""
   alphas: tuple[float, ...] = (-3.0, -2.0, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # 0 is the base model
@@ -112,6 +141,7 @@ class Run:
   data: Data = Data()
   finetune: FineTune = FineTune()
   tasks: Mapping[str, Task] = dataclasses.field(default_factory=dict)
+  judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
   sweep: Sweep = Sweep()
   mesh: Mesh = Mesh()
 
@@ -123,7 +153,16 @@ def base_config() -> ml_collections.ConfigDict:
 
 def task(**fields: Any) -> ml_collections.ConfigDict:
   """A task's section of a config: the given fields over the defaults of Task."""
-  defaults = {field.name: field.default for field in dataclasses.fields(Task) if field.default is not dataclasses.MISSING}
+  return _section(Task, fields)
+
+
+def judge(**fields: Any) -> ml_collections.ConfigDict:
+  """A judge's section of a config: the given fields over the defaults of Judge."""
+  return _section(Judge, fields)
+
+
+def _section(cls: type, fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  defaults = {field.name: field.default for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING}
   return ml_collections.ConfigDict({**defaults, **fields})
 
 
@@ -175,7 +214,8 @@ def _cast(hint: Any, value: Any, where: str) -> Any:
   if typing.get_origin(hint) not in (None, types.UnionType):
     if not isinstance(value, Mapping):
       raise InputError(f"the config key '{where}' is {value!r}, expected named sections")
-    return types.MappingProxyType({name: _build(Task, item, f'{where}.{name}.') for name, item in value.items()})
+    section = typing.get_args(hint)[1]
+    return types.MappingProxyType({name: _build(section, item, f'{where}.{name}.') for name, item in value.items()})
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     value = float(value)
   if hint is float and isinstance(value, float) and not math.isfinite(value):
@@ -187,8 +227,8 @@ def _cast(hint: Any, value: Any, where: str) -> Any:
 
 def _validate(run: Run) -> None:
   _require(re.fullmatch(r'(?!\.)[A-Za-z0-9._-]{1,80}', run.name), 'name', run.name, '1 to 80 letters, digits, dots, dashes or underscores')
-  for name in run.tasks:
-    _require(re.fullmatch(r'(?!\.)[A-Za-z0-9._-]{1,80}', name), 'tasks', name, 'names of letters, digits, dots, dashes or underscores')
+  for section, name in (*(('tasks', name) for name in run.tasks), *(('judges', name) for name in run.judges)):
+    _require(re.fullmatch(r'(?!\.)[A-Za-z0-9._-]{1,80}', name), section, name, 'names of letters, digits, dots, dashes or underscores')
   _one_of('model.dtype', run.model.dtype, ('float32', 'bfloat16'))
   _one_of('mesh.base', run.mesh.base, ('auto', 'replicate', 'shard'))
   _one_of('mesh.indivisible', run.mesh.indivisible, sharding.INDIVISIBLE)
@@ -204,6 +244,8 @@ def _validate(run: Run) -> None:
   _require(run.sweep.tolerance >= 0, 'sweep.tolerance', run.sweep.tolerance, '0 or more')
   for name, item in run.tasks.items():
     _validate_task(f'tasks.{name}', item)
+  for name, options in run.judges.items():
+    _validate_judge(f'judges.{name}', options)
 
 
 def _validate_data(data: Data) -> None:
@@ -251,6 +293,23 @@ def _validate_task(where: str, item: Task) -> None:
   _require(item.top_k >= 0, f'{where}.top_k', item.top_k, '0 (all) or more')
 
 
+def _validate_judge(where: str, options: Judge) -> None:
+  _one_of(f'{where}.kind', options.kind, ('endpoint', 'model', 'rules'))
+  _one_of(f'{where}.dtype', options.dtype, ('float32', 'bfloat16'))
+  _require(options.model or options.kind == 'rules', f'{where}.model', options.model, 'a model to judge with')
+  _require(0 <= options.floor <= 1, f'{where}.floor', options.floor, 'a probability')
+  for key in ('concurrency', 'max_tokens', 'batch_size'):
+    _require(getattr(options, key) >= 1, f'{where}.{key}', getattr(options, key), '1 or more')
+  for key in ('temperature', 'retries', 'backoff_s', 'price_in', 'price_out', 'cost_cap', 'token_cap'):
+    _require(getattr(options, key) >= 0, f'{where}.{key}', getattr(options, key), '0 or more')
+  _require(options.timeout_s > 0, f'{where}.timeout_s', options.timeout_s, 'seconds')
+  _require(0 <= options.top_logprobs <= 20, f'{where}.top_logprobs', options.top_logprobs, '0 to 20')
+  _require(not options.cost_cap or options.price_in or options.price_out, f'{where}.cost_cap', options.cost_cap,
+           'prices to count by (price_in, price_out), or token_cap in its place')
+  _regex(f'{where}.pattern', options.pattern)
+  _json_object(f'{where}.parameters', options.parameters)
+
+
 def _require(condition: Any, key: str, value: Any, expected: str) -> None:
   if not condition:
     raise InputError(f"the config key '{key}' is {value!r}, expected {expected}")
@@ -265,3 +324,11 @@ def _regex(key: str, pattern: str) -> None:
     re.compile(pattern)
   except re.error as error:
     raise InputError(f"the config key '{key}' is no regular expression: {error}") from error
+
+
+def _json_object(key: str, text: str) -> None:
+  try:
+    value = json.loads(text or '{}')
+  except ValueError as error:
+    raise InputError(f"the config key '{key}' is no JSON: {error}") from error
+  _require(isinstance(value, dict), key, text, 'a JSON object')

@@ -5,6 +5,7 @@
   finetune/<side>/           two fine-tunes of one base, alike but for their data
   directions/<name>/         their difference, the direction
   sweep/rows.jsonl           one row per (arm, alpha, task, example, sample)
+  sweep/judgements.jsonl     what judges say of the rows, where the config has judges
   results.jsonl              means and standard errors of the rows
   report/                    the page, the figures, the table
 
@@ -48,6 +49,8 @@ def steer(run: Run, workdir: Path, *, command: str = '') -> pathlib.Path:
   finetune(run, workdir)
   direction(run, workdir)
   sweep(run, workdir)
+  if run.judges:
+    judge(run, workdir)
   page = report(run, workdir)
   say(f'done in {time.monotonic() - started:.0f} s')
   return page
@@ -151,6 +154,20 @@ def sweep(run: Run, workdir: Path, *, direction: Path = '') -> None:
   directions.check_base(found, load_model(run.model, engine.layout))
   rows = evaluation.sweep.run(engine, tasks, alphas={ARM: run.sweep.alphas}, workdir=workdir, seed=run.sweep.seed)
   distributed.on_main(lambda: evaluation.metrics.write(workdir, rows))
+
+
+def judge(run: Run, workdir: Path) -> None:
+  """Asks the run's judges for what they have not said yet about the rows of the sweep, and writes results.jsonl.
+
+  Raises:
+    InputError: no judges in the config, or no rows.
+  """
+  if not run.judges:
+    raise InputError("the config has no judges: add some, as in config.judges.<name> = judge(kind='endpoint', model=...)")
+  rows = list(evaluation.rows.read(pathlib.Path(workdir) / 'sweep' / 'rows.jsonl'))
+  requests = evaluation.judging.requests_of(load_tasks(run), rows)
+  say(f'judge: {len(requests)} questions about {len(rows)} rows, to {", ".join(run.judges)}')
+  distributed.on_main(lambda: _judge(run, workdir, requests))
 
 
 def report(run: Run, workdir: Path) -> pathlib.Path:
@@ -295,6 +312,27 @@ def _engine(run: Run, arms: Mapping[str, Any]) -> evaluation.Engine:
   layout, tokenizer = layouts_of(run).evaluate, tokenizer_of(run.model)
   return evaluation.Engine(load_model(run.model, layout), tokenizer, arms, batch_size=run.sweep.batch_size,
                            stop_ids=evaluation.stop_ids(tokenizer), layout=layout)
+
+
+def _judge(run: Run, workdir: Path, requests: Sequence[evaluation.JudgeRequest]) -> None:
+  """Asks, on one process, and says what came of it."""
+  judges = judges_of(run, workdir)
+  said = evaluation.judging.run(judges, requests, workdir=workdir)
+  for line in (*(f'{judge.name}: {judge.summary()}' for judge in judges if judge.summary()), *evaluation.judging.words(said),
+               *evaluation.agreement.words(said)):
+    say(f'judge: {line}')
+  evaluation.metrics.write(workdir)
+
+
+def judges_of(run: Run, workdir: Path) -> list[evaluation.judges.Judge]:
+  """The run's judges; a local one loads its model, on one device, when it is first asked."""
+  return [evaluation.judges.make(name, options, cache=pathlib.Path(workdir) / 'judges', engine=functools.partial(_judge_engine, options))
+          for name, options in run.judges.items()]
+
+
+def _judge_engine(options: configs.Judge) -> evaluation.Engine:
+  choice = ModelChoice(options.model, options.revision, options.dtype)
+  return evaluation.Engine(load_model(choice), tokenizer_of(choice), {}, batch_size=options.batch_size)
 
 
 @functools.lru_cache(maxsize=1)
