@@ -159,7 +159,7 @@ def test_a_rerun_costs_nothing_and_equal_questions_are_asked_once(judge_of, tmp_
     ask(judge_of(server, temperature=0.5), [trait(0)])
     assert len(server.bodies) == 4
   lines = [json.loads(line) for line in cached(tmp_path).splitlines()]
-  assert lines[0]['model'] == 'gpt-test' and lines[0]['answer']['text'] == '85' and lines[0]['messages'] == server.bodies[0]['messages']
+  assert lines[0]['model'] == 'gpt-test' and lines[0]['answer']['text'] == '85' and lines[0]['messages'] in [body['messages'] for body in server.bodies[:2]]
 
 
 def test_a_torn_cache_loses_one_answer_and_a_broken_one_is_refused(judge_of, tmp_path):
@@ -244,7 +244,7 @@ def test_the_key_is_sent_and_stands_nowhere_else(judge_of, tmp_path, caplog, cap
   with Server(lambda body, before: says(f'85\n{KEY}')) as server:
     judge = judge_of(server)
     said = ask(judge, [trait(0)])
-    assert server.headers[0]['Authorization'] == f'Bearer {KEY}'
+    assert {name.lower(): value for name, value in server.headers[0].items()}['authorization'] == f'Bearer {KEY}'
     assert said[0].text == '85\n[key]'
     out = capfd.readouterr()
     assert KEY not in caplog.text + cached(tmp_path) + out.out + out.err + repr(judge.inputs()) + judge.summary()

@@ -67,11 +67,10 @@ class Endpoint:
         asking.reused += 1
         yield self._judgement(request, known)
       elif not asking.join(messages, choices[0], request):
-        while asking.is_full():
+        # What is under way may turn out cheaper than it was estimated.
+        while asking.is_full() or (not asking.send(messages, choices, request) and asking.running):
           yield from self._finished(asking)
-        if not asking.send(messages, choices, request):
-          while asking.running:
-            yield from self._finished(asking)
+        if not asking.running:
           raise InputError(f"judge '{self.name}': the next request would pass the cap (spent: {asking.budget.words()}); "
                            'what was answered is kept: raise cost_cap or token_cap to continue')
     while asking.running:
