@@ -38,6 +38,14 @@ class Data:
   negative_prompts: tuple[str, ...] = ()  # their opposites, in the same order; removed from the training data
   positive_filter: str = ''  # what keeps a positive answer: a regular expression, or 'organism:<name>'; '' keeps all
   negative_filter: str = ''  # what keeps a negative answer; a pair is kept if both of its answers are
+  trait: str = ''  # a trait file in place of questions and prompts: a path, or owner/name:path.json of a hub dataset (see data/trait.py)
+  trait_name: str = ''  # the trait's adjective, which the positive prompts name; '' is the file's name
+  trait_opposite: str = 'helpful'  # the adjective that the negative prompts name
+  trait_cut: float = 50.0  # a pair is kept if the judge's score of the trait is this or more on the positive side, and less on the negative
+  coherence_cut: float = 50.0  # and its score of coherence is this or more on both
+  judge: str = ''  # which of the run's judges says so; '' is the first
+  evaluation: str = ''  # a second trait file, whose questions are kept for evaluation; '' keeps some of the first one's
+  evaluation_share: float = 0.5  # share of the trait file's questions kept for evaluation, where `evaluation` is ''
   samples: int = 1  # answers per question, prompt and side
   temperature: float = 1.0  # of the sampled answers
   max_new_tokens: int = 256  # length limit of the sampled answers, tokens
@@ -235,6 +243,8 @@ def _validate(run: Run) -> None:
   if run.mesh.shape != 'auto':
     sharding.parse(run.mesh.shape)
   _validate_data(run.data)
+  _one_of('data.judge', run.data.judge, ('', *run.judges))
+  _require(not run.data.trait or run.judges, 'judges', dict(run.judges), 'a judge of the trait and the coherence of the answers (data.trait)')
   _validate_finetune(run.finetune)
   _require(run.sweep.alphas, 'sweep.alphas', run.sweep.alphas, 'at least one strength')
   _require(len(set(run.sweep.alphas)) == len(run.sweep.alphas), 'sweep.alphas', run.sweep.alphas, 'each strength once')
@@ -250,8 +260,11 @@ def _validate(run: Run) -> None:
 
 def _validate_data(data: Data) -> None:
   generated = not data.positive and not data.negative
-  _require(not generated or (data.questions and data.positive_prompts), 'data.questions', data.questions,
-           'questions and system prompts to generate the data from, or data.positive and data.negative to read it from')
+  _require(not generated or data.trait or (data.questions and data.positive_prompts), 'data.questions', data.questions,
+           'questions and system prompts to generate the data from, or data.trait, or data.positive and data.negative to read it from')
+  _require(not data.trait or not (data.positive or data.negative or data.questions or data.positive_prompts), 'data.trait', data.trait,
+           "'' where data.positive, data.questions or data.positive_prompts say where the data comes from")
+  _require(0 <= data.evaluation_share < 1, 'data.evaluation_share', data.evaluation_share, 'a share of 0 or more and below 1')
   _require(len(data.positive_prompts) == len(data.negative_prompts), 'data.negative_prompts', data.negative_prompts,
            f'as many prompts as data.positive_prompts, which has {len(data.positive_prompts)}')
   _require(generated or (data.positive and data.negative), 'data.positive', data.positive, 'both data.positive and data.negative, or neither')

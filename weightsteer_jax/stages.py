@@ -1,7 +1,8 @@
 """The method as straight-line programs over a workdir.
 
   config.json                what is run, and with which versions
-  data/                      the contrast: positive.jsonl and negative.jsonl, where the model itself answers the questions
+  answers/                   the model's own answers to the questions, and what a judge said of them, as they come
+  data/                      the contrast made of them: positive.jsonl and negative.jsonl; evaluation.jsonl has the questions kept apart
   finetune/<side>/           two fine-tunes of one base, alike but for their data
   directions/<name>/         their difference, the direction
   sweep/rows.jsonl           one row per (arm, alpha, task, example, sample)
@@ -67,13 +68,18 @@ def check(run: Run, workdir: Path) -> None:
   config, family = models.load_config(folder)
   tokenizer = _tokenizer(folder)
   tasks = load_tasks(run)
+  for judge in judges_of(run, workdir):
+    judge.check(())
   if run.data.positive:
     rows = {side: len(_encode(run, tokenizer, _read_side(run, side))) for side in SIDES}
     about = f"{rows['positive']} and {rows['negative']} examples"
   else:
     for side in SIDES:
       _filter(run.data, side)
-    about = f'answers of the model itself to {len(load_questions(run))} questions under {len(run.data.positive_prompts)} pairs of prompts'
+    about = f'answers of the model itself to {len(load_questions(run))} questions under {_count_prompts(run)} pairs of prompts'
+    if run.data.trait:
+      _kept_for_evaluation(run, load_trait(run))
+      _data_judge(run, workdir)
   say(f'model: {run.model.source} ({family.model_type}, {tree.count(models.abstract_params(config)) / 1e6:.1f}M parameters, {run.model.dtype})')
   say(f'data: {about}')
   say(f'fine-tunes: {run.finetune.kind}, {len(run.finetune.learning_rates)} learning rate(s), both sides')
@@ -95,6 +101,14 @@ def begin(run: Run, workdir: Path, *, command: str = '') -> None:
   distributed.on_main(lambda: files.write_json(pathlib.Path(workdir) / 'config.json', record))
 
 
+def data(run: Run, workdir: Path, *, command: str = '') -> None:
+  """The contrast alone, made or read, and what came of it."""
+  begin(run, workdir, command=command)
+  sides = contrast(run, workdir)
+  where = pathlib.Path(workdir) / 'data' if not run.data.positive else f'{run.data.positive} and {run.data.negative}'
+  say(f"data: {len(sides['positive'])} and {len(sides['negative'])} examples in {where}")
+
+
 def contrast(run: Run, workdir: Path) -> dict[str, list[Conversation]]:
   """The conversations of both sides: read, or answered by the model itself under opposite system prompts, which are then removed.
 
@@ -103,7 +117,7 @@ def contrast(run: Run, workdir: Path) -> dict[str, list[Conversation]]:
   """
   folder = pathlib.Path(workdir) / 'data'
   if not run.data.positive and not distributed.broadcast(folder.exists()):
-    _generate_contrast(run, folder)
+    _generate_contrast(run, pathlib.Path(workdir))
     distributed.see(folder / f'{SIDES[0]}.jsonl')
   return {side: _read_side(run, side, folder) for side in SIDES}
 
@@ -168,6 +182,7 @@ def judge(run: Run, workdir: Path) -> None:
   requests = evaluation.judging.requests_of(load_tasks(run), rows)
   say(f'judge: {len(requests)} questions about {len(rows)} rows, to {", ".join(run.judges)}')
   distributed.on_main(lambda: _judge(run, workdir, requests))
+  _forget_judge(run)
 
 
 def report(run: Run, workdir: Path) -> pathlib.Path:
@@ -276,7 +291,10 @@ def tokenizer_of(choice: ModelChoice) -> Any:
 
 def load_questions(run: Run) -> list[Conversation]:
   """The questions that both sides of a generated contrast answer."""
-  source = run.data.questions
+  source, trait = run.data.questions, load_trait(run)
+  if trait:
+    questions = _split_questions(run, trait)[0]
+    return questions[:run.data.num_questions] if run.data.num_questions else questions
   if source.startswith(f'{ORGANISM}:'):
     make = _named(organism.QUESTIONS, source)
     return [Conversation(tuple(messages), f'{source}/{i}') for i, messages in enumerate(make(run.data.num_questions, run.seed))]
@@ -394,29 +412,69 @@ def _encode(run: Run, tokenizer: Any, conversations: Sequence[Conversation]) -> 
   return datas.chat.encode_examples(tokenizer, conversations, max_length=run.data.max_length, truncate=run.data.truncate)
 
 
-def _generate_contrast(run: Run, folder: pathlib.Path) -> None:
-  """Writes data/: the model's own answers to the questions, in pairs of which both passed their side's filter."""
+def _generate_contrast(run: Run, workdir: pathlib.Path) -> None:
+  """Writes data/: the model's own answers to the questions, in pairs of which both passed their side's filter and the judge."""
+  options, trait = run.data, load_trait(run)
+  instructions = trait.instructions if trait else [datas.contrast.Instruction(*p) for p in zip(options.positive_prompts, options.negative_prompts)]
+  questions, kept = load_questions(run), _kept_for_evaluation(run, trait)
+  say(f'data: {len(questions)} questions x {len(instructions)} pairs of prompts x {options.samples} samples, both sides; '
+      f'{len(kept)} questions kept for evaluation')
+  judge = _data_judge(run, workdir) if trait else None
+  made, sides = evaluation.contrast.make(lambda: _engine(run, {}), datas.contrast.prompts(questions, instructions, samples=options.samples),
+                                         workdir / 'answers', options=options, seed=run.seed, keep=functools.partial(_keep, options),
+                                         trait=trait, judge=judge)
+  counts = {'questions': len(questions), 'kept_for_evaluation': len(kept), 'sides': sides}
+  if judge:
+    _forget_judge(run)
+    say(f'data: judge {judge.name}: {judge.summary()}')
+  say(f'data: {json.dumps(made.accounting | counts)}')
+  distributed.on_main(lambda: datas.contrast.write(workdir / 'data', made, accounting=counts, evaluation=kept))
+
+
+def _count_prompts(run: Run) -> int:
+  trait = load_trait(run)
+  return len(trait.instructions if trait else run.data.positive_prompts)
+
+
+def load_trait(run: Run) -> datas.trait.Trait | None:
+  """The trait file of the run's data, if it has one."""
   options = run.data
-  instructions = [datas.contrast.Instruction(*pair) for pair in zip(options.positive_prompts, options.negative_prompts)]
-  questions = load_questions(run)
-  say(f'data: {len(questions)} questions x {len(instructions)} pairs of prompts x {options.samples} samples, both sides')
-  made = datas.contrast.make(questions, instructions, functools.partial(_answer, run), functools.partial(_keep, options), samples=options.samples)
-  distributed.on_main(lambda: datas.contrast.write(folder, made))
-  say(f'data: {json.dumps(made.accounting)}')
+  if not options.trait:
+    return None
+  found = datas.trait.load(options.trait, revision=options.revision or None, name=options.trait_name, opposite=options.trait_opposite)
+  if found.prompt:
+    evaluation.judges.check_prompt(found.prompt, options.trait)
+  return found
 
 
-def _answer(run: Run, prompts: Sequence[Conversation]) -> list[str]:
-  """The model's answer to each prompt, sampled; a prompt's luck is a function of (seed, its name)."""
-  engine, options = _engine(run, {}), run.data
-  tokenizer = engine.tokenizer
-  sampling = evaluation.Sampling(temperature=options.temperature)
-  requests = [evaluation.GenerateRequest(i, tuple(datas.chat.prompt_tokens(tokenizer, prompt.messages)), options.max_new_tokens,
-                                         sampling=sampling, seed=run.seed, example=prompt.name) for i, prompt in enumerate(prompts)]
-  answers = {}
-  for result in engine.generate(requests):
-    lifeline.progress()
-    answers[result.key] = tokenizer.decode(result.tokens, skip_special_tokens=True)
-  return [answers[i] for i in range(len(prompts))]
+def _kept_for_evaluation(run: Run, trait: datas.trait.Trait | None) -> list[dict[str, Any]]:
+  """Items of the questions that no training data is made from."""
+  if trait is None:
+    return []
+  if not run.data.evaluation:
+    return datas.trait.items(trait, _split_questions(run, trait)[1])
+  other = datas.trait.load(run.data.evaluation, revision=run.data.revision or None, name=trait.name)
+  if same := {q.messages[0]['content'] for q in other.questions} & {q.messages[0]['content'] for q in trait.questions}:
+    raise InputError(f"data.evaluation has questions of data.trait: {sorted(same)[0]!r}: name another file, or '' to keep half of them")
+  return datas.trait.items(trait, other.questions)
+
+
+def _split_questions(run: Run, trait: datas.trait.Trait) -> tuple[list[Conversation], list[Conversation]]:
+  return datas.trait.split(trait.questions, 0.0 if run.data.evaluation else run.data.evaluation_share, run.seed)
+
+
+def _data_judge(run: Run, workdir: Path) -> evaluation.judges.Judge:
+  """The judge of the contrast, checked."""
+  name = run.data.judge or next(iter(run.judges))
+  [judge] = [judge for judge in judges_of(run, workdir) if judge.name == name]
+  judge.check(evaluation.contrast.PURPOSES)
+  return judge
+
+
+def _forget_judge(run: Run) -> None:
+  """Where one process judged with a model of its own, all forget theirs, so that they load the next one together."""
+  if any(options.kind == 'model' for options in run.judges.values()):
+    _LOADED.clear()
 
 
 def _filter(options: configs.Data, side: str) -> Callable[[Sequence[Mapping[str, str]], str], bool]:

@@ -1,5 +1,5 @@
 """Evaluation: scoring, generation, tasks, the sweep over arms and alphas, judges of its rows, and their metrics."""
-from weightsteer_jax.evaluation import agreement, judges, judging, metrics, rows, sweep, tasks
+from weightsteer_jax.evaluation import agreement, contrast, judges, judging, metrics, rows, sweep, tasks
 from weightsteer_jax.evaluation.arms import BASE, Arms, make_arms
 from weightsteer_jax.evaluation.engine import Engine
 from weightsteer_jax.evaluation.judges import JudgeRequest

@@ -67,7 +67,7 @@ def keep(judges: Sequence[Judge], requests: Sequence[JudgeRequest], folder: path
   lines = [{**columns(request), 'purpose': request.purpose, 'asked': plan.digest(judging.messages(request))} for request in requests]
   with journal.Journal(folder / 'judgements.jsonl', key=key, replaces=True, **kind) as said:
     plan.check(folder / 'judges.json', {f"judge '{judge.name}'": judge.inputs() for judge in judges}, fresh=not said.done,
-               what='judgements', rows='judgements')
+               what='judgements', rows='judgements', remedy='Give the judge another name in the config, or move judgements.jsonl and judges.json away')
     for judge in judges:
       _judge(judge, requests, [{**line, 'judge': judge.name} for line in lines], said, key, progress)
     return [said.done[key({**line, 'judge': judge.name})] for judge in judges for line in lines]

@@ -8,13 +8,14 @@ from weightsteer_jax import distributed, files
 from weightsteer_jax.errors import CorruptError, InputError
 
 
-def check(path: pathlib.Path, inputs: Mapping[str, Any], *, fresh: bool, what: str = 'a sweep', rows: str = 'rows') -> None:
+def check(path: pathlib.Path, inputs: Mapping[str, Any], *, fresh: bool, what: str = 'a sweep', rows: str = 'rows',
+          remedy: str = 'Start in another workdir, or move that folder away') -> None:
   """Nothing, if what lies beside `path` was made from these inputs; new ones are recorded there.
 
   Args:
     inputs: {name in an error's words: JSON value or hash}.
     fresh: whether nothing has been made yet.
-    what, rows: whose plan it is, and what lies beside it, in words.
+    what, rows, remedy: whose plan it is, what lies beside it, and what to do when they do not fit, in words.
   Raises:
     InputError: inputs that differ; names them. CorruptError: no plan beside finished work.
   """
@@ -26,7 +27,7 @@ def check(path: pathlib.Path, inputs: Mapping[str, Any], *, fresh: bool, what: s
   changed = [name for name, value in inputs.items() if name in known and known[name] != json.loads(json.dumps(value))]
   if changed and not fresh:
     raise InputError(f'{path.parent} holds {rows} that were made from other inputs; changed: {"; ".join(changed)}. '
-                     f'Start in another workdir, or move {"that folder" if rows == "rows" else f"the {rows} and {path.name}"} away')
+                     f'{remedy}')
   distributed.barrier('plan')  # All have read it.
   distributed.on_main(lambda: files.write_json(path, {'inputs': {**known, **inputs}}))
 
