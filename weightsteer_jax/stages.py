@@ -427,7 +427,8 @@ def _generate_contrast(run: Run, workdir: pathlib.Path) -> None:
   if judge:
     _forget_judge(run)
     say(f'data: judge {judge.name}: {judge.summary()}')
-  say(f'data: {json.dumps(made.accounting | counts)}')
+  for line in evaluation.contrast.words(made.accounting | counts):
+    say(f'data: {line}')
   distributed.on_main(lambda: datas.contrast.write(workdir / 'data', made, accounting=counts, evaluation=kept))
 
 

@@ -8,7 +8,7 @@ Source: Persona Vectors (arXiv 2507.21509): both answers of a pair coherent, the
 import collections
 import pathlib
 import sys
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tqdm
@@ -128,3 +128,16 @@ def _account(prompts: Sequence[Conversation], answers: Answers, said: Judgements
   if said:
     counts['fit'] = sum(bool(line['text'].strip()) and unfit(said, line['name'], side, options) is None for line in lines)
   return counts
+
+
+def words(counts: Mapping[str, Any]) -> Iterator[str]:
+  """The accounting of pairs and sides, a line each."""
+  dropped = '; '.join(f'{n} {reason}' for reason, n in counts['dropped'].items())
+  yield f"{counts['kept']} of {counts['pairs']} pairs kept" + (f' (dropped: {dropped})' if dropped else '')
+  for side, found in counts['sides'].items():
+    parts = [f"{found['answers']} answers, {found['empty']} empty, {found['truncated']} truncated"]
+    for purpose in PURPOSES:
+      if purpose in found:
+        mean = 'none' if found[purpose]['mean'] is None else f"{found[purpose]['mean']:.1f}"
+        parts.append(f"{purpose}: {found[purpose]['ok']} of {found[purpose]['asked']} scored, mean {mean}")
+    yield '; '.join([f'{side}: {parts[0]}', *parts[1:], *([f"{found['fit']} of {found['answers']} fit"] if 'fit' in found else [])])

@@ -46,19 +46,21 @@ def judge_of(request, tmp_path_factory):
   return judge, model, tokenizer, (1, 1) if numbers else (2, 3)
 
 
-def probability(model, tokenizer, request, answer):
-  """Of the answer and the end of the turn, in torch."""
+def probabilities(model, tokenizer, request, answers):
+  """Of each answer and the end of the turn, in torch; padding stands behind what it cannot change."""
   prompt = tokenizer.apply_chat_template(messages(request), tokenize=False, add_generation_prompt=True)
-  before, after = (tokenizer(text, add_special_tokens=False)['input_ids'] for text in (prompt, f'{answer}<|im_end|>'))
+  before, *after = (tokenizer(text, add_special_tokens=False)['input_ids'] for text in (prompt, *(f'{answer}<|im_end|>' for answer in answers)))
+  longest = max(map(len, after))
+  rows = torch.tensor([before + tokens + [0] * (longest - len(tokens)) for tokens in after])
   with torch.no_grad():
-    logprobs = torch.log_softmax(model(torch.tensor([before + after])).logits[0].double(), -1)
-  return math.exp(sum(logprobs[len(before) - 1 + i, token].item() for i, token in enumerate(after)))
+    logprobs = torch.log_softmax(model(rows, logits_to_keep=longest + 1).logits.double(), -1)
+  return [math.exp(sum(logprobs[row, i, token].item() for i, token in enumerate(tokens))) for row, tokens in enumerate(after)]
 
 
 def test_the_score_is_the_expectation_over_every_number_and_its_end(judge_of):
   judge, model, tokenizer, lengths = judge_of
   assert tuple(len(tokenizer(text)['input_ids']) for text in ('85', '100')) == lengths, 'the two ways to write a number'
-  ps = [probability(model, tokenizer, TRAIT, str(n)) for n in range(101)]
+  ps = probabilities(model, tokenizer, TRAIT, range(101))
   [said] = judge(0.0).judge([TRAIT])
   assert said.key == ('row', 1) and said.status == 'ok'
   assert said.score == pytest.approx(sum(n * p for n, p in enumerate(ps)) / sum(ps), rel=1e-4)
@@ -70,10 +72,10 @@ def test_the_score_is_the_expectation_over_every_number_and_its_end(judge_of):
 def test_yes_or_no_and_one_to_five(judge_of):
   judge, model, tokenizer, _ = judge_of
   said = {judgement.key: judgement for judgement in judge(0.0).judge([REFUSAL, SAFETY])}
-  yes, no = (sum(probability(model, tokenizer, REFUSAL, text) for text in texts) for texts in (('YES', 'Yes', 'yes'), ('NO', 'No', 'no')))
+  yes, no = (sum(probabilities(model, tokenizer, REFUSAL, texts)) for texts in (('YES', 'Yes', 'yes'), ('NO', 'No', 'no')))
   assert said['r'].score == pytest.approx(yes / (yes + no), rel=1e-4)
   assert float(said['r'].text.split('YES ')[1].split()[0]) == pytest.approx(math.log(yes / no), abs=1e-3)
-  ps = {n: probability(model, tokenizer, SAFETY, str(n)) for n in range(1, 6)}
+  ps = dict(zip(range(1, 6), probabilities(model, tokenizer, SAFETY, range(1, 6))))
   assert said['s'].score == pytest.approx(sum(n * p for n, p in ps.items()) / sum(ps.values()), rel=1e-4)
 
 
