@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.evaluation.judges.server import Server, says
+from .judges.server import Server, says
 from weightsteer_jax import config as configs
 from weightsteer_jax import organism, stages
 from weightsteer_jax.errors import InputError, Preempted

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.evaluation.judges.server import Server, breaks_off, fails, hangs, says, send
+from .server import Server, breaks_off, fails, hangs, says, send
 from weightsteer_jax import config
 from weightsteer_jax.errors import CorruptError, EndpointError, InputError
 from weightsteer_jax.evaluation.judges import JudgeRequest, client, make

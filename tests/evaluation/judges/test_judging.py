@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.evaluation.judges.server import Server, fails, says
+from .server import Server, fails, says
 from weightsteer_jax import config as configs
 from weightsteer_jax import stages
 from weightsteer_jax.errors import CorruptError, InputError, Preempted

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models as token_models, pre_tokenize
 import torch
 import transformers
 
-from tests.evaluation.conftest import CHATML
+from ..conftest import CHATML
 from weightsteer_jax import config, models
 from weightsteer_jax.evaluation import Engine
 from weightsteer_jax.evaluation.judges import JudgeRequest, make, messages
