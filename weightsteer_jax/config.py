@@ -155,8 +155,10 @@ class Run:
 
 
 def base_config() -> ml_collections.ConfigDict:
-  """The defaults as a ConfigDict; tasks are added under `tasks.<name>` with `task(...)`."""
-  return ml_collections.ConfigDict(_to_plain(Run()))
+  """The defaults as a ConfigDict; tasks are added under `tasks.<name>` with `task(...)`, judges under `judges.<name>` with `judge(...)`."""
+  base = ml_collections.ConfigDict(_to_plain(Run()))
+  base.judges = ml_collections.ConfigDict(sort_keys=False)  # The first one named counts.
+  return base
 
 
 def task(**fields: Any) -> ml_collections.ConfigDict:
