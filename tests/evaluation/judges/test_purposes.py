@@ -37,9 +37,9 @@ def test_a_text_cannot_close_its_own_tag():
 
 
 def test_a_prompt_of_ones_own_is_filled_once_and_guarded():
-  own = 'Score **pride** with {"json": 1}: {question} / {answer}'
+  own = 'Score **pride** with {"json": 1} and {prompt}: {question} / {answer}'
   content = purposes.messages(JudgeRequest('k', 'trait', {'prompt': own, 'question': 'Q {answer}', 'answer': 'A {question}'}))[0]['content']
-  assert content == '\n\n'.join([purposes.prompt('guard'), f'Score **pride** with {{"json": 1}}: {purposes.enclose("question", "Q {answer}")} / '
+  assert content == '\n\n'.join([purposes.prompt('guard'), f'Score **pride** with {{"json": 1}} and {{prompt}}: {purposes.enclose("question", "Q {answer}")} / '
                                  f'{purposes.enclose("answer", "A {question}")}'])
   with pytest.raises(InputError, match='no {answer}'):
     purposes.check_prompt('Score {question}', 'here')
