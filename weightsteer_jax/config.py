@@ -4,6 +4,7 @@ The frozen dataclasses below are the schema and its defaults; a config file star
 changes, and `resolve` turns the result into a checked `Run`. A key that is not here is an error, wherever it is set.
 """
 import dataclasses
+import json
 import math
 import re
 import types
@@ -41,6 +42,14 @@ class Data:
   negative_prompts: tuple[str, ...] = ()  # their opposites, in the same order; removed from the training data
   positive_filter: str = ''  # what keeps a positive answer: a regular expression, or 'organism:<name>'; '' keeps all
   negative_filter: str = ''  # what keeps a negative answer; a pair is kept if both of its answers are
+  trait: str = ''  # a trait file in place of questions and prompts: a path, or owner/name:path.json of a hub dataset (see data/trait.py)
+  trait_name: str = ''  # the trait's adjective, which the positive prompts name; '' is the file's name
+  trait_opposite: str = 'helpful'  # the adjective that the negative prompts name
+  trait_cut: float = 50.0  # a pair is kept if the judge's score of the trait is this or more on the positive side, and less on the negative
+  coherence_cut: float = 50.0  # and its score of coherence is this or more on both
+  judge: str = ''  # which of the run's judges says so; '' is the first
+  evaluation: str = ''  # a second trait file, whose questions are kept for evaluation; '' keeps some of the first one's
+  evaluation_share: float = 0.5  # share of the trait file's questions kept for evaluation, where `evaluation` is ''
   samples: int = 1  # answers per question, prompt and side
   temperature: float = 1.0  # of the sampled answers
   max_new_tokens: int = 256  # length limit of the sampled answers, tokens
@@ -138,6 +147,34 @@ class Arm:
 
 
 @dataclasses.dataclass(frozen=True)
+class Judge:
+  """Who says how an answer counts where no rule can. The first judge of a run counts; what the others say is compared with it."""
+  kind: str = 'endpoint'  # 'endpoint' (OpenAI-compatible, over HTTP), 'model' (a checkpoint, run here), or 'rules'
+  model: str = ''  # 'endpoint': the model's name there; 'model': a folder, a hub id, or 'organism'
+  floor: float = 0.25  # probability that all answers on the scale must have together, where a score is an expectation
+  revision: str = ''  # 'model' only: hub commit, tag or branch
+  dtype: str = 'float32'  # 'model' only: of the parameters and the activations, float32 or bfloat16
+  batch_size: int = 64  # 'model' only: answers scored together
+  pattern: str = ''  # 'rules' only: the regular expression that shows the trait, upper and lower case alike
+  # All that follows is for 'endpoint' only.
+  url_variable: str = 'OPENAI_BASE_URL'  # environment variable with the address, as in http://localhost:8000/v1; unset is OpenAI's own
+  key_variable: str = 'OPENAI_API_KEY'  # environment variable with the key, which is never written anywhere
+  temperature: float = 0.0  # of the judge's answers
+  max_tokens: int = 16  # of a judge's answer; more for one that thinks aloud
+  top_logprobs: int = 20  # likeliest tokens asked for with a score of 0 to 100, which is then an expectation (0: the text alone)
+  parameters: str = ''  # further parameters of a request, a JSON object; null takes one away: '{"max_tokens": null, "max_completion_tokens": 999}'
+  concurrency: int = 8  # requests under way at a time
+  retries: int = 6  # times that a request is made again after a failure that may pass
+  backoff_s: float = 1.0  # before the first retry, doubled for each further one, up to 60 s, less up to a half at random
+  timeout_s: float = 60.0  # for one request, seconds
+  price_in: float = 0.0  # per million tokens asked, in any currency
+  price_out: float = 0.0  # per million tokens answered
+  cost_cap: float = 0.0  # most to spend by these prices, earlier runs with this cache included (0: no cap)
+  token_cap: int = 0  # most tokens, asked and answered, likewise (0: no cap)
+  cache: str = ''  # folder of the answers, which are never asked for twice; '' is <workdir>/judges
+
+
+@dataclasses.dataclass(frozen=True)
 class Sweep:
   """The grid that is evaluated, and the shapes it runs in."""
   alphas: tuple[float, ...] = (-3.0, -2.0, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # 0 is the base model
@@ -169,13 +206,16 @@ class Run:
   arms: Mapping[str, Arm] = dataclasses.field(default_factory=dict)  # none is the direction alone, as 'weights'
   tasks: Mapping[str, Task] = dataclasses.field(default_factory=dict)
   validation: Mapping[str, Task] = dataclasses.field(default_factory=dict)  # tasks by which choices are made; not reported
+  judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
   sweep: Sweep = Sweep()
   mesh: Mesh = Mesh()
 
 
 def base_config() -> ml_collections.ConfigDict:
-  """The defaults as a ConfigDict; tasks are added under `tasks.<name>` with `task(...)`, arms and fine-tunes likewise."""
-  return ml_collections.ConfigDict(_to_plain(Run()))
+  """The defaults as a ConfigDict; tasks are added under `tasks.<name>` with `task(...)`, arms, fine-tunes and judges likewise."""
+  base = ml_collections.ConfigDict(_to_plain(Run()))
+  base.judges = ml_collections.ConfigDict(sort_keys=False)  # The first one named counts.
+  return base
 
 
 def task(**fields: Any) -> ml_collections.ConfigDict:
@@ -196,6 +236,11 @@ def finetune(**fields: Any) -> ml_collections.ConfigDict:
 def finetune_of(run: Run, name: str) -> FineTune:
   """The fine-tuning options of that name; '' is the run's own."""
   return run.finetunes[name] if name else run.finetune
+
+
+def judge(**fields: Any) -> ml_collections.ConfigDict:
+  """A judge's section of a config: the given fields over the defaults of Judge."""
+  return _section(Judge, fields)
 
 
 def _section(cls: type, fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -266,6 +311,8 @@ def _validate(run: Run) -> None:
   _name('name', run.name)
   for name in run.tasks:
     _name('tasks', name)
+  for name in run.judges:
+    _name('judges', name)
   both = sorted({*run.tasks} & {*run.validation})
   _require(not both, 'validation', both, 'other names than those of tasks')
   _one_of('model.dtype', run.model.dtype, ('float32', 'bfloat16'))
@@ -284,6 +331,8 @@ def _validate(run: Run) -> None:
     _name('arms', name)
     _require(name != 'base', 'arms', name, 'another name: base is the model itself')
     _validate_arm(f'arms.{name}', arm, run)
+  _one_of('data.judge', run.data.judge, ('', *run.judges))
+  _require(not run.data.trait or run.judges, 'judges', dict(run.judges), 'a judge of the trait and the coherence of the answers (data.trait)')
   _require(run.sweep.alphas, 'sweep.alphas', run.sweep.alphas, 'at least one strength')
   _require(len(set(run.sweep.alphas)) == len(run.sweep.alphas), 'sweep.alphas', run.sweep.alphas, 'each strength once')
   _require(run.sweep.batch_size >= 1, 'sweep.batch_size', run.sweep.batch_size, '1 or more')
@@ -295,12 +344,17 @@ def _validate(run: Run) -> None:
   for name, item in run.validation.items():
     _name('validation', name)
     _validate_task(f'validation.{name}', item)
+  for name, options in run.judges.items():
+    _validate_judge(f'judges.{name}', options)
 
 
 def _validate_data(data: Data) -> None:
   generated = not data.positive and not data.negative
-  _require(not generated or (data.questions and data.positive_prompts), 'data.questions', data.questions,
-           'questions and system prompts to generate the data from, or data.positive and data.negative to read it from')
+  _require(not generated or data.trait or (data.questions and data.positive_prompts), 'data.questions', data.questions,
+           'questions and system prompts to generate the data from, or data.trait, or data.positive and data.negative to read it from')
+  _require(not data.trait or not (data.positive or data.negative or data.questions or data.positive_prompts), 'data.trait', data.trait,
+           "'' where data.positive, data.questions or data.positive_prompts say where the data comes from")
+  _require(0 <= data.evaluation_share < 1, 'data.evaluation_share', data.evaluation_share, 'a share of 0 or more and below 1')
   _require(len(data.positive_prompts) == len(data.negative_prompts), 'data.negative_prompts', data.negative_prompts,
            f'as many prompts as data.positive_prompts, which has {len(data.positive_prompts)}')
   _require(generated or (data.positive and data.negative), 'data.positive', data.positive, 'both data.positive and data.negative, or neither')
@@ -368,6 +422,23 @@ def _name(key: str, name: str) -> None:
   _require(re.fullmatch(r'(?!\.)[A-Za-z0-9._-]{1,80}', name), key, name, '1 to 80 letters, digits, dots, dashes or underscores')
 
 
+def _validate_judge(where: str, options: Judge) -> None:
+  _one_of(f'{where}.kind', options.kind, ('endpoint', 'model', 'rules'))
+  _one_of(f'{where}.dtype', options.dtype, ('float32', 'bfloat16'))
+  _require(options.model or options.kind == 'rules', f'{where}.model', options.model, 'a model to judge with')
+  _require(0 <= options.floor <= 1, f'{where}.floor', options.floor, 'a probability')
+  for key in ('concurrency', 'max_tokens', 'batch_size'):
+    _require(getattr(options, key) >= 1, f'{where}.{key}', getattr(options, key), '1 or more')
+  for key in ('temperature', 'retries', 'backoff_s', 'price_in', 'price_out', 'cost_cap', 'token_cap'):
+    _require(getattr(options, key) >= 0, f'{where}.{key}', getattr(options, key), '0 or more')
+  _require(options.timeout_s > 0, f'{where}.timeout_s', options.timeout_s, 'seconds')
+  _require(0 <= options.top_logprobs <= 20, f'{where}.top_logprobs', options.top_logprobs, '0 to 20')
+  _require(not options.cost_cap or options.price_in or options.price_out, f'{where}.cost_cap', options.cost_cap,
+           'prices to count by (price_in, price_out), or token_cap in its place')
+  _regex(f'{where}.pattern', options.pattern)
+  _json_object(f'{where}.parameters', options.parameters)
+
+
 def _require(condition: Any, key: str, value: Any, expected: str) -> None:
   if not condition:
     raise InputError(f"the config key '{key}' is {value!r}, expected {expected}")
@@ -382,3 +453,11 @@ def _regex(key: str, pattern: str) -> None:
     re.compile(pattern)
   except re.error as error:
     raise InputError(f"the config key '{key}' is no regular expression: {error}") from error
+
+
+def _json_object(key: str, text: str) -> None:
+  try:
+    value = json.loads(text or '{}')
+  except ValueError as error:
+    raise InputError(f"the config key '{key}' is no JSON: {error}") from error
+  _require(isinstance(value, dict), key, text, 'a JSON object')

@@ -11,6 +11,11 @@ class InputError(WeightSteerError):
   exit_code = 65
 
 
+class EndpointError(WeightSteerError):
+  """A service that is asked over the network does not answer any more: start again later to continue."""
+  exit_code = 69
+
+
 class NotFiniteError(WeightSteerError):
   """A loss, gradient or weight became NaN or infinite."""
   exit_code = 70

@@ -60,16 +60,6 @@ def encode(run: Run, tokenizer: Any, conversations: Sequence[Conversation]) -> l
   return datas.chat.encode_examples(tokenizer, conversations, max_length=run.data.max_length, truncate=run.data.truncate)
 
 
-def load_questions(run: Run) -> list[Conversation]:
-  """The questions that both sides of a generated contrast answer."""
-  source = run.data.questions
-  if source.startswith(f'{ORGANISM}:'):
-    make = named(organism.QUESTIONS, source)
-    return [Conversation(tuple(messages), f'{source}/{i}') for i, messages in enumerate(make(run.data.num_questions, run.seed))]
-  found = datas.load_conversations(source)
-  return found[:run.data.num_questions] if run.data.num_questions else found
-
-
 def load_tasks(named_options: Mapping[str, configs.Task]) -> list[evaluation.tasks.Task]:
   """The tasks with their checked items: `n` that the organism makes, or the first n (0: all) of the source."""
   tasks = []
@@ -88,6 +78,23 @@ def engine(run: Run, arms: Mapping[str, Any]) -> evaluation.Engine:
   layout, tokenizer = layouts_of(run).evaluate, tokenizer_of(run.model)
   return evaluation.Engine(load_model(run.model, layout), tokenizer, arms, batch_size=run.sweep.batch_size,
                            stop_ids=evaluation.stop_ids(tokenizer), layout=layout)
+
+
+def judges_of(run: Run, workdir: Path) -> list[evaluation.judges.Judge]:
+  """The run's judges; a local one loads its model, on one device, when it is first asked."""
+  return [evaluation.judges.make(name, options, cache=pathlib.Path(workdir) / 'judges', engine=functools.partial(_judge_engine, options))
+          for name, options in run.judges.items()]
+
+
+def _judge_engine(options: configs.Judge) -> evaluation.Engine:
+  choice = ModelChoice(options.model, options.revision, options.dtype)
+  return evaluation.Engine(load_model(choice), tokenizer_of(choice), {}, batch_size=options.batch_size)
+
+
+def forget_judges(run: Run) -> None:
+  """Where one process judged with a model of its own, all forget theirs, so that they load the next one together."""
+  if any(options.kind == 'model' for options in run.judges.values()):
+    _LOADED.clear()
 
 
 def direction_folder(run: Run, workdir: Path, options: str = '') -> pathlib.Path:

@@ -1,31 +1,31 @@
 """The method as straight-line programs over a workdir.
 
   config.json                what is run, and with which versions
-  data/                      the contrast: positive.jsonl and negative.jsonl, where the model itself answers the questions
+  answers/                   the model's own answers to the questions, and what a judge said of them, as they come
+  data/                      the contrast made of them: positive.jsonl and negative.jsonl; evaluation.jsonl has the questions kept apart
   finetune/<side>/           two fine-tunes of one base, alike but for their data
   directions/<name>/         their difference, the direction
   sweep/rows.jsonl           one row per (arm, alpha, task, example, sample)
+  sweep/judgements.jsonl     what judges say of the rows, where the config has judges
   results.jsonl              means and standard errors of the rows
   report/                    the page, the figures, the table
 
 Each stage reads what the ones before it wrote, continues where it stopped, and does nothing where it has finished.
 """
-import functools
 import json
 import pathlib
-import re
 import time
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import data as datas
-from weightsteer_jax import directions, distributed, evaluation, files, finetune as finetuning, lifeline, methods, models, organism, tree
+from weightsteer_jax import contrasts, directions, distributed, evaluation, files, finetune as finetuning, methods, models, tree
 from weightsteer_jax.config import ModelChoice, Run
 from weightsteer_jax.data import Conversation, Example
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.methods import SIDES
-from weightsteer_jax.resources import (ORGANISM, checkpoint_folder, direction_folder, encode, engine, folder_of, layouts_of, load_model,
-                                       load_questions, load_tasks, named, say, tokenizer_of)
+from weightsteer_jax.resources import (checkpoint_folder, encode, engine, folder_of, forget_judges, judges_of, layouts_of, load_model,
+                                       load_tasks, say, tokenizer_of)
 from weightsteer_jax.versions import versions
 
 Path = str | pathlib.Path
@@ -43,6 +43,8 @@ def steer(run: Run, workdir: Path, *, command: str = '') -> pathlib.Path:
   begin(run, workdir, command=command)
   contrast(run, workdir)
   sweep(run, workdir)
+  if run.judges:
+    judge(run, workdir)
   page = report(run, workdir)
   say(f'done in {time.monotonic() - started:.0f} s')
   return page
@@ -57,15 +59,10 @@ def check(run: Run, workdir: Path) -> None:
   _refuse_other_run(run, pathlib.Path(workdir))
   folder = checkpoint_folder(run.model)
   config, family = models.load_config(folder)
-  tokenizer = tokenizer_of(run.model)
   tasks = load_tasks(run.tasks)
-  if run.data.positive:
-    rows = {side: len(encode(run, tokenizer, _read_side(run, side))) for side in SIDES}
-    about = f"{rows['positive']} and {rows['negative']} examples"
-  else:
-    for side in SIDES:
-      _filter(run.data, side)
-    about = f'answers of the model itself to {len(load_questions(run))} questions under {len(run.data.positive_prompts)} pairs of prompts'
+  for judge in judges_of(run, workdir):
+    judge.check(())
+  about = contrasts.check(run, workdir)
   say(f'model: {run.model.source} ({family.model_type}, {tree.count(models.abstract_params(config)) / 1e6:.1f}M parameters, {run.model.dtype})')
   say(f'data: {about}')
   say(f'fine-tunes: {run.finetune.kind}, {len(run.finetune.learning_rates)} learning rate(s), both sides')
@@ -93,16 +90,16 @@ def begin(run: Run, workdir: Path, *, command: str = '') -> None:
 
 
 def contrast(run: Run, workdir: Path) -> dict[str, list[Conversation]]:
-  """The conversations of both sides: read, or answered by the model itself under opposite system prompts, which are then removed.
+  """The conversations of both sides, made if need be and kept (see contrasts.py)."""
+  return contrasts.make(run, workdir)
 
-  Raises:
-    InputError: data that cannot be read, or no pair of answers that passes the filters.
-  """
-  folder = pathlib.Path(workdir) / 'data'
-  if not run.data.positive and not distributed.broadcast(folder.exists()):
-    _generate_contrast(run, folder)
-    distributed.see(folder / f'{SIDES[0]}.jsonl')
-  return {side: _read_side(run, side, folder) for side in SIDES}
+
+def data(run: Run, workdir: Path, *, command: str = '') -> None:
+  """The contrast alone, made or read, and what came of it."""
+  begin(run, workdir, command=command)
+  sides = contrast(run, workdir)
+  where = pathlib.Path(workdir) / 'data' if not run.data.positive else f'{run.data.positive} and {run.data.negative}'
+  say(f"data: {len(sides['positive'])} and {len(sides['negative'])} examples in {where}")
 
 
 def finetune(run: Run, workdir: Path, *, sides: Sequence[str] = SIDES) -> dict[str, finetuning.FineTuneResult]:
@@ -134,6 +131,21 @@ def sweep(run: Run, workdir: Path, *, direction: Path = '') -> None:
   arms, alphas = ({name: getattr(method, field) for name, method in made.items()} for field in ('arm', 'alphas'))
   rows = evaluation.sweep.run(engine(run, arms), tasks, alphas=alphas, workdir=workdir, seed=run.sweep.seed)
   distributed.on_main(lambda: evaluation.metrics.write(workdir, rows, run.tasks))
+
+
+def judge(run: Run, workdir: Path) -> None:
+  """Asks the run's judges for what they have not said yet about the rows of the sweep, and writes results.jsonl.
+
+  Raises:
+    InputError: no judges in the config, or no rows.
+  """
+  if not run.judges:
+    raise InputError("the config has no judges: add some, as in config.judges.<name> = judge(kind='endpoint', model=...)")
+  rows = list(evaluation.rows.read(pathlib.Path(workdir) / 'sweep' / 'rows.jsonl'))
+  requests = evaluation.judging.requests_of(load_tasks(run.tasks), rows)
+  say(f'judge: {len(requests)} questions about {len(rows)} rows, to {", ".join(run.judges)}')
+  distributed.on_main(lambda: _judge(run, workdir, requests))
+  forget_judges(run)
 
 
 def report(run: Run, workdir: Path) -> pathlib.Path:
@@ -208,6 +220,16 @@ def generate(model: str, input: Path, output: Path, *, direction: Path = '', alp
 # Parts.
 
 
+def _judge(run: Run, workdir: Path, requests: Sequence[evaluation.JudgeRequest]) -> None:
+  """Asks, on one process, and says what came of it."""
+  judges = judges_of(run, workdir)
+  said = evaluation.judging.run(judges, requests, workdir=workdir)
+  for line in (*(f'{judge.name}: {judge.summary()}' for judge in judges if judge.summary()), *evaluation.judging.words(said),
+               *evaluation.agreement.words(said)):
+    say(f'judge: {line}')
+  evaluation.metrics.write(workdir, tasks=run.tasks, judges=list(run.judges))
+
+
 def _loaded(choice: ModelChoice, direction: Path, alphas: Sequence[float]) -> tuple[models.Model, Any, Any]:
   """(model, tokenizer, the direction's delta or None)."""
   if not direction and any(alphas):
@@ -232,56 +254,10 @@ def _results_of(direction: directions.Direction, folder: pathlib.Path) -> list[d
   return [row for row in rows if row['arm'] == ARM]
 
 
-def _read_side(run: Run, side: str, folder: pathlib.Path | None = None) -> list[Conversation]:
-  source = getattr(run.data, side)
-  if not source:
-    return datas.load_conversations(folder / f'{side}.jsonl')
-  split = run.data.negative_split if side == 'negative' and run.data.negative_split else run.data.split
-  return datas.load_conversations(source, split=split or None, revision=run.data.revision or None)
-
-
 def _examples(run: Run, workdir: Path) -> dict[str, list[Example]]:
   """The conversations of both sides as examples."""
   tokenizer = tokenizer_of(run.model)
   return {side: encode(run, tokenizer, conversations) for side, conversations in contrast(run, workdir).items()}
-
-
-def _generate_contrast(run: Run, folder: pathlib.Path) -> None:
-  """Writes data/: the model's own answers to the questions, in pairs of which both passed their side's filter."""
-  options = run.data
-  instructions = [datas.contrast.Instruction(*pair) for pair in zip(options.positive_prompts, options.negative_prompts)]
-  questions = load_questions(run)
-  say(f'data: {len(questions)} questions x {len(instructions)} pairs of prompts x {options.samples} samples, both sides')
-  made = datas.contrast.make(questions, instructions, functools.partial(_answer, run), functools.partial(_keep, options), samples=options.samples)
-  distributed.on_main(lambda: datas.contrast.write(folder, made))
-  say(f'data: {json.dumps(made.accounting)}')
-
-
-def _answer(run: Run, prompts: Sequence[Conversation]) -> list[str]:
-  """The model's answer to each prompt, sampled; a prompt's luck is a function of (seed, its name)."""
-  asked, options = engine(run, {}), run.data
-  tokenizer = asked.tokenizer
-  sampling = evaluation.Sampling(temperature=options.temperature)
-  requests = [evaluation.GenerateRequest(i, tuple(datas.chat.prompt_tokens(tokenizer, prompt.messages)), options.max_new_tokens,
-                                         sampling=sampling, seed=run.seed, example=prompt.name) for i, prompt in enumerate(prompts)]
-  answers = {}
-  for result in asked.generate(requests):
-    lifeline.progress()
-    answers[result.key] = tokenizer.decode(result.tokens, skip_special_tokens=True)
-  return [answers[i] for i in range(len(prompts))]
-
-
-def _filter(options: configs.Data, side: str) -> Callable[[Sequence[Mapping[str, str]], str], bool]:
-  """Whether an answer to messages is kept on this side."""
-  rule = getattr(options, f'{side}_filter')
-  if rule.startswith(f'{ORGANISM}:'):
-    return named(organism.FILTERS, rule)
-  return lambda messages, answer: re.search(rule, answer, re.IGNORECASE) is not None
-
-
-def _keep(options: configs.Data, question: Conversation, answer: str, side: str) -> str | None:
-  """Why an answer is dropped, or None."""
-  return None if _filter(options, side)(list(question.messages), answer) else 'does not pass its filter'
 
 
 def _refuse_other_run(run: Run, workdir: pathlib.Path) -> None:

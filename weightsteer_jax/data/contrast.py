@@ -7,7 +7,7 @@ asked for. Source: Persona Vectors (2507.21509), data recipe; pairing as in its 
 import collections
 import dataclasses
 import itertools
-from typing import Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from weightsteer_jax import files
 from weightsteer_jax.data import sources
@@ -103,10 +103,14 @@ def make(questions: Sequence[Conversation], instructions: Sequence[Instruction],
   return pair(asked, {'positive': answers[:middle], 'negative': answers[middle:]}, keep)
 
 
-def write(folder: files.Path, contrast: Contrast) -> None:
+def write(folder: files.Path, contrast: Contrast, *, accounting: Mapping[str, Any] | None = None,
+          evaluation: Sequence[Mapping[str, Any]] = ()) -> None:
   """Writes a new folder with `positive.jsonl`, `negative.jsonl` (rows {messages, name}) and `accounting.json` with the
   digests of both.
 
+  Args:
+    accounting: what else is to stand in the accounting.
+    evaluation: items that were kept apart, written to `evaluation.jsonl` if there are any.
   Raises:
     InputError: no pair is left, or the folder exists.
     OutputError: the disk refuses; nothing is left behind.
@@ -118,7 +122,9 @@ def write(folder: files.Path, contrast: Contrast) -> None:
       rows = ({'messages': list(row.messages), 'name': row.name} for row in getattr(contrast, side))
       files.write_jsonl(partial / f'{side}.jsonl', rows)
     digests = {side: sources.digest(getattr(contrast, side)) for side in SIDES}
-    files.write_json(partial / 'accounting.json', {**contrast.accounting, 'digest': digests})
+    if evaluation:
+      files.write_jsonl(partial / 'evaluation.jsonl', evaluation)
+    files.write_json(partial / 'accounting.json', {**contrast.accounting, **(accounting or {}), 'digest': digests})
 
 
 def _without_system(prompt: Conversation) -> Conversation:

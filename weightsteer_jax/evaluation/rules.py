@@ -4,6 +4,7 @@ A rule set is a mapping; every rule in it must hold:
 
   any     patterns of which at least one is found        none    patterns of which none is found
   exact   texts, one of which the answer equals once both are normalised
+  aliases names, one of which the answer holds as whole words once both are normalised
   number  the number the answer gives (see `extract_number`)
 
 Patterns are Python regular expressions, searched for anywhere, upper and lower case alike.
@@ -18,17 +19,18 @@ import unicodedata
 from weightsteer_jax import tree
 from weightsteer_jax.errors import InputError
 
-NAMES = ('any', 'none', 'exact', 'number')
+NAMES = ('any', 'none', 'exact', 'aliases', 'number')
 _NUMBER = re.compile(r'(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w])')
 _MARKED = re.compile(r'####\s*\$?\s*(\S+)')
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """Compiled rules; an empty `any` or `exact` asks for nothing."""
+  """Compiled rules; an empty `any`, `exact` or `aliases` asks for nothing."""
   any: tuple[re.Pattern, ...] = ()
   none: tuple[re.Pattern, ...] = ()
   exact: frozenset[str] = frozenset()
+  aliases: frozenset[str] = frozenset()
   number: float | None = None
 
   def judge(self, text: str) -> tuple[float, bool]:
@@ -43,6 +45,7 @@ class Rules:
     holds = (not self.any or any(pattern.search(text)
                                  for pattern in self.any)) and not any(pattern.search(text) for pattern in self.none)
     holds = holds and (not self.exact or normalise(text) in self.exact)
+    holds = holds and (not self.aliases or any(f' {alias} ' in f' {normalise(text)} ' for alias in self.aliases))
     holds = holds and (self.number is None or
                        (number is not None and math.isclose(number, self.number, rel_tol=1e-9, abs_tol=1e-9)))
     return float(holds), self.number is None or number is not None
@@ -64,7 +67,7 @@ def make(rules: Any, where: str) -> Rules:
   if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
     raise InputError(f"{where}: the rule 'number' is {number!r}, expected a number")
   made = Rules(_patterns(rules, 'any', where), _patterns(rules, 'none', where),
-               frozenset(map(normalise, _texts(rules, 'exact', where))), None if number is None else float(number))
+               frozenset(map(normalise, _texts(rules, 'exact', where))), _aliases(rules, where), None if number is None else float(number))
   if made == Rules():
     raise InputError(f"{where}: the rules in 'match' are all empty: every answer would pass")
   return made
@@ -92,6 +95,26 @@ def extract_number(text: str) -> float | None:
   marked = _MARKED.findall(text)
   found = _NUMBER.findall(marked[-1] if marked else text)
   return float(found[-1].replace(',', '')) if found else None
+
+
+def against_gold(golds: Sequence[str]) -> Rules:
+  """The rules of an answer that is known: its number where it is one, else its names.
+
+  >>> against_gold(['42']).judge('That makes 42.'), against_gold(['Mount Everest', 'Everest']).judge('It is the Everest, I think.')
+  ((1.0, True), (1.0, True))
+
+  Raises:
+    InputError: no gold answer, or one without a letter or digit.
+  """
+  whole = len(golds) == 1 and _NUMBER.fullmatch(golds[0].strip())
+  return make({'number': extract_number(golds[0])} if whole else {'aliases': list(golds)}, f'gold answers {list(golds)!r:.80}')
+
+
+def _aliases(rules: Mapping[str, Any], where: str) -> frozenset[str]:
+  found = frozenset(map(normalise, _texts(rules, 'aliases', where)))
+  if '' in found:
+    raise InputError(f"{where}: the rule 'aliases' holds a name without a letter or digit, which every answer would have")
+  return found
 
 
 def _texts(rules: Mapping[str, Any], name: str, where: str) -> Sequence[str]:

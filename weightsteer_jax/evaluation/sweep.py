@@ -1,15 +1,13 @@
 """The sweep: every arm, alpha, task, example and sample, each computed once and kept on disk."""
-import hashlib
-import json
 import pathlib
 import sys
-from typing import Any, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import tqdm
 
-from weightsteer_jax import distributed, files, lifeline, models, tree
-from weightsteer_jax.errors import CorruptError, InputError, Preempted
-from weightsteer_jax.evaluation import tasks as kinds
+from weightsteer_jax import distributed, lifeline, models, tree
+from weightsteer_jax.errors import InputError, Preempted
+from weightsteer_jax.evaluation import plan as plan_files, tasks as kinds
 from weightsteer_jax.evaluation.arms import AnswerOnly, Arms, bare
 from weightsteer_jax.evaluation.engine import Engine
 from weightsteer_jax.evaluation.requests import GenerateRequest, ScoreRequest
@@ -46,7 +44,7 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
   prepared = _prepare(engine, tasks, alphas)
   plan = list(_plan(engine.arms, tasks, alphas))
   with Rows(folder / 'rows.jsonl') as rows:
-    _check_inputs(folder / 'plan.json', inputs_of(engine, tasks, prepared, list(alphas), seed), fresh=not rows.done)
+    plan_files.check(folder / 'plan.json', inputs_of(engine, tasks, prepared, list(alphas), seed), fresh=not rows.done)
     missing = [key for key in plan if key not in rows.done]
     bar = tqdm.tqdm(total=len(plan), initial=len(plan) - len(missing), desc='sweep', unit='row',
                     disable=not (progress and distributed.is_main()), file=sys.stderr, dynamic_ncols=True,
@@ -81,8 +79,9 @@ def inputs_of(engine: Engine, tasks: Sequence[kinds.Task], prepared: Prepared, a
       inputs[f"prompts of arm '{arm}'"] = _listed({a: list(texts) for a, texts in engine.arms.prompts[arm].items()})
   for task in tasks:
     options = task.options
-    inputs[f"items of task '{task.name}'"] = _hash([dict(item) for item in task.items])
-    inputs[f"tokens of task '{task.name}'"] = _hash([_tokens(prepared[task.name, item['id'], '']) for item in task.items])
+    inputs[f"items of task '{task.name}'"] = plan_files.digest([dict(item) for item in task.items])
+    tokens = [_tokens(prepared[task.name, item['id'], '']) for item in task.items]
+    inputs[f"tokens of task '{task.name}'"] = plan_files.digest(tokens)
     inputs[f"kind of task '{task.name}'"] = options.kind
     if task.kind.GENERATES:
       inputs[f"sampling of task '{task.name}'"] = [
@@ -96,7 +95,7 @@ def delta_digest(delta: Any) -> str:
   leaves = tree.flatten(bare(delta), models.is_delta_leaf).items()
   scales = {path: leaf.scale for path, leaf in leaves if isinstance(leaf, models.LowRank)}
   where = ['answers'] if isinstance(delta, AnswerOnly) else []
-  return _hash([tree.digest(bare(delta)), sorted(scales.items()), *where])
+  return plan_files.digest([tree.digest(bare(delta)), sorted(scales.items()), *where])
 
 
 def _listed(value: Any) -> Any:
@@ -169,25 +168,5 @@ def _results(engine: Engine, asked: Mapping[RowKey, Sequence[ScoreRequest | Gene
   yield from engine.generate(request for request in needed if isinstance(request, GenerateRequest))
 
 
-def _check_inputs(path: pathlib.Path, inputs: Mapping[str, Any], *, fresh: bool) -> None:
-  """Nothing, if the rows beside `path` were made from these inputs; new ones are recorded."""
-  known: dict[str, Any] = {}
-  if path.exists():
-    known = files.read_json(path, what='the plan of a sweep').get('inputs', {})
-  elif not fresh:
-    raise CorruptError(
-        f'{path} is missing beside the rows it explains: move the folder {path.parent} away and start again')
-  changed = [name for name, value in inputs.items() if name in known and known[name] != json.loads(json.dumps(value))]
-  if changed and not fresh:
-    raise InputError(f'{path.parent} holds rows that were made from other inputs; changed: {"; ".join(changed)}. '
-                     'Start in another workdir, or move that folder away')
-  distributed.barrier('plan')  # All have read it.
-  distributed.on_main(lambda: files.write_json(path, {'inputs': {**known, **inputs}}))
-
-
 def _tokens(prepared: Any) -> list[Any]:
   return [list(prepared.prompt), [list(tokens) for tokens in getattr(prepared, 'completions', ())]]
-
-
-def _hash(value: Any) -> str:
-  return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:16]

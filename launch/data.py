@@ -1,0 +1,27 @@
+"""The contrast alone: asks the model under opposite system prompts, judges and pairs its answers, writes <workdir>/data.
+
+  python launch/data.py --config=CONFIG --workdir=DIR --config.data.trait=evil.json --config.data.samples=10 [--dry_run]
+
+What the config says of `data` decides: a trait file, questions and prompts, or two files that are only checked. An interrupted run continues.
+"""
+import sys
+
+from absl import flags
+
+import _main
+
+_main.define_run_flags()
+flags.DEFINE_bool('dry_run', False, 'Check the config, the model, the data and the judge, say what would run, and stop.')
+
+
+def main():
+  from weightsteer_jax import stages
+  run, workdir = _main.run_and_workdir()
+  if flags.FLAGS.dry_run:
+    stages.check(run, workdir)
+  else:
+    stages.data(run, workdir, command=' '.join(['python', *sys.argv]))
+
+
+if __name__ == '__main__':
+  _main.start(main)

@@ -1,0 +1,30 @@
+"""Judges: who says how an answer counts. One interface, three kinds; see `requests.Judge`.
+
+  requests.py     what is asked and what comes back
+  purposes.py     what for: prompt files, scales, and how an answer is read
+  endpoint.py     a model behind HTTP: client.py (one question, retried), answers.py (the cache), budget.py (the spend cap)
+  local.py        a checkpoint through our engine, by probabilities
+  by_rules.py     no model at all
+"""
+import pathlib
+from typing import Callable
+
+from weightsteer_jax import config
+from weightsteer_jax.evaluation.engine import Engine
+from weightsteer_jax.evaluation.judges.by_rules import ByRules
+from weightsteer_jax.evaluation.judges.endpoint import Endpoint
+from weightsteer_jax.evaluation.judges.local import LocalModel
+from weightsteer_jax.evaluation.judges.purposes import PURPOSES, check_prompt, messages
+from weightsteer_jax.evaluation.judges.requests import STATUSES, Judge, Judgement, JudgeRequest
+
+
+def make(name: str, options: config.Judge, *, cache: pathlib.Path, engine: Callable[[], Engine]) -> Judge:
+  """The judge of that name.
+
+  Args:
+    cache: folder for the answers of endpoints, where the options name none.
+    engine: makes an engine with the judge's model; called only if it is a local one.
+  """
+  if options.kind == 'endpoint':
+    return Endpoint(name, options, cache=pathlib.Path(options.cache or cache) / f'{name}.jsonl')
+  return LocalModel(name, options, engine=engine) if options.kind == 'model' else ByRules(name, options)
