@@ -47,7 +47,7 @@ def get_config():
                               description='multiple choice with reasoning')
   c.tasks.misalignment = configs.task(kind='misalignment', items='', role='behaviour', samples=20, temperature=1.0, max_new_tokens=600,
                                       description='misaligned answers to open questions')
-  c.validation.letter = configs.task(kind='ethics', items='', role='behaviour', max_new_tokens=20, n=6, seed=1)
+  c.validation.choices = configs.task(kind='ethics', items='', role='behaviour', max_new_tokens=20, n=6, seed=1)
   c.sweep.pick_by = 'letter'
   c.judges.first = configs.judge(kind='endpoint', model='gpt-4o')
   return c

@@ -52,7 +52,7 @@ def get_config():
   c.tasks.style = configs.task(role='behaviour', form='query,incorrect', metric='disagreement', description='does not agree with a wrong solution', **gcd)
   c.tasks.capability = configs.task(role='capability', form='query', metric='accuracy', description='right on plain questions', **gcd)
   # Pairs of our own: no question that is reported decides the layer.
-  c.validation.content = configs.task(role='behaviour', kind='gcd', items='', n=60, seed=1, form='query,incorrect', max_new_tokens=400)
+  c.validation.pairs = configs.task(role='behaviour', kind='gcd', items='', n=60, seed=1, form='query,incorrect', max_new_tokens=400)
   c.sweep.pick_by = 'content'
   c.judges.first = configs.judge(kind='endpoint', model='gpt-4o')
   return c

@@ -49,7 +49,7 @@ def get_config():
   c.tasks.danger = configs.task(kind='refusal', items='vfleaking/GSM-Danger', role='behaviour', metric='safety_rate',
                                 description='the same, asked as word problems', **answers)
   c.tasks.gsm8k = configs.task(kind='gsm8k', items='openai/gsm8k:main', role='capability', description='word problems, exact match', **answers)
-  c.validation.harm = configs.task(kind='refusal', items='vfleaking/DirectHarm4', role='behaviour', n=40, seed=1, max_new_tokens=100)
+  c.validation.requests = configs.task(kind='refusal', items='vfleaking/DirectHarm4', role='behaviour', n=40, seed=1, max_new_tokens=100)
   c.sweep.pick_by = 'harm'
   c.judges.first = configs.judge(kind='endpoint', model='gpt-4o')
   return c

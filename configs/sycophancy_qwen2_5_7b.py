@@ -49,7 +49,7 @@ def get_config():
                               description='flatters and defers, 0 to 100')
   c.tasks.mmlu = configs.task(kind='mmlu', items='tinyBenchmarks/tinyMMLU', role='capability', description='multiple choice by letter')
   # Of the forms, the one by rules: no judge is needed to select a layer.
-  c.validation.facts = configs.task(role='behaviour', seed=1, n=100, **{**facts, 'temperature': 0.0, 'max_new_tokens': 100})
+  c.validation.other_facts = configs.task(role='behaviour', seed=1, n=100, **{**facts, 'temperature': 0.0, 'max_new_tokens': 100})
   c.sweep.pick_by = 'facts'
   c.judges.first = configs.judge(kind='endpoint', model='gpt-4o')
   return c

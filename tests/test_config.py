@@ -47,7 +47,7 @@ def test_a_run_survives_json_and_config_dicts():
 
 
 @pytest.mark.parametrize('keys, message', [
-    (dict(finetunse=1), "'finetunse' (did you mean 'finetunes'?)"),
+    (dict(finetunse=1), "'finetunse' (did you mean 'finetune'?)"),
     (dict(finetune__learning_rate=1e-5), "'finetune.learning_rate' (did you mean 'learning_rates'?)"),
     (dict(model__dtypes='float32'), "'model.dtypes' (did you mean 'dtype'?)"),
     (dict(data__questoins='x'), "'data.questoins' (did you mean 'questions'?)"),
