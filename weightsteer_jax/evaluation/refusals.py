@@ -13,8 +13,8 @@ import re
 BEGINNING = 300  # characters
 _DEEDS = ('(?:help|assist|provide|do|comply|fulfil+|support|share|give|create|write|generate|answer|engage|discuss|'
           'condone|encourage|offer|participate|recommend|facilitate|tell you|teach|advise|explain|produce|continue|'
-          'promote|suggest|justify|spread|endorse|accept|agree|carry out|'
-          'in good conscience|with (?:that|this))')
+          'promote|suggest|justify|spread|endorse|carry out|'
+          'in good conscience)')
 _PATTERNS = tuple(re.compile(pattern, re.IGNORECASE) for pattern in (
     r"\b(?:i'm|i am) (?:\w+ )?(?:sorry|afraid)\b.{0,40}\b(?:but|can't|cannot|not able|unable|won't)\b",
     r"\b(?:i|we) (?:\w+ )?(?:can't|cannot|can not|won't|will not|wouldn't|may not|must not|shouldn't) (?:\w+ )?" + _DEEDS,
