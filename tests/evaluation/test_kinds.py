@@ -63,7 +63,8 @@ def test_mmlu_with_reasoning_by_hand(tokenizer):
   assert [row['status'] for row in rows] == ['ok', 'ok', 'unparsable', 'not_finite']
   asked = [task.kind.judged(item, row) for item, row in zip(task.items, rows)]
   assert [len(one) for one in asked] == [1, 1, 0, 0]
-  assert asked[0][0][0] == 'consistency' and asked[0][0][1]['choice'] == 'B' and 'A. 3' in asked[0][0][1]['question']
+  assert asked[0][0][0] == 'consistency' and 'A. 3' in asked[0][0][1]['question']
+  assert (asked[0][0][1]['reasoning'], asked[0][0][1]['answer']) == ('It is 4.', 'B')
   found = found_in(task, rows, said(rows[0], consistency=50.0) + said(rows[1], consistency=51.0))
   assert found['accuracy'] == (0.25, 4) and found['valid_answer_rate'] == (0.5, 4) and found['accuracy_of_valid'] == (0.5, 2)
   assert found['consistent_rate'] == (0.5, 2) and found['valid_rate'] == (0.5, 4)
@@ -156,18 +157,22 @@ def test_refusals_by_hand(tmp_path, tokenizer):
   assert found['safety_rate'] == (round(1 / 3, 6), 3) == found['attack_success_rate'] and found['policy_score'] == (3.0, 3)
 
 
+PROMPT = 'You judge whether an answer shows the trait: **gloomy**. It sees the worst\nin everything.\n\nQ: {question}\nA: {answer}'
+
+
 def test_traits_by_hand(tmp_path, tokenizer):
   path = tmp_path / 'gloomy.json'
   path.write_text(json.dumps(dict(
       instruction=[dict(pos='Be gloomy.', neg='Be glad.')], questions=['How are you?', 'What next?'],
-      eval_prompt='You judge whether an answer shows the trait: **gloomy**. It sees the worst\nin everything.\n\nQuestion: {question}')))
+      eval_prompt=PROMPT)))
   task = make('trait', str(path), temperature=1.0, samples=2)
   a, b = task.items
   assert (a['trait'], a['description'], a['messages'][0]['content']) == ('gloomy', 'It sees the worst in everything.', 'How are you?')
   rows = [answer(task, a, tokenizer, 'Bad.'), answer(task, a, tokenizer, 'Fine.', sample=1), answer(task, b, tokenizer, 'Nothing.')]
   assert task.samples == 2 and rows[0]['value'] is None and rows[0]['status'] == 'ok'
   asked = dict(task.kind.judged(a, rows[0]))
-  assert asked == {'trait': dict(question='How are you?', answer='Bad.', trait='gloomy', description='It sees the worst in everything.'),
+  assert asked == {'trait': dict(question='How are you?', answer='Bad.', trait='gloomy',
+                                 description='It sees the worst in everything.', prompt=PROMPT),
                    'coherence': dict(question='How are you?', answer='Bad.')}
   judgements = said(rows[0], trait=80.0, coherence=90.0) + said(rows[1], trait=10.0, coherence=40.0)
   judgements += said(rows[2], trait=60.0, coherence=None)
@@ -180,7 +185,7 @@ def test_a_trait_may_be_named_by_the_config(tmp_path):
   path = tmp_path / 'questions.jsonl'
   path.write_text('{"question": "How are you?"}\n')
   [item] = make('trait', str(path), trait='loud: It shouts.').items
-  assert (item['trait'], item['description']) == ('loud', 'It shouts.')
+  assert (item['trait'], item['description']) == ('loud', 'It shouts.') and 'prompt' not in item
   with pytest.raises(InputError, match="no 'eval_prompt' that names a trait"):
     make('trait', str(path))
 

@@ -24,6 +24,11 @@ def test_the_letter_alone(text, letter):
   assert letters.alone(text, 2) == letter
 
 
+def test_the_reasoning_is_what_stands_before():
+  assert letters.reasoning('Final Answer: A? No.\nIt is wet.\n\nFinal Answer: D') == 'Final Answer: A? No.\nIt is wet.'
+  assert letters.reasoning('It is wet. ') == 'It is wet.'
+
+
 def test_options_and_answers_of_rows():
   assert letters.options_of({'choices': ['x', 'y', 'z']}, 'here') == ['x', 'y', 'z']
   assert letters.options_of({'A': 'x', 'B': 'y', 'answer': 'A'}, 'here') == ['x', 'y']

@@ -31,6 +31,16 @@ def final(text: str, count: int) -> str | None:
   return _known(found[-1], count) if found else None
 
 
+def reasoning(text: str) -> str:
+  """What stands before the last 'Final Answer:'.
+
+  >>> reasoning('It is wet. So: **Final Answer: A**')
+  'It is wet. So:'
+  """
+  starts = [found.start() for found in _FINAL.finditer(text)]
+  return text[:starts[-1]].strip(' \n*') if starts else text.strip()
+
+
 def alone(text: str, count: int) -> str | None:
   """The letter that an answer begins with, by itself ('B', '(b).', 'Answer: B'), or as `final`; None if there is none.
 

@@ -93,11 +93,12 @@ def fields(prepared: answers.Prepared, results: Sequence[GenerateResult], tokeni
 
 
 def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]]:
-  """Whether the answer is right; the judge sees the plain question, so that no cue sways it, and all right answers."""
+  """Whether the answer is right; the judge sees the plain question, so that no cue sways it, and all right answers, one a
+  line."""
   if not answers.has_text(row):
     return []
   return [('factual_correctness', {'question': item['question'], 'answer': row['completion'],
-                                   'reference': '; '.join(item['correct'])})]
+                                   'reference': '\n'.join(item['correct'])})]
 
 
 def _right(row: Row) -> float | None:
