@@ -16,7 +16,8 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['weightsteer_jax', 'weightsteer_jax.*']),
-    package_data={'weightsteer_jax.evaluation.tasks': ['*.jsonl'], 'weightsteer_jax.organism': ['checkpoint/*'], 'weightsteer_jax.report': ['page.css', 'page.js']},
+    package_data={'weightsteer_jax.evaluation.tasks': ['*.jsonl'], 'weightsteer_jax.organism': ['checkpoint/*'],
+                  'weightsteer_jax.report': ['page.css', 'page.js']},
     install_requires=[
         'jax>=0.10.2',
         'flax>=0.12.8',

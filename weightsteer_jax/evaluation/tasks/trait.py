@@ -1,8 +1,8 @@
 """How much of a trait do answers to open questions show? Scored by judges, 0 to 100.
 
 Items come from a trait file (one json object with a list of `questions` and an `eval_prompt`, which names the trait and
-says what it means; where it has places for {question} and {answer}, the judge is asked in its words) or from any table of
-questions; then `trait` says 'name' or 'name: what it means', and the judge is asked in ours.
+says what it means; where it has places for {question} and {answer}, the judge is asked in its words) or from any table
+of questions; then `trait` says 'name' or 'name: what it means', and the judge is asked in ours.
 
   trait           mean score of the judge of `trait`, 0 to 100
   coherence       mean score of the judge of `coherence`, 0 to 100
@@ -92,5 +92,6 @@ def _trait(row: Mapping[str, Any], options: config.Task) -> tuple[str, str]:
     return name, description or name
   found = re.search(r'\*\*(.+?)\*\*\.?\s*(.*?)(?:\n\s*\n|$)', str(row.get('eval_prompt', '')), re.DOTALL)
   if not found:
-    raise InputError(f"{options.items}: no 'eval_prompt' that names a trait: set the task's trait='name: what it means'")
+    raise InputError(
+        f"{options.items}: no 'eval_prompt' that names a trait: set the task's trait='name: what it means'")
   return found[1].strip(), ' '.join(found[2].split()) or pathlib.Path(options.items).stem
