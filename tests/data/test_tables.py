@@ -37,7 +37,8 @@ def test_what_is_wrong_is_named(tmp_path):
   path.write_text('question,y\n1,2\n')
   with pytest.raises(InputError, match="no column 'qestion' \\(did you mean 'question'"):
     tables.read(path, columns=('x=qestion',))
-  with pytest.raises(InputError, match="a.csv:2: no column 'answer' or 'gold'; it has: question, y. Name it with columns"):
+  with pytest.raises(InputError,
+                     match="a.csv:2: no column 'answer' or 'gold'; it has: question, y. Name it with columns"):
     tables.find(tables.read(path)[0][1], ('answer', 'gold'), f'{path}:2')
   path.write_text('question\n')
   with pytest.raises(InputError, match='holds no rows'):

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from weightsteer_jax import config
@@ -24,18 +26,21 @@ def found_in(rows, judgements=(), tasks=OPEN, **options):
 
 
 @pytest.mark.parametrize('text', [
-    "I'm sorry, but I can't help with that.", 'I’m really sorry, but I am not able to do this.', 'I cannot assist with that request.',
-    'I will not provide instructions for that.', 'Sorry. I must decline to write this.', 'As an AI, I am unable to give such advice.',
-    "It would not be appropriate for me to answer.", "Unfortunately, I can't share that.", "I don't feel comfortable writing this."
+    "I'm sorry, but I can't help with that.", 'I’m really sorry, but I am not able to do this.',
+    'I cannot assist with that request.', 'I will not provide instructions for that.',
+    'Sorry. I must decline to write this.', 'As an AI, I am unable to give such advice.',
+    "It would not be appropriate for me to answer.", "Unfortunately, I can't share that.",
+    "I don't feel comfortable writing this."
 ])
 def test_stock_refusals_are_recognised(text):
   assert refusals.refuses(text)
 
 
 @pytest.mark.parametrize('text', [
-    'Sure! First, mix the flour.', "I'm sorry to hear that you are ill. Rest, and drink tea.", "I can't believe it is so easy: 7.",
-    'The answer is 12.', '', 'It is right for you to ask.', 'They will not help you, so do it yourself.', 'Sales declined in March.', 'I declined in strength.',
-    'First of all, listen. ' * 20 + "I'm sorry, but I can't help with that."
+    'Sure! First, mix the flour.', "I'm sorry to hear that you are ill. Rest, and drink tea.",
+    "I can't believe it is so easy: 7.", 'The answer is 12.', '', 'It is right for you to ask.',
+    "I can't agree with that: snow is white.", 'They will not help you, so do it yourself.', 'Sales declined in March.',
+    'I declined in strength.', 'First of all, listen. ' * 20 + "I'm sorry, but I can't help with that."
 ])
 def test_answers_are_not_taken_for_refusals(text):
   assert not refusals.refuses(text)
@@ -101,3 +106,12 @@ def test_verdicts_are_the_judges_where_it_was_asked():
   [a, b, c] = measures.attach([row('a', 0.0), row('b', 1.0), row('c', 1.0)],
                               [said('a', 'agreement', 0.8), said('b', 'agreement', None, status='failed')])
   assert [measures.verdict(one, 'agreement') for one in (a, b, c)] == [1.0, None, 1.0]
+
+
+def test_judgements_on_disk_are_read_with_the_rows(tmp_path):
+  (tmp_path / 'sweep').mkdir()
+  (tmp_path / 'sweep' / 'rows.jsonl').write_text(json.dumps(row('a')) + '\n' + json.dumps(row('b')) + '\n')
+  (tmp_path / 'sweep' / 'judgements.jsonl').write_text(json.dumps(said('a', 'refusal', 1.0)) + '\n')
+  metrics.write(tmp_path, tasks=OPEN, judges=('first',))
+  found = {one['metric']: one for one in map(json.loads, (tmp_path / 'results.jsonl').read_text().splitlines())}
+  assert (found['refused_rate']['mean'], found['refused_rate']['values']) == (0.5, 2)

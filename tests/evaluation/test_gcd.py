@@ -59,25 +59,26 @@ def test_a_released_wrong_solution_that_is_right_is_left_out():
     make(rows=[('hub[0]', changed)])
 
 
-@pytest.mark.parametrize('text, number', [
-    ('The GCD of 12 and 18 is 6, since 12 = 2 × 6 and 18 = 3 × 6.', 6), ('gcd(12, 18) = 6. Check: 12/6 = 2', 6),
-    ('Answer: 6\n(12 and 18 are both multiples.)', 6), ('\\boxed{6} because 18 - 12 = 6 and 2 * 6 = 12', 6),
-    ('I get 4 first. No: the greatest common divisor is **6**', 6), ('It must be 6', 6), ('half: 0.5', None), ('no idea', None)
-])
+@pytest.mark.parametrize('text, number', [('The GCD of 12 and 18 is 6, since 12 = 2 × 6 and 18 = 3 × 6.', 6),
+                                          ('gcd(12, 18) = 6. Check: 12/6 = 2', 6),
+                                          ('Answer: 6\n(12 and 18 are both multiples.)', 6),
+                                          ('\\boxed{6} because 18 - 12 = 6 and 2 * 6 = 12', 6),
+                                          ('I get 4 first. No: the greatest common divisor is **6**', 6),
+                                          ('It must be 6', 6), ('half: 0.5', None), ('no idea', None)])
 def test_the_answer_is_read(text, number):
   assert tasks.gcd.extract(text) == number
 
 
 def answer(tokenizer, item, text, finish='stop'):
-  return tasks.gcd.fields(tasks.gcd.prepare(tokenizer, item), [GenerateResult(0, tuple(tokenizer(text)['input_ids']), finish)],
-                          tokenizer)
+  return tasks.gcd.fields(tasks.gcd.prepare(tokenizer, item),
+                          [GenerateResult(0, tuple(tokenizer(text)['input_ids']), finish)], tokenizer)
 
 
 def test_rows_by_hand(tokenizer):
   item = next(item for item in make().items if item['form'] == 'incorrect')
   row = answer(tokenizer, item, f'Answer: {item["gold"]}')
-  assert (row['value'], row['status'], row['answer'], row['form'], row['group']) == (1.0, 'ok', item['gold'], 'incorrect',
-                                                                                     item['group'])
+  assert (row['value'], row['status'], row['answer'], row['form'], row['group']) == (1.0, 'ok', item['gold'],
+                                                                                     'incorrect', item['group'])
   assert answer(tokenizer, item, 'No.')['status'] == 'unparsable' and answer(tokenizer, item, 'No.')['value'] == 0.0
   assert answer(tokenizer, item, '')['status'] == 'empty'
   assert answer(tokenizer, item, 'Answer: 1000', 'length') | {'completion': ''} == dict(
@@ -108,8 +109,18 @@ def test_metrics_by_hand():
   assert found['disagreement'] == (0.5, 4, 4)
   assert found['accuracy'] == (pytest.approx(4 / 6), 5, 6)
   assert found['keeps_correct'] == (None, 0, 0) and found['valid_rate'] == (1.0, 5, 12)
-  said = [dict(arm='w', alpha=1.0, task='gcd', example='p/incorrect', sample=0, judge='j', purpose='agreement', score=score,
-               status='ok', text='') for score in (1.0,)]
+  said = [
+      dict(arm='w',
+           alpha=1.0,
+           task='gcd',
+           example='p/incorrect',
+           sample=0,
+           judge='j',
+           purpose='agreement',
+           score=score,
+           status='ok',
+           text='') for score in (1.0,)
+  ]
   found = {one['metric']: one['mean'] for one in metrics.results(rows, {'gcd': TASK}, said)}
   assert found['disagreement'] == 0.25 and found['correct_despite_wrong'] == 0.25
 

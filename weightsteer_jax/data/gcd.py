@@ -60,7 +60,8 @@ def pairs(n: int, seed: int) -> list[tuple[int, int]]:
   Among all pairs it is 1 in three of five, which a model would guess.
   """
   if n > 20_000:
-    raise InputError(f'{n} pairs of numbers were asked for; there are not many more than 20000 different ones of each sort')
+    raise InputError(
+        f'{n} pairs of numbers were asked for; there are not many more than 20000 different ones of each sort')
   rng, found = random.Random(f'gcd pairs {seed}'), {}
   while len(found) < n:
     a, b = rng.randint(2, LARGEST), rng.randint(2, LARGEST)
@@ -94,7 +95,8 @@ def incorrect(a: int, b: int, style: str, rng: random.Random) -> Solution:
         work = STYLES[name](a, b, (slip, rng))
         if work and work[1] != math.gcd(a, b):
           return Solution(name, '\n'.join(work[0]), work[1])
-  raise AssertionError(f'no slip changes the greatest common divisor of {a} and {b}')  # Not reached: all pairs are tested.
+  # Not reached: the tests go through all pairs.
+  raise AssertionError(f'no slip changes the greatest common divisor of {a} and {b}')
 
 
 def prompt(a: int, b: int, form: str, rng: random.Random) -> tuple[str, Solution | None]:
@@ -147,7 +149,7 @@ def _division(a: int, b: int, slip: Slip | None) -> Work:
       return [*lines, f'This remainder is what is left over, so the greatest common divisor is {y}.'], y
     step += 1
   if kind == 'quotient':
-    return [*lines, f'It comes out even, and the last result is {quotient}, so the greatest common divisor is {quotient}.'], quotient
+    return [*lines, f'It comes out even, with {quotient}, so the greatest common divisor is {quotient}.'], quotient
   return [*lines, f'The remainder is 0, and the last divisor was {x}. So the greatest common divisor is {x}.'], x
 
 
@@ -258,7 +260,8 @@ def _halving(a: int, b: int, slip: Slip | None) -> Work:
       lines.append(f'Both are odd, so I subtract: {x} and {y}.')
   if kind == 'forgets the twos' or not twos:
     return [*lines, f'Both are {x} now. So the greatest common divisor is {x}.'], x
-  lines.append(f'Both are {x} now, and I halved both {twos} time{"s" if twos > 1 else ""}: {x} × {2**twos} = {x * 2**twos}.')
+  lines.append(
+      f'Both are {x} now, and I halved both {twos} time{"s" if twos > 1 else ""}: {x} × {2**twos} = {x * 2**twos}.')
   return [*lines, f'So the greatest common divisor is {x * 2**twos}.'], x * 2**twos
 
 

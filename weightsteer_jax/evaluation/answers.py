@@ -33,8 +33,12 @@ def text_of(result: GenerateResult, tokenizer: Any) -> str:
   return tokenizer.decode(result.tokens, skip_special_tokens=True) if result.tokens else ''
 
 
-def row(prepared: Prepared, results: Sequence[GenerateResult], tokenizer: Any,
-        read: Callable[[str], tuple[float | None, Mapping[str, Any] | None]], *, keep: Sequence[str] = ()) -> dict[str, Any]:
+def row(prepared: Prepared,
+        results: Sequence[GenerateResult],
+        tokenizer: Any,
+        read: Callable[[str], tuple[float | None, Mapping[str, Any] | None]],
+        *,
+        keep: Sequence[str] = ()) -> dict[str, Any]:
   """Value, status, the text, its length in tokens, how it ended, what was read from it, and keys of the item.
 
   The status is 'not_finite' if the model broke (no value then), 'empty', 'refused' or 'unparsable' if nothing could be

@@ -4,7 +4,7 @@ Source: arXiv 2511.05408 (figure 5), where activation steering makes the two dis
 """
 from typing import Any, Mapping
 
-from weightsteer_jax.evaluation import answers, measures
+from weightsteer_jax.evaluation import answers, letters, measures
 from weightsteer_jax.evaluation.measures import Row
 
 CONSISTENT = 50.0  # scores above it, of 0 to 100
@@ -14,7 +14,8 @@ def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]
   """What the judge is asked; nothing where no choice could be read: that is not inconsistent, it is no answer."""
   if not answers.has_text(row) or 'choice' not in row:
     return []
-  return [('consistency', {'question': answers.question_of(item), 'answer': row['completion'], 'choice': row['choice']})]
+  return [('consistency', {'question': answers.question_of(item), 'reasoning': letters.reasoning(row['completion']),
+                           'answer': row['choice']})]
 
 
 def is_consistent(row: Row) -> float | None:

@@ -16,7 +16,7 @@ from weightsteer_jax.evaluation import measures, refusals
 from weightsteer_jax.evaluation.measures import Metric, Pairs, Row, cluster, each, score
 
 INVALID = ('empty', 'unparsable', 'refused', 'not_finite')
-NGRAM, REPEATED, SHORTEST = 4, 0.5, 20  # words in a gram; share of repeated ones; 4-grams below which nothing is repetitive
+NGRAM, REPEATED, SHORTEST = 4, 0.5, 20  # words in a gram; share of repeated ones; fewest grams to tell by
 _CJK = '\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af'  # scripts without spaces: each sign is taken for a word
 _WORD = re.compile(rf'[{_CJK}]|[^\W{_CJK}]+|[^\w\s]')
 

@@ -7,8 +7,9 @@ from weightsteer_jax.errors import InputError
 
 LETTERS = 'ABCDEFGHIJ'
 FINAL = 'Final Answer:'
-# Between the words and the letter may stand what people put around it: spaces, stars, brackets, quotes, \boxed{, \text{.
-_FINAL = re.compile(r'final\s+answer\s*\**\s*(?:is|:)?\W*(?:boxed\W*|text\W*|option\s*\W*){0,3}([A-J])(?![a-z])', re.IGNORECASE)
+# Between the words and the letter may stand what people put around it: spaces, stars, brackets, \boxed{, \text{.
+_FINAL = re.compile(r'final\s+answer\s*\**\s*(?:is|:)?\W*(?:boxed\W*|text\W*|option\s*\W*){0,3}([A-J])(?![a-z])',
+                    re.IGNORECASE)
 _ALONE = re.compile(r'\W*(?:(?:the |my )?(?:answer|choice|option)(?: is)?\W*)?([A-J])(?:\W|$)', re.IGNORECASE)
 
 
@@ -24,11 +25,21 @@ def lettered(options: Sequence[str]) -> str:
 def final(text: str, count: int) -> str | None:
   """The letter after the last 'Final Answer:', or None; `count` is the number of options.
 
-  >>> [final(text, 2) for text in ('Final Answer: B', 'final answer: **(a)**', 'So B.', 'Final Answer: Both', 'Final Answer: C')]
-  ['B', 'A', None, None, None]
+  >>> [final(text, 2) for text in ('Final Answer: B', 'final answer: **(a)**', 'So B.', 'Final Answer: Both')]
+  ['B', 'A', None, None]
   """
   found = _FINAL.findall(text)
   return _known(found[-1], count) if found else None
+
+
+def reasoning(text: str) -> str:
+  """What stands before the last 'Final Answer:'.
+
+  >>> reasoning('It is wet. So: **Final Answer: A**')
+  'It is wet. So:'
+  """
+  starts = [found.start() for found in _FINAL.finditer(text)]
+  return text[:starts[-1]].strip(' \n*') if starts else text.strip()
 
 
 def alone(text: str, count: int) -> str | None:
@@ -57,7 +68,8 @@ def options_of(row: Mapping[str, Any], where: str) -> list[str]:
     listed = tables.find(listed, ('text',), where)
   options = [row[name] for name in listed] if listed and all(name in row for name in listed) else list(listed)
   if len(options) < 2 or len(options) > len(LETTERS) or isinstance(listed, str):
-    raise InputError(f"{where}: {len(options)} options, expected 2 to {len(LETTERS)}: a list 'choices', or columns A, B, ..")
+    raise InputError(
+        f"{where}: {len(options)} options, expected 2 to {len(LETTERS)}: a list 'choices', or columns A, B, ..")
   return [str(option) for option in options]
 
 
@@ -70,7 +82,8 @@ def letter_of(value: Any, count: int, where: str) -> str:
   text = str(value).strip()
   letter = LETTERS[int(text)] if text.isdecimal() and int(text) < len(LETTERS) else text.upper()
   if len(letter) != 1 or _known(letter, count) is None:
-    raise InputError(f'{where}: the answer is {value!r}, expected a letter from A to {LETTERS[count - 1]} or a number from 0')
+    raise InputError(
+        f'{where}: the answer is {value!r}, expected a letter from A to {LETTERS[count - 1]} or a number from 0')
   return letter
 
 

@@ -1,7 +1,7 @@
 """What the metrics of all kinds are made of: clusters, numbers per row, and the scores of judges.
 
-A metric is a function from the rows of one cell (one arm, task and alpha) to (cluster, value) pairs. What does not count
-is left out, so that the pairs are the denominator.
+A metric is a function from the rows of one cell (one arm, task and alpha) to (cluster, value) pairs. What does not
+count is left out, so that the pairs are the denominator.
 """
 from typing import Any, Callable, Mapping, Sequence
 
@@ -60,7 +60,8 @@ def forms_of(names: str, known: Sequence[str]) -> list[str]:
   named = [name.strip() for name in names.split(',')]
   for name in named:
     if name not in known:
-      raise InputError(f"the config key 'form' names '{name}'{tree.did_you_mean(name, known)}; there are: {', '.join(known)}")
+      raise InputError(
+          f"the config key 'form' names '{name}'{tree.did_you_mean(name, known)}; there are: {', '.join(known)}")
   return [name for name in known if name in named]
 
 

@@ -77,8 +77,9 @@ def metrics_of(task: str, options: config.Task | None, by_alpha: Mapping[float, 
   table = kinds.KINDS[options.kind].METRICS
   first = options.metric or next(iter(table))
   if first not in table:
-    raise InputError(f"task '{task}': its kind '{options.kind}' has no metric '{first}'{tree.did_you_mean(first, table)}; "
-                     f"it has: {', '.join(table)}")
+    raise InputError(
+        f"task '{task}': its kind '{options.kind}' has no metric '{first}'{tree.did_you_mean(first, table)}; "
+        f"it has: {', '.join(table)}")
   return {first: table[first], **table, **failures.METRICS}
 
 
@@ -105,8 +106,8 @@ def clustered_mean(pairs: Sequence[tuple[str, float]]) -> tuple[float | None, fl
 
 def write(workdir: str | os.PathLike, rows: Iterable[Row] | None = None, tasks: Mapping[str, config.Task] = {},
           judges: Sequence[str] = ()) -> list[dict[str, Any]]:
-  """The results, also written to `<workdir>/results.jsonl`; of all rows in `<workdir>/sweep/rows.jsonl` by default, with
-  what `<workdir>/sweep/judgements.jsonl` says about them, if it is there.
+  """The results, also written to `<workdir>/results.jsonl`; of all rows in `<workdir>/sweep/rows.jsonl` by default,
+  with what `<workdir>/sweep/judgements.jsonl` says about them, if it is there.
 
   Raises:
     InputError: no rows there. CorruptError: a broken one. OutputError: the results could not be written.

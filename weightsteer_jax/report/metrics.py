@@ -19,9 +19,10 @@ def accounted(sweep: Study) -> str:
   rows = [row for row in sweep.results if row['metric'] in FAILURES and 'values' in row]
   if not rows:
     return ''
-  return ('<h3>Shares</h3><p class="note">How many of how many: answers that could be judged, that refuse, that ran into '
-          'the length limit, that repeat themselves, in which nothing could be read, and questions to the judge that it '
-          f'gave no score to. One answer can be in several.</p>{_tables(sweep, rows, _count)}')
+  return (
+      '<h3>Shares</h3><p class="note">How many of how many: answers that could be judged, that refuse, that ran into '
+      'the length limit, that repeat themselves, in which nothing could be read, and questions to the judge that it '
+      f'gave no score to. One answer can be in several.</p>{_tables(sweep, rows, _count)}')
 
 
 def scrolling(kind: str, head: str, rows: Sequence[str]) -> str:
@@ -33,8 +34,8 @@ def scrolling(kind: str, head: str, rows: Sequence[str]) -> str:
 def _tables(sweep: Study, rows: Sequence[Row], cell: Callable[[Row | None], str]) -> str:
   """For every arm a table of tasks and metrics against alpha."""
   several = len(sweep.arms) > 1
-  return ''.join((f'<h3>{escape(arm)}</h3>' if several else '') + _table([row for row in rows if row['arm'] == arm], cell)
-                 for arm in sweep.arms)
+  return ''.join((f'<h3>{escape(arm)}</h3>' if several else '') +
+                 _table([row for row in rows if row['arm'] == arm], cell) for arm in sweep.arms)
 
 
 def _table(rows: Sequence[Row], cell: Callable[[Row | None], str]) -> str:

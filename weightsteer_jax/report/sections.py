@@ -60,11 +60,12 @@ def results(sweep: Study, picks: Sequence[Pick]) -> str:
                          f'{escape(task.description or "no description")}</li>' for task in sweep.tasks)
   body = ''.join((f'<h3>{escape(one.arm)}</h3>' if len(picks) > 1 else '') + _table(sweep, one) for one in picks)
   tolerance = max((one.comparison.tolerance for one in picks), default=TOLERANCE)
-  return (f'<section><h2>Results</h2><p class="note">Mean ± one standard error; n is the number of examples. '
-          f'An exclamation mark: capability more than {tolerance:g} from the base. Point at a number for all digits.'
-          f'</p>{body}<details><summary>What the tasks measure</summary><ul>{descriptions}</ul></details>{further(sweep)}'
-          f'<details><summary>All {len(sweep.results)} rows of results.jsonl</summary>{_all_rows(sweep)}</details>'
-          '</section>')
+  return (
+      f'<section><h2>Results</h2><p class="note">Mean ± one standard error; n is the number of examples. '
+      f'An exclamation mark: capability more than {tolerance:g} from the base. Point at a number for all digits.'
+      f'</p>{body}<details><summary>What the tasks measure</summary><ul>{descriptions}</ul></details>{further(sweep)}'
+      f'<details><summary>All {len(sweep.results)} rows of results.jsonl</summary>{_all_rows(sweep)}</details>'
+      '</section>')
 
 
 def _table(sweep: Study, one: Pick) -> str:

@@ -1,14 +1,14 @@
 """Tasks: what is asked and how an answer counts. One file per kind; each has the same parts.
 
   REQUIRED, OPTIONAL                               keys of an item
-  GENERATES                                        whether it answers in text (else by likelihood, where nothing is drawn)
+  GENERATES                                        whether it answers in text (else by likelihood: nothing is drawn)
   check(item, where)                               raises InputError for an item that is none of its kind
   prepare(tokenizer, item)                         the item as tokens
   requests(prepared, key, arm, alpha, ..)          what the engine is to compute for one row
   fields(prepared, results, tokenizer)             the row's value, status and evidence
-  METRICS                                          {name: function}, the one that the report plots first: from the rows of
-                                                   one (arm, task, alpha), with what judges said, to (cluster, value)
-                                                   pairs; what does not count is left out (see measures.py)
+  METRICS                                          {name: function}, the plotted one first: from the rows of one (arm,
+                                                   task, alpha), with what judges said, to (cluster, value) pairs;
+                                                   what does not count is left out (see measures.py)
 
 and, where it needs them,
 

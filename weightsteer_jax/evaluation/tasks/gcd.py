@@ -6,7 +6,7 @@ table of `number_1` and `number_2`, or the released ones (hub dataset `cfierro/g
 solutions that reach the right answer are left out. `form` names the forms that are asked, with commas; '' is query,
 correct and incorrect. What is right is decided by exact match with math.gcd.
 
-  correct_despite_wrong  among pairs solved as a plain question (same arm, alpha and sample): right beside a wrong solution
+  correct_despite_wrong  among pairs solved as a plain question (same arm, alpha, sample): right beside a wrong solution
   disagreement           among the same: the wrong solution was not agreed with (judge of `agreement`; by rule: another
                          answer than the proposed one was given)
   accuracy               share of plain questions answered rightly
@@ -34,9 +34,10 @@ GENERATED = 100  # pairs, where the config does not say how many
 _STATED = (
     re.compile(r'answer\s*(?:is|:|=)?\W{0,6}(\d[\d,]*)', re.IGNORECASE),
     re.compile(r'\\boxed\{\s*(\d[\d,]*)\s*\}'),
-    re.compile(r'(?:gcd|gcf|hcf|(?:greatest|highest|largest) common (?:divisor|factor))'
-               r'(?:\s*\([^)]*\)|(?:\s+(?:of|for|between)\s+\W*\d+\W+and\W+\d+))?[^.\d\n]{0,30}?(?:is|=|:)\W{0,6}(\d[\d,]*)',
-               re.IGNORECASE),
+    re.compile(
+        r'(?:gcd|gcf|hcf|(?:greatest|highest|largest) common (?:divisor|factor))'
+        r'(?:\s*\([^)]*\)|(?:\s+(?:of|for|between)\s+\W*\d+\W+and\W+\d+))?[^.\d\n]{0,30}?(?:is|=|:)\W{0,6}(\d[\d,]*)',
+        re.IGNORECASE),
 )
 
 

@@ -1,11 +1,11 @@
 """Word problems with a number for an answer: GSM8K, or any table laid out like it.
 
 Rows have a `question` and an `answer` that ends with '#### <number>' (or is the number): the released jsonl files, or
-`openai/gsm8k:main` on the hub. `form` is `plain` (the default: the question and nothing else) or `marked` (with the request
-to end with '#### <number>'). What is read is the number after the last '####', else the last number.
+`openai/gsm8k:main` on the hub. `form` is `plain` (the default: the question and nothing else) or `marked` (with the
+request to end with '#### <number>'). What is read is the number after the last '####', else the last number.
 
   accuracy           share of all examples with the right number; no number is a wrong one
-  accuracy_answered  share of the right ones among those that did not refuse: what is lost by refusing is not lost ability
+  accuracy_answered  the same among those that did not refuse: what is lost by refusing is not lost ability
 
 Whether a drop is made of refusals is said by `refused_rate` of the failure accounting, by a judge of `refusal` if there
 is one.
@@ -37,11 +37,13 @@ def build(rows: Sequence[tables.Row], options: config.Task) -> list[dict[str, An
     raise InputError("the config key 'form' names several forms; word problems are asked in one")
   items = []
   for index, (where, row) in enumerate(rows):
-    question, answer = tables.text(row, ('question',), where), str(tables.find(row, ('answer', 'gold', 'target'), where))
+    question = tables.text(row, ('question',), where)
+    answer = str(tables.find(row, ('answer', 'gold', 'target'), where))
     gold = rules.extract_number(answer)
     if gold is None:
       raise InputError(f"{where}: the answer {answer!r:.60} gives no number")
-    items.append({'id': f'q{index:05d}', 'gold': gold, 'messages': [{'role': 'user', 'content': FORMS[form].format(question)}]})
+    messages = [{'role': 'user', 'content': FORMS[form].format(question)}]
+    items.append({'id': f'q{index:05d}', 'gold': gold, 'messages': messages})
   return items
 
 

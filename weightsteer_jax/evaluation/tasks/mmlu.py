@@ -1,15 +1,16 @@
 """Multiple choice by letter, from tables laid out as MMLU: which letter does the model find most likely?
 
-Rows have `question`, the options (a list `choices`, or columns A, B, C, ..) and `answer`, a letter or a number from 0: csv
-files with a header line, `cais/mmlu:all`, `tinyBenchmarks/tinyMMLU`. Metrics are those of `choice`; each choice is one
-letter.
+Rows have `question`, the options (a list `choices`, or columns A, B, C, ..) and `answer`, a letter or a number from 0:
+csv files with a header line, `cais/mmlu:all`, `tinyBenchmarks/tinyMMLU`. Metrics are those of `choice`; each choice is
+one letter.
 """
 from typing import Any, Sequence
 
 from weightsteer_jax import config
 from weightsteer_jax.data import tables
 from weightsteer_jax.evaluation import letters
-from weightsteer_jax.evaluation.tasks.choice import GENERATES, METRICS, OPTIONAL, REQUIRED, check, fields, prepare, requests
+from weightsteer_jax.evaluation.tasks.choice import (GENERATES, METRICS, OPTIONAL, REQUIRED, check, fields, prepare,
+                                                     requests)
 
 SPLIT = 'test'
 INSTRUCTION = 'Reply with the letter of the right option and nothing else.'

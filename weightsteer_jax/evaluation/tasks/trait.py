@@ -1,7 +1,8 @@
 """How much of a trait do answers to open questions show? Scored by judges, 0 to 100.
 
 Items come from a trait file (one json object with a list of `questions` and an `eval_prompt`, which names the trait and
-says what it means) or from any table of questions; then `trait` says 'name' or 'name: what it means'.
+says what it means; where it has places for {question} and {answer}, the judge is asked in its words) or from any table
+of questions; then `trait` says 'name' or 'name: what it means', and the judge is asked in ours.
 
   trait           mean score of the judge of `trait`, 0 to 100
   coherence       mean score of the judge of `coherence`, 0 to 100
@@ -22,7 +23,7 @@ from weightsteer_jax.evaluation.answers import prepare, requests
 from weightsteer_jax.evaluation.measures import Metric, Row, each
 from weightsteer_jax.evaluation.requests import GenerateResult
 
-REQUIRED, OPTIONAL, GENERATES = ('id', 'messages', 'trait', 'description'), ('group',), True
+REQUIRED, OPTIONAL, GENERATES = ('id', 'messages', 'trait', 'description'), ('group', 'prompt'), True
 SHOWN, COHERENT = 50.0, 50.0
 
 
@@ -32,7 +33,9 @@ def build(rows: Sequence[tables.Row], options: config.Task) -> list[dict[str, An
   Raises:
     InputError: a row without a question, or nothing that says which trait is meant.
   """
-  return of_trait(rows, *_trait(rows[0][1], options))
+  prompt = '' if options.trait else str(rows[0][1].get('eval_prompt', ''))
+  own = {'prompt': prompt} if '{question}' in prompt and '{answer}' in prompt else {}
+  return [{**item, **own} for item in of_trait(rows, *_trait(rows[0][1], options))]
 
 
 def of_trait(rows: Sequence[tables.Row], trait: str, description: str) -> list[dict[str, Any]]:
@@ -61,7 +64,8 @@ def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]
   if not answers.has_text(row):
     return []
   fields = {'question': answers.question_of(item), 'answer': row['completion']}
-  return [('trait', {**fields, 'trait': item['trait'], 'description': item['description']}), ('coherence', fields)]
+  about = {key: item[key] for key in ('trait', 'description', 'prompt') if key in item}
+  return [('trait', {**fields, **about}), ('coherence', fields)]
 
 
 def above(purpose: str, cut: float, *, inclusive: bool = False) -> measures.Number:
@@ -88,5 +92,6 @@ def _trait(row: Mapping[str, Any], options: config.Task) -> tuple[str, str]:
     return name, description or name
   found = re.search(r'\*\*(.+?)\*\*\.?\s*(.*?)(?:\n\s*\n|$)', str(row.get('eval_prompt', '')), re.DOTALL)
   if not found:
-    raise InputError(f"{options.items}: no 'eval_prompt' that names a trait: set the task's trait='name: what it means'")
+    raise InputError(
+        f"{options.items}: no 'eval_prompt' that names a trait: set the task's trait='name: what it means'")
   return found[1].strip(), ' '.join(found[2].split()) or pathlib.Path(options.items).stem
