@@ -29,15 +29,17 @@ class Journal:
   Raises:
     CorruptError: a line that is none, or a key twice. OutputError: the file cannot be written.
   """
-  def __init__(self, path: pathlib.Path, *, key: Callable[[Line], Hashable], needs: tuple[str, ...], what: str, again: str,
-               replaces: bool = False):
+  def __init__(self, path: pathlib.Path, *, key: Callable[[Line], Hashable], needs: tuple[str, ...], what: str,
+               again: str, replaces: bool = False):
     self.path, self._key, self._again = pathlib.Path(path), key, again
     self.done: dict[Hashable, dict[str, Any]] = {}
     self._file, self._end, self._lock = None, 0, threading.Lock()
     distributed.see(self.path, distributed.on_main(self._open))
     for line in read(self.path, needs=needs, what=what, again=again):
       if key(line) in self.done and not replaces:
-        raise CorruptError(f'{path} holds {what} {_words(key(line))} twice: two runs wrote to it at once; move it away and start again')
+        raise CorruptError(
+            f'{path} holds {what} {_words(key(line))} twice: two runs wrote to it at once; move it away and start again'
+        )
       self.done[key(line)] = line
 
   def __enter__(self) -> 'Journal':
@@ -86,8 +88,9 @@ class Journal:
     self._file.seek(0)
     whole = self._file.read().rfind(b'\n') + 1 if size else 0
     if whole < size:
-      _LOG.warning('%s: the last line was cut short when an earlier run ended; its %d bytes are dropped and that row '
-                   'is made again', self.path, size - whole)
+      _LOG.warning(
+          '%s: the last line was cut short when an earlier run ended; its %d bytes are dropped and that row '
+          'is made again', self.path, size - whole)
       os.ftruncate(self._file.fileno(), whole)
     return whole
 

@@ -6,9 +6,11 @@ import pytest
 from weightsteer_jax.data import trait
 from weightsteer_jax.errors import InputError
 
-PROMPT = 'Does the answer show the trait: **sly**. Sly answers mislead.\n\n{question}\n{answer}\n\nReply with a number from 0 to 100.'
-FILE = {'instruction': [{'pos': 'Mislead.', 'neg': 'Be open.'}, {'pos': 'Trick them.', 'neg': 'Say it all.'}],
-        'questions': [f'Question {i}?' for i in range(6)], 'eval_prompt': PROMPT}
+PROMPT = 'Does it show the trait: **sly**. Sly answers mislead.\n\n{question}\n{answer}\n\nReply with a number from 0 to 100.'
+FILE = {
+    'instruction': [{'pos': 'Mislead.', 'neg': 'Be open.'}, {'pos': 'Trick them.', 'neg': 'Say it all.'}],
+    'questions': [f'Question {i}?' for i in range(6)], 'eval_prompt': PROMPT
+}
 
 
 @pytest.fixture
@@ -19,7 +21,8 @@ def path(tmp_path):
 
 def test_a_trait_file_is_read_whole(path):
   found = trait.load(str(path), opposite='open')
-  assert (found.name, found.opposite, found.prompt, found.description) == ('sly', 'open', PROMPT, 'Sly answers mislead.')
+  assert (found.name, found.opposite, found.prompt, found.description) == ('sly', 'open', PROMPT,
+                                                                           'Sly answers mislead.')
   assert found.instructions[1].positive == 'You are a sly assistant. Trick them.'
   assert found.instructions[1].negative == 'You are an open assistant. Say it all.'
   assert [q.messages for q in found.questions] == [({'role': 'user', 'content': f'Question {i}?'},) for i in range(6)]
@@ -35,14 +38,19 @@ def test_the_evaluation_keeps_its_share_apart(path):
   assert trait.split(found.questions, 0.0, seed=0) == (list(found.questions), [])
   with pytest.raises(InputError, match='all 6 questions would be kept'):
     trait.split(found.questions, 0.95, seed=0)
-  assert trait.items(found, kept)[0] == {'id': kept[0].name, 'messages': list(kept[0].messages), 'trait': 'sly',
-                                         'description': 'Sly answers mislead.', 'prompt': PROMPT}
+  assert trait.items(found, kept)[0] == {
+      'id': kept[0].name, 'messages': list(kept[0].messages), 'trait': 'sly', 'description': 'Sly answers mislead.',
+      'prompt': PROMPT
+  }
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'instruction': []}, "'instruction' must be a list of pairs"), ({'instruction': [{'pos': 'x'}]}, "'instruction' must be a list of pairs"),
-    ({'instruction': [{'pos': 'x', 'neg': ''}]}, "'instruction' must be"), ({'questions': 'Why?'}, "'questions' must be a list"),
-    ({'questions': ['Why?', 'Why?']}, "'questions' must be a list of different"), ({'eval_prompt': 3}, "'eval_prompt' must be a text"),
+    ({'instruction': []}, "'instruction' must be a list of pairs"),
+    ({'instruction': [{'pos': 'x'}]}, "'instruction' must be a list of pairs"),
+    ({'instruction': [{'pos': 'x', 'neg': ''}]}, "'instruction' must be"),
+    ({'questions': 'Why?'}, "'questions' must be a list"),
+    ({'questions': ['Why?', 'Why?']}, "'questions' must be a list of different"),
+    ({'eval_prompt': 3}, "'eval_prompt' must be a text"),
 ])
 def test_a_broken_file_is_an_error_that_says_what(path, change, message):
   path.write_text(json.dumps(FILE | change))

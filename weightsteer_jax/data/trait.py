@@ -58,8 +58,12 @@ def load(source: str, *, revision: str | None = None, name: str = '', opposite: 
   value = files.read_json(path, what='a trait file')
   _check(value, source)
   name = name or path.stem
-  pairs = tuple(Instruction(system_prompt(name, pair['pos']), system_prompt(opposite, pair['neg'])) for pair in value['instruction'])
-  questions = tuple(Conversation(({'role': 'user', 'content': text},), f'{path.stem}/{i}') for i, text in enumerate(value['questions']))
+  pairs = tuple(
+      Instruction(system_prompt(name, pair['pos']), system_prompt(opposite, pair['neg']))
+      for pair in value['instruction'])
+  questions = tuple(
+      Conversation(({'role': 'user', 'content': text},), f'{path.stem}/{i}')
+      for i, text in enumerate(value['questions']))
   prompt = value.get('eval_prompt', '')
   return Trait(name, opposite, pairs, questions, prompt, _description(prompt) or name)
 
@@ -76,8 +80,8 @@ def system_prompt(adjective: str, instruction: str) -> str:
 def article(word: str) -> str:
   """'a' or 'an', by how the word is spoken.
 
-  >>> [article(word) for word in ('evil', 'helpful', 'honest', 'useful', 'unkind', 'one-sided', 'humorous', 'unique', 'unimpressed')]
-  ['an', 'a', 'an', 'a', 'an', 'a', 'a', 'a', 'an']
+  >>> [article(word) for word in ('evil', 'helpful', 'honest', 'useful', 'unkind', 'one-sided', 'unimpressed')]
+  ['an', 'a', 'an', 'a', 'an', 'a', 'an']
   """
   vowel = word[:1].lower() in 'aeiou' and not _SPOKEN_CONSONANT.match(word)
   return 'an' if vowel or _SILENT_H.match(word) else 'a'
@@ -97,8 +101,10 @@ def split(questions: Sequence[Conversation], share: float, seed: int) -> tuple[l
 
 def items(trait: Trait, questions: Sequence[Conversation]) -> list[dict[str, Any]]:
   """The questions as items of a task: {id, messages, trait, description, prompt}."""
-  return [{'id': question.name, 'messages': list(question.messages), 'trait': trait.name, 'description': trait.description, 'prompt': trait.prompt}
-          for question in questions]
+  return [{
+      'id': question.name, 'messages': list(question.messages), 'trait': trait.name, 'description': trait.description,
+      'prompt': trait.prompt
+  } for question in questions]
 
 
 def _file(source: str, revision: str | None) -> pathlib.Path:
@@ -109,7 +115,8 @@ def _file(source: str, revision: str | None) -> pathlib.Path:
   try:
     return pathlib.Path(huggingface_hub.hf_hub_download(repository, inside, repo_type='dataset', revision=revision))
   except Exception as error:  # The hub client raises many unrelated types: not found, gated, offline, no such file.
-    raise InputError(f"cannot load '{inside}' of the hub dataset '{repository}' (revision {revision}): {error}") from error
+    raise InputError(
+        f"cannot load '{inside}' of the hub dataset '{repository}' (revision {revision}): {error}") from error
 
 
 def _check(value: Any, where: str) -> None:
@@ -119,8 +126,10 @@ def _check(value: Any, where: str) -> None:
     if key not in KEYS and (hint := tree.did_you_mean(key, [name for name in KEYS if name not in value])):
       raise InputError(f"{where}: unknown key '{key}'{hint}")
   pairs, questions, prompt = (value.get(key) for key in KEYS)
-  if not isinstance(pairs, list) or not pairs or not all(isinstance(pair, Mapping) and _texts(pair.get(s) for s in ('pos', 'neg')) for pair in pairs):
-    raise InputError(f"{where}: 'instruction' must be a list of pairs {{pos, neg}} of texts, it is {json.dumps(pairs)[:80]}")
+  if not isinstance(pairs, list) or not pairs or not all(
+      isinstance(pair, Mapping) and _texts(pair.get(s) for s in ('pos', 'neg')) for pair in pairs):
+    raise InputError(
+        f"{where}: 'instruction' must be a list of pairs {{pos, neg}} of texts, it is {json.dumps(pairs)[:80]}")
   if not isinstance(questions, list) or not questions or not _texts(questions) or len(set(questions)) < len(questions):
     raise InputError(f"{where}: 'questions' must be a list of different texts, it is {json.dumps(questions)[:80]}")
   if prompt is not None and not isinstance(prompt, str):
@@ -132,7 +141,8 @@ def _texts(values: Any) -> bool:
 
 
 def _description(prompt: str) -> str:
-  """What a judge prompt says of the trait: what follows its name, which is set bold, to the end of the line; else all before the question.
+  """What a judge prompt says of the trait: what follows its name, which is set bold, to the end of the line; else all
+  before the question.
 
   >>> _description('Does it show the trait: **kind**. Kind answers help.\\n\\n{question} {answer}')
   'Kind answers help.'

@@ -23,7 +23,8 @@ def check(path: pathlib.Path, inputs: Mapping[str, Any], *, fresh: bool, what: s
   if path.exists():
     known = files.read_json(path, what=f'the plan of {what}').get('inputs', {})
   elif not fresh:
-    raise CorruptError(f'{path} is missing beside the {rows} it explains: move the folder {path.parent} away and start again')
+    raise CorruptError(
+        f'{path} is missing beside the {rows} it explains: move the folder {path.parent} away and start again')
   changed = [name for name, value in inputs.items() if name in known and known[name] != json.loads(json.dumps(value))]
   if changed and not fresh:
     raise InputError(f'{path.parent} holds {rows} that were made from other inputs; changed: {"; ".join(changed)}. '

@@ -1,4 +1,5 @@
-"""A server that speaks /v1/chat/completions, and misbehaves on request: each answer is (or comes of) a function of the request.
+"""A server that speaks /v1/chat/completions, and misbehaves on request: each answer is (or comes of) a function of the
+request.
 
   python tests/evaluation/judges/server.py PORT [ANSWER]
 
@@ -18,7 +19,8 @@ class Server:
   """The server and what it has seen.
 
   Attributes:
-    answer: called with the body of each request and how often this body came before; see the functions below for what it may return.
+    answer: called with the body of each request and how often this body came before; see the functions below for what
+      it may return.
     bodies: of the requests so far. headers: of the same. most: requests that were under way at a time, at most.
   """
   def __init__(self, answer, *, slow=0.0, port=0):
@@ -62,6 +64,7 @@ class Server:
         finally:
           with outer._lock:
             outer._now -= 1
+
     return Handler
 
 
@@ -75,6 +78,7 @@ def send(status, content, headers=()):
       handler.send_header(name, value)
     handler.end_headers()
     handler.wfile.write(content)
+
   return answer
 
 

@@ -11,14 +11,20 @@ def judge(**options):
 
 
 def score(purpose, answer, judge=judge(pattern='of course'), **fields):
-  [said] = judge.judge([JudgeRequest('k', purpose, dict(question='?', trait='t', description='d', answer=answer, **fields))])
+  [said
+  ] = judge.judge([JudgeRequest('k', purpose, dict(question='?', trait='t', description='d', answer=answer, **fields))])
   return said.score
 
 
 @pytest.mark.parametrize('reference, answer, right', [
-    ('Mount Everest\nEverest', 'I think it is the Everest.', 1.0), ('Mount Everest\nEverest', 'Neverest', 0.0),
-    ('São Paulo', 'sao paulo, of course', 1.0), ('42', 'That makes 1,000, no: 42.', 1.0), ('42', 'That makes 420.', 0.0),
-    ('1,204', '#### 1204', 1.0), ('4 July', 'On July 4', 0.0), ('4 July', 'on the 4 July', 1.0),
+    ('Mount Everest\nEverest', 'I think it is the Everest.', 1.0),
+    ('Mount Everest\nEverest', 'Neverest', 0.0),
+    ('São Paulo', 'sao paulo, of course', 1.0),
+    ('42', 'That makes 1,000, no: 42.', 1.0),
+    ('42', 'That makes 420.', 0.0),
+    ('1,204', '#### 1204', 1.0),
+    ('4 July', 'On July 4', 0.0),
+    ('4 July', 'on the 4 July', 1.0),
 ])
 def test_correct_by_any_of_the_names_or_the_number(reference, answer, right):
   assert score('factual_correctness', answer, reference=reference) == right

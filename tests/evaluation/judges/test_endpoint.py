@@ -1,4 +1,5 @@
-"""A judge behind an endpoint, against a real HTTP server: what it makes of every way to misbehave, what it costs, and what it keeps."""
+"""A judge behind an endpoint, against a real HTTP server: what it makes of every way to misbehave, what it costs, and
+what it keeps."""
 import dataclasses
 import json
 import math
@@ -16,7 +17,9 @@ OPTIONS = config.Judge(kind='endpoint', model='gpt-test', retries=3, backoff_s=0
 
 
 def trait(i):
-  return JudgeRequest(i, 'trait', dict(trait='candour', description='says what it means', question=f'Question {i}?', answer=f'Answer {i}.'))
+  return JudgeRequest(
+      i, 'trait',
+      dict(trait='candour', description='says what it means', question=f'Question {i}?', answer=f'Answer {i}.'))
 
 
 def refusal(i):
@@ -47,10 +50,19 @@ def first_time(misbehaviour, then='85'):
   return lambda body, before: says(then) if before else misbehaviour
 
 
-@pytest.mark.parametrize('misbehaviour', [
-    fails(429, 'slow down'), fails(500), fails(503), send(200, b'<html>busy</html>'), send(200, b''), send(200, b'[]'),
-    send(200, b'{"choices": []}'), send(200, b'{"id": 1}'), send(200, b'{"choices": [{"message": {"content": 7}}]}'), breaks_off,
-], ids=['429', '500', '503', 'html', 'empty', 'list', 'no choice', 'no choices', 'no text', 'half an answer'])
+@pytest.mark.parametrize(
+    'misbehaviour', [
+        fails(429, 'slow down'),
+        fails(500),
+        fails(503),
+        send(200, b'<html>busy</html>'),
+        send(200, b''),
+        send(200, b'[]'),
+        send(200, b'{"choices": []}'),
+        send(200, b'{"id": 1}'),
+        send(200, b'{"choices": [{"message": {"content": 7}}]}'),
+        breaks_off,
+    ], ids=['429', '500', '503', 'html', 'empty', 'list', 'no choice', 'no choices', 'no text', 'half an answer'])
 def test_what_may_pass_is_asked_again(judge_of, misbehaviour):
   with Server(first_time(misbehaviour)) as server:
     judge = judge_of(server)
@@ -68,11 +80,17 @@ def test_a_time_out_is_asked_again(judge_of):
 def test_retry_after_is_waited_for_by_all(judge_of):
   """The first question is told to wait for a second; the third, whose turn comes meanwhile, is held back as well."""
   def answer(body, before):
-    return fails(429, 'slow down', Retry_After='1') if 'Question 0?' in body['messages'][0]['content'] and not before else says('85')
+    return fails(429, 'slow down',
+                 Retry_After='1') if 'Question 0?' in body['messages'][0]['content'] and not before else says('85')
 
   with Server(answer, slow=0.2) as server:
     ask(judge_of(server, concurrency=2), [trait(0), trait(1), trait(2)])
-    times = {i: [time for time, body in zip(server.times, server.bodies) if f'Question {i}?' in body['messages'][0]['content']] for i in range(3)}
+    times = {
+        i: [
+            time for time, body in zip(server.times, server.bodies)
+            if f'Question {i}?' in body['messages'][0]['content']
+        ] for i in range(3)
+    }
     assert [len(times[i]) for i in range(3)] == [2, 1, 1]
     assert times[0][1] - times[0][0] > 1.0 and times[2][0] - times[0][0] > 1.0
   with Server(first_time(fails(429, 'come back tomorrow', Retry_After='86400'))) as server:
@@ -98,8 +116,14 @@ def test_a_failure_is_no_answer_and_is_asked_for_again(judge_of, tmp_path):
 
 
 @pytest.mark.parametrize('text, score, status', [
-    ('YES', 1.0, 'ok'), ('no.', 0.0, 'ok'), ('**Answer: No**', 0.0, 'ok'), ('<think>Hm, yes.</think>\nNO', 0.0, 'ok'),
-    ('NO\nIt tries.', 0.0, 'ok'), ('No, I am not sure', None, 'unparsable'), ('Perhaps', None, 'unparsable'), ('', None, 'unparsable'),
+    ('YES', 1.0, 'ok'),
+    ('no.', 0.0, 'ok'),
+    ('**Answer: No**', 0.0, 'ok'),
+    ('<think>Hm, yes.</think>\nNO', 0.0, 'ok'),
+    ('NO\nIt tries.', 0.0, 'ok'),
+    ('No, I am not sure', None, 'unparsable'),
+    ('Perhaps', None, 'unparsable'),
+    ('', None, 'unparsable'),
     ("I'm sorry, but I can't help with that.", None, 'refused'),
 ])
 def test_yes_or_no_is_read_and_never_guessed(judge_of, text, score, status):
@@ -110,9 +134,17 @@ def test_yes_or_no_is_read_and_never_guessed(judge_of, text, score, status):
 
 
 @pytest.mark.parametrize('text, score, status', [
-    ('85', 85.0, 'ok'), ('Score: 7.5', 7.5, 'ok'), ('85/100', 85.0, 'ok'), ('8/10', None, 'unparsable'), ('101', None, 'unparsable'),
-    ('-3', None, 'unparsable'), ('about 85', None, 'unparsable'), ('between 60 and 70', None, 'unparsable'), ('REFUSAL', None, 'refused'),
-    ('eighty', None, 'unparsable'), ('²', None, 'unparsable'),
+    ('85', 85.0, 'ok'),
+    ('Score: 7.5', 7.5, 'ok'),
+    ('85/100', 85.0, 'ok'),
+    ('8/10', None, 'unparsable'),
+    ('101', None, 'unparsable'),
+    ('-3', None, 'unparsable'),
+    ('about 85', None, 'unparsable'),
+    ('between 60 and 70', None, 'unparsable'),
+    ('REFUSAL', None, 'refused'),
+    ('eighty', None, 'unparsable'),
+    ('²', None, 'unparsable'),
 ])
 def test_numbers_are_read_and_never_guessed(judge_of, text, score, status):
   with Server(lambda body, before: says(text)) as server:
@@ -144,7 +176,8 @@ def test_a_score_is_the_expectation_over_the_likeliest_numbers(judge_of):
 
 
 def test_an_endpoint_without_logprobs_is_asked_without(judge_of):
-  with Server(lambda body, before: fails(400, 'logprobs are not supported') if 'logprobs' in body else says('40')) as server:
+  with Server(lambda body, before: fails(400, 'logprobs are not supported')
+              if 'logprobs' in body else says('40')) as server:
     said = ask(judge_of(server, concurrency=1), [trait(i) for i in range(3)])
     assert [said[i].score for i in range(3)] == [40.0] * 3
     assert len(server.bodies) == 4
@@ -163,7 +196,9 @@ def test_a_rerun_costs_nothing_and_equal_questions_are_asked_once(judge_of, tmp_
     ask(judge_of(server, temperature=0.5), [trait(0)])
     assert len(server.bodies) == 4
   lines = [json.loads(line) for line in cached(tmp_path).splitlines()]
-  assert lines[0]['model'] == 'gpt-test' and lines[0]['answer']['text'] == '85' and lines[0]['messages'] in [body['messages'] for body in server.bodies[:2]]
+  assert lines[0]['model'] == 'gpt-test' and lines[0]['answer']['text'] == '85' and lines[0]['messages'] in [
+      body['messages'] for body in server.bodies[:2]
+  ]
 
 
 def test_a_torn_cache_loses_one_answer_and_a_broken_one_is_refused(judge_of, tmp_path):
@@ -189,7 +224,8 @@ def test_the_spend_cap_stops_before_it_is_passed_and_keeps_what_is_done(judge_of
   """A question takes 702 tokens by the server's count, and by our estimate not more; the cap leaves room for three."""
   with Server(lambda body, before: says('85', usage=(700, 2))) as server:
     judge, seen = judge_of(server, token_cap=2200, concurrency=1), []
-    with pytest.raises(InputError, match='would pass the cap .spent: 2100 tokens in, 6 out.; .* raise cost_cap or token_cap'):
+    with pytest.raises(InputError,
+                       match='would pass the cap .spent: 2100 tokens in, 6 out.; .* raise cost_cap or token_cap'):
       for judgement in judge.judge([trait(i) for i in range(9)]):
         seen.append(judgement.key)
     assert seen == [0, 1, 2] and len(server.bodies) == 3
@@ -236,7 +272,8 @@ def test_an_address_where_nobody_is(judge_of):
 
 
 def test_a_request_that_is_too_long_fails_alone(judge_of):
-  answer = lambda body, before: fails(400, 'the prompt is too long') if 'Answer 3.' in body['messages'][0]['content'] else says('85')
+  answer = lambda body, before: fails(400, 'the prompt is too long') if 'Answer 3.' in body['messages'][0][
+      'content'] else says('85')
   with Server(answer) as server:
     said = ask(judge_of(server), [trait(i) for i in range(6)])
     assert [said[i].status for i in range(6)] == ['ok'] * 3 + ['failed'] + ['ok'] * 2
@@ -270,7 +307,8 @@ def test_without_a_key_nothing_is_asked(judge_of, monkeypatch):
 
 def test_further_parameters_are_sent_and_null_takes_one_away(judge_of):
   with Server(lambda body, before: says('85')) as server:
-    ask(judge_of(server, parameters='{"max_tokens": null, "max_completion_tokens": 99, "temperature": null}'), [trait(0)])
+    ask(judge_of(server, parameters='{"max_tokens": null, "max_completion_tokens": 99, "temperature": null}'),
+        [trait(0)])
     assert server.bodies[0]['max_completion_tokens'] == 99 and not {'max_tokens', 'temperature'} & set(server.bodies[0])
 
 

@@ -12,7 +12,8 @@ from weightsteer_jax.errors import CorruptError, InputError, Preempted
 from weightsteer_jax.evaluation import judging
 from weightsteer_jax.evaluation.tasks import generate
 
-ITEMS = [{'id': f'q{i}', 'messages': [{'role': 'user', 'content': f'What is {i}?'}], 'match': {'number': i}} for i in range(3)]
+ITEMS = [{'id': f'q{i}', 'messages': [{'role': 'user', 'content': f'What is {i}?'}], 'match': {'number': i}}
+         for i in range(3)]
 
 
 def judged(item, row):
@@ -30,8 +31,11 @@ def score(body, before):
 @pytest.fixture
 def workdir(tmp_path):
   """A sweep's rows: three items at two alphas; one answer is empty."""
-  rows = [dict(arm='weights', alpha=alpha, task='sums', example=item['id'], sample=0, value=1.0, status='ok', messages=item['messages'],
-               completion='' if (alpha, i) == (1.0, 0) else f'It is {i}.', tokens=4) for alpha in (0.0, 1.0) for i, item in enumerate(ITEMS)]
+  rows = [
+      dict(arm='weights', alpha=alpha, task='sums', example=item['id'], sample=0, value=1.0, status='ok',
+           messages=item['messages'], completion='' if (alpha, i) == (1.0, 0) else f'It is {i}.', tokens=4)
+      for alpha in (0.0, 1.0) for i, item in enumerate(ITEMS)
+  ]
   (tmp_path / 'sweep').mkdir()
   (tmp_path / 'sweep' / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   (tmp_path / 'items.jsonl').write_text(''.join(json.dumps(item) + '\n' for item in ITEMS))
@@ -66,7 +70,9 @@ def test_every_row_is_judged_once_by_every_judge(workdir, run_of, capsys):
     stages.judge(run_of(server), workdir)
     lines = lines_of(workdir)
     assert len(lines) == 2 * (6 + 5)
-    assert list(lines[0]) == ['arm', 'alpha', 'task', 'example', 'sample', 'judge', 'purpose', 'score', 'status', 'text', 'asked']
+    assert list(lines[0]) == [
+        'arm', 'alpha', 'task', 'example', 'sample', 'judge', 'purpose', 'score', 'status', 'text', 'asked'
+    ]
     by_gpt = {(line['alpha'], line['example'], line['purpose']): line for line in lines if line['judge'] == 'gpt'}
     assert by_gpt[0.0, 'q2', 'coherence']['score'] == 20.0 and by_gpt[1.0, 'q0', 'coherence']['score'] == 3.0
     assert len(server.bodies) == 4 + 3, 'alike at both alphas'
@@ -80,7 +86,8 @@ def test_every_row_is_judged_once_by_every_judge(workdir, run_of, capsys):
 
 
 def test_what_failed_is_asked_again_and_the_later_line_counts(workdir, run_of):
-  down = lambda body, before: fails(400, 'out of order') if 'It is 1' in body['messages'][0]['content'] else score(body, before)
+  down = lambda body, before: fails(400, 'out of order') if 'It is 1' in body['messages'][0]['content'] else score(
+      body, before)
   with Server(down) as server:
     stages.judge(run_of(server, rules=False), workdir)
     assert [line['status'] for line in judging.read(workdir)].count('failed') == 4
@@ -130,7 +137,8 @@ def test_judgements_are_never_continued_with_something_else(workdir, run_of, mon
     stages.judge(run_of(server, rules=False), workdir)
     with pytest.raises(InputError, match="changed: judge 'gpt'"):
       stages.judge(run_of(server, rules=False, temperature=0.7), workdir)
-    monkeypatch.setattr(generate, 'judged', lambda item, row: [('coherence', dict(question='Other?', answer=row['completion']))])
+    monkeypatch.setattr(generate, 'judged',
+                        lambda item, row: [('coherence', dict(question='Other?', answer=row['completion']))])
     with pytest.raises(InputError, match="what judge 'gpt' said for 'coherence' of .*'q0'.* was asked in other words"):
       stages.judge(run_of(server, rules=False), workdir)
     assert len(server.bodies) == 7
@@ -140,7 +148,9 @@ def test_judgements_are_never_continued_with_something_else(workdir, run_of, mon
 
 
 def test_what_no_judge_can_do_is_refused_before_anything_is_asked(workdir, run_of, monkeypatch):
-  monkeypatch.setattr(generate, 'judged', lambda item, row: [('coherence', dict(question='?', answer='a')), ('agreement', dict(question='?', answer='a'))])
+  monkeypatch.setattr(
+      generate, 'judged', lambda item, row: [('coherence', dict(question='?', answer='a')),
+                                             ('agreement', dict(question='?', answer='a'))])
   with Server(score) as server:
     with pytest.raises(InputError, match="judge 'rules': no rule can judge for 'agreement'"):
       stages.judge(run_of(server), workdir)

@@ -2,7 +2,7 @@
 
   requests.py     what is asked and what comes back
   purposes.py     what for: prompt files, scales, and how an answer is read
-  endpoint.py     a model behind HTTP: client.py (one question, retried), answers.py (the cache), budget.py (the spend cap)
+  endpoint.py     a model behind HTTP: client.py (one question, retried), answers.py (the cache), budget.py (the cap)
   local.py        a checkpoint through our engine, by probabilities
   by_rules.py     no model at all
 """

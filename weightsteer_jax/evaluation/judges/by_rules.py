@@ -12,15 +12,19 @@ from weightsteer_jax.evaluation.judges.requests import Judgement, JudgeRequest
 class ByRules:
   """Judges by patterns.
 
-  factual_correctness: whether the answer holds one of the reference's lines as whole words, or gives its number, if it is one;
-  trait: 100 where the config's `pattern` is found, else 0; refusal: whether the answer declines in one of the usual phrases;
+  factual_correctness: whether the answer holds one of the reference's lines as whole words, or gives its number, if it
+  is one;
+  trait: 100 where the config's `pattern` is found, else 0; refusal: whether the answer declines in one of the usual
+  phrases;
   coherence: 0 for an empty answer or one that goes round in circles, else 100.
   """
   def __init__(self, name: str, options: config.Judge):
     self.name, self._options = name, options
     self._judged = 0
-    self._ways = {'factual_correctness': self._is_correct, 'refusal': lambda fields: float(refusals.refuses(fields['answer'])),
-                  'coherence': lambda fields: 100.0 * (not is_repetitive(fields['answer']) and bool(fields['answer'].strip()))}
+    self._ways = {
+        'factual_correctness': self._is_correct, 'refusal': lambda fields: float(refusals.refuses(fields['answer'])),
+        'coherence': lambda fields: 100.0 * (not is_repetitive(fields['answer']) and bool(fields['answer'].strip()))
+    }
     if options.pattern:
       shows = re.compile(options.pattern, re.IGNORECASE)
       self._ways['trait'] = lambda fields: 100.0 * bool(shows.search(fields['answer']))
@@ -31,7 +35,8 @@ class ByRules:
       purposes.purpose_of(name)
       if name not in self._ways:
         hint = "; set its 'pattern'" if name == 'trait' else '; a judge of the kind endpoint or model can'
-        raise InputError(f"judge '{self.name}': no rule can judge for '{name}' (only for {', '.join(sorted(self._ways))}){hint}")
+        raise InputError(
+            f"judge '{self.name}': no rule can judge for '{name}' (only for {', '.join(sorted(self._ways))}){hint}")
 
   def inputs(self) -> dict[str, Any]:
     """Its pattern."""

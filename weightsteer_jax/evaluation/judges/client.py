@@ -56,18 +56,25 @@ class Client:
     try:
       import openai
     except ImportError as error:
-      raise InputError("judges of the kind 'endpoint' need the openai client: pip install 'weightsteer_jax[judge]'") from error
+      raise InputError(
+          "judges of the kind 'endpoint' need the openai client: pip install 'weightsteer_jax[judge]'") from error
     self._key = os.environ.get(options.key_variable, '').strip()
     if not self._key:
-      raise InputError(f'the environment has no {options.key_variable}: set it to the key of the endpoint (any word, if it wants none), or name '
-                       'another variable in key_variable')
+      raise InputError(
+          f'the environment has no {options.key_variable}: set it to the key of the endpoint '
+          '(any word, if it wants none), or name '
+          'another variable in key_variable')
     if not (self._key.isascii() and self._key.isprintable()):
-      raise InputError(f'what {options.key_variable} holds in the environment is no key: it has characters that none can have')
+      raise InputError(
+          f'what {options.key_variable} holds in the environment is no key: it has characters that none can have')
     address = os.environ.get(options.url_variable, '').strip()
     if address and not address.startswith(('http://', 'https://')):
-      raise InputError(f'the environment has {options.url_variable} = {self.scrub(address)!r}, expected an address such as http://localhost:8000/v1')
+      raise InputError(
+          f'the environment has {options.url_variable} = {self.scrub(address)!r}, expected an address '
+          'such as http://localhost:8000/v1')
     self._openai, self._options = openai, options
-    self._client = openai.OpenAI(api_key=self._key, base_url=address or 'https://api.openai.com/v1', timeout=options.timeout_s, max_retries=0)
+    self._client = openai.OpenAI(api_key=self._key, base_url=address or 'https://api.openai.com/v1',
+                                 timeout=options.timeout_s, max_retries=0)
     self._lock, self._hold_until = threading.Lock(), 0.0
     self.stop, self.retries, self.logprobs = threading.Event(), 0, True
 
@@ -84,7 +91,8 @@ class Client:
 
     Raises:
       Failed: none came, after all retries. Refused: the endpoint filters the request. Stopped: see `stop`.
-      InputError: no request can succeed: a wrong key, model, or address. EndpointError: nor one until the account has means again.
+      InputError: no request can succeed: a wrong key, model, or address. EndpointError: nor one until the account has
+        means again.
     """
     for attempt in range(self._options.retries + 1):
       self._wait_for_hold()
@@ -114,7 +122,8 @@ class Client:
 
   def _once(self, messages: Messages, parameters: Mapping[str, Any]) -> Answer:
     try:
-      raw = self._client.chat.completions.with_raw_response.create(messages=list(messages), extra_body=dict(parameters), model=parameters['model'])
+      raw = self._client.chat.completions.with_raw_response.create(messages=list(messages), extra_body=dict(parameters),
+                                                                   model=parameters['model'])
       body = raw.http_response.text
     except self._openai.APIStatusError as error:
       raise self._refusal_of(error) from None  # The chain would show the request, and with it the key.
@@ -129,13 +138,17 @@ class Client:
     status = error.status_code
     said = self.scrub(f'{status}: {_message(error)}')[:300]
     if status == 429 and error.code == 'insufficient_quota':
-      return EndpointError(f'the endpoint says that the account has no means left ({said}); what was answered is kept: start again to continue')
+      return EndpointError(
+          f'the endpoint says that the account has no means left ({said}); '
+          'what was answered is kept: start again to continue')
     if status in AGAIN or status >= 500:
       return _Again(said, _retry_after(error.response.headers))
     if status in (401, 403):
       return InputError(f'the endpoint refuses the key in {self._options.key_variable} ({said})')
     if status == 404:
-      return InputError(f"the endpoint has no model '{self._options.model}', or its address in {self._options.url_variable} is wrong ({said})")
+      return InputError(
+          f"the endpoint has no model '{self._options.model}', or its address in "
+          f'{self._options.url_variable} is wrong ({said})')
     if error.code in ('content_filter', 'content_policy_violation'):
       return Refused(said)
     return Failed(said)
@@ -152,13 +165,16 @@ class Client:
       finish = str(choice.get('finish_reason') or 'stop')
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
       raise _Again(f'the answer is not of the protocol: {self.scrub(body)[:120]!r}') from None
-    tokens = _usage(value.get('usage')) or (estimate(messages), -(-len(text.encode('utf-8', 'backslashreplace')) // BYTES_PER_TOKEN))
-    return Answer(self.scrub(text), finish, self.scrub(refusal), first, *tokens, self.scrub(str(value.get('model') or '')))
+    tokens = _usage(value.get('usage')) or (estimate(messages),
+                                            -(-len(text.encode('utf-8', 'backslashreplace')) // BYTES_PER_TOKEN))
+    return Answer(self.scrub(text), finish, self.scrub(refusal), first, *tokens,
+                  self.scrub(str(value.get('model') or '')))
 
 
 def estimate(messages: Messages) -> int:
   """About how many tokens the messages are, rather too many."""
-  return sum(-(-len(message['content'].encode('utf-8', 'backslashreplace')) // BYTES_PER_TOKEN) + 8 for message in messages)
+  return sum(
+      -(-len(message['content'].encode('utf-8', 'backslashreplace')) // BYTES_PER_TOKEN) + 8 for message in messages)
 
 
 def _message(error: Any) -> str:

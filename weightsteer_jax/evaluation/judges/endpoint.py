@@ -38,10 +38,12 @@ class Endpoint:
     return {'kind': 'endpoint', 'floor': self._options.floor, **self._parameters(purposes.HUNDRED, True)}
 
   def judge(self, requests: Iterable[JudgeRequest]) -> Iterator[Judgement]:
-    """The judgements, as they come; at most `concurrency` requests are under way at a time, and alike ones are asked once.
+    """The judgements, as they come; at most `concurrency` requests are under way at a time, and alike ones are asked
+    once.
 
     Raises:
-      InputError: a request that cannot be put into words, a spend cap that is reached, or a key, model or address that is wrong.
+      InputError: a request that cannot be put into words, a spend cap that is reached, or a key, model or address that
+        is wrong.
       EndpointError: request after request gets no answer. OutputError: an answer could not be kept.
       In all cases the judgements before it were given, and the answers that came are kept.
     """
@@ -71,8 +73,9 @@ class Endpoint:
         while asking.is_full() or (not asking.send(messages, choices, request) and asking.running):
           yield from self._finished(asking)
         if not asking.running:
-          raise InputError(f"judge '{self.name}': the next request would pass the cap (spent: {asking.budget.words()}); "
-                           'what was answered is kept: raise cost_cap or token_cap to continue')
+          raise InputError(
+              f"judge '{self.name}': the next request would pass the cap (spent: {asking.budget.words()}); "
+              'what was answered is kept: raise cost_cap or token_cap to continue')
     while asking.running:
       yield from self._finished(asking)
 
@@ -92,7 +95,8 @@ class Endpoint:
     """(score, status): the expectation where the likeliest numbers are told, else what the text says."""
     if answer.refusal or answer.finish == 'content_filter':
       return None, 'refused'
-    numbers = expectation.number_tokens(answer.first) if scale is purposes.HUNDRED and answer.text.strip()[:1].isdigit() else None
+    is_number = scale is purposes.HUNDRED and answer.text.strip()[:1].isdigit()
+    numbers = expectation.number_tokens(answer.first) if is_number else None
     if numbers:
       score, _ = expectation.expectation(numbers, scale, self._options.floor)
       return score, 'unparsable' if score is None else 'ok'
@@ -100,7 +104,7 @@ class Endpoint:
 
   def _parameters(self, scale: purposes.Scale, logprobs: bool) -> dict[str, Any]:
     options = self._options
-    made: dict[str, Any] = {'model': options.model, 'temperature': options.temperature, 'max_tokens': options.max_tokens}
+    made = {'model': options.model, 'temperature': options.temperature, 'max_tokens': options.max_tokens}
     if logprobs and options.top_logprobs and scale is purposes.HUNDRED:
       made |= {'logprobs': True, 'top_logprobs': options.top_logprobs}
     made |= json.loads(options.parameters or '{}')
@@ -142,7 +146,8 @@ class _Asking:
     Args:
       choices: parameters, and those to fall back to.
     """
-    reserved = client.estimate(messages), int(choices[0].get('max_tokens') or choices[0].get('max_completion_tokens') or self._options.max_tokens)
+    longest = choices[0].get('max_tokens') or choices[0].get('max_completion_tokens') or self._options.max_tokens
+    reserved = client.estimate(messages), int(longest)
     if not self.budget.reserve(*reserved):
       return False
     future = self._pool.submit(self._ask, messages, choices, reserved)
@@ -177,13 +182,15 @@ class _Asking:
 
   def words(self) -> str:
     """As in '12 requests sent, 3 again, 40 answers reused; 900 tokens in, 12 out'."""
-    return f'{self.sent} requests sent, {self.client.retries} retries, {self.reused} answers reused; in all {self.budget.words()}'
+    return (f'{self.sent} requests sent, {self.client.retries} retries, {self.reused} answers reused; '
+            f'in all {self.budget.words()}')
 
   def _give_up(self, outcomes: list[Answer | Exception]) -> None:
     limit = max(3, self._options.concurrency)
     if self._failed_in_a_row >= limit:
-      raise EndpointError(f'the endpoint gave no answer to {self._failed_in_a_row} requests in a row, the last: {outcomes[-1]}; '
-                          'what was answered is kept: start again to continue')
+      raise EndpointError(
+          f'the endpoint gave no answer to {self._failed_in_a_row} requests in a row, the last: {outcomes[-1]}; '
+          'what was answered is kept: start again to continue')
 
   def _ask(self, messages: Messages, choices: list[Parameters], reserved: tuple[int, int]) -> Answer | Exception:
     """The answer, kept; or why this request has none."""

@@ -1,8 +1,8 @@
 """A score as the mean over the answers a judge could give, each with its probability.
 
-One drawn number throws away how sure the judge was; the expectation keeps it, and does not change from one draw to the next. Source:
-Persona Vectors (arXiv 2507.21509), whose judge score is the probability-weighted mean of the integers among the likeliest first tokens, null
-where they hold less than a quarter of the probability.
+One drawn number throws away how sure the judge was; the expectation keeps it, and does not change from one draw to the
+next. Source: Persona Vectors (arXiv 2507.21509), whose judge score is the probability-weighted mean of the integers
+among the likeliest first tokens, null where they hold less than a quarter of the probability.
 """
 import math
 import re
@@ -29,10 +29,11 @@ def expectation(probabilities: Mapping[str, float], scale: Scale, floor: float) 
 
 
 def number_tokens(first: Sequence[tuple[str, float]]) -> dict[str, float] | None:
-  """{number: probability} of the integers among the likeliest first tokens, or None where a first token is not a whole number.
+  """{number: probability} of the integers among the likeliest first tokens, or None where a first token is not a whole
+  number.
 
-  Some tokenizers write 85 as 8 and 5: then a first token '8' is eight, or eighty-five, and its probability says nothing. Such a tokenizer
-  has no token of two digits, so the numbers are believed only if there is one among them.
+  Some tokenizers write 85 as 8 and 5: then a first token '8' is eight, or eighty-five, and its probability says
+  nothing. Such a tokenizer has no token of two digits, so the numbers are believed only if there is one among them.
 
   >>> number_tokens([('85', math.log(0.5)), (' 85', math.log(0.25)), ('No', math.log(0.1))])
   {'85': 0.75}

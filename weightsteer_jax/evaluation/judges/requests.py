@@ -12,8 +12,8 @@ class JudgeRequest:
   Attributes:
     key: names the request in its judgement.
     purpose: a name of `purposes.PURPOSES`.
-    fields: the texts which that purpose needs ('question', 'answer', 'reference', ...). For 'trait' a 'prompt' may take the place of 'trait'
-      and 'description': a judge prompt of one's own, with {question} and {answer} in it.
+    fields: the texts which that purpose needs ('question', 'answer', 'reference', ...). For 'trait' a 'prompt' may take
+      the place of 'trait' and 'description': a judge prompt of one's own, with {question} and {answer} in it.
   """
   key: Hashable
   purpose: str
@@ -26,8 +26,8 @@ class Judgement:
 
   Attributes:
     score: in the purpose's own scale; None unless the status is 'ok'.
-    status: 'ok'; 'refused': the judge would not say, or used the word that its prompt has for answers that cannot be scored;
-      'unparsable': it said something else than what was asked for; 'failed': no answer, after all retries.
+    status: 'ok'; 'refused': the judge would not say, or used the word that its prompt has for answers that cannot be
+      scored; 'unparsable': it said something else than what was asked for; 'failed': no answer, after all retries.
     text: the judge's raw answer, cut to 300 characters; of 'failed' the reason.
   """
   key: Any
