@@ -130,7 +130,7 @@ def sweep(run: Run, workdir: Path, *, direction: Path = '') -> None:
     made = methods.make(run, workdir, _examples(run, workdir))
   arms, alphas = ({name: getattr(method, field) for name, method in made.items()} for field in ('arm', 'alphas'))
   rows = evaluation.sweep.run(engine(run, arms), tasks, alphas=alphas, workdir=workdir, seed=run.sweep.seed)
-  distributed.on_main(lambda: evaluation.metrics.write(workdir, rows, run.tasks))
+  distributed.on_main(lambda: evaluation.metrics.write(workdir, rows, run.tasks, list(run.judges)))
 
 
 def judge(run: Run, workdir: Path) -> None:

@@ -11,9 +11,8 @@ from typing import Any, Iterable, Mapping, Sequence
 import numpy as np
 
 from weightsteer_jax import config, files, tree
-from weightsteer_jax.data import sources
 from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import failures, measures, rows as row_files, tasks as kinds
+from weightsteer_jax.evaluation import failures, judging, measures, rows as row_files, tasks as kinds
 from weightsteer_jax.evaluation.measures import Metric, Row
 
 PROMPT_SPREAD = 'prompt_spread'
@@ -113,8 +112,7 @@ def write(workdir: str | os.PathLike, rows: Iterable[Row] | None = None, tasks: 
     InputError: no rows there. CorruptError: a broken one. OutputError: the results could not be written.
   """
   workdir = pathlib.Path(workdir)
-  said = workdir / 'sweep' / 'judgements.jsonl'
-  judgements = [line for _, line in sources.read_jsonl(said)] if said.exists() else []
-  found = results(row_files.read(workdir / 'sweep' / 'rows.jsonl') if rows is None else rows, tasks, judgements, judges)
+  rows = row_files.read(workdir / 'sweep' / 'rows.jsonl') if rows is None else rows
+  found = results(rows, tasks, judging.read(workdir), judges)
   files.write_jsonl(workdir / 'results.jsonl', found)
   return found

@@ -4,7 +4,7 @@ from typing import Any, Iterable, Iterator
 
 from weightsteer_jax import config
 from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import refusals, rules
+from weightsteer_jax.evaluation import failures, refusals, rules
 from weightsteer_jax.evaluation.judges import purposes
 from weightsteer_jax.evaluation.judges.requests import Judgement, JudgeRequest
 
@@ -23,7 +23,7 @@ class ByRules:
     self._judged = 0
     self._ways = {
         'factual_correctness': self._is_correct, 'refusal': lambda fields: float(refusals.refuses(fields['answer'])),
-        'coherence': lambda fields: 100.0 * (not is_repetitive(fields['answer']) and bool(fields['answer'].strip()))
+        'coherence': lambda fields: 100.0 * (not failures.is_repetitive(fields['answer']) and bool(fields['answer'].strip()))
     }
     if options.pattern:
       shows = re.compile(options.pattern, re.IGNORECASE)
@@ -55,14 +55,3 @@ class ByRules:
 
   def _is_correct(self, fields: dict[str, str]) -> float:
     return rules.against_gold(fields['reference'].splitlines()).judge(fields['answer'])[0]
-
-
-def is_repetitive(text: str) -> bool:
-  """Whether more than half of the text's pieces of four words came before in it; under 20 pieces nothing is called so.
-
-  >>> is_repetitive('The sun is red and ' * 8), is_repetitive('The sun is red, and the sea is blue.')
-  (True, False)
-  """
-  words = text.lower().split()
-  pieces = list(zip(*(words[i:] for i in range(4))))
-  return len(pieces) >= 20 and 2 * len(set(pieces)) < len(pieces)

@@ -67,6 +67,7 @@ PURPOSES = {
     'agreement': Purpose(('question', 'answer'), YES_NO),
     'trait': Purpose(('trait', 'description', 'question', 'answer'), HUNDRED),
     'coherence': Purpose(('question', 'answer'), HUNDRED),
+    'alignment': Purpose(('question', 'answer'), HUNDRED),
     'refusal': Purpose(('question', 'answer'), YES_NO),
     'policy_safety': Purpose(('question', 'answer'), FIVE),
     'consistency': Purpose(('question', 'reasoning', 'answer'), HUNDRED),
