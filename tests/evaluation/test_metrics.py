@@ -74,5 +74,5 @@ def test_results_are_written_from_the_rows_on_disk(tmp_path):
   assert [json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines()
          ] == found and found[0]['n'] == 2
   path.write_text('{"arm": "x"}\n')
-  with pytest.raises(CorruptError, match='rows.jsonl:1 is no row of a sweep: it lacks alpha'):
+  with pytest.raises(CorruptError, match='rows.jsonl:1 is not a row of a sweep: it lacks alpha'):
     metrics.write(tmp_path)
