@@ -103,6 +103,13 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
+class Monitor:
+  """What fine-tunes are watched for while they run; nothing they produce depends on it."""
+  directions: tuple[str, ...] = ()  # folders of directions; the update's cosine with each is logged
+  every: int = 10  # optimizer steps between two looks
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
   """A whole run, from a checkpoint to a report."""
   name: str = 'run'  # names the workdir when none is given
@@ -111,6 +118,7 @@ class Run:
   model: ModelChoice = ModelChoice()
   data: Data = Data()
   finetune: FineTune = FineTune()
+  monitor: Monitor = Monitor()
   tasks: Mapping[str, Task] = dataclasses.field(default_factory=dict)
   sweep: Sweep = Sweep()
   mesh: Mesh = Mesh()
@@ -196,6 +204,7 @@ def _validate(run: Run) -> None:
     sharding.parse(run.mesh.shape)
   _validate_data(run.data)
   _validate_finetune(run.finetune)
+  _require(run.monitor.every >= 1, 'monitor.every', run.monitor.every, '1 or more')
   _require(run.sweep.alphas, 'sweep.alphas', run.sweep.alphas, 'at least one strength')
   _require(len(set(run.sweep.alphas)) == len(run.sweep.alphas), 'sweep.alphas', run.sweep.alphas, 'each strength once')
   _require(run.sweep.batch_size >= 1, 'sweep.batch_size', run.sweep.batch_size, '1 or more')

@@ -22,7 +22,7 @@ import jax
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import data as datas
-from weightsteer_jax import directions, distributed, evaluation, files, finetune as finetuning, layouts, lifeline, models, organism, sharding, tree
+from weightsteer_jax import directions, distributed, evaluation, files, finetune as finetuning, layouts, lifeline, models, monitoring, organism, sharding, tree
 from weightsteer_jax.config import ModelChoice, Run
 from weightsteer_jax.data import Conversation, Example
 from weightsteer_jax.errors import InputError
@@ -117,7 +117,7 @@ def finetune(run: Run, workdir: Path, *, sides: Sequence[str] = SIDES) -> dict[s
     say(f'fine-tune {side}: {len(train)} examples to train on, {len(validation)} to validate')
     layout = layouts_of(run).train
     result = finetuning.run(load_model(run.model, layout), train, validation, run.finetune, workdir=pathlib.Path(workdir) / 'finetune' / side,
-                            seed=run.seed, row_length=row_length, layout=layout)
+                            seed=run.seed, row_length=row_length, layout=layout, watch=watch_of(run))
     say(f'fine-tune {side}: validation loss {result.validation_loss:.4f} nats per token at step {result.step}, '
         f'learning rate {result.learning_rate:g}')
     results[side] = result
@@ -177,6 +177,23 @@ def direction_from(positive: Path, negative: Path, output: Path, *, base: Path =
   if 'bfloat16_route' in saved.meta:
     say(f'through merged bfloat16 checkpoints: {json.dumps(saved.meta["bfloat16_route"])}')
   return saved
+
+
+def monitor(run: Path, base: Path, output: Path, *, direction: Sequence[Path], control: Sequence[Path] = (), task_vector: Sequence[Path] = (),
+            **options: Any) -> bool:
+  """Whether an alarm went off: a training run's checkpoints measured against directions, written to a new folder with a page (options
+  as in monitoring.Options)."""
+  from weightsteer_jax.report import monitor_page
+  files.refuse_existing(output, what='a monitoring report')
+  sources = {monitoring.DIRECTION: direction, monitoring.CONTROL: control, monitoring.TASK_VECTOR: task_vector}
+  rows, summary = monitoring.monitor(run, folder_of(base), sources, monitoring.Options(**options), say=say)
+  with files.new_folder(output, what='a monitoring report') as folder:
+    monitoring.write(folder, rows, summary)
+    monitor_page.write(folder, rows, summary)
+  for line in monitor_page.lines(summary):
+    say(line)
+  say(f'report: {pathlib.Path(output) / "index.html"}')
+  return any(found['alarm']['step'] is not None for found in summary['directions'].values())
 
 
 def export(direction: Path, base: Path, alpha: float, format: str, output: Path, *, allow_other_base: bool = False,
@@ -255,6 +272,23 @@ def _layouts(choice: ModelChoice, mesh: configs.Mesh, options: configs.FineTune)
 def tokenizer_of(choice: ModelChoice) -> Any:
   """The chosen model's tokenizer, which must have a chat template."""
   return _tokenizer(_folder(choice))
+
+
+def watch_of(run: Run) -> finetuning.Watch | None:
+  """What the run's fine-tunes are watched for; None for nothing.
+
+  Raises:
+    InputError: a direction that is not there, or not of the run's model.
+  """
+  if not run.monitor.directions:
+    return None
+  layout = layouts_of(run).train
+  model, found = load_model(run.model, layout), {}
+  for folder, name in monitoring.names(run.monitor.directions).items():
+    loaded = directions.load(folder)
+    directions.check_base(loaded, model)
+    found[name] = loaded.delta
+  return monitoring.watch(found, model.config, every=run.monitor.every, layout=layout)
 
 
 def load_questions(run: Run) -> list[Conversation]:

@@ -10,6 +10,6 @@
   auroc.py        over many runs: what the scores are worth
 """
 from weightsteer_jax.monitoring.auroc import Auroc, Detections, Run, assess, detections, of_summaries
-from weightsteer_jax.monitoring.hook import Watch, watch
-from weightsteer_jax.monitoring.run import CONTROL, DIRECTION, Options, TASK_VECTOR, monitor, write
+from weightsteer_jax.monitoring.hook import watch
+from weightsteer_jax.monitoring.run import CONTROL, DIRECTION, TASK_VECTOR, Options, monitor, names, write
 from weightsteer_jax.monitoring.trajectory import find

@@ -1,8 +1,7 @@
 """The same cosines inside training: one small compiled program between two steps, from the factors that are there."""
-import dataclasses
 import functools
 import math
-from typing import Any, Callable, Mapping
+from typing import Any, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -10,29 +9,19 @@ import numpy as np
 
 from weightsteer_jax import models, sharding
 from weightsteer_jax.directions import gram
+from weightsteer_jax.finetune import Watch
 from weightsteer_jax.monitoring import controls
 from weightsteer_jax.sharding import Layout
 
 PyTree = Any
 
 
-@dataclasses.dataclass(frozen=True)
-class Watch:
-  """What a training run is watched for.
-
-  Attributes:
-    every: steps between two looks.
-    look: (delta being trained) -> float32 scalars on the device, by the names they are logged under:
-      `monitor/<direction>/cosine`, `.../alpha` (the update's component along the direction, in multiples of it) and
-      `.../null_std` (the cosine's standard deviation, were the direction a random one of its rank and spectrum).
-  """
-  every: int
-  look: Callable[[PyTree], dict[str, jax.Array]]
-
-
 def watch(directions: Mapping[str, PyTree], config: models.ModelConfig, *, every: int,
           layout: Layout | None = None) -> Watch:
-  """The watch for these directions' deltas, which are placed as the delta in training is.
+  """What a fine-tune is watched for: its angles to these directions' deltas, which are placed as the delta in training is.
+
+  Logged are `monitor/<direction>/cosine`, `.../alpha` (the update's component along the direction, in multiples of it)
+  and `.../null_std` (the cosine's standard deviation, were the direction a random one of its rank and spectrum).
 
   Raises:
     InputError: a direction of another architecture.

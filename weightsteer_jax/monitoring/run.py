@@ -66,15 +66,16 @@ def monitor(run: files.Path, base: BaseSource, sources: Mapping[str, Sequence[fi
     InputError: sources that are not there, or do not belong together. CorruptError: one that was damaged.
   """
   steps = trajectory.find(run, learning_rate=options.learning_rate)
-  names = _names([(role, pathlib.Path(folder)) for role, folders in sources.items() for folder in folders])
-  if not any(role == DIRECTION for role, _ in names):
+  roles = [role for role, folders in sources.items() for _ in folders]
+  named = names([folder for folders in sources.values() for folder in folders])
+  if DIRECTION not in roles:
     raise InputError('no direction to look for; name at least one with --direction')
   with contextlib.ExitStack() as stack:
     opened = stack.enter_context(open_base((), base))
     if opened is None:
       raise InputError('the base that the run was trained from is needed; name it with --base')
     vectors = [Vector(name, role, folder, stack.enter_context(_open(folder, opened, options.allow_other_base)))
-               for (role, folder), name in names.items()]
+               for role, (folder, name) in zip(roles, named.items())]
     measured = _measure(run, steps, opened, [one for one in vectors if one.role != TASK_VECTOR], options, say)
     similarity = _similarities(vectors)
     record = opened.record
@@ -170,19 +171,23 @@ def _open(folder: pathlib.Path, base: OpenBase, allow_other_base: bool) -> Itera
     yield changes.Held(directions_.task_vector(folder, base, allow_other_base=allow_other_base).delta)
 
 
-def _names(sources: Sequence[tuple[str, pathlib.Path]]) -> dict[tuple[str, pathlib.Path], str]:
-  """{(role, folder): name}: the last part of its path, or as many of the last as tell it from the others.
+def names(folders: Sequence[files.Path]) -> dict[pathlib.Path, str]:
+  """{folder: name}: the last part of its path, or as many of the last as tell it from the others.
+
+  >>> names(['runs/a/directions/w', 'runs/b/directions/w', 'runs/v'])[pathlib.Path('runs/b/directions/w')]
+  'b/directions/w'
 
   Raises:
     InputError: one folder is named twice.
   """
-  resolved = [folder.expanduser().resolve() for _, folder in sources]
-  twice = [str(folder) for folder, count in collections.Counter(resolved).items() if count > 1]
+  paths = [pathlib.Path(folder).expanduser() for folder in folders]
+  resolved = [path.resolve() for path in paths]
+  twice = [str(path) for path, count in collections.Counter(resolved).items() if count > 1]
   if twice:
-    raise InputError(f'{twice[0]} is named twice, among --direction, --control and --task_vector')
+    raise InputError(f'{twice[0]} is named twice, among directions, controls and task vectors')
   found = {}
-  for (role, folder), path in zip(sources, resolved):
-    depth = next(n for n in range(1, len(path.parts) + 1)
-                 if sum(other.parts[-n:] == path.parts[-n:] for other in resolved) == 1)
-    found[role, folder.expanduser()] = '/'.join(path.parts[-depth:])
+  for path, whole in zip(paths, resolved):
+    depth = next(n for n in range(1, len(whole.parts) + 1)
+                 if sum(other.parts[-n:] == whole.parts[-n:] for other in resolved) == 1)
+    found[path] = '/'.join(whole.parts[-depth:])
   return found
