@@ -41,7 +41,7 @@ STYLE = {
 }
 
 
-def _styled(draw):
+def styled(draw):
   """The function run under STYLE, which text reads when it is made and axes when they are drawn."""
   @functools.wraps(draw)
   def inside(*args, **kwargs):
@@ -51,7 +51,7 @@ def _styled(draw):
   return inside
 
 
-@_styled
+@styled
 def curves(picks: Sequence[Pick]) -> 'Figure':
   """One panel per task, mean ± standard error against alpha: behaviours above, capabilities with their band below.
 
@@ -78,7 +78,7 @@ def curves(picks: Sequence[Pick]) -> 'Figure':
   return figure
 
 
-@_styled
+@styled
 def tradeoff(picks: Sequence[Pick]) -> 'Figure':
   """Behaviour against the largest capability change, one curve per arm through its alphas in order.
 
@@ -97,7 +97,7 @@ def tradeoff(picks: Sequence[Pick]) -> 'Figure':
   return figure
 
 
-@_styled
+@styled
 def png(figure: 'Figure') -> bytes:
   """The figure as a PNG at 200 dots per inch."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -107,7 +107,7 @@ def png(figure: 'Figure') -> bytes:
   return buffer.getvalue()
 
 
-@_styled
+@styled
 def svg(figure: 'Figure', title: str) -> str:
   """The figure as an SVG element to put into a page; its colours are CSS variables `--fig-ink`, `--fig-arm-0`, ...
 
