@@ -185,12 +185,13 @@ def _root(function, inside: float, end: float) -> float:
 
 def _over_seeds(runs: Sequence[Run], draws: int, seed: int) -> float | None:
   """Standard deviation of the area over bootstrap draws of whole seeds; draws without both kinds of runs are left out."""
-  names = sorted({run.seed for run in runs})
-  random, found = np.random.default_rng(seed), []
-  groups = {name: [run for run in runs if run.seed == name] for name in names}
-  for _ in range(draws):
-    drawn = [run for i in random.integers(0, len(names), len(names)) for run in groups[names[i]]]
-    positive, negative = ([run.score for run in drawn if run.misaligned == side] for side in (True, False))
-    if positive and negative:
-      found.append(area(positive, negative))
+  names, groups = np.unique([run.seed for run in runs], return_inverse=True)
+  counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+  times = counts[:, groups]  # [draws, runs]: how often each run is in each draw
+  misaligned = np.array([run.misaligned for run in runs])
+  scores = np.array([run.score for run in runs])
+  wins = _wins(scores[misaligned], scores[~misaligned])
+  pairs = times[:, misaligned].sum(axis=1) * times[:, ~misaligned].sum(axis=1)
+  won = np.einsum('dp,pn,dn->d', times[:, misaligned], wins, times[:, ~misaligned], optimize=True)
+  found = won[pairs > 0] / pairs[pairs > 0]
   return float(np.std(found, ddof=1)) if len(found) > 1 else None

@@ -5,7 +5,7 @@ They are drawn from the rows and the summary alone (see monitoring.run), in the 
 import math
 from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
-from weightsteer_jax.report.figures import ARM_COLOURS, BAND, GRID, INK, MUTED, styled
+from weightsteer_jax.report.figures import ARM_COLOURS, GRID, INK, MUTED, styled
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 # Numbers stand in cells whose colours do not follow the page's theme, and so must theirs not.
 DARK, LIGHT = '#101317', '#fdfdfd'
+NULL_ALPHA = 0.35  # Of the band of the random controls, which is thin.
 SHOWN = 6  # Directions, each with a panel.
 
 
@@ -84,7 +85,8 @@ def _draw_cosine(axes: 'Axes', rows: Sequence[Row], summary: Mapping[str, Any], 
   band = _random_range(rows, name)
   if band:
     steps = sorted(band)
-    axes.fill_between(steps, [band[s][0] for s in steps], [band[s][1] for s in steps], color=BAND, linewidth=0, zorder=0.5)
+    axes.fill_between(steps, [band[s][0] for s in steps], [band[s][1] for s in steps], color=MUTED,
+                      alpha=NULL_ALPHA, linewidth=0, zorder=0.5)
   for control in summary['controls']:
     _plot(axes, _whole(rows, control), color=MUTED, linewidth=1.0, marker='.', markersize=3, zorder=2)
   if alarm['threshold'] is not None:
@@ -101,6 +103,7 @@ def _draw_cosine(axes: 'Axes', rows: Sequence[Row], summary: Mapping[str, Any], 
   axes.grid(axis='y')
   axes.set_title(name)
   axes.set_xlabel('step')
+  axes.xaxis.get_major_locator().set_params(integer=True)
   axes.margins(x=0.04, y=0.1)
 
 
@@ -160,7 +163,7 @@ def _legend(figure: 'Figure', summary: Mapping[str, Any]) -> None:
   from matplotlib.patches import Patch
   handles = [Line2D([], [], color=ARM_COLOURS[0], marker='o', markersize=4, label='direction')]
   if summary['random']:
-    handles.append(Patch(color=BAND, label=f'range of {summary["random"]} random directions'))
+    handles.append(Patch(color=MUTED, alpha=NULL_ALPHA, linewidth=0, label=f'range of {summary["random"]} random directions'))
   if summary['controls']:
     handles.append(Line2D([], [], color=MUTED, marker='.', label='controls'))
   if summary['random'] or summary['controls']:
