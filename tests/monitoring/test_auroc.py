@@ -39,7 +39,7 @@ def test_areas_with_many_ties_are_scipys():
 
 def test_standard_error_is_the_spread_over_repetitions():
   random = np.random.default_rng(1)
-  found = [auroc.assess(runs(random.normal(1, 1, 30), random.normal(0, 1, 30))) for _ in range(300)]
+  found = [auroc.assess(runs(random.normal(1, 1, 30), random.normal(0, 1, 30)), draws=2) for _ in range(300)]
   assert np.mean([one.standard_error for one in found]) == pytest.approx(np.std([one.value for one in found]), rel=0.12)
   true = scipy.stats.norm.cdf(1 / np.sqrt(2))
   assert np.mean([low <= true <= high for low, high in (one.interval for one in found)]) == pytest.approx(0.95, abs=0.035)
