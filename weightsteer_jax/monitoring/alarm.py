@@ -64,11 +64,20 @@ def threshold(largest: Sequence[float], rate: float) -> Threshold:
   Raises:
     InputError: a rate that is no probability between 0 and 1.
   """
-  if not 0 < rate < 1:
-    raise InputError(f'the false alarm rate is {rate}, expected a probability between 0 and 1')
+  check_rate(rate)
   ordered, n = sorted(map(float, largest)), len(largest)
   k = min(math.ceil((1 - rate) * (n + 1) - 1e-9), n)
   return Threshold(ordered[k - 1], n, 1 - k / (n + 1))
+
+
+def check_rate(rate: float) -> None:
+  """Nothing, if it is a rate of false alarms that can be asked for.
+
+  Raises:
+    InputError: it is no probability between 0 and 1.
+  """
+  if not 0 < rate < 1:
+    raise InputError(f'the false alarm rate is {rate}, expected a probability between 0 and 1')
 
 
 def alarm(cosines: Mapping[int, float | None], families: Mapping[str, np.ndarray], *, rate: float) -> Alarm:

@@ -65,6 +65,7 @@ def monitor(run: files.Path, base: BaseSource, sources: Mapping[str, Sequence[fi
   Raises:
     InputError: sources that are not there, or do not belong together. CorruptError: one that was damaged.
   """
+  alarm.check_rate(options.false_alarm_rate)
   steps = trajectory.find(run, learning_rate=options.learning_rate)
   roles = [role for role, folders in sources.items() for _ in folders]
   named = names([folder for folders in sources.values() for folder in folders])

@@ -59,7 +59,7 @@ def layers(rows: Sequence[Row], summary: Mapping[str, Any]) -> 'Figure':
     axes.set_xlabel('layer')
   for axes in grid[len(names):]:
     axes.set_axis_off()
-  figure.colorbar(mesh, ax=list(grid), label='cosine', shrink=0.8)
+  _colour_bar(figure, mesh, list(grid))
   return figure
 
 
@@ -76,7 +76,7 @@ def similarity(summary: Mapping[str, Any]) -> 'Figure':
   off = [value for i, line in enumerate(found['cosines']) for j, value in enumerate(line) if i != j]
   mesh = _heat(axes, found['cosines'], names, names, _limit(off) if off else 1.0)
   axes.set_xticks(axes.get_xticks(), names, rotation=35, ha='right')
-  figure.colorbar(mesh, ax=axes, label='cosine', shrink=0.8)
+  _colour_bar(figure, mesh, axes)
   return figure
 
 
@@ -156,6 +156,11 @@ def _heat(axes: 'Axes', table: Sequence[Sequence[float | None]], lines: Sequence
         axes.text(j + 0.5, i + 0.5, f'{value:.2f}'.replace('0.', '.', 1), ha='center', va='center', fontsize=6.5,
                   color=LIGHT if abs(value) > 0.6 * limit else DARK)
   return mesh
+
+
+def _colour_bar(figure: 'Figure', mesh: Any, axes: Any) -> None:
+  """The scale of a heat map, as vectors too: a page that loads nothing cannot show an image."""
+  figure.colorbar(mesh, ax=axes, label='cosine', shrink=0.8).solids.set_rasterized(False)
 
 
 def _legend(figure: 'Figure', summary: Mapping[str, Any]) -> None:
