@@ -29,8 +29,9 @@ def watch(directions: Mapping[str, PyTree], config: models.ModelConfig, *, every
   layout = layout or sharding.single()
   placed = {name: jax.tree.map(sharding.put, delta, models.delta_shardings(config, delta, layout))
             for name, delta in directions.items()}
+  # From what this process holds: of placed arrays a process may hold a part only.
   squares = {name: {path: gram.matrix_products(path, leaf, leaf) for path, leaf in gram.flatten(delta).items()}
-             for name, delta in placed.items()}
+             for name, delta in directions.items()}
   compiled = jax.jit(functools.partial(_angles, squares), out_shardings=layout.replicated)
 
   def look(delta):
