@@ -247,10 +247,15 @@ _LOADED: dict[ModelChoice, models.Model] = {}  # at most one, in the layout it w
 
 def load_model(choice: ModelChoice, layout: Layout | None = None) -> models.Model:
   """The chosen model, laid out so (by default on one device); the last one stays in memory, and is moved to another
-  layout rather than read again."""
+  layout rather than read again.
+
+  Raises:
+    InputError, CorruptError, NotFiniteError: as `models.load`; CorruptError too for an export of ours that was damaged.
+  """
   layout = layout or sharding.single()
   if choice not in _LOADED:
     _LOADED.clear()
+    distributed.on_main(lambda: directions.check_checkpoint(_folder(choice)))
     loaded = models.load(folder_of(choice.source), dtype=choice.dtype, revision=choice.revision or None, layout=layout)
     _LOADED[choice] = dataclasses.replace(loaded, source=choice.source)
   _LOADED[choice] = layouts.relay(_LOADED[choice], layout)

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from weightsteer_jax import checkpoint, directions, finetune
+from weightsteer_jax import checkpoint, config, directions, finetune, stages
 from weightsteer_jax.directions import FORMATS, export, verify
 from weightsteer_jax.errors import CorruptError, InputError
 
@@ -117,6 +117,18 @@ def test_a_bit_in_the_data_of_a_checkpoint(copied, at):
   flip(max(files_of(folder), key=lambda path: path.stat().st_size), at)
   with pytest.raises(CorruptError, match='checkpoint'):
     verify(folder)
+
+
+@pytest.mark.parametrize('read', [lambda folder, base: stages.load_model(config.ModelChoice(str(folder))),
+                                  lambda folder, base: directions.task_vector(folder, base)], ids=['model', 'task vector'])
+def test_an_export_is_checked_when_it_is_read_as_a_checkpoint(copied, untied, read):
+  folder = copied('hf')
+  (folder / 'README.md').write_text('A card is there to be edited.')
+  read(folder, untied)
+  flip(folder / 'model.safetensors', at=0.9)
+  stages._LOADED.clear()
+  with pytest.raises(CorruptError, match='changed: model.safetensors'):
+    read(folder, untied)
 
 
 def test_files_of_others_are_told_and_not_held_against_it(copied):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from weightsteer_jax import models
-from weightsteer_jax.directions import base as bases
+from weightsteer_jax.directions import base as bases, integrity
 from weightsteer_jax.errors import InputError, NotFiniteError
 from weightsteer_jax.models import Dense, ModelConfig, stored
 from weightsteer_jax.models.families import Family, TensorRow
@@ -78,9 +78,10 @@ def open_checkpoint(source: str | pathlib.Path) -> Iterator[Checkpoint]:
 
   Raises:
     InputError: no such checkpoint, an unsupported one, or other tensors than its config asks for. CorruptError: a file
-      cut short.
+      cut short, or an export of ours that is not as it was written.
   """
   folder, revision = models.resolve(source)
+  integrity.check_checkpoint(folder)
   config, family = models.load_config(folder)
   with stored.open_tensors(folder) as tensors:
     stored.check(config, family, tensors, folder=folder)

@@ -58,17 +58,34 @@ def verify(folder: files.Path) -> Verified:
                      'adapter or checkpoint of ours, or was cut short while it was written or copied')
 
 
+def check_checkpoint(folder: pathlib.Path) -> None:
+  """Nothing, if the checkpoint in the folder is no export of ours, or its weights and what they are read with (all but
+  the model card) are those it was written with.
+
+  Raises:
+    CorruptError: a file is missing or was changed; names it.
+  """
+  if (folder / PROVENANCE).is_file():
+    _compare(folder, lambda name: not name.endswith('.md'))
+
+
 def _verify_export(folder: pathlib.Path) -> Verified:
+  expected = _compare(folder, lambda name: True)
+  return Verified('export', f'{len(expected)} files by SHA-256', tuple(sorted(set(_names(folder)) - expected)))
+
+
+def _compare(folder: pathlib.Path, wanted: Callable[[str], bool]) -> set[str]:
+  """Names of the wanted files of an export, each as it was written."""
   record = files.read_json(folder / PROVENANCE, what='the provenance of an export')
   if not checkpoint.is_sealed(record) or not isinstance(record.get('files'), dict):
     raise CorruptError(f'{folder / PROVENANCE} was changed or damaged after it was written; copy the export again')
-  expected, found = record['files'], set(_names(folder))
-  missing = sorted(set(expected) - found)
-  changed = sorted(name for name in found & set(expected) if _sha256(folder / name) != expected[name])
+  expected = {name: digest for name, digest in record['files'].items() if wanted(name)}
+  found = set(_names(folder)) & set(expected)
+  missing, changed = sorted(set(expected) - found), sorted(name for name in found if _sha256(folder / name) != expected[name])
   if missing or changed:
     faults = [f'{what}: {_some(names)}' for what, names in (('missing', missing), ('changed', changed)) if names]
     raise CorruptError(f'the export {folder} is not as it was written ({"; ".join(faults)}); copy or make it again')
-  return Verified('export', f'{len(expected)} files by SHA-256', tuple(sorted(found - set(expected))))
+  return set(expected)
 
 
 def _verify_direction(folder: pathlib.Path) -> Verified:

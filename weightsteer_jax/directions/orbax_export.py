@@ -21,15 +21,13 @@ from weightsteer_jax.models import Dense, LowRank
 PyTree = Any
 
 PARAMS, DIRECTION = 'params', 'direction'
-RESTORE = '''"""Restores this model with plain orbax and jax, onto a mesh of all devices: python restore.py{usage}"""
+RESTORE = '''"""Restores this model with plain orbax and jax, onto a mesh of all devices: python restore.py"""
 import pathlib
-import sys
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
-folder = pathlib.Path(__file__).resolve().parent
 mesh = jax.make_mesh((jax.device_count(),), ('all',), axis_types=(AxisType.Auto,))
 
 
@@ -39,25 +37,26 @@ def placed(leaf):  # split along the longest axis that the devices divide; whole
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
 
-def restore(name):
-  return ocp.load(folder / name, jax.tree.map(placed, ocp.metadata(folder / name).metadata))
-
-
-params = restore('params')
-{steer}print(sum(leaf.size for leaf in jax.tree.leaves(params)), 'parameters on', mesh.size, 'device(s)')
+folder = pathlib.Path(__file__).resolve().parent / 'params'
+params = ocp.load(folder, jax.tree.map(placed, ocp.metadata(folder).metadata))
+print(sum(leaf.size for leaf in jax.tree.leaves(params)), 'parameters on', mesh.size, 'device(s)')
 '''
+# What follows where the base and the direction are apart; `%r` is the alpha they were exported at.
 STEER = '''
+# Steer it: python restore.py ALPHA
+
 
 @jax.jit
 def steer(weights, change, alpha):  # weights + alpha * A @ B, in float32; without the last cast nothing is rounded away
   if isinstance(weights, dict):
-    return {{key: steer(part, change[key], alpha) if key in change else part for key, part in weights.items()}}
+    return {key: steer(part, change[key], alpha) if key in change else part for key, part in weights.items()}
   dense = change['value'] if 'value' in change else jax.numpy.matmul(change['a'], change['b'], precision='highest')
   return (weights.astype('float32') + alpha * dense.reshape(weights.shape)).astype(weights.dtype)
 
 
-alpha = float(sys.argv[1]) if len(sys.argv) > 1 else {alpha!r}
-params = steer(params, restore('direction'), alpha)
+folder = folder.parent / 'direction'
+direction = ocp.load(folder, jax.tree.map(placed, ocp.metadata(folder).metadata))
+params = steer(params, direction, float(sys.argv[1]) if len(sys.argv) > 1 else %r)
 '''
 
 
@@ -65,7 +64,7 @@ def write_steered(folder: pathlib.Path, model: models.Model, merged: PyTree) -> 
   """Writes the merged parameters; what was read back, in the dtype they are in."""
   dtype = str(jax.tree.leaves(merged)[0].dtype)
   checkpoint.save(folder / PARAMS, merged, metadata={'model_config': dataclasses.asdict(model.config)})
-  _write_around(folder, model, RESTORE.format(usage='', steer=''))
+  _write_around(folder, model, RESTORE)
   return checkpoint.restore(folder / PARAMS, models.abstract_params(model.config, dtype))
 
 
@@ -77,7 +76,7 @@ def write_unmerged(folder: pathlib.Path, model: models.Model, delta: PyTree, alp
   described = {'model_config': dataclasses.asdict(model.config)}
   checkpoint.save(folder / PARAMS, params, metadata=described)
   checkpoint.save(folder / DIRECTION, matrices, metadata=described | {'alpha': alpha})
-  _write_around(folder, model, RESTORE.format(usage=' [ALPHA]', steer=STEER.format(alpha=alpha)))
+  _write_around(folder, model, RESTORE.replace('import pathlib\n', 'import pathlib\nimport sys\n') + STEER % alpha)
   restored = checkpoint.restore(folder / PARAMS, models.abstract_params(model.config, dtype))
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), matrices)
   return restored, from_matrices(model.config, checkpoint.restore(folder / DIRECTION, shapes))
