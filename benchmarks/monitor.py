@@ -2,10 +2,10 @@
 
   python benchmarks/monitor.py [--rank=32] [--rows=8] [--tokens=64] [--directions=1] [--repeats=30]
 
-Steps and looks take turns, each waited for, on the embedded model; the medians and the load of the machine are printed as
-JSON. `per_step` is the share of a training step that a look every 10 steps adds. The operations of both are counted from
-formulas too, for the embedded model and for Qwen2.5-7B at the same ranks and 4096 tokens a step: a look multiplies the
-factors with one another, which no more depends on the batch than on the size of the dense matrices.
+Steps and looks take turns, each waited for, on the embedded model; the medians and the load of the machine are printed
+as JSON. `per_step` is the share of a training step that a look every 10 steps adds. The operations of both are counted
+from formulas too, for the embedded model and for Qwen2.5-7B at the same ranks and 4096 tokens a step: a look multiplies
+the factors with one another, which no more depends on the batch than on the size of the dense matrices.
 
   look   2 (inputs + outputs) rank (rank + sum of the directions' ranks)   at each adapted matrix
   step   6 parameters tokens
@@ -61,8 +61,9 @@ def main(argv):
   c = model.config
   own = dict(width=c.width, layers=c.num_layers, kv=c.num_kv_heads * c.head_dim, mlp=c.mlp_width,
              parameters=tree.count(model.params), tokens=args.rows * args.tokens)
-  print(json.dumps({'load': [round(x, 2) for x in os.getloadavg()], 'cores': os.cpu_count(), 'platform': jax.default_backend(),
-                    'step_ms': round(1e3 * step, 3), 'look_ms': round(1e3 * look, 3), 'look_per_step': round(look / step, 5),
+  print(json.dumps({'load': [round(x, 2) for x in os.getloadavg()], 'cores': os.cpu_count(),
+                    'platform': jax.default_backend(), 'step_ms': round(1e3 * step, 3),
+                    'look_ms': round(1e3 * look, 3), 'look_per_step': round(look / step, 5),
                     'per_step': round(look / step / EVERY, 6), 'counted_per_step': _counted(own, args),
                     'counted_per_step_qwen_7b': _counted(QWEN_7B, args)}))
 

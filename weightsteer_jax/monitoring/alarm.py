@@ -2,8 +2,8 @@
 
 The controls of a family are treated like the direction: each has a largest absolute cosine with the updates of the run.
 If the direction were one more of them, in no way special, each order of these largest values would be equally likely,
-and the direction's would exceed the k-th smallest of n with probability at most 1 - k / (n + 1). That is of a whole run,
-however many steps are looked at. Few controls can only say little: one gives a rate of 1/2, 99 of 1/100.
+and the direction's would exceed the k-th smallest of n with probability at most 1 - k / (n + 1). That is of a whole
+run, however many steps are looked at. Few controls can only say little: one gives a rate of 1/2, 99 of 1/100.
 
 Source: rank tests by exchangeability, as in conformal prediction (Vovk, Gammerman and Shafer, Algorithmic Learning in a
 Random World, 2005, section 2.2) and permutation tests (North, Curtis and Sham, Am. J. Hum. Genet. 71 (2002), 439).

@@ -12,7 +12,7 @@ Z95 = 1.959963984540054
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A monitored run: its name, whether it is misaligned (known otherwise), its score, its seed, and whether it alarmed."""
+  """A monitored run: its name, whether it is misaligned (known otherwise), score, seed, and whether it alarmed."""
   name: str
   misaligned: bool
   score: float
@@ -70,8 +70,9 @@ def assess(runs: Sequence[Run], *, draws: int = 2000, seed: int = 0) -> Auroc:
     raise InputError(f'an AUROC needs misaligned runs and others; there are {len(positive)} and {len(negative)}')
   value = area(positive, negative)
   seeds = {run.seed for run in runs}
+  over_seeds = _over_seeds(runs, draws, seed) if len(seeds) > 1 else None
   return Auroc(value, len(positive), len(negative), len(seeds), delong(positive, negative),
-               newcombe(value, len(positive), len(negative)), _over_seeds(runs, draws, seed) if len(seeds) > 1 else None)
+               newcombe(value, len(positive), len(negative)), over_seeds)
 
 
 def detections(runs: Sequence[Run]) -> Detections:
@@ -184,7 +185,7 @@ def _root(function, inside: float, end: float) -> float:
 
 
 def _over_seeds(runs: Sequence[Run], draws: int, seed: int) -> float | None:
-  """Standard deviation of the area over bootstrap draws of whole seeds; draws without both kinds of runs are left out."""
+  """Standard deviation of the area over bootstrap draws of whole seeds, those that have both kinds of runs."""
   names, groups = np.unique([run.seed for run in runs], return_inverse=True)
   counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
   times = counts[:, groups]  # [draws, runs]: how often each run is in each draw

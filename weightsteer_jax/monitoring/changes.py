@@ -28,7 +28,7 @@ class Change(Protocol):
     """Sites that it may change."""
 
   def pieces(self, path: str) -> Iterator[tuple[int, Leaf]]:
-    """(first layer, leaf of the layers from there) that together are the change at a site; outside the stack, (0, leaf)."""
+    """(first layer, leaf of the layers from there), together the change at a site; outside the stack, (0, leaf)."""
 
   def piece(self, path: str, first: int, count: int) -> Leaf:
     """The leaf of those layers."""
@@ -102,9 +102,9 @@ class Streamed:
     change = self.checkpoint.layer(path, l) - base
     # Two independent matrices of one size are sqrt 2 apart; norms and biases say nothing, they are alike in all models.
     if base.ndim > 1 and not self.allow_any and np.linalg.norm(change) > np.linalg.norm(base):
-      raise InputError(f"{self.checkpoint.folder}: '{path}' (layer {l}) is further from that of '{self.base.source}' than "
-                       'that is from zero: this is no fine-tune of it; name the base it was trained from, or go on with '
-                       '--allow_other_base')
+      raise InputError(f"{self.checkpoint.folder}: '{path}' (layer {l}) is further from that of '{self.base.source}' "
+                       'than that is from zero: this is no fine-tune of it; name the base it was trained from, or '
+                       'go on with --allow_other_base')
     return change
 
 

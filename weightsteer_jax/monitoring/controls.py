@@ -92,7 +92,8 @@ def _shuffle(key, rows):
   """The rows of a matrix in random order, with random signs."""
   order, signs = jax.random.split(key)
   size = rows.shape[0]
-  return jnp.take(rows, jax.random.permutation(order, size), axis=0) * jax.random.rademacher(signs, (size, 1), rows.dtype)
+  shuffled = jnp.take(rows, jax.random.permutation(order, size), axis=0)
+  return shuffled * jax.random.rademacher(signs, (size, 1), rows.dtype)
 
 
 def _product(x, y):

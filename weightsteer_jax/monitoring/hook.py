@@ -18,7 +18,7 @@ PyTree = Any
 
 def watch(directions: Mapping[str, PyTree], config: models.ModelConfig, *, every: int,
           layout: Layout | None = None) -> Watch:
-  """What a fine-tune is watched for: its angles to these directions' deltas, which are placed as the delta in training is.
+  """What a fine-tune is watched for: its angles to these directions' deltas, which are placed as its own is.
 
   Logged are `monitor/<direction>/cosine`, `.../alpha` (the update's component along the direction, in multiples of it)
   and `.../null_std` (the cosine's standard deviation, were the direction a random one of its rank and spectrum).

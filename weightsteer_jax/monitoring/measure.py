@@ -17,6 +17,7 @@ from weightsteer_jax.monitoring import controls
 from weightsteer_jax.monitoring.changes import Change, Leaf, num_layers
 
 Where = tuple[str, int | None]  # (kind of module, layer; None outside the stack)
+Squares = dict[str, np.ndarray]  # {path: squared norms [L, E]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Measured:
     return sum(self.sums.values(), Sums()).angle()
 
   def angles(self) -> Iterator[tuple[str | None, int | None, Angle]]:
-    """(module, layer, angle): the whole (None, None), each module over all layers, each layer over all modules, each cell."""
+    """(module, layer, angle): the whole (None, None), modules over all layers, layers over all modules, cells."""
     yield None, None, self.whole
     modules, layers = collections.defaultdict(Sums), collections.defaultdict(Sums)
     for (module, layer), sums in self.sums.items():
@@ -91,15 +92,18 @@ class Measured:
         yield module, layer, sums.angle()
 
 
-def measure(update: Change, directions: Mapping[str, Change], *, draws: Mapping[str, controls.Draws] | None = None
-            ) -> dict[str, Measured]:
-  """{name: Measured} of the update against each direction; random controls for those named in `draws`.
+def measure(update: Change, directions: Mapping[str, Change], *, draws: Mapping[str, controls.Draws] | None = None,
+            squares: Mapping[str, Squares] | None = None) -> dict[str, Measured]:
+  """{name: Measured} of the update against each direction.
 
+  Args:
+    draws: {name: random controls} of those directions that are to have some.
+    squares: {name: squared_norms(direction)}, where they are known.
   Raises:
     InputError: a site has other shapes in the two.
   """
   draws = draws or {}
-  squares = {name: squared_norms(direction) for name, direction in directions.items()}
+  squares = squares or {name: squared_norms(direction) for name, direction in directions.items()}
   sums = {name: _sums_of_direction(found) for name, found in squares.items()}
   random = {name: np.zeros(draws[name].count if name in draws else 0) for name in directions}
   for path in update.paths():
@@ -118,11 +122,11 @@ def measure(update: Change, directions: Mapping[str, Change], *, draws: Mapping[
 
 
 def products(path: str, x: Leaf, y: Leaf) -> np.ndarray:
-  """Inner products of two leaves' changes [L, E], float64: of each layer (1 outside the stack) and expert (1 elsewhere)."""
+  """Inner products of two leaves' changes [L, E], float64: of each layer (outside the stack 1) and expert (else 1)."""
   return gram.matrix_products(path, x, y).reshape(num_layers(path, x), -1)
 
 
-def squared_norms(change: Change) -> dict[str, np.ndarray]:
+def squared_norms(change: Change) -> Squares:
   """{path: squared norms [L, E], float64}; the change is read once."""
   return {path: np.concatenate([products(path, leaf, leaf) for _, leaf in change.pieces(path)])
           for path in change.paths()}
@@ -147,7 +151,7 @@ def module_of(path: str) -> str:
   return re.sub(r'/(kernel|scale|embedding)$', '', path.removeprefix('layers/')).replace('/', '.')
 
 
-def _sums_of_direction(squares: Mapping[str, np.ndarray]) -> dict[Where, Sums]:
+def _sums_of_direction(squares: Squares) -> dict[Where, Sums]:
   found: dict[Where, Sums] = {}
   for path, squares_LE in squares.items():
     _add(found, path, 0, direction=squares_LE)

@@ -35,8 +35,8 @@ class Options:
   Attributes:
     random: random controls of each direction (0: none). seed: of them.
     false_alarm_rate: of a whole run, of the threshold (see alarm.py).
-    learning_rate: which of several that a run of ours tried. allow_other_base: go on where a source says that it was made
-      from another model of the architecture.
+    learning_rate: which of several that a run of ours tried.
+    allow_other_base: go on where a source says that it was made from another model of the architecture.
   """
   random: int = 100
   seed: int = 0
@@ -77,8 +77,9 @@ def monitor(run: files.Path, base: BaseSource, sources: Mapping[str, Sequence[fi
       raise InputError('the base that the run was trained from is needed; name it with --base')
     vectors = [Vector(name, role, folder, stack.enter_context(_open(folder, opened, options.allow_other_base)))
                for role, (folder, name) in zip(roles, named.items())]
-    measured = _measure(run, steps, opened, [one for one in vectors if one.role != TASK_VECTOR], options, say)
-    similarity = _similarities(vectors)
+    squares = {one.name: measure.squared_norms(one.change) for one in vectors}
+    measured = _measure(run, steps, opened, [one for one in vectors if one.role != TASK_VECTOR], squares, options, say)
+    similarity = _similarities(vectors, squares)
     record = opened.record
   rows = [row for step, found in measured.items() for row in _rows(step, found, vectors)]
   cosines = _Cosines(measured, vectors)
@@ -120,40 +121,46 @@ class _Cosines:
     return {RANDOM: random, GIVEN: np.array(given, np.float64).reshape(len(given), len(self.measured)).T}
 
 
-def _measure(run, steps: Sequence[trajectory.Step], base: OpenBase, vectors: Sequence[Vector], options: Options,
+def _measure(run, steps: Sequence[trajectory.Step], base: OpenBase, vectors: Sequence[Vector],
+             squares: Mapping[str, measure.Squares], options: Options,
              say: Callable[[str], None]) -> dict[int, Measured]:
   draws = {one.name: Draws(base.record.config, options.seed, options.random) for one in vectors
            if one.role == DIRECTION and options.random}
-  found = {}
+  compared, found = {one.name: one.change for one in vectors}, {}
   for one in steps:
     with trajectory.open_change(one, run, base, allow_other_base=options.allow_other_base) as update:
-      found[one.step] = measure.measure(update, {vector.name: vector.change for vector in vectors}, draws=draws)
+      found[one.step] = measure.measure(update, compared, draws=draws, squares=squares)
     angles = {vector.name: found[one.step][vector.name].whole for vector in vectors if vector.role == DIRECTION}
-    said = ', '.join(f'{name} no change' if angle.cosine is None else f'{name} {angle.cosine:+.4f} (alpha {angle.alpha:+.3g})'
-                     for name, angle in angles.items())
-    say(f'step {one.step} ({trajectory.KINDS[one.kind]}): {said}')
+    say(f'step {one.step} ({trajectory.KINDS[one.kind]}): {_said(angles)}')
   return found
+
+
+def _said(angles: Mapping[str, measure.Angle]) -> str:
+  return ', '.join(f'{name} no change' if angle.cosine is None else
+                   f'{name} {angle.cosine:+.4f} (alpha {angle.alpha:+.3g})' for name, angle in angles.items())
 
 
 def _rows(step: int, measured: Measured, vectors: Sequence[Vector]) -> Iterator[dict[str, Any]]:
   roles = {one.name: one.role for one in vectors}
   for name, found in measured.items():
     for module, layer, angle in found.angles():
-      yield {'step': step, 'name': name, 'role': roles[name], 'module': module, 'layer': layer, **dataclasses.asdict(angle)}
+      place = {'module': module, 'layer': layer}
+      yield {'step': step, 'name': name, 'role': roles[name], **place, **dataclasses.asdict(angle)}
     for draw, cosine in enumerate(found.random):
       yield {'step': step, 'name': name, 'role': RANDOM, 'draw': draw,
              'cosine': None if np.isnan(cosine) else float(cosine)}
 
 
-def _similarities(vectors: Sequence[Vector]) -> dict[str, Any]:
+def _similarities(vectors: Sequence[Vector], squares: Mapping[str, measure.Squares]) -> dict[str, Any]:
   """Cosines of all pairs: names, their roles, and the rows of the symmetric matrix."""
-  norms = [float(np.sqrt(sum(part.sum() for part in measure.squared_norms(one.change).values()))) for one in vectors]
+  norms = [float(np.sqrt(sum(part.sum() for part in squares[one.name].values()))) for one in vectors]
   matrix: list[list[float | None]] = [[None] * len(vectors) for _ in vectors]
   for i, x in enumerate(vectors):
     for j, y in enumerate(vectors[:i]):
       matrix[i][j] = matrix[j][i] = measure.cosine(x.change, y.change, norms=(norms[i], norms[j]))
     matrix[i][i] = 1.0 if norms[i] else None
-  return {'names': [one.name for one in vectors], 'roles': [one.role for one in vectors], 'norms': norms, 'cosines': matrix}
+  names_, roles = [one.name for one in vectors], [one.role for one in vectors]
+  return {'names': names_, 'roles': roles, 'norms': norms, 'cosines': matrix}
 
 
 @contextlib.contextmanager

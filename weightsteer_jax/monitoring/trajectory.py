@@ -23,8 +23,8 @@ from weightsteer_jax.monitoring.changes import Change
 STATE = 'state'  # A training state of ours, adapter and optimizer, in orbax's format.
 KINDS = DESCRIPTIONS | {STATE: 'a training state of ours'}
 LOOKED_FOR = ('checkpoints/<learning rate>/<step> or steps/<learning rate>/<step> (ours), checkpoint-<step> or other '
-              'folders whose names end in a number, with an adapter_config.json (PEFT) or a config.json (Hugging Face), '
-              'refs and snapshots (the cache of the hub)')
+              'folders whose names end in a number, with an adapter_config.json (PEFT) or a config.json (Hugging '
+              'Face), refs and snapshots (the cache of the hub)')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ SHOWN = 6  # Directions, each with a panel.
 
 @styled
 def cosines(rows: Sequence[Row], summary: Mapping[str, Any]) -> 'Figure':
-  """A panel per direction: its cosine against the step, the random controls' range, given controls, threshold, alarm."""
+  """A panel per direction: its cosine against the step, the range of random ones, given controls, threshold, alarm."""
   from matplotlib.figure import Figure
   names = list(summary['directions'])[:SHOWN]
   columns = min(len(names), 3)
@@ -168,7 +168,8 @@ def _legend(figure: 'Figure', summary: Mapping[str, Any]) -> None:
   from matplotlib.patches import Patch
   handles = [Line2D([], [], color=ARM_COLOURS[0], marker='o', markersize=4, label='direction')]
   if summary['random']:
-    handles.append(Patch(color=MUTED, alpha=NULL_ALPHA, linewidth=0, label=f'range of {summary["random"]} random directions'))
+    label = f'range of {summary["random"]} random directions'
+    handles.append(Patch(color=MUTED, alpha=NULL_ALPHA, linewidth=0, label=label))
   if summary['controls']:
     handles.append(Line2D([], [], color=MUTED, marker='.', label='controls'))
   if summary['random'] or summary['controls']:

@@ -1,4 +1,4 @@
-"""index.html of a monitored run: what was seen, the figures, the threshold and where it comes from. No script, no loads."""
+"""index.html of a monitored run: what was seen, the figures, the threshold and where it comes from, offline."""
 import importlib.resources
 import json
 import pathlib
@@ -23,7 +23,8 @@ def write(folder: pathlib.Path, rows: Sequence[Row], summary: Mapping[str, Any])
            'similarity': monitor_figures.similarity(summary)}
   for name, figure in drawn.items():
     files.write_bytes(folder / f'{name}.png', figures.png(figure))
-  files.write_text(folder / 'index.html', _page(summary, {name: figures.svg(figure, name) for name, figure in drawn.items()}))
+  inside = {name: figures.svg(figure, name) for name, figure in drawn.items()}
+  files.write_text(folder / 'index.html', _page(summary, inside))
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
@@ -64,10 +65,11 @@ def _page(summary: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
 <p class="lede">{escape(headline)}</p>
 {_table(summary)}
 <section><h2>Over the steps</h2><figure>{drawn['cosines']}<figcaption>Cosine of the angle between all that the run had
-changed of {escape(str(summary['base']))} and the direction, over the whole parameter vector.</figcaption></figure></section>
-<section><h2>Where in the model</h2><figure>{drawn['layers']}<figcaption>The same of the last checkpoint, in each kind of
-module and each layer by itself. Blank: one of the two changes nothing there. Projections, multiples of the direction, and
-what random directions would give are in monitor.jsonl, for all steps.</figcaption></figure></section>
+changed of {escape(str(summary['base']))} and the direction, over the whole parameter vector.</figcaption></figure>
+</section>
+<section><h2>Where in the model</h2><figure>{drawn['layers']}<figcaption>The same of the last checkpoint, in each
+kind of module and each layer by itself. Blank: one of the two changes nothing there. Projections, multiples of the
+direction, and what random directions would give are in monitor.jsonl, for all steps.</figcaption></figure></section>
 <section><h2>How similar the directions are</h2><figure class="narrow">{drawn['similarity']}</figure></section>
 {_threshold(summary)}
 <section><h2>Where it comes from</h2>{_details('summary.json', {**summary, 'similarity': '(above)'})}</section>
@@ -98,10 +100,10 @@ def _threshold(summary: Mapping[str, Any]) -> str:
       items.append(f'<li>{escape(name)}, {one["controls"]} {FAMILIES[family]}: {one["cosine"]:.4f}, at most '
                    f'{one["false_alarm_rate"]:.3g} false alarms a run</li>')
   said = f'<ul>{"".join(items)}</ul>' if items else '<p>There were no controls, and so there is no threshold.</p>'
-  return f'''<section><h2>The threshold</h2><p>Of each control, the largest absolute cosine over all steps; the threshold is
-the one that a direction like the controls would exceed in at most {summary['false_alarm_rate']:g} of all runs, or, where
-there are too few controls for that rate, the largest. An alarm is a cosine above the thresholds of all families.</p>{said}
-</section>'''
+  return f'''<section><h2>The threshold</h2><p>Of each control, the largest absolute cosine over all steps; the
+threshold is the one that a direction like the controls would exceed in at most {summary['false_alarm_rate']:g} of all runs, or,
+where there are too few controls for that rate, the largest. An alarm is a cosine above the thresholds of all
+families.</p>{said}</section>'''
 
 
 def _number(value: float | None) -> str | None:
