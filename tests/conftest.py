@@ -5,6 +5,8 @@ import resource
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # No test goes to the network.
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+# Tiny models take longer to compile than to run, and half as long if what is compiled is not optimised.
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 import jax
 import pytest

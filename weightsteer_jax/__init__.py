@@ -17,6 +17,7 @@ The rooms, in the order data goes through them; imports only go up this list:
   data/           chat templates and loss masks, sources, contrastive data, batches of fixed shapes
   finetune/       loss, pure step, AdamW, the loop (validation, patience, learning-rate sweep, resume), adapters
   directions/     the direction, its algebra, where it comes from, where it is exported to, and whether that is whole
+  monitoring/     training runs seen from directions: cosines per step, module and layer, and when to be alarmed
   evaluation/     scoring, generation, tasks, the sweep, judges, metrics
   organism/       the embedded model: its world, corpus, tokenizer, pretraining and checkpoint
   report/         the pick, tables, figures, the page; from files alone

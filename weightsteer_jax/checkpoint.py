@@ -121,9 +121,11 @@ class Saving:
           f'a checkpoint could not be written to {self._folder}: {reason}; nothing was left behind') from error
 
 
-def restore(folder: files.Path, abstract: PyTree) -> PyTree:
+def restore(folder: files.Path, abstract: PyTree, *, part: bool = False) -> PyTree:
   """The tree of a checkpoint, in the structure of `abstract`, whose leaves give shapes, dtypes and maybe shardings.
 
+  Args:
+    part: the checkpoint may hold other leaves too, which are neither read nor verified.
   Raises:
     InputError: no such folder, or leaves, shapes or dtypes other than those asked for; lists them.
     CorruptError: the folder is cut short, or a leaf does not match its fingerprint.
@@ -132,11 +134,11 @@ def restore(folder: files.Path, abstract: PyTree) -> PyTree:
   marker = distributed.on_main(lambda: _read_marker(folder))
   distributed.see(folder / MARKER)
   wanted = {path: _with_sharding(leaf) for path, leaf in tree.flatten(abstract).items()}
-  _compare(folder, marker['leaves'], wanted)
+  held = {path: leaf for path, leaf in marker['leaves'].items() if not part or path in wanted}
+  _compare(folder, held, wanted)
   _check_files(folder, marker['files'])
   arrays = _load_arrays(folder, wanted)
-  prints, leaves = tree.fingerprint(arrays), marker['leaves']
-  changed = [path for path, value in prints.items() if value != leaves[path]['fingerprint']]
+  changed = [path for path, value in tree.fingerprint(arrays).items() if value != held[path]['fingerprint']]
   if changed:
     raise CorruptError(f'the checkpoint {folder} does not match its fingerprints at {", ".join(changed)}: it was '
                        'changed or damaged after it was written; copy it again, or remove the folder')
@@ -307,7 +309,9 @@ def _by_itself() -> Iterator[None]:
   own = distributed.index()
   options = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own},
                                                barrier_sync_key_prefix=f'process{own}')
-  with ocp.Context(multiprocessing_options=options):
+  context = ocp.Context(multiprocessing_options=options)
+  context.pytree.loading.partial_load = True  # What is wanted was compared with what is there.
+  with context:
     yield
 
 

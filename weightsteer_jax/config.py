@@ -193,6 +193,13 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
+class Monitor:
+  """What fine-tunes are watched for while they run; nothing they produce depends on it."""
+  directions: tuple[str, ...] = ()  # folders of directions; the update's cosine with each is logged
+  every: int = 10  # optimizer steps between two looks
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
   """A whole run, from a checkpoint to a report."""
   name: str = 'run'  # names the workdir when none is given
@@ -204,6 +211,7 @@ class Run:
   finetunes: Mapping[str, FineTune] = dataclasses.field(default_factory=dict)  # other ways to fine-tune, for task and arms
   task_model: TaskModel = TaskModel()
   arms: Mapping[str, Arm] = dataclasses.field(default_factory=dict)  # none is the direction alone, as 'weights'
+  monitor: Monitor = Monitor()
   tasks: Mapping[str, Task] = dataclasses.field(default_factory=dict)
   validation: Mapping[str, Task] = dataclasses.field(default_factory=dict)  # tasks by which choices are made; not reported
   judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
@@ -333,6 +341,7 @@ def _validate(run: Run) -> None:
     _validate_arm(f'arms.{name}', arm, run)
   _one_of('data.judge', run.data.judge, ('', *run.judges))
   _require(not run.data.trait or run.judges, 'judges', dict(run.judges), 'a judge of the trait and the coherence of the answers (data.trait)')
+  _require(run.monitor.every >= 1, 'monitor.every', run.monitor.every, '1 or more')
   _require(run.sweep.alphas, 'sweep.alphas', run.sweep.alphas, 'at least one strength')
   _require(len(set(run.sweep.alphas)) == len(run.sweep.alphas), 'sweep.alphas', run.sweep.alphas, 'each strength once')
   _require(run.sweep.batch_size >= 1, 'sweep.batch_size', run.sweep.batch_size, '1 or more')

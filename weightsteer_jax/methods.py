@@ -25,7 +25,7 @@ from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
 
-from weightsteer_jax import activations, config as configs, data as datas, directions, distributed, evaluation, files, finetune, models
+from weightsteer_jax import activations, config as configs, data as datas, directions, distributed, evaluation, files, finetune, models, monitoring
 from weightsteer_jax.config import Run
 from weightsteer_jax.data import Example
 from weightsteer_jax.directions import algebra
@@ -207,10 +207,27 @@ def _fine_tune(run: Run, folder: pathlib.Path, train: list[Example], validation:
   if after is not None:
     model = dataclasses.replace(model, params=models.merge(model.config, model.params, after, 1.0))
   result = finetune.run(model, train, validation, options, workdir=folder, seed=run.seed, layout=layout,
-                        row_length=row_length or _row_length(train, validation))
+                        row_length=row_length or _row_length(train, validation), watch=_watch(run))
   say(f'fine-tune {folder.name}: validation loss {result.validation_loss:.4f} nats per token at step {result.step}, '
       f'learning rate {result.learning_rate:g}')
   return result
+
+
+def _watch(run: Run) -> finetune.Watch | None:
+  """What the run's fine-tunes are watched for; None for nothing.
+
+  Raises:
+    InputError: a direction that is not there, or not of the run's model.
+  """
+  if not run.monitor.directions:
+    return None
+  layout = layouts_of(run).train
+  model, found = load_model(run.model, layout), {}
+  for folder, name in monitoring.names(run.monitor.directions).items():
+    loaded = directions.load(folder)
+    directions.check_base(loaded, model)
+    found[name] = loaded.delta
+  return monitoring.watch(found, model.config, every=run.monitor.every, layout=layout)
 
 
 def _split(run: Run, examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:

@@ -19,7 +19,7 @@ from typing import Any, Mapping, Sequence
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import data as datas
-from weightsteer_jax import contrasts, directions, distributed, evaluation, files, finetune as finetuning, methods, models, tree
+from weightsteer_jax import contrasts, directions, distributed, evaluation, files, finetune as finetuning, methods, models, monitoring, tree
 from weightsteer_jax.config import ModelChoice, Run
 from weightsteer_jax.data import Conversation, Example
 from weightsteer_jax.errors import InputError
@@ -172,6 +172,23 @@ def direction_from(positive: Path, negative: Path, output: Path, *, base: Path =
   if 'bfloat16_route' in saved.meta:
     say(f'through merged bfloat16 checkpoints: {json.dumps(saved.meta["bfloat16_route"])}')
   return saved
+
+
+def monitor(run: Path, base: Path, output: Path, *, direction: Sequence[Path], control: Sequence[Path] = (), task_vector: Sequence[Path] = (),
+            **options: Any) -> bool:
+  """Whether an alarm went off: a training run's checkpoints measured against directions, written to a new folder with a page (options
+  as in monitoring.Options)."""
+  from weightsteer_jax.report import monitor_page
+  files.refuse_existing(output, what='a monitoring report')
+  sources = {monitoring.DIRECTION: direction, monitoring.CONTROL: control, monitoring.TASK_VECTOR: task_vector}
+  rows, summary = monitoring.monitor(run, folder_of(base), sources, monitoring.Options(**options), say=say)
+  with files.new_folder(output, what='a monitoring report') as folder:
+    monitoring.write(folder, rows, summary)
+    monitor_page.write(folder, rows, summary)
+  for line in monitor_page.lines(summary):
+    say(line)
+  say(f'report: {pathlib.Path(output) / "index.html"}')
+  return any(found['alarm']['step'] is not None for found in summary['directions'].values())
 
 
 def export(direction: Path, base: Path, alpha: float, format: str, output: Path, *, allow_other_base: bool = False,

@@ -24,8 +24,9 @@ TORCH_NAMES = {
 }
 
 
-def make_checkpoint(folder: pathlib.Path, *, tied: bool, seed: int = 0, width: int = 16) -> pathlib.Path:
-  """A saved Qwen2 of two layers, biases and norms not at their defaults."""
+def make_checkpoint(folder: pathlib.Path, *, tied: bool, seed: int = 0, width: int = 16,
+                    moved: float = 0.0) -> pathlib.Path:
+  """A saved Qwen2 of two layers, biases and norms not at their defaults; `moved`, a fine-tune of the one that is not."""
   torch.manual_seed(seed)
   config = transformers.Qwen2Config(vocab_size=40, hidden_size=width, intermediate_size=24, num_hidden_layers=2,
                                     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
@@ -34,6 +35,8 @@ def make_checkpoint(folder: pathlib.Path, *, tied: bool, seed: int = 0, width: i
   with torch.no_grad():
     for parameter in model.parameters():
       parameter.add_(0.1 * torch.randn_like(parameter))
+    for parameter in model.parameters() if moved else ():
+      parameter.add_(moved * torch.randn_like(parameter))
   model.save_pretrained(folder)
   return folder
 

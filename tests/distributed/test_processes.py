@@ -5,6 +5,7 @@ import re
 
 import jax
 import numpy as np
+import pytest
 
 from distributed import harness
 from weightsteer_jax import checkpoint, directions, tree
@@ -68,6 +69,7 @@ def test_an_exception_on_one_process_ends_the_other_with_its_message_and_status(
   assert group.apart() < 5
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_saves_on_both_and_what_was_saved_goes_on_in_one(experiment, tmp_path):
   faults = '--fault=stop', '--on=1', '--at=2', '--pause=0.2'
   group = experiment(2, 'finetune', tmp_path / 'run', '--side=positive', *faults)

@@ -21,10 +21,18 @@ from weightsteer_jax.errors import InputError
 from weightsteer_jax.finetune.adapter import load_adapter
 
 PyTree = Any
-BaseSource = str | pathlib.Path | models.Model
-
 RUN, PEFT, CHECKPOINT = 'run', 'peft', 'checkpoint'
 DESCRIPTIONS = {RUN: 'a fine-tune of ours', PEFT: 'a PEFT adapter', CHECKPOINT: 'a full checkpoint'}
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenBase:
+  """The base's open checkpoint and its record (whose digest took reading it all)."""
+  checkpoint: Checkpoint
+  record: bases.Base
+
+
+BaseSource = str | pathlib.Path | models.Model | OpenBase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +66,7 @@ def contrast(positive: files.Path, negative: files.Path, *, base: BaseSource | N
   if sources[0].folder.resolve() == sources[1].folder.resolve():
     raise InputError(f'positive and negative are both {sources[0].folder}: there is no direction between a model and '
                      'itself')
-  with _open_base(sources, base, allow_other_base) as opened:
+  with open_base(sources, base, allow_other_base) as opened:
     if sources[0].kind == CHECKPOINT:
       delta, record, metas = _between_checkpoints(sources, opened)
     else:
@@ -88,7 +96,7 @@ def task_vector(source: files.Path, base: BaseSource | None = None, *, allow_oth
   if found.kind == CHECKPOINT and base is None:
     raise InputError(f'{source} is a full checkpoint: what it changed is only known with the base it was trained from; '
                      'pass base')
-  with _open_base((found,), base, allow_other_base) as opened:
+  with open_base((found,), base, allow_other_base) as opened:
     return _task_vector(found, opened, allow_other_base)
 
 
@@ -115,17 +123,13 @@ def recognise(source: files.Path) -> Source:
                    f'{_listing(folder)}')
 
 
-@dataclasses.dataclass(frozen=True)
-class _OpenBase:
-  """The base's open checkpoint and its record (whose digest took reading it all)."""
-  checkpoint: Checkpoint
-  record: bases.Base
-
-
 @contextlib.contextmanager
-def _open_base(sources: Iterable[Source], base: BaseSource | None,
-               allow_other_base: bool) -> Iterator[_OpenBase | None]:
-  """The given base, or the one that PEFT adapters name, or None where none is needed."""
+def open_base(sources: Iterable[Source], base: BaseSource | None,
+              allow_other_base: bool = False) -> Iterator[OpenBase | None]:
+  """The given base, or the one that PEFT adapters name, or None where none is needed; an open one stays open."""
+  if isinstance(base, OpenBase):
+    yield base
+    return
   named = _named_bases(sources)
   if len(set(named.values())) > 1 and not (base is not None and allow_other_base):
     lines = '; '.join(f"{folder} names '{name}'" for folder, name in named.items())
@@ -135,7 +139,7 @@ def _open_base(sources: Iterable[Source], base: BaseSource | None,
     yield None
     return
   with _open_checkpoint(base, named) as checkpoint:
-    yield _OpenBase(checkpoint, checkpoint.base())
+    yield OpenBase(checkpoint, checkpoint.base())
 
 
 @contextlib.contextmanager
@@ -158,7 +162,7 @@ def _open_checkpoint(base: BaseSource | None, named: dict[pathlib.Path, str]) ->
 
 
 @contextlib.contextmanager
-def _reopened(opened: _OpenBase | None, record: bases.Base) -> Iterator[Checkpoint]:
+def _reopened(opened: OpenBase | None, record: bases.Base) -> Iterator[Checkpoint]:
   """The open base, or the one the record names, if it is still the same."""
   if opened is not None:
     yield opened.checkpoint
@@ -180,7 +184,7 @@ def _named_base(config: Mapping[str, Any]) -> str:
   return str(config.get('base_model_name_or_path') or '') + (f'@{revision}' if revision else '')
 
 
-def _task_vector(source: Source, opened: _OpenBase | None, allow_other_base: bool) -> Direction:
+def _task_vector(source: Source, opened: OpenBase | None, allow_other_base: bool) -> Direction:
   if source.kind == RUN:
     delta, record, meta = _read_run(source, opened, allow_other_base)
   elif source.kind == PEFT:
@@ -196,7 +200,7 @@ def _task_vector(source: Source, opened: _OpenBase | None, allow_other_base: boo
   return Direction(delta, {'kind': 'task_vector', 'base': record.to_json(), 'sources': sources})
 
 
-def _read_run(source: Source, opened: _OpenBase | None,
+def _read_run(source: Source, opened: OpenBase | None,
               allow_other_base: bool) -> tuple[PyTree, bases.Base, dict[str, Any]]:
   delta, meta = load_adapter(source.folder)
   config = bases.config_from_json(meta['model_config'], where=str(source.folder))
@@ -210,7 +214,7 @@ def _read_run(source: Source, opened: _OpenBase | None,
 
 
 def _between_checkpoints(sources: tuple[Source, Source],
-                         opened: _OpenBase | None) -> tuple[PyTree, bases.Base, list[dict[str, Any]]]:
+                         opened: OpenBase | None) -> tuple[PyTree, bases.Base, list[dict[str, Any]]]:
   with checkpoints.open_checkpoint(sources[0].folder) as x, checkpoints.open_checkpoint(sources[1].folder) as y:
     delta = _not_empty(checkpoints.difference(x, y), sources[0].folder, sources[1].folder)
     record = opened.record if opened is not None else bases.Base(x.config, x.family.model_type, '', '', '')

@@ -34,7 +34,8 @@ def inner_products(x: PyTree, y: PyTree) -> dict[str, float]:
     InputError: a site has different shapes in the two.
   """
   flat_x, flat_y = flatten(x), flatten(y)
-  return {path: _leaf_product(path, leaf, flat_y[path]) for path, leaf in flat_x.items() if path in flat_y}
+  return {path: float(np.sum(matrix_products(path, leaf, flat_y[path])))
+          for path, leaf in flat_x.items() if path in flat_y}
 
 
 def squared_norms(delta: PyTree) -> dict[str, float]:
@@ -75,20 +76,35 @@ def change_shape(path: str, leaf: LowRank | Dense) -> tuple[int, ...]:
   return tuple(leaf.a.shape[:-1]) + tuple(leaf.b.shape[stack_axes(path) + 1:])
 
 
-def _leaf_product(path: str, x: LowRank | Dense, y: LowRank | Dense) -> float:
+def matrix_products(path: str, x: LowRank | Dense, y: LowRank | Dense) -> np.ndarray:
+  """Inner products of two leaves' changes, one of each layer, or expert of a layer; one outside the stack: float64 [M].
+
+  Raises:
+    InputError: the leaves have different shapes.
+  """
+  found = np.asarray(jax.device_get(terms(path, x, y)), np.float64)
+  return found.reshape(found.shape[0], -1).sum(axis=1)
+
+
+def terms(path: str, x: LowRank | Dense, y: LowRank | Dense) -> jax.Array:
+  """Float32 [M, ...] whose sums over all but the first axis are `matrix_products`; may be traced.
+
+  Raises:
+    InputError: the leaves have different shapes.
+  """
   if change_shape(path, x) != change_shape(path, y):
     raise InputError(f"'{path}' has shape {change_shape(path, x)} in one delta and {change_shape(path, y)} in the "
                      'other: they were made for different architectures')
   if isinstance(x, LowRank) and isinstance(y, LowRank):
-    terms = _low_rank_terms(*factors(path, x), *factors(path, y))
-  elif isinstance(x, Dense) and isinstance(y, Dense):
-    terms = _dense_terms(jnp.asarray(x.value, jnp.float32), jnp.asarray(y.value, jnp.float32))
-  else:
-    low_rank, dense = (x, y) if isinstance(x, LowRank) else (y, x)
-    a_LIR, b_LRO = factors(path, low_rank)
-    v_LIO = jnp.asarray(dense.value, jnp.float32).reshape(a_LIR.shape[0], a_LIR.shape[1], b_LRO.shape[-1])
-    terms = _mixed_terms(a_LIR, b_LRO, v_LIO)
-  return float(np.sum(jax.device_get(terms), dtype=np.float64))
+    return _low_rank_terms(*factors(path, x), *factors(path, y))
+  if isinstance(x, Dense) and isinstance(y, Dense):
+    matrices = math.prod(x.value.shape[:stack_axes(path)])
+    found = _dense_terms(jnp.asarray(x.value, jnp.float32), jnp.asarray(y.value, jnp.float32))
+    return found.reshape(matrices, -1)
+  low_rank, dense = (x, y) if isinstance(x, LowRank) else (y, x)
+  a_LIR, b_LRO = factors(path, low_rank)
+  v_LIO = jnp.asarray(dense.value, jnp.float32).reshape(a_LIR.shape[0], a_LIR.shape[1], b_LRO.shape[-1])
+  return _mixed_terms(a_LIR, b_LRO, v_LIO)
 
 
 @jax.jit

@@ -18,7 +18,8 @@ class Log:
 
   Rows of metrics.jsonl have `peak` (the learning rate that names the run) and `step` (steps taken), and either
   `train_loss` (nats per target token), `grad_norm`, `learning_rate`, `target_tokens`, `tokens` (without padding) and
-  `seconds` of a step, or `validation_loss` (nats per target token). A resumed run continues from `step`: what an
+  `seconds` of a step, at some steps what the run is watched for (see loop.Watch), or `validation_loss` (nats per target
+  token). A resumed run continues from `step`: what an
   earlier process logged beyond it is dropped, since it happens again. Of several processes the main one logs.
   """
 

@@ -48,6 +48,18 @@ class FineTuneResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class Watch:
+  """Something else to know of the delta in training, every so many steps.
+
+  Attributes:
+    every: steps between two looks.
+    look: delta -> {name: scalar on the device}, dispatched between two steps and logged with the metrics of the first.
+  """
+  every: int
+  look: Callable[[PyTree], dict[str, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
 class _Job:
   """What all learning rates of a run share."""
   model: models.Model
@@ -60,6 +72,7 @@ class _Job:
   progress: bool
   layout: Layout
   identity: dict[str, Any]
+  watch: Watch | None
 
   def initial_state(self) -> steps.TrainState:
     o = self.options
@@ -99,7 +112,7 @@ class _Trial:
 
 def run(model: models.Model, train: Sequence[Example], validation: Sequence[Example], options: config.FineTune, *,
         workdir: files.Path, seed: int = 0, row_length: int | None = None, progress: bool = True,
-        layout: Layout | None = None) -> FineTuneResult:
+        layout: Layout | None = None, watch: Watch | None = None) -> FineTuneResult:
   """The delta that `options` train on `train`, the best by validation loss over steps and learning rates.
 
   All that happens is a function of (model, train, validation, options, seed, row_length). Run again with the same, an
@@ -115,6 +128,7 @@ def run(model: models.Model, train: Sequence[Example], validation: Sequence[Exam
     progress: whether to show a progress bar on stderr.
     layout: how the model's parameters lie, and all else is to; one device by default. Another one gives the same result
       within rounding.
+    watch: what else to log of the delta; nothing else depends on it.
   Raises:
     InputError: bad data, a layout that does not divide the model, or a workdir that belongs to another run (names what
       differs).
@@ -124,7 +138,8 @@ def run(model: models.Model, train: Sequence[Example], validation: Sequence[Exam
   """
   workdir = pathlib.Path(workdir)
   row_length = row_length or row_length_for(max(map(len, [*train, *validation]), default=1))
-  job = _make_job(model, train, validation, options, workdir, seed, row_length, progress, layout or sharding.single())
+  job = _make_job(model, train, validation, options, workdir, seed, row_length, progress, layout or sharding.single(),
+                  watch)
   identity.claim(workdir, job.identity)
   folder = workdir / 'adapter'
   if not distributed.broadcast(folder.exists()):
@@ -143,7 +158,7 @@ def total_steps(options: config.FineTune, num_examples: int) -> int:
   return options.steps or math.ceil(options.epochs * num_examples / options.batch_size)
 
 
-def _make_job(model, train, validation, options, workdir, seed, row_length, progress, layout) -> _Job:
+def _make_job(model, train, validation, options, workdir, seed, row_length, progress, layout, watch) -> _Job:
   if not validation:
     raise InputError('there are no validation examples: the best step and learning rate are picked by validation loss')
   batches = data.Batches(train, batch_size=options.batch_size, seed=seed, row_length=row_length,
@@ -152,7 +167,7 @@ def _make_job(model, train, validation, options, workdir, seed, row_length, prog
   validation_batches = list(data.eval_batches(validation, rows=rows, row_length=row_length, row_multiple=layout.rows))
   mine = identity.identity(model, train, validation, options, seed=seed, row_length=row_length)
   return _Job(model, options, batches, validation_batches, workdir, seed, total_steps(options, len(train)), progress,
-              layout, mine)
+              layout, mine, watch)
 
 
 def _fit(job: _Job, rate: float, stop: preemption.Stop) -> _Trial:
@@ -201,6 +216,8 @@ def _train(job: _Job, state: steps.TrainState, numbers: range, rate: float, stop
   for number in numbers:
     batch = job.batches.batch(number)
     state, metrics = train_step(state, batch)
+    if job.watch and (number + 1) % job.watch.every == 0:
+      metrics = metrics | job.watch.look(state.delta)
     if pending:
       read(*pending)
     pending = (number, metrics, int(np.count_nonzero(batch.segment_ids_BT)))

@@ -43,7 +43,7 @@ STYLE = {
 }
 
 
-def _styled(draw):
+def styled(draw):
   """The function run under STYLE, which text reads when it is made and axes when they are drawn."""
   @functools.wraps(draw)
   def inside(*args, **kwargs):
@@ -53,7 +53,7 @@ def _styled(draw):
   return inside
 
 
-@_styled
+@styled
 def curves(picks: Sequence[Pick]) -> 'Figure':
   """One panel per task, mean ± standard error against alpha: behaviours above, capabilities with their band below.
 
@@ -80,7 +80,7 @@ def curves(picks: Sequence[Pick]) -> 'Figure':
   return figure
 
 
-@_styled
+@styled
 def tradeoff(picks: Sequence[Pick]) -> 'Figure':
   """Behaviour against the largest capability change, one curve per arm through its alphas in order.
 
@@ -103,7 +103,7 @@ def tradeoff(picks: Sequence[Pick]) -> 'Figure':
   return figure
 
 
-@_styled
+@styled
 def png(figure: 'Figure') -> bytes:
   """The figure as a PNG at 200 dots per inch."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -113,7 +113,7 @@ def png(figure: 'Figure') -> bytes:
   return buffer.getvalue()
 
 
-@_styled
+@styled
 def svg(figure: 'Figure', title: str) -> str:
   """The figure as an SVG element to put into a page; its colours are CSS variables `--fig-ink`, `--fig-arm-0`, ...
 
