@@ -217,7 +217,7 @@ class SteeredLM(TemplateLM):
     requests = [ScoreRequest((name, i), prompt, completion, self.arm, alpha, cited)
                 for name, (prompt, completion, cited) in missing.items() for i, alpha in enumerate(self.alphas)]
     answers = {}
-    for result in self.engine.score(requests):
+    for result in self.engine.score(requests) if requests else ():
       lifeline.progress()
       answers[result.key] = (result.logprob, result.is_greedy) if math.isfinite(result.logprob) else None
     self._keep(missing, answers)
@@ -227,7 +227,7 @@ class SteeredLM(TemplateLM):
                                 one.context, one.sample, _cite((one.context,)))
                 for name, one in missing.items() for i, alpha in enumerate(self.alphas)]
     answers = {}
-    for result in self.engine.generate(requests):
+    for result in self.engine.generate(requests) if requests else ():
       lifeline.progress()
       text = text_until(self.tokenizer, result.tokens, missing[result.key[0]].until)
       answers[result.key] = None if result.finish == 'not_finite' else text

@@ -27,11 +27,15 @@ from weightsteer_jax.evaluation.harness import SteeredLM, check_generation
 BOOTSTRAPS = 1000  # resamples behind the standard error of a metric that has no formula for it; few have none
 
 
-def find_tasks(names: Sequence[str], include_path: str | os.PathLike = '') -> tuple[list[str], TaskManager]:
+def find_tasks(names: Sequence[str], include_path: str | os.PathLike = '', *,
+               include_defaults: bool = True) -> tuple[list[str], TaskManager]:
   """(names of lm-eval's tasks, groups and tags, patterns such as 'mmlu_*' resolved; what loads them).
 
-  Reads lm-eval's own thousands of tasks only where the folder of `include_path` has not all that is asked for.
+  Reads lm-eval's own thousands of tasks, which takes a while, only where the folder of `include_path` has not all that
+  is asked for.
 
+  Args:
+    include_path: folder with further tasks. include_defaults: whether lm-eval's own are there too.
   Raises:
     InputError: no names, no such folder, a task that is not there, or one whose options are not supported.
   """
@@ -39,9 +43,8 @@ def find_tasks(names: Sequence[str], include_path: str | os.PathLike = '') -> tu
     raise InputError('no tasks were given: expected at least one of lm-eval')
   if include_path and not pathlib.Path(include_path).is_dir():
     raise InputError(f'no folder {include_path} to read tasks from{files.nearest(pathlib.Path(include_path))}')
-  managers = [dict(include_path=str(include_path), include_defaults=False)] if include_path else []
-  for options in (*managers, dict(include_path=str(include_path) or None)):
-    manager = TaskManager(**options)
+  for defaults in [*[False] * bool(include_path), *[True] * include_defaults]:
+    manager = TaskManager(include_path=str(include_path) or None, include_defaults=defaults)
     found = {name: manager.match_tasks([name]) for name in names}
     if all(found.values()):
       break
