@@ -30,7 +30,7 @@ FIELDS = {
     'choice': {'output_type': 'multiple_choice', 'doc_to_text': '{{question}}', 'doc_to_target': 'gold', 'doc_to_choice': 'choices',
                'metric_list': [{'metric': 'acc'}, {'metric': 'acc_norm'}]},
     'answer': {'output_type': 'generate_until', 'doc_to_text': 'user {{question}}', 'doc_to_target': "{{choices[0]}}",
-               'generation_kwargs': {'until': ['\n\n', 't'], 'max_gen_toks': 12, 'do_sample': False},
+               'generation_kwargs': {'until': ['\n\n', 't'], 'max_gen_toks': 40, 'do_sample': False},
                'metric_list': [{'metric': 'exact_match', 'aggregation': 'mean', 'higher_is_better': True}]},
     'text': {'output_type': 'loglikelihood_rolling', 'doc_to_text': '', 'doc_to_target': '{{question}}{{choices[0]}}',
              'metric_list': [{'metric': 'word_perplexity'}, {'metric': 'bits_per_byte'}]},
@@ -151,10 +151,10 @@ def test_an_answer_ends_before_its_stop_text_even_within_tokens(tokenizer):
   across = pieces[0][-1] + pieces[1][:1]
   assert len(pieces) > 2 and across not in pieces[0] + '|' + pieces[1]
   cut = 'You are right.'.split(across)[0]
-  assert harness.text_until(tokenizer, tokens, [across]) == cut
+  assert harness.text_until(tokenizer, [across], tokens) == cut
   end = tokenizer.encode('<|im_end|>')
-  assert harness.text_until(tokenizer, tokens[:2] + end + tokens[2:], ['<|im_end|>']) == ''.join(pieces[:2])
-  assert harness.text_until(tokenizer, tokens, ['two']) == 'You are right.' and harness.text_until(tokenizer, [], ['two']) == ''
+  assert harness.text_until(tokenizer, ['<|im_end|>'], tokens[:2] + end + tokens[2:]) == ''.join(pieces[:2])
+  assert harness.text_until(tokenizer, ['two'], tokens) == 'You are right.' and harness.text_until(tokenizer, ['two'], []) == ''
 
 
 def test_repeats_are_other_samples_that_another_grid_draws_again(lm_of, tokenizer, evaluate):

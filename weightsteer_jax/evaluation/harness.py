@@ -10,6 +10,7 @@ import bisect
 import collections
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -223,13 +224,16 @@ class SteeredLM(TemplateLM):
     self._keep(missing, answers)
 
   def _generate(self, missing: Mapping[bytes, Continuation]) -> None:
-    requests = [GenerateRequest((name, i), one.prompt, one.max_new_tokens, self.arm, alpha, one.sampling, self.seed,
-                                one.context, one.sample, _cite((one.context,)))
-                for name, one in missing.items() for i, alpha in enumerate(self.alphas)]
+    requests = []
+    for name, one in missing.items():
+      over = functools.partial(has_ended, self.tokenizer, one.until)
+      requests += [GenerateRequest((name, i), one.prompt, one.max_new_tokens, self.arm, alpha, one.sampling, self.seed,
+                                   one.context, one.sample, _cite((one.context,)), over)
+                   for i, alpha in enumerate(self.alphas)]
     answers = {}
     for result in self.engine.generate(requests) if requests else ():
       lifeline.progress()
-      text = text_until(self.tokenizer, result.tokens, missing[result.key[0]].until)
+      text = text_until(self.tokenizer, missing[result.key[0]].until, result.tokens)
       answers[result.key] = None if result.finish == 'not_finite' else text
     self._keep(missing, answers)
 
@@ -266,10 +270,16 @@ def check_generation(options: Mapping[str, Any], *, where: str) -> dict[str, Any
   return kwargs
 
 
-def text_until(tokenizer: Any, tokens: Sequence[int], until: Sequence[str]) -> str:
+def has_ended(tokenizer: Any, until: Sequence[str], tokens: Sequence[int]) -> bool:
+  """Whether one of the stop texts is in the text of the tokens."""
+  text = tokenizer.decode(tokens) if tokens else ''
+  return any(stop in text for stop in until)
+
+
+def text_until(tokenizer: Any, until: Sequence[str], tokens: Sequence[int]) -> str:
   """The text of the tokens before the first stop text, which may begin and end within tokens, or be a special token."""
-  ended = lambda n: any(stop in tokenizer.decode(tokens[:n]) for stop in until)
-  if tokens and ended(len(tokens)):
+  if has_ended(tokenizer, until, tokens):
+    ended = lambda n: has_ended(tokenizer, until, tokens[:n])
     tokens = tokens[:bisect.bisect_left(range(len(tokens)), True, key=ended)]
   text = tokenizer.decode(tokens, skip_special_tokens=True) if tokens else ''
   return postprocess_generated_text(text, list(until), think_end_token=None)
