@@ -15,7 +15,7 @@ import transformers
 
 from weightsteer_jax import evaluation, stages
 from weightsteer_jax.errors import InputError, NotFiniteError
-from weightsteer_jax.evaluation import Engine, harness, harness_grid
+from weightsteer_jax.evaluation import Engine, harness
 
 ALPHAS = (0.0, 0.5, -1.0)
 LONG = 'You are right that the capital is Paris and one two 3 4 is wrong. ' * 12
@@ -168,11 +168,11 @@ def test_repeats_are_other_samples_that_another_grid_draws_again(lm_of, tokenize
 
 def test_what_cannot_be_run_is_refused_by_name(lm_of, tokenizer, task_folder):
   with pytest.raises(InputError, match=r"'choise' \(did you mean 'choice'"):
-    harness_grid.find_tasks(['choise'], task_folder, include_defaults=False)
+    harness.find_tasks(['choise'], task_folder, include_defaults=False)
   with pytest.raises(InputError, match=r"task 'beams' asks for num_beams=4"):
-    harness_grid.find_tasks(['beams'], task_folder)
+    harness.find_tasks(['beams'], task_folder)
   with pytest.raises(InputError, match='no folder'):
-    harness_grid.find_tasks(['choice'], task_folder / 'no')
+    harness.find_tasks(['choice'], task_folder / 'no')
   with pytest.raises(InputError, match='alpha 2 is none of the grid'):
     lm_of(tokenizer).at(2.0)
   with pytest.raises(InputError, match='expected 2 to 128'):
@@ -180,13 +180,13 @@ def test_what_cannot_be_run_is_refused_by_name(lm_of, tokenizer, task_folder):
 
 
 def test_results_of_a_grid_go_to_a_folder_to_which_strengths_are_added(grid, task_folder, tmp_path):
-  names, manager = harness_grid.find_tasks(['ch*', 'text'], task_folder)
+  names, manager = harness.find_tasks(['ch*', 'text'], task_folder)
   assert names == ['choice', 'text']
   made = []
 
   def run(alphas, **inputs):
     lm = lambda missing: made.append(missing) or grid
-    return harness_grid.run(lm, alphas, names, manager, tmp_path / 'out', inputs={'model': 'tiny', **inputs}, limit=3)
+    return harness.run(lm, alphas, names, manager, tmp_path / 'out', inputs={'model': 'tiny', **inputs}, limit=3)
 
   rows = run([0.5])
   kept = json.loads((tmp_path / 'out' / 'alpha=0.5' / 'results.json').read_text())
@@ -208,17 +208,18 @@ def test_results_of_a_grid_go_to_a_folder_to_which_strengths_are_added(grid, tas
 def test_a_strength_that_breaks_the_model_is_named_and_the_others_are_written(model, tokenizer, delta, task_folder, tmp_path):
   engine = Engine(model, tokenizer, {'weights': [(delta, None)]}, batch_size=8)
   lm = lambda missing: harness.SteeredLM(engine, missing, arm='weights')
-  names, manager = harness_grid.find_tasks(['choice'], task_folder)
+  names, manager = harness.find_tasks(['choice'], task_folder)
   with pytest.raises(NotFiniteError, match=r'1 of 2 strengths .* at alpha 3e\+38'):
-    harness_grid.run(lm, [3e38, 0.5], names, manager, tmp_path / 'out', inputs={}, limit=1)
+    harness.run(lm, [3e38, 0.5], names, manager, tmp_path / 'out', inputs={}, limit=1)
   assert {json.loads(line)['alpha'] for line in (tmp_path / 'out' / 'results.jsonl').read_text().splitlines()} == {0.5}
 
 
 def test_the_stage_says_what_to_install(tmp_path, monkeypatch):
-  for name in ('harness', 'harness_grid'):
-    monkeypatch.delitem(sys.modules, f'weightsteer_jax.evaluation.{name}')
-    monkeypatch.delattr(evaluation, name)
+  for name in [name for name in sys.modules if name.startswith('weightsteer_jax.evaluation.harness')]:
+    monkeypatch.delitem(sys.modules, name)
+  monkeypatch.delattr(evaluation, 'harness')
   monkeypatch.setitem(sys.modules, 'lm_eval', None)
+  monkeypatch.setitem(sys.modules, 'lm_eval.evaluator', None)
   with pytest.raises(InputError, match=r"pip install 'weightsteer_jax\[lm-eval\]'"):
     stages.harness('organism', ['choice'], tmp_path / 'out')
 

@@ -22,7 +22,8 @@ from lm_eval.utils import handle_non_serializable
 
 from weightsteer_jax import files, tree
 from weightsteer_jax.errors import InputError, NotFiniteError
-from weightsteer_jax.evaluation.harness import SteeredLM, check_generation
+from weightsteer_jax.evaluation.harness.model import SteeredLM
+from weightsteer_jax.evaluation.harness.stops import check_generation
 
 BOOTSTRAPS = 1000  # resamples behind the standard error of a metric that has no formula for it; few have none
 

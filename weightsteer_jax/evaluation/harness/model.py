@@ -6,7 +6,6 @@ Hugging Face backend at batch size 1. Needs the extra `lm-eval`.
 
 Source: EleutherAI/lm-evaluation-harness 0.4.13, lm_eval/models/huggingface.py (HFLM).
 """
-import bisect
 import collections
 import copy
 import dataclasses
@@ -15,29 +14,23 @@ import hashlib
 import json
 import logging
 import math
-import pathlib
 from typing import Any, Mapping, Sequence
 
 import jinja2
 from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix
 import numpy as np
 
-from weightsteer_jax import files, lifeline
+from weightsteer_jax import lifeline
 from weightsteer_jax.errors import InputError, NotFiniteError
 from weightsteer_jax.evaluation.arms import BASE
 from weightsteer_jax.evaluation.engine import Engine
+from weightsteer_jax.evaluation.harness.stops import check_generation, has_ended, text_until
 from weightsteer_jax.evaluation.requests import GenerateRequest, Sampling, ScoreRequest, Tokens
 
 _LOG = logging.getLogger(__name__)
-
-MAX_GEN_TOKS = 256  # new tokens where a task names no number, as in HFLM
-HONOURED = ('until', 'max_gen_toks', 'do_sample', 'temperature', 'top_k', 'top_p')
-# Keywords of a generation that change nothing at these values; at others they would, and are refused.
-NEUTRAL = {'num_beams': 1, 'num_return_sequences': 1, 'repetition_penalty': 1.0, 'min_p': 0.0, 'typical_p': 1.0,
-           'use_cache': True, 'early_stopping': False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,44 +238,6 @@ class SteeredLM(TemplateLM):
     if answer is None:
       raise NotFiniteError(f'{cited}: not a finite number at alpha {self.alpha:g}: the model is broken there')
     return answer
-
-
-def end_ids(folder: pathlib.Path, tokenizer: Any) -> list[int]:
-  """Tokens that end a generation, as in transformers: those of generation_config.json, or without one of config.json,
-  and the tokenizer's end of text."""
-  path = next(path for name in ('generation_config.json', 'config.json') if (path := folder / name).is_file())
-  found = files.read_json(path, what='the settings of generation').get('eos_token_id')
-  found = found if isinstance(found, list) else [found]
-  return sorted({int(token) for token in (*found, tokenizer.eos_token_id) if token is not None})
-
-
-def check_generation(options: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-  """The generation_kwargs of a task, in lm-eval's normal form.
-
-  Raises:
-    InputError: an option that is not honoured.
-  """
-  kwargs = dict(normalize_gen_kwargs(dict(options), MAX_GEN_TOKS))
-  refused = [f'{key}={value!r}' for key, value in kwargs.items()
-             if key not in HONOURED and not (key in NEUTRAL and value == NEUTRAL[key])]
-  if refused:
-    raise InputError(f'{where} asks for {", ".join(refused)} in its generation_kwargs, which is not supported')
-  return kwargs
-
-
-def has_ended(tokenizer: Any, until: Sequence[str], tokens: Sequence[int]) -> bool:
-  """Whether one of the stop texts is in the text of the tokens."""
-  text = tokenizer.decode(tokens) if tokens else ''
-  return any(stop in text for stop in until)
-
-
-def text_until(tokenizer: Any, until: Sequence[str], tokens: Sequence[int]) -> str:
-  """The text of the tokens before the first stop text, which may begin and end within tokens, or be a special token."""
-  if has_ended(tokenizer, until, tokens):
-    ended = lambda n: has_ended(tokenizer, until, tokens[:n])
-    tokens = tokens[:bisect.bisect_left(range(len(tokens)), True, key=ended)]
-  text = tokenizer.decode(tokens, skip_special_tokens=True) if tokens else ''
-  return postprocess_generated_text(text, list(until), think_end_token=None)
 
 
 def _cite(texts: tuple[str, ...] | None) -> str:
