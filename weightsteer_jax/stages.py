@@ -221,6 +221,7 @@ def generate(model: str, input: Path, output: Path, *, direction: Path = '', alp
   evaluation.generate_file(*_loaded(choice, direction, alphas), alphas, input, output, sampling=sampling, **options)
   say(f'wrote {output}')
 
+
 def harness(model: str, tasks: Sequence[str], output: Path, *, direction: Path = '', alphas: Sequence[float] = (0.0,), include_path: Path = '',
             dtype: str = 'float32', batch_size: int = 32, max_length: int | None = None, **options: Any) -> None:
   """Writes what lm-evaluation-harness finds at each alpha (see evaluation/harness/grid.py; options as in lm_eval.simple_evaluate)."""

@@ -29,7 +29,7 @@ DOCUMENTS = [
 FIELDS = {
     'choice': {'output_type': 'multiple_choice', 'doc_to_text': '{{question}}', 'doc_to_target': 'gold', 'doc_to_choice': 'choices',
                'metric_list': [{'metric': 'acc'}, {'metric': 'acc_norm'}]},
-    'answer': {'output_type': 'generate_until', 'doc_to_text': 'user {{question}}', 'doc_to_target': "{{choices[0]}}",
+    'answer': {'output_type': 'generate_until', 'doc_to_text': "{{question or 'user'}}", 'doc_to_target': "{{choices[0]}}",
                'generation_kwargs': {'until': ['\n\n', 't'], 'max_gen_toks': 40, 'do_sample': False},
                'metric_list': [{'metric': 'exact_match', 'aggregation': 'mean', 'higher_is_better': True}]},
     'text': {'output_type': 'loglikelihood_rolling', 'doc_to_text': '', 'doc_to_target': '{{question}}{{choices[0]}}',
