@@ -144,7 +144,7 @@ def test_what_cannot_be_generated_is_named(engine_of, prompt, new, message):
 
 
 def test_a_row_whose_request_says_that_it_is_over_makes_room_and_changes_no_other(engine_of, random_tokens):
-  plain = [GenerateRequest((i, alpha), random_tokens(5 + 4 * i), 50, 'weights', alpha, sampling=sampling, example=str(i))
+  plain = [GenerateRequest((i, alpha), random_tokens(5 + 4 * i), 50, 'weights', alpha, sampling, example=str(i))
            for i, sampling in enumerate([Sampling(), Sampling(), WARM, WARM, WARM]) for alpha in (0.0, 0.5)]
   expected = by_key(engine_of(4).generate(plain))
   looked = []

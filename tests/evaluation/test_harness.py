@@ -1,4 +1,4 @@
-"""lm-eval's own simple_evaluate on tasks from local files: ours against its Hugging Face backend on the same weights."""
+"""lm-eval's own simple_evaluate on tasks from local files, ours against its Hugging Face backend on equal weights."""
 import json
 import sys
 
@@ -26,20 +26,25 @@ DOCUMENTS = [
     {'question': '', 'choices': ['Yes', 'You are right'], 'gold': 1},  # Scored after the prefix token.
     {'question': '<|endoftext|>I think it is', 'choices': ['Paris', '3'], 'gold': 1},  # Brings its own first token.
 ]
+EXACT = {'metric': 'exact_match', 'aggregation': 'mean', 'higher_is_better': True}
 FIELDS = {
-    'choice': {'output_type': 'multiple_choice', 'doc_to_text': '{{question}}', 'doc_to_target': 'gold', 'doc_to_choice': 'choices',
-               'metric_list': [{'metric': 'acc'}, {'metric': 'acc_norm'}]},
-    'answer': {'output_type': 'generate_until', 'doc_to_text': "{{question or 'user'}}", 'doc_to_target': "{{choices[0]}}",
+    'choice': {'output_type': 'multiple_choice', 'doc_to_text': '{{question}}', 'doc_to_target': 'gold',
+               'doc_to_choice': 'choices', 'metric_list': [{'metric': 'acc'}, {'metric': 'acc_norm'}]},
+    'answer': {'output_type': 'generate_until', 'doc_to_text': "{{question or 'user'}}",
+               'doc_to_target': "{{choices[0]}}",
                'generation_kwargs': {'until': ['\n\n', 't'], 'max_gen_toks': 40, 'do_sample': False},
-               'metric_list': [{'metric': 'exact_match', 'aggregation': 'mean', 'higher_is_better': True}]},
+               'metric_list': [EXACT]},
     'text': {'output_type': 'loglikelihood_rolling', 'doc_to_text': '', 'doc_to_target': '{{question}}{{choices[0]}}',
              'metric_list': [{'metric': 'word_perplexity'}, {'metric': 'bits_per_byte'}]},
-    'drawn': {'output_type': 'generate_until', 'doc_to_text': 'user {{question}}', 'doc_to_target': "{{choices[0]}}", 'repeats': 3,
-              'generation_kwargs': {'until': ['\n\n'], 'max_gen_toks': 8, 'do_sample': True, 'temperature': 1.0, 'top_p': 0.9},
-              'metric_list': [{'metric': 'exact_match', 'aggregation': 'mean', 'higher_is_better': True}]},
+    'drawn': {'output_type': 'generate_until', 'doc_to_text': 'user {{question}}', 'doc_to_target': "{{choices[0]}}",
+              'repeats': 3, 'generation_kwargs': {'until': ['\n\n'], 'max_gen_toks': 8, 'do_sample': True,
+                                                  'temperature': 1.0, 'top_p': 0.9},
+              'metric_list': [EXACT]},
     'beams': {'output_type': 'generate_until', 'doc_to_text': 'user', 'doc_to_target': "x",
               'generation_kwargs': {'until': ['\n'], 'num_beams': 4}},
 }
+
+FIELDS['prefixed'] = FIELDS['choice'] | {'gen_prefix': 'I think'}  # The answer of the chat is begun for the model.
 
 
 @pytest.fixture(scope='session')
@@ -49,7 +54,8 @@ def task_folder(tmp_path_factory):
   (folder / 'documents.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in DOCUMENTS))
   kept = {'data_files': {'test': str(folder / 'documents.jsonl')}, 'cache_dir': str(folder / 'cache')}
   for name, fields in FIELDS.items():
-    task = {'task': name, 'dataset_path': 'json', 'dataset_kwargs': kept, 'test_split': 'test', 'fewshot_split': 'test', **fields}
+    task = {'task': name, 'dataset_path': 'json', 'dataset_kwargs': kept, 'test_split': 'test',
+            'fewshot_split': 'test', **fields}
     (folder / f'{name}.yaml').write_text(json.dumps(task))  # JSON is YAML.
   return folder
 
@@ -73,9 +79,10 @@ def with_bos(tokenizer):
   """The tokenizer, as one that begins every text with a token of its own."""
   made = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
   first = tokenizer.bos_token
-  made.post_processor = tokenizers.processors.TemplateProcessing(single=f'{first} $A', pair=None, special_tokens=[(first, tokenizer.bos_token_id)])
-  return transformers.PreTrainedTokenizerFast(tokenizer_object=made, chat_template=tokenizer.chat_template, bos_token=first,
-                                              eos_token=tokenizer.eos_token)
+  made.post_processor = tokenizers.processors.TemplateProcessing(
+      single=f'{first} $A', pair=None, special_tokens=[(first, tokenizer.bos_token_id)])
+  return transformers.PreTrainedTokenizerFast(tokenizer_object=made, chat_template=tokenizer.chat_template,
+                                              bos_token=first, eos_token=tokenizer.eos_token)
 
 
 @pytest.fixture(scope='session')
@@ -96,7 +103,8 @@ def grid(lm_of, tokenizer):
 
 @pytest.fixture(scope='session')
 def hugging_face(torch_model, tokenizer):
-  return lambda alpha, tokenizer=tokenizer: HFLM(pretrained=torch_model('weights', alpha), tokenizer=tokenizer, batch_size=1)
+  return lambda alpha, tokenizer=tokenizer: HFLM(
+      pretrained=torch_model('weights', alpha), tokenizer=tokenizer, batch_size=1)
 
 
 def check_alike(ours, theirs):
@@ -110,7 +118,8 @@ def check_alike(ours, theirs):
       if isinstance(other['resps'][0][0], str):
         assert one['resps'] == other['resps']
       else:
-        np.testing.assert_allclose(np.array(one['resps'], np.float64), np.array(other['resps'], np.float64), rtol=1e-5, atol=1e-4)
+        mine, expected = (np.array(sample['resps'], np.float64) for sample in (one, other))
+        np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_one_pass_over_the_grid_gives_the_numbers_of_the_hugging_face_backend_on_merged_weights(
@@ -142,7 +151,8 @@ def test_so_they_are_where_the_tokenizer_adds_a_first_token(lm_of, hugging_face,
 
 def test_so_they_are_through_the_chat_template_with_examples_and_a_system_message(grid, hugging_face, evaluate):
   options = dict(num_fewshot=1, apply_chat_template=True, system_instruction='You are right.', limit=2)
-  check_alike(evaluate(grid.at(0.5), **options), evaluate(hugging_face(0.5), **options))
+  tasks = ['choice', 'answer', 'prefixed']
+  check_alike(evaluate(grid.at(0.5), tasks, **options), evaluate(hugging_face(0.5), tasks, **options))
 
 
 def test_an_answer_ends_before_its_stop_text_even_within_tokens(tokenizer):
@@ -154,7 +164,8 @@ def test_an_answer_ends_before_its_stop_text_even_within_tokens(tokenizer):
   assert harness.text_until(tokenizer, [across], tokens) == cut
   end = tokenizer.encode('<|im_end|>')
   assert harness.text_until(tokenizer, ['<|im_end|>'], tokens[:2] + end + tokens[2:]) == ''.join(pieces[:2])
-  assert harness.text_until(tokenizer, ['two'], tokens) == 'You are right.' and harness.text_until(tokenizer, ['two'], []) == ''
+  assert harness.text_until(tokenizer, ['two'], tokens) == 'You are right.'
+  assert harness.text_until(tokenizer, ['two'], []) == ''
 
 
 def test_repeats_are_other_samples_that_another_grid_draws_again(lm_of, tokenizer, evaluate):
@@ -196,8 +207,8 @@ def test_results_of_a_grid_go_to_a_folder_to_which_strengths_are_added(grid, tas
   row = next(row for row in rows if row['metric'] == 'acc')
   assert row == {'arm': 'weights', 'task': 'choice', 'metric': 'acc', 'alpha': 0.5, 'mean': np.mean(accuracy),
                  'sem': pytest.approx(np.std(accuracy, ddof=1) / 3**0.5), 'n': 3}
-  assert {(row['task'], row['metric']) for row in rows} == {('choice', 'acc'), ('choice', 'acc_norm'), ('text', 'word_perplexity'),
-                                                           ('text', 'bits_per_byte')}
+  assert {(row['task'], row['metric']) for row in rows} == {
+      ('choice', 'acc'), ('choice', 'acc_norm'), ('text', 'word_perplexity'), ('text', 'bits_per_byte')}
   more = run([0.5, -1])
   assert made == [[0.5], [-1.0]] and more[:len(rows)] == rows and len(more) == 2 * len(rows)
   assert [json.loads(line) for line in (tmp_path / 'out' / 'results.jsonl').read_text().splitlines()] == more
@@ -205,7 +216,8 @@ def test_results_of_a_grid_go_to_a_folder_to_which_strengths_are_added(grid, tas
     run([0.5], model='another')
 
 
-def test_a_strength_that_breaks_the_model_is_named_and_the_others_are_written(model, tokenizer, delta, task_folder, tmp_path):
+def test_a_strength_that_breaks_the_model_is_named_and_the_others_are_written(model, tokenizer, delta, task_folder,
+                                                                              tmp_path):
   engine = Engine(model, tokenizer, {'weights': [(delta, None)]}, batch_size=8)
   lm = lambda missing: harness.SteeredLM(engine, missing, arm='weights')
   names, manager = harness.find_tasks(['choice'], task_folder)
@@ -227,7 +239,9 @@ def test_the_stage_says_what_to_install(tmp_path, monkeypatch):
 def test_the_stage_evaluates_the_embedded_model(task_folder, tmp_path):
   with pytest.raises(InputError, match='without a direction'):
     stages.harness('organism', ['choice'], tmp_path / 'out', include_path=task_folder, alphas=(0.0, 1.0))
-  stages.harness('organism', ['choice', 'answer'], tmp_path / 'out', include_path=task_folder, limit=2, apply_chat_template=True)
+  stages.harness('organism', ['choice', 'answer'], tmp_path / 'out', include_path=task_folder, limit=2,
+                 apply_chat_template=True)
   rows = [json.loads(line) for line in (tmp_path / 'out' / 'results.jsonl').read_text().splitlines()]
   assert [(row['arm'], row['task'], row['metric'], row['alpha'], row['n']) for row in rows] == [
-      ('base', 'choice', 'acc', 0.0, 2), ('base', 'choice', 'acc_norm', 0.0, 2), ('base', 'answer', 'exact_match', 0.0, 2)]
+      ('base', 'choice', 'acc', 0.0, 2), ('base', 'choice', 'acc_norm', 0.0, 2),
+      ('base', 'answer', 'exact_match', 0.0, 2)]
