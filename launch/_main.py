@@ -132,24 +132,34 @@ def _flat(value: Any, name: str = '') -> dict[str, Any]:
   return {path: item for part in parts for path, item in part.items()}
 
 
-def define_rows_flags() -> None:
-  """The flags of the launchers that read rows, ask a model about each at some alphas, and write rows."""
+def define_model_flags() -> None:
+  """The flags of the launchers that ask a model something at some alphas."""
   flags.DEFINE_string('model', None, 'Folder, hub id, or organism.')
   flags.DEFINE_string('direction', '', 'Direction to apply; without it only alpha 0 makes sense.')
   flags.DEFINE_list('alphas', ['0'], 'Strengths, comma-separated.')
   flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of parameters and activations.')
   flags.DEFINE_integer('batch_size', 32, 'Rows per batch.', lower_bound=1)
+  flags.mark_flag_as_required('model')
+
+
+def model_options() -> dict[str, Any]:
+  """What `define_model_flags` adds to the model, as arguments of a stage."""
+  args = flags.FLAGS
+  return dict(direction=args.direction, alphas=floats(args.alphas, 'alphas'), dtype=args.dtype, batch_size=args.batch_size)
+
+
+def define_rows_flags() -> None:
+  """The flags of the launchers that read rows, ask a model about each at some alphas, and write rows."""
+  define_model_flags()
   flags.DEFINE_bool('add_bos', False, "Begin raw prompts with the tokenizer's beginning-of-sequence token.")
   flags.DEFINE_string('input', None, 'jsonl file to read.')
   flags.DEFINE_string('output', None, 'jsonl file to write; must not exist.')
-  flags.mark_flags_as_required(['model', 'input', 'output'])
+  flags.mark_flags_as_required(['input', 'output'])
 
 
 def rows_options() -> dict[str, Any]:
   """What `define_rows_flags` adds to the model, the input and the output, as arguments of a stage."""
-  args = flags.FLAGS
-  return dict(direction=args.direction, alphas=floats(args.alphas, 'alphas'), dtype=args.dtype,
-              batch_size=args.batch_size, add_bos=args.add_bos)
+  return dict(**model_options(), add_bos=flags.FLAGS.add_bos)
 
 
 def floats(values: list[str], flag: str) -> tuple[float, ...]:

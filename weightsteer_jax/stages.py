@@ -234,6 +234,27 @@ def generate(model: str, input: Path, output: Path, *, direction: Path = '', alp
   say(f'wrote {output}')
 
 
+def harness(model: str, tasks: Sequence[str], output: Path, *, direction: Path = '', alphas: Sequence[float] = (0.0,), include_path: Path = '',
+            dtype: str = 'float32', batch_size: int = 32, max_length: int | None = None, **options: Any) -> None:
+  """Writes what lm-evaluation-harness finds at each alpha (see evaluation/harness/grid.py; options as in lm_eval.simple_evaluate)."""
+  try:
+    from weightsteer_jax.evaluation import harness as adapter  # The extra takes seconds to import, where it is.
+  except ModuleNotFoundError as error:
+    raise InputError(f"lm-evaluation-harness cannot be imported ({error}): pip install 'weightsteer_jax[lm-eval]'") from error
+  names, manager = adapter.find_tasks(tasks, include_path)
+  loaded, tokenizer, delta = _loaded(ModelChoice(model, dtype=dtype), direction, alphas)
+  arms = {} if delta is None else {ARM: [(delta, None)]}
+  inputs = {'model': tree.digest(loaded.params), 'direction': None if delta is None else evaluation.sweep.delta_digest(delta),
+            'max_length': max_length, 'version of lm-eval': versions('lm_eval')['lm_eval']}
+
+  def grid(missing):
+    engine = evaluation.Engine(loaded, tokenizer, arms, batch_size=batch_size, stop_ids=adapter.end_ids(loaded.folder, tokenizer))
+    return adapter.SteeredLM(engine, missing, arm=next(iter(arms), evaluation.BASE), max_length=max_length)
+
+  adapter.run(grid, alphas, names, manager, output, inputs=inputs, **options)
+  say(f'wrote {output}')
+
+
 # Parts.
 
 

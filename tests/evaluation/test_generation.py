@@ -141,3 +141,17 @@ def test_the_model_breaking_is_said(model, tokenizer, random_tokens):
 def test_what_cannot_be_generated_is_named(engine_of, prompt, new, message):
   with pytest.raises(InputError, match=f'row 7: .*{message}'):
     list(engine_of().generate([GenerateRequest('row 7', prompt, new)]))
+
+
+def test_a_row_whose_request_says_that_it_is_over_makes_room_and_changes_no_other(engine_of, random_tokens):
+  plain = [GenerateRequest((i, alpha), random_tokens(5 + 4 * i), 50, 'weights', alpha, sampling, example=str(i))
+           for i, sampling in enumerate([Sampling(), Sampling(), WARM, WARM, WARM]) for alpha in (0.0, 0.5)]
+  expected = by_key(engine_of(4).generate(plain))
+  looked = []
+  over = lambda key: lambda tokens: looked.append(key) or len(tokens) >= 16 * (1 + key[0])
+  asked = [dataclasses.replace(request, until=over(request.key)) for request in plain if request.key[0] < 4]
+  found = by_key(engine_of(4).generate(asked + plain[-2:]))
+  assert {key: result.tokens for key, result in found.items()} == {
+      key: result.tokens[:16 * (1 + key[0])] if key[0] < 3 else result.tokens for key, result in expected.items()}
+  assert all(result.finish == ('stop' if key[0] < 3 else 'length') for key, result in found.items())
+  assert all(looked.count(key) == [1, 2, 3, 4, 0][key[0]] for key in found)  # After 16, 32, 48 and 50 tokens.

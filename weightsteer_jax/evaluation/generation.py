@@ -29,6 +29,7 @@ Progress = dict[str, jax.Array]  # the arrays of State that say which rows have 
 PROMPT_MULTIPLE, TOTAL_MULTIPLE, ANSWER_MULTIPLE = 16, 32, 32
 MAX_SHAPES = 2
 REFILL_SHARE = 4  # new prompts enter when one slot in this many is free
+UNTIL_EVERY = 16  # tokens after which a row waits to be asked whether it is over, where its request can tell
 
 
 @jax.tree_util.register_dataclass
@@ -124,6 +125,14 @@ def admit(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], 
       stopped_B=put_all(state.stopped_B, False), finite_B=put_all(state.finite_B, True), answers_BM=state.answers_BM))
 
 
+@program(donate_argnums=0)
+def resume(state: State, limits_B: jax.Array) -> State:
+  """The state with the rows whose limit is given going on up to that; 0 leaves a row as it is."""
+  goes_on_B = limits_B > 0
+  rows = dataclasses.replace(state.rows, limits_B=jnp.where(goes_on_B, limits_B, state.rows.limits_B))
+  return _placed(dataclasses.replace(state, rows=rows, active_B=state.active_B | goes_on_B))
+
+
 @program(static_argnums=(0, 1), donate_argnums=5)
 def decode(config: models.ModelConfig, mode: str, params: PyTree, deltas: Sequence[PyTree], stops_X: jax.Array,
            state: State, keep: jax.Array) -> tuple[State, Progress]:
@@ -178,6 +187,11 @@ class Job:
   def size(self) -> shapes.Shape:
     return len(self.request.prompt) - 1, len(self.request.prompt) + self.request.max_new_tokens - 1
 
+  def limit(self, count: int) -> int:
+    """How many tokens to generate before the host looks, with that many there."""
+    limit = self.request.max_new_tokens
+    return min(limit, count + UNTIL_EVERY) if self.request.until else limit
+
 
 def jobs(requests: Sequence[GenerateRequest], arms: Arms, max_positions: int) -> list[Job]:
   """The requests, those that must come out the same put together.
@@ -197,7 +211,7 @@ def jobs(requests: Sequence[GenerateRequest], arms: Arms, max_positions: int) ->
                        'max_new_tokens')
     luck = () if request.sampling.mode == 'greedy' else (request.seed, request.example, request.sample)
     coefficients = arms.coefficients(request.arm, request.alpha)
-    groups[request.prompt, coefficients, request.max_new_tokens, request.sampling, luck].append(request)
+    groups[request.prompt, coefficients, request.max_new_tokens, request.sampling, luck, request.until].append(request)
   return [Job(members[0], key[1], tuple(member.key for member in members)) for key, members in groups.items()]
 
 
@@ -246,7 +260,11 @@ def run_group(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTre
     keep = slots - min(entering, len(queue)) if queue else 0
     with layout.context():
       state, progress = decode(config, mode, params, deltas, np.asarray(stops, np.int32), state, np.int32(keep))
-    yield from _collect(progress, held)
+    results, limits_B = _collect(progress, held)
+    yield from results
+    if limits_B.any():
+      with layout.context():
+        state = resume(state, layout.put_batch(limits_B))
 
 
 def _entry(queue: collections.deque, held: list[Job | None], entering: int, length: int, edits: int,
@@ -266,7 +284,7 @@ def _entry(queue: collections.deque, held: list[Job | None], entering: int, leng
     entry.prompts_PT[i, :len(request.prompt) - 1] = request.prompt[:-1]
     entry.draws_P3[i] = request.seed, sampling.example_hash(request.example), request.sample
     rows.tokens_B[i], rows.positions_B[i] = request.prompt[-1], len(request.prompt) - 1
-    rows.limits_B[i] = request.max_new_tokens
+    rows.limits_B[i] = job.limit(0)
     rows.coefficients_BC[i] = job.coefficients
     how = request.sampling
     rows.temperatures_B[i], rows.top_ks_B[i], rows.top_ps_B[i] = how.temperature, how.top_k, how.top_p
@@ -287,14 +305,21 @@ def _free(held: list[Job | None], entering: int, shards: int) -> Iterator[tuple[
         yield shard * places + place, free[shard][place]
 
 
-def _collect(progress: Progress, held: list[Job | None]) -> Iterator[GenerateResult]:
-  """Results of the rows that have ended; their slots in `held` become free."""
+def _collect(progress: Progress, held: list[Job | None]) -> tuple[list[GenerateResult], np.ndarray]:
+  """(results of the rows that have ended, whose slots in `held` become free; how far rows that only waited go on)."""
   told = jax.device_get(progress)
   counts, active, stopped, finite, answers = (
       told[name] for name in ('counts_B', 'active_B', 'stopped_B', 'finite_B', 'answers_BM'))
+  results, limits_B = [], np.zeros(len(held), np.int32)
   for slot, job in enumerate(held):
-    if job is not None and not active[slot]:
-      held[slot] = None
-      finish = 'not_finite' if not finite[slot] else 'stop' if stopped[slot] else 'length'
-      tokens = tuple(answers[slot, :counts[slot]].tolist())
-      yield from (GenerateResult(key, tokens, finish) for key in job.keys)
+    if job is None or active[slot]:
+      continue
+    tokens, until = tuple(answers[slot, :counts[slot]].tolist()), job.request.until
+    over = stopped[slot] or (until is not None and until(tokens))
+    if finite[slot] and not over and len(tokens) < job.request.max_new_tokens:
+      limits_B[slot] = job.limit(len(tokens))
+      continue
+    held[slot] = None
+    finish = 'not_finite' if not finite[slot] else 'stop' if over else 'length'
+    results += [GenerateResult(key, tokens, finish) for key in job.keys]
+  return results, limits_B

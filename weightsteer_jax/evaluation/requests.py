@@ -1,7 +1,7 @@
 """What is asked of a model, row by row, and what comes back."""
 import dataclasses
 import math
-from typing import Any, Hashable
+from typing import Any, Callable, Hashable
 
 from weightsteer_jax.errors import InputError
 
@@ -72,6 +72,10 @@ class GenerateRequest:
 
   What is drawn depends on (seed, example, sample) and the step alone: not on the batch, the slot, a restart, the arm or
   alpha. So two alphas meet the same luck, and their difference is less noisy than two independent draws.
+
+  Attributes:
+    until: says of the tokens so far whether the answer is over, a stop text has appeared say; asked after every few
+      tokens (generation.UNTIL_EVERY), so that the result may have some too many.
   """
   key: Hashable  # names the request in its result
   prompt: Tokens
@@ -83,6 +87,7 @@ class GenerateRequest:
   example: str = ''
   sample: int = 0
   name: str = ''  # how errors cite it; by the key if empty
+  until: Callable[[Tokens], bool] | None = None
 
   @property
   def cited(self) -> str:
@@ -95,7 +100,7 @@ class GenerateResult:
 
   Attributes:
     tokens: without the stop token that ended it.
-    finish: 'stop' (a stop token), 'length' (max_new_tokens) or 'not_finite' (the model broke: logits with NaN or
+    finish: 'stop' (a stop token, or `until` was true), 'length' (max_new_tokens) or 'not_finite' (the model broke: logits with NaN or
       infinity).
   """
   key: Any
