@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import distributed, models, sharding, tree
-from weightsteer_jax.errors import InputError
 from weightsteer_jax.sharding import AXES, WEIGHTS, Layout
 
 WHOLE_SHARE = 0.6  # Share of a device's memory that weights and training state may fill; the rest is for activations.

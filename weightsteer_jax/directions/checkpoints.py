@@ -9,10 +9,9 @@ import numpy as np
 
 from weightsteer_jax import models
 from weightsteer_jax.directions import base as bases, integrity
-from weightsteer_jax.errors import InputError, NotFiniteError
+from weightsteer_jax.errors import NotFiniteError
 from weightsteer_jax.models import Dense, ModelConfig, stored
 from weightsteer_jax.models.families import Family, TensorRow
-from weightsteer_jax.models.stored import EMBEDDING, HEAD
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ import tqdm
 
 from weightsteer_jax import config, distributed, journal, lifeline, tree
 from weightsteer_jax.data import chat, contrast
-from weightsteer_jax.data.contrast import SIDES, Contrast, Filter, Instruction
+from weightsteer_jax.data.contrast import SIDES, Contrast, Filter
 from weightsteer_jax.data.sources import Conversation
 from weightsteer_jax.data.trait import Trait
 from weightsteer_jax.errors import Preempted

@@ -17,7 +17,7 @@ from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.decoder import Cache, Decoder
-from weightsteer_jax.models.sites import Site, check_delta, definition, sites
+from weightsteer_jax.models.sites import check_delta, definition, sites
 
 PyTree = Any
 

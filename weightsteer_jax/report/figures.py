@@ -12,7 +12,6 @@ import re
 from typing import TYPE_CHECKING, Sequence
 
 from weightsteer_jax.report import labels, words
-from weightsteer_jax.report.comparison import Comparison
 from weightsteer_jax.report.pick import Pick
 from weightsteer_jax.report.study import format_alpha
 

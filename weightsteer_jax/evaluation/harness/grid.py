@@ -6,12 +6,11 @@
   results.jsonl                     a row per arm, alpha, task and metric
 """
 import json
-import logging
 import math
 import os
 import pathlib
 import re
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 # lm-eval's bootstrap otherwise forks a process per core, which a process with a running jax should not do.
 os.environ.setdefault('DISABLE_MULTIPROC', '1')

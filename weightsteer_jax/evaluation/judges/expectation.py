@@ -8,7 +8,7 @@ import math
 import re
 from typing import Mapping, Sequence
 
-from weightsteer_jax.evaluation.judges.purposes import HUNDRED, Scale
+from weightsteer_jax.evaluation.judges.purposes import Scale
 
 _INTEGER = re.compile(r'[0-9]{1,3}')
 
