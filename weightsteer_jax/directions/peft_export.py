@@ -8,11 +8,11 @@ import numpy as np
 from weightsteer_jax import files, models
 from weightsteer_jax.directions import compression, gram, peft_targets
 from weightsteer_jax.directions.algebra import scale_delta
-from weightsteer_jax.directions.checkpoints import EMBEDDING, HEAD
 from weightsteer_jax.directions.peft_adapter import CONFIG, WEIGHTS, factor_patterns
 from weightsteer_jax.directions.peft_targets import TABLES, target_of
 from weightsteer_jax.models import Dense, LowRank, stored
 from weightsteer_jax.models.families import FAMILIES, TensorRow
+from weightsteer_jax.models.stored import EMBEDDING, HEAD
 
 PyTree = Any
 Pair = tuple[np.ndarray, np.ndarray]  # lora_A [R, inputs] and lora_B [outputs, R] of one module

@@ -4,11 +4,11 @@ from typing import Iterable, Mapping
 
 from weightsteer_jax import models, tree
 from weightsteer_jax.directions import gram
-from weightsteer_jax.directions.checkpoints import EMBEDDING, HEAD
 from weightsteer_jax.directions.direction import Direction
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import Dense, LowRank
 from weightsteer_jax.models.families import FAMILIES, TensorRow
+from weightsteer_jax.models.stored import EMBEDDING, HEAD
 
 TABLES = {'embed/embedding': EMBEDDING, 'lm_head/kernel': HEAD}
 MERGED = 'export merged weights, as hf or orbax'
