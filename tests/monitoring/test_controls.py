@@ -6,10 +6,16 @@ import pytest
 
 from directions import oracle
 from weightsteer_jax import directions, tree
+from weightsteer_jax.directions import gram
 from weightsteer_jax.models import Dense
 from weightsteer_jax.monitoring import controls, measure
 from weightsteer_jax.monitoring.changes import Held
 from weightsteer_jax.monitoring.controls import Draws
+
+
+def some(delta, *paths):
+  """The delta at some of its sites: each shape is a program to compile."""
+  return tree.unflatten({path: gram.flatten(delta)[path] for path in paths})
 
 
 def test_a_control_has_the_rank_and_the_singular_values_of_the_direction():
@@ -43,7 +49,8 @@ def test_products_are_those_of_the_control_written_out():
 
 def test_cosines_of_random_directions_have_the_known_variance(model):
   """Mean 0, and for each matrix |M|^2 |W|^2 / (I O): rank 3 against rank 2, and against dense tables."""
-  x, y = oracle.random_direction(model, 1, rank=3).delta, oracle.random_direction(model, 2, rank=2).delta
+  x, y = (some(oracle.random_direction(model, rank, rank=rank).delta, 'layers/attn/q/kernel', 'layers/mlp/up/kernel', 'lm_head/kernel')
+          for rank in (3, 2))
   measured = measure.measure(Held(x), {'w': Held(y)}, draws={'w': Draws(model.config, 0, 1000)})['w']
   expected = measured.whole.null_std
   assert abs(measured.random.mean()) < 4 * expected / np.sqrt(1000)
@@ -61,8 +68,9 @@ def test_one_rank_one_matrix_has_the_variance_of_its_size():
 
 def test_draws_do_not_depend_on_the_pieces(model):
   """A layer by itself meets the same controls as within its leaf, and another seed other ones."""
-  x = oracle.random_direction(model, 1).delta
-  y = directions.to_dense(oracle.random_direction(model, 2)).delta
+  paths = 'layers/mlp/down/kernel', 'lm_head/kernel'
+  x = some(oracle.random_direction(model, 1).delta, *paths)
+  y = some(directions.to_dense(oracle.random_direction(model, 2)).delta, *paths)
   draws = Draws(model.config, 7, 4)
   whole = measure.measure(Held(y), {'w': Held(x)}, draws={'w': draws})['w'].random
 

@@ -24,8 +24,8 @@ def sources(base, model, adapters, tmp_path_factory):
   """A direction along which the run of `adapters` moves, one that has nothing to do with it, and a neutral control."""
   folder = tmp_path_factory.mktemp('sources')
   toward = directions.task_vector(adapters / 'checkpoint-20', base)
-  noise = oracle.random_direction(model, 11, size=0.02)
-  names = {'along': directions.add(toward, noise), 'aside': oracle.random_direction(model, 12)}
+  noise = oracle.random_direction(model, 11, kinds='low_rank', size=0.02)
+  names = {'along': directions.add(toward, noise), 'aside': oracle.random_direction(model, 12, kinds='low_rank')}
   for name, direction in names.items():
     directions.save(folder / name, direction)
   oracle.make_adapter(folder / 'neutral', base, seed=13)

@@ -40,10 +40,8 @@ def direction(model):
 def watched(model, direction, tmp_path_factory):
   """(workdir, result) of a fine-tune of ours that was watched for a direction at every second step."""
   folder = tmp_path_factory.mktemp('ours') / 'run'
-  jax.config.update('jax_disable_most_optimizations', True)
   watch = hook.watch({'w': direction.delta}, model.config, every=2)
   result = train(model, folder, watch=watch)
-  jax.config.update('jax_disable_most_optimizations', False)
   return folder, result
 
 
@@ -78,9 +76,7 @@ def test_what_training_logged_is_what_its_checkpoints_say(watched, opened, direc
 
 
 def test_watching_changes_nothing(watched, model, tmp_path):
-  jax.config.update('jax_disable_most_optimizations', True)
   unwatched = train(model, tmp_path / 'run')
-  jax.config.update('jax_disable_most_optimizations', False)
   jax.tree.map(np.testing.assert_array_equal, unwatched.delta, watched[1].delta)
 
 
