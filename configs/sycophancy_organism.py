@@ -5,6 +5,11 @@ steering is compared with: one side of it alone, only MLP biases trained, person
 10 to 60 steps, system prompts.
 
   python launch/steer.py --config=configs/sycophancy_organism.py
+
+Cost: 9 CPU minutes, 53,000 rows. Came out: every method reaches 0.00 on one side and 0.92 to 0.96 on the other (free text; base 0.17) with every
+capability within 5 points, so that the picks do not tell them apart; persona vectors leave 0.09 of the multiple choices sycophantic where the others
+leave 0.00 to 0.02. Far out, weights and biases break the model (alpha 4: all capabilities 0.00 to 0.06), a persona vector in one layer loses at most 0.21. Contrastive
+weight steering (arXiv 2511.05408) found its method to go further than activation steering before accuracy falls; this model is too small to say.
 """
 from weightsteer_jax import config as configs
 from weightsteer_jax import organism

@@ -201,15 +201,18 @@ def _swept(making: _Making, delta: PyTree) -> Method:
 def _fine_tune(run: Run, folder: pathlib.Path, train: list[Example], validation: list[Example], options: configs.FineTune, *,
                row_length: int | None = None, after: PyTree | None = None) -> finetune.FineTuneResult:
   """The fine-tune in a folder, of the model or of what it is `after` a change."""
-  say(f'fine-tune {folder.name}: {len(train)} examples to train on, {len(validation)} to validate')
+  known = distributed.broadcast((folder / 'adapter').exists())  # Several arms may need it: it is told of once.
+  if not known:
+    say(f'fine-tune {folder.name}: {len(train)} examples to train on, {len(validation)} to validate')
   layout = layouts_of(run).train
   model = load_model(run.model, layout)
   if after is not None:
     model = dataclasses.replace(model, params=models.merge(model.config, model.params, after, 1.0))
   result = finetune.run(model, train, validation, options, workdir=folder, seed=run.seed, layout=layout,
                         row_length=row_length or _row_length(train, validation), watch=_watch(run))
-  say(f'fine-tune {folder.name}: validation loss {result.validation_loss:.4f} nats per token at step {result.step}, '
-      f'learning rate {result.learning_rate:g}')
+  if not known:
+    say(f'fine-tune {folder.name}: validation loss {result.validation_loss:.4f} nats per token at step {result.step}, '
+        f'learning rate {result.learning_rate:g}')
   return result
 
 
