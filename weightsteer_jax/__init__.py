@@ -10,7 +10,7 @@ The rooms, in the order data goes through them; imports only go up this list:
   versions.py     which versions computed something
   tree.py         pytrees named by path: flatten, strict get, masks that cover every leaf, fingerprints
   sharding.py     the mesh, and the two tables that say how arrays lie on it
-  config.py       the one schema of a run
+  config/         the one schema of a run, and what its values must be
   checkpoint.py   orbax in and out: atomic, fingerprinted, verified
   models/         one decoder, declarative families, Hugging Face checkpoints in and out, deltas applied per row
   layouts.py      which mesh a run takes, and how weights lie in training and in evaluation
@@ -18,9 +18,13 @@ The rooms, in the order data goes through them; imports only go up this list:
   finetune/       loss, pure step, AdamW, the loop (validation, patience, learning-rate sweep, resume), adapters
   directions/     the direction, its algebra, where it comes from, where it is exported to, and whether that is whole
   monitoring/     training runs seen from directions: cosines per step, module and layer, and when to be alarmed
+  activations.py  persona vectors: the activation-steering baseline
   evaluation/     scoring, generation, tasks, the sweep, judges, metrics
   organism/       the embedded model: its world, corpus, tokenizer, pretraining and checkpoint
   report/         the pick, tables, figures, the page; from files alone
+  resources.py    what a run's config names, as objects: model, tokenizer, tasks, judges
+  methods.py      the methods of a comparison, each made into an arm of the sweep
+  contrasts.py    the contrast of a run, read or made by the model itself
   stages.py       the method as straight-line programs over a workdir
   preflight/      a run's programs compiled from shapes alone: whether they fit some hardware, and what they cost
 
