@@ -8,6 +8,7 @@
   sweep/rows.jsonl           one row per (arm, alpha, task, example, sample)
   sweep/judgements.jsonl     what judges say of the rows, where the config has judges
   results.jsonl              means and standard errors of the rows
+  agreement.jsonl            how far judges agree, where the config has judges
   report/                    the page, the figures, the table
 
 Each stage reads what the ones before it wrote, continues where it stopped, and does nothing where it has finished.
@@ -265,6 +266,7 @@ def _judge(run: Run, workdir: Path, requests: Sequence[evaluation.JudgeRequest])
   for line in (*(f'{judge.name}: {judge.summary()}' for judge in judges if judge.summary()), *evaluation.judging.words(said),
                *evaluation.agreement.words(said)):
     say(f'judge: {line}')
+  files.write_jsonl(pathlib.Path(workdir) / 'agreement.jsonl', evaluation.agreement.agreement(said))
   evaluation.metrics.write(workdir, tasks=run.tasks, judges=list(run.judges))
 
 

@@ -38,3 +38,12 @@ def test_the_plotted_metric_stays_the_first(workdir):
 def test_a_sweep_without_either_has_no_such_tables(workdir):
   sweep = study.read(workdir)
   assert metrics.accounted(sweep) == metrics.further(sweep) == ''
+
+
+def test_agreement_of_judges_is_shown_where_several_were_asked(workdir):
+  assert metrics.agreement(study.read(workdir)) == ''
+  row = dict(purpose='trait', first='<i>one</i>', second='two', n=30, kappa=0.714, cut=50.0, pearson=None, spearman=0.5)
+  (workdir / 'agreement.jsonl').write_text(json.dumps(row) + '\n')
+  shown = metrics.agreement(study.read(workdir))
+  assert '&lt;i&gt;one&lt;/i&gt;, two' in shown and '<td>30</td><td>0.71<small>cut at 50</small></td><td>–</td><td>0.50</td>' in shown
+  assert shown in page.write(workdir).read_text()

@@ -25,6 +25,19 @@ def accounted(sweep: Study) -> str:
       f'gave no score to. One answer can be in several.</p>{_tables(sweep, rows, _count)}')
 
 
+def agreement(sweep: Study) -> str:
+  """How far every two judges agree, by purpose; nothing where one judge was asked, or none."""
+  if not sweep.agreement:
+    return ''
+  number = lambda value: '–' if value is None else f'{value:.2f}'
+  rows = [f'<tr><th scope="row" class="left">{escape(row["purpose"])}<small>{escape(row["first"])}, {escape(row["second"])}</small></th>'
+          f'<td>{row["n"]}</td><td>{number(row["kappa"])}<small>cut at {row["cut"]:g}</small></td><td>{number(row["pearson"])}</td>'
+          f'<td>{number(row["spearman"])}</td></tr>' for row in sweep.agreement]
+  heads = ''.join(f'<th scope="col">{name}</th>' for name in ('rows', 'kappa', 'Pearson', 'Spearman'))
+  return (f'<h3>Judges</h3><p class="note">How far two judges agree on the rows that both scored; the first one counts.</p>'
+          f'{scrolling("accounting", f"<tr><th></th>{heads}</tr>", rows)}')
+
+
 def scrolling(kind: str, head: str, rows: Sequence[str]) -> str:
   """A table that scrolls sideways by itself where the window is narrow."""
   return (f'<div class="scroll"><table class="{kind}"><thead>{head}</thead>'

@@ -5,7 +5,7 @@ import shlex
 from typing import Any, Sequence
 
 from weightsteer_jax.report import tables, words
-from weightsteer_jax.report.metrics import accounted, further, scrolling
+from weightsteer_jax.report.metrics import accounted, agreement, further, scrolling
 from weightsteer_jax.report.examples import Counts, Survey
 from weightsteer_jax.report.pick import TOLERANCE, Pick, Side
 from weightsteer_jax.report.safe import escape, redact
@@ -148,7 +148,7 @@ def accounting(sweep: Study, survey: Survey) -> str:
                  for arm in survey.arms)
   return (f'<section><h2>What failed</h2><p>{ok} of {total} rows are ok; {total - ok} are not; {empty} carry no value. '
           'Each cell: rows that are ok, of all rows, and what the others are. A row without value enters no mean.</p>'
-          f'{body}{accounted(sweep)}</section>')
+          f'{body}{accounted(sweep)}{agreement(sweep)}</section>')
 
 
 def _counts_table(sweep: Study, survey: Survey, arm: str) -> str:

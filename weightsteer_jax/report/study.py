@@ -44,12 +44,14 @@ Cells = dict[str, dict[float, Cell]]
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """A sweep's files, parsed: config, tasks in the order of the config, result rows, and each direction's provenance."""
+  """A sweep's files, parsed: config, tasks in the order of the config, result rows, each direction's provenance, and how
+  far judges agree, if several were asked."""
   workdir: Path
   config: dict[str, Any]
   tasks: tuple[Task, ...]
   results: tuple[dict[str, Any], ...]
   directions: dict[str, dict[str, Any]]
+  agreement: tuple[dict[str, Any], ...] = ()
 
   @property
   def arms(self) -> list[str]:
@@ -62,7 +64,7 @@ class Study:
 
 
 def read(workdir: str | Path) -> Study:
-  """The `Study` in `workdir`: config.json, results.jsonl and directions/*/direction.json.
+  """The `Study` in `workdir`: config.json, results.jsonl, directions/*/direction.json, and agreement.jsonl if it is there.
 
   Raises:
     InputError: a file or a key is missing, a task has an unknown role, or results name a task that the config does not.
@@ -77,7 +79,9 @@ def read(workdir: str | Path) -> Study:
   directions = {path.parent.name: files.read_json(path, what='the provenance of a direction')
                 # A hidden folder is a direction still being written.
                 for path in sorted(workdir.glob('directions/*/direction.json')) if path.parent.name[0] != '.'}
-  return Study(workdir, config, tasks, results, directions)
+  path = workdir / 'agreement.jsonl'
+  agreement = tuple(row for _, row in _json_lines(path)) if path.is_file() else ()
+  return Study(workdir, config, tasks, results, directions, agreement)
 
 
 def sample_rows(workdir: str | Path) -> Iterator[dict[str, Any]]:
