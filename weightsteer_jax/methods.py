@@ -246,7 +246,7 @@ def _repeated(examples: list[Example], times: float, seed: int) -> list[Example]
   """The examples so many times over; of a last fraction, a random part.
 
   >>> _repeated(['a', 'b'], 2.5, seed=0)
-  ['a', 'b', 'a', 'b', 'b']
+  ['a', 'b', 'a', 'b', 'a']
   """
   whole, fraction = divmod(times, 1)
   part = np.sort(np.random.default_rng(seed).permutation(len(examples))[:round(fraction * len(examples))])

@@ -8,7 +8,7 @@ import pytest
 
 from .judges.server import Server, says
 from weightsteer_jax import config as configs
-from weightsteer_jax import organism, stages
+from weightsteer_jax import contrasts, organism, stages
 from weightsteer_jax.errors import InputError, Preempted
 from weightsteer_jax.evaluation import contrast
 from weightsteer_jax.evaluation.judges.purposes import enclose
@@ -135,8 +135,8 @@ def test_a_second_file_is_for_evaluation_and_shares_no_question(run_of, tmp_path
   (tmp_path / 'other.json').write_text(json.dumps(other))
   with Server(score) as server:
     run = run_of(server, **{'data.evaluation': str(tmp_path / 'other.json')})
-    assert len(stages.load_questions(run)) == 8
-    assert [item['messages'][0]['content'] for item in stages._kept_for_evaluation(run, stages.load_trait(run))
+    assert len(contrasts.load_questions(run)) == 8
+    assert [item['messages'][0]['content'] for item in contrasts._kept_for_evaluation(run, contrasts.load_trait(run))
            ] == ['What else?', 'And then?']
     with pytest.raises(InputError, match='data.evaluation has questions of data.trait'):
       stages.data(run_of(server, **{'data.evaluation': str(tmp_path / 'sycophantic.json')}), tmp_path / 'run')

@@ -16,6 +16,7 @@ _INTEGER = re.compile(r'[0-9]{1,3}')
 def expectation(probabilities: Mapping[str, float], scale: Scale, floor: float) -> tuple[float | None, float]:
   """(mean score, probability of all valid answers together); the mean is None where that is under the floor.
 
+  >>> from weightsteer_jax.evaluation.judges.purposes import HUNDRED
   >>> expectation({'80': 0.6, '90': 0.2, 'Well': 0.2}, HUNDRED, 0.25)
   (82.5, 0.8)
   >>> expectation({'80': 0.1, 'I': 0.9}, HUNDRED, 0.25)
