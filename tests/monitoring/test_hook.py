@@ -16,6 +16,7 @@ from weightsteer_jax.monitoring import hook
 TESTS = pathlib.Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_a_look_on_meshes():
   env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu',
                       'PYTHONPATH': os.pathsep.join([str(TESTS.parent), str(TESTS)])}

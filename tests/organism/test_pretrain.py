@@ -50,6 +50,7 @@ def test_the_loss_is_that_of_each_conversation_alone(tiny):
   np.testing.assert_allclose(ours, total / batch['weights'].sum(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_learns():
   options = pretrain.Options(steps=12, rows=4, length=128, width=32, num_layers=2, learning_rate=1e-2, warmup=2)
   tokenizer = pretrain.tokenization.train(corpus.vocabulary_texts(), 1024)
