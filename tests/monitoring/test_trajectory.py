@@ -87,7 +87,8 @@ def test_kept_adapters_of_ours(watched, model, opened, direction, tmp_path):
   adapters, states = trajectory.find(kept), trajectory.find(watched[0])
   assert [(one.step, one.kind) for one in adapters] == [(2, 'run'), (4, 'run')]
   for one, other in zip(adapters, states):
-    assert angles(one, kept, opened, direction).whole == angles(other, watched[0], opened, direction).whole
+    found, expected = (vars(angles(*args, opened, direction).whole) for args in ((one, kept), (other, watched[0])))
+    assert found == pytest.approx(expected, rel=1e-6)
   shutil.rmtree(kept / 'steps' / '0.02' / '4')
   assert [(one.step, one.kind) for one in trajectory.find(kept)] == [(2, 'run'), (4, 'state')]
 
