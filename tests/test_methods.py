@@ -139,7 +139,7 @@ def test_each_system_prompt_is_a_sample(rows):
 def test_persona_vectors_steer_the_task_model(run, workdir, rows):
   model = resources.load_model(run.model)
   task = adapter(workdir, 'task/adapter')
-  vectors, meta = activations.load(workdir / 'activations' / 'all_layers' / 'vectors')
+  vectors, meta = activations.load(workdir / 'persona_vectors')
   assert meta['examples'] == {'positive': QUESTIONS, 'negative': QUESTIONS}
   expected = logprobs(run, model, items_of(run), [(task, 1.0), (activations.at_all_layers(vectors), 0.5)])
   found = [rows['all_layers', 0.5][item['id'], 0]['logprobs'] for item in items_of(run)]
@@ -158,7 +158,7 @@ def test_the_joint_fine_tune_saw_task_and_contrast(workdir):
 
 def test_a_second_sweep_computes_nothing(run, workdir):
   before = (workdir / 'sweep' / 'rows.jsonl').read_bytes()
-  times = {path: path.stat().st_mtime_ns for part in ('finetune', 'directions', 'activations') for path in (workdir / part).rglob('*.safetensors')}
+  times = {path: path.stat().st_mtime_ns for part in ('finetune', 'directions', 'persona_vectors') for path in (workdir / part).rglob('*.safetensors')}
   assert len(times) > 10
   stages.sweep(run, workdir)
   assert (workdir / 'sweep' / 'rows.jsonl').read_bytes() == before

@@ -15,6 +15,7 @@ from weightsteer_jax.resources import ORGANISM, encode, engine, forget_judges, j
 
 Path = str | pathlib.Path
 
+
 def make(run: Run, workdir: Path) -> dict[str, list[Conversation]]:
   """The conversations of both sides: read, or answered by the model itself under opposite system prompts, which are then removed.
 

@@ -16,7 +16,7 @@ What an arm needs is made once and kept in the workdir:
   finetune/<side>, finetune/<options>-<side>     the contrast's two fine-tunes, with the run's or named options
   finetune/task, finetune/<arm>-<side>           the task's; those of 'joint', and of 'finetune' behind a task
   directions/<name>, directions/<name>-<options>
-  activations/<arm>/                             persona vectors, and how their layer was chosen
+  persona_vectors/, activations/<arm>/           of the contrast; how an arm's layer was selected
 """
 import dataclasses
 import functools
@@ -140,7 +140,7 @@ def _one_side(making: _Making, name: str, arm: configs.Arm, *, side: str) -> Met
 
 def _activation(making: _Making, name: str, arm: configs.Arm) -> Method:
   folder = making.workdir / 'activations' / name
-  vectors = _persona_vectors(making, folder)
+  vectors = _persona_vectors(making)
   delta_of = lambda layer: _placed(arm, activations.at_layer(vectors, layer))
   if arm.layer == 'all':
     return _swept(making, _placed(arm, activations.at_all_layers(vectors)))
@@ -209,7 +209,7 @@ def _fine_tune(run: Run, folder: pathlib.Path, train: list[Example], validation:
   if after is not None:
     model = dataclasses.replace(model, params=models.merge(model.config, model.params, after, 1.0))
   result = finetune.run(model, train, validation, options, workdir=folder, seed=run.seed, layout=layout,
-                        row_length=row_length or _row_length(train, validation), watch=_watch(run))
+                        row_length=row_length or _row_length(train, validation), watch=None if known else _watch(run))
   if not known:
     say(f'fine-tune {folder.name}: validation loss {result.validation_loss:.4f} nats per token at step {result.step}, '
         f'learning rate {result.learning_rate:g}')
@@ -253,8 +253,9 @@ def _repeated(examples: list[Example], times: float, seed: int) -> list[Example]
   return examples * int(whole) + [examples[i] for i in part]
 
 
-def _persona_vectors(making: _Making, folder: pathlib.Path) -> np.ndarray:
-  path = folder / 'vectors'
+def _persona_vectors(making: _Making) -> np.ndarray:
+  """Of the contrast, made once for all arms."""
+  path = making.workdir / 'persona_vectors'
   if not distributed.broadcast(path.exists()):
     run = making.run
     layout = layouts_of(run).train
@@ -281,7 +282,8 @@ def _selected_layer(making: _Making, arm: configs.Arm, folder: pathlib.Path, del
   say(f'{folder.name}: selecting one of {len(candidates)} layers on {", ".join(task.name for task in tasks)}')
   rows = evaluation.sweep.run(engine(run, arms), tasks, alphas=dict.fromkeys(arms, sorted(arm.select_alphas)), workdir=folder,
                               seed=run.sweep.seed)
-  effects = {names[name]: _effect(name, tasks, evaluation.metrics.results(rows)) for name in names}
+  results = evaluation.metrics.results(rows, run.validation)
+  effects = {layer: _effect(name, tasks, results) for name, layer in names.items()}
   if not any(map(np.isfinite, effects.values())):
     raise InputError(f"no layer can be selected: {', '.join(task.name for task in tasks)} gave no number without a judge; name a layer "
                      'in the arm, or a validation task that rules can score')
@@ -292,7 +294,7 @@ def _selected_layer(making: _Making, arm: configs.Arm, folder: pathlib.Path, del
 
 
 def _effect(arm: str, tasks: Sequence[evaluation.tasks.Task], results: Sequence[Mapping[str, Any]]) -> float:
-  """Mean over tasks of how far apart their first metric is at the lowest strength and at the highest."""
+  """Mean over tasks of how far apart the metric they are plotted by is at the lowest strength and at the highest."""
   moved = []
   for task in tasks:
     rows = [row for row in results if row['arm'] == arm and row['task'] == task.name]

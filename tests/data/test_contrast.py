@@ -25,6 +25,14 @@ def stance(asked, answer, side):
   return None if answer.startswith('Yes' if side == 'positive' else 'No') else 'wrong stance'
 
 
+def make(generate, keep):
+  """The pairs of answers that `generate` gives to all prompts of both sides at once."""
+  asked = contrast.prompts(QUESTIONS, INSTRUCTIONS)
+  answers = list(generate(asked['positive'] + asked['negative']))
+  middle = len(asked['positive'])
+  return contrast.pair(asked, {'positive': answers[:middle], 'negative': answers[middle:]}, keep)
+
+
 def test_prompts_pair_up_question_by_question():
   asked = contrast.prompts(QUESTIONS, INSTRUCTIONS, samples=3)
   assert [len(asked[side]) for side in contrast.SIDES] == [12, 12]
@@ -45,7 +53,7 @@ def test_a_pair_is_kept_only_if_both_sides_pass():
   def generate(prompts):
     return [answers[prompt.messages[0]['content']][int(prompt.name[1])] for prompt in prompts]
 
-  made = contrast.make(QUESTIONS, INSTRUCTIONS, generate, stance)
+  made = make(generate, stance)
   assert [[m['content'] for m in c.messages] for c in made.positive] == [['Is it so ?', 'Yes , sure']]
   assert [[m['content'] for m in c.messages] for c in made.negative] == [['Is it so ?', 'No , never']]
   assert [m['role'] for m in made.positive[0].messages] == ['user', 'assistant']
@@ -57,7 +65,7 @@ def test_writing(tmp_path):
   def obey(prompts):
     return ['Yes' if prompt.name.endswith('positive') else 'No' for prompt in prompts]
 
-  made = contrast.make(QUESTIONS, INSTRUCTIONS, obey, stance)
+  made = make(obey, stance)
   contrast.write(tmp_path / 'data', made)
   for side in contrast.SIDES:
     read = sources.load_conversations(tmp_path / 'data' / f'{side}.jsonl')
@@ -70,7 +78,7 @@ def test_writing(tmp_path):
 
 
 def test_nothing_left_is_an_error(tmp_path):
-  made = contrast.make(QUESTIONS, INSTRUCTIONS, lambda prompts: ['Yes'] * len(prompts), stance)
+  made = make(lambda prompts: ['Yes'] * len(prompts), stance)
   with pytest.raises(InputError, match="no answer pair passed the filter: .*'negative: wrong stance': 4"):
     contrast.write(tmp_path / 'data', made)
   assert not (tmp_path / 'data').exists()
@@ -86,6 +94,6 @@ def test_questions_end_with_the_user_and_have_no_system(messages):
 
 def test_every_prompt_needs_an_answer():
   with pytest.raises(InputError, match='3 negative answers to 4 prompts'):
-    contrast.make(QUESTIONS, INSTRUCTIONS, lambda prompts: ['Yes'] * 7, stance)
+    make(lambda prompts: ['Yes'] * 7, stance)
   with pytest.raises(InputError, match='nothing to ask: 2 questions, 0 instructions'):
     contrast.prompts(QUESTIONS, [])

@@ -15,8 +15,6 @@ from weightsteer_jax.data.sources import Conversation
 from weightsteer_jax.errors import InputError
 
 SIDES = ('positive', 'negative')
-# Answers to prompts, in order. A prompt's name, question/instruction/sample/side, is unique: a seed for its sampling.
-Generate = Callable[[Sequence[Conversation]], Sequence[str]]
 # (question, answer, side) -> why the answer is dropped, or None where it passes.
 Filter = Callable[[Conversation, str, str], 'str | None']
 
@@ -50,7 +48,7 @@ class Contrast:
 def prompts(questions: Sequence[Conversation], instructions: Sequence[Instruction], *,
             samples: int = 1) -> dict[str, list[Conversation]]:
   """{side: prompts}: every question under every instruction, `samples` times; entry i of both sides is the same
-  question.
+  question. A prompt's name, question/instruction/sample/side, is unique: a seed for its sampling.
 
   Raises:
     InputError: nothing to ask, a question that does not end with the user's turn, or that has a system prompt of its
@@ -92,15 +90,6 @@ def pair(prompts_of: dict[str, list[Conversation]], answers_of: dict[str, Sequen
       answer = {'role': 'assistant', 'content': answers[side]}
       kept[side].append(Conversation((*questions[side].messages, answer), questions[side].name))
   return Contrast(tuple(kept['positive']), tuple(kept['negative']), dict(dropped))
-
-
-def make(questions: Sequence[Conversation], instructions: Sequence[Instruction], generate: Generate, keep: Filter, *,
-         samples: int = 1) -> Contrast:
-  """Contrastive data from `generate`, which answers all prompts of both sides in one call."""
-  asked = prompts(questions, instructions, samples=samples)
-  answers = list(generate(asked['positive'] + asked['negative']))
-  middle = len(asked['positive'])
-  return pair(asked, {'positive': answers[:middle], 'negative': answers[middle:]}, keep)
 
 
 def write(folder: files.Path, contrast: Contrast, *, accounting: Mapping[str, Any] | None = None,

@@ -69,6 +69,15 @@ def has_text(row: Mapping[str, Any]) -> bool:
   return row['status'] not in ('empty', 'not_finite')
 
 
+def judged(item: Mapping[str, Any], row: Mapping[str, Any], *purposes: str, **more: str) -> list[tuple[str, dict[str, str]]]:
+  """[(purpose, texts)] of what judges are asked about an answer: the question, the answer and what is given beside;
+  nothing where there is no answer."""
+  if not has_text(row):
+    return []
+  fields = {'question': question_of(item), 'answer': row['completion'], **more}
+  return [(purpose, fields) for purpose in purposes]
+
+
 def question_of(item: Mapping[str, Any]) -> str:
   """What judges are shown as the question: the last thing the user said."""
   return item['messages'][-1]['content']

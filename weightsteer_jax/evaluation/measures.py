@@ -3,7 +3,7 @@
 A metric is a function from the rows of one cell (one arm, task and alpha) to (cluster, value) pairs. What does not
 count is left out, so that the pairs are the denominator.
 """
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
 from weightsteer_jax import tree
 from weightsteer_jax.errors import InputError
@@ -63,6 +63,16 @@ def forms_of(names: str, known: Sequence[str]) -> list[str]:
       raise InputError(
           f"the config key 'form' names '{name}'{tree.did_you_mean(name, known)}; there are: {', '.join(known)}")
   return [name for name in known if name in named]
+
+
+def check_form(item: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+  """Nothing, if the item's form is one of the kind's.
+
+  Raises:
+    InputError: it is not; names the item.
+  """
+  if item['form'] not in known:
+    raise InputError(f"{where}: 'form' is {item['form']!r}, expected one of {', '.join(known)}")
 
 
 def asked(row: Row, purpose: str) -> Mapping[str, Any] | None:

@@ -1,6 +1,7 @@
 """Items that are a question and nothing more, from tables of many layouts."""
 from typing import Any, Mapping, Sequence
 
+from weightsteer_jax import config
 from weightsteer_jax.data import sources, tables
 from weightsteer_jax.errors import InputError
 
@@ -17,6 +18,12 @@ def items(rows: Sequence[tables.Row]) -> list[dict[str, Any]]:
   """
   found = [(where, messages) for where, row in rows for messages in _conversations(row, where)]
   return [{'id': f'q{index:05d}', 'messages': list(messages)} for index, (_, messages) in enumerate(found)]
+
+
+def build(rows: Sequence[tables.Row], options: config.Task) -> list[dict[str, Any]]:
+  """The items of a kind that asks questions and nothing more: one per question, as `items`."""
+  del options
+  return items(rows)
 
 
 def check(item: Mapping[str, Any], where: str) -> None:

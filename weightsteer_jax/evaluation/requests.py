@@ -100,8 +100,8 @@ class GenerateResult:
 
   Attributes:
     tokens: without the stop token that ended it.
-    finish: 'stop' (a stop token, or `until` was true), 'length' (max_new_tokens) or 'not_finite' (the model broke: logits with NaN or
-      infinity).
+    finish: 'stop' (a stop token, or `until` was true), 'length' (max_new_tokens) or 'not_finite' (the model broke:
+      logits with NaN or infinity).
   """
   key: Any
   tokens: Tokens

@@ -21,6 +21,7 @@ from lm_eval.utils import handle_non_serializable
 
 from weightsteer_jax import files, tree
 from weightsteer_jax.errors import InputError, NotFiniteError
+from weightsteer_jax.evaluation import plan
 from weightsteer_jax.evaluation.harness.model import SteeredLM
 from weightsteer_jax.evaluation.harness.stops import check_generation
 
@@ -73,7 +74,11 @@ def run(lm: Callable[[Sequence[float]], SteeredLM], alphas: Sequence[float], tas
       the others are written.
   """
   folder = pathlib.Path(output)
-  _check_inputs(folder, {**inputs, 'tasks': list(tasks), 'options': options})
+  fresh = not (folder / 'plan.json').exists()
+  if fresh:
+    files.refuse_existing(folder, what='a run of lm-eval')
+  plan.check(folder / 'plan.json', _plain({**inputs, 'tasks': list(tasks), 'options': options}), fresh=fresh,
+             what='a run of lm-eval', rows='results', remedy='Name another --output, or move that folder away')
   alphas = [float(alpha) + 0.0 for alpha in dict.fromkeys(alphas)]
   missing = [alpha for alpha in alphas if not (folder / _place(alpha)).exists()]
   broken = []
@@ -134,17 +139,3 @@ def _write(folder: pathlib.Path, found: dict[str, Any]) -> None:
 def _plain(value: Any) -> Any:
   """The value as JSON has it; lm-eval's objects as it writes them, NaN and infinities as null."""
   return json.loads(json.dumps(value, default=handle_non_serializable), parse_constant=lambda name: None)
-
-
-def _check_inputs(folder: pathlib.Path, inputs: Mapping[str, Any]) -> None:
-  """Nothing, if the folder is new or its results were made from these inputs, which are recorded."""
-  path, inputs = folder / 'plan.json', _plain(inputs)
-  if not path.exists():
-    files.refuse_existing(folder, what='a run of lm-eval')
-    files.write_json(path, inputs)
-    return
-  known = files.read_json(path, what='the plan of a run of lm-eval')
-  changed = sorted(name for name in {*known, *inputs} if known.get(name) != inputs.get(name))
-  if changed:
-    raise InputError(f'{folder} holds results that were made from other inputs; changed: {", ".join(changed)}. Name '
-                     'another --output, or move that folder away')

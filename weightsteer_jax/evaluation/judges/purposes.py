@@ -57,14 +57,15 @@ FIVE = Scale({str(n): float(n) for n in range(1, 6)}, 3.0)
 
 @dataclasses.dataclass(frozen=True)
 class Purpose:
-  """One thing to judge: the texts it needs, and the scale of the score."""
+  """One thing to judge: the texts it needs, the scale of the score, and texts that are shown where there are any."""
   fields: tuple[str, ...]
   scale: Scale
+  optional: tuple[str, ...] = ()
 
 
 PURPOSES = {
     'factual_correctness': Purpose(('question', 'reference', 'answer'), YES_NO),
-    'agreement': Purpose(('question', 'answer'), YES_NO),
+    'agreement': Purpose(('question', 'answer'), YES_NO, optional=('proposal', 'reference')),
     'trait': Purpose(('trait', 'description', 'question', 'answer'), HUNDRED),
     'coherence': Purpose(('question', 'answer'), HUNDRED),
     'alignment': Purpose(('question', 'answer'), HUNDRED),
@@ -124,12 +125,14 @@ def messages(request: JudgeRequest) -> list[dict[str, str]]:
     InputError: as `check_request`.
   """
   check_request(request)
-  own = request.fields.get('prompt', '')
-  known = OWN_PROMPT if own else PURPOSES[request.purpose].fields
+  own, purpose = request.fields.get('prompt', ''), PURPOSES[request.purpose]
+  given = tuple(field for field in purpose.optional if field in request.fields)
+  known = OWN_PROMPT if own else (*purpose.fields, *given)
+  text = own or prompt(request.purpose)
+  for field in set(purpose.optional) - set(given):
+    text = text.replace('{' + field + '}\n', '')
   fill = lambda match: enclose(match[1], request.fields[match[1]]) if match[1] in known else match[0]
-  return [{
-      'role': 'user', 'content': f'{prompt("guard")}\n\n{_FIELD.sub(fill, own or prompt(request.purpose))}'.rstrip()
-  }]
+  return [{'role': 'user', 'content': f'{prompt("guard")}\n\n{_FIELD.sub(fill, text)}'.rstrip()}]
 
 
 def enclose(field: str, text: str) -> str:

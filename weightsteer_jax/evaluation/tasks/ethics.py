@@ -69,8 +69,7 @@ def check(item: Mapping[str, Any], where: str) -> None:
   Raises:
     InputError: names the item and what is wrong with it.
   """
-  if item['form'] not in FORMS:
-    raise InputError(f"{where}: 'form' is {item['form']!r}, expected one of {', '.join(FORMS)}")
+  measures.check_form(item, FORMS, where)
   if item['evil'] not in ('A', 'B'):
     raise InputError(f"{where}: 'evil' is {item['evil']!r}, expected A or B")
 

@@ -71,8 +71,7 @@ def check(item: Mapping[str, Any], where: str) -> None:
   Raises:
     InputError: names the item and what is wrong with it.
   """
-  if item['form'] not in gcd.FORMS:
-    raise InputError(f"{where}: 'form' is {item['form']!r}, expected one of {', '.join(gcd.FORMS)}")
+  measures.check_form(item, gcd.FORMS, where)
   _whole(item['gold'], where)
   if item['form'] == 'incorrect' and (item.get('proposed') is None or item['proposed'] == item['gold']):
     raise InputError(f"{where}: the wrong solution proposes {item.get('proposed')!r}, and {item['gold']} is right")
@@ -102,10 +101,9 @@ def extract(text: str) -> int | None:
 
 def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]]:
   """Where a wrong solution was proposed: whether the answer agrees with it; the judge sees the right answer."""
-  if item['form'] != 'incorrect' or not answers.has_text(row):
+  if item['form'] != 'incorrect':
     return []
-  return [('agreement', {'question': answers.question_of(item), 'answer': row['completion'],
-                         'proposal': str(item['proposed']), 'reference': str(item['gold'])})]
+  return answers.judged(item, row, 'agreement', proposal=str(item['proposed']), reference=str(item['gold']))
 
 
 def disagrees(row: Row) -> float | None:

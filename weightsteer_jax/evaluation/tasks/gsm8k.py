@@ -69,9 +69,7 @@ def fields(prepared: answers.Prepared, results: Sequence[GenerateResult], tokeni
 
 def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]]:
   """Whether the answer refuses."""
-  if not answers.has_text(row):
-    return []
-  return [('refusal', {'question': answers.question_of(item), 'answer': row['completion']})]
+  return answers.judged(item, row, 'refusal')
 
 
 METRICS: dict[str, Metric] = {

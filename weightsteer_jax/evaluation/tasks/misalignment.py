@@ -19,10 +19,10 @@ from typing import Any, Mapping, Sequence
 
 from weightsteer_jax import config
 from weightsteer_jax.data import tables
-from weightsteer_jax.evaluation import answers, measures, questions
+from weightsteer_jax.evaluation import answers, measures
 from weightsteer_jax.evaluation.answers import prepare, requests
 from weightsteer_jax.evaluation.measures import Metric, Row, each
-from weightsteer_jax.evaluation.questions import check
+from weightsteer_jax.evaluation.questions import build, check
 from weightsteer_jax.evaluation.requests import GenerateResult
 from weightsteer_jax.evaluation.tasks.trait import above
 
@@ -36,16 +36,6 @@ def rows(options: config.Task) -> list[tables.Row]:
   return tables.read(pathlib.Path(__file__).with_name('misalignment.jsonl'))
 
 
-def build(rows: Sequence[tables.Row], options: config.Task) -> list[dict[str, Any]]:
-  """One item per question.
-
-  Raises:
-    InputError: a row without a question.
-  """
-  del options
-  return questions.items(rows)
-
-
 def fields(prepared: answers.Prepared, results: Sequence[GenerateResult], tokenizer: Any) -> dict[str, Any]:
   """No value, as only a judge can say; status and text."""
   return answers.row(prepared, results, tokenizer, answers.nothing_to_read)
@@ -53,10 +43,7 @@ def fields(prepared: answers.Prepared, results: Sequence[GenerateResult], tokeni
 
 def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]]:
   """How well the answer agrees with human values, and how coherent it is."""
-  if not answers.has_text(row):
-    return []
-  fields = {'question': answers.question_of(item), 'answer': row['completion']}
-  return [('alignment', fields), ('coherence', fields)]
+  return answers.judged(item, row, 'alignment', 'coherence')
 
 
 def is_misaligned(row: Row) -> float | None:

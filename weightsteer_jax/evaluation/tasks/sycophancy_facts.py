@@ -77,8 +77,7 @@ def check(item: Mapping[str, Any], where: str) -> None:
   Raises:
     InputError: names the item and what is wrong with it.
   """
-  if item['form'] not in FORMS:
-    raise InputError(f"{where}: 'form' is {item['form']!r}, expected one of {', '.join(FORMS)}")
+  measures.check_form(item, FORMS, where)
   for key in ('correct', 'incorrect'):
     texts = item[key]
     if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
@@ -95,10 +94,7 @@ def fields(prepared: answers.Prepared, results: Sequence[GenerateResult], tokeni
 def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]]:
   """Whether the answer is right; the judge sees the plain question, so that no cue sways it, and all right answers, one
   a line."""
-  if not answers.has_text(row):
-    return []
-  return [('factual_correctness', {'question': item['question'], 'answer': row['completion'],
-                                   'reference': '\n'.join(item['correct'])})]
+  return answers.judged(item, row, 'factual_correctness', question=item['question'], reference='\n'.join(item['correct']))
 
 
 def _right(row: Row) -> float | None:

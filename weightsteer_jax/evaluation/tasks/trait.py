@@ -61,11 +61,8 @@ def fields(prepared: answers.Prepared, results: Sequence[GenerateResult], tokeni
 
 def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]]:
   """How much of the trait the answer shows, and how coherent it is."""
-  if not answers.has_text(row):
-    return []
-  fields = {'question': answers.question_of(item), 'answer': row['completion']}
   about = {key: item[key] for key in ('trait', 'description', 'prompt') if key in item}
-  return [('trait', {**fields, **about}), ('coherence', fields)]
+  return answers.judged(item, row, 'trait', **about) + answers.judged(item, row, 'coherence')
 
 
 def above(purpose: str, cut: float, *, inclusive: bool = False) -> measures.Number:
