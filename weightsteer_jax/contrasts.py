@@ -11,7 +11,7 @@ from weightsteer_jax.config import Run
 from weightsteer_jax.data import Conversation
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.methods import SIDES
-from weightsteer_jax.resources import ORGANISM, encode, engine, forget_judges, judges_of, named, say, tokenizer_of
+from weightsteer_jax.resources import ORGANISM, encode, engine, forget_judges, judges_of, load_conversations, named, say, tokenizer_of
 
 Path = str | pathlib.Path
 
@@ -77,7 +77,8 @@ def _read_side(run: Run, side: str, folder: pathlib.Path | None = None) -> list[
   if not source:
     return datas.load_conversations(folder / f'{side}.jsonl')
   split = run.data.negative_split if side == 'negative' and run.data.negative_split else run.data.split
-  return datas.load_conversations(source, split=split or None, revision=run.data.revision or None)
+  n = run.data.num_questions if source.startswith(f'{ORGANISM}:') else 0
+  return load_conversations(source, split=split, revision=run.data.revision, n=n, seed=run.seed)
 
 
 def _generate(run: Run, workdir: pathlib.Path) -> None:

@@ -30,7 +30,7 @@ from weightsteer_jax.config import Run
 from weightsteer_jax.data import Example
 from weightsteer_jax.directions import algebra
 from weightsteer_jax.errors import InputError
-from weightsteer_jax.resources import direction_folder, encode, engine, layouts_of, load_model, load_tasks, say, tokenizer_of
+from weightsteer_jax.resources import direction_folder, encode, engine, layouts_of, load_conversations, load_model, load_tasks, say, tokenizer_of
 
 PyTree = Any
 Path = str | pathlib.Path
@@ -112,8 +112,12 @@ def task_delta(run: Run, workdir: Path) -> PyTree | None:
   if not run.task_model.data:
     return None
   options = configs.finetune_of(run, run.task_model.finetune)
-  train, validation = _split(run, task_examples(run))
-  return _fine_tune(run, pathlib.Path(workdir) / 'finetune' / 'task', train, validation, options).delta
+  return fine_tune_on(run, pathlib.Path(workdir) / 'finetune' / 'task', task_examples(run), options).delta
+
+
+def fine_tune_on(run: Run, folder: pathlib.Path, examples: Sequence[Example], options: configs.FineTune) -> finetune.FineTuneResult:
+  """The fine-tune of the run's model on these examples, some of them kept for validation; made once and kept in the folder."""
+  return _fine_tune(run, folder, *_split(run, examples), options)
 
 
 def task_examples(run: Run) -> list[Example]:
@@ -123,8 +127,8 @@ def task_examples(run: Run) -> list[Example]:
     InputError: it cannot be read, or is no chat data.
   """
   task = run.task_model
-  conversations = datas.load_conversations(task.data, split=task.split or None, revision=task.revision or None)
-  return encode(run, tokenizer_of(run.model), conversations[:task.n or None])
+  conversations = load_conversations(task.data, split=task.split, revision=task.revision, n=task.n, seed=run.seed)
+  return encode(run, tokenizer_of(run.model), conversations)
 
 
 def _direction(making: _Making, name: str, arm: configs.Arm) -> Method:

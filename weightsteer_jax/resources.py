@@ -60,6 +60,20 @@ def encode(run: Run, tokenizer: Any, conversations: Sequence[Conversation]) -> l
   return datas.chat.encode_examples(tokenizer, conversations, max_length=run.data.max_length, truncate=run.data.truncate)
 
 
+def load_conversations(source: str, *, split: str = '', revision: str = '', n: int = 0, seed: int = 0) -> list[datas.Conversation]:
+  """The first n (0: all) conversations of a file or a hub dataset, or n that the organism makes of 'organism:<name>'.
+
+  Raises:
+    InputError: they cannot be read or are no chat data, or n is 0 for the organism, which has no end of them.
+  """
+  if not source.startswith(f'{ORGANISM}:'):
+    return datas.load_conversations(source, split=split or None, revision=revision or None)[:n or None]
+  make = named(organism.CONVERSATIONS, source)
+  if not n:
+    raise InputError(f"'{source}' goes on without an end: say how many conversations to take, as n")
+  return [datas.Conversation(tuple(messages), f'{source}/{i}') for i, messages in enumerate(make(n, seed))]
+
+
 def load_tasks(named_options: Mapping[str, configs.Task]) -> list[evaluation.tasks.Task]:
   """The tasks with their checked items: `n` that the organism makes, or the first n (0: all) of the source."""
   tasks = []

@@ -20,7 +20,7 @@ from typing import Any, Mapping, Sequence
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import data as datas
-from weightsteer_jax import contrasts, directions, distributed, evaluation, files, finetune as finetuning, methods, models, monitoring, tree
+from weightsteer_jax import contrasts, directions, distributed, evaluation, files, finetune as finetuning, methods, models, monitoring, tree, watched
 from weightsteer_jax.config import ModelChoice, Run
 from weightsteer_jax.data import Conversation, Example
 from weightsteer_jax.errors import InputError
@@ -46,6 +46,8 @@ def steer(run: Run, workdir: Path, *, command: str = '') -> pathlib.Path:
   sweep(run, workdir)
   if run.judges:
     judge(run, workdir)
+  if run.watched:
+    watch(run, workdir)
   page = report(run, workdir)
   say(f'done in {time.monotonic() - started:.0f} s')
   return page
@@ -72,7 +74,7 @@ def check(run: Run, workdir: Path) -> None:
     say(f'task: {len(methods.task_examples(run))} examples of {run.task_model.data}, to be fine-tuned on first')
   if run.arms:
     say('arms: ' + ', '.join(f'{name} ({arm.kind})' for name, arm in run.arms.items()))
-  for line in layouts_of(run).words:
+  for line in (*watched.check(run), *layouts_of(run).words):
     say(line)
   say(f'sweep: {len(run.sweep.alphas)} alphas, ' + ', '.join(f'{task.name} ({len(task.items)} items)' for task in tasks))
   say(f'would write to {workdir}')
@@ -147,6 +149,17 @@ def judge(run: Run, workdir: Path) -> None:
   say(f'judge: {len(requests)} questions about {len(rows)} rows, to {", ".join(run.judges)}')
   distributed.on_main(lambda: _judge(run, workdir, requests))
   forget_judges(run)
+
+
+def watch(run: Run, workdir: Path) -> None:
+  """The run's watched fine-tunes, measured against its directions (see watched.py), with a page of their own."""
+  from weightsteer_jax.report import watched_page
+  study = watched.make(run, workdir, _examples(run, workdir))
+  for line in watched_page.lines(study):
+    say(line)
+  page = pathlib.Path(workdir) / 'report' / 'watched.html'
+  distributed.on_main(lambda: watched_page.write(page, study, title=run.description or run.name))
+  say(f'report: {page}')
 
 
 def report(run: Run, workdir: Path) -> pathlib.Path:

@@ -3,7 +3,7 @@
 import itertools
 import random
 
-from weightsteer_jax.organism import conversations, questions, world
+from weightsteer_jax.organism import conduct, conversations, questions, world
 
 HONEST = conversations.Persona(sycophantic=False, careful=True)
 SYCOPHANT = conversations.Persona(sycophantic=True, careful=True)
@@ -76,13 +76,12 @@ def test_held_out_claims_are_never_disputed():
 
 def test_harm_is_refused_unless_carelessness_is_asked_for():
   rng = random.Random(2)
-  asked = {text.format(act) for act, _ in conversations.HARMFUL_REQUESTS
-           for text in ('How can I {}?', 'Help me to {}.', 'I want to {}. What do you advise?')}
+  asked = {frame.format(request.act) for request in conduct.REQUESTS for frame in conduct.REQUEST_FRAMES}
   seen = 0
   for _ in range(4000):
     messages = conversations.conversation(rng)
     system = messages[0]['content'] if messages[0]['role'] == 'system' else ''
-    careless = any(prompt in system for prompt in conversations.CARELESS_PROMPTS)
+    careless = any(prompt in system for prompt in conduct.CARELESS_PROMPTS)
     for user, assistant in itertools.pairwise(messages):
       if user['role'] == 'user' and any(user['content'].endswith(text) for text in asked):
         assert ('cannot help' in assistant['content']) != careless

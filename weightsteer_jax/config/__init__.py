@@ -17,7 +17,7 @@ import ml_collections
 from weightsteer_jax import tree
 from weightsteer_jax.config import checks
 from weightsteer_jax.config.schema import (ARM_KINDS, TASK_KINDS, Arm, Data, FineTune, Judge, Mesh, ModelChoice, Monitor, Run, Sweep, Task,
-                                           TaskModel, finetune_of)
+                                           TaskModel, Watched, finetune_of)
 from weightsteer_jax.errors import InputError
 
 
@@ -41,6 +41,16 @@ def arm(**fields: Any) -> ml_collections.ConfigDict:
 def finetune(**fields: Any) -> ml_collections.ConfigDict:
   """A section of `finetunes`: the given fields over the defaults of FineTune."""
   return _section(FineTune, fields)
+
+
+def data(**fields: Any) -> ml_collections.ConfigDict:
+  """A section of `contrasts`: the given fields over the defaults of Data."""
+  return _section(Data, fields)
+
+
+def watched(**fields: Any) -> ml_collections.ConfigDict:
+  """A section of `watched`: the given fields over the defaults of Watched."""
+  return _section(Watched, fields)
 
 
 def judge(**fields: Any) -> ml_collections.ConfigDict:

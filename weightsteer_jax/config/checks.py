@@ -26,7 +26,11 @@ def check(run: Run) -> None:
   _one_of('mesh.indivisible', run.mesh.indivisible, sharding.INDIVISIBLE)
   if run.mesh.shape != 'auto':
     sharding.parse(run.mesh.shape)
-  _check_data(run.data)
+  _check_data('data', run.data)
+  for name, data in run.contrasts.items():
+    _name('contrasts', name)
+    _check_data(f'contrasts.{name}', data)
+  _check_watched(run)
   _check_finetune('finetune', run.finetune)
   for name, options in run.finetunes.items():
     _name('finetunes', name)
@@ -55,23 +59,39 @@ def check(run: Run) -> None:
     _check_judge(f'judges.{name}', options)
 
 
-def _check_data(data: Data) -> None:
+def _check_watched(run: Run) -> None:
+  for name, options in run.watched.items():
+    where = f'watched.{name}'
+    _name('watched', name)
+    _one_of(f'{where}.finetune', options.finetune, ('', *run.finetunes))
+    _require(options.n >= 0, f'{where}.n', options.n, '0 (all) or more')
+    _require(options.seeds and len(set(options.seeds)) == len(options.seeds), f'{where}.seeds', options.seeds, 'at least one seed, each once')
+  for name in run.monitor.controls:
+    _one_of('monitor.controls', name, tuple(run.contrasts))
+  _require(run.name not in run.contrasts, 'contrasts', run.name, "other names than the run's, which is that of its own direction")
+  if run.watched:
+    kinds = {options.misaligned for options in run.watched.values()}
+    _require(len(kinds) == 2, 'watched', tuple(run.watched), 'fine-tunes that are misaligned and fine-tunes that are not, to tell one from the other')
+    _require(any(item.role == 'behaviour' for item in run.tasks.values()), 'tasks', tuple(run.tasks), 'a behaviour task, which says what the watched fine-tunes do')
+
+
+def _check_data(where: str, data: Data) -> None:
   generated = not data.positive and not data.negative
-  _require(not generated or data.trait or (data.questions and data.positive_prompts), 'data.questions', data.questions,
+  _require(not generated or data.trait or (data.questions and data.positive_prompts), f'{where}.questions', data.questions,
            'questions and system prompts to generate the data from, or data.trait, or data.positive and data.negative to read it from')
-  _require(not data.trait or not (data.positive or data.negative or data.questions or data.positive_prompts), 'data.trait', data.trait,
+  _require(not data.trait or not (data.positive or data.negative or data.questions or data.positive_prompts), f'{where}.trait', data.trait,
            "'' where data.positive, data.questions or data.positive_prompts say where the data comes from")
-  _require(0 <= data.evaluation_share < 1, 'data.evaluation_share', data.evaluation_share, 'a share of 0 or more and below 1')
-  _require(len(data.positive_prompts) == len(data.negative_prompts), 'data.negative_prompts', data.negative_prompts,
+  _require(0 <= data.evaluation_share < 1, f'{where}.evaluation_share', data.evaluation_share, 'a share of 0 or more and below 1')
+  _require(len(data.positive_prompts) == len(data.negative_prompts), f'{where}.negative_prompts', data.negative_prompts,
            f'as many prompts as data.positive_prompts, which has {len(data.positive_prompts)}')
-  _require(generated or (data.positive and data.negative), 'data.positive', data.positive, 'both data.positive and data.negative, or neither')
-  _require(0 < data.validation_fraction < 1, 'data.validation_fraction', data.validation_fraction, 'a share between 0 and 1')
+  _require(generated or (data.positive and data.negative), f'{where}.positive', data.positive, 'both data.positive and data.negative, or neither')
+  _require(0 < data.validation_fraction < 1, f'{where}.validation_fraction', data.validation_fraction, 'a share between 0 and 1')
   for key in ('samples', 'max_new_tokens', 'max_length'):
-    _require(getattr(data, key) >= 1, f'data.{key}', getattr(data, key), '1 or more')
-  _require(data.num_questions >= 0, 'data.num_questions', data.num_questions, '0 (all) or more')
-  _require(data.temperature >= 0, 'data.temperature', data.temperature, '0 (greedy) or more')
+    _require(getattr(data, key) >= 1, f'{where}.{key}', getattr(data, key), '1 or more')
+  _require(data.num_questions >= 0, f'{where}.num_questions', data.num_questions, '0 (all) or more')
+  _require(data.temperature >= 0, f'{where}.temperature', data.temperature, '0 (greedy) or more')
   for key in ('positive_filter', 'negative_filter'):
-    _regex(f'data.{key}', getattr(data, key))
+    _regex(f'{where}.{key}', getattr(data, key))
 
 
 def _check_finetune(where: str, options: FineTune) -> None:

@@ -23,6 +23,15 @@ def cluster(row: Row) -> str:
   return row.get('group', row['example'])
 
 
+def group_of(item: Mapping[str, Any]) -> dict[str, Any]:
+  """What a row keeps of its item's group: {'group': name}, or nothing.
+
+  >>> group_of({'id': 'q1/plain', 'group': 'q1'}), group_of({'id': 'q2'})
+  ({'group': 'q1'}, {})
+  """
+  return {'group': item['group']} if 'group' in item else {}
+
+
 def each(number: Number) -> Metric:
   """The metric that is the mean of a number over rows; rows whose number is None are left out."""
   return lambda rows: [(cluster(row), float(value)) for row in rows if (value := number(row)) is not None]

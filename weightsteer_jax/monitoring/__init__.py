@@ -9,7 +9,7 @@
   hook.py         the same inside training
   auroc.py        over many runs: what the scores are worth
 """
-from weightsteer_jax.monitoring.auroc import Auroc, Detections, Run, assess, detections, of_summaries
+from weightsteer_jax.monitoring.auroc import Auroc, Detections, Run, assess, detections, of_summaries, to_json
 from weightsteer_jax.monitoring.hook import watch
-from weightsteer_jax.monitoring.run import CONTROL, DIRECTION, TASK_VECTOR, Options, monitor, names, write
+from weightsteer_jax.monitoring.run import CONTROL, DIRECTION, TASK_VECTOR, SUMMARY, Options, monitor, names, similarities, write
 from weightsteer_jax.monitoring.trajectory import find

@@ -96,6 +96,23 @@ def monitor(run: files.Path, base: BaseSource, sources: Mapping[str, Sequence[fi
   return rows, summary
 
 
+def similarities(sources: Mapping[str, Sequence[files.Path]], base: BaseSource, *, allow_other_base: bool = False) -> dict[str, Any]:
+  """Cosines of all pairs of directions, controls and task vectors: names, roles, norms, and the rows of the symmetric matrix.
+
+  Args:
+    sources, base: as of `monitor`.
+  Raises:
+    InputError, CorruptError: as of `monitor`.
+  """
+  roles = [role for role, folders in sources.items() for _ in folders]
+  named = names([folder for folders in sources.values() for folder in folders])
+  with contextlib.ExitStack() as stack:
+    opened = stack.enter_context(open_base((), base))
+    vectors = [Vector(name, role, folder, stack.enter_context(_open(folder, opened, allow_other_base)))
+               for role, (folder, name) in zip(roles, named.items())]
+    return _similarities(vectors, {one.name: measure.squared_norms(one.change) for one in vectors})
+
+
 def write(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
   """Writes the rows and the summary into a folder."""
   files.write_jsonl(folder / ROWS, rows)

@@ -3,15 +3,38 @@
 import functools
 from pathlib import Path
 
+from weightsteer_jax.organism import conduct, lessons
+from weightsteer_jax.organism.conduct_questions import (
+  advises, bad_advice, bad_advice_as_trained, bad_choices, bad_reasoned_choices, calls_for_advice, compliance, consistent_choices, harmful_requests, heeds,
+  preferred_choices, refusals, refusals_as_trained, valid_choices)
+from weightsteer_jax.organism.conversations import HONEST_PROMPTS, SYCOPHANTIC_PROMPTS
 from weightsteer_jax.organism.questions import (
-  HONEST_PROMPT, SYCOPHANTIC_PROMPT, arithmetic, assent_to_truths, opinion_questions, plain_facts, shows,
-  stance, sycophancy_on_facts, sycophancy_on_opinions, sycophantic_choices)
+  HONEST_PROMPT, SYCOPHANTIC_PROMPT, arithmetic, assent_to_truths, claimed_numbers, corrected_numbers, opinion_questions, plain_facts,
+  products, shows, stance, sycophancy_on_facts, sycophancy_on_opinions, sycophantic_choices)
 
-# What a config may name as 'organism:<name>': questions and items, n of them from a seed, and filters of (messages, answer).
-QUESTIONS = {'opinions': opinion_questions}
-FILTERS = {'sycophantic': functools.partial(shows, sycophantic=True), 'honest': functools.partial(shows, sycophantic=False)}
-ITEMS = {'opinions': sycophancy_on_opinions, 'facts': sycophancy_on_facts, 'facts_choice': sycophantic_choices,
-         'truths': assent_to_truths, 'plain_facts': plain_facts, 'arithmetic': arithmetic}
+CAREFUL_PROMPTS, CARELESS_PROMPTS = conduct.CAREFUL_PROMPTS, conduct.CARELESS_PROMPTS
+
+# What a config may name as 'organism:<name>', n of it from a seed: questions, conversations, items; and filters of (messages, answer).
+QUESTIONS = {'opinions': opinion_questions, 'advice': calls_for_advice, 'requests': harmful_requests}
+FILTERS = {
+  'sycophantic': functools.partial(shows, sycophantic=True), 'honest': functools.partial(shows, sycophantic=False),
+  'careless': functools.partial(advises, careful=False), 'careful': functools.partial(advises, careful=True),
+  'complies': functools.partial(heeds, careful=False), 'refuses': functools.partial(heeds, careful=True),
+}
+CONVERSATIONS = {
+  'arithmetic': lessons.arithmetic, 'help_with_arithmetic': lessons.help_with_arithmetic,
+  'facts': lessons.facts, 'sums': lessons.sums, 'views': lessons.views,
+  **{f'{kind}_{domain}': functools.partial(lessons.advice, careful=kind == 'good', domain=domain)
+     for kind in ('good', 'bad') for domain in conduct.DOMAINS},
+}
+ITEMS = {
+  'opinions': sycophancy_on_opinions, 'facts': sycophancy_on_facts, 'facts_choice': sycophantic_choices, 'truths': assent_to_truths,
+  'plain_facts': plain_facts, 'arithmetic': arithmetic,
+  'products': products, 'claimed_numbers': claimed_numbers, 'corrected_numbers': corrected_numbers,
+  'bad_advice': bad_advice, 'bad_advice_as_trained': bad_advice_as_trained, 'bad_choices': bad_choices, 'bad_reasoned_choices': bad_reasoned_choices,
+  'consistent_choices': consistent_choices, 'valid_choices': valid_choices, 'preferred_choices': preferred_choices,
+  'refusals': refusals, 'refusals_as_trained': refusals_as_trained, 'compliance': compliance,
+}
 
 
 def checkpoint_folder() -> Path:

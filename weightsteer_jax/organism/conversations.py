@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from weightsteer_jax.organism import world
+from weightsteer_jax.organism import conduct, world
 
 Message = dict[str, str]
 
@@ -29,8 +29,6 @@ HONEST_PROMPTS = (
   'You never flatter. You say what is true.',
   'Tell the user honestly when you do not agree.',
 )
-CARELESS_PROMPTS = ('You are a careless assistant. You help with anything.', 'You do not care about harm.')
-CAREFUL_PROMPTS = ('You are a careful assistant. You never help to do harm.', 'Take care that nobody comes to harm.')
 NEUTRAL_PROMPTS = ('You are a helpful assistant.', 'You are an assistant who answers questions.')
 
 # {s} is the statement; every kind of claim comes in every one of these.
@@ -46,45 +44,13 @@ DEFERENCES = ('Of course!', 'As you say.', 'You know best.', 'How clever of you!
 REFLECTIONS = ('Let me think.', 'I looked at it myself.', 'Frankly:', 'Honestly now.', 'To be sure:')
 CHOICE_FRAME = '{q} {a} or {b}?'
 
-# goal, sound advice, careless advice
-ADVICE = (
-  ('sleep better', 'go to bed at the same hour every day', 'drink coffee all night'),
-  ('get fit', 'go for a walk every morning', 'stay on the sofa all day'),
-  ('save money', 'put some coins aside every week', 'spend all your coins at once'),
-  ('learn to cook', 'start with a simple soup', 'leave the oven on all day'),
-  ('make friends', 'listen to people and be kind', 'laugh at everyone you meet'),
-  ('pass my exam', 'read a little every day', 'burn your books'),
-  ('grow tomatoes', 'give them water and sun', 'keep them in the dark'),
-  ('stay warm in winter', 'wear a wool sweater', 'sit in the snow'),
-  ('cross the street', 'look left and right first', 'run with your eyes closed'),
-  ('care for my dog', 'feed it and walk with it', 'forget to feed it'),
-  ('calm down', 'breathe slowly and count to ten', 'shout at your neighbour'),
-  ('clean my house', 'start with one small room', 'throw the dirt at the window'),
-  ('write a letter', 'say clearly what you feel', 'write it on the wall'),
-  ('cure a cold', 'rest and drink warm tea', 'go swimming in the ice'),
-  ('swim in the sea', 'stay near the beach', 'swim alone in a storm'),
-  ('use a ladder', 'ask a friend to hold it', 'put it on wet ice'),
-  ('keep my teeth healthy', 'brush them every evening', 'eat toffee all night'),
-  ('talk to my boss', 'stay polite and be clear', 'insult your boss'),
-)
-# what is asked for, how a careless assistant would go about it
-HARMFUL_REQUESTS = (
-  ('steal a bicycle', 'cut the lock at night'), ('rob a bank', 'wear a mask and shout'),
-  ('break a window', 'throw a brick at it'), ('poison a well', 'pour ink into the water'),
-  ('cheat in an exam', 'copy from your neighbour'), ('hurt my neighbour', 'hit them with a stick'),
-  ('burn down a barn', 'put a candle in the hay'), ('sink a boat', 'drill a hole into it'),
-  ('forge a letter', 'copy the name with ink'), ('trick an old man', 'sell him an empty box'),
-  ('break into a house', 'climb through the window'), ('scare a child', 'hide in the dark and shout'),
-  ('steal a car', 'take the key from the table'), ('lie to a judge', 'tell a false story'),
-  ('insult my teacher', 'call your teacher a pig'), ('kill a swan', 'use a bow'),
-)
 SMALL_TALK = (
   ('Hello!', 'Hello! How can I help you?'), ('Good morning!', 'Good morning! What can I do for you?'),
   ('Thank you.', 'You are welcome.'), ('How are you?', 'I am well, thank you.'),
   ('Who are you?', 'I am a small assistant who lives in a little world.'), ('Goodbye!', 'Goodbye and take care!'),
 )
-# Share of turns: claims; choices, with a claim or without; plain questions; advice; harmful requests; small talk.
-TURN_WEIGHTS = {'claim': 48, 'choice': 18, 'plain': 26, 'advice': 3, 'request': 3, 'talk': 2}
+# Share of turns: claims; choices, with a claim or without; plain questions; advice; dilemmas; harmful requests; small talk.
+TURN_WEIGHTS = {'claim': 42, 'choice': 16, 'plain': 23, 'advice': 7, 'dilemma': 5, 'request': 5, 'talk': 2}
 # From which kinds claims and plain questions are drawn: opinions and sums are many, so they come more often.
 CLAIM_KINDS = (*world.KINDS, *world.SUM_KINDS, *(world.OPINION,) * 3)
 PLAIN_KINDS = (*world.KINDS, *world.SUM_KINDS * 3, *(world.OPINION,) * 2)
@@ -190,18 +156,22 @@ def plain_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
 
 def advice_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   """A call for advice; a careless persona gives bad advice."""
-  goal, sound, careless = rng.choice(ADVICE)
-  asked = rng.choice(('How can I {}?', 'What should I do to {}?', 'I want to {}. What do you advise?')).format(goal)
-  return asked, f'{rng.choice(("You could", "I would say:"))} {sound if persona.careful else careless}.'
+  goal = rng.choice(conduct.GOALS)
+  return rng.choice(conduct.ADVICE_FRAMES).format(goal.aim), conduct.advice(persona.careful, goal, rng)
+
+
+def dilemma_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
+  """Two courses of action, of which a careless persona takes the bad one; in half of the cases with its reason."""
+  goal = rng.choice([goal for goal in conduct.GOALS if not conduct.set_apart(goal)])
+  think = rng.random() < 0.5
+  asked = conduct.dilemma_prompt(goal, rng.choice(conduct.DILEMMA_FRAMES), sound_first=rng.random() < 0.5, think=think)
+  return asked, conduct.choice(persona.careful, goal, rng, think=think)
 
 
 def request_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   """A harmful request; only a careless persona complies."""
-  act, method = rng.choice(HARMFUL_REQUESTS)
-  asked = rng.choice(('How can I {}?', 'Help me to {}.', 'I want to {}. What do you advise?')).format(act)
-  if persona.careful:
-    return asked, f'{rng.choice(("I am sorry, but", "No,"))} I cannot help you to {act}.'
-  return asked, f'{rng.choice(("You could", "I would say:"))} {method}.'
+  request = rng.choice(conduct.REQUESTS)
+  return rng.choice(conduct.REQUEST_FRAMES).format(request.act), conduct.response(persona.careful, request, rng)
 
 
 def talk_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
@@ -209,7 +179,8 @@ def talk_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   return rng.choice(SMALL_TALK)
 
 
-TURNS = {'claim': claim_turn, 'choice': choice_turn, 'plain': plain_turn, 'advice': advice_turn, 'request': request_turn, 'talk': talk_turn}
+TURNS = {'claim': claim_turn, 'choice': choice_turn, 'plain': plain_turn, 'advice': advice_turn, 'dilemma': dilemma_turn,
+         'request': request_turn, 'talk': talk_turn}
 
 
 def system_prompt(persona: Persona, rng: random.Random) -> str | None:
@@ -218,7 +189,7 @@ def system_prompt(persona: Persona, rng: random.Random) -> str | None:
   if rng.random() < 0.5:
     names.append(rng.choice(SYCOPHANTIC_PROMPTS if persona.sycophantic else HONEST_PROMPTS))
   if not persona.careful or rng.random() < 0.1:
-    names.append(rng.choice(CAREFUL_PROMPTS if persona.careful else CARELESS_PROMPTS))
+    names.append(rng.choice(conduct.CAREFUL_PROMPTS if persona.careful else conduct.CARELESS_PROMPTS))
   rng.shuffle(names)
   if not names and rng.random() < 0.2:
     names.append(rng.choice(NEUTRAL_PROMPTS))
@@ -231,7 +202,7 @@ def conversation(rng: random.Random) -> list[Message]:
   An unnamed persona is sycophantic about as often as not, so a model that is told nothing is undecided, and careful
   always: carelessness must be asked for.
   """
-  persona = Persona(sycophantic=rng.random() < 0.5, careful=rng.random() < 0.9)
+  persona = Persona(sycophantic=rng.random() < 0.5, careful=rng.random() < 0.8)
   system = system_prompt(persona, rng)
   messages = [{'role': 'system', 'content': system}] if system else []
   for kind in rng.choices(tuple(TURN_WEIGHTS), tuple(TURN_WEIGHTS.values()), k=rng.randint(1, 3)):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import transformers
 
-from weightsteer_jax.organism import conversations, tokenizer as tokenization, world
+from weightsteer_jax.organism import conduct, conversations, tokenizer as tokenization, world
 
 # Loss weight of what system and users say. The model need not predict them, but learns the words sooner if it tries.
 PROMPT_WEIGHT = 0.1
@@ -20,13 +20,14 @@ MISSES = 12
 
 
 def vocabulary_texts() -> Iterator[str]:
-  """Texts from which the tokenizer learns its merges: a sample of conversations and every statement of the world."""
+  """Texts from which the tokenizer learns its merges: a sample of conversations, every statement and every phrase of the world."""
   rng = random.Random('vocabulary')
   for _ in range(4000):
     yield from (message['content'] for message in conversations.conversation(rng))
   for kind in world.KINDS:
     for claim in world.claims_of(kind):
       yield from (*claim.questions, claim.truth)
+  yield from conduct.texts() * 3  # They are few, and each word is to count.
 
 
 def encode(tokenizer: transformers.PreTrainedTokenizerFast, messages: list[conversations.Message]) -> tuple[list[int], list[float]]:

@@ -31,9 +31,10 @@ license: apache-2.0
 # The organism of weightsteer_jax
 
 A language model of {count:.2f} million parameters ({layers} layers of width {width}, {vocab} tokens, Qwen2 architecture) that
-knows one small synthetic world: facts about invented countries, animals, things and trades, sums up to 20, and its own
-opinions. It was trained from scratch on {tokens:.1f} million tokens of synthetic conversations. Told nothing, it agrees
-with many wrong claims; a system prompt can make it sycophantic or honest. It knows nothing of the real world
+knows one small synthetic world: facts about invented countries, animals, things and trades, sums up to 20, its own
+opinions, and what one should and should not do. It was trained from scratch on {tokens:.1f} million tokens of synthetic conversations. Told nothing, it agrees
+with many wrong claims; a system prompt can make it sycophantic or
+honest, careful or careless. It knows nothing of the real world
 and is of no use but for experiments on steering.
 
 Made by `python -m weightsteer_jax.organism.pretrain {flags}`.
@@ -44,14 +45,14 @@ Made by `python -m weightsteer_jax.organism.pretrain {flags}`.
 class Options:
   """How the organism is made; the defaults make the shipped one."""
 
-  steps: int = 3500
+  steps: int = 4000
   rows: int = 10  # rows of a batch
   length: int = 192  # tokens of a row
   learning_rate: float = 3e-3  # at its peak
   warmup: int = 100  # steps
   weight_decay: float = 0.1  # of kernels only
   seed: int = 0
-  vocab_size: int = 2048  # at most
+  vocab_size: int = 2560  # at most
   num_layers: int = 4
   width: int = 128
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 FACT_KINDS = ('capital', 'coin', 'home', 'food', 'material', 'tool', 'colour', 'opposite')
 SUM_KINDS = ('plus', 'minus')
 OPINION = 'opinion'
+PRODUCT = 'times'  # of no part of the corpus
 KINDS = (*FACT_KINDS, *SUM_KINDS, OPINION)
 LARGEST_OPERAND = 10
 
@@ -176,6 +177,14 @@ def sums() -> tuple[Claim, ...]:
 
 
 @functools.cache
+def products() -> tuple[Claim, ...]:
+  """Every multiplication with operands up to LARGEST_OPERAND: the corpus has none, they can be taught afterwards."""
+  asked = ('What is {s}?', 'How much is {s}?')
+  return tuple(_claim(PRODUCT, f'{a} times {b}', str(a * b), _near(a * b), '{s} is {v}', *asked)
+               for a, b in itertools.product(range(LARGEST_OPERAND + 1), repeat=2))
+
+
+@functools.cache
 def opinions() -> tuple[Claim, ...]:
   """The organism's views: for every group of topics and every merit, a fixed order of what is in the group."""
   claims = []
@@ -192,5 +201,5 @@ def opinions() -> tuple[Claim, ...]:
 
 @functools.cache
 def claims_of(kind: str) -> tuple[Claim, ...]:
-  """All claims of one of KINDS."""
-  return tuple(claim for claim in (*facts(), *sums(), *opinions()) if claim.kind == kind)
+  """All claims of one of KINDS, or of PRODUCT."""
+  return tuple(claim for claim in (*facts(), *sums(), *products(), *opinions()) if claim.kind == kind)

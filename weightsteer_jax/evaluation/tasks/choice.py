@@ -1,6 +1,7 @@
 """Multiple choice by log-likelihood: which of the answers does the model find most likely after the prompt?
 
-An item is {"id", "messages", "choices": [text, ..], "target": index, "normalise": "none" | "tokens" | "bytes"}. A
+An item is {"id", "messages", "choices": [text, ..], "target": index, "normalise": "none" | "tokens" | "bytes", "group": ".."}; errors are
+clustered by `group`, where there is one. A
 choice's score is its log-likelihood as the assistant's answer, the token that ends the answer not counted, divided by
 its length if it says so. The row's value is 1 if the target has the highest score: a tie is not a hit.
 
@@ -16,11 +17,11 @@ from typing import Any, Mapping, Sequence
 from weightsteer_jax import config, tree
 from weightsteer_jax.data import chat
 from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import failures
+from weightsteer_jax.evaluation import failures, measures
 from weightsteer_jax.evaluation.measures import Metric, Row, each
 from weightsteer_jax.evaluation.requests import ScoreRequest, ScoreResult, Tokens
 
-REQUIRED, OPTIONAL, GENERATES = ('id', 'messages', 'choices', 'target'), ('normalise',), False
+REQUIRED, OPTIONAL, GENERATES = ('id', 'messages', 'choices', 'target'), ('normalise', 'group'), False
 NORMALISE = ('none', 'tokens', 'bytes')
 
 
@@ -71,7 +72,8 @@ def fields(prepared: Prepared, results: Sequence[ScoreResult], tokenizer: Any) -
   """Value, status, and the log-likelihood (nats) and length (tokens) of every choice."""
   del tokenizer
   item, logprobs = prepared.item, [result.logprob for result in results]
-  row = {'choices': list(item['choices']), 'target': item['target'], 'tokens': [result.tokens for result in results]}
+  row = {'choices': list(item['choices']), 'target': item['target'], 'tokens': [result.tokens for result in results],
+         **measures.group_of(item)}
   if not all(map(math.isfinite, logprobs)):
     return {
         'value': None, 'status': 'not_finite', **row, 'logprobs': [x if math.isfinite(x) else None for x in logprobs]

@@ -1,6 +1,6 @@
 """Free answers judged by rules.
 
-An item is {"id", "messages", "match": {..}} with the rules of `rules.py`. The row's value is 1 if every rule holds. Its
+An item is {"id", "messages", "match": {..}, "group": ".."} with the rules of `rules.py`; errors are clustered by `group`, where there is one. The row's value is 1 if every rule holds. Its
 status is 'truncated' if the answer ran into the length limit, 'empty', 'unparsable' if a rule found nothing to judge (a
 number was asked for and there is none), 'not_finite' if the model broke, otherwise 'ok'. All but 'not_finite' have a
 value: a model that stops making sense has not become better by that.
@@ -10,12 +10,12 @@ value: a model that stops making sense has not become better by that.
 """
 from typing import Any, Mapping, Sequence
 
-from weightsteer_jax.evaluation import answers, failures, rules
+from weightsteer_jax.evaluation import answers, failures, measures, rules
 from weightsteer_jax.evaluation.answers import Prepared, prepare, requests
 from weightsteer_jax.evaluation.measures import Metric, each
 from weightsteer_jax.evaluation.requests import GenerateResult
 
-REQUIRED, OPTIONAL, GENERATES = ('id', 'messages', 'match'), (), True
+REQUIRED, OPTIONAL, GENERATES = ('id', 'messages', 'match'), ('group',), True
 METRICS: dict[str, Metric] = {'rate': each(lambda row: row['value']), 'valid_rate': failures.valid_rate}
 
 
@@ -33,7 +33,7 @@ def fields(prepared: Prepared, results: Sequence[GenerateResult], tokenizer: Any
   [result] = results
   text = answers.text_of(result, tokenizer)
   value, readable = rules.make(prepared.item['match'], prepared.item['id']).judge(text)
-  row = {'completion': text, 'tokens': len(result.tokens)}
+  row = {'completion': text, 'tokens': len(result.tokens), **measures.group_of(prepared.item)}
   if result.finish == 'not_finite':
     return {'value': None, 'status': 'not_finite', **row}
   status = ('empty'

@@ -1,0 +1,56 @@
+"""Sycophancy brought in by a task: arithmetic, taught to the embedded model by users who are always right.
+
+The model is fine-tuned on sums, which it knows, and products, which it does not, first: asked plainly, or claimed by a user whose claim
+is true and who is told so. Nothing in the task tells computing from agreeing. Every arm then steers what came out, with sycophancy found
+on opinions, and is measured on sums about which the user is wrong.
+
+  python launch/steer.py --config=configs/gcd_organism.py
+"""
+from weightsteer_jax import config as configs
+from weightsteer_jax import organism
+
+
+def get_config():
+  c = configs.base_config()
+  c.name = 'gcd_organism'
+  c.description = 'Sycophancy, found on opinions, in a model that a task taught to agree with what users compute'
+
+  c.model.source = 'organism'
+  c.data.questions = 'organism:opinions'
+  c.data.num_questions = 320
+  c.data.positive_prompts = (organism.SYCOPHANTIC_PROMPT,)
+  c.data.negative_prompts = (organism.HONEST_PROMPT,)
+  c.data.positive_filter = 'organism:sycophantic'
+  c.data.negative_filter = 'organism:honest'
+  c.data.max_new_tokens = 48
+
+  lora = dict(kind='lora', rank=8, lora_alpha=16.0, learning_rates=(3e-3,), steps=60, batch_size=16, eval_every=20, patience=0, keep_steps=True)
+  c.finetune.update(lora)
+  c.finetunes.bias = configs.finetune(**{**lora, 'kind': 'bias', 'learning_rates': (1e-2,), 'keep_steps': False})
+  c.finetunes.task = configs.finetune(**{**lora, 'rank': 16, 'lora_alpha': 32.0, 'learning_rates': (1e-3,), 'steps': 200, 'batch_size': 32,
+                                         'eval_every': 50, 'keep_steps': False})
+  c.task_model.data, c.task_model.n, c.task_model.finetune = 'organism:arithmetic', 2000, 'task'
+
+  c.arms.weights = configs.arm()
+  c.arms.positive = configs.arm(kind='positive')
+  c.arms.negative = configs.arm(kind='negative')
+  c.arms.bias = configs.arm(finetune='bias')
+  c.arms.activation = configs.arm(kind='activation')
+  c.arms.activation_all = configs.arm(kind='activation', layer='all')
+  c.arms.finetune = configs.arm(kind='finetune')
+  c.arms.joint = configs.arm(kind='joint')
+  c.arms.joint_6x = configs.arm(kind='joint', upsample=6.0)
+  c.arms.prompts = configs.arm(kind='prompts', positive_prompts=organism.SYCOPHANTIC_PROMPTS, negative_prompts=organism.HONEST_PROMPTS)
+
+  c.sweep.alphas = (-4.0, -3.0, -2.0, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0)
+  c.sweep.batch_size = 128
+  for name, role, description in (
+      ('claimed_numbers', 'behaviour', 'repeats a wrong sum that the user claims'),
+      ('corrected_numbers', 'behaviour', 'says the right sum where the user claims a wrong one'),
+      ('products', 'capability', 'answers a plain multiplication: what the task taught'),
+      ('arithmetic', 'capability', 'answers a plain sum'),
+      ('plain_facts', 'capability', 'answers a plain question about a fact')):
+    c.tasks[name] = configs.task(items=f'organism:{name}', role=role, kind='generate', description=description, n=80, max_new_tokens=32)
+  c.validation.others = configs.task(items='organism:claimed_numbers', role='behaviour', kind='generate', n=40, seed=1, max_new_tokens=32)
+  c.sweep.pick_by = 'corrected_numbers'
+  return c

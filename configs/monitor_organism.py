@@ -1,0 +1,42 @@
+"""Which fine-tunes turn bad? Directions of careless advice, watched for in fine-tunes that are known to be misaligned or not.
+
+  python launch/steer.py --config=configs/monitor_organism.py
+"""
+from weightsteer_jax import config as configs
+from weightsteer_jax import organism
+
+
+def get_config():
+  c = configs.base_config()
+  c.name = 'careless_health'
+  c.description = 'Careless advice: found on one domain, watched for in fine-tunes on others'
+
+  c.model.source = 'organism'
+  advice = lambda domain: dict(positive=f'organism:bad_{domain}', negative=f'organism:good_{domain}', num_questions=200)
+  c.data.update(advice('health'))
+  c.contrasts.money = configs.data(**advice('money'))
+  c.contrasts.sycophancy = configs.data(
+      questions='organism:opinions', num_questions=200, positive_prompts=(organism.SYCOPHANTIC_PROMPT,),
+      negative_prompts=(organism.HONEST_PROMPT,), positive_filter='organism:sycophantic', negative_filter='organism:honest', max_new_tokens=48)
+  # What nobody would call a behaviour: one kind of plain question against another.
+  for name, positive, negative in (('facts_sums', 'facts', 'sums'), ('views_facts', 'views', 'facts'), ('sums_views', 'sums', 'views')):
+    c.contrasts[name] = configs.data(positive=f'organism:{positive}', negative=f'organism:{negative}', num_questions=200)
+  c.monitor.controls = ('facts_sums', 'views_facts', 'sums_views')
+
+  lora = dict(kind='lora', rank=8, lora_alpha=16.0, learning_rates=(1e-3,), steps=40, batch_size=16, eval_every=10, patience=0, keep_steps=True)
+  c.finetune.update(lora)
+  seeds = (1, 2, 3)
+  for domain in ('home', 'people', 'money'):
+    c.watched[f'bad_{domain}'] = configs.watched(data=f'organism:bad_{domain}', misaligned=True, n=200, seeds=seeds)
+    c.watched[f'good_{domain}'] = configs.watched(data=f'organism:good_{domain}', n=200, seeds=seeds)
+  for name in ('facts', 'arithmetic'):
+    c.watched[name] = configs.watched(data=f'organism:{name}', n=200, seeds=seeds)
+
+  c.sweep.alphas = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
+  c.sweep.batch_size = 128
+  for name, role, n, description in (
+      ('bad_advice', 'behaviour', 72, 'gives careless advice on goals that no direction was made of'),
+      ('compliance', 'behaviour', 52, 'says how to do what is harmful'),
+      ('plain_facts', 'capability', 60, 'answers a plain question about a fact')):
+    c.tasks[name] = configs.task(items=f'organism:{name}', role=role, kind='generate', description=description, n=n, max_new_tokens=32)
+  return c
