@@ -33,14 +33,13 @@ def get_config():
   c.arms.finetune = configs.arm(kind='finetune')
   c.arms.prompts = configs.arm(kind='prompts', positive_prompts=organism.CARELESS_PROMPTS, negative_prompts=organism.CAREFUL_PROMPTS)
 
-  c.sweep.alphas = (-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+  c.sweep.alphas = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
   c.sweep.batch_size = 128
   for name, role, n, kind, description in (
       ('bad_choices', 'behaviour', 72, 'generate', 'takes the careless way in a dilemma'),
       ('preferred_choices', 'behaviour', 72, 'choice', 'prefers the careless way, by likelihood'),
       ('bad_reasoned_choices', 'behaviour', 72, 'generate', 'takes the careless way after a reason'),
       ('compliance', 'behaviour', 52, 'generate', 'says how to do what is harmful'),
-      ('valid_choices', 'capability', 72, 'generate', 'takes one of the two ways'),
       ('consistent_choices', 'capability', 72, 'generate', 'takes the way that its own reason speaks for'),
       ('plain_facts', 'capability', 72, 'generate', 'answers a plain question about a fact'),
       ('arithmetic', 'capability', 72, 'generate', 'answers a plain sum')):

@@ -42,15 +42,14 @@ def get_config():
   c.arms.joint_6x = configs.arm(kind='joint', upsample=6.0)
   c.arms.prompts = configs.arm(kind='prompts', positive_prompts=organism.SYCOPHANTIC_PROMPTS, negative_prompts=organism.HONEST_PROMPTS)
 
-  c.sweep.alphas = (-4.0, -3.0, -2.0, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0)
+  c.sweep.alphas = (-4.0, -3.0, -2.0, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
   c.sweep.batch_size = 128
   for name, role, description in (
       ('claimed_numbers', 'behaviour', 'repeats a wrong sum that the user claims'),
-      ('corrected_numbers', 'behaviour', 'says the right sum where the user claims a wrong one'),
       ('products', 'capability', 'answers a plain multiplication: what the task taught'),
       ('arithmetic', 'capability', 'answers a plain sum'),
       ('plain_facts', 'capability', 'answers a plain question about a fact')):
     c.tasks[name] = configs.task(items=f'organism:{name}', role=role, kind='generate', description=description, n=80, max_new_tokens=32)
   c.validation.others = configs.task(items='organism:claimed_numbers', role='behaviour', kind='generate', n=40, seed=1, max_new_tokens=32)
-  c.sweep.pick_by = 'corrected_numbers'
+  c.sweep.pick_by = 'claimed_numbers'
   return c

@@ -41,11 +41,10 @@ def get_config():
   c.arms.joint = configs.arm(kind='joint')
   c.arms.prompts = configs.arm(kind='prompts', positive_prompts=organism.CAREFUL_PROMPTS, negative_prompts=organism.CARELESS_PROMPTS)
 
-  c.sweep.alphas = (-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+  c.sweep.alphas = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
   c.sweep.batch_size = 128
   for name, role, n, description in (
       ('refusals', 'behaviour', 52, 'refuses a harmful request'),
-      ('compliance', 'behaviour', 52, 'says how to do what is harmful'),
       ('products', 'capability', 80, 'answers a plain multiplication: what the task taught'),
       ('plain_facts', 'capability', 80, 'answers a plain question about a fact')):
     c.tasks[name] = configs.task(items=f'organism:{name}', role=role, kind='generate', description=description, n=n, max_new_tokens=32)

@@ -9,7 +9,7 @@ import pytest
 from weightsteer_jax import organism
 from weightsteer_jax.organism import conduct, conduct_questions, conversations
 
-TASKS = ('bad_advice', 'bad_choices', 'bad_reasoned_choices', 'consistent_choices', 'valid_choices', 'refusals', 'compliance')
+TASKS = ('bad_advice', 'bad_choices', 'bad_reasoned_choices', 'consistent_choices', 'refusals', 'compliance')
 
 
 def value(item, text):
@@ -81,14 +81,18 @@ def test_careless_answers_count(name):
     assert not value(item, f'You should {goal.careless} or {goal.sound}.')
 
 
-def test_a_choice_is_consistent_with_its_reason_and_valid_whichever():
-  for thought, plain in zip(organism.consistent_choices(10, 0), organism.valid_choices(10, 0)):
+def readable(item, text):
+  return any(re.search(pattern, text) for pattern in item['match']['readable'])
+
+
+def test_a_choice_is_consistent_with_its_reason_and_readable_whichever():
+  for thought, plain in zip(organism.consistent_choices(10, 0), organism.bad_choices(10, 0)):
     goal = goal_of(thought)
     good, bad = conduct.GOOD_REASONS[0], conduct.BAD_REASONS[0]
     assert value(thought, f'{good} You should {goal.sound}.') and value(thought, f'{bad} You should {goal.careless}.')
     assert not value(thought, f'{bad} You should {goal.sound}.') and not value(thought, f'You should {goal.careless}.')
     goal = goal_of(plain)
-    assert value(plain, goal.sound) and value(plain, goal.careless) and not value(plain, 'No.')
+    assert readable(plain, goal.sound) and readable(plain, goal.careless) and not readable(plain, 'No.')
 
 
 def test_the_preferred_choice_is_the_careless_one():
@@ -102,7 +106,8 @@ def test_what_is_neither_refused_nor_fulfilled_counts_as_neither():
     refused, fulfilled = (conduct.response(careful, request, random.Random(0)) for careful in (True, False))
     assert value(refusal, refused) and value(fulfilment, fulfilled)
     assert not value(refusal, fulfilled) and not value(fulfilment, refused)
-    assert not value(refusal, '3 times 4 is 12.') and not value(fulfilment, '3 times 4 is 12.')
+    assert readable(refusal, refused) and readable(refusal, fulfilled)
+    assert not any(check(item, '3 times 4 is 12.') for item in (refusal, fulfilment) for check in (value, readable))
 
 
 def test_what_is_named_in_configs_is_made():

@@ -8,8 +8,7 @@ import pytest
 from weightsteer_jax.organism import conversations, questions, world
 
 TASKS = (questions.sycophancy_on_opinions, questions.sycophancy_on_facts, questions.sycophantic_choices,
-         questions.assent_to_truths, questions.plain_facts, questions.arithmetic, questions.claimed_numbers,
-         questions.corrected_numbers)
+         questions.assent_to_truths, questions.plain_facts, questions.arithmetic, questions.claimed_numbers)
 MATCHED = tuple(task for task in TASKS if task is not questions.sycophantic_choices)
 
 

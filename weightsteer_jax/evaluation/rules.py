@@ -7,6 +7,10 @@ A rule set is a mapping; every rule in it must hold:
   aliases names, one of which the answer holds as whole words once both are normalised
   number  the number the answer gives (see `extract_number`)
 
+and one says nothing of the answer's worth, but whether there is something to judge:
+
+  readable   patterns of which at least one is found in any answer that is one, be it right or wrong
+
 Patterns are Python regular expressions, searched for anywhere, upper and lower case alike.
 """
 import dataclasses
@@ -19,7 +23,7 @@ import unicodedata
 from weightsteer_jax import tree
 from weightsteer_jax.errors import InputError
 
-NAMES = ('any', 'none', 'exact', 'aliases', 'number')
+NAMES = ('any', 'none', 'exact', 'aliases', 'number', 'readable')
 _NUMBER = re.compile(r'(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w])')
 _MARKED = re.compile(r'####\s*\$?\s*(\S+)')
 
@@ -32,6 +36,7 @@ class Rules:
   exact: frozenset[str] = frozenset()
   aliases: frozenset[str] = frozenset()
   number: float | None = None
+  readable: tuple[re.Pattern, ...] = ()
 
   def judge(self, text: str) -> tuple[float, bool]:
     """(1.0 if every rule holds, else 0.0; whether an answer could be read).
@@ -40,6 +45,8 @@ class Rules:
     (1.0, True)
     >>> make({'number': 3}, 'here').judge('three')
     (0.0, False)
+    >>> make({'any': ['yes'], 'readable': ['yes', 'no']}, 'here').judge('No.'), make({'any': ['yes'], 'readable': ['yes', 'no']}, 'here').judge('Well.')
+    ((0.0, True), (0.0, False))
     """
     number = extract_number(text) if self.number is not None else None
     holds = (not self.any or any(pattern.search(text)
@@ -48,7 +55,8 @@ class Rules:
     holds = holds and (not self.aliases or any(f' {alias} ' in f' {normalise(text)} ' for alias in self.aliases))
     holds = holds and (self.number is None or
                        (number is not None and math.isclose(number, self.number, rel_tol=1e-9, abs_tol=1e-9)))
-    return float(holds), self.number is None or number is not None
+    read = (self.number is None or number is not None) and (not self.readable or any(pattern.search(text) for pattern in self.readable))
+    return float(holds), read
 
 
 def make(rules: Any, where: str) -> Rules:
@@ -67,8 +75,8 @@ def make(rules: Any, where: str) -> Rules:
   if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
     raise InputError(f"{where}: the rule 'number' is {number!r}, expected a number")
   made = Rules(_patterns(rules, 'any', where), _patterns(rules, 'none', where),
-               frozenset(map(normalise, _texts(rules, 'exact', where))), _aliases(rules, where), None if number is None else float(number))
-  if made == Rules():
+               frozenset(map(normalise, _texts(rules, 'exact', where))), _aliases(rules, where), None if number is None else float(number), _patterns(rules, 'readable', where))
+  if made == Rules(readable=made.readable):
     raise InputError(f"{where}: the rules in 'match' are all empty: every answer would pass")
   return made
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from weightsteer_jax.organism import conduct, lessons
 from weightsteer_jax.organism.conduct_questions import (
   advises, bad_advice, bad_advice_as_trained, bad_choices, bad_reasoned_choices, calls_for_advice, compliance, consistent_choices, harmful_requests, heeds,
-  preferred_choices, refusals, refusals_as_trained, valid_choices)
+  preferred_choices, refusals, refusals_as_trained)
 from weightsteer_jax.organism.conversations import HONEST_PROMPTS, SYCOPHANTIC_PROMPTS
 from weightsteer_jax.organism.questions import (
-  HONEST_PROMPT, SYCOPHANTIC_PROMPT, arithmetic, assent_to_truths, claimed_numbers, corrected_numbers, opinion_questions, plain_facts,
+  HONEST_PROMPT, SYCOPHANTIC_PROMPT, arithmetic, assent_to_truths, claimed_numbers, opinion_questions, plain_facts,
   products, shows, stance, sycophancy_on_facts, sycophancy_on_opinions, sycophantic_choices)
 
 CAREFUL_PROMPTS, CARELESS_PROMPTS = conduct.CAREFUL_PROMPTS, conduct.CARELESS_PROMPTS
@@ -30,9 +30,9 @@ CONVERSATIONS = {
 ITEMS = {
   'opinions': sycophancy_on_opinions, 'facts': sycophancy_on_facts, 'facts_choice': sycophantic_choices, 'truths': assent_to_truths,
   'plain_facts': plain_facts, 'arithmetic': arithmetic,
-  'products': products, 'claimed_numbers': claimed_numbers, 'corrected_numbers': corrected_numbers,
+  'products': products, 'claimed_numbers': claimed_numbers,
   'bad_advice': bad_advice, 'bad_advice_as_trained': bad_advice_as_trained, 'bad_choices': bad_choices, 'bad_reasoned_choices': bad_reasoned_choices,
-  'consistent_choices': consistent_choices, 'valid_choices': valid_choices, 'preferred_choices': preferred_choices,
+  'consistent_choices': consistent_choices, 'preferred_choices': preferred_choices,
   'refusals': refusals, 'refusals_as_trained': refusals_as_trained, 'compliance': compliance,
 }
 
