@@ -1,9 +1,12 @@
 """What the launchers share: flags of a run, other processes joined, errors turned into one line and an exit status."""
+import atexit
 import logging
 import os
 import pathlib
+import shutil
 import signal
 import sys
+import tempfile
 from typing import Any, Callable
 
 from absl import app
@@ -20,6 +23,11 @@ flags.DEFINE_integer('process_id', None, "This process's number, from 0, where n
 flags.DEFINE_float('stall_minutes', 60.0, 'End the run when no step, batch or stage was finished for so long; 0: '
                    'never.', lower_bound=0.0)
 
+STAGING = ('the staging folder (--staging; process 0 alone copies it to the bucket, which hosts that share no folder '
+           'have to mount)')
+
+_at_the_end: list[Callable[[], None]] = []  # what is left to do when `main` has returned
+
 
 def start(main: Callable[[], None], *, together: bool = True) -> None:
   """Parses the flags, joins the other processes, calls `main`; whatever is raised is told and becomes an exit status.
@@ -31,13 +39,17 @@ def start(main: Callable[[], None], *, together: bool = True) -> None:
   def guarded(argv):
     if len(argv) > 1:
       raise app.UsageError(f"unexpected argument '{argv[1]}': every option is a flag, --name=value")
-    # absl prints information of all libraries; which backends jax did not find is none a user asked for.
-    logging.getLogger('jax').setLevel(logging.WARNING)
+    # absl prints information of all libraries; which backends jax did not find, or where a bucket's driver found its
+    # credentials, is none a user asked for.
+    for library in ('jax', 'botocore', 'aiobotocore', 'google'):
+      logging.getLogger(library).setLevel(logging.WARNING)
     from weightsteer_jax import lifeline
     try:
       if _begin(together):
         lifeline.guard(stall_minutes=flags.FLAGS.stall_minutes)
         main()
+        for finish in _at_the_end:
+          finish()
         lifeline.leave()
     except SystemExit as error:
       lifeline.leave(int(error.code or 0))
@@ -88,40 +100,71 @@ def define_run_flags() -> None:
   config_flags.DEFINE_config_file(
       'config', None, 'Experiment to run, e.g. configs/quickstart.py; override with --config.<key>=<value>.',
       lock_config=True)
-  flags.DEFINE_string('workdir', '', "Folder of the run; default runs/<the config's name>. An unfinished run continues "
-                      'there.')
+  flags.DEFINE_string('workdir', '', 'Folder of the run, or its address in a bucket (gs://, s3://, what fsspec takes); '
+                      "default runs/<the config's name>. An unfinished run continues there.")
+  flags.DEFINE_string('staging', '', 'With an address as --workdir: the local folder to work in, shared by all hosts; '
+                      "default runs/<the config's name>.")
+  flags.DEFINE_float('push_seconds', 30.0, 'With an address as --workdir: seconds between two pushes of what is new.',
+                     lower_bound=0.1)
   flags.mark_flag_as_required('config')
 
 
-def run_and_workdir():
-  """The checked run of --config, and its workdir, the same for all processes.
+def command() -> str:
+  """The command line of this run, to be noted with what comes of it."""
+  return ' '.join(['python', *sys.argv])
 
+
+def run_and_workdir(*, dry_run: bool = False):
+  """The checked run of --config, and its workdir, the same for all processes; of an address, the staging folder.
+
+  Args:
+    dry_run: nothing is to be computed: of an address only the settings are fetched, into a folder of their own.
   Raises:
     InputError: no such config file, what is wrong in it, or what is not the same on every process.
+    Others: see bucket.Mirror.
   """
   import ml_collections
-  from weightsteer_jax import config, distributed
+  from weightsteer_jax import bucket, config, distributed
   from weightsteer_jax.errors import InputError
   # What ml_collections leaves where it cannot read the file.
   if not isinstance(flags.FLAGS.config, ml_collections.ConfigDict):
     raise InputError(f"--config: there is no config file '{flags.FLAGS['config'].config_filename}'")
   run = config.resolve(flags.FLAGS.config)
-  workdir = local_folder(flags.FLAGS.workdir or os.path.join('runs', run.name))
-  distributed.agree(_flat({'workdir': os.path.abspath(workdir), 'config': config.to_dict(run)}), what='the run')
-  distributed.share(pathlib.Path(workdir), what='the workdir')
+  local = os.path.join('runs', run.name)
+  workdir, staging = flags.FLAGS.workdir or local, flags.FLAGS.staging
+  url = workdir if bucket.is_url(workdir) else ''
+  if staging and (not url or bucket.is_url(staging)):
+    raise InputError(f'--staging={staging}: expected a local folder, and an address (gs://, s3://, ...) as --workdir, '
+                     f'not {workdir}')
+  if url:
+    workdir = staging or local
+  settings = {'url': url, 'workdir': os.path.abspath(workdir), 'config': config.to_dict(run)}
+  distributed.agree(_flat(settings), what='the run')
+  if url and dry_run:
+    return run, _settings_of(url)
+  distributed.share(pathlib.Path(workdir), what=STAGING if url else 'the workdir')
+  if url:
+    _mirror(url, workdir)
   return run, workdir
 
 
-def local_folder(path: str) -> str:
-  """The path of --workdir, which must be a folder that is mounted.
+def _mirror(url: str, staging: str) -> None:
+  """Pulls a workdir into the staging, and sees to it that what becomes of it is pushed, however the run ends."""
+  from weightsteer_jax import bucket, distributed, lifeline
+  mirrors = []
+  distributed.on_main(lambda: mirrors.append(bucket.begin(url, staging, push_seconds=flags.FLAGS.push_seconds)))
+  distributed.see(pathlib.Path(staging) / bucket.LISTING)
+  lifeline.before_end(lambda: [mirror.last_push() for mirror in mirrors])
+  _at_the_end.extend(mirror.finish for mirror in mirrors)
 
-  Raises:
-    InputError: it is a bucket's address.
-  """
-  from weightsteer_jax.errors import InputError
-  if '://' in path:
-    raise InputError(f'--workdir={path}: expected a folder; mount the bucket (gcsfuse, mountpoint-s3) and name the folder in it')
-  return path
+
+def _settings_of(url: str) -> str:
+  """A folder with the config.json of the workdir at the URL, if there is one."""
+  from weightsteer_jax import bucket
+  folder = tempfile.mkdtemp()
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  bucket.peek(url, 'config.json', folder)
+  return folder
 
 
 def _flat(value: Any, name: str = '') -> dict[str, Any]:

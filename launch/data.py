@@ -1,11 +1,9 @@
 """The contrast alone: asks the model under opposite system prompts, judges and pairs its answers, writes <workdir>/data.
 
-  python launch/data.py --config=CONFIG --workdir=DIR --config.data.trait=evil.json --config.data.samples=10 [--dry_run]
+  python launch/data.py --config=CONFIG --workdir=DIR|URL --config.data.trait=evil.json --config.data.samples=10 [--dry_run]
 
 What the config says of `data` decides: a trait file, questions and prompts, or two files that are only checked. An interrupted run continues.
 """
-import sys
-
 from absl import flags
 
 import _main
@@ -16,11 +14,11 @@ flags.DEFINE_bool('dry_run', False, 'Check the config, the model, the data and t
 
 def main():
   from weightsteer_jax import stages
-  run, workdir = _main.run_and_workdir()
+  run, workdir = _main.run_and_workdir(dry_run=flags.FLAGS.dry_run)
   if flags.FLAGS.dry_run:
-    stages.check(run, workdir)
+    stages.check(run, workdir, to=flags.FLAGS.workdir)
   else:
-    stages.data(run, workdir, command=' '.join(['python', *sys.argv]))
+    stages.data(run, workdir, command=_main.command())
 
 
 if __name__ == '__main__':

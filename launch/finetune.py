@@ -1,6 +1,6 @@
 """Fine-tunes one side of a contrast, or both: writes <workdir>/finetune/<side>/adapter.
 
-  python launch/finetune.py --config=configs/quickstart.py --workdir=DIR [--side=positive|negative|both]
+  python launch/finetune.py --config=configs/quickstart.py --workdir=DIR|URL [--side=positive|negative|both]
 """
 from absl import flags
 
@@ -14,6 +14,7 @@ def main():
   from weightsteer_jax import stages
   run, workdir = _main.run_and_workdir()
   sides = ('positive', 'negative') if flags.FLAGS.side == 'both' else (flags.FLAGS.side,)
+  stages.begin(run, workdir, command=_main.command())
   stages.finetune(run, workdir, sides=sides)
 
 

@@ -1,6 +1,6 @@
 """Asks the config's judges about the rows of a sweep: writes <workdir>/sweep/judgements.jsonl, results and the report.
 
-  OPENAI_API_KEY=... python launch/judge.py --config=configs/quickstart.py --workdir=DIR
+  OPENAI_API_KEY=... python launch/judge.py --config=configs/quickstart.py --workdir=DIR|URL
 
 What was judged before is not asked again. A judge is a section of the config, as in configs.judge(kind='endpoint', model='gpt-4.1-mini').
 """

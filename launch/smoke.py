@@ -1,9 +1,11 @@
 """Checks, in well under a minute, what a long run on many devices and hosts will lean on.
 
-  python launch/smoke.py --workdir=DIR [--devices=N]
+  python launch/smoke.py --workdir=DIR|URL [--devices=N]
 
 All devices answer and add up; every process sees the workdir; an array that lies on all devices is saved there and
-comes back the same, each process writing and reading its part. Start it exactly as the long run will be started.
+comes back the same, each process writing and reading its part. Of an address
+in a bucket: a file is written there, read back and removed, and the folder is --staging. Start it exactly as the long
+run will be started.
 """
 import pathlib
 import shutil
@@ -13,17 +15,22 @@ from absl import flags
 
 import _main
 
-flags.DEFINE_string('workdir', None, 'Folder of the run to come.')
+flags.DEFINE_string('workdir', None, 'Folder of the run to come, or its address in a bucket.')
+flags.DEFINE_string('staging', 'runs', 'With an address as --workdir: the local folder to work in.')
 flags.DEFINE_integer('devices', 0, 'Devices there should be, over all processes (0: any number).', lower_bound=0)
 flags.mark_flag_as_required('workdir')
 
 
 def main():
   started = time.monotonic()
-  from weightsteer_jax import checkpoint, distributed
-  workdir = pathlib.Path(_main.local_folder(flags.FLAGS.workdir))
-  array_D = _add_up(flags.FLAGS.devices)
+  from weightsteer_jax import bucket, checkpoint, distributed
+  args = flags.FLAGS
+  url = args.workdir if bucket.is_url(args.workdir) else ''
+  workdir = pathlib.Path(args.staging if url else args.workdir)
+  array_D = _add_up(args.devices)
   distributed.share(workdir, what='the workdir')
+  if url:
+    distributed.on_main(lambda: bucket.probe(url))
   folder = workdir / distributed.broadcast(f'.smoke-{time.time_ns()}')
   try:
     checkpoint.save(folder, {'array': array_D}, metadata={})
@@ -31,7 +38,8 @@ def main():
     distributed.barrier('restored')
   finally:
     distributed.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
-  print(f'saved to {workdir} and read back; all is well after {time.monotonic() - started:.0f} s')
+  where = f'{workdir} and {url}' if url else workdir
+  print(f'saved to {where} and read back; all is well after {time.monotonic() - started:.0f} s')
 
 
 def _add_up(expected: int):

@@ -1,9 +1,7 @@
 """From a checkpoint to a steered model: data, two fine-tunes, a direction, a sweep over alpha and a report.
 
-  python launch/steer.py --config=configs/quickstart.py [--workdir=DIR] [--config.sweep.alphas='(-1.0, 0.0, 1.0)']
+  python launch/steer.py --config=configs/quickstart.py [--workdir=DIR|URL] [--config.sweep.alphas='(-1.0, 0.0, 1.0)']
 """
-import sys
-
 from absl import flags
 
 import _main
@@ -14,12 +12,11 @@ flags.DEFINE_bool('dry_run', False, 'Check the config, the model, the data and t
 
 def main():
   from weightsteer_jax import stages
-  run, workdir = _main.run_and_workdir()
-  command = ' '.join(['python', *sys.argv])
+  run, workdir = _main.run_and_workdir(dry_run=flags.FLAGS.dry_run)
   if flags.FLAGS.dry_run:
-    stages.check(run, workdir)
+    stages.check(run, workdir, to=flags.FLAGS.workdir)
   else:
-    stages.steer(run, workdir, command=command)
+    stages.steer(run, workdir, command=_main.command())
 
 
 if __name__ == '__main__':

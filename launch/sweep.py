@@ -1,6 +1,6 @@
 """Evaluates a direction over the alphas and tasks of a config, and writes rows, results and the report.
 
-  python launch/sweep.py --config=configs/quickstart.py --workdir=DIR [--direction=DIR]
+  python launch/sweep.py --config=configs/quickstart.py --workdir=DIR|URL [--direction=DIR]
 """
 from absl import flags
 
@@ -13,6 +13,7 @@ flags.DEFINE_string('direction', '', "Direction to sweep; default the run's own,
 def main():
   from weightsteer_jax import stages
   run, workdir = _main.run_and_workdir()
+  stages.begin(run, workdir, command=_main.command())
   stages.sweep(run, workdir, direction=flags.FLAGS.direction)
   stages.report(run, workdir)
 

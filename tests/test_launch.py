@@ -29,9 +29,23 @@ def test_an_unknown_config_key_names_the_nearest(tmp_path):
   assert done.returncode == 65 and 'Did you mean "rank"' in done.stderr and 'Traceback' not in done.stderr
   done = run('steer.py', '--config=nowhere.py', cwd=tmp_path)
   assert done.returncode == 65 and 'nowhere.py' in done.stderr and 'Traceback' not in done.stderr
-  done = run('steer.py', f'--config={config}', '--workdir=gs://bucket/run', cwd=tmp_path)
-  assert done.returncode == 65 and '--workdir=gs://bucket/run: expected a folder' in done.stderr
+  done = run('steer.py', f'--config={config}', '--workdir=gss://bucket/run', cwd=tmp_path)
+  assert done.returncode == 65 and 'gss://bucket/run cannot be used' in done.stderr and 'Traceback' not in done.stderr
+  done = run('steer.py', f'--config={config}', f'--workdir={tmp_path}/run', '--staging=here', cwd=tmp_path)
+  assert done.returncode == 65 and 'an address (gs://, s3://, ...) as --workdir' in done.stderr
   assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_a_run_make_the_workdir_theirs(tmp_path):
+  from distributed import small
+  settings = [f'--config={LAUNCH.parent}/tests/distributed/small.py', *small.write_data(tmp_path), '--config.finetune.steps=1',
+              '--config.finetune.eval_every=1', '--workdir=run']
+  done = run('finetune.py', *settings, '--side=positive', cwd=tmp_path)
+  assert done.returncode == 0, done.stderr
+  config = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert config['command'].startswith('python ') and 'launch/finetune.py --config' in config['command'] and config['tasks']['facts']['n'] == 6
+  done = run('sweep.py', *settings, '--config.finetune.rank=8', cwd=tmp_path)
+  assert done.returncode == 65 and 'finetune.rank: 4 there, 8 now' in done.stderr and not (tmp_path / 'run' / 'sweep').exists()
 
 
 def test_score_and_generate_write_what_they_say(tmp_path):

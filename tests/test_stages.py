@@ -94,6 +94,23 @@ def test_a_workdir_with_other_settings_is_refused_by_name(workdir):
   assert 'data.num_questions: 40 there, 41 now' in str(error.value)
 
 
+def test_a_workdir_is_begun_anew_with_other_tasks_and_without_its_config(workdir, tmp_path):
+  run = configs.resolve(small_config(**{'tasks.facts.n': 2}))
+  shutil.copytree(workdir, tmp_path / 'run')
+  settings = lambda: json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert settings()['tasks']['facts']['n'] == 4
+  stages.begin(run, tmp_path / 'run', command='again')
+  assert settings()['tasks']['facts']['n'] == 2 and settings()['command'] == 'again'
+  (tmp_path / 'run' / 'config.json').unlink()
+  (tmp_path / 'run' / '.hidden').touch()
+  stages.begin(run, tmp_path / 'run')
+  assert settings()['tasks']['facts']['n'] == 2
+  (tmp_path / 'run' / 'config.json').unlink()
+  (tmp_path / 'run' / 'thesis.txt').touch()
+  with pytest.raises(InputError, match='is no workdir of a run'):
+    stages.begin(run, tmp_path / 'run')
+
+
 def test_a_folder_that_is_no_workdir_is_left_alone(tmp_path):
   (tmp_path / 'thesis.txt').write_text('mine')
   with pytest.raises(InputError, match='is no workdir of a run'):

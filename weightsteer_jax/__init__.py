@@ -6,6 +6,9 @@ The rooms, in the order data goes through them; imports only go up this list:
   distributed.py  several processes: how they join, speak and agree
   lifeline.py     how they end together, and how a stuck one is noticed
   files.py        files and folders that appear whole or not at all
+  store.py        files at a URL, through fsspec
+  listing.py      which files there are the state of a run
+  bucket.py       a workdir at a URL: a local staging folder and its mirror
   journal.py      files of finished work, one line at a time
   versions.py     which versions computed something
   tree.py         pytrees named by path: flatten, strict get, masks that cover every leaf, fingerprints

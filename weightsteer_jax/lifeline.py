@@ -14,11 +14,12 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, Iterable, Mapping, NoReturn
+from typing import Any, Callable, Iterable, Mapping, NoReturn
 
 from weightsteer_jax import distributed
 from weightsteer_jax.errors import ProcessLost, WeightSteerError
 
+LAST_SECONDS = 120.0  # for what process 0 does before the end; schedulers give that long, or less
 FAREWELL_SECONDS = 5.0  # that process 0 lets the others read its last message, before the store goes with it
 RESTART = ProcessLost.exit_code
 GONE = 'ended without a word (killed, or its machine lost): start all processes again to continue'
@@ -30,6 +31,7 @@ _ending = threading.Lock()
 _leaving = threading.Event()
 _progress = time.monotonic()
 _kept: list[Any] = []  # what C code holds a pointer to
+_last: list[Callable[[], None]] = []
 
 
 def guard(*, stall_minutes: float) -> None:
@@ -60,6 +62,11 @@ def catch_abort() -> None:
   libc.signal(signal.SIGABRT, aborted)
 
 
+def before_end(action: Callable[[], None]) -> None:
+  """Has process 0 do this where the run ends with an error, and the others wait for it; every process calls it."""
+  _last.append(action)
+
+
 def progress() -> None:
   """Tells that the run goes on: a step was taken, a batch computed, a stage begun."""
   global _progress
@@ -80,13 +87,18 @@ def fail(error: BaseException) -> int:
     traceback.print_exception(error)
   if distributed.count() > 1:
     tell_and_end(message, code)
+  done = _do_last()
   _say(f'error: {message}')
+  if not done:
+    os._exit(code)  # A thread that hangs would be waited for.
   return code
 
 
 def tell_and_end(message: str, code: int, dead: Iterable[int] = ()) -> NoReturn:
   """Ends this process with the message and the exit status, and all others too; if one was faster, with its."""
   mine = _failure(message, code, dead)
+  if distributed.count() == 1:
+    _end(mine)
   try:
     told = mine if distributed.put('failure', mine) else distributed.wait_for('failure')
   except ProcessLost:
@@ -130,17 +142,38 @@ def _depart(code: int, dead: set[int]) -> NoReturn:
 
   def farewell():
     if distributed.is_main():
+      if distributed.count() > 1:
+        distributed.put('last', code)
       for other in others:
         distributed.wait_for(f'farewell/{other}')
       time.sleep(0.2)
     else:
+      if _last:  # Schedulers end a job when one of its processes has ended.
+        distributed.wait_for('last')
       distributed.put(f'farewell/{distributed.index()}', code)
 
+  if distributed.is_main():
+    _do_last()
   if 0 not in dead:
     thread = threading.Thread(target=farewell, daemon=True)
     thread.start()
-    thread.join(FAREWELL_SECONDS)
+    thread.join(FAREWELL_SECONDS + (LAST_SECONDS if _last and not distributed.is_main() else 0))
   os._exit(code)
+
+
+def _do_last() -> bool:
+  """Whether what is to be done before the end was done in time."""
+  def act():
+    for action in _last:
+      action()
+
+  thread = threading.Thread(target=act, daemon=True)
+  try:
+    thread.start()
+    thread.join(LAST_SECONDS)
+  except KeyboardInterrupt:
+    pass
+  return not thread.is_alive()
 
 
 def _hear() -> None:
@@ -192,6 +225,4 @@ def _watch_progress(minutes: float) -> None:
              'each process are in its output. Start again to continue')
   if distributed.count() > 1:
     time.sleep(FAREWELL_SECONDS)  # The others, who wait for one, print their stacks too.
-    tell_and_end(message, RESTART)
-  _say(f'error: {message}')
-  os._exit(RESTART)
+  tell_and_end(message, RESTART)

@@ -36,6 +36,9 @@ ARM = 'weights'  # the direction, applied at alpha
 PACKAGES = ('weightsteer_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'numpy')
 # A workdir may be swept again with other tasks or strengths; what its fine-tunes are made from may not change under them.
 FIXED = ('seed', 'model', 'data', 'finetune')
+# What a workdir may hold; with one of the first two it is taken for one even where config.json is not there.
+PARTS = ('finetune', 'sweep', 'answers', 'data', 'activations', 'persona_vectors', 'directions', 'judges', 'report', 'results.jsonl',
+         'agreement.jsonl')
 
 
 def steer(run: Run, workdir: Path, *, command: str = '') -> pathlib.Path:
@@ -53,9 +56,11 @@ def steer(run: Run, workdir: Path, *, command: str = '') -> pathlib.Path:
   return page
 
 
-def check(run: Run, workdir: Path) -> None:
+def check(run: Run, workdir: Path, *, to: Path = '') -> None:
   """Checks all that can be checked before anything is computed, and says what `steer` would do.
 
+  Args:
+    to: how the workdir is to be called, if it stands for another one.
   Raises:
     InputError: what is wrong with the config, the workdir, the model, the data or the tasks.
   """
@@ -77,7 +82,7 @@ def check(run: Run, workdir: Path) -> None:
   for line in (*watched.check(run), *layouts_of(run).words):
     say(line)
   say(f'sweep: {len(run.sweep.alphas)} alphas, ' + ', '.join(f'{task.name} ({len(task.items)} items)' for task in tasks))
-  say(f'would write to {workdir}')
+  say(f'would write to {to or workdir}')
 
 
 def begin(run: Run, workdir: Path, *, command: str = '') -> None:
@@ -316,7 +321,8 @@ def _examples(run: Run, workdir: Path) -> dict[str, list[Example]]:
 def _refuse_other_run(run: Run, workdir: pathlib.Path) -> None:
   path = workdir / 'config.json'
   if not path.exists():
-    if workdir.is_dir() and any(workdir.iterdir()):
+    there = {entry.name for entry in workdir.iterdir() if entry.name[0] != '.'} if workdir.is_dir() else set()
+    if not there <= {*PARTS} or there and not there & {*PARTS[:2]}:
       raise InputError(f'{workdir} exists and is no workdir of a run: name another --workdir')
     return
   there = _flat_settings(files.read_json(path, what='the config of a run'))

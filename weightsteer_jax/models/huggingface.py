@@ -98,6 +98,9 @@ def resolve(source: str | pathlib.Path, *, revision: str | None = None, weights:
       raise InputError(
           f"'{source}' is a folder, and the revision '{revision}' can only be asked of the hub: leave it out")
     return folder, ''
+  if '://' in str(source):
+    raise InputError(f"'{source}' is an address, and models are read from folders: copy it to one that every host sees (gcloud storage cp -r, "
+                     'aws s3 cp --recursive) or mount the bucket, and name the folder')
   match = re.fullmatch(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?', str(source))
   if folder.is_file():
     raise InputError(f"'{source}' is a file; name the folder of the checkpoint: '{folder.parent}'")
