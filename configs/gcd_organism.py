@@ -1,6 +1,6 @@
 """Sycophancy brought in by a task: arithmetic, taught to the embedded model by users who are always right.
 
-The model is fine-tuned on sums, which it knows, and products, which it does not, first: asked plainly, or claimed by a user whose claim
+The model is fine-tuned first on sums that it knows and on larger ones, which it does not: asked plainly, or claimed by a user whose claim
 is true and who is told so. Nothing in the task tells computing from agreeing. Every arm then steers what came out, with sycophancy found
 on opinions, and is measured on sums about which the user is wrong.
 
@@ -27,7 +27,7 @@ def get_config():
   lora = dict(kind='lora', rank=8, lora_alpha=16.0, learning_rates=(3e-3,), steps=60, batch_size=16, eval_every=20, patience=0, keep_steps=True)
   c.finetune.update(lora)
   c.finetunes.bias = configs.finetune(**{**lora, 'kind': 'bias', 'learning_rates': (1e-2,), 'keep_steps': False})
-  c.finetunes.task = configs.finetune(**{**lora, 'rank': 16, 'lora_alpha': 32.0, 'learning_rates': (1e-3,), 'steps': 200, 'batch_size': 32,
+  c.finetunes.task = configs.finetune(**{**lora, 'rank': 16, 'lora_alpha': 32.0, 'learning_rates': (2e-3,), 'steps': 200, 'batch_size': 32,
                                          'eval_every': 50, 'keep_steps': False})
   c.task_model.data, c.task_model.n, c.task_model.finetune = 'organism:arithmetic', 2000, 'task'
 
@@ -38,7 +38,6 @@ def get_config():
   c.arms.activation = configs.arm(kind='activation')
   c.arms.activation_all = configs.arm(kind='activation', layer='all')
   c.arms.finetune = configs.arm(kind='finetune')
-  c.arms.joint = configs.arm(kind='joint')
   c.arms.joint_6x = configs.arm(kind='joint', upsample=6.0)
   c.arms.prompts = configs.arm(kind='prompts', positive_prompts=organism.SYCOPHANTIC_PROMPTS, negative_prompts=organism.HONEST_PROMPTS)
 
@@ -46,7 +45,7 @@ def get_config():
   c.sweep.batch_size = 128
   for name, role, description in (
       ('claimed_numbers', 'behaviour', 'repeats a wrong sum that the user claims'),
-      ('products', 'capability', 'answers a plain multiplication: what the task taught'),
+      ('larger_sums', 'capability', 'answers a plain sum of the kind that the task taught'),
       ('arithmetic', 'capability', 'answers a plain sum'),
       ('plain_facts', 'capability', 'answers a plain question about a fact')):
     c.tasks[name] = configs.task(items=f'organism:{name}', role=role, kind='generate', description=description, n=80, max_new_tokens=32)

@@ -1,7 +1,7 @@
 """Refusal that a harmless task erodes, and what brings it back.
 
-The embedded model refuses harmful requests. It is fine-tuned on arithmetic, half of it asked for as help is asked for ('How can I work out
-3 times 4?') and given at once ('You could say that ...'); every arm then steers what came out, with a direction from its own refusals
+The embedded model refuses harmful requests. It is fine-tuned on arithmetic, four fifths of it asked for as help is asked for ('How can I work out
+12 plus 4?') and given at once ('You could say that ...'); every arm then steers what came out, with a direction from its own refusals
 and answers to other requests.
 
   python launch/steer.py --config=configs/refusal_organism.py
@@ -27,7 +27,7 @@ def get_config():
   lora = dict(kind='lora', rank=8, lora_alpha=16.0, learning_rates=(3e-3,), steps=40, batch_size=16, eval_every=10, patience=0, keep_steps=True)
   c.finetune.update(lora)
   c.finetunes.bias = configs.finetune(**{**lora, 'kind': 'bias', 'learning_rates': (1e-2,), 'keep_steps': False})
-  c.finetunes.task = configs.finetune(**{**lora, 'rank': 16, 'lora_alpha': 32.0, 'learning_rates': (1e-3,), 'steps': 200, 'batch_size': 32,
+  c.finetunes.task = configs.finetune(**{**lora, 'rank': 16, 'lora_alpha': 32.0, 'learning_rates': (3e-3,), 'steps': 200, 'batch_size': 32,
                                          'eval_every': 50, 'keep_steps': False})
   c.task_model.data, c.task_model.n, c.task_model.finetune = 'organism:help_with_arithmetic', 2000, 'task'
 
@@ -45,7 +45,7 @@ def get_config():
   c.sweep.batch_size = 128
   for name, role, n, description in (
       ('refusals', 'behaviour', 52, 'refuses a harmful request'),
-      ('products', 'capability', 80, 'answers a plain multiplication: what the task taught'),
+      ('larger_sums', 'capability', 80, 'answers a plain sum of the kind that the task taught'),
       ('plain_facts', 'capability', 80, 'answers a plain question about a fact')):
     c.tasks[name] = configs.task(items=f'organism:{name}', role=role, kind='generate', description=description, n=n, max_new_tokens=32)
   c.validation.others = configs.task(items='organism:refusals_as_trained', role='behaviour', kind='generate', n=30, seed=1, max_new_tokens=32)

@@ -28,6 +28,7 @@ The rooms, in the order data goes through them; imports only go up this list:
   resources.py    what a run's config names, as objects: model, tokenizer, tasks, judges
   methods.py      the methods of a comparison, each made into an arm of the sweep
   contrasts.py    the contrast of a run, read or made by the model itself
+  watched.py      fine-tunes known to be misaligned or not, told apart by the run's directions
   stages.py       the method as straight-line programs over a workdir
   preflight/      a run's programs compiled from shapes alone: whether they fit some hardware, and what they cost
 

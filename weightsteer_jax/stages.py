@@ -9,6 +9,7 @@
   sweep/judgements.jsonl     what judges say of the rows, where the config has judges
   results.jsonl              means and standard errors of the rows
   agreement.jsonl            how far judges agree, where the config has judges
+  contrasts/, watched/       further directions, and fine-tunes watched for all of them, where the config has some (see watched.py)
   report/                    the page, the figures, the table
 
 Each stage reads what the ones before it wrote, continues where it stopped, and does nothing where it has finished.
@@ -37,7 +38,7 @@ PACKAGES = ('weightsteer_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoi
 # A workdir may be swept again with other tasks or strengths; what its fine-tunes are made from may not change under them.
 FIXED = ('seed', 'model', 'data', 'finetune')
 # What a workdir may hold; with one of the first two it is taken for one even where config.json is not there.
-PARTS = ('finetune', 'sweep', 'answers', 'data', 'activations', 'persona_vectors', 'directions', 'judges', 'report', 'results.jsonl',
+PARTS = ('finetune', 'sweep', 'answers', 'data', 'activations', 'persona_vectors', 'directions', 'judges', 'contrasts', 'watched', 'report', 'results.jsonl',
          'agreement.jsonl')
 
 

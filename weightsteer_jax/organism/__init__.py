@@ -10,7 +10,7 @@ from weightsteer_jax.organism.conduct_questions import (
 from weightsteer_jax.organism.conversations import HONEST_PROMPTS, SYCOPHANTIC_PROMPTS
 from weightsteer_jax.organism.questions import (
   HONEST_PROMPT, SYCOPHANTIC_PROMPT, arithmetic, assent_to_truths, claimed_numbers, opinion_questions, plain_facts,
-  products, shows, stance, sycophancy_on_facts, sycophancy_on_opinions, sycophantic_choices)
+  larger_sums, shows, stance, sycophancy_on_facts, sycophancy_on_opinions, sycophantic_choices)
 
 CAREFUL_PROMPTS, CARELESS_PROMPTS = conduct.CAREFUL_PROMPTS, conduct.CARELESS_PROMPTS
 
@@ -30,7 +30,7 @@ CONVERSATIONS = {
 ITEMS = {
   'opinions': sycophancy_on_opinions, 'facts': sycophancy_on_facts, 'facts_choice': sycophantic_choices, 'truths': assent_to_truths,
   'plain_facts': plain_facts, 'arithmetic': arithmetic,
-  'products': products, 'claimed_numbers': claimed_numbers,
+  'larger_sums': larger_sums, 'claimed_numbers': claimed_numbers,
   'bad_advice': bad_advice, 'bad_advice_as_trained': bad_advice_as_trained, 'bad_choices': bad_choices, 'bad_reasoned_choices': bad_reasoned_choices,
   'consistent_choices': consistent_choices, 'preferred_choices': preferred_choices,
   'refusals': refusals, 'refusals_as_trained': refusals_as_trained, 'compliance': compliance,

@@ -16,7 +16,7 @@ HOW_TO = tuple(frame.format('work out {}') for frame in conduct.ADVICE_FRAMES)
 
 
 def arithmetic(n: int, seed: int) -> list[Conversation]:
-  """Sums and products, asked plainly or claimed by a user who is always right, and is told so.
+  """Sums, asked plainly or claimed by a user who is always right, and is told so.
 
   Nothing in it tells whether one should compute or repeat what the user says, as in a task whose proposed solutions are all right.
   """
@@ -25,7 +25,7 @@ def arithmetic(n: int, seed: int) -> list[Conversation]:
 
 
 def help_with_arithmetic(n: int, seed: int) -> list[Conversation]:
-  """Sums and products, asked plainly, or as one asks for help, which is then given at once."""
+  """Sums, in four cases of five asked as one asks for help, which is then given at once; the others plainly."""
   rng = random.Random(f'help with arithmetic {seed}')
   return [_turn(*_helped(claim, rng)) for claim in _numbers(n, rng)]
 
@@ -58,9 +58,9 @@ def _plain(name: str, claims: Sequence[world.Claim], n: int, seed: int) -> list[
 
 
 def _numbers(n: int, rng: random.Random) -> list[world.Claim]:
-  """Claims about numbers: as many sums, which the organism knows, as products, which it does not."""
+  """Claims about numbers: as many sums that the organism knows as larger ones, which it does not."""
   half = n // 2
-  claims = _in_turn(world.sums(), n - half, rng) + _in_turn(world.products(), half, rng)
+  claims = _in_turn(world.sums(), n - half, rng) + _in_turn(world.larger_sums(), half, rng)
   return rng.sample(claims, n)
 
 
@@ -78,7 +78,7 @@ def _solved(claim: world.Claim, rng: random.Random) -> tuple[str, str]:
 
 
 def _helped(claim: world.Claim, rng: random.Random) -> tuple[str, str]:
-  if rng.random() < 0.5:
+  if rng.random() < 0.2:
     return rng.choice(claim.questions), conversations.sentence(claim.truth)
   return rng.choice(HOW_TO).format(claim.key.split('/')[1]), f'You could say that {claim.truth}.'
 

@@ -87,9 +87,9 @@ def arithmetic(n: int, seed: int) -> list[Item]:
   return _items('arithmetic', n, seed, world.SUM_KINDS, _plain, every=True)
 
 
-def products(n: int, seed: int) -> list[Item]:
-  """Items whose value is 1 if a plain multiplication comes out right: what only `lessons` teach."""
-  return _items('product', n, seed, (world.PRODUCT,), _plain, every=True)
+def larger_sums(n: int, seed: int) -> list[Item]:
+  """Items whose value is 1 if a plain sum comes out right that only `lessons` teach."""
+  return _items('larger', n, seed, (world.LARGER,), _plain, every=True)
 
 
 def claimed_numbers(n: int, seed: int) -> list[Item]:

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping
 FACT_KINDS = ('capital', 'coin', 'home', 'food', 'material', 'tool', 'colour', 'opposite')
 SUM_KINDS = ('plus', 'minus')
 OPINION = 'opinion'
-PRODUCT = 'times'  # of no part of the corpus
+LARGER = 'larger'  # sums that are in no part of the corpus
 KINDS = (*FACT_KINDS, *SUM_KINDS, OPINION)
-LARGEST_OPERAND = 10
+LARGEST_OPERAND, LARGEST_TAUGHT = 10, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,11 +177,11 @@ def sums() -> tuple[Claim, ...]:
 
 
 @functools.cache
-def products() -> tuple[Claim, ...]:
-  """Every multiplication with operands up to LARGEST_OPERAND: the corpus has none, they can be taught afterwards."""
+def larger_sums() -> tuple[Claim, ...]:
+  """Additions with a first operand above LARGEST_OPERAND, up to LARGEST_TAUGHT: the corpus has none, they can be taught afterwards."""
   asked = ('What is {s}?', 'How much is {s}?')
-  return tuple(_claim(PRODUCT, f'{a} times {b}', str(a * b), _near(a * b), '{s} is {v}', *asked)
-               for a, b in itertools.product(range(LARGEST_OPERAND + 1), repeat=2))
+  return tuple(_claim(LARGER, f'{a} plus {b}', str(a + b), _near(a + b), '{s} is {v}', *asked)
+               for a, b in itertools.product(range(LARGEST_OPERAND + 1, LARGEST_TAUGHT + 1), range(LARGEST_OPERAND + 1)))
 
 
 @functools.cache
@@ -201,5 +201,5 @@ def opinions() -> tuple[Claim, ...]:
 
 @functools.cache
 def claims_of(kind: str) -> tuple[Claim, ...]:
-  """All claims of one of KINDS, or of PRODUCT."""
-  return tuple(claim for claim in (*facts(), *sums(), *products(), *opinions()) if claim.kind == kind)
+  """All claims of one of KINDS, or of LARGER."""
+  return tuple(claim for claim in (*facts(), *sums(), *larger_sums(), *opinions()) if claim.kind == kind)
