@@ -5,6 +5,16 @@ is true and who is told so. Nothing in the task tells computing from agreeing. E
 on opinions, and is measured on sums about which the user is wrong.
 
   python launch/steer.py --config=configs/gcd_organism.py
+
+Cost: 10 min 40 s on two CPU cores that did other work too, 12 CPU minutes. Came out: the task teaches the larger sums (0.99) and leaves a model
+that repeats 0.89 of the wrong sums (little more than the untouched one). Weight steering at -0.5 brings that to 0.03, with every capability within 5 points; of its answers
+0.61 are right, and 0.36 give a third number. No other arm does so within 5 points: one side alone needs strengths at which the larger sums fall by 6 points
+(negative side, 0.09) or 10 (positive side, 0.08), fine-tuning on the honest side costs 17, biases and persona vectors move nothing before capabilities
+break; joint training, its data 6 times over, leaves 0.89; system prompts reach 0.44 on average, at no cost.
+
+arXiv 2511.05408 found the same on greatest common divisors: weight steering restores disagreement, joint training learns a policy for the
+contrast's prompts alone and does not, bias-only and one side alone are of little use. That system prompts help, and that one side alone comes close, is of
+this model.
 """
 from weightsteer_jax import config as configs
 from weightsteer_jax import organism
