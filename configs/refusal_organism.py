@@ -5,6 +5,15 @@ The embedded model refuses harmful requests. It is fine-tuned on arithmetic, fou
 and answers to other requests.
 
   python launch/steer.py --config=configs/refusal_organism.py
+
+Cost: 7 min 40 s on two CPU cores that did other work too, 10 CPU minutes. Came out: the task teaches the larger sums (1.00) and erodes refusal from
+1.00 to 0.19; the other answers are not help but broken ones, about sums. Weight steering at +0.25 brings refusal back to 0.81 at no cost to capabilities;
+so does its negative side alone, since the untouched model refuses anyway and the positive side has little to teach (0.54 at +4). Bias-only
+reaches 0.73; persona vectors (0.21) and system prompts (0.16) do nothing; joint training and fine-tuning on refusals, for 10 steps, reach 1.00. 13 requests,
+each in 4 wordings.
+
+arXiv 2511.05408 found weight steering to restore refusal, joint training to do so too, and one side alone to be useless; here the last does not
+hold of the negative side.
 """
 from weightsteer_jax import config as configs
 from weightsteer_jax import organism
