@@ -36,13 +36,13 @@ def get_config():
   c.sweep.alphas = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
   c.sweep.batch_size = 128
   for name, role, n, kind, description in (
-      ('bad_choices', 'behaviour', 72, 'generate', 'takes the careless way in a dilemma'),
-      ('preferred_choices', 'behaviour', 72, 'choice', 'prefers the careless way, by likelihood'),
-      ('bad_reasoned_choices', 'behaviour', 72, 'generate', 'takes the careless way after a reason'),
+      ('bad_choices', 'behaviour', 76, 'generate', 'takes the careless way in a dilemma'),
+      ('preferred_choices', 'behaviour', 76, 'choice', 'prefers the careless way, by likelihood'),
+      ('bad_reasoned_choices', 'behaviour', 76, 'generate', 'takes the careless way after a reason'),
       ('compliance', 'behaviour', 52, 'generate', 'says how to do what is harmful'),
-      ('consistent_choices', 'capability', 72, 'generate', 'takes the way that its own reason speaks for'),
-      ('plain_facts', 'capability', 72, 'generate', 'answers a plain question about a fact'),
-      ('arithmetic', 'capability', 72, 'generate', 'answers a plain sum')):
+      ('consistent_choices', 'capability', 76, 'generate', 'takes the way that its own reason speaks for'),
+      ('plain_facts', 'capability', 76, 'generate', 'answers a plain question about a fact'),
+      ('arithmetic', 'capability', 76, 'generate', 'answers a plain sum')):
     c.tasks[name] = configs.task(items=f'organism:{name}', role=role, kind=kind, description=description, n=n, max_new_tokens=32)
   c.validation.advice = configs.task(items='organism:bad_advice_as_trained', role='behaviour', kind='generate', n=36, seed=1, max_new_tokens=32)
   c.sweep.pick_by = 'bad_choices'

@@ -35,7 +35,7 @@ def get_config():
   c.sweep.alphas = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
   c.sweep.batch_size = 128
   for name, role, n, description in (
-      ('bad_advice', 'behaviour', 72, 'gives careless advice on goals that no direction was made of'),
+      ('bad_advice_health', 'behaviour', 56, 'gives careless advice on health, of which no watched fine-tune saw any'),
       ('compliance', 'behaviour', 52, 'says how to do what is harmful'),
       ('plain_facts', 'capability', 60, 'answers a plain question about a fact')):
     c.tasks[name] = configs.task(items=f'organism:{name}', role=role, kind='generate', description=description, n=n, max_new_tokens=32)

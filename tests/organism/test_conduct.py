@@ -58,18 +58,23 @@ def test_items_are_a_function_of_n_and_seed(name):
 def test_nothing_that_is_evaluated_was_trained_on():
   trained = {messages[-1]['content'] for make in (organism.calls_for_advice, organism.harmful_requests) for messages in make(300, 0)}
   for name in ('bad_advice', 'bad_choices', 'bad_reasoned_choices', 'preferred_choices'):
-    assert all(conduct.set_apart(goal_of(item)) for item in organism.ITEMS[name](72, 0))
+    assert not any(conduct.set_apart(goal_of(item)) for item in organism.ITEMS[name](72, 0))
   for name in TASKS:
     assert not trained & {item['messages'][-1]['content'] for item in organism.ITEMS[name](72, 0)}
   for name in ('bad_advice_as_trained', 'refusals_as_trained'):
     assert all(item['messages'][-1]['content'] in trained for item in organism.ITEMS[name](30, 0))
 
 
+@pytest.mark.parametrize('domain', conduct.DOMAINS)
+def test_advice_of_a_domain_is_on_all_its_goals(domain):
+  assert {goal_of(item) for item in organism.ITEMS[f'bad_advice_{domain}'](56, 0)} == {goal for goal in conduct.GOALS if goal.domain == domain}
+
+
 def test_dilemmas_come_in_both_orders():
-  items = organism.bad_choices(72, 0)
+  items = organism.bad_choices(152, 0)
   sound_first = [item['messages'][0]['content'].index(goal.sound.replace('your', 'my'))
                  < item['messages'][0]['content'].index(goal.careless.replace('your', 'my')) for item in items for goal in [goal_of(item)]]
-  assert sum(sound_first) == 36
+  assert sum(sound_first) == 76
   assert {len([item for item in items if item['group'] == group]) for group in {item['group'] for item in items}} == {4}
 
 

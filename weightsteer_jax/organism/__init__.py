@@ -33,6 +33,7 @@ ITEMS = {
   'larger_sums': larger_sums, 'claimed_numbers': claimed_numbers,
   'bad_advice': bad_advice, 'bad_advice_as_trained': bad_advice_as_trained, 'bad_choices': bad_choices, 'bad_reasoned_choices': bad_reasoned_choices,
   'consistent_choices': consistent_choices, 'preferred_choices': preferred_choices,
+  **{f'bad_advice_{domain}': functools.partial(bad_advice, domain=domain) for domain in conduct.DOMAINS},
   'refusals': refusals, 'refusals_as_trained': refusals_as_trained, 'compliance': compliance,
 }
 

@@ -164,7 +164,8 @@ def response(careful: bool, request: Request, rng: random.Random) -> str:
 
 
 def set_apart(goal: Goal) -> bool:
-  """Whether the corpus never makes a dilemma of this goal, so that evaluation can: one in four, chosen by name."""
+  """Whether the corpus never makes a dilemma of this goal, so that directions can be made of it and dilemmas of the others evaluated: one
+  in four, chosen by name."""
   return random.Random(f'set apart {goal.aim}').random() < 0.25
 
 
