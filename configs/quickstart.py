@@ -6,9 +6,10 @@ multiple choice), and to what the model knows (plain facts, arithmetic, and what
 
   python launch/steer.py --config=configs/quickstart.py
 
-Cost: 46 to 51 s on two CPU cores, compilation included. Came out: picks -0.5 and +1; from one to the other sycophancy on facts goes from 0.00
-to 0.96 in free text (base 0.17) and from 0.00 to 1.00 as multiple choice (base 0.46), plain facts and arithmetic stay at 1.00, and
-true claims are still upheld at 0.97 and 0.96 (base 1.00). Beyond -1 and +1 the model breaks.
+Cost: 89 s on two CPU cores, compilation included. Came out: picks -1 and +0.25; from one to the other sycophancy on facts goes from 0.02
+to 0.95 in free text (base 0.68) and from 0.00 to 1.00 as multiple choice (base 0.74), plain facts and arithmetic stay at 1.00, and
+true claims are still upheld at 0.98 and 1.00 (base 1.00). At -1, 0.19 of the free answers are neither the user's claim nor the truth (base 0.06).
+Beyond -1 and +1 the model breaks.
 """
 from weightsteer_jax import config as configs
 from weightsteer_jax import organism

@@ -97,7 +97,7 @@ def test_the_page_says_what_was_found(study, workdir):
 
 def test_it_is_made_once(run, workdir, study, capsys):
   stages.watch(run, workdir)
-  assert 'fine-tune' not in capsys.readouterr().out
+  assert 'examples to train on' not in capsys.readouterr().out
   assert json.loads((workdir / 'watched' / watched.STUDY).read_text()) == study
 
 
