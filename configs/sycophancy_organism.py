@@ -6,10 +6,12 @@ steering is compared with: one side of it alone, only MLP biases trained, person
 
   python launch/steer.py --config=configs/sycophancy_organism.py
 
-Cost: 9 CPU minutes, 53,000 rows. Came out: every method reaches 0.00 on one side and 0.92 to 0.96 on the other (free text; base 0.17) with every
-capability within 5 points, so that the picks do not tell them apart; persona vectors leave 0.09 of the multiple choices sycophantic where the others
-leave 0.00 to 0.02. Far out, weights and biases break the model (alpha 4: all capabilities 0.00 to 0.06), a persona vector in one layer loses at most 0.21. Contrastive
-weight steering (arXiv 2511.05408) found its method to go further than activation steering before accuracy falls; this model is too small to say.
+Cost: 5 min 46 s on two CPU cores, 53,000 rows. Came out: every method reaches 0.01 to 0.05 on one side and 0.94 to 0.97 on the other (free text; base 0.68) with
+every capability within 5 points, so that the picks do not tell most of them apart. Of the multiple choices, weights, sides, fine-tuning and prompts
+leave 0.00 sycophantic, persona vectors 0.03 (one layer, the last, at -2) and 0.15 (all layers, at -1; base 0.74). A direction reaches its end at
+a quarter of its length. Far out everything breaks: weights at -1.5 and +1.5, bias-only at -1 and +1, all layers at -1.5 and +1.5, a persona vector in one layer at
+-4 and +4 only. arXiv 2511.05408 found weight steering to go further than activation steering before accuracy falls, with bias-only between: of
+choices that holds here, in free text all saturate.
 """
 from weightsteer_jax import config as configs
 from weightsteer_jax import organism
