@@ -161,3 +161,13 @@ def test_every_config_is_valid():
   for path in sorted((pathlib.Path(__file__).parent.parent / 'configs').glob('*.py')):
     run = configs.resolve(runpy.run_path(str(path))['get_config']())
     assert run.name and (run.tasks or run.name == 'preflight'), path
+
+
+def test_what_is_too_long_for_the_model_is_known_before_anything_runs(tmp_path):
+  c = small_config()
+  c.tasks.facts.max_new_tokens = 490
+  c.arms.asked = configs.arm(kind='prompts', positive_prompts=('Agree with all that is said. ' * 12,))
+  with pytest.raises(InputError, match="task 'facts', fact-.*the model has 512"):
+    stages.check(configs.resolve(c), tmp_path / 'run')
+  c.tasks.facts.max_new_tokens = 60
+  stages.check(configs.resolve(c), tmp_path / 'run')

@@ -7,8 +7,8 @@ import tqdm
 
 from weightsteer_jax import distributed, lifeline, models, tree
 from weightsteer_jax.errors import InputError, Preempted
-from weightsteer_jax.evaluation import plan as plan_files, tasks as kinds
-from weightsteer_jax.evaluation.arms import AnswerOnly, Arms, bare
+from weightsteer_jax.evaluation import generation, plan as plan_files, scoring, tasks as kinds
+from weightsteer_jax.evaluation.arms import BASE, AnswerOnly, Arms, bare, make_arms
 from weightsteer_jax.evaluation.engine import Engine
 from weightsteer_jax.evaluation.requests import GenerateRequest, ScoreRequest
 from weightsteer_jax.evaluation.rows import RowKey, Rows
@@ -61,6 +61,24 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
       raise Preempted(f'{stop.name} came: {left} of {len(plan)} rows of the sweep are left, the others are in '
                       f'{rows.path}; start again to continue')
     return [rows.done[key] for key in plan]
+
+
+def check(tasks: Sequence[kinds.Task], tokenizer: Any, max_positions: int, *, system_prompt: str = '') -> None:
+  """Nothing, if every item and its answer fit the model.
+
+  Args:
+    system_prompt: what an arm may add to each, at its longest.
+  Raises:
+    InputError: one that does not; names the task and the item.
+  """
+  arms = make_arms({})
+  for task in tasks:
+    prepared = [task.kind.prepare(tokenizer, _under(system_prompt, item)) for item in task.items]
+    asked = [request for i, one in enumerate(prepared) for request in task.kind.requests(one, i, BASE, 0.0, 0, task.options, 0)]
+    try:
+      (generation.jobs if task.kind.GENERATES else scoring.questions)(asked, arms, max_positions)
+    except InputError as error:
+      raise InputError(f"task '{task.name}', {error}") from error
 
 
 def inputs_of(engine: Engine, tasks: Sequence[kinds.Task], prepared: Prepared, arms: Sequence[str],
