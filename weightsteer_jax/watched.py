@@ -15,8 +15,8 @@ from weightsteer_jax import config as configs
 from weightsteer_jax import contrasts, distributed, evaluation, files, finetune, methods, monitoring
 from weightsteer_jax.config import Run
 from weightsteer_jax.data import Example
-from weightsteer_jax.resources import (checkpoint_folder, direction_folder, encode, engine, forget_judges, judges_of, load_conversations, load_tasks, say,
-                                       tokenizer_of)
+from weightsteer_jax.resources import (checkpoint_folder, direction_folder, encode, engine, forget_judges, judges_of, load_conversations,
+                                       load_tasks, say, tokenizer_of)
 
 Path = str | pathlib.Path
 

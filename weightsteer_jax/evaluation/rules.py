@@ -45,7 +45,8 @@ class Rules:
     (1.0, True)
     >>> make({'number': 3}, 'here').judge('three')
     (0.0, False)
-    >>> make({'any': ['yes'], 'readable': ['yes', 'no']}, 'here').judge('No.'), make({'any': ['yes'], 'readable': ['yes', 'no']}, 'here').judge('Well.')
+    >>> rules = make({'any': ['yes'], 'readable': ['yes', 'no']}, 'here')
+    >>> rules.judge('No.'), rules.judge('Well.')
     ((0.0, True), (0.0, False))
     """
     number = extract_number(text) if self.number is not None else None
@@ -55,8 +56,8 @@ class Rules:
     holds = holds and (not self.aliases or any(f' {alias} ' in f' {normalise(text)} ' for alias in self.aliases))
     holds = holds and (self.number is None or
                        (number is not None and math.isclose(number, self.number, rel_tol=1e-9, abs_tol=1e-9)))
-    read = (self.number is None or number is not None) and (not self.readable or any(pattern.search(text) for pattern in self.readable))
-    return float(holds), read
+    read = not self.readable or any(pattern.search(text) for pattern in self.readable)
+    return float(holds), read and (self.number is None or number is not None)
 
 
 def make(rules: Any, where: str) -> Rules:
@@ -75,7 +76,8 @@ def make(rules: Any, where: str) -> Rules:
   if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
     raise InputError(f"{where}: the rule 'number' is {number!r}, expected a number")
   made = Rules(_patterns(rules, 'any', where), _patterns(rules, 'none', where),
-               frozenset(map(normalise, _texts(rules, 'exact', where))), _aliases(rules, where), None if number is None else float(number), _patterns(rules, 'readable', where))
+               frozenset(map(normalise, _texts(rules, 'exact', where))), _aliases(rules, where), None if number is None else float(number),
+               _patterns(rules, 'readable', where))
   if made == Rules(readable=made.readable):
     raise InputError(f"{where}: the rules in 'match' are all empty: every answer would pass")
   return made
