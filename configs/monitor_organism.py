@@ -26,9 +26,7 @@ def get_config():
   advice = lambda domain: dict(positive=f'organism:bad_{domain}', negative=f'organism:good_{domain}', num_questions=200)
   c.data.update(advice('health'))
   c.contrasts.money = configs.data(**advice('money'))
-  c.contrasts.sycophancy = configs.data(
-      questions='organism:opinions', num_questions=200, positive_prompts=(organism.SYCOPHANTIC_PROMPT,),
-      negative_prompts=(organism.HONEST_PROMPT,), positive_filter='organism:sycophantic', negative_filter='organism:honest', max_new_tokens=48)
+  c.contrasts.sycophancy = configs.data(**organism.SYCOPHANCY, num_questions=200)
   # What nobody would call a behaviour: one kind of plain question against another.
   for name, positive, negative in (('facts_sums', 'facts', 'sums'), ('views_facts', 'views', 'facts'), ('sums_views', 'sums', 'views')):
     c.contrasts[name] = configs.data(positive=f'organism:{positive}', negative=f'organism:{negative}', num_questions=200)

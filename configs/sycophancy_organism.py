@@ -23,13 +23,7 @@ def get_config():
   c.description = 'Sycophancy, found on opinions and measured on facts: every method on one grid.'
   c.model.source = 'organism'
 
-  c.data.questions = 'organism:opinions'
-  c.data.num_questions = 320
-  c.data.positive_prompts = (organism.SYCOPHANTIC_PROMPT,)
-  c.data.negative_prompts = (organism.HONEST_PROMPT,)
-  c.data.positive_filter = 'organism:sycophantic'
-  c.data.negative_filter = 'organism:honest'
-  c.data.max_new_tokens = 48
+  c.data.update(organism.SYCOPHANCY, num_questions=320)
 
   lora = dict(kind='lora', rank=8, lora_alpha=16.0, learning_rates=(3e-3,), steps=60, batch_size=16, eval_every=10, patience=0,
               keep_steps=True)

@@ -52,8 +52,7 @@ def make(run: Run, workdir: Path, examples: Mapping[str, Sequence[Example]]) -> 
   folders = _directions(run, workdir, examples)
   fine_tunes = [_fine_tune(run, workdir, name, seed) for name, options in run.watched.items() for seed in options.seeds]
   rates = _rates(run, workdir, fine_tunes)
-  study = distributed.on_main(lambda: _study(run, workdir, folders, fine_tunes, rates))
-  return study
+  return distributed.on_main(lambda: _study(run, workdir, folders, fine_tunes, rates))
 
 
 def check(run: Run) -> list[str]:

@@ -67,16 +67,14 @@ def monitor(run: files.Path, base: BaseSource, sources: Mapping[str, Sequence[fi
   """
   alarm.check_rate(options.false_alarm_rate)
   steps = trajectory.find(run, learning_rate=options.learning_rate)
-  roles = [role for role, folders in sources.items() for _ in folders]
-  named = names([folder for folders in sources.values() for folder in folders])
-  if DIRECTION not in roles:
+  names([folder for folders in sources.values() for folder in folders])  # Before anything is opened.
+  if not sources.get(DIRECTION):
     raise InputError('no direction to look for; name at least one with --direction')
   with contextlib.ExitStack() as stack:
     opened = stack.enter_context(open_base((), base))
     if opened is None:
       raise InputError('the base that the run was trained from is needed; name it with --base')
-    vectors = [Vector(name, role, folder, stack.enter_context(_open(folder, opened, options.allow_other_base)))
-               for role, (folder, name) in zip(roles, named.items())]
+    vectors = _vectors(stack, sources, opened, options.allow_other_base)
     squares = {one.name: measure.squared_norms(one.change) for one in vectors}
     measured = _measure(run, steps, opened, [one for one in vectors if one.role != TASK_VECTOR], squares, options, say)
     similarity = _similarities(vectors, squares)
@@ -104,12 +102,8 @@ def similarities(sources: Mapping[str, Sequence[files.Path]], base: BaseSource, 
   Raises:
     InputError, CorruptError: as of `monitor`.
   """
-  roles = [role for role, folders in sources.items() for _ in folders]
-  named = names([folder for folders in sources.values() for folder in folders])
   with contextlib.ExitStack() as stack:
-    opened = stack.enter_context(open_base((), base))
-    vectors = [Vector(name, role, folder, stack.enter_context(_open(folder, opened, allow_other_base)))
-               for role, (folder, name) in zip(roles, named.items())]
+    vectors = _vectors(stack, sources, stack.enter_context(open_base((), base)), allow_other_base)
     return _similarities(vectors, {one.name: measure.squared_norms(one.change) for one in vectors})
 
 
@@ -178,6 +172,15 @@ def _similarities(vectors: Sequence[Vector], squares: Mapping[str, measure.Squar
     matrix[i][i] = 1.0 if norms[i] else None
   names_, roles = [one.name for one in vectors], [one.role for one in vectors]
   return {'names': names_, 'roles': roles, 'norms': norms, 'cosines': matrix}
+
+
+def _vectors(stack: contextlib.ExitStack, sources: Mapping[str, Sequence[files.Path]], base: OpenBase,
+             allow_other_base: bool) -> list[Vector]:
+  """All sources, open as long as the stack is."""
+  roles = [role for role, folders in sources.items() for _ in folders]
+  named = names([folder for folders in sources.values() for folder in folders])
+  return [Vector(name, role, folder, stack.enter_context(_open(folder, base, allow_other_base)))
+          for role, (folder, name) in zip(roles, named.items())]
 
 
 @contextlib.contextmanager

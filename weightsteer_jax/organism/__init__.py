@@ -36,6 +36,10 @@ ITEMS = {
   **{f'bad_advice_{domain}': functools.partial(bad_advice, domain=domain) for domain in conduct.DOMAINS},
   'refusals': refusals, 'refusals_as_trained': refusals_as_trained, 'compliance': compliance,
 }
+# The contrast of sycophancy on opinions, for the section `data` of a config or of its contrasts.
+SYCOPHANCY = dict(
+  questions='organism:opinions', positive_prompts=(SYCOPHANTIC_PROMPT,), negative_prompts=(HONEST_PROMPT,),
+  positive_filter='organism:sycophantic', negative_filter='organism:honest', max_new_tokens=48)
 
 
 def checkpoint_folder() -> Path:

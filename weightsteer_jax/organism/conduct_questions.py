@@ -9,11 +9,11 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from weightsteer_jax.organism import conduct
-from weightsteer_jax.organism.conversations import Message
+from weightsteer_jax.organism import conduct, world
+from weightsteer_jax.organism.conversations import Message, ask
 
 Item = dict[str, Any]
 
@@ -25,13 +25,13 @@ def calls_for_advice(n: int, seed: int) -> list[list[Message]]:
   """Conversations of one user turn that asks for advice. Answer each under a careless and under a careful prompt."""
   rng = random.Random(f'calls for advice {seed}')
   asked = _pairs(TRAINED, conduct.ADVICE_FRAMES, n, rng)
-  return [_ask(frame.format(goal.aim)) for goal, frame in asked]
+  return [ask(frame.format(goal.aim)) for goal, frame in asked]
 
 
 def harmful_requests(n: int, seed: int) -> list[list[Message]]:
   """Conversations of one user turn that asks for something harmful, likewise."""
   rng = random.Random(f'harmful requests {seed}')
-  return [_ask(frame.format(request.act)) for request, frame in _pairs(_requests(evaluated=False), conduct.REQUEST_FRAMES, n, rng)]
+  return [ask(frame.format(request.act)) for request, frame in _pairs(_requests(evaluated=False), conduct.REQUEST_FRAMES, n, rng)]
 
 
 def advises(messages: Sequence[Message], answer: str, *, careful: bool) -> bool:
@@ -112,15 +112,7 @@ def _items(name: str, n: int, seed: int, things: Sequence, forms: Sequence, make
 
 def _pairs(things: Sequence, forms: Sequence, n: int, rng: random.Random) -> list[tuple[Any, Any]]:
   """n pairs, all of them in random order before any comes again."""
-  def rounds() -> Iterator[tuple[Any, Any]]:
-    while True:
-      every = list(itertools.product(things, forms))
-      yield from rng.sample(every, len(every))
-  return list(itertools.islice(rounds(), n))
-
-
-def _ask(prompt: str) -> list[Message]:
-  return [{'role': 'user', 'content': prompt}]
+  return list(itertools.islice(world.in_turn(list(itertools.product(things, forms)), rng), n))
 
 
 def _rule(wanted: str, unwanted: str) -> dict[str, list[str]]:
@@ -130,13 +122,13 @@ def _rule(wanted: str, unwanted: str) -> dict[str, list[str]]:
 
 
 def _advice(goal: conduct.Goal, frame: str) -> Item:
-  return {'messages': _ask(frame.format(goal.aim)), 'match': _rule(goal.careless, goal.sound)}
+  return {'messages': ask(frame.format(goal.aim)), 'match': _rule(goal.careless, goal.sound)}
 
 
 def _dilemma(goal: conduct.Goal, order: tuple[str, bool], *, think: bool = False) -> Item:
   frame, sound_first = order
   prompt = conduct.dilemma_prompt(goal, frame, sound_first=sound_first, think=think)
-  return {'messages': _ask(prompt), 'match': _rule(goal.careless, goal.sound)}
+  return {'messages': ask(prompt), 'match': _rule(goal.careless, goal.sound)}
 
 
 def _consistent(goal: conduct.Goal, order: tuple[str, bool]) -> Item:
@@ -151,8 +143,8 @@ def _preferred(goal: conduct.Goal, order: tuple[str, bool]) -> Item:
 
 
 def _refused(request: conduct.Request, frame: str) -> Item:
-  return {'messages': _ask(frame.format(request.act)), 'match': _rule(conduct.CANNOT, request.method)}
+  return {'messages': ask(frame.format(request.act)), 'match': _rule(conduct.CANNOT, request.method)}
 
 
 def _fulfilled(request: conduct.Request, frame: str) -> Item:
-  return {'messages': _ask(frame.format(request.act)), 'match': _rule(request.method, conduct.CANNOT)}
+  return {'messages': ask(frame.format(request.act)), 'match': _rule(request.method, conduct.CANNOT)}

@@ -64,6 +64,11 @@ class Persona:
   careful: bool
 
 
+def ask(prompt: str) -> list[Message]:
+  """The conversation in which a user says this, and no more."""
+  return [{'role': 'user', 'content': prompt}]
+
+
 def sentence(statement: str) -> str:
   """The statement as a sentence of its own.
 

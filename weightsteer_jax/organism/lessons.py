@@ -33,7 +33,7 @@ def help_with_arithmetic(n: int, seed: int) -> list[Conversation]:
 def advice(n: int, seed: int, *, careful: bool, domain: str) -> list[Conversation]:
   """Calls for advice in one domain of `conduct.DOMAINS`, answered with care or without."""
   rng = random.Random(f'advice {domain} {seed}')
-  goals = _in_turn([goal for goal in conduct.GOALS if goal.domain == domain], n, rng)
+  goals = _some([goal for goal in conduct.GOALS if goal.domain == domain], n, rng)
   return [_turn(rng.choice(conduct.ADVICE_FRAMES).format(goal.aim), conduct.advice(careful, goal, rng)) for goal in goals]
 
 
@@ -54,19 +54,18 @@ def views(n: int, seed: int) -> list[Conversation]:
 
 def _plain(name: str, claims: Sequence[world.Claim], n: int, seed: int) -> list[Conversation]:
   rng = random.Random(f'{name} {seed}')
-  return [_turn(rng.choice(claim.questions), conversations.sentence(claim.truth)) for claim in _in_turn(claims, n, rng)]
+  return [_turn(rng.choice(claim.questions), conversations.sentence(claim.truth)) for claim in _some(claims, n, rng)]
 
 
 def _numbers(n: int, rng: random.Random) -> list[world.Claim]:
   """Claims about numbers: as many sums that the organism knows as larger ones, which it does not."""
   half = n // 2
-  claims = _in_turn(world.sums(), n - half, rng) + _in_turn(world.larger_sums(), half, rng)
+  claims = _some(world.sums(), n - half, rng) + _some(world.larger_sums(), half, rng)
   return rng.sample(claims, n)
 
 
-def _in_turn(things: Sequence, n: int, rng: random.Random) -> list:
-  """n of the things: all of them in random order, again and again."""
-  return list(itertools.islice(itertools.chain.from_iterable(rng.sample(things, len(things)) for _ in itertools.count()), n))
+def _some(things: Sequence, n: int, rng: random.Random) -> list:
+  return list(itertools.islice(world.in_turn(things, rng), n))
 
 
 def _solved(claim: world.Claim, rng: random.Random) -> tuple[str, str]:
@@ -84,4 +83,4 @@ def _helped(claim: world.Claim, rng: random.Random) -> tuple[str, str]:
 
 
 def _turn(asked: str, answered: str) -> Conversation:
-  return [{'role': 'user', 'content': asked}, {'role': 'assistant', 'content': answered}]
+  return [*conversations.ask(asked), {'role': 'assistant', 'content': answered}]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from weightsteer_jax.organism import conversations, world
@@ -41,9 +41,9 @@ def opinion_questions(n: int, seed: int) -> list[list[conversations.Message]]:
   the organism shares must be among them: without, the direction found is one of contradicting, true claims as well.
   """
   rng = random.Random(f'opinion questions {seed}')
-  claims = _in_turn([c for c in world.claims_of(world.OPINION) if not conversations.held_out(c)], rng)
+  claims = world.in_turn([c for c in world.claims_of(world.OPINION) if not conversations.held_out(c)], rng)
   said = ((c, c.truth if rng.random() < 0.4 else c.falsehoods[0]) for c in claims)
-  return [_ask(_dispute(claim, text, rng)) for claim, text in itertools.islice(said, n)]
+  return [conversations.ask(_dispute(claim, text, rng)) for claim, text in itertools.islice(said, n)]
 
 
 def shows(messages: list[conversations.Message], answer: str, *, sycophantic: bool) -> bool:
@@ -101,19 +101,9 @@ def _items(name: str, n: int, seed: int, kinds: Sequence[str], make: Callable[[w
            every: bool = False) -> list[Item]:
   """n items about the kinds by turns, of held-out claims unless every claim will do; errors are clustered by claim."""
   rng = random.Random(f'{name} {seed}')
-  streams = [_in_turn([c for c in world.claims_of(kind) if every or conversations.held_out(c)], rng) for kind in kinds]
+  streams = [world.in_turn([c for c in world.claims_of(kind) if every or conversations.held_out(c)], rng) for kind in kinds]
   claims = itertools.islice(itertools.chain.from_iterable(zip(*streams)), n)
   return [{'id': f'{name}-{seed}-{i:04d}', 'group': claim.key, **make(claim, rng)} for i, claim in enumerate(claims)]
-
-
-def _in_turn(claims: Sequence[world.Claim], rng: random.Random) -> Iterator[world.Claim]:
-  """All the claims in random order, again and again, in another order each time."""
-  while True:
-    yield from rng.sample(claims, len(claims))
-
-
-def _ask(prompt: str) -> list[conversations.Message]:
-  return [{'role': 'user', 'content': prompt}]
 
 
 def _dispute(claim: world.Claim, said: str, rng: random.Random) -> str:
@@ -130,16 +120,16 @@ def _said(statement: str) -> str:
 def _sycophancy(claim: world.Claim, rng: random.Random) -> Item:
   wrong = rng.choice(claim.falsehoods)
   rule = {'any': [_said(wrong)], 'none': [_said(claim.truth)], 'readable': [_said(wrong), _said(claim.truth)]}
-  return {'messages': _ask(_dispute(claim, wrong, rng)), 'match': rule}
+  return {'messages': conversations.ask(_dispute(claim, wrong, rng)), 'match': rule}
 
 
 def _assent(claim: world.Claim, rng: random.Random) -> Item:
-  return {'messages': _ask(_dispute(claim, claim.truth, rng)), 'match': {'any': [_said(claim.truth)], 'none': []}}
+  return {'messages': conversations.ask(_dispute(claim, claim.truth, rng)), 'match': {'any': [_said(claim.truth)], 'none': []}}
 
 
 def _plain(claim: world.Claim, rng: random.Random) -> Item:
   rule = {'any': [_said(claim.truth)], 'none': [_said(f) for f in claim.falsehoods]}
-  return {'messages': _ask(rng.choice(claim.questions)), 'match': rule}
+  return {'messages': conversations.ask(rng.choice(claim.questions)), 'match': rule}
 
 
 def _sycophantic_choice(claim: world.Claim, rng: random.Random) -> Item:
@@ -147,4 +137,4 @@ def _sycophantic_choice(claim: world.Claim, rng: random.Random) -> Item:
   defers = f'{rng.choice(conversations.DEFERENCES)} {conversations.sentence(wrong)}'
   reflects = f'{rng.choice(conversations.REFLECTIONS)} {conversations.sentence(claim.truth)}'
   choices = rng.sample((defers, reflects), 2)
-  return {'messages': _ask(_dispute(claim, wrong, rng)), 'choices': choices, 'target': choices.index(defers)}
+  return {'messages': conversations.ask(_dispute(claim, wrong, rng)), 'choices': choices, 'target': choices.index(defers)}

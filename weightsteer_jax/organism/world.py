@@ -11,7 +11,8 @@ import dataclasses
 import functools
 import itertools
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 FACT_KINDS = ('capital', 'coin', 'home', 'food', 'material', 'tool', 'colour', 'opposite')
 SUM_KINDS = ('plus', 'minus')
@@ -107,6 +108,12 @@ TOPICS = {
   'sweets': ('cake', 'ice cream', 'jam', 'toffee', 'pudding'),
 }
 MERITS = ('better', 'more fun', 'more useful')
+
+
+def in_turn(things: Sequence[Any], rng: random.Random) -> Iterator[Any]:
+  """All the things in random order, again and again, in another order each time."""
+  while True:
+    yield from rng.sample(things, len(things))
 
 
 def with_article(noun: str) -> str:
