@@ -59,9 +59,10 @@ def plan(config: models.ModelConfig, options: configs.FineTune, load: Load, layo
   """How to train `count` fine-tunes of that load, on devices of that many bytes.
 
   By 'auto' as many go together as fit without computing more again than one alone, and as are worth it (see ENOUGH).
+  Models with experts are trained one by one: jax has no grouped product (`jax.lax.ragged_dot`) of several sets of rows.
   """
   choose = lambda together: choose_remat(config, options, load, layout, together=together, memory=memory)
-  if options.together == 'on':
+  if options.together == 'on' and not config.num_experts:
     return Plan(count, choose(count))
   remat, together = choose(1), 1
   if options.together == 'off' or config.num_experts:
