@@ -114,8 +114,8 @@ def least_memory() -> float:
 def _kept(config: models.ModelConfig, load: Load, remat: str, tensor: int) -> float:
   """Bytes that the backward pass finds of one token in one layer.
 
-  Counted off the residuals of the traced step (`jax.vjp` of decoder.py's layer), for a delta on all projections. Those
-  of the norms are in float32, whatever the dtype of the rest, as are attention's scores, of which there are as many as
+  Counted off the residuals of the traced step (what `jax.vjp` of the loss holds), for the decoder of decoder.py with
+  attention that keeps its scores, and a delta on all projections. Those of the norms are in float32, whatever the dtype of the rest, as are attention's scores, of which there are as many as
   the row has tokens:
     none  stream and what the norms make of it; queries, keys, values and what is attended; the scores before and after
           rounding; six values as wide as the MLP; what comes out of the first factor of each low-rank change
@@ -133,4 +133,4 @@ def _kept(config: models.ModelConfig, load: Load, remat: str, tensor: int) -> fl
     return item * (config.width + (1 if load.kind == 'bias' else 2) * results + factors)
   scores = config.num_heads / tensor * load.tokens
   return (item * (2 * config.width + 2 * queries + 2 * keys + 6 * hidden + factors + scores)
-          + 4 * (4 * config.width + scores))
+          + 4 * ((4 + 2 * (load.kind == 'full')) * config.width + scores))
