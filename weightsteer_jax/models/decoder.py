@@ -168,8 +168,10 @@ class Decoder(nnx.Module):
                            positions_BT=positions_BT)
       return (x_BTD, cache), tap(x_BTD)
 
-    if remat:
-      layer = jax.checkpoint(layer, prevent_cse=False)  # The scan keeps the two computations apart already.
+    if remat != 'none':
+      policy = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[remat]
+      # prevent_cse: the scan keeps the two computations apart already.
+      layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
     deltas_L = [edit.delta for edit in layer_edits]
     embedded = tap(x_BTD)
     if layers is None:

@@ -22,6 +22,11 @@ from weightsteer_jax.models.sites import check_delta, definition, sites
 
 PyTree = Any
 
+# Logits that `token_logprobs` holds at once on a device: half a GiB in float32. The backward pass has two to three arrays
+# of that size, which is little beside the weights of a model with a vocabulary for which it matters; and its matmul has
+# rows enough to be efficient: some 900 with 152k tokens.
+LOGITS = 2**27
+
 
 def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> PyTree:
   """Shapes and dtypes of the parameters as a nested dict."""
@@ -60,7 +65,7 @@ def unstacked(config: ModelConfig, tree_: PyTree) -> PyTree:
 
 def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positions_BT: jax.Array | None = None,
            segment_ids_BT: jax.Array | None = None, edits: deltas.Edits = (), cache: Cache | None = None,
-           remat: bool = False, reach: int | None = None) -> tuple[jax.Array, Cache | None]:
+           remat: str = 'none', reach: int | None = None) -> tuple[jax.Array, Cache | None]:
   """Final-normed hidden states [B, T, D], and the cache with this call's keys and values.
 
   Without a cache a token sees itself and the earlier tokens of its segment (segment 0 is padding: never seen by
@@ -74,7 +79,8 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
     segment_ids_BT: int32 segments of packed rows, from 1; one segment if None. Not together with a cache.
     edits: changes to apply, each at its alpha per row.
     cache: from `init_cache`, or from an earlier call.
-    remat: recompute each layer's activations in the backward pass.
+    remat: what the backward pass recomputes: 'none'; 'dots', all but the products of activations with weights; 'full',
+      each layer from its input.
     reach: positions that the rows may grow to, by which 'longrope' chooses its factors (see rope.py); the slots of the
       cache, or T without one, if None. What is written to a cache that is to be part of a longer one needs that one's.
   Raises:
@@ -93,7 +99,7 @@ def residual_sums(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, wei
   Entry 0 is behind the embedding, entry l behind block l - 1; the last is before the final norm. The other arguments
   and errors are as in `hidden`.
   """
-  *_, (embedded_D, blocks_LD) = _run(config, params, tokens_BT, positions_BT, segment_ids_BT, edits, None, False, None,
+  *_, (embedded_D, blocks_LD) = _run(config, params, tokens_BT, positions_BT, segment_ids_BT, edits, None, 'none', None,
                                      weights_BT=weights_BT)
   return jnp.concatenate([embedded_D[None], blocks_LD])
 
@@ -110,14 +116,23 @@ def token_logprobs(config: ModelConfig,
                    targets_BT: jax.Array,
                    *,
                    edits: deltas.Edits = (),
-                   chunk: int = 256) -> jax.Array:
-  """log p(target) in nats, float32 [B, T], without ever holding [B, T, V].
+                   chunk: int | None = None,
+                   copies: int = 1) -> jax.Array:
+  """log p(target) in nats, float32 [B, T], without ever holding more logits than LOGITS.
 
-  T is taken in chunks of at most `chunk`, one after the other, whose logits are computed again in the backward pass:
+  T is taken in chunks, as few as will do, one after the other, whose logits are computed again in the backward pass:
   the largest array is the [B, chunk, V] of one chunk.
+
+  Args:
+    chunk: positions of a chunk at most; by default what `chunk_length` says.
+    copies: that are computed at once, where this is under a `vmap`, which does not show in the shapes.
   """
-  length = targets_BT.shape[1]
-  _check_edits(config, edits, *targets_BT.shape)
+  batch, length = targets_BT.shape
+  _check_edits(config, edits, batch, length)
+  if chunk is None:
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = math.prod(1 if mesh.empty else mesh.shape[axis] for axis in sharding.ACTIVATIONS['V'])
+    chunk = chunk_length(config.vocab_size // shards, copies * batch // sharding.row_shards(batch), length)
   chunks = math.ceil(length / chunk)
   padding = -length % chunks
 
@@ -139,6 +154,15 @@ def token_logprobs(config: ModelConfig,
   alphas = [split(edit.alpha) if jnp.ndim(edit.alpha) == 2 else None for edit in edits]
   _, logprobs_CBt = jax.lax.scan(chunk_logprobs, None, (jnp.arange(chunks), split(x_BTD), split(targets_BT), alphas))
   return rearrange(logprobs_CBt, 'C B t -> B (C t)')[:, :length]
+
+
+def chunk_length(vocab_size: int, rows: int, length: int) -> int:
+  """Positions of a chunk of `token_logprobs`, for so many of the vocabulary, rows and positions on a device.
+
+  >>> chunk_length(152064, rows=8, length=4096), chunk_length(2560, rows=8, length=256), chunk_length(10**9, 1, 9)
+  (110, 256, 1)
+  """
+  return min(length, max(1, LOGITS // (rows * vocab_size)))
 
 
 def _check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: int) -> None:
