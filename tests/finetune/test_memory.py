@@ -88,10 +88,12 @@ def test_less_is_computed_again_the_more_memory_there_is():
   assert choose(20, remat='none') == 'none'
 
 
-def test_as_many_go_together_as_are_worth_it_and_fit():
+def test_as_many_go_together_as_are_worth_it_and_fit(monkeypatch):
   lora, full = configs.FineTune(kind='lora'), configs.FineTune(kind='full')
   layout, row = sharding.single(), memory.Load('lora', 32, 'bfloat16', 1, 256)
   plan = lambda options, load, gib, count=4: memory.plan(QWEN_7B, options, load, layout, count=count, memory=gib * GIB)
+  assert plan(lora, row, 140) == memory.Plan(1, 'none'), 'on a CPU it is not worth it'
+  monkeypatch.setitem(memory.ENOUGH, 'cpu', memory.ENOUGH['gpu'])
   assert plan(lora, row, 140) == memory.Plan(4, 'none')
   assert plan(lora, dataclasses.replace(row, rows=64), 10_000).together == 1, 'rows enough by themselves'
   assert plan(lora, row, 25).together < 4, 'a change takes memory too'
