@@ -24,7 +24,7 @@ AXES = ('data', 'fsdp', 'tensor')
 
 # The whole policy.                                    q kernel D N H, o kernel N H D, gate D F, down F D, embedding V D
 WEIGHTS = {'D': ('fsdp',), 'N': ('tensor',), 'K': ('tensor',), 'F': ('tensor',), 'V': ('tensor',)}
-#                                                      hidden B T D, queries B T N H, cache L B S K H, logits B T V
+#                                                      hidden B T D, queries B T N H, cache L B K S H, logits B T V
 ACTIVATIONS = {'B': ('data', 'fsdp'), 'N': ('tensor',), 'K': ('tensor',), 'F': ('tensor',), 'V': ('tensor',)}
 MEANING = {'D': 'the width', 'N': 'query heads', 'K': 'kv heads', 'F': 'the MLP width', 'V': 'the vocabulary',
            'B': 'rows of the batch'}
@@ -176,6 +176,13 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
     on = ACTIVATIONS.get(letter, ())
     parts.append(on if on and size % math.prod(mesh.shape[axis] for axis in on) == 0 else None)
   return jax.lax.with_sharding_constraint(x, jax.P(*parts))
+
+
+def axes_of(letter: str, size: int) -> tuple[str, ...]:
+  """The axes of the context's mesh that an activation's axis of that size is cut over; none where it is whole."""
+  mesh = jax.sharding.get_abstract_mesh()
+  on = () if mesh.empty else tuple(axis for axis in ACTIVATIONS.get(letter, ()) if mesh.shape[axis] > 1)
+  return on if on and size % math.prod(mesh.shape[axis] for axis in on) == 0 else ()
 
 
 def replicate(tree_: PyTree) -> PyTree:

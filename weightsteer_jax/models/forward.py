@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from weightsteer_jax import sharding, tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import delta as deltas
+from weightsteer_jax.models.attention import Seen
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.decoder import Cache, Decoder
+from weightsteer_jax.models.decoder import Cache, Decoder, cache_length
 from weightsteer_jax.models.sites import check_delta, definition, sites
 
 PyTree = Any
@@ -44,9 +45,22 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -
 
 
 def init_cache(config: ModelConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
-  """An empty cache for `length` positions: {'k', 'v'} of [L, B, S, K, H]."""
-  shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-  return {name: sharding.constrain(jnp.zeros(shape, dtype), 'LBSKH') for name in ('k', 'v')}
+  """An empty cache for `length` positions: {'k', 'v'} of [L, B, K, S, H], so that a head's keys lie together."""
+  shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
+  return {name: sharding.constrain(jnp.zeros(shape, dtype), 'LBKSH') for name in ('k', 'v')}
+
+
+def unstacked(config: ModelConfig, tree_: PyTree) -> PyTree:
+  """Parameters, a delta or a cache with a tuple of layers in place of each stack.
+
+  The layers are then computed one after the other instead of in a scan. What a scan takes out of a stack is copied
+  first, on GPUs: nothing beside a large batch, but thrice the time to read the weights in a decoding step.
+  Take the stacks apart outside of the loop over steps, and the copy is made once.
+  """
+  parts = lambda stack: tuple(jax.tree.map(lambda x: x[l], stack) for l in range(config.num_layers))
+  if set(tree_) == {'k', 'v'}:
+    return jax.tree.map(parts, tree_)
+  return {name: parts(child) if name == 'layers' else child for name, child in tree_.items()}
 
 
 def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positions_BT: jax.Array | None = None,
@@ -61,7 +75,7 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
 
   Args:
     tokens_BT: int32 token ids.
-    positions_BT: int32 positions; counted from 0 along T if None.
+    positions_BT: int32 positions; counted from 0 along T if None, and a cache is then filled from its start.
     segment_ids_BT: int32 segments of packed rows, from 1; one segment if None. Not together with a cache.
     edits: changes to apply, each at its alpha per row.
     cache: from `init_cache`, or from an earlier call.
@@ -153,7 +167,8 @@ def chunk_length(vocab_size: int, rows: int, length: int) -> int:
 
 def _check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: int) -> None:
   for edit in edits:
-    check_delta(config, edit.delta)
+    if not isinstance(edit.delta.get('layers'), tuple):
+      check_delta(config, edit.delta)
     shape = jnp.shape(edit.alpha)
     if shape not in ((), (batch,), (batch, length)):
       raise InputError(
@@ -164,33 +179,31 @@ def _check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: i
 def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, edits, cache, remat, reach, weights_BT=None):
   batch, length = tokens_BT.shape
   _check_edits(config, edits, batch, length)
-  keys = cache['k'].shape[2] if cache is not None else length
+  keys = cache_length(cache) if cache is not None else length
   if keys > config.max_positions:
     raise InputError(
         f'a sequence of {keys} tokens was asked of a model with {config.max_positions} positions; shorten it')
   if cache is not None and (length > keys or segment_ids_BT is not None):
     raise InputError(f'a cache of {keys} positions takes that many tokens, of one segment a row; got {length}'
                      + (' in segments' if segment_ids_BT is not None else ''))
-  if positions_BT is None:
-    positions_BT = jnp.broadcast_to(jnp.arange(length), (batch, length))
-  if cache is not None:
-    slots_BT = positions_BT
-    mask_BTS = jnp.arange(keys)[None, None, :] <= positions_BT[:, :, None]
-  else:
-    slots_BT = jnp.arange(length)[None]
-    mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
-    if segment_ids_BT is not None:
-      mask_BTS = mask_BTS & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])
+  # A cache without positions is being filled from its start: what these tokens see is themselves.
+  own = cache is None or positions_BT is None
+  counted_BT = jnp.broadcast_to(jnp.arange(length), (batch, length))
+  positions_BT = counted_BT if positions_BT is None else positions_BT
+  seen = Seen(counted_BT if own else positions_BT, segment_ids_BT, own)
+  layers = params['layers'] if isinstance(params['layers'], tuple) else None
   return _decoder(config, params).hidden(tokens_BT,
                                          positions_BT=positions_BT,
-                                         slots_BT=slots_BT,
-                                         mask_BTS=mask_BTS,
+                                         seen=seen,
                                          edits=tuple(edits),
                                          cache=cache,
                                          remat=remat,
                                          reach=reach or keys,
-                                         weights_BT=weights_BT)
+                                         weights_BT=weights_BT,
+                                         layers=layers)
 
 
 def _decoder(config: ModelConfig, params: PyTree) -> Decoder:
+  if isinstance(params['layers'], tuple):  # Their stack is not there, and not looked at.
+    params = {**params, 'layers': abstract_params(config)['layers']}
   return nnx.merge(definition(config)[0], params)

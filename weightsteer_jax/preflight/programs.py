@@ -242,7 +242,7 @@ class _Evaluation:
                                                            dtype))
     place = lambda axes: lambda x: _array(self.layout, axes.ljust(len(x.shape), '_'), x.shape, x.dtype)
     rest = jax.tree.map(place('B'), dataclasses.replace(shapes, cache=None))
-    return dataclasses.replace(rest, cache=jax.tree.map(place('LBSKH'), shapes.cache))
+    return dataclasses.replace(rest, cache=jax.tree.map(place('LBKSH'), shapes.cache))
 
 
 def _cut(layout: Layout) -> str:
