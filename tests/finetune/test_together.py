@@ -156,7 +156,7 @@ def test_what_is_not_finite_is_held_back_for_one_alone(checkpoint, options, make
 def test_a_number_that_is_none_names_the_fine_tune_that_has_it(sides, checkpoint, tmp_path):
   with pytest.raises(NotFiniteError, match='learning rate 1e[+]30'):
     sides('a', learning_rates=(1e30,), warmup_steps=0)
-  assert (tmp_path / 'a' / 'other' / 'checkpoints').exists() and not (tmp_path / 'a' / 'one' / 'adapter').exists()
+  assert not list((tmp_path / 'a').glob('*/adapter'))
 
 
 def test_models_with_experts_are_trained_one_by_one(checkpoint, options):

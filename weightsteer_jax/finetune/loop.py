@@ -31,7 +31,7 @@ PyTree = Any
 __all__ = ['Fit', 'FineTuneResult', 'Watch', 'kept_steps', 'run', 'run_together', 'total_steps']
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Fit:
   """One fine-tune of several of a model.
 
