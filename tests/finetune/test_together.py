@@ -144,8 +144,9 @@ def test_what_is_not_finite_is_held_back_for_one_alone(checkpoint, options, make
   train = functools.partial(steps.train_step_fn, config, recipe, layout, remat='none', dropout=0.3)
   stacked = steps.stack_fn(config, recipe, layout)([good, bad])
   with layout.context():
-    stacked, told = train(together=True)(stacked, params, pair(batch), pair(schedule), np.zeros(2, np.int32))
-    alone, told_alone = train(together=False)(good, params, batch, schedule, 0)
+    stacked, told = train(together=True)(stacked, params, layout.put_batch(pair(batch), '_ABT'), pair(schedule),
+                                         np.zeros(2, np.int32))
+    alone, told_alone = train(together=False)(good, params, layout.put_batch(batch, 'ABT'), schedule, 0)
   moved, kept = steps.unstack_fn(config, recipe, layout)(stacked)
   assert told['finite'].tolist() == [True, False]
   jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, kept), before)
