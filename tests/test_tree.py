@@ -1,11 +1,13 @@
 """Trees named by path, and fingerprints that see every change and no sharding."""
 import doctest
+import gc
 import importlib
 import os
 import pkgutil
 import subprocess
 import sys
 import textwrap
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -193,3 +195,29 @@ def modules():
 def test_the_examples_in_docstrings_hold():
   results = [doctest.testmod(module) for module in modules()]
   assert sum(result.attempted for result in results) >= 3 and not any(result.failed for result in results)
+
+
+def test_what_is_computed_per_arrays_is_computed_once_for_as_long_as_they_live():
+  calls = []
+  count = tree.per_arrays(lambda values: calls.append(0) or len(calls))
+  a, b = jnp.arange(3.0), jnp.arange(4.0)
+  assert [count({'a': a, 'b': b}), count({'b': b, 'a': a}), count({'a': a, 'b': b})] == [1, 1, 1]
+  assert count({'a': b, 'b': a}) == 2 and count({'a': a}) == 3, 'other places, other trees'
+  assert count({'a': a + 0, 'b': b}) == 4 and count({'a': a, 'b': b}) == 1, 'an equal array is another one'
+  held = np.arange(3)
+  assert count({'a': held}) == 5 and count({'a': held}) == 6, 'an array of NumPy may change'
+  for number in range(7, 30):  # Each takes the place in memory, and so perhaps the id, of the one before.
+    assert count({'a': jnp.full(3, float(number))}) == number
+  digest = tree.digest({'a': held})
+  held[0] = 5
+  assert tree.digest({'a': held}) != digest
+
+
+def test_what_is_computed_per_arrays_keeps_none_of_them_alive():
+  sized = tree.per_arrays(tree.nbytes)
+  array = jnp.arange(1000.0)
+  reference = weakref.ref(array)
+  assert sized({'a': array}) == 4000
+  del array
+  gc.collect()
+  assert reference() is None

@@ -126,10 +126,10 @@ def fit_on(run: Run, folder: pathlib.Path, examples: Sequence[Example]) -> finet
 def fine_tune(run: Run, fits: Sequence[finetune.Fit], options: configs.FineTune, *,
               after: PyTree | None = None) -> list[finetune.FineTuneResult]:
   """The fine-tunes of the run's model, or of what it is `after` a change; made once and kept in their folders."""
-  new = []  # Several arms may need one: it is told of once.
+  new = set()  # Several arms may need one: it is told of once.
   for fit in fits:
     if not distributed.broadcast((fit.workdir / 'adapter').exists()):
-      new.append(fit)
+      new.add(fit.workdir)
       say(f'fine-tune {fit.workdir.name}: {len(fit.train)} examples to train on, {len(fit.validation)} to validate')
   layout = layouts_of(run).train
   model = load_model(run.model, layout)
@@ -137,7 +137,7 @@ def fine_tune(run: Run, fits: Sequence[finetune.Fit], options: configs.FineTune,
     model = dataclasses.replace(model, params=models.merge(model.config, model.params, after, 1.0))
   results = finetune.run_together(model, fits, options, layout=layout, watch=_watch(run) if new else None)
   for fit, result in zip(fits, results):
-    if fit in new:
+    if fit.workdir in new:
       say(f'fine-tune {fit.workdir.name}: validation loss {result.validation_loss:.4f} nats per token at step {result.step}, '
           f'learning rate {result.learning_rate:g}')
   return results

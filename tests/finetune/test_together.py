@@ -47,7 +47,9 @@ def assert_alike(ones, others):
 
 def assert_same_logs(one, other):
   for name in ('one', 'other'):
-    mine, theirs = (without_time(metrics(folder / name)) for folder in (one, other))
+    # Rows of several learning rates stand in the order in which they happened.
+    mine, theirs = (sorted(without_time(metrics(folder / name)), key=lambda row: (row['peak'], row['step'], len(row)))
+                    for folder in (one, other))
     assert [sorted(row) for row in mine] == [sorted(row) for row in theirs]
     for row, twin in zip(mine, theirs):
       assert row == pytest.approx(twin, rel=1e-4)
@@ -144,8 +146,9 @@ def test_what_is_not_finite_is_held_back_for_one_alone(checkpoint, options, make
   train = functools.partial(steps.train_step_fn, config, recipe, layout, remat='none', dropout=0.3)
   stacked = steps.stack_fn(config, recipe, layout)([good, bad])
   with layout.context():
-    stacked, told = train(together=True)(stacked, params, pair(batch), pair(schedule), np.zeros(2, np.int32))
-    alone, told_alone = train(together=False)(good, params, batch, schedule, 0)
+    stacked, told = train(together=True)(stacked, params, layout.put_batch(pair(batch), '_ABT'), pair(schedule),
+                                         np.zeros(2, np.int32))
+    alone, told_alone = train(together=False)(good, params, layout.put_batch(batch, 'ABT'), schedule, 0)
   moved, kept = steps.unstack_fn(config, recipe, layout)(stacked)
   assert told['finite'].tolist() == [True, False]
   jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, kept), before)
@@ -156,13 +159,12 @@ def test_what_is_not_finite_is_held_back_for_one_alone(checkpoint, options, make
 def test_a_number_that_is_none_names_the_fine_tune_that_has_it(sides, checkpoint, tmp_path):
   with pytest.raises(NotFiniteError, match='learning rate 1e[+]30'):
     sides('a', learning_rates=(1e30,), warmup_steps=0)
-  assert (tmp_path / 'a' / 'other' / 'checkpoints').exists() and not (tmp_path / 'a' / 'one' / 'adapter').exists()
+  assert not list((tmp_path / 'a').glob('*/adapter'))
 
 
 def test_models_with_experts_are_trained_one_by_one(checkpoint, options):
   load = memory.Load('lora', 3, 'float32', 4, 32)
   for name, together in (('llama3', 2), ('qwen3_moe', 1)):
-    config = checkpoint(name).model.config
-    for choice in ('on', 'auto'):
-      chosen = memory.plan(config, options(together=choice), load, sharding.single(), count=2, memory=2**30)
-      assert chosen == memory.Plan(together, 'none')
+    chosen = memory.plan(checkpoint(name).model.config, options(together='on'), load, sharding.single(), count=2,
+                         memory=2**30)
+    assert chosen == memory.Plan(together, 'none')

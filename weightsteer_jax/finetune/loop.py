@@ -31,7 +31,7 @@ PyTree = Any
 __all__ = ['Fit', 'FineTuneResult', 'Watch', 'kept_steps', 'run', 'run_together', 'total_steps']
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Fit:
   """One fine-tune of several of a model.
 
@@ -83,7 +83,8 @@ def run_together(model: models.Model, fits: Sequence[Fit], options: config.FineT
 
   All that happens in a workdir is a function of (model, fit, options), within rounding: that it is trained beside
   others moves no more than the last bits. Run again with the same, an interrupted run continues from its last
-  checkpoints, bit for bit, and a finished one returns its product; with others, it is an error.
+  checkpoints, bit for bit (within rounding, where a crash came after the save of one and before that of another), and a
+  finished one returns its product; with others, it is an error.
 
   Args:
     progress: whether to show progress bars on stderr.

@@ -9,13 +9,22 @@ import jax.numpy as jnp
 from weightsteer_jax import config as configs
 from weightsteer_jax import distributed, layouts, models, sharding
 from weightsteer_jax.finetune import optimizer, step as steps
+from weightsteer_jax.models.attention import REFERENCE
 from weightsteer_jax.sharding import Layout
 
 POLICIES = ('none', 'dots', 'full')  # From the fastest, which keeps most, to the slowest.
 SHARE = 0.85  # Of a device's memory, that an estimate may fill.
 
-# Tokens of a microbatch on a device beyond which no further fine-tune is joined to it.
-ENOUGH = {'cpu': 2048, 'gpu': 16384, 'tpu': 16384}
+# Tokens of a microbatch on a device from which on no further fine-tune is joined to it.
+#
+# On a CPU none is. Its matmuls are as good with the rows of one: of the embedded model (LoRA and embeddings, 2 rows of 256
+# tokens, 2 cores) a step costs 299 ms of the cores' time alone, 296 ms for each of two together and 282 ms for each of
+# four, and the larger program takes half as long again to compile. 'on' does it all the same.
+#
+# Accelerators are not measured; the bound is an estimate. To read a weight takes as long as to multiply it with some 200
+# to 300 tokens on a chip of 1e15 operations and 3 to 5e12 bytes a second; and launching the kernels of a layer, some
+# hundreds with LoRA and its backward pass, takes about as long as their work until there are some thousands of tokens.
+ENOUGH = {'cpu': 0, 'gpu': 8192, 'tpu': 8192}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +123,8 @@ def least_memory() -> float:
 def _kept(config: models.ModelConfig, load: Load, remat: str, tensor: int) -> float:
   """Bytes that the backward pass finds of one token in one layer.
 
-  Counted off the residuals of the traced step (what `jax.vjp` of the loss holds), for the decoder of decoder.py with
-  attention that keeps its scores, and a delta on all projections. Those of the norms are in float32, whatever the dtype of the rest, as are attention's scores, of which there are as many as
+  Counted off the residuals of the traced step (what `jax.vjp` of the loss holds), for a delta on all projections. Those
+  of the norms are in float32, whatever the dtype of the rest, as are attention's scores, of which there are as many as
   the row has tokens:
     none  stream and what the norms make of it; queries, keys, values and what is attended; the scores before and after
           rounding; six values as wide as the MLP; what comes out of the first factor of each low-rank change
@@ -131,6 +140,8 @@ def _kept(config: models.ModelConfig, load: Load, remat: str, tensor: int) -> fl
   if remat == 'dots':
     results = config.width + queries + 2 * keys + 2 * hidden
     return item * (config.width + (1 if load.kind == 'bias' else 2) * results + factors)
-  scores = config.num_heads / tensor * load.tokens
+  # A kernel keeps no scores; where some layers see a window, none is used (see attention.attend).
+  scored = config.attention == REFERENCE or config.local_layers
+  scores = config.num_heads / tensor * load.tokens if scored else 0
   return (item * (2 * config.width + 2 * queries + 2 * keys + 6 * hidden + factors + scores)
           + 4 * ((4 + 2 * (load.kind == 'full')) * config.width + scores))

@@ -83,7 +83,7 @@ def add_kernel_edits(y: jax.Array, x: jax.Array, einsum: str, edits: Edits, *,
       z = (z.astype(jnp.float32) * _align(edit.alpha * leaf.scale, z)).astype(x.dtype)
       y = y + dot(up, z, leaf.b.astype(x.dtype), preferred_element_type=y.dtype)
     else:
-      wide = dot is jnp.einsum and y.dtype == jnp.float32
+      wide = dot is jnp.einsum and y.dtype == jnp.float32 != x.dtype
       change = leaf.value.astype(x.dtype)
       dy = wide_einsum(einsum, x, change) if wide else dot(einsum, x, change, preferred_element_type=y.dtype)
       y = y + (dy.astype(jnp.float32) * _align(edit.alpha, dy)).astype(y.dtype)
