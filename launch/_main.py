@@ -22,6 +22,8 @@ flags.DEFINE_integer('num_processes', None, 'Processes of the run, where no clus
 flags.DEFINE_integer('process_id', None, "This process's number, from 0, where no cluster is detected.")
 flags.DEFINE_float('stall_minutes', 60.0, 'End the run when no step, batch or stage was finished for so long; 0: '
                    'never.', lower_bound=0.0)
+flags.DEFINE_string('compilation_cache', 'auto', 'Folder to keep compiled programs in for later runs, or off; auto: '
+                    '$JAX_COMPILATION_CACHE_DIR, or weightsteer_jax/compiled in ~/.cache ($XDG_CACHE_HOME).')
 
 STAGING = ('the staging folder (--staging; process 0 alone copies it to the bucket, which hosts that share no folder '
            'have to mount)')
@@ -43,9 +45,10 @@ def start(main: Callable[[], None], *, together: bool = True) -> None:
     # credentials, is none a user asked for.
     for library in ('jax', 'botocore', 'aiobotocore', 'google'):
       logging.getLogger(library).setLevel(logging.WARNING)
-    from weightsteer_jax import lifeline
+    from weightsteer_jax import compilation, lifeline
     try:
       if _begin(together):
+        compilation.use(flags.FLAGS.compilation_cache)
         lifeline.guard(stall_minutes=flags.FLAGS.stall_minutes)
         main()
         for finish in _at_the_end:
