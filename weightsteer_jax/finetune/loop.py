@@ -18,7 +18,7 @@ from typing import Any, Callable, Sequence
 import jax
 import numpy as np
 
-from weightsteer_jax import checkpoint, config, data, distributed, files, lifeline, models, sharding
+from weightsteer_jax import checkpoint, config, data, distributed, files, lifeline, models, sharding, tracing
 from weightsteer_jax.data import Batch, Example
 from weightsteer_jax.data.batches import row_length_for
 from weightsteer_jax.errors import InputError, NotFiniteError, Preempted
@@ -214,8 +214,9 @@ def _train(job: _Job, state: steps.TrainState, numbers: range, rate: float, stop
   train_step, read = job.train_step(rate), functools.partial(_read, job, rate, log)
   pending = None
   for number in numbers:
-    batch = job.batches.batch(number)
-    state, metrics = train_step(state, batch)
+    with tracing.unit('train step', number):
+      batch = job.batches.batch(number)
+      state, metrics = train_step(state, batch)
     if job.watch and (number + 1) % job.watch.every == 0:
       metrics = metrics | job.watch.look(state.delta)
     if pending:
@@ -240,6 +241,7 @@ def _read(job: _Job, rate: float, log: Log, number: int, metrics: steps.Metrics,
   log.step(number + 1, values, tokens=tokens)
 
 
+@jax.profiler.annotate_function
 def _validate(job: _Job, delta: PyTree, rate: float, step: int, log: Log) -> float:
   """Validation loss, nats per target token over all validation examples."""
   sums, counts = zip(*jax.device_get([job.eval_loss(delta, batch) for batch in job.validation]))
