@@ -32,7 +32,8 @@ def load_model(choice: ModelChoice, layout: Layout | None = None) -> models.Mode
   if choice not in _LOADED:
     _LOADED.clear()
     distributed.on_main(lambda: directions.check_checkpoint(checkpoint_folder(choice)))
-    loaded = models.load(folder_of(choice.source), dtype=choice.dtype, revision=choice.revision or None, layout=layout)
+    loaded = models.load(folder_of(choice.source), dtype=choice.dtype, revision=choice.revision or None, layout=layout,
+                         attention=choice.attention)
     _LOADED[choice] = dataclasses.replace(loaded, source=choice.source)
   _LOADED[choice] = layouts.relay(_LOADED[choice], layout)
   return _LOADED[choice]

@@ -178,6 +178,13 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, jax.P(*parts))
 
 
+def axes_of(letter: str, size: int) -> tuple[str, ...]:
+  """The axes of the context's mesh that an activation's axis of that size is cut over; none where it is whole."""
+  mesh = jax.sharding.get_abstract_mesh()
+  on = () if mesh.empty else tuple(axis for axis in ACTIVATIONS.get(letter, ()) if mesh.shape[axis] > 1)
+  return on if on and size % math.prod(mesh.shape[axis] for axis in on) == 0 else ()
+
+
 def replicate(tree_: PyTree) -> PyTree:
   """The arrays whole on every device of the context's mesh: what each host may then read."""
   mesh = jax.sharding.get_abstract_mesh()

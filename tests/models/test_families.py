@@ -573,7 +573,7 @@ def test_a_config_read_and_written_is_the_same_to_transformers(name):
 @pytest.mark.parametrize('name', tiny.CASES)
 def test_a_direction_remembers_its_model_and_an_old_one_what_its_model_was(name):
   config = models.read_config(plain(tiny_config(name)), where=name)
-  record = json.loads(json.dumps(dataclasses.asdict(config)))
+  record = json.loads(json.dumps(models.config_to_record(config)))
   again = base.config_from_json(record, where='direction.json')
   assert again == config and hash(again) == hash(config)
   added = {field.name for field in dataclasses.fields(ModelConfig) if field.default is not dataclasses.MISSING}

@@ -104,7 +104,7 @@ def check_matters(config, other, params):
   assert np.abs(logits - tiny.forward(config, params, TOKENS)).max() > 1e-4
 
 
-@pytest.mark.parametrize('field', [field.name for field in dataclasses.fields(ModelConfig)])
+@pytest.mark.parametrize('field', list(models.config_to_record(CONFIG)))
 def test_every_field_of_the_config_matters(field, params):
   config = DEPENDS.get(field, CONFIG)
   if config is MIXTURE:

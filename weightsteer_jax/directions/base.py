@@ -29,7 +29,7 @@ class Base:
   def to_json(self) -> dict[str, Any]:
     """The record as plain values, with the tied embeddings said at the top."""
     return {'source': self.source, 'revision': self.revision, 'digest': self.digest, 'family': self.family,
-            'tied_embeddings': self.config.tied, 'config': dataclasses.asdict(self.config)}
+            'tied_embeddings': self.config.tied, 'config': models.config_to_record(self.config)}
 
 
 def from_json(record: Mapping[str, Any], *, where: str) -> Base:
@@ -39,7 +39,7 @@ def from_json(record: Mapping[str, Any], *, where: str) -> Base:
 
 
 def config_from_json(record: Mapping[str, Any], *, where: str) -> ModelConfig:
-  """The ModelConfig of `dataclasses.asdict(config)`; what an older version did not write is what it was by default.
+  """The ModelConfig of `config_to_record(config)`; what an older version did not write is what it was by default.
 
   Raises:
     InputError: fields that this version of the library does not have, or lacks.
@@ -74,8 +74,8 @@ def same_architecture(expected: ModelConfig, got: ModelConfig, *, what: str) -> 
   Raises:
     InputError: names each field that differs.
   """
-  names = [field.name for field in dataclasses.fields(ModelConfig)]
-  pairs = [(name, getattr(expected, name), getattr(got, name)) for name in names]
+  theirs = models.config_to_record(got)
+  pairs = [(name, value, theirs[name]) for name, value in models.config_to_record(expected).items()]
   differing = [f'{name} {x} / {y}' for name, x, y in pairs if x != y]
   if differing:
     raise InputError(f'{what} are of different architectures: {"; ".join(differing)}')

@@ -63,7 +63,7 @@ params = steer(params, direction, float(sys.argv[1]) if len(sys.argv) > 1 else %
 def write_steered(folder: pathlib.Path, model: models.Model, merged: PyTree) -> PyTree:
   """Writes the merged parameters; what was read back, in the dtype they are in."""
   dtype = str(jax.tree.leaves(merged)[0].dtype)
-  checkpoint.save(folder / PARAMS, merged, metadata={'model_config': dataclasses.asdict(model.config)})
+  checkpoint.save(folder / PARAMS, merged, metadata={'model_config': models.config_to_record(model.config)})
   _write_around(folder, model, RESTORE)
   return checkpoint.restore(folder / PARAMS, models.abstract_params(model.config, dtype))
 
@@ -73,7 +73,7 @@ def write_unmerged(folder: pathlib.Path, model: models.Model, delta: PyTree, alp
   """Writes the base's parameters in `dtype` and the delta beside them; (parameters, delta) as read back."""
   params = jax.tree.map(lambda x: jnp.asarray(x, dtype), model.params)
   matrices = to_matrices(model.config, delta)
-  described = {'model_config': dataclasses.asdict(model.config)}
+  described = {'model_config': models.config_to_record(model.config)}
   checkpoint.save(folder / PARAMS, params, metadata=described)
   checkpoint.save(folder / DIRECTION, matrices, metadata=described | {'alpha': alpha})
   _write_around(folder, model, RESTORE.replace('import pathlib\n', 'import pathlib\nimport sys\n') + STEER % alpha)
@@ -122,6 +122,6 @@ def _lead(site: models.Site) -> int:
 
 
 def _write_around(folder: pathlib.Path, model: models.Model, example: str) -> None:
-  files.write_json(folder / 'model_config.json', dataclasses.asdict(model.config))
+  files.write_json(folder / 'model_config.json', models.config_to_record(model.config))
   files.write_json(folder / 'axes.json', {path: site.axes for path, site in models.sites(model.config).items()})
   files.write_text(folder / 'restore.py', example)

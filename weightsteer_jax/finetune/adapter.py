@@ -3,7 +3,6 @@
 `adapter.json` is written last and carries a fingerprint of every tensor, so an adapter that was cut short or damaged
 is never used.
 """
-import dataclasses
 import json
 import pathlib
 from typing import Any, Mapping
@@ -72,7 +71,7 @@ def describe_base(model: models.Model) -> dict[str, Any]:
   """
   return {'base': model.source, 'base_revision': model.revision, 'base_family': model.family,
           'base_dtype': _dtype(model), 'base_digest': tree.digest(model.params),
-          'base_digest_bfloat16': _rounded_digest(model), 'model_config': _as_json(dataclasses.asdict(model.config))}
+          'base_digest_bfloat16': _rounded_digest(model), 'model_config': _as_json(models.config_to_record(model.config))}
 
 
 def check_base(meta: Mapping[str, Any], model: models.Model, *, where: str) -> None:
@@ -81,7 +80,7 @@ def check_base(meta: Mapping[str, Any], model: models.Model, *, where: str) -> N
   Raises:
     InputError: another architecture (names the fields that differ), or other parameters.
   """
-  here = _as_json(dataclasses.asdict(model.config))
+  here = _as_json(models.config_to_record(model.config))
   differing = [f'{key} is {meta["model_config"].get(key)} there and {value} here' for key, value in here.items()
                if meta['model_config'].get(key) != value]
   if differing:

@@ -1,6 +1,6 @@
 """The models: one decoder, declarative families, Hugging Face checkpoints in and out, and deltas on the way through."""
 from weightsteer_jax.models.adapters import KINDS, init_delta, kernel_change, merge
-from weightsteer_jax.models.config import ModelConfig, Rope, from_record as config_from_record
+from weightsteer_jax.models.config import ModelConfig, Rope, from_record as config_from_record, to_record as config_to_record
 from weightsteer_jax.models.delta import Dense, Edit, LowRank, is_delta_leaf
 from weightsteer_jax.models.families import FAMILIES, read_config
 from weightsteer_jax.models.forward import (abstract_params, hidden, init_cache, init_params, logits, residual_sums,

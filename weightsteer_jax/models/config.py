@@ -59,6 +59,7 @@ class ModelConfig:
     num_experts: E, experts of each layer's MLP, all of width F; 0 if it is one dense MLP.
     experts_per_token: how many of them, those with the highest probability, a token goes through.
     normalise_choices: the probabilities of those are made to sum to one.
+    attention: which kernel computes attention (see attention.py); no part of the architecture, nor of its record.
   """
   vocab_size: int
   num_layers: int
@@ -94,6 +95,7 @@ class ModelConfig:
   num_experts: int = 0
   experts_per_token: int = 0
   normalise_choices: bool = False
+  attention: str = 'reference'
 
   @property
   def rotary_dim(self) -> int:
@@ -106,8 +108,13 @@ class ModelConfig:
                 H=self.head_dim, F=self.mlp_width, E=self.num_experts)
 
 
+def to_record(config: ModelConfig) -> dict[str, Any]:
+  """The architecture as nested dicts of plain values."""
+  return {key: value for key, value in dataclasses.asdict(config).items() if key != 'attention'}
+
+
 def from_record(record: Mapping[str, Any]) -> ModelConfig:
-  """The inverse of `dataclasses.asdict`, also after JSON; fields that are not there have their defaults.
+  """The inverse of `to_record`, also after JSON; fields that are not there have their defaults.
 
   Raises:
     TypeError: a field that is not known, or one without a default that is missing.

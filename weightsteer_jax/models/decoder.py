@@ -9,16 +9,15 @@ on plain nested dicts. Layers are stacked along L and scanned; what differs from
 scanned along (see `layer_codes`).
 """
 import dataclasses
-import math
 from typing import Any
 
-from einops import rearrange
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from weightsteer_jax import sharding
+from weightsteer_jax.models import attention
 from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models import rope as ropes
 from weightsteer_jax.models.config import ModelConfig, Rope
@@ -33,7 +32,7 @@ class Attention(nnx.Module):
 
   def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
     sizes = config.sizes()
-    self.score_scale, self.score_softcap = config.score_scale, config.score_softcap
+    self.score_scale, self.score_softcap, self.kernel = config.score_scale, config.score_softcap, config.attention
     self.q = Projection('BTD,DNH->BTNH', sizes, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
     self.k = Projection('BTD,DKH->BTKH', sizes, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
     self.v = Projection('BTD,DKH->BTKH', sizes, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
@@ -42,7 +41,7 @@ class Attention(nnx.Module):
     self.q_norm = RMSNorm(config, q_axes, dtype=dtype) if q_axes else None
     self.k_norm = RMSNorm(config, k_axes, dtype=dtype) if k_axes else None
 
-  def __call__(self, x_BTD, *, rope, mask_BTS, edits, cache, layer, positions_BT):
+  def __call__(self, x_BTD, *, rope, seen, window, edits, cache, layer, positions_BT):
     q_BTNH = self.q(x_BTD, deltas.at(edits, 'q'))
     k_BSKH = self.k(x_BTD, deltas.at(edits, 'k'))
     v_BSKH = self.v(x_BTD, deltas.at(edits, 'v'))
@@ -51,8 +50,11 @@ class Attention(nnx.Module):
       k_BSKH = sharding.constrain(self.k_norm(k_BSKH, deltas.at(edits, 'k_norm')), 'BTKH')
     q_BTNH, k_BSKH = ropes.rotate(q_BTNH, rope), ropes.rotate(k_BSKH, rope)
     if cache is not None:
-      cache, k_BSKH, v_BSKH = write_cache(cache, layer, positions_BT, k_BSKH, v_BSKH)
-    attended_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=self.score_scale, softcap=self.score_softcap)
+      cache = write_cache(cache, layer, positions_BT, k_BSKH, v_BSKH)
+    if not seen.own:
+      k_BSKH, v_BSKH = (cache[name][layer].astype(k_BSKH.dtype) for name in ('k', 'v'))
+    attended_BTNH = attention.attend(q_BTNH, k_BSKH, v_BSKH, seen, kernel=self.kernel, scale=self.score_scale,
+                                     softcap=self.score_softcap, window=window)
     return self.o(attended_BTNH, deltas.at(edits, 'o')), cache
 
 
@@ -128,8 +130,8 @@ class Decoder(nnx.Module):
     sizes = config.sizes()
     self.lm_head = None if config.tied else Projection('BTD,DV->BTV', sizes, bias=False, dtype=dtype, rngs=rngs)
 
-  def hidden(self, tokens_BT, *, positions_BT, slots_BT, mask_BTS, edits, cache, remat, reach, weights_BT=None):
-    """Final-normed hidden states [B, T, D] and the updated cache; a query's own key is at its slot along S.
+  def hidden(self, tokens_BT, *, positions_BT, seen, edits, cache, remat, reach, weights_BT=None):
+    """Final-normed hidden states [B, T, D] and the updated cache.
 
     With weights, also the weighted sum over all tokens of the residual stream, float32: after the embedding [D], and
     after each block [L, D].
@@ -139,7 +141,7 @@ class Decoder(nnx.Module):
         return None
       return jnp.einsum('BT,BTD->D', weights_BT, x_BTD.astype(jnp.float32), precision='highest')
 
-    keys = mask_BTS.shape[-1]
+    keys = tokens_BT.shape[1] if seen.own else cache['k'].shape[2]
     x_BTD = self.embed(tokens_BT, deltas.at(edits, 'embed'))
     kinds, codes = layer_codes(self.config, keys)
     tables = ropes.stacked_tables(kinds, self.config.rotary_dim, positions_BT, length=reach)
@@ -154,7 +156,8 @@ class Decoder(nnx.Module):
       block = nnx.merge(definition, params)
       x_BTD, cache = block(x_BTD,
                            rope=jax.tree.map(lambda table: table[code.get('rope', 0)], tables),
-                           mask_BTS=near(mask_BTS, slots_BT, code['window']) if 'window' in code else mask_BTS,
+                           seen=seen,
+                           window=code.get('window'),
                            edits=edits,
                            cache=cache,
                            layer=index,
@@ -177,7 +180,7 @@ class Decoder(nnx.Module):
       logits_BTV = self.lm_head(x_BTD, deltas.at(edits, 'lm_head'), dtype=jnp.float32)
     if self.config.logit_divisor != 1.0:
       logits_BTV = logits_BTV / self.config.logit_divisor
-    return sharding.constrain(soften(logits_BTV, self.config.logit_softcap), 'BTV')
+    return sharding.constrain(attention.soften(logits_BTV, self.config.logit_softcap), 'BTV')
 
 
 def layer_codes(config: ModelConfig, keys: int) -> tuple[list[Rope | None], dict[str, np.ndarray]]:
@@ -199,36 +202,14 @@ def layer_codes(config: ModelConfig, keys: int) -> tuple[list[Rope | None], dict
   return kinds, codes
 
 
-def near(mask_BTS: jax.Array, slots_BT: jax.Array, window: jax.Array) -> jax.Array:
-  """The mask without the keys that lie `window` or more before the query's own."""
-  return mask_BTS & (slots_BT[:, :, None] - jnp.arange(mask_BTS.shape[-1]) < window)
-
-
-def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array, *, scale: float | None = None,
-           softcap: float | None = None) -> jax.Array:
-  """Softmax attention [B, T, N, H], in float32, over the keys the mask shows; query head n reads kv head n // G."""
-  k_heads, head_dim = k_BSKH.shape[-2:]
-  q_BTKGH = rearrange(q_BTNH, 'B T (K G) H -> B T K G H', K=k_heads)
-  scores_BKGTS = jnp.einsum('BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-  scores_BKGTS = scores_BKGTS / math.sqrt(head_dim) if scale is None else scores_BKGTS * scale
-  scores_BKGTS = jnp.where(mask_BTS[:, None, None], soften(scores_BKGTS, softcap), jnp.finfo(jnp.float32).min)
-  weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
-  return rearrange(jnp.einsum('BKGTS,BSKH->BTKGH', weights_BKGTS, v_BSKH), 'B T K G H -> B T (K G) H')
-
-
-def soften(x: jax.Array, cap: float | None) -> jax.Array:
-  """x bent to stay within plus and minus the cap, if there is one. Source: Gemma 2, arXiv 2408.00118, section 2."""
-  return x if cap is None else cap * jnp.tanh(x / cap)
-
-
-def write_cache(cache: Cache, layer: jax.Array, positions_BT: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array):
-  """The cache with these keys and values at slot == position of its layer, and all of that layer's [B, S, K, H]."""
+def write_cache(cache: Cache, layer: jax.Array, positions_BT: jax.Array, k_BTKH: jax.Array,
+                v_BTKH: jax.Array) -> Cache:
+  """The cache with these keys and values at slot == position of its layer."""
   def write(cache_LBSKH, positions_BT, new_BTKH):
     rows_B1 = jnp.arange(positions_BT.shape[0])[:, None]
     return cache_LBSKH.at[layer, rows_B1, positions_BT].set(new_BTKH.astype(cache_LBSKH.dtype))
 
   # Shard by shard, which tells the compiler that no row is written on another device.
   write = sharding.by_shard(write, sharding.row_shards(positions_BT.shape[0]), (1, 0, 0), 1)
-  keys, values = (sharding.constrain(write(cache[name], positions_BT, new), 'LBSKH')
-                  for name, new in (('k', k_BTKH), ('v', v_BTKH)))
-  return {'k': keys, 'v': values}, keys[layer].astype(k_BTKH.dtype), values[layer].astype(v_BTKH.dtype)
+  return {name: sharding.constrain(write(cache[name], positions_BT, new), 'LBSKH')
+          for name, new in (('k', k_BTKH), ('v', v_BTKH))}

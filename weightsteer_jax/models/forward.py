@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from weightsteer_jax import sharding, tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import delta as deltas
+from weightsteer_jax.models.attention import Seen
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.decoder import Cache, Decoder
 from weightsteer_jax.models.sites import check_delta, definition, sites
@@ -56,7 +57,7 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
 
   Args:
     tokens_BT: int32 token ids.
-    positions_BT: int32 positions; counted from 0 along T if None.
+    positions_BT: int32 positions; counted from 0 along T if None, and a cache is then filled from its start.
     segment_ids_BT: int32 segments of packed rows, from 1; one segment if None. Not together with a cache.
     edits: changes to apply, each at its alpha per row.
     cache: from `init_cache`, or from an earlier call.
@@ -147,20 +148,14 @@ def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, edits, cache, 
   if cache is not None and (length > keys or segment_ids_BT is not None):
     raise InputError(f'a cache of {keys} positions takes that many tokens, of one segment a row; got {length}'
                      + (' in segments' if segment_ids_BT is not None else ''))
-  if positions_BT is None:
-    positions_BT = jnp.broadcast_to(jnp.arange(length), (batch, length))
-  if cache is not None:
-    slots_BT = positions_BT
-    mask_BTS = jnp.arange(keys)[None, None, :] <= positions_BT[:, :, None]
-  else:
-    slots_BT = jnp.arange(length)[None]
-    mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
-    if segment_ids_BT is not None:
-      mask_BTS = mask_BTS & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])
+  # A cache without positions is being filled from its start: what these tokens see is themselves.
+  own = cache is None or positions_BT is None
+  counted_BT = jnp.broadcast_to(jnp.arange(length), (batch, length))
+  positions_BT = counted_BT if positions_BT is None else positions_BT
+  seen = Seen(counted_BT if own else positions_BT, segment_ids_BT, own)
   return _decoder(config, params).hidden(tokens_BT,
                                          positions_BT=positions_BT,
-                                         slots_BT=slots_BT,
-                                         mask_BTS=mask_BTS,
+                                         seen=seen,
                                          edits=tuple(edits),
                                          cache=cache,
                                          remat=remat,

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from weightsteer_jax import distributed, files, sharding, tree
 from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
+from weightsteer_jax.models import attention as attentions
 from weightsteer_jax.models import stored
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import FAMILIES, Family, TensorRow, family_of, read_config
@@ -53,12 +54,15 @@ class Model:
 
 
 def load(source: str | pathlib.Path, *, dtype: str = 'float32', revision: str | None = None,
-         layout: Layout | None = None) -> Model:
+         layout: Layout | None = None, attention: str = 'auto') -> Model:
   """The model of a folder or a hub id, its parameters cast to `dtype` ('float32' or 'bfloat16') and laid out so, by
   default on one device.
 
+  Args:
+    attention: the kernel (see attention.py); 'auto' is the fastest there is for this model on these devices.
   Raises:
-    InputError: no such checkpoint, an unsupported one, or key sets or shapes that differ from the config's.
+    InputError: no such checkpoint, an unsupported one, a kernel that is not for it, or key sets or shapes that differ
+      from the config's.
     CorruptError: a weights file that is cut short. NotFiniteError: a weight that is NaN or infinite.
   """
   if dtype not in DTYPES:
@@ -67,6 +71,9 @@ def load(source: str | pathlib.Path, *, dtype: str = 'float32', revision: str | 
   folder, commit = resolve(source, revision=revision)
   config, family = load_config(folder)
   layout = layout or sharding.single()
+  kernel = attentions.choose(attention, layout.mesh.devices.flat[0].platform, dtype=dtype, head_dim=config.head_dim,
+                             softcap=config.score_softcap)
+  config = dataclasses.replace(config, attention=kernel)
   with open_tensors(folder) as tensors:
     try:
       stored.check(config, family, tensors, folder=folder)

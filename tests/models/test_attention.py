@@ -1,0 +1,122 @@
+"""The kernels beside the reference, the reference beside float64, and which kernel is taken."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from weightsteer_jax.errors import InputError
+from weightsteer_jax.models import attention
+from weightsteer_jax.models.attention import Seen
+
+B, N, K, H = 2, 4, 2, 16
+
+
+def inputs(queries, keys, seed=0):
+  random = np.random.default_rng(seed)
+  return tuple(jnp.asarray(random.standard_normal(shape), jnp.float32)
+               for shape in ((B, queries, N, H), (B, keys, K, H), (B, keys, K, H)))
+
+
+def packed(length, cuts=((0.4, 0.9), (0.5, 1.0))):
+  """Segments of two rows; what lies behind the last cut is padding, segment 0."""
+  at = np.arange(length) / length
+  return jnp.asarray([np.where(at < a, 1, np.where(at < b, 2, 0)) for a, b in cuts], jnp.int32)
+
+
+def in_float64(q, k, v, mask):
+  q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+  k, v = (np.repeat(x, N // K, axis=2) for x in (k, v))
+  scores = np.einsum('BTNH,BSNH->BNTS', q, k) / np.sqrt(H)
+  scores = np.where(np.asarray(mask)[:, None], scores, -np.inf)
+  weights = np.exp(scores - scores.max(-1, keepdims=True))
+  return np.einsum('BNTS,BSNH->BTNH', weights / weights.sum(-1, keepdims=True), v)
+
+
+def counted(length):
+  return jnp.broadcast_to(jnp.arange(length), (B, length))
+
+
+@pytest.mark.parametrize('seen, mask', [
+    (Seen(counted(6)), np.tril(np.ones((6, 6), bool))[None].repeat(B, 0)),
+    (Seen(counted(6), jnp.asarray([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1]])), None),
+    (Seen(jnp.asarray([[3, 4], [0, 1]]), None, own=False), None),
+], ids=['causal', 'packed', 'cached'])
+def test_the_reference_is_softmax_attention_over_the_keys_that_are_seen(seen, mask):
+  q, k, v = inputs(seen.slots_BT.shape[1], 6)
+  if mask is None:  # Written out key by key.
+    slots, segments = np.asarray(seen.slots_BT), seen.segments_BT
+    mask = np.array([[[s <= slots[b, t] and (segments is None or segments[b, s] == segments[b, t]) for s in range(6)]
+                      for t in range(slots.shape[1])] for b in range(B)])
+  np.testing.assert_allclose(attention.attend(q, k, v, seen), in_float64(q, k, v, mask), atol=1e-5)
+
+
+def test_a_window_is_the_last_keys_with_the_querys_own():
+  assert np.asarray(Seen(counted(4)).mask(4, jnp.asarray(2)))[0].astype(int).tolist() == [
+      [1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize('segments', [None, packed(256)], ids=['causal', 'packed'])
+def test_splash_gives_the_values_and_the_gradients_of_the_reference(segments, monkeypatch):
+  monkeypatch.setattr(attention, 'INTERPRET', True)
+  q, k, v = inputs(256, 256)
+  seen = Seen(counted(256), segments)
+  target = jnp.asarray(np.random.default_rng(1).standard_normal(q.shape), jnp.float32)
+
+  def value_and_grads(kernel):
+    loss = lambda q, k, v: jnp.sum(attention.attend(q, k, v, seen, kernel=kernel) * target)
+    return attention.attend(q, k, v, seen, kernel=kernel), jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+  for ours, theirs in zip(jax.tree.leaves(value_and_grads('splash')), jax.tree.leaves(value_and_grads('reference'))):
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_splash_leaves_what_it_cannot_take_to_the_reference():
+  """Outside of interpretation a splash call on a CPU is an error, so a result shows who gave it."""
+  for queries, keys, seen, options in [(96, 96, Seen(counted(96)), {}), (1, 128, Seen(jnp.asarray([[4], [7]]), None, own=False), {}),
+                                       (128, 128, Seen(counted(128)), dict(softcap=5.0)),
+                                       (128, 128, Seen(counted(128)), dict(window=jnp.asarray(9)))]:
+    q, k, v = inputs(queries, keys)
+    np.testing.assert_array_equal(attention.attend(q, k, v, seen, kernel='splash', **options),
+                                  attention.attend(q, k, v, seen, **options))
+  with pytest.raises(Exception, match='interpret'):
+    attention.attend(*inputs(128, 128), Seen(counted(128)), kernel='splash')
+
+
+FITS = dict(dtype='bfloat16', head_dim=128, softcap=None)
+
+
+@pytest.mark.parametrize('platform, options, kernel', [
+    ('cpu', {}, 'reference'), ('gpu', {}, 'cudnn'), ('tpu', {}, 'splash'), ('gpu', dict(dtype='float32'), 'reference'),
+    ('gpu', dict(head_dim=320), 'reference'), ('gpu', dict(head_dim=100), 'reference'), ('tpu', dict(softcap=50.0), 'reference'),
+    ('tpu', dict(dtype='float32'), 'splash')], ids=str)
+def test_auto_is_the_fastest_kernel_that_fits(platform, options, kernel):
+  assert attention.choose('auto', platform, **FITS | options) == kernel
+  assert attention.choose('reference', platform, **FITS | options) == 'reference'
+
+
+@pytest.mark.parametrize('asked, platform, options, why', [
+    ('cudnn', 'cpu', {}, "model.attention is 'cudnn', but that kernel runs on GPUs and this is a CPU; take 'auto' or 'reference'"),
+    ('splash', 'gpu', {}, 'runs on TPUs and this is a GPU'), ('cudnn', 'gpu', dict(dtype='float32'), 'the model is float32'),
+    ('cudnn', 'gpu', dict(head_dim=512), 'these have 512'), ('splash', 'tpu', dict(softcap=30.0), 'a softcap'),
+    ('flash', 'gpu', {}, "'flash', expected one of auto, reference, cudnn, splash")], ids=str)
+def test_a_kernel_that_is_not_for_the_model_is_refused(asked, platform, options, why):
+  with pytest.raises(InputError, match=why.replace('(', r'\(')):
+    attention.choose(asked, platform, **FITS | options)
+
+
+@pytest.mark.skipif(jax.default_backend() != 'gpu', reason='cuDNN needs a GPU')
+@pytest.mark.parametrize('case', ['causal', 'packed', 'cached', 'step'])
+def test_cudnn_gives_the_values_and_the_gradients_of_the_reference(case):
+  queries, keys = {'causal': (256, 256), 'packed': (256, 256), 'cached': (8, 256), 'step': (1, 256)}[case]
+  q, k, v = (x.astype(jnp.bfloat16) for x in inputs(queries, keys))
+  seen = {'causal': Seen(counted(256)), 'packed': Seen(counted(256), packed(256)),
+          'cached': Seen(jnp.asarray([[100], [30]]) + jnp.arange(8), None, own=False),
+          'step': Seen(jnp.asarray([[100], [30]]), None, own=False)}[case]
+  wide = jax.tree.map(lambda x: x.astype(jnp.float32), (q, k, v))
+  loss = lambda kernel: lambda q, k, v: jnp.sum(jnp.square(attention.attend(q, k, v, seen, kernel=kernel).astype(jnp.float32)))
+  np.testing.assert_allclose(attention.attend(q, k, v, seen, kernel='cudnn').astype(jnp.float32),
+                             attention.attend(*wide, seen), atol=0.03)
+  if seen.own:
+    for ours, theirs in zip(jax.grad(loss('cudnn'), argnums=(0, 1, 2))(q, k, v), jax.grad(loss('reference'), argnums=(0, 1, 2))(*wide)):
+      assert np.isfinite(np.asarray(ours, np.float32)).all()
+      assert np.linalg.norm(ours.astype(jnp.float32) - theirs) < 0.02 * np.linalg.norm(theirs)

@@ -1,0 +1,154 @@
+"""Attention: one meaning, written out as `reference`, and the kernels that compute the same faster.
+
+  reference   einsums and a softmax in float32: everywhere, for everything; its scores [B, N, T, S] are in memory
+  cudnn       flash attention of cuDNN, through `jax.nn.dot_product_attention`: GPUs, bfloat16
+  splash      flash attention in Pallas, of jax.experimental: TPUs
+
+Axes as in decoder.py. A kernel is chosen when a model is loaded (see `choose`) and named by its config; a call that the
+kernel cannot take (a softcap, a sliding window, a shape) is computed by `reference`.
+"""
+import dataclasses
+import functools
+import math
+from typing import Any
+
+from einops import rearrange
+import jax
+import jax.numpy as jnp
+
+from weightsteer_jax import sharding
+from weightsteer_jax.errors import InputError
+
+REFERENCE, CUDNN, SPLASH = 'reference', 'cudnn', 'splash'
+AUTO = 'auto'
+KERNELS = (REFERENCE, CUDNN, SPLASH)
+PLATFORMS = {CUDNN: 'gpu', SPLASH: 'tpu'}
+# What splash tiles a sequence by. Source: jax.experimental.pallas.ops.tpu.splash_attention, NUM_LANES.
+TILE = 128
+INTERPRET = False  # run Pallas kernels without their hardware, slowly
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Seen:
+  """Which keys a query sees.
+
+  Attributes:
+    slots_BT: the place of each query among the keys; it sees none behind it.
+    segments_BT: it sees those of its own segment only; None where a row is one.
+    own: whether the keys are those of the queries themselves, in the same places; otherwise they are those of a cache.
+  """
+  slots_BT: jax.Array
+  segments_BT: jax.Array | None = None
+  own: bool = dataclasses.field(default=True, metadata=dict(static=True))
+
+  def mask(self, keys: int, window: jax.Array | None = None) -> jax.Array:
+    """Whether query t sees key s, bool [B, T, S]; with a window, only the last so many before it, itself included."""
+    behind_BTS = self.slots_BT[:, :, None] - jnp.arange(keys)
+    mask_BTS = behind_BTS >= 0
+    if window is not None:
+      mask_BTS = mask_BTS & (behind_BTS < window)
+    if self.segments_BT is not None:
+      mask_BTS = mask_BTS & (self.segments_BT[:, :, None] == self.segments_BT[:, None, :])
+    return mask_BTS
+
+
+def choose(asked: str, platform: str, *, dtype: Any, head_dim: int, softcap: float | None) -> str:
+  """The kernel for a model: the one asked for, or with 'auto' the fastest that the platform has and the model can use.
+
+  Raises:
+    InputError: one that there is not, that belongs to another platform, or that the model cannot use.
+  """
+  if asked not in (AUTO, *KERNELS):
+    raise InputError(f"model.attention is '{asked}', expected one of {', '.join((AUTO, *KERNELS))}")
+  if asked in (AUTO, REFERENCE):
+    fitting = (kernel for kernel in PLATFORMS if not _unfit(kernel, platform, dtype, head_dim, softcap))
+    return next(fitting, REFERENCE) if asked == AUTO else REFERENCE
+  if why := _unfit(asked, platform, dtype, head_dim, softcap):
+    raise InputError(f"model.attention is '{asked}', but {why}; take 'auto' or '{REFERENCE}'")
+  return asked
+
+
+def _unfit(kernel: str, platform: str, dtype: Any, head_dim: int, softcap: float | None) -> str:
+  """Why the kernel is not for this model, or ''."""
+  if platform != PLATFORMS[kernel]:
+    return f'that kernel runs on {PLATFORMS[kernel].upper()}s and this is a {platform.upper()}'
+  if softcap is not None:
+    return 'the model bends its attention scores (a softcap), which the kernel does not'
+  if kernel == CUDNN and jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+    return f'the kernel computes in bfloat16 and the model is {jnp.dtype(dtype).name}'
+  if kernel == CUDNN and (head_dim % 8 or head_dim > 256):
+    return f'the kernel takes heads of up to 256 dimensions, a multiple of 8, and these have {head_dim}'
+  return ''
+
+
+def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, seen: Seen, *, kernel: str = REFERENCE,
+           scale: float | None = None, softcap: float | None = None, window: jax.Array | None = None) -> jax.Array:
+  """Softmax attention [B, T, N, H] over the keys that are seen; query head n reads kv head n // G.
+
+  Args:
+    kernel: one of KERNELS.
+    scale: scores are multiplied by it; by 1 / sqrt(H) if None. softcap: see config.ModelConfig.
+    window: keys a query sees at most, a scalar; None for all.
+  """
+  scale = 1 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale
+  length = q_BTNH.shape[1]
+  if softcap is None and window is None:
+    # T = 64 modulo 128: where cuDNN's masked backward pass gave NaN on Hopper (pytorch issue 196678).
+    if kernel == CUDNN and not (seen.own and length % 128 == 64):
+      return _cudnn(q_BTNH, k_BSKH, v_BSKH, seen, scale)
+    if kernel == SPLASH and seen.own and length % TILE == 0:
+      return _splash(q_BTNH, k_BSKH, v_BSKH, seen, scale)
+  return _reference(q_BTNH, k_BSKH, v_BSKH, seen.mask(k_BSKH.shape[1], window), scale, softcap)
+
+
+def soften(x: jax.Array, cap: float | None) -> jax.Array:
+  """x bent to stay within plus and minus the cap, if there is one. Source: Gemma 2, arXiv 2408.00118, section 2."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def _reference(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
+  q_BTKGH = rearrange(q_BTNH, 'B T (K G) H -> B T K G H', K=k_BSKH.shape[-2])
+  scores_BKGTS = jnp.einsum('BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scale
+  scores_BKGTS = jnp.where(mask_BTS[:, None, None], soften(scores_BKGTS, softcap), jnp.finfo(jnp.float32).min)
+  weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
+  return rearrange(jnp.einsum('BKGTS,BSKH->BTKGH', weights_BKGTS, v_BSKH), 'B T K G H -> B T (K G) H')
+
+
+def _cudnn(q_BTNH, k_BSKH, v_BSKH, seen, scale):
+  call = functools.partial(jax.nn.dot_product_attention, q_BTNH, k_BSKH, v_BSKH, scale=scale, implementation='cudnn')
+  if not seen.own and q_BTNH.shape[1] == 1:  # A decoding step: as many keys as the row has, no [B, T, S] of any kind.
+    return call(key_value_seq_lengths=seen.slots_BT[:, 0].astype(jnp.int32) + 1)
+  if not seen.own or seen.segments_BT is not None:
+    return call(mask=seen.mask(k_BSKH.shape[1])[:, None])
+  return call(is_causal=True)
+
+
+def _splash(q_BTNH, k_BSKH, v_BSKH, seen, scale):
+  """The kernel on each device's rows and heads; a Pallas call is a black box to the partitioner."""
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+  batch, length, heads, _ = q_BTNH.shape
+  segments_BT = jnp.ones((batch, length), jnp.int32) if seen.segments_BT is None else seen.segments_BT
+  rows, cut = sharding.axes_of('B', batch), sharding.axes_of('K', k_BSKH.shape[2])
+
+  def local(q_BTNH, k_BSKH, v_BSKH, segments_BT):
+    kernel = _splash_kernel(q_BTNH.shape[2], length)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH * jnp.asarray(scale, q_BTNH.dtype), k_BSKH, v_BSKH))
+    out = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash.SegmentIds(ids, ids)))(q, k, v, segments_BT)
+    return jnp.swapaxes(out, 1, 2)
+
+  if not rows and not cut:
+    return local(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+  spec = jax.P(rows or None, None, cut or None, None)
+  return jax.shard_map(local, in_specs=(spec, spec, spec, jax.P(rows or None, None)), out_specs=spec,
+                       check_vma=False)(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+
+
+def _splash_kernel(heads: int, length: int) -> Any:
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+  block = next(size for size in (512, 384, 256, TILE) if length % size == 0)
+  sizes = splash.BlockSizes(block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
+                            block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block)
+  mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * heads)
+  return splash.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=INTERPRET)
