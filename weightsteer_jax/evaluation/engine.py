@@ -108,6 +108,7 @@ class Engine:
 
 
 def _score_results(scores: tuple[jax.Array, jax.Array], keys: scoring.Keys) -> Iterator[ScoreResult]:
-  logprobs, greedy = map(np.asarray, scores)
+  with jax.profiler.TraceAnnotation('read scores'):  # It waits for them.
+    logprobs, greedy = map(np.asarray, scores)
   for row, (served, length) in enumerate(keys):
     yield from (ScoreResult(key, float(logprobs[row]), length, bool(greedy[row])) for key in served)

@@ -228,6 +228,7 @@ def _train(job: _Job, state: steps.TrainState, numbers: range, rate: float, stop
   return state, pending[0] + 1
 
 
+@jax.profiler.annotate_function
 def _read(job: _Job, rate: float, log: Log, number: int, metrics: steps.Metrics, tokens: int) -> None:
   """Waits for a step's metrics and logs them, unless they are not finite."""
   values = {name: value.item() for name, value in jax.device_get(metrics).items()}
