@@ -15,8 +15,7 @@ import jax
 from weightsteer_jax.errors import InputError
 
 MAX_BYTES = 2 * 1000**3
-# Of a quickstart's 500 programs most take less than a tenth of a second to compile, and are half of the compilation.
-MIN_COMPILE_SECONDS = 0.0
+MIN_COMPILE_SECONDS = 0.0  # Every program: those of a small model are many, and take less than the second from which jax would keep them.
 LOCK_SECONDS = 5.0
 
 
@@ -32,9 +31,11 @@ def use(choice: str = 'auto') -> pathlib.Path | None:
   if choice == 'off':
     jax.config.update('jax_enable_compilation_cache', False)
     return None
+  if not jax.config.jax_enable_compilation_cache:
+    return None
   told = jax.config.jax_compilation_cache_dir
-  if choice == 'auto' and told or not jax.config.jax_enable_compilation_cache:
-    return pathlib.Path(told) if told else None
+  if choice == 'auto' and told:
+    return pathlib.Path(told)
   folder = default_folder() if choice == 'auto' else pathlib.Path(choice).expanduser().absolute()
   try:
     prepare(folder)

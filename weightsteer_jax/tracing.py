@@ -54,7 +54,7 @@ def end() -> None:
     return
   try:
     jax.profiler.stop_trace()
-    logging.warning('profile of %.1f s in %s; look at it with: xprof --logdir=%s', time.monotonic() - window.opened, window.folder, window.folder)
+    print(f'profile: {time.monotonic() - window.opened:.0f} s in {window.folder}; look at it with xprof --logdir={window.folder}', flush=True)
   except Exception as error:  # The profiler raises what it likes.
     logging.warning('the profile could not be written to %s: %s', window.folder, error)
 
