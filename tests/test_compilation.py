@@ -16,6 +16,7 @@ def untold(monkeypatch):
   before = {name: getattr(jax.config, name) for name in names}
   jax.config.update('jax_compilation_cache_dir', None)
   jax.config.update('jax_enable_compilation_cache', True)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
   yield
   for name, value in before.items():
     jax.config.update(name, value)
