@@ -29,7 +29,7 @@ TRACE = '*/plugins/profile/*/*.xplane.pb'
 # What the host is at, by the names in a trace; the first that fits counts.
 HOST = (
     ('compile', r'compile|lower_|trace_to_jaxpr|MlirModule|infer_params|Tracing|cache_key'),
-    ('wait for the device', r'Await|BlockHostUntilReady|ThunkExecutor|^decode$|^read scores$|^_read$|^_validate$'),
+    ('wait for the device', r'Await|BlockHostUntilReady|ThunkExecutor|^decode$|^read scores$|^_read$|^_losses$'),
     ('orbax', r'^Checkpoints\.'),
     ('write adapters', r'^save_adapter'),
     ('tokenise', r'^encode_examples|^_prepare|^check$'),
