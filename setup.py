@@ -30,6 +30,7 @@ setuptools.setup(
         'transformers>=5.17',
         'datasets>=5.2',
         'fsspec>=2025.3',
+        'filelock',  # With it jax locks the folder of compiled programs.
         'huggingface_hub>=1.33',
         'tokenizers>=0.23',
         'safetensors>=0.8',

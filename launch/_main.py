@@ -22,6 +22,8 @@ flags.DEFINE_integer('num_processes', None, 'Processes of the run, where no clus
 flags.DEFINE_integer('process_id', None, "This process's number, from 0, where no cluster is detected.")
 flags.DEFINE_float('stall_minutes', 60.0, 'End the run when no step, batch or stage was finished for so long; 0: '
                    'never.', lower_bound=0.0)
+flags.DEFINE_string('compilation_cache', 'auto', 'Folder to keep compiled programs in for later runs, or off; auto: '
+                    '$JAX_COMPILATION_CACHE_DIR, or weightsteer_jax/compiled in ~/.cache ($XDG_CACHE_HOME).')
 
 STAGING = ('the staging folder (--staging; process 0 alone copies it to the bucket, which hosts that share no folder '
            'have to mount)')
@@ -43,11 +45,14 @@ def start(main: Callable[[], None], *, together: bool = True) -> None:
     # credentials, is none a user asked for.
     for library in ('jax', 'botocore', 'aiobotocore', 'google'):
       logging.getLogger(library).setLevel(logging.WARNING)
-    from weightsteer_jax import lifeline
+    from weightsteer_jax import compilation, lifeline, tracing
     try:
       if _begin(together):
+        compilation.use(flags.FLAGS.compilation_cache)
+        _profile_beside_output()
         lifeline.guard(stall_minutes=flags.FLAGS.stall_minutes)
         main()
+        tracing.end()
         for finish in _at_the_end:
           finish()
         lifeline.leave()
@@ -55,6 +60,7 @@ def start(main: Callable[[], None], *, together: bool = True) -> None:
       lifeline.leave(int(error.code or 0))
       raise
     except (Exception, KeyboardInterrupt) as error:
+      tracing.end()
       sys.exit(lifeline.fail(error))
 
   app.run(guarded, flags_parser=_parse)
@@ -109,6 +115,29 @@ def define_run_flags() -> None:
   flags.mark_flag_as_required('config')
 
 
+def define_profile_flags() -> None:
+  """--profile and the window of it, of every launcher that computes."""
+  flags.DEFINE_flag(flags.Flag(  # Called boolean, absl lets the value be left out, and makes it 'true'.
+      flags.ArgumentParser(), flags.ArgumentSerializer(), 'profile', '', 'Write a trace of a part of the run, to be looked at with xprof or '
+      "TensorBoard: --profile=DIR, or --profile for a folder 'profile' in the workdir, or <output>-profile where there is none.", boolean=True))
+  flags.DEFINE_float('profile_after', 0.0, 'Seconds between the first step or batch (which is compiled) and the trace.', lower_bound=0.0)
+  flags.DEFINE_float('profile_seconds', 20.0, 'Length of the trace; traces of minutes are too large to look at.', lower_bound=0.0)
+
+
+def _profile(default: str) -> None:
+  """Has the trace written that was asked for, by the first process, of its devices."""
+  from weightsteer_jax import distributed, tracing
+  args = flags.FLAGS
+  if 'profile' in args and args.profile not in ('', 'false') and distributed.is_main():
+    tracing.begin(default if args.profile == 'true' else args.profile, after=args.profile_after, seconds=args.profile_seconds)
+
+
+def _profile_beside_output() -> None:
+  """`_profile` of a launcher without a workdir."""
+  if 'output' in flags.FLAGS:
+    _profile(f'{flags.FLAGS.output}-profile')
+
+
 def command() -> str:
   """The command line of this run, to be noted with what comes of it."""
   return ' '.join(['python', *sys.argv])
@@ -145,6 +174,8 @@ def run_and_workdir(*, dry_run: bool = False):
   distributed.share(pathlib.Path(workdir), what=STAGING if url else 'the workdir')
   if url:
     _mirror(url, workdir)
+  if not dry_run:
+    _profile(os.path.join(workdir, 'profile'))
   return run, workdir
 
 

@@ -9,6 +9,7 @@ from absl import flags
 import _main
 
 _main.define_run_flags()
+_main.define_profile_flags()
 flags.DEFINE_bool('dry_run', False, 'Check the config, the model, the data and the judge, say what would run, and stop.')
 
 

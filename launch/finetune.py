@@ -7,6 +7,7 @@ from absl import flags
 import _main
 
 _main.define_run_flags()
+_main.define_profile_flags()
 flags.DEFINE_enum('side', 'both', ['positive', 'negative', 'both'], 'Which side of the contrast to fine-tune.')
 
 

@@ -9,6 +9,7 @@ from absl import flags
 import _main
 
 _main.define_rows_flags()
+_main.define_profile_flags()
 flags.DEFINE_integer('max_new_tokens', 256, 'Length limit of a completion, tokens.', lower_bound=1)
 flags.DEFINE_float('temperature', 0.0, '0 is greedy.', lower_bound=0.0)
 flags.DEFINE_float('top_p', 1.0, 'Nucleus: the smallest set of tokens with this probability.', lower_bound=0.0, upper_bound=1.0)

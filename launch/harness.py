@@ -9,6 +9,7 @@ from absl import flags
 import _main
 
 _main.define_model_flags()
+_main.define_profile_flags()
 flags.DEFINE_list('tasks', None, 'Tasks, groups and tags of lm-eval, comma-separated; patterns such as mmlu_* too.')
 flags.DEFINE_string('include_path', '', 'Folder with further tasks, as YAML files.')
 flags.DEFINE_string('output', None, 'Folder to write results to; strengths can be added to it.')

@@ -9,6 +9,7 @@ from absl import flags
 import _main
 
 _main.define_run_flags()
+_main.define_profile_flags()
 flags.DEFINE_bool('report', True, 'Also write the results and the report anew.')
 
 

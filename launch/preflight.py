@@ -25,7 +25,8 @@ flags.DEFINE_string('json', '', 'File to which a line of JSON per program is app
 
 
 def main():
-  from weightsteer_jax import preflight
+  from weightsteer_jax import compilation, preflight
+  compilation.use('off')  # What the compiler says of a program is known where it was compiled.
   run, _ = _main.run_and_workdir()
   args = flags.FLAGS
   sizes = preflight.Sizes(args.row_tokens, args.prompt_tokens, args.completion_tokens, args.answer_tokens, args.train_rows, args.rows)

@@ -9,6 +9,7 @@ from absl import flags
 import _main
 
 _main.define_rows_flags()
+_main.define_profile_flags()
 
 
 def main():

@@ -7,6 +7,7 @@ from absl import flags
 import _main
 
 _main.define_run_flags()
+_main.define_profile_flags()
 flags.DEFINE_bool('dry_run', False, 'Check the config, the model, the data and the tasks, say what would run, and stop.')
 
 

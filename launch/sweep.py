@@ -7,6 +7,7 @@ from absl import flags
 import _main
 
 _main.define_run_flags()
+_main.define_profile_flags()
 flags.DEFINE_string('direction', '', "Direction to sweep; default the run's own, <workdir>/directions/<name>.")
 
 

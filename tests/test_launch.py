@@ -52,8 +52,9 @@ def test_score_and_generate_write_what_they_say(tmp_path):
   rows = [{'messages': [{'role': 'user', 'content': 'What is 2 plus 3?'}], 'completion': '2 plus 3 is 5.'},
           {'prompt': 'The capital', 'completion': ' of'}]
   (tmp_path / 'x.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  done = run('score.py', '--model=organism', '--input=x.jsonl', '--output=y.jsonl', cwd=tmp_path)
+  done = run('score.py', '--model=organism', '--input=x.jsonl', '--output=y.jsonl', '--batch_size=1', '--profile', '--compilation_cache=cache', cwd=tmp_path)
   assert done.returncode == 0, done.stderr
+  assert list((tmp_path / 'cache').glob('jit_score_batch-*-cache')) and list((tmp_path / 'y.jsonl-profile').glob('plugins/profile/*/*.xplane.pb'))
   scored = [json.loads(line) for line in (tmp_path / 'y.jsonl').read_text().splitlines()]
   assert [{k: v for k, v in row.items() if k not in ('alpha', 'logprob', 'tokens')} for row in scored] == rows
   assert all(row['alpha'] == 0 and row['logprob'] < 0 and row['tokens'] >= 1 for row in scored)

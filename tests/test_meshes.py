@@ -24,7 +24,7 @@ COLLECTIVE = re.compile(
 
 def run(folder: pathlib.Path, names) -> dict:
   """{layout: what tests/meshes.py gives}, from a process with eight devices."""
-  env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu',
+  env = os.environ | {'XLA_FLAGS': f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8", 'JAX_PLATFORMS': 'cpu',
                       'PYTHONPATH': os.pathsep.join([str(HERE.parent), str(HERE)])}
   done = subprocess.run(
       [sys.executable, str(HERE / 'meshes.py'),

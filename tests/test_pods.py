@@ -248,7 +248,7 @@ def test_names_are_made_up():
 
 def smoke(workdirs, *flags, devices=2):
   """The finished processes of launch/smoke.py, one to each workdir."""
-  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"}
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     port = probe.getsockname()[1]

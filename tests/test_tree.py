@@ -169,7 +169,7 @@ def test_fingerprints_do_not_depend_on_the_sharding():
       assert len(prints) == 1, prints
       print('one fingerprint')
   ''')
-  environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'}
+  environment = os.environ | {'XLA_FLAGS': f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8", 'JAX_PLATFORMS': 'cpu'}
   root = os.path.dirname(os.path.dirname(weightsteer_jax.__file__))
   result = subprocess.run([sys.executable, '-c', program],
                           env=environment,

@@ -7,6 +7,8 @@ The rooms, in the order data goes through them; imports only go up this list:
   lifeline.py     how they end together, and how a stuck one is noticed
   files.py        files and folders that appear whole or not at all
   store.py        files at a URL, through fsspec
+  compilation.py  what was compiled, kept for the next run in the user's cache folder
+  tracing.py      a window of a run as a profile
   listing.py      which files there are the state of a run
   bucket.py       a workdir at a URL: a local staging folder and its mirror
   journal.py      files of finished work, one line at a time

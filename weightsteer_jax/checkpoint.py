@@ -193,6 +193,7 @@ class Checkpoints:
     """Steps that have a folder, ascending; whether it is whole shows when it is restored."""
     return distributed.on_main(self._steps)
 
+  @jax.profiler.annotate_function
   def save(self, step: int, tree_: PyTree, *, metadata: Mapping[str, Any], keep: Iterable[int] | None = None) -> None:
     """Begins to write the checkpoint of a step; when it is whole, those of steps that are not in `keep` are removed.
 
@@ -203,6 +204,7 @@ class Checkpoints:
     self._saving = Saving(self.path(step), tree_, metadata=metadata,
                           after=lambda: None if kept is None else self._remove_others(kept))
 
+  @jax.profiler.annotate_function
   def wait(self) -> None:
     """Returns when the last save is on disk.
 
@@ -213,6 +215,7 @@ class Checkpoints:
     if saving:
       saving.wait()
 
+  @jax.profiler.annotate_function
   def restore(self, step: int, abstract: PyTree) -> PyTree:
     """The tree of a step; see `restore`."""
     self.wait()

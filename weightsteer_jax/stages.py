@@ -19,6 +19,8 @@ import pathlib
 import time
 from typing import Any, Mapping, Sequence
 
+import jax
+
 from weightsteer_jax import config as configs
 from weightsteer_jax import data as datas
 from weightsteer_jax import contrasts, directions, distributed, evaluation, files, finetune as finetuning, methods, models, monitoring, tree, watched
@@ -38,8 +40,8 @@ PACKAGES = ('weightsteer_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoi
 # A workdir may be swept again with other tasks or strengths; what its fine-tunes are made from may not change under them.
 FIXED = ('seed', 'model', 'data', 'finetune')
 # What a workdir may hold; with one of the first two it is taken for one even where config.json is not there.
-PARTS = ('finetune', 'sweep', 'answers', 'data', 'activations', 'persona_vectors', 'directions', 'judges', 'contrasts', 'watched', 'report', 'results.jsonl',
-         'agreement.jsonl')
+PARTS = ('finetune', 'sweep', 'answers', 'data', 'activations', 'persona_vectors', 'directions', 'judges', 'contrasts', 'watched', 'report', 'profile',
+         'results.jsonl', 'agreement.jsonl')
 
 
 def steer(run: Run, workdir: Path, *, command: str = '') -> pathlib.Path:
@@ -57,6 +59,7 @@ def steer(run: Run, workdir: Path, *, command: str = '') -> pathlib.Path:
   return page
 
 
+@jax.profiler.annotate_function
 def check(run: Run, workdir: Path, *, to: Path = '') -> None:
   """Checks all that can be checked before anything is computed, and says what `steer` would do.
 
@@ -88,6 +91,7 @@ def check(run: Run, workdir: Path, *, to: Path = '') -> None:
   say(f'would write to {to or workdir}')
 
 
+@jax.profiler.annotate_function
 def begin(run: Run, workdir: Path, *, command: str = '') -> None:
   """Makes the workdir this run's: checks everything, then writes config.json.
 
@@ -100,6 +104,7 @@ def begin(run: Run, workdir: Path, *, command: str = '') -> None:
   distributed.on_main(lambda: files.write_json(pathlib.Path(workdir) / 'config.json', record))
 
 
+@jax.profiler.annotate_function
 def contrast(run: Run, workdir: Path) -> dict[str, list[Conversation]]:
   """The conversations of both sides, made if need be and kept (see contrasts.py)."""
   return contrasts.make(run, workdir)
@@ -113,16 +118,19 @@ def data(run: Run, workdir: Path, *, command: str = '') -> None:
   say(f"data: {len(sides['positive'])} and {len(sides['negative'])} examples in {where}")
 
 
+@jax.profiler.annotate_function
 def finetune(run: Run, workdir: Path, *, sides: Sequence[str] = SIDES) -> dict[str, finetuning.FineTuneResult]:
   """The fine-tunes of the given sides. Both start from the same factors and see their data in the same order."""
   return methods.sides(run, workdir, _examples(run, workdir), only=sides)
 
 
+@jax.profiler.annotate_function
 def direction(run: Run, workdir: Path) -> directions.Direction:
   """The direction of the run: positive minus negative, made once and kept."""
   return methods.direction(run, workdir, _examples(run, workdir))
 
 
+@jax.profiler.annotate_function
 def sweep(run: Run, workdir: Path, *, direction: Path = '') -> None:
   """Evaluates every arm, alpha and task of the run that has no rows yet, and writes results.jsonl; what an arm needs and is not
   there is made first.
@@ -144,6 +152,7 @@ def sweep(run: Run, workdir: Path, *, direction: Path = '') -> None:
   distributed.on_main(lambda: evaluation.metrics.write(workdir, rows, run.tasks, list(run.judges)))
 
 
+@jax.profiler.annotate_function
 def judge(run: Run, workdir: Path) -> None:
   """Asks the run's judges for what they have not said yet about the rows of the sweep, and writes results.jsonl.
 
@@ -159,6 +168,7 @@ def judge(run: Run, workdir: Path) -> None:
   forget_judges(run)
 
 
+@jax.profiler.annotate_function
 def watch(run: Run, workdir: Path) -> None:
   """The run's watched fine-tunes, measured against its directions (see watched.py), with a page of their own."""
   from weightsteer_jax.report import watched_page
@@ -170,6 +180,7 @@ def watch(run: Run, workdir: Path) -> None:
   say(f'report: {page}')
 
 
+@jax.profiler.annotate_function
 def report(run: Run, workdir: Path) -> pathlib.Path:
   """The report's page, from the files of the workdir; prints the table and the pick."""
   from weightsteer_jax.report import page, pick, study, tables  # matplotlib takes a second to import.
@@ -184,6 +195,7 @@ def report(run: Run, workdir: Path) -> pathlib.Path:
 # What the other launchers do.
 
 
+@jax.profiler.annotate_function
 def direction_from(positive: Path, negative: Path, output: Path, *, base: Path = '', **options: Any) -> directions.Direction:
   """The direction between two fine-tunes of any supported kind, written to a new folder (options as in directions.contrast)."""
   files.refuse_existing(output, what='a direction')
@@ -196,6 +208,7 @@ def direction_from(positive: Path, negative: Path, output: Path, *, base: Path =
   return saved
 
 
+@jax.profiler.annotate_function
 def monitor(run: Path, base: Path, output: Path, *, direction: Sequence[Path], control: Sequence[Path] = (), task_vector: Sequence[Path] = (),
             **options: Any) -> bool:
   """Whether an alarm went off: a training run's checkpoints measured against directions, written to a new folder with a page (options
@@ -213,6 +226,7 @@ def monitor(run: Path, base: Path, output: Path, *, direction: Sequence[Path], c
   return any(found['alarm']['step'] is not None for found in summary['directions'].values())
 
 
+@jax.profiler.annotate_function
 def export(direction: Path, base: Path, alpha: float, format: str, output: Path, *, allow_other_base: bool = False,
            **options: Any) -> dict[str, Any]:
   """The provenance of an exported direction, parity included (options as in directions.Request)."""
@@ -239,6 +253,7 @@ def verify(folder: Path) -> None:
     say(f'not part of it, and not checked: {", ".join(found.unlisted)}')
 
 
+@jax.profiler.annotate_function
 def score(model: str, input: Path, output: Path, *, direction: Path = '', alphas: Sequence[float] = (0.0,), dtype: str = 'float32',
           batch_size: int = 32, add_bos: bool = False) -> None:
   """Writes the log-likelihood of each row's completion at each alpha (see evaluation.score_file)."""
@@ -247,6 +262,7 @@ def score(model: str, input: Path, output: Path, *, direction: Path = '', alphas
   say(f'wrote {output}')
 
 
+@jax.profiler.annotate_function
 def generate(model: str, input: Path, output: Path, *, direction: Path = '', alphas: Sequence[float] = (0.0,), dtype: str = 'float32',
              temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, **options: Any) -> None:
   """Writes completions of each row at each alpha (see evaluation.generate_file)."""
@@ -256,6 +272,7 @@ def generate(model: str, input: Path, output: Path, *, direction: Path = '', alp
   say(f'wrote {output}')
 
 
+@jax.profiler.annotate_function
 def harness(model: str, tasks: Sequence[str], output: Path, *, direction: Path = '', alphas: Sequence[float] = (0.0,), include_path: Path = '',
             dtype: str = 'float32', batch_size: int = 32, max_length: int | None = None, **options: Any) -> None:
   """Writes what lm-evaluation-harness finds at each alpha (see evaluation/harness/grid.py; options as in lm_eval.simple_evaluate)."""

@@ -52,7 +52,7 @@ def restored_by_a_stranger(tmp_path, requests):
   for i, (folder, alpha) in enumerate(requests):
     arguments += [str(folder), str(alpha), str(tmp_path / f'{i}.npz')]
   environment = {key: value for key, value in os.environ.items() if not key.startswith('PYTHON')}
-  environment |= {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}
+  environment |= {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"}
   elsewhere = tmp_path / 'elsewhere'
   elsewhere.mkdir()
   done = subprocess.run([sys.executable, '-I', '-S', '-c', STRANGER, libraries, *arguments], cwd=elsewhere, timeout=200,

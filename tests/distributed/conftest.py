@@ -13,11 +13,9 @@ def experiment(tmp_path_factory):
   """(count, launcher, workdir, flags...) -> the running group."""
   folder = tmp_path_factory.mktemp('data')
   data = small.write_data(folder)
-  # What one test compiles the next ones need not.
-  env = {'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
 
   def start(count: int, launcher: str, workdir: pathlib.Path, *args: str, devices: int = 2) -> harness.Group:
     return harness.start(count, HERE / 'program.py', launcher, f'--config={HERE}/small.py', f'--workdir={workdir}',
-                         *data, *args, logs=workdir.parent / f'{workdir.name}-logs', devices=devices, env=env)
+                         *data, *args, logs=workdir.parent / f'{workdir.name}-logs', devices=devices)
 
   return start

@@ -71,7 +71,8 @@ def start(count: int, program: pathlib.Path, *args: str, logs: pathlib.Path, dev
   port = free_port()
   path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
   # Programs are small, and compile twice as fast without optimisation.
-  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices), 'XLA_FLAGS': '--xla_backend_optimization_level=0', 'PYTHONPATH': path,
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices), 'PYTHONPATH': path,
+                      'XLA_FLAGS': f"{os.environ['XLA_FLAGS']} --xla_backend_optimization_level=0",
                       'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'HF_HUB_OFFLINE': '1', 'TOKENIZERS_PARALLELISM': 'false',
                       'PYTHONUNBUFFERED': '1'} | env
   group = Group([], [logs / f'process{i}.log' for i in range(count)])

@@ -360,7 +360,7 @@ def on_meshes(output: str, *names: str) -> None:
 
 def run(folder, function, *names):
   output, root = folder / 'found.json', pathlib.Path(__file__).parents[2]
-  env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu',
+  env = os.environ | {'XLA_FLAGS': f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8", 'JAX_PLATFORMS': 'cpu',
                       'PYTHONPATH': os.pathsep.join([str(root), str(root / 'tests')])}
   done = subprocess.run([sys.executable, __file__, function, str(output), 'single', *names], env=env,
                         capture_output=True, text=True, check=False)

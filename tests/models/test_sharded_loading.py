@@ -130,7 +130,7 @@ def one_of_two(folder: pathlib.Path, process: int, port: int) -> dict:
 
 def start(devices: int, *arguments) -> subprocess.Popen:
   root = pathlib.Path(__file__).parents[2]
-  env = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', 'JAX_PLATFORMS': 'cpu',
+  env = os.environ | {'XLA_FLAGS': f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}", 'JAX_PLATFORMS': 'cpu',
                       'PYTHONPATH': os.pathsep.join([str(root), str(root / 'tests'), os.environ.get('PYTHONPATH', '')])}
   return subprocess.Popen([sys.executable, __file__, *map(str, arguments)], env=env, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True)

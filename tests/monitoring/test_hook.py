@@ -18,7 +18,7 @@ TESTS = pathlib.Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_a_look_on_meshes():
-  env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu',
+  env = os.environ | {'XLA_FLAGS': f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8", 'JAX_PLATFORMS': 'cpu',
                       'PYTHONPATH': os.pathsep.join([str(TESTS.parent), str(TESTS)])}
   done = subprocess.run([sys.executable, str(TESTS / 'monitoring' / 'sharded.py')], env=env, capture_output=True, text=True,
                         check=False)

@@ -8,7 +8,7 @@ from preflight import eight
 
 
 def test_collectives_count_as_often_as_their_loops_run(tmp_path):
-  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
   output = tmp_path / 'found.json'
   subprocess.run([sys.executable, eight.__file__, str(output)], check=True, timeout=120, env=environment)
   found = json.loads(output.read_text())['loops']

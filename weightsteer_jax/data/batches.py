@@ -182,6 +182,7 @@ class Batches:
     """Names of the examples in batch `step`."""
     return [self.examples[i].name for i in self.indices(step)]
 
+  @jax.profiler.annotate_function
   def batch(self, step: int) -> Batch:
     """Batch `step`, numpy [B, T] with (B, T) one of `shapes`; a function of (seed, step) alone."""
     chosen = [self.examples[i] for i in self.indices(step)]

@@ -21,6 +21,7 @@ from pathlib import Path
 import re
 from typing import Any, Iterable, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from weightsteer_jax.data import sources
@@ -148,6 +149,7 @@ def encode_example(tokenizer, messages: Messages, *, max_length: int, truncate: 
   return encode_examples(tokenizer, [Conversation(tuple(messages), name)], max_length=max_length, truncate=truncate)[0]
 
 
+@jax.profiler.annotate_function
 def encode_examples(tokenizer, conversations: Iterable[Conversation], *, max_length: int,
                     truncate: bool = False) -> list[Example]:
   """`encode_example` of each; the error about over-long ones counts them all."""

@@ -5,7 +5,7 @@ from typing import Any, Container, Iterable, Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from weightsteer_jax import models, sharding, tree
+from weightsteer_jax import models, sharding, tracing, tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.evaluation import generation, programs, scoring
 from weightsteer_jax.evaluation.arms import AnswerOnly, Arm, Part, bare, make_arms
@@ -81,7 +81,7 @@ class Engine:
     for active, batch, keys in planned:
       if wanted is not None and not any(key in wanted for served, _ in keys for key in served):
         continue
-      with self.layout.context():
+      with self.layout.context(), tracing.unit('score batch'):
         deltas = tuple(self._deltas[i] for i in active)
         scores = scoring.score_batch(self.config, self.params, deltas, self.layout.put_batch(batch))
       running = scores, keys
@@ -108,6 +108,7 @@ class Engine:
 
 
 def _score_results(scores: tuple[jax.Array, jax.Array], keys: scoring.Keys) -> Iterator[ScoreResult]:
-  logprobs, greedy = map(np.asarray, scores)
+  with jax.profiler.TraceAnnotation('read scores'):  # It waits for them.
+    logprobs, greedy = map(np.asarray, scores)
   for row, (served, length) in enumerate(keys):
     yield from (ScoreResult(key, float(logprobs[row]), length, bool(greedy[row])) for key in served)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from weightsteer_jax import layouts, models, sharding
+from weightsteer_jax import layouts, models, sharding, tracing
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.evaluation import sampling, shapes
 from weightsteer_jax.evaluation.arms import Arms, together
@@ -289,12 +289,12 @@ def run_group(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTre
   while queue or any(held):
     while queue and held.count(None) >= min(entering, len(queue)):
       entry = layout.put_batch(_entry(queue, held, entering, shape[0], len(deltas), shards))
-      with layout.context():
+      with layout.context(), tracing.unit('prefill'):
         state = admit(config, params, deltas, state, entry)
     keep = slots - min(entering, len(queue)) if queue else 0
-    with layout.context():
+    with layout.context(), tracing.unit('decode'):
       state, progress = decode(config, mode, params, deltas, np.asarray(stops, np.int32), state, np.int32(keep))
-    results, limits_B = _collect(progress, held)
+      results, limits_B = _collect(progress, held)
     yield from results
     if limits_B.any():
       with layout.context():

@@ -3,6 +3,7 @@ import pathlib
 import sys
 from typing import Any, Iterator, Mapping, Sequence
 
+import jax
 import tqdm
 
 from weightsteer_jax import distributed, lifeline, models, tree
@@ -63,6 +64,7 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
     return [rows.done[key] for key in plan]
 
 
+@jax.profiler.annotate_function
 def check(tasks: Sequence[kinds.Task], tokenizer: Any, max_positions: int, *, system_prompt: str = '') -> None:
   """Nothing, if every item and its answer fit the model.
 
@@ -81,6 +83,7 @@ def check(tasks: Sequence[kinds.Task], tokenizer: Any, max_positions: int, *, sy
       raise InputError(f"task '{task.name}', {error}") from error
 
 
+@jax.profiler.annotate_function
 def inputs_of(engine: Engine, tasks: Sequence[kinds.Task], prepared: Prepared, arms: Sequence[str],
               seed: int) -> dict[str, Any]:
   """{name: value or hash} of everything that the rows depend on, in the words an error names them by."""
@@ -130,6 +133,7 @@ def _plan(arms: Arms, tasks: Sequence[kinds.Task], alphas: Mapping[str, Sequence
           yield from (RowKey(arm, alpha, task.name, item['id'], sample) for sample in range(samples))
 
 
+@jax.profiler.annotate_function
 def _prepare(engine: Engine, tasks: Sequence[kinds.Task], alphas: Mapping[str, Sequence[float]]) -> Prepared:
   """Every item as tokens, by itself and under each system prompt that a row will have."""
   texts = dict.fromkeys(text for arm, strengths in alphas.items() for alpha in strengths

@@ -24,6 +24,7 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax')  # What computes a fine-tune.
 FORMAT = 1
 
 
+@jax.profiler.annotate_function
 def save_adapter(folder: files.Path, delta: PyTree, meta: Mapping[str, Any]) -> None:
   """Writes a delta in float32 and `meta` (JSON values; see `describe_base`) as a new folder; every process calls it.
 

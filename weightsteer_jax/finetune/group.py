@@ -10,7 +10,7 @@ from typing import Any, Callable, Sequence
 import jax
 import numpy as np
 
-from weightsteer_jax import data
+from weightsteer_jax import data, tracing
 from weightsteer_jax.data import Batch
 from weightsteer_jax.finetune import optimizer, preemption, step as steps
 from weightsteer_jax.finetune.trial import Trial
@@ -56,7 +56,7 @@ def _train(trials: Sequence[Trial], state: steps.TrainState, count: int, stop: p
   for index in range(count):
     parts = [trial.job.batches.batch(trial.step + index) for trial in trials]
     batch = _put(trials, [data.microbatches(part, job.options.accumulation) for part in parts], 'ABT')
-    with job.layout.context():
+    with job.layout.context(), tracing.unit('train step', trials[0].step + index):
       state, metrics = train_step(state, job.model.params, batch, schedule, seed)
     found = [_watched(trial, state.delta, index, place, len(trials)) for place, trial in enumerate(trials)]
     if pending:
@@ -68,6 +68,7 @@ def _train(trials: Sequence[Trial], state: steps.TrainState, count: int, stop: p
   return state, pending[0] + 1
 
 
+@jax.profiler.annotate_function
 def _read(trials: Sequence[Trial], index: int, metrics: steps.Metrics, found: Sequence[steps.Metrics],
           tokens: Sequence[int]) -> None:
   """Waits for a step's metrics and logs them."""
@@ -85,6 +86,7 @@ def _watched(trial: Trial, delta: PyTree, index: int, place: int, count: int) ->
   return watch.look(delta if count == 1 else jax.tree.map(lambda x: x[place], delta))
 
 
+@jax.profiler.annotate_function
 def _losses(trials: Sequence[Trial], delta: PyTree) -> list[float]:
   """Validation losses, nats per target token over all validation examples of each."""
   job = trials[0].job
