@@ -69,6 +69,11 @@ def open_tensors(folder: pathlib.Path) -> Iterator[Tensors]:
     yield Tensors(owners)
 
 
+def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The safetensors files of the checkpoint in a folder."""
+  return list(_weight_files(folder))
+
+
 def _weight_files(folder: pathlib.Path) -> dict[pathlib.Path, list[str] | None]:
   """{file: names of its tensors, None if no index tells}; where there are both, transformers takes the single file, and
   so do we."""
