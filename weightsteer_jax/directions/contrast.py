@@ -87,6 +87,11 @@ def contrast(positive: files.Path, negative: files.Path, *, base: BaseSource | N
     return Direction(delta, {**direction.meta, 'bfloat16_route': measured})
 
 
+def base_for(source: files.Path, base: files.Path) -> files.Path | None:
+  """The base, if it takes one to read the source; of full checkpoints it would only be read to name it."""
+  return None if recognise(source).kind == CHECKPOINT else base
+
+
 def task_vector(source: files.Path, base: BaseSource | None = None, *, allow_other_base: bool = False) -> Direction:
   """What one fine-tune changed: an adapter's exact factors, or a checkpoint's difference from `base`.
 

@@ -65,7 +65,7 @@ class Written:
   hashes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def check(direction: Direction, request: Request, output: files.Path) -> None:
+def check(direction: Direction, request: Request, output: files.Path, *, logits: str = 'auto') -> None:
   """Nothing, if the request makes sense and the format can hold the direction; no model is needed to say so.
 
   Raises:
@@ -79,6 +79,8 @@ def check(direction: Direction, request: Request, output: files.Path) -> None:
   if dtype not in ('', *models.DTYPES):
     raise InputError(f"unknown dtype '{dtype}'{tree.did_you_mean(dtype, models.DTYPES)}; there are: "
                      f"{', '.join(models.DTYPES)}")
+  if logits not in LOGITS:
+    raise InputError(f"logits are to be compared '{logits}'{tree.did_you_mean(logits, LOGITS)}; there are: {', '.join(LOGITS)}")
   if request.rank < 0:
     raise InputError(f'the rank to fold to is {request.rank}; expected 1 or more, or 0 to leave the direction exact')
   if dtype and format == 'peft':
@@ -114,10 +116,10 @@ def export(direction: Direction, base: models.Model, alpha: float, format: str, 
     OutputError: the parity check failed, or the disk did; nothing is left behind.
   """
   request = Request(format, alpha, **options)
-  check(direction, request, output)
+  check(direction, request, output, logits=logits)
   if base.params:
     check_base(direction, base, allow_other_base=allow_other_base)
-  elif format != 'hf':
+  elif format in WRITERS:
     raise InputError(f"the format '{format}' needs the base in memory: load it first")
   if base.params and _loaded_dtype(base) == 'bfloat16' and stored_dtype(base) != 'bfloat16':
     raise InputError(f"'{base.source}' is stored in {stored_dtype(base)} but was loaded in bfloat16: load it in "
@@ -129,7 +131,7 @@ def export(direction: Direction, base: models.Model, alpha: float, format: str, 
       written = _write_hf(partial, direction, base, request, allow_other_base=allow_other_base, sync=sync)
       base, written = _with_logits(partial, direction, base, written, tokens_BT, logits)
     else:
-      written = FORMATS[format](partial, direction, base, request, tokens_BT)
+      written = WRITERS[format](partial, direction, base, request, tokens_BT)
     record = {'format': format, 'alpha': alpha, **({} if 'norm' in written.facts else {'norm': _norm(direction)}),
               **written.facts, 'parity': None, 'steered_model': base.source, 'direction': _provenance(direction),
               'results': list(results), 'versions': versions(*PACKAGES)}
@@ -240,8 +242,9 @@ def _write_peft(partial: pathlib.Path, direction: Direction, base: models.Model,
   return Written({'dtype': 'float32', **written}, logits, _is_exact(base, 'float32'))
 
 
-FORMATS: dict[str, Callable[..., Written]] = {
-    'hf': _write_hf, 'orbax': _write_orbax, 'orbax-unmerged': _write_unmerged, 'peft': _write_peft}
+WRITERS: dict[str, Callable[..., Written]] = {  # of what is written from the base in memory
+    'orbax': _write_orbax, 'orbax-unmerged': _write_unmerged, 'peft': _write_peft}
+FORMATS = ('hf', *WRITERS)
 
 
 def _write_companions(partial: pathlib.Path, model: models.Model, base: models.Model, dtype: str) -> None:
