@@ -124,7 +124,7 @@ class Writer:
     if len(self._scratch) < len(block):
       self._scratch = np.empty(len(block), np.uint8)
     got = self._scratch[:len(block)]
-    if os.preadv(self._descriptor, [got], self._at) != len(block) or memoryview(got) != memoryview(block):
+    if os.preadv(self._descriptor, [got], self._at) != len(block) or not np.array_equal(got, block):
       raise OutputError(f'{self.path.name} was not written: read back, it differs near byte {self._at} from what was to '
                         'be written. Nothing was left behind')
 
