@@ -9,7 +9,8 @@
 
 Each run is a process of its own, interpreter and imports included; the last two also read back what they wrote, compute rows again,
 and seal the files with SHA-256, which the reference does not. The mode 'cache' ends when all is written to the page cache, as
-transformers leaves it; 'disk' when all sides have waited for the disk. Between runs what is dirty is written out, off the clock.
+transformers leaves it; 'disk' when all sides have waited for the disk. Between runs outputs are removed and what is dirty is written out,
+off the clock.
 
 The three checkpoints (random weights, bfloat16; 7B shapes from 10 GB on) are made in the folder and removed afterwards. What is read lies
 in the page cache where the memory holds it: the copy speeds of cache and disk are measured in the same run, beside the bytes.
@@ -133,8 +134,7 @@ def commands(side: str, folder: pathlib.Path, disk: bool) -> list[list[str]]:
 
 def run(side: str, folder: pathlib.Path, disk: bool) -> dict[str, float]:
   """Seconds, and the peaks of memory in MB: all that is resident, and of it what is the process's own (not pages of files)."""
-  for name in (side, *(['direction'] if side == TWO_STEPS else [])):
-    shutil.rmtree(folder / name, ignore_errors=True)
+  remove(side, folder)
   os.sync()
   peaks = {'resident': 0.0, 'own': 0.0}
   started = time.perf_counter()
@@ -147,6 +147,12 @@ def run(side: str, folder: pathlib.Path, disk: bool) -> dict[str, float]:
     if process.returncode:
       raise SystemExit(f'{side} failed:\n{errors[-3000:]}')
   return {'seconds': time.perf_counter() - started, **peaks}
+
+
+def remove(side: str, folder: pathlib.Path) -> None:
+  """Removes what a side wrote, and with it what of that is not on the disk yet: it would be written during another's run."""
+  for name in (side, *(['direction'] if side == TWO_STEPS else [])):
+    shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _watch(pid: int, peaks: dict[str, float]) -> None:
@@ -232,8 +238,11 @@ def measure(folder: pathlib.Path, sides: list[str], repeats: int, disk: bool) ->
       print(f'  {"disk" if disk else "cache"} round {round_} of {repeats}: {side} {found}', file=sys.stderr, flush=True)
       if round_:
         seen[side].append(found)
+        remove(side, folder)
     if not round_:
       same = agreement(folder)
+      for side in sides:
+        remove(side, folder)
   pick = lambda side, key: [found[key] for found in seen[side]]
   record = {'repeats': repeats}
   for key in ('seconds', 'resident', 'own'):
