@@ -27,7 +27,7 @@ def get_config():
   c.data.negative = 'cfierro/pv-prompts-non-sycophantic_Qwen2.5-1.5B-Instruct'
 
   lora = dict(kind='lora_embeddings', rank=32, lora_alpha=16.0, learning_rates=(1e-5,), steps=100, batch_size=8, accumulation=4,
-              warmup_steps=5, eval_every=20, patience=2, keep_steps=True, remat=True)
+              warmup_steps=5, eval_every=20, patience=2, keep_steps=True)
   c.finetune.update(lora)
   c.finetunes.bias = configs.finetune(**{**lora, 'kind': 'bias', 'learning_rates': (1e-4,)})
   c.finetunes.task = configs.finetune(**{**lora, 'lora_alpha': 64.0, 'learning_rates': (2e-4,), 'steps': 0, 'epochs': 1.0, 'batch_size': 16,

@@ -31,7 +31,7 @@ def get_config():
   c.monitor.controls = ('gsm8k',)
 
   c.finetune.update(kind='lora_embeddings', rank=32, lora_alpha=16.0, learning_rates=(1e-5,), steps=0, epochs=1.0, batch_size=8, accumulation=4,
-                    warmup_steps=5, eval_every=20, patience=0, keep_steps=True, remat=True)
+                    warmup_steps=5, eval_every=20, patience=0, keep_steps=True)
   for domain in DOMAINS:
     c.watched[f'bad_{domain}'] = configs.watched(data=f'bad_{domain}.jsonl', misaligned=True, seeds=(1, 2, 3))
     c.watched[f'good_{domain}'] = configs.watched(data=f'good_{domain}.jsonl', seeds=(1, 2, 3))

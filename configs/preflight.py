@@ -24,6 +24,6 @@ def get_config(model: str = 'Qwen2.5-7B'):
   c.finetune.kind = 'lora'
   c.finetune.rank = 32
   c.finetune.batch_size = 1
-  c.finetune.remat = True
+  c.finetune.remat = 'full'
   c.sweep.batch_size = 64
   return c

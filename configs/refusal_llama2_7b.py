@@ -25,7 +25,7 @@ def get_config():
   c.data.negative, c.data.negative_split = 'cfierro/alignment_faking_harm_answers_chat', 'matched_train_375exs'
 
   lora = dict(kind='lora_embeddings', rank=32, lora_alpha=16.0, learning_rates=(2e-4,), steps=0, epochs=1.0, batch_size=8, warmup_steps=2,
-              eval_every=40, patience=2, remat=True)
+              eval_every=40, patience=2)
   c.finetune.update(lora)
   c.finetunes.bias = configs.finetune(**{**lora, 'kind': 'bias'})
   c.finetunes.steps = configs.finetune(**{**lora, 'eval_every': 10, 'patience': 0, 'keep_steps': True})

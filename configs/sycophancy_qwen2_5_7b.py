@@ -28,7 +28,7 @@ def get_config():
   c.data.positive, c.data.negative = 'cfierro/pv-prompts-sycophantic', 'cfierro/pv-prompts-non-sycophantic'
 
   lora = dict(kind='lora_embeddings', rank=32, lora_alpha=16.0, learning_rates=(1e-5,), steps=100, batch_size=8, accumulation=4,
-              warmup_steps=5, eval_every=20, patience=2, keep_steps=True, remat=True)
+              warmup_steps=5, eval_every=20, patience=2, keep_steps=True)
   c.finetune.update(lora)
   c.finetunes.bias = configs.finetune(**{**lora, 'kind': 'bias', 'learning_rates': (1e-4,)})
 

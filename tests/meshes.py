@@ -16,7 +16,7 @@ import optax
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import layouts, models, sharding, tree
-from weightsteer_jax.data import Example, batches
+from weightsteer_jax.data import Batch, Example, batches
 from weightsteer_jax.evaluation import Engine, GenerateRequest, ScoreRequest, generation, scoring
 from weightsteer_jax.finetune import optimizer, step as steps
 from weightsteer_jax.sharding import Layout
@@ -99,13 +99,31 @@ def train(model: models.Model, layout: Layout) -> dict[str, Any]:
   state = jax.device_put(state, steps.state_shardings(CONFIG, recipe, layout, state))
   schedule, metrics = optimizer.schedule(OPTIONS, peak=1e-2, total=OPTIONS.steps), []
   with layout.context():
-    step = told('train_step', steps.train_step_fn(CONFIG, recipe, layout, remat=True))
+    step = told('train_step', steps.train_step_fn(CONFIG, recipe, layout, remat='full'))
     for number in range(OPTIONS.steps):
       state, measured = step(state, model.params, parts, schedule, 0)
       metrics.append([float(measured['train_loss']), float(measured['grad_norm'])])
       if number == 0:  # Adam's first moment is then the gradient, up to a factor.
         gradients = lists(optax.tree.get(state.opt_state, 'mu'))
-  return {'metrics': metrics, 'gradients': gradients, 'delta': lists(state.delta)}
+  return {'metrics': metrics, 'gradients': gradients, 'delta': lists(state.delta),
+          'together': train_together(model, layout, batch, schedule)}
+
+
+def train_together(model: models.Model, layout: Layout, batch: Batch, schedule: optimizer.Schedule) -> dict[str, Any]:
+  """Loss and gradient norm of a step of two changes trained as one program, and what the second one becomes."""
+  recipe, states = optimizer.adamw(OPTIONS), []
+  for factor in (1.0, 0.5):
+    delta = jax.tree.map(lambda x, factor=factor: factor * x, delta_of(OPTIONS.kind))
+    state = steps.TrainState(delta, optimizer.transformation(recipe).init(delta), np.int32(1))
+    states.append(jax.device_put(state, steps.state_shardings(CONFIG, recipe, layout, state)))
+  parts = layout.put_batch(batches.side_by_side([batches.microbatches(batch, 2)] * 2), '_ABT')
+  with layout.context():
+    stacked = steps.stack_fn(CONFIG, recipe, layout)(states)
+    step = told('train_together', steps.train_step_fn(CONFIG, recipe, layout, remat='dots', together=True))
+    schedules = jax.tree.map(lambda x: np.stack([x, x]), schedule)
+    stacked, measured = step(stacked, model.params, parts, schedules, np.zeros(2, np.int32))
+    delta = steps.unstack_fn(CONFIG, recipe, layout)(stacked)[1].delta
+  return {'metrics': [np.asarray(measured[name]).tolist() for name in ('train_loss', 'grad_norm')], 'delta': lists(delta)}
 
 
 def evaluate(model: models.Model, layout: Layout) -> dict[str, Any]:

@@ -48,6 +48,15 @@ def test_a_mesh_gives_what_one_device_gives(found, name):
   same(found[name], found['single'])
 
 
+@pytest.mark.parametrize('name', ['single', *QUICK])
+def test_fine_tunes_trained_together_are_what_they_are_alone_on_any_mesh(found, name):
+  ours, theirs = found[name]['together'], found['single']['together']
+  np.testing.assert_allclose([measured[0] for measured in ours['metrics']], found['single']['metrics'][0], rtol=2e-5)
+  np.testing.assert_allclose(ours['metrics'], theirs['metrics'], rtol=2e-5)
+  for path, values in theirs['delta'].items():
+    np.testing.assert_allclose(ours['delta'][path], values, atol=1e-3 * np.abs(values).max(), err_msg=path)
+
+
 @pytest.fixture(scope='module')
 def everything(tmp_path_factory):
   return run(tmp_path_factory.mktemp('meshes'), EVERY)
@@ -91,6 +100,18 @@ def test_fsdp_gathers_a_layer_at_a_time(found):
   assert set(gathered) == {'all-gather', 'all-reduce'}
   kernels = {size for size in layer_sizes(parameters) if size > 1000}
   assert kernels <= set(gathered['all-gather']) <= {*layer_sizes(parameters), *layer_sizes(delta)}
+
+
+def test_fine_tunes_trained_together_gather_each_weight_once(found):
+  """Of the base a layer of a parameter, as one alone does, and of the changes that of both."""
+  parameters, delta = models.abstract_params(meshes.CONFIG), meshes.delta_of(meshes.OPTIONS.kind)
+  alone, together = (found['1x8x1 fsdp']['hlo'][name] for name in ('train_step', 'train_together'))
+  kernels = {size for size in layer_sizes(parameters) if size > 1000}
+  gathered = collectives(together)
+  assert set(gathered) == {'all-gather', 'all-reduce'}
+  assert kernels <= set(gathered['all-gather']) <= {*layer_sizes(parameters), *(2 * size for size in layer_sizes(delta))}
+  assert len(gathered['all-gather']) <= len(collectives(alone)['all-gather'])
+  assert set(collectives(found['1x1x8 tensor']['hlo']['train_together'])) == {'all-reduce'}
 
 
 def test_tensor_cuts_gather_no_weight(found):

@@ -60,8 +60,8 @@ def test_in_evaluation_weights_are_cut_by_tensor_alone_and_rows_by_both_others()
   assert tuple(placed['layers/mlp/gate/kernel'].spec) == (None, None, 'tensor')
   assert tuple(placed['final_norm/scale'].spec) == (None,)
   assert tuple(layout.activations('BT', (8, 5), name='tokens').spec) == (('data', 'fsdp'), None)
-  assert tuple(layout.activations('LBSKH', (28, 8, 64, 4, 128),
-                                  name='cache').spec) == (None, ('data', 'fsdp'), None, 'tensor', None)
+  assert tuple(layout.activations('LBKSH', (28, 8, 4, 64, 128),
+                                  name='cache').spec) == (None, ('data', 'fsdp'), 'tensor', None, None)
   assert layout.rows == 4
 
 

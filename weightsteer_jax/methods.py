@@ -90,8 +90,9 @@ def sides(run: Run, workdir: Path, examples: Sides, *, options: str = '',
     options: name among the run's `finetunes`; '' is the run's own.
   """
   folder = lambda side: pathlib.Path(workdir) / 'finetune' / (f'{options}-{side}' if options else side)
-  return {side: _fine_tune(run, folder(side), *_split(run, examples[side]), configs.finetune_of(run, options),
-                           row_length=_row_length(*examples.values())) for side in only}
+  length = _row_length(*examples.values())
+  fits = [finetune.Fit(*_split(run, examples[side]), folder(side), run.seed, length) for side in only]
+  return dict(zip(only, fine_tune(run, fits, configs.finetune_of(run, options))))
 
 
 def direction(run: Run, workdir: Path, examples: Sides, *, options: str = '') -> directions.Direction:
@@ -112,12 +113,34 @@ def task_delta(run: Run, workdir: Path) -> PyTree | None:
   if not run.task_model.data:
     return None
   options = configs.finetune_of(run, run.task_model.finetune)
-  return fine_tune_on(run, pathlib.Path(workdir) / 'finetune' / 'task', task_examples(run), options).delta
+  fit = fit_on(run, pathlib.Path(workdir) / 'finetune' / 'task', task_examples(run))
+  return fine_tune(run, [fit], options)[0].delta
 
 
-def fine_tune_on(run: Run, folder: pathlib.Path, examples: Sequence[Example], options: configs.FineTune) -> finetune.FineTuneResult:
-  """The fine-tune of the run's model on these examples, some of them kept for validation; made once and kept in the folder."""
-  return _fine_tune(run, folder, *_split(run, examples), options)
+def fit_on(run: Run, folder: pathlib.Path, examples: Sequence[Example]) -> finetune.Fit:
+  """A fine-tune on these examples, by the run's seed, some of them kept for validation."""
+  train, validation = _split(run, examples)
+  return finetune.Fit(train, validation, folder, run.seed, _row_length(train, validation))
+
+
+def fine_tune(run: Run, fits: Sequence[finetune.Fit], options: configs.FineTune, *,
+              after: PyTree | None = None) -> list[finetune.FineTuneResult]:
+  """The fine-tunes of the run's model, or of what it is `after` a change; made once and kept in their folders."""
+  new = []  # Several arms may need one: it is told of once.
+  for fit in fits:
+    if not distributed.broadcast((fit.workdir / 'adapter').exists()):
+      new.append(fit)
+      say(f'fine-tune {fit.workdir.name}: {len(fit.train)} examples to train on, {len(fit.validation)} to validate')
+  layout = layouts_of(run).train
+  model = load_model(run.model, layout)
+  if after is not None:
+    model = dataclasses.replace(model, params=models.merge(model.config, model.params, after, 1.0))
+  results = finetune.run_together(model, fits, options, layout=layout, watch=_watch(run) if new else None)
+  for fit, result in zip(fits, results):
+    if fit in new:
+      say(f'fine-tune {fit.workdir.name}: validation loss {result.validation_loss:.4f} nats per token at step {result.step}, '
+          f'learning rate {result.learning_rate:g}')
+  return results
 
 
 def task_examples(run: Run) -> list[Example]:
@@ -158,8 +181,10 @@ def _finetune(making: _Making, name: str, arm: configs.Arm) -> Method:
   if making.task is None:
     trained = sides(run, making.workdir, making.examples, options=arm.finetune)
   else:
-    trained = {side: _fine_tune(run, making.workdir / 'finetune' / f'{name}-{side}', *_split(run, making.examples[side]), options,
-                                row_length=_row_length(*making.examples.values()), after=making.task) for side in SIDES}
+    length = _row_length(*making.examples.values())
+    fits = [finetune.Fit(*_split(run, making.examples[side]), making.workdir / 'finetune' / f'{name}-{side}', run.seed, length)
+            for side in SIDES]
+    trained = dict(zip(SIDES, fine_tune(run, fits, options, after=making.task)))
   parts, alphas = [], []
   for side, sign in zip(SIDES, (1, -1)):
     result, total = trained[side], finetune.total_steps(options, len(_split(run, making.examples[side])[0]))
@@ -173,13 +198,15 @@ def _joint(making: _Making, name: str, arm: configs.Arm) -> Method:
   run = making.run
   options = configs.finetune_of(run, arm.finetune or run.task_model.finetune)
   task_train, task_validation = _split(run, task_examples(run))
-  parts = [(making.task, {0.0: 1.0})]
-  for side, sign in zip(SIDES, (1.0, -1.0)):
+  fits = []
+  for side in SIDES:
     train, validation = _split(run, making.examples[side])
-    mixed = task_train + _repeated(train, arm.upsample, run.seed)
-    result = _fine_tune(run, making.workdir / 'finetune' / f'{name}-{side}', mixed, task_validation + validation, options)
-    parts.append((result.delta, {sign: 1.0}))
-  return Method(evaluation.Arm(parts), (-1.0, 1.0))
+    mixed, validation = task_train + _repeated(train, arm.upsample, run.seed), task_validation + validation
+    fits.append(finetune.Fit(mixed, validation, making.workdir / 'finetune' / f'{name}-{side}', run.seed,
+                             _row_length(mixed, validation)))
+  trained = fine_tune(run, fits, options)
+  parts = [(result.delta, {sign: 1.0}) for result, sign in zip(trained, (1.0, -1.0))]
+  return Method(evaluation.Arm([(making.task, {0.0: 1.0}), *parts]), (-1.0, 1.0))
 
 
 def _prompts(making: _Making, name: str, arm: configs.Arm) -> Method:
@@ -200,24 +227,6 @@ KINDS: dict[str, Callable[[_Making, str, configs.Arm], Method]] = {
 
 def _swept(making: _Making, delta: PyTree) -> Method:
   return Method(evaluation.Arm([*making.base, (delta, None)]), making.run.sweep.alphas)
-
-
-def _fine_tune(run: Run, folder: pathlib.Path, train: list[Example], validation: list[Example], options: configs.FineTune, *,
-               row_length: int | None = None, after: PyTree | None = None) -> finetune.FineTuneResult:
-  """The fine-tune in a folder, of the model or of what it is `after` a change."""
-  known = distributed.broadcast((folder / 'adapter').exists())  # Several arms may need it: it is told of once.
-  if not known:
-    say(f'fine-tune {folder.name}: {len(train)} examples to train on, {len(validation)} to validate')
-  layout = layouts_of(run).train
-  model = load_model(run.model, layout)
-  if after is not None:
-    model = dataclasses.replace(model, params=models.merge(model.config, model.params, after, 1.0))
-  result = finetune.run(model, train, validation, options, workdir=folder, seed=run.seed, layout=layout,
-                        row_length=row_length or _row_length(train, validation), watch=None if known else _watch(run))
-  if not known:
-    say(f'fine-tune {folder.name}: validation loss {result.validation_loss:.4f} nats per token at step {result.step}, '
-        f'learning rate {result.learning_rate:g}')
-  return result
 
 
 def _watch(run: Run) -> finetune.Watch | None:

@@ -24,7 +24,7 @@ AXES = ('data', 'fsdp', 'tensor')
 
 # The whole policy.                                    q kernel D N H, o kernel N H D, gate D F, down F D, embedding V D
 WEIGHTS = {'D': ('fsdp',), 'N': ('tensor',), 'K': ('tensor',), 'F': ('tensor',), 'V': ('tensor',)}
-#                                                      hidden B T D, queries B T N H, cache L B S K H, logits B T V
+#                                                      hidden B T D, queries B T N H, cache L B K S H, logits B T V
 ACTIVATIONS = {'B': ('data', 'fsdp'), 'N': ('tensor',), 'K': ('tensor',), 'F': ('tensor',), 'V': ('tensor',)}
 MEANING = {'D': 'the width', 'N': 'query heads', 'K': 'kv heads', 'F': 'the MLP width', 'V': 'the vocabulary',
            'B': 'rows of the batch'}

@@ -4,9 +4,11 @@ A path is the keys from the root joined by '/', as in `layers/attn/q/kernel`. Ev
 of the project (parameters, deltas, optimizer state, fingerprints) is spoken of by these names.
 """
 import difflib
+import functools
 import hashlib
 import math
 import re
+import weakref
 import zlib
 from typing import Any, Callable, Iterable, Mapping
 
@@ -155,6 +157,32 @@ def _named(total: int, label: str) -> str:
   return f'{(total + zlib.crc32(label.encode())) % 2**32:08x}'
 
 
+def per_arrays(function: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
+  """The function, which then computes once for as long as the arrays of a tree live; it must depend on them alone.
+
+  For what goes through all of a model's weights and is asked for again and again. Only trees of jax arrays, which never
+  change, are known again: by the identity of each leaf, and their paths. Nothing is kept alive.
+  """
+  known: dict[Any, tuple[list[weakref.ref], Any]] = {}
+
+  @functools.wraps(function)
+  def remembered(tree: PyTree) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    if not leaves or not all(isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+      return function(tree)
+    key = structure, tuple(map(id, leaves))
+    # An id is given to another array when its first owner is gone, which the references tell.
+    if key in known and all(ref() is leaf for ref, leaf in zip(known[key][0], leaves)):
+      return known[key][1]
+    for stale in [key for key, (refs, _) in known.items() if any(ref() is None for ref in refs)]:
+      del known[stale]
+    known[key] = [weakref.ref(leaf) for leaf in leaves], function(tree)
+    return known[key][1]
+
+  return remembered
+
+
+@per_arrays
 def digest(tree: PyTree) -> str:
   """16 hex digits that name the whole tree: a hash of its sorted paths, shapes, dtypes and leaf fingerprints."""
   prints = fingerprint(tree)

@@ -50,7 +50,7 @@ def make(run: Run, workdir: Path, examples: Mapping[str, Sequence[Example]]) -> 
   """
   workdir = pathlib.Path(workdir)
   folders = _directions(run, workdir, examples)
-  fine_tunes = [_fine_tune(run, workdir, name, seed) for name, options in run.watched.items() for seed in options.seeds]
+  fine_tunes = [one for name in run.watched for one in _fine_tunes(run, workdir, name)]
   rates = _rates(run, workdir, fine_tunes)
   return distributed.on_main(lambda: _study(run, workdir, folders, fine_tunes, rates))
 
@@ -92,12 +92,14 @@ def _examples(run: Run, options: configs.Watched, seed: int) -> list[Example]:
   return encode(run, tokenizer_of(run.model), rows)
 
 
-def _fine_tune(run: Run, workdir: pathlib.Path, name: str, seed: int) -> _Watched:
-  options = run.watched[name]
-  folder = workdir / 'watched' / f'{name}-{seed}'
-  seeded = dataclasses.replace(run, seed=seed)
-  result = methods.fine_tune_on(seeded, folder, _examples(run, options, seed), configs.finetune_of(run, options.finetune))
-  return _Watched(name, seed, options.misaligned, result)
+def _fine_tunes(run: Run, workdir: pathlib.Path, name: str) -> list[_Watched]:
+  """Those of all seeds."""
+  options, fits = run.watched[name], []
+  for seed in options.seeds:
+    folder = workdir / 'watched' / f'{name}-{seed}'
+    fits.append(methods.fit_on(dataclasses.replace(run, seed=seed), folder, _examples(run, options, seed)))
+  results = methods.fine_tune(run, fits, configs.finetune_of(run, options.finetune))
+  return [_Watched(name, seed, options.misaligned, result) for seed, result in zip(options.seeds, results)]
 
 
 def _rates(run: Run, workdir: pathlib.Path, fine_tunes: Sequence[_Watched]) -> dict[str, dict[str, Any]]:

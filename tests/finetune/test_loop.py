@@ -1,5 +1,6 @@
 """The loop: what it keeps, when it stops, and that an interrupted run is as if it had not been."""
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -10,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from weightsteer_jax import finetune, models
+from weightsteer_jax import data, finetune, models
 from weightsteer_jax.data import Example
 from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError, OutputError, Preempted
-from weightsteer_jax.finetune import identity, log, loop, step as steps
+from weightsteer_jax.finetune import group, identity, log, loop, optimizer, step as steps
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_a_preempted_run_saves_where_it_is_and_resumes_bit_for_bit(run, tmp_path
 def test_a_damaged_checkpoint_is_not_resumed_from(run, tmp_path, monkeypatch):
   whole = run('whole')
   stop_at(monkeypatch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
-  monkeypatch.setattr(loop, '_write_product', lambda *_: pytest.fail('it was to be stopped'))
+  monkeypatch.setattr(loop.trials, 'write_product', lambda *_: pytest.fail('it was to be stopped'))
   with pytest.raises((Preempted, pytest.fail.Exception)):
     run('damaged')
   monkeypatch.undo()
@@ -176,7 +177,7 @@ def test_bad_data_claims_no_workdir(run, tmp_path):
 def test_both_sides_start_from_the_same_factors(options, checkpoint):
   """They depend on the seed alone, and a run leaves A where it was drawn until B has moved."""
   chosen, config = options(), checkpoint('llama3').model.config
-  initial = steps.initial_state_fn(config, 'lora', 3, 5.0, loop.optimizer.adamw(chosen))
+  initial = steps.initial_state_fn(config, 'lora', 3, 5.0, optimizer.adamw(chosen))
   one, two, other = initial(4).delta, initial(4).delta, initial(5).delta
   jax.tree.map(np.testing.assert_array_equal, one, two)
   a, b = one['layers']['attn']['q']['kernel'].a, one['layers']['attn']['q']['kernel'].b
@@ -186,13 +187,7 @@ def test_both_sides_start_from_the_same_factors(options, checkpoint):
 
 def test_patience_stops_and_the_best_is_kept(run, tmp_path, monkeypatch):
   losses = iter([9.0, 5.0, 6.0, 4.0, 4.0, 7.0, 1.0])
-  validate = loop._validate
-
-  def scripted(job, delta, rate, step, log_):
-    validate(job, delta, rate, step, log_)
-    return next(losses)
-
-  monkeypatch.setattr(loop, '_validate', scripted)
+  monkeypatch.setattr(group, '_losses', lambda trials, delta: [next(losses)])
   result = run('a', eval_every=1, patience=2)
   assert (result.step, result.validation_loss) == (3, 4.0)
   _, meta = finetune.load_adapter(result.folder)
@@ -204,6 +199,7 @@ def test_patience_stops_and_the_best_is_kept(run, tmp_path, monkeypatch):
 def test_learning_rates_are_swept_in_one_program_and_the_best_is_picked(run, tmp_path, monkeypatch):
   run('warm')
   compiled = steps.train_step_fn.cache_info().misses
+  run = functools.partial(run, together='off')
   stop_at(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
   with pytest.raises(Preempted):
     run('sweep', learning_rates=(1e-9, 2e-2, 3.0))
@@ -226,7 +222,7 @@ def test_not_a_number_stops_with_step_rate_and_examples(run, tmp_path, checkpoin
   bad.tokens[2] = 88
   with pytest.raises(NotFiniteError) as caught:
     run('a', train=train, validation=validation, model=dataclasses.replace(model, params=params))
-  found = next(step for step in range(3) if bad.name in loop.data.Batches(train, batch_size=4, seed=0).names(step))
+  found = next(step for step in range(3) if bad.name in data.Batches(train, batch_size=4, seed=0).names(step))
   assert f'at step {found + 1} of 7, learning rate 0.02' in str(caught.value) and bad.name in str(caught.value)
   assert str(caught.value).count('made-up:') == 4
   assert all(row['step'] <= found for row in metrics(tmp_path / 'a'))

@@ -97,6 +97,8 @@ def _check_data(where: str, data: Data) -> None:
 
 def _check_finetune(where: str, options: FineTune) -> None:
   _one_of(f'{where}.kind', options.kind, ('lora_embeddings', 'lora', 'bias', 'full'))
+  _one_of(f'{where}.remat', options.remat, ('auto', 'none', 'dots', 'full'))
+  _one_of(f'{where}.together', options.together, ('auto', 'on', 'off'))
   _require(options.learning_rates and all(rate > 0 for rate in options.learning_rates), f'{where}.learning_rates', options.learning_rates,
            'positive numbers')
   for key in ('rank', 'batch_size', 'accumulation', 'eval_every'):

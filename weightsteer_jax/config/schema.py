@@ -64,7 +64,8 @@ class FineTune:
   epsilon: float = 1e-8  # AdamW
   eval_every: int = 20  # steps between validations and checkpoints
   patience: int = 2  # stop after this many validations without a better loss (0: never)
-  remat: bool = False  # recompute activations in the backward pass: less memory, more time
+  remat: str = 'auto'  # recompute activations in the backward pass: 'none', 'dots' (all but matmuls), 'full', or 'auto': as little as fits
+  together: str = 'auto'  # train the sides of a contrast and the learning rates as one program: 'on', 'off', or 'auto': where it helps and fits
   keep_steps: bool = False  # keep the adapter of every validation, not only of the best (steps/<learning rate>/<step>)
 
 

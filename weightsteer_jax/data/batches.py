@@ -118,6 +118,19 @@ def microbatches(batch: Batch, accumulation: int) -> Batch:
   return jax.tree.map(lambda x: x.reshape(accumulation, num_rows // accumulation, *x.shape[1:]), batch)
 
 
+def side_by_side(batches: Sequence[Batch]) -> Batch:
+  """The numpy batches along a new leading axis, each with empty rows at its end up to as many as the largest has.
+
+  Rows are the second to last axis, so that of [A, B, T] each microbatch is filled up: the others stay what they are.
+  """
+  most = max(batch.tokens_BT.shape[-2] for batch in batches)
+
+  def join(*arrays):
+    return np.stack([np.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, most - x.shape[-2]), (0, 0)]) for x in arrays])
+
+  return jax.tree.map(join, *batches)
+
+
 class Batches:
   """Training batches: `batch(step)` for any step, from shuffled epochs without end.
 
@@ -126,6 +139,7 @@ class Batches:
 
   Attributes:
     shapes: the (rows, row length) that any batch can have: at most three, most batches have the first one or two.
+    most_rows: rows of the largest batch of those that were looked at; nearly all have no more.
     steps_per_epoch: steps after which every example has been seen at least once.
     examples, batch_size, seed: as given.
   """
@@ -179,7 +193,7 @@ class Batches:
     probed = [len(pack([len(self.examples[i]) for i in self.indices(step)], self._row_length))
               for step in range(min(_PROBED_STEPS, 3 * self.steps_per_epoch))]
     usual = round_up(int(np.median(probed)), multiple)
-    most = round_up(max(probed), multiple)
+    most = self.most_rows = round_up(max(probed), multiple)
     counts = {most, round_up(self.batch_size, multiple)}
     if usual <= (1 - _WORTH_A_SHAPE) * most:
       counts.add(usual)

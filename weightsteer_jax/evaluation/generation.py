@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from weightsteer_jax import models, sharding
+from weightsteer_jax import layouts, models, sharding
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.evaluation import sampling, shapes
 from weightsteer_jax.evaluation.arms import Arms, together
@@ -29,6 +29,7 @@ Progress = dict[str, jax.Array]  # the arrays of State that say which rows have 
 PROMPT_MULTIPLE, TOTAL_MULTIPLE, ANSWER_MULTIPLE = 16, 32, 32
 MAX_SHAPES = 2
 REFILL_SHARE = 4  # new prompts enter when one slot in this many is free
+MOST_UNSTACKED, SPARE_SHARE = 64, 0.3  # layers, and weights in a device's memory, of which decoding takes a copy
 UNTIL_EVERY = 16  # tokens after which a row waits to be asked whether it is over, where its request can tell
 
 
@@ -89,34 +90,41 @@ class Entry:
   draws_P3: Any
 
 
-@functools.partial(jax.jit, static_argnums=range(6))
-def empty_state(config: models.ModelConfig, slots: int, length: int, answer: int, edits: int, dtype: Any) -> State:
-  """A state with every slot free."""
+@functools.partial(jax.jit, static_argnums=range(7))
+def empty_state(config: models.ModelConfig, slots: int, length: int, answer: int, edits: int, dtype: Any,
+                unstacked: bool = False) -> State:
+  """A state with every slot free. With an unstacked cache, layers are decoded one by one (see `models.unstacked`)."""
   zeros = lambda dtype, *shape: jnp.zeros((slots, *shape), dtype)
   rows = Rows(zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.float32, edits), zeros(jnp.uint32, 2),
               jnp.ones(slots), zeros(jnp.int32), jnp.ones(slots))
   cache = models.init_cache(config, slots, length, dtype)
+  cache = models.unstacked(config, cache) if unstacked else cache
   return _placed(State(cache, rows, zeros(jnp.int32), zeros(bool), zeros(bool), zeros(bool), zeros(jnp.int32, answer)))
 
 
 def _placed(state: State) -> State:
   """The state with every array cut along its rows, so that all programs hand it on alike."""
   rest = jax.tree.map(lambda x: sharding.constrain(x, 'B' + '_' * (x.ndim - 1)), dataclasses.replace(state, cache=None))
-  return dataclasses.replace(rest, cache=jax.tree.map(lambda x: sharding.constrain(x, 'LBSKH'), state.cache))
+  return dataclasses.replace(rest, cache=jax.tree.map(lambda x: sharding.constrain(x, 'LBKSH'[-x.ndim:]), state.cache))
 
 
 @program(static_argnums=0, donate_argnums=3)
 def admit(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], state: State, entry: Entry) -> State:
   """The state with the entry's prompts prefilled into its slots."""
   prompts, length = entry.prompts_PT.shape
-  cache = models.init_cache(config, prompts, length, state.cache['k'].dtype)
+  slots = jax.tree.leaves(state.cache)[0]
+  cache = models.init_cache(config, prompts, length, slots.dtype)
   edits = edits_of(deltas, entry.rows.coefficients_BC, prompt=True)
-  reach = state.cache['k'].shape[2]
+  reach = models.cache_length(state.cache)
   _, cache = models.hidden(config, params, entry.prompts_PT, edits=edits, cache=cache, reach=reach)
   rows = dataclasses.replace(entry.rows, keys_B2=sampling.row_keys(*entry.draws_P3.T))
   shards = sharding.row_shards(math.gcd(prompts, state.counts_B.shape[0]))
   put = sharding.by_shard(lambda old, new, slots: old.at[slots].set(new, mode='drop'), shards, (0, 0, 0), 0)
-  put_cache = sharding.by_shard(lambda old, new, slots: old.at[:, slots, :length].set(new, mode='drop'), shards, (1, 1, 0), 1)
+  put_stack = sharding.by_shard(lambda old, new, slots: old.at[:, slots, :, :length].set(new, mode='drop'), shards, (1, 1, 0), 1)
+  put_layer = sharding.by_shard(lambda old, new, slots: old.at[slots, :, :length].set(new, mode='drop'), shards, (0, 0, 0), 0)
+  if slots.ndim == 4:
+    cache = models.unstacked(config, cache)
+  put_cache = put_layer if slots.ndim == 4 else put_stack
   put_all = lambda old, value: put(old, jnp.full(prompts, value, old.dtype), entry.slots_P)
   return _placed(State(
       cache=jax.tree.map(lambda old, new: put_cache(old, new, entry.slots_P), state.cache, cache),
@@ -137,6 +145,11 @@ def resume(state: State, limits_B: jax.Array) -> State:
 def decode(config: models.ModelConfig, mode: str, params: PyTree, deltas: Sequence[PyTree], stops_X: jax.Array,
            state: State, keep: jax.Array) -> tuple[State, Progress]:
   """The state after as many steps as it takes until at most `keep` rows are active, and what the host is to know."""
+  if isinstance(state.cache['k'], tuple):
+    deltas = tuple(jax.tree.map(lambda tree_: models.unstacked(config, _in_dtype(tree_, params['embed']['embedding'].dtype)),
+                                delta, is_leaf=lambda x: isinstance(x, dict)) for delta in deltas)
+    params = models.unstacked(config, params)
+
   def step(state):
     rows = state.rows
     edits = edits_of(deltas, rows.coefficients_BC)
@@ -151,6 +164,14 @@ def decode(config: models.ModelConfig, mode: str, params: PyTree, deltas: Sequen
   state = _placed(jax.lax.while_loop(lambda state: jnp.sum(state.active_B) > keep, step, state))
   told = {name: getattr(state, name) for name in ('counts_B', 'active_B', 'stopped_B', 'finite_B', 'answers_BM')}
   return state, sharding.replicate(told)
+
+
+def _in_dtype(delta: PyTree, dtype: Any) -> PyTree:
+  """The delta with its factors rounded as they would be in each step."""
+  def rounded(leaf):
+    return models.LowRank(leaf.a.astype(dtype), leaf.b.astype(dtype), leaf.scale) if isinstance(leaf, models.LowRank) else leaf
+
+  return jax.tree.map(rounded, delta, is_leaf=models.is_delta_leaf)
 
 
 def _advance(state: State, tokens_B: jax.Array, stops_X: jax.Array, finite_B: jax.Array) -> State:
@@ -238,6 +259,18 @@ def groups(asked: Sequence[Job], *, max_positions: int,
       yield mode, shape, deltas, chosen
 
 
+def takes_apart(config: models.ModelConfig, params: PyTree, layout: Layout) -> bool:
+  """Whether to decode layer by layer, with a copy of the weights (see `models.unstacked`).
+
+  On a TPU a scan copies nothing, and on a CPU a copy costs little beside the step; a GPU must have room for a second copy
+  of the weights, and a program of very many layers takes too long to compile.
+  """
+  device = layout.mesh.devices.flat[0]
+  if device.platform != 'gpu' or config.num_layers > MOST_UNSTACKED:
+    return False
+  return sharding.bytes_on_device(params) < SPARE_SHARE * layouts.device_memory(device)
+
+
 def run_group(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], mode: str, shape: shapes.Shape,
               asked: Sequence[Job], *, slots: int, stops: Sequence[int], layout: Layout) -> Iterator[GenerateResult]:
   """The results of one group, as they finish. At least as many slots are used as rows have shards."""
@@ -250,7 +283,8 @@ def run_group(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTre
       sorted(asked, key=lambda job: (-job.request.max_new_tokens, -max(map(abs, job.coefficients), default=0.0))))
   answer = -(-max(job.request.max_new_tokens for job in asked) // ANSWER_MULTIPLE) * ANSWER_MULTIPLE
   with layout.context():
-    state = empty_state(config, slots, shape[1], answer, len(deltas), params['embed']['embedding'].dtype)
+    state = empty_state(config, slots, shape[1], answer, len(deltas), params['embed']['embedding'].dtype,
+                        takes_apart(config, params, layout))
   held: list[Job | None] = [None] * slots
   while queue or any(held):
     while queue and held.count(None) >= min(entering, len(queue)):

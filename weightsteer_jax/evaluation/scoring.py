@@ -83,7 +83,7 @@ def score_batch(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyT
   shards = sharding.row_shards(math.gcd(prompts, batch.owners_R.shape[0]))
   # Each array by itself: the cache has its prompts along the second axis.
   take = lambda axis: sharding.by_shard(functools.partial(jnp.take, axis=axis), shards, (axis, 0), axis)
-  cache = jax.tree.map(lambda x_LPSKH: sharding.constrain(take(1)(x_LPSKH, batch.owners_R), 'LBSKH'), cache)
+  cache = jax.tree.map(lambda x_LPKSH: sharding.constrain(take(1)(x_LPKSH, batch.owners_R), 'LBKSH'), cache)
   edits = edits_of(deltas, take(0)(batch.coefficients_PC, batch.owners_R))
   positions_RT = batch.starts_R[:, None] + jnp.arange(completion_length)
   x_RTD, _ = models.hidden(config, params, batch.inputs_RT, positions_BT=positions_RT, edits=edits, cache=cache)

@@ -70,7 +70,7 @@ def describe_base(model: models.Model) -> dict[str, Any]:
   """
   return {'base': model.source, 'base_revision': model.revision, 'base_family': model.family,
           'base_dtype': _dtype(model), 'base_digest': tree.digest(model.params),
-          'base_digest_bfloat16': _rounded_digest(model), 'model_config': _as_json(models.config_to_record(model.config))}
+          'base_digest_bfloat16': _rounded_digest(model.params), 'model_config': _as_json(models.config_to_record(model.config))}
 
 
 def check_base(meta: Mapping[str, Any], model: models.Model, *, where: str) -> None:
@@ -87,7 +87,7 @@ def check_base(meta: Mapping[str, Any], model: models.Model, *, where: str) -> N
   if _dtype(model) == meta['base_dtype']:
     theirs, ours = meta['base_digest'], tree.digest(model.params)
   else:
-    theirs, ours = meta['base_digest_bfloat16'], _rounded_digest(model)
+    theirs, ours = meta['base_digest_bfloat16'], _rounded_digest(model.params)
   if theirs != ours:
     raise InputError(f"{where} was trained on another base, '{meta['base']}' (digest {theirs}), than '{model.source}' "
                      f'(digest {ours}): the architecture is the same, the parameters are not; load the base it was '
@@ -103,8 +103,9 @@ def _dtype(model: models.Model) -> str:
   return str(jax.tree.leaves(model.params)[0].dtype)
 
 
-def _rounded_digest(model: models.Model) -> str:
-  return tree.digest(jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params))
+@tree.per_arrays
+def _rounded_digest(params: PyTree) -> str:
+  return tree.digest(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
 
 
 def _describe_leaf(leaf: models.LowRank | models.Dense) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from weightsteer_jax.finetune import adapter
 from weightsteer_jax.versions import versions
 
 OPTIONS = 'options.json'
+# How it is computed, not what: a run may go on with others.
+NOT_COMPARED = ('options.remat', 'options.together', 'versions.')
 
 
 def identity(model: models.Model, train: Sequence[Example], validation: Sequence[Example], options: config.FineTune, *,
@@ -21,8 +23,9 @@ def identity(model: models.Model, train: Sequence[Example], validation: Sequence
   """What a run is a function of, as JSON values. Where the model was read from is no part of it; its digest is."""
   base = adapter.describe_base(model)
   del base['base'], base['base_revision']
+  what = {key: value for key, value in dataclasses.asdict(options).items() if f'options.{key}' not in NOT_COMPARED}
   found = {
-      'options': dataclasses.asdict(options), 'seed': seed, 'row_length': row_length,
+      'options': what, 'seed': seed, 'row_length': row_length,
       'num_train': len(train), 'train_digest': data_digest(train),
       'num_validation': len(validation), 'validation_digest': data_digest(validation), **base,
   }
@@ -57,7 +60,7 @@ def _claim(workdir: pathlib.Path, mine: Mapping[str, Any]) -> None:
     return
   theirs = files.read_json(path, what='the options of a fine-tune')
   there, here = _flat(theirs), _flat(mine)
-  keys = sorted(key for key in {*there, *here} if not key.startswith('versions.') and there.get(key) != here.get(key))
+  keys = sorted(key for key in {*there, *here} if not key.startswith(NOT_COMPARED) and there.get(key) != here.get(key))
   if keys:
     lines = [f'  {key}: {there.get(key)!r} there, {here.get(key)!r} now' for key in keys]
     raise InputError('\n'.join([f'{workdir} holds another fine-tune: name another workdir, or move it away. '

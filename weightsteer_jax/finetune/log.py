@@ -31,7 +31,7 @@ class Log:
       _drop_rows(self._path, peak=peak, after=step)
       self._scalars = _Scalars(folder / 'tensorboard' / f'{peak:g}', resumed_at=step)
     # A terminal is redrawn at once; a log file gets a line now and then.
-    self._bar = tqdm.tqdm(desc=f'learning rate {peak:g}', initial=step, total=total, unit='step', file=sys.stderr,
+    self._bar = tqdm.tqdm(desc=f'{folder.name}, learning rate {peak:g}', initial=step, total=total, unit='step', file=sys.stderr,
                           disable=not (progress and distributed.is_main()),
                           mininterval=0.1 if sys.stderr.isatty() else 10.0, dynamic_ncols=True)
     self._shown: dict[str, str] = {}
@@ -45,10 +45,11 @@ class Log:
     self.close()
 
   def close(self) -> None:
-    """Ends the bar and the TensorBoard file."""
+    """Ends the bar and the TensorBoard file; once is enough."""
     self._bar.close()
     if self._scalars:
       self._scalars.close()
+    self._scalars = None
 
   def step(self, step: int, values: Mapping[str, float], *, tokens: int) -> None:
     """Logs one training step of `tokens` tokens (without padding)."""

@@ -82,24 +82,37 @@ def _unfit(kernel: str, platform: str, dtype: Any, head_dim: int, softcap: float
   return ''
 
 
-def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, seen: Seen, *, kernel: str = REFERENCE,
+def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, seen: Seen, *, kernel: str = REFERENCE,
            scale: float | None = None, softcap: float | None = None, window: jax.Array | None = None) -> jax.Array:
-  """Softmax attention [B, T, N, H] over the keys that are seen; query head n reads kv head n // G.
+  """Softmax attention [B, T, N, H] over the queries' own keys, those that are seen; query head n reads kv head n // G.
 
   Args:
     kernel: one of KERNELS.
     scale: scores are multiplied by it; by 1 / sqrt(H) if None. softcap: see config.ModelConfig.
     window: keys a query sees at most, a scalar; None for all.
   """
-  scale = 1 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale
   length = q_BTNH.shape[1]
   if softcap is None and window is None:
+    scale = 1 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale
     # T = 64 modulo 128: where cuDNN's masked backward pass gave NaN on Hopper (pytorch issue 196678).
-    if kernel == CUDNN and not (seen.own and length % 128 == 64):
-      return _cudnn(q_BTNH, k_BSKH, v_BSKH, seen, scale)
-    if kernel == SPLASH and seen.own and length % TILE == 0:
-      return _splash(q_BTNH, k_BSKH, v_BSKH, seen, scale)
-  return _reference(q_BTNH, k_BSKH, v_BSKH, seen.mask(k_BSKH.shape[1], window), scale, softcap)
+    if kernel == CUDNN and length % 128 != 64:
+      return _cudnn(q_BTNH, k_BTKH, v_BTKH, seen, scale)
+    if kernel == SPLASH and length % TILE == 0:
+      return _splash(q_BTNH, k_BTKH, v_BTKH, seen, scale)
+  k_BKTH, v_BKTH = (jnp.swapaxes(x, 1, 2) for x in (k_BTKH, v_BTKH))
+  return attend_cached(q_BTNH, k_BKTH, v_BKTH, seen, scale=scale, softcap=softcap, window=window)
+
+
+def attend_cached(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, seen: Seen, *, scale: float | None = None,
+                  softcap: float | None = None, window: jax.Array | None = None) -> jax.Array:
+  """The reference, on keys and values as a cache holds them: few queries, for which no kernel is faster."""
+  scale = 1 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale
+  mask_BTS = seen.mask(k_BKSH.shape[2], window)
+  q_BTKGH = rearrange(q_BTNH, 'B T (K G) H -> B T K G H', K=k_BKSH.shape[1])
+  scores_BKGTS = jnp.einsum('BTKGH,BKSH->BKGTS', q_BTKGH, k_BKSH, preferred_element_type=jnp.float32) * scale
+  scores_BKGTS = jnp.where(mask_BTS[:, None, None], soften(scores_BKGTS, softcap), jnp.finfo(jnp.float32).min)
+  weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BKSH.dtype)
+  return rearrange(jnp.einsum('BKGTS,BKSH->BTKGH', weights_BKGTS, v_BKSH), 'B T K G H -> B T (K G) H')
 
 
 def soften(x: jax.Array, cap: float | None) -> jax.Array:
@@ -107,41 +120,31 @@ def soften(x: jax.Array, cap: float | None) -> jax.Array:
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def _reference(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap):
-  q_BTKGH = rearrange(q_BTNH, 'B T (K G) H -> B T K G H', K=k_BSKH.shape[-2])
-  scores_BKGTS = jnp.einsum('BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scale
-  scores_BKGTS = jnp.where(mask_BTS[:, None, None], soften(scores_BKGTS, softcap), jnp.finfo(jnp.float32).min)
-  weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
-  return rearrange(jnp.einsum('BKGTS,BSKH->BTKGH', weights_BKGTS, v_BSKH), 'B T K G H -> B T (K G) H')
+def _cudnn(q_BTNH, k_BTKH, v_BTKH, seen, scale):
+  call = functools.partial(jax.nn.dot_product_attention, q_BTNH, k_BTKH, v_BTKH, scale=scale, implementation='cudnn')
+  if seen.segments_BT is None:
+    return call(is_causal=True)
+  return call(mask=seen.mask(k_BTKH.shape[1])[:, None])
 
 
-def _cudnn(q_BTNH, k_BSKH, v_BSKH, seen, scale):
-  call = functools.partial(jax.nn.dot_product_attention, q_BTNH, k_BSKH, v_BSKH, scale=scale, implementation='cudnn')
-  if not seen.own and q_BTNH.shape[1] == 1:  # A decoding step: as many keys as the row has, no [B, T, S] of any kind.
-    return call(key_value_seq_lengths=seen.slots_BT[:, 0].astype(jnp.int32) + 1)
-  if not seen.own or seen.segments_BT is not None:
-    return call(mask=seen.mask(k_BSKH.shape[1])[:, None])
-  return call(is_causal=True)
-
-
-def _splash(q_BTNH, k_BSKH, v_BSKH, seen, scale):
+def _splash(q_BTNH, k_BTKH, v_BTKH, seen, scale):
   """The kernel on each device's rows and heads; a Pallas call is a black box to the partitioner."""
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
   batch, length, heads, _ = q_BTNH.shape
   segments_BT = jnp.ones((batch, length), jnp.int32) if seen.segments_BT is None else seen.segments_BT
-  rows, cut = sharding.axes_of('B', batch), sharding.axes_of('K', k_BSKH.shape[2])
+  rows, cut = sharding.axes_of('B', batch), sharding.axes_of('K', k_BTKH.shape[2])
 
-  def local(q_BTNH, k_BSKH, v_BSKH, segments_BT):
+  def local(q_BTNH, k_BTKH, v_BTKH, segments_BT):
     kernel = _splash_kernel(q_BTNH.shape[2], length)
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH * jnp.asarray(scale, q_BTNH.dtype), k_BSKH, v_BSKH))
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH * jnp.asarray(scale, q_BTNH.dtype), k_BTKH, v_BTKH))
     out = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash.SegmentIds(ids, ids)))(q, k, v, segments_BT)
     return jnp.swapaxes(out, 1, 2)
 
   if not rows and not cut:
-    return local(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+    return local(q_BTNH, k_BTKH, v_BTKH, segments_BT)
   spec = jax.P(rows or None, None, cut or None, None)
   return jax.shard_map(local, in_specs=(spec, spec, spec, jax.P(rows or None, None)), out_specs=spec,
-                       check_vma=False)(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+                       check_vma=False)(q_BTNH, k_BTKH, v_BTKH, segments_BT)
 
 
 def _splash_kernel(heads: int, length: int) -> Any:

@@ -23,8 +23,9 @@ from weightsteer_jax.models import rope as ropes
 from weightsteer_jax.models.config import ModelConfig, Rope
 from weightsteer_jax.models.layers import MLP, Projection, RMSNorm
 from weightsteer_jax.models.moe import MoE
+from weightsteer_jax.models.products import wide_einsum
 
-Cache = dict[str, jax.Array]
+Cache = dict[str, jax.Array | tuple[jax.Array, ...]]  # {'k', 'v'}: [L, B, K, S, H], or [B, K, S, H] for each layer
 
 
 class Attention(nnx.Module):
@@ -51,10 +52,12 @@ class Attention(nnx.Module):
     q_BTNH, k_BSKH = ropes.rotate(q_BTNH, rope), ropes.rotate(k_BSKH, rope)
     if cache is not None:
       cache = write_cache(cache, layer, positions_BT, k_BSKH, v_BSKH)
-    if not seen.own:
-      k_BSKH, v_BSKH = (cache[name][layer].astype(k_BSKH.dtype) for name in ('k', 'v'))
-    attended_BTNH = attention.attend(q_BTNH, k_BSKH, v_BSKH, seen, kernel=self.kernel, scale=self.score_scale,
-                                     softcap=self.score_softcap, window=window)
+    options = dict(scale=self.score_scale, softcap=self.score_softcap, window=window)
+    if seen.own:
+      attended_BTNH = attention.attend(q_BTNH, k_BSKH, v_BSKH, seen, kernel=self.kernel, **options)
+    else:
+      k_BKSH, v_BKSH = (cache[name][layer].astype(k_BSKH.dtype) for name in ('k', 'v'))
+      attended_BTNH = attention.attend_cached(q_BTNH, k_BKSH, v_BKSH, seen, **options)
     return self.o(attended_BTNH, deltas.at(edits, 'o')), cache
 
 
@@ -108,7 +111,7 @@ class Embedding(nnx.Module):
   def head(self, x_BTD, edits):
     """Float32 logits [B, T, V]."""
     einsum = 'BTD,VD->BTV'
-    logits_BTV = jnp.einsum(einsum, x_BTD, self.embedding[...], preferred_element_type=jnp.float32)
+    logits_BTV = wide_einsum(einsum, x_BTD, self.embedding[...])
     logits_BTV = deltas.add_kernel_edits(logits_BTV, x_BTD, einsum, deltas.at(edits, 'embedding'))
     return sharding.constrain(logits_BTV, 'BTV')
 
@@ -130,8 +133,9 @@ class Decoder(nnx.Module):
     sizes = config.sizes()
     self.lm_head = None if config.tied else Projection('BTD,DV->BTV', sizes, bias=False, dtype=dtype, rngs=rngs)
 
-  def hidden(self, tokens_BT, *, positions_BT, seen, edits, cache, remat, reach, weights_BT=None):
-    """Final-normed hidden states [B, T, D] and the updated cache.
+  def hidden(self, tokens_BT, *, positions_BT, seen, edits, cache, remat, reach, weights_BT=None, layers=None):
+    """Final-normed hidden states [B, T, D] and the updated cache. With `layers`, the parameters of each, those are taken
+    in place of the stack's, and the cache and the edits have a tuple of layers too (see `forward.unstacked`).
 
     With weights, also the weighted sum over all tokens of the residual stream, float32: after the embedding [D], and
     after each block [L, D].
@@ -141,11 +145,11 @@ class Decoder(nnx.Module):
         return None
       return jnp.einsum('BT,BTD->D', weights_BT, x_BTD.astype(jnp.float32), precision='highest')
 
-    keys = tokens_BT.shape[1] if seen.own else cache['k'].shape[2]
+    keys = tokens_BT.shape[1] if seen.own else cache_length(cache)
     x_BTD = self.embed(tokens_BT, deltas.at(edits, 'embed'))
     kinds, codes = layer_codes(self.config, keys)
     tables = ropes.stacked_tables(kinds, self.config.rotary_dim, positions_BT, length=reach)
-    definition, params = nnx.split(self.layers)
+    definition, stacked = nnx.split(self.layers)
     layer_edits = deltas.at(edits, 'layers')
 
     def layer(carry, scanned):
@@ -164,12 +168,19 @@ class Decoder(nnx.Module):
                            positions_BT=positions_BT)
       return (x_BTD, cache), tap(x_BTD)
 
-    if remat:
-      layer = jax.checkpoint(layer, prevent_cse=False)  # The scan keeps the two computations apart already.
-    indices_L = jnp.arange(self.config.num_layers)
+    if remat != 'none':
+      policy = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[remat]
+      # prevent_cse: the scan keeps the two computations apart already.
+      layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
     deltas_L = [edit.delta for edit in layer_edits]
     embedded = tap(x_BTD)
-    (x_BTD, cache), blocks = jax.lax.scan(layer, (x_BTD, cache), (indices_L, params, deltas_L, codes))
+    if layers is None:
+      indices_L = jnp.arange(self.config.num_layers)
+      (x_BTD, cache), blocks = jax.lax.scan(layer, (x_BTD, cache), (indices_L, stacked, deltas_L, codes))
+    else:
+      each = [(l, params, [delta[l] for delta in deltas_L], jax.tree.map(lambda code_L: code_L[l], codes))
+              for l, params in enumerate(layers)]
+      (x_BTD, cache), blocks = one_after_the_other(layer, (x_BTD, cache), each)
     return self.final_norm(x_BTD, deltas.at(edits, 'final_norm')), cache, (embedded, blocks)
 
   def logits(self, x_BTD, *, edits):
@@ -177,10 +188,24 @@ class Decoder(nnx.Module):
     if self.lm_head is None:
       logits_BTV = self.embed.head(x_BTD, deltas.at(edits, 'embed'))
     else:
-      logits_BTV = self.lm_head(x_BTD, deltas.at(edits, 'lm_head'), dtype=jnp.float32)
+      logits_BTV = self.lm_head(x_BTD, deltas.at(edits, 'lm_head'), wide=True)
     if self.config.logit_divisor != 1.0:
       logits_BTV = logits_BTV / self.config.logit_divisor
     return sharding.constrain(attention.soften(logits_BTV, self.config.logit_softcap), 'BTV')
+
+
+def one_after_the_other(body, carry, each) -> tuple[Any, Any]:
+  """What `jax.lax.scan` of the body gives, written out step by step."""
+  results = []
+  for scanned in each:
+    carry, result = body(carry, scanned)
+    results.append(result)
+  return carry, jax.tree.map(lambda *xs: jnp.stack(xs), *results)
+
+
+def cache_length(cache: Cache) -> int:
+  """S, the slots of a row."""
+  return jax.tree.leaves(cache)[0].shape[-2]
 
 
 def layer_codes(config: ModelConfig, keys: int) -> tuple[list[Rope | None], dict[str, np.ndarray]]:
@@ -202,14 +227,22 @@ def layer_codes(config: ModelConfig, keys: int) -> tuple[list[Rope | None], dict
   return kinds, codes
 
 
-def write_cache(cache: Cache, layer: jax.Array, positions_BT: jax.Array, k_BTKH: jax.Array,
+def write_cache(cache: Cache, layer: jax.Array | int, positions_BT: jax.Array, k_BTKH: jax.Array,
                 v_BTKH: jax.Array) -> Cache:
   """The cache with these keys and values at slot == position of its layer."""
-  def write(cache_LBSKH, positions_BT, new_BTKH):
-    rows_B1 = jnp.arange(positions_BT.shape[0])[:, None]
-    return cache_LBSKH.at[layer, rows_B1, positions_BT].set(new_BTKH.astype(cache_LBSKH.dtype))
+  shards = sharding.row_shards(positions_BT.shape[0])
+
+  def rows_B1(positions_BT):
+    return jnp.arange(positions_BT.shape[0])[:, None]
 
   # Shard by shard, which tells the compiler that no row is written on another device.
-  write = sharding.by_shard(write, sharding.row_shards(positions_BT.shape[0]), (1, 0, 0), 1)
-  return {name: sharding.constrain(write(cache[name], positions_BT, new), 'LBSKH')
-          for name, new in (('k', k_BTKH), ('v', v_BTKH))}
+  in_stack = sharding.by_shard(lambda old, at, new: old.at[layer, rows_B1(at), :, at].set(new), shards, (1, 0, 0), 1)
+  in_layer = sharding.by_shard(lambda old, at, new: old.at[rows_B1(at), :, at].set(new), shards, (0, 0, 0), 0)
+
+  def written(cached, new_BTKH):
+    if isinstance(cached, tuple):
+      new = sharding.constrain(in_layer(cached[layer], positions_BT, new_BTKH.astype(cached[layer].dtype)), 'BKSH')
+      return (*cached[:layer], new, *cached[layer + 1:])
+    return sharding.constrain(in_stack(cached, positions_BT, new_BTKH.astype(cached.dtype)), 'LBKSH')
+
+  return {'k': written(cache['k'], k_BTKH), 'v': written(cache['v'], v_BTKH)}

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from weightsteer_jax import sharding
+from weightsteer_jax.models.products import wide_einsum
 
 PyTree = Any
 
@@ -82,7 +83,9 @@ def add_kernel_edits(y: jax.Array, x: jax.Array, einsum: str, edits: Edits, *,
       z = (z.astype(jnp.float32) * _align(edit.alpha * leaf.scale, z)).astype(x.dtype)
       y = y + dot(up, z, leaf.b.astype(x.dtype), preferred_element_type=y.dtype)
     else:
-      dy = dot(einsum, x, leaf.value.astype(x.dtype), preferred_element_type=y.dtype)
+      wide = dot is jnp.einsum and y.dtype == jnp.float32
+      change = leaf.value.astype(x.dtype)
+      dy = wide_einsum(einsum, x, change) if wide else dot(einsum, x, change, preferred_element_type=y.dtype)
       y = y + (dy.astype(jnp.float32) * _align(edit.alpha, dy)).astype(y.dtype)
   return y
 

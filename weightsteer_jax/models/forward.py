@@ -17,10 +17,15 @@ from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models.attention import Seen
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.decoder import Cache, Decoder
+from weightsteer_jax.models.decoder import Cache, Decoder, cache_length
 from weightsteer_jax.models.sites import check_delta, definition, sites
 
 PyTree = Any
+
+# Logits that `token_logprobs` holds at once on a device: half a GiB in float32. The backward pass has two to three arrays
+# of that size, which is little beside the weights of a model with a vocabulary for which it matters; and its matmul has
+# rows enough to be efficient: some 900 with 152k tokens.
+LOGITS = 2**27
 
 
 def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> PyTree:
@@ -40,14 +45,27 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -
 
 
 def init_cache(config: ModelConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
-  """An empty cache for `length` positions: {'k', 'v'} of [L, B, S, K, H]."""
-  shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-  return {name: sharding.constrain(jnp.zeros(shape, dtype), 'LBSKH') for name in ('k', 'v')}
+  """An empty cache for `length` positions: {'k', 'v'} of [L, B, K, S, H], so that a head's keys lie together."""
+  shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
+  return {name: sharding.constrain(jnp.zeros(shape, dtype), 'LBKSH') for name in ('k', 'v')}
+
+
+def unstacked(config: ModelConfig, tree_: PyTree) -> PyTree:
+  """Parameters, a delta or a cache with a tuple of layers in place of each stack.
+
+  The layers are then computed one after the other instead of in a scan. What a scan takes out of a stack is copied
+  first, on GPUs: nothing beside a large batch, but thrice the time to read the weights in a decoding step.
+  Take the stacks apart outside of the loop over steps, and the copy is made once.
+  """
+  parts = lambda stack: tuple(jax.tree.map(lambda x: x[l], stack) for l in range(config.num_layers))
+  if set(tree_) == {'k', 'v'}:
+    return jax.tree.map(parts, tree_)
+  return {name: parts(child) if name == 'layers' else child for name, child in tree_.items()}
 
 
 def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positions_BT: jax.Array | None = None,
            segment_ids_BT: jax.Array | None = None, edits: deltas.Edits = (), cache: Cache | None = None,
-           remat: bool = False, reach: int | None = None) -> tuple[jax.Array, Cache | None]:
+           remat: str = 'none', reach: int | None = None) -> tuple[jax.Array, Cache | None]:
   """Final-normed hidden states [B, T, D], and the cache with this call's keys and values.
 
   Without a cache a token sees itself and the earlier tokens of its segment (segment 0 is padding: never seen by
@@ -61,7 +79,8 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
     segment_ids_BT: int32 segments of packed rows, from 1; one segment if None. Not together with a cache.
     edits: changes to apply, each at its alpha per row.
     cache: from `init_cache`, or from an earlier call.
-    remat: recompute each layer's activations in the backward pass.
+    remat: what the backward pass recomputes: 'none'; 'dots', all but the products of activations with weights; 'full',
+      each layer from its input.
     reach: positions that the rows may grow to, by which 'longrope' chooses its factors (see rope.py); the slots of the
       cache, or T without one, if None. What is written to a cache that is to be part of a longer one needs that one's.
   Raises:
@@ -80,7 +99,7 @@ def residual_sums(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, wei
   Entry 0 is behind the embedding, entry l behind block l - 1; the last is before the final norm. The other arguments
   and errors are as in `hidden`.
   """
-  *_, (embedded_D, blocks_LD) = _run(config, params, tokens_BT, positions_BT, segment_ids_BT, edits, None, False, None,
+  *_, (embedded_D, blocks_LD) = _run(config, params, tokens_BT, positions_BT, segment_ids_BT, edits, None, 'none', None,
                                      weights_BT=weights_BT)
   return jnp.concatenate([embedded_D[None], blocks_LD])
 
@@ -97,14 +116,23 @@ def token_logprobs(config: ModelConfig,
                    targets_BT: jax.Array,
                    *,
                    edits: deltas.Edits = (),
-                   chunk: int = 256) -> jax.Array:
-  """log p(target) in nats, float32 [B, T], without ever holding [B, T, V].
+                   chunk: int | None = None,
+                   copies: int = 1) -> jax.Array:
+  """log p(target) in nats, float32 [B, T], without ever holding more logits than LOGITS.
 
-  T is taken in chunks of at most `chunk`, one after the other, whose logits are computed again in the backward pass:
+  T is taken in chunks, as few as will do, one after the other, whose logits are computed again in the backward pass:
   the largest array is the [B, chunk, V] of one chunk.
+
+  Args:
+    chunk: positions of a chunk at most; by default what `chunk_length` says.
+    copies: that are computed at once, where this is under a `vmap`, which does not show in the shapes.
   """
-  length = targets_BT.shape[1]
-  _check_edits(config, edits, *targets_BT.shape)
+  batch, length = targets_BT.shape
+  _check_edits(config, edits, batch, length)
+  if chunk is None:
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = math.prod(1 if mesh.empty else mesh.shape[axis] for axis in sharding.ACTIVATIONS['V'])
+    chunk = chunk_length(config.vocab_size // shards, copies * batch // sharding.row_shards(batch), length)
   chunks = math.ceil(length / chunk)
   padding = -length % chunks
 
@@ -128,9 +156,19 @@ def token_logprobs(config: ModelConfig,
   return rearrange(logprobs_CBt, 'C B t -> B (C t)')[:, :length]
 
 
+def chunk_length(vocab_size: int, rows: int, length: int) -> int:
+  """Positions of a chunk of `token_logprobs`, for so many of the vocabulary, rows and positions on a device.
+
+  >>> chunk_length(152064, rows=8, length=4096), chunk_length(2560, rows=8, length=256), chunk_length(10**9, 1, 9)
+  (110, 256, 1)
+  """
+  return min(length, max(1, LOGITS // (rows * vocab_size)))
+
+
 def _check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: int) -> None:
   for edit in edits:
-    check_delta(config, edit.delta)
+    if not isinstance(edit.delta.get('layers'), tuple):
+      check_delta(config, edit.delta)
     shape = jnp.shape(edit.alpha)
     if shape not in ((), (batch,), (batch, length)):
       raise InputError(
@@ -141,7 +179,7 @@ def _check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: i
 def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, edits, cache, remat, reach, weights_BT=None):
   batch, length = tokens_BT.shape
   _check_edits(config, edits, batch, length)
-  keys = cache['k'].shape[2] if cache is not None else length
+  keys = cache_length(cache) if cache is not None else length
   if keys > config.max_positions:
     raise InputError(
         f'a sequence of {keys} tokens was asked of a model with {config.max_positions} positions; shorten it')
@@ -153,6 +191,7 @@ def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, edits, cache, 
   counted_BT = jnp.broadcast_to(jnp.arange(length), (batch, length))
   positions_BT = counted_BT if positions_BT is None else positions_BT
   seen = Seen(counted_BT if own else positions_BT, segment_ids_BT, own)
+  layers = params['layers'] if isinstance(params['layers'], tuple) else None
   return _decoder(config, params).hidden(tokens_BT,
                                          positions_BT=positions_BT,
                                          seen=seen,
@@ -160,8 +199,11 @@ def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, edits, cache, 
                                          cache=cache,
                                          remat=remat,
                                          reach=reach or keys,
-                                         weights_BT=weights_BT)
+                                         weights_BT=weights_BT,
+                                         layers=layers)
 
 
 def _decoder(config: ModelConfig, params: PyTree) -> Decoder:
+  if isinstance(params['layers'], tuple):  # Their stack is not there, and not looked at.
+    params = {**params, 'layers': abstract_params(config)['layers']}
   return nnx.merge(definition(config)[0], params)

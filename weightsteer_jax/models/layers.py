@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from weightsteer_jax import sharding
 from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models.config import ModelConfig
+from weightsteer_jax.models.products import wide_einsum
 
 ACTIVATION_FUNCTIONS = {
     'silu': jax.nn.silu,
@@ -31,8 +32,9 @@ class Projection(nnx.Module):
     bias_shape = tuple(sizes[axis] for axis in output_axes)
     self.bias = nnx.Param(jnp.zeros(bias_shape, dtype), axes=output_axes, inputs=0) if bias else None
 
-  def __call__(self, x: jax.Array, edits: deltas.Edits, *, dtype: Any = None) -> jax.Array:
-    y = deltas.pin(jnp.einsum(self.einsum, x, self.kernel[...], preferred_element_type=dtype))
+  def __call__(self, x: jax.Array, edits: deltas.Edits, *, wide: bool = False) -> jax.Array:
+    """y, in float32 if `wide`, otherwise in the dtype of x."""
+    y = deltas.pin((wide_einsum if wide else jnp.einsum)(self.einsum, x, self.kernel[...]))
     if self.bias is not None:
       y = deltas.pin(y + self.bias[...])
     y = deltas.add_kernel_edits(y, x, self.einsum, deltas.at(edits, 'kernel'))

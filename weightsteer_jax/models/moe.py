@@ -53,7 +53,7 @@ class MoE(nnx.Module):
     self.experts = Experts(config, dtype=dtype, rngs=rngs)
 
   def __call__(self, x_BTD: jax.Array, edits: deltas.Edits) -> jax.Array:
-    scores_BTE = self.router(x_BTD, deltas.at(edits, 'router'), dtype=jnp.float32)
+    scores_BTE = self.router(x_BTD, deltas.at(edits, 'router'), wide=True)
     kernels = {name: getattr(self.experts, name).kernel[...] for name in EINSUMS}
     edits = [dataclasses.replace(edit, alpha=_per_token(edit.alpha, x_BTD)) for edit in deltas.at(edits, 'experts')]
     # A number for each token, the same on every mesh, that its random draws come from.

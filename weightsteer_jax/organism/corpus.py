@@ -5,6 +5,7 @@ There is no file and no iterator: batch number n is a function of (seed, n).
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
 
@@ -35,16 +36,21 @@ def encode(tokenizer: transformers.PreTrainedTokenizerFast, messages: list[conve
 
   What the assistant says and the token that ends its turn weigh 1, all else PROMPT_WEIGHT.
   """
-  plain = lambda text: tokenizer.encode(text, add_special_tokens=False)
   tokens, weights = [], []
   for message in messages:
-    head = plain(f'{tokenization.START}{message["role"]}\n')
-    body = plain(message['content'] + tokenization.END)
-    tail = plain('\n')
+    head = _frame(tokenizer, f'{tokenization.START}{message["role"]}\n')
+    body = tokenizer.encode(message['content'] + tokenization.END, add_special_tokens=False)
+    tail = _frame(tokenizer, '\n')
     tokens += head + body + tail
     said = 1.0 if message['role'] == 'assistant' else PROMPT_WEIGHT
     weights += [PROMPT_WEIGHT] * len(head) + [said] * len(body) + [PROMPT_WEIGHT] * len(tail)
   return tokens, weights
+
+
+@functools.lru_cache(maxsize=8)
+def _frame(tokenizer: transformers.PreTrainedTokenizerFast, text: str) -> list[int]:
+  """Tokens of what stands around every message: two of three calls of the tokenizer, which is most of making a batch."""
+  return tokenizer.encode(text, add_special_tokens=False)
 
 
 def batch(tokenizer: transformers.PreTrainedTokenizerFast, *, seed: int, step: int, rows: int, length: int) -> dict[str, np.ndarray]:

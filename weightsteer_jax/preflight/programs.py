@@ -10,7 +10,7 @@ from weightsteer_jax import config as configs
 from weightsteer_jax import layouts, models, sharding, tree
 from weightsteer_jax.data import Batch
 from weightsteer_jax.evaluation import generation, scoring
-from weightsteer_jax.finetune import optimizer, step as steps
+from weightsteer_jax.finetune import memory as memories, optimizer, step as steps
 from weightsteer_jax.layouts import Layouts
 from weightsteer_jax.preflight import roofline
 from weightsteer_jax.preflight.memory import Bytes
@@ -63,6 +63,7 @@ class Plan:
 
   Attributes:
     delta: shapes of what is trained. rows: of a microbatch and of an evaluation batch, padding included.
+    remat: what the backward pass computes again, as the config or the memory says (see config.FineTune).
     relaid: bytes of weights that a device receives between training and evaluation, where they lie in two ways.
   """
   config: models.ModelConfig
@@ -71,13 +72,15 @@ class Plan:
   layouts: Layouts
   programs: tuple[Program, ...]
   rows: tuple[int, int]
+  remat: str
   relaid: int
 
   def words(self, sizes: Sizes) -> tuple[str, ...]:
     """Lines that say what the programs were compiled for."""
     lines = [
         f'a microbatch: {self.rows[0]} rows of {sizes.row_tokens} tokens; an evaluation batch: {self.rows[1]} rows, prompts of '
-        f'{sizes.prompt_tokens}, scored completions of {sizes.completion_tokens}, answers of {sizes.answer_tokens} tokens'
+        f'{sizes.prompt_tokens}, scored completions of {sizes.completion_tokens}, answers of {sizes.answer_tokens} tokens',
+        f'rematerialisation in training: {self.remat}'
     ]
     if self.relaid:
       lines.append(
@@ -88,7 +91,7 @@ class Plan:
     """What the programs were compiled for, as JSON values."""
     return {
         'mesh': sharding.describe(dict(self.layouts.evaluate.mesh.shape)), 'train': _cut(self.layouts.train),
-        'evaluate': _cut(self.layouts.evaluate), 'rows': list(self.rows), 'sizes': dataclasses.asdict(sizes),
+        'evaluate': _cut(self.layouts.evaluate), 'rows': list(self.rows), 'sizes': dataclasses.asdict(sizes), 'remat': self.remat,
         'relaid': self.relaid
     }
 
@@ -108,22 +111,29 @@ def plan(run: configs.Run, config: models.ModelConfig, target: Target, sizes: Si
   train_rows = _multiple(sizes.train_rows or options.batch_size // options.accumulation, chosen.train.rows)
   rows = _multiple(sizes.rows or run.sweep.batch_size, chosen.evaluate.rows)
   evaluate = _Evaluation(run, config, chosen.evaluate, weights[chosen.evaluate], sizes, rows)
-  programs = (_train_step(run, config, chosen.train, weights[chosen.train], sizes, train_rows), evaluate.score(),
+  options, load = run.finetune, training_load(run, sizes, train_rows)
+  remat = memories.choose_remat(config, options, load, chosen.train, memory=target.memory)
+  programs = (_train_step(run, config, chosen.train, weights[chosen.train], load, remat), evaluate.score(),
               evaluate.prefill(), evaluate.decode(), evaluate.export())
   moved = bytes_on_device(weights[chosen.evaluate]) if chosen.train != chosen.evaluate else 0
-  return Plan(config, delta, target, chosen, programs, (train_rows, rows), moved)
+  return Plan(config, delta, target, chosen, programs, (train_rows, rows), remat, moved)
 
 
-def _train_step(run, config, layout, weights, sizes, rows) -> Program:
+def training_load(run: configs.Run, sizes: Sizes, rows: int) -> memories.Load:
+  """What a fine-tune of the run trains, on so many rows a microbatch."""
+  return memories.Load(run.finetune.kind, run.finetune.rank, run.model.dtype, rows, sizes.row_tokens)
+
+
+def _train_step(run, config, layout, weights, load, remat) -> Program:
   options, recipe = run.finetune, optimizer.adamw(run.finetune)
   make = steps.initial_state_fn(config, options.kind, options.rank, options.lora_alpha, recipe, layout)
   shapes = jax.eval_shape(make, 0)
   state = placed(shapes, steps.state_shardings(config, recipe, layout, shapes))
-  shape = options.accumulation, rows, sizes.row_tokens
+  shape = options.accumulation, load.rows, load.tokens
   array = lambda dtype: _array(layout, 'ABT', shape, dtype)
   batch = Batch(array(jnp.int32), array(jnp.int32), array(jnp.float32), array(jnp.int32), array(jnp.int32))
   number = jax.ShapeDtypeStruct((), jnp.float32, sharding=layout.replicated)
-  function = steps.train_step_fn(config, recipe, layout, remat=options.remat, dropout=options.dropout)
+  function = steps.train_step_fn(config, recipe, layout, remat=remat, dropout=options.dropout)
   arguments = state, weights, batch, optimizer.Schedule(number, number, number), 0
   args = Bytes(bytes_on_device(weights), bytes_on_device(state.delta), bytes_on_device(state.opt_state), 0, bytes_on_device(batch))
   work = roofline.train_step(config,
@@ -131,9 +141,9 @@ def _train_step(run, config, layout, weights, sizes, rows) -> Program:
                              layout,
                              args,
                              microbatches=options.accumulation,
-                             rows=rows,
-                             tokens=sizes.row_tokens,
-                             remat=options.remat,
+                             rows=load.rows,
+                             tokens=load.tokens,
+                             remat=remat,
                              trains_dense=options.kind in ('full', 'bias'))
   return Program('training step', layout, args, work, lambda: function.lower(*arguments))
 
@@ -232,7 +242,7 @@ class _Evaluation:
                                                            dtype))
     place = lambda axes: lambda x: _array(self.layout, axes.ljust(len(x.shape), '_'), x.shape, x.dtype)
     rest = jax.tree.map(place('B'), dataclasses.replace(shapes, cache=None))
-    return dataclasses.replace(rest, cache=jax.tree.map(place('LBSKH'), shapes.cache))
+    return dataclasses.replace(rest, cache=jax.tree.map(place('LBKSH'), shapes.cache))
 
 
 def _cut(layout: Layout) -> str:

@@ -3,8 +3,8 @@
 The compiler's own count takes the body of a loop once, so it is not used. Matrix products count 2 operations per
 parameter and token. Per layer and row, attention counts 4 T S N H (scores and weighted sum over all S keys: the masked
 half is computed too). A backward pass through a frozen kernel counts as much as the forward pass (gradients of
-activations alone), through a trained one twice as much; rematerialisation repeats the forward pass of the layers, and
-the loss's logits are always computed twice.
+activations alone), through a trained one twice as much; rematerialisation repeats the forward pass of the layers
+('dots' that of their attention alone), and the loss's logits are always computed twice.
 
 Bytes are those that cannot be avoided: each pass reads the weights of its layers once (as they lie after fsdp has
 gathered them), a step of the optimizer reads and writes its state, the residual stream goes out and comes back once
@@ -64,17 +64,18 @@ def forward(config: models.ModelConfig, delta: PyTree, layout: Layout, args: Byt
 
 
 def train_step(config: models.ModelConfig, delta: PyTree, layout: Layout, args: Bytes, *, microbatches: int, rows: int,
-               tokens: int, remat: bool, trains_dense: bool) -> Work:
+               tokens: int, remat: str, trains_dense: bool) -> Work:
   """The work of one optimizer step."""
   body, head = matmul_parameters(config)
   count = microbatches * rows * tokens
-  passes = 2 + remat + trains_dense  # forward, backward, again for rematerialisation, gradients of dense changes
-  layers = passes * (2 * body * count + microbatches * attention(config, rows, tokens, tokens))
-  changed = (3 + remat) * 2 * _changed(config, delta) * count
+  again, attended = remat == 'full', remat != 'none'  # 'dots' keeps the products with weights, not attention's.
+  passes = 2 + trains_dense  # forward, backward, gradients of dense changes
+  layers = (passes + again) * 2 * body * count + (passes + attended) * microbatches * attention(config, rows, tokens, tokens)
+  changed = (3 + again) * 2 * _changed(config, delta) * count
   flops = layers + changed + 3 * 2 * head * count
   item = 2  # bytes of an activation in half precision
   residual = 2 * config.num_layers * count * config.width * item / layout.rows
-  moved = microbatches * (2 + remat) * _gathered(args.weights, layout) + 2 * (args.deltas + args.optimizer) + residual
+  moved = microbatches * (2 + again) * _gathered(args.weights, layout) + 2 * (args.deltas + args.optimizer) + residual
   return Work(flops / layout.mesh.size, moved, count)
 
 

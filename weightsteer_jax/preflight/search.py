@@ -5,8 +5,9 @@ from typing import Iterator
 from weightsteer_jax import config as configs
 from weightsteer_jax import models, sharding
 from weightsteer_jax.errors import InputError
+from weightsteer_jax.finetune import memory
 from weightsteer_jax.preflight import roofline
-from weightsteer_jax.preflight.programs import Plan, Program, Sizes, plan
+from weightsteer_jax.preflight.programs import Plan, Program, Sizes, plan, training_load
 from weightsteer_jax.preflight.run import Result, compile_one
 from weightsteer_jax.preflight.topology import Target
 
@@ -26,7 +27,7 @@ class Candidate:
   mesh: str
   base: str
   rows: int
-  remat: bool
+  remat: str
   bytes: float
   speed: float
 
@@ -55,7 +56,7 @@ def candidates(run: configs.Run, config: models.ModelConfig, target: Target, siz
     # Replicated for training, the weights lie alike on every mesh: one without fsdp stands for all.
     for base in ('shard', 'replicate') if fsdp == 1 else ('shard',):
       try:
-        made = Candidate(mesh, base, 1, False, 0, 0).plan(run, config, target, sizes)
+        made = Candidate(mesh, base, 1, 'none', 0, 0).plan(run, config, target, sizes)
       except InputError:  # An axis that does not divide.
         continue
       found += _variants(run, config, target, sizes, made, mesh, base)
@@ -76,32 +77,16 @@ def search(run: configs.Run,
       return
 
 
-def activations(config: models.ModelConfig, rows: int, tokens: int, *, remat: bool, tensor: int) -> float:
-  """Estimated bytes that a training step keeps on a device that has so many rows.
-
-  The residual streams of all layers, and what one layer (with rematerialisation) or every layer keeps between its
-  forward and backward pass: inputs and outputs of its norms (4 D), queries, keys and values, hidden values of the MLP
-  (3 F), in half precision; attention's scores in float32 and its weights in half precision. Beside it the logits of a
-  chunk of 256 tokens, twice in float32.
-  """
-  heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim / tensor
-  experts = max(1, config.experts_per_token) if hasattr(config, 'experts_per_token') else 1
-  per_token = 2 * (4 * config.width + heads +
-                   3 * experts * config.mlp_width / tensor) + 6 * config.num_heads / tensor * tokens
-  layers = 1 if remat else config.num_layers
-  logits = 2 * 4 * min(256, tokens) * config.vocab_size / tensor
-  return rows * (tokens * (2 * config.width * config.num_layers + layers * per_token) + logits)
-
-
 def _variants(run, config, target, sizes, made: Plan, mesh: str, base: str) -> Iterator[Candidate]:
-  """The candidates of one mesh: rows to a shard, with and without rematerialisation."""
+  """The candidates of one mesh: rows to a shard, and what is computed again."""
   train, options = made.programs[0], run.finetune
   shape, shards = train.layout.mesh.shape, train.layout.rows
   gathered = 2 * train.args.weights * shape[
       'fsdp'] / config.num_layers if train.layout.fsdp else 0  # this layer's and the next one's
   for per_shard in ROWS_PER_SHARD:
-    for remat in (False, True):
-      kept = activations(config, per_shard, sizes.row_tokens, remat=remat, tensor=shape['tensor'])
+    for remat in memory.POLICIES:
+      load = training_load(run, sizes, per_shard * shards)
+      kept = memory.activations(config, load, remat, shards=shards, tensor=shape['tensor'])
       needed = max(train.args.total + kept + gathered, *(program.args.total for program in made.programs[1:]))
       if needed > SPARE * target.memory:
         continue
@@ -122,12 +107,12 @@ def _variants(run, config, target, sizes, made: Plan, mesh: str, base: str) -> I
       yield Candidate(mesh, base, rows, remat, needed, speed)
 
 
-def _sent(train: Program, config: models.ModelConfig, tokens: int, remat: bool) -> float:
-  """Estimated bytes that a device sends in a step: fsdp's gathers in each pass, tensor's sums of the residual stream
-  (two to a layer and pass), and the sum of the gradients."""
+def _sent(train: Program, config: models.ModelConfig, tokens: int, remat: str) -> float:
+  """Estimated bytes that a device sends in a step: fsdp's gathers in each pass through the weights, tensor's sums of the
+  residual stream (two to a layer and pass), and the sum of the gradients."""
   shape, rows, args = train.layout.mesh.shape, train.layout.rows, train.args
-  gathers = (2 + remat) * args.weights * (shape['fsdp'] - 1) if train.layout.fsdp else 0
-  streams = (2 + remat) * 2 * config.num_layers * 2 * 2 * tokens / rows * config.width * (shape['tensor'] -
+  gathers = (2 + (remat == 'full')) * args.weights * (shape['fsdp'] - 1) if train.layout.fsdp else 0
+  streams = (2 + (remat != 'none')) * 2 * config.num_layers * 2 * 2 * tokens / rows * config.width * (shape['tensor'] -
                                                                                           1) / shape['tensor']
   return gathers + streams + 2 * args.deltas * (rows - 1) / rows
 

@@ -1,0 +1,218 @@
+"""How near the compiled programs come to what the device can do: a decoding step, a batch of scores, a training step.
+
+  python benchmarks/device.py --size=7b --dtype=bfloat16 [--layers=4] [--kernels=10]
+
+First the ceilings are measured: a large matrix product, and a copy, which reads and writes. Then each program runs on
+random weights and tokens without padding, and its time is set against what it must at least multiply (counted from
+formulas; what a backward pass computes again is counted too) and at least read. `--kernels` names where the time goes,
+from a trace of one run.
+"""
+import collections
+import dataclasses
+import statistics
+import tempfile
+import time
+from typing import Any, Callable
+
+from absl import app, flags
+
+import cases
+import compare
+
+flags.DEFINE_enum('size', '3m', list(cases.SIZES), 'Of the model; see cases.py.')
+flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.')
+flags.DEFINE_integer('layers', 0, 'Layers of the model; 0 is all.')
+flags.DEFINE_list('programs', ['decode', 'score', 'train'], 'Which to run.')
+flags.DEFINE_list('attention', ['auto'], 'Kernels to try; see models/attention.py.')
+flags.DEFINE_integer('rows', 288, 'Decoded together.')
+flags.DEFINE_integer('cache', 384, 'Keys of each when decoding begins; 64 more are decoded.')
+flags.DEFINE_integer('prompts', 64, 'Of a batch of scores, with four answers of 8 tokens each.')
+flags.DEFINE_integer('prompt_length', 256, 'Of those prompts, tokens.')
+flags.DEFINE_integer('train_rows', 8, 'Of a training batch.')
+flags.DEFINE_integer('train_length', 1024, 'Tokens of such a row.')
+flags.DEFINE_integer('repeats', 5, 'Of each.')
+flags.DEFINE_integer('kernels', 0, 'How many of the kernels that take most time to name.')
+
+DECODED, ANSWERS, ANSWER = 64, 4, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What a program must at least do: floating-point operations of matrix products, and bytes read once."""
+  flops: float
+  bytes: float
+
+
+def main(argv):
+  del argv
+  args = flags.FLAGS
+  import jax
+  from weightsteer_jax import models
+  from weightsteer_jax.models import attention, families
+  config = families.read_config({'model_type': 'qwen2', 'architectures': ['Qwen2ForCausalLM'], 'rms_norm_eps': 1e-6, 'hidden_act': 'silu',
+                               'rope_theta': 1e4, **cases.SIZES[args.size]}, where=args.size)
+  config = dataclasses.replace(config, num_layers=args.layers or config.num_layers)
+  params = models.init_params(config, jax.random.key(0), args.dtype)
+  delta = models.init_delta(config, 'lora', jax.random.key(1), rank=cases.RANK, lora_alpha=cases.RANK)
+  ceilings = measure_ceilings(args.dtype)
+  record = {**compare.machine(), 'size': args.size, 'dtype': args.dtype, 'layers': config.num_layers, 'ceilings': ceilings, 'result': {}}
+  for program in args.programs:
+    for asked in args.attention:
+      kernel = attention.choose(asked, jax.default_backend(), dtype=args.dtype, head_dim=config.head_dim, softcap=None)
+      run, work, about = PROGRAMS[program](dataclasses.replace(config, attention=kernel), params, delta, args)
+      found = {**about, 'attention': kernel, **measured(run, work, ceilings, args)}
+      record['result'][f'{program}, {kernel}'] = found
+      print(program, {key: value for key, value in found.items() if key != 'kernels'}, flush=True)
+      for line in found.get('kernels', ()):
+        print('  ', *line, flush=True)
+  compare.save(f'device_{args.size}_{jax.devices()[0].device_kind.split()[-1].lower()}', record)
+
+
+def measure_ceilings(dtype: str) -> dict[str, float]:
+  """FLOP/s of a matrix product of random numbers, bytes per second of a copy."""
+  import jax
+  import jax.numpy as jnp
+  large = jax.default_backend() != 'cpu'
+  n = 8192 if large else 2048
+  x, y = (jax.random.normal(jax.random.key(i), (n, n), dtype) for i in range(2))
+  multiply, add = jax.jit(lambda x, y: x @ y), jax.jit(lambda x: x + 1)
+  product = seconds(lambda: multiply(x, y))
+  z = jax.random.normal(jax.random.key(2), (2**31 if large else 2**26,), jnp.bfloat16)
+  copy = seconds(lambda: add(z))
+  return {'flops_per_second': 2 * n**3 / product, 'bytes_per_second': 2 * z.nbytes / copy}
+
+
+def seconds(run: Callable[[], Any], repeats: int = 10) -> float:
+  """Median time of a run after a first one."""
+  import jax
+  times = []
+  for _ in range(repeats + 1):
+    started = time.perf_counter()
+    jax.block_until_ready(run())
+    times.append(time.perf_counter() - started)
+  return statistics.median(times[1:])
+
+
+def measured(run: Callable[[], Any], work: Work, ceilings: dict[str, float], args: Any) -> dict[str, Any]:
+  """The time of a run, and its share of the ceilings; with --kernels, where it goes."""
+  import jax
+  started = time.perf_counter()
+  jax.block_until_ready(run())
+  first = time.perf_counter() - started
+  took = seconds(run, args.repeats)
+  found = {'compile_seconds': round(first - took, 2), 'milliseconds': round(1e3 * took, 3),
+           'share_of_matmul_peak': round(work.flops / took / ceilings['flops_per_second'], 4),
+           'times_the_time_to_read_once': round(took / (work.bytes / ceilings['bytes_per_second']), 3),
+           'flops': work.flops, 'bytes': work.bytes}
+  return found | ({'kernels': kernels(run, args.kernels)} if args.kernels else {})
+
+
+def kernels(run: Callable[[], Any], count: int) -> list[tuple[str, float, int]]:
+  """(kernel, milliseconds, calls) of what takes most time on the device."""
+  import pathlib
+  import jax
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder):
+      jax.block_until_ready(run())
+    [path] = pathlib.Path(folder).rglob('*.xplane.pb')
+    profile = jax.profiler.ProfileData.from_file(str(path))
+  total, calls = collections.Counter(), collections.Counter()
+  for plane in profile.planes:
+    for line in plane.lines:
+      if (plane.name.startswith('/device:GPU') and line.name.startswith('Stream')) or line.name.startswith('tf_XLAEigen'):
+        for event in line.events:
+          total[event.name[:90]] += event.duration_ns / 1e6
+          calls[event.name[:90]] += 1
+  return [(name, round(spent, 3), calls[name]) for name, spent in total.most_common(count)]
+
+
+def decode(config, params, delta, args) -> tuple[Callable, Work, dict]:
+  """One decoding step of many rows, from the time of 64 steps."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+  from weightsteer_jax import tree
+  from weightsteer_jax.evaluation import generation
+  rows, length = args.rows, args.cache + DECODED
+  stops = np.zeros(0, np.int32)
+
+  def start():
+    state = generation.empty_state(config, rows, length, DECODED, 1, params['embed']['embedding'].dtype)
+    ones = jnp.ones(rows, jnp.int32)
+    held = dataclasses.replace(state.rows, positions_B=args.cache * ones, limits_B=DECODED * ones, coefficients_BC=jnp.ones((rows, 1)))
+    return dataclasses.replace(state, rows=held, active_B=ones > 0, finite_B=ones > 0)
+
+  def run():
+    return generation.decode(config, 'greedy', params, (delta,), stops, jax.jit(start)(), np.int32(0))[1]
+
+  matmul, body = matmul_parameters(config, params)
+  keys = args.cache + DECODED / 2
+  cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * rows * keys * params['embed']['embedding'].dtype.itemsize
+  weights = (matmul + body) * params['embed']['embedding'].dtype.itemsize
+  flops = rows * (2 * (matmul + body) + 2 * tree.count(delta) + attention_flops(config, keys))
+  return run, Work(DECODED * flops, DECODED * (weights + cache)), {'rows': rows, 'steps': DECODED, 'keys': keys}
+
+
+def score(config, params, delta, args) -> tuple[Callable, Work, dict]:
+  """One batch of prompts with four answers each."""
+  import numpy as np
+  from weightsteer_jax import tree
+  from weightsteer_jax.evaluation import scoring
+  random = np.random.default_rng(0)
+  prompts, length, answers = args.prompts, args.prompt_length, args.prompts * ANSWERS
+  ids = lambda *shape: random.integers(10, config.vocab_size, shape).astype(np.int32)
+  batch = scoring.ScoreBatch(ids(prompts, length - 1), np.ones((prompts, 1), np.float32), np.repeat(np.arange(prompts), ANSWERS).astype(np.int32),
+                             np.full(answers, length - 1, np.int32), ids(answers, ANSWER), ids(answers, ANSWER), np.full(answers, ANSWER, np.int32))
+  matmul, body = matmul_parameters(config, params)
+  tokens = prompts * (length - 1) + answers * ANSWER
+  flops = (tokens * (2 * body + 2 * tree.count(delta)) + answers * ANSWER * 2 * matmul + prompts * length * attention_flops(config, length / 2)
+           + answers * ANSWER * attention_flops(config, length))
+  run = lambda: scoring.score_batch(config, params, (delta,), batch)
+  return run, Work(flops, (matmul + body) * params['embed']['embedding'].dtype.itemsize), {'tokens': tokens}
+
+
+def train(config, params, delta, args) -> tuple[Callable, Work, dict]:
+  """One optimizer step of LoRA on packed rows of four examples each."""
+  import jax
+  import numpy as np
+  from weightsteer_jax import config as configs, data, tree
+  from weightsteer_jax.finetune import optimizer, step as steps
+  options = configs.FineTune(kind='lora', rank=cases.RANK // 2, steps=1000)
+  recipe = optimizer.adamw(options)
+  rows, length = args.train_rows, args.train_length
+  tokens = np.random.default_rng(0).integers(10, config.vocab_size, (1, rows, length)).astype(np.int32)
+  segments = np.broadcast_to(1 + 4 * np.arange(length) // length, tokens.shape).astype(np.int32)
+  positions = np.broadcast_to(np.arange(length) % (length // 4), tokens.shape).astype(np.int32)
+  batch = jax.device_put(data.Batch(tokens, tokens, np.ones(tokens.shape, np.float32), positions, segments))
+  train_step, schedule = steps.train_step_fn(config, recipe), optimizer.schedule(options, peak=1e-4, total=1000)
+  make = steps.initial_state_fn(config, 'lora', options.rank, 16.0, recipe)
+  held = [make(0)]
+
+  def run():
+    held[0], metrics = train_step(held[0], params, batch, schedule, 0)
+    return metrics
+
+  matmul, body = matmul_parameters(config, params)
+  count = rows * length
+  # Forward and the gradients of activations; of the factors their own gradients too; the head's logits once more.
+  flops = count * (4 * body + 6 * matmul + 6 * tree.count(held[0].delta) + 3 * attention_flops(config, length / 8))
+  return run, Work(flops, 2 * (matmul + body) * params['embed']['embedding'].dtype.itemsize), {'tokens': count}
+
+
+PROGRAMS = {'decode': decode, 'score': score, 'train': train}
+
+
+def matmul_parameters(config, params) -> tuple[int, int]:
+  """(of the head, of all layers): what each token is multiplied with."""
+  from weightsteer_jax import tree
+  flat = tree.flatten(params)
+  return config.vocab_size * config.width, sum(leaf.size for path, leaf in flat.items() if path.startswith('layers/') and path.endswith('kernel'))
+
+
+def attention_flops(config, keys: float) -> float:
+  """Of one query, over so many keys."""
+  return 4 * config.num_layers * config.num_heads * config.head_dim * keys
+
+
+if __name__ == '__main__':
+  app.run(main)

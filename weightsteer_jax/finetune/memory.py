@@ -1,0 +1,136 @@
+"""What a training step needs of a device's memory, by formula; and what follows from it: what the backward pass computes
+again, and how many fine-tunes go through one program."""
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from weightsteer_jax import config as configs
+from weightsteer_jax import distributed, layouts, models, sharding
+from weightsteer_jax.finetune import optimizer, step as steps
+from weightsteer_jax.sharding import Layout
+
+POLICIES = ('none', 'dots', 'full')  # From the fastest, which keeps most, to the slowest.
+SHARE = 0.85  # Of a device's memory, that an estimate may fill.
+
+# Tokens of a microbatch on a device beyond which no further fine-tune is joined to it.
+ENOUGH = {'cpu': 2048, 'gpu': 16384, 'tpu': 16384}
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+  """What is to be trained, for an estimate.
+
+  Attributes:
+    kind, rank: of the delta. dtype: of the base. rows, tokens: of a microbatch, over all devices.
+  """
+  kind: str
+  rank: int
+  dtype: str
+  rows: int
+  tokens: int
+
+
+def activations(config: models.ModelConfig, load: Load, remat: str, *, shards: int = 1, tensor: int = 1) -> float:
+  """Bytes of activations that a training step of one fine-tune holds on a device at most, by estimate.
+
+  What the backward pass finds of each layer; of one layer, all that it works with, twice; and three times the float32
+  logits of a chunk (see models.token_logprobs).
+
+  Args:
+    shards: that the rows are cut into. tensor: that heads, MLP and vocabulary are.
+  """
+  rows = math.ceil(load.rows / shards)
+  kept = {policy: rows * load.tokens * _kept(config, load, policy, tensor) for policy in POLICIES}
+  logits = models.chunk_length(config.vocab_size // tensor, rows, load.tokens) * rows * config.vocab_size / tensor
+  return config.num_layers * kept[remat] + 2 * kept['none'] + 3 * 4 * logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How the fine-tunes of a model are trained: how many at once, at most, and what is computed again (config.FineTune)."""
+  together: int
+  remat: str
+
+
+def plan(config: models.ModelConfig, options: configs.FineTune, load: Load, layout: Layout, *, count: int,
+         memory: float) -> Plan:
+  """How to train `count` fine-tunes of that load, on devices of that many bytes.
+
+  By 'auto' as many go together as fit without computing more again than one alone, and as are worth it (see ENOUGH).
+  Models with experts are trained one by one: jax has no grouped product (`jax.lax.ragged_dot`) of several sets of rows.
+  """
+  choose = lambda together: choose_remat(config, options, load, layout, together=together, memory=memory)
+  if options.together == 'on' and not config.num_experts:
+    return Plan(count, choose(count))
+  remat, together = choose(1), 1
+  if options.together == 'off' or config.num_experts:
+    return Plan(1, remat)
+  enough = ENOUGH.get(layout.mesh.devices.flat[0].platform, ENOUGH['gpu'])
+  tokens = math.ceil(load.rows / layout.rows) * load.tokens
+  while (together < count and together * tokens < enough
+         and fits(config, options, load, layout, remat, together=together + 1, memory=memory)):
+    together += 1
+  return Plan(together, remat)
+
+
+def fits(config: models.ModelConfig, options: configs.FineTune, load: Load, layout: Layout, remat: str, *,
+         together: int = 1, memory: float) -> bool:
+  """Whether a step of so many fine-tunes fits a device of that many bytes, by estimate.
+
+  Beside the base weights and the activations, each has its float32 change, two moments, gradient and the sum of the
+  gradients of its microbatches.
+  """
+  state = state_shapes(config, options, layout)
+  each = sharding.bytes_on_device(state) + 2 * sharding.bytes_on_device(state.delta)
+  each += activations(config, load, remat, shards=layout.rows, tensor=layout.mesh.shape['tensor'])
+  return layouts.bytes_per_device(config, layout, load.dtype) + together * each <= SHARE * memory
+
+
+def choose_remat(config: models.ModelConfig, options: configs.FineTune, load: Load, layout: Layout, *,
+                 together: int = 1, memory: float = 0.0) -> str:
+  """The policy of the options, where they name one; else the fastest that fits, or 'full' if none does."""
+  if options.remat != 'auto':
+    return options.remat
+  memory = memory or least_memory()
+  return next((policy for policy in POLICIES
+               if fits(config, options, load, layout, policy, together=together, memory=memory)), POLICIES[-1])
+
+
+def state_shapes(config: models.ModelConfig, options: configs.FineTune, layout: Layout) -> steps.TrainState:
+  """Shapes, and where they lie, of what one fine-tune changes."""
+  recipe = optimizer.adamw(options)
+  make = steps.initial_state_fn(config, options.kind, options.rank, options.lora_alpha, recipe, layout)
+  shapes = jax.eval_shape(make, 0)
+  return sharding.placed(shapes, steps.state_shardings(config, recipe, layout, shapes))
+
+
+def least_memory() -> float:
+  """Bytes of the smallest device of all processes, so that all choose alike; every process calls it."""
+  return min(distributed.gather(layouts.device_memory(jax.local_devices()[0])))
+
+
+def _kept(config: models.ModelConfig, load: Load, remat: str, tensor: int) -> float:
+  """Bytes that the backward pass finds of one token in one layer.
+
+  Counted off the residuals of the traced step (what `jax.vjp` of the loss holds), for the decoder of decoder.py with
+  attention that keeps its scores, and a delta on all projections. Those of the norms are in float32, whatever the dtype of the rest, as are attention's scores, of which there are as many as
+  the row has tokens:
+    none  stream and what the norms make of it; queries, keys, values and what is attended; the scores before and after
+          rounding; six values as wide as the MLP; what comes out of the first factor of each low-rank change
+    dots  the layer's input, and the results of its projections and of the changes of them
+    full  the layer's input
+  """
+  item, low_rank = jnp.dtype(load.dtype).itemsize, load.kind.startswith('lora')
+  queries, keys = (count * config.head_dim / tensor for count in (config.num_heads, config.num_kv_heads))
+  hidden = max(1, config.experts_per_token) * config.mlp_width / tensor
+  factors = 7 * load.rank * low_rank
+  if remat == 'full':
+    return item * config.width
+  if remat == 'dots':
+    results = config.width + queries + 2 * keys + 2 * hidden
+    return item * (config.width + (1 if load.kind == 'bias' else 2) * results + factors)
+  scores = config.num_heads / tensor * load.tokens
+  return (item * (2 * config.width + 2 * queries + 2 * keys + 6 * hidden + factors + scores)
+          + 4 * ((4 + 2 * (load.kind == 'full')) * config.width + scores))
