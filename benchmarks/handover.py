@@ -9,22 +9,24 @@
 
 Each run is a process of its own, interpreter and imports included; the last two also read back what they wrote, compute rows again,
 and seal the files with SHA-256, which the reference does not. The mode 'cache' ends when all is written to the page cache, as
-transformers leaves it; 'disk' when all sides have waited for the disk. Between runs outputs are removed and what is dirty is written out,
-off the clock.
+transformers leaves it; 'disk' when all sides have waited for the disk. Between runs outputs are removed and what is dirty is written
+out, off the clock. core_seconds is what all cores spent, which other work on the machine changes less than the clock.
 
-The three checkpoints (random weights, bfloat16; 7B shapes from 10 GB on) are made in the folder and removed afterwards. What is read lies
-in the page cache where the memory holds it: the copy speeds of cache and disk are measured in the same run, beside the bytes.
+The three checkpoints (random weights, bfloat16; 7B shapes from 10 GB on) are made in the folder and removed afterwards. What is read
+lies in the page cache where the memory holds it: the speeds of cache and disk are measured in the same run, beside the bytes.
 """
 import argparse
+import contextlib
 import json
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Iterator
+from typing import Any, Iterator
 
 import ml_dtypes
 import numpy as np
@@ -34,6 +36,7 @@ import compare
 ROOT = pathlib.Path(__file__).parent.parent
 ALPHA = 1.5
 SHARD_BYTES = 5 * 10**9  # As transformers' default.
+PIECES = 4
 SMALL = dict(hidden_size=2048, intermediate_size=5632, num_attention_heads=16, num_key_value_heads=8, vocab_size=32768)
 LARGE = dict(hidden_size=3584, intermediate_size=18944, num_attention_heads=28, num_key_value_heads=4, vocab_size=152064)
 REFERENCE, OURS, TWO_STEPS = 'reference', compare.OURS, 'two steps'
@@ -122,7 +125,8 @@ def commands(side: str, folder: pathlib.Path, disk: bool) -> list[list[str]]:
   """What the side runs, one after the other; the steered checkpoint is FOLDER/<side>."""
   sides = {name: str(folder / name) for name in ('base', 'positive', 'negative')}
   python, output, sync = sys.executable, str(folder / side), '--sync' if disk else '--nosync'
-  export = [python, str(ROOT / 'launch' / 'export.py'), f'--base={sides["base"]}', f'--alpha={ALPHA}', '--format=hf', f'--output={output}', sync]
+  export = [python, str(ROOT / 'launch' / 'export.py'), f'--base={sides["base"]}', f'--alpha={ALPHA}', '--format=hf',
+            f'--output={output}', sync]
   contrast = [f'--positive={sides["positive"]}', f'--negative={sides["negative"]}']
   if side == REFERENCE:
     return [[python, __file__, f'--folder={folder}', f'--reference={output}', f'--modes={"disk" if disk else "cache"}']]
@@ -133,20 +137,28 @@ def commands(side: str, folder: pathlib.Path, disk: bool) -> list[list[str]]:
 
 
 def run(side: str, folder: pathlib.Path, disk: bool) -> dict[str, float]:
-  """Seconds, and the peaks of memory in MB: all that is resident, and of it what is the process's own (not pages of files)."""
+  """Seconds on the clock and of the cores, and the peaks of memory in MB: all that is resident, and of it what is the process's own
+  (not pages of files)."""
   remove(side, folder)
   os.sync()
   peaks = {'resident': 0.0, 'own': 0.0}
-  started = time.perf_counter()
+  busy, started = _busy(), time.perf_counter()
   for command in commands(side, folder, disk):
-    process = subprocess.Popen(command, env=os.environ | {'PYTHONPATH': str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=os.environ | {'PYTHONPATH': str(ROOT)}, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)
     watch = threading.Thread(target=_watch, args=(process.pid, peaks))
     watch.start()
     _, errors = process.communicate()
     watch.join()
     if process.returncode:
       raise SystemExit(f'{side} failed:\n{errors[-3000:]}')
-  return {'seconds': time.perf_counter() - started, **peaks}
+  return {'seconds': time.perf_counter() - started, 'core_seconds': _busy() - busy, **peaks}
+
+
+def _busy() -> float:
+  """Seconds that cores spent on processes that have ended."""
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return used.ru_utime + used.ru_stime
 
 
 def remove(side: str, folder: pathlib.Path) -> None:
@@ -168,14 +180,14 @@ def _watch(pid: int, peaks: dict[str, float]) -> None:
 
 
 def agreement(folder: pathlib.Path) -> dict[str, Any]:
-  """How far each output is from base + alpha (positive - negative) in float64, over every weight of every tensor.
+  """How far each output is from base + alpha (positive - negative) in float64, over rows of every tensor (see _pieces).
 
   In steps of bfloat16 at the exact value; a result that was rounded once is within half of one.
   """
   from weightsteer_jax.models import stored
-  found = {name: {'largest_error_in_steps': 0.0, 'rounded_once': 0} for name in (REFERENCE, OURS, TWO_STEPS) if (folder / name).exists()}
+  there = [name for name in (REFERENCE, OURS, TWO_STEPS) if (folder / name).exists()]
+  found = {name: {'largest_error_in_steps': 0.0, 'rounded_once': 0} for name in there}
   total = 0
-  import contextlib
   with contextlib.ExitStack() as stack:
     tensors = {name: stack.enter_context(stored.open_tensors(folder / name)) for name in ('base', 'positive', 'negative', *found)}
     for name, part in _pieces(tensors['base']):
@@ -192,10 +204,11 @@ def agreement(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _pieces(tensors: Any) -> Iterator[tuple[str, tuple[slice, ...]]]:
+  """From the first row of each tensor to its last, up to PIECES ranges of rows that hold a quarter of a million weights."""
   for name in sorted(tensors.names()):
     rows, *rest = tensors.shape(name)
-    step = max(1, 2**22 // max(1, int(np.prod(rest))))
-    for start in range(0, rows, step):
+    step = max(1, 2**18 // max(1, int(np.prod(rest))))
+    for start in sorted({int(start) for start in np.linspace(0, max(0, rows - step), PIECES)}):
       yield name, (slice(start, min(start + step, rows)),)
 
 
@@ -229,8 +242,8 @@ def speeds(folder: pathlib.Path, size: int) -> dict[str, float]:
   return found
 
 
-def measure(folder: pathlib.Path, sides: list[str], repeats: int, disk: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-  """What in_turns would tell, with memory; and the agreement of the first round."""
+def measure(folder: pathlib.Path, sides: list[str], repeats: int, disk: bool) -> Iterator[dict[str, Any]]:
+  """After each round, what in_turns would tell, with the cores' time and memory."""
   seen: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
   for round_ in range(repeats + 1):
     for side in sides[::-1 if round_ % 2 else 1]:
@@ -243,21 +256,29 @@ def measure(folder: pathlib.Path, sides: list[str], repeats: int, disk: bool) ->
       same = agreement(folder)
       for side in sides:
         remove(side, folder)
+      same |= {'gb_per_s': speeds(folder, 2 * int(same['weights']))}
+    else:
+      yield summary(seen, sides) | {'same': same}
+
+
+def summary(seen: dict[str, list[dict[str, float]]], sides: list[str]) -> dict[str, Any]:
+  """Medians with the least and the most, of each side and of the ratios round by round."""
   pick = lambda side, key: [found[key] for found in seen[side]]
-  record = {'repeats': repeats}
-  for key in ('seconds', 'resident', 'own'):
-    name = key if key == 'seconds' else f'peak_{key}_mb'
+  record: dict[str, Any] = {'repeats': len(seen[sides[0]])}
+  names = {'seconds': 'seconds', 'core_seconds': 'core_seconds', 'resident': 'peak_resident_mb', 'own': 'peak_own_mb'}
+  for key, name in names.items():
     record[name] = {side: compare.spread(pick(side, key)) for side in sides}
-    record[f'{name}_ratio'] = {f'{x} / {y}': compare.spread([a / b for a, b in zip(pick(x, key), pick(y, key))])
-                               for x in (REFERENCE,) for y in sides if y != REFERENCE}
-  return record, same
+    record[f'{name}_ratio'] = {f'{REFERENCE} / {y}': compare.spread([a / b for a, b in zip(pick(REFERENCE, key), pick(y, key))])
+                               for y in sides if y != REFERENCE}
+  return record
 
 
-def bytes_moved(folder: pathlib.Path, disk: bool) -> dict[str, Any]:
+def bytes_moved(folder: pathlib.Path) -> dict[str, Any]:
   """GB that each way must read and write at least."""
   size = sum(path.stat().st_size for path in (folder / 'base').glob('*.safetensors')) / 1e9
   one = round(size, 3)
-  return {'checkpoint': one, REFERENCE: {'read': 3 * one, 'written': one}, OURS: {'read': 3 * one, 'written': one, 'read back': one},
+  return {'checkpoint': one, REFERENCE: {'read': 3 * one, 'written': one},
+          OURS: {'read': 3 * one, 'written': one, 'read back': one},
           TWO_STEPS: {'read': 5 * one, 'written': 3 * one, 'read back': 3 * one}}
 
 
@@ -284,10 +305,9 @@ def main():
   if record.get('gigabytes') != args.gigabytes:
     record = {'gigabytes': args.gigabytes, 'config': config, 'result': {}}
   for mode in args.modes.split(','):
-    found, same = measure(args.folder, args.sides.split(','), args.repeats, mode == 'disk')
-    found |= {'same': same, 'gb_per_s': speeds(args.folder, 2 * int(same['weights'])), 'gb': bytes_moved(args.folder, mode == 'disk')}
-    record['result'][mode] = found
-  compare.save('handover', record | {'machine': machine})
+    for found in measure(args.folder, args.sides.split(','), args.repeats, mode == 'disk'):
+      record['result'][mode] = found | {'gb': bytes_moved(args.folder), 'machine': machine}
+      compare.save('handover', record)  # Of the rounds so far: they are long.
   for name in ('direction', *args.sides.split(','), *(() if args.keep else ('base', 'positive', 'negative'))):
     shutil.rmtree(args.folder / name, ignore_errors=True)
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from weightsteer_jax import directions, models, tree
-from weightsteer_jax.directions import blocks, checkpoints, hf_export, on_disk, raw
+from weightsteer_jax.directions import blocks, checkpoints, raw
 from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError, OutputError
 
 from . import oracle
@@ -98,7 +98,8 @@ def test_one_pass_and_two_steps_write_what_torch_computes(tmp_path, dtype, make)
   for name in names:
     assert (tmp_path / 'one' / name).read_bytes() == (tmp_path / 'two' / name).read_bytes()
   assert one['dtype'] == dtype and (one['parity']['relative_difference'] < 0.05 if compared else one['parity'] is None)
-  norm = torch.sqrt(sum(((plus - minus)**2).sum() for plus, minus in zip(*(tensors_of(sides[x]).values() for x in ('positive', 'negative')))))
+  plus, minus = tensors_of(sides['positive']), tensors_of(sides['negative'])
+  norm = torch.sqrt(sum(((plus[name] - minus[name])**2).sum() for name in plus))
   assert abs(one['norm'] - norm) < 1e-6 * norm and abs(two['norm'] - norm) < 1e-6 * norm
   assert directions.verify(tmp_path / 'one').unlisted == () and directions.verify(tmp_path / 'direction').kind == 'direction'
   transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'one')
@@ -227,8 +228,8 @@ def test_low_rank_and_dense_changes_in_memory_stream_too(tmp_path):
 def test_the_launcher_makes_a_direction_and_exports_in_one_go(tmp_path):
   sides = three(tmp_path)
   flags = [f'--{name}={folder}' for name, folder in sides.items()]
-  done = subprocess.run([sys.executable, str(LAUNCH / 'export.py'), *flags, '--alpha=-1.5', '--format=hf', f'--output={tmp_path / "out"}', '--compare_logits=never'],
-                        capture_output=True, text=True, timeout=200)
+  flags += ['--alpha=-1.5', '--format=hf', f'--output={tmp_path / "out"}', '--compare_logits=never']
+  done = subprocess.run([sys.executable, str(LAUNCH / 'export.py'), *flags], capture_output=True, text=True, timeout=200)
   assert done.returncode == 0, done.stderr
   got = tensors_of(tmp_path / 'out')
   for name, value in steered_by_torch(sides, 'float32').items():
@@ -250,7 +251,8 @@ from weightsteer_jax import directions
 folder = sys.argv[1]
 w = directions.contrast(folder + '/positive', folder + '/negative', unread=True)
 directions.save(folder + '/direction', w)
-directions.export(directions.load(folder + '/direction', unread=True), directions.unread_base(folder + '/base'), 1.5, 'hf', folder + '/out', logits='never')
+saved, base = directions.load(folder + '/direction', unread=True), directions.unread_base(folder + '/base')
+directions.export(saved, base, 1.5, 'hf', folder + '/out', logits='never')
 print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))
 '''
 
@@ -261,7 +263,8 @@ def test_the_peak_of_memory_does_not_grow_with_the_model(tmp_path):
   peaks = []
   for layers in (4, 40):
     model = lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
-        vocab_size=64, hidden_size=256, intermediate_size=896, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=4))
+        vocab_size=64, hidden_size=256, intermediate_size=896, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=4))
     folder = tmp_path / str(layers)
     three(folder, make=model)
     done = subprocess.run([sys.executable, '-c', PEAK, str(folder)], capture_output=True, text=True, timeout=200)

@@ -17,7 +17,7 @@ import numpy as np
 
 from weightsteer_jax import files, models
 from weightsteer_jax.directions import base as bases
-from weightsteer_jax.directions import blocks, gram, merging, on_disk, peft_adapter
+from weightsteer_jax.directions import blocks, merging, on_disk, peft_adapter
 from weightsteer_jax.directions import raw as raws
 from weightsteer_jax.directions.checkpoints import Checkpoint
 from weightsteer_jax.directions.on_disk import Part, Values
