@@ -51,14 +51,14 @@ def three(folder, *, dtype='float32', make=None, **options):
 
 def oracle_model(tied=False):
   return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
-      vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-      max_position_embeddings=64, tie_word_embeddings=tied))
+      vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+      num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=tied))
 
 
 def fused_model():
   return transformers.Phi3ForCausalLM(transformers.Phi3Config(
-      vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-      max_position_embeddings=64, pad_token_id=0))
+      vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+      num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0))
 
 
 def tensors_of(folder):
@@ -79,8 +79,9 @@ def assert_nothing_left(folder, *names):
 
 
 @pytest.mark.parametrize('dtype, make', [
-    ('float32', oracle_model), ('bfloat16', oracle_model), ('bfloat16', fused_model), ('float32', lambda: oracle_model(tied=True)),
-    ('bfloat16', oracle_model)], ids=['f32', 'bf16', 'fused', 'tied', 'bf16 in whole blocks'])
+    ('float32', oracle_model), ('bfloat16', oracle_model), ('bfloat16', fused_model),
+    ('float32', lambda: oracle_model(tied=True)), ('bfloat16', oracle_model)],
+                         ids=['f32', 'bf16', 'fused', 'tied', 'bf16 in whole blocks'])
 def test_one_pass_and_two_steps_write_what_torch_computes(tmp_path, dtype, make):
   sides = three(tmp_path, dtype=dtype, make=make, max_shard_size='4KB')
   direction = directions.contrast(sides['positive'], sides['negative'], unread=True)
@@ -88,7 +89,8 @@ def test_one_pass_and_two_steps_write_what_torch_computes(tmp_path, dtype, make)
   base = directions.unread_base(sides['base'])
   compared = make is fused_model  # The others' logits are compared in test_export.py.
   one = directions.export(direction, base, ALPHA, 'hf', tmp_path / 'one', logits='always' if compared else 'never')
-  two = directions.export(directions.load(tmp_path / 'direction', unread=True), base, ALPHA, 'hf', tmp_path / 'two', logits='never')
+  saved = directions.load(tmp_path / 'direction', unread=True)
+  two = directions.export(saved, base, ALPHA, 'hf', tmp_path / 'two', logits='never')
   expected, got = steered_by_torch(sides, dtype), tensors_of(tmp_path / 'one')
   assert set(got) == set(expected) and one['rechecked']['weights'] > 100
   for name, value in expected.items():
@@ -101,7 +103,8 @@ def test_one_pass_and_two_steps_write_what_torch_computes(tmp_path, dtype, make)
   plus, minus = tensors_of(sides['positive']), tensors_of(sides['negative'])
   norm = torch.sqrt(sum(((plus[name] - minus[name])**2).sum() for name in plus))
   assert abs(one['norm'] - norm) < 1e-6 * norm and abs(two['norm'] - norm) < 1e-6 * norm
-  assert directions.verify(tmp_path / 'one').unlisted == () and directions.verify(tmp_path / 'direction').kind == 'direction'
+  assert directions.verify(tmp_path / 'one').unlisted == ()
+  assert directions.verify(tmp_path / 'direction').kind == 'direction'
   transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'one')
 
 
@@ -122,10 +125,12 @@ def test_a_direction_between_checkpoints_is_a_checkpoint_of_differences(tmp_path
   meta = json.loads((tmp_path / 'direction' / 'direction.json').read_text())
   assert meta['fingerprints'] == tree.fingerprint(stored)
   loaded = directions.load(tmp_path / 'direction')
-  assert {'layers/attn/k/kernel', 'layers/mlp_norm/scale'}.isdisjoint(meta['norms']) and 'k' not in loaded.delta['layers']['attn']
+  assert {'layers/attn/k/kernel', 'layers/mlp_norm/scale'}.isdisjoint(meta['norms'])
+  assert 'k' not in loaded.delta['layers']['attn']
   with checkpoints.open_checkpoint(sides['positive']) as x, checkpoints.open_checkpoint(sides['negative']) as y:
     dense = checkpoints.difference(x, y)
-    layers = {path: np.stack([x.layer(path, l) - y.layer(path, l) for l in range(x.num_layers(path))]) for path in dense}
+    layers = {path: np.stack([x.layer(path, l) - y.layer(path, l) for l in range(x.num_layers(path))])
+              for path in dense}
   flat = tree.flatten(loaded.delta, models.is_delta_leaf)
   assert flat.keys() == dense.keys()
   for path, leaf in flat.items():
@@ -172,7 +177,8 @@ def test_a_bit_of_the_direction_that_changed_is_found_when_it_is_exported(tmp_pa
   with pytest.raises(CorruptError, match='fingerprints at model.layers.1.mlp.up_proj.weight'):
     directions.export(direction, directions.unread_base(sides['base']), ALPHA, 'hf', tmp_path / 'out', logits='never')
   assert_nothing_left(tmp_path, *sides, 'direction')
-  for use in (lambda: directions.load(tmp_path / 'direction'), lambda: np.asarray(direction.delta['layers']['mlp']['up']['kernel'].value)):
+  up = direction.delta['layers']['mlp']['up']['kernel'].value
+  for use in (lambda: directions.load(tmp_path / 'direction'), lambda: np.asarray(up)):
     with pytest.raises(CorruptError, match='fingerprints at model.layers.1.mlp.up_proj.weight'):
       use()
 
@@ -199,7 +205,7 @@ def test_rows_computed_again_and_bytes_read_back_find_a_wrong_export(tmp_path, m
   base = directions.unread_base(sides['base'])
   export = lambda: directions.export(direction, base, ALPHA, 'hf', tmp_path / 'out', logits='never')
   steer, pwrite = blocks.steer, os.pwrite
-  monkeypatch.setattr(blocks, 'steer', lambda base, plus, minus, alpha, dtype: steer(base, plus, minus, 1.2 * alpha, dtype))
+  monkeypatch.setattr(blocks, 'steer', lambda *args: steer(*args[:3], 1.2 * args[3], args[4]))
   with pytest.raises(OutputError, match='times what one rounding allows'):
     export()
   monkeypatch.setattr(blocks, 'steer', steer)
@@ -229,7 +235,8 @@ def test_the_launcher_makes_a_direction_and_exports_in_one_go(tmp_path):
   sides = three(tmp_path)
   flags = [f'--{name}={folder}' for name, folder in sides.items()]
   flags += ['--alpha=-1.5', '--format=hf', f'--output={tmp_path / "out"}', '--compare_logits=never']
-  done = subprocess.run([sys.executable, str(LAUNCH / 'export.py'), *flags], capture_output=True, text=True, timeout=200)
+  done = subprocess.run([sys.executable, str(LAUNCH / 'export.py'), *flags], capture_output=True, text=True,
+                        timeout=200)
   assert done.returncode == 0, done.stderr
   got = tensors_of(tmp_path / 'out')
   for name, value in steered_by_torch(sides, 'float32').items():

@@ -49,8 +49,8 @@ def in_order(tasks: Iterable[Callable[[], Any]], *, threads: int | None = None) 
 
 @functools.cache
 def _keep_freed_memory() -> None:
-  """Has glibc hand out the memory of the last block for the next, rather than ask the kernel for fresh pages each time, whose
-  faults took as long as the arithmetic. Elsewhere nothing happens."""
+  """Has glibc hand out the memory of the last block for the next: fresh pages of the kernel for each block took as long
+  as the arithmetic. Elsewhere nothing happens."""
   try:
     mallopt = ctypes.CDLL(None).mallopt
   except (OSError, AttributeError):
@@ -96,8 +96,10 @@ def difference(plus: np.ndarray, minus: np.ndarray) -> np.ndarray:
 
 def steer(base: np.ndarray, plus: np.ndarray, minus: np.ndarray | None, alpha: float,
           dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(base + alpha * change rounded to `dtype`, bfloat16 as its bits; what the rounding lost of it; the change); the change
-  is `plus - minus`, or plus alone. All is added in float32."""
+  """(base + alpha * change rounded to `dtype`, bfloat16 as its bits; what the rounding lost of it; the change).
+
+  The change is `plus - minus`, or plus alone; all is added in float32.
+  """
   minus = np.zeros((), np.float32) if minus is None else minus
   return _on_host(_steer, base, plus, minus, np.float32(alpha), dtype=dtype)
 
@@ -106,6 +108,11 @@ def cast(base: np.ndarray, dtype: str) -> np.ndarray:
   """The block rounded to `dtype`, bfloat16 as its bits."""
   stored = np.uint16 if dtype == 'bfloat16' else np.float32
   return base if base.dtype == stored else _on_host(_cast, base, dtype=dtype)
+
+
+def wide(block: np.ndarray) -> np.ndarray:
+  """The block as float32."""
+  return block if block.dtype == np.float32 else cast(block, 'float32')
 
 
 def squares(block: np.ndarray) -> float:

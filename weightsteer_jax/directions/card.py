@@ -119,8 +119,8 @@ def _measurements(record: Mapping[str, Any]) -> list[str]:
                  f'{parity["tolerance"]}.')
   if 'rechecked' in record:
     found = record['rechecked']
-    lines.append(f'Every weight was read back as it was written; {found["weights"]} weights, in rows of every tensor, were '
-                 'computed again from the files in float64: none is further off than one rounding'
+    lines.append(f'Every weight was read back as it was written; {found["weights"]} weights, in rows of every tensor, '
+                 'were computed again from the files in float64: none is further off than one rounding'
                  f'{"." if parity else "; logits were not compared."}')
   if 'realised_error' in record:
     lines.append(f'Rounding the merged weights to {record["dtype"]} lost {record["realised_error"]:.2%} of the change '

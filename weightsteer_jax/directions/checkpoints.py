@@ -104,7 +104,7 @@ def difference(x: Checkpoint, y: Checkpoint) -> dict[str, Dense]:
 
 
 def unread_difference(x: Checkpoint, y: Checkpoint) -> dict[str, Dense]:
-  """As `difference`, its values left where they are (see on_disk): what is read is as much as tells that tensors differ.
+  """As `difference`, its values left where they are (see on_disk): only as much is read as tells that tensors differ.
 
   The checkpoints need not stay open, but must stay there.
   """

@@ -54,7 +54,7 @@ def contrast(positive: files.Path, negative: files.Path, *, base: BaseSource | N
     allow_other_base: go on where the two, or they and `base`, say they belong to different bases of one architecture.
     compare_bfloat16: also measure what the route over merged bfloat16 checkpoints would have given (see
       rounding.bfloat16_route).
-    unread: leave the difference of two checkpoints where it is, to be read from them when it is saved, exported or used.
+    unread: leave the difference of two checkpoints where it is, to be read from them when it is saved, exported, used.
   Raises:
     InputError: sources that are not there, not supported, or do not go together. CorruptError: one that is cut short or
       damaged.

@@ -62,8 +62,8 @@ def save(folder: files.Path, direction: Direction, *, sync: bool = True) -> None
   """Writes a direction as a new folder: `direction.safetensors` and, last, `direction.json`.
 
   Changes in memory are tensors in our axes, called by their path: `<path>.dense`, or the factors `<path>.a` and
-  `<path>.b`. Changes that are on the disk are copied block by block, in the names and axes of a checkpoint of the base's
-  family: what differs between two checkpoints is a checkpoint of differences.
+  `<path>.b`. Changes that are on the disk are copied block by block, in the names and axes of a checkpoint of the
+  base's family: what differs between two checkpoints is a checkpoint of differences.
 
   Args:
     sync: wait until it is on the disk.
@@ -101,7 +101,8 @@ def load(folder: files.Path, *, unread: bool = False) -> Direction:
   raw = raws.tensors_of(folder / TENSORS)
   _check_prints(folder, meta['fingerprints'], {name: meta['fingerprints'].get(name) for name in raw})
   base = bases.from_json(meta['base'], where='the direction')
-  leaves = _from_checkpoint(raw, meta, base, unread=unread) | _from_tensors(_read_tensors(folder, raw, meta['fingerprints']))
+  tensors = _read_tensors(folder, raw, meta['fingerprints'])
+  leaves = _from_checkpoint(raw, meta, base, unread=unread) | _from_tensors(tensors)
   direction = Direction(tree.unflatten(dict(sorted(leaves.items()))), meta)
   models.check_delta(base.config, direction.delta)
   return direction
@@ -130,8 +131,8 @@ def _from_checkpoint(raw: Mapping[str, raws.Raw], meta: Mapping[str, Any], base:
       raise CorruptError(f"the direction's tensor '{name}' is none of a {base.family} checkpoint; make it again")
     shape = stored.stored_shape(parts[name][0].row, base.config)
     if (tensor.plus.shape, tensor.plus.dtype) != (shape, 'F32'):
-      raise CorruptError(f"the direction's tensor '{name}' is {tensor.plus.dtype} {tensor.plus.shape}, expected F32 {shape}; "
-                         'make it again')
+      raise CorruptError(f"the direction's tensor '{name}' is {tensor.plus.dtype} {tensor.plus.shape}, expected F32 "
+                         f'{shape}; make it again')
   leaves = on_disk.leaves(base.config, models.FAMILIES[base.family], values, meta['norms'])
   return leaves if unread else {path: Dense(jnp.asarray(np.asarray(leaf.value))) for path, leaf in leaves.items()}
 
@@ -181,7 +182,8 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   return meta
 
 
-def _read_tensors(folder: pathlib.Path, raw: Mapping[str, raws.Raw], prints: Mapping[str, str]) -> dict[str, np.ndarray]:
+def _read_tensors(folder: pathlib.Path, raw: Mapping[str, raws.Raw],
+                  prints: Mapping[str, str]) -> dict[str, np.ndarray]:
   """The tensors in our axes, checked."""
   tensors = {}
   for name in (name for name in raw if '/' in name):
@@ -194,5 +196,5 @@ def _read_tensors(folder: pathlib.Path, raw: Mapping[str, raws.Raw], prints: Map
 def _check_prints(folder: pathlib.Path, expected: Mapping[str, str], got: Mapping[str, str]) -> None:
   changed = sorted(name for name in {*expected, *got} if name not in expected or expected[name] != got.get(name))
   if changed:
-    raise CorruptError(f'the direction {folder} does not match its fingerprints at {", ".join(changed)}: it was changed or '
-                       'damaged after it was written; copy or make it again')
+    raise CorruptError(f'the direction {folder} does not match its fingerprints at {", ".join(changed)}: it was '
+                       'changed or damaged after it was written; copy or make it again')

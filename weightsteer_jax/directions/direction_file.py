@@ -23,7 +23,8 @@ def write(path: pathlib.Path, flat: Mapping[str, Any], parts: Mapping[str, list[
   """
   tensors = on_disk.tensors_of(flat)
   squares, totals = dict.fromkeys(flat, 0.0), dict.fromkeys(tensors, 0)
-  with Writer(path, {name: ('F32', values.plus.shape) for name, values in tensors.items()}, hashed=False, sync=sync) as file:
+  shapes = {name: values.plus.shape for name, values in tensors.items()}
+  with Writer(path, {name: ('F32', shape) for name, shape in shapes.items()}, hashed=False, sync=sync) as file:
     for name, part, count, block, square, words in blocks.in_order(_tasks(tensors, parts)):
       if not np.isfinite(square) and not blocks.finite(block):
         raise tensors[name].not_finite()
@@ -33,7 +34,7 @@ def write(path: pathlib.Path, flat: Mapping[str, Any], parts: Mapping[str, list[
       file.write(block.reshape(-1)[:count])
   for name, values in tensors.items():
     values.check(totals[name])
-  return squares, {name: blocks.fingerprint(totals[name], values.plus.shape, 'float32') for name, values in tensors.items()}
+  return squares, {name: blocks.fingerprint(totals[name], shape, 'float32') for name, shape in shapes.items()}
 
 
 def _tasks(tensors: Mapping[str, Values], parts: Mapping[str, list[Part]]) -> Iterator[Any]:

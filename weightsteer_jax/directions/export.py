@@ -15,8 +15,9 @@ import jax
 import numpy as np
 
 from weightsteer_jax import files, models, tree
-from weightsteer_jax.directions import (card, checkpoints, compression, folding, gram, hf_export, integrity, merging, on_disk,
-                                        orbax_export, parity, peft_adapter, peft_delta, peft_export, peft_targets, recheck)
+from weightsteer_jax.directions import (card, checkpoints, compression, folding, gram, hf_export, integrity, merging,
+                                        on_disk, orbax_export, parity, peft_adapter, peft_delta, peft_export,
+                                        peft_targets, recheck)
 from weightsteer_jax.directions import base as bases
 from weightsteer_jax.directions.direction import Direction, check_base
 from weightsteer_jax.errors import InputError
@@ -80,7 +81,8 @@ def check(direction: Direction, request: Request, output: files.Path, *, logits:
     raise InputError(f"unknown dtype '{dtype}'{tree.did_you_mean(dtype, models.DTYPES)}; there are: "
                      f"{', '.join(models.DTYPES)}")
   if logits not in LOGITS:
-    raise InputError(f"logits are to be compared '{logits}'{tree.did_you_mean(logits, LOGITS)}; there are: {', '.join(LOGITS)}")
+    raise InputError(f"logits are to be compared '{logits}'{tree.did_you_mean(logits, LOGITS)}; there are: "
+                     f"{', '.join(LOGITS)}")
   if request.rank < 0:
     raise InputError(f'the rank to fold to is {request.rank}; expected 1 or more, or 0 to leave the direction exact')
   if dtype and format == 'peft':
@@ -108,8 +110,8 @@ def export(direction: Direction, base: models.Model, alpha: float, format: str, 
     prompts: token ids to compare logits on; random ones if None.
     allow_other_base: steer a model of the same architecture with other weights than the direction's base.
     results: rows of a sweep of this direction on this base (see evaluation.metrics), for the model card.
-    logits: of 'hf', whether to load the base and the export and compare their logits too: 'auto' does up to LOGITS_BYTES
-      of parameters, 'always', 'never'. Rows of every tensor are computed again in any case (see recheck).
+    logits: of 'hf', whether to load the base and the export and compare their logits too: 'auto' does up to
+      LOGITS_BYTES of parameters, 'always', 'never'. Rows of every tensor are computed again in any case (see recheck).
     sync: wait until all of it is on the disk.
   Raises:
     InputError: the output exists, the direction is of another model, or the format cannot hold it.
@@ -129,7 +131,7 @@ def export(direction: Direction, base: models.Model, alpha: float, format: str, 
   with files.new_folder(output, what='an export', sync=sync) as partial:
     if format == 'hf':
       written = _write_hf(partial, direction, base, request, allow_other_base=allow_other_base, sync=sync)
-      base, written = _with_logits(partial, direction, base, written, tokens_BT, logits)
+      base, written = _with_logits(partial, base, written, tokens_BT, logits)
     else:
       written = WRITERS[format](partial, direction, base, request, tokens_BT)
     record = {'format': format, 'alpha': alpha, **({} if 'norm' in written.facts else {'norm': _norm(direction)}),
@@ -172,8 +174,8 @@ def _provenance(direction: Direction) -> dict[str, Any]:
   return {key: value for key, value in direction.meta.items() if key not in ('fingerprints', 'seal')}
 
 
-def _write_hf(partial: pathlib.Path, direction: Direction, base: models.Model, request: Request, *, allow_other_base: bool,
-              sync: bool) -> Written:
+def _write_hf(partial: pathlib.Path, direction: Direction, base: models.Model, request: Request, *,
+              allow_other_base: bool, sync: bool) -> Written:
   with checkpoints.open_checkpoint(base.folder) as opened:
     bases.same_architecture(direction.base.config, opened.config, what=f"the direction and the model '{base.source}'")
     models.check_delta(opened.config, direction.delta)
@@ -192,7 +194,7 @@ def _write_hf(partial: pathlib.Path, direction: Direction, base: models.Model, r
   return Written(facts, None, facts['dtype'] == 'float32', hashes)
 
 
-def _with_logits(partial: pathlib.Path, direction: Direction, base: models.Model, written: Written, tokens_BT: np.ndarray,
+def _with_logits(partial: pathlib.Path, base: models.Model, written: Written, tokens_BT: np.ndarray,
                  wanted: str) -> tuple[models.Model, Written]:
   """The base in memory and what was written with its logits, where they are to be compared."""
   size = 4 * sum(math.prod(site.shape) for site in models.sites(base.config).values())
@@ -276,7 +278,8 @@ def _merge_and_warn(direction: Direction, base: models.Model,
 def _warn_of_loss(facts: Mapping[str, Any], alpha: float) -> None:
   if facts['realised_error'] > LOSS_WARNED_OF:
     logging.warning('merged into %s, %.0f%% of the change at alpha %g is lost to rounding: export with dtype float32, '
-                    'or unmerged (orbax-unmerged, peft), to keep it', facts['dtype'], 100 * facts['realised_error'], alpha)
+                    'or unmerged (orbax-unmerged, peft), to keep it', facts['dtype'], 100 * facts['realised_error'],
+                    alpha)
 
 
 def _notes(model: models.Model, base: models.Model) -> dict[str, list[str]]:

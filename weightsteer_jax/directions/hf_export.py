@@ -1,8 +1,8 @@
 """A steered Hugging Face checkpoint, written block by block beside its base: neither model is ever in memory.
 
-Every weight is read, changed in float32, rounded once, written, and read back; the files are those of the base, with the
-same tensors in them. On the way come the digest of the base, the fingerprints of the direction, what rounding lost, the
-SHA-256 of each file, and whether all is finite.
+Every weight is read, changed in float32, rounded once, written, and read back; the files are those of the base, with
+the same tensors in them. On the way come the digest of the base, the fingerprints of the direction, what rounding lost,
+the SHA-256 of each file, and whether all is finite.
 """
 from concurrent import futures
 import dataclasses
@@ -32,8 +32,12 @@ INDEX = 'model.safetensors.index.json'
 
 @dataclasses.dataclass(frozen=True)
 class Steered:
-  """What is to be written: the base, the architecture it is written as (with biases it did not have), the change by path,
-  alpha, the dtype, and whether the base's digest is wanted."""
+  """What is to be written.
+
+  Attributes:
+    base: from whose files. config, family: what it is written as, with biases that it did not have.
+    changes: by path. alpha, dtype: see export.Request, '' resolved. digest: whether the base's is wanted.
+  """
   base: Checkpoint
   config: ModelConfig
   family: Family
@@ -108,14 +112,16 @@ def write(folder: pathlib.Path, steered: Steered, *, sync: bool = True) -> tuple
 
 def _files(base: Checkpoint, parts: Mapping[str, list[Part]]) -> dict[str, list[str]]:
   """{file: its tensors}, as the base has them; what it does not have goes into the last."""
-  plan = {path.name: [name for name in raws.tensors_of(path) if name in parts] for path in stored.weight_files(base.folder)}
+  paths = stored.weight_files(base.folder)
+  plan = {path.name: [name for name in raws.tensors_of(path) if name in parts] for path in paths}
   plan = {file: names for file, names in plan.items() if names}
   there = {name for names in plan.values() for name in names}
   plan[list(plan)[-1]] += [name for name in parts if name not in there]
   return plan
 
 
-def _write_index(folder: pathlib.Path, plan: Mapping[str, list[str]], parts: Mapping[str, list[Part]], steered: Steered) -> None:
+def _write_index(folder: pathlib.Path, plan: Mapping[str, list[str]], parts: Mapping[str, list[Part]],
+                 steered: Steered) -> None:
   width = np.dtype(raws.STORED_AS[raws.DTYPES[steered.dtype]]).itemsize
   total = width * sum(held[-1].stop for held in parts.values())
   files.write_json(folder / INDEX, {'metadata': {'total_size': total},
@@ -160,7 +166,8 @@ def _block(steered: Steered, part: Part, raw: raws.Raw | None, change: Any, inde
   return block
 
 
-def _steered_block(steered: Steered, part: Part, base: np.ndarray, change: Any, words: int, start: int, stop: int) -> Block:
+def _steered_block(steered: Steered, part: Part, base: np.ndarray, change: Any, words: int, start: int,
+                   stop: int) -> Block:
   minus, seen = None, 0
   if isinstance(change, Values):
     plus = blocks.read(change.plus, start, stop, 'plus')
@@ -176,13 +183,15 @@ def _not_finite(steered: Steered, part: Part, raw: raws.Raw | None, change: Any)
   """The error that says where it comes from."""
   if raw is not None and not all(blocks.finite(blocks.read(raw, *one, 'base')) for one in blocks.ranges(0, raw.size)):
     return NotFiniteError(f"{steered.base.folder}: '{part.name}' ({part.path}) holds NaN or infinite values")
-  if isinstance(change, Values) and not all(np.isfinite(change.read(*one)).all() for one in blocks.ranges(0, change.plus.size)):
+  if isinstance(change, Values) and not change.finite():
     return change.not_finite()
-  return NotFiniteError(f"steered at alpha {steered.alpha:g}, '{part.name}' holds NaN or infinite values in {steered.dtype}")
+  return NotFiniteError(f"steered at alpha {steered.alpha:g}, '{part.name}' holds NaN or infinite values in "
+                        f'{steered.dtype}')
 
 
-def _change(part: Part, leaf: LowRank | Dense | None, config: ModelConfig) -> Values | Callable[[int, int], np.ndarray] | None:
-  """The change of a part: on the disk, or a function from a range of whole rows of it to the values; None if there is none."""
+def _change(part: Part, leaf: LowRank | Dense | None,
+            config: ModelConfig) -> Values | Callable[[int, int], np.ndarray] | None:
+  """The change of a part: on the disk, or a function from a range of whole rows of it to the values; None without."""
   if leaf is None:
     return None
   if on_disk.is_on_disk(leaf):
@@ -209,7 +218,9 @@ def our_indices(part: Part, config: ModelConfig) -> tuple[np.ndarray, np.ndarray
     for axis in group.strip('()').split():
       index = (index[:, None] + stride[axis] * np.arange(sizes[axis])).reshape(-1)
     groups.append(index)
-  rows, columns = groups[0], functools.reduce(lambda x, y: (x[:, None] + y).reshape(-1), groups[1:], np.zeros(1, np.int64))
+  rows, columns = groups[0], np.zeros(1, np.int64)
+  for index in groups[1:]:
+    columns = (columns[:, None] + index).reshape(-1)
   rows = rows + sum(i * step for i, step in zip(part.at, strides))
   return (rows % 2**32).astype(np.uint32), (columns % 2**32).astype(np.uint32)
 

@@ -44,6 +44,7 @@ class Values:
   def read(self, start: int, stop: int) -> np.ndarray:
     """The elements as a block (see blocks.read), float32, valid until this thread reads the next."""
     plus = blocks.read(self.plus, start, stop, 'plus')
+    plus = blocks.wide(plus) if self.minus is None else plus
     return plus if self.minus is None else blocks.difference(plus, blocks.read(self.minus, start, stop, 'minus'))
 
   def whole(self) -> np.ndarray:
@@ -69,13 +70,17 @@ class Values:
       CorruptError: they do not.
     """
     if self.fingerprint and blocks.fingerprint(total, self.plus.shape, 'float32') != self.fingerprint:
-      raise CorruptError(f'the direction {self.plus.path.parent} does not match its fingerprints at {self.plus.name}: it '
-                         'was changed or damaged after it was written; copy or make it again')
+      raise CorruptError(f'the direction {self.plus.path.parent} does not match its fingerprints at {self.plus.name}: '
+                         'it was changed or damaged after it was written; copy or make it again')
+
+  def finite(self) -> bool:
+    """Whether all of it is."""
+    return all(np.isfinite(self.read(*part)).all() for part in blocks.ranges(0, self.plus.size))
 
   def not_finite(self) -> NotFiniteError:
     """The error that names the file with a value that is NaN or infinite."""
     for raw in (self.plus, self.minus):
-      if raw is not None and not all(blocks.finite(blocks.read(raw, *part, 'plus')) for part in blocks.ranges(0, raw.size)):
+      if raw is not None and not Values(raw).finite():
         return NotFiniteError(f"{raw.path.parent}: '{raw.name}' holds NaN or infinite values")
     return NotFiniteError(f"'{self.plus.name}' of {self.plus.path.parent} and of {self.minus.path.parent} are further "
                           'apart than float32 can say')
@@ -129,7 +134,8 @@ def leaves(config: ModelConfig, family: Family, values: Mapping[str, Values], pa
 
 def tensors_of(flat: Mapping[str, Any]) -> dict[str, Values]:
   """{tensor: its change} of the leaves that are on the disk, in the order of the files."""
-  found = {values.plus.name: values for leaf in flat.values() if is_on_disk(leaf) for values in leaf.value.values.values()}
+  there = [leaf.value for leaf in flat.values() if is_on_disk(leaf)]
+  found = {values.plus.name: values for change in there for values in change.values.values()}
   return dict(sorted(found.items(), key=lambda item: (str(item[1].plus.path), item[1].plus.offset)))
 
 

@@ -125,8 +125,8 @@ class Writer:
       self._scratch = np.empty(len(block), np.uint8)
     got = self._scratch[:len(block)]
     if os.preadv(self._descriptor, [got], self._at) != len(block) or not np.array_equal(got, block):
-      raise OutputError(f'{self.path.name} was not written: read back, it differs near byte {self._at} from what was to '
-                        'be written. Nothing was left behind')
+      raise OutputError(f'{self.path.name} was not written: read back, it differs near byte {self._at} from what was '
+                        'to be written. Nothing was left behind')
 
   @property
   def sha256(self) -> str:
@@ -141,4 +141,5 @@ class Writer:
       self._syncer.shutdown()
     os.close(self._descriptor)
     if kind is None and (self._left or self.path.stat().st_size != self._at):
-      raise OutputError(f'{self.path.name} was not written whole: {self._left} bytes are missing. Nothing was left behind')
+      raise OutputError(f'{self.path.name} was not written whole: {self._left} bytes are missing. Nothing was left '
+                        'behind')

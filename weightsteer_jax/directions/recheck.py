@@ -37,7 +37,8 @@ def recheck(folder: pathlib.Path, steered: Steered) -> Rechecked:
   """How near the checkpoint in a folder comes to `base + alpha * change`.
 
   Raises:
-    InputError: it has other tensors than its architecture. OutputError: a weight is further off than one rounding allows.
+    InputError: it has other tensors than its architecture. OutputError: a weight is further off than one rounding
+      allows.
   """
   _header.cache_clear()  # Files of another time may have had the same names.
   random, rows, weights, largest = np.random.default_rng(0), 0, 0, 0.0
@@ -54,8 +55,8 @@ def recheck(folder: pathlib.Path, steered: Steered) -> Rechecked:
   return Rechecked(rows, weights, largest)
 
 
-def _error(steered: Steered, part: Part, written: Mapping[str, pathlib.Path], base: Mapping[str, pathlib.Path], first: int,
-           row: int) -> tuple[float, int]:
+def _error(steered: Steered, part: Part, written: Mapping[str, pathlib.Path], base: Mapping[str, pathlib.Path],
+           first: int, row: int) -> tuple[float, int]:
   """The largest error in a row as a share of what is allowed, and the row's length."""
   got = _row(written[part.name], part.name, first + row)
   base = _row(base[part.name], part.name, first + row) if part.name in base else np.zeros_like(got)
@@ -63,8 +64,9 @@ def _error(steered: Steered, part: Part, written: Mapping[str, pathlib.Path], ba
   allowed = HALF_STEP[steered.dtype] * np.abs(base + change) + ARITHMETIC * (np.abs(base) + np.abs(change)) + SUBNORMAL
   error = float((np.abs(got - (base + change)) / allowed).max())
   if not error <= 1:  # Written so that NaN is refused.
-    raise OutputError(f"the export was not written: row {row} of '{part.name}' differs from the base plus {steered.alpha:g} "
-                      f'times the change by {error:.3g} times what one rounding allows. Nothing was left behind')
+    raise OutputError(f"the export was not written: row {row} of '{part.name}' differs from the base plus "
+                      f'{steered.alpha:g} times the change by {error:.3g} times what one rounding allows. Nothing was '
+                      'left behind')
   return error, len(got)
 
 
