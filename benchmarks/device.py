@@ -24,12 +24,13 @@ flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and a
 flags.DEFINE_integer('layers', 0, 'Layers of the model; 0 is all.')
 flags.DEFINE_list('programs', ['decode', 'score', 'train'], 'Which to run.')
 flags.DEFINE_list('attention', ['auto'], 'Kernels to try; see models/attention.py.')
-flags.DEFINE_integer('rows', 288, 'Decoded together.')
+flags.DEFINE_list('rows', ['72', '288'], 'Decoded together.')
 flags.DEFINE_integer('cache', 384, 'Keys of each when decoding begins; 64 more are decoded.')
 flags.DEFINE_integer('prompts', 64, 'Of a batch of scores, with four answers of 8 tokens each.')
 flags.DEFINE_integer('prompt_length', 256, 'Of those prompts, tokens.')
 flags.DEFINE_integer('train_rows', 8, 'Of a training batch.')
 flags.DEFINE_integer('train_length', 1024, 'Tokens of such a row.')
+flags.DEFINE_list('remat', ['none'], 'What its backward pass computes again; see config.FineTune.')
 flags.DEFINE_integer('repeats', 5, 'Of each.')
 flags.DEFINE_integer('kernels', 0, 'How many of the kernels that take most time to name.')
 
@@ -55,16 +56,18 @@ def main(argv):
   params = models.init_params(config, jax.random.key(0), args.dtype)
   delta = models.init_delta(config, 'lora', jax.random.key(1), rank=cases.RANK, lora_alpha=cases.RANK)
   ceilings = measure_ceilings(args.dtype)
+  print('ceilings', ceilings, flush=True)
   record = {**compare.machine(), 'size': args.size, 'dtype': args.dtype, 'layers': config.num_layers, 'ceilings': ceilings, 'result': {}}
   for program in args.programs:
     for asked in args.attention:
       kernel = attention.choose(asked, jax.default_backend(), dtype=args.dtype, head_dim=config.head_dim, softcap=None)
-      run, work, about = PROGRAMS[program](dataclasses.replace(config, attention=kernel), params, delta, args)
-      found = {**about, 'attention': kernel, **measured(run, work, ceilings, args)}
-      record['result'][f'{program}, {kernel}'] = found
-      print(program, {key: value for key, value in found.items() if key != 'kernels'}, flush=True)
-      for line in found.get('kernels', ()):
-        print('  ', *line, flush=True)
+      for variant in {'decode': args.rows, 'train': args.remat}.get(program, ['']):
+        run, work, about = PROGRAMS[program](dataclasses.replace(config, attention=kernel), params, delta, args, variant)
+        found = {**about, 'attention': kernel, **measured(run, work, ceilings, args)}
+        record['result'][', '.join(filter(None, (program, kernel, variant)))] = found
+        print(program, variant, {key: value for key, value in found.items() if key != 'kernels'}, flush=True)
+        for line in found.get('kernels', ()):
+          print('  kernel', *line, flush=True)
   compare.save(f'device_{args.size}_{jax.devices()[0].device_kind.split()[-1].lower()}', record)
 
 
@@ -75,11 +78,11 @@ def measure_ceilings(dtype: str) -> dict[str, float]:
   large = jax.default_backend() != 'cpu'
   n = 8192 if large else 2048
   x, y = (jax.random.normal(jax.random.key(i), (n, n), dtype) for i in range(2))
-  multiply, add = jax.jit(lambda x, y: x @ y), jax.jit(lambda x: x + 1)
-  product = seconds(lambda: multiply(x, y))
-  z = jax.random.normal(jax.random.key(2), (2**31 if large else 2**26,), jnp.bfloat16)
-  copy = seconds(lambda: add(z))
-  return {'flops_per_second': 2 * n**3 / product, 'bytes_per_second': 2 * z.nbytes / copy}
+  multiply, copy = jax.jit(lambda x, y: x @ y), jax.jit(jnp.copy)
+  product = seconds(lambda: [multiply(x, y) for _ in range(10)], 3) / 10  # One after the other, so that none waits for the host.
+  z = jax.random.normal(jax.random.key(2), (2**29 if large else 2**24,), jnp.float32)
+  copied = seconds(lambda: [copy(z) for _ in range(10)], 3) / 10
+  return {'flops_per_second': 2 * n**3 / product, 'bytes_per_second': 2 * z.nbytes / copied}
 
 
 def seconds(run: Callable[[], Any], repeats: int = 10) -> float:
@@ -126,18 +129,19 @@ def kernels(run: Callable[[], Any], count: int) -> list[tuple[str, float, int]]:
   return [(name, round(spent, 3), calls[name]) for name, spent in total.most_common(count)]
 
 
-def decode(config, params, delta, args) -> tuple[Callable, Work, dict]:
+def decode(config, params, delta, args, rows) -> tuple[Callable, Work, dict]:
   """One decoding step of many rows, from the time of 64 steps."""
   import jax
   import jax.numpy as jnp
   import numpy as np
-  from weightsteer_jax import tree
+  from weightsteer_jax import sharding, tree
   from weightsteer_jax.evaluation import generation
-  rows, length = args.rows, args.cache + DECODED
+  rows, length = int(rows), args.cache + DECODED
   stops = np.zeros(0, np.int32)
+  apart = generation.takes_apart(config, params, sharding.single())
 
   def start():
-    state = generation.empty_state(config, rows, length, DECODED, 1, params['embed']['embedding'].dtype)
+    state = generation.empty_state(config, rows, length, DECODED, 1, params['embed']['embedding'].dtype, apart)
     ones = jnp.ones(rows, jnp.int32)
     held = dataclasses.replace(state.rows, positions_B=args.cache * ones, limits_B=DECODED * ones, coefficients_BC=jnp.ones((rows, 1)))
     return dataclasses.replace(state, rows=held, active_B=ones > 0, finite_B=ones > 0)
@@ -153,7 +157,7 @@ def decode(config, params, delta, args) -> tuple[Callable, Work, dict]:
   return run, Work(DECODED * flops, DECODED * (weights + cache)), {'rows': rows, 'steps': DECODED, 'keys': keys}
 
 
-def score(config, params, delta, args) -> tuple[Callable, Work, dict]:
+def score(config, params, delta, args, _) -> tuple[Callable, Work, dict]:
   """One batch of prompts with four answers each."""
   import numpy as np
   from weightsteer_jax import tree
@@ -171,7 +175,7 @@ def score(config, params, delta, args) -> tuple[Callable, Work, dict]:
   return run, Work(flops, (matmul + body) * params['embed']['embedding'].dtype.itemsize), {'tokens': tokens}
 
 
-def train(config, params, delta, args) -> tuple[Callable, Work, dict]:
+def train(config, params, delta, args, remat) -> tuple[Callable, Work, dict]:
   """One optimizer step of LoRA on packed rows of four examples each."""
   import jax
   import numpy as np
@@ -184,7 +188,7 @@ def train(config, params, delta, args) -> tuple[Callable, Work, dict]:
   segments = np.broadcast_to(1 + 4 * np.arange(length) // length, tokens.shape).astype(np.int32)
   positions = np.broadcast_to(np.arange(length) % (length // 4), tokens.shape).astype(np.int32)
   batch = jax.device_put(data.Batch(tokens, tokens, np.ones(tokens.shape, np.float32), positions, segments))
-  train_step, schedule = steps.train_step_fn(config, recipe), optimizer.schedule(options, peak=1e-4, total=1000)
+  train_step, schedule = steps.train_step_fn(config, recipe, remat=remat), optimizer.schedule(options, peak=1e-4, total=1000)
   make = steps.initial_state_fn(config, 'lora', options.rank, 16.0, recipe)
   held = [make(0)]
 
