@@ -17,6 +17,8 @@ flags.mark_flags_as_required(['positive', 'negative', 'output'])
 
 
 def main():
+  import jax
+  jax.config.update('jax_platforms', 'cpu')  # From files to a file: no accelerator takes part, nor is one held.
   from weightsteer_jax import stages
   args = flags.FLAGS
   stages.direction_from(args.positive, args.negative, args.output, base=args.base, allow_other_base=args.allow_other_base,

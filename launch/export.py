@@ -37,6 +37,9 @@ def main():
   if args.verify:
     stages.verify(args.verify)
     return
+  if args.format == 'hf' and args.compare_logits != 'always':
+    import jax
+    jax.config.update('jax_platforms', 'cpu')  # From files to files: no accelerator takes part, nor is one held.
   stages.export(args.direction or '', args.base, args.alpha, args.format, args.output, dtype=args.dtype, rank=args.rank,
                 target=args.target, positive=args.positive, negative=args.negative, logits=args.compare_logits, sync=args.sync,
                 allow_other_base=args.allow_other_base)
