@@ -242,10 +242,11 @@ def speeds(folder: pathlib.Path, size: int) -> dict[str, float]:
   return found
 
 
-def measure(folder: pathlib.Path, sides: list[str], repeats: int, disk: bool) -> Iterator[dict[str, Any]]:
-  """After each round, what in_turns would tell, with the cores' time and memory."""
-  seen: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-  for round_ in range(repeats + 1):
+def measure(folder: pathlib.Path, sides: list[str], repeats: int, disk: bool, before: dict[str, Any]) -> Iterator[dict[str, Any]]:
+  """After each round, what in_turns would tell, with the cores' time and memory; `before`: of rounds to add to."""
+  seen: dict[str, list[dict[str, float]]] = before.get('rounds', {side: [] for side in sides})
+  same = before.get('same')
+  for round_ in range(len(seen[sides[0]]) + 1 if before else 0, repeats + 1):
     for side in sides[::-1 if round_ % 2 else 1]:
       found = run(side, folder, disk)
       print(f'  {"disk" if disk else "cache"} round {round_} of {repeats}: {side} {found}', file=sys.stderr, flush=True)
@@ -258,7 +259,7 @@ def measure(folder: pathlib.Path, sides: list[str], repeats: int, disk: bool) ->
         remove(side, folder)
       same |= {'gb_per_s': speeds(folder, 2 * int(same['weights']))}
     else:
-      yield summary(seen, sides) | {'same': same}
+      yield summary(seen, sides) | {'same': same, 'rounds': seen}
 
 
 def summary(seen: dict[str, list[dict[str, float]]], sides: list[str]) -> dict[str, Any]:
@@ -290,6 +291,7 @@ def main():
   parser.add_argument('--modes', default='cache,disk')
   parser.add_argument('--sides', default=f'{REFERENCE},{OURS},{TWO_STEPS}')
   parser.add_argument('--keep', action='store_true', help='leave the checkpoints there, for another run in the folder')
+  parser.add_argument('--more', action='store_true', help='go on from the rounds in the results, without another warm-up')
   parser.add_argument('--reference', default='', help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.reference:
@@ -305,7 +307,8 @@ def main():
   if record.get('gigabytes') != args.gigabytes:
     record = {'gigabytes': args.gigabytes, 'config': config, 'result': {}}
   for mode in args.modes.split(','):
-    for found in measure(args.folder, args.sides.split(','), args.repeats, mode == 'disk'):
+    before = record['result'].get(mode, {}) if args.more else {}
+    for found in measure(args.folder, args.sides.split(','), args.repeats, mode == 'disk', before):
       record['result'][mode] = found | {'gb': bytes_moved(args.folder), 'machine': machine}
       compare.save('handover', record)  # Of the rounds so far: they are long.
   for name in ('direction', *args.sides.split(','), *(() if args.keep else ('base', 'positive', 'negative'))):
