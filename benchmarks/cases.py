@@ -60,6 +60,12 @@ def questions(count: int, *, vocabulary: int, prompt: int, choices: int, seed: i
           for n in lengths(random, count, median=prompt, factor=1.6, most=4 * prompt)]
 
 
+def conversations(count: int, *, vocabulary: int, length: int, seed: int) -> list[tuple[tuple[int, ...], int]]:
+  """(token ids, where the answer begins) of chats of about that many tokens (log-normal, a factor 2), two fifths question."""
+  random = np.random.default_rng(seed)
+  return [(tokens(random, n, vocabulary), 2 * n // 5) for n in lengths(random, count, median=length, factor=2.0, most=4 * length)]
+
+
 def lengths(random: np.random.Generator, count: int, *, median: int, factor: float, most: int) -> Sequence[int]:
   """Log-normal lengths, at least 8."""
   return np.clip(median * factor ** random.standard_normal(count), 8, most).astype(int).tolist()

@@ -19,28 +19,31 @@ PACKAGES = ('weightsteer_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch
 OURS = 'ours'
 
 
-def in_turns(sides: Mapping[str, Callable[[], Any]], *, repeats: int = 5,
+def in_turns(sides: Mapping[str, Callable[[], Any]], *, repeats: int = 5, shares: Mapping[str, float] = {},
              same: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None) -> dict[str, Any]:
   """What each side took, and how many times as long as 'ours' the others did.
 
   Args:
     sides: {name: what is timed}; one is 'ours'. Each returns its result when it is there, not when it is dispatched.
     repeats: rounds after the one that warms up.
+    shares: {name: which share of the work a side does, where all of it would take too long}; its times are those of all.
     same: says, from {name: result} of the first round, how far the results agree; raises if they do not.
   Returns:
-    {'seconds': {side: {median, min, max, all}}, 'ratio': {side: {median, min, max}}, 'same': ...}.
+    {'first_seconds': {side: of the round that warms up}, 'seconds': {side: {median, min, max, all}},
+     'ratio': {side: {median, min, max}}, 'same': ...}.
   """
-  found = {name: side() for name, side in sides.items()}
-  agreement = same(found) if same else None
+  begun = {name: timed(side) for name, side in sides.items()}
+  agreement = same({name: result for name, (_, result) in begun.items()}) if same else None
   seconds: dict[str, list[float]] = {name: [] for name in sides}
   for round_ in range(repeats):
     for name in list(sides)[::-1 if round_ % 2 else 1]:
-      seconds[name].append(timed(sides[name])[0])
+      seconds[name].append(timed(sides[name])[0] / shares.get(name, 1.0))
       print(f'  round {round_ + 1} of {repeats}: {name} {seconds[name][-1]:.3f} s', file=sys.stderr, flush=True)
-  record = {'repeats': repeats, 'seconds': {name: spread(times) | {'all': _rounded(times)} for name, times in seconds.items()},
+  record = {'repeats': repeats, 'first_seconds': {name: float(f'{took:.4g}') for name, (took, _) in begun.items()},
+            'seconds': {name: spread(times) | {'all': _rounded(times)} for name, times in seconds.items()},
             'ratio': {name: spread([x / ours for x, ours in zip(times, seconds[OURS])])
                       for name, times in seconds.items() if name != OURS}}
-  return record | ({'same': agreement} if agreement is not None else {})
+  return record | ({'shares_timed': dict(shares)} if shares else {}) | ({'same': agreement} if agreement is not None else {})
 
 
 def timed(side: Callable[[], Any]) -> tuple[float, Any]:

@@ -92,6 +92,61 @@ class Peft:
     return np.stack(found)
 
 
+class Trainer:
+  """LoRA on a checkpoint, step by step as the Hugging Face trainer goes: AdamW, clipping, linear warm-up and decay."""
+
+  def __init__(self, base: pathlib.Path, *, dtype: str, rank: int):
+    self.peft = Peft(base, None, dtype=dtype, tokens_at_once=0)
+    self.rank, self.device = rank, self.peft.device
+    self.bare = self.peft.model
+
+  def fit(self, factors: dict[str, np.ndarray], batches: Sequence[Sequence[Any]], validation: Sequence[Any], options: Any,
+          output: pathlib.Path) -> list[float]:
+    """The loss of each step. A validation comes first and last, and the adapter is saved; the model is left as it was.
+
+    Args:
+      factors: {module: its first A}, so that both sides start alike.
+    """
+    adapted = peft.get_peft_model(self.bare, peft.LoraConfig(r=self.rank, lora_alpha=options.lora_alpha, target_modules=cases.MODULES,
+                                                             task_type='CAUSAL_LM'))
+    for name, module in adapted.named_modules():
+      if isinstance(module, LoraLayer):
+        module.lora_A['default'].weight.data.copy_(torch.from_numpy(factors[name.removeprefix('base_model.model.')]))
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    adamw = torch.optim.AdamW(trained, lr=options.learning_rates[0], betas=(options.beta1, options.beta2), eps=options.epsilon,
+                              weight_decay=options.weight_decay, fused=True)
+    schedule = transformers.get_linear_schedule_with_warmup(adamw, options.warmup_steps, len(batches))
+    with torch.no_grad():
+      self._loss(adapted, validation)
+    losses = []
+    adapted.train()
+    for examples in batches:
+      loss = self._loss(adapted, examples)
+      loss.backward()
+      torch.nn.utils.clip_grad_norm_(trained, options.clip_norm)
+      adamw.step()
+      schedule.step()
+      adamw.zero_grad(set_to_none=True)
+      losses.append(loss.detach())
+    adapted.eval()
+    with torch.no_grad():
+      self._loss(adapted, validation).item()
+    adapted.save_pretrained(output)
+    self.bare = adapted.unload()
+    return [float(loss) for loss in losses]
+
+  def _loss(self, model: Any, examples: Sequence[Any]) -> torch.Tensor:
+    longest = max(map(len, examples))
+    ids, mask, labels = np.zeros((3, len(examples), longest), np.int64)
+    labels[:] = -100
+    for row, example in enumerate(examples):
+      ids[row, :len(example)], mask[row, :len(example)] = example.tokens, 1
+      labels[row, :len(example)] = np.where(example.loss_mask, example.tokens, -100)
+    on_device = [torch.tensor(x, device=self.device) for x in (ids, mask, labels)]
+    with torch.autocast(self.device, torch.bfloat16, enabled=self.peft.dtype == torch.bfloat16):
+      return model(input_ids=on_device[0], attention_mask=on_device[1], labels=on_device[2]).loss
+
+
 def _by_length(rows: Sequence[Row], tokens_at_once: int) -> Iterator[list[int]]:
   """Rows of like lengths together, the longest first, at most so many tokens with padding."""
   batch: list[int] = []
