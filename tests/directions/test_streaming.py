@@ -139,8 +139,9 @@ def test_a_direction_between_checkpoints_is_a_checkpoint_of_differences(tmp_path
   assert abs(meta['norm'] - directions.norm(loaded)) < 1e-6 * meta['norm']
 
 
-def test_zeros_of_either_sign_are_no_difference(tmp_path):
-  sides = three(tmp_path)
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_zeros_of_either_sign_are_no_difference(tmp_path, dtype):
+  sides = three(tmp_path, dtype=dtype)
   changed = load_file(sides['positive'] / 'model.safetensors')
   changed['model.norm.weight'][:] = 0.0
   save_file(changed, sides['positive'] / 'model.safetensors')
