@@ -114,9 +114,11 @@ def save_safetensors(path: Path,
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path, *, what: str) -> Iterator[pathlib.Path]:
+def new_folder(folder: Path, *, what: str, sync: bool = True) -> Iterator[pathlib.Path]:
   """A hidden folder beside the wanted one to write into; renamed into place when the block ends, removed when it fails.
 
+  Args:
+    sync: wait until all of it is on the disk, so that it is whole even after a power cut.
   Raises:
     InputError: the folder exists already. OutputError: it could not be written (a full disk, no permission).
   """
@@ -129,11 +131,12 @@ def new_folder(folder: Path, *, what: str) -> Iterator[pathlib.Path]:
     raise OutputError(f'{what} cannot be written to {folder}: {error.strerror or error}') from error
   try:
     yield partial
-    for path in (*partial.rglob('*'), partial):
+    for path in (*partial.rglob('*'), partial) if sync else ():
       _sync(path)
     refuse_existing(folder, what=what)
     os.rename(partial, folder)
-    _sync(folder.parent)
+    if sync:
+      _sync(folder.parent)
   except OSError as error:
     raise OutputError(
         f'{what} could not be written to {folder}: {error.strerror or error}; nothing was left behind') from error

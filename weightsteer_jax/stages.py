@@ -196,12 +196,13 @@ def report(run: Run, workdir: Path) -> pathlib.Path:
 
 
 @jax.profiler.annotate_function
-def direction_from(positive: Path, negative: Path, output: Path, *, base: Path = '', **options: Any) -> directions.Direction:
+def direction_from(positive: Path, negative: Path, output: Path, *, base: Path = '', sync: bool = True,
+                   **options: Any) -> directions.Direction:
   """The direction between two fine-tunes of any supported kind, written to a new folder (options as in directions.contrast)."""
   files.refuse_existing(output, what='a direction')
-  made = directions.contrast(positive, negative, base=folder_of(base) if base else None, **options)
-  directions.save(output, made)
-  saved = directions.load(output)
+  made = directions.contrast(positive, negative, base=folder_of(base) if base else None, unread=True, **options)
+  directions.save(output, made, sync=sync)
+  saved = directions.load(output, unread=True)
   say(f'direction: {output}, norm {saved.meta["norm"]:.4g} over {len(saved.meta["norms"])} sites')
   if 'bfloat16_route' in saved.meta:
     say(f'through merged bfloat16 checkpoints: {json.dumps(saved.meta["bfloat16_route"])}')
@@ -227,18 +228,27 @@ def monitor(run: Path, base: Path, output: Path, *, direction: Sequence[Path], c
 
 
 @jax.profiler.annotate_function
-def export(direction: Path, base: Path, alpha: float, format: str, output: Path, *, allow_other_base: bool = False,
-           **options: Any) -> dict[str, Any]:
-  """The provenance of an exported direction, parity included (options as in directions.Request)."""
-  found = directions.load(direction)
-  directions.check_export(found, directions.Request(format, alpha, **options), output)
-  results = [] if allow_other_base else _results_of(found, pathlib.Path(direction))
-  record = directions.export(found, load_model(ModelChoice(str(base))), alpha, format, output, results=results,
-                             allow_other_base=allow_other_base, **options)
+def export(direction: Path, base: Path, alpha: float, format: str, output: Path, *, positive: Path = '', negative: Path = '',
+           allow_other_base: bool = False, logits: str = 'auto', sync: bool = True, **options: Any) -> dict[str, Any]:
+  """The provenance of an exported direction (options as in directions.Request), read from its folder or made here, from `positive` and
+  `negative`, and not kept."""
+  unread = format == 'hf'  # Written from files, block by block; the other formats from a model in memory.
+  found = directions.load(direction, unread=unread) if direction else directions.contrast(
+      positive, negative, base=directions.base_for(positive, folder_of(base)), allow_other_base=allow_other_base, unread=unread)
+  directions.check_export(found, directions.Request(format, alpha, **options), output, logits=logits)
+  results = _results_of(found, pathlib.Path(direction)) if direction and not allow_other_base else []
+  model = directions.unread_base(folder_of(base), name=str(base)) if unread else load_model(ModelChoice(str(base)))
+  record = directions.export(found, model, alpha, format, output, results=results, allow_other_base=allow_other_base, logits=logits,
+                             sync=sync, **options)
   for note in record.get('notes', []):
     say(note)
-  say(f'export: {output}, {len(record["files"])} files, {json.dumps(record["parity"])}; its README.md says how to load it')
+  say(f'export: {output}, {len(record["files"])} files, {_checked(record)}; its README.md says how to load it')
   return record
+
+
+def _checked(record: Mapping[str, Any]) -> str:
+  """What was compared before an export got its name."""
+  return json.dumps({key: record[key] for key in ('parity', 'rechecked') if record.get(key)})
 
 
 def verify(folder: Path) -> None:

@@ -145,10 +145,16 @@ def fingerprint(tree: PyTree) -> dict[str, str]:
   flat = flatten(tree)
   labels = [_label(path, leaf) for path, leaf in flat.items()]
   hashes = jax.device_get(_hash_leaves([_words(leaf) for leaf in flat.values()]))
-  return {
-      path: f'{(int(value) + zlib.crc32(label.encode())) % 2**32:08x}'
-      for path, value, label in zip(flat, hashes, labels)
-  }
+  return {path: _named(int(value), label) for path, value, label in zip(flat, hashes, labels)}
+
+
+def named_hash(total: int, shape: tuple[int, ...], dtype: str) -> str:
+  """The fingerprint of an array from the sum of its parts' `mixed` words."""
+  return _named(total, f'{tuple(shape)} {dtype}')
+
+
+def _named(total: int, label: str) -> str:
+  return f'{(total + zlib.crc32(label.encode())) % 2**32:08x}'
 
 
 def per_arrays(function: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
@@ -215,6 +221,11 @@ def _hash_leaf(x):
   index = jnp.zeros(bits.shape, jnp.uint32)
   for axis, size in enumerate(bits.shape):
     index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+  return mixed(bits, index)
+
+
+def mixed(bits: jax.Array, index: jax.Array) -> jax.Array:
+  """The sum modulo 2^32 of uint32 words, each mixed with its index in the array: of parts, it adds up to the whole's."""
   # Odd multipliers are invertible modulo 2^32, so a single changed word always changes its term of the sum.
   salt = index * jnp.uint32(2654435761) + jnp.uint32(0x9E3779B9)
   salt = (salt ^ (salt >> 15)) * jnp.uint32(0x85EBCA6B) | jnp.uint32(1)

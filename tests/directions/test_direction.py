@@ -127,7 +127,7 @@ def test_no_direction_there(saved, untied, tmp_path):
     directions.save(folder, direction)
   meta = json.loads((folder / 'direction.json').read_text())
   (folder / 'direction.json').write_text(json.dumps(meta | {'format': 99}))
-  with pytest.raises(InputError, match='of format 2'):
+  with pytest.raises(InputError, match='of format 3'):
     directions.load(folder)
 
 

@@ -158,3 +158,5 @@ def test_the_launcher_refuses_flags_that_do_not_go_together(tmp_path):
   assert done.returncode == 65 and '--format' in done.stderr
   done = run('--format=hf', '--alpha=1')
   assert done.returncode == 65 and '--direction, --base, --output must be given' in done.stderr
+  done = run('--format=hf', '--alpha=1', '--direction=x', '--positive=p', '--negative=n')
+  assert done.returncode == 65 and 'give the one or the others' in done.stderr

@@ -85,6 +85,20 @@ def test_splash_leaves_what_it_cannot_take_to_the_reference():
     attention.attend(*inputs(128, 128), Seen(counted(128)), kernel='splash')
 
 
+def test_masked_attention_can_be_differentiated_and_mapped_over_fine_tunes(monkeypatch):
+  """With jax's own implementation in cuDNN's place, which a CPU has too."""
+  monkeypatch.setattr(attention, 'IMPLEMENTATION', 'xla')
+  stacked = [jnp.stack(arrays) for arrays in zip(inputs(128, 128), inputs(128, 128, seed=1), inputs(128, 128, seed=2))]
+  segments = jnp.stack([packed(128), packed(128, ((0.1, 0.7), (0.3, 0.4))), packed(128, ((0.9, 1.0), (0.2, 0.8)))])
+
+  def gradients(kernel):
+    loss = lambda q, k, v, segments: jnp.sum(jnp.sin(attention.attend(q, k, v, Seen(counted(128), segments), kernel=kernel)))
+    return jax.vmap(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*stacked, segments)
+
+  for ours, theirs in zip(jax.tree.leaves(gradients('cudnn')), jax.tree.leaves(gradients('reference'))):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 FITS = dict(dtype='bfloat16', head_dim=128, softcap=None)
 
 
@@ -105,6 +119,17 @@ def test_auto_is_the_fastest_kernel_that_fits(platform, options, kernel):
 def test_a_kernel_that_is_not_for_the_model_is_refused(asked, platform, options, why):
   with pytest.raises(InputError, match=why.replace('(', r'\(')):
     attention.choose(asked, platform, **FITS | options)
+
+
+@pytest.mark.skipif(jax.default_backend() != 'gpu', reason='cuDNN needs a GPU')
+def test_cudnn_can_be_mapped_over_fine_tunes():
+  q, k, v = (jnp.stack([x, x[::-1]]).astype(jnp.bfloat16) for x in inputs(256, 256))
+  segments = jnp.stack([packed(256), packed(256, ((0.1, 0.7), (0.3, 0.4)))])
+  loss = lambda q, k, v, ids: jnp.sum(jnp.square(attention.attend(q, k, v, Seen(counted(256), ids), kernel='cudnn').astype(jnp.float32)))
+  together = jax.vmap(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v, segments)
+  for i in range(2):
+    for ours, theirs in zip(together, jax.grad(loss, argnums=(0, 1, 2))(q[i], k[i], v[i], segments[i])):
+      np.testing.assert_allclose(ours[i].astype(jnp.float32), theirs.astype(jnp.float32), atol=0.02)
 
 
 @pytest.mark.skipif(jax.default_backend() != 'gpu', reason='cuDNN needs a GPU')

@@ -3,8 +3,8 @@ from weightsteer_jax.directions.algebra import (add, cosine, cosine_per_site, do
                                                 norm_per_site, project, scale, subtract, to_dense)
 from weightsteer_jax.directions.base import Base, base_of
 from weightsteer_jax.directions.compression import compress, recompress
-from weightsteer_jax.directions.contrast import contrast, task_vector
+from weightsteer_jax.directions.contrast import base_for, contrast, task_vector
 from weightsteer_jax.directions.direction import Direction, check_base, load, save
-from weightsteer_jax.directions.export import FORMATS, Request, check as check_export, export
+from weightsteer_jax.directions.export import FORMATS, Request, check as check_export, export, unread_base
 from weightsteer_jax.directions.integrity import Verified, check_checkpoint, verify
 from weightsteer_jax.directions.peft_targets import TARGETS

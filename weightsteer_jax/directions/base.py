@@ -61,10 +61,16 @@ def digest(params: PyTree) -> str:
 
 def digest_leaves(leaves: Iterable[tuple[str, Any]]) -> str:
   """`tree.digest` of the leaves rounded to bfloat16, taken one at a time, so that only one needs to be held."""
-  lines = []
+  prints = {}
   for path, leaf in leaves:
     leaf = jnp.asarray(leaf, jnp.bfloat16)
-    lines.append(f'{path} {leaf.shape} {leaf.dtype} {tree.fingerprint({path: leaf})[path]}')
+    prints[path] = (leaf.shape, tree.fingerprint({path: leaf})[path])
+  return digest_prints(prints)
+
+
+def digest_prints(prints: Mapping[str, tuple[tuple[int, ...], str]]) -> str:
+  """The digest of weights whose {path: (shape, fingerprint in bfloat16)} are known."""
+  lines = [f'{path} {tuple(shape)} bfloat16 {found}' for path, (shape, found) in prints.items()]
   return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()[:16]
 
 

@@ -112,10 +112,16 @@ def _loading(record: Mapping[str, Any], base: models.Model) -> str:
 def _measurements(record: Mapping[str, Any]) -> list[str]:
   parity = record['parity']
   lines = [f'The change: alpha {record["alpha"]:g} times a direction of norm {record["norm"]:.4g} (Frobenius, over '
-           'everything it changes).',
-           f'Read back, its logits differ from the unmerged edit by at most {parity["largest_difference"]:.2e} '
-           f'(relative {parity["relative_difference"]:.2e}) on {parity["prompts"]} prompts; allowed: '
-           f'{parity["tolerance"]}.']
+           'everything it changes).']
+  if parity:
+    lines.append(f'Read back, its logits differ from the unmerged edit by at most {parity["largest_difference"]:.2e} '
+                 f'(relative {parity["relative_difference"]:.2e}) on {parity["prompts"]} prompts; allowed: '
+                 f'{parity["tolerance"]}.')
+  if 'rechecked' in record:
+    found = record['rechecked']
+    lines.append(f'Every weight was read back as it was written; {found["weights"]} weights, in rows of every tensor, '
+                 'were computed again from the files in float64: none is further off than one rounding'
+                 f'{"." if parity else "; logits were not compared."}')
   if 'realised_error' in record:
     lines.append(f'Rounding the merged weights to {record["dtype"]} lost {record["realised_error"]:.2%} of the change '
                  '(relative Frobenius norm).')

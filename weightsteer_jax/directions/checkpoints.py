@@ -1,6 +1,7 @@
 """Hugging Face checkpoints read layer by layer in float32, never held whole: for what is to be compared with them."""
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from typing import Iterator
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from weightsteer_jax import models
-from weightsteer_jax.directions import base as bases, integrity
+from weightsteer_jax.directions import base as bases, blocks, integrity, on_disk, raw as raws
 from weightsteer_jax.errors import NotFiniteError
 from weightsteer_jax.models import Dense, ModelConfig, stored
 from weightsteer_jax.models.families import Family, TensorRow
@@ -56,6 +57,10 @@ class Checkpoint:
     """Whether the parameter has a layer axis."""
     return models.stack_axes(path).startswith('L')
 
+  def raw(self) -> dict[str, raws.Raw]:
+    """{name: where it lies} of its tensors, file after file."""
+    return {name: raw for path in stored.weight_files(self.folder) for name, raw in raws.tensors_of(path).items()}
+
   def digest(self) -> str:
     """The digest of its weights (see base.digest), one parameter in memory at a time."""
     return bases.digest_leaves((path, self._whole(path)) for path in self.rows)
@@ -90,22 +95,33 @@ def open_checkpoint(source: str | pathlib.Path) -> Iterator[Checkpoint]:
 def difference(x: Checkpoint, y: Checkpoint) -> dict[str, Dense]:
   """{path: x - y} in float32, of the parameters that differ at all.
 
-  Beyond the differences, two tensors are in memory at a time.
+  Beyond the differences, a tensor is in memory at a time.
 
   Raises:
-    InputError: they are of different architectures.
+    InputError: they are of different architectures. NotFiniteError: a value that is NaN or infinite.
+  """
+  return {path: Dense(jnp.asarray(np.asarray(leaf.value))) for path, leaf in unread_difference(x, y).items()}
+
+
+def unread_difference(x: Checkpoint, y: Checkpoint) -> dict[str, Dense]:
+  """As `difference`, its values left where they are (see on_disk): only as much is read as tells that tensors differ.
+
+  The checkpoints need not stay open, but must stay there.
   """
   bases.same_architecture(x.config, y.config, what=f"the checkpoints '{x.source}' and '{y.source}'")
-  changes = {path: _difference_at(path, x, y) for path in x.rows}
-  return {path: change for path, change in changes.items() if change is not None}
+  ours, theirs = x.raw(), y.raw()
+  parts = [part for parts in on_disk.parts_of(x.config, x.family).values() for part in parts]
+  differ = blocks.in_order(functools.partial(_differ, ours[part.name], theirs[part.name], part) for part in parts)
+  changed = [part for part, different in zip(parts, differ) if different]
+  names, paths = {part.name for part in changed}, {part.path for part in changed}
+  values = {name: on_disk.Values(ours[name], theirs[name]) for name in ours if name in names}
+  return on_disk.leaves(x.config, x.family, values, paths)
 
 
-def _difference_at(path: str, x: Checkpoint, y: Checkpoint) -> Dense | None:
-  change = None
-  for l in range(x.num_layers(path)):
-    layer = x.layer(path, l) - y.layer(path, l)
-    if change is None and layer.any():
-      change = np.zeros(models.sites(x.config)[path].shape, np.float32)
-    if change is not None:
-      change[l if x.is_stacked(path) else ...] = layer
-  return None if change is None else Dense(jnp.asarray(change))
+def _differ(x: raws.Raw, y: raws.Raw, part: on_disk.Part) -> bool:
+  """Whether any element of the part does; reads no further than the first block that tells."""
+  for start, stop in blocks.ranges(part.start, part.stop):
+    ours, theirs = blocks.read(x, start, stop, 'plus'), blocks.read(y, start, stop, 'minus')
+    if not np.array_equal(ours, theirs) and blocks.difference(ours, theirs).any():
+      return True
+  return False

@@ -43,7 +43,7 @@ class Source:
 
 
 def contrast(positive: files.Path, negative: files.Path, *, base: BaseSource | None = None,
-             allow_other_base: bool = False, compare_bfloat16: bool = False) -> Direction:
+             allow_other_base: bool = False, compare_bfloat16: bool = False, unread: bool = False) -> Direction:
   """The direction that points from the negative to the positive.
 
   Args:
@@ -54,6 +54,7 @@ def contrast(positive: files.Path, negative: files.Path, *, base: BaseSource | N
     allow_other_base: go on where the two, or they and `base`, say they belong to different bases of one architecture.
     compare_bfloat16: also measure what the route over merged bfloat16 checkpoints would have given (see
       rounding.bfloat16_route).
+    unread: leave the difference of two checkpoints where it is, to be read from them when it is saved, exported, used.
   Raises:
     InputError: sources that are not there, not supported, or do not go together. CorruptError: one that is cut short or
       damaged.
@@ -68,7 +69,7 @@ def contrast(positive: files.Path, negative: files.Path, *, base: BaseSource | N
                      'itself')
   with open_base(sources, base, allow_other_base) as opened:
     if sources[0].kind == CHECKPOINT:
-      delta, record, metas = _between_checkpoints(sources, opened)
+      delta, record, metas = _between_checkpoints(sources, opened, unread)
     else:
       x, y = (_task_vector(source, opened, allow_other_base) for source in sources)
       bases.same_base(x.base, y.base, what=f'{positive} and {negative}', allow_other_base=allow_other_base)
@@ -84,6 +85,11 @@ def contrast(positive: files.Path, negative: files.Path, *, base: BaseSource | N
     with _reopened(opened, record) as checkpoint:
       measured = rounding.bfloat16_route(x.delta, y.delta, checkpoint)
     return Direction(delta, {**direction.meta, 'bfloat16_route': measured})
+
+
+def base_for(source: files.Path, base: files.Path) -> files.Path | None:
+  """The base, if it takes one to read the source; of full checkpoints it would only be read to name it."""
+  return None if recognise(source).kind == CHECKPOINT else base
 
 
 def task_vector(source: files.Path, base: BaseSource | None = None, *, allow_other_base: bool = False) -> Direction:
@@ -213,10 +219,11 @@ def _read_run(source: Source, opened: OpenBase | None,
   return delta, record, {key: value for key, value in meta.items() if key not in dropped}
 
 
-def _between_checkpoints(sources: tuple[Source, Source],
-                         opened: OpenBase | None) -> tuple[PyTree, bases.Base, list[dict[str, Any]]]:
+def _between_checkpoints(sources: tuple[Source, Source], opened: OpenBase | None,
+                         unread: bool) -> tuple[PyTree, bases.Base, list[dict[str, Any]]]:
+  subtract = checkpoints.unread_difference if unread else checkpoints.difference
   with checkpoints.open_checkpoint(sources[0].folder) as x, checkpoints.open_checkpoint(sources[1].folder) as y:
-    delta = _not_empty(checkpoints.difference(x, y), sources[0].folder, sources[1].folder)
+    delta = _not_empty(subtract(x, y), sources[0].folder, sources[1].folder)
     record = opened.record if opened is not None else bases.Base(x.config, x.family.model_type, '', '', '')
     what = f'{sources[0].folder} and the base {record.source}'
     bases.same_architecture(x.config, record.config, what=what)

@@ -6,22 +6,22 @@ from typing import Any, Mapping
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from weightsteer_jax import checkpoint, files, models, tree
 from weightsteer_jax.directions import base as bases
-from weightsteer_jax.directions import gram
+from weightsteer_jax.directions import direction_file, gram, on_disk
+from weightsteer_jax.directions import raw as raws
 from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
-from weightsteer_jax.models import Dense, LowRank
+from weightsteer_jax.models import Dense, LowRank, stored
 from weightsteer_jax.versions import versions
 
 PyTree = Any
 
 TENSORS = 'direction.safetensors'
 MANIFEST = 'direction.json'
-FORMAT = 2
-UNSEALED = 1  # The format before: the manifest has no seal of its own.
+FORMAT = 3
+UNSEALED = 1  # Its manifest has no seal of its own.
+FORMATS = (UNSEALED, 2, FORMAT)  # Since 3 a dense change may be stored as tensors of a checkpoint (see save).
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,47 +58,83 @@ def check_base(direction: Direction, model: models.Model, *, allow_other_base: b
     bases.same_base(direction.base, bases.base_of(model), what=what)
 
 
-def save(folder: files.Path, direction: Direction) -> None:
+def save(folder: files.Path, direction: Direction, *, sync: bool = True) -> None:
   """Writes a direction as a new folder: `direction.safetensors` and, last, `direction.json`.
 
+  Changes in memory are tensors in our axes, called by their path: `<path>.dense`, or the factors `<path>.a` and
+  `<path>.b`. Changes that are on the disk are copied block by block, in the names and axes of a checkpoint of the
+  base's family: what differs between two checkpoints is a checkpoint of differences.
+
+  Args:
+    sync: wait until it is on the disk.
   Raises:
     InputError: the folder exists. NotFiniteError: a tensor is not finite. OutputError: it could not be written; nothing
       is left.
   """
-  tensors = _to_tensors(direction.delta)
-  broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
-  if broken:
-    raise NotFiniteError(f'the direction is NaN or infinite at {", ".join(broken)}')
-  squares = gram.squared_norms(direction.delta)
-  manifest = {**direction.meta, 'format': FORMAT, 'norm': math.sqrt(math.fsum(squares.values())),
-              'norms': {path: math.sqrt(value) for path, value in squares.items()},
-              'versions': versions('jax', 'jaxlib', 'flax', 'numpy', 'safetensors'),
-              'fingerprints': tree.fingerprint(tensors)}
-  manifest.pop('seal', None)  # Of the direction that this one was made from.
-  with files.new_folder(folder, what='a direction') as partial:
-    files.save_safetensors(partial / TENSORS, tensors)
+  flat = gram.flatten(direction.delta)
+  with files.new_folder(folder, what='a direction', sync=sync) as partial:
+    if all(map(on_disk.is_on_disk, flat.values())):
+      parts = on_disk.parts_of(direction.base.config, models.FAMILIES[direction.base.family])
+      squares, prints = direction_file.write(partial / TENSORS, flat, parts, sync=sync)
+    else:
+      squares, prints = _save_tensors(partial / TENSORS, direction.delta)
+    manifest = {**direction.meta, 'format': FORMAT, 'norm': math.sqrt(math.fsum(squares.values())),
+                'norms': {path: math.sqrt(value) for path, value in squares.items()},
+                'versions': versions('jax', 'jaxlib', 'flax', 'numpy', 'safetensors'), 'fingerprints': prints}
+    manifest.pop('seal', None)  # Of the direction that this one was made from.
     files.write_json(partial / MANIFEST, checkpoint.sealed(manifest))
 
 
-def load(folder: files.Path) -> Direction:
+def load(folder: files.Path, *, unread: bool = False) -> Direction:
   """The direction in a folder, every tensor checked against its fingerprint.
 
+  Args:
+    unread: leave dense changes that are stored as in a checkpoint on the disk; they are checked when they are used.
   Raises:
     InputError: no direction there, or of another format. CorruptError: it is cut short, or was changed after it was
       written.
   """
   folder = pathlib.Path(folder)
   meta = _read_manifest(folder)
-  tensors = _read_tensors(folder / TENSORS)
-  prints = tree.fingerprint(tensors)
-  expected = meta['fingerprints']
-  changed = sorted(name for name in {*prints, *expected} if prints.get(name) != expected.get(name))
-  if changed:
-    raise CorruptError(f'the direction {folder} does not match its fingerprints at {", ".join(changed)}: it was '
-                       'changed or damaged after it was written; copy or make it again')
-  direction = Direction(_from_tensors(tensors), meta)
-  models.check_delta(direction.base.config, direction.delta)
+  if not (folder / TENSORS).exists():
+    raise CorruptError(f'{folder / TENSORS} is missing; copy or make the direction again')
+  raw = raws.tensors_of(folder / TENSORS)
+  _check_prints(folder, meta['fingerprints'], {name: meta['fingerprints'].get(name) for name in raw})
+  base = bases.from_json(meta['base'], where='the direction')
+  tensors = _read_tensors(folder, raw, meta['fingerprints'])
+  leaves = _from_checkpoint(raw, meta, base, unread=unread) | _from_tensors(tensors)
+  direction = Direction(tree.unflatten(dict(sorted(leaves.items()))), meta)
+  models.check_delta(base.config, direction.delta)
   return direction
+
+
+def _save_tensors(path: pathlib.Path, delta: PyTree) -> tuple[dict[str, float], dict[str, str]]:
+  """Writes a delta in memory; {path: squared norm}, {tensor: fingerprint}."""
+  tensors = _to_tensors(delta)
+  broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+  if broken:
+    raise NotFiniteError(f'the direction is NaN or infinite at {", ".join(broken)}')
+  files.save_safetensors(path, tensors)
+  return gram.squared_norms(delta), tree.fingerprint(tensors)
+
+
+def _from_checkpoint(raw: Mapping[str, raws.Raw], meta: Mapping[str, Any], base: bases.Base, *,
+                     unread: bool) -> dict[str, Dense]:
+  """{path: change} of those that are stored as in a checkpoint."""
+  values = {name: on_disk.Values(tensor, fingerprint=meta['fingerprints'][name])
+            for name, tensor in raw.items() if '/' not in name}
+  if not values:
+    return {}
+  parts = on_disk.parts_of(base.config, models.FAMILIES[base.family])
+  for name, tensor in values.items():
+    if name not in parts:
+      raise CorruptError(f"the direction's tensor '{name}' is none of a {base.family} checkpoint; make it again")
+    shape = stored.stored_shape(parts[name][0].row, base.config)
+    if (tensor.plus.shape, tensor.plus.dtype) != (shape, 'F32'):
+      raise CorruptError(f"the direction's tensor '{name}' is {tensor.plus.dtype} {tensor.plus.shape}, expected F32 "
+                         f'{shape}; make it again')
+  leaves = on_disk.leaves(base.config, models.FAMILIES[base.family], values, meta['norms'])
+  return leaves if unread else {path: Dense(jnp.asarray(np.asarray(leaf.value))) for path, leaf in leaves.items()}
 
 
 def _to_tensors(delta: PyTree) -> dict[str, np.ndarray]:
@@ -135,7 +171,7 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   if not (folder / MANIFEST).exists():
     raise InputError(f'{folder} holds no direction ({MANIFEST} and {TENSORS}); make one with launch/direction.py')
   meta = files.read_json(folder / MANIFEST, what='the manifest of a direction')
-  if not isinstance(meta, dict) or meta.get('format') not in (UNSEALED, FORMAT):
+  if not isinstance(meta, dict) or meta.get('format') not in FORMATS:
     raise InputError(f'{folder / MANIFEST} is no manifest of a direction of format {FORMAT}, which this version reads')
   if meta['format'] != UNSEALED and not checkpoint.is_sealed(meta):
     raise CorruptError(f'{folder / MANIFEST} was changed or damaged after it was written; copy or make the direction '
@@ -146,10 +182,19 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   return meta
 
 
-def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  if not path.exists():
-    raise CorruptError(f'{path} is missing; copy or make the direction again')
-  try:
-    return load_file(path)
-  except (SafetensorError, OSError) as error:
-    raise CorruptError(f'{path} is no whole safetensors file ({error}); copy or make the direction again') from error
+def _read_tensors(folder: pathlib.Path, raw: Mapping[str, raws.Raw],
+                  prints: Mapping[str, str]) -> dict[str, np.ndarray]:
+  """The tensors in our axes, checked."""
+  tensors = {}
+  for name in (name for name in raw if '/' in name):
+    tensors[name] = np.empty(raw[name].shape, raws.STORED_AS[raw[name].dtype])
+    raw[name].read(0, tensors[name].reshape(-1))
+  _check_prints(folder, {name: prints[name] for name in tensors}, tree.fingerprint(tensors))
+  return tensors
+
+
+def _check_prints(folder: pathlib.Path, expected: Mapping[str, str], got: Mapping[str, str]) -> None:
+  changed = sorted(name for name in {*expected, *got} if name not in expected or expected[name] != got.get(name))
+  if changed:
+    raise CorruptError(f'the direction {folder} does not match its fingerprints at {", ".join(changed)}: it was '
+                       'changed or damaged after it was written; copy or make it again')

@@ -1,7 +1,8 @@
 """Steered models for those who never heard of us: a Hugging Face checkpoint, orbax arrays, or a PEFT adapter.
 
-Each is read back and compared with the unmerged edit, gets a model card, and is sealed (see integrity) before it gets
-its name.
+Each is read back, compared with what it should be, gets a model card, and is sealed (see integrity) before it gets its
+name. A Hugging Face checkpoint is written from its base's files block by block, whatever its size; the other formats
+need the base in memory.
 """
 import dataclasses
 import math
@@ -14,8 +15,10 @@ import jax
 import numpy as np
 
 from weightsteer_jax import files, models, tree
-from weightsteer_jax.directions import (card, checkpoints, compression, folding, gram, integrity, merging, orbax_export,
-                                        parity, peft_adapter, peft_delta, peft_export, peft_targets)
+from weightsteer_jax.directions import (card, checkpoints, compression, folding, gram, hf_export, integrity, merging,
+                                        on_disk, orbax_export, parity, peft_adapter, peft_delta, peft_export,
+                                        peft_targets, recheck)
+from weightsteer_jax.directions import base as bases
 from weightsteer_jax.directions.direction import Direction, check_base
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import huggingface
@@ -23,6 +26,8 @@ from weightsteer_jax.versions import versions
 
 PyTree = Any
 
+LOGITS = ('auto', 'always', 'never')
+LOGITS_BYTES = 2**29  # of float32 parameters, above which 'auto' does not load an 'hf' export to compare its logits
 LOSS_WARNED_OF = 0.05  # share of the change lost in rounding, above which the log says so
 PACKAGES = ('jax', 'jaxlib', 'orbax-checkpoint', 'safetensors', 'numpy')  # What computes and writes an export.
 
@@ -52,14 +57,16 @@ class Written:
   """What a format's writer hands back.
 
   Attributes:
-    facts: for the record. logits: [B, T, V] of what was read back. exact: all of it was float32.
+    facts: for the record. logits: [B, T, V] of what was read back, None if they are not compared. exact: all of it was
+      float32. hashes: {file: SHA-256} of those that were hashed on the way.
   """
   facts: Mapping[str, Any]
-  logits: np.ndarray
+  logits: np.ndarray | None
   exact: bool
+  hashes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def check(direction: Direction, request: Request, output: files.Path) -> None:
+def check(direction: Direction, request: Request, output: files.Path, *, logits: str = 'auto') -> None:
   """Nothing, if the request makes sense and the format can hold the direction; no model is needed to say so.
 
   Raises:
@@ -73,6 +80,9 @@ def check(direction: Direction, request: Request, output: files.Path) -> None:
   if dtype not in ('', *models.DTYPES):
     raise InputError(f"unknown dtype '{dtype}'{tree.did_you_mean(dtype, models.DTYPES)}; there are: "
                      f"{', '.join(models.DTYPES)}")
+  if logits not in LOGITS:
+    raise InputError(f"logits are to be compared '{logits}'{tree.did_you_mean(logits, LOGITS)}; there are: "
+                     f"{', '.join(LOGITS)}")
   if request.rank < 0:
     raise InputError(f'the rank to fold to is {request.rank}; expected 1 or more, or 0 to leave the direction exact')
   if dtype and format == 'peft':
@@ -90,35 +100,55 @@ def check(direction: Direction, request: Request, output: files.Path) -> None:
 
 def export(direction: Direction, base: models.Model, alpha: float, format: str, output: files.Path, *,
            prompts: Sequence[Sequence[int]] | None = None, allow_other_base: bool = False,
-           results: Sequence[Mapping[str, Any]] = (), **options: Any) -> dict[str, Any]:
+           results: Sequence[Mapping[str, Any]] = (), logits: str = 'auto', sync: bool = True,
+           **options: Any) -> dict[str, Any]:
   """Writes the base steered by `alpha * direction` as a new folder, and returns its provenance.
 
   Args:
+    base: a model in memory, or for 'hf' also one that is not (see `unread_base`).
     alpha, format: and `dtype`, `rank`, `target` in options: see Request.
     prompts: token ids to compare logits on; random ones if None.
     allow_other_base: steer a model of the same architecture with other weights than the direction's base.
     results: rows of a sweep of this direction on this base (see evaluation.metrics), for the model card.
+    logits: of 'hf', whether to load the base and the export and compare their logits too: 'auto' does up to
+      LOGITS_BYTES of parameters, 'always', 'never'. Rows of every tensor are computed again in any case (see recheck).
+    sync: wait until all of it is on the disk.
   Raises:
     InputError: the output exists, the direction is of another model, or the format cannot hold it.
     OutputError: the parity check failed, or the disk did; nothing is left behind.
   """
   request = Request(format, alpha, **options)
-  check(direction, request, output)
-  check_base(direction, base, allow_other_base=allow_other_base)
-  if _loaded_dtype(base) == 'bfloat16' and stored_dtype(base) != 'bfloat16':
+  check(direction, request, output, logits=logits)
+  if base.params:
+    check_base(direction, base, allow_other_base=allow_other_base)
+  elif format in WRITERS:
+    raise InputError(f"the format '{format}' needs the base in memory: load it first")
+  if base.params and _loaded_dtype(base) == 'bfloat16' and stored_dtype(base) != 'bfloat16':
     raise InputError(f"'{base.source}' is stored in {stored_dtype(base)} but was loaded in bfloat16: load it in "
                      'float32 to export from it')
   direction = _folded(direction, request)
   tokens_BT, mask_BT = parity.prompt_rows(base.config, prompts)
-  expected = parity.logits(base.config, base.params, tokens_BT, delta=direction.delta, alpha=alpha)
-  with files.new_folder(output, what='an export') as partial:
-    written = FORMATS[format](partial, direction, base, request, tokens_BT)
-    measured = parity.compare(expected, written.logits, mask_BT, exact=written.exact)
-    record = {'format': format, 'alpha': alpha, **written.facts, 'norm': _norm(direction),
-              'parity': dataclasses.asdict(measured), 'steered_model': base.source, 'direction': _provenance(direction),
+  with files.new_folder(output, what='an export', sync=sync) as partial:
+    if format == 'hf':
+      written = _write_hf(partial, direction, base, request, allow_other_base=allow_other_base, sync=sync)
+      base, written = _with_logits(partial, base, written, tokens_BT, logits)
+    else:
+      written = WRITERS[format](partial, direction, base, request, tokens_BT)
+    record = {'format': format, 'alpha': alpha, **({} if 'norm' in written.facts else {'norm': _norm(direction)}),
+              **written.facts, 'parity': None, 'steered_model': base.source, 'direction': _provenance(direction),
               'results': list(results), 'versions': versions(*PACKAGES)}
+    if written.logits is not None:
+      expected = parity.logits(base.config, base.params, tokens_BT, delta=_in_memory(direction.delta), alpha=alpha)
+      record['parity'] = dataclasses.asdict(parity.compare(expected, written.logits, mask_BT, exact=written.exact))
     files.write_text(partial / 'README.md', card.write(record, base))
-    return integrity.seal(partial, record)
+    return integrity.seal(partial, record, written.hashes)
+
+
+def unread_base(source: files.Path, *, name: str = '') -> models.Model:
+  """A model whose weights stay in its files, to export 'hf' from; `name` is what the user called it."""
+  folder, revision = models.resolve(source)
+  config, family = models.load_config(folder)
+  return models.Model(config, {}, folder, family.model_type, name or str(source), revision)
 
 
 def stored_dtype(base: models.Model) -> str:
@@ -144,18 +174,44 @@ def _provenance(direction: Direction) -> dict[str, Any]:
   return {key: value for key, value in direction.meta.items() if key not in ('fingerprints', 'seal')}
 
 
-def _write_hf(partial: pathlib.Path, direction: Direction, base: models.Model, request: Request,
-              tokens_BT: np.ndarray) -> Written:
-  model, merged, facts = _merge_and_warn(direction, base, request)
-  inner = partial / 'checkpoint'
-  models.save(inner, model.config, merged, family=model.family, like=base.folder if model is base else None)
-  for path in list(inner.iterdir()):
-    path.rename(partial / path.name)
-  inner.rmdir()
-  _write_companions(partial, model, base, facts['dtype'])
-  reloaded = models.load(partial, dtype=facts['dtype'])
-  parity.same_weights(merged, reloaded.params)
-  return Written(facts, _logits(base, model, reloaded.params, tokens_BT), _is_exact(base, facts['dtype']))
+def _write_hf(partial: pathlib.Path, direction: Direction, base: models.Model, request: Request, *,
+              allow_other_base: bool, sync: bool) -> Written:
+  with checkpoints.open_checkpoint(base.folder) as opened:
+    bases.same_architecture(direction.base.config, opened.config, what=f"the direction and the model '{base.source}'")
+    models.check_delta(opened.config, direction.delta)
+    config, family, delta = folding.architecture(opened.config, base.family, direction.delta)
+    digest = bool(direction.base.digest) and not base.params and not allow_other_base
+    steered = hf_export.Steered(opened, config, models.FAMILIES[family], gram.flatten(delta), request.alpha,
+                                request.dtype or stored_dtype(base), digest)
+    facts, hashes, found = hf_export.write(partial, steered, sync=sync)
+    if digest:
+      record = bases.Base(opened.config, base.family, base.source, base.revision, found)
+      bases.same_base(direction.base, record, what=f"the direction and the model '{base.source}'")
+    _warn_of_loss(facts, request.alpha)
+    model = base if config is opened.config else dataclasses.replace(base, config=config, family=family)
+    _write_companions(partial, model, base, facts['dtype'])
+    facts |= {'rechecked': dataclasses.asdict(recheck.recheck(partial, steered)), **_notes(model, base)}
+  return Written(facts, None, facts['dtype'] == 'float32', hashes)
+
+
+def _with_logits(partial: pathlib.Path, base: models.Model, written: Written, tokens_BT: np.ndarray,
+                 wanted: str) -> tuple[models.Model, Written]:
+  """The base in memory and what was written with its logits, where they are to be compared."""
+  size = 4 * sum(math.prod(site.shape) for site in models.sites(base.config).values())
+  if wanted == 'never' or wanted == 'auto' and size > LOGITS_BYTES and not base.params:
+    return base, written
+  if not base.params:
+    base = dataclasses.replace(models.load(base.folder), source=base.source, revision=base.revision)
+  read_back = models.load(partial)
+  logits = _logits(base, read_back, read_back.params, tokens_BT)
+  return base, dataclasses.replace(written, logits=logits, exact=written.exact and _loaded_dtype(base) == 'float32')
+
+
+def _in_memory(delta: PyTree) -> PyTree:
+  """The delta with what is on the disk read."""
+  leaves = {path: models.Dense(jax.numpy.asarray(np.asarray(leaf.value))) if on_disk.is_on_disk(leaf) else leaf
+            for path, leaf in gram.flatten(delta).items()}
+  return tree.unflatten(leaves)
 
 
 def _write_orbax(partial: pathlib.Path, direction: Direction, base: models.Model, request: Request,
@@ -188,8 +244,9 @@ def _write_peft(partial: pathlib.Path, direction: Direction, base: models.Model,
   return Written({'dtype': 'float32', **written}, logits, _is_exact(base, 'float32'))
 
 
-FORMATS: dict[str, Callable[..., Written]] = {
-    'hf': _write_hf, 'orbax': _write_orbax, 'orbax-unmerged': _write_unmerged, 'peft': _write_peft}
+WRITERS: dict[str, Callable[..., Written]] = {  # of what is written from the base in memory
+    'orbax': _write_orbax, 'orbax-unmerged': _write_unmerged, 'peft': _write_peft}
+FORMATS = ('hf', *WRITERS)
 
 
 def _write_companions(partial: pathlib.Path, model: models.Model, base: models.Model, dtype: str) -> None:
@@ -214,11 +271,15 @@ def _merge_and_warn(direction: Direction, base: models.Model,
   """(the base, with parameters for new biases if need be; its steered parameters; the facts of `merge`)."""
   model, delta = folding.with_biases(base, direction.delta)
   merged, facts = merging.merge(model, delta, request.alpha, request.dtype or stored_dtype(base))
+  _warn_of_loss(facts, request.alpha)
+  return model, merged, facts | _notes(model, base)
+
+
+def _warn_of_loss(facts: Mapping[str, Any], alpha: float) -> None:
   if facts['realised_error'] > LOSS_WARNED_OF:
     logging.warning('merged into %s, %.0f%% of the change at alpha %g is lost to rounding: export with dtype float32, '
                     'or unmerged (orbax-unmerged, peft), to keep it', facts['dtype'], 100 * facts['realised_error'],
-                    request.alpha)
-  return model, merged, facts | _notes(model, base)
+                    alpha)
 
 
 def _notes(model: models.Model, base: models.Model) -> dict[str, list[str]]:

@@ -33,9 +33,14 @@ class Verified:
   unlisted: tuple[str, ...] = ()
 
 
-def seal(folder: pathlib.Path, record: Mapping[str, Any]) -> dict[str, Any]:
-  """Writes `provenance.json` into an export that is complete but for it; the record, with its files and seal."""
-  hashes = {name: _sha256(folder / name) for name in _names(folder)}
+def seal(folder: pathlib.Path, record: Mapping[str, Any], known: Mapping[str, str] | None = None) -> dict[str, Any]:
+  """Writes `provenance.json` into an export that is complete but for it; the record, with its files and seal.
+
+  Args:
+    known: {file: SHA-256} of those that were hashed as they were written.
+  """
+  known = known or {}
+  hashes = {name: known.get(name) or _sha256(folder / name) for name in _names(folder)}
   sealed = checkpoint.sealed({**record, 'files': hashes})
   files.write_json(folder / PROVENANCE, sealed)
   return sealed

@@ -34,8 +34,8 @@ def merge(base: models.Model, delta: PyTree, alpha: float, dtype: str) -> tuple[
     layers = zip(before, merged[path]) if stack else [(before, merged[path])]
     changed = gram.layer_changes(path, leaf)
     sums[path] = [_merge_layer(weight, target, alpha * change) for (weight, target), change in zip(layers, changed)]
-  errors = {path: _relative(parts) for path, parts in sums.items()}
-  realised = _relative([part for parts in sums.values() for part in parts])
+  errors = {path: relative(parts) for path, parts in sums.items()}
+  realised = relative([part for parts in sums.values() for part in parts])
   return tree.unflatten(merged), {'dtype': dtype, 'realised_error': realised, 'realised_errors': errors}
 
 
@@ -48,6 +48,7 @@ def _merge_layer(before: np.ndarray, target: np.ndarray, change: np.ndarray) -> 
   return tuple(float(np.square(x).sum(dtype=np.float64)) for x in (lost, change))
 
 
-def _relative(parts: Sequence[tuple[float, float]]) -> float:
+def relative(parts: Sequence[tuple[float, float]]) -> float:
+  """The relative norm of what is lost, from (squared norm of it, of the whole) of each part."""
   lost, total = (math.fsum(values) for values in zip(*parts))
   return math.sqrt(lost / total) if total > 0 else 0.0

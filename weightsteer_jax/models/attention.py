@@ -10,7 +10,7 @@ kernel cannot take (a softcap, a sliding window, a shape) is computed by `refere
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Callable
 
 from einops import rearrange
 import jax
@@ -19,12 +19,15 @@ import jax.numpy as jnp
 from weightsteer_jax import sharding
 from weightsteer_jax.errors import InputError
 
+PyTree = Any
+
 REFERENCE, CUDNN, SPLASH = 'reference', 'cudnn', 'splash'
 AUTO = 'auto'
 KERNELS = (REFERENCE, CUDNN, SPLASH)
 PLATFORMS = {CUDNN: 'gpu', SPLASH: 'tpu'}
 # What splash tiles a sequence by. Source: jax.experimental.pallas.ops.tpu.splash_attention, NUM_LANES.
 TILE = 128
+IMPLEMENTATION = 'cudnn'  # of jax.nn.dot_product_attention
 INTERPRET = False  # run Pallas kernels without their hardware, slowly
 
 
@@ -121,10 +124,45 @@ def soften(x: jax.Array, cap: float | None) -> jax.Array:
 
 
 def _cudnn(q_BTNH, k_BTKH, v_BTKH, seen, scale):
-  call = functools.partial(jax.nn.dot_product_attention, q_BTNH, k_BTKH, v_BTKH, scale=scale, implementation='cudnn')
   if seen.segments_BT is None:
-    return call(is_causal=True)
-  return call(mask=seen.mask(k_BTKH.shape[1])[:, None])
+    return _library(q_BTNH, k_BTKH, v_BTKH, scale=scale, is_causal=True)
+  return _masked(scale)(q_BTNH, k_BTKH, v_BTKH, seen.mask(k_BTKH.shape[1])[:, None])
+
+
+def _library(q_BTNH, k_BTKH, v_BTKH, **options):
+  return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, implementation=IMPLEMENTATION, **options)
+
+
+@functools.cache
+def _masked(scale: float) -> Callable[..., jax.Array]:
+  """(q, k, v, mask [B, 1, T, S]) -> attention, which may be differentiated and then mapped over fine-tunes.
+
+  jax's rule for that (0.10, 0.11) asks for a mask of each head; here what is mapped over becomes rows. The gradient
+  computes the forward kernel once more, a fiftieth of a training step.
+  """
+  def attention(q_BTNH, k_BTKH, v_BTKH, mask_B1TS):
+    return _library(q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TS, scale=scale)
+
+  def gradient(q_BTNH, k_BTKH, v_BTKH, mask_B1TS, dy_BTNH):
+    return jax.vjp(lambda q, k, v: attention(q, k, v, mask_B1TS), q_BTNH, k_BTKH, v_BTKH)[1](dy_BTNH)
+
+  forward, backward = _as_rows(attention), _as_rows(gradient)
+  differentiable = jax.custom_vjp(lambda *arrays: forward(*arrays))
+  differentiable.defvjp(lambda *arrays: (forward(*arrays), arrays), lambda arrays, dy: (*backward(*arrays, dy), None))
+  return differentiable
+
+
+def _as_rows(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+  """The function of arrays [B, ...], under `vmap` called once with all there is as rows."""
+  mapped = jax.custom_batching.custom_vmap(function)
+
+  @mapped.def_vmap
+  def rule(size, is_mapped, *arrays):
+    whole = [x if there else jnp.broadcast_to(x, (size, *x.shape)) for x, there in zip(arrays, is_mapped)]
+    found = mapped(*(rearrange(x, 'n B ... -> (n B) ...') for x in whole))
+    return jax.tree.map(lambda y: rearrange(y, '(n B) ... -> n B ...', n=size), found), jax.tree.map(lambda y: True, found)
+
+  return mapped
 
 
 def _splash(q_BTNH, k_BTKH, v_BTKH, seen, scale):

@@ -69,6 +69,11 @@ def open_tensors(folder: pathlib.Path) -> Iterator[Tensors]:
     yield Tensors(owners)
 
 
+def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The safetensors files of the checkpoint in a folder."""
+  return list(_weight_files(folder))
+
+
 def _weight_files(folder: pathlib.Path) -> dict[pathlib.Path, list[str] | None]:
   """{file: names of its tensors, None if no index tells}; where there are both, transformers takes the single file, and
   so do we."""
@@ -186,7 +191,7 @@ def _read_piece(config: ModelConfig, row: TensorRow, tensors: Tensors, name: str
   theirs, ours = row.pattern.split(' -> ')
   wanted, sizes = dict(zip(ours.split(), bounds)), config.sizes()
   part, lengths = [], {}
-  for group in _groups(theirs):
+  for group in groups(theirs):
     first, *rest = group.strip('()').split()
     block = math.prod(sizes[axis] for axis in rest)
     offset = 0 if part else _block_rows(row.before, config)
@@ -210,7 +215,7 @@ def to_theirs(array: np.ndarray, pattern: str, config: ModelConfig) -> np.ndarra
 
 def their_shape(pattern: str, config: ModelConfig) -> tuple[int, ...]:
   """The shape of the Hugging Face tensor that `pattern` turns into ours."""
-  return tuple(_length(group, config) for group in _groups(pattern.split(' -> ')[0]))
+  return tuple(_length(group, config) for group in groups(pattern.split(' -> ')[0]))
 
 
 def _block_rows(blocks: Sequence[str], config: ModelConfig) -> int:
@@ -222,7 +227,7 @@ def _length(group: str, config: ModelConfig) -> int:
   return math.prod(config.sizes()[axis] for axis in group.strip('()').split())
 
 
-def _groups(axes: str) -> list[str]:
+def groups(axes: str) -> list[str]:
   """The axes of one side of a pattern, those that are merged together: '(N H) D' -> ['(N H)', 'D']."""
   return re.findall(r'\([^)]*\)|\w+', axes)
 
@@ -230,5 +235,5 @@ def _groups(axes: str) -> list[str]:
 def _grouped_sizes(pattern: str, config: ModelConfig) -> dict[str, int]:
   sizes = config.sizes()
   return {
-      axis: sizes[axis] for group in _groups(pattern) if group.startswith('(') for axis in group.strip('()').split()
+      axis: sizes[axis] for group in groups(pattern) if group.startswith('(') for axis in group.strip('()').split()
   }
