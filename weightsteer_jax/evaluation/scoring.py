@@ -28,7 +28,8 @@ Keys = list[tuple[tuple[Any, ...], int]]
 # Indices of the deltas that a batch is computed with.
 Active = tuple[int, ...]
 
-PROMPT_MULTIPLE, COMPLETION_MULTIPLE = 16, 8
+PROMPT_MULTIPLE, COMPLETION_MULTIPLE = 16, 4
+CHUNK = 32  # tokens of each prompt that are computed together, where a batch is computed no further than its longest prompt
 MAX_SHAPES = 3
 LOGITS_AT_ONCE = 1 << 26  # float32 values: 256 MiB
 
@@ -78,8 +79,7 @@ def score_batch(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyT
   dtype = params['embed']['embedding'].dtype
   # A shape may be longer than any of its rows; what padding writes beyond the model's positions is dropped.
   cache = models.init_cache(config, prompts, min(prompt_length + completion_length, config.max_positions), dtype)
-  _, cache = models.hidden(config, params, batch.prompts_PT, cache=cache,
-                           edits=edits_of(deltas, batch.coefficients_PC, prompt=True))
+  cache = prefill(config, params, edits_of(deltas, batch.coefficients_PC, prompt=True), batch, cache)
   shards = sharding.row_shards(math.gcd(prompts, batch.owners_R.shape[0]))
   # Each array by itself: the cache has its prompts along the second axis.
   take = lambda axis: sharding.by_shard(functools.partial(jnp.take, axis=axis), shards, (axis, 0), axis)
@@ -91,6 +91,28 @@ def score_batch(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyT
   counts_RT = jnp.arange(completion_length) < batch.lengths_R[:, None]
   scores = jnp.sum(jnp.where(counts_RT, logprobs_RT, 0.0), axis=1), jnp.all(greedy_RT | ~counts_RT, axis=1)
   return sharding.replicate(scores)
+
+
+def prefill(config: models.ModelConfig, params: PyTree, edits: Sequence[models.Edit], batch: ScoreBatch,
+            cache: models.Cache) -> models.Cache:
+  """The cache with the keys and values of the prompts.
+
+  A shape is as long as the longest prompt of all its batches. With the reference attention, on one device, a batch goes
+  chunk by chunk and ends with its own longest one: the padding is not computed, and no further shape is compiled. A
+  kernel is faster over whole prompts, and where rows are cut over devices, these would have to agree on an end.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  length = batch.prompts_PT.shape[1]
+  if config.attention != 'reference' or not (mesh.empty or mesh.size == 1) or length <= CHUNK:
+    return models.hidden(config, params, batch.prompts_PT, cache=cache, edits=edits)[1]
+  prompts_PT = jnp.pad(batch.prompts_PT, ((0, 0), (0, -length % CHUNK)))
+
+  def chunk(number, cache):
+    tokens_PT = jax.lax.dynamic_slice_in_dim(prompts_PT, number * CHUNK, CHUNK, axis=1)
+    positions_PT = jnp.broadcast_to(number * CHUNK + jnp.arange(CHUNK), tokens_PT.shape)
+    return models.hidden(config, params, tokens_PT, positions_BT=positions_PT, cache=cache, edits=edits)[1]
+
+  return jax.lax.fori_loop(0, -(-jnp.max(batch.starts_R) // CHUNK), chunk, cache)
 
 
 def target_logprobs(config: models.ModelConfig, params: PyTree, x_BTD: jax.Array, targets_BT: jax.Array,
@@ -148,7 +170,7 @@ def batches(asked: Sequence[Question], *, batch_size: int, max_positions: int, c
     alike[shapes.fitting(question.size, planned), active[question.coefficients]].append(question)
   for (shape, deltas), members in alike.items():
     members = [dataclasses.replace(question, coefficients=tuple(question.coefficients[i] for i in deltas))
-               for question in members]
+               for question in sorted(members, key=lambda question: len(question.prompt))]
     yield from ((deltas, *batch) for batch in _batches_of(shape, members, batch_size, groups))
 
 

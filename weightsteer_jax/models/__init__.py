@@ -2,7 +2,7 @@
 from weightsteer_jax.models.adapters import KINDS, init_delta, kernel_change, merge
 from weightsteer_jax.models.config import ModelConfig, Rope, from_record as config_from_record, to_record as config_to_record
 from weightsteer_jax.models.delta import Dense, Edit, LowRank, is_delta_leaf
-from weightsteer_jax.models.decoder import cache_length
+from weightsteer_jax.models.decoder import Cache, cache_length
 from weightsteer_jax.models.families import FAMILIES, read_config
 from weightsteer_jax.models.forward import (abstract_params, chunk_length, hidden, init_cache, init_params, logits,
                                             residual_sums, token_logprobs, unstacked)
