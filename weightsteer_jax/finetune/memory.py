@@ -52,8 +52,9 @@ def activations(config: models.ModelConfig, load: Load, remat: str, *, shards: i
   """
   rows = math.ceil(load.rows / shards)
   kept = {policy: rows * load.tokens * _kept(config, load, policy, tensor) for policy in POLICIES}
+  scores = rows * load.tokens * _scores(config, load, tensor)
   logits = models.chunk_length(config.vocab_size // tensor, rows, load.tokens) * rows * config.vocab_size / tensor
-  return config.num_layers * kept[remat] + 2 * kept['none'] + 3 * 4 * logits
+  return config.num_layers * kept[remat] + 2 * (kept['none'] + scores) + 3 * 4 * logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +125,9 @@ def _kept(config: models.ModelConfig, load: Load, remat: str, tensor: int) -> fl
   """Bytes that the backward pass finds of one token in one layer.
 
   Counted off the residuals of the traced step (what `jax.vjp` of the loss holds), for a delta on all projections. Those
-  of the norms are in float32, whatever the dtype of the rest, as are attention's scores, of which there are as many as
-  the row has tokens:
-    none  stream and what the norms make of it; queries, keys, values and what is attended; the scores before and after
-          rounding; six values as wide as the MLP; what comes out of the first factor of each low-rank change
+  of the norms are in float32, whatever the dtype of the rest; attention's scores are computed again (attention.attend):
+    none  stream and what the norms make of it; queries, keys, values and what is attended; six values as wide as the
+          MLP; what comes out of the first factor of each low-rank change
     dots  the layer's input, and the results of its projections and of the changes of them
     full  the layer's input
   """
@@ -140,8 +140,14 @@ def _kept(config: models.ModelConfig, load: Load, remat: str, tensor: int) -> fl
   if remat == 'dots':
     results = config.width + queries + 2 * keys + 2 * hidden
     return item * (config.width + (1 if load.kind == 'bias' else 2) * results + factors)
-  # A kernel keeps no scores; where some layers see a window, none is used (see attention.attend).
+  return (item * (2 * config.width + 2 * queries + 2 * keys + 6 * hidden + factors)
+          + 4 * (4 + 2 * (load.kind == 'full')) * config.width)
+
+
+def _scores(config: models.ModelConfig, load: Load, tensor: int) -> float:
+  """Bytes of attention's scores of one token in one layer, before and after rounding, where no kernel goes without them.
+
+  Where some layers see a window, no kernel is used (see attention.attend).
+  """
   scored = config.attention == REFERENCE or config.local_layers
-  scores = config.num_heads / tensor * load.tokens if scored else 0
-  return (item * (2 * config.width + 2 * queries + 2 * keys + 6 * hidden + factors + scores)
-          + 4 * ((4 + 2 * (load.kind == 'full')) * config.width + scores))
+  return config.num_heads / tensor * load.tokens * (4 + jnp.dtype(load.dtype).itemsize) if scored else 0

@@ -103,7 +103,9 @@ def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, seen: Seen, 
     if kernel == SPLASH and length % TILE == 0:
       return _splash(q_BTNH, k_BTKH, v_BTKH, seen, scale)
   k_BKTH, v_BKTH = (jnp.swapaxes(x, 1, 2) for x in (k_BTKH, v_BTKH))
-  return attend_cached(q_BTNH, k_BKTH, v_BKTH, seen, scale=scale, softcap=softcap, window=window)
+  # A backward pass computes the scores again: to keep [B, N, T, T] of each layer takes longer, and most of the memory.
+  reference = jax.checkpoint(functools.partial(attend_cached, scale=scale, softcap=softcap), prevent_cse=False)
+  return reference(q_BTNH, k_BKTH, v_BKTH, seen, window=window)
 
 
 def attend_cached(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, seen: Seen, *, scale: float | None = None,
@@ -111,11 +113,12 @@ def attend_cached(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, seen:
   """The reference, on keys and values as a cache holds them: few queries, for which no kernel is faster."""
   scale = 1 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale
   mask_BTS = seen.mask(k_BKSH.shape[2], window)
-  q_BTKGH = rearrange(q_BTNH, 'B T (K G) H -> B T K G H', K=k_BKSH.shape[1])
-  scores_BKGTS = jnp.einsum('BTKGH,BKSH->BKGTS', q_BTKGH, k_BKSH, preferred_element_type=jnp.float32) * scale
+  # The queries are moved, so that the scores, which are many more, come out in the order they are used in.
+  q_BKGTH = rearrange(q_BTNH, 'B T (K G) H -> B K G T H', K=k_BKSH.shape[1])
+  scores_BKGTS = jnp.einsum('BKGTH,BKSH->BKGTS', q_BKGTH, k_BKSH, preferred_element_type=jnp.float32) * scale
   scores_BKGTS = jnp.where(mask_BTS[:, None, None], soften(scores_BKGTS, softcap), jnp.finfo(jnp.float32).min)
   weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BKSH.dtype)
-  return rearrange(jnp.einsum('BKGTS,BKSH->BTKGH', weights_BKGTS, v_BKSH), 'B T K G H -> B T (K G) H')
+  return rearrange(jnp.einsum('BKGTS,BKSH->BKGTH', weights_BKGTS, v_BKSH), 'B K G T H -> B T (K G) H')
 
 
 def soften(x: jax.Array, cap: float | None) -> jax.Array:
