@@ -124,7 +124,7 @@ def test_a_device_of_a_mesh_holds_its_part():
   load = memory.Load('lora', 32, 'bfloat16', 8, 1024)
   whole = memory.activations(QWEN_7B, load, 'none')
   assert memory.activations(QWEN_7B, load, 'none', shards=8) == pytest.approx(whole / 8, rel=0.15)
-  assert memory.activations(QWEN_7B, load, 'none', tensor=4) < 0.4 * whole
+  assert memory.activations(QWEN_7B, load, 'none', tensor=4) < 0.45 * whole
   options = configs.FineTune(kind='full')
   fits = lambda layout: memory.fits(QWEN_7B, options, dataclasses.replace(load, kind='full'), layout, 'full', memory=40 * GIB)
   assert fits(Layout(mesh(1, 8, 1))) and not fits(Layout(mesh(8, 1, 1)))
