@@ -3,6 +3,7 @@
   python benchmarks/table.py
 """
 import json
+import re
 
 import compare
 
@@ -32,10 +33,14 @@ def order(stem: str) -> tuple[int, str]:
 def rows_of(record: dict) -> list[list[str]]:
   """One for each other side of a comparison; none of a record that is none."""
   result = record.get('result', {})
+  if 'gigabytes' in record:
+    return [handover(record, mode, found) for mode, found in result.items()]
   if record.get('job') not in JOBS or 'ratio' not in result:
     return []
   seconds, found = result['seconds'], []
-  where = f"{record['size']}, {record['dtype']}, {'CPU' if record['device'] == 'cpu' else record['device'].split()[-1]}"
+  some = re.search(r'--layers=([1-9]\d*)', record['command'])
+  size = record['size'] + (f' ({some[1]} layers)' if some else '')
+  where = f"{size}, {record['dtype']}, {'CPU' if record['device'] == 'cpu' else record['device'].split()[-1]}"
   for side, ratio in result['ratio'].items():
     ours = seconds[compare.OURS]['median']
     found.append([JOBS[record['job']], where, SIDES[side], f'{ours:.3g} s', f"{seconds[side]['median']:.3g} s", f"**{ratio['median']:.2g}**",
@@ -45,6 +50,13 @@ def rows_of(record: dict) -> list[list[str]]:
     found.append([f"{JOBS[record['job']]}, compiled before", where, SIDES['peft'], f'{again:.3g} s', f"{seconds['peft']['median']:.3g} s",
                   f"{seconds['peft']['median'] / again:.2g}", ''])
   return found
+
+
+def handover(record: dict, mode: str, found: dict) -> list[str]:
+  """The row of a mode of handover.py."""
+  ratio, seconds = found['seconds_ratio']['reference / ours'], found['seconds']
+  return [JOBS['handover'], f"{record['gigabytes']:g} GB, bfloat16, CPU, to the {mode}", SIDES['reference'], f"{seconds['ours']['median']:.3g} s",
+          f"{seconds['reference']['median']:.3g} s", f"**{ratio['median']:.2g}**", f"{ratio['min']:.2g} to {ratio['max']:.2g}"]
 
 
 if __name__ == '__main__':
