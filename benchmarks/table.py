@@ -9,7 +9,7 @@ import compare
 
 JOBS = {
     'sweep': '9 alphas x multiple choice',
-    'generation': '9 alphas x prompts x 128 tokens',
+    'generation': '9 alphas x {prompts} prompts x {tokens} tokens',
     'contrast': 'two LoRA fine-tunes on chats of mixed length',
     'handover': 'a direction from two checkpoints, and a steered checkpoint',
 }
@@ -41,13 +41,16 @@ def rows_of(record: dict) -> list[list[str]]:
   some = re.search(r'--layers=([1-9]\d*)', record['command'])
   size = record['size'] + (f' ({some[1]} layers)' if some else '')
   where = f"{size}, {record['dtype']}, {'CPU' if record['device'] == 'cpu' else record['device'].split()[-1]}"
+  job = JOBS[record['job']]
+  if 'continuations' in result:
+    job = job.format(prompts=result['continuations'] // 9, tokens=result['tokens'] // result['continuations'])
   for side, ratio in result['ratio'].items():
     ours = seconds[compare.OURS]['median']
-    found.append([JOBS[record['job']], where, SIDES[side], f'{ours:.3g} s', f"{seconds[side]['median']:.3g} s", f"**{ratio['median']:.2g}**",
+    found.append([job, where, SIDES[side], f'{ours:.3g} s', f"{seconds[side]['median']:.3g} s", f"**{ratio['median']:.2g}**",
                   f"{ratio['min']:.2g} to {ratio['max']:.2g}"])
   if 'ours_compiled' in seconds and 'peft' in seconds:
     again = seconds['ours_compiled']['median']
-    found.append([f"{JOBS[record['job']]}, compiled before", where, SIDES['peft'], f'{again:.3g} s', f"{seconds['peft']['median']:.3g} s",
+    found.append([f'{job}, compiled before', where, SIDES['peft'], f'{again:.3g} s', f"{seconds['peft']['median']:.3g} s",
                   f"{seconds['peft']['median'] / again:.2g}", ''])
   return found
 
