@@ -5,7 +5,7 @@ rows have no text: tokenisation is outside every clock. Lengths are drawn so tha
 """
 import dataclasses
 import pathlib
-from typing import Sequence
+from typing import Any, Sequence
 
 import numpy as np
 
@@ -29,6 +29,14 @@ class Question:
   """A prompt and its choices, as token ids."""
   prompt: tuple[int, ...]
   choices: tuple[tuple[int, ...], ...]
+
+
+def config_of(size: str, layers: int = 0) -> Any:
+  """Our config of a size; `layers` of it, 0 for all."""
+  from weightsteer_jax.models import families
+  config = families.read_config({'model_type': 'qwen2', 'architectures': ['Qwen2ForCausalLM'], 'rms_norm_eps': 1e-6, 'hidden_act': 'silu',
+                                 'rope_theta': 1e4, **SIZES[size]}, where=size)
+  return dataclasses.replace(config, num_layers=layers or config.num_layers)
 
 
 def make_checkpoint(folder: pathlib.Path, size: str, *, dtype: str, layers: int = 0) -> None:

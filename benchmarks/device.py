@@ -49,10 +49,8 @@ def main(argv):
   args = flags.FLAGS
   import jax
   from weightsteer_jax import models
-  from weightsteer_jax.models import attention, families
-  config = families.read_config({'model_type': 'qwen2', 'architectures': ['Qwen2ForCausalLM'], 'rms_norm_eps': 1e-6, 'hidden_act': 'silu',
-                               'rope_theta': 1e4, **cases.SIZES[args.size]}, where=args.size)
-  config = dataclasses.replace(config, num_layers=args.layers or config.num_layers)
+  from weightsteer_jax.models import attention
+  config = cases.config_of(args.size, args.layers)
   params = models.init_params(config, jax.random.key(0), args.dtype)
   delta = models.init_delta(config, 'lora', jax.random.key(1), rank=cases.RANK, lora_alpha=cases.RANK)
   ceilings = measure_ceilings(args.dtype)

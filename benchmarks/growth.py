@@ -49,10 +49,7 @@ def model_of(layers: int) -> tuple[Any, Any, Any]:
   """(config, parameters, delta) of the 3M model with that many layers."""
   import jax
   from weightsteer_jax import models
-  from weightsteer_jax.models import families
-  config = families.read_config({'model_type': 'qwen2', 'architectures': ['Qwen2ForCausalLM'], 'rms_norm_eps': 1e-6, 'hidden_act': 'silu',
-                                 'rope_theta': 1e4, **cases.SIZES['3m']}, where='3m')
-  config = dataclasses.replace(config, num_layers=layers)
+  config = cases.config_of('3m', layers)
   return config, models.init_params(config, jax.random.key(0)), models.init_delta(config, 'lora', jax.random.key(1), rank=cases.RANK)
 
 

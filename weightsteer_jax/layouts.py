@@ -48,9 +48,7 @@ def choose(config: models.ModelConfig,
   Raises:
     InputError: a mesh that does not fit the devices, or an axis of the model that it does not divide.
   """
-  # The smallest of what the processes have: all must choose alike.
-  memory = memory or (device_memory(devices[0]) if devices else min(
-      distributed.gather(device_memory(jax.local_devices()[0]))))
+  memory = memory or (device_memory(devices[0]) if devices else least_memory())
   devices = list(devices) or jax.devices()
   weights = tree.count(models.abstract_params(config)) * jnp.dtype(dtype).itemsize
   whole = weights + STATE_BYTES * trained
@@ -80,6 +78,11 @@ def device_memory(device: Any) -> float:
   if stats and stats.get('bytes_limit'):
     return float(stats['bytes_limit'])
   return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / max(1, jax.local_device_count())
+
+
+def least_memory() -> float:
+  """Bytes of the smallest device of all processes, so that all choose alike; every process calls it."""
+  return min(distributed.gather(device_memory(jax.local_devices()[0])))
 
 
 def bytes_per_device(config: models.ModelConfig, layout: Layout, dtype: str) -> int:

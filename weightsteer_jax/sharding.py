@@ -168,14 +168,15 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
   """
   if len(axes) != x.ndim:
     raise ValueError(f'axes {axes} for an array of shape {x.shape}')
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if not is_cut():
     return x
-  parts = []
-  for letter, size in zip(axes, x.shape):
-    on = ACTIVATIONS.get(letter, ())
-    parts.append(on if on and size % math.prod(mesh.shape[axis] for axis in on) == 0 else None)
-  return jax.lax.with_sharding_constraint(x, jax.P(*parts))
+  return jax.lax.with_sharding_constraint(x, jax.P(*(axes_of(letter, size) or None for letter, size in zip(axes, x.shape))))
+
+
+def is_cut() -> bool:
+  """Whether the mesh of the context has several devices, over which arrays are cut."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and mesh.size > 1
 
 
 def axes_of(letter: str, size: int) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import torch
 import tiny
 from weightsteer_jax import models
 from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import Engine, GenerateRequest, Sampling
+from weightsteer_jax.evaluation import Engine, GenerateRequest, Sampling, generation
 
 PROMPTS = (1, 3, 40, 17, 16, 5, 33, 2, 60, 9, 21)
 WARM = Sampling(temperature=1.0)
@@ -37,7 +37,9 @@ def requests(random_tokens):
   ]
 
 
-def test_greedy_tokens_are_those_of_merged_weights_in_torch(engine_of, torch_model, requests):
+@pytest.mark.parametrize('apart', [False, True], ids=['scanned', 'taken apart'])
+def test_greedy_tokens_are_those_of_merged_weights_in_torch(engine_of, torch_model, requests, apart, monkeypatch):
+  monkeypatch.setattr(generation, 'takes_apart', lambda *_: apart)  # As on a GPU, or not.
   stops = range(200, 240)
   results = by_key(engine_of(8, stops).generate(requests))
   assert set(results) == {request.key for request in requests}

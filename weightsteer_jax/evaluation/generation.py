@@ -98,7 +98,7 @@ def empty_state(config: models.ModelConfig, slots: int, length: int, answer: int
   rows = Rows(zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.float32, edits), zeros(jnp.uint32, 2),
               jnp.ones(slots), zeros(jnp.int32), jnp.ones(slots))
   cache = models.init_cache(config, slots, length, dtype)
-  cache = models.unstacked(config, cache) if unstacked else cache
+  cache = _apart_cache(config, cache) if unstacked else cache
   return _placed(State(cache, rows, zeros(jnp.int32), zeros(bool), zeros(bool), zeros(bool), zeros(jnp.int32, answer)))
 
 
@@ -112,19 +112,18 @@ def _placed(state: State) -> State:
 def admit(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], state: State, entry: Entry) -> State:
   """The state with the entry's prompts prefilled into its slots."""
   prompts, length = entry.prompts_PT.shape
-  slots = jax.tree.leaves(state.cache)[0]
-  cache = models.init_cache(config, prompts, length, slots.dtype)
+  cache = models.init_cache(config, prompts, length, jax.tree.leaves(state.cache)[0].dtype)
   edits = edits_of(deltas, entry.rows.coefficients_BC, prompt=True)
   reach = models.cache_length(state.cache)
   _, cache = models.hidden(config, params, entry.prompts_PT, edits=edits, cache=cache, reach=reach)
   rows = dataclasses.replace(entry.rows, keys_B2=sampling.row_keys(*entry.draws_P3.T))
   shards = sharding.row_shards(math.gcd(prompts, state.counts_B.shape[0]))
   put = sharding.by_shard(lambda old, new, slots: old.at[slots].set(new, mode='drop'), shards, (0, 0, 0), 0)
-  put_stack = sharding.by_shard(lambda old, new, slots: old.at[:, slots, :, :length].set(new, mode='drop'), shards, (1, 1, 0), 1)
-  put_layer = sharding.by_shard(lambda old, new, slots: old.at[slots, :, :length].set(new, mode='drop'), shards, (0, 0, 0), 0)
-  if slots.ndim == 4:
-    cache = models.unstacked(config, cache)
-  put_cache = put_layer if slots.ndim == 4 else put_stack
+  apart = isinstance(state.cache['k'], tuple)
+  cache = _apart_cache(config, cache) if apart else cache
+  rows_at = 0 if apart else 1
+  put_cache = sharding.by_shard(lambda old, new, slots: old.at[..., slots, :, :length, :].set(new, mode='drop'), shards,
+                                (rows_at, rows_at, 0), rows_at)
   put_all = lambda old, value: put(old, jnp.full(prompts, value, old.dtype), entry.slots_P)
   return _placed(State(
       cache=jax.tree.map(lambda old, new: put_cache(old, new, entry.slots_P), state.cache, cache),
@@ -146,9 +145,10 @@ def decode(config: models.ModelConfig, mode: str, params: PyTree, deltas: Sequen
            state: State, keep: jax.Array) -> tuple[State, Progress]:
   """The state after as many steps as it takes until at most `keep` rows are active, and what the host is to know."""
   if isinstance(state.cache['k'], tuple):
-    deltas = tuple(jax.tree.map(lambda tree_: models.unstacked(config, _in_dtype(tree_, params['embed']['embedding'].dtype)),
-                                delta, is_leaf=lambda x: isinstance(x, dict)) for delta in deltas)
-    params = models.unstacked(config, params)
+    in_dtype = functools.partial(_in_dtype, dtype=params['embed']['embedding'].dtype)
+    params, deltas = _apart(config, params), tuple(
+        jax.tree.map(lambda delta: _apart(config, in_dtype(delta)), delta, is_leaf=lambda x: isinstance(x, dict))
+        for delta in deltas)
 
   def step(state):
     rows = state.rows
@@ -164,6 +164,15 @@ def decode(config: models.ModelConfig, mode: str, params: PyTree, deltas: Sequen
   state = _placed(jax.lax.while_loop(lambda state: jnp.sum(state.active_B) > keep, step, state))
   told = {name: getattr(state, name) for name in ('counts_B', 'active_B', 'stopped_B', 'finite_B', 'answers_BM')}
   return state, sharding.replicate(told)
+
+
+def _apart(config: models.ModelConfig, tree_: PyTree) -> PyTree:
+  """Parameters or a delta with layers in place of their stack, if they have one."""
+  return {name: models.unstacked(config, child) if name == 'layers' else child for name, child in tree_.items()}
+
+
+def _apart_cache(config: models.ModelConfig, cache: models.Cache) -> models.Cache:
+  return {name: models.unstacked(config, stack) for name, stack in cache.items()}
 
 
 def _in_dtype(delta: PyTree, dtype: Any) -> PyTree:
@@ -265,10 +274,9 @@ def takes_apart(config: models.ModelConfig, params: PyTree, layout: Layout) -> b
   On a TPU a scan copies nothing, and on a CPU a copy costs little beside the step; a GPU must have room for a second copy
   of the weights, and a program of very many layers takes too long to compile.
   """
-  device = layout.mesh.devices.flat[0]
-  if device.platform != 'gpu' or config.num_layers > MOST_UNSTACKED:
+  if layout.mesh.devices.flat[0].platform != 'gpu' or config.num_layers > MOST_UNSTACKED:
     return False
-  return sharding.bytes_on_device(params) < SPARE_SHARE * layouts.device_memory(device)
+  return sharding.bytes_on_device(params) < SPARE_SHARE * layouts.least_memory()
 
 
 def run_group(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], mode: str, shape: shapes.Shape,

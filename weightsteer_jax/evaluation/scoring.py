@@ -101,9 +101,8 @@ def prefill(config: models.ModelConfig, params: PyTree, edits: Sequence[models.E
   chunk by chunk and ends with its own longest one: the padding is not computed, and no further shape is compiled. A
   kernel is faster over whole prompts, and where rows are cut over devices, these would have to agree on an end.
   """
-  mesh = jax.sharding.get_abstract_mesh()
   length = batch.prompts_PT.shape[1]
-  if config.attention != 'reference' or not (mesh.empty or mesh.size == 1) or length <= CHUNK:
+  if config.attention != 'reference' or sharding.is_cut() or length <= CHUNK:
     return models.hidden(config, params, batch.prompts_PT, cache=cache, edits=edits)[1]
   prompts_PT = jnp.pad(batch.prompts_PT, ((0, 0), (0, -length % CHUNK)))
 

@@ -18,7 +18,7 @@ import dataclasses
 import pathlib
 from typing import Any, Sequence
 
-from weightsteer_jax import checkpoint, config, distributed, files, models, sharding
+from weightsteer_jax import checkpoint, config, distributed, files, layouts, models, sharding
 from weightsteer_jax.data import Example
 from weightsteer_jax.data.batches import row_length_for
 from weightsteer_jax.errors import InputError, Preempted
@@ -111,7 +111,7 @@ def run_together(model: models.Model, fits: Sequence[Fit], options: config.FineT
       for alike in _alike(unfinished):
         if stop.name:
           raise _preempted(stop, [])
-        _fit(alike, stop, memory or memories.least_memory())
+        _fit(alike, stop, memory or layouts.least_memory())
     if stop.name:
       raise Preempted(f'{stop.name} came while {_product(unfinished[-1])} was written; it is whole: start again to go '
                       'on from there')

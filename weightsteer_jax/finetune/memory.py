@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from weightsteer_jax import config as configs
-from weightsteer_jax import distributed, layouts, models, sharding
+from weightsteer_jax import layouts, models, sharding
 from weightsteer_jax.finetune import optimizer, step as steps
 from weightsteer_jax.models.attention import REFERENCE
 from weightsteer_jax.sharding import Layout
@@ -103,7 +103,7 @@ def choose_remat(config: models.ModelConfig, options: configs.FineTune, load: Lo
   """The policy of the options, where they name one; else the fastest that fits, or 'full' if none does."""
   if options.remat != 'auto':
     return options.remat
-  memory = memory or least_memory()
+  memory = memory or layouts.least_memory()
   return next((policy for policy in POLICIES
                if fits(config, options, load, layout, policy, together=together, memory=memory)), POLICIES[-1])
 
@@ -114,11 +114,6 @@ def state_shapes(config: models.ModelConfig, options: configs.FineTune, layout: 
   make = steps.initial_state_fn(config, options.kind, options.rank, options.lora_alpha, recipe, layout)
   shapes = jax.eval_shape(make, 0)
   return sharding.placed(shapes, steps.state_shardings(config, recipe, layout, shapes))
-
-
-def least_memory() -> float:
-  """Bytes of the smallest device of all processes, so that all choose alike; every process calls it."""
-  return min(distributed.gather(layouts.device_memory(jax.local_devices()[0])))
 
 
 def _kept(config: models.ModelConfig, load: Load, remat: str, tensor: int) -> float:

@@ -50,17 +50,14 @@ def init_cache(config: ModelConfig, batch: int, length: int, dtype: Any = jnp.fl
   return {name: sharding.constrain(jnp.zeros(shape, dtype), 'LBKSH') for name in ('k', 'v')}
 
 
-def unstacked(config: ModelConfig, tree_: PyTree) -> PyTree:
-  """Parameters, a delta or a cache with a tuple of layers in place of each stack.
+def unstacked(config: ModelConfig, stack: PyTree) -> tuple[PyTree, ...]:
+  """The layers of a stack: of parameters' or a delta's 'layers', or of a cache's keys or values.
 
-  The layers are then computed one after the other instead of in a scan. What a scan takes out of a stack is copied
-  first, on GPUs: nothing beside a large batch, but thrice the time to read the weights in a decoding step.
-  Take the stacks apart outside of the loop over steps, and the copy is made once.
+  Where they are given in place of the stack, they are computed one after the other instead of in a scan. What a scan
+  takes out of a stack is copied first, on GPUs: nothing beside a large batch, but thrice the time to read the weights in
+  a decoding step. Take the stacks apart outside of the loop over steps, and the copy is made once.
   """
-  parts = lambda stack: tuple(jax.tree.map(lambda x: x[l], stack) for l in range(config.num_layers))
-  if set(tree_) == {'k', 'v'}:
-    return jax.tree.map(parts, tree_)
-  return {name: parts(child) if name == 'layers' else child for name, child in tree_.items()}
+  return tuple(jax.tree.map(lambda x: x[l], stack) for l in range(config.num_layers))
 
 
 def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positions_BT: jax.Array | None = None,
