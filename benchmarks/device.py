@@ -49,7 +49,6 @@ def main(argv):
   args = flags.FLAGS
   import jax
   from weightsteer_jax import models
-  from weightsteer_jax.models import attention
   config = cases.config_of(args.size, args.layers)
   params = models.init_params(config, jax.random.key(0), args.dtype)
   delta = models.init_delta(config, 'lora', jax.random.key(1), rank=cases.RANK, lora_alpha=cases.RANK)
@@ -58,9 +57,10 @@ def main(argv):
   record = {**compare.machine(), 'size': args.size, 'dtype': args.dtype, 'layers': config.num_layers, 'ceilings': ceilings, 'result': {}}
   for program in args.programs:
     for asked in args.attention:
-      kernel = attention.choose(asked, jax.default_backend(), dtype=args.dtype, head_dim=config.head_dim, softcap=None)
+      chosen = models.with_kernel(config, asked, platform=jax.default_backend(), dtype=args.dtype)
+      kernel = chosen.attention
       for variant in {'decode': args.rows, 'train': args.remat}.get(program, ['']):
-        run, work, about = PROGRAMS[program](dataclasses.replace(config, attention=kernel), params, delta, args, variant)
+        run, work, about = PROGRAMS[program](chosen, params, delta, args, variant)
         found = {**about, 'attention': kernel, **measured(run, work, ceilings, args)}
         record['result'][', '.join(filter(None, (program, kernel, variant)))] = found
         print(program, variant, {key: value for key, value in found.items() if key != 'kernels'}, flush=True)

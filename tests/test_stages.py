@@ -171,3 +171,10 @@ def test_what_is_too_long_for_the_model_is_known_before_anything_runs(tmp_path):
     stages.check(configs.resolve(c), tmp_path / 'run')
   c.tasks.facts.max_new_tokens = 60
   stages.check(configs.resolve(c), tmp_path / 'run')
+
+
+def test_the_check_refuses_a_kernel_of_another_platform(tmp_path):
+  c = small_config()
+  c.model.attention = 'cudnn'
+  with pytest.raises(InputError, match="'cudnn', but that kernel runs on GPUs and this is a CPU"):
+    stages.check(configs.resolve(c), tmp_path / 'run')

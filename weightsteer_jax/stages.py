@@ -71,6 +71,8 @@ def check(run: Run, workdir: Path, *, to: Path = '') -> None:
   _refuse_other_run(run, pathlib.Path(workdir))
   folder = checkpoint_folder(run.model)
   config, family = models.load_config(folder)
+  platform = layouts_of(run).train.mesh.devices.flat[0].platform
+  models.with_kernel(config, run.model.attention, platform=platform, dtype=run.model.dtype)
   tasks = load_tasks(run.tasks)
   for judge in judges_of(run, workdir):
     judge.check(())

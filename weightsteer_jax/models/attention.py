@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from weightsteer_jax import sharding
 from weightsteer_jax.errors import InputError
+from weightsteer_jax.models.config import ModelConfig
 
 PyTree = Any
 
@@ -54,6 +55,12 @@ class Seen:
     if self.segments_BT is not None:
       mask_BTS = mask_BTS & (self.segments_BT[:, :, None] == self.segments_BT[:, None, :])
     return mask_BTS
+
+
+def with_kernel(config: ModelConfig, asked: str, *, platform: str, dtype: Any) -> ModelConfig:
+  """The config with the kernel that `choose` takes for it (errors as there)."""
+  kernel = choose(asked, platform, dtype=dtype, head_dim=config.head_dim, softcap=config.score_softcap)
+  return dataclasses.replace(config, attention=kernel)
 
 
 def choose(asked: str, platform: str, *, dtype: Any, head_dim: int, softcap: float | None) -> str:

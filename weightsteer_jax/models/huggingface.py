@@ -71,9 +71,7 @@ def load(source: str | pathlib.Path, *, dtype: str = 'float32', revision: str | 
   folder, commit = resolve(source, revision=revision)
   config, family = load_config(folder)
   layout = layout or sharding.single()
-  kernel = attentions.choose(attention, layout.mesh.devices.flat[0].platform, dtype=dtype, head_dim=config.head_dim,
-                             softcap=config.score_softcap)
-  config = dataclasses.replace(config, attention=kernel)
+  config = attentions.with_kernel(config, attention, platform=layout.mesh.devices.flat[0].platform, dtype=dtype)
   with open_tensors(folder) as tensors:
     try:
       stored.check(config, family, tensors, folder=folder)

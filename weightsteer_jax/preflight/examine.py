@@ -5,7 +5,7 @@ from typing import Sequence
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import files, models, tree
-from weightsteer_jax.models import attention
+from weightsteer_jax.models.attention import with_kernel
 from weightsteer_jax.preflight import report
 from weightsteer_jax.preflight.programs import Sizes, plan
 from weightsteer_jax.preflight.run import as_json, check, check_names
@@ -67,11 +67,9 @@ def _prepare(run: configs.Run, topology: str, sizes: Sizes,
   hardware = target(topology)
   folder, _ = models.resolve(folder_of(run.model.source), revision=run.model.revision or None, weights=False)
   config, family = models.load_config(folder)
-  kernel = attention.choose(run.model.attention, hardware.devices[0].platform, dtype=run.model.dtype, head_dim=config.head_dim,
-                            softcap=config.score_softcap)
-  config = dataclasses.replace(config, attention=kernel)
+  config = with_kernel(config, run.model.attention, platform=hardware.devices[0].platform, dtype=run.model.dtype)
   count = tree.count(models.abstract_params(config))
-  say(f'model: {run.model.source} ({family.model_type}, {count / 1e9:.3g}B parameters, {run.model.dtype}, {kernel} attention)')
+  say(f'model: {run.model.source} ({family.model_type}, {count / 1e9:.3g}B parameters, {run.model.dtype}, {config.attention} attention)')
   return run, config, hardware, sizes.within(config.max_positions)
 
 
