@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from weightsteer_jax import directions, models, tree
+from weightsteer_jax.directions import base as bases
 from weightsteer_jax.directions import blocks, checkpoints, raw
 from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError, OutputError
 
@@ -230,6 +231,23 @@ def test_low_rank_and_dense_changes_in_memory_stream_too(tmp_path):
   merged, _ = directions.merging.merge(model, direction.delta, ALPHA, 'float32')
   for got, expected in zip(jax.tree.leaves(models.load(tmp_path / 'out').params), jax.tree.leaves(merged)):
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_two_sides_that_nearly_cancel_are_within_what_float32_may_lose(untied, untied_model, tmp_path):
+  """Factors whose products are a thousand times what they add up to; the result is still held against float64."""
+  random = np.random.default_rng(0)
+  shape = models.sites(untied_model.config)['layers/mlp/gate/kernel'].shape
+  a = random.standard_normal((shape[0], shape[1], 32)).astype(np.float32)
+  b = random.standard_normal((shape[0], 32, shape[2])).astype(np.float32)
+  nearly = (b * (1 + 1e-3 * random.standard_normal(b.shape))).astype(np.float32)
+  leaf = models.LowRank(np.concatenate([a, a], 2), np.concatenate([b, -nearly], 1))
+  base = bases.base_of(untied_model)
+  direction = directions.Direction({'layers': {'mlp': {'gate': {'kernel': leaf}}}}, {'kind': 'contrast', 'base': base.to_json(), 'sources': []})
+  record = directions.export(direction, directions.unread_base(untied), ALPHA, 'hf', tmp_path / 'steered', logits='never')
+  assert record['rechecked']['largest_error'] < 1
+  name, before, after = 'model.layers.0.mlp.gate_proj.weight', tensors_of(untied), tensors_of(tmp_path / 'steered')
+  change = leaf.a[0].astype(np.float64) @ leaf.b[0].astype(np.float64)
+  np.testing.assert_allclose(after[name], before[name].numpy() + ALPHA * change.T, atol=1e-4)
 
 
 def test_the_launcher_makes_a_direction_and_exports_in_one_go(tmp_path):

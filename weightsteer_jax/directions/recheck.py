@@ -21,7 +21,11 @@ DTYPES = {'BF16': ml_dtypes.bfloat16, 'F16': np.float16, 'F32': np.float32, 'F64
 ROWS = 4  # of every tensor
 # Half a step of each dtype, as a share of the number: 8 and 24 bits of precision.
 HALF_STEP = {'bfloat16': 2.0**-8, 'float32': 2.0**-24}
-ARITHMETIC = 2.0**-21  # What float32 sums and products may lose, as a share of the numbers added.
+ARITHMETIC = 2.0**-21  # What a float32 sum and product may lose, as a share of the numbers added.
+# What a float32 sum of R products may lose is at most R times this share of the products, all taken positive: they may be far
+# larger than what they add up to, as where the two sides of a contrast nearly cancel.
+# Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, section 3.1.
+PRODUCT = 2.0**-24
 SUBNORMAL = 1e-37  # Below, numbers have fewer bits.
 
 
@@ -60,8 +64,10 @@ def _error(steered: Steered, part: Part, written: Mapping[str, pathlib.Path], ba
   """The largest error in a row as a share of what is allowed, and the row's length."""
   got = _row(written[part.name], part.name, first + row)
   base = _row(base[part.name], part.name, first + row) if part.name in base else np.zeros_like(got)
-  change = steered.alpha * _change(steered, part, first, row, len(got))
-  allowed = HALF_STEP[steered.dtype] * np.abs(base + change) + ARITHMETIC * (np.abs(base) + np.abs(change)) + SUBNORMAL
+  change, lost = _change(steered, part, first, row, len(got))
+  change, lost = steered.alpha * change, abs(steered.alpha) * lost
+  allowed = (HALF_STEP[steered.dtype] * np.abs(base + change) + ARITHMETIC * (np.abs(base) + np.abs(change)) + lost
+             + SUBNORMAL)
   error = float((np.abs(got - (base + change)) / allowed).max())
   if not error <= 1:  # Written so that NaN is refused.
     raise OutputError(f"the export was not written: row {row} of '{part.name}' differs from the base plus "
@@ -70,20 +76,21 @@ def _error(steered: Steered, part: Part, written: Mapping[str, pathlib.Path], ba
   return error, len(got)
 
 
-def _change(steered: Steered, part: Part, first: int, row: int, size: int) -> np.ndarray:
-  """A row of the change in float64."""
+def _change(steered: Steered, part: Part, first: int, row: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+  """A row of the change in float64, and what the sum that it is may have lost in float32."""
   leaf = steered.changes.get(part.path)
   if isinstance(leaf, LowRank):
     a, b = (np.asarray(factor, np.float32)[part.at].astype(np.float64) for factor in (leaf.a, leaf.b))
-    return a.reshape(-1, a.shape[-1]) @ (leaf.scale * b.reshape(b.shape[0], -1)[:, row])
+    a_IR, b_R = a.reshape(-1, a.shape[-1]), leaf.scale * b.reshape(b.shape[0], -1)[:, row]
+    return a_IR @ b_R, len(b_R) * PRODUCT * (np.abs(a_IR) @ np.abs(b_R))
   if isinstance(leaf, Dense) and not on_disk.is_on_disk(leaf):
     layer = stored.to_theirs(np.asarray(leaf.value)[part.at], part.row.pattern, steered.config)
-    return layer[row].astype(np.float64).reshape(-1)
+    return layer[row].astype(np.float64).reshape(-1), np.zeros(size)
   values = leaf.value.values.get(part.at) if leaf is not None else None
   if values is None:
-    return np.zeros(size)
+    return np.zeros(size), np.zeros(size)
   plus, *minus = [_row(raw.path, raw.name, first + row) for raw in (values.plus, values.minus) if raw is not None]
-  return plus - minus[0] if minus else plus
+  return plus - minus[0] if minus else plus, np.zeros(size)
 
 
 def _row(path: pathlib.Path, name: str, row: int) -> np.ndarray:
