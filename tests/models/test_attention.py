@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from weightsteer_jax.errors import InputError
-from weightsteer_jax.models import attention
+from weightsteer_jax.models import attention, blocked, kernels
 from weightsteer_jax.models.attention import Seen
 
 B, N, K, H = 2, 4, 2, 16
@@ -61,7 +61,7 @@ def test_a_window_is_the_last_keys_with_the_querys_own():
 
 @pytest.mark.parametrize('segments', [None, packed(256)], ids=['causal', 'packed'])
 def test_splash_gives_the_values_and_the_gradients_of_the_reference(segments, monkeypatch):
-  monkeypatch.setattr(attention, 'INTERPRET', True)
+  monkeypatch.setattr(kernels, 'INTERPRET', True)
   q, k, v = inputs(256, 256)
   seen = Seen(counted(256), segments)
   target = jnp.asarray(np.random.default_rng(1).standard_normal(q.shape), jnp.float32)
@@ -72,6 +72,60 @@ def test_splash_gives_the_values_and_the_gradients_of_the_reference(segments, mo
 
   for ours, theirs in zip(jax.tree.leaves(value_and_grads('splash')), jax.tree.leaves(value_and_grads('reference'))):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def both(function, *arguments, segments, length, **options):
+  """What a function of the attention gives with `blocked` and with the reference; what padding gives is 0 here."""
+  found = []
+  for kernel in ('blocked', 'reference'):
+    def attend(q, k, v, ids):
+      y = attention.attend(q, k, v, Seen(counted(length), ids), kernel=kernel, **options)
+      return y if ids is None else jnp.where(ids[..., None, None] > 0, y, 0)
+
+    found.append(jax.tree.leaves(function(attend)(*arguments, segments)))
+  return zip(*found)
+
+
+def value_and_grads(attend):
+  return jax.jit(jax.value_and_grad(lambda q, k, v, ids: jnp.sum(jnp.sin(attend(q, k, v, ids))), argnums=(0, 1, 2)))
+
+
+@pytest.mark.parametrize('window', [None, 70], ids=['all', 'window'])
+@pytest.mark.parametrize('segments', [None, packed(256), packed(256, ((0.1, 0.2), (0.26, 0.7)))], ids=['causal', 'packed', 'padded'])
+def test_blocked_gives_the_values_and_the_gradients_of_the_reference(segments, window):
+  options = dict(window=window and jnp.int32(window), segments=segments, length=256)
+  for ours, theirs in both(jax.jit, *inputs(256, 256), **options):
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+  for ours, theirs in both(value_and_grads, *inputs(256, 256), **options):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+def test_blocked_can_be_mapped_over_fine_tunes():
+  stacked = [jnp.stack(arrays) for arrays in zip(inputs(128, 128), inputs(128, 128, seed=1))]
+  segments = jnp.stack([packed(128), packed(128, ((0.1, 0.7), (0.3, 0.4)))])
+  for ours, theirs in both(lambda attend: jax.vmap(value_and_grads(attend)), *stacked, segments=segments, length=128):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+def test_blocked_computes_the_blocks_in_which_a_query_sees_a_key_and_few_more():
+  """Counted by hand in rows of four blocks of 64."""
+  slots = jnp.broadcast_to(jnp.arange(256), (3, 256))
+  whole, cut, padded = np.ones(256, int), np.repeat([1, 2], 128), np.repeat([1, 0], [64, 192])
+  segments, windows = jnp.asarray(np.stack([whole, cut, padded])), jnp.full((3, 256), 256)
+  blocks = blocked._blocks(slots, segments, windows, 64)
+  pairs = list(zip(blocks.queries[:blocks.count].tolist(), blocks.keys[:blocks.count].tolist()))
+  expected = [(i, j) for i in range(4) for j in range(i + 1)]
+  expected += [(4, 4), (5, 4), (5, 5), (6, 6), (7, 6), (7, 7), (8, 8)]
+  assert pairs == expected + [(9, 9), (10, 10), (11, 11)]
+  near = blocked._blocks(slots[:1], segments[:1], jnp.full((1, 256), 65), 64)
+  assert near.count == 4 + 3
+
+
+def test_blocked_leaves_what_it_cannot_take_to_the_reference():
+  for length, options in [(96, {}), (64, {}), (128, dict(softcap=5.0))]:
+    q, k, v = inputs(length, length)
+    seen = Seen(counted(length))
+    np.testing.assert_array_equal(attention.attend(q, k, v, seen, kernel='blocked', **options), attention.attend(q, k, v, seen, **options))
 
 
 def test_splash_leaves_what_it_cannot_take_to_the_reference():
@@ -87,7 +141,7 @@ def test_splash_leaves_what_it_cannot_take_to_the_reference():
 
 def test_masked_attention_can_be_differentiated_and_mapped_over_fine_tunes(monkeypatch):
   """With jax's own implementation in cuDNN's place, which a CPU has too."""
-  monkeypatch.setattr(attention, 'IMPLEMENTATION', 'xla')
+  monkeypatch.setattr(kernels, 'IMPLEMENTATION', 'xla')
   stacked = [jnp.stack(arrays) for arrays in zip(inputs(128, 128), inputs(128, 128, seed=1), inputs(128, 128, seed=2))]
   segments = jnp.stack([packed(128), packed(128, ((0.1, 0.7), (0.3, 0.4))), packed(128, ((0.9, 1.0), (0.2, 0.8)))])
 
@@ -103,7 +157,7 @@ FITS = dict(dtype='bfloat16', head_dim=128, softcap=None)
 
 
 @pytest.mark.parametrize('platform, options, kernel', [
-    ('cpu', {}, 'reference'), ('gpu', {}, 'cudnn'), ('tpu', {}, 'splash'), ('gpu', dict(dtype='float32'), 'reference'),
+    ('cpu', {}, 'blocked'), ('gpu', {}, 'cudnn'), ('tpu', {}, 'splash'), ('gpu', dict(dtype='float32'), 'reference'),
     ('gpu', dict(head_dim=320), 'reference'), ('gpu', dict(head_dim=100), 'reference'), ('tpu', dict(softcap=50.0), 'reference'),
     ('tpu', dict(dtype='float32'), 'splash')], ids=str)
 def test_auto_is_the_fastest_kernel_that_fits(platform, options, kernel):
@@ -115,7 +169,7 @@ def test_auto_is_the_fastest_kernel_that_fits(platform, options, kernel):
     ('cudnn', 'cpu', {}, "model.attention is 'cudnn', but that kernel runs on GPUs and this is a CPU; take 'auto' or 'reference'"),
     ('splash', 'gpu', {}, 'runs on TPUs and this is a GPU'), ('cudnn', 'gpu', dict(dtype='float32'), 'the model is float32'),
     ('cudnn', 'gpu', dict(head_dim=512), 'these have 512'), ('splash', 'tpu', dict(softcap=30.0), 'a softcap'),
-    ('flash', 'gpu', {}, "'flash', expected one of auto, reference, cudnn, splash")], ids=str)
+    ('flash', 'gpu', {}, "'flash', expected one of auto, reference, blocked, cudnn, splash")], ids=str)
 def test_a_kernel_that_is_not_for_the_model_is_refused(asked, platform, options, why):
   with pytest.raises(InputError, match=why.replace('(', r'\(')):
     attention.choose(asked, platform, **FITS | options)

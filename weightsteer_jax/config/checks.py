@@ -22,7 +22,7 @@ def check(run: Run) -> None:
   both = sorted({*run.tasks} & {*run.validation})
   _require(not both, 'validation', both, 'other names than those of tasks')
   _one_of('model.dtype', run.model.dtype, ('float32', 'bfloat16'))
-  _one_of('model.attention', run.model.attention, ('auto', 'reference', 'cudnn', 'splash'))
+  _one_of('model.attention', run.model.attention, ('auto', 'reference', 'blocked', 'cudnn', 'splash'))
   _one_of('mesh.base', run.mesh.base, ('auto', 'replicate', 'shard'))
   _one_of('mesh.indivisible', run.mesh.indivisible, sharding.INDIVISIBLE)
   if run.mesh.shape != 'auto':

@@ -11,7 +11,7 @@ class ModelChoice:
   source: str = 'organism'  # a folder, a hub id (org/name or org/name@revision), or 'organism' for the embedded model
   revision: str = ''  # hub commit, tag or branch; '' is the newest, whose commit is recorded
   dtype: str = 'float32'  # of the parameters and the activations: float32 or bfloat16; deltas are always float32
-  attention: str = 'auto'  # kernel: 'reference', 'cudnn' (GPU, bfloat16), 'splash' (TPU), or 'auto', the fastest of them that fits
+  attention: str = 'auto'  # kernel: 'reference', 'blocked' (CPU), 'cudnn' (GPU, bfloat16), 'splash' (TPU), or 'auto', the fastest that fits
 
 
 @dataclasses.dataclass(frozen=True)

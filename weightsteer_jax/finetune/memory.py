@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from weightsteer_jax import config as configs
 from weightsteer_jax import layouts, models, sharding
 from weightsteer_jax.finetune import optimizer, step as steps
-from weightsteer_jax.models.attention import REFERENCE
+from weightsteer_jax.models.attention import BLOCKED, REFERENCE
 from weightsteer_jax.sharding import Layout
 
 POLICIES = ('none', 'dots', 'full')  # From the fastest, which keeps most, to the slowest.
@@ -142,7 +142,7 @@ def _kept(config: models.ModelConfig, load: Load, remat: str, tensor: int) -> fl
 def _scores(config: models.ModelConfig, load: Load, tensor: int) -> float:
   """Bytes of attention's scores of one token in one layer, before and after rounding, where no kernel goes without them.
 
-  Where some layers see a window, no kernel is used (see attention.attend).
+  Where some layers see a window, most kernels are not used (see attention.attend).
   """
-  scored = config.attention == REFERENCE or config.local_layers
+  scored = config.attention == REFERENCE or config.local_layers and config.attention != BLOCKED
   return config.num_heads / tensor * load.tokens * (4 + jnp.dtype(load.dtype).itemsize) if scored else 0

@@ -1,35 +1,30 @@
 """Attention: one meaning, written out as `reference`, and the kernels that compute the same faster.
 
   reference   einsums and a softmax in float32: everywhere, for everything; its scores [B, N, T, S] are in memory
-  cudnn       flash attention of cuDNN, through `jax.nn.dot_product_attention`: GPUs, bfloat16
-  splash      flash attention in Pallas, of jax.experimental: TPUs
+  blocked     flash attention in plain JAX, which leaves out blocks that nothing sees: CPUs (see blocked.py)
+  cudnn       flash attention of cuDNN, through `jax.nn.dot_product_attention`: GPUs, bfloat16 (see kernels.py)
+  splash      flash attention in Pallas, of jax.experimental: TPUs (see kernels.py)
 
 Axes as in decoder.py. A kernel is chosen when a model is loaded (see `choose`) and named by its config; a call that the
-kernel cannot take (a softcap, a sliding window, a shape) is computed by `reference`.
+kernel cannot take (a softcap, a sliding window but for `blocked`, a shape) is computed by `reference`.
 """
 import dataclasses
 import functools
 import math
-from typing import Any, Callable
+from typing import Any
 
 from einops import rearrange
 import jax
 import jax.numpy as jnp
 
-from weightsteer_jax import sharding
 from weightsteer_jax.errors import InputError
+from weightsteer_jax.models import blocked, kernels
 from weightsteer_jax.models.config import ModelConfig
 
-PyTree = Any
-
-REFERENCE, CUDNN, SPLASH = 'reference', 'cudnn', 'splash'
+REFERENCE, BLOCKED, CUDNN, SPLASH = 'reference', 'blocked', 'cudnn', 'splash'
 AUTO = 'auto'
-KERNELS = (REFERENCE, CUDNN, SPLASH)
-PLATFORMS = {CUDNN: 'gpu', SPLASH: 'tpu'}
-# What splash tiles a sequence by. Source: jax.experimental.pallas.ops.tpu.splash_attention, NUM_LANES.
-TILE = 128
-IMPLEMENTATION = 'cudnn'  # of jax.nn.dot_product_attention
-INTERPRET = False  # run Pallas kernels without their hardware, slowly
+KERNELS = (REFERENCE, BLOCKED, CUDNN, SPLASH)
+PLATFORMS = {BLOCKED: 'cpu', CUDNN: 'gpu', SPLASH: 'tpu'}
 
 
 @jax.tree_util.register_dataclass
@@ -101,14 +96,17 @@ def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, seen: Seen, 
     scale: scores are multiplied by it; by 1 / sqrt(H) if None. softcap: see config.ModelConfig.
     window: keys a query sees at most, a scalar; None for all.
   """
-  length = q_BTNH.shape[1]
-  if softcap is None and window is None:
-    scale = 1 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale
+  _, length, _, head_dim = q_BTNH.shape
+  scale = 1 / math.sqrt(head_dim) if scale is None else scale
+  if softcap is None:
+    if kernel == BLOCKED and (block := blocked.block_length(length, head_dim)):
+      return blocked.attend(q_BTNH, k_BTKH, v_BTKH, seen.slots_BT, seen.segments_BT, window, scale=scale, block=block)
     # T = 64 modulo 128: where cuDNN's masked backward pass gave NaN on Hopper (pytorch issue 196678).
-    if kernel == CUDNN and length % 128 != 64:
-      return _cudnn(q_BTNH, k_BTKH, v_BTKH, seen, scale)
-    if kernel == SPLASH and length % TILE == 0:
-      return _splash(q_BTNH, k_BTKH, v_BTKH, seen, scale)
+    if kernel == CUDNN and window is None and length % 128 != 64:
+      mask_BTS = None if seen.segments_BT is None else seen.mask(length)
+      return kernels.cudnn(q_BTNH, k_BTKH, v_BTKH, mask_BTS, scale=scale)
+    if kernel == SPLASH and window is None and length % kernels.TILE == 0:
+      return kernels.splash(q_BTNH, k_BTKH, v_BTKH, seen.segments_BT, scale=scale)
   k_BKTH, v_BKTH = (jnp.swapaxes(x, 1, 2) for x in (k_BTKH, v_BTKH))
   # A backward pass computes the scores again: to keep [B, N, T, T] of each layer takes longer, and most of the memory.
   reference = jax.checkpoint(functools.partial(attend_cached, scale=scale, softcap=softcap), prevent_cse=False)
@@ -131,75 +129,3 @@ def attend_cached(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, seen:
 def soften(x: jax.Array, cap: float | None) -> jax.Array:
   """x bent to stay within plus and minus the cap, if there is one. Source: Gemma 2, arXiv 2408.00118, section 2."""
   return x if cap is None else cap * jnp.tanh(x / cap)
-
-
-def _cudnn(q_BTNH, k_BTKH, v_BTKH, seen, scale):
-  if seen.segments_BT is None:
-    return _library(q_BTNH, k_BTKH, v_BTKH, scale=scale, is_causal=True)
-  return _masked(scale)(q_BTNH, k_BTKH, v_BTKH, seen.mask(k_BTKH.shape[1])[:, None])
-
-
-def _library(q_BTNH, k_BTKH, v_BTKH, **options):
-  return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, implementation=IMPLEMENTATION, **options)
-
-
-@functools.cache
-def _masked(scale: float) -> Callable[..., jax.Array]:
-  """(q, k, v, mask [B, 1, T, S]) -> attention, which may be differentiated and then mapped over fine-tunes.
-
-  jax's rule for that (0.10, 0.11) asks for a mask of each head; here what is mapped over becomes rows. The gradient
-  computes the forward kernel once more, a fiftieth of a training step.
-  """
-  def attention(q_BTNH, k_BTKH, v_BTKH, mask_B1TS):
-    return _library(q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TS, scale=scale)
-
-  def gradient(q_BTNH, k_BTKH, v_BTKH, mask_B1TS, dy_BTNH):
-    return jax.vjp(lambda q, k, v: attention(q, k, v, mask_B1TS), q_BTNH, k_BTKH, v_BTKH)[1](dy_BTNH)
-
-  forward, backward = _as_rows(attention), _as_rows(gradient)
-  differentiable = jax.custom_vjp(lambda *arrays: forward(*arrays))
-  differentiable.defvjp(lambda *arrays: (forward(*arrays), arrays), lambda arrays, dy: (*backward(*arrays, dy), None))
-  return differentiable
-
-
-def _as_rows(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-  """The function of arrays [B, ...], under `vmap` called once with all there is as rows."""
-  mapped = jax.custom_batching.custom_vmap(function)
-
-  @mapped.def_vmap
-  def rule(size, is_mapped, *arrays):
-    whole = [x if there else jnp.broadcast_to(x, (size, *x.shape)) for x, there in zip(arrays, is_mapped)]
-    found = mapped(*(rearrange(x, 'n B ... -> (n B) ...') for x in whole))
-    return jax.tree.map(lambda y: rearrange(y, '(n B) ... -> n B ...', n=size), found), jax.tree.map(lambda y: True, found)
-
-  return mapped
-
-
-def _splash(q_BTNH, k_BTKH, v_BTKH, seen, scale):
-  """The kernel on each device's rows and heads; a Pallas call is a black box to the partitioner."""
-  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-  batch, length, heads, _ = q_BTNH.shape
-  segments_BT = jnp.ones((batch, length), jnp.int32) if seen.segments_BT is None else seen.segments_BT
-  rows, cut = sharding.axes_of('B', batch), sharding.axes_of('K', k_BTKH.shape[2])
-
-  def local(q_BTNH, k_BTKH, v_BTKH, segments_BT):
-    kernel = _splash_kernel(q_BTNH.shape[2], length)
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH * jnp.asarray(scale, q_BTNH.dtype), k_BTKH, v_BTKH))
-    out = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash.SegmentIds(ids, ids)))(q, k, v, segments_BT)
-    return jnp.swapaxes(out, 1, 2)
-
-  if not rows and not cut:
-    return local(q_BTNH, k_BTKH, v_BTKH, segments_BT)
-  spec = jax.P(rows or None, None, cut or None, None)
-  return jax.shard_map(local, in_specs=(spec, spec, spec, jax.P(rows or None, None)), out_specs=spec,
-                       check_vma=False)(q_BTNH, k_BTKH, v_BTKH, segments_BT)
-
-
-def _splash_kernel(heads: int, length: int) -> Any:
-  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-  block = next(size for size in (512, 384, 256, TILE) if length % size == 0)
-  sizes = splash.BlockSizes(block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
-                            block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block)
-  mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * heads)
-  return splash.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=INTERPRET)

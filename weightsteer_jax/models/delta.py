@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from weightsteer_jax import sharding
-from weightsteer_jax.models.products import wide_einsum
+from weightsteer_jax.models.products import narrow_einsum, wide_einsum
 
 PyTree = Any
 
@@ -73,19 +73,20 @@ def fold(edit: Edit, number: int | jax.Array) -> Edit:
 
 
 def add_kernel_edits(y: jax.Array, x: jax.Array, einsum: str, edits: Edits, *,
-                     dot: Callable[..., jax.Array] = jnp.einsum) -> jax.Array:
-  """y plus alpha * (x . delta) for each edit of a kernel that maps x to y by `einsum`, computed by `dot`."""
+                     dot: Callable[..., jax.Array] | None = None) -> jax.Array:
+  """y plus alpha * (x . delta) for each edit of a kernel that maps x to y by `einsum`, computed by `dot`, if there is one:
+  (einsum, x, kernel, dtype of the result)."""
   for edit in edits:
     leaf = edit.delta
     if isinstance(leaf, LowRank):
       down, up = factor_einsums(einsum)
-      z = dot(down, _drop(x, edit), leaf.a.astype(x.dtype))
+      z = (dot or narrow_einsum)(down, _drop(x, edit), leaf.a.astype(x.dtype), x.dtype)
       z = (z.astype(jnp.float32) * _align(edit.alpha * leaf.scale, z)).astype(x.dtype)
-      y = y + dot(up, z, leaf.b.astype(x.dtype), preferred_element_type=y.dtype)
+      y = y + (dot or narrow_einsum)(up, z, leaf.b.astype(x.dtype), y.dtype)
     else:
-      wide = dot is jnp.einsum and y.dtype == jnp.float32 != x.dtype
       change = leaf.value.astype(x.dtype)
-      dy = wide_einsum(einsum, x, change) if wide else dot(einsum, x, change, preferred_element_type=y.dtype)
+      wide = y.dtype == jnp.float32 != x.dtype
+      dy = dot(einsum, x, change, y.dtype) if dot else (wide_einsum if wide else jnp.einsum)(einsum, x, change)
       y = y + (dy.astype(jnp.float32) * _align(edit.alpha, dy)).astype(y.dtype)
   return y
 

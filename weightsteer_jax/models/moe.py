@@ -111,10 +111,10 @@ def route(scores_ME: jax.Array, choices: int, normalise: bool) -> tuple[jax.Arra
 def grouped(sizes_E: jax.Array) -> Callable[..., jax.Array]:
   """An einsum of rows [P, I] with kernels [E, I, O] of which each has the next so many of the rows."""
 
-  def einsum(_: str, x_PI: jax.Array, kernel_EIO: jax.Array, *, preferred_element_type: Any = None) -> jax.Array:
+  def einsum(_: str, x_PI: jax.Array, kernel_EIO: jax.Array, dtype: Any = None) -> jax.Array:
     # A higher precision has no meaning for bfloat16, and the TPU's kernel does not compile where one is asked for.
     precision = None if x_PI.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jax.lax.ragged_dot(x_PI, kernel_EIO, sizes_E, precision, preferred_element_type)
+    return jax.lax.ragged_dot(x_PI, kernel_EIO, sizes_E, precision, dtype)
 
   return einsum
 

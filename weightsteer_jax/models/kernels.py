@@ -1,0 +1,101 @@
+"""Attention kernels of libraries, made to be called as attention.py calls them. Axes as in decoder.py."""
+import functools
+from typing import Any, Callable
+
+from einops import rearrange
+import jax
+import jax.numpy as jnp
+
+from weightsteer_jax import sharding
+
+PyTree = Any
+
+# What splash tiles a sequence by. Source: jax.experimental.pallas.ops.tpu.splash_attention, NUM_LANES.
+TILE = 128
+IMPLEMENTATION = 'cudnn'  # of jax.nn.dot_product_attention
+INTERPRET = False  # run Pallas kernels without their hardware, slowly
+
+
+def cudnn(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask_BTS: jax.Array | None, *, scale: float) -> jax.Array:
+  """Attention [B, T, N, H], causal or by a mask."""
+  if mask_BTS is None:
+    return _library(q_BTNH, k_BTKH, v_BTKH, scale=scale, is_causal=True)
+  return _masked(scale)(q_BTNH, k_BTKH, v_BTKH, mask_BTS[:, None])
+
+
+def _library(q_BTNH, k_BTKH, v_BTKH, **options):
+  return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, implementation=IMPLEMENTATION, **options)
+
+
+@functools.cache
+def _masked(scale: float) -> Callable[..., jax.Array]:
+  """(q, k, v, mask [B, 1, T, S]) -> attention, which may be differentiated and then mapped over fine-tunes.
+
+  jax's rule for that (0.10, 0.11) asks for a mask of each head; here what is mapped over becomes rows. The gradient
+  computes the forward kernel once more, a fiftieth of a training step.
+  """
+  def attention(q_BTNH, k_BTKH, v_BTKH, mask_B1TS):
+    return _library(q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TS, scale=scale)
+
+  def gradient(q_BTNH, k_BTKH, v_BTKH, mask_B1TS, dy_BTNH):
+    return jax.vjp(lambda q, k, v: attention(q, k, v, mask_B1TS), q_BTNH, k_BTKH, v_BTKH)[1](dy_BTNH)
+
+  forward, backward = as_rows(attention), as_rows(gradient)
+  differentiable = jax.custom_vjp(lambda *arrays: forward(*arrays))
+  differentiable.defvjp(lambda *arrays: (forward(*arrays), arrays), lambda arrays, dy: (*backward(*arrays, dy), None))
+  return differentiable
+
+
+def as_rows(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+  """The function of arrays [B, ...], under `vmap` called once with all there is as rows."""
+  mapped = jax.custom_batching.custom_vmap(function)
+
+  @mapped.def_vmap
+  def rule(size, is_mapped, *arrays):
+    whole = [x if there else jnp.broadcast_to(x, (size, *x.shape)) for x, there in zip(arrays, is_mapped)]
+    found = mapped(*(rearrange(x, 'n B ... -> (n B) ...') for x in whole))
+    return jax.tree.map(lambda y: rearrange(y, '(n B) ... -> n B ...', n=size), found), jax.tree.map(lambda y: True, found)
+
+  return mapped
+
+
+def splash(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, *,
+           scale: float) -> jax.Array:
+  """Attention [B, T, N, H], causal and within segments."""
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+  if segments_BT is None:
+    segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
+
+  def local(q_BTNH, k_BTKH, v_BTKH, segments_BT):
+    kernel = _splash_kernel(*q_BTNH.shape[2:0:-1])
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH * jnp.asarray(scale, q_BTNH.dtype), k_BTKH, v_BTKH))
+    one = lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash_attention_kernel.SegmentIds(ids, ids))
+    return jnp.swapaxes(jax.vmap(one)(q, k, v, segments_BT), 1, 2)
+
+  return by_device(local)(q_BTNH, k_BTKH, v_BTKH, segments_BT)
+
+
+def by_device(local: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """The function (q, k, v, *others [B, T]) -> [B, T, N, H] on each device's rows and heads by themselves.
+
+  For what the partitioner cannot look into: a Pallas call, a loop over blocks of rows.
+  """
+  def attention(q_BTNH, k_BTKH, v_BTKH, *others_BT):
+    rows, cut = sharding.axes_of('B', q_BTNH.shape[0]), sharding.axes_of('K', k_BTKH.shape[2])
+    if not rows and not cut:
+      return local(q_BTNH, k_BTKH, v_BTKH, *others_BT)
+    heads, row = jax.P(rows or None, None, cut or None, None), jax.P(rows or None, None)
+    mapped = jax.shard_map(local, in_specs=(heads, heads, heads, *(row for _ in others_BT)), out_specs=heads, check_vma=False)
+    return mapped(q_BTNH, k_BTKH, v_BTKH, *others_BT)
+
+  return attention
+
+
+def _splash_kernel(heads: int, length: int) -> Any:
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+  block = next(size for size in (512, 384, 256, TILE) if length % size == 0)
+  sizes = splash_attention_kernel.BlockSizes(block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
+                            block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block)
+  mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * heads)
+  return splash_attention_kernel.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=INTERPRET)
