@@ -196,8 +196,8 @@ def train(config, params, delta, args, remat) -> tuple[Callable, Work, dict]:
 
   matmul, body = matmul_parameters(config, params)
   count = rows * length
-  # Forward and the gradients of activations; of the factors their own gradients too; the head's logits once more.
-  flops = count * (4 * body + 6 * matmul + 6 * tree.count(held[0].delta) + 3 * attention_flops(config, length / 8))
+  # Forward and the gradients of activations; of the factors their own gradients too.
+  flops = count * (4 * (body + matmul) + 6 * tree.count(held[0].delta) + 3 * attention_flops(config, length / 8))
   return run, Work(flops, 2 * (matmul + body) * params['embed']['embedding'].dtype.itemsize), {'tokens': count}
 
 

@@ -48,13 +48,14 @@ def test_all_policies_give_the_same_gradients(gradient, kind):
 
 @pytest.mark.parametrize('kind', ['lora', 'full'])
 def test_a_policy_computes_again_what_it_says(gradient, kind):
-  """Products in the traced gradient: 'dots' repeats those of attention alone, 'full' all of the layer's."""
+  """Products in the traced gradient: 'dots' repeats the two of attention and those of low-rank changes, two for each of
+  seven projections; 'full' all of the layer's, but for the last."""
   counts = {}
   for policy in memory.POLICIES:
     delta, function = gradient(kind, policy)
     counts[policy] = str(function.trace(delta).jaxpr).count('dot_general')
-  assert counts['none'] < counts['dots'] <= counts['none'] + 2
-  assert counts['full'] > counts['dots'] + 7
+  assert counts['none'] < counts['dots'] <= counts['none'] + 2 + (14 if kind == 'lora' else 0)
+  assert counts['full'] >= counts['dots'] + 6
 
 
 @pytest.mark.slow
@@ -80,8 +81,7 @@ def test_the_estimate_is_within_a_factor_of_the_compilers(kind, policy):
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('kind', ['lora', 'full', 'bias'])
 def test_what_is_kept_of_a_layer_is_what_the_traced_step_keeps(kind, dtype, policy):
-  """All that the pullback of the loss holds with an axis of layers and one of rows, but for a few numbers a token; a bias
-  alone needs the inputs of fewer projections."""
+  """All that the pullback of the loss holds with an axis of layers and one of rows, but for a few numbers a token."""
   load, layers = memory.Load(kind, 8, dtype, 3, 60), 5
   config = dataclasses.replace(CONFIG, num_layers=layers, width=128, num_heads=8, head_dim=16, mlp_width=384)
   delta = jax.eval_shape(lambda: models.init_delta(config, kind, jax.random.key(0), rank=8))
@@ -92,15 +92,15 @@ def test_what_is_kept_of_a_layer_is_what_the_traced_step_keeps(kind, dtype, poli
              for x in jax.tree.leaves(jax.eval_shape(pullback, models.abstract_params(config, dtype), delta, batch))
              if x.shape[:1] == (layers,) and load.rows in x.shape[1:2])
   by_formula = layers * load.rows * load.tokens * memory._kept(config, load, policy, 1)
-  assert 0.98 < by_formula / kept < (1.3 if kind == 'bias' else 1.001)
+  assert 0.98 < by_formula / kept < 1.001
 
 
 def test_less_is_computed_again_the_more_memory_there_is():
-  """A 7B model in bfloat16, eight rows of 1,024 tokens: 14 GiB of weights, and of activations 76, 50 or 10."""
+  """A 7B model in bfloat16, eight rows of 1,024 tokens: 14 GiB of weights, and of activations 41, 28 or 8."""
   options, load = configs.FineTune(kind='lora'), memory.Load('lora', 32, 'bfloat16', 8, 1024)
   choose = lambda gib, **changes: memory.choose_remat(QWEN_7B, dataclasses.replace(options, **changes), load,
                                                       sharding.single(), memory=gib * GIB)
-  assert [choose(gib) for gib in (20, 40, 80, 100, 140)] == ['full', 'full', 'dots', 'dots', 'none']
+  assert [choose(gib) for gib in (20, 40, 56, 80, 140)] == ['full', 'full', 'dots', 'none', 'none']
   assert choose(20, remat='none') == 'none'
 
 
@@ -123,7 +123,7 @@ def test_as_many_go_together_as_are_worth_it_and_fit(monkeypatch):
 def test_a_device_of_a_mesh_holds_its_part():
   load = memory.Load('lora', 32, 'bfloat16', 8, 1024)
   whole = memory.activations(QWEN_7B, load, 'none')
-  assert memory.activations(QWEN_7B, load, 'none', shards=8) == pytest.approx(whole / 8, rel=0.15)
+  assert memory.activations(QWEN_7B, load, 'none', shards=8) == pytest.approx(whole / 8, rel=0.3)
   assert memory.activations(QWEN_7B, load, 'none', tensor=4) < 0.45 * whole
   options = configs.FineTune(kind='full')
   fits = lambda layout: memory.fits(QWEN_7B, options, dataclasses.replace(load, kind='full'), layout, 'full', memory=40 * GIB)

@@ -21,5 +21,6 @@ def loss(config: models.ModelConfig, params: PyTree, delta: PyTree, batch: Batch
   edits = (models.Edit(delta, jnp.ones(batch.tokens_BT.shape[0], jnp.float32), key, dropout),)
   x_BTD, _ = models.hidden(config, params, batch.tokens_BT, positions_BT=batch.positions_BT,
                            segment_ids_BT=batch.segment_ids_BT, edits=edits, remat=remat)
-  logprobs_BT = models.token_logprobs(config, params, x_BTD, batch.targets_BT, edits=edits, copies=copies)
+  logprobs_BT = models.token_logprobs(config, params, x_BTD, batch.targets_BT, wanted_BT=batch.weights_BT > 0,
+                                      frozen=not models.changes_head(config, delta), edits=edits, copies=copies)
   return -jnp.sum(logprobs_BT * batch.weights_BT), jnp.sum(batch.weights_BT)

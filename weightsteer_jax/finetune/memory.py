@@ -119,24 +119,24 @@ def state_shapes(config: models.ModelConfig, options: configs.FineTune, layout: 
 def _kept(config: models.ModelConfig, load: Load, remat: str, tensor: int) -> float:
   """Bytes that the backward pass finds of one token in one layer.
 
-  Counted off the residuals of the traced step (what `jax.vjp` of the loss holds), for a delta on all projections. Those
-  of the norms are in float32, whatever the dtype of the rest; attention's scores are computed again (attention.attend):
-    none  stream and what the norms make of it; queries, keys, values and what is attended; six values as wide as the
-          MLP; what comes out of the first factor of each low-rank change
-    dots  the layer's input, and the results of its projections and of the changes of them
+  Counted off the residuals of the traced step (what `jax.vjp` of the loss holds), for a delta on all projections. What
+  norms, the gate of the MLP and low-rank changes are made of, and attention's scores, is computed again by all policies:
+    none  the stream before attention and before the MLP; queries, keys, values; the MLP's gate and what it multiplies.
+          Where kernels change, the inputs of all projections too, and what comes out of the first factor of each change
+    dots  the layer's input, and the results of its projections (and of whole changes of these)
     full  the layer's input
   """
   item, low_rank = jnp.dtype(load.dtype).itemsize, load.kind.startswith('lora')
   queries, keys = (count * config.head_dim / tensor for count in (config.num_heads, config.num_kv_heads))
   hidden = max(1, config.experts_per_token) * config.mlp_width / tensor
-  factors = 7 * load.rank * low_rank
   if remat == 'full':
     return item * config.width
+  results = queries + 2 * keys + 2 * hidden
   if remat == 'dots':
-    results = config.width + queries + 2 * keys + 2 * hidden
-    return item * (config.width + (1 if load.kind == 'bias' else 2) * results + factors)
-  return (item * (2 * config.width + 2 * queries + 2 * keys + 6 * hidden + factors)
-          + 4 * (4 + 2 * (load.kind == 'full')) * config.width)
+    return item * (config.width + (2 if load.kind == 'full' else 1) * (config.width + results))
+  if load.kind == 'bias':
+    return item * (2 * config.width + results)
+  return item * (4 * config.width + results + queries + hidden + 7 * load.rank * low_rank)
 
 
 def _scores(config: models.ModelConfig, load: Load, tensor: int) -> float:

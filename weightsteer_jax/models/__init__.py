@@ -5,8 +5,9 @@ from weightsteer_jax.models.config import ModelConfig, Rope, from_record as conf
 from weightsteer_jax.models.delta import Dense, Edit, LowRank, is_delta_leaf
 from weightsteer_jax.models.decoder import Cache, cache_length
 from weightsteer_jax.models.families import FAMILIES, read_config
-from weightsteer_jax.models.forward import (abstract_params, chunk_length, hidden, init_cache, init_params, logits,
-                                            residual_sums, token_logprobs, unstacked)
+from weightsteer_jax.models.forward import (abstract_params, hidden, init_cache, init_params, logits, residual_sums,
+                                            unstacked)
 from weightsteer_jax.models.huggingface import DTYPES, Model, load, load_config, resolve, save
+from weightsteer_jax.models.logprobs import changes_head, chunk_length, token_logprobs
 from weightsteer_jax.models.sites import (Site, check_delta, delta_shardings, delta_sites, param_shardings, sites,
                                           stack_axes)

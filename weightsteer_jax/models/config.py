@@ -102,6 +102,11 @@ class ModelConfig:
     """Dimensions of a head that are rotated."""
     return int(self.head_dim * self.rotary_fraction)
 
+  @property
+  def architecture(self) -> 'ModelConfig':
+    """The config without the choice of a kernel, which a checkpoint knows nothing of: what is to be compared."""
+    return dataclasses.replace(self, attention='reference')
+
   def sizes(self) -> dict[str, int]:
     """{axis letter: size} for the axes of parameters."""
     return dict(V=self.vocab_size, L=self.num_layers, D=self.width, N=self.num_heads, K=self.num_kv_heads,

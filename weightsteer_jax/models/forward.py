@@ -2,12 +2,8 @@
 
 `params` is a nested dict of arrays named as in `sites`; `edits` are changes applied on the way (see delta.py).
 """
-import dataclasses
-import functools
-import math
 from typing import Any
 
-from einops import rearrange
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -21,11 +17,6 @@ from weightsteer_jax.models.decoder import Cache, Decoder, cache_length
 from weightsteer_jax.models.sites import check_delta, definition, sites
 
 PyTree = Any
-
-# Logits that `token_logprobs` holds at once on a device: half a GiB in float32. The backward pass has two to three arrays
-# of that size, which is little beside the weights of a model with a vocabulary for which it matters; and its matmul has
-# rows enough to be efficient: some 900 with 152k tokens.
-LOGITS = 2**27
 
 
 def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> PyTree:
@@ -76,7 +67,7 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
     segment_ids_BT: int32 segments of packed rows, from 1; one segment if None. Not together with a cache.
     edits: changes to apply, each at its alpha per row.
     cache: from `init_cache`, or from an earlier call.
-    remat: what the backward pass recomputes: 'none'; 'dots', all but the products of activations with weights; 'full',
+    remat: what the backward pass recomputes: 'none'; 'dots', all but the products of activations with the base's weights; 'full',
       each layer from its input.
     reach: positions that the rows may grow to, by which 'longrope' chooses its factors (see rope.py); the slots of the
       cache, or T without one, if None. What is written to a cache that is to be part of a longer one needs that one's.
@@ -103,66 +94,12 @@ def residual_sums(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, wei
 
 def logits(config: ModelConfig, params: PyTree, x_BTD: jax.Array, *, edits: deltas.Edits = ()) -> jax.Array:
   """Float32 logits [B, T, V] of final-normed hidden states."""
-  _check_edits(config, edits, *x_BTD.shape[:2])
+  check_edits(config, edits, *x_BTD.shape[:2])
   return _decoder(config, params).logits(x_BTD, edits=tuple(edits))
 
 
-def token_logprobs(config: ModelConfig,
-                   params: PyTree,
-                   x_BTD: jax.Array,
-                   targets_BT: jax.Array,
-                   *,
-                   edits: deltas.Edits = (),
-                   chunk: int | None = None,
-                   copies: int = 1) -> jax.Array:
-  """log p(target) in nats, float32 [B, T], without ever holding more logits than LOGITS.
-
-  T is taken in chunks, as few as will do, one after the other, whose logits are computed again in the backward pass:
-  the largest array is the [B, chunk, V] of one chunk.
-
-  Args:
-    chunk: positions of a chunk at most; by default what `chunk_length` says.
-    copies: that are computed at once, where this is under a `vmap`, which does not show in the shapes.
-  """
-  batch, length = targets_BT.shape
-  _check_edits(config, edits, batch, length)
-  if chunk is None:
-    mesh = jax.sharding.get_abstract_mesh()
-    shards = math.prod(1 if mesh.empty else mesh.shape[axis] for axis in sharding.ACTIVATIONS['V'])
-    chunk = chunk_length(config.vocab_size // shards, copies * batch // sharding.row_shards(batch), length)
-  chunks = math.ceil(length / chunk)
-  padding = -length % chunks
-
-  def split(array):
-    padded = jnp.pad(array, [(0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 2))
-    return rearrange(padded, 'B (C t) ... -> C B t ...', C=chunks)
-
-  # prevent_cse: inside a scan there is nothing that a common subexpression could keep alive.
-  @functools.partial(jax.checkpoint, prevent_cse=False)
-  def chunk_logprobs(carry, scanned):
-    index, x_BtD, targets_Bt, alphas = scanned
-    here = tuple(
-        deltas.fold(edit if alpha is None else dataclasses.replace(edit, alpha=alpha), index)
-        for edit, alpha in zip(edits, alphas))
-    logits_BtV = logits(config, params, x_BtD, edits=here)
-    picked_Bt = jnp.take_along_axis(logits_BtV, targets_Bt[..., None], axis=-1)[..., 0]
-    return carry, picked_Bt - jax.nn.logsumexp(logits_BtV, axis=-1)
-
-  alphas = [split(edit.alpha) if jnp.ndim(edit.alpha) == 2 else None for edit in edits]
-  _, logprobs_CBt = jax.lax.scan(chunk_logprobs, None, (jnp.arange(chunks), split(x_BTD), split(targets_BT), alphas))
-  return rearrange(logprobs_CBt, 'C B t -> B (C t)')[:, :length]
-
-
-def chunk_length(vocab_size: int, rows: int, length: int) -> int:
-  """Positions of a chunk of `token_logprobs`, for so many of the vocabulary, rows and positions on a device.
-
-  >>> chunk_length(152064, rows=8, length=4096), chunk_length(2560, rows=8, length=256), chunk_length(10**9, 1, 9)
-  (110, 256, 1)
-  """
-  return min(length, max(1, LOGITS // (rows * vocab_size)))
-
-
-def _check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: int) -> None:
+def check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: int) -> None:
+  """Raises InputError where an edit does not fit the model, or its alpha so many rows of so many tokens."""
   for edit in edits:
     if not isinstance(edit.delta.get('layers'), tuple):
       check_delta(config, edit.delta)
@@ -175,7 +112,7 @@ def _check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: i
 
 def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, edits, cache, remat, reach, weights_BT=None):
   batch, length = tokens_BT.shape
-  _check_edits(config, edits, batch, length)
+  check_edits(config, edits, batch, length)
   keys = cache_length(cache) if cache is not None else length
   if keys > config.max_positions:
     raise InputError(

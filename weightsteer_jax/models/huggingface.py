@@ -230,7 +230,7 @@ def _config_json(config: ModelConfig, params: PyTree, family: Family, like: path
     raw = {'architectures': [family.architecture], 'model_type': family.model_type, **family.write(config)}
     return raw | {'dtype': dtypes[0], 'torch_dtype': dtypes[0]}
   raw = files.read_json(like / 'config.json', what='the config of a checkpoint')
-  if read_config(raw, where=str(like)) != config or raw['model_type'] != family.model_type:
+  if read_config(raw, where=str(like)) != config.architecture or raw['model_type'] != family.model_type:
     raise InputError(f'{like} describes another architecture than the parameters to save')
   # transformers before 5 reads 'torch_dtype', later ones 'dtype' first.
   return raw | {key: dtypes[0] for key in ('dtype', 'torch_dtype') if key in raw or 'dtype' not in raw}

@@ -1,4 +1,5 @@
 """What blocks are made of: projections, norms, the gated MLP. Axis letters as in decoder.py."""
+import functools
 from typing import Any
 
 from flax import nnx
@@ -16,6 +17,11 @@ ACTIVATION_FUNCTIONS = {
     'gelu_pytorch_tanh': lambda x: jax.nn.gelu(x, approximate=True),
     'relu': jax.nn.relu,
 }
+
+
+# Of a function whose backward pass computes it again from its arguments, which are kept anyway: to write down and read what
+# is between takes longer, and most of the memory of a training step. prevent_cse: the scan over layers keeps the two apart.
+cheap = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 class Projection(nnx.Module):
@@ -51,12 +57,17 @@ class RMSNorm(nnx.Module):
     self.scale = nnx.Param(jnp.full(shape, 1.0 - self.offset, dtype), axes=axes, inputs=0)
 
   def __call__(self, x: jax.Array, edits: deltas.Edits) -> jax.Array:
-    x32 = x.astype(jnp.float32)
-    variance = jnp.mean(jnp.square(x32), axis=tuple(range(-self.scale.ndim, 0)), keepdims=True)
     scale = deltas.edited_scale(self.scale[...], x, deltas.at(edits, 'scale'))
     if self.offset:
       scale = self.offset + scale
-    return deltas.pin((x32 * jax.lax.rsqrt(variance + self.eps) * scale).astype(x.dtype))
+
+    @cheap
+    def normed(x, scale):
+      x32 = x.astype(jnp.float32)
+      variance = jnp.mean(jnp.square(x32), axis=tuple(range(-self.scale.ndim, 0)), keepdims=True)
+      return (x32 * jax.lax.rsqrt(variance + self.eps) * scale).astype(x.dtype)
+
+    return deltas.pin(normed(x, scale))
 
 
 class MLP(nnx.Module):
@@ -70,5 +81,6 @@ class MLP(nnx.Module):
     self.down = Projection('BTF,FD->BTD', sizes, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
 
   def __call__(self, x_BTD, edits):
-    gate_BTF = ACTIVATION_FUNCTIONS[self.activation](self.gate(x_BTD, deltas.at(edits, 'gate')))
-    return self.down(gate_BTF * self.up(x_BTD, deltas.at(edits, 'up')), deltas.at(edits, 'down'))
+    gated = cheap(lambda gate_BTF, up_BTF: ACTIVATION_FUNCTIONS[self.activation](gate_BTF) * up_BTF)
+    hidden_BTF = gated(self.gate(x_BTD, deltas.at(edits, 'gate')), self.up(x_BTD, deltas.at(edits, 'up')))
+    return self.down(hidden_BTF, deltas.at(edits, 'down'))

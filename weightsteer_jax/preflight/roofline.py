@@ -4,7 +4,7 @@ The compiler's own count takes the body of a loop once, so it is not used. Matri
 parameter and token. Per layer and row, attention counts 4 T S N H (scores and weighted sum over all S keys: the masked
 half is computed too). A backward pass through a frozen kernel counts as much as the forward pass (gradients of
 activations alone), through a trained one twice as much; rematerialisation repeats the forward pass of the layers
-('dots' that of their attention alone), and the loss's logits are always computed twice.
+('dots' that of their attention and of low-rank changes alone), and a head that is trained computes its logits twice.
 
 Bytes are those that cannot be avoided: each pass reads the weights of its layers once (as they lie after fsdp has
 gathered them), a step of the optimizer reads and writes its state, the residual stream goes out and comes back once
@@ -68,11 +68,11 @@ def train_step(config: models.ModelConfig, delta: PyTree, layout: Layout, args: 
   """The work of one optimizer step."""
   body, head = matmul_parameters(config)
   count = microbatches * rows * tokens
-  again, attended = remat == 'full', remat != 'none'  # 'dots' keeps the products with weights, not attention's.
+  again, some = remat == 'full', remat != 'none'  # 'dots' keeps the products with weights of the base alone.
   passes = 2 + trains_dense  # forward, backward, gradients of dense changes
-  layers = (passes + again) * 2 * body * count + (passes + attended) * microbatches * attention(config, rows, tokens, tokens)
-  changed = (3 + again) * 2 * _changed(config, delta) * count
-  flops = layers + changed + 3 * 2 * head * count
+  layers = (passes + again) * 2 * body * count + (passes + some) * microbatches * attention(config, rows, tokens, tokens)
+  changed = (3 + some) * 2 * _changed(config, delta) * count
+  flops = layers + changed + (2 + models.changes_head(config, delta)) * 2 * head * count
   item = 2  # bytes of an activation in half precision
   residual = 2 * config.num_layers * count * config.width * item / layout.rows
   moved = microbatches * (2 + again) * _gathered(args.weights, layout) + 2 * (args.deltas + args.optimizer) + residual

@@ -52,6 +52,7 @@ class Family:
     Raises:
       InputError: they would be read as another model: it has something that the family does not; names it.
     """
+    config = config.architecture
     raw = self.describe(config)
     said = self.read(Fields(raw, where=f'the {self.model_type} config to write'))
     unsaid = [f'{field.name} {getattr(config, field.name)!r} (it would be {getattr(said, field.name)!r})'
