@@ -95,11 +95,19 @@ def test_few_shapes(longest, accumulation, row_multiple):
   stream = Batches(make_examples(200, longest=longest), batch_size=16, seed=1, accumulation=accumulation,
                    row_multiple=row_multiple)
   seen = collections.Counter(stream.batch(step).tokens_BT.shape for step in range(40))
-  assert set(seen) <= set(stream.shapes) and len(stream.shapes) <= 3
+  assert set(seen) <= set(stream.shapes) and len(stream.shapes) <= 4
   assert all(rows % (accumulation * row_multiple) == 0 for rows, _ in stream.shapes)
   assert max(rows for rows, _ in seen) < 16 or accumulation > 1
   row_length = stream.shapes[0][1]
   assert row_length % (32 if row_length <= 256 else 128) == 0 and longest <= row_length < longest + 128
+
+
+def test_a_shape_is_there_where_it_saves_rows_and_not_where_it_does_not():
+  """Two examples to a batch, in rows of 32: two long ones take two rows, others one."""
+  example = lambda length: Example(np.arange(length, dtype=np.int32), np.ones(length, bool), 'one')
+  assert Batches([example(30)] * 64, batch_size=2, seed=0).shapes == ((2, 32),)
+  assert Batches([example(30)] * 32 + [example(9)] * 32, batch_size=2, seed=0).shapes == ((1, 32), (2, 32))
+  assert Batches([example(30)] * 63 + [example(2)], batch_size=2, seed=0).shapes == ((2, 32),)
 
 
 def test_any_draw_fits_the_last_shape():

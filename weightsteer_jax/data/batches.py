@@ -18,8 +18,8 @@ Item = TypeVar('Item')
 # Row counts are read off this many steps before training; a later batch that needs more rows takes the last shape,
 # which is always sufficient.
 _PROBED_STEPS = 256
-# A second, smaller shape is worth its compilation when it saves this share of the rows of a typical batch.
-_WORTH_A_SHAPE = 0.2
+# A smaller shape is worth its compilation, some ten steps, when it saves this share of all rows; and there are so many at most.
+_WORTH_A_SHAPE, _SHAPES = 0.08, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Batches:
   of them.
 
   Attributes:
-    shapes: the (rows, row length) that any batch can have: at most three, most batches have the first one or two.
+    shapes: the (rows, row length) that any batch can have: at most four; the last one takes whatever comes.
     most_rows: rows of the largest batch of those that were looked at; nearly all have no more.
     steps_per_epoch: steps after which every example has been seen at least once.
     examples, batch_size, seed: as given.
@@ -191,13 +191,16 @@ class Batches:
     return fill(chosen, rows, num_rows=num_rows, row_length=self._row_length)
 
   def _choose_row_counts(self, multiple: int) -> list[int]:
-    probed = [len(pack([len(self.examples[i]) for i in self.indices(step)], self._row_length))
+    probed = [round_up(len(pack([len(self.examples[i]) for i in self.indices(step)], self._row_length)), multiple)
               for step in range(min(_PROBED_STEPS, 3 * self.steps_per_epoch))]
-    usual = round_up(int(np.median(probed)), multiple)
-    most = self.most_rows = round_up(max(probed), multiple)
-    counts = {most, round_up(self.batch_size, multiple)}
-    if usual <= (1 - _WORTH_A_SHAPE) * most:
-      counts.add(usual)
+    self.most_rows = max(probed)
+    counts = {self.most_rows, round_up(self.batch_size, multiple)}
+    rows = lambda counts: sum(min(count for count in counts if count >= needed) for needed in probed)
+    while len(counts) < _SHAPES:
+      best = min(set(probed), key=lambda count: rows(counts | {count}))
+      if rows(counts | {best}) > (1 - _WORTH_A_SHAPE) * rows(counts):
+        break
+      counts.add(best)
     return sorted(counts)
 
 
