@@ -67,8 +67,8 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
     segment_ids_BT: int32 segments of packed rows, from 1; one segment if None. Not together with a cache.
     edits: changes to apply, each at its alpha per row.
     cache: from `init_cache`, or from an earlier call.
-    remat: what the backward pass recomputes: 'none'; 'dots', all but the products of activations with the base's weights; 'full',
-      each layer from its input.
+    remat: what the backward pass recomputes, beside norms, gates and attention's scores: 'none'; 'dots', all but the
+      products of activations with the base's weights; 'full', each layer from its input.
     reach: positions that the rows may grow to, by which 'longrope' chooses its factors (see rope.py); the slots of the
       cache, or T without one, if None. What is written to a cache that is to be part of a longer one needs that one's.
   Raises:
