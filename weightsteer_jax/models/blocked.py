@@ -22,7 +22,7 @@ LAST = jnp.iinfo(jnp.int32).max
 
 
 def block_length(length: int, head_dim: int) -> int:
-  """Positions of a block, or 0 where a row of that length is not worth cutting: measured on x86 (see benchmarks/).
+  """Positions of a block, or 0 where a row of that length is not worth cutting (measured by benchmarks/attention.py).
 
   >>> block_length(512, 32), block_length(192, 128), block_length(512, 128), block_length(64, 32)
   (64, 64, 128, 0)
