@@ -97,9 +97,9 @@ def prefill(config: models.ModelConfig, params: PyTree, edits: Sequence[models.E
             cache: models.Cache) -> models.Cache:
   """The cache with the keys and values of the prompts.
 
-  A shape is as long as the longest prompt of all its batches. Without a flash kernel, on one device, a batch goes
-  chunk by chunk and ends with its own longest one: the padding is not computed, and no further shape is compiled. A
-  kernel is faster over whole prompts, and where rows are cut over devices, these would have to agree on an end.
+  A shape is as long as the longest prompt of all its batches. Without an accelerator's kernel, on one device, a batch
+  goes chunk by chunk and ends with its own longest one: the padding is not computed, and no further shape is compiled.
+  Such a kernel is faster over whole prompts, and rows that are cut over devices would have to agree on an end.
   """
   length = batch.prompts_PT.shape[1]
   if config.attention not in ('reference', 'blocked') or sharding.is_cut() or length <= CHUNK:
