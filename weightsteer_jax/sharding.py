@@ -188,8 +188,7 @@ def axes_of(letter: str, size: int) -> tuple[str, ...]:
 
 def replicate(tree_: PyTree) -> PyTree:
   """The arrays whole on every device of the context's mesh: what each host may then read."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if not is_cut():
     return tree_
   return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, jax.P()), tree_)
 

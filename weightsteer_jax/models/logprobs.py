@@ -44,11 +44,9 @@ def token_logprobs(config: ModelConfig, params: PyTree, x_BTD: jax.Array, target
     mesh = jax.sharding.get_abstract_mesh()
     shards = math.prod(1 if mesh.empty else mesh.shape[axis] for axis in sharding.ACTIVATIONS['V'])
     chunk = chunk_length(config.vocab_size // shards, copies * batch // sharding.row_shards(batch), length)
-  if wanted_BT is None:
-    return _in_chunks(config, params, x_BTD, targets_BT, None, edits, chunk, frozen)
-  if sharding.is_cut() or copies > 1:  # Devices would have to agree on what to leave out, and so would copies.
+  if wanted_BT is None or sharding.is_cut() or copies > 1:  # Devices, or copies, would have to agree on what to leave out.
     logprobs_BT = _in_chunks(config, params, x_BTD, targets_BT, None, edits, chunk, frozen)
-    return jnp.where(wanted_BT, logprobs_BT, 0.0)
+    return logprobs_BT if wanted_BT is None else jnp.where(wanted_BT, logprobs_BT, 0.0)
   # All tokens in one row, those that are wanted first.
   order_N = jnp.argsort(~jnp.ravel(wanted_BT), stable=True)
   ordered = lambda x_BT: jnp.reshape(jnp.asarray(x_BT), (-1, *x_BT.shape[2:])).at[order_N].get(unique_indices=True)[None]
