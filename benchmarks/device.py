@@ -157,18 +157,15 @@ def decode(config, params, delta, args, rows) -> tuple[Callable, Work, dict]:
 
 def score(config, params, delta, args, _) -> tuple[Callable, Work, dict]:
   """One batch of prompts with four answers each."""
-  import numpy as np
+  import jax
   from weightsteer_jax import tree
-  from weightsteer_jax.evaluation import scoring
-  random = np.random.default_rng(0)
+  from weightsteer_jax.evaluation import packing, scoring
   prompts, length, answers = args.prompts, args.prompt_length, args.prompts * ANSWERS
-  ids = lambda *shape: random.integers(10, config.vocab_size, shape).astype(np.int32)
-  batch = scoring.ScoreBatch(ids(prompts, length - 1), np.ones((prompts, 1), np.float32), np.repeat(np.arange(prompts), ANSWERS).astype(np.int32),
-                             np.full(answers, length - 1, np.int32), ids(answers, ANSWER), ids(answers, ANSWER), np.full(answers, ANSWER, np.int32))
+  batch = jax.device_put(packing.alike(config, prompts=prompts, prompt_tokens=length, completions=ANSWERS, completion_tokens=ANSWER))
   matmul, body = matmul_parameters(config, params)
-  tokens = prompts * (length - 1) + answers * ANSWER
+  tokens = prompts * length + answers * (ANSWER - 1)
   flops = (tokens * (2 * body + 2 * tree.count(delta)) + answers * ANSWER * 2 * matmul + prompts * length * attention_flops(config, length / 2)
-           + answers * ANSWER * attention_flops(config, length))
+           + answers * (ANSWER - 1) * attention_flops(config, length))
   run = lambda: scoring.score_batch(config, params, (delta,), batch)
   return run, Work(flops, (matmul + body) * params['embed']['embedding'].dtype.itemsize), {'tokens': tokens}
 

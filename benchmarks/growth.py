@@ -6,7 +6,6 @@ Seconds are those of a second run of the same requests, so without compilation, 
 fake ones, as many as there are on no CPU: for them the compiler's own count of operations and of memory on each device
 is told, not a time. A slope is that of the logarithms, over the larger half of the sizes: 1 is proportional.
 """
-import dataclasses
 import os
 import statistics
 import sys
@@ -82,14 +81,11 @@ def on_devices(count: int) -> tuple[float, int, int]:
   import numpy as np
   import jax
   from weightsteer_jax import models, sharding
-  from weightsteer_jax.evaluation import scoring
+  from weightsteer_jax.evaluation import packing, scoring
   config, params, delta = model_of(USUAL['layers'])
   layout = sharding.Layout(sharding.make_mesh({'data': count, 'fsdp': 1, 'tensor': 1}), fsdp=False)
   params = jax.device_put(params, models.param_shardings(config, layout))
-  ids = lambda *shape: np.ones(shape, np.int32)
-  batch = scoring.ScoreBatch(ids(64, 63), np.ones((64, 1), np.float32), np.repeat(np.arange(64 // count), 4).tolist() * count,
-                             63 * ids(256), ids(256, 8), ids(256, 8), 8 * ids(256))
-  batch = dataclasses.replace(batch, owners_R=np.array(batch.owners_R, np.int32))
+  batch = packing.alike(config, prompts=64, prompt_tokens=64, completions=4, completion_tokens=8, groups=count)
   with layout.context():
     compiled = scoring.score_batch.lower(config, params, (delta,), layout.put_batch(batch)).compile()
   return compiled.cost_analysis()['flops'], sharding.bytes_on_device(params), compiled.memory_analysis().temp_size_in_bytes

@@ -90,7 +90,8 @@ def same(one: dict, other: dict) -> None:
                                  atol=tolerance * max(np.abs(values).max(), 1e-6),
                                  err_msg=path)
   assert one['answers'] == other['answers'] and len(set(map(tuple, other['answers'].values()))) > 20
-  np.testing.assert_allclose(*(list(x['scores'].values()) for x in (one, other)), atol=1e-4)
+  assert one['scores'].keys() == other['scores'].keys()
+  np.testing.assert_allclose(*([x['scores'][key] for key in one['scores']] for x in (one, other)), atol=1e-4)
 
 
 def test_fsdp_gathers_a_layer_at_a_time(found):

@@ -22,7 +22,7 @@ def events_of(folder):
 
 
 def test_scoring_is_seen_in_the_trace_without_its_first_batch(tmp_path):
-  rows = [{'prompt': 'The capital', 'completion': ' of'}] + [{'prompt': f'Ask {i}', 'completion': ' him'} for i in range(3)]
+  rows = [{'prompt': f'{i} the capital' + ' of the' * 10, 'completion': ' of'} for i in range(4)]  # Each fills most of a row.
   (tmp_path / 'x.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   tracing.begin(tmp_path / 'profile')
   stages.score('organism', tmp_path / 'x.jsonl', tmp_path / 'y.jsonl', batch_size=1)

@@ -81,7 +81,7 @@ def check(run: Run, workdir: Path, *, to: Path = '') -> None:
   say(f'data: {about}')
   say(f'fine-tunes: {run.finetune.kind}, {len(run.finetune.learning_rates)} learning rate(s), both sides')
   texts = [text for arm in run.arms.values() for text in (*arm.positive_prompts, *arm.negative_prompts)]
-  evaluation.sweep.check([*tasks, *load_tasks(run.validation)], tokenizer_of(run.model), config.max_positions,
+  evaluation.sweep.check([*tasks, *load_tasks(run.validation)], tokenizer_of(run.model), config,
                          system_prompt=max(texts, key=len, default=''))
   if run.task_model.data:
     say(f'task: {len(methods.task_examples(run))} examples of {run.task_model.data}, to be fine-tuned on first')

@@ -72,11 +72,11 @@ def test_choices_of_one_prompt_share_its_computation_and_each_gets_its_own_score
 
 
 def test_the_base_is_computed_once_for_all_arms_and_bit_for_bit_unsteered(engine_of, model, tokenizer, random_tokens):
-  from weightsteer_jax.evaluation import Engine, scoring
+  from weightsteer_jax.evaluation import Engine, packing
   request = [ScoreRequest(arm, random_tokens(9), random_tokens(4), arm, 0.0) for arm in ('base', 'weights', 'other')]
   request = [ScoreRequest(r.key, request[0].prompt, request[0].completion, r.arm, 0.0) for r in request]
   engine = engine_of(8)
-  assert len(scoring.questions(request, engine.arms, 128)) == 1
+  assert len(packing.questions(request, engine.arms, engine.config)) == 1
   scores = {result.logprob for result in engine.score(request)}
   bare = Engine(model, tokenizer, {}, batch_size=8)
   assert scores == {

@@ -40,16 +40,27 @@ def counted(length):
   return jnp.broadcast_to(jnp.arange(length), (B, length))
 
 
+def branching(length, *, trunks, rest):
+  """Rows of segments with a trunk of so many tokens and then branches of so many, over and over; the last segment is cut."""
+  one = [(slot, 0) for slot in range(trunks)]
+  one += [(trunks + i, branch) for branch, tokens in enumerate(rest, 1) for i in range(tokens)]
+  row = [(slot, segment, branch) for segment in range(1, length + 1) for slot, branch in one][:length]
+  return Seen(*(jnp.broadcast_to(jnp.asarray(column), (B, length)) for column in zip(*row)))
+
+
 @pytest.mark.parametrize('seen, mask', [
     (Seen(counted(6)), np.tril(np.ones((6, 6), bool))[None].repeat(B, 0)),
     (Seen(counted(6), jnp.asarray([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1]])), None),
     (Seen(jnp.asarray([[3, 4], [0, 1]]), None, own=False), None),
-], ids=['causal', 'packed', 'cached'])
+    (branching(6, trunks=2, rest=(1, 2)), None),
+], ids=['causal', 'packed', 'cached', 'branches'])
 def test_the_reference_is_softmax_attention_over_the_keys_that_are_seen(seen, mask):
   q, k, v = inputs(seen.slots_BT.shape[1], 6)
   if mask is None:  # Written out key by key.
-    slots, segments = np.asarray(seen.slots_BT), seen.segments_BT
-    mask = np.array([[[s <= slots[b, t] and (segments is None or segments[b, s] == segments[b, t]) for s in range(6)]
+    slots, segments, branches = np.asarray(seen.slots_BT), seen.segments_BT, seen.branches_BT
+    place = lambda b, s: slots[b, s] if seen.own else s
+    mask = np.array([[[place(b, s) <= slots[b, t] and (segments is None or segments[b, s] == segments[b, t])
+                       and (branches is None or branches[b, s] in (0, branches[b, t])) for s in range(6)]
                       for t in range(slots.shape[1])] for b in range(B)])
   np.testing.assert_allclose(attended(q, k, v, seen), in_float64(q, k, v, mask), atol=1e-5)
 
@@ -72,6 +83,16 @@ def test_splash_gives_the_values_and_the_gradients_of_the_reference(segments, mo
 
   for ours, theirs in zip(jax.tree.leaves(value_and_grads('splash')), jax.tree.leaves(value_and_grads('reference'))):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize('kernel', ['splash', 'blocked', 'cudnn'])
+def test_every_kernel_lets_a_branch_see_its_trunk_and_itself(kernel, monkeypatch):
+  monkeypatch.setattr(kernels, 'INTERPRET', True)
+  monkeypatch.setattr(kernels, 'IMPLEMENTATION', 'xla')
+  for trunks, rest in [(70, (20, 1, 30)), (9, (3, 3, 3)), (200, (90, 100))]:
+    q, k, v = inputs(384, 384)
+    seen = branching(384, trunks=trunks, rest=rest)
+    np.testing.assert_allclose(attention.attend(q, k, v, seen, kernel=kernel), attended(q, k, v, seen), atol=1e-4)
 
 
 def both(function, *arguments, segments, length, **options):
@@ -112,12 +133,12 @@ def test_blocked_computes_the_blocks_in_which_a_query_sees_a_key_and_few_more():
   slots = jnp.broadcast_to(jnp.arange(256), (3, 256))
   whole, cut, padded = np.ones(256, int), np.repeat([1, 2], 128), np.repeat([1, 0], [64, 192])
   segments, windows = jnp.asarray(np.stack([whole, cut, padded])), jnp.full((3, 256), 256)
-  blocks = blocked._blocks(slots, segments, windows, 64)
+  blocks = blocked._blocks((slots, segments, windows), 64)
   pairs = list(zip(blocks.queries[:blocks.count].tolist(), blocks.keys[:blocks.count].tolist()))
   expected = [(i, j) for i in range(4) for j in range(i + 1)]
   expected += [(4, 4), (5, 4), (5, 5), (6, 6), (7, 6), (7, 7), (8, 8)]
   assert pairs == expected + [(9, 9), (10, 10), (11, 11)]
-  near = blocked._blocks(slots[:1], segments[:1], jnp.full((1, 256), 65), 64)
+  near = blocked._blocks((slots[:1], segments[:1], jnp.full((1, 256), 65)), 64)
   assert near.count == 4 + 3
 
 

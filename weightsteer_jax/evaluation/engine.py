@@ -1,5 +1,6 @@
 """The engine: requests in, results out, in whatever order is fastest."""
 import collections
+import dataclasses
 from typing import Any, Container, Iterable, Iterator, Mapping, Sequence
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 
 from weightsteer_jax import models, sharding, tracing, tree
 from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import generation, programs, scoring
+from weightsteer_jax.evaluation import generation, packing, programs, scoring
 from weightsteer_jax.evaluation.arms import AnswerOnly, Arm, Part, bare, make_arms
 from weightsteer_jax.evaluation.requests import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from weightsteer_jax.sharding import Layout
@@ -63,7 +64,7 @@ class Engine:
     return found
 
   def score(self, requests: Iterable[ScoreRequest], *, wanted: Container[Any] | None = None) -> Iterator[ScoreResult]:
-    """The results, each as its batch finishes, the shortest first. The next batch is computed while these are used.
+    """The results, each as its batch finishes. The next batch is computed while these are used.
 
     Args:
       wanted: keys of the results that are; all by default. The batches are as if all were, so that each result comes
@@ -71,20 +72,19 @@ class Engine:
     Raises:
       InputError: a request that cannot be scored, before any is.
     """
-    limit = self.config.max_positions
-    asked = scoring.questions(list(requests), self.arms, limit)
+    asked = packing.questions(list(requests), self.arms, self.config)
     if not asked:
       return
-    planned = scoring.batches(asked, batch_size=self.batch_size, max_positions=limit,
-                              compile_tokens=self._compile_tokens, groups=self.layout.rows)
+    planned = packing.batches(asked, self.config, batch_size=self.batch_size, compile_tokens=self._compile_tokens,
+                              groups=self.layout.rows)
     waiting = None
-    for active, batch, keys in planned:
-      if wanted is not None and not any(key in wanted for served, _ in keys for key in served):
+    for active, batch, served in planned:
+      if wanted is not None and not any(key in wanted for one in served for key in one.keys):
         continue
       with self.layout.context(), tracing.unit('score batch'):
         deltas = tuple(self._deltas[i] for i in active)
         scores = scoring.score_batch(self.config, self.params, deltas, self.layout.put_batch(batch))
-      running = scores, keys
+      running = scores, served
       if waiting is not None:
         yield from _score_results(*waiting)
       waiting = running
@@ -107,8 +107,10 @@ class Engine:
                                       slots=self.batch_size, stops=self.stop_ids, layout=self.layout)
 
 
-def _score_results(scores: tuple[jax.Array, jax.Array], keys: scoring.Keys) -> Iterator[ScoreResult]:
+def _score_results(scores: tuple[jax.Array, jax.Array], served: Sequence[packing.Served]) -> Iterator[ScoreResult]:
   with jax.profiler.TraceAnnotation('read scores'):  # It waits for them.
-    logprobs, greedy = map(np.asarray, scores)
-  for row, (served, length) in enumerate(keys):
-    yield from (ScoreResult(key, float(logprobs[row]), length, bool(greedy[row])) for key in served)
+    logprobs_UM, greedy_UM = map(np.asarray, scores)
+  for keys, group, targets in served:
+    logprobs, greedy = logprobs_UM[group, targets], greedy_UM[group, targets]
+    result = ScoreResult(None, float(logprobs.sum(dtype=np.float64)), len(logprobs), bool(greedy.all()))
+    yield from (dataclasses.replace(result, key=key) for key in keys)

@@ -8,7 +8,7 @@ import tqdm
 
 from weightsteer_jax import distributed, lifeline, models, tree
 from weightsteer_jax.errors import InputError, Preempted
-from weightsteer_jax.evaluation import generation, plan as plan_files, scoring, tasks as kinds
+from weightsteer_jax.evaluation import generation, packing, plan as plan_files, tasks as kinds
 from weightsteer_jax.evaluation.arms import BASE, AnswerOnly, Arms, bare, make_arms
 from weightsteer_jax.evaluation.engine import Engine
 from weightsteer_jax.evaluation.requests import GenerateRequest, ScoreRequest
@@ -65,7 +65,7 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
 
 
 @jax.profiler.annotate_function
-def check(tasks: Sequence[kinds.Task], tokenizer: Any, max_positions: int, *, system_prompt: str = '') -> None:
+def check(tasks: Sequence[kinds.Task], tokenizer: Any, config: models.ModelConfig, *, system_prompt: str = '') -> None:
   """Nothing, if every item and its answer fit the model.
 
   Args:
@@ -78,7 +78,10 @@ def check(tasks: Sequence[kinds.Task], tokenizer: Any, max_positions: int, *, sy
     prepared = [task.kind.prepare(tokenizer, _under(system_prompt, item)) for item in task.items]
     asked = [request for i, one in enumerate(prepared) for request in task.kind.requests(one, i, BASE, 0.0, 0, task.options, 0)]
     try:
-      (generation.jobs if task.kind.GENERATES else scoring.questions)(asked, arms, max_positions)
+      if task.kind.GENERATES:
+        generation.jobs(asked, arms, config.max_positions)
+      else:
+        packing.questions(asked, arms, config)
     except InputError as error:
       raise InputError(f"task '{task.name}', {error}") from error
 

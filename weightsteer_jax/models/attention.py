@@ -33,22 +33,30 @@ class Seen:
   """Which keys a query sees.
 
   Attributes:
-    slots_BT: the place of each query among the keys; it sees none behind it.
+    slots_BT: how far along each query is; it sees no key that is farther. A segment's keys lie in the order of their slots.
     segments_BT: it sees those of its own segment only; None where a row is one.
-    own: whether the keys are those of the queries themselves, in the same places; otherwise they are those of a cache.
+    branches_BT: where a segment branches, 0 in its trunk, and otherwise which branch: it sees the trunk and its own branch.
+      None where none does.
+    own: whether the keys are those of the queries themselves, with their slots; otherwise they are those of a cache, and
+      have the slots 0, 1, 2, ...
   """
   slots_BT: jax.Array
   segments_BT: jax.Array | None = None
+  branches_BT: jax.Array | None = None
   own: bool = dataclasses.field(default=True, metadata=dict(static=True))
 
   def mask(self, keys: int, window: jax.Array | None = None) -> jax.Array:
     """Whether query t sees key s, bool [B, T, S]; with a window, only the last so many before it, itself included."""
-    behind_BTS = self.slots_BT[:, :, None] - jnp.arange(keys)
+    slots_BS = self.slots_BT if self.own else jnp.arange(keys)[None]
+    behind_BTS = self.slots_BT[:, :, None] - slots_BS[:, None, :]
     mask_BTS = behind_BTS >= 0
     if window is not None:
       mask_BTS = mask_BTS & (behind_BTS < window)
     if self.segments_BT is not None:
       mask_BTS = mask_BTS & (self.segments_BT[:, :, None] == self.segments_BT[:, None, :])
+    if self.branches_BT is not None:
+      theirs_B1S = self.branches_BT[:, None, :]
+      mask_BTS = mask_BTS & ((theirs_B1S == 0) | (self.branches_BT[:, :, None] == theirs_B1S))
     return mask_BTS
 
 
@@ -100,13 +108,14 @@ def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, seen: Seen, 
   scale = 1 / math.sqrt(head_dim) if scale is None else scale
   if softcap is None:
     if kernel == BLOCKED and (block := blocked.block_length(length, head_dim)):
-      return blocked.attend(q_BTNH, k_BTKH, v_BTKH, seen.slots_BT, seen.segments_BT, window, scale=scale, block=block)
+      return blocked.attend(q_BTNH, k_BTKH, v_BTKH, seen.slots_BT, seen.segments_BT, seen.branches_BT, window, scale=scale,
+                            block=block)
     # T = 64 modulo 128: where cuDNN's masked backward pass gave NaN on Hopper (pytorch issue 196678).
     if kernel == CUDNN and window is None and length % 128 != 64:
-      mask_BTS = None if seen.segments_BT is None else seen.mask(length)
+      mask_BTS = None if seen.segments_BT is None and seen.branches_BT is None else seen.mask(length)
       return kernels.cudnn(q_BTNH, k_BTKH, v_BTKH, mask_BTS, scale=scale)
     if kernel == SPLASH and window is None and length % kernels.TILE == 0:
-      return kernels.splash(q_BTNH, k_BTKH, v_BTKH, seen.segments_BT, scale=scale)
+      return kernels.splash(q_BTNH, k_BTKH, v_BTKH, seen.segments_BT, seen.branches_BT, scale=scale)
   k_BKTH, v_BKTH = (jnp.swapaxes(x, 1, 2) for x in (k_BTKH, v_BTKH))
   # A backward pass computes the scores again: to keep [B, N, T, T] of each layer takes longer, and most of the memory.
   reference = jax.checkpoint(functools.partial(attend_cached, scale=scale, softcap=softcap), prevent_cse=False)

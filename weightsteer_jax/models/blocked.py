@@ -32,12 +32,13 @@ def block_length(length: int, head_dim: int) -> int:
 
 
 def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, slots_BT: jax.Array, segments_BT: jax.Array | None,
-           window: jax.Array | None, *, scale: float, block: int) -> jax.Array:
+           branches_BT: jax.Array | None, window: jax.Array | None, *, scale: float, block: int) -> jax.Array:
   """Softmax attention [B, T, N, H] in blocks of so many positions; the other arguments are those of attention.attend."""
   batch, length, *_ = q_BTNH.shape
   segments_BT = jnp.ones((batch, length), jnp.int32) if segments_BT is None else segments_BT
   windows_BT = jnp.broadcast_to(jnp.int32(length) if window is None else window, (batch, length))
-  return kernels.by_device(_attention(scale, block))(q_BTNH, k_BTKH, v_BTKH, slots_BT, segments_BT, windows_BT)
+  where_BT = (slots_BT, segments_BT, windows_BT) + (() if branches_BT is None else (branches_BT,))
+  return kernels.by_device(_attention(scale, block))(q_BTNH, k_BTKH, v_BTKH, *where_BT)
 
 
 @jax.tree_util.register_dataclass
@@ -46,13 +47,14 @@ class _Blocks:
   """Where queries and keys are, block by block.
 
   Attributes:
-    slots_Pt, segments_Pt, windows_Pt: of each query, or key; see attention.Seen.
+    slots_Pt, segments_Pt, windows_Pt, branches_Pt: of each query, or key; see attention.Seen.
     queries, keys: the blocks of the pairs, those to compute first. count: how many these are.
     per_row: blocks of a row.
   """
   slots_Pt: jax.Array
   segments_Pt: jax.Array
   windows_Pt: jax.Array
+  branches_Pt: jax.Array | None
   queries: jax.Array
   keys: jax.Array
   count: jax.Array
@@ -60,32 +62,33 @@ class _Blocks:
 
   def seen(self, i: jax.Array, j: jax.Array, heads: int) -> jax.Array:
     """Whether a query of block i sees a key of block j, bool [M, t], alike for all of so many heads."""
-    length = self.slots_Pt.shape[1]
-    behind = self.slots_Pt[i][:, None] - (j % self.per_row * length + jnp.arange(length))
-    same = self.segments_Pt[i][:, None] == self.segments_Pt[j]
-    return jnp.tile((behind >= 0) & (behind < self.windows_Pt[i][:, None]) & same, (heads, 1))
+    behind = self.slots_Pt[i][:, None] - self.slots_Pt[j]
+    seen = (behind >= 0) & (behind < self.windows_Pt[i][:, None]) & (self.segments_Pt[i][:, None] == self.segments_Pt[j])
+    if self.branches_Pt is not None:
+      seen &= (self.branches_Pt[j] == 0) | (self.branches_Pt[i][:, None] == self.branches_Pt[j])
+    return jnp.tile(seen, (heads, 1))
 
 
-def _blocks(slots_BT, segments_BT, windows_BT, length: int) -> _Blocks:
+def _blocks(where_BT, length: int) -> _Blocks:
   """Finds the pairs by the first and last slot and segment of each block: a few more than there are, never fewer."""
-  slots, segments, windows = (rearrange(x, 'B (n t) -> B n t', t=length) for x in (slots_BT, segments_BT, windows_BT))
+  slots, segments, windows, *branches = (rearrange(x, 'B (n t) -> B n t', t=length) for x in where_BT)
   batch, per_row, _ = slots.shape
-  first = length * jnp.arange(per_row)
   segments_up = jnp.where(segments == 0, LAST, segments)  # Padding comes last; blocks of nothing else are left out.
   low, high = segments_up.min(-1), segments_up.max(-1)
   live = (low[:, :, None] <= high[:, None]) & (low[:, None] <= high[:, :, None])
   live &= (low < LAST)[:, :, None] & (low < LAST)[:, None]
-  live &= slots.max(-1)[:, :, None] >= first
-  live &= (slots - windows).min(-1)[:, :, None] < first + length - 1
+  live &= jnp.tri(per_row, dtype=bool)  # No key lies before a query that it is farther than.
+  live &= (slots - windows).min(-1)[:, :, None] < slots.max(-1)[:, None]
   live |= jnp.eye(per_row, dtype=bool)  # What sees nothing gets a number too.
   row, query, key = jnp.nonzero(live, size=live.size)
-  flat = (x.reshape(-1, length) for x in (slots, segments, windows))
-  return _Blocks(*flat, row * per_row + query, row * per_row + key, live.sum(), per_row)
+  flat = [x.reshape(-1, length) for x in (slots, segments, windows, *branches)]
+  return _Blocks(*flat, *[None] * (4 - len(flat)), row * per_row + query, row * per_row + key, live.sum(), per_row)
 
 
 @functools.cache
 def _attention(scale: float, length: int) -> Callable[..., jax.Array]:
-  """(q, k, v, slots, segments, windows) -> [B, T, N, H]; it may be differentiated once, and then mapped over fine-tunes."""
+  """(q, k, v, slots, segments, windows, branches if any) -> [B, T, N, H]; it may be differentiated once, and then mapped
+  over fine-tunes."""
   forward = kernels.as_rows(functools.partial(_forward, scale=scale, length=length))
   backward = kernels.as_rows(functools.partial(_backward, scale=scale, length=length))
 
@@ -94,13 +97,13 @@ def _attention(scale: float, length: int) -> Callable[..., jax.Array]:
     return out, (*arrays, out, log_sums)
 
   differentiable = jax.custom_vjp(lambda *arrays: forward(*arrays)[0])
-  differentiable.defvjp(keep, lambda kept, dout: (*backward(*kept, dout), None, None, None))
+  differentiable.defvjp(keep, lambda kept, dout: (*backward(*kept, dout), *[None] * (len(kept) - 5)))
   return differentiable
 
 
-def _forward(q_BTNH, k_BTKH, v_BTKH, slots_BT, segments_BT, windows_BT, *, scale, length):
+def _forward(q_BTNH, k_BTKH, v_BTKH, *where_BT, scale, length):
   """(attention [B, T, N, H], the log of each query's sum of exponentials [B, T, N])."""
-  blocks = _blocks(slots_BT, segments_BT, windows_BT, length)
+  blocks = _blocks(where_BT, length)
   q_PKMH, k_PKtH, v_PKtH = _cut_queries(q_BTNH, k_BTKH, length), _cut(k_BTKH, length), _cut(v_BTKH, length)
   heads = q_BTNH.shape[2] // k_BTKH.shape[2]
 
@@ -123,9 +126,10 @@ def _forward(q_BTNH, k_BTKH, v_BTKH, slots_BT, segments_BT, windows_BT, *, scale
   return join(out_PKMH / sum_PKM[..., None]).astype(q_BTNH.dtype), join(log_sums_PKM[..., None])[..., 0]
 
 
-def _backward(q_BTNH, k_BTKH, v_BTKH, slots_BT, segments_BT, windows_BT, out_BTNH, log_sums_BTN, dout_BTNH, *, scale, length):
+def _backward(q_BTNH, k_BTKH, v_BTKH, *others, scale, length):
   """The gradients of q, k and v."""
-  blocks = _blocks(slots_BT, segments_BT, windows_BT, length)
+  *where_BT, out_BTNH, log_sums_BTN, dout_BTNH = others
+  blocks = _blocks(where_BT, length)
   k_PKtH, v_PKtH = _cut(k_BTKH, length), _cut(v_BTKH, length)
   heads = q_BTNH.shape[2] // k_BTKH.shape[2]
   cut = lambda x: _cut_queries(x, k_BTKH, length)

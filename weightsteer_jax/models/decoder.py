@@ -145,7 +145,7 @@ class Decoder(nnx.Module):
         return None
       return jnp.einsum('BT,BTD->D', weights_BT, x_BTD.astype(jnp.float32), precision='highest')
 
-    keys = tokens_BT.shape[1] if seen.own else cache_length(cache)
+    keys = min(reach, tokens_BT.shape[1] if seen.own else cache_length(cache))
     x_BTD = self.embed(tokens_BT, deltas.at(edits, 'embed'))
     kinds, codes = layer_codes(self.config, keys)
     tables = ropes.stacked_tables(kinds, self.config.rotary_dim, positions_BT, length=reach)

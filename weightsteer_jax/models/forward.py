@@ -52,8 +52,8 @@ def unstacked(config: ModelConfig, stack: PyTree) -> tuple[PyTree, ...]:
 
 
 def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positions_BT: jax.Array | None = None,
-           segment_ids_BT: jax.Array | None = None, edits: deltas.Edits = (), cache: Cache | None = None,
-           remat: str = 'none', reach: int | None = None) -> tuple[jax.Array, Cache | None]:
+           segment_ids_BT: jax.Array | None = None, branches_BT: jax.Array | None = None, edits: deltas.Edits = (),
+           cache: Cache | None = None, remat: str = 'none', reach: int | None = None) -> tuple[jax.Array, Cache | None]:
   """Final-normed hidden states [B, T, D], and the cache with this call's keys and values.
 
   Without a cache a token sees itself and the earlier tokens of its segment (segment 0 is padding: never seen by
@@ -65,17 +65,19 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
     tokens_BT: int32 token ids.
     positions_BT: int32 positions; counted from 0 along T if None, and a cache is then filled from its start.
     segment_ids_BT: int32 segments of packed rows, from 1; one segment if None. Not together with a cache.
+    branches_BT: int32; a segment may branch: into texts, from 1, that have their beginning, 0, in common, and do not see
+      each other. Each goes on counting positions where the beginning ends; it lies behind it, in one piece.
     edits: changes to apply, each at its alpha per row.
     cache: from `init_cache`, or from an earlier call.
     remat: what the backward pass recomputes, beside norms, gates and attention's scores: 'none'; 'dots', all but the
       products of activations with the base's weights; 'full', each layer from its input.
-    reach: positions that the rows may grow to, by which 'longrope' chooses its factors (see rope.py); the slots of the
-      cache, or T without one, if None. What is written to a cache that is to be part of a longer one needs that one's.
+    reach: positions that a text may grow to, by which 'longrope' chooses its factors (see rope.py); the slots of the
+      cache, or T without one, if None. A window that is no shorter is none. What is written to a cache that is to be part of a longer one needs that one's.
   Raises:
-    InputError: a sequence longer than the model's or the cache's positions, segments together with a cache, or an edit
-      that does not fit the model or the batch.
+    InputError: a sequence longer than the model's or the cache's positions, segments together with a cache, branches
+      without segments and positions, or an edit that does not fit the model or the batch.
   """
-  x_BTD, cache, _ = _run(config, params, tokens_BT, positions_BT, segment_ids_BT, edits, cache, remat, reach)
+  x_BTD, cache, _ = _run(config, params, tokens_BT, positions_BT, segment_ids_BT, branches_BT, edits, cache, remat, reach)
   return x_BTD, cache
 
 
@@ -87,7 +89,7 @@ def residual_sums(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, wei
   Entry 0 is behind the embedding, entry l behind block l - 1; the last is before the final norm. The other arguments
   and errors are as in `hidden`.
   """
-  *_, (embedded_D, blocks_LD) = _run(config, params, tokens_BT, positions_BT, segment_ids_BT, edits, None, 'none', None,
+  *_, (embedded_D, blocks_LD) = _run(config, params, tokens_BT, positions_BT, segment_ids_BT, None, edits, None, 'none', None,
                                      weights_BT=weights_BT)
   return jnp.concatenate([embedded_D[None], blocks_LD])
 
@@ -110,13 +112,16 @@ def check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: in
           f'[{batch}, {length}]')
 
 
-def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, edits, cache, remat, reach, weights_BT=None):
+def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, branches_BT, edits, cache, remat, reach, weights_BT=None):
   batch, length = tokens_BT.shape
   check_edits(config, edits, batch, length)
   keys = cache_length(cache) if cache is not None else length
-  if keys > config.max_positions:
+  longest = keys if segment_ids_BT is None else min(keys, reach or keys)
+  if longest > config.max_positions:
     raise InputError(
-        f'a sequence of {keys} tokens was asked of a model with {config.max_positions} positions; shorten it')
+        f'a sequence of {longest} tokens was asked of a model with {config.max_positions} positions; shorten it')
+  if branches_BT is not None and (segment_ids_BT is None or positions_BT is None):
+    raise InputError('branches are of segments, and their positions must be given')
   if cache is not None and (length > keys or segment_ids_BT is not None):
     raise InputError(f'a cache of {keys} positions takes that many tokens, of one segment a row; got {length}'
                      + (' in segments' if segment_ids_BT is not None else ''))
@@ -124,7 +129,8 @@ def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, edits, cache, 
   own = cache is None or positions_BT is None
   counted_BT = jnp.broadcast_to(jnp.arange(length), (batch, length))
   positions_BT = counted_BT if positions_BT is None else positions_BT
-  seen = Seen(counted_BT if own else positions_BT, segment_ids_BT, own)
+  slots_BT = counted_BT if own and branches_BT is None else positions_BT
+  seen = Seen(slots_BT, segment_ids_BT, branches_BT, own)
   layers = params['layers'] if isinstance(params['layers'], tuple) else None
   return _decoder(config, params).hidden(tokens_BT,
                                          positions_BT=positions_BT,

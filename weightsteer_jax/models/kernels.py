@@ -59,20 +59,37 @@ def as_rows(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
   return mapped
 
 
-def splash(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, *,
-           scale: float) -> jax.Array:
-  """Attention [B, T, N, H], causal and within segments."""
-  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
-  if segments_BT is None:
-    segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
+def splash(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None,
+           branches_BT: jax.Array | None = None, *, scale: float) -> jax.Array:
+  """Attention [B, T, N, H], causal, within segments and their branches; these cannot be differentiated."""
+  segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32) if segments_BT is None else segments_BT
 
-  def local(q_BTNH, k_BTKH, v_BTKH, segments_BT):
-    kernel = _splash_kernel(*q_BTNH.shape[2:0:-1])
+  def local(q_BTNH, k_BTKH, v_BTKH, segments_BT, *branches_BT):
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH * jnp.asarray(scale, q_BTNH.dtype), k_BTKH, v_BTKH))
-    one = lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash_attention_kernel.SegmentIds(ids, ids))
-    return jnp.swapaxes(jax.vmap(one)(q, k, v, segments_BT), 1, 2)
+    if branches_BT:
+      return jnp.swapaxes(_splash_branches(q, k, v, segments_BT, *branches_BT), 1, 2)
+    return jnp.swapaxes(jax.vmap(_splash_kernel(*q.shape[1:3]))(q, k, v, _ids(segments_BT, segments_BT)), 1, 2)
 
-  return by_device(local)(q_BTNH, k_BTKH, v_BTKH, segments_BT)
+  return by_device(local)(q_BTNH, k_BTKH, v_BTKH, segments_BT, *(() if branches_BT is None else (branches_BT,)))
+
+
+def _splash_branches(q_BNTH, k_BKTH, v_BKTH, segments_BT, branches_BT):
+  """Branches' queries over the keys of their trunks, and all over their own pieces of a row: two calls, whose softmaxes are
+  joined by their sums."""
+  kernel = jax.vmap(_splash_kernel(*q_BNTH.shape[1:3], save_residuals=True))
+  in_branch_BT = branches_BT > 0
+  begins_BT = jnp.diff(segments_BT, prepend=0) != 0
+  pieces_BT = jnp.cumsum(begins_BT | (jnp.diff(branches_BT, prepend=0) != 0), axis=1)
+  trunks = _ids(jnp.where(in_branch_BT, segments_BT, -1), jnp.where(in_branch_BT, -2, segments_BT))
+  parts = [kernel(q_BNTH, k_BKTH, v_BKTH, ids) for ids in (trunks, _ids(pieces_BT, pieces_BT))]
+  log_sums = [log_sums_BNT for _, (log_sums_BNT,) in parts]  # Of a query that sees nothing, finite and far below any other.
+  shares = jax.nn.softmax(jnp.stack(log_sums), axis=0)[..., None]
+  return sum(share * out_BNTH.astype(jnp.float32) for share, (out_BNTH, _) in zip(shares, parts)).astype(q_BNTH.dtype)
+
+
+def _ids(queries_BT: jax.Array, keys_BT: jax.Array) -> Any:
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+  return splash_attention_kernel.SegmentIds(queries_BT, keys_BT)
 
 
 def by_device(local: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -91,11 +108,12 @@ def by_device(local: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   return attention
 
 
-def _splash_kernel(heads: int, length: int) -> Any:
+def _splash_kernel(heads: int, length: int, **options: Any) -> Any:
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
   block = next(size for size in (512, 384, 256, TILE) if length % size == 0)
   sizes = splash_attention_kernel.BlockSizes(block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
                             block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block)
   mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * heads)
-  return splash_attention_kernel.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=INTERPRET)
+  return splash_attention_kernel.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=INTERPRET,
+                                                 **options)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from weightsteer_jax import config as configs
 from weightsteer_jax import layouts, models, sharding, tree
 from weightsteer_jax.data import Batch
-from weightsteer_jax.evaluation import generation, scoring
+from weightsteer_jax.evaluation import generation, packing, scoring
 from weightsteer_jax.finetune import memory as memories, optimizer, step as steps
 from weightsteer_jax.layouts import Layouts
 from weightsteer_jax.preflight import roofline
@@ -164,21 +164,19 @@ class _Evaluation:
     return placed(shapes, models.delta_shardings(self.config, shapes, self.layout))
 
   def score(self) -> Program:
-    prompts, sizes = _multiple(self.rows // 2, self.layout.rows), self.sizes
-    array = lambda axes, shape, dtype=jnp.int32: _array(self.layout, axes, shape, dtype)
-    each = lambda: array('B', (self.rows,))
-    tokens = lambda: array('BT', (self.rows, sizes.completion_tokens))
-    batch = scoring.ScoreBatch(array('BT', (prompts, sizes.prompt_tokens)), array('B_', (prompts, 1), jnp.float32),
-                               each(), each(), tokens(), tokens(), each())
+    batch = packing.alike(self.config, prompts=math.ceil(self.rows / 2), prompt_tokens=self.sizes.prompt_tokens, completions=2,
+                          completion_tokens=self.sizes.completion_tokens, groups=self.layout.rows)
+    rows, length = batch.tokens_BT.shape
+    batch = jax.tree.map(lambda x: _array(self.layout, 'BT'.ljust(x.ndim, '_'), x.shape, x.dtype), batch)
     args = self._args(batch)
     work = roofline.forward(self.config,
                             self.direction,
                             self.layout,
                             args,
-                            rows=(prompts, self.rows),
-                            tokens=(sizes.prompt_tokens, sizes.completion_tokens),
-                            keys=(sizes.prompt_tokens, sizes.prompt_tokens + sizes.completion_tokens),
-                            heads=(0, self.rows * sizes.completion_tokens))
+                            rows=(rows,),
+                            tokens=(length,),
+                            keys=(length,),
+                            heads=(batch.targets_UM.size,))
     return Program('scoring', self.layout, args, work,
                    lambda: scoring.score_batch.lower(self.config, self.weights, (self.direction,), batch))
 
