@@ -94,6 +94,13 @@ def test_long_rows_are_apart_where_attention_pays_for_what_is_not_seen():
   assert lengths(config=dataclasses.replace(CONFIG, attention='blocked')) == {3072}, 'blocks that nothing sees are left out'
 
 
+def test_rows_are_as_long_as_costs_least():
+  """Of questions of 300 tokens two nearly fill 640; where attention computes what is not seen, a row of 384 costs less."""
+  questions = asked(*[(296, (5,))] * 64)
+  length = lambda kernel: packed(questions, dataclasses.replace(CONFIG, attention=kernel))[0][1].tokens_BT.shape[1]
+  assert (length('blocked'), length('reference')) == (640, 384)
+
+
 def test_a_question_with_very_many_completions_is_cut():
   [question] = asked((600, (100,) * 30))
   found = packed([question])
