@@ -24,12 +24,11 @@ DEVICES = (1, 2, 4, 8)
 # What the slope ought to be, and why.
 WHY = {
     'alphas': "each alpha but 0 is one more set of rows through the same program; nothing is compiled or loaded again; more rows fill batches better",
-    'questions': "whole batches of 64 answers: 2, 2, 3 and 6 of them here",
-    'prompt_length': 'products with weights grow with it, attention with its square: at 512 tokens it is a third of the multiplications of '
-                     'a model this narrow',
+    'questions': "rows are filled with questions to the brim, and batches are alike; what the host does once is the constant",
+    'prompt_length': 'products with weights grow with it, attention with its square: at 512 tokens half of the time '
+                     'of a model this narrow',
     'layers': "each layer costs the same; the head, and what the host does, are the constant",
-    'devices': "rows are cut over devices, weights are whole on each: operations fall as 1 / devices, the weights' memory stays. On one device "
-               'prompts go chunk by chunk, of which the compiler counts one',
+    'devices': "rows are cut over devices, weights are whole on each: operations fall as 1 / devices, the weights' memory stays",
 }
 
 

@@ -38,7 +38,7 @@ HOST = (
 )
 REST = 'other Python'
 # What an operation is, by its module and by what the compiler says of it: a product, then of what.
-ATTENTION = re.compile(r'BKGTS|dot_product_attention|/attention/|splash')
+ATTENTION = re.compile(r'BKGTS|KMt|dot_product_attention|/attention/|splash')
 PRODUCT = re.compile(r'\bdot\(|convolution\(|custom_call_target="[^"]*(gemm|matmul|dot)', re.I)
 SAMPLING = re.compile(r'argmax|sort|random_bits|threefry|top_k|cumsum|gumbel')
 CONTROL = re.compile(r'^(while|call|conditional|async)')

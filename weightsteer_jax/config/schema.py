@@ -165,7 +165,7 @@ class Judge:
 class Sweep:
   """The grid that is evaluated, and the shapes it runs in."""
   alphas: tuple[float, ...] = (-3.0, -2.0, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # 0 is the base model
-  batch_size: int = 64  # rows per batch
+  batch_size: int = 64  # rows per batch: answers generated together, or choices scored, on average
   seed: int = 0  # of sampled answers
   pick_by: str = ''  # behaviour task whose change picks an alpha; '' is the mean of all
   tolerance: float = 0.05  # how far a capability may move from the base at a picked alpha
