@@ -135,6 +135,14 @@ def test_the_same_array_has_the_same_fingerprint_wherever_it_lies():
   assert tree.fingerprint({'x': key}) != tree.fingerprint({'x': jax.random.key(1)})
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16', 'int8', 'bool', 'int64', 'float64'])
+def test_small_arrays_are_hashed_without_a_compilation_to_what_large_ones_are(dtype, monkeypatch):
+  leaves = {'x': np.random.default_rng(0).normal(size=(5, 3, 2)).astype(jnp.dtype(dtype)), 'scalar': np.ones((), jnp.dtype(dtype))}
+  found = tree.fingerprint(leaves)
+  monkeypatch.setattr(tree, 'AT_HAND', 0)
+  assert tree.fingerprint(leaves) == found
+
+
 @pytest.mark.parametrize('leaf', [np.array(['text']), np.zeros(2, np.complex64), np.array([object()])])
 def test_what_is_no_array_of_real_numbers_has_no_fingerprint(leaf):
   with pytest.raises(InputError, match="the leaf 'a/b' has dtype"):
@@ -161,6 +169,7 @@ def test_fingerprints_do_not_depend_on_the_sharding():
       draw = np.random.default_rng(0)
       host = {'w': draw.normal(size=(16, 8, 8)).astype(np.float32), 'h': draw.normal(size=(8, 32)).astype('float16')}
       prints = {str(tree.fingerprint(host))}
+      tree.AT_HAND = 0
       for shape in ((8, 1), (2, 4)):
         mesh = jax.make_mesh(shape, ('a', 'b'), axis_types=(AxisType.Auto,) * 2)
         for spec in (P(), P('a'), P('b', 'a')):

@@ -19,6 +19,10 @@ import numpy as np
 from weightsteer_jax.errors import InputError
 
 PyTree = Any
+Array = jax.Array | np.ndarray
+
+AT_HAND = 1 << 22  # elements, which NumPy goes through in a tenth of a second
+WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}  # of an element, by its bytes
 
 
 def flatten(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
@@ -143,9 +147,17 @@ def fingerprint(tree: PyTree) -> dict[str, str]:
     InputError: a leaf is no array of numbers of 8 to 64 bits.
   """
   flat = flatten(tree)
-  labels = [_label(path, leaf) for path, leaf in flat.items()]
-  hashes = jax.device_get(_hash_leaves([_words(leaf) for leaf in flat.values()]))
-  return {path: _named(int(value), label) for path, value, label in zip(flat, hashes, labels)}
+  labels = {path: _label(path, leaf) for path, leaf in flat.items()}
+  words = {path: _words(leaf) for path, leaf in flat.items()}
+  hashes = {path: _hash_at_hand(np.asarray(x)) for path, x in words.items() if at_hand(x)}
+  large = {path: x for path, x in words.items() if path not in hashes}
+  hashes |= jax.device_get(_hash_leaves(large)) if large else {}
+  return {path: _named(int(hashes[path]), label) for path, label in labels.items()}
+
+
+def at_hand(x: Array) -> bool:
+  """Whether NumPy has gone through the array before a program that does so is compiled: it is small, and on this host."""
+  return math.prod(x.shape) <= AT_HAND and (isinstance(x, np.ndarray) or x.is_fully_addressable)
 
 
 def named_hash(total: int, shape: tuple[int, ...], dtype: str) -> str:
@@ -208,15 +220,20 @@ def _words(leaf: Any) -> jax.Array | np.ndarray:
   return np.ascontiguousarray(array).view(np.uint32).reshape(array.shape + (2,)) if array.dtype.itemsize == 8 else array
 
 
+def _hash_at_hand(x: np.ndarray) -> np.ndarray:
+  bits = np.ascontiguousarray(x).ravel().view(WORDS[x.dtype.itemsize]).astype(np.uint32)
+  return mixed(bits, np.arange(bits.size, dtype=np.uint32))
+
+
 @jax.jit
 def _hash_leaves(leaves):
-  return [_hash_leaf(leaf) for leaf in leaves]
+  return jax.tree.map(_hash_leaf, leaves)
 
 
 def _hash_leaf(x):
   if x.dtype == jnp.bool_:
     x = x.astype(jnp.uint8)
-  word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
+  word = WORDS[x.dtype.itemsize]
   bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
   index = jnp.zeros(bits.shape, jnp.uint32)
   for axis, size in enumerate(bits.shape):
@@ -224,14 +241,17 @@ def _hash_leaf(x):
   return mixed(bits, index)
 
 
-def mixed(bits: jax.Array, index: jax.Array) -> jax.Array:
-  """The sum modulo 2^32 of uint32 words, each mixed with its index in the array: of parts, it adds up to the whole's."""
+def mixed(bits: Array, index: Array) -> Array:
+  """The sum modulo 2^32 of uint32 words, each mixed with its index in the array: of parts, it adds up to the whole's.
+
+  NumPy's arrays or jax's, of one axis at least: NumPy warns of what a scalar loses.
+  """
   # Odd multipliers are invertible modulo 2^32, so a single changed word always changes its term of the sum.
-  salt = index * jnp.uint32(2654435761) + jnp.uint32(0x9E3779B9)
-  salt = (salt ^ (salt >> 15)) * jnp.uint32(0x85EBCA6B) | jnp.uint32(1)
+  salt = index * np.uint32(2654435761) + np.uint32(0x9E3779B9)
+  salt = (salt ^ (salt >> 15)) * np.uint32(0x85EBCA6B) | np.uint32(1)
   mixed = bits * salt
   mixed = mixed ^ (mixed >> 13)
-  return jnp.sum(mixed * jnp.uint32(0xC2B2AE35), dtype=jnp.uint32)
+  return (mixed * np.uint32(0xC2B2AE35)).sum(dtype=np.uint32)
 
 
 def _key_name(key) -> str:

@@ -4,6 +4,7 @@ import hashlib
 from typing import Any, Iterable, Mapping
 
 import jax.numpy as jnp
+import numpy as np
 
 from weightsteer_jax import models, tree
 from weightsteer_jax.errors import InputError
@@ -63,7 +64,7 @@ def digest_leaves(leaves: Iterable[tuple[str, Any]]) -> str:
   """`tree.digest` of the leaves rounded to bfloat16, taken one at a time, so that only one needs to be held."""
   prints = {}
   for path, leaf in leaves:
-    leaf = jnp.asarray(leaf, jnp.bfloat16)
+    leaf = np.asarray(leaf).astype(jnp.bfloat16) if tree.at_hand(leaf) else jnp.asarray(leaf, jnp.bfloat16)
     prints[path] = (leaf.shape, tree.fingerprint({path: leaf})[path])
   return digest_prints(prints)
 

@@ -168,9 +168,12 @@ def read_shards(config: ModelConfig, row: TensorRow, tensors: Tensors, dtype: st
 
 def _check_finite(params: PyTree, folder: pathlib.Path, layout: Layout) -> None:
   """Nothing, if all are; every process comes to the same answer."""
-  check = jax.jit(lambda params: jax.tree.map(lambda x: jnp.isfinite(x).all(), params), out_shardings=layout.replicated)
-  finite = check(params)
-  bad = [path for path, ok in tree.flatten(finite).items() if not ok]
+  flat = tree.flatten(params)
+  finite = {path: np.isfinite(np.asarray(x)).all() for path, x in flat.items() if tree.at_hand(x)}
+  large = {path: x for path, x in flat.items() if path not in finite}
+  check = jax.jit(lambda large: jax.tree.map(lambda x: jnp.isfinite(x).all(), large), out_shardings=layout.replicated)
+  finite |= check(large) if large else {}
+  bad = [path for path in flat if not finite[path]]
   if bad:
     raise NotFiniteError(f'{folder}: the weights {", ".join(bad)} hold NaN or infinite values')
 
