@@ -8,14 +8,6 @@ from weightsteer_jax import config
 from weightsteer_jax.data import Example
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Gradients of a whole model take seconds to compile; unoptimised, half as many, and the numbers are as good."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @pytest.fixture
 def make_examples():
   """(count, seed, shortest, longest) -> examples of so many tokens, of which a random half are targets."""

@@ -1,19 +1,10 @@
 """The model and the sources that the tests of this room share; the oracle is that of the directions' tests."""
 import pathlib
 
-import jax
 import pytest
 
 from directions import oracle
 from weightsteer_jax import models
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Compiling takes longer than what is compiled; unoptimised, half as long, and the numbers are as good."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='session')

@@ -80,14 +80,16 @@ def test_a_time_out_is_asked_again(judge_of):
 def test_retry_after_is_waited_for_by_all(judge_of):
   """The first question is told to wait for a second; the third, whose turn comes meanwhile, is held back as well."""
   def answer(body, before):
-    return fails(429, 'slow down',
-                 Retry_After='1') if 'Question 0?' in body['messages'][0]['content'] and not before else says('85')
+    question = body['messages'][0]['content']
+    if 'Question 1?' in question:  # Its answer comes, and with it the third question's turn, when the first one's has been read.
+      time.sleep(0.3)
+    return fails(429, 'slow down', Retry_After='1') if 'Question 0?' in question and not before else says('85')
 
   with Server(answer, slow=0.2) as server:
     ask(judge_of(server, concurrency=2), [trait(0), trait(1), trait(2)])
     times = {
         i: [
-            time for time, body in zip(server.times, server.bodies)
+            at for at, body in zip(server.times, server.bodies)
             if f'Question {i}?' in body['messages'][0]['content']
         ] for i in range(3)
     }
