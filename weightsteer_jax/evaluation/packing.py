@@ -17,8 +17,8 @@ from weightsteer_jax.evaluation.scoring import ScoreBatch
 # Indices of the deltas that a batch is computed with.
 Active = tuple[int, ...]
 
-ROW = 512  # tokens of a row, or more where a question or the packing asks for it
-MOST_ROW = 1024  # that the packing may ask for
+ROW = 512  # tokens: shorter questions are all alike
+MOST_ROW = 1024  # tokens of a row, unless a question is longer
 MAX_SHAPES = 3
 TARGETS_MULTIPLE = 32
 SAMPLE = 2000  # questions by which a row's length is chosen
