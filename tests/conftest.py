@@ -28,6 +28,15 @@ jax.config.update('jax_default_matmul_precision',
                   'highest')  # Oracles are float32; accelerators would otherwise round to fewer bits.
 
 
+# Each takes half a minute or more. They come first, so that no worker has one left when the others are done.
+LONGEST = ('test_watched', 'test_processes', 'test_meshes', 'test_launch', 'test_together', 'test_methods', 'test_page', 'test_generation',
+           'test_parity', 'test_loop', 'test_attention')
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope='session')
 def checkpoint(tmp_path_factory):
   """name -> tiny.Checkpoint of tiny.CASES, each made once a session."""
