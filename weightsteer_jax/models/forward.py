@@ -71,8 +71,9 @@ def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positio
     cache: from `init_cache`, or from an earlier call.
     remat: what the backward pass recomputes, beside norms, gates and attention's scores: 'none'; 'dots', all but the
       products of activations with the base's weights; 'full', each layer from its input.
-    reach: positions that a text may grow to, by which 'longrope' chooses its factors (see rope.py); the slots of the
-      cache, or T without one, if None. A window that is no shorter is none. What is written to a cache that is to be part of a longer one needs that one's.
+    reach: positions that a text may grow to, by which 'longrope' chooses its factors (see rope.py), and a window that is
+      no shorter is none; the slots of the cache, or T without one, if None. What is written to a cache that is to be part
+      of a longer one needs that one's.
   Raises:
     InputError: a sequence longer than the model's or the cache's positions, segments together with a cache, branches
       without segments and positions, or an edit that does not fit the model or the batch.
