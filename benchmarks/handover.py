@@ -302,17 +302,16 @@ def main():
     if not (args.folder / name).exists():
       make(args.folder / name, config, moved, seed)
   machine = compare.machine() | {'device': 'host'}
-  path = compare.RESULTS / 'handover.json'
-  record = json.loads(path.read_text()) if path.exists() else {}
-  if record.get('gigabytes') != args.gigabytes:
-    record = {'gigabytes': args.gigabytes, 'config': config, 'result': {}}
+  name = f'handover_{args.gigabytes:g}gb'
+  path = compare.RESULTS / f'{name}.json'
+  record = json.loads(path.read_text()) if path.exists() else {'gigabytes': args.gigabytes, 'config': config, 'result': {}}
   for mode in args.modes.split(','):
     before = record['result'].get(mode, {}) if args.more else {}
     for found in measure(args.folder, args.sides.split(','), args.repeats, mode == 'disk', before):
       record['result'][mode] = found | {'gb': bytes_moved(args.folder), 'machine': machine}
-      compare.save('handover', record)  # Of the rounds so far: they are long.
-  for name in ('direction', *args.sides.split(','), *(() if args.keep else ('base', 'positive', 'negative'))):
-    shutil.rmtree(args.folder / name, ignore_errors=True)
+      compare.save(name, record)  # Of the rounds so far: they are long.
+  for made in ('direction', *args.sides.split(','), *(() if args.keep else ('base', 'positive', 'negative'))):
+    shutil.rmtree(args.folder / made, ignore_errors=True)
 
 
 if __name__ == '__main__':
