@@ -205,6 +205,7 @@ def contrast(folder: pathlib.Path, args: Any) -> dict[str, Any]:
       raise AssertionError(f'the losses differ by up to {difference}: {found}')
     return {'largest difference of losses': difference, 'losses of ours': found[compare.OURS].round(4).tolist()}
 
+  shutil.rmtree(folder / 'ours', ignore_errors=True)  # Of a run that was ended: it would be gone on with.
   found = compare.in_turns({compare.OURS: ours, 'peft': theirs}, repeats=args.repeats, same=same)
   count = sum(len(example) for train, _ in sides.values() for example in train)
   return found | {'steps': 2 * args.steps, 'tokens': count, 'trained': tree.count(first),
