@@ -47,7 +47,7 @@ def measure(rows: int, length: int, heads: int, kv_heads: int, head_dim: int, *,
   real = (segments > 0)[..., None, None]
 
   def blocks(size: int) -> Callable[..., jax.Array]:
-    return lambda q, k, v: blocked.attend(q, k, v, seen.slots_BT, segments, None, scale=head_dim**-0.5, block=size)
+    return lambda q, k, v: blocked.attend(q, k, v, seen.slots_BT, segments, None, None, scale=head_dim**-0.5, block=size)
 
   kernels = {'reference': lambda q, k, v: attention.attend(q, k, v, seen)}
   kernels |= {f'blocks of {size}': blocks(size) for size in BLOCKS if size < length}

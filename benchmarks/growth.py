@@ -77,7 +77,6 @@ def of_process(devices: int) -> dict[str, float]:
 
 def on_devices(count: int) -> tuple[float, int, int]:
   """(operations, bytes of weights, bytes of temporaries) of one device, for one batch whose rows are cut over all."""
-  import numpy as np
   import jax
   from weightsteer_jax import models, sharding
   from weightsteer_jax.evaluation import packing, scoring

@@ -109,7 +109,8 @@ def sweep(folder: pathlib.Path, args: Any) -> dict[str, Any]:
     found['seconds']['merge_and_reload'] = compare.spread([took]) | {'alphas timed, once': len(some)}
     found['ratio']['merge_and_reload'] = compare.spread([took / found['seconds'][compare.OURS]['median']])
   count = sum(len(prompt) + len(choice) - 1 for prompt, choice in rows) * len(cases.ALPHAS)
-  return found | {'rows': len(rows) * len(cases.ALPHAS), 'tokens': count,
+  ours_count = sum(len(one.prompt) + sum(len(choice) - 1 for choice in one.choices) for one in asked) * len(cases.ALPHAS)
+  return found | {'rows': len(rows) * len(cases.ALPHAS), 'tokens': count, 'tokens that ours computes': ours_count,
                   'tokens_per_second': {name: count / one['median'] for name, one in found['seconds'].items()}}
 
 

@@ -113,7 +113,7 @@ def admit(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], 
   """The state with the entry's prompts prefilled into its slots."""
   prompts, length = entry.prompts_PT.shape
   cache = models.init_cache(config, prompts, length, jax.tree.leaves(state.cache)[0].dtype)
-  edits = edits_of(deltas, entry.rows.coefficients_BC, prompt=True)
+  edits = edits_of(deltas, entry.rows.coefficients_BC, answers=False)
   reach = models.cache_length(state.cache)
   _, cache = models.hidden(config, params, entry.prompts_PT, edits=edits, cache=cache, reach=reach)
   rows = dataclasses.replace(entry.rows, keys_B2=sampling.row_keys(*entry.draws_P3.T))

@@ -67,16 +67,16 @@ def questions(requests: Sequence[ScoreRequest], arms: Arms, config: models.Model
     if total > config.max_positions:
       raise InputError(f'{request.cited}: prompt and completion take {total} positions, the model has '
                        f'{config.max_positions}; shorten them')
-    rotated = total > (longrope_limit(config) or total)
-    groups[request.prompt, arms.coefficients(request.arm, request.alpha), rotated][request.completion].append(request.key)
+    found = request.prompt, arms.coefficients(request.arm, request.alpha), rotates_as_long(config, total)
+    groups[found][request.completion].append(request.key)
   return [Question(prompt, coefficients, tuple(members), tuple(map(tuple, members.values())))
           for (prompt, coefficients, _), members in groups.items()]
 
 
-def longrope_limit(config: models.ModelConfig) -> int | None:
-  """Positions up to which 'longrope' takes its short factors; None for a model that has no such ropes."""
-  ropes = [rope for rope in (config.rope, config.local_rope) if rope is not None and rope.kind == 'longrope']
-  return ropes[0].original_max_positions if ropes else None
+def rotates_as_long(config: models.ModelConfig, positions: int) -> bool:
+  """Whether a text of so many positions takes the long factors of 'longrope', if the model has such a rope."""
+  return any(rope is not None and rope.kind == 'longrope' and positions > rope.original_max_positions
+             for rope in (config.rope, config.local_rope))
 
 
 def batches(asked: Sequence[Question], config: models.ModelConfig, *, batch_size: int, compile_tokens: int,
@@ -89,11 +89,10 @@ def batches(asked: Sequence[Question], config: models.ModelConfig, *, batch_size
     groups: see ScoreBatch; the rows of a batch are a multiple of it.
   """
   active = together(question.coefficients for question in asked)
-  limit = longrope_limit(config) or config.max_positions
   alike = collections.defaultdict(list)
   for question in asked:
     pieces = _split(question, max(MOST_ROW, 2 * question.longest))
-    alike[active[question.coefficients], question.longest > limit].extend(pieces)
+    alike[active[question.coefficients], rotates_as_long(config, question.longest)].extend(pieces)
   for (deltas, _), members in alike.items():
     members = [dataclasses.replace(question, coefficients=tuple(question.coefficients[i] for i in deltas)) for question in members]
     for some in _classes(members, config, compile_tokens):
@@ -102,11 +101,12 @@ def batches(asked: Sequence[Question], config: models.ModelConfig, *, batch_size
 
 def alike(config: models.ModelConfig, *, prompts: int, prompt_tokens: int, completions: int, completion_tokens: int,
           groups: int = 1) -> ScoreBatch:
-  """The numpy batch of so many prompts of one length, with so many completions each, under one edit at 1."""
-  question = lambda i: Question((i % config.vocab_size,) * prompt_tokens, (1.0,), ((1,) * completion_tokens,) * completions,
-                                ((),) * completions)
-  planned = batches([question(i) for i in range(prompts)], config, batch_size=prompts * completions, compile_tokens=0, groups=groups)
-  [(_, batch, _)] = planned
+  """The numpy batch of so many random prompts of one length, with so many completions each, under one edit at 1."""
+  draw = np.random.default_rng(0)
+  tokens = lambda length: tuple(draw.integers(0, config.vocab_size, length).tolist())
+  asked = [Question(tokens(prompt_tokens), (1.0,), tuple(tokens(completion_tokens) for _ in range(completions)), ((),) * completions)
+           for _ in range(prompts)]
+  [(_, batch, _)] = batches(asked, config, batch_size=prompts * completions, compile_tokens=0, groups=groups)
   return batch
 
 

@@ -4,6 +4,7 @@ import functools
 from typing import Any, Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 
 from weightsteer_jax import models
 from weightsteer_jax.evaluation.arms import AnswerOnly, bare
@@ -29,7 +30,19 @@ def program(function: Callable | None = None, **jit_options: Any) -> Callable:
   return jax.jit(traced, **jit_options)
 
 
-def edits_of(deltas: Sequence[PyTree], coefficients_BC: jax.Array, *, prompt: bool = False) -> tuple[models.Edit, ...]:
-  """One edit per delta, at its column of coefficients; in a prompt (without its last token), none that is AnswerOnly."""
-  return tuple(models.Edit(bare(delta), coefficients_BC[:, i]) for i, delta in enumerate(deltas)
-               if not (prompt and isinstance(delta, AnswerOnly)))
+def edits_of(deltas: Sequence[PyTree], coefficients: jax.Array, *, answers: bool | jax.Array = True) -> tuple[models.Edit, ...]:
+  """One edit per delta, at its column of the coefficients, [B, C] or [B, T, C].
+
+  Args:
+    answers: whether what is computed belongs to an answer, which a prompt's last token does; bool [B, T] where that differs
+      from token to token. Elsewhere no edit is made that is AnswerOnly.
+  """
+  edits = []
+  for i, delta in enumerate(deltas):
+    alpha = coefficients[..., i]
+    if isinstance(delta, AnswerOnly):
+      if answers is False:
+        continue
+      alpha = alpha if answers is True else jnp.where(answers, alpha, 0.0)
+    edits.append(models.Edit(bare(delta), alpha))
+  return tuple(edits)

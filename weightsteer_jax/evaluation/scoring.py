@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from weightsteer_jax import models, sharding
-from weightsteer_jax.evaluation.arms import AnswerOnly, bare
-from weightsteer_jax.evaluation.programs import program
+from weightsteer_jax.evaluation.programs import edits_of, program
 
 PyTree = Any
 
@@ -52,15 +51,11 @@ class ScoreBatch:
 def score_batch(config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree],
                 batch: ScoreBatch) -> tuple[jax.Array, jax.Array]:
   """Of each target: (its log-likelihood in nats, float32 [U, M]; whether it is the most likely token, bool [U, M])."""
-  def alpha(index, delta):
-    alpha_BT = batch.coefficients_BTC[..., index]
-    return jnp.where(batch.answers_BT, alpha_BT, 0.0) if isinstance(delta, AnswerOnly) else alpha_BT
-
   def at_places(x_BT):
     x_UN = x_BT.reshape(len(batch.places_UM), -1, *x_BT.shape[2:])  # Rows of a group lie on one device.
     return jax.vmap(lambda x_N, places_M: x_N[places_M])(x_UN, batch.places_UM)
 
-  edits = [models.Edit(bare(delta), alpha(index, delta)) for index, delta in enumerate(deltas)]
+  edits = edits_of(deltas, batch.coefficients_BTC, answers=batch.answers_BT)
   x_BTD, _ = models.hidden(config, params, batch.tokens_BT, positions_BT=batch.positions_BT, segment_ids_BT=batch.questions_BT,
                            branches_BT=batch.branches_BT, edits=edits, reach=batch.reach)
   edits = [dataclasses.replace(edit, alpha=at_places(edit.alpha)) for edit in edits]
