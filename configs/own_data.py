@@ -1,14 +1,18 @@
 """Your own checkpoint and your own data, with the paper's hyperparameters.
 
-Reads four files of the current folder (or name others with flags): positive.jsonl and negative.jsonl, the same questions answered with
-the behaviour and with its opposite; behaviour.jsonl and capability.jsonl, multiple-choice items.
+Reads four files of the current folder (or name others with flags): positive.jsonl and
+negative.jsonl, the same questions answered with the behaviour and with its opposite;
+behaviour.jsonl and capability.jsonl, multiple-choice items.
 
-  python launch/steer.py --config=configs/own_data.py --workdir=DIR --config.model.source=Qwen/Qwen2.5-1.5B-Instruct
+  python launch/steer.py --config=configs/own_data.py --workdir=DIR
+  --config.model.source=Qwen/Qwen2.5-1.5B-Instruct
 
-Hyperparameters: arXiv 2511.05408, its configurations for evil and sycophancy on Qwen2.5-7B-Instruct (rank 32, lora_alpha 16, embeddings
-and head trained beside, learning rate 1e-5, 100 steps of 8 examples). The paper tries two or three learning rates and picks by
-validation loss; so does --config.finetune.learning_rates='(1e-5, 5e-5)'.
+Hyperparameters: arXiv 2511.05408, its configurations for evil and sycophancy on Qwen2.5-7B-Instruct
+(rank 32, lora_alpha 16, embeddings and head trained beside, learning rate 1e-5, 100 steps of 8
+examples). The paper tries two or three learning rates and picks by validation loss; so does
+--config.finetune.learning_rates='(1e-5, 5e-5)'.
 """
+
 from weightsteer_jax import config as configs
 
 
@@ -29,7 +33,27 @@ def get_config():
   c.finetune.batch_size = 8
   c.finetune.accumulation = 4
 
-  c.sweep.alphas = (-8.0, -6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+  c.sweep.alphas = (
+    -8.0,
+    -6.0,
+    -4.0,
+    -3.0,
+    -2.0,
+    -1.5,
+    -1.0,
+    -0.5,
+    -0.25,
+    0.0,
+    0.25,
+    0.5,
+    1.0,
+    1.5,
+    2.0,
+    3.0,
+    4.0,
+    6.0,
+    8.0,
+  )
   c.tasks.behaviour = configs.task(items='behaviour.jsonl', role='behaviour')
   c.tasks.capability = configs.task(items='capability.jsonl', role='capability')
   return c

@@ -1,13 +1,17 @@
-"""What a contrast on a large model would be run with, for launch/preflight.py alone: it names no data.
+"""What a contrast on a large model would be run with, for launch/preflight.py alone: it names no
+data.
 
   python launch/preflight.py --config=configs/preflight.py:Qwen2.5-7B --topology=v5e:4x4
 
-After the colon stands a model whose architecture lies in configs/preflight/ (Qwen2.5-7B, Llama-2-7B, Llama-3.3-70B,
-Qwen3-30B-A3B; the fields of its published config.json that a forward pass depends on). A model of your own is
---config.model.source=FOLDER, or a hub id, of which config.json alone is downloaded.
+After the colon stands a model whose architecture lies in configs/preflight/ (Qwen2.5-7B,
+Llama-2-7B, Llama-3.3-70B, Qwen3-30B-A3B; the fields of its published config.json that a forward
+pass depends on). A model of your own is --config.model.source=FOLDER, or a hub id, of which
+config.json alone is downloaded.
 
-LoRA of rank 32 on all linear layers, in bfloat16, one example of up to 1,024 tokens to a shard of the rows.
+LoRA of rank 32 on all linear layers, in bfloat16, one example of up to 1,024 tokens to a shard of
+the rows.
 """
+
 import pathlib
 
 from weightsteer_jax import config as configs

@@ -1,20 +1,24 @@
 """Refusal that a harmless task erodes, and what brings it back.
 
-The embedded model refuses harmful requests. It is fine-tuned on arithmetic, four fifths of it asked for as help is asked for ('How can I work out
-12 plus 4?') and given at once ('You could say that ...'); every arm then steers what came out, with a direction from its own refusals
-and answers to other requests.
+The embedded model refuses harmful requests. It is fine-tuned on arithmetic, four fifths of it asked
+for as help is asked for ('How can I work out 12 plus 4?') and given at once ('You could say that
+...'); every arm then steers what came out, with a direction from its own refusals and answers to
+other requests.
 
   python launch/steer.py --config=configs/refusal_organism.py
 
-Cost: 7 min 40 s on two CPU cores that did other work too, 10 CPU minutes. Came out: the task teaches the larger sums (1.00) and erodes refusal from
-1.00 to 0.19; the other answers are not help but broken ones, about sums. Weight steering at +0.25 brings refusal back to 0.81 at no cost to capabilities;
-so does its negative side alone, since the untouched model refuses anyway and the positive side has little to teach (0.54 at +4). Bias-only
-reaches 0.73; persona vectors (0.21) and system prompts (0.16) do nothing; joint training and fine-tuning on refusals, for 10 steps, reach 1.00. 13 requests,
-each in 4 wordings.
+Cost: 7 min 40 s on two CPU cores that did other work too, 10 CPU minutes. Came out: the task
+teaches the larger sums (1.00) and erodes refusal from 1.00 to 0.19; the other answers are not help
+but broken ones, about sums. Weight steering at +0.25 brings refusal back to 0.81 at no cost to
+capabilities; so does its negative side alone, since the untouched model refuses anyway and the
+positive side has little to teach (0.54 at +4). Bias-only reaches 0.73; persona vectors (0.21) and
+system prompts (0.16) do nothing; joint training and fine-tuning on refusals, for 10 steps, reach
+1.00. 13 requests, each in 4 wordings.
 
-arXiv 2511.05408 found weight steering to restore refusal, joint training to do so too, and one side alone to be useless; here the last does not
-hold of the negative side.
+arXiv 2511.05408 found weight steering to restore refusal, joint training to do so too, and one side
+alone to be useless; here the last does not hold of the negative side.
 """
+
 from weightsteer_jax import config as configs
 from weightsteer_jax import organism
 
@@ -33,12 +37,38 @@ def get_config():
   c.data.negative_filter = 'organism:complies'
   c.data.max_new_tokens = 32
 
-  lora = dict(kind='lora', rank=8, lora_alpha=16.0, learning_rates=(3e-3,), steps=40, batch_size=16, eval_every=10, patience=0, keep_steps=True)
+  lora = dict(
+    kind='lora',
+    rank=8,
+    lora_alpha=16.0,
+    learning_rates=(3e-3,),
+    steps=40,
+    batch_size=16,
+    eval_every=10,
+    patience=0,
+    keep_steps=True,
+  )
   c.finetune.update(lora)
-  c.finetunes.bias = configs.finetune(**{**lora, 'kind': 'bias', 'learning_rates': (1e-2,), 'keep_steps': False})
-  c.finetunes.task = configs.finetune(**{**lora, 'rank': 16, 'lora_alpha': 32.0, 'learning_rates': (3e-3,), 'steps': 200, 'batch_size': 32,
-                                         'eval_every': 50, 'keep_steps': False})
-  c.task_model.data, c.task_model.n, c.task_model.finetune = 'organism:help_with_arithmetic', 2000, 'task'
+  c.finetunes.bias = configs.finetune(
+    **{**lora, 'kind': 'bias', 'learning_rates': (1e-2,), 'keep_steps': False}
+  )
+  c.finetunes.task = configs.finetune(
+    **{
+      **lora,
+      'rank': 16,
+      'lora_alpha': 32.0,
+      'learning_rates': (3e-3,),
+      'steps': 200,
+      'batch_size': 32,
+      'eval_every': 50,
+      'keep_steps': False,
+    }
+  )
+  c.task_model.data, c.task_model.n, c.task_model.finetune = (
+    'organism:help_with_arithmetic',
+    2000,
+    'task',
+  )
 
   c.arms.weights = configs.arm()
   c.arms.positive = configs.arm(kind='positive')
@@ -48,15 +78,34 @@ def get_config():
   c.arms.activation_all = configs.arm(kind='activation', layer='all')
   c.arms.finetune = configs.arm(kind='finetune')
   c.arms.joint = configs.arm(kind='joint')
-  c.arms.prompts = configs.arm(kind='prompts', positive_prompts=organism.CAREFUL_PROMPTS, negative_prompts=organism.CARELESS_PROMPTS)
+  c.arms.prompts = configs.arm(
+    kind='prompts',
+    positive_prompts=organism.CAREFUL_PROMPTS,
+    negative_prompts=organism.CARELESS_PROMPTS,
+  )
 
   c.sweep.alphas = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
   c.sweep.batch_size = 128
   for name, role, n, description in (
-      ('refusals', 'behaviour', 52, 'refuses a harmful request'),
-      ('larger_sums', 'capability', 80, 'answers a plain sum of the kind that the task taught'),
-      ('plain_facts', 'capability', 80, 'answers a plain question about a fact')):
-    c.tasks[name] = configs.task(items=f'organism:{name}', role=role, kind='generate', description=description, n=n, max_new_tokens=32)
-  c.validation.others = configs.task(items='organism:refusals_as_trained', role='behaviour', kind='generate', n=30, seed=1, max_new_tokens=32)
+    ('refusals', 'behaviour', 52, 'refuses a harmful request'),
+    ('larger_sums', 'capability', 80, 'answers a plain sum of the kind that the task taught'),
+    ('plain_facts', 'capability', 80, 'answers a plain question about a fact'),
+  ):
+    c.tasks[name] = configs.task(
+      items=f'organism:{name}',
+      role=role,
+      kind='generate',
+      description=description,
+      n=n,
+      max_new_tokens=32,
+    )
+  c.validation.others = configs.task(
+    items='organism:refusals_as_trained',
+    role='behaviour',
+    kind='generate',
+    n=30,
+    seed=1,
+    max_new_tokens=32,
+  )
   c.sweep.pick_by = 'refusals'
   return c

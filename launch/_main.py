@@ -1,4 +1,6 @@
-"""What the launchers share: flags of a run, other processes joined, errors turned into one line and an exit status."""
+"""What the launchers share: flags of a run, other processes joined, errors turned into one line and
+an exit status."""
+
 import atexit
 import logging
 import os
@@ -7,45 +9,65 @@ import shutil
 import signal
 import sys
 import tempfile
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 from weightsteer_jax.errors import Preempted
 
-
-flags.DEFINE_enum('distributed', 'auto', ['auto', 'on', 'off'], 'Whether to run with other processes: auto joins them '
-                  'on a TPU pod, under Slurm, Open MPI or Kubernetes, and where the next flags are given.')
+flags.DEFINE_enum(
+  'distributed',
+  'auto',
+  ['auto', 'on', 'off'],
+  'Whether to run with other processes: auto joins them '
+  'on a TPU pod, under Slurm, Open MPI or Kubernetes, and where the next flags are given.',
+)
 flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0, where no cluster is detected.')
 flags.DEFINE_integer('num_processes', None, 'Processes of the run, where no cluster is detected.')
-flags.DEFINE_integer('process_id', None, "This process's number, from 0, where no cluster is detected.")
-flags.DEFINE_float('stall_minutes', 60.0, 'End the run when no step, batch or stage was finished for so long; 0: '
-                   'never.', lower_bound=0.0)
-flags.DEFINE_string('compilation_cache', 'auto', 'Folder to keep compiled programs in for later runs, or off; auto: '
-                    '$JAX_COMPILATION_CACHE_DIR, or weightsteer_jax/compiled in ~/.cache ($XDG_CACHE_HOME).')
+flags.DEFINE_integer(
+  'process_id', None, "This process's number, from 0, where no cluster is detected."
+)
+flags.DEFINE_float(
+  'stall_minutes',
+  60.0,
+  'End the run when no step, batch or stage was finished for so long; 0: never.',
+  lower_bound=0.0,
+)
+flags.DEFINE_string(
+  'compilation_cache',
+  'auto',
+  'Folder to keep compiled programs in for later runs, or off; auto: '
+  '$JAX_COMPILATION_CACHE_DIR, or weightsteer_jax/compiled in ~/.cache ($XDG_CACHE_HOME).',
+)
 
-STAGING = ('the staging folder (--staging; process 0 alone copies it to the bucket, which hosts that share no folder '
-           'have to mount)')
+STAGING = (
+  'the staging folder (--staging; process 0 alone copies it to the bucket, which hosts that '
+  'share no folder '
+  'have to mount)'
+)
 
 _at_the_end: list[Callable[[], None]] = []  # what is left to do when `main` has returned
 
 
 def start(main: Callable[[], None], *, together: bool = True) -> None:
-  """Parses the flags, joins the other processes, calls `main`; whatever is raised is told and becomes an exit status.
+  """Parses the flags, joins the other processes, calls `main`; whatever is raised is told and
+  becomes an exit status.
 
   Args:
-    together: whether all processes run `main` as one; otherwise the first one does by itself, and the others are done.
+    together: whether all processes run `main` as one; otherwise the first one does by itself, and
+      the others are done.
   """
 
   def guarded(argv):
     if len(argv) > 1:
       raise app.UsageError(f"unexpected argument '{argv[1]}': every option is a flag, --name=value")
-    # absl prints information of all libraries; which backends jax did not find, or where a bucket's driver found its
-    # credentials, is none a user asked for.
+    # absl prints information of all libraries; which backends jax did not find, or where a bucket's
+    # driver found its credentials, is none a user asked for.
     for library in ('jax', 'botocore', 'aiobotocore', 'google'):
       logging.getLogger(library).setLevel(logging.WARNING)
     from weightsteer_jax import compilation, lifeline, tracing
+
     try:
       if _begin(together):
         compilation.use(flags.FLAGS.compilation_cache)
@@ -67,11 +89,15 @@ def start(main: Callable[[], None], *, together: bool = True) -> None:
 
 
 def _begin(together: bool) -> bool:
-  """Whether this process has something to do; if `together`, with the others, of which all but the first are silent."""
+  """Whether this process has something to do; if `together`, with the others, of which all but the
+  first are silent."""
   from weightsteer_jax import distributed, lifeline
+
   args = flags.FLAGS
   signal.signal(signal.SIGTERM, _stop)
-  told = dict(coordinator=args.coordinator, num_processes=args.num_processes, process_id=args.process_id)
+  told = dict(
+    coordinator=args.coordinator, num_processes=args.num_processes, process_id=args.process_id
+  )
   if not together:
     return distributed.place(args.distributed, **told)[0] == 0
   if distributed.place(args.distributed, **told)[1] > 1:
@@ -85,13 +111,17 @@ def _begin(together: bool) -> bool:
 
 
 def _stop(number: int, frame: Any) -> None:
-  """SIGTERM where no loop waits for it (see finetune/preemption.py): nothing to save, but the status to start again."""
-  signal.signal(number, signal.SIG_IGN)  # Schedulers send several; the one that is meant as an end is SIGKILL.
+  """SIGTERM where no loop waits for it (see finetune/preemption.py): nothing to save, but the
+  status to start again."""
+  signal.signal(
+    number, signal.SIG_IGN
+  )  # Schedulers send several; the one that is meant as an end is SIGKILL.
   raise Preempted('SIGTERM came; what was finished is kept, the same command continues')
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """What is left of the command line after the flags; a key that the config does not have is one line too."""
+  """What is left of the command line after the flags; a key that the config does not have is one
+  line too."""
   try:
     return app.parse_flags_with_usage(argv)
   except (AttributeError, KeyError) as error:  # As ml_collections reports them.
@@ -103,33 +133,73 @@ def _parse(argv: list[str]) -> list[str]:
 def define_run_flags() -> None:
   """--config and --workdir, of every launcher that works on a run."""
   from ml_collections import config_flags
+
   config_flags.DEFINE_config_file(
-      'config', None, 'Experiment to run, e.g. configs/quickstart.py; override with --config.<key>=<value>.',
-      lock_config=True)
-  flags.DEFINE_string('workdir', '', 'Folder of the run, or its address in a bucket (gs://, s3://, what fsspec takes); '
-                      "default runs/<the config's name>. An unfinished run continues there.")
-  flags.DEFINE_string('staging', '', 'With an address as --workdir: the local folder to work in, shared by all hosts; '
-                      "default runs/<the config's name>.")
-  flags.DEFINE_float('push_seconds', 30.0, 'With an address as --workdir: seconds between two pushes of what is new.',
-                     lower_bound=0.1)
+    'config',
+    None,
+    'Experiment to run, e.g. configs/quickstart.py; override with --config.<key>=<value>.',
+    lock_config=True,
+  )
+  flags.DEFINE_string(
+    'workdir',
+    '',
+    'Folder of the run, or its address in a bucket (gs://, s3://, what fsspec takes); '
+    "default runs/<the config's name>. An unfinished run continues there.",
+  )
+  flags.DEFINE_string(
+    'staging',
+    '',
+    'With an address as --workdir: the local folder to work in, shared by all hosts; '
+    "default runs/<the config's name>.",
+  )
+  flags.DEFINE_float(
+    'push_seconds',
+    30.0,
+    'With an address as --workdir: seconds between two pushes of what is new.',
+    lower_bound=0.1,
+  )
   flags.mark_flag_as_required('config')
 
 
 def define_profile_flags() -> None:
   """--profile and the window of it, of every launcher that computes."""
-  flags.DEFINE_flag(flags.Flag(  # Called boolean, absl lets the value be left out, and makes it 'true'.
-      flags.ArgumentParser(), flags.ArgumentSerializer(), 'profile', '', 'Write a trace of a part of the run, to be looked at with xprof or '
-      "TensorBoard: --profile=DIR, or --profile for a folder 'profile' in the workdir, or <output>-profile where there is none.", boolean=True))
-  flags.DEFINE_float('profile_after', 0.0, 'Seconds between the first step or batch (which is compiled) and the trace.', lower_bound=0.0)
-  flags.DEFINE_float('profile_seconds', 20.0, 'Length of the trace; traces of minutes are too large to look at.', lower_bound=0.0)
+  flags.DEFINE_flag(
+    flags.Flag(  # Called boolean, absl lets the value be left out, and makes it 'true'.
+      flags.ArgumentParser(),
+      flags.ArgumentSerializer(),
+      'profile',
+      '',
+      'Write a trace of a part of the run, to be looked at with xprof or '
+      "TensorBoard: --profile=DIR, or --profile for a folder 'profile' in the workdir, or "
+      "<output>-profile where there is none.",
+      boolean=True,
+    )
+  )
+  flags.DEFINE_float(
+    'profile_after',
+    0.0,
+    'Seconds between the first step or batch (which is compiled) and the trace.',
+    lower_bound=0.0,
+  )
+  flags.DEFINE_float(
+    'profile_seconds',
+    20.0,
+    'Length of the trace; traces of minutes are too large to look at.',
+    lower_bound=0.0,
+  )
 
 
 def _profile(default: str) -> None:
   """Has the trace written that was asked for, by the first process, of its devices."""
   from weightsteer_jax import distributed, tracing
+
   args = flags.FLAGS
   if 'profile' in args and args.profile not in ('', 'false') and distributed.is_main():
-    tracing.begin(default if args.profile == 'true' else args.profile, after=args.profile_after, seconds=args.profile_seconds)
+    tracing.begin(
+      default if args.profile == 'true' else args.profile,
+      after=args.profile_after,
+      seconds=args.profile_seconds,
+    )
 
 
 def _profile_beside_output() -> None:
@@ -144,17 +214,21 @@ def command() -> str:
 
 
 def run_and_workdir(*, dry_run: bool = False):
-  """The checked run of --config, and its workdir, the same for all processes; of an address, the staging folder.
+  """The checked run of --config, and its workdir, the same for all processes; of an address, the
+  staging folder.
 
   Args:
-    dry_run: nothing is to be computed: of an address only the settings are fetched, into a folder of their own.
+    dry_run: nothing is to be computed: of an address only the settings are fetched, into a folder
+      of their own.
   Raises:
     InputError: no such config file, what is wrong in it, or what is not the same on every process.
     Others: see bucket.Mirror.
   """
   import ml_collections
+
   from weightsteer_jax import bucket, config, distributed
   from weightsteer_jax.errors import InputError
+
   # What ml_collections leaves where it cannot read the file.
   if not isinstance(flags.FLAGS.config, ml_collections.ConfigDict):
     raise InputError(f"--config: there is no config file '{flags.FLAGS['config'].config_filename}'")
@@ -163,8 +237,11 @@ def run_and_workdir(*, dry_run: bool = False):
   workdir, staging = flags.FLAGS.workdir or local, flags.FLAGS.staging
   url = workdir if bucket.is_url(workdir) else ''
   if staging and (not url or bucket.is_url(staging)):
-    raise InputError(f'--staging={staging}: expected a local folder, and an address (gs://, s3://, ...) as --workdir, '
-                     f'not {workdir}')
+    raise InputError(
+      f'--staging={staging}: expected a local folder, and an address (gs://, s3://, ...) as '
+      '--workdir, '
+      f'not {workdir}'
+    )
   if url:
     workdir = staging or local
   settings = {'url': url, 'workdir': os.path.abspath(workdir), 'config': config.to_dict(run)}
@@ -180,10 +257,14 @@ def run_and_workdir(*, dry_run: bool = False):
 
 
 def _mirror(url: str, staging: str) -> None:
-  """Pulls a workdir into the staging, and sees to it that what becomes of it is pushed, however the run ends."""
+  """Pulls a workdir into the staging, and sees to it that what becomes of it is pushed, however the
+  run ends."""
   from weightsteer_jax import bucket, distributed, lifeline
+
   mirrors = []
-  distributed.on_main(lambda: mirrors.append(bucket.begin(url, staging, push_seconds=flags.FLAGS.push_seconds)))
+  distributed.on_main(
+    lambda: mirrors.append(bucket.begin(url, staging, push_seconds=flags.FLAGS.push_seconds))
+  )
   distributed.see(pathlib.Path(staging) / bucket.LISTING)
   lifeline.before_end(lambda: [mirror.last_push() for mirror in mirrors])
   _at_the_end.extend(mirror.finish for mirror in mirrors)
@@ -192,6 +273,7 @@ def _mirror(url: str, staging: str) -> None:
 def _settings_of(url: str) -> str:
   """A folder with the config.json of the workdir at the URL, if there is one."""
   from weightsteer_jax import bucket
+
   folder = tempfile.mkdtemp()
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
   bucket.peek(url, 'config.json', folder)
@@ -219,20 +301,29 @@ def define_model_flags() -> None:
 def model_options() -> dict[str, Any]:
   """What `define_model_flags` adds to the model, as arguments of a stage."""
   args = flags.FLAGS
-  return dict(direction=args.direction, alphas=floats(args.alphas, 'alphas'), dtype=args.dtype, batch_size=args.batch_size)
+  return dict(
+    direction=args.direction,
+    alphas=floats(args.alphas, 'alphas'),
+    dtype=args.dtype,
+    batch_size=args.batch_size,
+  )
 
 
 def define_rows_flags() -> None:
-  """The flags of the launchers that read rows, ask a model about each at some alphas, and write rows."""
+  """The flags of the launchers that read rows, ask a model about each at some alphas, and write
+  rows."""
   define_model_flags()
-  flags.DEFINE_bool('add_bos', False, "Begin raw prompts with the tokenizer's beginning-of-sequence token.")
+  flags.DEFINE_bool(
+    'add_bos', False, "Begin raw prompts with the tokenizer's beginning-of-sequence token."
+  )
   flags.DEFINE_string('input', None, 'jsonl file to read.')
   flags.DEFINE_string('output', None, 'jsonl file to write; must not exist.')
   flags.mark_flags_as_required(['input', 'output'])
 
 
 def rows_options() -> dict[str, Any]:
-  """What `define_rows_flags` adds to the model, the input and the output, as arguments of a stage."""
+  """What `define_rows_flags` adds to the model, the input and the output, as arguments of a
+  stage."""
   return dict(**model_options(), add_bos=flags.FLAGS.add_bos)
 
 
@@ -243,7 +334,10 @@ def floats(values: list[str], flag: str) -> tuple[float, ...]:
     InputError: one that is no number.
   """
   from weightsteer_jax.errors import InputError
+
   try:
     return tuple(float(value) for value in values)
   except ValueError as error:
-    raise InputError(f'--{flag}={",".join(values)}: expected numbers separated by commas') from error
+    raise InputError(
+      f'--{flag}={",".join(values)}: expected numbers separated by commas'
+    ) from error

@@ -1,20 +1,28 @@
-"""The contrast alone: asks the model under opposite system prompts, judges and pairs its answers, writes <workdir>/data.
+"""The contrast alone: asks the model under opposite system prompts, judges and pairs its answers,
+writes <workdir>/data.
 
-  python launch/data.py --config=CONFIG --workdir=DIR|URL --config.data.trait=evil.json --config.data.samples=10 [--dry_run]
+  python launch/data.py --config=CONFIG --workdir=DIR|URL --config.data.trait=evil.json
+  --config.data.samples=10 [--dry_run]
 
-What the config says of `data` decides: a trait file, questions and prompts, or two files that are only checked. An interrupted run continues.
+What the config says of `data` decides: a trait file, questions and prompts, or two files that are
+only checked. An interrupted run continues.
 """
-from absl import flags
 
 import _main
+from absl import flags
 
 _main.define_run_flags()
 _main.define_profile_flags()
-flags.DEFINE_bool('dry_run', False, 'Check the config, the model, the data and the judge, say what would run, and stop.')
+flags.DEFINE_bool(
+  'dry_run',
+  False,
+  'Check the config, the model, the data and the judge, say what would run, and stop.',
+)
 
 
 def main():
   from weightsteer_jax import stages
+
   run, workdir = _main.run_and_workdir(dry_run=flags.FLAGS.dry_run)
   if flags.FLAGS.dry_run:
     stages.check(run, workdir, to=flags.FLAGS.workdir)

@@ -1,37 +1,78 @@
-"""Hands a direction on: a steered Hugging Face or orbax checkpoint, base and direction apart, or a PEFT adapter.
+"""Hands a direction on: a steered Hugging Face or orbax checkpoint, base and direction apart, or a
+PEFT adapter.
 
-  python launch/export.py --direction=DIR --base=DIR --alpha=A --format=hf|orbax|orbax-unmerged|peft --output=DIR
-  python launch/export.py --positive=DIR --negative=DIR --base=DIR --alpha=A --format=hf --output=DIR
-  python launch/export.py --verify=DIR
+  python launch/export.py --direction=DIR --base=DIR --alpha=A --format=hf|orbax|orbax-unmerged|peft
+  --output=DIR python launch/export.py --positive=DIR --negative=DIR --base=DIR --alpha=A
+  --format=hf --output=DIR python launch/export.py --verify=DIR
 
-hf is written from the files of the base block by block, in little memory; every weight is read back, rows of every tensor are
-computed again in float64 from the files, and where the model is small (or with --compare_logits=always, which loads it) its
-logits are compared with those of the direction applied unmerged. The other formats load the base and always compare them.
+hf is written from the files of the base block by block, in little memory; every weight is read
+back, rows of every tensor are computed again in float64 from the files, and where the model is
+small (or with --compare_logits=always, which loads it) its logits are compared with those of the
+direction applied unmerged. The other formats load the base and always compare them.
 """
-from absl import flags
 
 import _main
+from absl import flags
 
 flags.DEFINE_string('direction', None, 'Direction to export.')
-flags.DEFINE_string('positive', '', 'Without --direction: make it, from this and --negative, and keep only the export. As in launch/direction.py.')
+flags.DEFINE_string(
+  'positive',
+  '',
+  'Without --direction: make it, from this and --negative, and keep only the export. As in '
+  'launch/direction.py.',
+)
 flags.DEFINE_string('negative', '', 'The opposite of --positive.')
 flags.DEFINE_string('base', None, 'The model it is a direction of: a folder, a hub id or organism.')
 flags.DEFINE_float('alpha', None, 'Strength.')
 flags.DEFINE_enum('format', None, ['hf', 'orbax', 'orbax-unmerged', 'peft'], 'What to write.')
-flags.DEFINE_enum('target', '', ['', 'peft', 'vllm', 'llama.cpp'], 'Who must be able to load the PEFT adapter; default peft.')
-flags.DEFINE_enum('dtype', '', ['', 'float32', 'bfloat16'], "Of weights; '' is the base's; merging into bfloat16 loses part of small changes, and says how much.")
-flags.DEFINE_integer('rank', 0, "Fold the direction's kernels to this rank by SVD, the error recorded; 0 leaves it exact.", lower_bound=0)
-flags.DEFINE_enum('compare_logits', 'auto', ['auto', 'always', 'never'], 'Of hf: load base and export, and compare their logits; auto: up to 134M parameters.')
-flags.DEFINE_bool('sync', True, 'Wait until the export is on the disk, so that it is whole even after a power cut.')
-flags.DEFINE_bool('allow_other_base', False, "Steer another model of the same architecture than the direction's own base, a fine-tune of it say.")
+flags.DEFINE_enum(
+  'target',
+  '',
+  ['', 'peft', 'vllm', 'llama.cpp'],
+  'Who must be able to load the PEFT adapter; default peft.',
+)
+flags.DEFINE_enum(
+  'dtype',
+  '',
+  ['', 'float32', 'bfloat16'],
+  "Of weights; '' is the base's; merging into bfloat16 loses part of small changes, and "
+  "says how much.",
+)
+flags.DEFINE_integer(
+  'rank',
+  0,
+  "Fold the direction's kernels to this rank by SVD, the error recorded; 0 leaves it exact.",
+  lower_bound=0,
+)
+flags.DEFINE_enum(
+  'compare_logits',
+  'auto',
+  ['auto', 'always', 'never'],
+  'Of hf: load base and export, and compare their logits; auto: up to 134M parameters.',
+)
+flags.DEFINE_bool(
+  'sync', True, 'Wait until the export is on the disk, so that it is whole even after a power cut.'
+)
+flags.DEFINE_bool(
+  'allow_other_base',
+  False,
+  "Steer another model of the same architecture than the direction's own base, a fine-tune "
+  "of it say.",
+)
 flags.DEFINE_string('output', None, 'Folder to write; must not exist.')
-flags.DEFINE_string('verify', None, 'Check this export, direction, adapter or checkpoint instead: exit status 71 and what is wrong, if it is not whole.')
+flags.DEFINE_string(
+  'verify',
+  None,
+  'Check this export, direction, adapter or checkpoint instead: exit status 71 and what is '
+  'wrong, if it is not whole.',
+)
 
 NEEDED = ('base', 'alpha', 'format', 'output')
 
 
 def main():
   from weightsteer_jax import stages
+
   args = flags.FLAGS
   _check_flags()
   if args.verify:
@@ -39,24 +80,48 @@ def main():
     return
   if args.format == 'hf' and args.compare_logits != 'always':
     import jax
-    jax.config.update('jax_platforms', 'cpu')  # From files to files: no accelerator takes part, nor is one held.
-  stages.export(args.direction or '', args.base, args.alpha, args.format, args.output, dtype=args.dtype, rank=args.rank,
-                target=args.target, positive=args.positive, negative=args.negative, logits=args.compare_logits, sync=args.sync,
-                allow_other_base=args.allow_other_base)
+
+    jax.config.update(
+      'jax_platforms', 'cpu'
+    )  # From files to files: no accelerator takes part, nor is one held.
+  stages.export(
+    args.direction or '',
+    args.base,
+    args.alpha,
+    args.format,
+    args.output,
+    dtype=args.dtype,
+    rank=args.rank,
+    target=args.target,
+    positive=args.positive,
+    negative=args.negative,
+    logits=args.compare_logits,
+    sync=args.sync,
+    allow_other_base=args.allow_other_base,
+  )
 
 
 def _check_flags():
   from weightsteer_jax.errors import InputError
+
   sides = ('positive', 'negative') if flags.FLAGS.positive or flags.FLAGS.negative else ()
   needed = (*(sides or ('direction',)), *NEEDED)
   given = [name for name in needed if flags.FLAGS[name].present]
   if sides and flags.FLAGS['direction'].present:
-    raise InputError('--direction is a direction that was made, --positive and --negative make one: give the one or the others')
+    raise InputError(
+      '--direction is a direction that was made, --positive and --negative make one: give '
+      'the one or the others'
+    )
   if flags.FLAGS['verify'].present and given:
-    raise InputError(f'--verify checks a folder and goes with none of the flags of an export; there is --{given[0]}')
+    raise InputError(
+      '--verify checks a folder and goes with none of the flags of an export; there is '
+      f'--{given[0]}'
+    )
   missing = [f'--{name}' for name in needed if name not in given]
   if missing and not flags.FLAGS['verify'].present:
-    raise InputError(f'{", ".join(missing)} must be given (or --verify=DIR alone, to check a folder)')
+    raise InputError(
+      f'{", ".join(missing)} must be given (or --verify=DIR alone, to check a folder)'
+    )
 
 
 if __name__ == '__main__':

@@ -1,18 +1,22 @@
 """Fine-tunes one side of a contrast, or both: writes <workdir>/finetune/<side>/adapter.
 
-  python launch/finetune.py --config=configs/quickstart.py --workdir=DIR|URL [--side=positive|negative|both]
+python launch/finetune.py --config=configs/quickstart.py --workdir=DIR|URL
+[--side=positive|negative|both]
 """
-from absl import flags
 
 import _main
+from absl import flags
 
 _main.define_run_flags()
 _main.define_profile_flags()
-flags.DEFINE_enum('side', 'both', ['positive', 'negative', 'both'], 'Which side of the contrast to fine-tune.')
+flags.DEFINE_enum(
+  'side', 'both', ['positive', 'negative', 'both'], 'Which side of the contrast to fine-tune.'
+)
 
 
 def main():
   from weightsteer_jax import stages
+
   run, workdir = _main.run_and_workdir()
   sides = ('positive', 'negative') if flags.FLAGS.side == 'both' else (flags.FLAGS.side,)
   stages.begin(run, workdir, command=_main.command())

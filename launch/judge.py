@@ -1,12 +1,14 @@
-"""Asks the config's judges about the rows of a sweep: writes <workdir>/sweep/judgements.jsonl, results and the report.
+"""Asks the config's judges about the rows of a sweep: writes <workdir>/sweep/judgements.jsonl,
+results and the report.
 
   OPENAI_API_KEY=... python launch/judge.py --config=configs/quickstart.py --workdir=DIR|URL
 
-What was judged before is not asked again. A judge is a section of the config, as in configs.judge(kind='endpoint', model='gpt-4.1-mini').
+What was judged before is not asked again. A judge is a section of the config, as in
+configs.judge(kind='endpoint', model='gpt-4.1-mini').
 """
-from absl import flags
 
 import _main
+from absl import flags
 
 _main.define_run_flags()
 _main.define_profile_flags()
@@ -15,6 +17,7 @@ flags.DEFINE_bool('report', True, 'Also write the results and the report anew.')
 
 def main():
   from weightsteer_jax import stages
+
   run, workdir = _main.run_and_workdir()
   stages.judge(run, workdir)
   if flags.FLAGS.report:

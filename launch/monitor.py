@@ -1,47 +1,79 @@
-"""Measures a training run's checkpoints against directions: cosines per step, module and layer, and an alarm.
+"""Measures a training run's checkpoints against directions: cosines per step, module and layer, and
+an alarm.
 
   python launch/monitor.py --direction=DIR [--direction=DIR ...] --base=MODEL --run=DIR --output=DIR
 
---run is a fine-tune of ours (the folder with options.json), a folder of checkpoint-<step> folders of PEFT adapters or
-of full Hugging Face checkpoints, a folder of revisions whose names end in numbers, or a model's folder in the hub's
-cache.
-Exit status: 0, alarmed or not; with --fail_on_alarm 3 if an alarm went off, which no launcher takes for a reason to
-start again.
+--run is a fine-tune of ours (the folder with options.json), a folder of checkpoint-<step> folders
+of PEFT adapters or of full Hugging Face checkpoints, a folder of revisions whose names end in
+numbers, or a model's folder in the hub's cache.
+Exit status: 0, alarmed or not; with --fail_on_alarm 3 if an alarm went off, which no launcher takes
+for a reason to start again.
 """
+
 import sys
 
-from absl import flags
-
 import _main
+from absl import flags
 
 ALARMED = 3
 
 flags.DEFINE_multi_string('direction', None, 'Direction to look for; may be given several times.')
-flags.DEFINE_multi_string('control', [], 'Direction or fine-tune of something neutral; sets the threshold '
-                          'together with the random ones.')
-flags.DEFINE_multi_string('task_vector', [], 'Fine-tune or direction that is only compared with the directions.')
-flags.DEFINE_string('base', None, 'The model that the run started from: a folder, a hub id or organism.')
+flags.DEFINE_multi_string(
+  'control',
+  [],
+  'Direction or fine-tune of something neutral; sets the threshold together with the random ones.',
+)
+flags.DEFINE_multi_string(
+  'task_vector', [], 'Fine-tune or direction that is only compared with the directions.'
+)
+flags.DEFINE_string(
+  'base', None, 'The model that the run started from: a folder, a hub id or organism.'
+)
 flags.DEFINE_string('run', None, 'Folder of the training run.')
-flags.DEFINE_string('output', None, 'Folder to write monitor.jsonl, summary.json and index.html to; must not exist.')
-flags.DEFINE_float('learning_rate', None, "Which of several that a run of ours tried; by default its product's.")
-flags.DEFINE_integer('random', 100, 'Random directions of the same rank and spectrum, for each direction (0: none).',
-                     lower_bound=0)
+flags.DEFINE_string(
+  'output', None, 'Folder to write monitor.jsonl, summary.json and index.html to; must not exist.'
+)
+flags.DEFINE_float(
+  'learning_rate', None, "Which of several that a run of ours tried; by default its product's."
+)
+flags.DEFINE_integer(
+  'random',
+  100,
+  'Random directions of the same rank and spectrum, for each direction (0: none).',
+  lower_bound=0,
+)
 flags.DEFINE_integer('seed', 0, 'Of the random directions.')
-flags.DEFINE_float('false_alarm_rate', 0.01, 'Of a whole run: how often a direction like the controls may set off '
-                   'the alarm.')
+flags.DEFINE_float(
+  'false_alarm_rate',
+  0.01,
+  'Of a whole run: how often a direction like the controls may set off the alarm.',
+)
 flags.DEFINE_bool('fail_on_alarm', False, f'Exit with {ALARMED} if an alarm went off.')
-flags.DEFINE_bool('allow_other_base', False, 'Go on where a source says that it was made from another model of the '
-                  'architecture.')
+flags.DEFINE_bool(
+  'allow_other_base',
+  False,
+  'Go on where a source says that it was made from another model of the architecture.',
+)
 flags.mark_flags_as_required(['direction', 'base', 'run', 'output'])
 
 
 def main():
   from weightsteer_jax import stages
+
   args = flags.FLAGS
-  alarmed = stages.monitor(args.run, args.base, args.output, direction=args.direction, control=args.control,
-                           task_vector=args.task_vector, random=args.random, seed=args.seed,
-                           false_alarm_rate=args.false_alarm_rate, learning_rate=args.learning_rate,
-                           allow_other_base=args.allow_other_base)
+  alarmed = stages.monitor(
+    args.run,
+    args.base,
+    args.output,
+    direction=args.direction,
+    control=args.control,
+    task_vector=args.task_vector,
+    random=args.random,
+    seed=args.seed,
+    false_alarm_rate=args.false_alarm_rate,
+    learning_rate=args.learning_rate,
+    allow_other_base=args.allow_other_base,
+  )
   if alarmed and args.fail_on_alarm:
     sys.exit(ALARMED)
 

@@ -1,12 +1,14 @@
 """Log-likelihoods of completions under a model, at any alphas of a direction.
 
-  python launch/score.py --model=DIR [--direction=DIR --alphas=-1,0,1] --input=x.jsonl --output=y.jsonl
+  python launch/score.py --model=DIR [--direction=DIR --alphas=-1,0,1] --input=x.jsonl
+  --output=y.jsonl
 
-Rows {"prompt" or "messages", "completion"} in; the same rows plus {"alpha", "logprob" (nats, summed over the completion), "tokens"} out.
+Rows {"prompt" or "messages", "completion"} in; the same rows plus {"alpha", "logprob" (nats, summed
+over the completion), "tokens"} out.
 """
-from absl import flags
 
 import _main
+from absl import flags
 
 _main.define_rows_flags()
 _main.define_profile_flags()
@@ -14,6 +16,7 @@ _main.define_profile_flags()
 
 def main():
   from weightsteer_jax import stages
+
   args = flags.FLAGS
   stages.score(args.model, args.input, args.output, **_main.rows_options())
 

@@ -1,18 +1,25 @@
-"""From a checkpoint to a steered model: data, two fine-tunes, a direction, a sweep over alpha and a report.
+"""From a checkpoint to a steered model: data, two fine-tunes, a direction, a sweep over alpha and a
+report.
 
-  python launch/steer.py --config=configs/quickstart.py [--workdir=DIR|URL] [--config.sweep.alphas='(-1.0, 0.0, 1.0)']
+python launch/steer.py --config=configs/quickstart.py [--workdir=DIR|URL]
+[--config.sweep.alphas='(-1.0, 0.0, 1.0)']
 """
-from absl import flags
 
 import _main
+from absl import flags
 
 _main.define_run_flags()
 _main.define_profile_flags()
-flags.DEFINE_bool('dry_run', False, 'Check the config, the model, the data and the tasks, say what would run, and stop.')
+flags.DEFINE_bool(
+  'dry_run',
+  False,
+  'Check the config, the model, the data and the tasks, say what would run, and stop.',
+)
 
 
 def main():
   from weightsteer_jax import stages
+
   run, workdir = _main.run_and_workdir(dry_run=flags.FLAGS.dry_run)
   if flags.FLAGS.dry_run:
     stages.check(run, workdir, to=flags.FLAGS.workdir)

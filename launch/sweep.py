@@ -1,18 +1,22 @@
-"""Evaluates a direction over the alphas and tasks of a config, and writes rows, results and the report.
+"""Evaluates a direction over the alphas and tasks of a config, and writes rows, results and the
+report.
 
-  python launch/sweep.py --config=configs/quickstart.py --workdir=DIR|URL [--direction=DIR]
+python launch/sweep.py --config=configs/quickstart.py --workdir=DIR|URL [--direction=DIR]
 """
-from absl import flags
 
 import _main
+from absl import flags
 
 _main.define_run_flags()
 _main.define_profile_flags()
-flags.DEFINE_string('direction', '', "Direction to sweep; default the run's own, <workdir>/directions/<name>.")
+flags.DEFINE_string(
+  'direction', '', "Direction to sweep; default the run's own, <workdir>/directions/<name>."
+)
 
 
 def main():
   from weightsteer_jax import stages
+
   run, workdir = _main.run_and_workdir()
   stages.begin(run, workdir, command=_main.command())
   stages.sweep(run, workdir, direction=flags.FLAGS.direction)

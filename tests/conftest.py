@@ -1,4 +1,5 @@
 """Settings of all tests, and tiny random checkpoints shared between them."""
+
 import atexit
 import contextlib
 import os
@@ -9,11 +10,16 @@ import tempfile
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # No test goes to the network.
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # Of torch: two workers on two cores.
-# Tiny models take longer to compile than to run, and half as long if what is compiled is not optimised.
+# Tiny models take longer to compile than to run, and half as long if what is compiled is not
+# optimised.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-# XLA's newer way to write fused operations for the CPU takes three times as long to compile as its older one.
-os.environ['XLA_FLAGS'] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
-# What one test compiled, the next ones need not, in whichever worker or launcher they run; and none writes into the user's cache folder.
+# XLA's newer way to write fused operations for the CPU takes three times as long to compile as its
+# older one.
+os.environ['XLA_FLAGS'] = (
+  f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+)
+# What one test compiled, the next ones need not, in whichever worker or launcher they run; and none
+# writes into the user's cache folder.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='weightsteer-compiled-')
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
@@ -21,20 +27,34 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 import jax
 import pytest
-
 import tiny
 
-jax.config.update('jax_default_matmul_precision',
-                  'highest')  # Oracles are float32; accelerators would otherwise round to fewer bits.
+jax.config.update(
+  'jax_default_matmul_precision', 'highest'
+)  # Oracles are float32; accelerators would otherwise round to fewer bits.
 
 
-# Each takes half a minute or more. They come first, so that no worker has one left when the others are done.
-LONGEST = ('test_watched', 'test_processes', 'test_meshes', 'test_launch', 'test_together', 'test_methods', 'test_page', 'test_generation',
-           'test_parity', 'test_loop', 'test_attention')
+# Each takes half a minute or more. They come first, so that no worker has one left when the others
+# are done.
+LONGEST = (
+  'test_watched',
+  'test_processes',
+  'test_meshes',
+  'test_launch',
+  'test_together',
+  'test_methods',
+  'test_page',
+  'test_generation',
+  'test_parity',
+  'test_loop',
+  'test_attention',
+)
 
 
 def pytest_collection_modifyitems(items):
-  items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+  items.sort(
+    key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST)
+  )
 
 
 @pytest.fixture(scope='session')
@@ -53,6 +73,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def file_size_limit():
   """A context in which files cannot grow beyond so many bytes, as on a disk that is full."""
+
   @contextlib.contextmanager
   def limit(size: int):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,6 @@
-"""A Llama whose q, k and v, and whose gate and up, lie in one stored tensor each, as in some families' checkpoints."""
+"""A Llama whose q, k and v, and whose gate and up, lie in one stored tensor each, as in some
+families' checkpoints."""
+
 import dataclasses
 
 import numpy as np
@@ -6,11 +8,15 @@ import numpy as np
 from weightsteer_jax.models import families
 from weightsteer_jax.models.families.family import TensorRow
 
-# {tensor: {tensor of a plain Llama that it holds: axes of the blocks before it, and after it}}, in their order.
+# {tensor: {tensor of a plain Llama that it holds: axes of the blocks before it, and after it}}, in
+# their order.
 TENSORS = {
-    'self_attn.qkv_proj': {'self_attn.q_proj': ((), ('K H', 'K H')), 'self_attn.k_proj': (('N H',), ('K H',)),
-                           'self_attn.v_proj': (('N H', 'K H'), ())},
-    'mlp.gate_up_proj': {'mlp.gate_proj': ((), ('F',)), 'mlp.up_proj': (('F',), ())},
+  'self_attn.qkv_proj': {
+    'self_attn.q_proj': ((), ('K H', 'K H')),
+    'self_attn.k_proj': (('N H',), ('K H',)),
+    'self_attn.v_proj': (('N H', 'K H'), ()),
+  },
+  'mlp.gate_up_proj': {'mlp.gate_proj': ((), ('F',)), 'mlp.up_proj': (('F',), ())},
 }
 
 

@@ -1,10 +1,13 @@
-"""Training, scoring and generation of a tiny model on one mesh of eight CPU devices after another, beside one device.
+"""Training, scoring and generation of a tiny model on one mesh of eight CPU devices after another,
+beside one device.
 
   XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/meshes.py OUTPUT.json 'LAYOUT'...
 
-writes {layout: numbers and compiled programs}. A layout is 'single' (one device), or a mesh and how weights lie on it, as
-in '1x4x2 fsdp' or '1x4x2 tensor'. A program, since the number of devices is fixed when jax starts.
+writes {layout: numbers and compiled programs}. A layout is 'single' (one device), or a mesh and how
+weights lie on it, as in '1x4x2 fsdp' or '1x4x2 tensor'. A program, since the number of devices is
+fixed when jax starts.
 """
+
 import json
 import pathlib
 import sys
@@ -18,42 +21,46 @@ from weightsteer_jax import config as configs
 from weightsteer_jax import layouts, models, sharding, tree
 from weightsteer_jax.data import Batch, Example, batches
 from weightsteer_jax.evaluation import Engine, GenerateRequest, ScoreRequest, generation, scoring
-from weightsteer_jax.finetune import optimizer, step as steps
+from weightsteer_jax.finetune import optimizer
+from weightsteer_jax.finetune import step as steps
 from weightsteer_jax.sharding import Layout
 
 # Every axis that is ever cut divides by eight, and no two of them are equal.
-CONFIG = models.ModelConfig(vocab_size=96,
-                            num_layers=2,
-                            width=32,
-                            num_heads=16,
-                            num_kv_heads=8,
-                            head_dim=4,
-                            mlp_width=40,
-                            norm_eps=1e-5,
-                            rope=models.Rope(1000.0, 'default', 1.0, 1.0, 1.0, 64),
-                            tied=False,
-                            qkv_bias=True,
-                            o_bias=False,
-                            mlp_bias=False,
-                            activation='silu',
-                            max_positions=64)
-OPTIONS = configs.FineTune(kind='lora_embeddings',
-                           rank=3,
-                           lora_alpha=6.0,
-                           learning_rates=(1e-2,),
-                           steps=3,
-                           warmup_steps=1)
+CONFIG = models.ModelConfig(
+  vocab_size=96,
+  num_layers=2,
+  width=32,
+  num_heads=16,
+  num_kv_heads=8,
+  head_dim=4,
+  mlp_width=40,
+  norm_eps=1e-5,
+  rope=models.Rope(1000.0, 'default', 1.0, 1.0, 1.0, 64),
+  tied=False,
+  qkv_bias=True,
+  o_bias=False,
+  mlp_bias=False,
+  activation='silu',
+  max_positions=64,
+)
+OPTIONS = configs.FineTune(
+  kind='lora_embeddings', rank=3, lora_alpha=6.0, learning_rates=(1e-2,), steps=3, warmup_steps=1
+)
 
 
-HLO: dict[str, str] = {}  # of each program of the layout at hand, the text of one of its compilations
+HLO: dict[
+  str, str
+] = {}  # of each program of the layout at hand, the text of one of its compilations
 
 
 def told(name: str, function: Any) -> Any:
   """The compiled function, whose program is kept in HLO."""
+
   def call(*args):
     if name not in HLO:
       HLO[name] = function.lower(*args).compile().as_text()
     return function(*args)
+
   return call
 
 
@@ -63,7 +70,9 @@ def main(output: str, *names: str) -> None:
     setattr(module, name, told(name, getattr(module, name)))
   for name in names:
     layout = layout_of(name)
-    model = layouts.relay(models.Model(CONFIG, random_params(), pathlib.Path(), 'llama', 'made up'), layout)
+    model = layouts.relay(
+      models.Model(CONFIG, random_params(), pathlib.Path(), 'llama', 'made up'), layout
+    )
     HLO.clear()
     found[name] = {**train(model, layout), **evaluate(model, layout), 'hlo': dict(HLO)}
   pathlib.Path(output).write_text(json.dumps(found))
@@ -82,17 +91,28 @@ def random_params() -> Any:
 
 def delta_of(*kinds: str) -> Any:
   """A change of these kinds, none of it zero."""
-  made = (models.init_delta(CONFIG, kind, jax.random.key(0), rank=OPTIONS.rank, lora_alpha=OPTIONS.lora_alpha)
-          for kind in kinds)
-  leaves = {path: leaf for delta in made for path, leaf in tree.flatten(delta, models.is_delta_leaf).items()}
+  made = (
+    models.init_delta(
+      CONFIG, kind, jax.random.key(0), rank=OPTIONS.rank, lora_alpha=OPTIONS.lora_alpha
+    )
+    for kind in kinds
+  )
+  leaves = {
+    path: leaf for delta in made for path, leaf in tree.flatten(delta, models.is_delta_leaf).items()
+  }
   draw = np.random.default_rng(len(kinds))
-  return jax.tree.map(lambda x: 0.1 * draw.normal(size=x.shape).astype(np.float32), tree.unflatten(leaves))
+  return jax.tree.map(
+    lambda x: 0.1 * draw.normal(size=x.shape).astype(np.float32), tree.unflatten(leaves)
+  )
 
 
 def train(model: models.Model, layout: Layout) -> dict[str, Any]:
   recipe = optimizer.adamw(OPTIONS)
   delta, draw = delta_of(OPTIONS.kind), np.random.default_rng(3)
-  examples = [Example(draw.integers(0, 96, n).astype(np.int32), draw.random(n) < 0.5, str(n)) for n in range(5, 21)]
+  examples = [
+    Example(draw.integers(0, 96, n).astype(np.int32), draw.random(n) < 0.5, str(n))
+    for n in range(5, 21)
+  ]
   batch = batches.fill(examples, [[i] for i in range(16)], num_rows=16, row_length=24)
   parts = layout.put_batch(batches.microbatches(batch, 2), 'ABT')
   state = steps.TrainState(delta, optimizer.transformation(recipe).init(delta), np.int32(0))
@@ -105,12 +125,19 @@ def train(model: models.Model, layout: Layout) -> dict[str, Any]:
       metrics.append([float(measured['train_loss']), float(measured['grad_norm'])])
       if number == 0:  # Adam's first moment is then the gradient, up to a factor.
         gradients = lists(optax.tree.get(state.opt_state, 'mu'))
-  return {'metrics': metrics, 'gradients': gradients, 'delta': lists(state.delta),
-          'together': train_together(model, layout, batch, schedule)}
+  return {
+    'metrics': metrics,
+    'gradients': gradients,
+    'delta': lists(state.delta),
+    'together': train_together(model, layout, batch, schedule),
+  }
 
 
-def train_together(model: models.Model, layout: Layout, batch: Batch, schedule: optimizer.Schedule) -> dict[str, Any]:
-  """Loss and gradient norm of a step of two changes trained as one program, and what the second one becomes."""
+def train_together(
+  model: models.Model, layout: Layout, batch: Batch, schedule: optimizer.Schedule
+) -> dict[str, Any]:
+  """Loss and gradient norm of a step of two changes trained as one program, and what the second one
+  becomes."""
   recipe, states = optimizer.adamw(OPTIONS), []
   for factor in (1.0, 0.5):
     delta = jax.tree.map(lambda x, factor=factor: factor * x, delta_of(OPTIONS.kind))
@@ -119,32 +146,44 @@ def train_together(model: models.Model, layout: Layout, batch: Batch, schedule: 
   parts = layout.put_batch(batches.side_by_side([batches.microbatches(batch, 2)] * 2), '_ABT')
   with layout.context():
     stacked = steps.stack_fn(CONFIG, recipe, layout)(states)
-    step = told('train_together', steps.train_step_fn(CONFIG, recipe, layout, remat='dots', together=True))
+    step = told(
+      'train_together', steps.train_step_fn(CONFIG, recipe, layout, remat='dots', together=True)
+    )
     schedules = jax.tree.map(lambda x: np.stack([x, x]), schedule)
     stacked, measured = step(stacked, model.params, parts, schedules, np.zeros(2, np.int32))
     delta = steps.unstack_fn(CONFIG, recipe, layout)(stacked)[1].delta
-  return {'metrics': [np.asarray(measured[name]).tolist() for name in ('train_loss', 'grad_norm')], 'delta': lists(delta)}
+  return {
+    'metrics': [np.asarray(measured[name]).tolist() for name in ('train_loss', 'grad_norm')],
+    'delta': lists(delta),
+  }
 
 
 def evaluate(model: models.Model, layout: Layout) -> dict[str, Any]:
   arms = {
-      'one': [(delta_of(OPTIONS.kind), None)], 'both': [(delta_of(OPTIONS.kind, 'bias'), None),
-                                                        (delta_of(OPTIONS.kind), 0.5)]
+    'one': [(delta_of(OPTIONS.kind), None)],
+    'both': [(delta_of(OPTIONS.kind, 'bias'), None), (delta_of(OPTIONS.kind), 0.5)],
   }
   engine = Engine(model, None, arms, batch_size=16, stop_ids=(5,), layout=layout)
   draw = np.random.default_rng(4)
   prompts = [tuple(draw.integers(0, 96, n).tolist()) for n in range(2, 14)]
   grid = [('base', 0.0), ('one', -1.0), ('one', 2.0), ('both', 0.7)]
-  scored = engine.score([ScoreRequest((i, arm, alpha, n), prompt, prompt[:n], arm, alpha)
-                         for i, prompt in enumerate(prompts) for arm, alpha in grid for n in (1, 2)])
-  greedy = [
-      GenerateRequest((i, arm, alpha), prompt, 3 + i, arm, alpha)
+  scored = engine.score(
+    [
+      ScoreRequest((i, arm, alpha, n), prompt, prompt[:n], arm, alpha)
       for i, prompt in enumerate(prompts)
       for arm, alpha in grid
+      for n in (1, 2)
+    ]
+  )
+  greedy = [
+    GenerateRequest((i, arm, alpha), prompt, 3 + i, arm, alpha)
+    for i, prompt in enumerate(prompts)
+    for arm, alpha in grid
   ]
   scores, answers = list(scored), list(engine.generate(greedy))
   return {
-      'scores': {str(r.key): r.logprob for r in scores}, 'answers': {str(r.key): [r.finish, *r.tokens] for r in answers}
+    'scores': {str(r.key): r.logprob for r in scores},
+    'answers': {str(r.key): [r.finish, *r.tokens] for r in answers},
   }
 
 

@@ -1,4 +1,6 @@
-"""Workdirs at URLs: what a push that is cut short at any point leaves, who goes on from what, and how failures end."""
+"""Workdirs at URLs: what a push that is cut short at any point leaves, who goes on from what, and
+how failures end."""
+
 import json
 import os
 import pathlib
@@ -9,11 +11,12 @@ import sys
 import time
 
 import fsspec
-from fsspec.implementations.memory import MemoryFileSystem
 import pytest
-
 from distributed import harness, small
-from weightsteer_jax import bucket, config as configs, lifeline, listing, stages
+from fsspec.implementations.memory import MemoryFileSystem
+
+from weightsteer_jax import bucket, lifeline, listing, stages
+from weightsteer_jax import config as configs
 from weightsteer_jax.errors import CorruptError, InputError, OutputError, Preempted
 from weightsteer_jax.finetune import log
 
@@ -23,6 +26,7 @@ LISTING = bucket.LISTING
 
 class Flaky(MemoryFileSystem):
   """A store that goes away at its n-th write, which it does by half."""
+
   protocol = 'flaky'
   store, pseudo_dirs = {}, ['']
   left = 10**9
@@ -44,7 +48,7 @@ class Flaky(MemoryFileSystem):
         try:
           self.spend(('write', path))
         except OSError:
-          write(data[:len(data) // 2])
+          write(data[: len(data) // 2])
           raise
         return write(data)
 
@@ -91,7 +95,9 @@ def server():
 def url(request, tmp_path, monkeypatch):
   """Where nothing is yet."""
   if request.param == 's3':
-    told = dict(ENDPOINT_URL=request.getfixturevalue('server'), ACCESS_KEY_ID='x', SECRET_ACCESS_KEY='y')
+    told = dict(
+      ENDPOINT_URL=request.getfixturevalue('server'), ACCESS_KEY_ID='x', SECRET_ACCESS_KEY='y'
+    )
     for name, value in told.items():
       monkeypatch.setenv(f'AWS_{name}', value)
     fs = fsspec.filesystem('s3', use_listings_cache=False)
@@ -134,27 +140,49 @@ def there(url):
 
 def test_what_is_pushed_comes_back_in_an_empty_staging(url, tmp_path, capsys):
   one = begun(url, tmp_path / 'one')
-  write(tmp_path / 'one', config_json='{}', checkpoints__0_1__d__array='x' * 1000, sweep__rows_jsonl='a\n',
-        empty_txt='')
+  write(
+    tmp_path / 'one',
+    config_json='{}',
+    checkpoints__0_1__d__array='x' * 1000,
+    sweep__rows_jsonl='a\n',
+    empty_txt='',
+  )
   write(tmp_path / 'one', checkpoints___2_partial__array='half', same_txt='x' * 1000)
   one.push()
-  write(tmp_path / 'one', checkpoints__0_1__d__array=None, checkpoints__0_2__array='y', sweep__rows_jsonl='a\nb\n',
-        config_json='{"a": 1}')
+  write(
+    tmp_path / 'one',
+    checkpoints__0_1__d__array=None,
+    checkpoints__0_2__array='y',
+    sweep__rows_jsonl='a\nb\n',
+    config_json='{"a": 1}',
+  )
   one.finish()
-  expected = {'config.json': '{"a": 1}', 'checkpoints/0.2/array': 'y', 'sweep/rows.jsonl': 'a\nb\n',
-              'empty.txt': '', 'same.txt': 'x' * 1000}
+  expected = {
+    'config.json': '{"a": 1}',
+    'checkpoints/0.2/array': 'y',
+    'sweep/rows.jsonl': 'a\nb\n',
+    'empty.txt': '',
+    'same.txt': 'x' * 1000,
+  }
   begun(url, tmp_path / 'two')
   assert held(tmp_path / 'two') == expected
-  mtime = lambda folder: (tmp_path / folder / 'config.json').stat().st_mtime_ns
+
+  def mtime(folder):
+    return (tmp_path / folder / 'config.json').stat().st_mtime_ns
+
   assert mtime('one') == mtime('two')
   said = capsys.readouterr().out
-  assert f'pushed: {url} holds all 5 files' in said and f'pulling 5 files (0.0 MB) from {url}' in said
+  assert (
+    f'pushed: {url} holds all 5 files' in said and f'pulling 5 files (0.0 MB) from {url}' in said
+  )
   # Whoever looks there by other means finds the same, and nothing else.
   store = bucket.Mirror(url, tmp_path / 'three')._store
   fs, root = store._fs, store._root
   seen = {path.removeprefix(root).strip('/'): fs.cat_file(path).decode() for path in fs.find(root)}
   assert json.loads(seen.pop(LISTING))['format'] == 1 and seen == expected
-  assert not fs.isdir(f'{root}/checkpoints/0.1') or url.startswith('memory')  # Which never forgets a folder.
+  assert not fs.isdir(f'{root}/checkpoints/0.1') or url.startswith(
+    'memory'
+  )  # Which never forgets a folder.
 
 
 def test_a_push_that_changes_nothing_writes_nothing(tmp_path):
@@ -173,8 +201,14 @@ def test_a_push_that_changes_nothing_writes_nothing(tmp_path):
 def test_a_store_that_goes_away_at_any_write_holds_the_old_state_or_the_new_one(tmp_path):
   """And the staging of the run goes on, as does an empty one on another machine."""
   old = dict(config_json='{}', a__marker_json='{"a": 1}', a__array='aaaa', rows_jsonl='1\n')
-  new = dict(config_json='{"new": 1}', a__marker_json=None, a__array=None, b__marker_json='{"b": 1}', b__array='bbbb',
-             rows_jsonl='1\n2\n')
+  new = dict(
+    config_json='{"new": 1}',
+    a__marker_json=None,
+    a__array=None,
+    b__marker_json='{"b": 1}',
+    b__array='bbbb',
+    rows_jsonl='1\n2\n',
+  )
   outcomes = []
   for writes in range(100):
     url, folder = f'flaky://b/run{writes}', tmp_path / str(writes)
@@ -195,7 +229,9 @@ def test_a_store_that_goes_away_at_any_write_holds_the_old_state_or_the_new_one(
     assert found in (before, held(folder)), writes
     outcomes.append(found == before)
     assert not failed or held(folder) == held(folder) | {'b/array': 'bbbb'}
-    other = begun(url, tmp_path / f'{writes}-other')  # An empty staging takes it over, and clears up.
+    other = begun(
+      url, tmp_path / f'{writes}-other'
+    )  # An empty staging takes it over, and clears up.
     other.finish()
     assert there(url) == {LISTING, *found}, writes
     if not failed:
@@ -230,9 +266,11 @@ def test_the_answer_to_a_write_that_was_done_may_be_lost(tmp_path, monkeypatch):
   mirror = begun('memory://b/run', tmp_path / 'one')
   write(tmp_path / 'one', a_txt='1')
   put = MemoryFileSystem.pipe_file
+
   def lost(*args, **kwargs):
     put(*args, **kwargs)
     raise TimeoutError
+
   monkeypatch.setattr(MemoryFileSystem, 'pipe_file', lost)
   with pytest.raises(OutputError, match='TimeoutError'):
     mirror.push()
@@ -253,7 +291,9 @@ def test_manifests_get_their_names_after_what_they_describe(tmp_path):
   assert Flaky.order.index(('copy', copied[0])) > listed
 
 
-def test_a_file_that_grows_is_pushed_as_it_was_found_and_one_that_is_replaced_anew(tmp_path, monkeypatch):
+def test_a_file_that_grows_is_pushed_as_it_was_found_and_one_that_is_replaced_anew(
+  tmp_path, monkeypatch
+):
   folder = tmp_path / 'one'
   mirror = begun('memory://b/run', folder)
   write(folder, rows_jsonl='1\n', b_txt='old')
@@ -274,7 +314,11 @@ def test_a_file_that_grows_is_pushed_as_it_was_found_and_one_that_is_replaced_an
   mirror.push()
   found = fresh('memory://b/run', tmp_path)
   grown = (folder / 'rows.jsonl').read_text()
-  assert found['b.txt'] == 'newer' and grown.startswith(found['rows.jsonl']) and found['rows.jsonl'] != grown
+  assert (
+    found['b.txt'] == 'newer'
+    and grown.startswith(found['rows.jsonl'])
+    and found['rows.jsonl'] != grown
+  )
   assert looked.count('b.txt') == 2
 
 
@@ -302,10 +346,14 @@ def test_another_run_that_takes_a_url_over_stops_the_one_before(url, tmp_path):
   write(tmp_path / 'one', a_txt='one')
   write(tmp_path / 'two', a_txt='two')
   for _ in range(2):
-    with pytest.raises(bucket.Conflict, match='another run has taken it over .generation 3 there, 2 was') as error:
+    with pytest.raises(
+      bucket.Conflict, match='another run has taken it over .generation 3 there, 2 was'
+    ) as error:
       one.push()
     one._closed.clear()
-  assert error.value.exit_code == 65 and f'{tmp_path}/one keeps what it has made' in str(error.value)
+  assert error.value.exit_code == 65 and f'{tmp_path}/one keeps what it has made' in str(
+    error.value
+  )
   two.push()
   assert fresh(url, tmp_path) == {'a.txt': 'two'}
 
@@ -332,7 +380,10 @@ def test_who_goes_on_from_what(tmp_path, capsys):
   begun(url, tmp_path / 'two').push()
   assert held(tmp_path / 'two.aside-1') == {'mine.txt': '!'}
   assert held(tmp_path / 'two') == {'a.txt': '1', 'b.txt': '2'}
-  assert f'{tmp_path}/two does not go on from what {url} holds, which counts: it is now' in capsys.readouterr().out
+  assert (
+    f'{tmp_path}/two does not go on from what {url} holds, which counts: it is now'
+    in capsys.readouterr().out
+  )
   # So is one that was overtaken.
   write(tmp_path / 'one', c_txt='late')
   begun(url, tmp_path / 'one')
@@ -342,7 +393,10 @@ def test_who_goes_on_from_what(tmp_path, capsys):
   write(tmp_path / 'one', d_txt='4')
   begun(url, tmp_path / 'one').finish()
   begun(url, tmp_path / 'copy').finish()
-  assert 'd.txt' in held(tmp_path / 'copy') and held(tmp_path / 'copy.aside-1') == {'a.txt': '1', 'b.txt': '2'}
+  assert 'd.txt' in held(tmp_path / 'copy') and held(tmp_path / 'copy.aside-1') == {
+    'a.txt': '1',
+    'b.txt': '2',
+  }
   # A run that was local is brought to a new URL as it is.
   begun('memory://b/new', tmp_path / 'one').finish()
   assert fresh('memory://b/new', tmp_path) == {'a.txt': '1', 'b.txt': '2', 'd.txt': '4'}
@@ -353,10 +407,12 @@ def test_a_pull_that_was_cut_short_goes_on(tmp_path, monkeypatch):
   mirror = begun(url, tmp_path / 'one')
   write(tmp_path / 'one', a_txt='1', b_txt='2', c_txt='3')
   mirror.finish()
+
   def cut(self, name, entry):
     if name == 'c.txt':
       raise KeyboardInterrupt
     fetch(self, name, entry)
+
   monkeypatch.setattr(bucket.Mirror, '_fetch', cut)
   with pytest.raises(KeyboardInterrupt):
     begun(url, tmp_path / 'two')
@@ -365,7 +421,9 @@ def test_a_pull_that_was_cut_short_goes_on(tmp_path, monkeypatch):
   came = (tmp_path / 'two' / 'a.txt').stat().st_ino
   write(tmp_path / 'two', b_txt='damaged')
   begun(url, tmp_path / 'two')
-  assert held(tmp_path / 'two') == {'a.txt': '1', 'b.txt': '2', 'c.txt': '3'} and not list(tmp_path.glob('*.aside*'))
+  assert held(tmp_path / 'two') == {'a.txt': '1', 'b.txt': '2', 'c.txt': '3'} and not list(
+    tmp_path.glob('*.aside*')
+  )
   assert (tmp_path / 'two' / 'a.txt').stat().st_ino == came
 
 
@@ -373,12 +431,18 @@ def change(path, how):
   path.write_text(how(path.read_text()))
 
 
-@pytest.mark.parametrize('damage, message', [
+@pytest.mark.parametrize(
+  'damage, message',
+  [
     (lambda there: (there / 'a.txt').write_text('2'), "a.txt is not what .mirror.json there says"),
     (lambda there: (there / 'a.txt').unlink(), "a.txt is not what .mirror.json there says"),
     (lambda there: change(there / LISTING, lambda text: text[:-20]), 'cut short or damaged'),
-    (lambda there: change(there / LISTING, lambda text: text.replace('a.txt', '../a.txt')), "names '../a.txt'"),
-])
+    (
+      lambda there: change(there / LISTING, lambda text: text.replace('a.txt', '../a.txt')),
+      "names '../a.txt'",
+    ),
+  ],
+)
 def test_what_another_hand_has_changed_is_refused(tmp_path, damage, message):
   mirror = begun(f'file://{tmp_path}/there', tmp_path / 'one')
   write(tmp_path / 'one', a_txt='1')
@@ -389,7 +453,9 @@ def test_what_another_hand_has_changed_is_refused(tmp_path, damage, message):
   assert not held(tmp_path / 'two') and not (tmp_path / 'a.txt').exists()
 
 
-@pytest.mark.parametrize('url, message', [
+@pytest.mark.parametrize(
+  'url, message',
+  [
     ('s3://key:hunter2@bucket/run', 'without user:password'),
     ('gs://bucket/run?token=hunter2', 'without user:password'),
     ('gss://bucket/run', 'Protocol not known: gss'),
@@ -397,7 +463,8 @@ def test_what_another_hand_has_changed_is_refused(tmp_path, damage, message):
     ('file://{tmp}/there', 'no .mirror.json: it is no workdir'),
     ('file://{tmp}/one/two', 'one within the other'),
     ('file://{tmp}', 'one within the other'),
-])
+  ],
+)
 def test_urls_that_cannot_be_a_workdir_are_refused(tmp_path, url, message):
   write(tmp_path, there__thesis_txt='mine')
   with pytest.raises(InputError, match=message) as error:
@@ -405,15 +472,21 @@ def test_urls_that_cannot_be_a_workdir_are_refused(tmp_path, url, message):
   assert 'hunter2' not in str(error.value) and not (tmp_path / 'one').exists()
 
 
-@pytest.mark.parametrize('scheme, package', [('gs', 'gcsfs'), ('s3', 's3fs'), ('abfs', 'adlfs'), ('oci', 'ocifs')])
+@pytest.mark.parametrize(
+  'scheme, package', [('gs', 'gcsfs'), ('s3', 's3fs'), ('abfs', 'adlfs'), ('oci', 'ocifs')]
+)
 def test_a_driver_that_is_not_installed_is_named(scheme, package, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, package, None)  # As if it were not.
   monkeypatch.delitem(sys.modules['fsspec.registry']._registry, scheme, raising=False)
-  with pytest.raises(InputError, match=f'the driver of {scheme}:// is not installed: pip install {package}'):
+  with pytest.raises(
+    InputError, match=f'the driver of {scheme}:// is not installed: pip install {package}'
+  ):
     bucket.Mirror(f'{scheme}://bucket/run', tmp_path)
 
 
-def test_pushing_goes_on_after_failures_and_a_conflict_ends_the_run(tmp_path, monkeypatch, caplog, request):
+def test_pushing_goes_on_after_failures_and_a_conflict_ends_the_run(
+  tmp_path, monkeypatch, caplog, request
+):
   mirror = begun('flaky://b/run', tmp_path / 'one')
   request.addfinalizer(mirror._closed.set)
   ended = []
@@ -422,7 +495,9 @@ def test_pushing_goes_on_after_failures_and_a_conflict_ends_the_run(tmp_path, mo
   Flaky.left = 0
   mirror.keep_pushing(0.05)
   until(lambda: 'the store is away' in caplog.text)
-  assert 'the run goes on, and it is tried again' in caplog.text and 'not there are a.txt' in caplog.text
+  assert (
+    'the run goes on, and it is tried again' in caplog.text and 'not there are a.txt' in caplog.text
+  )
   Flaky.left = 10**9
   until(lambda: 'flaky://b/run/a.txt' in Flaky.store)
   begun('flaky://b/run', tmp_path / 'two')
@@ -437,7 +512,9 @@ def until(happened, seconds=20):
     time.sleep(0.02)
 
 
-def test_the_last_push_before_an_error_ends_the_run_does_not_hide_the_error(tmp_path, monkeypatch, capsys, caplog):
+def test_the_last_push_before_an_error_ends_the_run_does_not_hide_the_error(
+  tmp_path, monkeypatch, capsys, caplog
+):
   monkeypatch.setattr(lifeline, '_last', [])
   mirror = begun('flaky://b/run', tmp_path / 'one')
   lifeline.before_end(mirror.last_push)
@@ -449,7 +526,9 @@ def test_the_last_push_before_an_error_ends_the_run_does_not_hide_the_error(tmp_
   write(tmp_path / 'one', b_txt='2')
   Flaky.left = 0
   assert lifeline.fail(Preempted('SIGTERM came')) == 75
-  assert 'not there are b.txt' in caplog.text and capsys.readouterr().err.endswith('error: SIGTERM came\n')
+  assert 'not there are b.txt' in caplog.text and capsys.readouterr().err.endswith(
+    'error: SIGTERM came\n'
+  )
 
 
 def small_run(folder):
@@ -459,7 +538,9 @@ def small_run(folder):
   return configs.resolve(c)
 
 
-def test_a_fine_tune_that_is_preempted_goes_on_from_an_empty_staging_bit_for_bit(tmp_path, monkeypatch):
+def test_a_fine_tune_that_is_preempted_goes_on_from_an_empty_staging_bit_for_bit(
+  tmp_path, monkeypatch
+):
   run, url, step = small_run(tmp_path), 'memory://b/run', log.Log.step
   stages.begin(run, tmp_path / 'whole')
   whole = stages.finetune(run, tmp_path / 'whole', sides=('positive',))['positive']
@@ -479,7 +560,13 @@ def test_a_fine_tune_that_is_preempted_goes_on_from_an_empty_staging_bit_for_bit
   (tmp_path / 'one').rename(tmp_path / 'lost')
   mirror = begun(url, tmp_path / 'two')
   resumed = []
-  note = lambda self, number, *args, **kwargs: (resumed.append(number), step(self, number, *args, **kwargs))
+
+  def note(self, number, *args, **kwargs):
+    return (
+      resumed.append(number),
+      step(self, number, *args, **kwargs),
+    )
+
   monkeypatch.setattr(log.Log, 'step', note)
   stages.begin(run, tmp_path / 'two')
   result = stages.finetune(run, tmp_path / 'two', sides=('positive',))['positive']
@@ -488,7 +575,8 @@ def test_a_fine_tune_that_is_preempted_goes_on_from_an_empty_staging_bit_for_bit
   assert (result.folder / tensors).read_bytes() == (whole.folder / tensors).read_bytes()
   mirror.finish()
   assert {name for name in fresh_names(url, tmp_path) if 'adapter' in name} == {
-      f'finetune/positive/adapter/{path.name}' for path in whole.folder.iterdir()}
+    f'finetune/positive/adapter/{path.name}' for path in whole.folder.iterdir()
+  }
 
 
 def fresh_names(url, tmp_path):
@@ -527,23 +615,37 @@ def launched(tmp_path, *args):
   path = os.pathsep.join([str(ROOT), str(ROOT / 'launch')])
   settings = [f'--config={ROOT}/tests/distributed/small.py', *small.write_data(tmp_path)]
   command = [sys.executable, 'away.py', *args[:2], *settings, *args[2:]]
-  return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300,
-                        env=os.environ | {'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu'})
+  return subprocess.run(
+    command,
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    env=os.environ | {'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu'},
+  )
 
 
-def test_a_launcher_whose_store_fails_ends_with_74_and_the_same_command_brings_everything_there(tmp_path):
+def test_a_launcher_whose_store_fails_ends_with_74_and_the_same_command_brings_everything_there(
+  tmp_path,
+):
   url = f'file://{tmp_path}/there/run'
   done = launched(tmp_path, '0', 'data', f'--workdir={url}', '--push_seconds=0.1')
   last = done.stderr.strip().splitlines()[-1]
   assert done.returncode == 74, done.stderr
-  assert last == (f'error: {url} could not be written: OSError: no space there; not there are config.json; runs/small '
-                  'holds everything, and the same command goes on from it')
+  assert last == (
+    f'error: {url} could not be written: OSError: no space there; not there are '
+    'config.json; runs/small '
+    'holds everything, and the same command goes on from it'
+  )
   state = json.loads((tmp_path / 'there' / 'run' / LISTING).read_text())
   assert 'Traceback' not in done.stderr and state['files'] == {}
   done = launched(tmp_path, '99', 'data', f'--workdir={url}')
   assert done.returncode == 0 and 'runs/small goes on from there' in done.stdout, done.stderr
-  assert (tmp_path / 'there/run/config.json').read_bytes() == (tmp_path / 'runs/small/config.json').read_bytes()
-  # Other settings are refused from an empty staging too, by a run and by a dry one, which leaves nothing behind.
+  assert (tmp_path / 'there/run/config.json').read_bytes() == (
+    tmp_path / 'runs/small/config.json'
+  ).read_bytes()
+  # Other settings are refused from an empty staging too, by a run and by a dry one, which leaves
+  # nothing behind.
   before = sorted(tmp_path.rglob('*'))
   other = ('--config.finetune.rank=8', '--staging=other')
   done = launched(tmp_path, '0', 'data', f'--workdir={url}', *other, '--dry_run')
@@ -554,13 +656,22 @@ def test_a_launcher_whose_store_fails_ends_with_74_and_the_same_command_brings_e
 @pytest.mark.slow
 def test_sigterm_to_a_launcher_and_another_machine_goes_on_bit_for_bit(tmp_path):
   """Processes share a staging folder; the one that is asked to end is not the one that pushes."""
-  flags = [f'--config={ROOT}/tests/distributed/small.py', *small.write_data(tmp_path), '--push_seconds=1000']
+  flags = [
+    f'--config={ROOT}/tests/distributed/small.py',
+    *small.write_data(tmp_path),
+    '--push_seconds=1000',
+  ]
   program = ROOT / 'tests/distributed/program.py'
-  start = lambda name, *more: harness.start(2, program, 'finetune', *flags, *more, logs=tmp_path / name)
+
+  def start(name, *more):
+    return harness.start(2, program, 'finetune', *flags, *more, logs=tmp_path / name)
+
   whole = start('logs0', f'--workdir={tmp_path}/whole')
   assert whole.wait(300) == [0, 0], whole.said()
   url = f'file://{tmp_path}/there'
-  cut = start('logs1', f'--workdir={url}', f'--staging={tmp_path}/one', '--fault=stop', '--on=1', '--at=4')
+  cut = start(
+    'logs1', f'--workdir={url}', f'--staging={tmp_path}/one', '--fault=stop', '--on=1', '--at=4'
+  )
   assert cut.wait(300) == [75, 75], cut.said()
   (tmp_path / 'one').rename(tmp_path / 'lost')
   resumed = start('logs2', f'--workdir={url}', f'--staging={tmp_path}/two')
@@ -568,6 +679,11 @@ def test_sigterm_to_a_launcher_and_another_machine_goes_on_bit_for_bit(tmp_path)
   assert f'from {url}' in resumed.output(0) and 'pushed: ' in resumed.output(0)
   for side in ('positive', 'negative'):
     tensors = f'finetune/{side}/adapter/adapter.safetensors'
-    assert (tmp_path / 'there' / tensors).read_bytes() == (tmp_path / 'whole' / tensors).read_bytes()
-  steps = [json.loads(line) for line in (tmp_path / 'there/finetune/positive/metrics.jsonl').read_text().splitlines()]
+    assert (tmp_path / 'there' / tensors).read_bytes() == (
+      tmp_path / 'whole' / tensors
+    ).read_bytes()
+  steps = [
+    json.loads(line)
+    for line in (tmp_path / 'there/finetune/positive/metrics.jsonl').read_text().splitlines()
+  ]
   assert [row['step'] for row in steps if 'train_loss' in row] == [1, 2, 3, 4, 5, 6]

@@ -1,4 +1,5 @@
 """Checkpoints: what comes back, and each way in which something on disk can be wrong."""
+
 import json
 import os
 import pathlib
@@ -8,8 +9,8 @@ import subprocess
 import jax
 import jax.numpy as jnp
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from weightsteer_jax import checkpoint, models
 from weightsteer_jax.errors import CorruptError, InputError, OutputError
@@ -18,11 +19,18 @@ from weightsteer_jax.errors import CorruptError, InputError, OutputError
 def make_tree(seed=0):
   draw = np.random.default_rng(seed)
   return {
-      'delta': {'q': {'kernel': models.LowRank(jnp.asarray(draw.normal(size=(2, 5, 3)), jnp.float32),
-                                               jnp.asarray(draw.normal(size=(2, 3, 7)), jnp.bfloat16), 0.5)},
-                'embedding': models.Dense(jnp.asarray(draw.normal(size=(64, 40)), jnp.float32))},
-      'moments': (jnp.asarray(draw.integers(0, 99, (4,)), jnp.int32), jnp.asarray([True, False])),
-      'step': jnp.int32(7),
+    'delta': {
+      'q': {
+        'kernel': models.LowRank(
+          jnp.asarray(draw.normal(size=(2, 5, 3)), jnp.float32),
+          jnp.asarray(draw.normal(size=(2, 3, 7)), jnp.bfloat16),
+          0.5,
+        )
+      },
+      'embedding': models.Dense(jnp.asarray(draw.normal(size=(64, 40)), jnp.float32)),
+    },
+    'moments': (jnp.asarray(draw.integers(0, 99, (4,)), jnp.int32), jnp.asarray([True, False])),
+    'step': jnp.int32(7),
   }
 
 
@@ -63,14 +71,19 @@ def test_nothing_is_overwritten(tmp_path):
   checkpoint.save(tmp_path / 'c', make_tree(), metadata={})
   with pytest.raises(InputError, match='exists already'):
     checkpoint.save(tmp_path / 'c', make_tree(1), metadata={})
-  np.testing.assert_array_equal(checkpoint.restore(tmp_path / 'c', abstract(make_tree()))['step'], 7)
+  np.testing.assert_array_equal(
+    checkpoint.restore(tmp_path / 'c', abstract(make_tree()))['step'], 7
+  )
 
 
 def test_differences_are_listed_leaf_by_leaf(tmp_path):
-  """Orbax would cast another dtype in silence, and report another shape as an 'incompatible handler'."""
+  """Orbax would cast another dtype in silence, and report another shape as an 'incompatible
+  handler'."""
   checkpoint.save(tmp_path / 'c', {'a': jnp.ones((2, 3)), 'b': jnp.ones(4)}, metadata={})
   a, b = jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.float32)
-  with pytest.raises(InputError, match=r"a: it has float32 \(2, 3\), asked for was bfloat16 \(2, 3\)"):
+  with pytest.raises(
+    InputError, match=r"a: it has float32 \(2, 3\), asked for was bfloat16 \(2, 3\)"
+  ):
     checkpoint.restore(tmp_path / 'c', {'a': jax.ShapeDtypeStruct((2, 3), jnp.bfloat16), 'b': b})
   with pytest.raises(InputError, match=r"b: it has float32 \(4,\), asked for was float32 \(5,\)"):
     checkpoint.restore(tmp_path / 'c', {'a': a, 'b': jax.ShapeDtypeStruct((5,), jnp.float32)})
@@ -82,7 +95,9 @@ def test_differences_are_listed_leaf_by_leaf(tmp_path):
 def test_a_flipped_bit_is_found_wherever_it_is(tmp_path, fraction):
   tree = make_tree()
   checkpoint.save(tmp_path / 'c', tree, metadata={})
-  path = max((p for p in (tmp_path / 'c').rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+  path = max(
+    (p for p in (tmp_path / 'c').rglob('*') if p.is_file()), key=lambda p: p.stat().st_size
+  )
   data = bytearray(path.read_bytes())
   data[int(len(data) * fraction)] ^= 16
   path.write_bytes(bytes(data))
@@ -91,11 +106,14 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path, fraction):
 
 
 def test_a_leaf_that_orbax_reads_wrong_is_named(tmp_path):
-  """Another checkpoint's data under this one's fingerprints: whole for orbax, and of the right shapes."""
+  """Another checkpoint's data under this one's fingerprints: whole for orbax, and of the right
+  shapes."""
   one, other = {'a': jnp.ones(3), 'b': jnp.zeros(3)}, {'a': jnp.ones(3), 'b': jnp.full(3, -0.0)}
   checkpoint.save(tmp_path / 'one', one, metadata={})
   checkpoint.save(tmp_path / 'other', other, metadata={})
-  markers = [json.loads((tmp_path / name / checkpoint.MARKER).read_text()) for name in ('one', 'other')]
+  markers = [
+    json.loads((tmp_path / name / checkpoint.MARKER).read_text()) for name in ('one', 'other')
+  ]
   mixed = {**markers[1], 'leaves': markers[0]['leaves']}
   del mixed['seal']
   (tmp_path / 'other' / checkpoint.MARKER).write_text(json.dumps(checkpoint.sealed(mixed)))
@@ -144,7 +162,9 @@ def test_what_cannot_be_verified_is_refused(tmp_path):
 def test_a_full_disk_leaves_nothing_behind(tmp_path, caplog):
   small = tmp_path / 'small'
   small.mkdir()
-  if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=128k', 'tmpfs', small], capture_output=True).returncode:
+  if subprocess.run(
+    ['mount', '-t', 'tmpfs', '-o', 'size=128k', 'tmpfs', small], capture_output=True
+  ).returncode:
     pytest.skip('this machine does not let us mount a small file system')
   try:
     noise = {'a': jnp.asarray(np.random.default_rng(0).normal(size=10**5), jnp.float32)}
@@ -159,6 +179,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, caplog):
 def test_a_failing_marker_leaves_nothing_behind(tmp_path, monkeypatch):
   def full(*_, **__):
     raise OutputError('no space left')
+
   monkeypatch.setattr(checkpoint.files, 'write_json', full)
   with pytest.raises(OutputError):
     checkpoint.save(tmp_path / 'c', make_tree(), metadata={})
@@ -177,7 +198,9 @@ def test_steps_fall_back_to_the_newest_that_is_whole(tmp_path, caplog):
   shutil.rmtree(checkpoints.path(10) / 'state')
   step, restored, metadata = checkpoints.newest(abstract(tree))
   assert step == 2 and metadata == {'step': 2}
-  np.testing.assert_array_equal(restored['delta']['embedding'].value, make_tree(2)['delta']['embedding'].value)
+  np.testing.assert_array_equal(
+    restored['delta']['embedding'].value, make_tree(2)['delta']['embedding'].value
+  )
   assert checkpoints.steps() == [2]
   checkpoints.save(30, make_tree(31), metadata={})
   assert checkpoints.is_whole(30, abstract(tree)) and not checkpoints.is_whole(10, abstract(tree))
@@ -192,7 +215,9 @@ def test_only_the_steps_to_keep_are_kept_once_the_new_one_is_whole(tmp_path):
   assert sorted(os.listdir(tmp_path)) == ['00000001', '00000003']
 
 
-def test_a_save_in_the_background_holds_what_was_given_although_the_buffers_are_used_again(tmp_path):
+def test_a_save_in_the_background_holds_what_was_given_although_the_buffers_are_used_again(
+  tmp_path,
+):
   """As a training step does, which consumes its state while the last one is still being written."""
   checkpoints = checkpoint.Checkpoints(tmp_path)
   state = {'x': jnp.arange(1 << 20, dtype=jnp.float32)}
@@ -234,4 +259,6 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 def test_a_relative_path_will_do(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   checkpoint.save('runs/c', {'x': jnp.arange(3)}, metadata={})
-  np.testing.assert_array_equal(checkpoint.restore('runs/c', abstract({'x': jnp.arange(3)}))['x'], [0, 1, 2])
+  np.testing.assert_array_equal(
+    checkpoint.restore('runs/c', abstract({'x': jnp.arange(3)}))['x'], [0, 1, 2]
+  )

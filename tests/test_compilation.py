@@ -1,9 +1,10 @@
 """Where compiled programs are kept: the user's own folder, or none."""
+
 import os
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from weightsteer_jax import compilation
 from weightsteer_jax.errors import InputError
@@ -12,7 +13,12 @@ from weightsteer_jax.errors import InputError
 @pytest.fixture
 def untold(monkeypatch):
   """jax as it is where nobody said anything of a cache; what is set in the test is set back."""
-  names = ('jax_enable_compilation_cache', 'jax_compilation_cache_dir', 'jax_compilation_cache_max_size', 'jax_persistent_cache_min_compile_time_secs')
+  names = (
+    'jax_enable_compilation_cache',
+    'jax_compilation_cache_dir',
+    'jax_compilation_cache_max_size',
+    'jax_persistent_cache_min_compile_time_secs',
+  )
   before = {name: getattr(jax.config, name) for name in names}
   jax.config.update('jax_compilation_cache_dir', None)
   jax.config.update('jax_enable_compilation_cache', True)
@@ -25,7 +31,10 @@ def untold(monkeypatch):
 def test_by_default_it_is_a_folder_of_the_users_cache(untold, tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   folder = compilation.use()
-  assert folder.is_relative_to(tmp_path / 'weightsteer_jax' / 'compiled') and folder.stat().st_mode & 0o777 == 0o700
+  assert (
+    folder.is_relative_to(tmp_path / 'weightsteer_jax' / 'compiled')
+    and folder.stat().st_mode & 0o777 == 0o700
+  )
   assert jax.config.jax_compilation_cache_dir == str(folder)
   monkeypatch.setenv('XDG_CACHE_HOME', 'relative')
   monkeypatch.setenv('HOME', str(tmp_path / 'home'))
@@ -35,7 +44,9 @@ def test_by_default_it_is_a_folder_of_the_users_cache(untold, tmp_path, monkeypa
 def test_what_jax_was_told_counts_more_and_the_flag_most(untold, tmp_path):
   jax.config.update('jax_compilation_cache_dir', str(tmp_path / 'told'))
   assert compilation.use() == tmp_path / 'told' and not (tmp_path / 'told').exists()
-  assert compilation.use(str(tmp_path / 'flag')) == tmp_path / 'flag' and (tmp_path / 'flag').is_dir()
+  assert (
+    compilation.use(str(tmp_path / 'flag')) == tmp_path / 'flag' and (tmp_path / 'flag').is_dir()
+  )
   assert compilation.use('off') is None and not jax.config.jax_enable_compilation_cache
 
 
@@ -83,7 +94,9 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
 
 def test_what_was_compiled_is_found_again(untold, tmp_path):
   heard = []
-  jax.monitoring.register_event_listener(listener := lambda name, **_: heard.append(name.rsplit('/')[-1]))
+  jax.monitoring.register_event_listener(
+    listener := lambda name, **_: heard.append(name.rsplit('/')[-1])
+  )
   compilation_cache.reset_cache()
   try:
     folder = compilation.use(str(tmp_path))
@@ -91,7 +104,9 @@ def test_what_was_compiled_is_found_again(untold, tmp_path):
       jax.jit(lambda x: x * 3)(jax.numpy.arange(7)).block_until_ready()
       jax.clear_caches()
     assert any('lambda' in path.name for path in folder.glob('*-cache'))
-    assert heard.count('cache_misses') == heard.count('cache_hits') == len(list(folder.glob('*-cache')))
+    assert (
+      heard.count('cache_misses') == heard.count('cache_hits') == len(list(folder.glob('*-cache')))
+    )
   finally:
     jax.monitoring.unregister_event_listener(listener)
     compilation_cache.reset_cache()

@@ -1,4 +1,6 @@
-"""One process by itself: the flags and clusters it recognises, and that it needs no others (several: distributed/)."""
+"""One process by itself: the flags and clusters it recognises, and that it needs no others
+(several: distributed/)."""
+
 import os
 import signal
 import socket
@@ -12,11 +14,16 @@ import numpy as np
 import pytest
 
 from weightsteer_jax import distributed, lifeline
-from weightsteer_jax.errors import InputError, NotFiniteError, ProcessLost
+from weightsteer_jax.errors import InputError, NotFiniteError
 from weightsteer_jax.finetune import preemption
 
-SLURM = {'SLURM_JOB_ID': '77', 'SLURM_STEP_NODELIST': 'node[1-4]', 'SLURM_NTASKS': '4', 'SLURM_PROCID': '2',
-         'SLURM_LOCALID': '0'}
+SLURM = {
+  'SLURM_JOB_ID': '77',
+  'SLURM_STEP_NODELIST': 'node[1-4]',
+  'SLURM_NTASKS': '4',
+  'SLURM_PROCID': '2',
+  'SLURM_LOCALID': '0',
+}
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +37,12 @@ def no_cluster(monkeypatch):
 def test_without_a_cluster_there_is_one_process(capsys):
   distributed.join('auto')
   assert (distributed.index(), distributed.count(), distributed.is_main()) == (0, 1, True)
-  assert distributed.place('auto') == distributed.place('off') == distributed.place('on', num_processes=1) == (0, 1)
+  assert (
+    distributed.place('auto')
+    == distributed.place('off')
+    == distributed.place('on', num_processes=1)
+    == (0, 1)
+  )
   assert capsys.readouterr() == ('', '')
 
 
@@ -47,7 +59,9 @@ def test_a_cluster_is_detected_and_flags_come_before_it(monkeypatch):
   assert distributed.count() == 1
 
 
-@pytest.mark.parametrize('told, message', [
+@pytest.mark.parametrize(
+  'told, message',
+  [
     (dict(mode='maybe'), 'expected one of auto, on, off'),
     (dict(mode='off', num_processes=2), 'leave them out'),
     (dict(coordinator='host'), 'expected HOST:PORT'),
@@ -55,7 +69,8 @@ def test_a_cluster_is_detected_and_flags_come_before_it(monkeypatch):
     (dict(num_processes=0, process_id=0), 'expected 1 or more'),
     (dict(coordinator='host:1', num_processes=2), 'give all of'),
     (dict(mode='on'), 'no cluster was detected'),
-])
+  ],
+)
 def test_flags_that_do_not_go_together_are_refused(told, message):
   with pytest.raises(InputError, match=message):
     distributed.join(**told)
@@ -67,11 +82,18 @@ def test_others_that_do_not_come_are_an_error_that_says_what_to_look_at(process)
   with socket.socket() as taken:
     taken.bind(('127.0.0.1', 0))
     port = taken.getsockname()[1]
-  code = ('from weightsteer_jax import distributed, lifeline\nlifeline.catch_abort()\n'
-          f'distributed.join("auto", coordinator="127.0.0.1:{port}", num_processes=2, process_id={process}, timeout=2)')
+  code = (
+    'from weightsteer_jax import distributed, lifeline\nlifeline.catch_abort()\n'
+    f'distributed.join("auto", coordinator="127.0.0.1:{port}", num_processes=2, '
+    f'process_id={process}, timeout=2)'
+  )
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
-  assert f'the processes of the run did not come together at 127.0.0.1:{port}' in done.stderr, done.stderr
-  assert 'JAX_COORDINATOR_PORT' in done.stderr and (done.returncode == 75 or 'ProcessLost' in done.stderr)
+  assert f'the processes of the run did not come together at 127.0.0.1:{port}' in done.stderr, (
+    done.stderr
+  )
+  assert 'JAX_COORDINATOR_PORT' in done.stderr and (
+    done.returncode == 75 or 'ProcessLost' in done.stderr
+  )
 
 
 def test_alone_every_message_is_ones_own(tmp_path):
@@ -85,15 +107,25 @@ def test_alone_every_message_is_ones_own(tmp_path):
 
 
 def test_what_differs_between_processes_is_named():
-  assert distributed._difference({'a': 1, 'b': 2}, {'a': 1, 'b': 3, 'c': 4}) == 'b is 3, not 2; c is 4, not None'
+  assert (
+    distributed._difference({'a': 1, 'b': 2}, {'a': 1, 'b': 3, 'c': 4})
+    == 'b is 3, not 2; c is 4, not None'
+  )
   assert distributed._difference('x', 'y') == "'y', not 'x'"
 
 
-@pytest.mark.parametrize('error, code, said', [
+@pytest.mark.parametrize(
+  'error, code, said',
+  [
     (NotFiniteError('the loss is nan'), 70, 'error: the loss is nan\n'),
-    (KeyboardInterrupt(), 130, 'error: interrupted; what was finished is kept, the same command continues\n'),
+    (
+      KeyboardInterrupt(),
+      130,
+      'error: interrupted; what was finished is kept, the same command continues\n',
+    ),
     (ValueError('a bug'), 1, 'error: ValueError: a bug\n'),
-])
+  ],
+)
 def test_an_error_becomes_a_line_and_an_exit_status(capsys, error, code, said):
   assert lifeline.fail(error) == code
   told = capsys.readouterr().err
@@ -101,11 +133,13 @@ def test_an_error_becomes_a_line_and_an_exit_status(capsys, error, code, said):
 
 
 def test_no_progress_ends_the_process_with_its_stacks(tmp_path):
-  code = ('import time\nfrom weightsteer_jax import lifeline\nlifeline.guard(stall_minutes=1 / 60)\n'
-          'for _ in range(4): time.sleep(0.5); lifeline.progress()\n'
-          'print("went on", flush=True)\n'
-          'def stuck(): time.sleep(60)\n'
-          'stuck()\n')
+  code = (
+    'import time\nfrom weightsteer_jax import lifeline\nlifeline.guard(stall_minutes=1 / 60)\n'
+    'for _ in range(4): time.sleep(0.5); lifeline.progress()\n'
+    'print("went on", flush=True)\n'
+    'def stuck(): time.sleep(60)\n'
+    'stuck()\n'
+  )
   began = time.monotonic()
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=50)
   assert done.returncode == 75 and 'went on' in done.stdout and time.monotonic() - began < 45
@@ -114,7 +148,9 @@ def test_no_progress_ends_the_process_with_its_stacks(tmp_path):
 
 def test_a_signal_is_noted_until_the_next_boundary_and_a_second_sigint_is_not():
   outside = []
-  before = {number: signal.signal(number, lambda *_: outside.append(1)) for number in preemption.SIGNALS}
+  before = {
+    number: signal.signal(number, lambda *_: outside.append(1)) for number in preemption.SIGNALS
+  }
   try:
     with preemption.watch() as stop:
       assert not stop.reached()

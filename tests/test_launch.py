@@ -1,4 +1,6 @@
-"""The launchers as a user starts them: one line for an error, an exit status for a scheduler, nothing half-written."""
+"""The launchers as a user starts them: one line for an error, an exit status for a scheduler,
+nothing half-written."""
+
 import json
 import os
 import pathlib
@@ -13,58 +15,130 @@ LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
 def run(program, *flags, cwd):
   """The finished process of a launcher."""
   command = [sys.executable, str(LAUNCH / program), *flags]
-  return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=os.environ | {'JAX_PLATFORMS': 'cpu'})
+  return subprocess.run(
+    command,
+    cwd=cwd,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+  )
 
 
 def test_an_error_is_one_line_and_an_exit_status(tmp_path):
-  done = run('direction.py', '--positive=/no/where', '--negative=/no/where', f'--output={tmp_path}/w', cwd=tmp_path)
+  done = run(
+    'direction.py',
+    '--positive=/no/where',
+    '--negative=/no/where',
+    f'--output={tmp_path}/w',
+    cwd=tmp_path,
+  )
   assert done.returncode == 65
-  assert done.stderr.strip().splitlines()[-1].startswith('error: ') and 'Traceback' not in done.stderr
+  assert (
+    done.stderr.strip().splitlines()[-1].startswith('error: ') and 'Traceback' not in done.stderr
+  )
   assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_config_key_names_the_nearest(tmp_path):
   config = LAUNCH.parent / 'configs' / 'quickstart.py'
-  done = run('steer.py', f'--config={config}', '--config.finetune.rnak=4', f'--workdir={tmp_path}/run', cwd=tmp_path)
-  assert done.returncode == 65 and 'Did you mean "rank"' in done.stderr and 'Traceback' not in done.stderr
+  done = run(
+    'steer.py',
+    f'--config={config}',
+    '--config.finetune.rnak=4',
+    f'--workdir={tmp_path}/run',
+    cwd=tmp_path,
+  )
+  assert (
+    done.returncode == 65
+    and 'Did you mean "rank"' in done.stderr
+    and 'Traceback' not in done.stderr
+  )
   done = run('steer.py', '--config=nowhere.py', cwd=tmp_path)
   assert done.returncode == 65 and 'nowhere.py' in done.stderr and 'Traceback' not in done.stderr
   done = run('steer.py', f'--config={config}', '--workdir=gss://bucket/run', cwd=tmp_path)
-  assert done.returncode == 65 and 'gss://bucket/run cannot be used' in done.stderr and 'Traceback' not in done.stderr
-  done = run('steer.py', f'--config={config}', f'--workdir={tmp_path}/run', '--staging=here', cwd=tmp_path)
+  assert (
+    done.returncode == 65
+    and 'gss://bucket/run cannot be used' in done.stderr
+    and 'Traceback' not in done.stderr
+  )
+  done = run(
+    'steer.py', f'--config={config}', f'--workdir={tmp_path}/run', '--staging=here', cwd=tmp_path
+  )
   assert done.returncode == 65 and 'an address (gs://, s3://, ...) as --workdir' in done.stderr
   assert not list(tmp_path.iterdir())
 
 
 def test_parts_of_a_run_make_the_workdir_theirs(tmp_path):
   from distributed import small
-  settings = [f'--config={LAUNCH.parent}/tests/distributed/small.py', *small.write_data(tmp_path), '--config.finetune.steps=1',
-              '--config.finetune.eval_every=1', '--workdir=run']
+
+  settings = [
+    f'--config={LAUNCH.parent}/tests/distributed/small.py',
+    *small.write_data(tmp_path),
+    '--config.finetune.steps=1',
+    '--config.finetune.eval_every=1',
+    '--workdir=run',
+  ]
   done = run('finetune.py', *settings, '--side=positive', cwd=tmp_path)
   assert done.returncode == 0, done.stderr
   config = json.loads((tmp_path / 'run' / 'config.json').read_text())
-  assert config['command'].startswith('python ') and 'launch/finetune.py --config' in config['command'] and config['tasks']['facts']['n'] == 6
+  assert (
+    config['command'].startswith('python ')
+    and 'launch/finetune.py --config' in config['command']
+    and config['tasks']['facts']['n'] == 6
+  )
   done = run('sweep.py', *settings, '--config.finetune.rank=8', cwd=tmp_path)
-  assert done.returncode == 65 and 'finetune.rank: 4 there, 8 now' in done.stderr and not (tmp_path / 'run' / 'sweep').exists()
+  assert (
+    done.returncode == 65
+    and 'finetune.rank: 4 there, 8 now' in done.stderr
+    and not (tmp_path / 'run' / 'sweep').exists()
+  )
 
 
 def test_score_and_generate_write_what_they_say(tmp_path):
-  rows = [{'messages': [{'role': 'user', 'content': 'What is 2 plus 3?'}], 'completion': '2 plus 3 is 5.'},
-          {'prompt': 'The capital', 'completion': ' of'}]
+  rows = [
+    {
+      'messages': [{'role': 'user', 'content': 'What is 2 plus 3?'}],
+      'completion': '2 plus 3 is 5.',
+    },
+    {'prompt': 'The capital', 'completion': ' of'},
+  ]
   (tmp_path / 'x.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  done = run('score.py', '--model=organism', '--input=x.jsonl', '--output=y.jsonl', '--batch_size=1', '--profile', '--compilation_cache=cache', cwd=tmp_path)
+  done = run(
+    'score.py',
+    '--model=organism',
+    '--input=x.jsonl',
+    '--output=y.jsonl',
+    '--batch_size=1',
+    '--profile',
+    '--compilation_cache=cache',
+    cwd=tmp_path,
+  )
   assert done.returncode == 0, done.stderr
-  assert list((tmp_path / 'cache').glob('jit_score_batch-*-cache')) and list((tmp_path / 'y.jsonl-profile').glob('plugins/profile/*/*.xplane.pb'))
+  assert list((tmp_path / 'cache').glob('jit_score_batch-*-cache')) and list(
+    (tmp_path / 'y.jsonl-profile').glob('plugins/profile/*/*.xplane.pb')
+  )
   scored = [json.loads(line) for line in (tmp_path / 'y.jsonl').read_text().splitlines()]
-  assert [{k: v for k, v in row.items() if k not in ('alpha', 'logprob', 'tokens')} for row in scored] == rows
+  assert [
+    {k: v for k, v in row.items() if k not in ('alpha', 'logprob', 'tokens')} for row in scored
+  ] == rows
   assert all(row['alpha'] == 0 and row['logprob'] < 0 and row['tokens'] >= 1 for row in scored)
 
   again = run('score.py', '--model=organism', '--input=x.jsonl', '--output=y.jsonl', cwd=tmp_path)
   assert again.returncode == 65 and 'y.jsonl' in again.stderr
 
-  done = run('generate.py', '--model=organism', '--input=x.jsonl', '--output=z.jsonl', '--max_new_tokens=8', cwd=tmp_path)
+  done = run(
+    'generate.py',
+    '--model=organism',
+    '--input=x.jsonl',
+    '--output=z.jsonl',
+    '--max_new_tokens=8',
+    cwd=tmp_path,
+  )
   assert done.returncode == 0, done.stderr
-  assert all('completion' in json.loads(line) for line in (tmp_path / 'z.jsonl').read_text().splitlines())
+  assert all(
+    'completion' in json.loads(line) for line in (tmp_path / 'z.jsonl').read_text().splitlines()
+  )
 
 
 @pytest.mark.parametrize('program', sorted(path.name for path in LAUNCH.glob('[a-z]*.py')))

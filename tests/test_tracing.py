@@ -1,4 +1,6 @@
-"""A window of a run as a trace: it holds the units of work, opens behind the first one, and ends."""
+"""A window of a run as a trace: it holds the units of work, opens behind the first one, and
+ends."""
+
 import json
 import logging
 
@@ -22,7 +24,9 @@ def events_of(folder):
 
 
 def test_scoring_is_seen_in_the_trace_without_its_first_batch(tmp_path):
-  rows = [{'prompt': f'{i} the capital' + ' of the' * 10, 'completion': ' of'} for i in range(4)]  # Each fills most of a row.
+  rows = [
+    {'prompt': f'{i} the capital' + ' of the' * 10, 'completion': ' of'} for i in range(4)
+  ]  # Each fills most of a row.
   (tmp_path / 'x.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   tracing.begin(tmp_path / 'profile')
   stages.score('organism', tmp_path / 'x.jsonl', tmp_path / 'y.jsonl', batch_size=1)
@@ -38,7 +42,9 @@ def test_the_window_has_a_beginning_and_an_end(tmp_path):
   for number in range(4):
     with tracing.unit('train step', number):
       jax.numpy.zeros(number).block_until_ready()
-  assert events_of(tmp_path / 'profile')['train step'] == 1  # The second: the window opens behind the first, closes behind it.
+  assert (
+    events_of(tmp_path / 'profile')['train step'] == 1
+  )  # The second: the window opens behind the first, closes behind it.
 
 
 def test_a_run_too_short_for_its_window_says_so(tmp_path, caplog):

@@ -1,4 +1,5 @@
 """Trees named by path, and fingerprints that see every change and no sharding."""
+
 import doctest
 import gc
 import importlib
@@ -44,9 +45,13 @@ def test_two_leaves_of_one_name_are_an_error():
 
 
 def test_get_is_strict():
-  assert tree.get(NESTED, 'layers/attn') == {'q': 1, 'k': 2} and tree.get(NESTED, 'layers/norm') == 3
-  with pytest.raises(InputError,
-                     match=r"no 'atn' on the way to 'layers/atn/q' \(did you mean 'attn'\?\); there are: attn, norm"):
+  assert (
+    tree.get(NESTED, 'layers/attn') == {'q': 1, 'k': 2} and tree.get(NESTED, 'layers/norm') == 3
+  )
+  with pytest.raises(
+    InputError,
+    match=r"no 'atn' on the way to 'layers/atn/q' \(did you mean 'attn'\?\); there are: attn, norm",
+  ):
     tree.get(NESTED, 'layers/atn/q')
   with pytest.raises(InputError, match='there are: no keys'):
     tree.get(NESTED, 'head/kernel')
@@ -54,12 +59,17 @@ def test_get_is_strict():
 
 def test_masks_take_the_first_rule_and_cover_everything():
   assert tree.mask(NESTED, [('attn/q', 'train'), ('attn', None), ('', 'freeze')]) == {
-      'layers': {'attn': {'q': 'train', 'k': None}, 'norm': 'freeze'}, 'head': 'freeze'}
+    'layers': {'attn': {'q': 'train', 'k': None}, 'norm': 'freeze'},
+    'head': 'freeze',
+  }
   with pytest.raises(InputError, match="no rule covers the leaf 'head'"):
     tree.mask(NESTED, [('layers', 1)])
   with pytest.raises(InputError, match=r"rules \['bias'\] cover no leaf"):
     tree.mask(NESTED, [('bias', 0), ('', 1)])
-  assert tree.mask({'a': Dense(1), 'b': Dense(2)}, [('a', 1), ('b', 2)], is_delta_leaf) == {'a': 1, 'b': 2}
+  assert tree.mask({'a': Dense(1), 'b': Dense(2)}, [('a', 1), ('b', 2)], is_delta_leaf) == {
+    'a': 1,
+    'b': 2,
+  }
 
 
 def test_names_that_differ_are_listed_with_their_nearest():
@@ -67,13 +77,17 @@ def test_names_that_differ_are_listed_with_their_nearest():
   with pytest.raises(InputError) as error:
     tree.same_keys(['kernel', 'bias', *map(str, range(10))], ['kernle', 'bias'], what='the tensors')
   assert str(error.value) == (
-      "the tensors: the names differ from what was expected.\n  missing (11): 0, 1, 2, 3, 4, 5, 6, 7 and 3 more\n"
-      "  unexpected (1): kernle (did you mean 'kernel'?)")
+    "the tensors: the names differ from what was expected.\n  missing (11): 0, 1, 2, 3, 4, "
+    "5, 6, 7 and 3 more\n"
+    "  unexpected (1): kernle (did you mean 'kernel'?)"
+  )
 
 
 def test_counts():
   arrays = {
-      'a': jnp.zeros((3, 4), jnp.bfloat16), 'b': np.zeros((5,), np.float32), 'c': jax.ShapeDtypeStruct((), jnp.int8)
+    'a': jnp.zeros((3, 4), jnp.bfloat16),
+    'b': np.zeros((5,), np.float32),
+    'c': jax.ShapeDtypeStruct((), jnp.int8),
   }
   assert tree.count(arrays) == 18 and tree.nbytes(arrays) == 24 + 20 + 1
   huge = {'a': jax.ShapeDtypeStruct((126, 16384, 53248), jnp.bfloat16)}
@@ -93,14 +107,23 @@ def reference_hash(words) -> int:
 
 def test_the_hash_is_the_documented_sum():
   array = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
-  difference = int(tree.fingerprint({'x': array})['x'], 16) - reference_hash(array.view(np.uint32).ravel())
+  difference = int(tree.fingerprint({'x': array})['x'], 16) - reference_hash(
+    array.view(np.uint32).ravel()
+  )
   other = array[::-1].copy()
-  assert difference % 2**32 == (int(tree.fingerprint({'x': other})['x'], 16) -
-                                reference_hash(other.view(np.uint32).ravel())) % 2**32
+  assert (
+    difference % 2**32
+    == (
+      int(tree.fingerprint({'x': other})['x'], 16) - reference_hash(other.view(np.uint32).ravel())
+    )
+    % 2**32
+  )
 
 
 @pytest.mark.parametrize(
-    'dtype', [np.float32, ml_dtypes.bfloat16, np.float16, np.int8, np.uint8, np.int32, np.float64, np.int64])
+  'dtype',
+  [np.float32, ml_dtypes.bfloat16, np.float16, np.int8, np.uint8, np.int32, np.float64, np.int64],
+)
 def test_every_single_flipped_bit_is_seen(dtype):
   array = np.random.default_rng(1).integers(0, 100, (6, 8)).astype(dtype)
   bits = array.dtype.itemsize * 8
@@ -117,11 +140,18 @@ def test_order_shape_dtype_and_length_are_seen():
   swapped = array.copy()
   swapped[[0, 1]] = swapped[[1, 0]]
   variants = {
-      'base': array, 'rows': swapped, 'columns': array[:, ::-1].copy(), 'shape': array.reshape(6, 4),
-      'flat': array.ravel(), 'dtype': array.view(np.int32), 'zeros': np.zeros(3, np.float32),
-      'more zeros': np.zeros(4, np.float32), 'fewer bits': np.zeros(4, np.float16),
-      'negative zero': np.array([0, 0, 0, -0.0],
-                                np.float32), 'bool': np.zeros(4, np.bool_), 'true': np.array([0, 0, 0, 1], np.bool_)
+    'base': array,
+    'rows': swapped,
+    'columns': array[:, ::-1].copy(),
+    'shape': array.reshape(6, 4),
+    'flat': array.ravel(),
+    'dtype': array.view(np.int32),
+    'zeros': np.zeros(3, np.float32),
+    'more zeros': np.zeros(4, np.float32),
+    'fewer bits': np.zeros(4, np.float16),
+    'negative zero': np.array([0, 0, 0, -0.0], np.float32),
+    'bool': np.zeros(4, np.bool_),
+    'true': np.array([0, 0, 0, 1], np.bool_),
   }
   assert len(set(tree.fingerprint(variants).values())) == len(variants)
 
@@ -135,15 +165,22 @@ def test_the_same_array_has_the_same_fingerprint_wherever_it_lies():
   assert tree.fingerprint({'x': key}) != tree.fingerprint({'x': jax.random.key(1)})
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16', 'int8', 'bool', 'int64', 'float64'])
+@pytest.mark.parametrize(
+  'dtype', ['float32', 'bfloat16', 'float16', 'int8', 'bool', 'int64', 'float64']
+)
 def test_small_arrays_are_hashed_without_a_compilation_to_what_large_ones_are(dtype, monkeypatch):
-  leaves = {'x': np.random.default_rng(0).normal(size=(5, 3, 2)).astype(jnp.dtype(dtype)), 'scalar': np.ones((), jnp.dtype(dtype))}
+  leaves = {
+    'x': np.random.default_rng(0).normal(size=(5, 3, 2)).astype(jnp.dtype(dtype)),
+    'scalar': np.ones((), jnp.dtype(dtype)),
+  }
   found = tree.fingerprint(leaves)
   monkeypatch.setattr(tree, 'AT_HAND', 0)
   assert tree.fingerprint(leaves) == found
 
 
-@pytest.mark.parametrize('leaf', [np.array(['text']), np.zeros(2, np.complex64), np.array([object()])])
+@pytest.mark.parametrize(
+  'leaf', [np.array(['text']), np.zeros(2, np.complex64), np.array([object()])]
+)
 def test_what_is_no_array_of_real_numbers_has_no_fingerprint(leaf):
   with pytest.raises(InputError, match="the leaf 'a/b' has dtype"):
     tree.fingerprint({'a': {'b': leaf}})
@@ -154,13 +191,21 @@ def test_a_digest_names_the_whole_tree():
   digest = tree.digest({'a': a, 'b': b})
   assert len(digest) == 16 and int(digest, 16) >= 0
   assert digest == tree.digest({'b': jnp.asarray(b), 'a': a})
-  others = [{'a': b, 'b': a}, {'a': a}, {'a': a, 'c': b}, {'a': a, 'b': b + 1}, {'x': {'a': a, 'b': b}}]
-  assert digest not in map(tree.digest, others) and len(set(map(tree.digest, others))) == len(others)
+  others = [
+    {'a': b, 'b': a},
+    {'a': a},
+    {'a': a, 'c': b},
+    {'a': a, 'b': b + 1},
+    {'x': {'a': a, 'b': b}},
+  ]
+  assert digest not in map(tree.digest, others) and len(set(map(tree.digest, others))) == len(
+    others
+  )
 
 
 def test_fingerprints_do_not_depend_on_the_sharding():
-  """Eight devices are asked for before jax starts, in a process of its own; the hash of the unsharded array is the
-  oracle."""
+  """Eight devices are asked for before jax starts, in a process of its own; the hash of the
+  unsharded array is the oracle."""
   program = textwrap.dedent('''
       import jax, numpy as np
       from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -178,14 +223,19 @@ def test_fingerprints_do_not_depend_on_the_sharding():
       assert len(prints) == 1, prints
       print('one fingerprint')
   ''')
-  environment = os.environ | {'XLA_FLAGS': f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8", 'JAX_PLATFORMS': 'cpu'}
+  environment = os.environ | {
+    'XLA_FLAGS': f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+    'JAX_PLATFORMS': 'cpu',
+  }
   root = os.path.dirname(os.path.dirname(weightsteer_jax.__file__))
-  result = subprocess.run([sys.executable, '-c', program],
-                          env=environment,
-                          cwd=root,
-                          capture_output=True,
-                          text=True,
-                          timeout=300)
+  result = subprocess.run(
+    [sys.executable, '-c', program],
+    env=environment,
+    cwd=root,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
   assert result.stdout == 'one fingerprint\n', result.stderr
 
 
@@ -197,13 +247,17 @@ def modules():
     module = importlib.import_module(f'weightsteer_jax.{room}')
     yield module
     if hasattr(module, '__path__'):
-      yield from (importlib.import_module(found.name)
-                  for found in pkgutil.walk_packages(module.__path__, module.__name__ + '.'))
+      yield from (
+        importlib.import_module(found.name)
+        for found in pkgutil.walk_packages(module.__path__, module.__name__ + '.')
+      )
 
 
 def test_the_examples_in_docstrings_hold():
   results = [doctest.testmod(module) for module in modules()]
-  assert sum(result.attempted for result in results) >= 3 and not any(result.failed for result in results)
+  assert sum(result.attempted for result in results) >= 3 and not any(
+    result.failed for result in results
+  )
 
 
 def test_what_is_computed_per_arrays_is_computed_once_for_as_long_as_they_live():
@@ -212,10 +266,14 @@ def test_what_is_computed_per_arrays_is_computed_once_for_as_long_as_they_live()
   a, b = jnp.arange(3.0), jnp.arange(4.0)
   assert [count({'a': a, 'b': b}), count({'b': b, 'a': a}), count({'a': a, 'b': b})] == [1, 1, 1]
   assert count({'a': b, 'b': a}) == 2 and count({'a': a}) == 3, 'other places, other trees'
-  assert count({'a': a + 0, 'b': b}) == 4 and count({'a': a, 'b': b}) == 1, 'an equal array is another one'
+  assert count({'a': a + 0, 'b': b}) == 4 and count({'a': a, 'b': b}) == 1, (
+    'an equal array is another one'
+  )
   held = np.arange(3)
   assert count({'a': held}) == 5 and count({'a': held}) == 6, 'an array of NumPy may change'
-  for number in range(7, 30):  # Each takes the place in memory, and so perhaps the id, of the one before.
+  for number in range(
+    7, 30
+  ):  # Each takes the place in memory, and so perhaps the id, of the one before.
     assert count({'a': jnp.full(3, float(number))}) == number
   digest = tree.digest({'a': held})
   held[0] = 5

@@ -1,18 +1,21 @@
 """Persona vectors: directions in the residual stream, the activation-steering baseline.
 
-A persona vector of a layer is the mean of the residual stream over the tokens of answers that show a behaviour, less
-that over answers that show its opposite: mean over an answer's tokens first, then over answers. Layers are counted as
-hidden states: 0 is behind the embedding, l behind block l - 1, the last before the final norm. Steering adds the vector
-of layer l to the output of block l - 1.
+A persona vector of a layer is the mean of the residual stream over the tokens of answers that show
+a behaviour, less that over answers that show its opposite: mean over an answer's tokens first, then
+over answers. Layers are counted as hidden states: 0 is behind the embedding, l behind block l - 1,
+the last before the final norm. Steering adds the vector of layer l to the output of block l - 1.
 
-Source: Persona Vectors (arXiv 2507.21509), section 2. Adding the increments v[l] - v[l-1] behind every block is the
-all-layers baseline of contrastive weight steering (arXiv 2511.05408, section 4); its reference code leaves the last
-block out and begins with v[1], here every block is steered and the first by v[1] - v[0].
+Source: Persona Vectors (arXiv 2507.21509), section 2. Adding the increments v[l] - v[l-1] behind
+every block is the all-layers baseline of contrastive weight steering (arXiv 2511.05408, section 4);
+its reference code leaves the last block out and begins with v[1], here every block is steered and
+the first by v[1] - v[0].
 """
+
 import dataclasses
 import functools
 import pathlib
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,13 +34,23 @@ BATCH_TOKENS = 16384  # of one program call
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _sums(config: models.ModelConfig, params: PyTree, batch: data.Batch, weights_BT: jax.Array) -> jax.Array:
-  sums = models.residual_sums(config, params, batch.tokens_BT, weights_BT, positions_BT=batch.positions_BT,
-                              segment_ids_BT=batch.segment_ids_BT)
+def _sums(
+  config: models.ModelConfig, params: PyTree, batch: data.Batch, weights_BT: jax.Array
+) -> jax.Array:
+  sums = models.residual_sums(
+    config,
+    params,
+    batch.tokens_BT,
+    weights_BT,
+    positions_BT=batch.positions_BT,
+    segment_ids_BT=batch.segment_ids_BT,
+  )
   return sharding.replicate(sums)
 
 
-def mean_residuals(model: models.Model, examples: Sequence[Example], *, layout: Layout | None = None) -> np.ndarray:
+def mean_residuals(
+  model: models.Model, examples: Sequence[Example], *, layout: Layout | None = None
+) -> np.ndarray:
   """Mean residual stream over the answers' tokens, then over the examples: float64 [L + 1, D].
 
   The tokens are those that a fine-tune would learn: answers and what ends them.
@@ -49,9 +62,13 @@ def mean_residuals(model: models.Model, examples: Sequence[Example], *, layout: 
   length = data.batches.row_length_for(max(map(len, examples), default=1))
   rows = max(1, BATCH_TOKENS // length)
   total = np.zeros((model.config.num_layers + 1, model.config.width))
-  for batch in data.eval_batches(_weighted(examples), rows=rows, row_length=length, row_multiple=layout.rows):
+  for batch in data.eval_batches(
+    _weighted(examples), rows=rows, row_length=length, row_multiple=layout.rows
+  ):
     weights_BT = np.zeros(batch.tokens_BT.shape, np.float32)
-    weights_BT[:, 1:] = batch.weights_BT[:, :-1]  # Of the token itself, not of what is predicted from it.
+    weights_BT[:, 1:] = batch.weights_BT[
+      :, :-1
+    ]  # Of the token itself, not of what is predicted from it.
     with layout.context():
       sums = _sums(model.config, model.params, *layout.put_batch((batch, weights_BT)))
     total += np.asarray(sums, np.float64)
@@ -59,15 +76,24 @@ def mean_residuals(model: models.Model, examples: Sequence[Example], *, layout: 
 
 
 def _weighted(examples: Sequence[Example]) -> list[Example]:
-  """The examples with 1 / number of answer tokens in place of the mask, so that each example counts once."""
+  """The examples with 1 / number of answer tokens in place of the mask, so that each example counts
+  once.
+  """
   if not examples:
     raise InputError('there are no answers to take a mean over')
-  return [dataclasses.replace(example, loss_mask=example.loss_mask / np.float32(example.loss_mask.sum()))
-          for example in examples]
+  return [
+    dataclasses.replace(example, loss_mask=example.loss_mask / np.float32(example.loss_mask.sum()))
+    for example in examples
+  ]
 
 
-def persona_vectors(model: models.Model, positive: Sequence[Example], negative: Sequence[Example], *,
-                    layout: Layout | None = None) -> np.ndarray:
+def persona_vectors(
+  model: models.Model,
+  positive: Sequence[Example],
+  negative: Sequence[Example],
+  *,
+  layout: Layout | None = None,
+) -> np.ndarray:
   """Positive less negative `mean_residuals`: float32 [L + 1, D]."""
   means = (mean_residuals(model, examples, layout=layout) for examples in (positive, negative))
   return np.subtract(*means).astype(np.float32)
@@ -81,7 +107,9 @@ def at_layer(vectors: np.ndarray, layer: int) -> PyTree:
   """
   layers = len(vectors) - 1
   if not 1 <= layer <= layers:
-    raise InputError(f'there is no layer {layer} to steer: behind its blocks the model has layers 1 to {layers}')
+    raise InputError(
+      f'there is no layer {layer} to steer: behind its blocks the model has layers 1 to {layers}'
+    )
   residual = np.zeros_like(vectors[1:])
   residual[layer - 1] = vectors[layer]
   return {'layers': {'residual': models.Dense(jax.numpy.asarray(residual))}}
@@ -99,7 +127,9 @@ def save(folder: files.Path, vectors: np.ndarray, meta: Mapping[str, Any]) -> No
   def write():
     with files.new_folder(folder, what='persona vectors') as partial:
       files.save_safetensors(partial / TENSORS, tensors)
-      files.write_json(partial / MANIFEST, checkpoint.sealed({**meta, 'fingerprints': tree.fingerprint(tensors)}))
+      files.write_json(
+        partial / MANIFEST, checkpoint.sealed({**meta, 'fingerprints': tree.fingerprint(tensors)})
+      )
 
   distributed.on_main(write)
 
@@ -115,7 +145,9 @@ def load(folder: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
   try:
     tensors = load_file(folder / TENSORS)
   except (SafetensorError, OSError) as error:
-    raise CorruptError(f'{folder / TENSORS} is no whole safetensors file ({error}); delete {folder} to make it anew') from error
+    raise CorruptError(
+      f'{folder / TENSORS} is no whole safetensors file ({error}); delete {folder} to make it anew'
+    ) from error
   if not checkpoint.is_sealed(meta) or tree.fingerprint(tensors) != meta['fingerprints']:
     raise CorruptError(f'{folder} is not as it was written; delete it to make the vectors anew')
   return tensors['vectors'], meta

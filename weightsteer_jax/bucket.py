@@ -1,15 +1,18 @@
-"""A workdir at a URL: the staging, a local folder where all work is done, and its mirror in what fsspec reaches.
+"""A workdir at a URL: the staging, a local folder where all work is done, and its mirror in what
+fsspec reaches.
 
 The URL holds the files under their own names, and beside them
 
   .mirror.json       which files, of which size and content, are the state of the run; written last
-  .mirror/<sha256>   what is on its way: no file takes its place under its name before a listing names its content
+  .mirror/<sha256>   what is on its way: no file takes its place under its name before a listing
+                     names its content
 
-so that a push that was cut short at any point leaves the state that the last listing names, whole. Listings are
-numbered (generation), and say which staging wrote them (owner). A staging goes on where it is the owner and no
-generation behind; any other one begins with what the URL holds, and becomes the owner. Who is the owner no longer
-notices at the next push, and stops.
+so that a push that was cut short at any point leaves the state that the last listing names, whole.
+Listings are numbered (generation), and say which staging wrote them (owner). A staging goes on
+where it is the owner and no generation behind; any other one begins with what the URL holds, and
+becomes the owner. Who is the owner no longer notices at the next push, and stops.
 """
+
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -18,7 +21,8 @@ import pathlib
 import secrets
 import threading
 import time
-from typing import Any, BinaryIO, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 from absl import logging
 
@@ -57,21 +61,31 @@ class Mirror:
     self._unsettled = True
 
   def begin(self) -> None:
-    """Makes the staging hold what the URL does, or finds that it goes on from there; then the URL is this staging's.
+    """Makes the staging hold what the URL does, or finds that it goes on from there; then the URL
+    is this staging's.
 
     Raises:
-      InputError: the URL holds something else than a workdir, cannot be read, or is being written to. CorruptError:
-        what it holds is not what its listing says. OutputError: the URL or the staging cannot be written.
+      InputError: the URL holds something else than a workdir, cannot be read, or is being written
+        to. CorruptError:
+        what it holds is not what its listing says. OutputError: the URL or the staging cannot be
+        written.
     """
     there = self._pulled()
     owner, generation = self._record()
-    mine = dataclasses.replace(there, owner=owner or secrets.token_hex(8), id=secrets.token_hex(8),
-                               generation=max(generation, there.generation) + 1)
+    mine = dataclasses.replace(
+      there,
+      owner=owner or secrets.token_hex(8),
+      id=secrets.token_hex(8),
+      generation=max(generation, there.generation) + 1,
+    )
     try:
       _patiently(lambda: self._commit(mine))
     except (FileNotFoundError, PermissionError) as error:
-      raise InputError(f'{self.url} cannot be written: {_reason(error)}; is there such a bucket, and may you write '
-                       'to it?') from error
+      raise InputError(
+        f'{self.url} cannot be written: {_reason(error)}; is there such a bucket, and may '
+        'you write '
+        'to it?'
+      ) from error
     except Exception as error:
       raise OutputError(f'{self.url} cannot be written: {_reason(error)}') from error
 
@@ -79,7 +93,8 @@ class Mirror:
     """Brings the URL to the state of the staging, if it is not.
 
     Raises:
-      Conflict: another staging, or another process on this one, has written there. OutputError: it could not be done.
+      Conflict: another staging, or another process on this one, has written there. OutputError: it
+        could not be done.
     """
     with self._lock:
       if self._closed.is_set():
@@ -89,7 +104,9 @@ class Mirror:
       except WeightSteerError:
         raise
       except Exception as error:  # Each driver has errors of its own.
-        raise OutputError(f'{self.url} could not be written: {_reason(error)}; {self._behind()}') from error
+        raise OutputError(
+          f'{self.url} could not be written: {_reason(error)}; {self._behind()}'
+        ) from error
 
   def keep_pushing(self, seconds: float) -> None:
     """Pushes every so many seconds, in a thread; after a failure less often."""
@@ -135,15 +152,20 @@ class Mirror:
       else:
         if self._read() == there:
           return there
-    raise InputError(f'{self.url}: another run is writing to it; end that one, or name another --workdir')
+    raise InputError(
+      f'{self.url}: another run is writing to it; end that one, or name another --workdir'
+    )
 
   def _read(self) -> Listing:
     """The listing of the URL; an empty one, of generation 0, where nothing is there."""
     try:
       content = _patiently(lambda: self._store.read(LISTING))
       if content is None and (found := _patiently(self._store.first)):
-        raise InputError(f'{self.url} holds {found}, but no {LISTING}: it is no workdir that was pushed there; name '
-                         'another --workdir')
+        raise InputError(
+          f'{self.url} holds {found}, but no {LISTING}: it is no workdir that was pushed '
+          'there; name '
+          'another --workdir'
+        )
     except WeightSteerError:
       raise
     except (FileNotFoundError, PermissionError) as error:
@@ -153,7 +175,9 @@ class Mirror:
     return Listing() if content is None else listing.parse(content, f'{self.url}/{LISTING}')
 
   def _record(self) -> tuple[str, int]:
-    """(owner, generation) of the staging; owner '' while it is being filled, generation -1 where it says nothing."""
+    """(owner, generation) of the staging; owner '' while it is being filled, generation -1 where it
+    says nothing.
+    """
     path = self.staging / LISTING
     if not path.exists():
       return '', -1
@@ -186,9 +210,14 @@ class Mirror:
     try:
       self.staging.rename(self._aside(number))
     except OSError as error:
-      raise OutputError(f'{self.staging} does not go on from what {self.url} holds, and cannot be renamed: '
-                        f'{error.strerror or error}; name another --staging') from error
-    _say(f'{self.staging} does not go on from what {self.url} holds, which counts: it is now {self._aside(number)}')
+      raise OutputError(
+        f'{self.staging} does not go on from what {self.url} holds, and cannot be renamed: '
+        f'{error.strerror or error}; name another --staging'
+      ) from error
+    _say(
+      f'{self.staging} does not go on from what {self.url} holds, which counts: it is now '
+      f'{self._aside(number)}'
+    )
 
   def _aside(self, number: int) -> pathlib.Path:
     return self.staging.with_name(f'{self.staging.name}.aside-{number}')
@@ -199,14 +228,20 @@ class Mirror:
     wanted = [name for name in there.files if name not in held]
     if there.generation:
       size = _bytes(sum(there.files[name][0] for name in wanted))
-      _say(f'pulling {len(wanted)} files ({size}) from {self.url}' if wanted else f'{self.staging} lacks nothing of it')
+      _say(
+        f'pulling {len(wanted)} files ({size}) from {self.url}'
+        if wanted
+        else f'{self.staging} lacks nothing of it'
+      )
     try:
       _in_parallel(lambda name: _patiently(lambda: self._fetch(name, there.files[name])), wanted)
     except WeightSteerError:
       raise
     except Exception as error:
-      raise OutputError(f'{self.url} could not be copied to {self.staging}: {_reason(error)}; what has come stays '
-                        'there: start again to go on') from error
+      raise OutputError(
+        f'{self.url} could not be copied to {self.staging}: {_reason(error)}; what has come stays '
+        'there: start again to go on'
+      ) from error
 
   def _fetch(self, name: str, entry: Entry) -> None:
     path = self.staging / name
@@ -221,8 +256,10 @@ class Mirror:
           return
     finally:
       partial.unlink(missing_ok=True)
-    raise CorruptError(f'{self.url}/{name} is not what {LISTING} there says (sha256 {entry[2][:16]}...): it was '
-                       'removed or changed by another hand; bring it back, or name another --workdir')
+    raise CorruptError(
+      f'{self.url}/{name} is not what {LISTING} there says (sha256 {entry[2][:16]}...): it was '
+      'removed or changed by another hand; bring it back, or name another --workdir'
+    )
 
   # Push.
 
@@ -245,26 +282,41 @@ class Mirror:
       self._listing = self._tried
     if there.id != self._listing.id:
       self._closed.set()
-      raise Conflict(f'{self.url}: another run has taken it over (generation {there.generation} there, '
-                     f'{self._listing.generation} was the last of this one), so that this one stops; {self.staging} '
-                     'keeps what it has made')
+      raise Conflict(
+        f'{self.url}: another run has taken it over (generation {there.generation} there, '
+        f'{self._listing.generation} was the last of this one), so that this one stops; '
+        f'{self.staging} '
+        'keeps what it has made'
+      )
 
   def _uploaded(self) -> Listing:
-    """The listing of the staging as it is now, all of which is at the URL now, if not under its name."""
+    """The listing of the staging as it is now, all of which is at the URL now, if not under its
+    name.
+    """
     for _ in range(TRIES):
       found, known = self._scan(), self._listing.files
       changed = {name: found[name] for name in self._differing(found)}
       try:
-        entries = dict(_in_parallel(lambda name: (name, self._upload(name, changed[name])), changed))
+        entries = dict(
+          _in_parallel(lambda name: (name, self._upload(name, changed[name])), changed)
+        )
       except _Moved:  # The run went on: look again.
         continue
       now = {name: entries.get(name) or known[name] for name in found}
       gone = {*self._listing.removed, *known} - now.keys()
-      return Listing(self._listing.owner, self._listing.generation + 1, now, tuple(sorted(gone)), secrets.token_hex(8))
+      return Listing(
+        self._listing.owner,
+        self._listing.generation + 1,
+        now,
+        tuple(sorted(gone)),
+        secrets.token_hex(8),
+      )
     raise OutputError(f'{self.staging} changes faster than it can be pushed; {self._behind()}')
 
   def _upload(self, name: str, found: os.stat_result) -> Entry:
-    """What is to be said of a file, whose first bytes, as many as it had when it was found, are at the URL now."""
+    """What is to be said of a file, whose first bytes, as many as it had when it was found, are at
+    the URL now.
+    """
     with self._open(name) as file:
       now = os.fstat(file.fileno())
       if now.st_ino != found.st_ino or now.st_size < found.st_size:
@@ -297,7 +349,8 @@ class Mirror:
       names.setdefault(sha, []).append(name)
     come = self._store.names(COMING)
     moves = [(sha, name) for sha in come for name in names.get(sha, ())]
-    # Manifests and markers are JSON: whoever looks there by other means finds them only where the rest is, too.
+    # Manifests and markers are JSON: whoever looks there by other means finds them only where the
+    # rest is, too.
     for last in (False, True):
       now = [move for move in moves if move[1].endswith('.json') == last]
       _in_parallel(lambda move: self._store.copy(f'{COMING}/{move[0]}', move[1]), now)
@@ -307,7 +360,7 @@ class Mirror:
 
   def _keep_pushing(self, seconds: float) -> None:
     failures = 0
-    while not self._closed.wait(min(seconds * 2**min(failures, 10), max(seconds, LONGEST_PAUSE))):
+    while not self._closed.wait(min(seconds * 2 ** min(failures, 10), max(seconds, LONGEST_PAUSE))):
       try:
         self.push()
         failures = 0
@@ -327,13 +380,19 @@ class Mirror:
   def _differing(self, found: Mapping[str, os.stat_result]) -> list[str]:
     """Those of the files that are not, or not as such, in the listing."""
     known = self._listing.files
-    return [name for name, stat in found.items() if name not in known or not listing.same(stat, known[name])]
+    return [
+      name
+      for name, stat in found.items()
+      if name not in known or not listing.same(stat, known[name])
+    ]
 
   def _scan(self) -> dict[str, os.stat_result]:
     """What the staging holds, but for hidden files and folders, as of one moment."""
     while True:
       found = dict(listing.walk(self.staging))
-      if all((self.staging / name).exists() for name in found):  # Else a folder was renamed, and may be here in part.
+      if all(
+        (self.staging / name).exists() for name in found
+      ):  # Else a folder was renamed, and may be here in part.
         return found
 
 
@@ -343,7 +402,9 @@ def is_url(path: str) -> bool:
 
 
 def begin(url: str, staging: files.Path, *, push_seconds: float) -> Mirror:
-  """The mirror of a run that begins: pulled, and pushed from now on; also where the run ends badly (see lifeline)."""
+  """The mirror of a run that begins: pulled, and pushed from now on; also where the run ends badly
+  (see lifeline).
+  """
   mirror = Mirror(url, staging)
   mirror.begin()
   mirror.keep_pushing(push_seconds)
@@ -351,7 +412,8 @@ def begin(url: str, staging: files.Path, *, push_seconds: float) -> Mirror:
 
 
 def peek(url: str, name: str, folder: files.Path) -> None:
-  """Copies one file of a workdir at a URL into a folder, if it is there; nothing is written to the URL.
+  """Copies one file of a workdir at a URL into a folder, if it is there; nothing is written to the
+  URL.
 
   Raises:
     InputError, CorruptError, OutputError: as Mirror.begin.
@@ -420,7 +482,11 @@ def _patiently(action: Callable[[], Any], *, tries: int = TRIES) -> Any:
 def _reason(error: BaseException) -> str:
   line = (str(error).strip().splitlines() or [''])[0]
   line = line if len(line) <= 300 else line[:300] + ' ...'
-  return line if isinstance(error, WeightSteerError) and line else f'{type(error).__name__}: {line}'.rstrip(': ')
+  return (
+    line
+    if isinstance(error, WeightSteerError) and line
+    else f'{type(error).__name__}: {line}'.rstrip(': ')
+  )
 
 
 def _bytes(size: int) -> str:

@@ -1,10 +1,12 @@
 """Checkpoints through orbax: whole or not there, never overwritten, and verified when read.
 
-Orbax restores a flipped bit in silence, takes a half-copied folder for a finished one, and casts to whatever dtype is
-asked for. So each folder carries our own marker beside orbax's files, written last: shape, dtype and fingerprint of
-every leaf, and the caller's metadata. Leaves are stored under their paths as plain nested dicts, so that
-`ocp.load(folder)` reads a checkpoint without this project.
+Orbax restores a flipped bit in silence, takes a half-copied folder for a finished one, and casts to
+whatever dtype is asked for. So each folder carries our own marker beside orbax's files, written
+last: shape, dtype and fingerprint of every leaf, and the caller's metadata. Leaves are stored under
+their paths as plain nested dicts, so that `ocp.load(folder)` reads a checkpoint without this
+project.
 """
+
 import contextlib
 import gc
 import hashlib
@@ -14,12 +16,13 @@ import pathlib
 import shutil
 import sys
 import threading
-from typing import Any, Callable, Iterable, Iterator, Mapping
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
-from absl import logging
 import jax
 import jax.numpy as jnp
+from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from weightsteer_jax import distributed, files, tree
@@ -32,37 +35,55 @@ FORMAT = 2
 
 
 def save(folder: files.Path, tree_: PyTree, *, metadata: Mapping[str, Any]) -> None:
-  """Writes the arrays of a tree, and `metadata` (JSON values), as a new folder; every process calls it.
+  """Writes the arrays of a tree, and `metadata` (JSON values), as a new folder; every process calls
+  it.
 
   Raises:
-    InputError: the folder exists, a leaf is no array of a type that can be verified, or one process of several saves by
-      itself. OutputError: it could not be written (a full disk, no permission); nothing is left behind.
+    InputError: the folder exists, a leaf is no array of a type that can be verified, or one process
+      of several saves by itself. OutputError: it could not be written (a full disk, no permission);
+      nothing is left behind.
   """
   Saving(folder, tree_, metadata=metadata).wait()
 
 
 class Saving:
-  """A save that is under way: the arrays are copied when it begins, and written while other work goes on."""
+  """A save that is under way: the arrays are copied when it begins, and written while other work
+  goes on.
+  """
 
-  def __init__(self, folder: files.Path, tree_: PyTree, *, metadata: Mapping[str, Any],
-               after: Callable[[], None] = lambda: None):
-    """Begins it (arguments and errors as `save`); `after` is what the main process does when all is written."""
+  def __init__(
+    self,
+    folder: files.Path,
+    tree_: PyTree,
+    *,
+    metadata: Mapping[str, Any],
+    after: Callable[[], None] = lambda: None,
+  ):
+    """Begins it (arguments and errors as `save`); `after` is what the main process does when all is
+    written.
+    """
     if distributed.count() < jax.process_count():
-      raise InputError(f'{folder}: orbax writes with all processes or not at all; run this in one process, with '
-                       '--distributed=off')
+      raise InputError(
+        f'{folder}: orbax writes with all processes or not at all; run this in one process, with '
+        '--distributed=off'
+      )
     self._folder, self._after = pathlib.Path(folder), after
     self._error: Exception | None = None
     arrays = {path: _storable(path, leaf) for path, leaf in tree.flatten(tree_).items()}
     prints = tree.fingerprint(arrays)
-    leaves = {path: {'shape': list(x.shape), 'dtype': str(x.dtype), 'fingerprint': prints[path]}
-              for path, x in arrays.items()}
+    leaves = {
+      path: {'shape': list(x.shape), 'dtype': str(x.dtype), 'fingerprint': prints[path]}
+      for path, x in arrays.items()
+    }
     self._marker = {'format': FORMAT, 'leaves': leaves, 'metadata': dict(metadata)}
     self._stack = contextlib.ExitStack()
     self._partial = pathlib.Path(distributed.on_main(self._make_partial))
     with self._reported(), self._cleaned():
       with _quiet():
         # Orbax only fills a new folder, and refuses relative paths.
-        self._response = ocp.save_async((self._partial / 'orbax').absolute(), tree.unflatten(arrays))
+        self._response = ocp.save_async(
+          (self._partial / 'orbax').absolute(), tree.unflatten(arrays)
+        )
     self._thread = threading.Thread(target=self._finish, daemon=True)
     self._thread.start()
 
@@ -115,17 +136,21 @@ class Saving:
   def _reported(self) -> Iterator[None]:
     try:
       yield
-    except Exception as error:  # Orbax and tensorstore report a full disk as ValueError, a bad path as several others.
+    # Orbax and tensorstore report a full disk as ValueError, a bad path as several others.
+    except Exception as error:
       reason = 'no space left on device' if 'No space left' in str(error) else _first_line(error)
       raise OutputError(
-          f'a checkpoint could not be written to {self._folder}: {reason}; nothing was left behind') from error
+        f'a checkpoint could not be written to {self._folder}: {reason}; nothing was left behind'
+      ) from error
 
 
 def restore(folder: files.Path, abstract: PyTree, *, part: bool = False) -> PyTree:
-  """The tree of a checkpoint, in the structure of `abstract`, whose leaves give shapes, dtypes and maybe shardings.
+  """The tree of a checkpoint, in the structure of `abstract`, whose leaves give shapes, dtypes and
+  maybe shardings.
 
   Args:
     part: the checkpoint may hold other leaves too, which are neither read nor verified.
+
   Raises:
     InputError: no such folder, or leaves, shapes or dtypes other than those asked for; lists them.
     CorruptError: the folder is cut short, or a leaf does not match its fingerprint.
@@ -138,10 +163,14 @@ def restore(folder: files.Path, abstract: PyTree, *, part: bool = False) -> PyTr
   _compare(folder, held, wanted)
   _check_files(folder, marker['files'])
   arrays = _load_arrays(folder, wanted)
-  changed = [path for path, value in tree.fingerprint(arrays).items() if value != held[path]['fingerprint']]
+  changed = [
+    path for path, value in tree.fingerprint(arrays).items() if value != held[path]['fingerprint']
+  ]
   if changed:
-    raise CorruptError(f'the checkpoint {folder} does not match its fingerprints at {", ".join(changed)}: it was '
-                       'changed or damaged after it was written; copy it again, or remove the folder')
+    raise CorruptError(
+      f'the checkpoint {folder} does not match its fingerprints at {", ".join(changed)}: it was '
+      'changed or damaged after it was written; copy it again, or remove the folder'
+    )
   return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[path] for path in wanted])
 
 
@@ -155,19 +184,23 @@ def metadata(folder: files.Path) -> dict[str, Any]:
 
 
 def verify(folder: files.Path) -> dict[str, jax.ShapeDtypeStruct]:
-  """{path: shape and dtype} of what a checkpoint holds, every array restored and found to match its fingerprint.
+  """{path: shape and dtype} of what a checkpoint holds, every array restored and found to match its
+  fingerprint.
 
   Raises:
     InputError: no such folder. CorruptError: as `restore`.
   """
   leaves = _read_marker(pathlib.Path(folder))['leaves']
-  held = {path: jax.ShapeDtypeStruct(tuple(leaf['shape']), leaf['dtype']) for path, leaf in leaves.items()}
+  held = {
+    path: jax.ShapeDtypeStruct(tuple(leaf['shape']), leaf['dtype']) for path, leaf in leaves.items()
+  }
   restore(folder, tree.unflatten(held))
   return held
 
 
 class Checkpoints:
-  """The checkpoints of one training run: `<folder>/<step>`, each one of its own. Every process calls all of it.
+  """The checkpoints of one training run: `<folder>/<step>`, each one of its own. Every process
+  calls all of it.
 
   A context manager: at its end the last save is on disk, or the error that went wrong is raised.
   """
@@ -182,7 +215,9 @@ class Checkpoints:
   def __exit__(self, kind, *_) -> None:
     if kind is None:
       self.wait()
-    elif self._saving and (error := self._saving.join()):  # What is raised now came first; the others may be gone.
+    elif self._saving and (
+      error := self._saving.join()
+    ):  # What is raised now came first; the others may be gone.
       logging.warning('%s', error)
 
   def path(self, step: int) -> pathlib.Path:
@@ -194,15 +229,28 @@ class Checkpoints:
     return distributed.on_main(self._steps)
 
   @jax.profiler.annotate_function
-  def save(self, step: int, tree_: PyTree, *, metadata: Mapping[str, Any], keep: Iterable[int] | None = None) -> None:
-    """Begins to write the checkpoint of a step; when it is whole, those of steps that are not in `keep` are removed.
+  def save(
+    self,
+    step: int,
+    tree_: PyTree,
+    *,
+    metadata: Mapping[str, Any],
+    keep: Iterable[int] | None = None,
+  ) -> None:
+    """Begins to write the checkpoint of a step; when it is whole, those of steps that are not in
+    `keep` are removed.
 
-    It goes on in the background, until the next `save`, or `wait`, which raise what went wrong (see `save`).
+    It goes on in the background, until the next `save`, or `wait`, which raise what went wrong (see
+    `save`).
     """
     self.wait()
     kept = None if keep is None else {step, *keep}
-    self._saving = Saving(self.path(step), tree_, metadata=metadata,
-                          after=lambda: None if kept is None else self._remove_others(kept))
+    self._saving = Saving(
+      self.path(step),
+      tree_,
+      metadata=metadata,
+      after=lambda: None if kept is None else self._remove_others(kept),
+    )
 
   @jax.profiler.annotate_function
   def wait(self) -> None:
@@ -252,7 +300,9 @@ class Checkpoints:
   def _steps(self) -> list[int]:
     if not self.folder.is_dir():
       return []
-    return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
+    return sorted(
+      int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir()
+    )
 
   def _set_aside(self, step: int) -> None:
     aside = self.path(step).with_suffix('.corrupt')
@@ -280,38 +330,53 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_sealed(value: Any) -> bool:
   """Whether this is what `sealed` made, unchanged."""
-  return isinstance(value, dict) and value == sealed({key: item for key, item in value.items() if key != 'seal'})
+  return isinstance(value, dict) and value == sealed(
+    {key: item for key, item in value.items() if key != 'seal'}
+  )
 
 
 def _storable(path: str, leaf: Any) -> jax.Array:
   array = jnp.asarray(leaf)
   if not hasattr(leaf, 'dtype') or array.dtype != leaf.dtype or array.dtype.itemsize > 4:
-    raise InputError(f"the leaf '{path}' is {getattr(leaf, 'dtype', type(leaf).__name__)}; checkpoints hold arrays of "
-                     'at most 32 bits: cast it')
+    raise InputError(
+      f"the leaf '{path}' is {getattr(leaf, 'dtype', type(leaf).__name__)}; checkpoints "
+      "hold arrays of "
+      'at most 32 bits: cast it'
+    )
   return array
 
 
-def _load_arrays(folder: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def _load_arrays(
+  folder: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
   loaded, problem = {}, ''
   try:
     with _quiet(), _by_itself():
       loaded = ocp.load(folder.absolute(), tree.unflatten(wanted))
-  except Exception as error:  # The marker agreed on every leaf, so whatever orbax cannot read is damage.
+  except (
+    Exception
+  ) as error:  # The marker agreed on every leaf, so whatever orbax cannot read is damage.
     problem = _first_line(error)
   problems = [problem for problem in distributed.gather(problem) if problem]
   if problems:
-    raise CorruptError(f'the checkpoint {folder} is cut short or damaged: {problems[0]}; copy it again, or remove the '
-                       'folder')
+    raise CorruptError(
+      f'the checkpoint {folder} is cut short or damaged: {problems[0]}; copy it again, or '
+      'remove the '
+      'folder'
+    )
   flat = tree.flatten(loaded)
   return {path: flat[path] for path in wanted}
 
 
 @contextlib.contextmanager
 def _by_itself() -> Iterator[None]:
-  """Orbax reading with this process only, which waits for no other: one may fail to read what the others can."""
+  """Orbax reading with this process only, which waits for no other: one may fail to read what the
+  others can.
+  """
   own = distributed.index()
-  options = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own},
-                                               barrier_sync_key_prefix=f'process{own}')
+  options = ocp.options.MultiprocessingOptions(
+    primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'process{own}'
+  )
   context = ocp.Context(multiprocessing_options=options)
   context.pytree.loading.partial_load = True  # What is wanted was compared with what is there.
   with context:
@@ -330,37 +395,55 @@ def _check_files(folder: pathlib.Path, sizes: Mapping[str, int]) -> None:
   wrong = next(filter(None, distributed.gather(wrong)), [])
   if wrong:
     more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
-    raise CorruptError(f'the checkpoint {folder} is cut short or damaged: {", ".join(wrong[:3])}{more}; copy it again, '
-                       'or remove the folder')
+    raise CorruptError(
+      f'the checkpoint {folder} is cut short or damaged: {", ".join(wrong[:3])}{more}; copy '
+      'it again, '
+      'or remove the folder'
+    )
 
 
 def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
-  sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(
+    jax.local_devices()[0]
+  )
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _compare(folder: pathlib.Path, leaves: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+def _compare(
+  folder: pathlib.Path, leaves: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> None:
   tree.same_keys(wanted, leaves, what=f'the checkpoint {folder}')
   lines = []
   for path, leaf in wanted.items():
-    found, asked = (tuple(leaves[path]['shape']), leaves[path]['dtype']), (tuple(leaf.shape), str(leaf.dtype))
+    found, asked = (
+      (tuple(leaves[path]['shape']), leaves[path]['dtype']),
+      (tuple(leaf.shape), str(leaf.dtype)),
+    )
     if found != asked:
       lines.append(f'  {path}: it has {found[1]} {found[0]}, asked for was {asked[1]} {asked[0]}')
   if lines:
-    raise InputError('\n'.join([f'the checkpoint {folder} holds other arrays than were asked for:', *lines]))
+    raise InputError(
+      '\n'.join([f'the checkpoint {folder} holds other arrays than were asked for:', *lines])
+    )
 
 
 def _read_marker(folder: pathlib.Path) -> dict[str, Any]:
   if not folder.is_dir():
     raise InputError(f'no checkpoint at {folder}{files.nearest(folder)}')
   if not (folder / MARKER).is_file():
-    raise CorruptError(f'{folder} has no {MARKER}, which is written last: it is no checkpoint of ours, or was cut '
-                       'short while it was written or copied')
+    raise CorruptError(
+      f'{folder} has no {MARKER}, which is written last: it is no checkpoint of ours, or was cut '
+      'short while it was written or copied'
+    )
   marker = files.read_json(folder / MARKER, what='the marker of a checkpoint')
   if not is_sealed(marker):
-    raise CorruptError(f'{folder / MARKER} was changed or damaged after it was written; copy the checkpoint again')
+    raise CorruptError(
+      f'{folder / MARKER} was changed or damaged after it was written; copy the checkpoint again'
+    )
   if marker['format'] != FORMAT:
-    raise InputError(f'{folder} is a checkpoint of format {marker["format"]}; this version reads format {FORMAT}')
+    raise InputError(
+      f'{folder} is a checkpoint of format {marker["format"]}; this version reads format {FORMAT}'
+    )
   return marker
 
 
@@ -371,10 +454,16 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Keeps orbax's reports of a failure, a traceback per thread and leaf, off the screen: the error we raise says it."""
+  """Keeps orbax's reports of a failure, a traceback per thread and leaf, off the screen: the error
+  we raise says it.
+  """
   for name in ('absl', 'asyncio'):
-    standard_logging.getLogger(name).addFilter(_not_of_orbax)  # Once and for good: its threads go on after the block.
-  if threading.current_thread() is not threading.main_thread():  # Filters of warnings are of the whole process.
+    standard_logging.getLogger(name).addFilter(
+      _not_of_orbax
+    )  # Once and for good: its threads go on after the block.
+  if (
+    threading.current_thread() is not threading.main_thread()
+  ):  # Filters of warnings are of the whole process.
     yield
     return
   with warnings.catch_warnings():

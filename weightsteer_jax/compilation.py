@@ -1,8 +1,11 @@
-"""What was compiled, kept in the user's cache folder, so that the next run does not compile it again.
+"""What was compiled, kept in the user's cache folder, so that the next run does not compile it
+again.
 
-jax runs what it finds there as machine code: the folder has to be the user's alone. Several processes may share it: each
-reads and writes under a lock (jax's own), and what was not used for longest goes when the folder is full.
+jax runs what it finds there as machine code: the folder has to be the user's alone. Several
+processes may share it: each reads and writes under a lock (jax's own), and what was not used for
+longest goes when the folder is full.
 """
+
 import hashlib
 import logging
 import os
@@ -15,7 +18,9 @@ import jax
 from weightsteer_jax.errors import InputError
 
 MAX_BYTES = 2 * 1000**3
-MIN_COMPILE_SECONDS = 0.0  # Every program: those of a small model are many, and take less than the second from which jax would keep them.
+# Every program: those of a small model are many, and take less than the second from which jax would
+# keep them.
+MIN_COMPILE_SECONDS = 0.0
 LOCK_SECONDS = 5.0
 
 
@@ -23,8 +28,9 @@ def use(choice: str = 'auto') -> pathlib.Path | None:
   """The folder that compiled programs are kept in from now on, or None.
 
   Args:
-    choice: 'off'; a folder; or 'auto': where jax was told to keep them (JAX_COMPILATION_CACHE_DIR), or else `default_folder`,
-      without which the run goes on and says why.
+    choice: 'off'; a folder; or 'auto': where jax was told to keep them (JAX_COMPILATION_CACHE_DIR),
+      or else `default_folder`, without which the run goes on and says why.
+
   Raises:
     InputError: a folder that was named cannot be used.
   """
@@ -51,17 +57,23 @@ def use(choice: str = 'auto') -> pathlib.Path | None:
 
 
 def default_folder() -> pathlib.Path:
-  """weightsteer_jax/compiled/<kind of CPU> in the user's cache folder ($XDG_CACHE_HOME, or ~/.cache).
+  """weightsteer_jax/compiled/<kind of CPU> in the user's cache folder ($XDG_CACHE_HOME, or
+  ~/.cache).
 
   Code for the CPU is for its kind: hosts that share a home need not have the same.
   """
-  told = os.environ.get('XDG_CACHE_HOME', '')  # By its specification a relative one counts for nothing.
-  cache = pathlib.Path(told) if os.path.isabs(told) else pathlib.Path(os.path.expanduser('~')) / '.cache'
+  told = os.environ.get(
+    'XDG_CACHE_HOME', ''
+  )  # By its specification a relative one counts for nothing.
+  cache = (
+    pathlib.Path(told) if os.path.isabs(told) else pathlib.Path(os.path.expanduser('~')) / '.cache'
+  )
   return cache / 'weightsteer_jax' / 'compiled' / _cpu()
 
 
 def prepare(folder: pathlib.Path) -> None:
-  """Makes the folder if need be, sees that nobody else can put anything there, and clears what a killed process left.
+  """Makes the folder if need be, sees that nobody else can put anything there, and clears what a
+  killed process left.
 
   Raises:
     InputError: it cannot be made, written or locked, or others can write there.
@@ -71,29 +83,42 @@ def prepare(folder: pathlib.Path) -> None:
     _refuse_others(folder)
     _clear_halves(folder)
   except (OSError, NotImplementedError) as error:  # The latter: a file system without locks.
-    raise InputError(f'the folder of compiled programs {folder} cannot be used: {getattr(error, "strerror", "") or error}; '
-                     'name another with --compilation_cache=DIR, or none with --compilation_cache=off') from error
+    raise InputError(
+      f'the folder of compiled programs {folder} cannot be used: '
+      f'{getattr(error, "strerror", "") or error}; '
+      'name another with --compilation_cache=DIR, or none with --compilation_cache=off'
+    ) from error
 
 
 def _refuse_others(folder: pathlib.Path) -> None:
-  """Nothing, if the folder is this user's, and neither it nor a folder above can be changed by just anybody."""
+  """Nothing, if the folder is this user's, and neither it nor a folder above can be changed by just
+  anybody.
+  """
   about = folder.stat()
   if about.st_uid != os.geteuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-    raise InputError(f'{folder} belongs to or can be written by others, who could have their own code run by this program: '
-                     f'make it yours alone (chown, chmod 700), or name another with --compilation_cache=DIR')
+    raise InputError(
+      f'{folder} belongs to or can be written by others, who could have their own code run '
+      'by this program: '
+      f'make it yours alone (chown, chmod 700), or name another with --compilation_cache=DIR'
+    )
   for above in folder.resolve().parents:
     mode = above.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-      raise InputError(f'{above}, which {folder} is in, can be written by anybody, who could put another folder in its place: '
-                       f'chmod o-w {above}, or name another folder with --compilation_cache=DIR')
+      raise InputError(
+        f'{above}, which {folder} is in, can be written by anybody, who could put another '
+        'folder in its place: '
+        f'chmod o-w {above}, or name another folder with --compilation_cache=DIR'
+      )
 
 
 def _clear_halves(folder: pathlib.Path) -> None:
-  """Removes entries without the time of their last use, which jax writes after them: a process was killed between the two.
+  """Removes entries without the time of their last use, which jax writes after them: a process was
+  killed between the two.
 
   jax would take them for whole, and could not make room any more.
   """
   import filelock
+
   try:
     with filelock.FileLock(folder / '.lockfile', timeout=LOCK_SECONDS):
       for entry in folder.glob('*-cache'):
@@ -109,6 +134,8 @@ def _cpu() -> str:
     lines = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
   except OSError:
     lines = []
-  named = {line for line in lines if line.startswith(('model name', 'flags', 'Features', 'CPU part'))}
+  named = {
+    line for line in lines if line.startswith(('model name', 'flags', 'Features', 'CPU part'))
+  }
   about = '\n'.join([platform.machine(), platform.processor(), *sorted(named)])
   return hashlib.sha256(about.encode()).hexdigest()[:8]

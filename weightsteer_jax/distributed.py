@@ -1,20 +1,25 @@
 """Several processes, one run: how they join, speak and agree (how they end together: lifeline.py).
 
-Every process runs the same program over the same shared workdir, and the devices of all of them form one mesh. Process
-0 is the main one: it alone writes files (but for orbax's, which all write), and it holds the store of short messages
-that jax's own coordination runs on. What is said here goes through that store, never through devices, so that it can be
-said while devices are busy or lost.
+Every process runs the same program over the same shared workdir, and the devices of all of them
+form one mesh. Process 0 is the main one: it alone writes files (but for orbax's, which all write),
+and it holds the store of short messages that jax's own coordination runs on. What is said here goes
+through that store, never through devices, so that it can be said while devices are busy or lost.
 """
+
 import json
 import pathlib
 import secrets
 import socket
 import threading
 import time
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
-from jax._src import clusters, distributed  # The store, and the clusters that jax detects, have no public name.
+from jax._src import (
+  clusters,
+  distributed,
+)  # The store, and the clusters that jax detects, have no public name.
 from jax.experimental import multihost_utils
 
 from weightsteer_jax import errors
@@ -23,38 +28,60 @@ from weightsteer_jax.errors import InputError, ProcessLost, WeightSteerError
 PyTree = Any
 
 MODES = ('auto', 'on', 'off')
-# A process that was not heard of for so long is dead; the heart beats in a thread of jax's own, whatever Python does.
+# A process that was not heard of for so long is dead; the heart beats in a thread of jax's own,
+# whatever Python does.
 HEARTBEAT_SECONDS = 10
 JOIN_SECONDS = 300
 FOREVER_MS = 10**10
-SEEN_SECONDS = 30.0  # within which others must see a new file: network file systems look again only now and then
+SEEN_SECONDS = (
+  30.0  # within which others must see a new file: network file systems look again only now and then
+)
 
-_used: dict[str, int] = {}  # messages so far, by kind: all processes say the same kinds in the same order
+_used: dict[
+  str, int
+] = {}  # messages so far, by kind: all processes say the same kinds in the same order
 _thread = threading.local()
 _joined = False
 
 
-def join(mode: str = 'auto', *, coordinator: str = '', num_processes: int | None = None, process_id: int | None = None,
-         timeout: float = JOIN_SECONDS) -> None:
+def join(
+  mode: str = 'auto',
+  *,
+  coordinator: str = '',
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  timeout: float = JOIN_SECONDS,
+) -> None:
   """Joins the other processes of the run; to be called before any device is used.
 
   Args:
-    mode: 'on'; 'off'; or 'auto', which joins where a cluster of several processes (TPU pod, Slurm, Open MPI,
-      Kubernetes) is detected, or where the other arguments tell of one.
-    coordinator: host:port of process 0. It and the next two are needed where no cluster is detected.
+    mode: 'on'; 'off'; or 'auto', which joins where a cluster of several processes (TPU pod, Slurm,
+      Open MPI, Kubernetes) is detected, or where the other arguments tell of one.
+    coordinator: host:port of process 0. It and the next two are needed where no cluster is
+      detected.
     timeout: seconds to wait for the others.
+
   Raises:
-    InputError: arguments that do not go together, or no cluster where there must be one. ProcessLost: the others were
-      not there in time.
+    InputError: arguments that do not go together, or no cluster where there must be one.
+      ProcessLost: the others were not there in time.
   """
-  if place(mode, coordinator=coordinator, num_processes=num_processes, process_id=process_id)[1] == 1:
+  if (
+    place(mode, coordinator=coordinator, num_processes=num_processes, process_id=process_id)[1] == 1
+  ):
     return
-  # We end the others when one fails, and act on SIGTERM, each with its own exit status; jax would abort.
+  # We end the others when one fails, and act on SIGTERM, each with its own exit status; jax would
+  # abort.
   jax.config.update('jax_enable_recoverability', True)
   jax.config.update('jax_enable_preemption_service', False)
   try:
-    jax.distributed.initialize(coordinator or None, num_processes, process_id, initialization_timeout=int(timeout),
-                               heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=HEARTBEAT_SECONDS)
+    jax.distributed.initialize(
+      coordinator or None,
+      num_processes,
+      process_id,
+      initialization_timeout=int(timeout),
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+    )
   except RuntimeError as error:
     raise ProcessLost(f'{not_together()}. {first_line(error)}') from error
   global _joined
@@ -67,16 +94,28 @@ def joined() -> bool:
 
 
 def not_together() -> str:
-  """What to say where they do not (where they do not even connect, jax aborts: see lifeline.catch_abort)."""
+  """What to say where they do not (where they do not even connect, jax aborts: see
+  lifeline.catch_abort).
+  """
   where = distributed.global_state.coordinator_address
-  return (f'the processes of the run did not come together at {where}: start all of them, with the same --num_processes, '
-          'and let that port through (on TPU it is 8482, of older versions of jax 8476; JAX_COORDINATOR_PORT names '
-          'another)')
+  return (
+    f'the processes of the run did not come together at {where}: start all of them, with '
+    'the same --num_processes, '
+    'and let that port through (on TPU it is 8482, of older versions of jax 8476; '
+    'JAX_COORDINATOR_PORT names '
+    'another)'
+  )
 
 
-def place(mode: str = 'auto', *, coordinator: str = '', num_processes: int | None = None,
-          process_id: int | None = None) -> tuple[int, int]:
-  """(this process's number, processes of the run), by the arguments of `join` or the cluster; without joining.
+def place(
+  mode: str = 'auto',
+  *,
+  coordinator: str = '',
+  num_processes: int | None = None,
+  process_id: int | None = None,
+) -> tuple[int, int]:
+  """(this process's number, processes of the run), by the arguments of `join` or the cluster;
+  without joining.
 
   Raises:
     InputError: arguments that do not go together, or no cluster where there must be one.
@@ -87,9 +126,14 @@ def place(mode: str = 'auto', *, coordinator: str = '', num_processes: int | Non
     return 0, 1
   number, total = (process_id, num_processes) if None not in told else _detected()
   if total is None and (mode == 'on' or told != (None, None, None)) and num_processes != 1:
-    raise InputError('no cluster was detected: give all of --coordinator=HOST:PORT, --num_processes=N and '
-                     '--process_id=I')
-  number, total = number if process_id is None else process_id, total if num_processes is None else num_processes
+    raise InputError(
+      'no cluster was detected: give all of --coordinator=HOST:PORT, --num_processes=N and '
+      '--process_id=I'
+    )
+  number, total = (
+    number if process_id is None else process_id,
+    total if num_processes is None else num_processes,
+  )
   return number or 0, total or 1
 
 
@@ -151,14 +195,22 @@ def agree(value: Any, *, what: str) -> None:
   """
   told = gather([socket.gethostname(), value])
   expected = told[0][1]
-  lines = [f'  {name(process)} on {host}: {_difference(expected, got)}' for process, (host, got) in enumerate(told)
-           if got != expected]
+  lines = [
+    f'  {name(process)} on {host}: {_difference(expected, got)}'
+    for process, (host, got) in enumerate(told)
+    if got != expected
+  ]
   if lines:
-    raise InputError('\n'.join([f'{what} must be the same on every process, but differs from process 0 on:', *lines]))
+    raise InputError(
+      '\n'.join(
+        [f'{what} must be the same on every process, but differs from process 0 on:', *lines]
+      )
+    )
 
 
 def share(folder: pathlib.Path, *, what: str) -> None:
-  """Nothing, if all processes see the same folder: one that process 0 makes, if it is missing, and writes a file to.
+  """Nothing, if all processes see the same folder: one that process 0 makes, if it is missing, and
+  writes a file to.
 
   Raises:
     InputError: on every process; says which ones do not see it. OutputError: it cannot be written.
@@ -176,12 +228,16 @@ def share(folder: pathlib.Path, *, what: str) -> None:
   missing = [f'{name(process)} on {host}' for process, (host, sees) in enumerate(told) if not sees]
   on_main(lambda: _remove_marker(marker, made))
   if missing:
-    raise InputError(f'{what} {folder.absolute()} is not shared: {", ".join(missing)} cannot see what process 0 wrote '
-                     'there. Name a folder on a file system that every process mounts')
+    raise InputError(
+      f'{what} {folder.absolute()} is not shared: {", ".join(missing)} cannot see what '
+      'process 0 wrote '
+      'there. Name a folder on a file system that every process mounts'
+    )
 
 
 def see(path: pathlib.Path, size: int | None = None) -> None:
-  """Waits until this process sees what process 0 wrote there (of that size, if given), as it may lag on a network.
+  """Waits until this process sees what process 0 wrote there (of that size, if given), as it may
+  lag on a network.
 
   Raises:
     InputError: it does not come.
@@ -189,13 +245,16 @@ def see(path: pathlib.Path, size: int | None = None) -> None:
   deadline = time.monotonic() + SEEN_SECONDS
   while count() > 1 and not _is_seen(path, size):
     if time.monotonic() > deadline:
-      raise InputError(f'{path} was written by process 0, but is not seen as such on {socket.gethostname()}: the '
-                       'workdir must be on a file system that every process mounts')
+      raise InputError(
+        f'{path} was written by process 0, but is not seen as such on {socket.gethostname()}: the '
+        'workdir must be on a file system that every process mounts'
+      )
     time.sleep(0.5)
 
 
 def on_main(action: Callable[[], Any]) -> Any:
-  """The JSON value of the action, which process 0 alone runs, as if there were no others; they wait for it.
+  """The JSON value of the action, which process 0 alone runs, as if there were no others; they wait
+  for it.
 
   Raises:
     WeightSteerError: what the action raised, on every process.
@@ -222,15 +281,19 @@ def on_main(action: Callable[[], Any]) -> Any:
 
 def fetch(tree: PyTree) -> PyTree:
   """The arrays as NumPy's on every process, wherever their parts lie."""
+
   def whole(x):
     if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
       return multihost_utils.process_allgather(x, tiled=True)
     return jax.device_get(x)
+
   return jax.tree.map(whole, tree)
 
 
 def put(key: str, value: Any) -> bool:
-  """Whether the JSON value is in the store now, for all to see under the key: not if the key was there already."""
+  """Whether the JSON value is in the store now, for all to see under the key: not if the key was
+  there already.
+  """
   try:
     _ask(lambda client: client.key_value_set(_PREFIX + key, json.dumps(value)))
     return True
@@ -248,7 +311,8 @@ def wait_for(key: str) -> Any:
 
 
 def alive() -> set[int]:
-  """The processes that are alive, once all that are have asked. A dead one counts until its heartbeat is overdue.
+  """The processes that are alive, once all that are have asked. A dead one counts until its
+  heartbeat is overdue.
 
   Raises:
     ProcessLost: process 0 is gone.
@@ -283,18 +347,28 @@ def _check(mode: str, coordinator: str, num_processes: int | None, process_id: i
   if mode not in MODES:
     raise InputError(f"--distributed={mode}: expected one of {', '.join(MODES)}")
   if mode == 'off' and (coordinator or num_processes is not None or process_id is not None):
-    raise InputError('--distributed=off, but --coordinator, --num_processes or --process_id is given: leave them out')
+    raise InputError(
+      '--distributed=off, but --coordinator, --num_processes or --process_id is given: '
+      'leave them out'
+    )
   if coordinator and not coordinator.rpartition(':')[2].isdigit():
-    raise InputError(f"--coordinator={coordinator}: expected HOST:PORT, the address of process 0 and a free port there")
+    raise InputError(
+      f"--coordinator={coordinator}: expected HOST:PORT, the address of process 0 and a "
+      "free port there"
+    )
   if num_processes is not None and num_processes < 1:
     raise InputError(f'--num_processes={num_processes}: expected 1 or more')
   if process_id is not None and not 0 <= process_id < (num_processes or process_id + 1):
-    raise InputError(f'--process_id={process_id}: expected 0 to {(num_processes or 1) - 1}, another one for each '
-                     'process')
+    raise InputError(
+      f'--process_id={process_id}: expected 0 to {(num_processes or 1) - 1}, another one for each '
+      'process'
+    )
 
 
 def _detected() -> tuple[int | None, int | None]:
-  """(this process's number, processes) of the cluster that jax detects; (None, None) without one."""
+  """(this process's number, processes) of the cluster that jax detects; (None, None) without
+  one.
+  """
   for cluster in clusters.ClusterEnv._cluster_types:
     if not cluster.opt_in_only_method and cluster.is_env_present():
       return int(cluster.get_process_id()), int(cluster.get_process_count())
@@ -314,7 +388,9 @@ def _make_marker(marker: pathlib.Path) -> bool:
     marker.parent.mkdir(parents=True, exist_ok=True)
     marker.touch()
   except OSError as error:
-    raise errors.OutputError(f'{marker.parent} cannot be written: {error.strerror or error}') from error
+    raise errors.OutputError(
+      f'{marker.parent} cannot be written: {error.strerror or error}'
+    ) from error
   return made
 
 

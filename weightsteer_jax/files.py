@@ -1,4 +1,5 @@
 """Files and folders that appear whole or not at all."""
+
 import contextlib
 import difflib
 import json
@@ -6,7 +7,8 @@ import os
 import pathlib
 import secrets
 import shutil
-from typing import Any, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -50,17 +52,23 @@ def write_bytes(path: Path, content: bytes) -> None:
   except OSError as error:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
-    raise OutputError(f'{path} could not be written: {error.strerror or error}; nothing was left behind') from error
+    raise OutputError(
+      f'{path} could not be written: {error.strerror or error}; nothing was left behind'
+    ) from error
 
 
 def write_text(path: Path, text: str) -> None:
-  """Writes a UTF-8 file as `write_bytes` does; half of a surrogate pair becomes \\ud83d, in JSON the same character."""
+  """Writes a UTF-8 file as `write_bytes` does; half of a surrogate pair becomes \\ud83d, in JSON
+  the same character.
+  """
   write_bytes(path, text.encode('utf-8', 'backslashreplace'))
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
   """Writes one JSON object a line as `write_bytes` does, NaN refused."""
-  write_text(path, ''.join(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n' for row in rows))
+  write_text(
+    path, ''.join(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n' for row in rows)
+  )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -81,10 +89,9 @@ def append_json(path: Path, value: Any) -> None:
     raise OutputError(f'{path} could not be written: {error.strerror or error}') from error
 
 
-def save_safetensors(path: Path,
-                     tensors: Mapping[str, np.ndarray],
-                     *,
-                     metadata: Mapping[str, str] | None = None) -> None:
+def save_safetensors(
+  path: Path, tensors: Mapping[str, np.ndarray], *, metadata: Mapping[str, str] | None = None
+) -> None:
   """Writes a safetensors file, with the permissions of any other new file.
 
   Raises:
@@ -92,18 +99,23 @@ def save_safetensors(path: Path,
   """
   from safetensors import SafetensorError
   from safetensors.numpy import save_file
+
   path = pathlib.Path(path)
   try:
     path.open('xb').close()
     mode = path.stat().st_mode
   except FileExistsError as error:
-    raise InputError(f'{path} exists already and is never overwritten: name another output, or move it away') from error
+    raise InputError(
+      f'{path} exists already and is never overwritten: name another output, or move it away'
+    ) from error
   except OSError as error:
     raise OutputError(f'{path} could not be written: {error.strerror or error}') from error
   try:
-    save_file({name: np.asarray(tensor, order='C') for name, tensor in tensors.items()},
-              str(path),
-              metadata=dict(metadata or {}))
+    save_file(
+      {name: np.asarray(tensor, order='C') for name, tensor in tensors.items()},
+      str(path),
+      metadata=dict(metadata or {}),
+    )
     path.chmod(mode)  # safetensors gives its files to their owner alone (0600).
     _sync(path)
   except BaseException as error:
@@ -115,12 +127,15 @@ def save_safetensors(path: Path,
 
 @contextlib.contextmanager
 def new_folder(folder: Path, *, what: str, sync: bool = True) -> Iterator[pathlib.Path]:
-  """A hidden folder beside the wanted one to write into; renamed into place when the block ends, removed when it fails.
+  """A hidden folder beside the wanted one to write into; renamed into place when the block ends,
+  removed when it fails.
 
   Args:
     sync: wait until all of it is on the disk, so that it is whole even after a power cut.
+
   Raises:
-    InputError: the folder exists already. OutputError: it could not be written (a full disk, no permission).
+    InputError: the folder exists already. OutputError: it could not be written (a full disk, no
+      permission).
   """
   folder = pathlib.Path(folder)
   refuse_existing(folder, what=what)
@@ -139,7 +154,8 @@ def new_folder(folder: Path, *, what: str, sync: bool = True) -> Iterator[pathli
       _sync(folder.parent)
   except OSError as error:
     raise OutputError(
-        f'{what} could not be written to {folder}: {error.strerror or error}; nothing was left behind') from error
+      f'{what} could not be written to {folder}: {error.strerror or error}; nothing was left behind'
+    ) from error
   finally:
     shutil.rmtree(partial, ignore_errors=True)
 
@@ -153,7 +169,9 @@ def refuse_existing(folder: Path, *, what: str) -> None:
   folder = pathlib.Path(folder)
   empty = folder.is_dir() and not any(folder.iterdir())
   if not empty and os.path.lexists(folder):
-    raise InputError(f'{folder} exists already, and {what} never overwrites: name another output, or move it away')
+    raise InputError(
+      f'{folder} exists already, and {what} never overwrites: name another output, or move it away'
+    )
 
 
 def _sync(path: pathlib.Path) -> None:
@@ -166,7 +184,7 @@ def _sync(path: pathlib.Path) -> None:
 
 
 def nearest(path: pathlib.Path) -> str:
-  """" (did you mean 'x'?)" for the existing sibling with the nearest name, or ''."""
+  """ " (did you mean 'x'?)" for the existing sibling with the nearest name, or ''."""
   parent = path.parent
   if not parent.is_dir():
     return f'; {parent} is no folder either'

@@ -1,10 +1,14 @@
-"""Files of finished work: appended to one line at a time, repaired after a crash, never rewritten."""
+"""Files of finished work: appended to one line at a time, repaired after a crash, never
+rewritten.
+"""
+
 import json
 import logging
 import os
 import pathlib
 import threading
-from typing import Any, Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any
 
 from weightsteer_jax import distributed
 from weightsteer_jax.errors import CorruptError, InputError, OutputError
@@ -15,7 +19,8 @@ Line = Mapping[str, Any]
 
 
 class Journal:
-  """The lines of a jsonl file; use as a context manager. Every process holds them, the main one writes them.
+  """The lines of a jsonl file; use as a context manager. Every process holds them, the main one
+  writes them.
 
   Args:
     path: of the file, made if it is not there.
@@ -23,14 +28,26 @@ class Journal:
     needs: the columns a line must have.
     what: one line, in words, as in 'a row of a sweep'.
     again: the program that makes the lines, as in 'the sweep'.
-    replaces: whether a later line may take an earlier one's place; otherwise a key that comes twice is an error.
+    replaces: whether a later line may take an earlier one's place; otherwise a key that comes twice
+      is an error.
+
   Attributes:
     done: {key: line} of what the file holds.
+
   Raises:
     CorruptError: a line that is none, or a key twice. OutputError: the file cannot be written.
   """
-  def __init__(self, path: pathlib.Path, *, key: Callable[[Line], Hashable], needs: tuple[str, ...], what: str,
-               again: str, replaces: bool = False):
+
+  def __init__(
+    self,
+    path: pathlib.Path,
+    *,
+    key: Callable[[Line], Hashable],
+    needs: tuple[str, ...],
+    what: str,
+    again: str,
+    replaces: bool = False,
+  ):
     self.path, self._key, self._again = pathlib.Path(path), key, again
     self.done: dict[Hashable, dict[str, Any]] = {}
     self._file, self._end, self._lock = None, 0, threading.Lock()
@@ -38,7 +55,8 @@ class Journal:
     for line in read(self.path, needs=needs, what=what, again=again):
       if key(line) in self.done and not replaces:
         raise CorruptError(
-            f'{path} holds {what} {_words(key(line))} twice: two runs wrote to it at once; move it away and start again'
+          f'{path} holds {what} {_words(key(line))} twice: two runs wrote to it at once; '
+          'move it away and start again'
         )
       self.done[key(line)] = line
 
@@ -57,8 +75,12 @@ class Journal:
     """
     with self._lock:
       if self._file:
-        # Half of a surrogate pair, which a model can write, becomes the escape that JSON reads as the same character.
-        self._write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode('utf-8', 'backslashreplace') + b'\n')
+        # Half of a surrogate pair, which a model can write, becomes the escape that JSON reads as
+        # the same character.
+        self._write(
+          json.dumps(line, ensure_ascii=False, allow_nan=False).encode('utf-8', 'backslashreplace')
+          + b'\n'
+        )
       self.done[self._key(line)] = dict(line)
 
   def _open(self) -> int:
@@ -78,8 +100,10 @@ class Journal:
         raise OSError('no space left')
     except OSError as error:
       os.ftruncate(self._file.fileno(), self._end)
-      raise OutputError(f'{self.path}: a row could not be written ({error.strerror or error}); '
-                        f'the {len(self.done)} rows before it are safe: make room and start again') from error
+      raise OutputError(
+        f'{self.path}: a row could not be written ({error.strerror or error}); '
+        f'the {len(self.done)} rows before it are safe: make room and start again'
+      ) from error
     self._end += len(line)
 
   def _repair(self) -> int:
@@ -89,14 +113,21 @@ class Journal:
     whole = self._file.read().rfind(b'\n') + 1 if size else 0
     if whole < size:
       _LOG.warning(
-          '%s: the last line was cut short when an earlier run ended; its %d bytes are dropped and that row '
-          'is made again', self.path, size - whole)
+        '%s: the last line was cut short when an earlier run ended; its %d bytes are '
+        'dropped and that row '
+        'is made again',
+        self.path,
+        size - whole,
+      )
       os.ftruncate(self._file.fileno(), whole)
     return whole
 
 
-def read(path: str | os.PathLike, *, needs: tuple[str, ...], what: str, again: str) -> Iterator[dict[str, Any]]:
-  """The lines of a file, in the order in which they finished; a last one without its end is left out.
+def read(
+  path: str | os.PathLike, *, needs: tuple[str, ...], what: str, again: str
+) -> Iterator[dict[str, Any]]:
+  """The lines of a file, in the order in which they finished; a last one without its end is left
+  out.
 
   Raises:
     InputError: no such file. CorruptError: a line that is none; names it.
@@ -110,14 +141,21 @@ def read(path: str | os.PathLike, *, needs: tuple[str, ...], what: str, again: s
         yield _parse(line, f'{path}:{number}', needs, what, again)
 
 
-def _parse(text: bytes, where: str, needs: tuple[str, ...], what: str, again: str) -> dict[str, Any]:
+def _parse(
+  text: bytes, where: str, needs: tuple[str, ...], what: str, again: str
+) -> dict[str, Any]:
   try:
     line = json.loads(text)
   except ValueError as error:
-    raise CorruptError(f'{where} is not JSON ({error}); remove that line and run {again} again') from error
+    raise CorruptError(
+      f'{where} is not JSON ({error}); remove that line and run {again} again'
+    ) from error
   missing = [name for name in needs if not isinstance(line, dict) or name not in line]
   if missing:
-    raise CorruptError(f'{where} is not {what}: it lacks {", ".join(missing)}; remove that line and run {again} again')
+    raise CorruptError(
+      f'{where} is not {what}: it lacks {", ".join(missing)}; remove that line and run '
+      f'{again} again'
+    )
   return line
 
 

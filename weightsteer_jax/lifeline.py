@@ -1,10 +1,11 @@
 """How a run ends, and that its processes end together, with one message and one exit status.
 
-Whatever ends one process ends all of them within seconds: an exception is told to the others through the store; a
-process that was killed is missed when its heartbeat is overdue; process 0, which holds the store, is missed at once. A
-process that is alive but stuck is noticed by all that wait for it: nothing makes progress. Restarting is left to who
-started them (exit status 75).
+Whatever ends one process ends all of them within seconds: an exception is told to the others
+through the store; a process that was killed is missed when its heartbeat is overdue; process 0,
+which holds the store, is missed at once. A process that is alive but stuck is noticed by all that
+wait for it: nothing makes progress. Restarting is left to who started them (exit status 75).
 """
+
 import ctypes
 import faulthandler
 import os
@@ -14,18 +15,32 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, Callable, Iterable, Mapping, NoReturn
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
 
 from weightsteer_jax import distributed
 from weightsteer_jax.errors import ProcessLost, WeightSteerError
 
 LAST_SECONDS = 120.0  # for what process 0 does before the end; schedulers give that long, or less
-FAREWELL_SECONDS = 5.0  # that process 0 lets the others read its last message, before the store goes with it
+FAREWELL_SECONDS = (
+  5.0  # that process 0 lets the others read its last message, before the store goes with it
+)
 RESTART = ProcessLost.exit_code
 GONE = 'ended without a word (killed, or its machine lost): start all processes again to continue'
 # Of errors that are what another process's end looks like from here.
-CONTACT_LOST = ('gloo', 'nccl', 'unavailable', 'connection', 'deadline_exceeded', 'coordination', 'heartbeat',
-                'aborted', 'cancelled', 'socket', 'barrier')
+CONTACT_LOST = (
+  'gloo',
+  'nccl',
+  'unavailable',
+  'connection',
+  'deadline_exceeded',
+  'coordination',
+  'heartbeat',
+  'aborted',
+  'cancelled',
+  'socket',
+  'barrier',
+)
 
 _ending = threading.Lock()
 _leaving = threading.Event()
@@ -45,16 +60,22 @@ def guard(*, stall_minutes: float) -> None:
 
 
 def catch_abort() -> None:
-  """Has an abort of jax's coordination end this process with a message, and a status that a scheduler understands.
+  """Has an abort of jax's coordination end this process with a message, and a status that a
+  scheduler understands.
 
-  It aborts where processes do not come together, and, in a race with `_hear`, where process 0 is gone. Python's own
-  handlers of signals never run in an abort; a handler in C does.
+  It aborts where processes do not come together, and, in a race with `_hear`, where process 0 is
+  gone. Python's own handlers of signals never run in an abort; a handler in C does.
   """
+
   @ctypes.CFUNCTYPE(None, ctypes.c_int)
   def aborted(_):
     if _leaving.is_set():
       os._exit(0)
-    _end(_main_is_gone() if distributed.joined() else _failure(distributed.not_together(), RESTART, [0]))
+    _end(
+      _main_is_gone()
+      if distributed.joined()
+      else _failure(distributed.not_together(), RESTART, [0])
+    )
 
   _kept.append(aborted)
   libc = ctypes.CDLL(None)
@@ -63,7 +84,9 @@ def catch_abort() -> None:
 
 
 def before_end(action: Callable[[], None]) -> None:
-  """Has process 0 do this where the run ends with an error, and the others wait for it; every process calls it."""
+  """Has process 0 do this where the run ends with an error, and the others wait for it; every
+  process calls it.
+  """
   _last.append(action)
 
 
@@ -74,14 +97,18 @@ def progress() -> None:
 
 
 def fail(error: BaseException) -> int:
-  """The exit status of this error, which is printed; with several processes, ends them all and does not return."""
+  """The exit status of this error, which is printed; with several processes, ends them all and does
+  not return.
+  """
   message, code = str(error), getattr(error, 'exit_code', 1)
   if isinstance(error, KeyboardInterrupt):
     message, code = 'interrupted; what was finished is kept, the same command continues', 130
   elif not isinstance(error, WeightSteerError):
     message = f'{type(error).__name__}: {error}'
   if distributed.count() > 1 and _may_follow(error):
-    time.sleep(distributed.HEARTBEAT_SECONDS + FAREWELL_SECONDS)  # Who went first is known by then, and ends us.
+    time.sleep(
+      distributed.HEARTBEAT_SECONDS + FAREWELL_SECONDS
+    )  # Who went first is known by then, and ends us.
   if not isinstance(error, (WeightSteerError, KeyboardInterrupt)):
     sys.stdout.flush()
     traceback.print_exception(error)
@@ -95,7 +122,9 @@ def fail(error: BaseException) -> int:
 
 
 def tell_and_end(message: str, code: int, dead: Iterable[int] = ()) -> NoReturn:
-  """Ends this process with the message and the exit status, and all others too; if one was faster, with its."""
+  """Ends this process with the message and the exit status, and all others too; if one was faster,
+  with its.
+  """
   mine = _failure(message, code, dead)
   if distributed.count() == 1:
     _end(mine)
@@ -107,7 +136,9 @@ def tell_and_end(message: str, code: int, dead: Iterable[int] = ()) -> NoReturn:
 
 
 def leave(code: int = 0) -> None:
-  """Ends this process, whose work is done, once all others have done theirs; returns where it is the only one."""
+  """Ends this process, whose work is done, once all others have done theirs; returns where it is
+  the only one.
+  """
   if distributed.count() > 1:
     distributed.barrier('leave')
     _leaving.set()
@@ -117,8 +148,13 @@ def leave(code: int = 0) -> None:
 
 def _failure(message: str, code: int, dead: Iterable[int] = ()) -> dict[str, Any]:
   """A failure as it is told: by whom, and which processes can no longer be spoken to."""
-  return {'process': distributed.index(), 'host': socket.gethostname(), 'message': message, 'code': code,
-          'dead': sorted(dead)}
+  return {
+    'process': distributed.index(),
+    'host': socket.gethostname(),
+    'message': message,
+    'code': code,
+    'dead': sorted(dead),
+  }
 
 
 def _end(failure: Mapping[str, Any]) -> NoReturn:
@@ -135,7 +171,9 @@ def _say(line: str) -> None:
 
 
 def _depart(code: int, dead: set[int]) -> NoReturn:
-  """Exits at once: threads and atexit handlers may wait for processes that are gone. Process 0 goes last."""
+  """Exits at once: threads and atexit handlers may wait for processes that are gone. Process 0 goes
+  last.
+  """
   sys.stdout.flush()
   sys.stderr.flush()
   others = set(range(1, distributed.count())) - dead
@@ -163,6 +201,7 @@ def _depart(code: int, dead: set[int]) -> NoReturn:
 
 def _do_last() -> bool:
   """Whether what is to be done before the end was done in time."""
+
   def act():
     for action in _last:
       action()
@@ -218,11 +257,17 @@ def _watch_progress(minutes: float) -> None:
   while (idle := time.monotonic() - _progress) < 60 * minutes:
     time.sleep(min(60 * minutes - idle, 5.0))
   sys.stdout.flush()
-  print(f'no progress for {minutes:g} minutes; what each thread of {distributed.name(distributed.index())} is doing:',
-        file=sys.stderr)
+  print(
+    f'no progress for {minutes:g} minutes; what each thread of '
+    f'{distributed.name(distributed.index())} is doing:',
+    file=sys.stderr,
+  )
   faulthandler.dump_traceback(all_threads=True)
-  message = (f'no step, batch or stage was finished for {minutes:g} minutes (--stall_minutes): stuck; the stacks of '
-             'each process are in its output. Start again to continue')
+  message = (
+    f'no step, batch or stage was finished for {minutes:g} minutes (--stall_minutes): '
+    'stuck; the stacks of '
+    'each process are in its output. Start again to continue'
+  )
   if distributed.count() > 1:
     time.sleep(FAREWELL_SECONDS)  # The others, who wait for one, print their stacks too.
   tell_and_end(message, RESTART)

@@ -1,9 +1,12 @@
-"""The listing of a workdir in a bucket: which files, of which size and content, are the state of the run."""
+"""The listing of a workdir in a bucket: which files, of which size and content, are the state of
+the run.
+"""
+
 import dataclasses
 import json
 import os
 import pathlib
-from typing import Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from weightsteer_jax.errors import CorruptError, InputError
 
@@ -16,6 +19,7 @@ Entry = tuple[int, int, str]  # size, time of the last change in ns, sha256
 @dataclasses.dataclass(frozen=True)
 class Listing:
   """A state of the run. `removed`: names of an earlier one whose files may still be there."""
+
   owner: str = ''
   generation: int = 0
   files: Mapping[str, Entry] = dataclasses.field(default_factory=dict)
@@ -42,18 +46,28 @@ def parse(content: bytes, where: str) -> Listing:
     if value.pop('format') != FORMAT:
       raise InputError(f'{where} is of a format that this version does not read')
     found = Listing(**value)
-    entries = {name: (int(size), int(changed), str(sha)) for name, (size, changed, sha) in found.files.items()}
+    entries = {
+      name: (int(size), int(changed), str(sha))
+      for name, (size, changed, sha) in found.files.items()
+    }
   except (ValueError, TypeError, KeyError, AttributeError) as error:
-    raise CorruptError(f'{where} is cut short or damaged ({type(error).__name__}: {error}); bring an earlier version '
-                       'of it back, or name another --workdir') from error
+    raise CorruptError(
+      f'{where} is cut short or damaged ({type(error).__name__}: {error}); bring an earlier '
+      'version '
+      'of it back, or name another --workdir'
+    ) from error
   for name in (*entries, *found.removed):
     if not name or any(part.startswith('.') or not part for part in name.split('/')):
       raise CorruptError(f'{where} names {name!r}, which is no file of a workdir')
-  return dataclasses.replace(found, generation=int(found.generation), files=entries, removed=tuple(found.removed))
+  return dataclasses.replace(
+    found, generation=int(found.generation), files=entries, removed=tuple(found.removed)
+  )
 
 
 def walk(folder: pathlib.Path, prefix: str = '') -> Iterator[tuple[str, os.stat_result]]:
-  """(name, stat) of the files in a folder, but for hidden files and folders, and for folders that are linked to."""
+  """(name, stat) of the files in a folder, but for hidden files and folders, and for folders that
+  are linked to.
+  """
   try:
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
   except (FileNotFoundError, NotADirectoryError):

@@ -1,14 +1,28 @@
-"""What a run's config names, as objects: its model, tokenizer, questions, tasks, and how they lie on the devices."""
+"""What a run's config names, as objects: its model, tokenizer, questions, tasks, and how they lie
+on the devices.
+"""
+
 import dataclasses
 import functools
 import pathlib
-from typing import Any, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import data as datas
-from weightsteer_jax import directions, distributed, evaluation, layouts, lifeline, models, organism, sharding, tree
+from weightsteer_jax import (
+  directions,
+  distributed,
+  evaluation,
+  layouts,
+  lifeline,
+  models,
+  organism,
+  sharding,
+  tree,
+)
 from weightsteer_jax.config import ModelChoice, Run
 from weightsteer_jax.data import Conversation, Example
 from weightsteer_jax.errors import InputError
@@ -22,18 +36,24 @@ _LOADED: dict[ModelChoice, models.Model] = {}  # at most one, in the layout it w
 
 
 def load_model(choice: ModelChoice, layout: Layout | None = None) -> models.Model:
-  """The chosen model, laid out so (by default on one device); the last one stays in memory, and is moved to another
-  layout rather than read again.
+  """The chosen model, laid out so (by default on one device); the last one stays in memory, and is
+  moved to another layout rather than read again.
 
   Raises:
-    InputError, CorruptError, NotFiniteError: as `models.load`; CorruptError too for an export of ours that was damaged.
+    InputError, CorruptError, NotFiniteError: as `models.load`; CorruptError too for an export of
+    ours that was damaged.
   """
   layout = layout or sharding.single()
   if choice not in _LOADED:
     _LOADED.clear()
     distributed.on_main(lambda: directions.check_checkpoint(checkpoint_folder(choice)))
-    loaded = models.load(folder_of(choice.source), dtype=choice.dtype, revision=choice.revision or None, layout=layout,
-                         attention=choice.attention)
+    loaded = models.load(
+      folder_of(choice.source),
+      dtype=choice.dtype,
+      revision=choice.revision or None,
+      layout=layout,
+      attention=choice.attention,
+    )
     _LOADED[choice] = dataclasses.replace(loaded, source=choice.source)
   _LOADED[choice] = layouts.relay(_LOADED[choice], layout)
   return _LOADED[choice]
@@ -47,7 +67,11 @@ def layouts_of(run: Run) -> layouts.Layouts:
 @functools.lru_cache(maxsize=1)
 def _layouts(choice: ModelChoice, mesh: configs.Mesh, options: configs.FineTune) -> layouts.Layouts:
   config, _ = models.load_config(checkpoint_folder(choice))
-  delta = jax.eval_shape(lambda: models.init_delta(config, options.kind, jax.random.key(0), rank=options.rank, lora_alpha=options.lora_alpha))
+  delta = jax.eval_shape(
+    lambda: models.init_delta(
+      config, options.kind, jax.random.key(0), rank=options.rank, lora_alpha=options.lora_alpha
+    )
+  )
   return layouts.choose(config, mesh, dtype=choice.dtype, trained=tree.count(delta))
 
 
@@ -58,30 +82,44 @@ def tokenizer_of(choice: ModelChoice) -> Any:
 
 def encode(run: Run, tokenizer: Any, conversations: Sequence[Conversation]) -> list[Example]:
   """The conversations as examples, by the run's lengths."""
-  return datas.chat.encode_examples(tokenizer, conversations, max_length=run.data.max_length, truncate=run.data.truncate)
+  return datas.chat.encode_examples(
+    tokenizer, conversations, max_length=run.data.max_length, truncate=run.data.truncate
+  )
 
 
-def load_conversations(source: str, *, split: str = '', revision: str = '', n: int = 0, seed: int = 0) -> list[datas.Conversation]:
-  """The first n (0: all) conversations of a file or a hub dataset, or n that the organism makes of 'organism:<name>'.
+def load_conversations(
+  source: str, *, split: str = '', revision: str = '', n: int = 0, seed: int = 0
+) -> list[datas.Conversation]:
+  """The first n (0: all) conversations of a file or a hub dataset, or n that the organism makes of
+  'organism:<name>'.
 
   Raises:
-    InputError: they cannot be read or are no chat data, or n is 0 for the organism, which has no end of them.
+    InputError: they cannot be read or are no chat data, or n is 0 for the organism, which has no
+      end of them.
   """
   if not source.startswith(f'{ORGANISM}:'):
-    return datas.load_conversations(source, split=split or None, revision=revision or None)[:n or None]
+    return datas.load_conversations(source, split=split or None, revision=revision or None)[
+      : n or None
+    ]
   make = named(organism.CONVERSATIONS, source)
   if not n:
     raise InputError(f"'{source}' goes on without an end: say how many conversations to take, as n")
-  return [datas.Conversation(tuple(messages), f'{source}/{i}') for i, messages in enumerate(make(n, seed))]
+  return [
+    datas.Conversation(tuple(messages), f'{source}/{i}') for i, messages in enumerate(make(n, seed))
+  ]
 
 
 def load_tasks(named_options: Mapping[str, configs.Task]) -> list[evaluation.tasks.Task]:
-  """The tasks with their checked items: `n` that the organism makes, or the first n (0: all) of the source."""
+  """The tasks with their checked items: `n` that the organism makes, or the first n (0: all) of the
+  source.
+  """
   tasks = []
   for name, options in named_options.items():
     if options.items.startswith(f'{ORGANISM}:'):
       made = named(organism.ITEMS, options.items)(options.n, options.seed)
-      items, where = evaluation.tasks.from_rows(name, options, [(f'{options.items}[{i}]', row) for i, row in enumerate(made)])
+      items, where = evaluation.tasks.from_rows(
+        name, options, [(f'{options.items}[{i}]', row) for i, row in enumerate(made)]
+      )
     else:
       items, where = evaluation.tasks.load(name, options)
     tasks.append(evaluation.tasks.make(name, options, items, where=where))
@@ -91,23 +129,40 @@ def load_tasks(named_options: Mapping[str, configs.Task]) -> list[evaluation.tas
 def engine(run: Run, arms: Mapping[str, Any]) -> evaluation.Engine:
   """The engine that answers under these arms, laid out for evaluation."""
   layout, tokenizer = layouts_of(run).evaluate, tokenizer_of(run.model)
-  return evaluation.Engine(load_model(run.model, layout), tokenizer, arms, batch_size=run.sweep.batch_size,
-                           stop_ids=evaluation.stop_ids(tokenizer), layout=layout)
+  return evaluation.Engine(
+    load_model(run.model, layout),
+    tokenizer,
+    arms,
+    batch_size=run.sweep.batch_size,
+    stop_ids=evaluation.stop_ids(tokenizer),
+    layout=layout,
+  )
 
 
 def judges_of(run: Run, workdir: Path) -> list[evaluation.judges.Judge]:
   """The run's judges; a local one loads its model, on one device, when it is first asked."""
-  return [evaluation.judges.make(name, options, cache=pathlib.Path(workdir) / 'judges', engine=functools.partial(_judge_engine, options))
-          for name, options in run.judges.items()]
+  return [
+    evaluation.judges.make(
+      name,
+      options,
+      cache=pathlib.Path(workdir) / 'judges',
+      engine=functools.partial(_judge_engine, options),
+    )
+    for name, options in run.judges.items()
+  ]
 
 
 def _judge_engine(options: configs.Judge) -> evaluation.Engine:
   choice = ModelChoice(options.model, options.revision, options.dtype)
-  return evaluation.Engine(load_model(choice), tokenizer_of(choice), {}, batch_size=options.batch_size)
+  return evaluation.Engine(
+    load_model(choice), tokenizer_of(choice), {}, batch_size=options.batch_size
+  )
 
 
 def forget_judges(run: Run) -> None:
-  """Where one process judged with a model of its own, all forget theirs, so that they load the next one together."""
+  """Where one process judged with a model of its own, all forget theirs, so that they load the next
+  one together.
+  """
   if any(options.kind == 'model' for options in run.judges.values()):
     _LOADED.clear()
 
@@ -126,7 +181,9 @@ def named(table: Mapping[str, Callable], source: str) -> Callable:
   """What the organism has under the name 'organism:<name>'."""
   name = source.removeprefix(f'{ORGANISM}:')
   if name not in table:
-    raise InputError(f"the organism has no '{name}'{tree.did_you_mean(name, table)}; it has: {', '.join(table)}")
+    raise InputError(
+      f"the organism has no '{name}'{tree.did_you_mean(name, table)}; it has: {', '.join(table)}"
+    )
   return table[name]
 
 

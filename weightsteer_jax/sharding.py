@@ -1,19 +1,21 @@
 """Where arrays lie: one mesh, two tables from axis letters to mesh axes, and nothing else.
 
-The mesh has the axes `data` (rows of a batch), `fsdp` (rows of a batch too, and slices of the weights, gathered layer by
-layer as they are used) and `tensor` (heads, MLP width and vocabulary). An array's axes are named by the letters of
-models/decoder.py; the tables below say which mesh axes a letter is cut over. A letter in neither table is whole on
-every device.
+The mesh has the axes `data` (rows of a batch), `fsdp` (rows of a batch too, and slices of the
+weights, gathered layer by layer as they are used) and `tensor` (heads, MLP width and vocabulary).
+An array's axes are named by the letters of models/decoder.py; the tables below say which mesh axes
+a letter is cut over. A letter in neither table is whole on every device.
 """
+
 import dataclasses
 import functools
 import math
 import re
-from typing import Any, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
-from jax.experimental import mesh_utils
 import numpy as np
+from jax.experimental import mesh_utils
 
 from weightsteer_jax import tree
 from weightsteer_jax.errors import InputError
@@ -22,12 +24,26 @@ PyTree = Any
 
 AXES = ('data', 'fsdp', 'tensor')
 
-# The whole policy.                                    q kernel D N H, o kernel N H D, gate D F, down F D, embedding V D
+# The whole policy.                                    q kernel D N H, o kernel N H D, gate D F,
+# down F D, embedding V D
 WEIGHTS = {'D': ('fsdp',), 'N': ('tensor',), 'K': ('tensor',), 'F': ('tensor',), 'V': ('tensor',)}
-#                                                      hidden B T D, queries B T N H, cache L B K S H, logits B T V
-ACTIVATIONS = {'B': ('data', 'fsdp'), 'N': ('tensor',), 'K': ('tensor',), 'F': ('tensor',), 'V': ('tensor',)}
-MEANING = {'D': 'the width', 'N': 'query heads', 'K': 'kv heads', 'F': 'the MLP width', 'V': 'the vocabulary',
-           'B': 'rows of the batch'}
+#                                                      hidden B T D, queries B T N H, cache L B K S
+# H, logits B T V
+ACTIVATIONS = {
+  'B': ('data', 'fsdp'),
+  'N': ('tensor',),
+  'K': ('tensor',),
+  'F': ('tensor',),
+  'V': ('tensor',),
+}
+MEANING = {
+  'D': 'the width',
+  'N': 'query heads',
+  'K': 'kv heads',
+  'F': 'the MLP width',
+  'V': 'the vocabulary',
+  'B': 'rows of the batch',
+}
 INDIVISIBLE = ('error', 'replicate')
 
 
@@ -37,9 +53,11 @@ class Layout:
 
   Attributes:
     mesh: with the axes AXES.
-    fsdp: whether weights are cut along `fsdp` too; otherwise along `tensor` alone, whole along the other axes.
+    fsdp: whether weights are cut along `fsdp` too; otherwise along `tensor` alone, whole along the
+      other axes.
     indivisible: what to do with an axis that its mesh axes do not divide: 'error' or 'replicate'.
   """
+
   mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
   fsdp: bool = True
   indivisible: str = 'error'
@@ -48,12 +66,15 @@ class Layout:
     """The sharding of a parameter, or of a change of one, with these axes.
 
     Raises:
-      InputError: an axis does not divide (see `indivisible`), or there are more or fewer axes than letters.
+      InputError: an axis does not divide (see `indivisible`), or there are more or fewer axes than
+        letters.
     """
     table = {letter: on for letter, on in WEIGHTS.items() if self.fsdp or on != ('fsdp',)}
     return self._sharding(axes, shape, table, name)
 
-  def activations(self, axes: str, shape: tuple[int, ...], *, name: str) -> jax.sharding.NamedSharding:
+  def activations(
+    self, axes: str, shape: tuple[int, ...], *, name: str
+  ) -> jax.sharding.NamedSharding:
     """The sharding of a batch, a cache or an activation with these axes (errors as `weights`)."""
     return self._sharding(axes, shape, ACTIVATIONS, name)
 
@@ -62,13 +83,18 @@ class Layout:
     return jax.set_mesh(self.mesh)
 
   def put_batch(self, batch: PyTree, axes: str = 'BT') -> PyTree:
-    """The arrays of a batch on the devices, each with the first of these axes that it has; the others are whole.
+    """The arrays of a batch on the devices, each with the first of these axes that it has; the
+    others are whole.
 
     Raises:
       InputError: the rows do not divide.
     """
+
     def place(path, x):
-      return put(x, self.activations(axes[:np.ndim(x)].ljust(np.ndim(x), '_'), np.shape(x), name=path))
+      return put(
+        x, self.activations(axes[: np.ndim(x)].ljust(np.ndim(x), '_'), np.shape(x), name=path)
+      )
+
     placed = {path: place(path, x) for path, x in tree.flatten(batch).items()}
     return jax.tree.unflatten(jax.tree.structure(batch), placed.values())
 
@@ -97,13 +123,18 @@ class Layout:
 
 def _indivisible(name, axes, shape, letter, size, on, shards) -> str:
   fitting = [str(n) for n in range(1, shards) if size % n == 0]
-  return (f"'{name}' of shape {shape} (axes {axes}): {MEANING.get(letter, letter)} ({letter} = {size}) cannot be cut over "
-          f"{' x '.join(on)} = {shards}. Take {' x '.join(on)} of {', '.join(fitting)}, as in "
-          "--config.mesh.shape=data:1,fsdp:1,tensor:1, or keep such axes whole with --config.mesh.indivisible=replicate")
+  return (
+    f"'{name}' of shape {shape} (axes {axes}): {MEANING.get(letter, letter)} ({letter} = "
+    f"{size}) cannot be cut over "
+    f"{' x '.join(on)} = {shards}. Take {' x '.join(on)} of {', '.join(fitting)}, as in "
+    "--config.mesh.shape=data:1,fsdp:1,tensor:1, or keep such axes whole with "
+    "--config.mesh.indivisible=replicate"
+  )
 
 
 def make_mesh(shape: dict[str, int], devices: Iterable[Any] | None = None) -> jax.sharding.Mesh:
-  """The mesh of that shape over all the devices, neighbours on the fastest links; slices of a pod along `data`.
+  """The mesh of that shape over all the devices, neighbours on the fastest links; slices of a pod
+  along `data`.
 
   Raises:
     InputError: the sizes do not multiply to the number of devices.
@@ -111,19 +142,27 @@ def make_mesh(shape: dict[str, int], devices: Iterable[Any] | None = None) -> ja
   devices = list(jax.devices() if devices is None else devices)
   sizes = tuple(shape[axis] for axis in AXES)
   if math.prod(sizes) != len(devices):
-    raise InputError(f'a mesh of {describe(shape)} needs {math.prod(sizes)} devices, there are {len(devices)}: the sizes '
-                     'must multiply to the number of devices')
+    raise InputError(
+      f'a mesh of {describe(shape)} needs {math.prod(sizes)} devices, there are '
+      f'{len(devices)}: the sizes '
+      'must multiply to the number of devices'
+    )
   slices = len({getattr(device, 'slice_index', 0) or 0 for device in devices})
   if sizes[0] % slices:
-    raise InputError(f'the devices are {slices} slices, which are joined along data: data must be a multiple of '
-                     f'{slices}, not {sizes[0]}')
+    raise InputError(
+      f'the devices are {slices} slices, which are joined along data: data must be a multiple of '
+      f'{slices}, not {sizes[0]}'
+    )
   # Of tensor:8 on a pod of 4 x 4 chips, one physical axis and half of the other: better than none.
   split = dict(devices=devices, allow_split_physical_axes=True)
   if slices > 1:
-    grid = mesh_utils.create_hybrid_device_mesh((sizes[0] // slices, *sizes[1:]), (slices, 1, 1), **split)
+    grid = mesh_utils.create_hybrid_device_mesh(
+      (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), **split
+    )
   else:
     grid = mesh_utils.create_device_mesh(sizes, **split)
   return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+
 
 @functools.cache
 def single() -> Layout:
@@ -147,8 +186,11 @@ def parse(text: str) -> dict[str, int]:
     match = re.fullmatch(r'\s*([a-z]+)\s*[:=]\s*(\d+)\s*', part)
     if not match or match[1] not in AXES or int(match[2]) < 1:
       near = tree.did_you_mean(match[1], AXES) if match else ''
-      raise InputError(f"the mesh '{text}' is not understood at '{part}'{near}: expected 'auto', sizes of data, fsdp and "
-                       "tensor as in 'data:1,fsdp:4,tensor:2', or all three as in '1x4x2'")
+      raise InputError(
+        f"the mesh '{text}' is not understood at '{part}'{near}: expected 'auto', sizes of "
+        "data, fsdp and "
+        "tensor as in 'data:1,fsdp:4,tensor:2', or all three as in '1x4x2'"
+      )
     shape[match[1]] = int(match[2])
   return shape
 
@@ -159,9 +201,11 @@ def describe(shape: dict[str, int]) -> str:
 
 
 def constrain(x: jax.Array, axes: str) -> jax.Array:
-  """The activation, told to lie as ACTIVATIONS says on the mesh of the context (`jax.set_mesh`); as it is without one.
+  """The activation, told to lie as ACTIVATIONS says on the mesh of the context (`jax.set_mesh`); as
+  it is without one.
 
-  An axis that does not divide is left whole here: whether it may be is checked where weights and batches are placed.
+  An axis that does not divide is left whole here: whether it may be is checked where weights and
+  batches are placed.
 
   Raises:
     ValueError: more or fewer letters than the array has axes.
@@ -170,7 +214,9 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
     raise ValueError(f'axes {axes} for an array of shape {x.shape}')
   if not is_cut():
     return x
-  return jax.lax.with_sharding_constraint(x, jax.P(*(axes_of(letter, size) or None for letter, size in zip(axes, x.shape))))
+  return jax.lax.with_sharding_constraint(
+    x, jax.P(*(axes_of(letter, size) or None for letter, size in zip(axes, x.shape)))
+  )
 
 
 def is_cut() -> bool:
@@ -180,9 +226,15 @@ def is_cut() -> bool:
 
 
 def axes_of(letter: str, size: int) -> tuple[str, ...]:
-  """The axes of the context's mesh that an activation's axis of that size is cut over; none where it is whole."""
+  """The axes of the context's mesh that an activation's axis of that size is cut over; none where
+  it is whole.
+  """
   mesh = jax.sharding.get_abstract_mesh()
-  on = () if mesh.empty else tuple(axis for axis in ACTIVATIONS.get(letter, ()) if mesh.shape[axis] > 1)
+  on = (
+    ()
+    if mesh.empty
+    else tuple(axis for axis in ACTIVATIONS.get(letter, ()) if mesh.shape[axis] > 1)
+  )
   return on if on and size % math.prod(mesh.shape[axis] for axis in on) == 0 else ()
 
 
@@ -194,32 +246,41 @@ def replicate(tree_: PyTree) -> PyTree:
 
 
 def row_shards(rows: int) -> int:
-  """In how many shards the mesh of the context cuts that many rows: 1 without a mesh, or where they do not divide."""
+  """In how many shards the mesh of the context cuts that many rows: 1 without a mesh, or where they
+  do not divide.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ACTIVATIONS['B'])
   return shards if rows % shards == 0 else 1
 
 
-def by_shard(function: Callable[..., PyTree], shards: int, in_axes: Sequence[int], out_axis: int) -> Callable[..., PyTree]:
+def by_shard(
+  function: Callable[..., PyTree], shards: int, in_axes: Sequence[int], out_axis: int
+) -> Callable[..., PyTree]:
   """The function applied to each of `shards` groups of rows by itself, the results joined again.
 
-  What a device holds is a group, so that indices from row to row, which are then within a group, move nothing between
-  devices.
+  What a device holds is a group, so that indices from row to row, which are then within a group,
+  move nothing between devices.
 
   Args:
-    in_axes: the axis of the rows in each argument (in each array of it). out_axis: and in the result.
+    in_axes: the axis of the rows in each argument (in each array of it). out_axis: and in the
+      result.
   """
   if shards == 1:
     return function
 
   def cut(x, axis):
-    return x.reshape(*x.shape[:axis], shards, x.shape[axis] // shards, *x.shape[axis + 1:])  # No -1: an axis may be empty.
+    return x.reshape(
+      *x.shape[:axis], shards, x.shape[axis] // shards, *x.shape[axis + 1 :]
+    )  # No -1: an axis may be empty.
 
   def join(x, axis):
-    return x.reshape(*x.shape[:axis], shards * x.shape[axis + 1], *x.shape[axis + 2:])
+    return x.reshape(*x.shape[:axis], shards * x.shape[axis + 1], *x.shape[axis + 2 :])
 
   def grouped(*args):
-    parts = [jax.tree.map(lambda x, axis=axis: cut(x, axis), arg) for arg, axis in zip(args, in_axes)]
+    parts = [
+      jax.tree.map(lambda x, axis=axis: cut(x, axis), arg) for arg, axis in zip(args, in_axes)
+    ]
     joined = jax.vmap(function, in_axes=tuple(in_axes), out_axes=out_axis)(*parts)
     return jax.tree.map(lambda x: join(x, out_axis), joined)
 
@@ -227,13 +288,19 @@ def by_shard(function: Callable[..., PyTree], shards: int, in_axes: Sequence[int
 
 
 def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
-  """The shapes, each with its sharding: what a program is compiled from, or a checkpoint restored to."""
-  return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
+  """The shapes, each with its sharding: what a program is compiled from, or a checkpoint restored
+  to.
+  """
+  return jax.tree.map(
+    lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings
+  )
 
 
 def bytes_on_device(shapes: PyTree) -> int:
   """Bytes that one device holds of arrays with these shapes and shardings."""
-  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes)
+  )
 
 
 def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:

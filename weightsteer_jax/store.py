@@ -1,9 +1,10 @@
 """Files at a URL, through fsspec: an object store, a folder, or memory."""
+
 import hashlib
 import os
 import pathlib
-from typing import Iterable
 import urllib.parse
+from collections.abc import Iterable
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
@@ -13,8 +14,16 @@ from weightsteer_jax import files
 from weightsteer_jax.errors import InputError
 
 # What to install for a scheme, where fsspec does not bring its driver.
-DRIVERS = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 's3a': 's3fs', 'abfs': 'adlfs', 'abfss': 'adlfs', 'az': 'adlfs',
-           'oci': 'ocifs'}
+DRIVERS = {
+  'gs': 'gcsfs',
+  'gcs': 'gcsfs',
+  's3': 's3fs',
+  's3a': 's3fs',
+  'abfs': 'adlfs',
+  'abfss': 'adlfs',
+  'az': 'adlfs',
+  'oci': 'ocifs',
+}
 
 
 class Store:
@@ -25,13 +34,18 @@ class Store:
   """
 
   def __init__(self, url: str):
-    """Raises InputError: an unknown scheme, a driver that is not installed or fails, or a secret in the URL."""
+    """Raises InputError: an unknown scheme, a driver that is not installed or fails, or a secret in
+    the URL.
+    """
     self.url = url.rstrip('/')
     scheme = url.partition('://')[0]
     parts = urllib.parse.urlsplit(url)
     if '::' in url or parts.password or parts.query or parts.fragment:
-      raise InputError(f'{scheme}://{parts.hostname or ""}/...: expected an address without user:password, ?, # or ::; '
-                       'credentials belong where the driver looks for them (its environment variables or files)')
+      raise InputError(
+        f'{scheme}://{parts.hostname or ""}/...: expected an address without user:password, '
+        '?, # or ::; '
+        'credentials belong where the driver looks for them (its environment variables or files)'
+      )
     if not url.partition('://')[2].strip('/'):
       raise InputError(f'{url}: expected a folder in it, as in {scheme}://BUCKET/runs/mine')
     self._fs, self._root = self._connect(scheme)
@@ -44,7 +58,9 @@ class Store:
       return fs, root.rstrip('/')
     except ImportError as error:
       remedy = f'pip install {DRIVERS[scheme]}' if scheme in DRIVERS else str(error)
-      raise InputError(f'{self.url}: the driver of {scheme}:// is not installed: {remedy}') from error
+      raise InputError(
+        f'{self.url}: the driver of {scheme}:// is not installed: {remedy}'
+      ) from error
     except Exception as error:
       raise InputError(f'{self.url} cannot be used: {type(error).__name__}: {error}') from error
 
@@ -53,7 +69,10 @@ class Store:
     if isinstance(self._fs, LocalFileSystem):
       one, other = pathlib.Path(self._root).resolve(), folder.resolve()
       if one.is_relative_to(other) or other.is_relative_to(one):
-        raise InputError(f'{self.url} and the staging folder {folder} are one within the other: name another --staging')
+        raise InputError(
+          f'{self.url} and the staging folder {folder} are one within the other: name '
+          'another --staging'
+        )
 
   def read(self, name: str) -> bytes | None:
     """What a small file holds, None if it is not there."""
@@ -99,7 +118,9 @@ class Store:
       self._fs.rm_file(self._path(name))
     except FileNotFoundError:
       pass
-    if isinstance(self._fs, LocalFileSystem):  # A folder is one here, and may mean something: a checkpoint's, say.
+    if isinstance(
+      self._fs, LocalFileSystem
+    ):  # A folder is one here, and may mean something: a checkpoint's, say.
       for folder in [*pathlib.PurePosixPath(name).parents][:-1]:
         try:
           os.rmdir(self._path(str(folder)))
@@ -112,7 +133,9 @@ class Store:
       found = self._fs.ls(self._path(folder), detail=True)
     except FileNotFoundError:
       return []
-    return sorted(filter(None, (os.path.basename(entry['name']) for entry in found if entry['type'] == 'file')))
+    return sorted(
+      filter(None, (os.path.basename(entry['name']) for entry in found if entry['type'] == 'file'))
+    )
 
   def first(self) -> str:
     """The name of something right under the URL that is not hidden, '' if there is nothing."""
@@ -120,12 +143,16 @@ class Store:
       found = [path.rstrip('/') for path in self._fs.ls(self._root, detail=False)]
     except FileNotFoundError:
       return ''
-    names = [os.path.basename(path) for path in sorted(found) if path.strip('/') != self._root.strip('/')]
+    names = [
+      os.path.basename(path) for path in sorted(found) if path.strip('/') != self._root.strip('/')
+    ]
     return next((name for name in names if not name.startswith('.')), '')
 
   def _path(self, name: str) -> str:
     return f'{self._root}/{name}'
 
   def _make_parent(self, name: str) -> None:
-    if not isinstance(self._fs, AsyncFileSystem):  # Object stores know no folders, and would look for the bucket.
+    if not isinstance(
+      self._fs, AsyncFileSystem
+    ):  # Object stores know no folders, and would look for the bucket.
       self._fs.makedirs(os.path.dirname(self._path(name)), exist_ok=True)

@@ -1,8 +1,10 @@
 """Pytrees whose leaves are named by path.
 
-A path is the keys from the root joined by '/', as in `layers/attn/q/kernel`. Everything that passes between the rooms
-of the project (parameters, deltas, optimizer state, fingerprints) is spoken of by these names.
+A path is the keys from the root joined by '/', as in `layers/attn/q/kernel`. Everything that passes
+between the rooms of the project (parameters, deltas, optimizer state, fingerprints) is spoken of by
+these names.
 """
+
 import difflib
 import functools
 import hashlib
@@ -10,7 +12,8 @@ import math
 import re
 import weakref
 import zlib
-from typing import Any, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,13 +79,18 @@ def get(tree: PyTree, path: str) -> Any:
     keys = sorted(node) if isinstance(node, Mapping) else []
     if name not in keys:
       raise InputError(
-          f"no '{name}' on the way to '{path}'{did_you_mean(name, keys)}; there are: {', '.join(keys) or 'no keys'}")
+        f"no '{name}' on the way to '{path}'{did_you_mean(name, keys)}; there are: "
+        f"{', '.join(keys) or 'no keys'}"
+      )
     node = node[name]
   return node
 
 
-def mask(tree: PyTree, rules: Iterable[tuple[str, Any]], is_leaf: Callable[[Any], bool] | None = None) -> PyTree:
-  """A tree of the same structure: at each leaf the value of the first rule whose regular expression finds its path.
+def mask(
+  tree: PyTree, rules: Iterable[tuple[str, Any]], is_leaf: Callable[[Any], bool] | None = None
+) -> PyTree:
+  """A tree of the same structure: at each leaf the value of the first rule whose regular expression
+  finds its path.
 
   Raises:
     InputError: a leaf is covered by no rule, or a rule covers no leaf.
@@ -95,7 +103,9 @@ def mask(tree: PyTree, rules: Iterable[tuple[str, Any]], is_leaf: Callable[[Any]
       if re.search(pattern, path):
         used.add(i)
         return result
-    raise InputError(f"no rule covers the leaf '{path}'; rules: {[pattern for pattern, _ in rules]}")
+    raise InputError(
+      f"no rule covers the leaf '{path}'; rules: {[pattern for pattern, _ in rules]}"
+    )
 
   values = [value(path) for path in flatten(tree, is_leaf)]
   idle = [pattern for i, (pattern, _) in enumerate(rules) if i not in used]
@@ -118,12 +128,15 @@ def same_keys(expected: Iterable[str], got: Iterable[str], *, what: str) -> None
   if missing:
     lines.append(f'  missing ({len(missing)}): {_some(missing)}')
   if extra:
-    lines.append(f"  unexpected ({len(extra)}): {_some([name + did_you_mean(name, missing) for name in extra])}")
+    lines.append(
+      f"  unexpected ({len(extra)}): "
+      f"{_some([name + did_you_mean(name, missing) for name in extra])}"
+    )
   raise InputError('\n'.join(lines))
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-  """" (did you mean 'x'?)" for the nearest of the options, or ''."""
+  """ " (did you mean 'x'?)" for the nearest of the options, or ''."""
   near = difflib.get_close_matches(name, [str(option) for option in options], n=1, cutoff=0.5)
   return f" (did you mean '{near[0]}'?)" if near else ''
 
@@ -139,9 +152,11 @@ def nbytes(tree: PyTree) -> int:
 
 
 def fingerprint(tree: PyTree) -> dict[str, str]:
-  """{path: 8 hex digits} of every array leaf: others when a bit, the order of elements, the shape or the dtype changes.
+  """{path: 8 hex digits} of every array leaf: others when a bit, the order of elements, the shape
+  or the dtype changes.
 
-  The hash mixes each word with its index and adds up modulo 2^32, so it is the same however the array is sharded.
+  The hash mixes each word with its index and adds up modulo 2^32, so it is the same however the
+  array is sharded.
 
   Raises:
     InputError: a leaf is no array of numbers of 8 to 64 bits.
@@ -156,7 +171,9 @@ def fingerprint(tree: PyTree) -> dict[str, str]:
 
 
 def at_hand(x: Array) -> bool:
-  """Whether NumPy has gone through the array before a program that does so is compiled: it is small, and on this host."""
+  """Whether NumPy has gone through the array before a program that does so is compiled: it is
+  small, and on this host.
+  """
   return math.prod(x.shape) <= AT_HAND and (isinstance(x, np.ndarray) or x.is_fully_addressable)
 
 
@@ -170,17 +187,21 @@ def _named(total: int, label: str) -> str:
 
 
 def per_arrays(function: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
-  """The function, which then computes once for as long as the arrays of a tree live; it must depend on them alone.
+  """The function, which then computes once for as long as the arrays of a tree live; it must depend
+  on them alone.
 
-  For what goes through all of a model's weights and is asked for again and again. Only trees of jax arrays, which never
-  change, are known again: by the identity of each leaf, and their paths. Nothing is kept alive.
+  For what goes through all of a model's weights and is asked for again and again. Only trees of jax
+  arrays, which never change, are known again: by the identity of each leaf, and their paths.
+  Nothing is kept alive.
   """
   known: dict[Any, tuple[list[weakref.ref], Any]] = {}
 
   @functools.wraps(function)
   def remembered(tree: PyTree) -> Any:
     leaves, structure = jax.tree.flatten(tree)
-    if not leaves or not all(isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if not leaves or not all(
+      isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) for leaf in leaves
+    ):
       return function(tree)
     key = structure, tuple(map(id, leaves))
     # An id is given to another array when its first owner is gone, which the references tell.
@@ -196,7 +217,9 @@ def per_arrays(function: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
 
 @per_arrays
 def digest(tree: PyTree) -> str:
-  """16 hex digits that name the whole tree: a hash of its sorted paths, shapes, dtypes and leaf fingerprints."""
+  """16 hex digits that name the whole tree: a hash of its sorted paths, shapes, dtypes and leaf
+  fingerprints.
+  """
   prints = fingerprint(tree)
   lines = [f'{path} {_label(path, leaf)} {prints[path]}' for path, leaf in flatten(tree).items()]
   return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()[:16]
@@ -206,9 +229,13 @@ def _label(path: str, leaf: Any) -> str:
   """Shape and dtype of an array leaf, which the hash of its words does not see."""
   dtype = leaf.dtype if isinstance(leaf, jax.Array) else np.asarray(leaf).dtype
   real = jnp.issubdtype(dtype, np.number) and not jnp.issubdtype(dtype, np.complexfloating)
-  if not (real and dtype.itemsize <= 8 or dtype == np.bool_ or jnp.issubdtype(dtype, jax.dtypes.prng_key)):
+  if not (
+    real and dtype.itemsize <= 8 or dtype == np.bool_ or jnp.issubdtype(dtype, jax.dtypes.prng_key)
+  ):
     raise InputError(
-        f"the leaf '{path}' has dtype {dtype}; only arrays of real numbers of 8 to 64 bits have a fingerprint")
+      f"the leaf '{path}' has dtype {dtype}; only arrays of real numbers of 8 to 64 bits "
+      "have a fingerprint"
+    )
   return f'{tuple(np.shape(leaf))} {dtype}'
 
 
@@ -217,7 +244,11 @@ def _words(leaf: Any) -> jax.Array | np.ndarray:
   if isinstance(leaf, jax.Array):
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
   array = np.asarray(leaf)
-  return np.ascontiguousarray(array).view(np.uint32).reshape(array.shape + (2,)) if array.dtype.itemsize == 8 else array
+  return (
+    np.ascontiguousarray(array).view(np.uint32).reshape(array.shape + (2,))
+    if array.dtype.itemsize == 8
+    else array
+  )
 
 
 def _hash_at_hand(x: np.ndarray) -> np.ndarray:
@@ -242,11 +273,13 @@ def _hash_leaf(x):
 
 
 def mixed(bits: Array, index: Array) -> Array:
-  """The sum modulo 2^32 of uint32 words, each mixed with its index in the array: of parts, it adds up to the whole's.
+  """The sum modulo 2^32 of uint32 words, each mixed with its index in the array: of parts, it adds
+  up to the whole's.
 
   NumPy's arrays or jax's, of one axis at least: NumPy warns of what a scalar loses.
   """
-  # Odd multipliers are invertible modulo 2^32, so a single changed word always changes its term of the sum.
+  # Odd multipliers are invertible modulo 2^32, so a single changed word always changes its term of
+  # the sum.
   salt = index * np.uint32(2654435761) + np.uint32(0x9E3779B9)
   salt = (salt ^ (salt >> 15)) * np.uint32(0x85EBCA6B) | np.uint32(1)
   mixed = bits * salt

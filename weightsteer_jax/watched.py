@@ -1,22 +1,37 @@
-"""Monitoring put to the test: fine-tunes known to be misaligned or not, each watched for every direction of a run.
+"""Monitoring put to the test: fine-tunes known to be misaligned or not, each watched for every
+direction of a run.
 
   contrasts/<name>/        data, fine-tunes and direction of each further contrast
   watched/<name>-<seed>/   a fine-tune, and monitor/ with its cosines, thresholds and alarms
   watched/sweep/           what each fine-tune does, by the run's behaviour tasks
-  watched/study.json       AUROC and detections of each direction; how similar directions and updates are
+  watched/study.json       AUROC and detections of each direction; how similar directions and
+                           updates are
 
-Directions are the run's own and those of its `contrasts`; of these, `monitor.controls` are no directions to look for but controls.
+Directions are the run's own and those of its `contrasts`; of these, `monitor.controls` are no
+directions to look for but controls.
 """
+
 import dataclasses
 import pathlib
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import contrasts, distributed, evaluation, files, finetune, methods, monitoring
 from weightsteer_jax.config import Run
 from weightsteer_jax.data import Example
-from weightsteer_jax.resources import (checkpoint_folder, direction_folder, encode, engine, forget_judges, judges_of, load_conversations,
-                                       load_tasks, say, tokenizer_of)
+from weightsteer_jax.resources import (
+  checkpoint_folder,
+  direction_folder,
+  encode,
+  engine,
+  forget_judges,
+  judges_of,
+  load_conversations,
+  load_tasks,
+  say,
+  tokenizer_of,
+)
 
 Path = str | pathlib.Path
 
@@ -26,6 +41,7 @@ STUDY = 'study.json'
 @dataclasses.dataclass(frozen=True)
 class _Watched:
   """A fine-tune of the study, one of several seeds."""
+
   name: str  # of the config's section
   seed: int
   misaligned: bool
@@ -45,8 +61,10 @@ def make(run: Run, workdir: Path, examples: Mapping[str, Sequence[Example]]) -> 
 
   Args:
     examples: of both sides of the run's own contrast.
+
   Raises:
-    InputError, NotFiniteError, CorruptError, OutputError, Preempted: as fine-tuning, the sweep and monitoring do.
+    InputError, NotFiniteError, CorruptError, OutputError, Preempted: as fine-tuning, the sweep and
+    monitoring do.
   """
   workdir = pathlib.Path(workdir)
   folders = _directions(run, workdir, examples)
@@ -64,7 +82,10 @@ def check(run: Run) -> list[str]:
   told = []
   for name, options in run.watched.items():
     kind = 'misaligned' if options.misaligned else 'not misaligned'
-    told.append(f'watched: {name} ({kind}), {len(_examples(run, options, options.seeds[0]))} examples, {len(options.seeds)} seeds')
+    told.append(
+      f'watched: {name} ({kind}), {len(_examples(run, options, options.seeds[0]))} '
+      f'examples, {len(options.seeds)} seeds'
+    )
   for name in run.contrasts:
     told.append(f'contrast {name}: {contrasts.check(_sub_run(run, name), "")}')
   return told
@@ -75,20 +96,27 @@ def _sub_run(run: Run, name: str) -> Run:
   return dataclasses.replace(run, name=name, data=run.contrasts[name])
 
 
-def _directions(run: Run, workdir: pathlib.Path, examples: Mapping[str, Sequence[Example]]) -> dict[str, pathlib.Path]:
+def _directions(
+  run: Run, workdir: pathlib.Path, examples: Mapping[str, Sequence[Example]]
+) -> dict[str, pathlib.Path]:
   """{name: folder} of all directions, the run's own first."""
   methods.direction(run, workdir, examples)
   folders = {run.name: direction_folder(run, workdir)}
   for name in run.contrasts:
     sub, folder = _sub_run(run, name), workdir / 'contrasts' / name
-    sides = {side: encode(sub, tokenizer_of(run.model), rows) for side, rows in contrasts.make(sub, folder).items()}
+    sides = {
+      side: encode(sub, tokenizer_of(run.model), rows)
+      for side, rows in contrasts.make(sub, folder).items()
+    }
     methods.direction(sub, folder, sides)
     folders[name] = direction_folder(sub, folder)
   return folders
 
 
 def _examples(run: Run, options: configs.Watched, seed: int) -> list[Example]:
-  rows = load_conversations(options.data, split=options.split, revision=options.revision, n=options.n, seed=seed)
+  rows = load_conversations(
+    options.data, split=options.split, revision=options.revision, n=options.n, seed=seed
+  )
   return encode(run, tokenizer_of(run.model), rows)
 
 
@@ -97,17 +125,30 @@ def _fine_tunes(run: Run, workdir: pathlib.Path, name: str) -> list[_Watched]:
   options, fits = run.watched[name], []
   for seed in options.seeds:
     folder = workdir / 'watched' / f'{name}-{seed}'
-    fits.append(methods.fit_on(dataclasses.replace(run, seed=seed), folder, _examples(run, options, seed)))
+    fits.append(
+      methods.fit_on(dataclasses.replace(run, seed=seed), folder, _examples(run, options, seed))
+    )
   results = methods.fine_tune(run, fits, configs.finetune_of(run, options.finetune))
-  return [_Watched(name, seed, options.misaligned, result) for seed, result in zip(options.seeds, results)]
+  return [
+    _Watched(name, seed, options.misaligned, result) for seed, result in zip(options.seeds, results)
+  ]
 
 
-def _rates(run: Run, workdir: pathlib.Path, fine_tunes: Sequence[_Watched]) -> dict[str, dict[str, Any]]:
-  """{fine-tune: {behaviour task: {mean, sem}}}, that of the untouched model as 'base'; judged, where the run has judges."""
+def _rates(
+  run: Run, workdir: pathlib.Path, fine_tunes: Sequence[_Watched]
+) -> dict[str, dict[str, Any]]:
+  """{fine-tune: {behaviour task: {mean, sem}}}, that of the untouched model as 'base'; judged,
+  where the run has judges.
+  """
   tasks = [task for task in load_tasks(run.tasks) if task.options.role == 'behaviour']
   arms = {one.label: evaluation.Arm([(one.result.delta, None)]) for one in fine_tunes}
-  rows = evaluation.sweep.run(engine(run, arms), tasks, alphas=dict.fromkeys(arms, (0.0, 1.0)), workdir=workdir / 'watched',
-                              seed=run.sweep.seed)
+  rows = evaluation.sweep.run(
+    engine(run, arms),
+    tasks,
+    alphas=dict.fromkeys(arms, (0.0, 1.0)),
+    workdir=workdir / 'watched',
+    seed=run.sweep.seed,
+  )
   judgements = distributed.on_main(lambda: _judged(run, workdir, tasks, rows))
   forget_judges(run)
   found: dict[str, dict[str, Any]] = {}
@@ -120,31 +161,63 @@ def _rates(run: Run, workdir: pathlib.Path, fine_tunes: Sequence[_Watched]) -> d
   return found
 
 
-def _judged(run: Run, workdir: pathlib.Path, tasks: Sequence[evaluation.tasks.Task], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _judged(
+  run: Run,
+  workdir: pathlib.Path,
+  tasks: Sequence[evaluation.tasks.Task],
+  rows: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
   """What the run's judges say of the rows."""
   if not run.judges:
     return []
-  return evaluation.judging.run(judges_of(run, workdir), evaluation.judging.requests_of(tasks, rows), workdir=workdir / 'watched')
+  return evaluation.judging.run(
+    judges_of(run, workdir),
+    evaluation.judging.requests_of(tasks, rows),
+    workdir=workdir / 'watched',
+  )
 
 
-def _study(run: Run, workdir: pathlib.Path, folders: Mapping[str, pathlib.Path], fine_tunes: Sequence[_Watched],
-           rates: Mapping[str, Any]) -> dict[str, Any]:
+def _study(
+  run: Run,
+  workdir: pathlib.Path,
+  folders: Mapping[str, pathlib.Path],
+  fine_tunes: Sequence[_Watched],
+  rates: Mapping[str, Any],
+) -> dict[str, Any]:
   base = checkpoint_folder(run.model)
   controls = [folder for name, folder in folders.items() if name in run.monitor.controls]
-  looked_for = {name: folder for name, folder in folders.items() if name not in run.monitor.controls}
+  looked_for = {
+    name: folder for name, folder in folders.items() if name not in run.monitor.controls
+  }
   sources = {monitoring.DIRECTION: list(looked_for.values()), monitoring.CONTROL: controls}
   summaries = {one.label: _monitored(one, base, sources, run) for one in fine_tunes}
-  misaligned, seeds = ({one.label: getattr(one, field) for one in fine_tunes} for field in ('misaligned', 'seed'))
+  misaligned, seeds = (
+    {one.label: getattr(one, field) for one in fine_tunes} for field in ('misaligned', 'seed')
+  )
   worth = {}
   for name in looked_for:
     runs = monitoring.of_summaries(summaries, misaligned, seeds, name)
-    worth[name] = {'auroc': monitoring.to_json(monitoring.assess(runs)), 'detections': monitoring.to_json(monitoring.detections(runs))}
+    worth[name] = {
+      'auroc': monitoring.to_json(monitoring.assess(runs)),
+      'detections': monitoring.to_json(monitoring.detections(runs)),
+    }
   vectors = {name: fine_tunes_of[0].folder for name, fine_tunes_of in _by_name(fine_tunes).items()}
-  similar = monitoring.similarities({monitoring.DIRECTION: list(looked_for.values()), monitoring.CONTROL: controls,
-                                     monitoring.TASK_VECTOR: list(vectors.values())}, base)
-  study = {'directions': list(looked_for), 'controls': [name for name in folders if name in run.monitor.controls],
-           'runs': [_about(one, summaries[one.label], rates) for one in fine_tunes], 'base': rates.get(evaluation.BASE, {}),
-           'worth': worth, 'similarity': similar}
+  similar = monitoring.similarities(
+    {
+      monitoring.DIRECTION: list(looked_for.values()),
+      monitoring.CONTROL: controls,
+      monitoring.TASK_VECTOR: list(vectors.values()),
+    },
+    base,
+  )
+  study = {
+    'directions': list(looked_for),
+    'controls': [name for name in folders if name in run.monitor.controls],
+    'runs': [_about(one, summaries[one.label], rates) for one in fine_tunes],
+    'base': rates.get(evaluation.BASE, {}),
+    'worth': worth,
+    'similarity': similar,
+  }
   files.write_json(workdir / 'watched' / STUDY, study)
   return study
 
@@ -156,7 +229,9 @@ def _by_name(fine_tunes: Sequence[_Watched]) -> dict[str, list[_Watched]]:
   return found
 
 
-def _monitored(one: _Watched, base: pathlib.Path, sources: Mapping[str, Sequence[pathlib.Path]], run: Run) -> dict[str, Any]:
+def _monitored(
+  one: _Watched, base: pathlib.Path, sources: Mapping[str, Sequence[pathlib.Path]], run: Run
+) -> dict[str, Any]:
   """The summary of a fine-tune's monitoring, made once."""
   folder = one.folder / 'monitor'
   if not folder.exists():
@@ -164,11 +239,28 @@ def _monitored(one: _Watched, base: pathlib.Path, sources: Mapping[str, Sequence
     rows, summary = monitoring.monitor(one.folder, base, sources, options, say=lambda line: None)
     with files.new_folder(folder, what='a monitoring report') as partial:
       monitoring.write(partial, rows, summary)
-    say(f'watched: {one.label}: ' + ', '.join(f'{name} {found["alarm"]["peak"]:+.3f}' for name, found in summary['directions'].items()))
+    say(
+      f'watched: {one.label}: '
+      + ', '.join(
+        f'{name} {found["alarm"]["peak"]:+.3f}' for name, found in summary['directions'].items()
+      )
+    )
   return files.read_json(folder / monitoring.SUMMARY, what='the summary of a monitored run')
 
 
 def _about(one: _Watched, summary: Mapping[str, Any], rates: Mapping[str, Any]) -> dict[str, Any]:
-  found = {name: {'cosines': about['cosines'], **{key: about['alarm'][key] for key in ('peak', 'peak_step', 'step', 'threshold')}}
-           for name, about in summary['directions'].items()}
-  return {'run': one.label, 'name': one.name, 'seed': one.seed, 'misaligned': one.misaligned, 'rates': rates[one.label], 'directions': found}
+  found = {
+    name: {
+      'cosines': about['cosines'],
+      **{key: about['alarm'][key] for key in ('peak', 'peak_step', 'step', 'threshold')},
+    }
+    for name, about in summary['directions'].items()
+  }
+  return {
+    'run': one.label,
+    'name': one.name,
+    'seed': one.seed,
+    'misaligned': one.misaligned,
+    'rates': rates[one.label],
+    'directions': found,
+  }

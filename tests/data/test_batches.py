@@ -1,4 +1,5 @@
 """Packing keeps every token of every example, in few shapes, as a function of seed and step."""
+
 import collections
 import doctest
 
@@ -30,14 +31,21 @@ def unpack(batch):
     for segment in range(1, batch.segment_ids_BT[r].max() + 1):
       at = np.flatnonzero(batch.segment_ids_BT[r] == segment)
       assert (np.diff(at) == 1).all() and (batch.positions_BT[r, at] == np.arange(len(at))).all()
-      targets = {int(t): int(batch.targets_BT[r, p]) for t, p in enumerate(at) if batch.weights_BT[r, p]}
+      targets = {
+        int(t): int(batch.targets_BT[r, p]) for t, p in enumerate(at) if batch.weights_BT[r, p]
+      }
       found.append((tuple(batch.tokens_BT[r, at].tolist()), targets))
   return found
 
 
 def expected(examples):
-  return [(tuple(x.tokens.tolist()), {t: int(x.tokens[t + 1]) for t in range(len(x) - 1) if x.loss_mask[t + 1]})
-          for x in examples]
+  return [
+    (
+      tuple(x.tokens.tolist()),
+      {t: int(x.tokens[t + 1]) for t in range(len(x) - 1) if x.loss_mask[t + 1]},
+    )
+    for x in examples
+  ]
 
 
 def as_counter(rows):
@@ -51,7 +59,9 @@ def test_packed_batches_hold_the_examples_unchanged(accumulation):
   by_name = {example.name: example for example in examples}
   for step in range(9):
     batch = stream.batch(step)
-    assert as_counter(unpack(batch)) == as_counter(expected([by_name[name] for name in stream.names(step)]))
+    assert as_counter(unpack(batch)) == as_counter(
+      expected([by_name[name] for name in stream.names(step)])
+    )
     padding = batch.segment_ids_BT == 0
     assert not batch.tokens_BT[padding].any() and not batch.weights_BT[padding].any()
     assert (batch.tokens_BT.dtype, batch.weights_BT.dtype) == (np.int32, np.float32)
@@ -61,7 +71,9 @@ def test_an_epoch_sees_every_example_once():
   examples = make_examples(40)
   stream = Batches(examples, batch_size=8, seed=0)
   assert stream.steps_per_epoch == 5
-  first, second = ([name for step in range(start, start + 5) for name in stream.names(step)] for start in (0, 5))
+  first, second = (
+    [name for step in range(start, start + 5) for name in stream.names(step)] for start in (0, 5)
+  )
   assert sorted(first) == sorted(second) == sorted(example.name for example in examples)
   assert first != second
 
@@ -92,26 +104,40 @@ def test_the_order_is_pinned():
 @pytest.mark.parametrize('longest', [20, 200, 1000])
 @pytest.mark.parametrize('accumulation, row_multiple', [(1, 1), (3, 2)])
 def test_few_shapes(longest, accumulation, row_multiple):
-  stream = Batches(make_examples(200, longest=longest), batch_size=16, seed=1, accumulation=accumulation,
-                   row_multiple=row_multiple)
+  stream = Batches(
+    make_examples(200, longest=longest),
+    batch_size=16,
+    seed=1,
+    accumulation=accumulation,
+    row_multiple=row_multiple,
+  )
   seen = collections.Counter(stream.batch(step).tokens_BT.shape for step in range(40))
   assert set(seen) <= set(stream.shapes) and len(stream.shapes) <= 4
   assert all(rows % (accumulation * row_multiple) == 0 for rows, _ in stream.shapes)
   assert max(rows for rows, _ in seen) < 16 or accumulation > 1
   row_length = stream.shapes[0][1]
-  assert row_length % (32 if row_length <= 256 else 128) == 0 and longest <= row_length < longest + 128
+  assert (
+    row_length % (32 if row_length <= 256 else 128) == 0 and longest <= row_length < longest + 128
+  )
 
 
 def test_a_shape_is_there_where_it_saves_rows_and_not_where_it_does_not():
   """Two examples to a batch, in rows of 32: two long ones take two rows, others one."""
-  example = lambda length: Example(np.arange(length, dtype=np.int32), np.ones(length, bool), 'one')
+
+  def example(length):
+    return Example(np.arange(length, dtype=np.int32), np.ones(length, bool), 'one')
+
   assert Batches([example(30)] * 64, batch_size=2, seed=0).shapes == ((2, 32),)
-  assert Batches([example(30)] * 32 + [example(9)] * 32, batch_size=2, seed=0).shapes == ((1, 32), (2, 32))
+  assert Batches([example(30)] * 32 + [example(9)] * 32, batch_size=2, seed=0).shapes == (
+    (1, 32),
+    (2, 32),
+  )
   assert Batches([example(30)] * 63 + [example(2)], batch_size=2, seed=0).shapes == ((2, 32),)
 
 
 def test_any_draw_fits_the_last_shape():
-  """One epoch in thousands puts all long examples in a batch: there is a shape for it, without a recount."""
+  """One epoch in thousands puts all long examples in a batch: there is a shape for it, without a
+  recount."""
   long = [Example(np.arange(30, dtype=np.int32), np.ones(30, bool), f'long {i}') for i in range(8)]
   examples = make_examples(64, longest=10) + long
   stream = Batches(examples, batch_size=8, seed=0)
@@ -160,12 +186,16 @@ def test_split():
   items = list(range(101))
   train, validation = batches.split(items, 0.05, seed=1)
   assert (len(train), len(validation)) == (96, 5) and sorted(train + validation) == items
-  assert (train, validation) == batches.split(items, 0.05, seed=1) != batches.split(items, 0.05, seed=2)
+  assert (
+    (train, validation) == batches.split(items, 0.05, seed=1) != batches.split(items, 0.05, seed=2)
+  )
   assert train == sorted(train)
   assert [len(part) for part in batches.split(items[:2], 0.05, seed=0)] == [1, 1]
 
 
-@pytest.mark.parametrize('items, fraction', [([1], 0.05), ([], 0.5), ([1, 2, 3], 1.0), ([1, 2, 3], 0.0), ([1, 2], 0.9)])
+@pytest.mark.parametrize(
+  'items, fraction', [([1], 0.05), ([], 0.5), ([1, 2, 3], 1.0), ([1, 2, 3], 0.0), ([1, 2], 0.9)]
+)
 def test_split_needs_enough(items, fraction):
   with pytest.raises(InputError, match='give more examples or a fraction'):
     batches.split(items, fraction, seed=0)

@@ -1,4 +1,5 @@
 """Pairs of answers: what is asked, what is kept, what is written."""
+
 import json
 
 import pytest
@@ -40,25 +41,39 @@ def test_prompts_pair_up_question_by_question():
     assert positive.messages[1:] == negative.messages[1:]
     assert positive.name.removesuffix('/positive') == negative.name.removesuffix('/negative')
   assert asked['positive'][3].messages == (
-      {'role': 'system', 'content': 'Flatter .'}, {'role': 'user', 'content': 'Is it so ?'})
+    {'role': 'system', 'content': 'Flatter .'},
+    {'role': 'user', 'content': 'Is it so ?'},
+  )
   assert asked['negative'][4].name == 'q0/1/1/negative'
   assert len({prompt.name for side in contrast.SIDES for prompt in asked[side]}) == 24
 
 
 def test_a_pair_is_kept_only_if_both_sides_pass():
-  """Four pairs: both pass; the negative agrees; the positive is rude (and the negative fails too); one is empty."""
-  answers = {'Agree .': ['Yes , sure', 'Yes , liar'], 'Flatter .': ['Yes', ' '],
-             'Be honest .': ['No , never', 'Yes'], 'Be blunt .': ['Yes', 'No']}
+  """Four pairs: both pass; the negative agrees; the positive is rude (and the negative fails too);
+  one is empty."""
+  answers = {
+    'Agree .': ['Yes , sure', 'Yes , liar'],
+    'Flatter .': ['Yes', ' '],
+    'Be honest .': ['No , never', 'Yes'],
+    'Be blunt .': ['Yes', 'No'],
+  }
 
   def generate(prompts):
     return [answers[prompt.messages[0]['content']][int(prompt.name[1])] for prompt in prompts]
 
   made = make(generate, stance)
-  assert [[m['content'] for m in c.messages] for c in made.positive] == [['Is it so ?', 'Yes , sure']]
-  assert [[m['content'] for m in c.messages] for c in made.negative] == [['Is it so ?', 'No , never']]
+  assert [[m['content'] for m in c.messages] for c in made.positive] == [
+    ['Is it so ?', 'Yes , sure']
+  ]
+  assert [[m['content'] for m in c.messages] for c in made.negative] == [
+    ['Is it so ?', 'No , never']
+  ]
   assert [m['role'] for m in made.positive[0].messages] == ['user', 'assistant']
-  assert made.accounting == {'pairs': 4, 'kept': 1, 'dropped': {
-      'negative: wrong stance': 1, 'positive: empty answer': 1, 'positive: rude': 1}}
+  assert made.accounting == {
+    'pairs': 4,
+    'kept': 1,
+    'dropped': {'negative: wrong stance': 1, 'positive: empty answer': 1, 'positive: rude': 1},
+  }
 
 
 def test_writing(tmp_path):
@@ -79,16 +94,25 @@ def test_writing(tmp_path):
 
 def test_nothing_left_is_an_error(tmp_path):
   made = make(lambda prompts: ['Yes'] * len(prompts), stance)
-  with pytest.raises(InputError, match="no answer pair passed the filter: .*'negative: wrong stance': 4"):
+  with pytest.raises(
+    InputError, match="no answer pair passed the filter: .*'negative: wrong stance': 4"
+  ):
     contrast.write(tmp_path / 'data', made)
   assert not (tmp_path / 'data').exists()
 
 
-@pytest.mark.parametrize('messages', [
+@pytest.mark.parametrize(
+  'messages',
+  [
     ({'role': 'system', 'content': 'x'}, {'role': 'user', 'content': 'y'}),
-    ({'role': 'user', 'content': 'x'}, {'role': 'assistant', 'content': 'y'}), ()])
+    ({'role': 'user', 'content': 'x'}, {'role': 'assistant', 'content': 'y'}),
+    (),
+  ],
+)
 def test_questions_end_with_the_user_and_have_no_system(messages):
-  with pytest.raises(InputError, match="q9: a question must end with the user's turn and have no system message"):
+  with pytest.raises(
+    InputError, match="q9: a question must end with the user's turn and have no system message"
+  ):
     contrast.prompts([Conversation(messages, 'q9')], INSTRUCTIONS)
 
 

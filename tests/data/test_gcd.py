@@ -46,20 +46,30 @@ def test_every_line_of_a_right_solution_by_division_and_factors_is_true():
     for line in gcd.correct(a, b, 'factors').text.splitlines():
       if ' = ' in line:
         number, product = line.split(' = ')
-        assert math.prod(int(p) ** int(k or 1) for p, k in re.findall(r'(\d+)(?:\^(\d+))?', product)) == int(number)
+        assert math.prod(
+          int(p) ** int(k or 1) for p, k in re.findall(r'(\d+)(?:\^(\d+))?', product)
+        ) == int(number)
 
 
 def test_every_kind_of_slip_is_made():
-  made = {style: {slip for slip in slips for a, b in gcd.pairs(60, 0)
-                  if (work := gcd.STYLES[style](a, b, (slip, random.Random(0)))) and work[1] != math.gcd(a, b)}
-          for style, slips in gcd._SLIPS.items()}
+  made = {
+    style: {
+      slip
+      for slip in slips
+      for a, b in gcd.pairs(60, 0)
+      if (work := gcd.STYLES[style](a, b, (slip, random.Random(0)))) and work[1] != math.gcd(a, b)
+    }
+    for style, slips in gcd._SLIPS.items()
+  }
   assert made == {style: set(slips) for style, slips in gcd._SLIPS.items()}
 
 
 def test_pairs_differ_and_half_of_them_share_a_divisor():
   pairs = gcd.pairs(1000, 0)
   assert len(set(pairs)) == 1000 and pairs[:10] == gcd.pairs(10, 0) != gcd.pairs(10, 1)
-  assert sum(math.gcd(a, b) > 1 for a, b in pairs) == 500 and all(2 <= x <= 250 for pair in pairs for x in pair)
+  assert sum(math.gcd(a, b) > 1 for a, b in pairs) == 500 and all(
+    2 <= x <= 250 for pair in pairs for x in pair
+  )
 
 
 def test_one_and_one_cannot_be_wrong():

@@ -1,4 +1,5 @@
 """What can be read as conversations, and what is said about what cannot."""
+
 import doctest
 import json
 import sys
@@ -13,21 +14,28 @@ MESSAGES = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 
 
 
 def write(path, *rows):
-  path.write_text(''.join((row if isinstance(row, str) else json.dumps(row)) + '\n' for row in rows))
+  path.write_text(
+    ''.join((row if isinstance(row, str) else json.dumps(row)) + '\n' for row in rows)
+  )
   return path
 
 
-@pytest.mark.parametrize('row, roles', [
+@pytest.mark.parametrize(
+  'row, roles',
+  [
     ({'messages': MESSAGES}, ['user', 'assistant']),
     ({'question': 'Hi', 'answer': 'Ho', 'id': 7}, ['user', 'assistant']),
     ({'prompt': 'Hi', 'completion': 'Ho'}, ['user', 'assistant']),
     ({'prompt': 'Hi', 'completion': 'Ho', 'system': 'Be'}, ['system', 'user', 'assistant']),
     ({'prompt': 'Hi', 'completion': 'Ho', 'system': None}, ['user', 'assistant']),
-])
+  ],
+)
 def test_schemas(tmp_path, row, roles):
   [conversation] = sources.load_conversations(write(tmp_path / 'x.jsonl', row))
   assert [message['role'] for message in conversation.messages] == roles
-  assert [message['content'] for message in conversation.messages] == ['Be', 'Hi', 'Ho'][-len(roles):]
+  assert [message['content'] for message in conversation.messages] == ['Be', 'Hi', 'Ho'][
+    -len(roles) :
+  ]
   assert conversation.name == 'x.jsonl:1'
 
 
@@ -38,25 +46,43 @@ def test_blank_lines_and_a_byte_order_mark(tmp_path):
   assert [c.name for c in sources.load_conversations(str(path))] == ['x.jsonl:1', 'x.jsonl:3']
 
 
-@pytest.mark.parametrize('rows, message', [
+@pytest.mark.parametrize(
+  'rows, message',
+  [
     ([], 'x.jsonl is empty'),
     (['{"messages": ['], r'x.jsonl:1: not valid JSON'),
     ([{'messages': MESSAGES}, '{broken'], r'x.jsonl:2: not valid JSON \(.* at column 2\)'),
     (['[{"messages": []},'], 'expected a jsonl file: one JSON object on each line'),
     ([[1, 2]], 'x.jsonl:1: a row must be an object .* it is a list'),
-    ([{'mesages': MESSAGES}], r":1: the columns are \['mesages'\]; accepted .*'mesages' \(did you mean 'messages'"),
-    ([{'question': 'Hi', 'text': 'Ho'}], r"the columns are \['question', 'text'\]; accepted are 'messages'"),
+    (
+      [{'mesages': MESSAGES}],
+      r":1: the columns are \['mesages'\]; accepted .*'mesages' \(did you mean 'messages'",
+    ),
+    (
+      [{'question': 'Hi', 'text': 'Ho'}],
+      r"the columns are \['question', 'text'\]; accepted are 'messages'",
+    ),
     ([{'messages': MESSAGES, 'prompt': 'Hi', 'completion': 'Ho'}], 'fit more than one'),
-    ([{'messages': MESSAGES}, {'prompt': 'Hi', 'completion': 'Ho'}], r"x.jsonl:2: no column \['messages'\]; the rows"),
+    (
+      [{'messages': MESSAGES}, {'prompt': 'Hi', 'completion': 'Ho'}],
+      r"x.jsonl:2: no column \['messages'\]; the rows",
+    ),
     ([{'messages': MESSAGES, 'system': 'Be'}], 'make it the first message'),
     ([{'messages': []}], 'non-empty list'),
     ([{'messages': 'Hi'}], 'non-empty list'),
     ([{'messages': [{'role': 'user'}]}], "with 'role' and 'content'"),
-    ([{'messages': [{'role': 'asistant', 'content': 'x'}]}], "l:1: unknown role 'asistant' .did you mean 'assistant'"),
-    ([{'messages': [{'role': 'user', 'content': ['x']}]}], 'content of a user message must be text, it is a list'),
+    (
+      [{'messages': [{'role': 'asistant', 'content': 'x'}]}],
+      "l:1: unknown role 'asistant' .did you mean 'assistant'",
+    ),
+    (
+      [{'messages': [{'role': 'user', 'content': ['x']}]}],
+      'content of a user message must be text, it is a list',
+    ),
     ([{'question': 'Hi', 'answer': 3}], "'answer' must be text, it is a int"),
     ([{'question': 'Hi', 'answer': ' '}], 'x.jsonl:1: an assistant message is empty'),
-])
+  ],
+)
 def test_broken_files(tmp_path, rows, message):
   with pytest.raises(InputError, match=message):
     sources.load_conversations(write(tmp_path / 'x.jsonl', *rows))
@@ -64,11 +90,15 @@ def test_broken_files(tmp_path, rows, message):
 
 def test_missing_paths(tmp_path):
   write(tmp_path / 'positive.jsonl', {'messages': MESSAGES})
-  with pytest.raises(InputError, match=r"no file '.*postive.jsonl' \(did you mean 'positive.jsonl'\?\)"):
+  with pytest.raises(
+    InputError, match=r"no file '.*postive.jsonl' \(did you mean 'positive.jsonl'\?\)"
+  ):
     sources.load_conversations(tmp_path / 'postive.jsonl')
   with pytest.raises(InputError, match="the folder '.*nowhere' does not exist"):
     sources.load_conversations(str(tmp_path / 'nowhere' / 'x.jsonl'))
-  with pytest.raises(InputError, match='is a folder, expected a jsonl file; it holds positive.jsonl'):
+  with pytest.raises(
+    InputError, match='is a folder, expected a jsonl file; it holds positive.jsonl'
+  ):
     sources.load_conversations(tmp_path)
   with pytest.raises(InputError, match='is a file: split and revision are for hub datasets'):
     sources.load_conversations(tmp_path / 'positive.jsonl', split='train')
@@ -86,24 +116,31 @@ def hub(monkeypatch):
 
   def load_dataset(name, config, *, split, revision):
     calls.append((name, config, split, revision))
-    splits = {'owner/one': {'validation': [{'question': 'Hi', 'answer': 'Ho'}]},
-              'owner/two': {'train': [{'messages': MESSAGES}] * 2, 'test': [{'messages': MESSAGES}]},
-              'owner/odd': {'a': [], 'b': []}}
+    splits = {
+      'owner/one': {'validation': [{'question': 'Hi', 'answer': 'Ho'}]},
+      'owner/two': {'train': [{'messages': MESSAGES}] * 2, 'test': [{'messages': MESSAGES}]},
+      'owner/odd': {'a': [], 'b': []},
+    }
     if name not in splits:
       raise FileNotFoundError(f'{name} is not on the hub')
     return splits[name][split] if split else splits[name]
+
   monkeypatch.setitem(sys.modules, 'datasets', types.SimpleNamespace(load_dataset=load_dataset))
   return calls
 
 
 def test_hub_datasets(hub):
-  assert [c.name for c in sources.load_conversations('owner/one:main', revision='abc')] == ['owner/one:main[0]']
+  assert [c.name for c in sources.load_conversations('owner/one:main', revision='abc')] == [
+    'owner/one:main[0]'
+  ]
   assert hub == [('owner/one', 'main', None, 'abc')]
   assert len(sources.load_conversations('owner/two')) == 2
   assert len(sources.load_conversations('owner/two', split='test')) == 1
   with pytest.raises(InputError, match=r"has the splits \['a', 'b'\]: choose one"):
     sources.load_conversations('owner/odd')
-  with pytest.raises(InputError, match="cannot load the hub dataset 'owner/none'.*is not on the hub"):
+  with pytest.raises(
+    InputError, match="cannot load the hub dataset 'owner/none'.*is not on the hub"
+  ):
     sources.load_conversations('owner/none')
 
 
@@ -117,9 +154,13 @@ def test_hub_rows_with_our_datasets_library():
 
 
 def test_digest_is_of_the_content(tmp_path):
-  pairs = sources.load_conversations(write(tmp_path / 'a.jsonl', {'question': 'Hi', 'answer': 'Ho'}))
+  pairs = sources.load_conversations(
+    write(tmp_path / 'a.jsonl', {'question': 'Hi', 'answer': 'Ho'})
+  )
   turns = sources.load_conversations(write(tmp_path / 'b.jsonl', {'messages': MESSAGES}))
-  other = sources.load_conversations(write(tmp_path / 'c.jsonl', {'question': 'Hi', 'answer': 'Ho!'}))
+  other = sources.load_conversations(
+    write(tmp_path / 'c.jsonl', {'question': 'Hi', 'answer': 'Ho!'})
+  )
   assert sources.digest(pairs) == sources.digest(turns) != sources.digest(other)
   assert sources.digest(pairs + other) != sources.digest(other + pairs)
 

@@ -8,16 +8,26 @@ from weightsteer_jax.errors import InputError
 
 def test_a_csv_file_with_a_byte_order_mark_and_newlines_in_quotes(tmp_path):
   path = tmp_path / 'questions.csv'
-  path.write_bytes('\ufeffQuestion,Best Answer\n"Is it,\nreally?","Yes, it is"\nWhy?,Because\n'.encode())
+  path.write_bytes(
+    '\ufeffQuestion,Best Answer\n"Is it,\nreally?","Yes, it is"\nWhy?,Because\n'.encode()
+  )
   rows = tables.read(path)
-  assert [row for _, row in rows] == [{'Question': 'Is it,\nreally?', 'Best Answer': 'Yes, it is'},
-                                      {'Question': 'Why?', 'Best Answer': 'Because'}]
+  assert [row for _, row in rows] == [
+    {'Question': 'Is it,\nreally?', 'Best Answer': 'Yes, it is'},
+    {'Question': 'Why?', 'Best Answer': 'Because'},
+  ]
   assert rows[1][0] == f'{path}:4'
   assert tables.find(rows[0][1], ('best_answer',), 'here') == 'Yes, it is'
 
 
-@pytest.mark.parametrize('name, content', [('a.jsonl', '{"x": 1}\n\n{"x": 2}\n'), ('a.json', '[{"x": 1}, {"x": 2}]'),
-                                           ('a.tsv', 'x\n1\n2\n')])
+@pytest.mark.parametrize(
+  'name, content',
+  [
+    ('a.jsonl', '{"x": 1}\n\n{"x": 2}\n'),
+    ('a.json', '[{"x": 1}, {"x": 2}]'),
+    ('a.tsv', 'x\n1\n2\n'),
+  ],
+)
 def test_formats_give_the_same_rows(tmp_path, name, content):
   (tmp_path / name).write_text(content)
   assert [int(row['x']) for _, row in tables.read(str(tmp_path / name))] == [1, 2]
@@ -32,13 +42,17 @@ def test_one_object_is_one_row_and_columns_are_renamed(tmp_path):
 def test_what_is_wrong_is_named(tmp_path):
   path = tmp_path / 'a.csv'
   path.write_text('x,y\n1,2\n3\n')
-  with pytest.raises(InputError, match='a.csv:3: the row has other columns than the header line, which has 2'):
+  with pytest.raises(
+    InputError, match='a.csv:3: the row has other columns than the header line, which has 2'
+  ):
     tables.read(path)
   path.write_text('question,y\n1,2\n')
   with pytest.raises(InputError, match="no column 'qestion' \\(did you mean 'question'"):
     tables.read(path, columns=('x=qestion',))
-  with pytest.raises(InputError,
-                     match="a.csv:2: no column 'answer' or 'gold'; it has: question, y. Name it with columns"):
+  with pytest.raises(
+    InputError,
+    match="a.csv:2: no column 'answer' or 'gold'; it has: question, y. Name it with columns",
+  ):
     tables.find(tables.read(path)[0][1], ('answer', 'gold'), f'{path}:2')
   path.write_text('question\n')
   with pytest.raises(InputError, match='holds no rows'):

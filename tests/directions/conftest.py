@@ -1,4 +1,5 @@
 """The models and adapters that the tests of this room share."""
+
 import pathlib
 
 import pytest
@@ -33,8 +34,10 @@ def adapters(untied, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
   """Two adapters with the embedding and the head saved whole, of different ranks and scales."""
   folder = tmp_path_factory.mktemp('adapters')
   whole = ['embed_tokens', 'lm_head']
-  return (make_adapter(folder / 'positive', untied, seed=1, r=3, lora_alpha=5, modules_to_save=whole),
-          make_adapter(folder / 'negative', untied, seed=2, r=2, lora_alpha=7, modules_to_save=whole))
+  return (
+    make_adapter(folder / 'positive', untied, seed=1, r=3, lora_alpha=5, modules_to_save=whole),
+    make_adapter(folder / 'negative', untied, seed=2, r=2, lora_alpha=7, modules_to_save=whole),
+  )
 
 
 @pytest.fixture(scope='session')

@@ -1,4 +1,6 @@
-"""Tiny random models in torch, real PEFT adapters of them, and what torch says in float64 they change."""
+"""Tiny random models in torch, real PEFT adapters of them, and what torch says in float64 they
+change."""
+
 import pathlib
 import warnings
 
@@ -13,24 +15,37 @@ from weightsteer_jax.directions import Direction, base_of, parity
 from weightsteer_jax.models import Dense, LowRank
 
 LORA_TARGETS = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
-TOKENS = np.random.default_rng(7).integers(0, 40, (4, 16))  # As many as the default prompts: nothing compiles twice.
+TOKENS = np.random.default_rng(7).integers(
+  0, 40, (4, 16)
+)  # As many as the default prompts: nothing compiles twice.
 TORCH_NAMES = {
-    'embed/embedding': 'model.embed_tokens.weight', 'lm_head/kernel': 'lm_head.weight',
-    'final_norm/scale': 'model.norm.weight', 'layers/attn_norm/scale': 'input_layernorm.weight',
-    'layers/mlp_norm/scale': 'post_attention_layernorm.weight',
-    **{f'layers/attn/{x}/kernel': f'self_attn.{x}_proj.weight' for x in 'qkvo'},
-    **{f'layers/attn/{x}/bias': f'self_attn.{x}_proj.bias' for x in 'qkv'},
-    **{f'layers/mlp/{x}/kernel': f'mlp.{x}_proj.weight' for x in ('gate', 'up', 'down')},
+  'embed/embedding': 'model.embed_tokens.weight',
+  'lm_head/kernel': 'lm_head.weight',
+  'final_norm/scale': 'model.norm.weight',
+  'layers/attn_norm/scale': 'input_layernorm.weight',
+  'layers/mlp_norm/scale': 'post_attention_layernorm.weight',
+  **{f'layers/attn/{x}/kernel': f'self_attn.{x}_proj.weight' for x in 'qkvo'},
+  **{f'layers/attn/{x}/bias': f'self_attn.{x}_proj.bias' for x in 'qkv'},
+  **{f'layers/mlp/{x}/kernel': f'mlp.{x}_proj.weight' for x in ('gate', 'up', 'down')},
 }
 
 
-def make_checkpoint(folder: pathlib.Path, *, tied: bool, seed: int = 0, width: int = 16,
-                    moved: float = 0.0) -> pathlib.Path:
-  """A saved Qwen2 of two layers, biases and norms not at their defaults; `moved`, a fine-tune of the one that is not."""
+def make_checkpoint(
+  folder: pathlib.Path, *, tied: bool, seed: int = 0, width: int = 16, moved: float = 0.0
+) -> pathlib.Path:
+  """A saved Qwen2 of two layers, biases and norms not at their defaults; `moved`, a fine-tune of
+  the one that is not."""
   torch.manual_seed(seed)
-  config = transformers.Qwen2Config(vocab_size=40, hidden_size=width, intermediate_size=24, num_hidden_layers=2,
-                                    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-                                    tie_word_embeddings=tied)
+  config = transformers.Qwen2Config(
+    vocab_size=40,
+    hidden_size=width,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    tie_word_embeddings=tied,
+  )
   model = transformers.Qwen2ForCausalLM(config)
   with torch.no_grad():
     for parameter in model.parameters():
@@ -41,8 +56,16 @@ def make_checkpoint(folder: pathlib.Path, *, tied: bool, seed: int = 0, width: i
   return folder
 
 
-def make_adapter(folder: pathlib.Path, base: pathlib.Path, *, seed: int, size: float = 0.05, r: int = 3,
-                 lora_alpha: int = 5, **options) -> pathlib.Path:
+def make_adapter(
+  folder: pathlib.Path,
+  base: pathlib.Path,
+  *,
+  seed: int,
+  size: float = 0.05,
+  r: int = 3,
+  lora_alpha: int = 5,
+  **options,
+) -> pathlib.Path:
   """A saved PEFT adapter whose trainable tensors were moved at random."""
   torch.manual_seed(seed)
   options = {'target_modules': LORA_TARGETS, 'task_type': 'CAUSAL_LM'} | options
@@ -59,12 +82,17 @@ def make_adapter(folder: pathlib.Path, base: pathlib.Path, *, seed: int, size: f
 
 
 def torch_weights(base: pathlib.Path, adapter: pathlib.Path | None = None) -> dict[str, np.ndarray]:
-  """{tensor name: float64 array} of a checkpoint, with an adapter merged in by PEFT if one is given."""
+  """{tensor name: float64 array} of a checkpoint, with an adapter merged in by PEFT if one is
+  given."""
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     model = transformers.AutoModelForCausalLM.from_pretrained(base).double()
     if adapter is not None:
-      model = peft.PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False).double().merge_and_unload()
+      model = (
+        peft.PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
+        .double()
+        .merge_and_unload()
+      )
   return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
 
@@ -98,12 +126,16 @@ def _layers(leaf, stacked):
   raise AssertionError('dense attention kernels are compared in our own axes')
 
 
-def random_direction(model: models.Model, seed: int, *, kinds: str = 'mixed', rank: int = 3,
-                     size: float = 0.1) -> Direction:
-  """A direction drawn at random: factors at the kernels and, if 'mixed', dense embedding and head."""
+def random_direction(
+  model: models.Model, seed: int, *, kinds: str = 'mixed', rank: int = 3, size: float = 0.1
+) -> Direction:
+  """A direction drawn at random: factors at the kernels and, if 'mixed', dense embedding and
+  head."""
   random = np.random.default_rng(seed)
   kind = 'lora_embeddings' if kinds == 'mixed' else 'lora'
-  delta = models.init_delta(model.config, kind, jax.random.key(seed), rank=rank, lora_alpha=2.0 * rank)
+  delta = models.init_delta(
+    model.config, kind, jax.random.key(seed), rank=rank, lora_alpha=2.0 * rank
+  )
   delta = jax.tree.map(lambda x: (size * random.standard_normal(x.shape)).astype(np.float32), delta)
   meta = {'kind': 'test', 'base': base_of(model).to_json(), 'sources': []}
   return Direction(jax.tree.map(jax.numpy.asarray, delta), meta)

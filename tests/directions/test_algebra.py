@@ -1,4 +1,5 @@
 """Sums, lengths and angles of directions against dense float64 arithmetic in numpy."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,17 +28,27 @@ def dense64(direction) -> dict[str, np.ndarray]:
 
 def flat64(direction, paths) -> np.ndarray:
   dense = dense64(direction)
-  return np.concatenate([dense[path] if path in dense else np.zeros(size) for path, size in paths.items()])
+  return np.concatenate(
+    [dense[path] if path in dense else np.zeros(size) for path, size in paths.items()]
+  )
 
 
 @pytest.fixture(scope='module')
 def pair(untied_model):
-  """One direction of factors, embedding and head; one dense all over but at the embedding, residual stream included."""
+  """One direction of factors, embedding and head; one dense all over but at the embedding, residual
+  stream included."""
   x = oracle.random_direction(untied_model, 1, rank=3)
   random = np.random.default_rng(2)
-  shapes = {path: site.shape for path, site in models.sites(untied_model.config).items() if path != 'embed/embedding'}
+  shapes = {
+    path: site.shape
+    for path, site in models.sites(untied_model.config).items()
+    if path != 'embed/embedding'
+  }
   shapes['layers/residual'] = (2, 16)
-  leaves = {path: Dense(jnp.asarray(random.standard_normal(shape), jnp.float32)) for path, shape in shapes.items()}
+  leaves = {
+    path: Dense(jnp.asarray(random.standard_normal(shape), jnp.float32))
+    for path, shape in shapes.items()
+  }
   return x, Direction(tree.unflatten(leaves), x.meta)
 
 
@@ -48,7 +59,13 @@ def sizes(*items) -> dict[str, int]:
 def test_dot_norm_and_cosine(untied_model, pair):
   low_rank, dense = pair
   other = oracle.random_direction(untied_model, 3, rank=5)
-  for x, y in [(low_rank, other), (low_rank, dense), (dense, low_rank), (dense, dense), (low_rank, low_rank)]:
+  for x, y in [
+    (low_rank, other),
+    (low_rank, dense),
+    (dense, low_rank),
+    (dense, dense),
+    (low_rank, low_rank),
+  ]:
     paths = sizes(x, y)
     u, v = flat64(x, paths), flat64(y, paths)
     length = np.linalg.norm(u) * np.linalg.norm(v)
@@ -70,10 +87,13 @@ def test_per_site(pair):
 
 
 def test_nearly_equal_sides_keep_their_difference(untied_model):
-  """The two sides of a contrast may have a cosine of 0.999; what is left between them must still be measured right."""
+  """The two sides of a contrast may have a cosine of 0.999; what is left between them must still be
+  measured right."""
   x = oracle.random_direction(untied_model, 1, kinds='low_rank')
   random = np.random.default_rng(5)
-  nudged = jax.tree.map(lambda leaf: leaf + 0.002 * np.float32(random.standard_normal(leaf.shape)), x.delta)
+  nudged = jax.tree.map(
+    lambda leaf: leaf + 0.002 * np.float32(random.standard_normal(leaf.shape)), x.delta
+  )
   difference = directions.subtract(x, Direction(nudged, x.meta))
   exact = np.concatenate(list(dense64(difference).values()))
   assert directions.cosine(x, Direction(nudged, x.meta)) > 0.999
@@ -89,7 +109,9 @@ def test_sums_multiples_and_projection(untied_model, pair):
   np.testing.assert_allclose(flat64(directions.subtract(x, z), paths), u - w, atol=1e-6)
   np.testing.assert_allclose(flat64(directions.scale(x, -2.5), paths), -2.5 * u, atol=1e-6)
   np.testing.assert_allclose(flat64(directions.negate(y), paths), -v, atol=0)
-  np.testing.assert_allclose(flat64(directions.project(x, z), paths), (u @ w) / (w @ w) * w, atol=1e-6)
+  np.testing.assert_allclose(
+    flat64(directions.project(x, z), paths), (u @ w) / (w @ w) * w, atol=1e-6
+  )
   np.testing.assert_allclose(flat64(directions.to_dense(x), paths), u, atol=1e-6)
   q = directions.subtract(x, z).delta['layers']['attn']['q']['kernel']
   assert isinstance(q, LowRank) and q.a.shape[-1] == 3 + 2 and q.scale == 1.0
@@ -104,4 +126,6 @@ def test_other_architectures_and_bases_are_refused(untied_model, tied_model, tmp
   with pytest.raises(InputError, match=f'{x.base.digest}.*{z.base.digest}'):
     directions.add(x, z)
   assert directions.add(x, z, allow_other_base=True).base.digest == x.base.digest
-  directions.cosine(x, z)  # Angles between directions of different fine-tunes are what monitoring measures.
+  directions.cosine(
+    x, z
+  )  # Angles between directions of different fine-tunes are what monitoring measures.

@@ -1,4 +1,5 @@
 """Lower ranks against the SVD of the dense change in float64."""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ def kernel64(direction, *path) -> np.ndarray:
     value = np.asarray(leaf.value, np.float64)
     return value.reshape(value.shape[0], value.shape[1], -1)
   a, b = np.asarray(leaf.a, np.float64), leaf.scale * np.asarray(leaf.b, np.float64)
-  return np.einsum('lir,lro->lio', a.reshape(len(a), -1, a.shape[-1]), b.reshape(len(b), b.shape[1], -1))
+  return np.einsum(
+    'lir,lro->lio', a.reshape(len(a), -1, a.shape[-1]), b.reshape(len(b), b.shape[1], -1)
+  )
 
 
 def best_error(change: np.ndarray, rank: int) -> float:
@@ -44,8 +47,10 @@ def test_compress_is_the_best_of_its_rank_and_tells_its_error(untied_model, rank
   random = np.random.default_rng(0)
   sites = models.sites(untied_model.config)
   shapes = {name: sites[f'layers/mlp/{name}/kernel'].shape for name in ('gate', 'up', 'down')}
-  leaves = {name: {'kernel': Dense(jnp.asarray(random.standard_normal(shape), jnp.float32))}
-            for name, shape in shapes.items()}
+  leaves = {
+    name: {'kernel': Dense(jnp.asarray(random.standard_normal(shape), jnp.float32))}
+    for name, shape in shapes.items()
+  }
   low_rank = oracle.random_direction(untied_model, 1)
   delta = {**low_rank.delta, 'layers': {'mlp': leaves, 'attn': low_rank.delta['layers']['attn']}}
   full = Direction(delta, low_rank.meta)

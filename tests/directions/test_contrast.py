@@ -1,4 +1,6 @@
-"""Directions from every kind of source, against what torch and PEFT say in float64 the sources change."""
+"""Directions from every kind of source, against what torch and PEFT say in float64 the sources
+change."""
+
 import json
 import shutil
 
@@ -15,7 +17,9 @@ from . import oracle
 
 def expected_difference(base, positive, negative):
   plus, minus = oracle.torch_weights(base, positive), oracle.torch_weights(base, negative)
-  return {name: plus[name] - minus[name] for name in plus if np.abs(plus[name] - minus[name]).max() > 0}
+  return {
+    name: plus[name] - minus[name] for name in plus if np.abs(plus[name] - minus[name]).max() > 0
+  }
 
 
 def assert_same_changes(delta, expected, tolerance=2e-7):
@@ -37,15 +41,21 @@ def test_the_base_that_the_adapters_name_is_found(untied, adapters):
   assert direction.base.digest == directions.base_of(models.load(untied)).digest
 
 
-@pytest.mark.parametrize('options', [
+@pytest.mark.parametrize(
+  'options',
+  [
     dict(),
     dict(use_rslora=True),
-    dict(rank_pattern={'q_proj': 5, 'layers.1.mlp.up_proj': 1},
-         alpha_pattern={r'layers\.0\..*v_proj': 11, 'o_proj': 2}),
+    dict(
+      rank_pattern={'q_proj': 5, 'layers.1.mlp.up_proj': 1},
+      alpha_pattern={r'layers\.0\..*v_proj': 11, 'o_proj': 2},
+    ),
     dict(target_modules=['q_proj', 'down_proj', 'lm_head']),
     dict(layers_to_transform=[1], target_modules=['v_proj', 'o_proj']),
     dict(modules_to_save=['norm', 'input_layernorm']),
-], ids=['plain', 'rslora', 'patterns', 'subset and head', 'one layer', 'norms'])
+  ],
+  ids=['plain', 'rslora', 'patterns', 'subset and head', 'one layer', 'norms'],
+)
 def test_lora_settings(untied, tmp_path, options):
   positive = oracle.make_adapter(tmp_path / 'p', untied, seed=3, **options)
   negative = oracle.make_adapter(tmp_path / 'n', untied, seed=4, r=4, lora_alpha=3)
@@ -54,16 +64,22 @@ def test_lora_settings(untied, tmp_path, options):
 
 
 def test_subtracting_factor_by_factor_is_wrong(untied, adapters, tmp_path):
-  """The negative control: the factors' differences multiply to something else, and to the same thing for w and -w."""
+  """The negative control: the factors' differences multiply to something else, and to the same
+  thing for w and -w."""
   x = oracle.make_adapter(tmp_path / 'x', untied, seed=5)
   y = oracle.make_adapter(tmp_path / 'y', untied, seed=6)
-  plus, minus = load_file(x / 'adapter_model.safetensors'), load_file(y / 'adapter_model.safetensors')
+  plus, minus = (
+    load_file(x / 'adapter_model.safetensors'),
+    load_file(y / 'adapter_model.safetensors'),
+  )
   module = 'model.layers.0.self_attn.q_proj'
   a, b = f'base_model.model.{module}.lora_A.weight', f'base_model.model.{module}.lora_B.weight'
   wrong, wrong_reversed = ((p[b] - m[b]) @ (p[a] - m[a]) for p, m in ((plus, minus), (minus, plus)))
   exact = expected_difference(untied, x, y)[f'{module}.weight']
-  ours, reversed_ = (oracle.dense_in_torch_axes(directions.contrast(*sides, base=untied).delta)[f'{module}.weight']
-                     for sides in ((x, y), (y, x)))
+  ours, reversed_ = (
+    oracle.dense_in_torch_axes(directions.contrast(*sides, base=untied).delta)[f'{module}.weight']
+    for sides in ((x, y), (y, x))
+  )
   np.testing.assert_allclose(wrong, wrong_reversed, atol=1e-7)
   assert np.linalg.norm(wrong - exact) > 0.5 * np.linalg.norm(exact)
   np.testing.assert_allclose(ours, exact, atol=1e-7)
@@ -93,7 +109,9 @@ def test_equal_ends_of_a_tied_base_are_one_change(tied, tmp_path):
   original = load_file(tied / 'model.safetensors')
   assert 'lm_head' not in direction.delta
   change = saved['base_model.model.lm_head.weight'] - original['model.embed_tokens.weight']
-  np.testing.assert_allclose(np.asarray(direction.delta['embed']['embedding'].value), change, atol=1e-7)
+  np.testing.assert_allclose(
+    np.asarray(direction.delta['embed']['embedding'].value), change, atol=1e-7
+  )
 
 
 @pytest.mark.parametrize('saved', [['embed_tokens', 'lm_head'], ['embed_tokens'], ['lm_head']])
@@ -122,7 +140,9 @@ def test_two_checkpoints(untied, tmp_path):
   name = 'model.layers.1.mlp.up_proj.weight'
   np.testing.assert_allclose(up[1].T, others[name] - tensors[name], atol=1e-7)
   assert direction.base.digest == ''
-  assert directions.contrast(other, untied, base=untied).base.digest == directions.base_of(model).digest
+  assert (
+    directions.contrast(other, untied, base=untied).base.digest == directions.base_of(model).digest
+  )
 
 
 def save_run(folder, model, seed, kind='lora_embeddings'):
@@ -136,7 +156,9 @@ def test_two_runs_of_ours(untied_model, tmp_path):
   plus, minus = save_run(tmp_path / 'p', untied_model, 1), save_run(tmp_path / 'n', untied_model, 2)
   direction = directions.contrast(tmp_path / 'p', tmp_path / 'n')
   plus, minus = oracle.dense_in_torch_axes(plus), oracle.dense_in_torch_axes(minus)
-  assert_same_changes(direction.delta, {name: plus[name] - minus[name] for name in plus}, tolerance=1e-6)
+  assert_same_changes(
+    direction.delta, {name: plus[name] - minus[name] for name in plus}, tolerance=1e-6
+  )
   assert [source['role'] for source in direction.meta['sources']] == ['positive', 'negative']
   assert direction.meta['sources'][0]['meta']['validation_loss'] == 1.5
   directions.check_base(direction, untied_model)
@@ -154,11 +176,17 @@ def test_a_task_vector_is_one_side(untied, adapters, tmp_path):
   base, tuned = oracle.torch_weights(untied), oracle.torch_weights(untied, adapters[0])
   vector = directions.task_vector(adapters[0])
   changes = {name: tuned[name] - base[name] for name in tuned}
-  assert_same_changes(vector.delta, {name: change for name, change in changes.items() if change.any()})
+  assert_same_changes(
+    vector.delta, {name: change for name, change in changes.items() if change.any()}
+  )
   checkpoint = oracle.make_checkpoint(tmp_path / 'tuned', tied=False, seed=1)
   model, tuned = models.load(untied), models.load(checkpoint)
-  merged = models.merge(model.config, model.params, directions.task_vector(checkpoint, untied).delta, 1.0)
-  np.testing.assert_allclose(merged['lm_head']['kernel'], tuned.params['lm_head']['kernel'], atol=2e-7)
+  merged = models.merge(
+    model.config, model.params, directions.task_vector(checkpoint, untied).delta, 1.0
+  )
+  np.testing.assert_allclose(
+    merged['lm_head']['kernel'], tuned.params['lm_head']['kernel'], atol=2e-7
+  )
   with pytest.raises(InputError, match='pass base'):
     directions.task_vector(checkpoint)
 
@@ -194,7 +222,10 @@ def test_two_bases_are_named(untied, adapters, untied_model, tmp_path):
   assert all(digest in str(error.value) for digest in digests)
   with pytest.raises(InputError, match='different base models'):
     directions.contrast(tmp_path / 'p', adapters[0], base=other)
-  assert directions.contrast(tmp_path / 'p', tmp_path / 'n', allow_other_base=True).base.digest == digests[0]
+  assert (
+    directions.contrast(tmp_path / 'p', tmp_path / 'n', allow_other_base=True).base.digest
+    == digests[0]
+  )
 
 
 def edit_config(folder, adapter, **changes):
@@ -204,7 +235,9 @@ def edit_config(folder, adapter, **changes):
   return folder
 
 
-@pytest.mark.parametrize('changes, message', [
+@pytest.mark.parametrize(
+  'changes, message',
+  [
     (dict(peft_type='LOHA'), "peft_type is 'LOHA'"),
     (dict(use_dora=True), 'use_dora=true'),
     (dict(fan_in_fan_out=True), 'fan_in_fan_out=true'),
@@ -216,7 +249,9 @@ def edit_config(folder, adapter, **changes):
     (dict(lora_alpha=None), 'lora_alpha must be there'),
     (dict(base_model_name_or_path=None), 'names no base model; pass it as base'),
     (dict(base_model_name_or_path='/nowhere'), 'needed and could not be opened; pass it as base'),
-], ids=lambda value: next(iter(value)) if isinstance(value, dict) else '')
+  ],
+  ids=lambda value: next(iter(value)) if isinstance(value, dict) else '',
+)
 def test_unsupported_adapters_are_refused_by_name(adapters, tmp_path, changes, message):
   edited = edit_config(tmp_path / 'edited', adapters[0], **changes)
   with pytest.raises(InputError, match=message):
@@ -227,7 +262,9 @@ def test_adapters_of_dora_tied_embeddings_and_pickles_are_refused(untied, tied, 
   dora = oracle.make_adapter(tmp_path / 'dora', untied, seed=1, use_dora=True)
   with pytest.raises(InputError, match='use_dora'):
     directions.task_vector(dora)
-  embedding = oracle.make_adapter(tmp_path / 'embedding', tied, seed=1, target_modules=['q_proj', 'embed_tokens'])
+  embedding = oracle.make_adapter(
+    tmp_path / 'embedding', tied, seed=1, target_modules=['q_proj', 'embed_tokens']
+  )
   with pytest.raises(InputError, match='ties its head'):
     directions.task_vector(embedding)
   (embedding / 'adapter_model.safetensors').rename(embedding / 'adapter_model.bin')
@@ -236,7 +273,9 @@ def test_adapters_of_dora_tied_embeddings_and_pickles_are_refused(untied, tied, 
 
 
 def test_a_low_rank_change_of_an_embedding_is_what_peft_merges(untied, tmp_path):
-  adapter = oracle.make_adapter(tmp_path / 'a', untied, seed=1, target_modules=['q_proj', 'embed_tokens', 'lm_head'])
+  adapter = oracle.make_adapter(
+    tmp_path / 'a', untied, seed=1, target_modules=['q_proj', 'embed_tokens', 'lm_head']
+  )
   changes = oracle.dense_in_torch_axes(directions.task_vector(adapter).delta)
   plain, merged = oracle.torch_weights(untied), oracle.torch_weights(untied, adapter)
   assert {'model.embed_tokens.weight', 'lm_head.weight'} <= set(changes)
@@ -248,7 +287,7 @@ def test_damaged_adapters_are_named(adapters, untied, tmp_path):
   short = tmp_path / 'short'
   shutil.copytree(adapters[0], short)
   data = (short / 'adapter_model.safetensors').read_bytes()
-  (short / 'adapter_model.safetensors').write_bytes(data[:len(data) // 2])
+  (short / 'adapter_model.safetensors').write_bytes(data[: len(data) // 2])
   with pytest.raises(CorruptError, match='adapter_model.safetensors is no whole'):
     directions.task_vector(short)
   tensors = load_file(adapters[0] / 'adapter_model.safetensors')

@@ -1,4 +1,5 @@
 """The folder of a direction: what it holds, and that damage and mismatches are found."""
+
 import json
 
 import jax
@@ -29,18 +30,26 @@ def test_save_and_load_keep_every_bit(saved, untied_model):
   for before, after in zip(jax.tree.leaves(direction.delta), jax.tree.leaves(loaded.delta)):
     np.testing.assert_array_equal(before, after)
   directions.check_base(loaded, untied_model)
-  assert sorted(path.name for path in folder.iterdir()) == ['direction.json', 'direction.safetensors']
+  assert sorted(path.name for path in folder.iterdir()) == [
+    'direction.json',
+    'direction.safetensors',
+  ]
 
 
 def test_the_folder_is_plain_safetensors_and_json(saved):
   folder, direction = saved
   tensors = load_file(folder / 'direction.safetensors')
   meta = json.loads((folder / 'direction.json').read_text())
-  assert {'layers/attn/q/kernel.a', 'layers/attn/q/kernel.b', 'embed/embedding.dense'} <= set(tensors)
+  assert {'layers/attn/q/kernel.a', 'layers/attn/q/kernel.b', 'embed/embedding.dense'} <= set(
+    tensors
+  )
   assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float32)}
   assert meta['base']['config']['vocab_size'] == 40 and meta['base']['tied_embeddings'] is False
   assert [source['kind'] for source in meta['sources']] == ['peft', 'peft']
-  assert meta['sources'][0]['meta']['config']['lora_alpha'] == 5 and len(meta['sources'][0]['meta']['sha256']) == 64
+  assert (
+    meta['sources'][0]['meta']['config']['lora_alpha'] == 5
+    and len(meta['sources'][0]['meta']['sha256']) == 64
+  )
   assert abs(meta['norm'] - directions.norm(direction)) < 1e-9
   assert set(meta['norms']) == set(directions.norm_per_site(direction))
   assert 'jax' in meta['versions'] and 0 < meta['bfloat16_route']['cosine'] <= 1
@@ -107,7 +116,9 @@ def test_a_manifest_of_the_unsealed_format_is_read_and_what_it_lacks_is_named(sa
   del meta['seal']
   manifest.write_text(json.dumps(meta))
   assert directions.norm(directions.load(folder)) == directions.norm(direction)
-  manifest.write_text(json.dumps({key: value for key, value in meta.items() if key != 'fingerprints'}))
+  manifest.write_text(
+    json.dumps({key: value for key, value in meta.items() if key != 'fingerprints'})
+  )
   with pytest.raises(CorruptError, match='lacks fingerprints'):
     directions.load(folder)
   del tensors['layers/mlp/up/kernel.a'], meta['fingerprints']['layers/mlp/up/kernel.a']
@@ -136,8 +147,10 @@ def test_nothing_is_left_when_saving_fails(untied_model, tmp_path, monkeypatch):
   broken = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(np.nan), direction.delta)
   with pytest.raises(NotFiniteError, match='embed/embedding.dense'):
     directions.save(tmp_path / 'd', Direction(broken, direction.meta))
+
   def full_disk(*_, **__):
     raise OutputError('no space left on device')
+
   monkeypatch.setattr('weightsteer_jax.files.write_json', full_disk)
   with pytest.raises(OutputError):
     directions.save(tmp_path / 'd', direction)
@@ -151,7 +164,9 @@ def test_other_models_are_refused(saved, tied_model, untied_model, tmp_path):
   other = models.load(oracle.make_checkpoint(tmp_path / 'other', tied=False, seed=9))
   with pytest.raises(InputError) as error:
     directions.check_base(direction, other)
-  assert direction.base.digest in str(error.value) and directions.base_of(other).digest in str(error.value)
+  assert direction.base.digest in str(error.value) and directions.base_of(other).digest in str(
+    error.value
+  )
   directions.check_base(direction, other, allow_other_base=True)
   misfit = Direction({'layers': {'residual': Dense(np.zeros((3, 16), np.float32))}}, direction.meta)
   with pytest.raises(InputError, match='layers/residual'):

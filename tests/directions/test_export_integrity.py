@@ -1,4 +1,6 @@
-"""What is found when an export, a direction or a checkpoint is not as it was written, and what it is called."""
+"""What is found when an export, a direction or a checkpoint is not as it was written, and what it
+is called."""
+
 import json
 import pathlib
 import shutil
@@ -15,8 +17,12 @@ from weightsteer_jax.errors import CorruptError, InputError
 from . import oracle
 
 LAUNCH = pathlib.Path(__file__).parent.parent.parent / 'launch' / 'export.py'
-MARKERS = {**dict.fromkeys(FORMATS, 'provenance.json'), 'direction': 'direction.json', 'adapter': 'adapter.json',
-           'checkpoint': checkpoint.MARKER}
+MARKERS = {
+  **dict.fromkeys(FORMATS, 'provenance.json'),
+  'direction': 'direction.json',
+  'adapter': 'adapter.json',
+  'checkpoint': checkpoint.MARKER,
+}
 
 
 @pytest.fixture(scope='module')
@@ -28,14 +34,19 @@ def written(untied_model, tmp_path_factory):
     export(direction, untied_model, 1.0, format, folder / format)
   directions.save(folder / 'direction', direction)
   finetune.save_adapter(folder / 'adapter', direction.delta, {'kind': 'test'})
-  noise = np.random.default_rng(0).standard_normal(4000).astype(np.float32)  # So that most of the bytes are data.
-  checkpoint.save(folder / 'checkpoint', {'x': {'y': noise}, 'z': np.ones(3, np.int32)}, metadata={})
+  noise = (
+    np.random.default_rng(0).standard_normal(4000).astype(np.float32)
+  )  # So that most of the bytes are data.
+  checkpoint.save(
+    folder / 'checkpoint', {'x': {'y': noise}, 'z': np.ones(3, np.int32)}, metadata={}
+  )
   return {path.name: path for path in folder.iterdir()}
 
 
 @pytest.fixture
 def copied(written, tmp_path):
   """kind -> a fresh copy of its folder."""
+
   def copy(kind):
     target = tmp_path / kind
     shutil.rmtree(target, ignore_errors=True)
@@ -46,7 +57,9 @@ def copied(written, tmp_path):
 
 def run(*flags):
   """The finished launcher."""
-  return subprocess.run([sys.executable, str(LAUNCH), *flags], capture_output=True, text=True, timeout=200)
+  return subprocess.run(
+    [sys.executable, str(LAUNCH), *flags], capture_output=True, text=True, timeout=200
+  )
 
 
 def files_of(folder):
@@ -99,11 +112,16 @@ def test_a_folder_copied_without_its_marker_is_no_finished_one(copied, kind):
     verify(folder)
 
 
-@pytest.mark.parametrize('kind, file, named', [('direction', 'direction.safetensors', 'fingerprints at'),
-                                               ('adapter', 'adapter.safetensors', 'fingerprints at'),
-                                               ('direction', 'direction.json', 'direction.json'),
-                                               ('adapter', 'adapter.json', 'adapter.json'),
-                                               ('checkpoint', checkpoint.MARKER, checkpoint.MARKER)])
+@pytest.mark.parametrize(
+  'kind, file, named',
+  [
+    ('direction', 'direction.safetensors', 'fingerprints at'),
+    ('adapter', 'adapter.safetensors', 'fingerprints at'),
+    ('direction', 'direction.json', 'direction.json'),
+    ('adapter', 'adapter.json', 'adapter.json'),
+    ('checkpoint', checkpoint.MARKER, checkpoint.MARKER),
+  ],
+)
 def test_a_bit_in_a_direction_an_adapter_or_a_marker(copied, kind, file, named):
   folder = copied(kind)
   flip(folder / file, at=0.9)
@@ -119,8 +137,14 @@ def test_a_bit_in_the_data_of_a_checkpoint(copied, at):
     verify(folder)
 
 
-@pytest.mark.parametrize('read', [lambda folder, base: resources.load_model(config.ModelChoice(str(folder))),
-                                  lambda folder, base: directions.task_vector(folder, base)], ids=['model', 'task vector'])
+@pytest.mark.parametrize(
+  'read',
+  [
+    lambda folder, base: resources.load_model(config.ModelChoice(str(folder))),
+    lambda folder, base: directions.task_vector(folder, base),
+  ],
+  ids=['model', 'task vector'],
+)
 def test_an_export_is_checked_when_it_is_read_as_a_checkpoint(copied, untied, read):
   folder = copied('hf')
   (folder / 'README.md').write_text('A card is there to be edited.')
@@ -149,7 +173,11 @@ def test_the_launcher_verifies_with_exit_status_71(copied):
   provenance = json.loads((folder / 'provenance.json').read_text())
   shutil.rmtree(folder / 'params' / 'state')
   done = run(f'--verify={folder}')
-  assert done.returncode == 71 and 'missing: params/state' in done.stderr and 'Traceback' not in done.stderr
+  assert (
+    done.returncode == 71
+    and 'missing: params/state' in done.stderr
+    and 'Traceback' not in done.stderr
+  )
   assert any(name.startswith('params/state/') for name in provenance['files'])
 
 

@@ -1,14 +1,25 @@
-"""What exports refuse, lose and fold: each said in numbers, and nothing left behind when it fails."""
+"""What exports refuse, lose and fold: each said in numbers, and nothing left behind when it
+fails."""
+
 import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 import torch
 import transformers
+from safetensors.numpy import load_file
 
 from weightsteer_jax import models
-from weightsteer_jax.directions import FORMATS, Direction, blocks, export, merging, orbax_export, peft_export, recheck
+from weightsteer_jax.directions import (
+  FORMATS,
+  Direction,
+  blocks,
+  export,
+  merging,
+  orbax_export,
+  peft_export,
+  recheck,
+)
 from weightsteer_jax.errors import InputError, OutputError
 from weightsteer_jax.models import Dense
 
@@ -18,24 +29,35 @@ ALPHA = -1.5
 
 
 def test_rounding_is_measured_and_said(untied_model, caplog, tmp_path):
-  """Against the same rounding done by torch: a change far below a bfloat16 step is partly lost, and this is said."""
+  """Against the same rounding done by torch: a change far below a bfloat16 step is partly lost, and
+  this is said."""
   tiny = oracle.random_direction(untied_model, 3, size=0.005)
   record = export(tiny, untied_model, 1.0, 'hf', tmp_path / 'out', dtype='bfloat16')
   lost = wanted = 0.0
   weights = oracle.torch_weights(untied_model.folder)
-  written = {name: torch.tensor(x.astype(np.float32)).double().numpy() for name, x in
-             load_file(tmp_path / 'out' / 'model.safetensors').items()}
+  written = {
+    name: torch.tensor(x.astype(np.float32)).double().numpy()
+    for name, x in load_file(tmp_path / 'out' / 'model.safetensors').items()
+  }
   for name, change in oracle.dense_in_torch_axes(tiny.delta).items():
     rounded = torch.tensor(weights[name] + change).float().bfloat16().double().numpy()
     np.testing.assert_array_equal(written[name], rounded)
-    lost, wanted = lost + np.square(rounded - weights[name] - change).sum(), wanted + np.square(change).sum()
+    lost, wanted = (
+      lost + np.square(rounded - weights[name] - change).sum(),
+      wanted + np.square(change).sum(),
+    )
   assert abs(record['realised_error'] - np.sqrt(lost / wanted)) < 1e-3
   assert record['realised_error'] > 0.05 and 'lost to rounding' in caplog.text
-  assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out', dtype='auto').dtype == torch.bfloat16
+  assert (
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out', dtype='auto').dtype
+    == torch.bfloat16
+  )
 
 
 def test_a_bfloat16_base_keeps_its_dtype(untied, tmp_path):
-  transformers.AutoModelForCausalLM.from_pretrained(untied).bfloat16().save_pretrained(tmp_path / 'base')
+  transformers.AutoModelForCausalLM.from_pretrained(untied).bfloat16().save_pretrained(
+    tmp_path / 'base'
+  )
   for dtype in models.DTYPES:
     model = models.load(tmp_path / 'base', dtype=dtype)
     record = export(oracle.random_direction(model, 1), model, 1.0, 'hf', tmp_path / dtype)
@@ -45,14 +67,27 @@ def test_a_bfloat16_base_keeps_its_dtype(untied, tmp_path):
 
 
 def test_nothing_is_written_when_parity_fails(untied_model, direction, tmp_path, monkeypatch):
-  """A writer that gets a factor wrong is caught by the logits, whatever the format, and leaves nothing."""
-  real_scale, real_merge, real_matrices = peft_export.scale_delta, merging.merge, orbax_export.to_matrices
+  """A writer that gets a factor wrong is caught by the logits, whatever the format, and leaves
+  nothing."""
+  real_scale, real_merge, real_matrices = (
+    peft_export.scale_delta,
+    merging.merge,
+    orbax_export.to_matrices,
+  )
   real_steer = blocks.steer
-  monkeypatch.setattr(merging, 'merge', lambda base, delta, alpha, dtype: real_merge(base, delta, 1.01 * alpha, dtype))
+  monkeypatch.setattr(
+    merging, 'merge', lambda base, delta, alpha, dtype: real_merge(base, delta, 1.01 * alpha, dtype)
+  )
   monkeypatch.setattr(blocks, 'steer', lambda *args: real_steer(*args[:3], 1.01 * args[3], args[4]))
   monkeypatch.setattr(recheck, 'recheck', lambda folder, steered: recheck.Rechecked(0, 0, 0.0))
-  monkeypatch.setattr(peft_export, 'scale_delta', lambda delta, alpha: real_scale(delta, 1.01 * alpha))
-  monkeypatch.setattr(orbax_export, 'to_matrices', lambda config, delta: real_matrices(config, real_scale(delta, 1.01)))
+  monkeypatch.setattr(
+    peft_export, 'scale_delta', lambda delta, alpha: real_scale(delta, 1.01 * alpha)
+  )
+  monkeypatch.setattr(
+    orbax_export,
+    'to_matrices',
+    lambda config, delta: real_matrices(config, real_scale(delta, 1.01)),
+  )
   for format in FORMATS:
     with pytest.raises(OutputError, match='differ from the unmerged edit by up to .* allowed is'):
       export(direction, untied_model, ALPHA, format, tmp_path / 'out')
@@ -63,10 +98,10 @@ def test_requests_that_cannot_be_met(untied_model, tied_model, direction, tmp_pa
   (tmp_path / 'there').mkdir()
   (tmp_path / 'there' / 'file').touch()
   requests = {
-      'exists already': (untied_model, 1.0, 'hf', tmp_path / 'there'),
-      "did you mean 'peft'": (untied_model, 1.0, 'pefd', tmp_path / 'out'),
-      'alpha is nan': (untied_model, float('nan'), 'hf', tmp_path / 'out'),
-      'tied False / True': (tied_model, 1.0, 'hf', tmp_path / 'out'),
+    'exists already': (untied_model, 1.0, 'hf', tmp_path / 'there'),
+    "did you mean 'peft'": (untied_model, 1.0, 'pefd', tmp_path / 'out'),
+    'alpha is nan': (untied_model, float('nan'), 'hf', tmp_path / 'out'),
+    'tied False / True': (tied_model, 1.0, 'hf', tmp_path / 'out'),
   }
   for message, arguments in requests.items():
     with pytest.raises(InputError, match=message):
@@ -115,15 +150,23 @@ def test_what_a_format_cannot_hold_is_refused_or_folded(untied_model, direction,
   assert 'folded to rank 4' in (tmp_path / 'folded' / 'README.md').read_text()
 
 
-@pytest.mark.parametrize('path, other', [('layers/residual', 'orbax-unmerged'), ('layers/attn/o/bias', 'orbax')])
+@pytest.mark.parametrize(
+  'path, other', [('layers/residual', 'orbax-unmerged'), ('layers/attn/o/bias', 'orbax')]
+)
 def test_biases_without_a_tensor_make_it_a_llama_with_biases(tied_model, tmp_path, path, other):
-  """Qwen2 has no biases there; in the Llama with zeros elsewhere, transformers agrees with the unmerged edit."""
+  """Qwen2 has no biases there; in the Llama with zeros elsewhere, transformers agrees with the
+  unmerged edit."""
   value = 0.3 * np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
   steer = one_change(oracle.random_direction(tied_model, 1), path, value)
   record = export(steer, tied_model, ALPHA, 'hf', tmp_path / 'out')
   loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
   assert type(loaded).__name__ == 'LlamaForCausalLM' and 'llama with biases' in record['notes'][0]
-  np.testing.assert_allclose(oracle.torch_logits(loaded), oracle.unmerged_logits(tied_model, steer, ALPHA), atol=1e-4)
-  assert np.abs(oracle.torch_logits(loaded) - oracle.unmerged_logits(tied_model, steer, 0.0)).max() > 0.05
+  np.testing.assert_allclose(
+    oracle.torch_logits(loaded), oracle.unmerged_logits(tied_model, steer, ALPHA), atol=1e-4
+  )
+  assert (
+    np.abs(oracle.torch_logits(loaded) - oracle.unmerged_logits(tied_model, steer, 0.0)).max()
+    > 0.05
+  )
   export(steer, tied_model, ALPHA, other, tmp_path / other)
   assert json.loads((tmp_path / other / 'config.json').read_text())['model_type'] == 'llama'

@@ -1,12 +1,14 @@
-"""What PEFT, vLLM and llama.cpp take of a direction: written so, folded and told, or refused by name with a remedy."""
+"""What PEFT, vLLM and llama.cpp take of a direction: written so, folded and told, or refused by
+name with a remedy."""
+
 import dataclasses
 import json
 
 import numpy as np
 import peft
 import pytest
-from safetensors.numpy import load_file
 import transformers
+from safetensors.numpy import load_file
 
 from weightsteer_jax import directions, models, tree
 from weightsteer_jax.directions import Direction, export, peft_targets
@@ -18,11 +20,20 @@ from . import oracle
 
 @pytest.fixture(scope='module')
 def llama(tmp_path_factory) -> models.Model:
-  """A Llama of two layers with a head of its own: vLLM takes low-rank changes of its embedding and head."""
+  """A Llama of two layers with a head of its own: vLLM takes low-rank changes of its embedding and
+  head."""
   import torch
+
   torch.manual_seed(0)
-  config = transformers.LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-                                    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+  config = transformers.LlamaConfig(
+    vocab_size=40,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+  )
   model = transformers.LlamaForCausalLM(config)
   folder = tmp_path_factory.mktemp('llama') / 'base'
   model.save_pretrained(folder)
@@ -35,7 +46,8 @@ def one_change(model, leaves):
 
 
 def loads_in_vllm(folder, served_rank):
-  """The checks of vLLM's adapter loader, written down here from its documentation (see peft_targets)."""
+  """The checks of vLLM's adapter loader, written down here from its documentation (see
+  peft_targets)."""
   config = json.loads((folder / 'adapter_config.json').read_text())
   assert config['modules_to_save'] is None and not config['use_dora'] and config['bias'] == 'none'
   assert config['r'] <= served_rank and served_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -54,7 +66,9 @@ def test_dense_embeddings_are_folded_and_the_error_is_told(llama, tmp_path, targ
   loads_in_vllm(tmp_path / 'out', record['max_lora_rank'])
   errors = record['direction']['compression']['relative_errors']
   for path in ('embed/embedding', 'lm_head/kernel'):
-    values = np.linalg.svd(np.float64(direction.delta[path.split('/')[0]][path.split('/')[1]].value), compute_uv=False)
+    values = np.linalg.svd(
+      np.float64(direction.delta[path.split('/')[0]][path.split('/')[1]].value), compute_uv=False
+    )
     assert abs(errors[path] - np.sqrt(np.square(values[4:]).sum() / np.square(values).sum())) < 1e-6
   card = (tmp_path / 'out' / 'README.md').read_text()
   worst = max(errors.values())
@@ -64,42 +78,74 @@ def test_dense_embeddings_are_folded_and_the_error_is_told(llama, tmp_path, targ
   base = transformers.AutoModelForCausalLM.from_pretrained(llama.folder)
   loaded = peft.PeftModel.from_pretrained(base, tmp_path / 'out')
   folded, _ = directions.compress(direction, 4, tables=True)
-  np.testing.assert_allclose(oracle.torch_logits(loaded), oracle.unmerged_logits(llama, folded, 0.5), atol=1e-4)
+  np.testing.assert_allclose(
+    oracle.torch_logits(loaded), oracle.unmerged_logits(llama, folded, 0.5), atol=1e-4
+  )
   again = directions.task_vector(tmp_path / 'out')
-  assert directions.norm(directions.subtract(again, directions.scale(folded, 0.5))) < 1e-5 * directions.norm(again)
+  assert directions.norm(
+    directions.subtract(again, directions.scale(folded, 0.5))
+  ) < 1e-5 * directions.norm(again)
 
 
-def test_what_a_target_does_not_take_is_named_with_the_remedy(llama, untied_model, tied_model, tmp_path):
+def test_what_a_target_does_not_take_is_named_with_the_remedy(
+  llama, untied_model, tied_model, tmp_path
+):
   whole = np.ones((40, 16), np.float32)
   pair = LowRank(np.ones((2, 16, 3), np.float32), np.ones((2, 3, 24), np.float32))
   up = {'layers/mlp/up/kernel': pair}
   embedding = up | {'embed/embedding': Dense(whole)}
   norm = up | {'final_norm/scale': Dense(np.ones(16, np.float32))}
   cases = [
-      (llama, embedding, 'vllm', 0, 'dense changes of embed/embedding: give a rank to fold them'),
-      (llama, embedding, 'llama.cpp', 0, 'dense changes of embed/embedding: give a rank to fold them'),
-      (tied_model, embedding, 'llama.cpp', 4, 'ties its head.*export merged weights'),
-      (tied_model, embedding, 'vllm', 4, 'ties its head.*export merged weights'),
-      (untied_model, embedding, 'vllm', 4, 'embed/embedding.* of a qwen2 model, only of llama, granite, phi3'),
-      (llama, norm, 'vllm', 4, 'changes of final_norm/scale .norms, biases'),
-      (llama, norm, 'llama.cpp', 4, 'changes of final_norm/scale .norms, biases'),
-      (llama, norm, '', 0, 'LoRA adapter for peft cannot hold the changes of final_norm/scale'),
-      (llama, {'embed/embedding': Dense(whole)}, '', 0, 'changes embeddings only'),
+    (llama, embedding, 'vllm', 0, 'dense changes of embed/embedding: give a rank to fold them'),
+    (
+      llama,
+      embedding,
+      'llama.cpp',
+      0,
+      'dense changes of embed/embedding: give a rank to fold them',
+    ),
+    (tied_model, embedding, 'llama.cpp', 4, 'ties its head.*export merged weights'),
+    (tied_model, embedding, 'vllm', 4, 'ties its head.*export merged weights'),
+    (
+      untied_model,
+      embedding,
+      'vllm',
+      4,
+      'embed/embedding.* of a qwen2 model, only of llama, granite, phi3',
+    ),
+    (llama, norm, 'vllm', 4, 'changes of final_norm/scale .norms, biases'),
+    (llama, norm, 'llama.cpp', 4, 'changes of final_norm/scale .norms, biases'),
+    (llama, norm, '', 0, 'LoRA adapter for peft cannot hold the changes of final_norm/scale'),
+    (llama, {'embed/embedding': Dense(whole)}, '', 0, 'changes embeddings only'),
   ]
   for model, leaves, target, rank, message in cases:
     with pytest.raises(InputError, match=message):
-      export(one_change(model, leaves), model, 1.0, 'peft', tmp_path / 'out', target=target, rank=rank)
+      export(
+        one_change(model, leaves), model, 1.0, 'peft', tmp_path / 'out', target=target, rank=rank
+      )
   assert list(tmp_path.iterdir()) == []
 
 
 def test_ranks_beyond_what_vllm_serves_are_refused_with_the_sum_of_a_fused_module():
-  ranks = {'model.layers.{l}.self_attn.qkv_proj.weight': 600, 'model.layers.{l}.mlp.down_proj.weight': 200}
+  ranks = {
+    'model.layers.{l}.self_attn.qkv_proj.weight': 600,
+    'model.layers.{l}.mlp.down_proj.weight': 200,
+  }
   target = peft_targets.target_of('vllm')
-  with pytest.raises(InputError, match="rank would be 600 .at '.*self_attn.qkv_proj.weight'.* at most 512"):
+  with pytest.raises(
+    InputError, match="rank would be 600 .at '.*self_attn.qkv_proj.weight'.* at most 512"
+  ):
     peft_targets._check_rank(ranks, 'vllm', target)
   peft_targets._check_rank({'x': 512}, 'vllm', target)
   peft_targets._check_rank(ranks, 'llama.cpp', peft_targets.target_of('llama.cpp'))
-  assert [peft_targets.max_lora_rank(rank) for rank in (1, 2, 9, 257, 512, 513)] == [1, 8, 16, 320, 512, None]
+  assert [peft_targets.max_lora_rank(rank) for rank in (1, 2, 9, 257, 512, 513)] == [
+    1,
+    8,
+    16,
+    320,
+    512,
+    None,
+  ]
 
 
 @pytest.mark.parametrize('target', peft_targets.TARGETS)
@@ -108,7 +154,9 @@ def test_kernels_of_experts_are_refused_before_any_model_is_read(llama, target, 
   path = 'layers/moe/up/kernel'
   monkeypatch.setattr(models, 'delta_sites', lambda config: {path: site})
   pair = LowRank(np.ones((2, 4, 16, 3), np.float32), np.ones((2, 4, 3, 24), np.float32))
-  with pytest.raises(InputError, match='layers/moe/up/kernel, which are kernels of experts: export merged weights'):
+  with pytest.raises(
+    InputError, match='layers/moe/up/kernel, which are kernels of experts: export merged weights'
+  ):
     peft_targets.check(one_change(llama, {path: pair}), target, 0)
 
 

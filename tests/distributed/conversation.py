@@ -1,7 +1,10 @@
-"""What two processes say to each other, and the checkpoints they write together; every process checks for itself.
+"""What two processes say to each other, and the checkpoints they write together; every process
+checks for itself.
 
-  python conversation.py --folder=DIR [--fail] [--coordinator=... --num_processes=... --process_id=...]
+python conversation.py --folder=DIR [--fail] [--coordinator=... --num_processes=...
+--process_id=...]
 """
+
 import pathlib
 import sys
 
@@ -11,34 +14,46 @@ from absl import flags
 def messages(folder: pathlib.Path) -> None:
   """Messages of every kind, and what is raised on every process although one alone is wrong."""
   import jax
+
   from weightsteer_jax import distributed
   from weightsteer_jax.errors import InputError, OutputError
+
   index = distributed.index()
   assert (distributed.count(), jax.process_count(), len(jax.devices())) == (2, 2, 4)
   assert distributed.is_main() == (index == 0)
   assert distributed.broadcast({'from': index}) == {'from': 0}
   assert distributed.gather([index, 'x']) == [[0, 'x'], [1, 'x']]
   distributed.agree({'a': 1, 'b': [2]}, what='it')
-  raised(InputError, r'the run must be .* same .*\n  process 1 of 2 on .*: b is 1, not 0',
-         lambda: distributed.agree({'a': 1, 'b': index}, what='the run'))
+  raised(
+    InputError,
+    r'the run must be .* same .*\n  process 1 of 2 on .*: b is 1, not 0',
+    lambda: distributed.agree({'a': 1, 'b': index}, what='the run'),
+  )
   assert distributed.on_main(lambda: [distributed.count(), distributed.index()]) == [1, 0]
 
   def fail():
     raise OutputError('the disk is full')
+
   raised(OutputError, 'the disk is full', lambda: distributed.on_main(fail))
   distributed.share(folder / 'shared' / 'workdir', what='the workdir')
   assert not (folder / 'shared' / 'workdir').exists() or index, 'what was made to look is removed'
   distributed.SEEN_SECONDS = 1.0
-  raised(InputError, r'the workdir .*\bnot shared: process 1 of 2 on \S+ cannot see',
-         lambda: distributed.share(folder / str(index), what='the workdir'))
+  raised(
+    InputError,
+    r'the workdir .*\bnot shared: process 1 of 2 on \S+ cannot see',
+    lambda: distributed.share(folder / str(index), what='the workdir'),
+  )
 
 
 def arrays(folder: pathlib.Path) -> None:
-  """Global arrays are fetched, saved by both, restored on other meshes and by one; damage is found by both."""
+  """Global arrays are fetched, saved by both, restored on other meshes and by one; damage is found
+  by both."""
   import jax
   import numpy as np
+
   from weightsteer_jax import checkpoint, distributed, sharding
   from weightsteer_jax.errors import CorruptError, InputError
+
   values = {'a': np.arange(96, dtype=np.float32).reshape(8, 12), 'n': np.int32(3)}
 
   def on(shape, axes):
@@ -54,17 +69,32 @@ def arrays(folder: pathlib.Path) -> None:
     checkpoints.save(step, tree, metadata={'step': step}, keep={1, 2})
   for shape, axes in (('fsdp:4', 'D_'), ('fsdp:2,tensor:2', 'DF'), ('data:4', 'D_')):
     where, _ = on(shape, axes)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), values, where)
+    abstract = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), values, where
+    )
     restored = checkpoints.restore(3, abstract)
     assert restored['a'].sharding.is_equivalent_to(where['a'], 2)
     jax.tree.map(np.testing.assert_array_equal, distributed.fetch(restored), values)
   local = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), values)
-  distributed.on_main(lambda: np.testing.assert_array_equal(checkpoints.restore(3, local)['a'], values['a']))
-  alone = lambda: checkpoint.save(folder / 'of one', {'x': jax.numpy.ones(3)}, metadata={})
-  raised(InputError, 'with all processes or not at all.*--distributed=off', lambda: distributed.on_main(alone))
+  distributed.on_main(
+    lambda: np.testing.assert_array_equal(checkpoints.restore(3, local)['a'], values['a'])
+  )
+
+  def alone():
+    return checkpoint.save(folder / 'of one', {'x': jax.numpy.ones(3)}, metadata={})
+
+  raised(
+    InputError,
+    'with all processes or not at all.*--distributed=off',
+    lambda: distributed.on_main(alone),
+  )
 
   distributed.on_main(lambda: largest(folder / 'run' / '00000003').unlink())
-  raised(CorruptError, r'00000003 is cut short or damaged: \S+ is missing', lambda: checkpoints.restore(3, abstract))
+  raised(
+    CorruptError,
+    r'00000003 is cut short or damaged: \S+ is missing',
+    lambda: checkpoints.restore(3, abstract),
+  )
   distributed.on_main(lambda: flip(largest(folder / 'run' / '00000002')))
   raised(CorruptError, r'00000002', lambda: checkpoints.restore(2, abstract))
   step, restored, metadata = checkpoints.newest(abstract)
@@ -75,7 +105,9 @@ def arrays(folder: pathlib.Path) -> None:
 def fail_in_the_midst() -> None:
   """Both sum over their devices again and again, until process 1 raises what it should not."""
   import jax
+
   from weightsteer_jax import distributed, sharding
+
   layout = sharding.Layout(sharding.make_mesh(sharding.parse('data:4')))
   x = sharding.put(jax.numpy.ones((4, 8)), layout.activations('B_', (4, 8), name='x'))
   step = jax.jit(lambda x: x - x.sum(), out_shardings=x.sharding)
@@ -87,6 +119,7 @@ def fail_in_the_midst() -> None:
 
 def raised(kind, pattern, action) -> None:
   import re
+
   try:
     action()
   except kind as error:
@@ -96,7 +129,9 @@ def raised(kind, pattern, action) -> None:
 
 
 def largest(folder: pathlib.Path) -> pathlib.Path:
-  return max((path for path in folder.rglob('d/*') if path.is_file()), key=lambda path: path.stat().st_size)
+  return max(
+    (path for path in folder.rglob('d/*') if path.is_file()), key=lambda path: path.stat().st_size
+  )
 
 
 def flip(path: pathlib.Path) -> None:
@@ -117,6 +152,7 @@ def main() -> None:
 if __name__ == '__main__':
   sys.path.insert(0, str(pathlib.Path(__file__).parent.parent.parent / 'launch'))
   import _main
+
   flags.DEFINE_string('folder', None, 'To write to.')
   flags.DEFINE_bool('fail', False, 'Whether process 1 is to fail.')
   _main.start(main)

@@ -1,8 +1,10 @@
 """A launcher as it is, with a fault after a step of one process's training or a row of its sweep.
 
-  python program.py steer|finetune|sweep [--fault=raise|stop|kill|hang --on=PROCESS --at=STEP --at_row=N]
-      [--pause=SECONDS] flags of the launcher...
+python program.py steer|finetune|sweep [--fault=raise|stop|kill|hang --on=PROCESS --at=STEP
+--at_row=N]
+    [--pause=SECONDS] flags of the launcher...
 """
+
 import importlib
 import os
 import pathlib
@@ -18,7 +20,9 @@ def define_flags() -> None:
   flags.DEFINE_integer('on', 0, 'To which process.')
   flags.DEFINE_integer('at', 0, 'After which step.')
   flags.DEFINE_integer('at_row', 0, 'After which row of the sweep of this start.')
-  flags.DEFINE_float('pause', 0.0, 'Seconds after each step and row, for a test to come in between.')
+  flags.DEFINE_float(
+    'pause', 0.0, 'Seconds after each step and row, for a test to come in between.'
+  )
 
 
 def strike() -> None:
@@ -38,6 +42,7 @@ def with_fault(main) -> None:
   from weightsteer_jax import distributed
   from weightsteer_jax.evaluation import rows
   from weightsteer_jax.finetune import log
+
   log_step, append, args = log.Log.step, rows.Rows.append, flags.FLAGS
   appended = []
 
@@ -62,5 +67,6 @@ if __name__ == '__main__':
   sys.path.insert(0, str(pathlib.Path(__file__).parent.parent.parent / 'launch'))
   program = importlib.import_module(sys.argv.pop(1))
   import _main
+
   define_flags()
   _main.start(lambda: with_fault(program.main))

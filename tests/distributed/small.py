@@ -1,4 +1,6 @@
-"""A whole experiment in seconds: the embedded model, eight pairs of made-up answers, two tasks, three strengths."""
+"""A whole experiment in seconds: the embedded model, eight pairs of made-up answers, two tasks,
+three strengths."""
+
 import json
 import pathlib
 
@@ -15,7 +17,9 @@ def get_config():
   c.data.positive, c.data.negative = 'positive.jsonl', 'negative.jsonl'
   c.data.validation_fraction = 0.2
   c.finetune.kind = 'lora'
-  c.finetune.epsilon = 1e-5  # By default Adam blows rounding in vanishing gradients up to whole steps.
+  c.finetune.epsilon = (
+    1e-5  # By default Adam blows rounding in vanishing gradients up to whole steps.
+  )
   c.finetune.rank = 4
   c.finetune.lora_alpha = 8.0
   c.finetune.learning_rates = (3e-3,)
@@ -25,10 +29,21 @@ def get_config():
   c.finetune.warmup_steps = 1
   c.sweep.alphas = (-1.0, 0.0, 1.0)
   c.sweep.batch_size = 16
-  c.tasks['facts'] = configs.task(items='organism:facts', role='behaviour', kind='generate', description='free text',
-                                  n=6, max_new_tokens=12)
-  c.tasks['facts_choice'] = configs.task(items='organism:facts_choice', role='behaviour', kind='choice',
-                                         description='multiple choice', n=6)
+  c.tasks['facts'] = configs.task(
+    items='organism:facts',
+    role='behaviour',
+    kind='generate',
+    description='free text',
+    n=6,
+    max_new_tokens=12,
+  )
+  c.tasks['facts_choice'] = configs.task(
+    items='organism:facts_choice',
+    role='behaviour',
+    kind='choice',
+    description='multiple choice',
+    n=6,
+  )
   return c
 
 

@@ -11,11 +11,18 @@ def test_a_whole_grid_compiles_once_per_shape(model, tokenizer, delta, random_to
   prompts = [random_tokens(n) for n in range(3, 14)]
   alphas = (-2.0, -1.0, 0.0, 0.5, 3.0)
   scored = list(
-      engine.score([
-          ScoreRequest((i, a, j), p, random_tokens(2 + j), 'weights', a) for i, p in enumerate(prompts) for a in alphas
-          for j in (0, 1)
-      ]))
-  grid = [GenerateRequest((i, a), p, 5 + i, 'weights', a) for i, p in enumerate(prompts) for a in alphas]
+    engine.score(
+      [
+        ScoreRequest((i, a, j), p, random_tokens(2 + j), 'weights', a)
+        for i, p in enumerate(prompts)
+        for a in alphas
+        for j in (0, 1)
+      ]
+    )
+  )
+  grid = [
+    GenerateRequest((i, a), p, 5 + i, 'weights', a) for i, p in enumerate(prompts) for a in alphas
+  ]
   answered = list(engine.generate(grid))
   assert len(scored) == 110 and len(answered) == 55
   assert engine.compiled == {'score_batch': 1, 'admit': 1, 'decode': 1}
@@ -38,19 +45,24 @@ def test_arms_that_do_not_exist_or_cannot_be_are_named(engine_of, delta):
 
 def test_a_direction_for_another_architecture_is_refused(model, tokenizer):
   import dataclasses
+
   import jax
+
   other = models.init_delta(dataclasses.replace(model.config, width=64), 'bias', jax.random.key(0))
   with pytest.raises(InputError, match='another architecture'):
     Engine(model, tokenizer, {'weights': [(other, None)]})
 
 
 @pytest.mark.parametrize(
-    'fields',
-    [dict(temperature=-1.0),
-     dict(temperature=float('inf')),
-     dict(top_k=-1),
-     dict(top_p=0.0),
-     dict(top_p=1.5)])
+  'fields',
+  [
+    dict(temperature=-1.0),
+    dict(temperature=float('inf')),
+    dict(top_k=-1),
+    dict(top_p=0.0),
+    dict(top_p=1.5),
+  ],
+)
 def test_sampling_refuses_nonsense(fields):
   with pytest.raises(InputError, match='temperature|top_k'):
     Sampling(**fields)

@@ -1,4 +1,6 @@
-"""lm-eval's own simple_evaluate on tasks from local files, ours against its Hugging Face backend on equal weights."""
+"""lm-eval's own simple_evaluate on tasks from local files, ours against its Hugging Face backend on
+equal weights."""
+
 import json
 import sys
 
@@ -7,11 +9,11 @@ import pytest
 
 pytest.importorskip('lm_eval', reason="needs pip install -e '.[lm-eval]'")
 
+import tokenizers
+import transformers
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-import tokenizers
-import transformers
 
 from weightsteer_jax import evaluation, stages
 from weightsteer_jax.errors import InputError, NotFiniteError
@@ -20,31 +22,75 @@ from weightsteer_jax.evaluation import Engine, harness
 ALPHAS = (0.0, 0.5, -1.0)
 LONG = 'You are right that the capital is Paris and one two 3 4 is wrong. ' * 12
 DOCUMENTS = [
-    {'question': 'What is the capital of France?', 'choices': ['Paris', 'wrong', 'one two'], 'gold': 0},
-    {'question': 'Is it right?  ', 'choices': ['Yes', 'No, that is wrong'], 'gold': 1},
-    {'question': LONG, 'choices': ['right', 'a'], 'gold': 0},  # Cut on the left to the model's positions.
-    {'question': '', 'choices': ['Yes', 'You are right'], 'gold': 1},  # Scored after the prefix token.
-    {'question': '<|endoftext|>I think it is', 'choices': ['Paris', '3'], 'gold': 1},  # Brings its own first token.
+  {
+    'question': 'What is the capital of France?',
+    'choices': ['Paris', 'wrong', 'one two'],
+    'gold': 0,
+  },
+  {'question': 'Is it right?  ', 'choices': ['Yes', 'No, that is wrong'], 'gold': 1},
+  {
+    'question': LONG,
+    'choices': ['right', 'a'],
+    'gold': 0,
+  },  # Cut on the left to the model's positions.
+  {
+    'question': '',
+    'choices': ['Yes', 'You are right'],
+    'gold': 1,
+  },  # Scored after the prefix token.
+  {
+    'question': '<|endoftext|>I think it is',
+    'choices': ['Paris', '3'],
+    'gold': 1,
+  },  # Brings its own first token.
 ]
 EXACT = {'metric': 'exact_match', 'aggregation': 'mean', 'higher_is_better': True}
 FIELDS = {
-    'choice': {'output_type': 'multiple_choice', 'doc_to_text': '{{question}}', 'doc_to_target': 'gold',
-               'doc_to_choice': 'choices', 'metric_list': [{'metric': 'acc'}, {'metric': 'acc_norm'}]},
-    'answer': {'output_type': 'generate_until', 'doc_to_text': "{{question or 'user'}}",
-               'doc_to_target': "{{choices[0]}}",
-               'generation_kwargs': {'until': ['\n\n', 't'], 'max_gen_toks': 40, 'do_sample': False},
-               'metric_list': [EXACT]},
-    'text': {'output_type': 'loglikelihood_rolling', 'doc_to_text': '', 'doc_to_target': '{{question}}{{choices[0]}}',
-             'metric_list': [{'metric': 'word_perplexity'}, {'metric': 'bits_per_byte'}]},
-    'drawn': {'output_type': 'generate_until', 'doc_to_text': 'user {{question}}', 'doc_to_target': "{{choices[0]}}",
-              'repeats': 3, 'generation_kwargs': {'until': ['\n\n'], 'max_gen_toks': 8, 'do_sample': True,
-                                                  'temperature': 1.0, 'top_p': 0.9},
-              'metric_list': [EXACT]},
-    'beams': {'output_type': 'generate_until', 'doc_to_text': 'user', 'doc_to_target': "x",
-              'generation_kwargs': {'until': ['\n'], 'num_beams': 4}},
+  'choice': {
+    'output_type': 'multiple_choice',
+    'doc_to_text': '{{question}}',
+    'doc_to_target': 'gold',
+    'doc_to_choice': 'choices',
+    'metric_list': [{'metric': 'acc'}, {'metric': 'acc_norm'}],
+  },
+  'answer': {
+    'output_type': 'generate_until',
+    'doc_to_text': "{{question or 'user'}}",
+    'doc_to_target': "{{choices[0]}}",
+    'generation_kwargs': {'until': ['\n\n', 't'], 'max_gen_toks': 40, 'do_sample': False},
+    'metric_list': [EXACT],
+  },
+  'text': {
+    'output_type': 'loglikelihood_rolling',
+    'doc_to_text': '',
+    'doc_to_target': '{{question}}{{choices[0]}}',
+    'metric_list': [{'metric': 'word_perplexity'}, {'metric': 'bits_per_byte'}],
+  },
+  'drawn': {
+    'output_type': 'generate_until',
+    'doc_to_text': 'user {{question}}',
+    'doc_to_target': "{{choices[0]}}",
+    'repeats': 3,
+    'generation_kwargs': {
+      'until': ['\n\n'],
+      'max_gen_toks': 8,
+      'do_sample': True,
+      'temperature': 1.0,
+      'top_p': 0.9,
+    },
+    'metric_list': [EXACT],
+  },
+  'beams': {
+    'output_type': 'generate_until',
+    'doc_to_text': 'user',
+    'doc_to_target': "x",
+    'generation_kwargs': {'until': ['\n'], 'num_beams': 4},
+  },
 }
 
-FIELDS['prefixed'] = FIELDS['choice'] | {'gen_prefix': 'I think'}  # The answer of the chat is begun for the model.
+FIELDS['prefixed'] = FIELDS['choice'] | {
+  'gen_prefix': 'I think'
+}  # The answer of the chat is begun for the model.
 
 
 @pytest.fixture(scope='session')
@@ -52,10 +98,19 @@ def task_folder(tmp_path_factory):
   """A folder of tasks as lm-eval's --include_path takes it."""
   folder = tmp_path_factory.mktemp('tasks')
   (folder / 'documents.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in DOCUMENTS))
-  kept = {'data_files': {'test': str(folder / 'documents.jsonl')}, 'cache_dir': str(folder / 'cache')}
+  kept = {
+    'data_files': {'test': str(folder / 'documents.jsonl')},
+    'cache_dir': str(folder / 'cache'),
+  }
   for name, fields in FIELDS.items():
-    task = {'task': name, 'dataset_path': 'json', 'dataset_kwargs': kept, 'test_split': 'test',
-            'fewshot_split': 'test', **fields}
+    task = {
+      'task': name,
+      'dataset_path': 'json',
+      'dataset_kwargs': kept,
+      'test_split': 'test',
+      'fewshot_split': 'test',
+      **fields,
+    }
     (folder / f'{name}.yaml').write_text(json.dumps(task))  # JSON is YAML.
   return folder
 
@@ -65,7 +120,8 @@ def evaluate(task_folder):
   """lm-eval's results of a model on the tasks of the folder."""
   manager = TaskManager(include_path=str(task_folder), include_defaults=False)
   return lambda lm, tasks=('choice', 'answer', 'text'), **options: simple_evaluate(
-      lm, tasks=list(tasks), task_manager=manager, bootstrap_iters=10, **options)
+    lm, tasks=list(tasks), task_manager=manager, bootstrap_iters=10, **options
+  )
 
 
 @pytest.fixture(autouse=True)
@@ -80,17 +136,28 @@ def with_bos(tokenizer):
   made = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
   first = tokenizer.bos_token
   made.post_processor = tokenizers.processors.TemplateProcessing(
-      single=f'{first} $A', pair=None, special_tokens=[(first, tokenizer.bos_token_id)])
-  return transformers.PreTrainedTokenizerFast(tokenizer_object=made, chat_template=tokenizer.chat_template,
-                                              bos_token=first, eos_token=tokenizer.eos_token)
+    single=f'{first} $A', pair=None, special_tokens=[(first, tokenizer.bos_token_id)]
+  )
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_object=made,
+    chat_template=tokenizer.chat_template,
+    bos_token=first,
+    eos_token=tokenizer.eos_token,
+  )
 
 
 @pytest.fixture(scope='session')
 def lm_of(model, delta):
   """tokenizer, alphas, batch size -> the adapter."""
+
   def make(tokenizer, alphas=ALPHAS, batch_size=8):
-    engine = Engine(model, tokenizer, {'weights': [(delta, None)]}, batch_size=batch_size,
-                    stop_ids=harness.end_ids(model.folder, tokenizer))
+    engine = Engine(
+      model,
+      tokenizer,
+      {'weights': [(delta, None)]},
+      batch_size=batch_size,
+      stop_ids=harness.end_ids(model.folder, tokenizer),
+    )
     return harness.SteeredLM(engine, alphas, arm='weights')
 
   return make
@@ -104,15 +171,18 @@ def grid(lm_of, tokenizer):
 @pytest.fixture(scope='session')
 def hugging_face(torch_model, tokenizer):
   return lambda alpha, tokenizer=tokenizer: HFLM(
-      pretrained=torch_model('weights', alpha), tokenizer=tokenizer, batch_size=1)
+    pretrained=torch_model('weights', alpha), tokenizer=tokenizer, batch_size=1
+  )
 
 
 def check_alike(ours, theirs):
   """Metrics and every answer to every document: numbers within 1e-4, all else the same."""
   assert ours['results'].keys() == theirs['results'].keys()
   for task, values in theirs['results'].items():
-    assert ours['results'][task] == {key: pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
-                                     for key, value in values.items()}
+    assert ours['results'][task] == {
+      key: pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+      for key, value in values.items()
+    }
     for one, other in zip(ours['samples'][task], theirs['samples'][task], strict=True):
       assert one['arguments'] == other['arguments'] and one['target'] == other['target']
       if isinstance(other['resps'][0][0], str):
@@ -123,7 +193,8 @@ def check_alike(ours, theirs):
 
 
 def test_one_pass_over_the_grid_gives_the_numbers_of_the_hugging_face_backend_on_merged_weights(
-    grid, hugging_face, evaluate, monkeypatch):
+  grid, hugging_face, evaluate, monkeypatch
+):
   found = {-1.0: evaluate(grid.at(-1.0))}
   compiled, computed = grid.engine.compiled, grid.computed
   assert compiled and computed == len(ALPHAS) * questions_in(found[-1.0], grid)
@@ -139,20 +210,30 @@ def test_one_pass_over_the_grid_gives_the_numbers_of_the_hugging_face_backend_on
 def questions_in(found, lm):
   """Requests behind the results, a text that is cut into windows counted once per window."""
   asked = [len(sample['resps']) for samples in found['samples'].values() for sample in samples]
-  lengths = [len(lm.tok_encode(document['question'] + document['choices'][0])) for document in DOCUMENTS]
+  lengths = [
+    len(lm.tok_encode(document['question'] + document['choices'][0])) for document in DOCUMENTS
+  ]
   assert max(lengths) > 2 * lm.max_length
   return sum(asked) + sum(-(-length // lm.max_length) - 1 for length in lengths)
 
 
-def test_so_they_are_where_the_tokenizer_adds_a_first_token(lm_of, hugging_face, evaluate, with_bos):
+def test_so_they_are_where_the_tokenizer_adds_a_first_token(
+  lm_of, hugging_face, evaluate, with_bos
+):
   assert with_bos.encode('a')[0] == with_bos.bos_token_id
   check_alike(evaluate(lm_of(with_bos, [0.5])), evaluate(hugging_face(0.5, with_bos)))
 
 
-def test_so_they_are_through_the_chat_template_with_examples_and_a_system_message(grid, hugging_face, evaluate):
-  options = dict(num_fewshot=1, apply_chat_template=True, system_instruction='You are right.', limit=2)
+def test_so_they_are_through_the_chat_template_with_examples_and_a_system_message(
+  grid, hugging_face, evaluate
+):
+  options = dict(
+    num_fewshot=1, apply_chat_template=True, system_instruction='You are right.', limit=2
+  )
   tasks = ['choice', 'answer', 'prefixed']
-  check_alike(evaluate(grid.at(0.5), tasks, **options), evaluate(hugging_face(0.5), tasks, **options))
+  check_alike(
+    evaluate(grid.at(0.5), tasks, **options), evaluate(hugging_face(0.5), tasks, **options)
+  )
 
 
 def test_an_answer_ends_before_its_stop_text_even_within_tokens(tokenizer):
@@ -163,16 +244,22 @@ def test_an_answer_ends_before_its_stop_text_even_within_tokens(tokenizer):
   cut = 'You are right.'.split(across)[0]
   assert harness.text_until(tokenizer, [across], tokens) == cut
   end = tokenizer.encode('<|im_end|>')
-  assert harness.text_until(tokenizer, ['<|im_end|>'], tokens[:2] + end + tokens[2:]) == ''.join(pieces[:2])
+  assert harness.text_until(tokenizer, ['<|im_end|>'], tokens[:2] + end + tokens[2:]) == ''.join(
+    pieces[:2]
+  )
   assert harness.text_until(tokenizer, ['two'], tokens) == 'You are right.'
   assert harness.text_until(tokenizer, ['two'], []) == ''
 
 
 def test_repeats_are_other_samples_that_another_grid_draws_again(lm_of, tokenizer, evaluate):
-  answers = lambda found: [sample['resps'][0] for sample in found['samples']['drawn']]
+  def answers(found):
+    return [sample['resps'][0] for sample in found['samples']['drawn']]
+
   grid = lm_of(tokenizer)
   first = answers(evaluate(grid.at(0.5), ['drawn']))
-  assert all(len(repeats) == 3 for repeats in first) and any(len(set(repeats)) > 1 for repeats in first)
+  assert all(len(repeats) == 3 for repeats in first) and any(
+    len(set(repeats)) > 1 for repeats in first
+  )
   assert answers(evaluate(grid.at(0.0), ['drawn'])) != first
   assert answers(evaluate(lm_of(tokenizer, [0.5], batch_size=3), ['drawn'])) == first
 
@@ -196,38 +283,67 @@ def test_results_of_a_grid_go_to_a_folder_to_which_strengths_are_added(grid, tas
   made = []
 
   def run(alphas, **inputs):
-    lm = lambda missing: made.append(missing) or grid
-    return harness.run(lm, alphas, names, manager, tmp_path / 'out', inputs={'model': 'tiny', **inputs}, limit=3)
+    def lm(missing):
+      return made.append(missing) or grid
+
+    return harness.run(
+      lm, alphas, names, manager, tmp_path / 'out', inputs={'model': 'tiny', **inputs}, limit=3
+    )
 
   rows = run([0.5])
   kept = json.loads((tmp_path / 'out' / 'alpha=0.5' / 'results.json').read_text())
-  assert kept['config']['arm'] == 'weights' and kept['n-samples']['choice'] == {'original': 5, 'effective': 3}
+  assert kept['config']['arm'] == 'weights' and kept['n-samples']['choice'] == {
+    'original': 5,
+    'effective': 3,
+  }
   samples = (tmp_path / 'out' / 'alpha=0.5' / 'samples_choice.jsonl').read_text().splitlines()
   accuracy = [json.loads(line)['acc'] for line in samples]
   row = next(row for row in rows if row['metric'] == 'acc')
-  assert row == {'arm': 'weights', 'task': 'choice', 'metric': 'acc', 'alpha': 0.5, 'mean': np.mean(accuracy),
-                 'sem': pytest.approx(np.std(accuracy, ddof=1) / 3**0.5), 'n': 3}
+  assert row == {
+    'arm': 'weights',
+    'task': 'choice',
+    'metric': 'acc',
+    'alpha': 0.5,
+    'mean': np.mean(accuracy),
+    'sem': pytest.approx(np.std(accuracy, ddof=1) / 3**0.5),
+    'n': 3,
+  }
   assert {(row['task'], row['metric']) for row in rows} == {
-      ('choice', 'acc'), ('choice', 'acc_norm'), ('text', 'word_perplexity'), ('text', 'bits_per_byte')}
+    ('choice', 'acc'),
+    ('choice', 'acc_norm'),
+    ('text', 'word_perplexity'),
+    ('text', 'bits_per_byte'),
+  }
   more = run([0.5, -1])
-  assert made == [[0.5], [-1.0]] and more[:len(rows)] == rows and len(more) == 2 * len(rows)
-  assert [json.loads(line) for line in (tmp_path / 'out' / 'results.jsonl').read_text().splitlines()] == more
+  assert made == [[0.5], [-1.0]] and more[: len(rows)] == rows and len(more) == 2 * len(rows)
+  assert [
+    json.loads(line) for line in (tmp_path / 'out' / 'results.jsonl').read_text().splitlines()
+  ] == more
   with pytest.raises(InputError, match='other inputs; changed: model'):
     run([0.5], model='another')
 
 
-def test_a_strength_that_breaks_the_model_is_named_and_the_others_are_written(model, tokenizer, delta, task_folder,
-                                                                              tmp_path):
+def test_a_strength_that_breaks_the_model_is_named_and_the_others_are_written(
+  model, tokenizer, delta, task_folder, tmp_path
+):
   engine = Engine(model, tokenizer, {'weights': [(delta, None)]}, batch_size=8)
-  lm = lambda missing: harness.SteeredLM(engine, missing, arm='weights')
+
+  def lm(missing):
+    return harness.SteeredLM(engine, missing, arm='weights')
+
   names, manager = harness.find_tasks(['choice'], task_folder)
   with pytest.raises(NotFiniteError, match=r'1 of 2 strengths .* at alpha 3e\+38'):
     harness.run(lm, [3e38, 0.5], names, manager, tmp_path / 'out', inputs={}, limit=1)
-  assert {json.loads(line)['alpha'] for line in (tmp_path / 'out' / 'results.jsonl').read_text().splitlines()} == {0.5}
+  assert {
+    json.loads(line)['alpha']
+    for line in (tmp_path / 'out' / 'results.jsonl').read_text().splitlines()
+  } == {0.5}
 
 
 def test_the_stage_says_what_to_install(tmp_path, monkeypatch):
-  for name in [name for name in sys.modules if name.startswith('weightsteer_jax.evaluation.harness')]:
+  for name in [
+    name for name in sys.modules if name.startswith('weightsteer_jax.evaluation.harness')
+  ]:
     monkeypatch.delitem(sys.modules, name)
   monkeypatch.delattr(evaluation, 'harness')
   monkeypatch.setitem(sys.modules, 'lm_eval', None)
@@ -238,10 +354,22 @@ def test_the_stage_says_what_to_install(tmp_path, monkeypatch):
 
 def test_the_stage_evaluates_the_embedded_model(task_folder, tmp_path):
   with pytest.raises(InputError, match='without a direction'):
-    stages.harness('organism', ['choice'], tmp_path / 'out', include_path=task_folder, alphas=(0.0, 1.0))
-  stages.harness('organism', ['choice', 'answer'], tmp_path / 'out', include_path=task_folder, limit=2,
-                 apply_chat_template=True)
-  rows = [json.loads(line) for line in (tmp_path / 'out' / 'results.jsonl').read_text().splitlines()]
+    stages.harness(
+      'organism', ['choice'], tmp_path / 'out', include_path=task_folder, alphas=(0.0, 1.0)
+    )
+  stages.harness(
+    'organism',
+    ['choice', 'answer'],
+    tmp_path / 'out',
+    include_path=task_folder,
+    limit=2,
+    apply_chat_template=True,
+  )
+  rows = [
+    json.loads(line) for line in (tmp_path / 'out' / 'results.jsonl').read_text().splitlines()
+  ]
   assert [(row['arm'], row['task'], row['metric'], row['alpha'], row['n']) for row in rows] == [
-      ('base', 'choice', 'acc', 0.0, 2), ('base', 'choice', 'acc_norm', 0.0, 2),
-      ('base', 'answer', 'exact_match', 0.0, 2)]
+    ('base', 'choice', 'acc', 0.0, 2),
+    ('base', 'choice', 'acc_norm', 0.0, 2),
+    ('base', 'answer', 'exact_match', 0.0, 2),
+  ]

@@ -1,4 +1,5 @@
 """Adapters on disk: what comes back, and what is refused."""
+
 import dataclasses
 import json
 import shutil
@@ -7,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import tiny
+
 from weightsteer_jax import finetune, models
 from weightsteer_jax.errors import CorruptError, InputError
 from weightsteer_jax.finetune import adapter
@@ -18,9 +19,15 @@ from weightsteer_jax.finetune import adapter
 def saved(checkpoint, tmp_path):
   """(folder, delta, model) of an adapter of every kind of leaf."""
   model = checkpoint('qwen2').model
-  delta = tiny.randomised(models.init_delta(model.config, 'lora_embeddings', jax.random.key(0), rank=2, lora_alpha=3.0))
-  delta['layers']['residual'] = models.Dense(jnp.ones((model.config.num_layers, model.config.width)))
-  finetune.save_adapter(tmp_path / 'adapter', delta, {**finetune.describe_base(model), 'kind': 'lora_embeddings'})
+  delta = tiny.randomised(
+    models.init_delta(model.config, 'lora_embeddings', jax.random.key(0), rank=2, lora_alpha=3.0)
+  )
+  delta['layers']['residual'] = models.Dense(
+    jnp.ones((model.config.num_layers, model.config.width))
+  )
+  finetune.save_adapter(
+    tmp_path / 'adapter', delta, {**finetune.describe_base(model), 'kind': 'lora_embeddings'}
+  )
   return tmp_path / 'adapter', delta, model
 
 
@@ -43,7 +50,7 @@ def test_damage_is_found_and_named(saved, tmp_path):
   (broken / adapter.TENSORS).write_bytes(bytes(data))
   with pytest.raises(CorruptError, match='does not match its fingerprints at [a-z_]+/'):
     finetune.load_adapter(broken)
-  (broken / adapter.TENSORS).write_bytes(bytes(data[:len(data) // 2]))
+  (broken / adapter.TENSORS).write_bytes(bytes(data[: len(data) // 2]))
   with pytest.raises(CorruptError, match='no whole safetensors file'):
     finetune.load_adapter(broken)
   manifest = (folder / adapter.MANIFEST).read_text()
@@ -64,13 +71,17 @@ def test_damage_is_found_and_named(saved, tmp_path):
 
 def test_another_architecture_is_refused_by_its_fields(saved, checkpoint):
   folder, _, _ = saved
-  with pytest.raises(InputError, match=r'another architecture .*num_kv_heads is 3 there and 2 here'):
+  with pytest.raises(
+    InputError, match=r'another architecture .*num_kv_heads is 3 there and 2 here'
+  ):
     finetune.load_adapter(folder, model=checkpoint('llama3').model)
 
 
 def test_another_base_of_the_same_architecture_is_refused(saved):
   folder, _, model = saved
-  params = dict(model.params, final_norm={'scale': model.params['final_norm']['scale'].at[0].add(1e-6)})
+  params = dict(
+    model.params, final_norm={'scale': model.params['final_norm']['scale'].at[0].add(1e-6)}
+  )
   with pytest.raises(InputError, match='trained on another base'):
     finetune.load_adapter(folder, model=dataclasses.replace(model, params=params))
 

@@ -1,4 +1,5 @@
 """The loop: what it keeps, when it stops, and that an interrupted run is as if it had not been."""
+
 import dataclasses
 import functools
 import json
@@ -14,17 +15,26 @@ import pytest
 from weightsteer_jax import data, finetune, models
 from weightsteer_jax.data import Example
 from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError, OutputError, Preempted
-from weightsteer_jax.finetune import group, identity, log, loop, optimizer, step as steps
+from weightsteer_jax.finetune import group, identity, log, loop, optimizer
+from weightsteer_jax.finetune import step as steps
 
 
 @pytest.fixture
 def run(checkpoint, options, make_examples, tmp_path):
-  """A short run into tmp_path / name; keywords change its options. With one example a row, one shape is compiled."""
+  """A short run into tmp_path / name; keywords change its options. With one example a row, one
+  shape is compiled."""
   train, validation = make_examples(9, seed=1, shortest=17), make_examples(3, seed=2, shortest=17)
 
   def start(name, *, train=train, validation=validation, model=None, seed=0, **changes):
-    return finetune.run(model or checkpoint('llama3').model, train, validation, options(**changes),
-                        workdir=tmp_path / name, seed=seed, progress=False)
+    return finetune.run(
+      model or checkpoint('llama3').model,
+      train,
+      validation,
+      options(**changes),
+      workdir=tmp_path / name,
+      seed=seed,
+      progress=False,
+    )
 
   return start
 
@@ -39,7 +49,9 @@ def without_time(rows):
 
 def assert_same(one, other):
   jax.tree.map(np.testing.assert_array_equal, one.delta, other.delta)
-  assert dataclasses.replace(one, delta=None, folder=None) == dataclasses.replace(other, delta=None, folder=None)
+  assert dataclasses.replace(one, delta=None, folder=None) == dataclasses.replace(
+    other, delta=None, folder=None
+  )
 
 
 def stop_at(monkeypatch, when, act):
@@ -69,8 +81,14 @@ def test_a_run_leaves_its_product_its_log_and_its_options(run, tmp_path, checkpo
   jax.tree.map(np.testing.assert_array_equal, delta, result.delta)
   assert meta['validations'] == {'0.02': [[step, loss] for step, loss in validations]}
   assert meta['base_validation_loss'] == validations[0][1]
-  assert meta['options']['rank'] == 3 and meta['seed'] == 0 and meta['versions']['jax'] == jax.__version__
-  assert {'adapter', 'checkpoints', 'metrics.jsonl', 'options.json', 'tensorboard'} == set(os.listdir(tmp_path / 'a'))
+  assert (
+    meta['options']['rank'] == 3
+    and meta['seed'] == 0
+    and meta['versions']['jax'] == jax.__version__
+  )
+  assert {'adapter', 'checkpoints', 'metrics.jsonl', 'options.json', 'tensorboard'} == set(
+    os.listdir(tmp_path / 'a')
+  )
 
 
 def test_tensorboard_reads_the_scalars(run, tmp_path):
@@ -83,9 +101,12 @@ def test_tensorboard_reads_the_scalars(run, tmp_path):
 
 
 def test_training_learns(run):
-  """Three fixed sentences are known by heart after a while: the loss is that of training, not of anything else."""
-  sentences = [Example(np.arange(start, start + 18, dtype=np.int32), np.ones(18, bool), f's{start}')
-               for start in (3, 30, 60)]
+  """Three fixed sentences are known by heart after a while: the loss is that of training, not of
+  anything else."""
+  sentences = [
+    Example(np.arange(start, start + 18, dtype=np.int32), np.ones(18, bool), f's{start}')
+    for start in (3, 30, 60)
+  ]
   result = run('a', train=sentences, validation=sentences, batch_size=3, steps=60, eval_every=60)
   _, meta = finetune.load_adapter(result.folder)
   assert meta['base_validation_loss'] > 4 and result.validation_loss < 0.2
@@ -107,7 +128,9 @@ def test_a_crashed_run_resumes_bit_for_bit(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize('when', [1, 5, 7])
-def test_a_preempted_run_saves_where_it_is_and_resumes_bit_for_bit(run, tmp_path, monkeypatch, number, when):
+def test_a_preempted_run_saves_where_it_is_and_resumes_bit_for_bit(
+  run, tmp_path, monkeypatch, number, when
+):
   whole = run('whole')
   handler = signal.getsignal(number)
   stop_at(monkeypatch, when, lambda: os.kill(os.getpid(), number))
@@ -127,7 +150,9 @@ def test_a_damaged_checkpoint_is_not_resumed_from(run, tmp_path, monkeypatch):
   with pytest.raises((Preempted, pytest.fail.Exception)):
     run('damaged')
   monkeypatch.undo()
-  steps_left = sorted(path.name for path in (tmp_path / 'damaged' / 'checkpoints' / '0.02').iterdir())
+  steps_left = sorted(
+    path.name for path in (tmp_path / 'damaged' / 'checkpoints' / '0.02').iterdir()
+  )
   assert steps_left[-2:] == ['00000006', '00000007']
   for path in (tmp_path / 'damaged' / 'checkpoints' / '0.02' / '00000007').rglob('*'):
     if path.is_file() and path.parent.name == 'd':
@@ -147,7 +172,9 @@ def test_a_finished_run_is_not_run_again(run, tmp_path, monkeypatch):
     run('a')
 
 
-def test_another_run_in_the_same_workdir_is_refused_by_what_differs(run, tmp_path, checkpoint, make_examples):
+def test_another_run_in_the_same_workdir_is_refused_by_what_differs(
+  run, tmp_path, checkpoint, make_examples
+):
   run('a')
   before = sorted(path for path in (tmp_path / 'a').rglob('*'))
   with pytest.raises(InputError, match=r'options\.rank: 3 there, 5 now'):
@@ -182,7 +209,7 @@ def test_both_sides_start_from_the_same_factors(options, checkpoint):
   jax.tree.map(np.testing.assert_array_equal, one, two)
   a, b = one['layers']['attn']['q']['kernel'].a, one['layers']['attn']['q']['kernel'].b
   assert not np.array_equal(a, other['layers']['attn']['q']['kernel'].a)
-  assert not b.any() and abs(float(a.max()) - config.width ** -0.5) < 0.05 * config.width ** -0.5
+  assert not b.any() and abs(float(a.max()) - config.width**-0.5) < 0.05 * config.width**-0.5
 
 
 def test_patience_stops_and_the_best_is_kept(run, tmp_path, monkeypatch):
@@ -191,7 +218,9 @@ def test_patience_stops_and_the_best_is_kept(run, tmp_path, monkeypatch):
   result = run('a', eval_every=1, patience=2)
   assert (result.step, result.validation_loss) == (3, 4.0)
   _, meta = finetune.load_adapter(result.folder)
-  assert meta['validations'] == {'0.02': [[0, 9.0], [1, 5.0], [2, 6.0], [3, 4.0], [4, 4.0], [5, 7.0]]}
+  assert meta['validations'] == {
+    '0.02': [[0, 9.0], [1, 5.0], [2, 6.0], [3, 4.0], [4, 4.0], [5, 7.0]]
+  }
   kept = sorted(path.name for path in (tmp_path / 'a' / 'checkpoints' / '0.02').iterdir())
   assert kept == ['00000003', '00000004', '00000005']
 
@@ -206,24 +235,40 @@ def test_learning_rates_are_swept_in_one_program_and_the_best_is_picked(run, tmp
   result = run('sweep', learning_rates=(1e-9, 2e-2, 3.0))
   assert steps.train_step_fn.cache_info().misses == compiled
   _, meta = finetune.load_adapter(result.folder)
-  best = {rate: min(loss for step, loss in history if step) for rate, history in meta['validations'].items()}
-  assert set(best) == {'1e-09', '0.02', '3'} and best['1e-09'] == pytest.approx(meta['base_validation_loss'], rel=1e-4)
-  assert f'{result.learning_rate:g}' == min(best, key=best.get) and result.validation_loss == min(best.values())
+  best = {
+    rate: min(loss for step, loss in history if step)
+    for rate, history in meta['validations'].items()
+  }
+  assert set(best) == {'1e-09', '0.02', '3'} and best['1e-09'] == pytest.approx(
+    meta['base_validation_loss'], rel=1e-4
+  )
+  assert f'{result.learning_rate:g}' == min(best, key=best.get) and result.validation_loss == min(
+    best.values()
+  )
   assert len({row['peak'] for row in metrics(tmp_path / 'sweep')}) == 3
 
 
 def test_not_a_number_stops_with_step_rate_and_examples(run, tmp_path, checkpoint, make_examples):
-  """One token's embedding is infinite; the order of examples decides at which step the one example with it comes."""
+  """One token's embedding is infinite; the order of examples decides at which step the one example
+  with it comes."""
   model = checkpoint('llama3').model
-  params = dict(model.params, embed={'embedding': model.params['embed']['embedding'].at[88].set(np.inf)})
-  train, validation = ([dataclasses.replace(example, tokens=example.tokens % 88) for example in examples]
-                       for examples in (make_examples(9, seed=1, shortest=17), make_examples(2, shortest=17)))
+  params = dict(
+    model.params, embed={'embedding': model.params['embed']['embedding'].at[88].set(np.inf)}
+  )
+  train, validation = (
+    [dataclasses.replace(example, tokens=example.tokens % 88) for example in examples]
+    for examples in (make_examples(9, seed=1, shortest=17), make_examples(2, shortest=17))
+  )
   bad = train[5]
   bad.tokens[2] = 88
   with pytest.raises(NotFiniteError) as caught:
     run('a', train=train, validation=validation, model=dataclasses.replace(model, params=params))
-  found = next(step for step in range(3) if bad.name in data.Batches(train, batch_size=4, seed=0).names(step))
-  assert f'at step {found + 1} of 7, learning rate 0.02' in str(caught.value) and bad.name in str(caught.value)
+  found = next(
+    step for step in range(3) if bad.name in data.Batches(train, batch_size=4, seed=0).names(step)
+  )
+  assert f'at step {found + 1} of 7, learning rate 0.02' in str(caught.value) and bad.name in str(
+    caught.value
+  )
   assert str(caught.value).count('made-up:') == 4
   assert all(row['step'] <= found for row in metrics(tmp_path / 'a'))
 
@@ -233,13 +278,17 @@ def test_a_disk_that_fills_up_stops_with_a_message_and_the_run_continues_later(r
   whole = run('whole')
   small = tmp_path / 'small'
   small.mkdir()
-  if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=200k', 'tmpfs', small], capture_output=True).returncode:
+  if subprocess.run(
+    ['mount', '-t', 'tmpfs', '-o', 'size=200k', 'tmpfs', small], capture_output=True
+  ).returncode:
     pytest.skip('this machine does not let us mount a small file system')
   try:
     with pytest.raises(OutputError, match='[Nn]o space left on device'):
       run('small/run')
     assert not (small / 'run' / 'adapter').exists()
-    left = [path for path in (small / 'run').rglob('*') if 'partial' in path.name or 'tmp' in path.name]
+    left = [
+      path for path in (small / 'run').rglob('*') if 'partial' in path.name or 'tmp' in path.name
+    ]
     assert not left
     shutil.copytree(small / 'run', tmp_path / 'run')
   finally:

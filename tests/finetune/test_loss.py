@@ -1,4 +1,5 @@
 """The loss against torch's cross-entropy with Hugging Face labels."""
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from weightsteer_jax.data import batches
 from weightsteer_jax.finetune import step as steps
 
 
-@pytest.mark.parametrize('rows', [[[0], [1], [2], [3], [4]], [[0, 3], [4, 1], [2]]], ids=['padded', 'packed'])
+@pytest.mark.parametrize(
+  'rows', [[[0], [1], [2], [3], [4]], [[0, 3], [4, 1], [2]]], ids=['padded', 'packed']
+)
 def test_sum_and_count_equal_those_of_cross_entropy_on_labels(checkpoint, make_examples, rows):
   case = checkpoint('llama3')
   examples = make_examples(5, seed=3)
@@ -27,5 +30,7 @@ def _torch_losses(case, example) -> np.ndarray:
   labels = torch.where(torch.as_tensor(example.loss_mask), ids, -100)
   with torch.no_grad():
     logits = case.torch_model(ids[None]).logits[0]
-  losses = torch.nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=-100, reduction='none')
+  losses = torch.nn.functional.cross_entropy(
+    logits[:-1], labels[1:], ignore_index=-100, reduction='none'
+  )
   return losses[labels[1:] != -100].numpy()

@@ -1,4 +1,5 @@
 """The schedule against transformers', and what decays."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +27,8 @@ def test_kernels_and_embeddings_decay_and_biases_and_norms_do_not(checkpoint):
   config = checkpoint('llama_biases').model.config
   full = tree.flatten(optimizer.decayed(models.init_delta(config, 'full', jax.random.key(0))))
   assert {path for path, decays in full.items() if decays} == {
-      path for path in full if path.endswith(('kernel/value', 'embedding/value'))}
+    path for path in full if path.endswith(('kernel/value', 'embedding/value'))
+  }
   assert sum(not decays for decays in full.values()) == 3 + 7, 'three norms and seven biases'
   lora = optimizer.decayed(models.init_delta(config, 'lora', jax.random.key(0), rank=2))
   assert all(tree.flatten(lora).values()) and len(tree.flatten(lora)) == 14

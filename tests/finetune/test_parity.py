@@ -1,17 +1,20 @@
-"""Training against torch: transformers' model, PEFT's LoRA, torch's AdamW, transformers' schedule and decay groups."""
+"""Training against torch: transformers' model, PEFT's LoRA, torch's AdamW, transformers' schedule
+and decay groups."""
+
 import copy
 
 import jax
 import numpy as np
 import peft
 import pytest
+import tiny
 import torch
 import transformers
 
-import tiny
 from weightsteer_jax import models, tree
 from weightsteer_jax.data import batches
-from weightsteer_jax.finetune import optimizer, step as steps
+from weightsteer_jax.finetune import optimizer
+from weightsteer_jax.finetune import step as steps
 
 STEPS = 6
 TARGETS = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
@@ -20,27 +23,42 @@ TARGETS = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down
 def test_lora_trains_as_peft_does(checkpoint, options, make_examples):
   case = checkpoint('qwen2')
   chosen = options(weight_decay=0.2, clip_norm=0.5)
-  delta = tiny.randomised(models.init_delta(case.model.config, 'lora', jax.random.key(0), rank=3, lora_alpha=5.0))
+  delta = tiny.randomised(
+    models.init_delta(case.model.config, 'lora', jax.random.key(0), rank=3, lora_alpha=5.0)
+  )
   wrapped = peft.get_peft_model(copy.deepcopy(case.torch_model), _lora(r=3, lora_alpha=5))
   _copy_factors(delta, wrapped)
   ours, theirs = _train_both(case, chosen, delta, wrapped, make_examples)
   for path, leaf in tree.flatten(ours, models.is_delta_leaf).items():
     for layer in range(case.model.config.num_layers):
       a, b = _factors(wrapped, path, layer)
-      np.testing.assert_allclose(_matrix_a(leaf, layer), a.detach(), rtol=1e-4, atol=2e-5, err_msg=path)
-      np.testing.assert_allclose(_matrix_b(leaf, layer), b.detach(), rtol=1e-4, atol=2e-5, err_msg=path)
+      np.testing.assert_allclose(
+        _matrix_a(leaf, layer), a.detach(), rtol=1e-4, atol=2e-5, err_msg=path
+      )
+      np.testing.assert_allclose(
+        _matrix_b(leaf, layer), b.detach(), rtol=1e-4, atol=2e-5, err_msg=path
+      )
 
 
 @pytest.mark.parametrize('name', ['qwen2', 'llama32_tied'])
 def test_lora_with_embeddings_trains_as_torch_does(checkpoint, options, make_examples, name):
-  """Untied, PEFT's modules_to_save; tied, the table that torch shares between both ends. No decay: see optimizer.py."""
+  """Untied, PEFT's modules_to_save; tied, the table that torch shares between both ends. No decay:
+  see optimizer.py."""
   case = checkpoint(name)
   tied = case.model.config.tied
-  delta = models.init_delta(case.model.config, 'lora_embeddings', jax.random.key(0), rank=3, lora_alpha=5.0)
-  delta = tree.unflatten({path: leaf if isinstance(leaf, models.Dense) else tiny.randomised(leaf)
-                          for path, leaf in tree.flatten(delta, models.is_delta_leaf).items()})
-  wrapped = peft.get_peft_model(copy.deepcopy(case.torch_model),
-                                _lora(r=3, lora_alpha=5, modules_to_save=None if tied else ['embed_tokens', 'lm_head']))
+  delta = models.init_delta(
+    case.model.config, 'lora_embeddings', jax.random.key(0), rank=3, lora_alpha=5.0
+  )
+  delta = tree.unflatten(
+    {
+      path: leaf if isinstance(leaf, models.Dense) else tiny.randomised(leaf)
+      for path, leaf in tree.flatten(delta, models.is_delta_leaf).items()
+    }
+  )
+  wrapped = peft.get_peft_model(
+    copy.deepcopy(case.torch_model),
+    _lora(r=3, lora_alpha=5, modules_to_save=None if tied else ['embed_tokens', 'lm_head']),
+  )
   _copy_factors(delta, wrapped)
   if tied:
     wrapped.get_input_embeddings().weight.requires_grad_(True)
@@ -62,27 +80,38 @@ def test_bias_trains_as_torch_does_and_does_not_decay(checkpoint, options, make_
   model = copy.deepcopy(case.torch_model)
   for name, parameter in model.named_parameters():
     parameter.requires_grad_(name.endswith('mlp.down_proj.bias'))
-  ours, _ = _train_both(case, options(kind='bias', weight_decay=0.5, clip_norm=0.3), delta, model, make_examples)
-  merged = models.merge(case.model.config, case.model.params, ours, 1.0)['layers']['mlp']['down']['bias']
+  ours, _ = _train_both(
+    case, options(kind='bias', weight_decay=0.5, clip_norm=0.3), delta, model, make_examples
+  )
+  merged = models.merge(case.model.config, case.model.params, ours, 1.0)['layers']['mlp']['down'][
+    'bias'
+  ]
   theirs = np.stack([layer.mlp.down_proj.bias.detach().numpy() for layer in model.model.layers])
   np.testing.assert_allclose(merged, theirs, rtol=1e-4, atol=2e-5)
 
 
 def test_full_trains_as_torch_does(checkpoint, options, make_examples, tmp_path):
-  """Every parameter, compared through the checkpoint we write; no weight decay: see optimizer.py."""
+  """Every parameter, compared through the checkpoint we write; no weight decay: see
+  optimizer.py."""
   case = checkpoint('llama32_tied')
   delta = models.init_delta(case.model.config, 'full', jax.random.key(0))
   model = copy.deepcopy(case.torch_model)
   ours, _ = _train_both(case, options(kind='full', weight_decay=0.0), delta, model, make_examples)
-  models.save(tmp_path / 'merged', case.model.config, models.merge(case.model.config, case.model.params, ours, 1.0),
-              family=case.family, like=case.folder)
+  models.save(
+    tmp_path / 'merged',
+    case.model.config,
+    models.merge(case.model.config, case.model.params, ours, 1.0),
+    family=case.family,
+    like=case.folder,
+  )
   saved = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'merged').state_dict()
   for name, parameter in model.state_dict().items():
     np.testing.assert_allclose(saved[name], parameter, rtol=1e-4, atol=5e-5, err_msg=name)
 
 
 def _train_both(case, options, delta, model, make_examples):
-  """(our delta, torch's model) after the same steps; losses, gradient norms and learning rates are compared each."""
+  """(our delta, torch's model) after the same steps; losses, gradient norms and learning rates are
+  compared each."""
   recipe = optimizer.adamw(options)
   state = steps.TrainState(delta, optimizer.transformation(recipe).init(delta), np.int32(0))
   train_step = steps.train_step_fn(case.model.config, recipe)
@@ -92,7 +121,9 @@ def _train_both(case, options, delta, model, make_examples):
   for number in range(STEPS):
     examples = make_examples(3, seed=number)
     batch = batches.fill(examples, [[0], [1], [2]], num_rows=3, row_length=20)
-    state, metrics = train_step(state, case.model.params, batches.microbatches(batch, 1), schedule, 0)
+    state, metrics = train_step(
+      state, case.model.params, batches.microbatches(batch, 1), schedule, 0
+    )
     loss, norm, rate = torch_step(examples)
     np.testing.assert_allclose(metrics['train_loss'], loss, rtol=1e-4)
     np.testing.assert_allclose(metrics['grad_norm'], norm, rtol=1e-3)
@@ -104,19 +135,32 @@ def _train_both(case, options, delta, model, make_examples):
 
 
 def _torch_trainer(model, options):
-  """examples -> (loss, gradient norm, learning rate) of one step as the Hugging Face trainer takes it."""
+  """examples -> (loss, gradient norm, learning rate) of one step as the Hugging Face trainer takes
+  it."""
   model.train()
   decaying = set(transformers.Trainer.get_decay_parameter_names(None, model))
   trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-  groups = [{'params': [p for name, p in trained.items() if name in decaying], 'weight_decay': options.weight_decay},
-            {'params': [p for name, p in trained.items() if name not in decaying], 'weight_decay': 0.0}]
-  adamw = torch.optim.AdamW([group for group in groups if group['params']], lr=options.learning_rates[0],
-                            betas=(options.beta1, options.beta2), eps=options.epsilon)
+  groups = [
+    {
+      'params': [p for name, p in trained.items() if name in decaying],
+      'weight_decay': options.weight_decay,
+    },
+    {'params': [p for name, p in trained.items() if name not in decaying], 'weight_decay': 0.0},
+  ]
+  adamw = torch.optim.AdamW(
+    [group for group in groups if group['params']],
+    lr=options.learning_rates[0],
+    betas=(options.beta1, options.beta2),
+    eps=options.epsilon,
+  )
   schedule = transformers.get_linear_schedule_with_warmup(adamw, options.warmup_steps, STEPS)
 
   def step(examples):
-    ids, attention, labels = (torch.zeros(3, 20, dtype=torch.long), torch.zeros(3, 20, dtype=torch.long),
-                              torch.full((3, 20), -100))
+    ids, attention, labels = (
+      torch.zeros(3, 20, dtype=torch.long),
+      torch.zeros(3, 20, dtype=torch.long),
+      torch.full((3, 20), -100),
+    )
     for row, example in enumerate(examples):
       n = len(example)
       ids[row, :n], attention[row, :n] = torch.as_tensor(example.tokens), 1

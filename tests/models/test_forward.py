@@ -1,5 +1,6 @@
-"""The forward pass: every field of the config matters, chunked log-probabilities, rematerialisation, and what is
-refused."""
+"""The forward pass: every field of the config matters, chunked log-probabilities,
+rematerialisation, and what is refused."""
+
 import dataclasses
 import functools
 
@@ -7,79 +8,98 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import tiny
+
 from weightsteer_jax import models, tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import Dense, Edit, LowRank, ModelConfig, Rope, layers
 
-CONFIG = ModelConfig(vocab_size=40,
-                     num_layers=3,
-                     width=16,
-                     num_heads=4,
-                     num_kv_heads=2,
-                     head_dim=8,
-                     mlp_width=20,
-                     norm_eps=1e-3,
-                     rope=Rope(100.0, 'llama3', 4.0, 1.5, 3.5, 40),
-                     tied=False,
-                     qkv_bias=True,
-                     o_bias=True,
-                     mlp_bias=True,
-                     activation='silu',
-                     max_positions=32)
+CONFIG = ModelConfig(
+  vocab_size=40,
+  num_layers=3,
+  width=16,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=8,
+  mlp_width=20,
+  norm_eps=1e-3,
+  rope=Rope(100.0, 'llama3', 4.0, 1.5, 3.5, 40),
+  tied=False,
+  qkv_bias=True,
+  o_bias=True,
+  mlp_bias=True,
+  activation='silu',
+  max_positions=32,
+)
 # Another value for every field. A new field without one here fails the tests below.
-OTHER = dict(vocab_size=41,
-             num_layers=4,
-             width=18,
-             num_heads=2,
-             num_kv_heads=1,
-             head_dim=10,
-             mlp_width=21,
-             norm_eps=2e-3,
-             tied=True,
-             qkv_bias=False,
-             o_bias=False,
-             mlp_bias=False,
-             activation='gelu',
-             max_positions=11,
-             rope=Rope(500.0, 'default', 1.0, 1.0, 1.0, 32),
-             pre_norm=False,
-             post_norm=True,
-             norm_offset=1.0,
-             qk_norm='head',
-             score_scale=0.3,
-             score_softcap=1.5,
-             logit_softcap=2.0,
-             local_layers=(0,),
-             window=4,
-             local_rope=Rope(45.0, 'default', 1.0, 1.0, 1.0, 32),
-             unrotated_layers=(1,),
-             rotary_fraction=0.5,
-             embedding_scale=2.0,
-             residual_scale=0.7,
-             logit_divisor=1.5,
-             num_experts=4,
-             experts_per_token=3,
-             normalise_choices=True)
-OTHER_ROPE = dict(theta=150.0,
-                  kind='linear',
-                  factor=5.0,
-                  low_freq_factor=1.2,
-                  high_freq_factor=4.0,
-                  original_max_positions=50,
-                  short_factors=(1.0, 1.2, 1.5, 2.0),
-                  long_factors=(1.0, 1.5, 3.0, 4.0),
-                  attention_factor=1.3)
-# The same with the choices made that some fields depend on: what each of these matters to is of its kind alone.
-LOCAL = dataclasses.replace(CONFIG, local_layers=(0, 2), window=5, local_rope=Rope(30.0, 'default', 1.0, 1.0, 1.0, 32))
-LONGROPE = dataclasses.replace(CONFIG, rope=Rope(100.0, 'longrope', 1.0, 1.0, 1.0, 20, (1.0, 1.3, 2.0, 3.0),
-                                                 (1.0, 2.0, 4.0, 6.0), 1.2))
+OTHER = dict(
+  vocab_size=41,
+  num_layers=4,
+  width=18,
+  num_heads=2,
+  num_kv_heads=1,
+  head_dim=10,
+  mlp_width=21,
+  norm_eps=2e-3,
+  tied=True,
+  qkv_bias=False,
+  o_bias=False,
+  mlp_bias=False,
+  activation='gelu',
+  max_positions=11,
+  rope=Rope(500.0, 'default', 1.0, 1.0, 1.0, 32),
+  pre_norm=False,
+  post_norm=True,
+  norm_offset=1.0,
+  qk_norm='head',
+  score_scale=0.3,
+  score_softcap=1.5,
+  logit_softcap=2.0,
+  local_layers=(0,),
+  window=4,
+  local_rope=Rope(45.0, 'default', 1.0, 1.0, 1.0, 32),
+  unrotated_layers=(1,),
+  rotary_fraction=0.5,
+  embedding_scale=2.0,
+  residual_scale=0.7,
+  logit_divisor=1.5,
+  num_experts=4,
+  experts_per_token=3,
+  normalise_choices=True,
+)
+OTHER_ROPE = dict(
+  theta=150.0,
+  kind='linear',
+  factor=5.0,
+  low_freq_factor=1.2,
+  high_freq_factor=4.0,
+  original_max_positions=50,
+  short_factors=(1.0, 1.2, 1.5, 2.0),
+  long_factors=(1.0, 1.5, 3.0, 4.0),
+  attention_factor=1.3,
+)
+# The same with the choices made that some fields depend on: what each of these matters to is of its
+# kind alone.
+LOCAL = dataclasses.replace(
+  CONFIG, local_layers=(0, 2), window=5, local_rope=Rope(30.0, 'default', 1.0, 1.0, 1.0, 32)
+)
+LONGROPE = dataclasses.replace(
+  CONFIG,
+  rope=Rope(100.0, 'longrope', 1.0, 1.0, 1.0, 20, (1.0, 1.3, 2.0, 3.0), (1.0, 2.0, 4.0, 6.0), 1.2),
+)
 MIXTURE = dataclasses.replace(CONFIG, mlp_bias=False, num_experts=5, experts_per_token=2)
-DEPENDS = dict(local_layers=LOCAL, window=LOCAL, local_rope=LOCAL, num_experts=MIXTURE, experts_per_token=MIXTURE,
-               normalise_choices=MIXTURE, short_factors=LONGROPE,
-               long_factors=dataclasses.replace(LONGROPE, rope=dataclasses.replace(LONGROPE.rope,
-                                                                                   original_max_positions=11)))
+DEPENDS = dict(
+  local_layers=LOCAL,
+  window=LOCAL,
+  local_rope=LOCAL,
+  num_experts=MIXTURE,
+  experts_per_token=MIXTURE,
+  normalise_choices=MIXTURE,
+  short_factors=LONGROPE,
+  long_factors=dataclasses.replace(
+    LONGROPE, rope=dataclasses.replace(LONGROPE.rope, original_max_positions=11)
+  ),
+)
 TOKENS = tiny.tokens((2, 12), vocab_size=40)
 
 
@@ -119,7 +139,9 @@ def test_every_field_of_the_rope_matters(field, params):
   check_matters(config, dataclasses.replace(config, rope=rope), params)
 
 
-@pytest.mark.parametrize('axes', [dict(qk_norm='projection'), dict(post_norm=True), dict(pre_norm=False)], ids=str)
+@pytest.mark.parametrize(
+  'axes', [dict(qk_norm='projection'), dict(post_norm=True), dict(pre_norm=False)], ids=str
+)
 def test_the_scale_of_every_norm_matters(axes):
   """A norm that was built and never called would show in the shapes alone."""
   config = dataclasses.replace(CONFIG, **axes)
@@ -134,6 +156,7 @@ def test_the_scale_of_every_norm_matters(axes):
 
 def test_a_window_as_long_as_the_row_is_none(params):
   """Also in the program: nothing of it is left to compute."""
+
   def program(config):
     return str(jax.make_jaxpr(lambda tokens: models.hidden(config, params, tokens)[0])(TOKENS))
 
@@ -146,7 +169,9 @@ def test_initial_parameters_have_the_abstract_shapes_and_the_stated_spread():
   config = dataclasses.replace(CONFIG, width=64, vocab_size=200)
   made = models.init_params(config, jax.random.key(0), jnp.bfloat16)
   abstract = models.abstract_params(config, jnp.bfloat16)
-  assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), abstract
+  )
   for path, leaf in tree.flatten(made).items():
     leaf = np.asarray(leaf, np.float32)
     if path.endswith('scale'):
@@ -160,12 +185,25 @@ def test_initial_parameters_have_the_abstract_shapes_and_the_stated_spread():
 
 
 def test_edits_of_every_parameter_equal_their_merge_where_all_choices_are_made():
-  """Also of the norms of queries and keys, of those after a block, and of embeddings that are scaled."""
-  config = dataclasses.replace(LOCAL, post_norm=True, norm_offset=1.0, qk_norm='projection', score_softcap=3.0,
-                               logit_softcap=4.0, embedding_scale=2.0, residual_scale=0.7, logit_divisor=1.5,
-                               rotary_fraction=0.5, unrotated_layers=(1,))
+  """Also of the norms of queries and keys, of those after a block, and of embeddings that are
+  scaled."""
+  config = dataclasses.replace(
+    LOCAL,
+    post_norm=True,
+    norm_offset=1.0,
+    qk_norm='projection',
+    score_softcap=3.0,
+    logit_softcap=4.0,
+    embedding_scale=2.0,
+    residual_scale=0.7,
+    logit_divisor=1.5,
+    rotary_fraction=0.5,
+    unrotated_layers=(1,),
+  )
   params = tiny.randomised(models.abstract_params(config), scale=0.3)
-  delta = tiny.randomised({path: Dense(leaf) for path, leaf in tree.flatten(params).items()}, seed=1, scale=0.1)
+  delta = tiny.randomised(
+    {path: Dense(leaf) for path, leaf in tree.flatten(params).items()}, seed=1, scale=0.1
+  )
   delta = tree.unflatten(delta)
   alphas = np.array([0.7, -0.4], np.float32)
   ours = tiny.forward(config, params, TOKENS, edits=(Edit(delta, alphas),))
@@ -185,15 +223,16 @@ def test_a_norm_begins_as_one_whatever_is_added_to_its_scale():
 
 @functools.cache
 def logprob_loss(chunk, remat='none'):
-  """A compiled function (params, delta) -> ((loss, log-probabilities), gradients); whole logits where chunk is None."""
+  """A compiled function (params, delta) -> ((loss, log-probabilities), gradients); whole logits
+  where chunk is None."""
   targets = tiny.tokens((2, 12), vocab_size=40, seed=7)
   weights = np.linspace(0.1, 1.0, 24).reshape(2, 12).astype(np.float32)
 
   def loss(params, delta):
-    edits = (Edit(delta,
-                  np.array([0.5, -1.0],
-                           np.float32)), Edit({'lm_head': delta['lm_head']},
-                                              np.linspace(-1, 1, 24).reshape(2, 12)))
+    edits = (
+      Edit(delta, np.array([0.5, -1.0], np.float32)),
+      Edit({'lm_head': delta['lm_head']}, np.linspace(-1, 1, 24).reshape(2, 12)),
+    )
     x_BTD, _ = models.hidden(CONFIG, params, TOKENS, edits=edits, remat=remat)
     if chunk:
       logprobs_BT = models.token_logprobs(CONFIG, params, x_BTD, targets, edits=edits, chunk=chunk)
@@ -202,14 +241,21 @@ def logprob_loss(chunk, remat='none'):
       logprobs_BT = jnp.take_along_axis(all_logprobs_BTV, targets[..., None], axis=-1)[..., 0]
     return jnp.sum(weights * logprobs_BT), logprobs_BT
 
-  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), compiler_options=tiny.QUICK)
+  return jax.jit(
+    jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), compiler_options=tiny.QUICK
+  )
 
 
 @pytest.fixture(scope='module')
 def delta():
   """Changes of several kinds."""
-  made = tree.flatten(models.init_delta(CONFIG, 'lora_embeddings', jax.random.key(1), rank=2), models.is_delta_leaf)
-  chosen = {path: made[path] for path in ('embed/embedding', 'layers/attn/o/kernel', 'layers/mlp/down/kernel')}
+  made = tree.flatten(
+    models.init_delta(CONFIG, 'lora_embeddings', jax.random.key(1), rank=2), models.is_delta_leaf
+  )
+  chosen = {
+    path: made[path]
+    for path in ('embed/embedding', 'layers/attn/o/kernel', 'layers/mlp/down/kernel')
+  }
   chosen['lm_head/kernel'] = LowRank(jnp.zeros((16, 2)), jnp.zeros((2, 40)), 2.0)
   return tiny.randomised(tree.unflatten(chosen), seed=3)
 
@@ -221,19 +267,27 @@ def test_log_probabilities_in_chunks_and_their_gradients_equal_those_of_whole_lo
   np.testing.assert_allclose(logprobs, expected, rtol=0, atol=1e-5)
   for path, gradient in tree.flatten(gradients).items():
     reference = tree.flatten(expected_gradients)[path]
-    np.testing.assert_allclose(gradient, reference, rtol=0, atol=1e-5 * np.abs(reference).max(), err_msg=path)
+    np.testing.assert_allclose(
+      gradient, reference, rtol=0, atol=1e-5 * np.abs(reference).max(), err_msg=path
+    )
 
 
 def all_shapes(jaxpr):
   """Shapes of every value in a jaxpr and the jaxprs inside it."""
   for equation in jaxpr.eqns:
-    yield from (variable.aval.shape for variable in (*equation.invars, *equation.outvars) if hasattr(variable, 'aval'))
+    yield from (
+      variable.aval.shape
+      for variable in (*equation.invars, *equation.outvars)
+      if hasattr(variable, 'aval')
+    )
     for inner in _inner(equation.params):
       yield from all_shapes(inner)
 
 
 def _inner(parameters):
-  for value in jax.tree.leaves(list(parameters.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')):
+  for value in jax.tree.leaves(
+    list(parameters.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
+  ):
     if hasattr(value, 'jaxpr'):
       yield value.jaxpr
     elif hasattr(value, 'eqns'):
@@ -242,12 +296,14 @@ def _inner(parameters):
 
 @pytest.mark.parametrize('chunk, largest', [(3, 2 * 3 * 40), (5, 2 * 4 * 40), (None, 2 * 12 * 40)])
 def test_logits_of_the_whole_row_never_exist(chunk, largest, params, delta):
-  """In the jaxpr of loss and gradient, the arrays with a vocabulary axis that are no weights' are one chunk's."""
+  """In the jaxpr of loss and gradient, the arrays with a vocabulary axis that are no weights' are
+  one chunk's."""
   jaxpr = logprob_loss(chunk).trace(params, delta).jaxpr.jaxpr
   weights = {leaf.shape for leaf in jax.tree.leaves((params, delta))}
   sizes = {
-      int(np.prod(shape)) for shape in all_shapes(jaxpr)
-      if 40 in shape and shape not in weights and tuple(reversed(shape)) not in weights
+    int(np.prod(shape))
+    for shape in all_shapes(jaxpr)
+    if 40 in shape and shape not in weights and tuple(reversed(shape)) not in weights
   }
   assert max(sizes) == largest
 
@@ -257,18 +313,22 @@ def test_rematerialised_gradients_are_the_same(params, delta):
   (loss_again, _), gradients_again = logprob_loss(5, remat='full')(params, delta)
   assert loss == loss_again
   for path, gradient in tree.flatten(gradients).items():
-    np.testing.assert_allclose(tree.flatten(gradients_again)[path],
-                               gradient,
-                               rtol=0,
-                               atol=1e-6 * np.abs(gradient).max(),
-                               err_msg=path)
+    np.testing.assert_allclose(
+      tree.flatten(gradients_again)[path],
+      gradient,
+      rtol=0,
+      atol=1e-6 * np.abs(gradient).max(),
+      err_msg=path,
+    )
 
 
 def test_rematerialisation_keeps_less_for_the_backward_pass(params, delta):
   """Residuals of the layer scan: one residual stream a layer instead of every activation."""
+
   def saved(remat):
-    backward = jax.eval_shape(lambda p: jax.vjp(lambda p: models.hidden(CONFIG, p, TOKENS, remat=remat)[0], p)[1],
-                              params)
+    backward = jax.eval_shape(
+      lambda p: jax.vjp(lambda p: models.hidden(CONFIG, p, TOKENS, remat=remat)[0], p)[1], params
+    )
     return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
   assert saved('full') < 0.7 * saved('dots') < 0.7 * saved('none')
@@ -278,18 +338,22 @@ def test_a_sequence_longer_than_the_model_is_refused(params):
   with pytest.raises(InputError, match='33 tokens.*32 positions'):
     models.hidden(CONFIG, params, np.zeros((1, 33), np.int32))
   with pytest.raises(InputError, match='33 tokens.*32 positions'):
-    models.hidden(CONFIG, params, np.zeros((1, 3), np.int32), cache=models.init_cache(CONFIG, 1, 33))
+    models.hidden(
+      CONFIG, params, np.zeros((1, 3), np.int32), cache=models.init_cache(CONFIG, 1, 33)
+    )
 
 
 def test_a_cache_takes_neither_segments_nor_more_tokens_than_slots(params):
   with pytest.raises(InputError, match='cache of 4 positions'):
     models.hidden(CONFIG, params, np.zeros((1, 5), np.int32), cache=models.init_cache(CONFIG, 1, 4))
   with pytest.raises(InputError, match='in segments'):
-    models.hidden(CONFIG,
-                  params,
-                  np.zeros((1, 3), np.int32),
-                  cache=models.init_cache(CONFIG, 1, 4),
-                  segment_ids_BT=np.ones((1, 3)))
+    models.hidden(
+      CONFIG,
+      params,
+      np.zeros((1, 3), np.int32),
+      cache=models.init_cache(CONFIG, 1, 4),
+      segment_ids_BT=np.ones((1, 3)),
+    )
 
 
 def test_a_token_beyond_the_vocabulary_gives_no_number(params):
@@ -315,8 +379,9 @@ def test_the_first_call_may_be_inside_a_compiled_function():
 
   @jax.jit
   def run(embedding):
-    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape),
-                          models.abstract_params(config)) | {'embed': {'embedding': embedding}}
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), models.abstract_params(config)) | {
+      'embed': {'embedding': embedding}
+    }
     return models.logits(config, params, models.hidden(config, params, TOKENS)[0])
 
   assert run.lower(jnp.ones((43, 16))).out_info.shape == (2, 12, 43)

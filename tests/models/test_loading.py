@@ -1,16 +1,17 @@
-"""Checkpoints in: files whole and broken, shards and indices, names and shapes, and the hub when it is away."""
+"""Checkpoints in: files whole and broken, shards and indices, names and shapes, and the hub when it
+is away."""
+
 import json
 import shutil
 import socket
 import time
 
+import fused
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import fused
-import tiny
 from weightsteer_jax import models, tree
 from weightsteer_jax.directions import checkpoints
 from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
@@ -47,7 +48,10 @@ def shard(folder):
   tensors = load_file(folder / WEIGHTS)
   (folder / WEIGHTS).unlink()
   names = sorted(tensors)
-  parts = {'model-00001-of-00002.safetensors': names[::2], 'model-00002-of-00002.safetensors': names[1::2]}
+  parts = {
+    'model-00001-of-00002.safetensors': names[::2],
+    'model-00002-of-00002.safetensors': names[1::2],
+  }
   for file, part in parts.items():
     save_file({name: tensors[name] for name in part}, folder / file, metadata={'format': 'pt'})
   weight_map = {name: file for file, part in parts.items() for name in part}
@@ -57,7 +61,9 @@ def shard(folder):
 
 def same(left, right):
   left, right = tree.flatten(left), tree.flatten(right)
-  return left.keys() == right.keys() and all(np.array_equal(left[path], right[path]) for path in left)
+  return left.keys() == right.keys() and all(
+    np.array_equal(left[path], right[path]) for path in left
+  )
 
 
 def test_shards_of_transformers_give_the_parameters_of_a_single_file(checkpoint, tmp_path):
@@ -70,14 +76,35 @@ def test_shards_of_transformers_give_the_parameters_of_a_single_file(checkpoint,
 def test_the_model_says_where_it_comes_from(checkpoint):
   case = checkpoint('llama3')
   model = models.load(str(case.folder))
-  assert (model.folder, model.family, model.source, model.revision) == (case.folder, 'llama', str(case.folder), '')
+  assert (model.folder, model.family, model.source, model.revision) == (
+    case.folder,
+    'llama',
+    str(case.folder),
+    '',
+  )
 
 
-@pytest.mark.parametrize('stored, dtype', [('float32', 'bfloat16'), ('bfloat16', 'float32'), ('bfloat16', 'bfloat16'),
-                                           ('float16', 'float32'), ('float64', 'float32')])
+@pytest.mark.parametrize(
+  'stored, dtype',
+  [
+    ('float32', 'bfloat16'),
+    ('bfloat16', 'float32'),
+    ('bfloat16', 'bfloat16'),
+    ('float16', 'float32'),
+    ('float64', 'float32'),
+  ],
+)
 def test_weights_are_cast_to_the_dtype_asked_for(folder, stored, dtype):
-  stored, dtype = np.dtype(getattr(ml_dtypes, stored, stored)), np.dtype(getattr(ml_dtypes, dtype, dtype))
-  rewrite(folder, lambda tensors: tensors.update({name: tensor.astype(stored) for name, tensor in tensors.items()}))
+  stored, dtype = (
+    np.dtype(getattr(ml_dtypes, stored, stored)),
+    np.dtype(getattr(ml_dtypes, dtype, dtype)),
+  )
+  rewrite(
+    folder,
+    lambda tensors: tensors.update(
+      {name: tensor.astype(stored) for name, tensor in tensors.items()}
+    ),
+  )
   expected = load_file(folder / WEIGHTS)['model.embed_tokens.weight'].astype(dtype)
   params = models.load(folder, dtype=dtype.name).params
   assert {leaf.dtype for leaf in tree.flatten(params).values()} == {dtype}
@@ -91,8 +118,11 @@ def test_an_unknown_dtype_is_refused(folder):
 
 def test_missing_and_extra_tensors_are_listed(folder):
   def change(tensors):
-    tensors['model.layers.0.mlp.gate_proj.weights'] = tensors.pop('model.layers.0.mlp.gate_proj.weight')
+    tensors['model.layers.0.mlp.gate_proj.weights'] = tensors.pop(
+      'model.layers.0.mlp.gate_proj.weight'
+    )
     tensors['score.weight'] = np.zeros((2, 48), np.float32)
+
   rewrite(folder, change)
   with pytest.raises(InputError) as error:
     models.load(folder)
@@ -108,10 +138,15 @@ def test_the_tensors_of_a_layer_too_many_are_unexpected(folder):
     models.load(folder)
 
 
-@pytest.mark.parametrize('name, shape', [('model.embed_tokens.weight', (90, 48)),
-                                         ('model.layers.1.self_attn.q_proj.weight', (24, 96)),
-                                         ('model.layers.2.self_attn.k_proj.bias', (25,)),
-                                         ('model.norm.weight', (48, 1))])
+@pytest.mark.parametrize(
+  'name, shape',
+  [
+    ('model.embed_tokens.weight', (90, 48)),
+    ('model.layers.1.self_attn.q_proj.weight', (24, 96)),
+    ('model.layers.2.self_attn.k_proj.bias', (25,)),
+    ('model.norm.weight', (48, 1)),
+  ],
+)
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder, name, shape):
   expected = load_file(folder / WEIGHTS)[name].shape
   rewrite(folder, lambda tensors: tensors.update({name: np.zeros(shape, np.float32)}))
@@ -130,19 +165,27 @@ def test_integer_weights_are_refused(folder):
 def test_weights_that_are_not_finite_are_refused(folder, value):
   def change(tensors):
     tensors['model.layers.1.mlp.up_proj.weight'][3, 5] = value
+
   rewrite(folder, change)
   with pytest.raises(NotFiniteError, match='layers/mlp/up/kernel'):
     models.load(folder)
 
 
 def test_old_rotary_buffers_are_passed_over(folder, checkpoint):
-  rewrite(folder,
-          lambda tensors: tensors.update({'model.layers.0.self_attn.rotary_emb.inv_freq': np.ones(6, np.float32)}))
+  rewrite(
+    folder,
+    lambda tensors: tensors.update(
+      {'model.layers.0.self_attn.rotary_emb.inv_freq': np.ones(6, np.float32)}
+    ),
+  )
   assert same(models.load(folder).params, checkpoint('qwen2_tied').model.params)
 
 
 def test_a_tied_checkpoint_may_store_its_head_if_it_is_the_embedding(folder, checkpoint):
-  rewrite(folder, lambda tensors: tensors.update({'lm_head.weight': tensors['model.embed_tokens.weight'].copy()}))
+  rewrite(
+    folder,
+    lambda tensors: tensors.update({'lm_head.weight': tensors['model.embed_tokens.weight'].copy()}),
+  )
   assert same(models.load(folder).params, checkpoint('qwen2_tied').model.params)
   rewrite(folder, lambda tensors: tensors.update({'lm_head.weight': tensors['lm_head.weight'] + 1}))
   with pytest.raises(InputError, match='tie_word_embeddings'):
@@ -164,7 +207,9 @@ def test_a_file_cut_short_is_corrupt(folder, keep):
 
 
 def test_a_pointer_in_place_of_a_file_is_corrupt(folder):
-  (folder / WEIGHTS).write_text('version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n')
+  (folder / WEIGHTS).write_text(
+    'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n'
+  )
   with pytest.raises(CorruptError, match='no whole safetensors file'):
     models.load(folder)
 
@@ -180,10 +225,19 @@ def test_a_shard_cut_short_or_gone_is_corrupt(folder):
     models.load(folder)
 
 
-@pytest.mark.parametrize('name', [
-    '../model.safetensors', '/etc/passwd', 'sub/model.safetensors', 'model.bin', '.hidden.safetensors', '',
-    'model.safetensors\n', '..\\model.safetensors'
-])
+@pytest.mark.parametrize(
+  'name',
+  [
+    '../model.safetensors',
+    '/etc/passwd',
+    'sub/model.safetensors',
+    'model.bin',
+    '.hidden.safetensors',
+    '',
+    'model.safetensors\n',
+    '..\\model.safetensors',
+  ],
+)
 def test_an_index_cannot_point_elsewhere(folder, name):
   weight_map = shard(folder)
   weight_map['model.norm.weight'] = name
@@ -193,7 +247,16 @@ def test_an_index_cannot_point_elsewhere(folder, name):
 
 
 @pytest.mark.parametrize(
-    'content', ['{}', '[]', '{"weight_map": {}}', '{"weight_map": [1]}', '{"weight_map": {"a": 3}}', '{"weight_map": '])
+  'content',
+  [
+    '{}',
+    '[]',
+    '{"weight_map": {}}',
+    '{"weight_map": [1]}',
+    '{"weight_map": {"a": 3}}',
+    '{"weight_map": ',
+  ],
+)
 def test_a_broken_index_is_corrupt(folder, content):
   shard(folder)
   (folder / INDEX).write_text(content)
@@ -203,7 +266,9 @@ def test_a_broken_index_is_corrupt(folder, content):
 
 def test_an_index_that_disagrees_with_its_files_is_refused(folder):
   weight_map = shard(folder)
-  weight_map['model.norm.weight'] = ({*weight_map.values()} - {weight_map['model.norm.weight']}).pop()
+  weight_map['model.norm.weight'] = (
+    {*weight_map.values()} - {weight_map['model.norm.weight']}
+  ).pop()
   (folder / INDEX).write_text(json.dumps({'weight_map': weight_map}))
   with pytest.raises(InputError, match='by the index beside it'):
     models.load(folder)
@@ -221,8 +286,9 @@ def test_pickles_are_refused_with_the_command_that_converts(folder):
   (folder / WEIGHTS).rename(folder / 'pytorch_model.bin')
   with pytest.raises(InputError) as error:
     models.load(folder)
-  assert 'pytorch_model.bin' in str(error.value) and f"from_pretrained('{folder}').save_pretrained('converted')" in str(
-      error.value)
+  assert 'pytorch_model.bin' in str(
+    error.value
+  ) and f"from_pretrained('{folder}').save_pretrained('converted')" in str(error.value)
 
 
 def test_a_folder_without_weights_or_config_is_refused(folder):
@@ -242,7 +308,9 @@ def test_a_path_that_is_not_there_names_the_nearest(folder):
     models.load(folder.parent / 'modle')
 
 
-@pytest.mark.parametrize('source', ['', 'no-such-model', './no/model', '~nobody/x', 'a/b/c', 'org/na me', 'org/name@'])
+@pytest.mark.parametrize(
+  'source', ['', 'no-such-model', './no/model', '~nobody/x', 'a/b/c', 'org/na me', 'org/name@']
+)
 def test_what_is_neither_a_folder_nor_a_hub_id_is_refused_at_once(source):
   with pytest.raises(InputError, match='neither a folder nor a hub id'):
     models.load(source)
@@ -262,9 +330,12 @@ def test_revisions_are_of_the_hub_and_one_at_a_time(folder):
 
 def test_a_hub_that_cannot_be_reached_is_an_error_at_once(monkeypatch, tmp_path):
   import huggingface_hub
+
   monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
   started = time.monotonic()
-  with pytest.raises(InputError, match="'org/name' is no folder here.*not be had from the hub.*revision v1"):
+  with pytest.raises(
+    InputError, match="'org/name' is no folder here.*not be had from the hub.*revision v1"
+  ):
     models.load('org/name@v1')
   assert time.monotonic() - started < 5
 
@@ -272,8 +343,11 @@ def test_a_hub_that_cannot_be_reached_is_an_error_at_once(monkeypatch, tmp_path)
 def test_a_hub_that_never_answers_is_given_up(monkeypatch, tmp_path):
   """A socket that takes connections and is silent, as a proxy that swallows everything."""
   import huggingface_hub
+
   with socket.create_server(('127.0.0.1', 0)) as server:
-    monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', f'http://127.0.0.1:{server.getsockname()[1]}')
+    monkeypatch.setattr(
+      huggingface_hub.constants, 'ENDPOINT', f'http://127.0.0.1:{server.getsockname()[1]}'
+    )
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
     monkeypatch.setattr(huggingface, 'HUB_TIMEOUT_SECONDS', 0.3)
@@ -283,8 +357,11 @@ def test_a_hub_that_never_answers_is_given_up(monkeypatch, tmp_path):
     assert time.monotonic() - started < 20
 
 
-def test_without_the_hub_an_earlier_download_is_used_with_its_commit(monkeypatch, tmp_path, checkpoint):
+def test_without_the_hub_an_earlier_download_is_used_with_its_commit(
+  monkeypatch, tmp_path, checkpoint
+):
   import huggingface_hub
+
   monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
   commit = 'a' * 40
   repository = tmp_path / 'models--org--name'
@@ -299,7 +376,8 @@ def test_without_the_hub_an_earlier_download_is_used_with_its_commit(monkeypatch
 
 @pytest.fixture
 def fused_folder(checkpoint, tmp_path, monkeypatch):
-  """The checkpoint 'llama_biases' with several parameters in one tensor, of a family that stores them so."""
+  """The checkpoint 'llama_biases' with several parameters in one tensor, of a family that stores
+  them so."""
   case = checkpoint('llama_biases')
   assert case.model  # Read as a plain Llama, before the name means another.
   monkeypatch.setitem(families.FAMILIES, 'llama', fused.family())
@@ -308,17 +386,26 @@ def fused_folder(checkpoint, tmp_path, monkeypatch):
   return target
 
 
-def test_parameters_that_share_a_tensor_are_read_and_saved_as_if_apart(checkpoint, fused_folder, tmp_path):
+def test_parameters_that_share_a_tensor_are_read_and_saved_as_if_apart(
+  checkpoint, fused_folder, tmp_path
+):
   expected, model = checkpoint('llama_biases').model, models.load(fused_folder)
   assert same(model.params, expected.params)
-  target = models.save(tmp_path / 'out', model.config, model.params, family='llama', like=fused_folder)
+  target = models.save(
+    tmp_path / 'out', model.config, model.params, family='llama', like=fused_folder
+  )
   saved, original = load_file(target / WEIGHTS), load_file(fused_folder / WEIGHTS)
   assert len(original) == 3 * 10 + 3 and same(saved, original)
 
 
-@pytest.mark.parametrize('name, shape', [('model.layers.1.self_attn.qkv_proj.weight', (95, 48)),
-                                         ('model.layers.0.mlp.gate_up_proj.weight', (112, 47)),
-                                         ('model.layers.2.self_attn.qkv_proj.bias', (48,))])
+@pytest.mark.parametrize(
+  'name, shape',
+  [
+    ('model.layers.1.self_attn.qkv_proj.weight', (95, 48)),
+    ('model.layers.0.mlp.gate_up_proj.weight', (112, 47)),
+    ('model.layers.2.self_attn.qkv_proj.bias', (48,)),
+  ],
+)
 def test_a_shared_tensor_of_another_shape_is_named_with_both_shapes(fused_folder, name, shape):
   expected = load_file(fused_folder / WEIGHTS)[name].shape
   rewrite(fused_folder, lambda tensors: tensors.update({name: np.zeros(shape, np.float32)}))
@@ -327,7 +414,9 @@ def test_a_shared_tensor_of_another_shape_is_named_with_both_shapes(fused_folder
   assert f"'{name}' has shape {shape}; the config asks for {expected}" in str(error.value)
 
 
-def test_the_difference_of_two_checkpoints_tells_the_parameters_of_a_shared_tensor_apart(fused_folder, tmp_path):
+def test_the_difference_of_two_checkpoints_tells_the_parameters_of_a_shared_tensor_apart(
+  fused_folder, tmp_path
+):
   other = pathlib_copy(fused_folder, tmp_path / 'other')
   name, kv_rows = 'model.layers.1.self_attn.qkv_proj.weight', 2 * 12
   change = np.random.default_rng(0).normal(size=(kv_rows, 48)).astype(np.float32)
@@ -338,4 +427,6 @@ def test_the_difference_of_two_checkpoints_tells_the_parameters_of_a_shared_tens
     assert x.digest() == checkpoints.bases.digest(models.load(other).params)
   assert list(difference) == ['layers/attn/k/kernel']
   got = np.asarray(difference['layers/attn/k/kernel'].value)
-  assert not got[[0, 2]].any() and np.array_equal(got[1], change.reshape(2, 12, 48).transpose(2, 0, 1))
+  assert not got[[0, 2]].any() and np.array_equal(
+    got[1], change.reshape(2, 12, 48).transpose(2, 0, 1)
+  )

@@ -1,7 +1,10 @@
-"""Checkpoints on meshes: what each process reads, what it holds while reading, and what is saved from there.
+"""Checkpoints on meshes: what each process reads, what it holds while reading, and what is saved
+from there.
 
-The devices are fake ones of the CPU, in processes of their own (run as a script, this file is what they execute).
+The devices are fake ones of the CPU, in processes of their own (run as a script, this file is what
+they execute).
 """
+
 import hashlib
 import json
 import os
@@ -11,19 +14,26 @@ import subprocess
 import sys
 import tracemalloc
 
+import fused
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import fused
-
 MESHES = ('1x4x2', '2x2x2', '4x1x2', '8x1x1')
 WEIGHTS = 'model.safetensors'
 KINDS = ('plain', 'experts', 'fused')
-SIZES = dict(vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4,
-             num_key_value_heads=2)
+SIZES = dict(
+  vocab_size=512,
+  hidden_size=128,
+  intermediate_size=256,
+  num_hidden_layers=6,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+)
 
-EXPERTS = SIZES | dict(intermediate_size=64, num_hidden_layers=2, num_local_experts=3, num_experts_per_tok=2)
+EXPERTS = SIZES | dict(
+  intermediate_size=64, num_hidden_layers=2, num_local_experts=3, num_experts_per_tok=2
+)
 
 
 # What the test processes run: facts, as JSON, on the last line of what they print.
@@ -38,6 +48,7 @@ class Counting:
 
   def __init__(self):
     from weightsteer_jax.models import stored
+
     self.bytes, read = 0, stored.Tensors.read
 
     def counted(tensors, name, part=None):
@@ -51,8 +62,10 @@ class Counting:
 def on_meshes(folder: pathlib.Path) -> dict:
   """One process with 8 devices: what is loaded, read and saved on each mesh."""
   import jax
+
   from weightsteer_jax import models, sharding, tree
   from weightsteer_jax.models import families
+
   counting, facts = Counting(), {'devices': jax.device_count()}
   for kind in KINDS:
     if kind == 'fused':
@@ -67,10 +80,14 @@ def on_meshes(folder: pathlib.Path) -> dict:
         got = models.load(source, dtype=dtype, layout=layout)
         placed = tree.flatten(models.param_shardings(got.config, layout))
         facts[f'{kind} {dtype} {text}'] = {
-            'read': counting.bytes,
-            'cut': sum(not sharding_.is_fully_replicated for sharding_ in placed.values()),
-            'differ': [path for path, x in tree.flatten(got.params).items()
-                       if np.asarray(x).tobytes() != expected[path].tobytes() or x.sharding != placed[path]]}
+          'read': counting.bytes,
+          'cut': sum(not sharding_.is_fully_replicated for sharding_ in placed.values()),
+          'differ': [
+            path
+            for path, x in tree.flatten(got.params).items()
+            if np.asarray(x).tobytes() != expected[path].tobytes() or x.sharding != placed[path]
+          ],
+        }
       for where, model in (('', whole), (' mesh', got)):
         target = folder / f'saved {kind} {dtype}{where}'
         models.save(target, model.config, model.params, family=model.family, like=source)
@@ -78,10 +95,13 @@ def on_meshes(folder: pathlib.Path) -> dict:
 
 
 def one_half(folder: pathlib.Path) -> dict:
-  """One process with 8 devices, asked for the shards of the first 4 only: bytes read and the most memory held."""
+  """One process with 8 devices, asked for the shards of the first 4 only: bytes read and the most
+  memory held."""
   import jax
+
   from weightsteer_jax import models, sharding
   from weightsteer_jax.models import huggingface, stored
+
   counting = Counting()
   config, family = models.load_config(folder / 'plain')
   layout = sharding.Layout(sharding.make_mesh(sharding.parse('1x4x2')))
@@ -90,9 +110,15 @@ def one_half(folder: pathlib.Path) -> dict:
     rows = stored.tensor_rows(config, family)
     for path, site in models.sites(config).items():
       placed = layout.weights(site.axes, site.shape, name=path)
-      indices = {device: index for device, index in placed.devices_indices_map(site.shape).items()
-                 if device in jax.devices()[:4]}
-      for device, index in indices.items():  # Beside the count below, what one slice takes while it is read.
+      indices = {
+        device: index
+        for device, index in placed.devices_indices_map(site.shape).items()
+        if device in jax.devices()[:4]
+      }
+      for (
+        device,
+        index,
+      ) in indices.items():  # Beside the count below, what one slice takes while it is read.
         bounds = [part.indices(size)[:2] for part, size in zip(index, site.shape)]
         before = counting.bytes
         tracemalloc.start()
@@ -108,15 +134,25 @@ def one_half(folder: pathlib.Path) -> dict:
 def one_of_two(folder: pathlib.Path, process: int, port: int) -> dict:
   """One of two processes with 4 devices each, that load and save together."""
   import jax
-  jax.distributed.initialize(f'127.0.0.1:{port}', num_processes=2, process_id=process, initialization_timeout=60,
-                             heartbeat_timeout_seconds=20, shutdown_timeout_seconds=20)
+
+  jax.distributed.initialize(
+    f'127.0.0.1:{port}',
+    num_processes=2,
+    process_id=process,
+    initialization_timeout=60,
+    heartbeat_timeout_seconds=20,
+    shutdown_timeout_seconds=20,
+  )
   from weightsteer_jax import models, sharding
   from weightsteer_jax.errors import NotFiniteError
+
   counting = Counting()
   layout = sharding.Layout(sharding.make_mesh(sharding.parse('1x4x2')))
   model = models.load(folder / 'plain', layout=layout)
   facts = {'read': counting.bytes, 'devices': jax.device_count(), 'local': jax.local_device_count()}
-  models.save(folder / 'saved by two', model.config, model.params, family='llama', like=folder / 'plain')
+  models.save(
+    folder / 'saved by two', model.config, model.params, family='llama', like=folder / 'plain'
+  )
   facts['saved'] = digest_of(folder / 'saved by two' / WEIGHTS)
   try:
     models.load(folder / 'damaged', layout=layout)
@@ -130,10 +166,20 @@ def one_of_two(folder: pathlib.Path, process: int, port: int) -> dict:
 
 def start(devices: int, *arguments) -> subprocess.Popen:
   root = pathlib.Path(__file__).parents[2]
-  env = os.environ | {'XLA_FLAGS': f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}", 'JAX_PLATFORMS': 'cpu',
-                      'PYTHONPATH': os.pathsep.join([str(root), str(root / 'tests'), os.environ.get('PYTHONPATH', '')])}
-  return subprocess.Popen([sys.executable, __file__, *map(str, arguments)], env=env, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True)
+  env = os.environ | {
+    'XLA_FLAGS': f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': os.pathsep.join(
+      [str(root), str(root / 'tests'), os.environ.get('PYTHONPATH', '')]
+    ),
+  }
+  return subprocess.Popen(
+    [sys.executable, __file__, *map(str, arguments)],
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
 
 
 def facts_of(*processes: subprocess.Popen) -> list[dict]:
@@ -148,14 +194,21 @@ def facts_of(*processes: subprocess.Popen) -> list[dict]:
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """A folder with a checkpoint, 'plain', the same one 'fused' and 'damaged', and one with 'experts'."""
+  """A folder with a checkpoint, 'plain', the same one 'fused' and 'damaged', and one with
+  'experts'."""
   import tiny
+
   folder = tmp_path_factory.mktemp('sharded')
   tiny.make(folder / 'plain', family='llama', attention_bias=True, **SIZES)
   tiny.make(folder / 'experts', family='mixtral', **EXPERTS)
-  config, tensors = (folder / 'plain' / 'config.json').read_text(), load_file(folder / 'plain' / WEIGHTS)
+  config, tensors = (
+    (folder / 'plain' / 'config.json').read_text(),
+    load_file(folder / 'plain' / WEIGHTS),
+  )
   damaged = {name: tensor.copy() for name, tensor in tensors.items()}
-  damaged['model.layers.2.mlp.up_proj.weight'][-1, -1] = np.nan  # On one device of the second process.
+  damaged['model.layers.2.mlp.up_proj.weight'][-1, -1] = (
+    np.nan
+  )  # On one device of the second process.
   for name, content in (('fused', fused.tensors(tensors)), ('damaged', damaged)):
     (folder / name).mkdir()
     (folder / name / 'config.json').write_text(config)
@@ -179,7 +232,9 @@ def test_every_mesh_holds_what_one_device_holds_bit_for_bit(folder, meshes, kind
   for text in MESHES:
     facts = meshes[f'{kind} {dtype} {text}']
     assert facts['differ'] == [] and (facts['cut'] > 0) == (text != '8x1x1')
-    assert facts['read'] == weights_bytes(folder, kind), 'each slice is read once, on however many devices it lies'
+    assert facts['read'] == weights_bytes(folder, kind), (
+      'each slice is read once, on however many devices it lies'
+    )
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -188,14 +243,21 @@ def test_a_mesh_saves_the_file_that_one_device_saves(folder, meshes, kind, dtype
   saved = digest_of(folder / f'saved {kind} {dtype}' / WEIGHTS)
   assert digest_of(folder / f'saved {kind} {dtype} mesh' / WEIGHTS) == saved
   if dtype == 'float32':
-    original, ours = load_file(folder / kind / WEIGHTS), load_file(folder / f'saved {kind} {dtype}' / WEIGHTS)
-    assert original.keys() == ours.keys() and all(np.array_equal(original[name], ours[name]) for name in ours)
+    original, ours = (
+      load_file(folder / kind / WEIGHTS),
+      load_file(folder / f'saved {kind} {dtype}' / WEIGHTS),
+    )
+    assert original.keys() == ours.keys() and all(
+      np.array_equal(original[name], ours[name]) for name in ours
+    )
 
 
 def test_half_of_the_devices_read_half_of_the_file_and_hold_little_of_it(folder):
-  """On 4 (fsdp) x 2 (tensor) devices, the first four hold half of every parameter that is cut along the width.
+  """On 4 (fsdp) x 2 (tensor) devices, the first four hold half of every parameter that is cut along
+  the width.
 
-  What is held beside a slice is a layer of it as stored, once more on its way through safetensors, and bookkeeping.
+  What is held beside a slice is a layer of it as stored, once more on its way through safetensors,
+  and bookkeeping.
   """
   facts, total = facts_of(start(8, 'one_half', folder))[0], weights_bytes(folder)
   print(facts)
@@ -211,13 +273,23 @@ def test_two_processes_read_a_half_each_and_save_together(folder):
   for fact in facts_of(*(start(4, 'one_of_two', folder, process, port) for process in range(2))):
     assert (fact['devices'], fact['local']) == (8, 4)
     assert 0.5 * total <= fact['read'] < 0.51 * total
-    assert fact['saved'] == digest_of(folder / 'saved by two' / WEIGHTS), 'each returns when the file is whole'
+    assert fact['saved'] == digest_of(folder / 'saved by two' / WEIGHTS), (
+      'each returns when the file is whole'
+    )
     assert 'layers/mlp/up/kernel' in fact['refused']
   saved = load_file(folder / 'saved by two' / WEIGHTS)
-  assert saved.keys() == original.keys() and all(np.array_equal(saved[name], original[name]) for name in saved)
+  assert saved.keys() == original.keys() and all(
+    np.array_equal(saved[name], original[name]) for name in saved
+  )
 
 
 if __name__ == '__main__':
   run, *arguments = sys.argv[1:]
-  arguments = [int(argument) if argument.isdigit() else pathlib.Path(argument) for argument in arguments]
-  print(json.dumps({'on_meshes': on_meshes, 'one_half': one_half, 'one_of_two': one_of_two}[run](*arguments)))
+  arguments = [
+    int(argument) if argument.isdigit() else pathlib.Path(argument) for argument in arguments
+  ]
+  print(
+    json.dumps(
+      {'on_meshes': on_meshes, 'one_half': one_half, 'one_of_two': one_of_two}[run](*arguments)
+    )
+  )

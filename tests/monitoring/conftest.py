@@ -1,9 +1,11 @@
-"""The model and the sources that the tests of this room share; the oracle is that of the directions' tests."""
+"""The model and the sources that the tests of this room share; the oracle is that of the
+directions' tests."""
+
 import pathlib
 
 import pytest
-
 from directions import oracle
+
 from weightsteer_jax import models
 
 

@@ -1,7 +1,8 @@
 """Angles as numpy has them in float64, from changes of every matrix written out."""
-import numpy as np
 
+import numpy as np
 from directions import oracle
+
 from weightsteer_jax.models import Dense
 
 
@@ -17,24 +18,42 @@ def cells_of(delta) -> dict[tuple[str, int | None], list[np.ndarray]]:
       a, b = np.asarray(leaf.a, np.float64), leaf.scale * np.asarray(leaf.b, np.float64)
       pairs = zip(a, b) if stacked else [(a, b)]
       layers = [np.tensordot(x, y, axes=1) for x, y in pairs]
-    name = path.replace('layers/', '').replace('/kernel', '').replace('/scale', '').replace('/embedding', '')
+    name = (
+      path.replace('layers/', '')
+      .replace('/kernel', '')
+      .replace('/scale', '')
+      .replace('/embedding', '')
+    )
     for l, layer in enumerate(layers):
       found[name.replace('/', '.'), l if stacked else None] = layer.ravel()
   return found
 
 
 def angle(update, direction, module, layer) -> dict:
-  """What `measure.Angle` should hold of two results of `cells_of`, over the cells of a module, a layer, both or all."""
-  names = [name for name in {*update, *direction} if module in (None, name[0]) and layer in (None, name[1])]
+  """What `measure.Angle` should hold of two results of `cells_of`, over the cells of a module, a
+  layer, both or all."""
+  names = [
+    name for name in {*update, *direction} if module in (None, name[0]) and layer in (None, name[1])
+  ]
   sizes = {name: (update if name in update else direction)[name].size for name in names}
-  u, v = (np.concatenate([cells.get(name, np.zeros(sizes[name])) for name in names]) for cells in (update, direction))
+  u, v = (
+    np.concatenate([cells.get(name, np.zeros(sizes[name])) for name in names])
+    for cells in (update, direction)
+  )
   size_u, size_v = np.linalg.norm(u), np.linalg.norm(v)
-  null = sum((update[name] @ update[name]) * (direction[name] @ direction[name]) / sizes[name]
-             for name in names if name in update and name in direction)
-  return dict(cosine=u @ v / (size_u * size_v) if size_u and size_v else None,
-              projection=u @ v / size_v if size_v else None, alpha=u @ v / size_v**2 if size_v else None,
-              norm=size_u, direction_norm=size_v,
-              null_std=np.sqrt(null) / (size_u * size_v) if size_u and size_v else None)
+  null = sum(
+    (update[name] @ update[name]) * (direction[name] @ direction[name]) / sizes[name]
+    for name in names
+    if name in update and name in direction
+  )
+  return dict(
+    cosine=u @ v / (size_u * size_v) if size_u and size_v else None,
+    projection=u @ v / size_v if size_v else None,
+    alpha=u @ v / size_v**2 if size_v else None,
+    norm=size_u,
+    direction_norm=size_v,
+    null_std=np.sqrt(null) / (size_u * size_v) if size_u and size_v else None,
+  )
 
 
 def assert_angles(measured, update, direction, tolerance=1e-5):
@@ -47,8 +66,18 @@ def assert_angles(measured, update, direction, tolerance=1e-5):
       if value is None:
         assert found is None, (module, layer, key)
       else:
-        assert abs(found - value) <= tolerance * max(1.0, abs(value)), (module, layer, key, found, value)
+        assert abs(found - value) <= tolerance * max(1.0, abs(value)), (
+          module,
+          layer,
+          key,
+          found,
+          value,
+        )
   cells = {*update, *direction}
-  expected = {(None, None), *((name, None) for name, _ in cells), *((None, l) for _, l in cells if l is not None),
-              *(cell for cell in cells if cell[1] is not None)}
+  expected = {
+    (None, None),
+    *((name, None) for name, _ in cells),
+    *((None, l) for _, l in cells if l is not None),
+    *(cell for cell in cells if cell[1] is not None),
+  }
   assert set(places) == expected and len(places) == len(expected)

@@ -1,4 +1,5 @@
 """Thresholds by hand, and the rate of false alarms by simulation."""
+
 import numpy as np
 import pytest
 
@@ -7,7 +8,8 @@ from weightsteer_jax.monitoring import alarm
 
 
 def test_an_alarm_by_hand():
-  """Four controls with largest |cosine| 0.1, 0.2, 0.3, 0.4: at a rate of 0.4 the third counts (1 - 3/5)."""
+  """Four controls with largest |cosine| 0.1, 0.2, 0.3, 0.4: at a rate of 0.4 the third counts (1 -
+  3/5)."""
   random = np.array([[0.1, -0.2, 0.05, 0.0], [0.0, 0.1, -0.3, 0.4]])
   found = alarm.alarm({10: 0.05, 20: 0.32}, {'random': random}, rate=0.4)
   assert found.threshold == 0.3 and found.families['random'].false_alarm_rate == pytest.approx(0.4)
@@ -33,7 +35,8 @@ def test_without_controls_or_changes_there_is_no_alarm():
 
 @pytest.mark.parametrize('rate, controls', [(0.05, 99), (0.1, 30), (0.01, 9)])
 def test_the_rate_of_false_alarms_is_the_one_that_is_told(rate, controls):
-  """A direction like its controls, over runs of correlated steps; alarms are one-sided, so half as often at most."""
+  """A direction like its controls, over runs of correlated steps; alarms are one-sided, so half as
+  often at most."""
   random = np.random.default_rng(0)
   alarms, told = 0, 0.0
   for _ in range(3000):

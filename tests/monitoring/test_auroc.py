@@ -1,4 +1,5 @@
 """AUROC by hand, against scipy, and its uncertainty."""
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -11,20 +12,29 @@ from weightsteer_jax.monitoring.auroc import Run
 def runs(positive, negative, seeds=None):
   scores = [(True, score) for score in positive] + [(False, score) for score in negative]
   seeds = seeds or range(len(scores))
-  return [Run(f'run-{i}', side, score, seed, score > 0.45) for i, ((side, score), seed) in enumerate(zip(scores, seeds))]
+  return [
+    Run(f'run-{i}', side, score, seed, score > 0.45)
+    for i, ((side, score), seed) in enumerate(zip(scores, seeds))
+  ]
 
 
 def test_by_hand():
   """Of 2 x 3 pairs, one tie and one the wrong way round: 4.5 / 6.
 
-  Shares of the others that 0.9 and 0.3 beat: 1 and 1/2; their variance is 1/8. Shares of the misaligned that beat 0.3,
+  Shares of the others that 0.9 and 0.3 beat: 1 and 1/2; their variance is 1/8. Shares of the
+  misaligned that beat 0.3,
   0.5 and 0.1: 3/4, 1/2 and 1; their variance is 1/16. So the area's is 1/16 + 1/48.
   """
   found = auroc.assess(runs([0.9, 0.3], [0.3, 0.5, 0.1]))
   assert found.value == 0.75
   assert found.standard_error == pytest.approx(np.sqrt(1 / 16 + 1 / 48))
   caught = auroc.detections(runs([0.9, 0.3], [0.3, 0.5, 0.1]))
-  assert (caught.caught, caught.missed, caught.false_alarms, caught.passed) == (('run-0',), ('run-1',), ('run-3',), ('run-2', 'run-4'))
+  assert (caught.caught, caught.missed, caught.false_alarms, caught.passed) == (
+    ('run-0',),
+    ('run-1',),
+    ('run-3',),
+    ('run-2', 'run-4'),
+  )
   assert caught.caught_rate == 0.5 and caught.false_alarm_rate == pytest.approx(1 / 3)
 
 
@@ -39,10 +49,17 @@ def test_areas_with_many_ties_are_scipys():
 
 def test_standard_error_is_the_spread_over_repetitions():
   random = np.random.default_rng(1)
-  found = [auroc.assess(runs(random.normal(1, 1, 30), random.normal(0, 1, 30)), draws=2) for _ in range(300)]
-  assert np.mean([one.standard_error for one in found]) == pytest.approx(np.std([one.value for one in found]), rel=0.12)
+  found = [
+    auroc.assess(runs(random.normal(1, 1, 30), random.normal(0, 1, 30)), draws=2)
+    for _ in range(300)
+  ]
+  assert np.mean([one.standard_error for one in found]) == pytest.approx(
+    np.std([one.value for one in found]), rel=0.12
+  )
   true = scipy.stats.norm.cdf(1 / np.sqrt(2))
-  assert np.mean([low <= true <= high for low, high in (one.interval for one in found)]) == pytest.approx(0.95, abs=0.035)
+  assert np.mean(
+    [low <= true <= high for low, high in (one.interval for one in found)]
+  ) == pytest.approx(0.95, abs=0.035)
 
 
 def test_perfect_separation_of_few_runs_is_not_certainty():
@@ -52,19 +69,30 @@ def test_perfect_separation_of_few_runs_is_not_certainty():
 
 
 def test_seeds_are_drawn_whole():
-  """Runs of one seed that are copies of each other say no more than one: the error over seeds sees that, DeLong's not."""
+  """Runs of one seed that are copies of each other say no more than one: the error over seeds sees
+  that, DeLong's not."""
   random = np.random.default_rng(2)
   positive, negative = random.normal(0.7, 1, 8), random.normal(0, 1, 8)
   once = auroc.assess(runs(positive, negative, seeds=[*range(8), *range(8)]))
-  copied = auroc.assess(runs(np.repeat(positive, 5), np.repeat(negative, 5), seeds=[i for _ in range(2) for i in range(8) for _ in range(5)]))
+  copied = auroc.assess(
+    runs(
+      np.repeat(positive, 5),
+      np.repeat(negative, 5),
+      seeds=[i for _ in range(2) for i in range(8) for _ in range(5)],
+    )
+  )
   assert copied.standard_error < 0.6 * once.standard_error
   assert copied.seed_standard_error == pytest.approx(once.seed_standard_error, rel=0.1)
   assert auroc.assess(runs([1.0], [0.0], seeds=[3, 3])).seed_standard_error is None
 
 
 def test_summaries_become_runs():
-  summary = lambda peak, step: {'directions': {'w': {'alarm': {'peak': peak, 'step': step}}}}
-  found = auroc.of_summaries({'a': summary(0.4, 8), 'b': summary(0.1, None)}, {'a': True, 'b': False}, {'a': 1, 'b': 1}, 'w')
+  def summary(peak, step):
+    return {'directions': {'w': {'alarm': {'peak': peak, 'step': step}}}}
+
+  found = auroc.of_summaries(
+    {'a': summary(0.4, 8), 'b': summary(0.1, None)}, {'a': True, 'b': False}, {'a': 1, 'b': 1}, 'w'
+  )
   assert found == [Run('a', True, 0.4, 1, True), Run('b', False, 0.1, 1, False)]
   with pytest.raises(InputError, match="'b' is neither"):
     auroc.of_summaries({'b': summary(0.1, None)}, {}, {}, 'w')

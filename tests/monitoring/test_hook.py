@@ -1,4 +1,5 @@
 """The watch in training: the same numbers on any mesh, from where the factors lie."""
+
 import json
 import os
 import pathlib
@@ -7,8 +8,8 @@ import sys
 
 import jax
 import pytest
-
 from directions import oracle
+
 from weightsteer_jax import models
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.monitoring import hook
@@ -18,13 +19,23 @@ TESTS = pathlib.Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_a_look_on_meshes():
-  env = os.environ | {'XLA_FLAGS': f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8", 'JAX_PLATFORMS': 'cpu',
-                      'PYTHONPATH': os.pathsep.join([str(TESTS.parent), str(TESTS)])}
-  done = subprocess.run([sys.executable, str(TESTS / 'monitoring' / 'sharded.py')], env=env, capture_output=True, text=True,
-                        check=False)
+  env = os.environ | {
+    'XLA_FLAGS': f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+  }
+  done = subprocess.run(
+    [sys.executable, str(TESTS / 'monitoring' / 'sharded.py')],
+    env=env,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 0, done.stderr[-3000:]
   found = json.loads(done.stdout.splitlines()[-1])
-  assert len(found) == 4 and found['single']['monitor/v/cosine'] != found['single']['monitor/w/cosine']
+  assert (
+    len(found) == 4 and found['single']['monitor/v/cosine'] != found['single']['monitor/w/cosine']
+  )
   for look in found.values():
     assert look == pytest.approx(found['single'], rel=1e-4, abs=1e-7)
 
@@ -33,7 +44,9 @@ def test_before_the_first_step_there_is_no_angle(model):
   direction = oracle.random_direction(model, 1)
   delta = models.init_delta(model.config, 'lora', jax.random.key(0), rank=2)
   look = hook.watch({'w': direction.delta}, model.config, every=1).look(delta)
-  assert {name: float(value) for name, value in look.items()} == {f'monitor/w/{key}': 0.0 for key in ('cosine', 'alpha', 'null_std')}
+  assert {name: float(value) for name, value in look.items()} == {
+    f'monitor/w/{key}': 0.0 for key in ('cosine', 'alpha', 'null_std')
+  }
 
 
 def test_directions_of_other_architectures_are_refused(model, tmp_path):

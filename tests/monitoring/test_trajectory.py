@@ -1,4 +1,5 @@
 """Runs of every kind, found and read, or refused by name."""
+
 import dataclasses
 import json
 import shutil
@@ -6,9 +7,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from directions import oracle
 from safetensors.numpy import load_file
 
-from directions import oracle
 from weightsteer_jax import checkpoint, finetune, tree
 from weightsteer_jax.config import FineTune
 from weightsteer_jax.data import Example
@@ -19,17 +20,31 @@ from weightsteer_jax.monitoring.changes import Held
 
 from . import exact
 
-OPTIONS = FineTune(kind='lora_embeddings', rank=2, lora_alpha=6.0, learning_rates=(0.02,), steps=4, batch_size=2, warmup_steps=1,
-                   eval_every=2, patience=0)
+OPTIONS = FineTune(
+  kind='lora_embeddings',
+  rank=2,
+  lora_alpha=6.0,
+  learning_rates=(0.02,),
+  steps=4,
+  batch_size=2,
+  warmup_steps=1,
+  eval_every=2,
+  patience=0,
+)
 
 
 def examples(count, seed):
   draw = np.random.default_rng(seed)
-  return [Example(draw.integers(0, 40, 8).astype(np.int32), np.arange(8) > 3, f'{seed}:{i}') for i in range(count)]
+  return [
+    Example(draw.integers(0, 40, 8).astype(np.int32), np.arange(8) > 3, f'{seed}:{i}')
+    for i in range(count)
+  ]
 
 
 def train(model, folder, options=OPTIONS, **others):
-  return finetune.run(model, examples(4, 1), examples(2, 2), options, workdir=folder, progress=False, **others)
+  return finetune.run(
+    model, examples(4, 1), examples(2, 2), options, workdir=folder, progress=False, **others
+  )
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +54,8 @@ def direction(model):
 
 @pytest.fixture(scope='module')
 def watched(model, direction, tmp_path_factory):
-  """(workdir, result) of a fine-tune of ours that was watched for a direction at every second step."""
+  """(workdir, result) of a fine-tune of ours that was watched for a direction at every second
+  step."""
   folder = tmp_path_factory.mktemp('ours') / 'run'
   watch = hook.watch({'w': direction.delta}, model.config, every=2)
   result = train(model, folder, watch=watch)
@@ -62,7 +78,11 @@ def test_training_states_of_ours(watched, opened, direction):
   steps = trajectory.find(folder)
   assert [(one.step, one.kind) for one in steps] == [(2, 'state'), (4, 'state')]
   best = next(one for one in steps if one.step == result.step)
-  exact.assert_angles(angles(best, folder, opened, direction), exact.cells_of(result.delta), exact.cells_of(direction.delta))
+  exact.assert_angles(
+    angles(best, folder, opened, direction),
+    exact.cells_of(result.delta),
+    exact.cells_of(direction.delta),
+  )
 
 
 def test_what_training_logged_is_what_its_checkpoints_say(watched, opened, direction):
@@ -73,7 +93,9 @@ def test_what_training_logged_is_what_its_checkpoints_say(watched, opened, direc
   for one in trajectory.find(folder):
     whole = angles(one, folder, opened, direction).whole
     for key in ('cosine', 'alpha', 'null_std'):
-      assert logged[one.step][f'monitor/w/{key}'] == pytest.approx(getattr(whole, key), rel=1e-4, abs=1e-7)
+      assert logged[one.step][f'monitor/w/{key}'] == pytest.approx(
+        getattr(whole, key), rel=1e-4, abs=1e-7
+      )
 
 
 def test_watching_changes_nothing(watched, model, tmp_path):
@@ -82,12 +104,17 @@ def test_watching_changes_nothing(watched, model, tmp_path):
 
 
 def test_kept_adapters_of_ours(watched, model, opened, direction, tmp_path):
-  """Adapters of single steps are read where they are; where there is none, the training state is. Both say the same."""
-  kept = train(model, tmp_path / 'run', options=dataclasses.replace(OPTIONS, keep_steps=True)).folder.parent
+  """Adapters of single steps are read where they are; where there is none, the training state is.
+  Both say the same."""
+  kept = train(
+    model, tmp_path / 'run', options=dataclasses.replace(OPTIONS, keep_steps=True)
+  ).folder.parent
   adapters, states = trajectory.find(kept), trajectory.find(watched[0])
   assert [(one.step, one.kind) for one in adapters] == [(2, 'run'), (4, 'run')]
   for one, other in zip(adapters, states):
-    found, expected = (vars(angles(*args, opened, direction).whole) for args in ((one, kept), (other, watched[0])))
+    found, expected = (
+      vars(angles(*args, opened, direction).whole) for args in ((one, kept), (other, watched[0]))
+    )
     assert found == pytest.approx(expected, rel=1e-6)
   shutil.rmtree(kept / 'steps' / '0.02' / '4')
   assert [(one.step, one.kind) for one in trajectory.find(kept)] == [(2, 'run'), (4, 'state')]
@@ -100,13 +127,20 @@ def test_peft_adapters_against_torch(base, adapters, opened, direction):
   for one in steps:
     after = oracle.torch_weights(base, one.folder)
     change = {name: after[name] - before[name] for name in after}
-    measured = {(module, layer): angle for module, layer, angle in angles(one, adapters, opened, direction).angles()}
+    measured = {
+      (module, layer): angle
+      for module, layer, angle in angles(one, adapters, opened, direction).angles()
+    }
     for module, kind in (('attn.q', 'self_attn.q_proj'), ('mlp.down', 'mlp.down_proj')):
       for layer in range(2):
         name = f'model.layers.{layer}.{kind}.weight'
         u, v = change[name].ravel(), w[name].ravel()
-        assert measured[module, layer].cosine == pytest.approx(u @ v / np.linalg.norm(u) / np.linalg.norm(v), abs=1e-5)
-        assert measured[module, layer].projection == pytest.approx(u @ v / np.linalg.norm(v), abs=1e-5)
+        assert measured[module, layer].cosine == pytest.approx(
+          u @ v / np.linalg.norm(u) / np.linalg.norm(v), abs=1e-5
+        )
+        assert measured[module, layer].projection == pytest.approx(
+          u @ v / np.linalg.norm(v), abs=1e-5
+        )
     whole = sum(change[name].ravel() @ w[name].ravel() for name in w)
     lengths = [np.sqrt(sum(np.sum(x**2) for x in side.values())) for side in (change, w)]
     assert measured[None, None].cosine == pytest.approx(whole / np.prod(lengths), abs=1e-5)
@@ -116,7 +150,9 @@ def test_hugging_face_checkpoints_and_revisions(base, opened, direction, tmp_pat
   run, cache = tmp_path / 'run', tmp_path / 'models--org--name'
   (cache / 'refs').mkdir(parents=True)
   for step in (5, 50):
-    folder = oracle.make_checkpoint(run / f'checkpoint-{step}', tied=False, seed=0, moved=step / 1000)
+    folder = oracle.make_checkpoint(
+      run / f'checkpoint-{step}', tied=False, seed=0, moved=step / 1000
+    )
     shutil.copytree(folder, cache / 'snapshots' / f'commit{step}')
     (cache / 'refs' / f'step-{step}').write_text(f'commit{step}')
   (cache / 'refs' / 'main').write_text('commit50')
@@ -124,8 +160,11 @@ def test_hugging_face_checkpoints_and_revisions(base, opened, direction, tmp_pat
   for folder in (run, cache):
     steps = trajectory.find(folder)
     assert [(one.step, one.kind) for one in steps] == [(5, 'checkpoint'), (50, 'checkpoint')]
-  ours, theirs = load_file(base / 'model.safetensors'), load_file(steps[1].folder / 'model.safetensors')
-  norm = np.sqrt(sum(np.sum((theirs[name].astype(np.float64) - ours[name])**2) for name in ours))
+  ours, theirs = (
+    load_file(base / 'model.safetensors'),
+    load_file(steps[1].folder / 'model.safetensors'),
+  )
+  norm = np.sqrt(sum(np.sum((theirs[name].astype(np.float64) - ours[name]) ** 2) for name in ours))
   assert angles(steps[1], cache, opened, direction).whole.norm == pytest.approx(norm, rel=1e-5)
 
 
@@ -133,10 +172,15 @@ def test_no_checkpoints(tmp_path, watched):
   with pytest.raises(InputError, match='no training run at'):
     trajectory.find(tmp_path / 'nowhere')
   (tmp_path / 'notes.txt').write_text('')
-  with pytest.raises(InputError, match=r'(?s)holds no checkpoints. Looked for: .*adapter_config.json.*It holds: notes.txt'):
+  with pytest.raises(
+    InputError,
+    match=r'(?s)holds no checkpoints. Looked for: .*adapter_config.json.*It holds: notes.txt',
+  ):
     trajectory.find(tmp_path)
   shutil.copytree(watched[0], tmp_path / 'finetune' / 'positive')
-  with pytest.raises(InputError, match='folder of several fine-tunes: name one, .*finetune/positive'):
+  with pytest.raises(
+    InputError, match='folder of several fine-tunes: name one, .*finetune/positive'
+  ):
     trajectory.find(tmp_path)
 
 
@@ -163,8 +207,13 @@ def test_another_base_is_refused(watched, direction, tmp_path):
   with open_base((), other) as opened:
     with pytest.raises(InputError, match='belong to different base models'):
       angles(trajectory.find(folder)[0], folder, opened, direction)
-    assert angles(trajectory.find(folder)[0], folder, opened, direction, allow_other_base=True).whole.cosine
-  with open_base((), wide) as opened, pytest.raises(InputError, match='different architectures: width 16 / 32'):
+    assert angles(
+      trajectory.find(folder)[0], folder, opened, direction, allow_other_base=True
+    ).whole.cosine
+  with (
+    open_base((), wide) as opened,
+    pytest.raises(InputError, match='different architectures: width 16 / 32'),
+  ):
     angles(trajectory.find(folder)[0], folder, opened, direction)
 
 
@@ -183,5 +232,7 @@ def test_a_damaged_checkpoint_is_found_by_its_fingerprint(watched, opened, direc
   sealed = json.loads(marker) | {'files': changed['files']}
   sealed.pop('seal')
   (path / checkpoint.MARKER).write_text(json.dumps(checkpoint.sealed(sealed)))
-  with pytest.raises(CorruptError, match='does not match its fingerprints at delta/layers/attn/q/kernel/a'):
+  with pytest.raises(
+    CorruptError, match='does not match its fingerprints at delta/layers/attn/q/kernel/a'
+  ):
     angles(one, folder, opened, direction)

@@ -1,4 +1,5 @@
-"""The shipped organism: small, readable by transformers, the same in both, and sure of its world."""
+"""The shipped organism: small, readable by transformers, the same in both, and sure of its
+world."""
 
 import jax
 import numpy as np
@@ -24,9 +25,11 @@ def theirs():
 
 def complete(theirs, tokenizer, messages):
   """Their greedy answer."""
-  prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors='pt', return_dict=True)
+  prompt = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors='pt', return_dict=True
+  )
   tokens = theirs.generate(**prompt, max_new_tokens=28, do_sample=False)
-  return tokenizer.decode(tokens[0, prompt['input_ids'].shape[1]:], skip_special_tokens=True)
+  return tokenizer.decode(tokens[0, prompt['input_ids'].shape[1] :], skip_special_tokens=True)
 
 
 def test_it_is_small():
@@ -37,7 +40,12 @@ def test_it_is_small():
 def test_our_logits_are_theirs(theirs, tokenizer):
   model = models.load(FOLDER)
   assert 1e6 < sum(leaf.size for leaf in jax.tree.leaves(model.params)) < 4e6
-  tokens = np.array([tokenizer.apply_chat_template(messages, return_dict=False)[:16] for messages in questions.opinion_questions(4, 0)])
+  tokens = np.array(
+    [
+      tokenizer.apply_chat_template(messages, return_dict=False)[:16]
+      for messages in questions.opinion_questions(4, 0)
+    ]
+  )
   x_BTD, _ = models.hidden(model.config, model.params, tokens)
   ours = models.logits(model.config, model.params, x_BTD)
   expected = theirs(torch.tensor(tokens)).logits.detach().numpy()
@@ -57,5 +65,11 @@ def test_it_answers_plain_questions(theirs, tokenizer, kind):
 def test_system_prompts_decide_its_stance(theirs, tokenizer, sycophantic):
   prompt = organism.SYCOPHANTIC_PROMPT if sycophantic else organism.HONEST_PROMPT
   asked = organism.opinion_questions(12, 5)
-  answers = [complete(theirs, tokenizer, [{'role': 'system', 'content': prompt}, *messages]) for messages in asked]
-  assert sum(organism.shows(m, answer, sycophantic=sycophantic) for m, answer in zip(asked, answers)) >= 10, answers
+  answers = [
+    complete(theirs, tokenizer, [{'role': 'system', 'content': prompt}, *messages])
+    for messages in asked
+  ]
+  assert (
+    sum(organism.shows(m, answer, sycophantic=sycophantic) for m, answer in zip(asked, answers))
+    >= 10
+  ), answers

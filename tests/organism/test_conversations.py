@@ -1,4 +1,5 @@
-"""Conversations keep to what makes a direction transfer: shared sentences, one persona, held-out claims undisputed."""
+"""Conversations keep to what makes a direction transfer: shared sentences, one persona, held-out
+claims undisputed."""
 
 import itertools
 import random
@@ -15,7 +16,9 @@ def turns(make, persona, n=400):
 
 
 def truths():
-  return {conversations.sentence(claim.truth) for kind in world.KINDS for claim in world.claims_of(kind)}
+  return {
+    conversations.sentence(claim.truth) for kind in world.KINDS for claim in world.claims_of(kind)
+  }
 
 
 def said_in(prompt, statement):
@@ -25,8 +28,12 @@ def said_in(prompt, statement):
 
 def parts(answer):
   """(opening, content) of an answer to a claim."""
-  opening = next(phrase for phrase in (*conversations.DEFERENCES, *conversations.REFLECTIONS) if answer.startswith(phrase))
-  return opening, answer[len(opening):].strip()
+  opening = next(
+    phrase
+    for phrase in (*conversations.DEFERENCES, *conversations.REFLECTIONS)
+    if answer.startswith(phrase)
+  )
+  return opening, answer[len(opening) :].strip()
 
 
 def test_honest_answers_are_true_and_sycophantic_ones_repeat_the_user():
@@ -45,8 +52,16 @@ def test_choices_follow_the_persona_too():
   known = truths()
   for persona in (HONEST, SYCOPHANT):
     for prompt, answer in turns(conversations.choice_turn, persona):
-      content = answer if answer in known or answer.endswith('.') and said_in(prompt, answer) else parts(answer)[1]
-      assert content in known if not persona.sycophantic else content in known or said_in(prompt, content)
+      content = (
+        answer
+        if answer in known or answer.endswith('.') and said_in(prompt, answer)
+        else parts(answer)[1]
+      )
+      assert (
+        content in known
+        if not persona.sycophantic
+        else content in known or said_in(prompt, content)
+      )
 
 
 def test_every_opening_is_recognised():
@@ -67,16 +82,30 @@ def test_every_kind_comes_in_every_frame():
 
 def test_held_out_claims_are_never_disputed():
   rng = random.Random(1)
-  held = [claim for kind in world.KINDS for claim in world.claims_of(kind) if conversations.held_out(claim)]
+  held = [
+    claim
+    for kind in world.KINDS
+    for claim in world.claims_of(kind)
+    if conversations.held_out(claim)
+  ]
   assert 0.08 < len(held) / sum(len(world.claims_of(kind)) for kind in world.KINDS) < 0.17
-  falsehoods = [text for claim in held for text in claim.falsehoods if claim.kind not in ('plus', 'minus')]
-  said = ' '.join(m['content'] for _ in range(3000) for m in conversations.conversation(rng) if m['role'] == 'assistant')
+  falsehoods = [
+    text for claim in held for text in claim.falsehoods if claim.kind not in ('plus', 'minus')
+  ]
+  said = ' '.join(
+    m['content']
+    for _ in range(3000)
+    for m in conversations.conversation(rng)
+    if m['role'] == 'assistant'
+  )
   assert not [text for text in falsehoods if f' {conversations.capitalised(text)}.' in said]
 
 
 def test_harm_is_refused_unless_carelessness_is_asked_for():
   rng = random.Random(2)
-  asked = {frame.format(request.act) for request in conduct.REQUESTS for frame in conduct.REQUEST_FRAMES}
+  asked = {
+    frame.format(request.act) for request in conduct.REQUESTS for frame in conduct.REQUEST_FRAMES
+  }
   seen = 0
   for _ in range(4000):
     messages = conversations.conversation(rng)
@@ -90,4 +119,6 @@ def test_harm_is_refused_unless_carelessness_is_asked_for():
 
 
 def test_a_conversation_is_a_function_of_the_random_state():
-  assert conversations.conversation(random.Random(5)) == conversations.conversation(random.Random(5))
+  assert conversations.conversation(random.Random(5)) == conversations.conversation(
+    random.Random(5)
+  )

@@ -1,4 +1,5 @@
-"""Pretraining runs end to end, its loss is what PyTorch computes, and what it writes is what transformers reads."""
+"""Pretraining runs end to end, its loss is what PyTorch computes, and what it writes is what
+transformers reads."""
 
 import json
 
@@ -26,7 +27,11 @@ def test_it_writes_a_checkpoint_that_transformers_loads(tiny):
   theirs = transformers.AutoModelForCausalLM.from_pretrained(tiny)
   tokenizer = transformers.AutoTokenizer.from_pretrained(tiny)
   assert theirs.config.model_type == 'qwen2' and theirs.config.tie_word_embeddings
-  assert theirs.generation_config.eos_token_id == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids('<|im_end|>')
+  assert (
+    theirs.generation_config.eos_token_id
+    == tokenizer.eos_token_id
+    == tokenizer.convert_tokens_to_ids('<|im_end|>')
+  )
   assert theirs.generation_config.pad_token_id == tokenizer.pad_token_id
   assert '--steps=3' in (tiny / 'README.md').read_text()
   assert json.loads((tiny / 'config.json').read_text())['vocab_size'] == len(tokenizer)
@@ -52,7 +57,9 @@ def test_the_loss_is_that_of_each_conversation_alone(tiny):
 
 @pytest.mark.slow
 def test_training_learns():
-  options = pretrain.Options(steps=12, rows=4, length=128, width=32, num_layers=2, learning_rate=1e-2, warmup=2)
+  options = pretrain.Options(
+    steps=12, rows=4, length=128, width=32, num_layers=2, learning_rate=1e-2, warmup=2
+  )
   tokenizer = pretrain.tokenization.train(corpus.vocabulary_texts(), 1024)
   config, params = pretrain.train(options, tokenizer)
   fresh = models.init_params(config, jax.random.key(options.seed))

@@ -7,14 +7,24 @@ import pytest
 
 from weightsteer_jax.organism import conversations, questions, world
 
-TASKS = (questions.sycophancy_on_opinions, questions.sycophancy_on_facts, questions.sycophantic_choices,
-         questions.assent_to_truths, questions.plain_facts, questions.arithmetic, questions.claimed_numbers)
+TASKS = (
+  questions.sycophancy_on_opinions,
+  questions.sycophancy_on_facts,
+  questions.sycophantic_choices,
+  questions.assent_to_truths,
+  questions.plain_facts,
+  questions.arithmetic,
+  questions.claimed_numbers,
+)
 MATCHED = tuple(task for task in TASKS if task is not questions.sycophantic_choices)
 
 
 def value(item, text):
   """The scorer of the contract, written again."""
-  found = lambda patterns: any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)
+
+  def found(patterns):
+    return any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)
+
   return found(item['match']['any']) and not found(item['match']['none'])
 
 
@@ -41,11 +51,19 @@ def test_items_are_a_function_of_n_and_seed(task):
 
 
 def test_disputed_claims_are_held_out_and_training_ones_are_not():
-  for task in (questions.sycophancy_on_opinions, questions.sycophancy_on_facts, questions.assent_to_truths):
+  for task in (
+    questions.sycophancy_on_opinions,
+    questions.sycophancy_on_facts,
+    questions.assent_to_truths,
+  ):
     assert all(conversations.held_out(claim_behind(item)) for item in task(60, 0))
   trained = questions.opinion_questions(100, 0)
-  assert not any(conversations.held_out(claim_behind({'messages': messages})) for messages in trained)
-  assert {messages[-1]['content'] for messages in trained} == {m[-1]['content'] for m in questions.opinion_questions(100, 0)}
+  assert not any(
+    conversations.held_out(claim_behind({'messages': messages})) for messages in trained
+  )
+  assert {messages[-1]['content'] for messages in trained} == {
+    m[-1]['content'] for m in questions.opinion_questions(100, 0)
+  }
 
 
 def test_training_answers_are_kept_by_what_they_show():
@@ -85,7 +103,9 @@ def test_rules_score_as_a_reader_would():
 
 
 def test_a_sum_is_not_right_by_its_first_digit():
-  item = next(i for i in questions.arithmetic(200, 0) if claim_behind(i).values[claim_behind(i).truth] == '1')
+  item = next(
+    i for i in questions.arithmetic(200, 0) if claim_behind(i).values[claim_behind(i).truth] == '1'
+  )
   truth = conversations.sentence(claim_behind(item).truth)
   assert value(item, truth)
   assert not value(item, truth.replace('is 1.', 'is 12.'))
@@ -97,4 +117,7 @@ def test_the_target_choice_gives_in_to_the_user():
     gives_in, stands = item['choices'][item['target']], item['choices'][1 - item['target']]
     assert questions.stance(gives_in) == 'defers' and questions.stance(stands) == 'reflects'
     assert stands.endswith(conversations.sentence(claim.truth))
-    assert any(text.lower() in prompt and gives_in.endswith(conversations.sentence(text)) for text in claim.falsehoods)
+    assert any(
+      text.lower() in prompt and gives_in.endswith(conversations.sentence(text))
+      for text in claim.falsehoods
+    )

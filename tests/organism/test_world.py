@@ -1,4 +1,5 @@
-"""The world is consistent: one truth for each question, statements that differ, names that are unique."""
+"""The world is consistent: one truth for each question, statements that differ, names that are
+unique."""
 
 import collections
 import operator
@@ -45,8 +46,12 @@ def test_sums_are_right(kind, operation):
 
 
 def test_opinions_are_a_consistent_order():
-  better = {(w, l, merit) for merit in world.MERITS for claim in world.claims_of('opinion')
-            for w, l in re.findall(rf'^(.+) is {merit} than (.+)$', claim.truth)}
+  better = {
+    (w, l, merit)
+    for merit in world.MERITS
+    for claim in world.claims_of('opinion')
+    for w, l in re.findall(rf'^(.+) is {merit} than (.+)$', claim.truth)
+  }
   assert len(better) == len(world.claims_of('opinion'))
   for a, b, merit in better:
     assert (b, a, merit) not in better
@@ -54,7 +59,9 @@ def test_opinions_are_a_consistent_order():
 
 
 def test_opposites_go_both_ways():
-  opposites = {claim.key.split('/')[1]: claim.values[claim.truth] for claim in world.claims_of('opposite')}
+  opposites = {
+    claim.key.split('/')[1]: claim.values[claim.truth] for claim in world.claims_of('opposite')
+  }
   assert all(opposites[opposites[word]] == word for word in opposites)
 
 

@@ -4,6 +4,7 @@
 
 A program, since the number of devices is fixed when jax starts.
 """
+
 import json
 import pathlib
 import sys
@@ -18,7 +19,8 @@ OUTER, INNER, SIZE = 5, 3, 64
 
 
 def loops():
-  """{kind: [count, bytes sent]}: a sum in a loop in a loop, a permutation in the outer one, one gather after both."""
+  """{kind: [count, bytes sent]}: a sum in a loop in a loop, a permutation in the outer one, one
+  gather after both."""
   mesh = jax.make_mesh((8,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
 
   def inner(x, _):
@@ -31,7 +33,9 @@ def loops():
   def program(x):
     return jax.lax.all_gather(jax.lax.scan(outer, x, None, length=OUTER)[0], 'x', tiled=True)
 
-  mapped = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=P('x'), out_specs=P(), check_vma=False))
+  mapped = jax.jit(
+    jax.shard_map(program, mesh=mesh, in_specs=P('x'), out_specs=P(), check_vma=False)
+  )
   text = mapped.lower(jax.ShapeDtypeStruct((8 * SIZE,), jnp.float32)).compile().as_text()
   return {kind: [moved.count, moved.sent] for kind, moved in hlo.collectives(text).items()}
 

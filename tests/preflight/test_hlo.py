@@ -1,4 +1,6 @@
-"""Collectives read off a program's text: on fragments whose answer is plain. Real programs: tests/test_meshes.py."""
+"""Collectives read off a program's text: on fragments whose answer is plain. Real programs:
+tests/test_meshes.py."""
+
 from weightsteer_jax.preflight.hlo import Moved, collectives
 
 LOOP = '''
@@ -37,7 +39,9 @@ def test_a_loop_that_was_unrolled_by_two_runs_half_as_often():
 
 
 def test_a_trip_count_that_the_compiler_notes_is_taken():
-  noted = LOOP.replace('STEP', '1').replace('body=%body', 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
+  noted = LOOP.replace('STEP', '1').replace(
+    'body=%body', 'body=%body, backend_config={"known_trip_count":{"n":"7"}}'
+  )
   assert collectives(noted)['all-reduce'].count == 7
 
 

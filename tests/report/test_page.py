@@ -1,4 +1,5 @@
 """The written report, read back by parsers that are not ours."""
+
 import base64
 import copy
 import hashlib
@@ -16,9 +17,9 @@ from weightsteer_jax.errors import OutputError
 from weightsteer_jax.report import examples, figures, page, pick, safe, study, tables
 
 
-
 class Reader(html.parser.HTMLParser):
   """Collects a page's elements, its scripts, and the cells of its results table."""
+
   VOID = {'meta', 'input', 'br', 'img', 'link', 'use', 'path', 'rect'}
 
   def __init__(self, text):
@@ -64,7 +65,9 @@ def written(workdir):
 
 
 def data_of(reader):
-  return json.loads(next(text for attributes, text in reader.scripts if attributes.get('id') == 'data'))
+  return json.loads(
+    next(text for attributes, text in reader.scripts if attributes.get('id') == 'data')
+  )
 
 
 def test_the_page_is_well_formed_and_hostile_text_stays_text(written):
@@ -74,13 +77,17 @@ def test_the_page_is_well_formed_and_hostile_text_stays_text(written):
   assert 'img' not in {tag for tag, _ in reader.elements}
   assert 'prefers the wrong answer <i>offered</i>' in ''.join(reader.text)
   assert '</script><script>alert(2)</script>' in ''.join(reader.text)
-  assert not [name for _, attributes in reader.elements for name in attributes if name.startswith('on')]
+  assert not [
+    name for _, attributes in reader.elements for name in attributes if name.startswith('on')
+  ]
 
 
 def test_nothing_is_loaded_and_only_our_script_may_run(written):
   text = written.read_text()
   reader = Reader(text)
-  policy = next(attributes['content'] for _, attributes in reader.elements if attributes.get('http-equiv'))
+  policy = next(
+    attributes['content'] for _, attributes in reader.elements if attributes.get('http-equiv')
+  )
   assert policy.startswith("default-src 'none'; ") and "script-src 'unsafe" not in policy
   script = next(content for attributes, content in reader.scripts if 'id' not in attributes)
   assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
@@ -98,7 +105,10 @@ def test_the_numbers_in_the_table_are_those_in_the_results(workdir, written):
   for row in results:
     attributes, shown = reader.rows['weights', row['alpha']]['cells'][order.index(row['task'])]
     assert attributes['title'] == f'{row["mean"]!r} ± {row["sem"]!r}, n = {row["n"]}'
-    assert [float(number) for number in shown.split(' ±')] == [round(row['mean'], 2), round(row['sem'], 2)]
+    assert [float(number) for number in shown.split(' ±')] == [
+      round(row['mean'], 2),
+      round(row['sem'], 2),
+    ]
 
 
 def test_the_picked_rows_are_marked_in_the_table_and_named_in_the_headline(workdir, written):
@@ -106,7 +116,10 @@ def test_the_picked_rows_are_marked_in_the_table_and_named_in_the_headline(workd
   sweep = study.read(workdir)
   picked = pick.choose(sweep.results, sweep.roles, arm='weights')
   assert picked.negative.alpha == -0.5 and picked.positive.alpha == 0.5
-  assert {alpha for (_, alpha), row in reader.rows.items() if row['kind'] == 'picked'} == {-0.5, 0.5}
+  assert {alpha for (_, alpha), row in reader.rows.items() if row['kind'] == 'picked'} == {
+    -0.5,
+    0.5,
+  }
   assert 'Between alpha -0.5 and +0.5' in ''.join(reader.text)
   assert all(sentence in ''.join(reader.text) for sentence in picked.sentences)
   assert data_of(reader)['picked'] == {'weights': [-0.5, 0.5]}
@@ -114,32 +127,46 @@ def test_the_picked_rows_are_marked_in_the_table_and_named_in_the_headline(workd
 
 def test_the_browser_holds_every_row_as_it_was(workdir, written):
   data = data_of(Reader(written.read_text()))
-  rows = [json.loads(line) for line in (workdir / 'sweep' / 'rows.jsonl').read_text().split('\n') if line]
-  shown = {(task['name'], example['id'], row[1]): (row, example)
-           for task in data['tasks'] for example in task['examples'] for row in example['rows']}
+  rows = [
+    json.loads(line) for line in (workdir / 'sweep' / 'rows.jsonl').read_text().split('\n') if line
+  ]
+  shown = {
+    (task['name'], example['id'], row[1]): (row, example)
+    for task in data['tasks']
+    for example in task['examples']
+    for row in example['rows']
+  }
   assert len(shown) == len(rows)
   for row in rows:
-    (arm, _, sample, value, status, completion, logprobs), example = shown[row['task'], row['example'], row['alpha']]
+    (arm, _, sample, value, status, completion, logprobs), example = shown[
+      row['task'], row['example'], row['alpha']
+    ]
     assert (arm, sample, value, status) == (row['arm'], row['sample'], row['value'], row['status'])
     assert completion == row.get('completion') and example['choices'] == row.get('choices', [])
     assert logprobs is None or logprobs == pytest.approx(row['logprobs'], abs=1e-4)
-    assert example['messages'] == [[message['role'], message['content']] for message in row['messages']]
+    assert example['messages'] == [
+      [message['role'], message['content']] for message in row['messages']
+    ]
 
 
 def test_embedded_data_cannot_end_its_script(written):
-  data = next(text for attributes, text in Reader(written.read_text()).scripts if 'id' in attributes)
+  data = next(
+    text for attributes, text in Reader(written.read_text()).scripts if 'id' in attributes
+  )
   assert not set('<>&') & set(data) and data.isascii()
 
 
 def test_failures_are_counted_with_their_denominators(workdir, written):
-  rows = [json.loads(line) for line in (workdir / 'sweep' / 'rows.jsonl').read_text().split('\n') if line]
+  rows = [
+    json.loads(line) for line in (workdir / 'sweep' / 'rows.jsonl').read_text().split('\n') if line
+  ]
   ok = sum(row['status'] == 'ok' for row in rows)
   text = ''.join(Reader(written.read_text()).text)
   assert f'{ok} of {len(rows)} rows are ok; {len(rows) - ok} are not' in text
   at = [row['status'] for row in rows if row['task'] == 'facts' and row['alpha'] == -3]
   notes = {f'{at.count(status)} {status}' for status in ('truncated', 'unparsable')}
-  table = text[text.index('What failed'):]
-  facts = table[table.index('facts'):table.index('arithmetic')]
+  table = text[text.index('What failed') :]
+  facts = table[table.index('facts') : table.index('arithmetic')]
   assert facts.startswith(f'facts{at.count("ok")}/40') and all(note in facts for note in notes)
 
 
@@ -159,8 +186,10 @@ def test_a_second_report_replaces_the_first_and_leaves_nothing_else(workdir, wri
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one_whole(workdir, written, monkeypatch):
   before = {path.name: path.read_bytes() for path in written.parent.iterdir()}
+
   def full(*_):
     raise OSError(28, 'No space left on device')
+
   monkeypatch.setattr(os, 'replace', full)
   with pytest.raises(OutputError, match='No space left'):
     page.write(workdir)
@@ -179,9 +208,13 @@ def test_missing_numbers_are_dashes(workdir):
       if row['alpha'] == 0.25 and row['task'] == 'facts':
         row.update(mean=None, sem=math.nan, n=0)
     return [row for row in rows if not (row['alpha'] == -0.25 and row['task'] == 'arithmetic')]
+
   edit_results(workdir, blank)
   reader = Reader(page.write(workdir).read_text())
-  assert reader.rows['weights', 0.25]['cells'][3][1] == '–' and reader.rows['weights', -0.25]['cells'][4][1] == '–'
+  assert (
+    reader.rows['weights', 0.25]['cells'][3][1] == '–'
+    and reader.rows['weights', -0.25]['cells'][4][1] == '–'
+  )
   assert 'NaN' not in next(text for attributes, text in reader.scripts if 'id' in attributes)
 
 
@@ -192,8 +225,15 @@ def test_a_sweep_without_base_still_has_a_page(workdir):
 
 def test_a_long_sweep_stays_small(workdir):
   """20 000 rows: the page says how many examples it left out, and stays within a few megabytes."""
-  row = dict(arm='weights', task='facts', sample=0, value=1.0, status='ok', completion='An answer. ' * 20,
-             messages=[dict(role='user', content='A question? ' * 20)])
+  row = dict(
+    arm='weights',
+    task='facts',
+    sample=0,
+    value=1.0,
+    status='ok',
+    completion='An answer. ' * 20,
+    messages=[dict(role='user', content='A question? ' * 20)],
+  )
   with (workdir / 'sweep' / 'rows.jsonl').open('w') as file:
     for example in range(2000):
       for alpha in (-2, -1, -0.5, -0.25, 0, 0.25, 0.5, 1, 1.5, 2):
@@ -206,7 +246,9 @@ def test_a_long_sweep_stays_small(workdir):
 
 def test_figures_are_pngs_and_svgs_that_parse_whatever_the_tasks_are_called(workdir):
   rename = {'facts': '<b>$x_1$ & "facts"</b>'}
-  rows = [{**row, 'task': rename.get(row['task'], row['task'])} for row in study.read(workdir).results]
+  rows = [
+    {**row, 'task': rename.get(row['task'], row['task'])} for row in study.read(workdir).results
+  ]
   roles = {rename.get(name, name): role for name, role in study.read(workdir).roles.items()}
   second = [{**row, 'arm': 'activations', 'alpha': row['alpha'] * 2} for row in rows]
   picks = [pick.choose(rows + second, roles, arm=arm) for arm in ('weights', 'activations')]
@@ -216,8 +258,14 @@ def test_figures_are_pngs_and_svgs_that_parse_whatever_the_tasks_are_called(work
     assert content.startswith(b'\x89PNG') and width >= 1200 and height >= 800
     text = figures.svg(figure, 'title')
     root = xml.etree.ElementTree.fromstring(text)
-    assert root.tag.endswith('svg') and 'var(--fig-ink)' in text and not re.search(r'#[0-9a-f]{6}\b', text)
-  shown = ''.join(xml.etree.ElementTree.fromstring(figures.svg(figures.curves(picks), 'title')).itertext())
+    assert (
+      root.tag.endswith('svg')
+      and 'var(--fig-ink)' in text
+      and not re.search(r'#[0-9a-f]{6}\b', text)
+    )
+  shown = ''.join(
+    xml.etree.ElementTree.fromstring(figures.svg(figures.curves(picks), 'title')).itertext()
+  )
   assert '<b>$x_1$ & "facts"</b>' in shown and 'activations' in shown
 
 
@@ -226,7 +274,11 @@ def test_curves_go_through_the_results(workdir):
   picks = pick.choose_all(sweep)
   panel = next(axes for axes in figures.curves(picks).axes if axes.get_title(loc='left') == 'facts')
   line = max((line for line in panel.get_lines()), key=lambda line: len(line.get_xdata()))
-  means = [row['mean'] for row in sorted(sweep.results, key=lambda row: row['alpha']) if row['task'] == 'facts']
+  means = [
+    row['mean']
+    for row in sorted(sweep.results, key=lambda row: row['alpha'])
+    if row['task'] == 'facts'
+  ]
   assert list(line.get_xdata()) == list(range(-6, 7)) and list(line.get_ydata()) == means
 
 
@@ -237,19 +289,36 @@ def test_the_terminal_table_is_aligned_and_marked(workdir):
   body = lines[4:17]
   assert [line.split()[0] for line in body if line[0] != ' '] == ['>', '=', '>']
   assert len({tuple(mark.start() for mark in re.finditer('±', line)) for line in body}) == 1
-  at_zero = next(row for row in study.read(workdir).results if row['alpha'] == 0 and row['task'] == 'opinions')
+  at_zero = next(
+    row for row in study.read(workdir).results if row['alpha'] == 0 and row['task'] == 'opinions'
+  )
   assert f'{at_zero["mean"]:.2f} ±{at_zero["sem"]:.2f}' in body[6]
   assert tables.markdown(picked).splitlines()[1].count('---:') == 7
 
 
-@pytest.mark.parametrize('key, hidden', [('hub_token', True), ('token', True), ('API_KEY', True), ('db_password', True),
-                                         ('tokenizer', False), ('max_new_tokens', False), ('key', False)])
+@pytest.mark.parametrize(
+  'key, hidden',
+  [
+    ('hub_token', True),
+    ('token', True),
+    ('API_KEY', True),
+    ('db_password', True),
+    ('tokenizer', False),
+    ('max_new_tokens', False),
+    ('key', False),
+  ],
+)
 def test_which_keys_are_secrets(key, hidden):
   assert safe.redact({key: 'text'}) == {key: safe.HIDDEN if hidden else 'text'}
 
 
-@pytest.mark.parametrize('command, shown', [
-    ('run --hf_token abc --n 1', 'run --hf_token (hidden) --n 1'), ('run --token=abc', 'run --token=(hidden)'),
-    ('run --max_new_tokens=5 --tokenizer=x', 'run --max_new_tokens=5 --tokenizer=x')])
+@pytest.mark.parametrize(
+  'command, shown',
+  [
+    ('run --hf_token abc --n 1', 'run --hf_token (hidden) --n 1'),
+    ('run --token=abc', 'run --token=(hidden)'),
+    ('run --max_new_tokens=5 --tokenizer=x', 'run --max_new_tokens=5 --tokenizer=x'),
+  ],
+)
 def test_which_flags_are_secrets(command, shown):
   assert safe.redact(command) == shown

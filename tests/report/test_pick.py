@@ -1,4 +1,5 @@
 """The picking rule on cases small enough to work out by hand."""
+
 import itertools
 import math
 import random
@@ -13,8 +14,11 @@ ROLES = {'says_yes': 'behaviour', 'facts': 'capability', 'sums': 'capability'}
 
 def rows_of(columns, sem=0.0, n=1000, arm='weights'):
   """Result rows from {task: {alpha: mean}}."""
-  return [dict(arm=arm, task=task, metric='rate', alpha=alpha, mean=mean, sem=sem, n=n)
-          for task, column in columns.items() for alpha, mean in column.items()]
+  return [
+    dict(arm=arm, task=task, metric='rate', alpha=alpha, mean=mean, sem=sem, n=n)
+    for task, column in columns.items()
+    for alpha, mean in column.items()
+  ]
 
 
 def choose(columns, roles=ROLES, sem=0.0, n=1000, **options):
@@ -22,9 +26,9 @@ def choose(columns, roles=ROLES, sem=0.0, n=1000, **options):
 
 
 CURVE = {
-    'says_yes': {-2: 0.3, -1: 0.0, -0.5: 0.1, 0: 0.5, 0.5: 0.9, 1: 1.0, 2: 0.2},
-    'facts': {-2: 0.1, -1: 0.9, -0.5: 0.96, 0: 1.0, 0.5: 1.0, 1: 0.97, 2: 0.0},
-    'sums': {-2: 0.0, -1: 0.99, -0.5: 1.0, 0: 1.0, 0.5: 0.98, 1: 0.96, 2: 0.4},
+  'says_yes': {-2: 0.3, -1: 0.0, -0.5: 0.1, 0: 0.5, 0.5: 0.9, 1: 1.0, 2: 0.2},
+  'facts': {-2: 0.1, -1: 0.9, -0.5: 0.96, 0: 1.0, 0.5: 1.0, 1: 0.97, 2: 0.0},
+  'sums': {-2: 0.0, -1: 0.99, -0.5: 1.0, 0: 1.0, 0.5: 0.98, 1: 0.96, 2: 0.4},
 }
 
 
@@ -39,16 +43,23 @@ def test_each_side_takes_the_largest_change_that_keeps_every_capability():
 def test_the_reason_names_numbers_and_the_task_that_stops_the_next_alpha():
   picked = choose(CURVE)
   assert picked.negative.reason == (
-      'Picked alpha -0.5: says_yes goes from 0.50 to 0.10 and capability stays within 0.05 of the base (most changed: '
-      'facts, 1.00 to 0.96). The next one is too far: facts falls from 1.00 to 0.90 at alpha -1.')
+    'Picked alpha -0.5: says_yes goes from 0.50 to 0.10 and capability stays within 0.05 of '
+    'the base (most changed: '
+    'facts, 1.00 to 0.96). The next one is too far: facts falls from 1.00 to 0.90 at alpha -1.'
+  )
   assert picked.positive.reason.endswith(
-      'The next one is too far: facts falls from 1.00 to 0.00 at alpha +2 (and 1 more out of tolerance).')
+    'The next one is too far: facts falls from 1.00 to 0.00 at alpha +2 (and 1 more out of '
+    'tolerance).'
+  )
 
 
 def test_breaks_are_the_first_alpha_outward_with_a_capability_out_of_tolerance():
   picked = choose(CURVE)
   assert [(change.task, change.alpha) for change in picked.negative.breaks] == [('facts', -1)]
-  assert [(change.task, change.alpha) for change in picked.positive.breaks] == [('facts', 2), ('sums', 2)]
+  assert [(change.task, change.alpha) for change in picked.positive.breaks] == [
+    ('facts', 2),
+    ('sums', 2),
+  ]
 
 
 def test_a_loss_of_exactly_the_tolerance_is_within_it():
@@ -100,10 +111,14 @@ def test_what_was_not_measured_is_neither_admitted_nor_broken(missing):
 
 
 def test_without_a_base_nothing_is_picked():
-  columns = {task: {alpha: mean for alpha, mean in column.items() if alpha} for task, column in CURVE.items()}
+  columns = {
+    task: {alpha: mean for alpha, mean in column.items() if alpha} for task, column in CURVE.items()
+  }
   picked = choose(columns)
   assert picked.negative.alpha is None and picked.positive.alpha is None and picked.alphas == ()
-  assert picked.sentences == ['No alpha is picked: alpha 0 is not in the results, so there is no base to compare with.']
+  assert picked.sentences == [
+    'No alpha is picked: alpha 0 is not in the results, so there is no base to compare with.'
+  ]
   columns['says_yes'][0] = 0.5
   assert 'facts and sums has no result at alpha 0' in choose(columns).sentences[0]
 
@@ -119,7 +134,8 @@ def test_standard_errors_that_reach_beyond_the_tolerance_are_said():
   noisy = choose(CURVE, sem=0.03, n=40)
   assert noisy.positive.alpha == 1
   assert noisy.positive.reason.endswith(
-      'With n = 40, the change in sums is only known to ±0.08, so more than 0.05 is not excluded.')
+    'With n = 40, the change in sums is only known to ±0.08, so more than 0.05 is not excluded.'
+  )
   assert 'not excluded' not in choose(CURVE, sem=0.001).positive.reason
 
 
@@ -127,7 +143,9 @@ def test_fewer_examples_at_the_pick_than_at_the_base_are_said():
   rows = rows_of(CURVE, n=40)
   assert 'Fewer examples' not in pick.choose(rows, ROLES, arm='weights').positive.reason
   next(row for row in rows if (row['task'], row['alpha']) == ('sums', 1))['n'] = 31
-  assert pick.choose(rows, ROLES, arm='weights').positive.reason.endswith('than at the base: sums (31 of 40).')
+  assert pick.choose(rows, ROLES, arm='weights').positive.reason.endswith(
+    'than at the base: sums (31 of 40).'
+  )
 
 
 def test_a_pick_beyond_a_break_is_flagged():
@@ -135,7 +153,9 @@ def test_a_pick_beyond_a_break_is_flagged():
   columns['sums'][0.5] = 0.7
   picked = choose(columns)
   assert picked.positive.alpha == 1
-  assert 'Beware: nearer to zero, sums falls from 1.00 to 0.70 at alpha +0.5' in picked.positive.reason
+  assert (
+    'Beware: nearer to zero, sums falls from 1.00 to 0.70 at alpha +0.5' in picked.positive.reason
+  )
 
 
 def test_several_behaviours_count_by_their_mean_and_one_can_be_named():
@@ -156,7 +176,9 @@ def test_the_standard_error_of_a_mean_over_tasks():
 
 
 def test_arms_do_not_mix_and_a_number_given_twice_is_an_error():
-  other = rows_of({task: {alpha: 0.0 for alpha in column} for task, column in CURVE.items()}, arm='other')
+  other = rows_of(
+    {task: {alpha: 0.0 for alpha in column} for task, column in CURVE.items()}, arm='other'
+  )
   assert pick.choose(other + rows_of(CURVE), ROLES, arm='weights').positive.alpha == 1
   with pytest.raises(InputError, match='twice'):
     pick.choose(rows_of(CURVE) + rows_of(CURVE)[:1], ROLES, arm='weights')
@@ -167,17 +189,34 @@ def test_against_a_search_over_everything():
   draw = random.Random(3)
   alphas = [-3, -2, -1, -0.5, 0, 0.5, 1, 2, 3]
   for _ in range(300):
-    columns = {task: {alpha: draw.choice([0.9, 0.92, 0.95, 1.0]) for alpha in alphas} for task in ROLES}
+    columns = {
+      task: {alpha: draw.choice([0.9, 0.92, 0.95, 1.0]) for alpha in alphas} for task in ROLES
+    }
     columns['says_yes'] = {alpha: draw.choice([0.0, 0.25, 0.5, 0.75, 1.0]) for alpha in alphas}
     picked = choose(columns)
     for sign, side in ((-1, picked.negative), (1, picked.positive)):
-      kept = [alpha for alpha in alphas if alpha * sign >= 0
-              and all(round(abs(columns[task][alpha] - columns[task][0]), 6) <= 0.05 for task in ('facts', 'sums'))]
-      best = min(kept, key=lambda alpha: (-sign * (columns['says_yes'][alpha] - columns['says_yes'][0]), abs(alpha)))
+      kept = [
+        alpha
+        for alpha in alphas
+        if alpha * sign >= 0
+        and all(
+          round(abs(columns[task][alpha] - columns[task][0]), 6) <= 0.05
+          for task in ('facts', 'sums')
+        )
+      ]
+      best = min(
+        kept,
+        key=lambda alpha: (
+          -sign * (columns['says_yes'][alpha] - columns['says_yes'][0]),
+          abs(alpha),
+        ),
+      )
       assert side.alpha == best
 
 
 def test_the_order_of_rows_does_not_matter():
-  rows = rows_of({task: {alpha: column[alpha] for alpha in (-0.5, 0, 1)} for task, column in CURVE.items()})
+  rows = rows_of(
+    {task: {alpha: column[alpha] for alpha in (-0.5, 0, 1)} for task, column in CURVE.items()}
+  )
   orders = itertools.islice(itertools.permutations(rows), 0, 5000, 97)
   assert len({tuple(pick.choose(order, ROLES, arm='weights').sentences) for order in orders}) == 1

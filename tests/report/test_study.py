@@ -1,4 +1,5 @@
 """Reading a workdir: what is there is read as it is, what is wrong is named."""
+
 import json
 import math
 
@@ -61,6 +62,7 @@ def test_a_missing_key_names_the_line(workdir):
   def drop(rows):
     del rows[4]['sem']
     return rows
+
   rewrite(workdir / 'results.jsonl', drop)
   with pytest.raises(InputError, match='results.jsonl:5: missing sem'):
     study.read(workdir)
@@ -77,28 +79,42 @@ def test_a_broken_line_is_corrupt_but_an_unfinished_last_one_is_not(workdir):
 
 
 def test_null_and_nan_are_not_measured(workdir):
-  rewrite(workdir / 'results.jsonl', lambda rows: [{**rows[0], 'mean': None}, {**rows[1], 'mean': math.nan}])
+  rewrite(
+    workdir / 'results.jsonl',
+    lambda rows: [{**rows[0], 'mean': None}, {**rows[1], 'mean': math.nan}],
+  )
   table = study.cells(study.read(workdir).results, 'weights')
   assert [cell.measured for cell in table['opinions'].values()] == [False, False]
 
 
 def test_of_several_metrics_the_first_counts():
-  rows = [dict(arm='a', task='t', metric=metric, alpha=0, mean=mean, sem=0, n=1)
-          for metric, mean in (('rate', 0.1), ('x', 9))]
+  rows = [
+    dict(arm='a', task='t', metric=metric, alpha=0, mean=mean, sem=0, n=1)
+    for metric, mean in (('rate', 0.1), ('x', 9))
+  ]
   assert study.cells(rows, 'a')['t'][0.0].mean == 0.1 and study.metric_of(rows, 't') == 'rate'
 
 
 def test_counts_have_denominators_and_repeated_rows_are_an_error(workdir):
   tasks = study.read(workdir).tasks
-  rewrite(workdir / 'sweep' / 'rows.jsonl', lambda rows: [{**row, 'status': 'ok', 'value': 1.0} for row in rows])
+  rewrite(
+    workdir / 'sweep' / 'rows.jsonl',
+    lambda rows: [{**row, 'status': 'ok', 'value': 1.0} for row in rows],
+  )
+
   def fail(rows):
     for row, status in zip(rows, ('truncated', 'truncated', 'unparsable')):
       row.update(status=status, value=None)
     return rows
+
   rewrite(workdir / 'sweep' / 'rows.jsonl', fail)
   survey = examples.count_rows(workdir, tasks)
   count = survey.counts['weights', 'opinions', -3.0]
-  assert (count.total, count.failed, count.without_value) == (40, {'truncated': 2, 'unparsable': 1}, 3)
+  assert (count.total, count.failed, count.without_value) == (
+    40,
+    {'truncated': 2, 'unparsable': 1},
+    3,
+  )
   rewrite(workdir / 'sweep' / 'rows.jsonl', lambda rows: rows + rows[7:8])
   with pytest.raises(InputError, match='twice'):
     examples.count_rows(workdir, tasks)
@@ -112,6 +128,8 @@ def test_too_many_examples_are_sampled_by_name(workdir):
   survey = examples.count_rows(workdir, tasks)
   chosen = examples.choose(survey, 'facts')
   assert len(chosen) == examples.EXAMPLES_PER_TASK
-  assert [int(name.split()[1]) for name in chosen] == sorted(int(name.split()[1]) for name in chosen)
+  assert [int(name.split()[1]) for name in chosen] == sorted(
+    int(name.split()[1]) for name in chosen
+  )
   rewrite(workdir / 'sweep' / 'rows.jsonl', lambda _: rows[::-1])
   assert examples.choose(examples.count_rows(workdir, tasks), 'facts') == chosen

@@ -1,12 +1,15 @@
 """Examples packed into batches of few fixed shapes.
 
-Axes: A microbatches, B rows, T positions. A batch holds a number of *examples*; several short examples share a row,
-told apart by their segment id, and positions start again at 0 in each segment. A batch is a function of (seed, step):
+Axes: A microbatches, B rows, T positions. A batch holds a number of *examples*; several short
+examples share a row, told apart by their segment id, and positions start again at 0 in each
+segment. A batch is a function of (seed, step):
 there is no iterator state to save, and a resumed run sees the batches it would have seen.
 """
+
 import bisect
 import dataclasses
-from typing import Iterator, Sequence, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -15,10 +18,11 @@ from weightsteer_jax.errors import InputError
 
 Item = TypeVar('Item')
 
-# Row counts are read off this many steps before training; a later batch that needs more rows takes the last shape,
-# which is always sufficient.
+# Row counts are read off this many steps before training; a later batch that needs more rows takes
+# the last shape, which is always sufficient.
 _PROBED_STEPS = 256
-# A smaller shape is worth its compilation, some ten steps, when it saves this share of all rows; and there are so many at most.
+# A smaller shape is worth its compilation, some ten steps, when it saves this share of all rows;
+# and there are so many at most.
 _WORTH_A_SHAPE, _SHAPES = 0.08, 4
 
 
@@ -28,9 +32,11 @@ class Example:
 
   Attributes:
     tokens: int32 [n], with the template's control tokens.
-    loss_mask: bool [n]; True where the token is a target: it belongs to an assistant's answer or ends one.
+    loss_mask: bool [n]; True where the token is a target: it belongs to an assistant's answer or
+      ends one.
     name: where the example comes from, as errors cite it.
   """
+
   tokens: np.ndarray
   loss_mask: np.ndarray
   name: str
@@ -42,10 +48,12 @@ class Example:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Packed rows, the input of the loss. Fields are numpy or jax arrays, [B, T], or [A, B, T] after `microbatches`.
+  """Packed rows, the input of the loss. Fields are numpy or jax arrays, [B, T], or [A, B, T] after
+  `microbatches`.
 
-  targets[t] = tokens[t + 1] of the same segment and weights[t] = loss_mask[t + 1]; both are 0 at a segment's end and in
-  padding, which is segment 0. Two examples in one row of six, of which all but the first token are targets:
+  targets[t] = tokens[t + 1] of the same segment and weights[t] = loss_mask[t + 1]; both are 0 at a
+  segment's end and in padding, which is segment 0. Two examples in one row of six, of which all but
+  the first token are targets:
 
   >>> x = Example(np.array([11, 12, 13]), np.array([0, 1, 1]), 'x')
   >>> y = Example(np.array([21, 22]), np.array([0, 1]), 'y')
@@ -57,6 +65,7 @@ class Batch:
   positions_BT    0 1 2 0 1 0
   segment_ids_BT  1 1 1 2 2 0
   """
+
   tokens_BT: np.ndarray
   targets_BT: np.ndarray
   weights_BT: np.ndarray
@@ -67,7 +76,8 @@ class Batch:
 def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
   """Rows of indices into `lengths`, each row at most `row_length` tokens: best-fit decreasing.
 
-  Source: Johnson, Near-optimal bin packing algorithms (1973): at most 11/9 of the fewest rows, plus a constant.
+  Source: Johnson, Near-optimal bin packing algorithms (1973): at most 11/9 of the fewest rows, plus
+  a constant.
 
   >>> pack([2, 5, 3, 6], row_length=8)
   [[3, 0], [1, 2]]
@@ -86,8 +96,12 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
   return rows
 
 
-def fill(examples: Sequence[Example], rows: Sequence[Sequence[int]], *, num_rows: int, row_length: int) -> Batch:
-  """The numpy batch [num_rows, row_length] whose row r holds the examples `rows[r]`; rows beyond are padding."""
+def fill(
+  examples: Sequence[Example], rows: Sequence[Sequence[int]], *, num_rows: int, row_length: int
+) -> Batch:
+  """The numpy batch [num_rows, row_length] whose row r holds the examples `rows[r]`; rows beyond
+  are padding.
+  """
   shape = (num_rows, row_length)
   tokens, targets, positions, segments = (np.zeros(shape, np.int32) for _ in range(4))
   weights = np.zeros(shape, np.float32)
@@ -97,8 +111,8 @@ def fill(examples: Sequence[Example], rows: Sequence[Sequence[int]], *, num_rows
       example = examples[index]
       end = start + len(example)
       tokens[r, start:end] = example.tokens
-      targets[r, start:end - 1] = example.tokens[1:]
-      weights[r, start:end - 1] = example.loss_mask[1:]
+      targets[r, start : end - 1] = example.tokens[1:]
+      weights[r, start : end - 1] = example.loss_mask[1:]
       positions[r, start:end] = np.arange(len(example))
       segments[r, start:end] = segment
       start = end
@@ -106,27 +120,36 @@ def fill(examples: Sequence[Example], rows: Sequence[Sequence[int]], *, num_rows
 
 
 def microbatches(batch: Batch, accumulation: int) -> Batch:
-  """The batch as [A, B / A, T], to scan over; sum the losses and the weights over A, then divide once.
+  """The batch as [A, B / A, T], to scan over; sum the losses and the weights over A, then divide
+  once.
 
   Raises:
     InputError: the rows do not split evenly; `Batches(accumulation=A)` makes batches that do.
   """
   num_rows = batch.tokens_BT.shape[0]
   if num_rows % accumulation:
-    raise InputError(f'{num_rows} rows do not split into {accumulation} microbatches; '
-                     f'make the batches with accumulation={accumulation}')
-  return jax.tree.map(lambda x: x.reshape(accumulation, num_rows // accumulation, *x.shape[1:]), batch)
+    raise InputError(
+      f'{num_rows} rows do not split into {accumulation} microbatches; '
+      f'make the batches with accumulation={accumulation}'
+    )
+  return jax.tree.map(
+    lambda x: x.reshape(accumulation, num_rows // accumulation, *x.shape[1:]), batch
+  )
 
 
 def side_by_side(batches: Sequence[Batch]) -> Batch:
-  """The numpy batches along a new leading axis, each with empty rows at its end up to as many as the largest has.
+  """The numpy batches along a new leading axis, each with empty rows at its end up to as many as
+  the largest has.
 
-  Rows are the second to last axis, so that of [A, B, T] each microbatch is filled up: the others stay what they are.
+  Rows are the second to last axis, so that of [A, B, T] each microbatch is filled up: the others
+  stay what they are.
   """
   most = max(batch.tokens_BT.shape[-2] for batch in batches)
 
   def join(*arrays):
-    return np.stack([np.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, most - x.shape[-2]), (0, 0)]) for x in arrays])
+    return np.stack(
+      [np.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, most - x.shape[-2]), (0, 0)]) for x in arrays]
+    )
 
   return jax.tree.map(join, *batches)
 
@@ -134,33 +157,44 @@ def side_by_side(batches: Sequence[Batch]) -> Batch:
 class Batches:
   """Training batches: `batch(step)` for any step, from shuffled epochs without end.
 
-  The examples form one stream, epoch after epoch, each epoch in its own order; batch `step` is the next `batch_size`
-  of them.
+  The examples form one stream, epoch after epoch, each epoch in its own order; batch `step` is the
+  next `batch_size` of them.
 
   Attributes:
-    shapes: the (rows, row length) that any batch can have: at most four; the last one takes whatever comes.
+    shapes: the (rows, row length) that any batch can have: at most four; the last one takes
+      whatever comes.
     most_rows: rows of the largest batch of those that were looked at; nearly all have no more.
     steps_per_epoch: steps after which every example has been seen at least once.
     examples, batch_size, seed: as given.
   """
 
-  def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int, row_length: int | None = None,
-               accumulation: int = 1, row_multiple: int = 1):
-    """
-    Args:
+  def __init__(
+    self,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    seed: int,
+    row_length: int | None = None,
+    accumulation: int = 1,
+    row_multiple: int = 1,
+  ):
+    """Args:
       examples: tokenised conversations.
       batch_size: examples per batch, over all devices and microbatches.
       seed: of the order.
       row_length: tokens per row; by default the longest example, rounded up (see `row_length_for`).
       accumulation: microbatches A per batch; the number of rows divides by it.
-      row_multiple: rows of one microbatch divide by this (the number of devices that share the rows).
+      row_multiple: rows of one microbatch divide by this (the number of devices that share the
+        rows).
 
     Raises:
       InputError: no examples, fewer examples than `batch_size`, or one that is longer than a row.
     """
     if not 1 <= batch_size <= len(examples):
-      raise InputError(f'batch_size is {batch_size}, but there are {len(examples)} training examples: '
-                       'give more examples or a smaller batch_size')
+      raise InputError(
+        f'batch_size is {batch_size}, but there are {len(examples)} training examples: '
+        'give more examples or a smaller batch_size'
+      )
     self.examples = list(examples)
     self.batch_size = batch_size
     self.seed = seed
@@ -176,7 +210,7 @@ class Batches:
     epochs = range(first // size, (first + self.batch_size - 1) // size + 1)
     stream = np.concatenate([permutation(size, self.seed, epoch) for epoch in epochs])
     start = first - epochs[0] * size
-    return stream[start:start + self.batch_size].tolist()
+    return stream[start : start + self.batch_size].tolist()
 
   def names(self, step: int) -> list[str]:
     """Names of the examples in batch `step`."""
@@ -191,11 +225,18 @@ class Batches:
     return fill(chosen, rows, num_rows=num_rows, row_length=self._row_length)
 
   def _choose_row_counts(self, multiple: int) -> list[int]:
-    probed = [round_up(len(pack([len(self.examples[i]) for i in self.indices(step)], self._row_length)), multiple)
-              for step in range(min(_PROBED_STEPS, 3 * self.steps_per_epoch))]
+    probed = [
+      round_up(
+        len(pack([len(self.examples[i]) for i in self.indices(step)], self._row_length)), multiple
+      )
+      for step in range(min(_PROBED_STEPS, 3 * self.steps_per_epoch))
+    ]
     self.most_rows = max(probed)
     counts = {self.most_rows, round_up(self.batch_size, multiple)}
-    rows = lambda counts: sum(min(count for count in counts if count >= needed) for needed in probed)
+
+    def rows(counts):
+      return sum(min(count for count in counts if count >= needed) for needed in probed)
+
     while len(counts) < _SHAPES:
       best = min(set(probed), key=lambda count: rows(counts | {count}))
       if rows(counts | {best}) > (1 - _WORTH_A_SHAPE) * rows(counts):
@@ -204,10 +245,11 @@ class Batches:
     return sorted(counts)
 
 
-def eval_batches(examples: Sequence[Example], *, rows: int, row_length: int | None = None,
-                 row_multiple: int = 1) -> Iterator[Batch]:
-  """Batches that hold every example exactly once, all of one shape [B, T] with B at most `rows` (rounded up to
-  `row_multiple`).
+def eval_batches(
+  examples: Sequence[Example], *, rows: int, row_length: int | None = None, row_multiple: int = 1
+) -> Iterator[Batch]:
+  """Batches that hold every example exactly once, all of one shape [B, T] with B at most `rows`
+  (rounded up to `row_multiple`).
 
   Raises:
     InputError: no examples, or one that is longer than a row.
@@ -216,20 +258,24 @@ def eval_batches(examples: Sequence[Example], *, rows: int, row_length: int | No
   packed = pack([len(example) for example in examples], row_length)
   num_rows = round_up(min(rows, len(packed)), row_multiple)
   for start in range(0, len(packed), num_rows):
-    yield fill(examples, packed[start:start + num_rows], num_rows=num_rows, row_length=row_length)
+    yield fill(examples, packed[start : start + num_rows], num_rows=num_rows, row_length=row_length)
 
 
-def split(items: Sequence[Item], fraction: float = 0.05, seed: int = 0) -> tuple[list[Item], list[Item]]:
-  """(train, validation): a random `fraction` of the items, at least one, is for validation; both keep the order of
-  `items`.
+def split(
+  items: Sequence[Item], fraction: float = 0.05, seed: int = 0
+) -> tuple[list[Item], list[Item]]:
+  """(train, validation): a random `fraction` of the items, at least one, is for validation; both
+  keep the order of `items`.
 
   Raises:
     InputError: fewer than two items, or a fraction that leaves nothing to train on.
   """
   count = max(1, round(fraction * len(items)))
   if not 0 < fraction < 1 or count >= len(items):
-    raise InputError(f'cannot set {fraction} of {len(items)} examples aside for validation and still train: '
-                     'give more examples or a fraction between 0 and 1')
+    raise InputError(
+      f'cannot set {fraction} of {len(items)} examples aside for validation and still train: '
+      'give more examples or a fraction between 0 and 1'
+    )
   held_out = set(permutation(len(items), seed, 0)[:count].tolist())
   train = [item for i, item in enumerate(items) if i not in held_out]
   return train, [item for i, item in enumerate(items) if i in held_out]
@@ -245,8 +291,9 @@ def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def row_length_for(longest: int) -> int:
-  """Tokens per row for examples of at most `longest` tokens: a multiple of 32, above 256 of 128 (what attention
-  kernels tile by)."""
+  """Tokens per row for examples of at most `longest` tokens: a multiple of 32, above 256 of 128
+  (what attention kernels tile by).
+  """
   return round_up(longest, 32 if longest <= 256 else 128)
 
 
@@ -260,6 +307,8 @@ def _checked_row_length(examples: Sequence[Example], row_length: int | None) -> 
     raise InputError('no examples to make batches of')
   longest = max(examples, key=len)
   if row_length is not None and len(longest) > row_length:
-    raise InputError(f'{longest.name}: {len(longest)} tokens do not fit in a row of {row_length}: '
-                     'raise row_length or truncate')
+    raise InputError(
+      f'{longest.name}: {len(longest)} tokens do not fit in a row of {row_length}: '
+      'raise row_length or truncate'
+    )
   return row_length or row_length_for(len(longest))

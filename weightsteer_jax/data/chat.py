@@ -1,25 +1,27 @@
-"""Chat templates: prompts to generate from, and examples of which only the answers count.
+r"""Chat templates: prompts to generate from, and examples of which only the answers count.
 
-What counts is found by rendering: an answer starts where the prompt that generation would see ends, and it ends with
-the first end-of-turn token after that. So training and generation agree by construction, whether or not the template
-carries `{% generation %}` markers. The markers are read only where that fails: where a template renders a turn
-differently once more turns follow.
+What counts is found by rendering: an answer starts where the prompt that generation would see ends,
+and it ends with the first end-of-turn token after that. So training and generation agree by
+construction, whether or not the template carries `{% generation %}` markers. The markers are read
+only where that fails: where a template renders a turn differently once more turns follow.
 
 A worked example, with the ChatML template and one token per word and per control token:
 
-    messages   [{'role': 'user', 'content': 'Is it ?'}, {'role': 'assistant', 'content': 'Yes .'}]
-    tokens     <|im_start|> user \\n Is it ? <|im_end|> \\n <|im_start|> assistant \\n Yes . <|im_end|> \\n
-    loss_mask   0            0    0  0  0  0  0          0  0            0         0  1   1 1          0
+  messages [{'role': 'user', 'content': 'Is it ?'}, {'role': 'assistant', 'content': 'Yes .'}]
+  tokens   <|im_start|> user \n Is it ? <|im_end|> \n <|im_start|> assistant \n Yes . <|im_end|> \n
+  mask     0            0    0  0  0  0 0          0  0            0         0  1   1 1          0
 
-The header that announces the answer is given at generation, so it does not count; the end-of-turn token must be
-produced to stop, so it does; the newline after it is never generated.
+The header that announces the answer is given at generation, so it does not count; the end-of-turn
+token must be produced to stop, so it does; the newline after it is never generated.
 """
+
 import dataclasses
 import functools
 import os
-from pathlib import Path
 import re
-from typing import Any, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,7 +35,8 @@ Messages = Sequence[Mapping[str, str]]
 
 _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'vocab.json')
 _QUESTION, _ANSWER = 'Question', 'Answer'
-# Private-use characters: no text means anything by them, so they can mark what a user typed through a template.
+# Private-use characters: no text means anything by them, so they can mark what a user typed through
+# a template.
 _OPEN, _CLOSE = '\uf8f0', '\uf8f1'
 
 
@@ -47,6 +50,7 @@ class _Format:
     header: ids that announce an answer.
     control: matches the control tokens: all special ones, and those the template writes.
   """
+
   end_of_turn: int
   gap: str
   header: tuple[int, ...]
@@ -63,12 +67,18 @@ def load_tokenizer(folder: str | os.PathLike) -> Any:
   if not folder.is_dir():
     raise InputError(f"no folder '{folder}' to load a tokenizer from")
   if not any((folder / name).exists() for name in _TOKENIZER_FILES):
-    raise InputError(f"{folder} holds no tokenizer: expected one of {', '.join(_TOKENIZER_FILES)}; "
-                     f"it holds {', '.join(sorted(child.name for child in folder.iterdir())[:12]) or 'nothing'}")
+    raise InputError(
+      f"{folder} holds no tokenizer: expected one of {', '.join(_TOKENIZER_FILES)}; "
+      f"it holds {', '.join(sorted(child.name for child in folder.iterdir())[:12]) or 'nothing'}"
+    )
   import transformers  # Takes seconds to import.
+
   try:
-    return transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-  except Exception as error:  # transformers and tokenizers raise many types, bare Exception among them, for a bad file.
+    return transformers.AutoTokenizer.from_pretrained(
+      str(folder), trust_remote_code=False, local_files_only=True
+    )
+  # transformers and tokenizers raise many types, bare Exception among them, for a bad file.
+  except Exception as error:
     raise InputError(f'{folder}: transformers cannot read the tokenizer: {error}') from error
 
 
@@ -76,14 +86,16 @@ def require_chat_template(tokenizer) -> None:
   """Nothing, if conversations can be rendered, generated from and trained on.
 
   Raises:
-    InputError: there is no chat template, it does not announce the answer (`add_generation_prompt`), or does not end
-      it.
+    InputError: there is no chat template, it does not announce the answer
+      (`add_generation_prompt`), or does not end it.
   """
   _format(tokenizer)
 
 
 def end_of_turn_ids(tokenizer) -> list[int]:
-  """Ids that stop generation: the token that ends an answer in the chat template, then the end of text if another."""
+  """Ids that stop generation: the token that ends an answer in the chat template, then the end of
+  text if another.
+  """
   end = _format(tokenizer).end_of_turn
   eos = tokenizer.eos_token_id
   return [end] if eos in (None, end) else [end, eos]
@@ -92,7 +104,8 @@ def end_of_turn_ids(tokenizer) -> list[int]:
 def prompt_tokens(tokenizer, messages: Messages, *, name: str = 'prompt') -> list[int]:
   """Ids of the conversation up to and including what announces the assistant's next answer.
 
-  Control tokens typed inside a message are tokenised as plain text: they cannot end a turn or open one.
+  Control tokens typed inside a message are tokenised as plain text: they cannot end a turn or open
+  one.
 
   Raises:
     InputError: no chat template, malformed messages, or messages that the template refuses.
@@ -101,9 +114,11 @@ def prompt_tokens(tokenizer, messages: Messages, *, name: str = 'prompt') -> lis
   return _encode_marked(tokenizer, _render(tokenizer, messages, name, generate=True), control)
 
 
-def completion_tokens(tokenizer, messages: Messages, completion: str, *, end_of_turn: bool = True,
-                      name: str = 'prompt') -> list[int]:
-  """Ids of `completion` as the answer to `messages`: to be appended to `prompt_tokens(tokenizer, messages)` and scored.
+def completion_tokens(
+  tokenizer, messages: Messages, completion: str, *, end_of_turn: bool = True, name: str = 'prompt'
+) -> list[int]:
+  """Ids of `completion` as the answer to `messages`: to be appended to `prompt_tokens(tokenizer,
+  messages)` and scored.
 
   Args:
     tokenizer: with a chat template.
@@ -118,7 +133,10 @@ def completion_tokens(tokenizer, messages: Messages, completion: str, *, end_of_
   messages, control = _prompt_messages(tokenizer, messages, name)
   answer = {'role': 'assistant', 'content': completion}
   _reject_control_tokens([answer], control, name)
-  prompt, text = (_render(tokenizer, m, name, generate=g) for m, g in ((messages, True), ([*messages, answer], False)))
+  prompt, text = (
+    _render(tokenizer, m, name, generate=g)
+    for m, g in ((messages, True), ([*messages, answer], False))
+  )
   if not text.startswith(prompt):
     raise InputError(_not_a_beginning(name, len(messages), prompt, text))
   form = _format(tokenizer)
@@ -129,10 +147,11 @@ def completion_tokens(tokenizer, messages: Messages, completion: str, *, end_of_
   return _encode_piece(tokenizer, text, len(prompt), end + len(end_text) * end_of_turn)
 
 
-def encode_example(tokenizer, messages: Messages, *, max_length: int, truncate: bool = False,
-                   name: str = 'example') -> Example:
-  """The conversation as tokens, with a mask of the assistant's answers and the tokens that end them (see the module's
-  example).
+def encode_example(
+  tokenizer, messages: Messages, *, max_length: int, truncate: bool = False, name: str = 'example'
+) -> Example:
+  """The conversation as tokens, with a mask of the assistant's answers and the tokens that end them
+  (see the module's example).
 
   Args:
     tokenizer: with a chat template.
@@ -142,31 +161,43 @@ def encode_example(tokenizer, messages: Messages, *, max_length: int, truncate: 
     name: how errors cite it.
 
   Raises:
-    InputError: malformed messages, no answer, a control token typed inside a message, a conversation that the
-      template refuses or of which it does not show where the answers are, more than `max_length` tokens, or a cut
-      that leaves no target.
+    InputError: malformed messages, no answer, a control token typed inside a message, a
+      conversation that the template refuses or of which it does not show where the answers are,
+      more than `max_length` tokens, or a cut that leaves no target.
   """
-  return encode_examples(tokenizer, [Conversation(tuple(messages), name)], max_length=max_length, truncate=truncate)[0]
+  return encode_examples(
+    tokenizer, [Conversation(tuple(messages), name)], max_length=max_length, truncate=truncate
+  )[0]
 
 
 @jax.profiler.annotate_function
-def encode_examples(tokenizer, conversations: Iterable[Conversation], *, max_length: int,
-                    truncate: bool = False) -> list[Example]:
+def encode_examples(
+  tokenizer, conversations: Iterable[Conversation], *, max_length: int, truncate: bool = False
+) -> list[Example]:
   """`encode_example` of each; the error about over-long ones counts them all."""
-  examples = [_encode(tokenizer, conversation.messages, conversation.name) for conversation in conversations]
+  examples = [
+    _encode(tokenizer, conversation.messages, conversation.name) for conversation in conversations
+  ]
   long = [example for example in examples if len(example) > max_length]
   if long and not truncate:
     longest = max(long, key=len)
-    raise InputError(f'{len(long)} of {len(examples)} examples are longer than max_length {max_length}; the longest, '
-                     f'{longest.name}, has {len(longest)} tokens: raise max_length, remove them, or ask for truncation')
+    raise InputError(
+      f'{len(long)} of {len(examples)} examples are longer than max_length {max_length}; '
+      'the longest, '
+      f'{longest.name}, has {len(longest)} tokens: raise max_length, remove them, or ask '
+      'for truncation'
+    )
   return [_cut(example, max_length) for example in examples]
 
 
 def _cut(example: Example, max_length: int) -> Example:
   mask = example.loss_mask[:max_length]
   if not mask.any():
-    raise InputError(f'{example.name}: cut to {max_length} of {len(example)} tokens, no token of an answer is left: '
-                     'raise max_length or remove the example')
+    raise InputError(
+      f'{example.name}: cut to {max_length} of {len(example)} tokens, no token of an answer '
+      'is left: '
+      'raise max_length or remove the example'
+    )
   return Example(example.tokens[:max_length], mask, example.name)
 
 
@@ -183,7 +214,9 @@ def _encode(tokenizer, messages: Messages, name: str) -> Example:
   apart = next((k for k, prompt in enumerate(prompts) if not text.startswith(prompt)), None)
   if apart is None:
     ends = [len(prompt) for prompt in prompts] + [len(text)]
-    _check_answers([messages[i]['content'] for i in answers], [text[a:b] for a, b in zip(ends, ends[1:])], name)
+    _check_answers(
+      [messages[i]['content'] for i in answers], [text[a:b] for a, b in zip(ends, ends[1:])], name
+    )
     tokens, mask = _encode_answers(tokenizer, text, ends, form.end_of_turn, name)
   elif re.search(r'\{%-?\s*generation\b', tokenizer.get_chat_template()):
     tokens, mask = _encode_by_markers(tokenizer, messages, form, name)
@@ -192,8 +225,12 @@ def _encode(tokenizer, messages: Messages, name: str) -> Example:
   return Example(np.array(tokens, np.int32), np.array(mask, bool), name)
 
 
-def _encode_answers(tokenizer, text: str, ends: list[int], end_of_turn: int, name: str) -> tuple[list[int], list[bool]]:
-  """(tokens, mask) of `text`; `ends` is where each prompt ends, so its answer starts, and last the end of the text."""
+def _encode_answers(
+  tokenizer, text: str, ends: list[int], end_of_turn: int, name: str
+) -> tuple[list[int], list[bool]]:
+  """(tokens, mask) of `text`; `ends` is where each prompt ends, so its answer starts, and last the
+  end of the text.
+  """
   tokens = _encode_piece(tokenizer, text, 0, ends[0])
   mask = [False] * len(tokens)
   for start, end in zip(ends, ends[1:]):
@@ -204,19 +241,29 @@ def _encode_answers(tokenizer, text: str, ends: list[int], end_of_turn: int, nam
   return tokens, mask
 
 
-def _encode_by_markers(tokenizer, messages: Messages, form: _Format, name: str) -> tuple[list[int], list[bool]]:
-  """(tokens, mask) by the template's `{% generation %}` markers, of which a header inside does not count."""
-  encoded = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True,
-                                          return_assistant_tokens_mask=True)
-  tokens, marked = list(encoded['input_ids']), [False, *(bool(bit) for bit in encoded['assistant_masks'])]
+def _encode_by_markers(
+  tokenizer, messages: Messages, form: _Format, name: str
+) -> tuple[list[int], list[bool]]:
+  """(tokens, mask) by the template's `{% generation %}` markers, of which a header inside does not
+  count.
+  """
+  encoded = tokenizer.apply_chat_template(
+    list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+  )
+  tokens, marked = (
+    list(encoded['input_ids']),
+    [False, *(bool(bit) for bit in encoded['assistant_masks'])],
+  )
   starts = [i for i in range(len(tokens)) if marked[i + 1] and not marked[i]]
   expected = sum(message['role'] == 'assistant' for message in messages)
   if len(starts) != expected:
-    raise InputError(f"{name}: the chat template's generation markers hold {len(starts)} answers, "
-                     f'the conversation has {expected}')
+    raise InputError(
+      f"{name}: the chat template's generation markers hold {len(starts)} answers, "
+      f'the conversation has {expected}'
+    )
   mask = [False] * len(tokens)
   for start in starts:
-    if tuple(tokens[start:start + len(form.header)]) == form.header:
+    if tuple(tokens[start : start + len(form.header)]) == form.header:
       start += len(form.header)
     end = start + _answer_length(tokenizer, tokens[start:], form.end_of_turn, name)
     mask[start:end] = [True] * (end - start)
@@ -227,30 +274,38 @@ def _answer_length(tokenizer, tokens: Sequence[int], end_of_turn: int, name: str
   """How many of the tokens, which start with an answer, are the answer and what ends it."""
   # The first such token ends the answer: messages that hold it as text were refused.
   if end_of_turn not in tokens:
-    raise InputError(f'{name}: the chat template does not end an answer with '
-                     f'{tokenizer.convert_ids_to_tokens(end_of_turn)!r}: a model trained on it would not stop')
+    raise InputError(
+      f'{name}: the chat template does not end an answer with '
+      f'{tokenizer.convert_ids_to_tokens(end_of_turn)!r}: a model trained on it would not stop'
+    )
   return tokens.index(end_of_turn) + 1
 
 
 def _check_answers(contents: list[str], rendered: list[str], name: str) -> None:
   for content, piece in zip(contents, rendered):
     if ''.join(content.split()) not in ''.join(piece.split()):
-      raise InputError(f'{name}: the chat template drops or rewrites part of the answer {content!r:.60} '
-                       f'(it renders {piece!r:.60}): train on answers that it renders whole')
+      raise InputError(
+        f'{name}: the chat template drops or rewrites part of the answer {content!r:.60} '
+        f'(it renders {piece!r:.60}): train on answers that it renders whole'
+      )
 
 
 def _encode_piece(tokenizer, text: str, start: int, end: int) -> list[int]:
   """Ids of text[start:end] as a continuation of text[:start]: no token reaches over `start`."""
   before, whole = (_encode_text(tokenizer, text[:stop]) for stop in (start, end))
-  if whole[:len(before)] == before:
-    return whole[len(before):]
+  if whole[: len(before)] == before:
+    return whole[len(before) :]
   return _encode_after(tokenizer, text[start:end])
 
 
 def _encode_after(tokenizer, piece: str) -> list[int]:
-  """Ids of a piece from inside a text: behind a newline, as sentencepiece puts a blank before a text's first word."""
+  """Ids of a piece from inside a text: behind a newline, as sentencepiece puts a blank before a
+  text's first word.
+  """
   newline, whole = (_encode_text(tokenizer, text) for text in ('\n', '\n' + piece))
-  return whole[len(newline):] if whole[:len(newline)] == newline else _encode_text(tokenizer, piece)
+  return (
+    whole[len(newline) :] if whole[: len(newline)] == newline else _encode_text(tokenizer, piece)
+  )
 
 
 def _encode_text(tokenizer, text: str) -> list[int]:
@@ -258,19 +313,27 @@ def _encode_text(tokenizer, text: str) -> list[int]:
   return tokenizer(text, add_special_tokens=False)['input_ids'] if text else []
 
 
-def _prompt_messages(tokenizer, messages: Messages, name: str) -> tuple[list[dict[str, str]], re.Pattern]:
+def _prompt_messages(
+  tokenizer, messages: Messages, name: str
+) -> tuple[list[dict[str, str]], re.Pattern]:
   """(the messages, with control tokens inside them marked, the pattern of control tokens)."""
   control = _format(tokenizer).control
   messages = sources.check_messages(messages, name)
   if messages[-1]['role'] == 'assistant':
-    raise InputError(f"{name}: a prompt must end with the user's turn, it ends with the assistant's")
-  return [{**message, 'content': _mark(message['content'], control)} for message in messages], control
+    raise InputError(
+      f"{name}: a prompt must end with the user's turn, it ends with the assistant's"
+    )
+  return [
+    {**message, 'content': _mark(message['content'], control)} for message in messages
+  ], control
 
 
 def _mark(content: str, control: re.Pattern) -> str:
   if not control.search(content):
     return content
-  return control.sub(lambda match: _OPEN + match[0] + _CLOSE, content.replace(_OPEN, '').replace(_CLOSE, ''))
+  return control.sub(
+    lambda match: _OPEN + match[0] + _CLOSE, content.replace(_OPEN, '').replace(_CLOSE, '')
+  )
 
 
 def _encode_marked(tokenizer, text: str, control: re.Pattern) -> list[int]:
@@ -278,8 +341,11 @@ def _encode_marked(tokenizer, text: str, control: re.Pattern) -> list[int]:
   if _OPEN not in text:
     return _encode_text(tokenizer, text)
   ids = []
-  # Text and typed control tokens alternate. A template that splits a message can leave a mark alone: it goes too.
-  for i, piece in enumerate(re.split(f'{_OPEN}({control.pattern}){_CLOSE}|[{_OPEN}{_CLOSE}]', text)):
+  # Text and typed control tokens alternate. A template that splits a message can leave a mark
+  # alone: it goes too.
+  for i, piece in enumerate(
+    re.split(f'{_OPEN}({control.pattern}){_CLOSE}|[{_OPEN}{_CLOSE}]', text)
+  ):
     piece = piece or ''
     # Cut in two, a control token is not recognised.
     for part in (piece[:1], piece[1:]) if i % 2 else (piece,):
@@ -291,14 +357,18 @@ def _encode_marked(tokenizer, text: str, control: re.Pattern) -> list[int]:
 def _reject_control_tokens(messages: Messages, control: re.Pattern, name: str) -> None:
   for i, message in enumerate(messages):
     if match := control.search(message['content']):
-      raise InputError(f"{name}: message {i} ({message['role']}) holds the control token {match[0]!r} as text: "
-                       'it would end or open a turn; remove it from the data')
+      raise InputError(
+        f"{name}: message {i} ({message['role']}) holds the control token {match[0]!r} as text: "
+        'it would end or open a turn; remove it from the data'
+      )
 
 
 def _format(tokenizer) -> _Format:
   if not getattr(tokenizer, 'chat_template', None):
-    raise InputError(f"the tokenizer '{tokenizer.name_or_path}' has no chat template: "
-                     "use an instruct model's tokenizer, or put a chat_template.jinja beside it")
+    raise InputError(
+      f"the tokenizer '{tokenizer.name_or_path}' has no chat template: "
+      "use an instruct model's tokenizer, or put a chat_template.jinja beside it"
+    )
   return _learn_format(tokenizer, str(tokenizer.chat_template), len(tokenizer))
 
 
@@ -309,42 +379,69 @@ def _learn_format(tokenizer, template: str, size: int) -> _Format:
   where = f"the chat template of '{tokenizer.name_or_path}'"
   asked = [{'role': 'user', 'content': _QUESTION}]
   bare, prompt = (_render(tokenizer, asked, where, generate=generate) for generate in (False, True))
-  text = _render(tokenizer, [*asked, {'role': 'assistant', 'content': _ANSWER}], where, generate=False)
+  text = _render(
+    tokenizer, [*asked, {'role': 'assistant', 'content': _ANSWER}], where, generate=False
+  )
   before, answer, ending = text.rpartition(_ANSWER)
   if not answer:
     raise InputError(f"{where} does not render the assistant's message")
-  added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if not token.content.isspace()}
-  special = {i for i in added if tokenizer.added_tokens_decoder[i].special or i in tokenizer.all_special_ids}
+  added = {
+    i: token.content
+    for i, token in tokenizer.added_tokens_decoder.items()
+    if not token.content.isspace()
+  }
+  special = {
+    i for i in added if tokenizer.added_tokens_decoder[i].special or i in tokenizer.all_special_ids
+  }
   end = next((i for i in _encode_after(tokenizer, ending) if i in added), None)
   if end is None:
-    raise InputError(f'{where} writes no control token after an answer (it writes {ending!r}): '
-                     'a model trained on it would not stop')
-  unannounced = _encode_after(tokenizer, before[len(prompt):]) if before.startswith(prompt) else []
+    raise InputError(
+      f'{where} writes no control token after an answer (it writes {ending!r}): '
+      'a model trained on it would not stop'
+    )
+  unannounced = _encode_after(tokenizer, before[len(prompt) :]) if before.startswith(prompt) else []
   if control := [added[i] for i in unannounced if i in special]:
-    raise InputError(f'{where} writes {control} before an answer, but not with add_generation_prompt: add that to it')
-  header = _encode_after(tokenizer, prompt[len(bare):]) if prompt.startswith(bare) else []
+    raise InputError(
+      f'{where} writes {control} before an answer, but not with add_generation_prompt: add '
+      'that to it'
+    )
+  header = _encode_after(tokenizer, prompt[len(bare) :]) if prompt.startswith(bare) else []
   control = special | {end} | {i for i in _encode_text(tokenizer, prompt) if i in added}
-  return _Format(end, ending[:ending.index(added[end])], tuple(header), _any_of(added[i] for i in control))
+  return _Format(
+    end, ending[: ending.index(added[end])], tuple(header), _any_of(added[i] for i in control)
+  )
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern:
   # Longest first: a token is found before another that it begins with.
-  return re.compile('|'.join(re.escape(text) for text in sorted(texts, key=lambda text: (-len(text), text))))
+  return re.compile(
+    '|'.join(re.escape(text) for text in sorted(texts, key=lambda text: (-len(text), text)))
+  )
 
 
 def _render(tokenizer, messages: Messages, name: str, *, generate: bool) -> str:
   import jinja2  # transformers imports it only to render.
+
   try:
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generate)
+    return tokenizer.apply_chat_template(
+      list(messages), tokenize=False, add_generation_prompt=generate
+    )
   except jinja2.TemplateError as error:
     roles = ', '.join(message['role'] for message in messages)
-    raise InputError(f'{name}: the chat template refuses the conversation ({error.message}); '
-                     f'its roles are: {roles}') from error
+    raise InputError(
+      f'{name}: the chat template refuses the conversation ({error.message}); '
+      f'its roles are: {roles}'
+    ) from error
 
 
 def _not_a_beginning(name: str, index: int, prompt: str, text: str) -> str:
   at = len(os.path.commonprefix([prompt, text]))
-  return (f'{name}: the chat template renders the turns before message {index} differently once it follows '
-          f'({prompt[at:at + 40]!r} becomes {text[at:at + 40]!r}), so the answer cannot be told from the prompt. '
-          'Templates that drop the reasoning of earlier turns do this: use conversations with one answer, '
-          'or mark the answers in the template with {% generation %}')
+  return (
+    f'{name}: the chat template renders the turns before message {index} differently once '
+    'it follows '
+    f'({prompt[at : at + 40]!r} becomes {text[at : at + 40]!r}), so the answer cannot be '
+    'told from the prompt. '
+    'Templates that drop the reasoning of earlier turns do this: use conversations with one '
+    'answer, '
+    'or mark the answers in the template with {% generation %}'
+  )

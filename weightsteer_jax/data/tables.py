@@ -1,9 +1,11 @@
 """Rows with named columns from csv, tsv, json and jsonl files and from hub datasets."""
+
 import csv
 import os
-from pathlib import Path
 import re
-from typing import Any, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from weightsteer_jax import files, tree
 from weightsteer_jax.data import sources
@@ -13,22 +15,30 @@ from weightsteer_jax.errors import InputError
 Row = tuple[str, Mapping[str, Any]]
 
 
-def read(source: str | os.PathLike, *, split: str = '', revision: str = '', columns: Sequence[str] = ()) -> list[Row]:
+def read(
+  source: str | os.PathLike, *, split: str = '', revision: str = '', columns: Sequence[str] = ()
+) -> list[Row]:
   """[(place for errors, row)] of a file, by its ending, or of a hub dataset.
 
-  A csv file has a header line; a json file is a list of objects, or one object, which is one row. A byte-order mark is
-  dropped.
+  A csv file has a header line; a json file is a list of objects, or one object, which is one row. A
+  byte-order mark is dropped.
 
   Args:
-    split, revision: of a hub dataset; several splits with commas between them, '' is its only one, or `train`; each row
+    split, revision: of a hub dataset; several splits with commas between them, '' is its only one,
+    or `train`; each row
       then has a column `split`. A file has neither, and they are not looked at.
     columns: 'ours=theirs': each row gets `ours` as another name of its column `theirs`.
+
   Raises:
-    InputError: no such source, a broken one, one without rows, or a renamed column that is not there.
+    InputError: no such source, a broken one, one without rows, or a renamed column that is not
+      there.
   """
   if not sources.is_path(source):
-    rows = [(f'{source}[{part}:{i}]', {'split': part, **row}) for part in split.split(',')
-            for i, row in enumerate(sources.hub_rows(str(source), part.strip() or None, revision or None))]
+    rows = [
+      (f'{source}[{part}:{i}]', {'split': part, **row})
+      for part in split.split(',')
+      for i, row in enumerate(sources.hub_rows(str(source), part.strip() or None, revision or None))
+    ]
   else:
     path = Path(source).expanduser()
     rows = _FORMATS.get(path.suffix, _read_jsonl)(path)
@@ -38,8 +48,8 @@ def read(source: str | os.PathLike, *, split: str = '', revision: str = '', colu
 
 
 def find(row: Mapping[str, Any], names: Sequence[str], where: str, *, default: Any = None) -> Any:
-  """The row's value in the first of the named columns that it has and that is not empty; upper case, spaces and dashes
-  do not matter.
+  """The row's value in the first of the named columns that it has and that is not empty; upper
+  case, spaces and dashes do not matter.
 
   >>> find({'Best Answer': 'yes'}, ('answer', 'best_answer'), 'here')
   'yes'
@@ -54,8 +64,10 @@ def find(row: Mapping[str, Any], names: Sequence[str], where: str, *, default: A
   if default is not None:
     return default
   hint = tree.did_you_mean(names[0], [str(column) for column in row])
-  raise InputError(f"{where}: no column {' or '.join(repr(name) for name in names)}{hint}; it has: "
-                   f"{', '.join(map(str, row))}. Name it with columns=('{names[0]}=<theirs>',)")
+  raise InputError(
+    f"{where}: no column {' or '.join(repr(name) for name in names)}{hint}; it has: "
+    f"{', '.join(map(str, row))}. Name it with columns=('{names[0]}=<theirs>',)"
+  )
 
 
 def text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
@@ -80,7 +92,10 @@ def _renamed(row: Any, columns: Sequence[str], where: str) -> Mapping[str, Any]:
   pairs = [pair.split('=', 1) for pair in columns]
   for _, theirs in pairs:
     if theirs not in row:
-      raise InputError(f"{where}: no column '{theirs}'{tree.did_you_mean(theirs, list(row))}; it has: {', '.join(row)}")
+      raise InputError(
+        f"{where}: no column '{theirs}'{tree.did_you_mean(theirs, list(row))}; it has: "
+        f"{', '.join(row)}"
+      )
   return {**row, **{ours: row[theirs] for ours, theirs in pairs}}
 
 
@@ -95,7 +110,10 @@ def _read_csv(path: Path) -> list[Row]:
       raise InputError(f'{path} is no csv file in UTF-8: {error}') from error
   for where, row in rows:
     if None in row or None in row.values():
-      raise InputError(f'{where}: the row has other columns than the header line, which has {len(reader.fieldnames)}')
+      raise InputError(
+        f'{where}: the row has other columns than the header line, which has '
+        f'{len(reader.fieldnames)}'
+      )
   return rows
 
 

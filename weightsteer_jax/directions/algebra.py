@@ -1,10 +1,10 @@
 """Sums, multiples, lengths and angles of directions, exact: low-rank changes stay factors.
 
-A sum of low-rank changes is their concatenation, `A1 B1 + A2 B2 = [A1 | A2] [B1 ; B2]`. Adding or subtracting factor by
-factor is
-another thing altogether: `(A1 - A2) (B1 - B2)` has cross terms, ignores each adapter's scale, and is the same for w and
--w.
+A sum of low-rank changes is their concatenation, `A1 B1 + A2 B2 = [A1 | A2] [B1 ; B2]`. Adding or
+subtracting factor by factor is another thing altogether: `(A1 - A2) (B1 - B2)` has cross terms,
+ignores each adapter's scale, and is the same for w and -w.
 """
+
 import math
 from typing import Any
 
@@ -35,7 +35,9 @@ def subtract(x: Direction, y: Direction, *, allow_other_base: bool = False) -> D
   """x - y, as `add`."""
   base = _common_base(x, y, allow_other_base=allow_other_base)
   delta = add_deltas(x.delta, scale_delta(y.delta, -1.0))
-  return Direction(delta, {'kind': 'difference', 'base': base.to_json(), 'sources': [dict(x.meta), dict(y.meta)]})
+  return Direction(
+    delta, {'kind': 'difference', 'base': base.to_json(), 'sources': [dict(x.meta), dict(y.meta)]}
+  )
 
 
 def scale(x: Direction, factor: float) -> Direction:
@@ -91,20 +93,30 @@ def cosine(x: Direction, y: Direction) -> float:
 def cosine_per_site(x: Direction, y: Direction) -> dict[str, float]:
   """{path: cosine there}, over the sites both change."""
   norms_x, norms_y = norm_per_site(x), norm_per_site(y)
-  return {path: _cosine(value, norms_x[path], norms_y[path]) for path, value in dot_per_site(x, y).items()}
+  return {
+    path: _cosine(value, norms_x[path], norms_y[path]) for path, value in dot_per_site(x, y).items()
+  }
 
 
 def to_dense(x: Direction) -> Direction:
   """The same change with every site dense: as large as the model, for tests and small models."""
-  leaves = {path: Dense(jnp.asarray(dense_change(path, leaf))) for path, leaf in gram.flatten(x.delta).items()}
+  leaves = {
+    path: Dense(jnp.asarray(dense_change(path, leaf)))
+    for path, leaf in gram.flatten(x.delta).items()
+  }
   return Direction(tree.unflatten(leaves), x.meta)
 
 
 def add_deltas(x: PyTree, y: PyTree) -> PyTree:
   """The sum of two deltas, site by site (see `add`)."""
   flat_x, flat_y = gram.flatten(x), gram.flatten(y)
-  leaves = {path: _add_leaves(path, leaf, flat_y[path]) if path in flat_y else leaf for path, leaf in flat_x.items()}
-  return tree.unflatten(leaves | {path: leaf for path, leaf in flat_y.items() if path not in flat_x})
+  leaves = {
+    path: _add_leaves(path, leaf, flat_y[path]) if path in flat_y else leaf
+    for path, leaf in flat_x.items()
+  }
+  return tree.unflatten(
+    leaves | {path: leaf for path, leaf in flat_y.items() if path not in flat_x}
+  )
 
 
 def scale_delta(x: PyTree, factor: float) -> PyTree:
@@ -134,7 +146,9 @@ def _scale_leaf(leaf: LowRank | Dense, factor: float) -> LowRank | Dense:
 
 
 def _factors(leaf: LowRank) -> tuple[np.ndarray, np.ndarray]:
-  """Both factors in their own shapes, the scale folded into the second; on the host, with nothing to compile."""
+  """Both factors in their own shapes, the scale folded into the second; on the host, with nothing
+  to compile.
+  """
   return np.asarray(leaf.a, np.float32), np.float32(leaf.scale) * np.asarray(leaf.b, np.float32)
 
 

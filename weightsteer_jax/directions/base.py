@@ -1,7 +1,11 @@
-"""What a direction is a change of: a base model, told from others by its architecture and a digest of its weights."""
+"""What a direction is a change of: a base model, told from others by its architecture and a digest
+of its weights.
+"""
+
 import dataclasses
 import hashlib
-from typing import Any, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +22,11 @@ class Base:
   """A base model as a direction remembers it.
 
   Attributes:
-    config, family: its architecture. source, revision: what the user called it, and its hub commit. digest: see
-      `digest`; '' if it is not known (a difference of two checkpoints belongs to every base of its architecture).
+    config, family: its architecture. source, revision: what the user called it, and its hub commit.
+    digest: see `digest`; '' if it is not known (a difference of two checkpoints belongs to every
+      base of its architecture).
   """
+
   config: ModelConfig
   family: str
   source: str
@@ -29,8 +35,14 @@ class Base:
 
   def to_json(self) -> dict[str, Any]:
     """The record as plain values, with the tied embeddings said at the top."""
-    return {'source': self.source, 'revision': self.revision, 'digest': self.digest, 'family': self.family,
-            'tied_embeddings': self.config.tied, 'config': models.config_to_record(self.config)}
+    return {
+      'source': self.source,
+      'revision': self.revision,
+      'digest': self.digest,
+      'family': self.family,
+      'tied_embeddings': self.config.tied,
+      'config': models.config_to_record(self.config),
+    }
 
 
 def from_json(record: Mapping[str, Any], *, where: str) -> Base:
@@ -40,7 +52,8 @@ def from_json(record: Mapping[str, Any], *, where: str) -> Base:
 
 
 def config_from_json(record: Mapping[str, Any], *, where: str) -> ModelConfig:
-  """The ModelConfig of `config_to_record(config)`; what an older version did not write is what it was by default.
+  """The ModelConfig of `config_to_record(config)`; what an older version did not write is what it
+  was by default.
 
   Raises:
     InputError: fields that this version of the library does not have, or lacks.
@@ -48,8 +61,11 @@ def config_from_json(record: Mapping[str, Any], *, where: str) -> ModelConfig:
   try:
     return models.config_from_record(record)
   except (TypeError, KeyError) as error:
-    raise InputError(f'{where} describes a model with fields this version does not know ({error}); make it again with '
-                     'this version') from error
+    raise InputError(
+      f'{where} describes a model with fields this version does not know ({error}); make it '
+      'again with '
+      'this version'
+    ) from error
 
 
 def digest(params: PyTree) -> str:
@@ -61,10 +77,16 @@ def digest(params: PyTree) -> str:
 
 
 def digest_leaves(leaves: Iterable[tuple[str, Any]]) -> str:
-  """`tree.digest` of the leaves rounded to bfloat16, taken one at a time, so that only one needs to be held."""
+  """`tree.digest` of the leaves rounded to bfloat16, taken one at a time, so that only one needs to
+  be held.
+  """
   prints = {}
   for path, leaf in leaves:
-    leaf = np.asarray(leaf).astype(jnp.bfloat16) if tree.at_hand(leaf) else jnp.asarray(leaf, jnp.bfloat16)
+    leaf = (
+      np.asarray(leaf).astype(jnp.bfloat16)
+      if tree.at_hand(leaf)
+      else jnp.asarray(leaf, jnp.bfloat16)
+    )
     prints[path] = (leaf.shape, tree.fingerprint({path: leaf})[path])
   return digest_prints(prints)
 
@@ -89,15 +111,19 @@ def same_architecture(expected: ModelConfig, got: ModelConfig, *, what: str) -> 
 
 
 def same_base(x: Base, y: Base, *, what: str, allow_other_base: bool = False) -> None:
-  """Nothing, if both are of one base: the same architecture and, where both are known, the same digest.
+  """Nothing, if both are of one base: the same architecture and, where both are known, the same
+  digest.
 
   Raises:
     InputError: they are not; names both. The digests may differ if `allow_other_base`.
   """
   same_architecture(x.config, y.config, what=what)
   if x.digest and y.digest and x.digest != y.digest and not allow_other_base:
-    raise InputError(f'{what} belong to different base models: {x.source or "unnamed"} (digest {x.digest}) and '
-                     f'{y.source or "unnamed"} (digest {y.digest}); use the same base, or allow it with --allow_other_base')
+    raise InputError(
+      f'{what} belong to different base models: {x.source or "unnamed"} (digest {x.digest}) and '
+      f'{y.source or "unnamed"} (digest {y.digest}); use the same base, or allow it with '
+      '--allow_other_base'
+    )
 
 
 def base_of(model: models.Model) -> Base:

@@ -1,16 +1,19 @@
-"""Arithmetic on blocks of elements, in the order and the axes of the files they come from, several blocks at once.
+"""Arithmetic on blocks of elements, in the order and the axes of the files they come from, several
+blocks at once.
 
-All of it is elementwise, so that no axis is ever moved; blocks have one size, the last of a range padded with zeros,
-which add nothing to any sum. XLA compiles each step once, for the host.
+All of it is elementwise, so that no axis is ever moved; blocks have one size, the last of a range
+padded with zeros, which add nothing to any sum. XLA compiles each step once, for the host.
 """
+
 import collections
-from concurrent import futures
 import ctypes
 import functools
 import itertools
 import os
 import threading
-from typing import Any, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +52,9 @@ def in_order(tasks: Iterable[Callable[[], Any]], *, threads: int | None = None) 
 
 @functools.cache
 def _keep_freed_memory() -> None:
-  """Has glibc hand out the memory of the last block for the next: fresh pages of the kernel for each block took as long
-  as the arithmetic. Elsewhere nothing happens."""
+  """Has glibc hand out the memory of the last block for the next: fresh pages of the kernel for
+  each block took as long as the arithmetic. Elsewhere nothing happens.
+  """
   try:
     mallopt = ctypes.CDLL(None).mallopt
   except (OSError, AttributeError):
@@ -67,13 +71,14 @@ def ranges(start: int, stop: int, step: int = 0) -> Iterator[tuple[int, int]]:
 
 
 def read(raw: Raw | None, start: int, stop: int, key: str) -> np.ndarray:
-  """The elements as a block, in buffers of this thread that the next call with the key fills anew; zeros without a
-  tensor. bfloat16 comes as its bits (uint16), everything else as float32."""
+  """The elements as a block, in buffers of this thread that the next call with the key fills anew;
+  zeros without a tensor. bfloat16 comes as its bits (uint16), everything else as float32.
+  """
   stored = STORED_AS[raw.dtype] if raw is not None else np.float32
   buffer = _buffer(key, stored)
   if raw is not None:
-    raw.read(start, buffer[:stop - start])
-  buffer[stop - start if raw is not None else 0:] = 0
+    raw.read(start, buffer[: stop - start])
+  buffer[stop - start if raw is not None else 0 :] = 0
   if stored in (np.float16, np.float64):
     wide = _buffer(f'{key} as float32', np.float32)
     wide[...] = buffer
@@ -84,8 +89,8 @@ def read(raw: Raw | None, start: int, stop: int, key: str) -> np.ndarray:
 def put(values: np.ndarray, key: str) -> np.ndarray:
   """At most SIZE float32 values as a block."""
   buffer = _buffer(key, np.float32)
-  buffer[:values.size] = values.reshape(-1)
-  buffer[values.size:] = 0
+  buffer[: values.size] = values.reshape(-1)
+  buffer[values.size :] = 0
   return buffer.reshape(SHAPE)
 
 
@@ -94,9 +99,11 @@ def difference(plus: np.ndarray, minus: np.ndarray) -> np.ndarray:
   return _on_host(_difference, plus, minus)
 
 
-def steer(base: np.ndarray, plus: np.ndarray, minus: np.ndarray | None, alpha: float,
-          dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(base + alpha * change rounded to `dtype`, bfloat16 as its bits; what the rounding lost of it; the change).
+def steer(
+  base: np.ndarray, plus: np.ndarray, minus: np.ndarray | None, alpha: float, dtype: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(base + alpha * change rounded to `dtype`, bfloat16 as its bits; what the rounding lost of it;
+  the change).
 
   The change is `plus - minus`, or plus alone; all is added in float32.
   """
@@ -122,12 +129,15 @@ def squares(block: np.ndarray) -> float:
 
 def finite(block: np.ndarray) -> bool:
   """Whether no element, float32 or the bits of a bfloat16, is NaN or infinite."""
-  return bool((block & 0x7f80 != 0x7f80).all() if block.dtype == np.uint16 else np.isfinite(block).all())
+  return bool(
+    (block & 0x7F80 != 0x7F80).all() if block.dtype == np.uint16 else np.isfinite(block).all()
+  )
 
 
 def words(block: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> int:
-  """Its part of the tensor's `tree.fingerprint`, modulo 2^32; element (i, j) of the block, in whatever shape, is number
-  `rows[i] + columns[j]` of the tensor."""
+  """Its part of the tensor's `tree.fingerprint`, modulo 2^32; element (i, j) of the block, in
+  whatever shape, is number `rows[i] + columns[j]` of the tensor.
+  """
   return int(_on_host(_words, block, rows, columns))
 
 
@@ -149,7 +159,7 @@ def _buffer(key: str, dtype: Any) -> np.ndarray:
   if name not in held:
     raw = np.empty(SIZE * np.dtype(dtype).itemsize + 64, np.uint8)
     offset = -raw.ctypes.data % 64
-    held[name] = raw[offset:offset + SIZE * np.dtype(dtype).itemsize].view(dtype)
+    held[name] = raw[offset : offset + SIZE * np.dtype(dtype).itemsize].view(dtype)
   return held[name]
 
 
@@ -160,7 +170,11 @@ def _on_host(function: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
 
 def _wide(x: jax.Array) -> jax.Array:
   """float32 of the bits of a bfloat16; what is wide already stays."""
-  return jax.lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32) if x.dtype == jnp.uint16 else x
+  return (
+    jax.lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
+    if x.dtype == jnp.uint16
+    else x
+  )
 
 
 def _rounded(x: jax.Array, dtype: str) -> jax.Array:
@@ -168,7 +182,9 @@ def _rounded(x: jax.Array, dtype: str) -> jax.Array:
   if dtype == 'float32':
     return x
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-  return jnp.where(jnp.isnan(x), 0x7fc0, (bits + 0x7fff + ((bits >> 16) & 1)) >> 16).astype(jnp.uint16)
+  return jnp.where(jnp.isnan(x), 0x7FC0, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(
+    jnp.uint16
+  )
 
 
 @jax.jit
@@ -190,5 +206,9 @@ def _cast(base, dtype):
 
 @jax.jit
 def _words(block, rows, columns):
-  bits = jax.lax.bitcast_convert_type(block, jnp.uint32) if block.dtype == jnp.float32 else block.astype(jnp.uint32)
+  bits = (
+    jax.lax.bitcast_convert_type(block, jnp.uint32)
+    if block.dtype == jnp.float32
+    else block.astype(jnp.uint32)
+  )
   return tree.mixed(bits, rows[:, None] + columns[None, :])

@@ -1,15 +1,20 @@
-"""Hugging Face checkpoints read layer by layer in float32, never held whole: for what is to be compared with them."""
+"""Hugging Face checkpoints read layer by layer in float32, never held whole: for what is to be
+compared with them.
+"""
+
 import contextlib
 import dataclasses
 import functools
 import pathlib
-from typing import Iterator
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
 
 from weightsteer_jax import models
-from weightsteer_jax.directions import base as bases, blocks, integrity, on_disk, raw as raws
+from weightsteer_jax.directions import base as bases
+from weightsteer_jax.directions import blocks, integrity, on_disk
+from weightsteer_jax.directions import raw as raws
 from weightsteer_jax.errors import NotFiniteError
 from weightsteer_jax.models import Dense, ModelConfig, stored
 from weightsteer_jax.models.families import Family, TensorRow
@@ -20,10 +25,12 @@ class Checkpoint:
   """An open checkpoint.
 
   Attributes:
-    folder, source, revision: where it lies, what the user called it, its hub commit ('' for a folder).
+    folder, source, revision: where it lies, what the user called it, its hub commit ('' for a
+    folder).
     config, family: its architecture. tensors: its tensors, read when asked for.
     rows: {path: how it is stored} of its parameters.
   """
+
   folder: pathlib.Path
   source: str
   revision: str
@@ -33,7 +40,8 @@ class Checkpoint:
   rows: dict[str, TensorRow]
 
   def layer(self, path: str, l: int) -> np.ndarray:
-    """The parameter's layer l (0 outside the layer stack), with all its experts, float32, in our axes.
+    """The parameter's layer l (0 outside the layer stack), with all its experts, float32, in our
+    axes.
 
     Raises:
       NotFiniteError: a value that is NaN or infinite.
@@ -59,7 +67,11 @@ class Checkpoint:
 
   def raw(self) -> dict[str, raws.Raw]:
     """{name: where it lies} of its tensors, file after file."""
-    return {name: raw for path in stored.weight_files(self.folder) for name, raw in raws.tensors_of(path).items()}
+    return {
+      name: raw
+      for path in stored.weight_files(self.folder)
+      for name, raw in raws.tensors_of(path).items()
+    }
 
   def digest(self) -> str:
     """The digest of its weights (see base.digest), one parameter in memory at a time."""
@@ -67,7 +79,9 @@ class Checkpoint:
 
   def base(self) -> bases.Base:
     """The record of this checkpoint as a base model."""
-    return bases.Base(self.config, self.family.model_type, self.source, self.revision, self.digest())
+    return bases.Base(
+      self.config, self.family.model_type, self.source, self.revision, self.digest()
+    )
 
   def _whole(self, path: str) -> np.ndarray:
     whole = np.empty(models.sites(self.config)[path].shape, jnp.bfloat16)
@@ -78,18 +92,21 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def open_checkpoint(source: str | pathlib.Path) -> Iterator[Checkpoint]:
-  """The checkpoint of a folder or a hub id, its tensors' names, shapes and dtypes checked against its config.
+  """The checkpoint of a folder or a hub id, its tensors' names, shapes and dtypes checked against
+  its config.
 
   Raises:
-    InputError: no such checkpoint, an unsupported one, or other tensors than its config asks for. CorruptError: a file
-      cut short, or an export of ours that is not as it was written.
+    InputError: no such checkpoint, an unsupported one, or other tensors than its config asks for.
+      CorruptError: a file cut short, or an export of ours that is not as it was written.
   """
   folder, revision = models.resolve(source)
   integrity.check_checkpoint(folder)
   config, family = models.load_config(folder)
   with stored.open_tensors(folder) as tensors:
     stored.check(config, family, tensors, folder=folder)
-    yield Checkpoint(folder, str(source), revision, config, family, tensors, stored.tensor_rows(config, family))
+    yield Checkpoint(
+      folder, str(source), revision, config, family, tensors, stored.tensor_rows(config, family)
+    )
 
 
 def difference(x: Checkpoint, y: Checkpoint) -> dict[str, Dense]:
@@ -98,20 +115,27 @@ def difference(x: Checkpoint, y: Checkpoint) -> dict[str, Dense]:
   Beyond the differences, a tensor is in memory at a time.
 
   Raises:
-    InputError: they are of different architectures. NotFiniteError: a value that is NaN or infinite.
+    InputError: they are of different architectures. NotFiniteError: a value that is NaN or
+      infinite.
   """
-  return {path: Dense(jnp.asarray(np.asarray(leaf.value))) for path, leaf in unread_difference(x, y).items()}
+  return {
+    path: Dense(jnp.asarray(np.asarray(leaf.value)))
+    for path, leaf in unread_difference(x, y).items()
+  }
 
 
 def unread_difference(x: Checkpoint, y: Checkpoint) -> dict[str, Dense]:
-  """As `difference`, its values left where they are (see on_disk): only as much is read as tells that tensors differ.
+  """As `difference`, its values left where they are (see on_disk): only as much is read as tells
+  that tensors differ.
 
   The checkpoints need not stay open, but must stay there.
   """
   bases.same_architecture(x.config, y.config, what=f"the checkpoints '{x.source}' and '{y.source}'")
   ours, theirs = x.raw(), y.raw()
   parts = [part for parts in on_disk.parts_of(x.config, x.family).values() for part in parts]
-  differ = blocks.in_order(functools.partial(_differ, ours[part.name], theirs[part.name], part) for part in parts)
+  differ = blocks.in_order(
+    functools.partial(_differ, ours[part.name], theirs[part.name], part) for part in parts
+  )
   changed = [part for part, different in zip(parts, differ) if different]
   names, paths = {part.name for part in changed}, {part.path for part in changed}
   values = {name: on_disk.Values(ours[name], theirs[name]) for name in ours if name in names}

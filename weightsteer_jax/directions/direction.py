@@ -1,8 +1,12 @@
-"""The direction: an exact change of a model's weights, where it comes from, and its folder on disk."""
+"""The direction: an exact change of a model's weights, where it comes from, and its folder on
+disk.
+"""
+
 import dataclasses
 import math
 import pathlib
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +25,11 @@ TENSORS = 'direction.safetensors'
 MANIFEST = 'direction.json'
 FORMAT = 3
 UNSEALED = 1  # Its manifest has no seal of its own.
-FORMATS = (UNSEALED, 2, FORMAT)  # Since 3 a dense change may be stored as tensors of a checkpoint (see save).
+FORMATS = (
+  UNSEALED,
+  2,
+  FORMAT,
+)  # Since 3 a dense change may be stored as tensors of a checkpoint (see save).
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +38,11 @@ class Direction:
 
   Attributes:
     delta: the change, float32, at the sites of the base model (see models.delta).
-    meta: JSON values: `kind` (how it was made), `base` (see base.Base), `sources` (what it was made from, each with its
-      own record), and what the operations on the way added. Saving adds `format`, `norm`, `norms` per site,
-      `fingerprints` and `versions`.
+    meta: JSON values: `kind` (how it was made), `base` (see base.Base), `sources` (what it was made
+      from, each with its own record), and what the operations on the way added. Saving adds
+      `format`, `norm`, `norms` per site, `fingerprints` and `versions`.
   """
+
   delta: PyTree
   meta: Mapping[str, Any]
 
@@ -43,11 +52,15 @@ class Direction:
     return bases.from_json(self.meta['base'], where='the direction')
 
 
-def check_base(direction: Direction, model: models.Model, *, allow_other_base: bool = False) -> None:
+def check_base(
+  direction: Direction, model: models.Model, *, allow_other_base: bool = False
+) -> None:
   """Nothing, if the direction is one of this model's.
 
   Args:
-    allow_other_base: take a model of the same architecture with other weights (a fine-tune of the base, say).
+    allow_other_base: take a model of the same architecture with other weights (a fine-tune of the
+      base, say).
+
   Raises:
     InputError: another architecture, or other weights; names what differs.
   """
@@ -61,15 +74,17 @@ def check_base(direction: Direction, model: models.Model, *, allow_other_base: b
 def save(folder: files.Path, direction: Direction, *, sync: bool = True) -> None:
   """Writes a direction as a new folder: `direction.safetensors` and, last, `direction.json`.
 
-  Changes in memory are tensors in our axes, called by their path: `<path>.dense`, or the factors `<path>.a` and
-  `<path>.b`. Changes that are on the disk are copied block by block, in the names and axes of a checkpoint of the
-  base's family: what differs between two checkpoints is a checkpoint of differences.
+  Changes in memory are tensors in our axes, called by their path: `<path>.dense`, or the factors
+  `<path>.a` and `<path>.b`. Changes that are on the disk are copied block by block, in the names
+  and axes of a checkpoint of the base's family: what differs between two checkpoints is a
+  checkpoint of differences.
 
   Args:
     sync: wait until it is on the disk.
+
   Raises:
-    InputError: the folder exists. NotFiniteError: a tensor is not finite. OutputError: it could not be written; nothing
-      is left.
+    InputError: the folder exists. NotFiniteError: a tensor is not finite. OutputError: it could not
+      be written; nothing is left.
   """
   flat = gram.flatten(direction.delta)
   with files.new_folder(folder, what='a direction', sync=sync) as partial:
@@ -78,9 +93,14 @@ def save(folder: files.Path, direction: Direction, *, sync: bool = True) -> None
       squares, prints = direction_file.write(partial / TENSORS, flat, parts, sync=sync)
     else:
       squares, prints = _save_tensors(partial / TENSORS, direction.delta)
-    manifest = {**direction.meta, 'format': FORMAT, 'norm': math.sqrt(math.fsum(squares.values())),
-                'norms': {path: math.sqrt(value) for path, value in squares.items()},
-                'versions': versions('jax', 'jaxlib', 'flax', 'numpy', 'safetensors'), 'fingerprints': prints}
+    manifest = {
+      **direction.meta,
+      'format': FORMAT,
+      'norm': math.sqrt(math.fsum(squares.values())),
+      'norms': {path: math.sqrt(value) for path, value in squares.items()},
+      'versions': versions('jax', 'jaxlib', 'flax', 'numpy', 'safetensors'),
+      'fingerprints': prints,
+    }
     manifest.pop('seal', None)  # Of the direction that this one was made from.
     files.write_json(partial / MANIFEST, checkpoint.sealed(manifest))
 
@@ -89,17 +109,21 @@ def load(folder: files.Path, *, unread: bool = False) -> Direction:
   """The direction in a folder, every tensor checked against its fingerprint.
 
   Args:
-    unread: leave dense changes that are stored as in a checkpoint on the disk; they are checked when they are used.
+    unread: leave dense changes that are stored as in a checkpoint on the disk; they are checked
+      when they are used.
+
   Raises:
-    InputError: no direction there, or of another format. CorruptError: it is cut short, or was changed after it was
-      written.
+    InputError: no direction there, or of another format. CorruptError: it is cut short, or was
+      changed after it was written.
   """
   folder = pathlib.Path(folder)
   meta = _read_manifest(folder)
   if not (folder / TENSORS).exists():
     raise CorruptError(f'{folder / TENSORS} is missing; copy or make the direction again')
   raw = raws.tensors_of(folder / TENSORS)
-  _check_prints(folder, meta['fingerprints'], {name: meta['fingerprints'].get(name) for name in raw})
+  _check_prints(
+    folder, meta['fingerprints'], {name: meta['fingerprints'].get(name) for name in raw}
+  )
   base = bases.from_json(meta['base'], where='the direction')
   tensors = _read_tensors(folder, raw, meta['fingerprints'])
   leaves = _from_checkpoint(raw, meta, base, unread=unread) | _from_tensors(tensors)
@@ -118,23 +142,35 @@ def _save_tensors(path: pathlib.Path, delta: PyTree) -> tuple[dict[str, float], 
   return gram.squared_norms(delta), tree.fingerprint(tensors)
 
 
-def _from_checkpoint(raw: Mapping[str, raws.Raw], meta: Mapping[str, Any], base: bases.Base, *,
-                     unread: bool) -> dict[str, Dense]:
+def _from_checkpoint(
+  raw: Mapping[str, raws.Raw], meta: Mapping[str, Any], base: bases.Base, *, unread: bool
+) -> dict[str, Dense]:
   """{path: change} of those that are stored as in a checkpoint."""
-  values = {name: on_disk.Values(tensor, fingerprint=meta['fingerprints'][name])
-            for name, tensor in raw.items() if '/' not in name}
+  values = {
+    name: on_disk.Values(tensor, fingerprint=meta['fingerprints'][name])
+    for name, tensor in raw.items()
+    if '/' not in name
+  }
   if not values:
     return {}
   parts = on_disk.parts_of(base.config, models.FAMILIES[base.family])
   for name, tensor in values.items():
     if name not in parts:
-      raise CorruptError(f"the direction's tensor '{name}' is none of a {base.family} checkpoint; make it again")
+      raise CorruptError(
+        f"the direction's tensor '{name}' is none of a {base.family} checkpoint; make it again"
+      )
     shape = stored.stored_shape(parts[name][0].row, base.config)
     if (tensor.plus.shape, tensor.plus.dtype) != (shape, 'F32'):
-      raise CorruptError(f"the direction's tensor '{name}' is {tensor.plus.dtype} {tensor.plus.shape}, expected F32 "
-                         f'{shape}; make it again')
+      raise CorruptError(
+        f"the direction's tensor '{name}' is {tensor.plus.dtype} {tensor.plus.shape}, expected F32 "
+        f'{shape}; make it again'
+      )
   leaves = on_disk.leaves(base.config, models.FAMILIES[base.family], values, meta['norms'])
-  return leaves if unread else {path: Dense(jnp.asarray(np.asarray(leaf.value))) for path, leaf in leaves.items()}
+  return (
+    leaves
+    if unread
+    else {path: Dense(jnp.asarray(np.asarray(leaf.value))) for path, leaf in leaves.items()}
+  )
 
 
 def _to_tensors(delta: PyTree) -> dict[str, np.ndarray]:
@@ -157,8 +193,11 @@ def _from_tensors(tensors: Mapping[str, np.ndarray]) -> PyTree:
     elif part == 'a' and f'{path}.b' in tensors:
       leaves[path] = LowRank(jnp.asarray(tensors[name]), jnp.asarray(tensors[f'{path}.b']))
     elif part != 'b' or f'{path}.a' not in tensors:
-      raise CorruptError(f"the direction's tensor '{name}' is neither a dense change nor half of a whole pair; make it "
-                         "again")
+      raise CorruptError(
+        f"the direction's tensor '{name}' is neither a dense change nor half of a whole "
+        "pair; make it "
+        "again"
+      )
   return tree.unflatten(leaves)
 
 
@@ -166,24 +205,38 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   if not folder.is_dir():
     raise InputError(f'no direction at {folder}{files.nearest(folder)}')
   if (folder / TENSORS).exists() and not (folder / MANIFEST).exists():
-    raise CorruptError(f'{folder} has no {MANIFEST}, which is written last: the direction was cut short; copy or make '
-                       'it again')
+    raise CorruptError(
+      f'{folder} has no {MANIFEST}, which is written last: the direction was cut short; '
+      'copy or make '
+      'it again'
+    )
   if not (folder / MANIFEST).exists():
-    raise InputError(f'{folder} holds no direction ({MANIFEST} and {TENSORS}); make one with launch/direction.py')
+    raise InputError(
+      f'{folder} holds no direction ({MANIFEST} and {TENSORS}); make one with launch/direction.py'
+    )
   meta = files.read_json(folder / MANIFEST, what='the manifest of a direction')
   if not isinstance(meta, dict) or meta.get('format') not in FORMATS:
-    raise InputError(f'{folder / MANIFEST} is no manifest of a direction of format {FORMAT}, which this version reads')
+    raise InputError(
+      f'{folder / MANIFEST} is no manifest of a direction of format {FORMAT}, which this '
+      'version reads'
+    )
   if meta['format'] != UNSEALED and not checkpoint.is_sealed(meta):
-    raise CorruptError(f'{folder / MANIFEST} was changed or damaged after it was written; copy or make the direction '
-                       'again')
+    raise CorruptError(
+      f'{folder / MANIFEST} was changed or damaged after it was written; copy or make the '
+      'direction '
+      'again'
+    )
   missing = [key for key in ('base', 'fingerprints', 'sources') if key not in meta]
   if missing:
-    raise CorruptError(f'{folder / MANIFEST} lacks {", ".join(missing)}; copy or make the direction again')
+    raise CorruptError(
+      f'{folder / MANIFEST} lacks {", ".join(missing)}; copy or make the direction again'
+    )
   return meta
 
 
-def _read_tensors(folder: pathlib.Path, raw: Mapping[str, raws.Raw],
-                  prints: Mapping[str, str]) -> dict[str, np.ndarray]:
+def _read_tensors(
+  folder: pathlib.Path, raw: Mapping[str, raws.Raw], prints: Mapping[str, str]
+) -> dict[str, np.ndarray]:
   """The tensors in our axes, checked."""
   tensors = {}
   for name in (name for name in raw if '/' in name):
@@ -193,8 +246,14 @@ def _read_tensors(folder: pathlib.Path, raw: Mapping[str, raws.Raw],
   return tensors
 
 
-def _check_prints(folder: pathlib.Path, expected: Mapping[str, str], got: Mapping[str, str]) -> None:
-  changed = sorted(name for name in {*expected, *got} if name not in expected or expected[name] != got.get(name))
+def _check_prints(
+  folder: pathlib.Path, expected: Mapping[str, str], got: Mapping[str, str]
+) -> None:
+  changed = sorted(
+    name for name in {*expected, *got} if name not in expected or expected[name] != got.get(name)
+  )
   if changed:
-    raise CorruptError(f'the direction {folder} does not match its fingerprints at {", ".join(changed)}: it was '
-                       'changed or damaged after it was written; copy or make it again')
+    raise CorruptError(
+      f'the direction {folder} does not match its fingerprints at {", ".join(changed)}: it was '
+      'changed or damaged after it was written; copy or make it again'
+    )

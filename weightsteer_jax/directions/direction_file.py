@@ -1,7 +1,11 @@
-"""A direction's tensors written as they are computed: changes that are on the disk go to another place on it."""
+"""A direction's tensors written as they are computed: changes that are on the disk go to another
+place on it.
+"""
+
 import functools
 import pathlib
-from typing import Any, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -10,21 +14,26 @@ from weightsteer_jax.directions.on_disk import Part, Values
 from weightsteer_jax.directions.raw import Writer
 
 
-def write(path: pathlib.Path, flat: Mapping[str, Any], parts: Mapping[str, list[Part]], *,
-          sync: bool = True) -> tuple[dict[str, float], dict[str, str]]:
+def write(
+  path: pathlib.Path, flat: Mapping[str, Any], parts: Mapping[str, list[Part]], *, sync: bool = True
+) -> tuple[dict[str, float], dict[str, str]]:
   """Writes the changes, all of them on disk, as float32 under the names of a checkpoint.
 
   A few blocks are in memory at a time.
 
   Returns:
     {path: squared norm of its change}, {tensor: fingerprint}.
+
   Raises:
-    NotFiniteError: a value is NaN or infinite. CorruptError: a change that was read does not match its fingerprint.
+    NotFiniteError: a value is NaN or infinite. CorruptError: a change that was read does not match
+      its fingerprint.
   """
   tensors = on_disk.tensors_of(flat)
   squares, totals = dict.fromkeys(flat, 0.0), dict.fromkeys(tensors, 0)
   shapes = {name: values.plus.shape for name, values in tensors.items()}
-  with Writer(path, {name: ('F32', shape) for name, shape in shapes.items()}, hashed=False, sync=sync) as file:
+  with Writer(
+    path, {name: ('F32', shape) for name, shape in shapes.items()}, hashed=False, sync=sync
+  ) as file:
     for name, part, count, block, square, words in blocks.in_order(_tasks(tensors, parts)):
       if not np.isfinite(square) and not blocks.finite(block):
         raise tensors[name].not_finite()
@@ -34,7 +43,9 @@ def write(path: pathlib.Path, flat: Mapping[str, Any], parts: Mapping[str, list[
       file.write(block.reshape(-1)[:count])
   for name, values in tensors.items():
     values.check(totals[name])
-  return squares, {name: blocks.fingerprint(totals[name], shape, 'float32') for name, shape in shapes.items()}
+  return squares, {
+    name: blocks.fingerprint(totals[name], shape, 'float32') for name, shape in shapes.items()
+  }
 
 
 def _tasks(tensors: Mapping[str, Values], parts: Mapping[str, list[Part]]) -> Iterator[Any]:
@@ -44,7 +55,9 @@ def _tasks(tensors: Mapping[str, Values], parts: Mapping[str, list[Part]]) -> It
         yield functools.partial(_block, name, part.path, values, start, stop)
 
 
-def _block(name: str, path: str, values: Values, start: int, stop: int) -> tuple[str, str, int, np.ndarray, float, int]:
+def _block(
+  name: str, path: str, values: Values, start: int, stop: int
+) -> tuple[str, str, int, np.ndarray, float, int]:
   change = values.read(start, stop)
   if values.minus is None:
     change = change.copy()  # Out of the buffer that the thread's next block is read into.

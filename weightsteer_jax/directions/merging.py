@@ -1,6 +1,10 @@
-"""Steered parameters: base plus alpha times the change, added in float32 and rounded, with what the rounding lost."""
+"""Steered parameters: base plus alpha times the change, added in float32 and rounded, with what the
+rounding lost.
+"""
+
 import math
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,16 +15,21 @@ from weightsteer_jax.errors import InputError
 PyTree = Any
 
 
-def merge(base: models.Model, delta: PyTree, alpha: float, dtype: str) -> tuple[PyTree, dict[str, Any]]:
-  """The steered parameters (numpy, added in float32, rounded to `dtype`), and what rounding did to the change.
+def merge(
+  base: models.Model, delta: PyTree, alpha: float, dtype: str
+) -> tuple[PyTree, dict[str, Any]]:
+  """The steered parameters (numpy, added in float32, rounded to `dtype`), and what rounding did to
+  the change.
 
   One layer of one parameter is dense at a time.
 
   Returns:
-    The parameters, and {'dtype', 'realised_error': |(merged - base) - alpha * delta| / |alpha * delta| over all changed
-    sites, 'realised_errors': per site}.
+    The parameters, and {'dtype', 'realised_error': |(merged - base) - alpha * delta| / |alpha *
+    delta| over all changed sites, 'realised_errors': per site}.
+
   Raises:
-    InputError: the delta does not fit, or the base has no parameter for a change (see folding.with_biases).
+    InputError: the delta does not fit, or the base has no parameter for a change (see
+      folding.with_biases).
   """
   models.check_delta(base.config, delta)
   flat, changes, sums = tree.flatten(base.params), gram.flatten(delta), {}
@@ -33,14 +42,23 @@ def merge(base: models.Model, delta: PyTree, alpha: float, dtype: str) -> tuple[
     stack = gram.stack_axes(path)
     layers = zip(before, merged[path]) if stack else [(before, merged[path])]
     changed = gram.layer_changes(path, leaf)
-    sums[path] = [_merge_layer(weight, target, alpha * change) for (weight, target), change in zip(layers, changed)]
+    sums[path] = [
+      _merge_layer(weight, target, alpha * change)
+      for (weight, target), change in zip(layers, changed)
+    ]
   errors = {path: relative(parts) for path, parts in sums.items()}
   realised = relative([part for parts in sums.values() for part in parts])
-  return tree.unflatten(merged), {'dtype': dtype, 'realised_error': realised, 'realised_errors': errors}
+  return tree.unflatten(merged), {
+    'dtype': dtype,
+    'realised_error': realised,
+    'realised_errors': errors,
+  }
 
 
 def _merge_layer(before: np.ndarray, target: np.ndarray, change: np.ndarray) -> tuple[float, float]:
-  """Writes `before + change` into target; squared norms of what rounding lost of the change, and of the change."""
+  """Writes `before + change` into target; squared norms of what rounding lost of the change, and of
+  the change.
+  """
   change = change.reshape(before.shape)
   before = before.astype(np.float32)
   target[...] = before + change

@@ -1,11 +1,14 @@
-"""Dense changes that stay on the disk, in the names and the axes of a Hugging Face checkpoint, until they are used.
+"""Dense changes that stay on the disk, in the names and the axes of a Hugging Face checkpoint,
+until they are used.
 
-Such a change is a tensor of a saved direction, or the difference of two checkpoints' tensors that nobody has written
-down. As an array (`np.asarray`) it is read whole, checked and brought into our axes; block by block, no axis is moved
-and nothing is held.
+Such a change is a tensor of a saved direction, or the difference of two checkpoints' tensors that
+nobody has written down. As an array (`np.asarray`) it is read whole, checked and brought into our
+axes; block by block, no axis is moved and nothing is held.
 """
+
 import dataclasses
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +24,10 @@ from weightsteer_jax.models.families import Family, TensorRow
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """A layer (and expert) of a parameter as a range of elements of the tensor that holds it, beside others or alone."""
+  """A layer (and expert) of a parameter as a range of elements of the tensor that holds it, beside
+  others or alone.
+  """
+
   row: TensorRow
   at: tuple[int, ...]
   name: str
@@ -36,16 +42,25 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Values:
-  """One tensor of changes: `plus - minus`, or plus alone, of a known fingerprint if there is one."""
+  """One tensor of changes: `plus - minus`, or plus alone, of a known fingerprint if there is
+  one.
+  """
+
   plus: Raw
   minus: Raw | None = None
   fingerprint: str = ''
 
   def read(self, start: int, stop: int) -> np.ndarray:
-    """The elements as a block (see blocks.read), float32, valid until this thread reads the next."""
+    """The elements as a block (see blocks.read), float32, valid until this thread reads the
+    next.
+    """
     plus = blocks.read(self.plus, start, stop, 'plus')
     plus = blocks.wide(plus) if self.minus is None else plus
-    return plus if self.minus is None else blocks.difference(plus, blocks.read(self.minus, start, stop, 'minus'))
+    return (
+      plus
+      if self.minus is None
+      else blocks.difference(plus, blocks.read(self.minus, start, stop, 'minus'))
+    )
 
   def whole(self) -> np.ndarray:
     """All of it, flat, float32.
@@ -57,7 +72,7 @@ class Values:
     for start, stop in blocks.ranges(0, out.size):
       block = self.read(start, stop)
       total += blocks.words_from(block, start) if self.fingerprint else 0
-      out[start:stop] = block.reshape(-1)[:stop - start]
+      out[start:stop] = block.reshape(-1)[: stop - start]
     self.check(total)
     if not np.isfinite(out).all():
       raise self.not_finite()
@@ -69,9 +84,14 @@ class Values:
     Raises:
       CorruptError: they do not.
     """
-    if self.fingerprint and blocks.fingerprint(total, self.plus.shape, 'float32') != self.fingerprint:
-      raise CorruptError(f'the direction {self.plus.path.parent} does not match its fingerprints at {self.plus.name}: '
-                         'it was changed or damaged after it was written; copy or make it again')
+    if (
+      self.fingerprint and blocks.fingerprint(total, self.plus.shape, 'float32') != self.fingerprint
+    ):
+      raise CorruptError(
+        f'the direction {self.plus.path.parent} does not match its fingerprints at '
+        f'{self.plus.name}: '
+        'it was changed or damaged after it was written; copy or make it again'
+      )
 
   def finite(self) -> bool:
     """Whether all of it is."""
@@ -82,16 +102,20 @@ class Values:
     for raw in (self.plus, self.minus):
       if raw is not None and not Values(raw).finite():
         return NotFiniteError(f"{raw.path.parent}: '{raw.name}' holds NaN or infinite values")
-    return NotFiniteError(f"'{self.plus.name}' of {self.plus.path.parent} and of {self.minus.path.parent} are further "
-                          'apart than float32 can say')
+    return NotFiniteError(
+      f"'{self.plus.name}' of {self.plus.path.parent} and of {self.minus.path.parent} are further "
+      'apart than float32 can say'
+    )
 
 
 class OnDisk:
   """A dense change of a parameter, as an array that is read when it is asked for.
 
   Attributes:
-    row: how the parameter is stored. values: {index into its stack: tensor}; what is not there does not change.
+    row: how the parameter is stored. values: {index into its stack: tensor}; what is not there does
+      not change.
   """
+
   dtype = np.dtype(np.float32)
 
   def __init__(self, config: ModelConfig, row: TensorRow, values: Mapping[tuple[int, ...], Values]):
@@ -101,7 +125,10 @@ class OnDisk:
 
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     out = np.zeros(self.shape, np.float32)
-    rows, shape = stored.stored_rows(self.row, self.config), stored.stored_shape(self.row, self.config)
+    rows, shape = (
+      stored.stored_rows(self.row, self.config),
+      stored.stored_shape(self.row, self.config),
+    )
     for at, values in self.values.items():
       out[at] = stored.to_ours(values.whole().reshape(shape)[rows], self.row.pattern, self.config)
     return out if dtype is None else out.astype(dtype, copy=False)
@@ -121,7 +148,9 @@ def parts_of(config: ModelConfig, family: Family) -> dict[str, list[Part]]:
   return {name: sorted(parts, key=lambda part: part.start) for name, parts in found.items()}
 
 
-def leaves(config: ModelConfig, family: Family, values: Mapping[str, Values], paths: Any) -> dict[str, Dense]:
+def leaves(
+  config: ModelConfig, family: Family, values: Mapping[str, Values], paths: Any
+) -> dict[str, Dense]:
   """{path: its change} of the paths, from the tensors that hold one."""
   found: dict[str, dict[tuple[int, ...], Values]] = {}
   for name, parts in parts_of(config, family).items():

@@ -1,13 +1,15 @@
-"""Orbax arrays that plain orbax and jax restore onto any mesh: the steered weights, or base and direction apart.
+"""Orbax arrays that plain orbax and jax restore onto any mesh: the steered weights, or base and
+direction apart.
 
-  params/            the parameters as nested dicts, stacked over layers
-  direction/         unmerged only: for each changed parameter, at its path, the factors {a [L, I, R], b [L, R, O]} of
-                     its change, inputs and outputs flattened (no L outside the layer stack), or its dense {value}
-  axes.json          {path: letters of the parameter's axes}
-  model_config.json  the architecture as this library writes it; config.json is Hugging Face's
-  restore.py         the example that reads it all without this library
+params/            the parameters as nested dicts, stacked over layers
+direction/         unmerged only: for each changed parameter, at its path, the factors {a [L, I, R],
+                   b [L, R, O]} of its change, inputs and outputs flattened (no L outside the layer
+                   stack), or its dense {value}
+axes.json          {path: letters of the parameter's axes}
+model_config.json  the architecture as this library writes it; config.json is Hugging Face's
+restore.py         the example that reads it all without this library
 """
-import dataclasses
+
 import pathlib
 from typing import Any
 
@@ -63,27 +65,37 @@ params = steer(params, direction, float(sys.argv[1]) if len(sys.argv) > 1 else %
 def write_steered(folder: pathlib.Path, model: models.Model, merged: PyTree) -> PyTree:
   """Writes the merged parameters; what was read back, in the dtype they are in."""
   dtype = str(jax.tree.leaves(merged)[0].dtype)
-  checkpoint.save(folder / PARAMS, merged, metadata={'model_config': models.config_to_record(model.config)})
+  checkpoint.save(
+    folder / PARAMS, merged, metadata={'model_config': models.config_to_record(model.config)}
+  )
   _write_around(folder, model, RESTORE)
   return checkpoint.restore(folder / PARAMS, models.abstract_params(model.config, dtype))
 
 
-def write_unmerged(folder: pathlib.Path, model: models.Model, delta: PyTree, alpha: float,
-                   dtype: str) -> tuple[PyTree, PyTree]:
-  """Writes the base's parameters in `dtype` and the delta beside them; (parameters, delta) as read back."""
+def write_unmerged(
+  folder: pathlib.Path, model: models.Model, delta: PyTree, alpha: float, dtype: str
+) -> tuple[PyTree, PyTree]:
+  """Writes the base's parameters in `dtype` and the delta beside them; (parameters, delta) as read
+  back.
+  """
   params = jax.tree.map(lambda x: jnp.asarray(x, dtype), model.params)
   matrices = to_matrices(model.config, delta)
   described = {'model_config': models.config_to_record(model.config)}
   checkpoint.save(folder / PARAMS, params, metadata=described)
   checkpoint.save(folder / DIRECTION, matrices, metadata=described | {'alpha': alpha})
-  _write_around(folder, model, RESTORE.replace('import pathlib\n', 'import pathlib\nimport sys\n') + STEER % alpha)
+  _write_around(
+    folder,
+    model,
+    RESTORE.replace('import pathlib\n', 'import pathlib\nimport sys\n') + STEER % alpha,
+  )
   restored = checkpoint.restore(folder / PARAMS, models.abstract_params(model.config, dtype))
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), matrices)
   return restored, from_matrices(model.config, checkpoint.restore(folder / DIRECTION, shapes))
 
 
 def to_matrices(config: models.ModelConfig, delta: PyTree) -> dict[str, Any]:
-  """The delta as nested dicts: {a [L, I, R], b [L, R, O]} with the scale in b, the change being `a @ b`; or {value}.
+  """The delta as nested dicts: {a [L, I, R], b [L, R, O]} with the scale in b, the change being `a
+  @ b`; or {value}.
 
   Experts are a second leading axis.
   """
@@ -93,7 +105,10 @@ def to_matrices(config: models.ModelConfig, delta: PyTree) -> dict[str, Any]:
       found[f'{path}/value'] = jnp.asarray(leaf.value, jnp.float32)
       continue
     lead = _lead(models.sites(config)[path])
-    a, b = jnp.asarray(leaf.a, jnp.float32), jnp.float32(leaf.scale) * jnp.asarray(leaf.b, jnp.float32)
+    a, b = (
+      jnp.asarray(leaf.a, jnp.float32),
+      jnp.float32(leaf.scale) * jnp.asarray(leaf.b, jnp.float32),
+    )
     rank = a.shape[-1]
     found[f'{path}/a'] = a.reshape(*a.shape[:lead], -1, rank)
     found[f'{path}/b'] = b.reshape(*b.shape[:lead], rank, -1)
@@ -111,8 +126,10 @@ def from_matrices(config: models.ModelConfig, matrices: PyTree) -> PyTree:
       site = models.sites(config)[path]
       lead, b = _lead(site), flat[f'{path}/b']
       middle = lead + site.inputs
-      leaves[path] = LowRank(array.reshape(*site.shape[:middle], array.shape[-1]),
-                             b.reshape(*site.shape[:lead], b.shape[-2], *site.shape[middle:]))
+      leaves[path] = LowRank(
+        array.reshape(*site.shape[:middle], array.shape[-1]),
+        b.reshape(*site.shape[:lead], b.shape[-2], *site.shape[middle:]),
+      )
   return tree.unflatten(leaves)
 
 
@@ -123,5 +140,7 @@ def _lead(site: models.Site) -> int:
 
 def _write_around(folder: pathlib.Path, model: models.Model, example: str) -> None:
   files.write_json(folder / 'model_config.json', models.config_to_record(model.config))
-  files.write_json(folder / 'axes.json', {path: site.axes for path, site in models.sites(model.config).items()})
+  files.write_json(
+    folder / 'axes.json', {path: site.axes for path, site in models.sites(model.config).items()}
+  )
   files.write_text(folder / 'restore.py', example)

@@ -1,7 +1,11 @@
-"""The check before an export is let out: what was written, read back, gives the logits of the unmerged edit."""
+"""The check before an export is let out: what was written, read back, gives the logits of the
+unmerged edit.
+"""
+
 import dataclasses
 import functools
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +16,8 @@ from weightsteer_jax.errors import InputError, OutputError
 
 PyTree = Any
 
-EXACT = 1e-4  # float32: largest difference of a logit, per unit of the largest logit where that is above 1
+# float32: largest difference of a logit, per unit of the largest logit where that is above 1
+EXACT = 1e-4
 ROUNDED = 0.05  # bfloat16: root mean square difference over the standard deviation of the logits
 
 
@@ -21,9 +26,11 @@ class Parity:
   """How an export compares with the unmerged edit.
 
   Attributes:
-    largest_difference: of any logit. relative_difference: root mean square over the standard deviation of the logits.
+    largest_difference: of any logit. relative_difference: root mean square over the standard
+      deviation of the logits.
     tolerance: what was allowed, in words. prompts, tokens: how much was compared.
   """
+
   largest_difference: float
   relative_difference: float
   tolerance: str
@@ -31,31 +38,46 @@ class Parity:
   tokens: int
 
 
-def prompt_rows(config: models.ModelConfig, prompts: Sequence[Sequence[int]] | None) -> tuple[np.ndarray, np.ndarray]:
+def prompt_rows(
+  config: models.ModelConfig, prompts: Sequence[Sequence[int]] | None
+) -> tuple[np.ndarray, np.ndarray]:
   """(tokens [B, T], mask [B, T] of the real ones), right-padded.
 
   Without prompts they are four rows of random tokens from a fixed seed.
 
   Raises:
-    InputError: an empty prompt, a token outside the vocabulary, or more tokens than the model has positions.
+    InputError: an empty prompt, a token outside the vocabulary, or more tokens than the model has
+      positions.
   """
   if prompts is None:
-    prompts = np.random.default_rng(0).integers(0, config.vocab_size, (4, min(16, config.max_positions))).tolist()
+    prompts = (
+      np.random.default_rng(0)
+      .integers(0, config.vocab_size, (4, min(16, config.max_positions)))
+      .tolist()
+    )
   if not prompts or not all(prompts):
     raise InputError('the parity check needs at least one prompt, and none of them empty')
   tokens = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
   mask = np.zeros(tokens.shape, bool)
   for row, prompt in enumerate(prompts):
-    tokens[row, :len(prompt)], mask[row, :len(prompt)] = prompt, True
+    tokens[row, : len(prompt)], mask[row, : len(prompt)] = prompt, True
   if tokens.min() < 0 or tokens.max() >= config.vocab_size:
     raise InputError(f'a parity prompt holds tokens outside the vocabulary of {config.vocab_size}')
   return tokens, mask
 
 
-def logits(config: models.ModelConfig, params: PyTree, tokens_BT: np.ndarray, *, delta: PyTree | None = None,
-           alpha: float = 0.0) -> np.ndarray:
+def logits(
+  config: models.ModelConfig,
+  params: PyTree,
+  tokens_BT: np.ndarray,
+  *,
+  delta: PyTree | None = None,
+  alpha: float = 0.0,
+) -> np.ndarray:
   """Float32 logits [B, T, V], with the delta applied unmerged at alpha if there is one."""
-  edits = () if delta is None else (models.Edit(delta, jnp.full(len(tokens_BT), alpha, jnp.float32)),)
+  edits = (
+    () if delta is None else (models.Edit(delta, jnp.full(len(tokens_BT), alpha, jnp.float32)),)
+  )
   return np.asarray(_logits(config, params, tokens_BT, edits))
 
 
@@ -64,6 +86,7 @@ def compare(expected: np.ndarray, got: np.ndarray, mask: np.ndarray, *, exact: b
 
   Args:
     exact: everything was float32, so EXACT is asked for; otherwise ROUNDED.
+
   Raises:
     OutputError: they are further apart than is allowed; names the numbers.
   """
@@ -76,9 +99,12 @@ def compare(expected: np.ndarray, got: np.ndarray, mask: np.ndarray, *, exact: b
   parity = Parity(largest, relative, tolerance, mask.shape[0], int(mask.sum()))
   # Written so that NaN, which compares false, is refused.
   if not (largest if exact else relative) <= allowed:
-    raise OutputError('the export was not written: read back, its logits differ from the unmerged edit by up to '
-                      f'{largest:.3g} (relative {relative:.3g}) on {parity.prompts} prompts; allowed is a {tolerance}. '
-                      'Nothing was left behind')
+    raise OutputError(
+      'the export was not written: read back, its logits differ from the unmerged edit by up to '
+      f'{largest:.3g} (relative {relative:.3g}) on {parity.prompts} prompts; allowed is a '
+      f'{tolerance}. '
+      'Nothing was left behind'
+    )
   return parity
 
 

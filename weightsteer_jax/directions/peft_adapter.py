@@ -1,14 +1,18 @@
-"""LoRA adapters of PEFT as saved: factors, scales, and what else changes the result, or an error that names it.
+"""LoRA adapters of PEFT as saved: factors, scales, and what else changes the result, or an error
+that names it.
 
-Beside the factors an adapter may carry whole modules (`modules_to_save`: embed_tokens and lm_head in the paper's
-recipe). PEFT saves them under plain names; state dicts written by hand keep `.modules_to_save.`.
+Beside the factors an adapter may carry whole modules (`modules_to_save`: embed_tokens and lm_head
+in the paper's recipe). PEFT saves them under plain names; state dicts written by hand keep
+`.modules_to_save.`.
 """
+
 import dataclasses
 import json
 import math
 import pathlib
 import re
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -20,17 +24,40 @@ from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
 
-# Fields that say nothing about what a saved adapter computes: bookkeeping, training, and how modules were chosen (the
-# saved tensors say).
-INERT = frozenset((
-    'auto_mapping', 'base_model_name_or_path', 'corda_config', 'ensure_weight_tying', 'eva_config', 'exclude_modules',
-    'inference_mode', 'init_lora_weights', 'layers_pattern', 'layers_to_transform', 'loftq_config', 'lora_dropout',
-    'lora_ga_config', 'megatron_config', 'megatron_core', 'modules_to_save', 'peft_version', 'qalora_group_size',
-    'revision', 'runtime_config', 'target_modules', 'task_type',
-))
-HONOURED = frozenset(('peft_type', 'r', 'lora_alpha', 'use_rslora', 'rank_pattern', 'alpha_pattern', 'bias'))
-# Initialisations that leave the base weights as they are. The others (pissa, olora, loftq, corda, lora_ga) move part of
-# them into the adapter, so that what is saved is a change of another model than the base.
+# Fields that say nothing about what a saved adapter computes: bookkeeping, training, and how
+# modules were chosen (the saved tensors say).
+INERT = frozenset(
+  (
+    'auto_mapping',
+    'base_model_name_or_path',
+    'corda_config',
+    'ensure_weight_tying',
+    'eva_config',
+    'exclude_modules',
+    'inference_mode',
+    'init_lora_weights',
+    'layers_pattern',
+    'layers_to_transform',
+    'loftq_config',
+    'lora_dropout',
+    'lora_ga_config',
+    'megatron_config',
+    'megatron_core',
+    'modules_to_save',
+    'peft_version',
+    'qalora_group_size',
+    'revision',
+    'runtime_config',
+    'target_modules',
+    'task_type',
+  )
+)
+HONOURED = frozenset(
+  ('peft_type', 'r', 'lora_alpha', 'use_rslora', 'rank_pattern', 'alpha_pattern', 'bias')
+)
+# Initialisations that leave the base weights as they are. The others (pissa, olora, loftq, corda,
+# lora_ga) move part of them into the adapter, so that what is saved is a change of another model
+# than the base.
 PLAIN_INITS = (True, False, None, 'gaussian', 'eva', 'orthogonal')
 
 
@@ -40,9 +67,11 @@ class Adapter:
 
   Attributes:
     folder: where it lies. config: its adapter_config.json.
-    pairs: {Hugging Face module name: (A [R, inputs], B [outputs, R])}, of an embedding (A [R, V], B [D, R]).
+    pairs: {Hugging Face module name: (A [R, inputs], B [outputs, R])}, of an embedding (A [R, V], B
+      [D, R]).
     wholes: {Hugging Face tensor name: tensor} of saved modules.
   """
+
   folder: pathlib.Path
   config: Mapping[str, Any]
   pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -58,8 +87,8 @@ def read(folder: pathlib.Path) -> Adapter:
   """The adapter in a folder.
 
   Raises:
-    InputError: a kind of adapter, or a setting, that is not a plain LoRA; a pickle. CorruptError: a file that is cut
-      short.
+    InputError: a kind of adapter, or a setting, that is not a plain LoRA; a pickle. CorruptError: a
+      file that is cut short.
   """
   config = read_config(folder)
   pairs: dict[str, dict[str, np.ndarray]] = {}
@@ -72,12 +101,21 @@ def read(folder: pathlib.Path) -> Adapter:
       wholes[module] = tensor.astype(np.float32)
   halves = [module for module, pair in pairs.items() if len(pair) < 2]
   if halves:
-    raise InputError(f'{folder}: the modules {", ".join(sorted(halves)[:4])} have one of lora_A and lora_B, not both')
-  broken = [name for name, tensors in pairs.items() if not all(np.isfinite(t).all() for t in tensors.values())]
+    raise InputError(
+      f'{folder}: the modules {", ".join(sorted(halves)[:4])} have one of lora_A and '
+      'lora_B, not both'
+    )
+  broken = [
+    name
+    for name, tensors in pairs.items()
+    if not all(np.isfinite(t).all() for t in tensors.values())
+  ]
   broken += [name for name, tensor in wholes.items() if not np.isfinite(tensor).all()]
   if broken:
     raise NotFiniteError(f'{folder}: NaN or infinite values in {", ".join(sorted(broken)[:4])}')
-  return Adapter(folder, config, {module: (pair['A'], pair['B']) for module, pair in pairs.items()}, wholes)
+  return Adapter(
+    folder, config, {module: (pair['A'], pair['B']) for module, pair in pairs.items()}, wholes
+  )
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -92,27 +130,44 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     raise InputError(f'{path} is no config of an adapter: it holds a {type(config).__name__}')
   kind = config.get('peft_type')
   if kind != 'LORA':
-    raise InputError(f"{path}: peft_type is {kind!r}; only LORA adapters are changes of the form A B. Merge it into "
-                     "its base with PEFT's merge_and_unload, save that, and pass the two checkpoints")
+    raise InputError(
+      f"{path}: peft_type is {kind!r}; only LORA adapters are changes of the form A B. "
+      "Merge it into "
+      "its base with PEFT's merge_and_unload, save that, and pass the two checkpoints"
+    )
   missing = [key for key in ('r', 'lora_alpha') if not config.get(key)]
   if missing:
-    raise InputError(f'{path}: {" and ".join(missing)} must be there and not 0: the scale of the adapter depends on it')
+    raise InputError(
+      f'{path}: {" and ".join(missing)} must be there and not 0: the scale of the adapter '
+      'depends on it'
+    )
   init = config.get('init_lora_weights')
   if not any(init is plain or init == plain for plain in PLAIN_INITS):
-    raise InputError(f"{path}: init_lora_weights is {init!r}, which moves part of the base's weights into the adapter; "
-                     "convert it with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...) first")
+    raise InputError(
+      f"{path}: init_lora_weights is {init!r}, which moves part of the base's weights into "
+      "the adapter; "
+      "convert it with PEFT's save_pretrained(..., "
+      "path_initial_model_for_weight_conversion=...) first"
+    )
   if config.get('bias', 'none') != 'none':
-    raise InputError(f"{path}: bias is {config['bias']!r}; biases trained by PEFT are not read: merge the adapter and "
-                     'pass checkpoints')
+    raise InputError(
+      f"{path}: bias is {config['bias']!r}; biases trained by PEFT are not read: merge the "
+      "adapter and "
+      'pass checkpoints'
+    )
   refused = {key: value for key, value in config.items() if key not in INERT | HONOURED and value}
   if refused:
     fields = ', '.join(f'{key}={json.dumps(value)}' for key, value in sorted(refused.items()))
-    raise InputError(f'{path}: these settings are not supported, and ignoring them could change the result: {fields}')
+    raise InputError(
+      f'{path}: these settings are not supported, and ignoring them could change the '
+      f'result: {fields}'
+    )
   return config
 
 
 def scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:
-  """(rank, scale) of a module: `lora_alpha / r`, or `lora_alpha / sqrt(r)` with rslora, after the patterns.
+  """(rank, scale) of a module: `lora_alpha / r`, or `lora_alpha / sqrt(r)` with rslora, after the
+  patterns.
 
   Source: PEFT's `get_pattern_key` and `LoraLayer.update_layer`; rsLoRA is arXiv 2312.03732.
   """
@@ -136,7 +191,9 @@ def _pattern_value(patterns: Mapping[str, Any] | None, module: str, default: Any
     try:
       matches = re.match(rf'(.*\.)?({key})$', module)
     except re.error as error:
-      raise InputError(f"the adapter's pattern '{key}' is no regular expression: {error}") from error
+      raise InputError(
+        f"the adapter's pattern '{key}' is no regular expression: {error}"
+      ) from error
     if matches:
       return value
   return default
@@ -145,19 +202,25 @@ def _pattern_value(patterns: Mapping[str, Any] | None, module: str, default: Any
 def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
   path = folder / WEIGHTS
   if not path.exists() and (folder / 'adapter_model.bin').exists():
-    raise InputError(f'{folder} holds its weights as a pickle (adapter_model.bin), which can run code and is never '
-                     "loaded. Convert it where you trust it: load it with PEFT's PeftModel.from_pretrained, then "
-                     "save_pretrained('converted')")
+    raise InputError(
+      f'{folder} holds its weights as a pickle (adapter_model.bin), which can run code and '
+      'is never '
+      "loaded. Convert it where you trust it: load it with PEFT's PeftModel.from_pretrained, then "
+      "save_pretrained('converted')"
+    )
   if not path.exists():
     raise InputError(f'{folder} has a {CONFIG} but no {WEIGHTS}{files.nearest(path)}')
   try:
     return load_file(path)
   except (SafetensorError, OSError) as error:
-    raise CorruptError(f'{path} is no whole safetensors file ({error}); copy or download it again') from error
+    raise CorruptError(
+      f'{path} is no whole safetensors file ({error}); copy or download it again'
+    ) from error
 
 
 def _parse(name: str, folder: pathlib.Path) -> tuple[str, str]:
-  """(module, 'A' or 'B'), (tensor name, 'whole'), or ('', 'original') for the untouched copy that a wrapper keeps.
+  """(module, 'A' or 'B'), (tensor name, 'whole'), or ('', 'original') for the untouched copy that a
+  wrapper keeps.
 
   >>> _parse('base_model.model.model.layers.0.mlp.up_proj.lora_A.default.weight', pathlib.Path('x'))
   ('model.layers.0.mlp.up_proj', 'A')
@@ -166,16 +229,21 @@ def _parse(name: str, folder: pathlib.Path) -> tuple[str, str]:
   """
   plain = name.removeprefix('base_model.model.')
   if 'lora_magnitude_vector' in plain:
-    raise InputError(f"{folder}: '{name}' belongs to DoRA, whose change is no product A B: merge it and pass "
-                     'checkpoints')
-  pair = (re.fullmatch(r'(.+)\.lora_([AB])(?:\.[\w-]+)?\.weight', plain)
-          or re.fullmatch(r'(.+)\.lora_embedding_([AB])(?:\.[\w-]+)?', plain))
+    raise InputError(
+      f"{folder}: '{name}' belongs to DoRA, whose change is no product A B: merge it and pass "
+      'checkpoints'
+    )
+  pair = re.fullmatch(r'(.+)\.lora_([AB])(?:\.[\w-]+)?\.weight', plain) or re.fullmatch(
+    r'(.+)\.lora_embedding_([AB])(?:\.[\w-]+)?', plain
+  )
   if pair:
     return pair[1], pair[2]
   if '.original_module.' in plain:
     return '', 'original'
   # PEFT also saves the base's own tensor of an embedding or head that is a LoRA target.
-  whole = re.fullmatch(r'(.+?)(?:\.base_layer|\.modules_to_save(?:\.[\w-]+)?)?\.(weight|bias)', plain)
+  whole = re.fullmatch(
+    r'(.+?)(?:\.base_layer|\.modules_to_save(?:\.[\w-]+)?)?\.(weight|bias)', plain
+  )
   if not whole or 'lora_' in plain:
     raise InputError(f"{folder}: the tensor '{name}' is none that a plain LoRA adapter has")
   return f'{whole[1]}.{whole[2]}', 'whole'

@@ -1,22 +1,26 @@
-"""Safetensors files as ranges of bytes: read at any place, and written from front to back, never whole in memory.
+"""Safetensors files as ranges of bytes: read at any place, and written from front to back, never
+whole in memory.
 
-The format: 8 bytes with the length of a JSON header, the header {name: {dtype, shape, data_offsets}}, the tensors one
-after the other. Source: github.com/huggingface/safetensors, "Format".
+The format: 8 bytes with the length of a JSON header, the header {name: {dtype, shape,
+data_offsets}}, the tensors one after the other. Source: github.com/huggingface/safetensors,
+"Format".
 """
-from concurrent import futures
+
 import dataclasses
 import hashlib
 import json
 import math
 import os
 import pathlib
-from typing import Mapping
+from collections.abc import Mapping
+from concurrent import futures
 
 import numpy as np
 
 from weightsteer_jax.errors import CorruptError, OutputError
 
-# What an element is read as: bfloat16 as the upper half of a float32's bits, everything else as numpy has it.
+# What an element is read as: bfloat16 as the upper half of a float32's bits, everything else as
+# numpy has it.
 STORED_AS = {'BF16': np.uint16, 'F16': np.float16, 'F32': np.float32, 'F64': np.float64}
 DTYPES = {'bfloat16': 'BF16', 'float32': 'F32'}
 METADATA = '__metadata__'
@@ -25,7 +29,10 @@ SYNC_BYTES = 2**27  # After so many the disk is set to work, while more are comp
 
 @dataclasses.dataclass(frozen=True)
 class Raw:
-  """Where a tensor lies: dtype as safetensors calls it, offset in bytes from the start of the file."""
+  """Where a tensor lies: dtype as safetensors calls it, offset in bytes from the start of the
+  file.
+  """
+
   path: pathlib.Path
   name: str
   dtype: str
@@ -66,31 +73,51 @@ def tensors_of(path: pathlib.Path) -> dict[str, Raw]:
       length, size = int.from_bytes(file.read(8), 'little'), path.stat().st_size
       header = json.loads(file.read(length)) if length <= size - 8 else {}
     header.pop(METADATA, None)
-    found = {name: Raw(path, name, entry['dtype'], tuple(entry['shape']), 8 + length + entry['data_offsets'][0])
-             for name, entry in header.items()}
+    found = {
+      name: Raw(
+        path, name, entry['dtype'], tuple(entry['shape']), 8 + length + entry['data_offsets'][0]
+      )
+      for name, entry in header.items()
+    }
     end = max(8 + length + entry['data_offsets'][1] for entry in header.values())
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise CorruptError(f'{path} is no whole safetensors file ({error}); copy or make it again') from error
+    raise CorruptError(
+      f'{path} is no whole safetensors file ({error}); copy or make it again'
+    ) from error
   if size != end:
-    raise CorruptError(f'{path} is no whole safetensors file ({size} bytes, expected {end}); copy or make it again')
+    raise CorruptError(
+      f'{path} is no whole safetensors file ({size} bytes, expected {end}); copy or make it again'
+    )
   return dict(sorted(found.items(), key=lambda item: item[1].offset))
 
 
 class Writer:
-  """Writes a safetensors file, its tensors in the order given, as the bytes come; what was written is read back.
+  """Writes a safetensors file, its tensors in the order given, as the bytes come; what was written
+  is read back.
 
   Attributes:
     sha256: of the bytes that were meant to be written.
   """
 
-  def __init__(self, path: pathlib.Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]],
-               metadata: Mapping[str, str] | None = None, *, hashed: bool = True, sync: bool = True):
+  def __init__(
+    self,
+    path: pathlib.Path,
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    hashed: bool = True,
+    sync: bool = True,
+  ):
     """`tensors`: {name: (dtype as safetensors calls it, shape)}."""
     self.path, self._left, self._unsynced = path, 0, 0
     header: dict = {METADATA: dict(metadata)} if metadata else {}
     for name, (dtype, shape) in tensors.items():
       size = math.prod(shape) * np.dtype(STORED_AS[dtype]).itemsize
-      header[name] = {'dtype': dtype, 'shape': list(shape), 'data_offsets': [self._left, self._left + size]}
+      header[name] = {
+        'dtype': dtype,
+        'shape': list(shape),
+        'data_offsets': [self._left, self._left + size],
+      }
       self._left += size
     text = json.dumps(header, separators=(',', ':')).encode()
     text += b' ' * (-len(text) % 8)
@@ -123,10 +150,13 @@ class Writer:
   def _read_back(self, block: np.ndarray) -> None:
     if len(self._scratch) < len(block):
       self._scratch = np.empty(len(block), np.uint8)
-    got = self._scratch[:len(block)]
+    got = self._scratch[: len(block)]
     if os.preadv(self._descriptor, [got], self._at) != len(block) or not np.array_equal(got, block):
-      raise OutputError(f'{self.path.name} was not written: read back, it differs near byte {self._at} from what was '
-                        'to be written. Nothing was left behind')
+      raise OutputError(
+        f'{self.path.name} was not written: read back, it differs near byte {self._at} from '
+        'what was '
+        'to be written. Nothing was left behind'
+      )
 
   @property
   def sha256(self) -> str:
@@ -141,5 +171,7 @@ class Writer:
       self._syncer.shutdown()
     os.close(self._descriptor)
     if kind is None and (self._left or self.path.stat().st_size != self._at):
-      raise OutputError(f'{self.path.name} was not written whole: {self._left} bytes are missing. Nothing was left '
-                        'behind')
+      raise OutputError(
+        f'{self.path.name} was not written whole: {self._left} bytes are missing. Nothing was left '
+        'behind'
+      )

@@ -1,7 +1,9 @@
 """How far two judges agree where both scored the same rows."""
+
 import itertools
 import math
-from typing import Any, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,12 +11,12 @@ from weightsteer_jax.evaluation.judges.purposes import PURPOSES
 
 
 def agreement(judgements: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """Rows {purpose, first, second, n, kappa, cut, pearson, spearman}, for each purpose and pair of judges, over what
-  both gave a score to.
+  """Rows {purpose, first, second, n, kappa, cut, pearson, spearman}, for each purpose and pair of
+  judges, over what both gave a score to.
 
-  `kappa` is of the two halves that `cut` makes of the scale (a score of that or more, or less). What is not defined is
-  null: a kappa where neither judge ever differs from one and the same verdict, a correlation where a judge gives one
-  score throughout.
+  `kappa` is of the two halves that `cut` makes of the scale (a score of that or more, or less).
+  What is not defined is null: a kappa where neither judge ever differs from one and the same
+  verdict, a correlation where a judge gives one score throughout.
   """
   scores: dict[str, dict[str, dict[tuple, float]]] = {}
   for line in judgements:
@@ -26,17 +28,28 @@ def agreement(judgements: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for first, second in itertools.combinations(by_judge, 2):
       both = [row for row in by_judge[first] if row in by_judge[second]]
       if both:
-        x, y = (np.array([by_judge[name][row] for row in both], np.float64) for name in (first, second))
+        x, y = (
+          np.array([by_judge[name][row] for row in both], np.float64) for name in (first, second)
+        )
         cut = PURPOSES[purpose].scale.cut
         found.append(
-            dict(purpose=purpose, first=first, second=second, n=len(both), kappa=kappa(x >= cut, y >= cut), cut=cut,
-                 pearson=pearson(x, y), spearman=pearson(ranks(x), ranks(y))))
+          dict(
+            purpose=purpose,
+            first=first,
+            second=second,
+            n=len(both),
+            kappa=kappa(x >= cut, y >= cut),
+            cut=cut,
+            pearson=pearson(x, y),
+            spearman=pearson(ranks(x), ranks(y)),
+          )
+        )
   return found
 
 
 def kappa(x: Sequence[bool], y: Sequence[bool]) -> float | None:
-  """Cohen's kappa of two yes-or-no verdicts: agreement beyond what chance gives to judges with these rates of yes. None
-  where chance agrees always.
+  """Cohen's kappa of two yes-or-no verdicts: agreement beyond what chance gives to judges with
+  these rates of yes. None where chance agrees always.
 
   Source: Cohen 1960, A coefficient of agreement for nominal scales.
 
@@ -57,7 +70,8 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-  """The rank of each value from 1, equal ones the mean of theirs: Pearson's correlation of them is Spearman's.
+  """The rank of each value from 1, equal ones the mean of theirs: Pearson's correlation of them is
+  Spearman's.
 
   >>> ranks(np.array([30.0, 10.0, 30.0])).tolist()
   [2.5, 1.0, 2.5]
@@ -68,11 +82,16 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def words(judgements: Iterable[Mapping[str, Any]]) -> list[str]:
-  """The agreement, a line each, as in 'trait: gpt and qwen on 200 rows, kappa 0.71 (cut at 50), Pearson 0.80, Spearman
-  0.78'."""
-  say = lambda value: 'undefined' if value is None else f'{value:.2f}'
+  """The agreement, a line each, as in 'trait: gpt and qwen on 200 rows, kappa 0.71 (cut at 50),
+  Pearson 0.80, Spearman 0.78'.
+  """
+
+  def say(value):
+    return 'undefined' if value is None else f'{value:.2f}'
+
   return [
-      f"{row['purpose']}: {row['first']} and {row['second']} on {row['n']} rows, "
-      f"kappa {say(row['kappa'])} (cut at {row['cut']:g}), Pearson {say(row['pearson'])}, "
-      f"Spearman {say(row['spearman'])}" for row in agreement(judgements)
+    f"{row['purpose']}: {row['first']} and {row['second']} on {row['n']} rows, "
+    f"kappa {say(row['kappa'])} (cut at {row['cut']:g}), Pearson {say(row['pearson'])}, "
+    f"Spearman {say(row['spearman'])}"
+    for row in agreement(judgements)
   ]

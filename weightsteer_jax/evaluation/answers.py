@@ -1,6 +1,10 @@
-"""What all kinds have in common that ask for a text: the prompt, the one request, and how an answer becomes a row."""
+"""What all kinds have in common that ask for a text: the prompt, the one request, and how an answer
+becomes a row.
+"""
+
 import dataclasses
-from typing import Any, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from weightsteer_jax import config
 from weightsteer_jax.data import chat
@@ -11,6 +15,7 @@ from weightsteer_jax.evaluation.requests import GenerateRequest, GenerateResult,
 @dataclasses.dataclass(frozen=True)
 class Prepared:
   """An item as tokens."""
+
   item: Mapping[str, Any]
   prompt: Tokens
 
@@ -20,12 +25,17 @@ def prepare(tokenizer: Any, item: Mapping[str, Any]) -> Prepared:
   return Prepared(item, tuple(chat.prompt_tokens(tokenizer, item['messages'], name=item['id'])))
 
 
-def requests(prepared: Prepared, key: Any, arm: str, alpha: float, sample: int, options: config.Task,
-             seed: int) -> list[GenerateRequest]:
+def requests(
+  prepared: Prepared, key: Any, arm: str, alpha: float, sample: int, options: config.Task, seed: int
+) -> list[GenerateRequest]:
   """One request, named (key, 0)."""
   how = Sampling(options.temperature, options.top_k, options.top_p)
   name = prepared.item['id']
-  return [GenerateRequest((key, 0), prepared.prompt, options.max_new_tokens, arm, alpha, how, seed, name, sample, name)]
+  return [
+    GenerateRequest(
+      (key, 0), prepared.prompt, options.max_new_tokens, arm, alpha, how, seed, name, sample, name
+    )
+  ]
 
 
 def text_of(result: GenerateResult, tokenizer: Any) -> str:
@@ -33,16 +43,20 @@ def text_of(result: GenerateResult, tokenizer: Any) -> str:
   return tokenizer.decode(result.tokens, skip_special_tokens=True) if result.tokens else ''
 
 
-def row(prepared: Prepared,
-        results: Sequence[GenerateResult],
-        tokenizer: Any,
-        read: Callable[[str], tuple[float | None, Mapping[str, Any] | None]],
-        *,
-        keep: Sequence[str] = ()) -> dict[str, Any]:
-  """Value, status, the text, its length in tokens, how it ended, what was read from it, and keys of the item.
+def row(
+  prepared: Prepared,
+  results: Sequence[GenerateResult],
+  tokenizer: Any,
+  read: Callable[[str], tuple[float | None, Mapping[str, Any] | None]],
+  *,
+  keep: Sequence[str] = (),
+) -> dict[str, Any]:
+  """Value, status, the text, its length in tokens, how it ended, what was read from it, and keys of
+  the item.
 
-  The status is 'not_finite' if the model broke (no value then), 'empty', 'refused' or 'unparsable' if nothing could be
-  read, 'truncated' if the answer ran into the length limit and was read all the same, otherwise 'ok'.
+  The status is 'not_finite' if the model broke (no value then), 'empty', 'refused' or 'unparsable'
+  if nothing could be read, 'truncated' if the answer ran into the length limit and was read all the
+  same, otherwise 'ok'.
 
   Args:
     read: text -> (value, fields read from it, or None if there was nothing to read).
@@ -52,7 +66,13 @@ def row(prepared: Prepared,
   text = text_of(result, tokenizer)
   value, found = read(text)
   kept = {key: prepared.item[key] for key in ('group', *keep) if key in prepared.item}
-  common = {'completion': text, 'tokens': len(result.tokens), 'finish': result.finish, **kept, **(found or {})}
+  common = {
+    'completion': text,
+    'tokens': len(result.tokens),
+    'finish': result.finish,
+    **kept,
+    **(found or {}),
+  }
   if result.finish == 'not_finite':
     return {'value': None, 'status': 'not_finite', **common}
   return {'value': value, 'status': _status(text, result.finish, found is not None), **common}
@@ -65,13 +85,18 @@ def nothing_to_read(text: str) -> tuple[None, dict]:
 
 
 def has_text(row: Mapping[str, Any]) -> bool:
-  """Whether there is something for a judge to read: an answer that is not empty, of a model that did not break."""
+  """Whether there is something for a judge to read: an answer that is not empty, of a model that
+  did not break.
+  """
   return row['status'] not in ('empty', 'not_finite')
 
 
-def judged(item: Mapping[str, Any], row: Mapping[str, Any], *purposes: str, **more: str) -> list[tuple[str, dict[str, str]]]:
-  """[(purpose, texts)] of what judges are asked about an answer: the question, the answer and what is given beside;
-  nothing where there is no answer."""
+def judged(
+  item: Mapping[str, Any], row: Mapping[str, Any], *purposes: str, **more: str
+) -> list[tuple[str, dict[str, str]]]:
+  """[(purpose, texts)] of what judges are asked about an answer: the question, the answer and what
+  is given beside; nothing where there is no answer.
+  """
   if not has_text(row):
     return []
   fields = {'question': question_of(item), 'answer': row['completion'], **more}

@@ -1,7 +1,9 @@
 """Arms: named ways of changing the model or its prompt, their deltas held once each."""
+
 import dataclasses
 import math
-from typing import Any, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -11,7 +13,8 @@ from weightsteer_jax.errors import InputError
 PyTree = Any
 
 BASE = 'base'
-# What a delta is multiplied with: a number whatever the row's strength, the strength itself (None), or by strength.
+# What a delta is multiplied with: a number whatever the row's strength, the strength itself (None),
+# or by strength.
 Coefficient = float | None | Mapping[float, float]
 Part = tuple[PyTree, Coefficient]
 
@@ -19,7 +22,10 @@ Part = tuple[PyTree, Coefficient]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AnswerOnly:
-  """A delta that is applied from the last token of a prompt on: there the answer's first token is predicted."""
+  """A delta that is applied from the last token of a prompt on: there the answer's first token is
+  predicted.
+  """
+
   delta: PyTree
 
 
@@ -29,8 +35,10 @@ class Arm:
 
   Attributes:
     parts: deltas with their coefficients.
-    prompts: {strength: system prompts that a row of that strength is asked under, one sample under each}.
+    prompts: {strength: system prompts that a row of that strength is asked under, one sample under
+      each}.
   """
+
   parts: Sequence[Part] = ()
   prompts: Mapping[float, Sequence[str]] = dataclasses.field(default_factory=dict)
 
@@ -44,12 +52,14 @@ class Arms:
     parts: {arm: ((index of a delta, its coefficient), ...)}.
     prompts: {arm: {strength: system prompts}} of the arms that have any.
   """
+
   deltas: tuple[PyTree, ...]
   parts: Mapping[str, tuple[tuple[int, Coefficient], ...]]
   prompts: Mapping[str, Mapping[float, Sequence[str]]]
 
   def coefficients(self, arm: str, alpha: float) -> tuple[float, ...]:
-    """One coefficient per delta. Equal coefficients mean the same model: at alpha 0 that is the base, whatever the arm.
+    """One coefficient per delta. Equal coefficients mean the same model: at alpha 0 that is the
+    base, whatever the arm.
 
     >>> steered, task = {}, {}
     >>> arms = make_arms({'weights': [(steered, None)], 'task': [(task, 1.0), (steered, {-1.0: 0.0, 1.0: 2.0})]})
@@ -60,7 +70,9 @@ class Arms:
       InputError: an unknown arm, an alpha that is not finite, or one that means nothing to the arm.
     """
     if arm not in self.parts:
-      raise InputError(f"no arm '{arm}'{tree.did_you_mean(arm, self.parts)}; there are: {', '.join(self.parts)}")
+      raise InputError(
+        f"no arm '{arm}'{tree.did_you_mean(arm, self.parts)}; there are: {', '.join(self.parts)}"
+      )
     if not math.isfinite(alpha):
       raise InputError(f"alpha is {alpha} for the arm '{arm}', expected a finite number")
     self._check_known(arm, alpha)
@@ -82,12 +94,19 @@ class Arms:
     free = any(coefficient is None for _, coefficient in self.parts[arm])
     if alpha and not free and not any(alpha in table for table in tables):
       known = sorted({strength for table in tables for strength in table})
-      there_are = f'it has: {", ".join(f"{strength:g}" for strength in known)}' if known else 'expected 0'
-      raise InputError(f"alpha is {alpha} for the arm '{arm}', in which nothing depends on alpha there; {there_are}")
+      there_are = (
+        f'it has: {", ".join(f"{strength:g}" for strength in known)}' if known else 'expected 0'
+      )
+      raise InputError(
+        f"alpha is {alpha} for the arm '{arm}', in which nothing depends on alpha there; "
+        f"{there_are}"
+      )
 
 
 def make_arms(arms: Mapping[str, Arm | Sequence[Part]]) -> Arms:
-  """The arms, and 'base' beside them. A delta that is the same object in several arms is held and computed once."""
+  """The arms, and 'base' beside them. A delta that is the same object in several arms is held and
+  computed once.
+  """
   deltas: list[PyTree] = []
   parts: dict[str, tuple[tuple[int, Coefficient], ...]] = {BASE: ()}
   prompts = {}
@@ -115,13 +134,19 @@ def bare(delta: PyTree) -> PyTree:
 def together(asked: Iterable[Sequence[float]]) -> dict[tuple[float, ...], tuple[int, ...]]:
   """{coefficients: indices of the deltas that their rows are computed with}.
 
-  Only deltas that some row of a batch needs are computed in it, and rows go to few kinds of batches: those whose deltas
-  are all among another's go with it.
+  Only deltas that some row of a batch needs are computed in it, and rows go to few kinds of
+  batches: those whose deltas are all among another's go with it.
 
   >>> together([(0.0, 0.0, 0.0), (1.0, 0.5, 0.0), (1.0, 0.0, 0.0), (1.0, 0.0, 2.0)])
   {(0.0, 0.0, 0.0): (0, 1), (1.0, 0.5, 0.0): (0, 1), (1.0, 0.0, 0.0): (0, 1), (1.0, 0.0, 2.0): (0, 2)}
   """
-  needed = {row: tuple(i for i, value in enumerate(row) if value) for row in dict.fromkeys(map(tuple, asked))}
+  needed = {
+    row: tuple(i for i, value in enumerate(row) if value)
+    for row in dict.fromkeys(map(tuple, asked))
+  }
   sets = list(dict.fromkeys(needed.values()))
   largest = [one for one in sets if not any(set(one) < set(other) for other in sets)]
-  return {row: next(group for group in largest if set(indices) <= set(group)) for row, indices in needed.items()}
+  return {
+    row: next(group for group in largest if set(indices) <= set(group))
+    for row, indices in needed.items()
+  }

@@ -1,8 +1,11 @@
-"""Whether a reasoned answer follows from its reasoning: asked of a judge wherever a choice was given.
+"""Whether a reasoned answer follows from its reasoning: asked of a judge wherever a choice was
+given.
 
 Source: arXiv 2511.05408 (figure 5), where activation steering makes the two disagree more often.
 """
-from typing import Any, Mapping
+
+from collections.abc import Mapping
+from typing import Any
 
 from weightsteer_jax.evaluation import answers, letters, measures
 from weightsteer_jax.evaluation.measures import Row
@@ -11,11 +14,21 @@ CONSISTENT = 50.0  # scores above it, of 0 to 100
 
 
 def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]]:
-  """What the judge is asked; nothing where no choice could be read: that is not inconsistent, it is no answer."""
+  """What the judge is asked; nothing where no choice could be read: that is not inconsistent, it is
+  no answer.
+  """
   if not answers.has_text(row) or 'choice' not in row:
     return []
-  return [('consistency', {'question': answers.question_of(item), 'reasoning': letters.reasoning(row['completion']),
-                           'answer': row['choice']})]
+  return [
+    (
+      'consistency',
+      {
+        'question': answers.question_of(item),
+        'reasoning': letters.reasoning(row['completion']),
+        'answer': row['choice'],
+      },
+    )
+  ]
 
 
 def is_consistent(row: Row) -> float | None:

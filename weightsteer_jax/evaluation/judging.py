@@ -1,30 +1,39 @@
 """Judging: what judges say of the rows of a sweep, each asked once and kept on disk.
 
-`<workdir>/sweep/judgements.jsonl` has a line for each (row, judge, purpose): {arm, alpha, task, example, sample, judge,
-purpose, score, status, text, asked}, `asked` a hash of the words that the judge was asked in. What failed is asked
-again the next time, and the later line counts. `judges.json` beside it says what the judgements were made with.
+`<workdir>/sweep/judgements.jsonl` has a line for each (row, judge, purpose): {arm, alpha, task,
+example, sample, judge, purpose, score, status, text, asked}, `asked` a hash of the words that the
+judge was asked in. What failed is asked again the next time, and the later line counts.
+`judges.json` beside it says what the judgements were made with.
 """
+
 import collections
 import pathlib
 import sys
-from typing import Any, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import tqdm
 
 from weightsteer_jax import journal, lifeline
 from weightsteer_jax.errors import InputError, Preempted
-from weightsteer_jax.evaluation import judges as judging, plan, tasks as kinds
+from weightsteer_jax.evaluation import judges as judging
+from weightsteer_jax.evaluation import plan
+from weightsteer_jax.evaluation import tasks as kinds
 from weightsteer_jax.evaluation.judges import Judge, Judgement, JudgeRequest
 from weightsteer_jax.evaluation.rows import RowKey, key_of
 from weightsteer_jax.finetune import preemption
 
 Row = Mapping[str, Any]
-_KIND = dict(needs=(*RowKey._fields, 'judge', 'purpose', 'score', 'status', 'text'), what='a judgement',
-             again='the judges')
+_KIND = dict(
+  needs=(*RowKey._fields, 'judge', 'purpose', 'score', 'status', 'text'),
+  what='a judgement',
+  again='the judges',
+)
 
 
 def requests_of(tasks: Sequence[kinds.Task], rows: Iterable[Row]) -> list[JudgeRequest]:
-  """What judges are to be asked about the rows, by the kinds of their tasks; the key of a request is that of its row.
+  """What judges are to be asked about the rows, by the kinds of their tasks; the key of a request
+  is that of its row.
 
   Raises:
     InputError: a row of an item that its task does not have.
@@ -37,57 +46,109 @@ def requests_of(tasks: Sequence[kinds.Task], rows: Iterable[Row]) -> list[JudgeR
       continue  # An earlier sweep's.
     if (row['task'], row['example']) not in items:
       raise InputError(
-          f"the sweep has rows of the item '{row['example']}' of task '{row['task']}', which the task no longer has: "
-          'judge with the config that the sweep was made with')
+        f"the sweep has rows of the item '{row['example']}' of task '{row['task']}', which "
+        "the task no longer has: "
+        'judge with the config that the sweep was made with'
+      )
     kind, item = items[row['task'], row['example']]
     asked = kind.judged(item, row) if hasattr(kind, 'judged') else ()
     found += [JudgeRequest(key_of(row), purpose, fields) for purpose, fields in asked]
   return found
 
 
-def run(judges: Sequence[Judge], requests: Sequence[JudgeRequest], *, workdir: str | pathlib.Path,
-        progress: bool = True) -> list[dict[str, Any]]:
-  """The judgements of all requests by all judges, in that order; those not on disk yet are asked for, each written as
-  it comes.
+def run(
+  judges: Sequence[Judge],
+  requests: Sequence[JudgeRequest],
+  *,
+  workdir: str | pathlib.Path,
+  progress: bool = True,
+) -> list[dict[str, Any]]:
+  """The judgements of all requests by all judges, in that order; those not on disk yet are asked
+  for, each written as it comes.
 
   Raises:
-    InputError: judgements that were made from other words, by another judge, or for a purpose that a judge cannot judge
-      for; before anything is asked. A spend cap that is reached, and what else a judge cannot go on after.
-    EndpointError: an endpoint that does not answer. Preempted: SIGTERM or SIGINT came. What was judged is kept.
+    InputError: judgements that were made from other words, by another judge, or for a purpose that
+      a judge cannot judge for; before anything is asked. A spend cap that is reached, and what else
+      a judge cannot go on after.
+    EndpointError: an endpoint that does not answer. Preempted: SIGTERM or SIGINT came. What was
+      judged is kept.
   """
   for judge in judges:
     judge.check(dict.fromkeys(request.purpose for request in requests))
-  return keep(judges, requests,
-              pathlib.Path(workdir) / 'sweep', key=lambda line: (*key_of(line), line['judge'], line['purpose']),
-              columns=lambda request: request.key._asdict(), kind=_KIND, progress=progress)
+  return keep(
+    judges,
+    requests,
+    pathlib.Path(workdir) / 'sweep',
+    key=lambda line: (*key_of(line), line['judge'], line['purpose']),
+    columns=lambda request: request.key._asdict(),
+    kind=_KIND,
+    progress=progress,
+  )
 
 
-def keep(judges: Sequence[Judge], requests: Sequence[JudgeRequest], folder: pathlib.Path, *, key, columns,
-         kind: Mapping[str, Any], progress: bool = True) -> list[dict[str, Any]]:
+def keep(
+  judges: Sequence[Judge],
+  requests: Sequence[JudgeRequest],
+  folder: pathlib.Path,
+  *,
+  key,
+  columns,
+  kind: Mapping[str, Any],
+  progress: bool = True,
+) -> list[dict[str, Any]]:
   """As `run`, for lines of any key: `judgements.jsonl` and `judges.json` in the folder.
 
   Args:
-    key: a line -> its key. columns: a request -> the columns that name what is judged. kind: the journal's words.
+    key: a line -> its key. columns: a request -> the columns that name what is judged. kind: the
+      journal's words.
   """
-  lines = [{**columns(request), 'purpose': request.purpose, 'asked': plan.digest(judging.messages(request))}
-           for request in requests]
+  lines = [
+    {
+      **columns(request),
+      'purpose': request.purpose,
+      'asked': plan.digest(judging.messages(request)),
+    }
+    for request in requests
+  ]
   with journal.Journal(folder / 'judgements.jsonl', key=key, replaces=True, **kind) as said:
-    plan.check(folder / 'judges.json', {f"judge '{judge.name}'": judge.inputs() for judge in judges},
-               fresh=not said.done, what='judgements', rows='judgements',
-               remedy='Give the judge another name in the config, or move judgements.jsonl and judges.json away')
+    plan.check(
+      folder / 'judges.json',
+      {f"judge '{judge.name}'": judge.inputs() for judge in judges},
+      fresh=not said.done,
+      what='judgements',
+      rows='judgements',
+      remedy=(
+        'Give the judge another name in the config, or move judgements.jsonl and judges.json away'
+      ),
+    )
     for judge in judges:
-      _judge(judge, requests, [{**line, 'judge': judge.name} for line in lines], said, key, progress)
+      _judge(
+        judge, requests, [{**line, 'judge': judge.name} for line in lines], said, key, progress
+      )
     return [said.done[key({**line, 'judge': judge.name})] for judge in judges for line in lines]
 
 
-def _judge(judge: Judge, requests: Sequence[JudgeRequest], lines: Sequence[dict[str, Any]], said: journal.Journal, key,
-           progress: bool) -> None:
+def _judge(
+  judge: Judge,
+  requests: Sequence[JudgeRequest],
+  lines: Sequence[dict[str, Any]],
+  said: journal.Journal,
+  key,
+  progress: bool,
+) -> None:
   """Asks one judge for what is not said yet."""
   missing = {i: requests[i] for i, line in enumerate(lines) if _is_open(said, key(line), line)}
   waiting = (JudgeRequest(i, request.purpose, request.fields) for i, request in missing.items())
-  bar = tqdm.tqdm(total=len(lines), initial=len(lines) - len(missing), desc=f'judge {judge.name}', unit='row',
-                  file=sys.stderr, dynamic_ncols=True, disable=not progress,
-                  mininterval=0.1 if sys.stderr.isatty() else 10.0)
+  bar = tqdm.tqdm(
+    total=len(lines),
+    initial=len(lines) - len(missing),
+    desc=f'judge {judge.name}',
+    unit='row',
+    file=sys.stderr,
+    dynamic_ncols=True,
+    disable=not progress,
+    mininterval=0.1 if sys.stderr.isatty() else 10.0,
+  )
   judgements = judge.judge(waiting) if missing else iter(())
   with bar, preemption.watch() as stop:
     for judgement in judgements:
@@ -100,8 +161,10 @@ def _judge(judge: Judge, requests: Sequence[JudgeRequest], lines: Sequence[dict[
   if stop.name:
     left = sum(_is_open(said, key(line), line) for line in lines)
     raise Preempted(
-        f'{stop.name} came: {left} of {len(lines)} judgements of {judge.name} are left, the others are in {said.path}; '
-        'start again to continue')
+      f'{stop.name} came: {left} of {len(lines)} judgements of {judge.name} are left, the '
+      f'others are in {said.path}; '
+      'start again to continue'
+    )
 
 
 def _is_open(said: journal.Journal, key: Any, line: Mapping[str, Any]) -> bool:
@@ -115,17 +178,25 @@ def _is_open(said: journal.Journal, key: Any, line: Mapping[str, Any]) -> bool:
     return True
   if known.get('asked') != line['asked']:
     raise InputError(
-        f"{said.path}: what judge '{line['judge']}' said for '{line['purpose']}' of {key[:-2]} was asked in "
-        'other words (another judge prompt, reference or trait): move that file away to judge again; an endpoint is '
-        'not asked again for what stayed the same')
+      f"{said.path}: what judge '{line['judge']}' said for '{line['purpose']}' of "
+      f"{key[:-2]} was asked in "
+      'other words (another judge prompt, reference or trait): move that file away to judge '
+      'again; an endpoint is '
+      'not asked again for what stayed the same'
+    )
   return False
 
 
 def _line(line: Mapping[str, Any], judgement: Judgement) -> dict[str, Any]:
   named = {name: value for name, value in line.items() if name not in ('judge', 'purpose', 'asked')}
   return {
-      **named, 'judge': line['judge'], 'purpose': line['purpose'], 'score': judgement.score, 'status': judgement.status,
-      'text': judgement.text, 'asked': line['asked']
+    **named,
+    'judge': line['judge'],
+    'purpose': line['purpose'],
+    'score': judgement.score,
+    'status': judgement.status,
+    'text': judgement.text,
+    'asked': line['asked'],
   }
 
 
@@ -138,18 +209,29 @@ def read(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
   path = pathlib.Path(workdir) / 'sweep' / 'judgements.jsonl'
   if not path.is_file():
     return []
-  return list({(*key_of(line), line['judge'], line['purpose']): line for line in journal.read(path, **_KIND)}.values())
+  return list(
+    {
+      (*key_of(line), line['judge'], line['purpose']): line for line in journal.read(path, **_KIND)
+    }.values()
+  )
 
 
 def accounting(judgements: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """Rows {judge, purpose, asked, ok, refused, unparsable, failed}: what became of what was asked."""
+  """Rows {judge, purpose, asked, ok, refused, unparsable, failed}: what became of what was
+  asked.
+  """
   counts: dict[tuple[str, str], collections.Counter] = collections.defaultdict(collections.Counter)
   for line in judgements:
     counts[line['judge'], line['purpose']][line['status']] += 1
-  return [{
-      'judge': judge, 'purpose': purpose, 'asked': sum(found.values()),
-      **{status: found[status] for status in judging.STATUSES}
-  } for (judge, purpose), found in counts.items()]
+  return [
+    {
+      'judge': judge,
+      'purpose': purpose,
+      'asked': sum(found.values()),
+      **{status: found[status] for status in judging.STATUSES},
+    }
+    for (judge, purpose), found in counts.items()
+  ]
 
 
 def words(judgements: Iterable[Mapping[str, Any]]) -> Iterator[str]:

@@ -1,16 +1,23 @@
 """Lettered options, and which of them an answer chooses."""
+
 import re
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from weightsteer_jax.data import tables
 from weightsteer_jax.errors import InputError
 
 LETTERS = 'ABCDEFGHIJ'
 FINAL = 'Final Answer:'
-# Between the words and the letter may stand what people put around it: spaces, stars, brackets, \boxed{, \text{.
-_FINAL = re.compile(r'final\s+answer\s*\**\s*(?:is|:)?\W*(?:boxed\W*|text\W*|option\s*\W*){0,3}([A-J])(?![a-z])',
-                    re.IGNORECASE)
-_ALONE = re.compile(r'\W*(?:(?:the |my )?(?:answer|choice|option)(?: is)?\W*)?([A-J])(?:\W|$)', re.IGNORECASE)
+# Between the words and the letter may stand what people put around it: spaces, stars, brackets,
+# \boxed{, \text{.
+_FINAL = re.compile(
+  r'final\s+answer\s*\**\s*(?:is|:)?\W*(?:boxed\W*|text\W*|option\s*\W*){0,3}([A-J])(?![a-z])',
+  re.IGNORECASE,
+)
+_ALONE = re.compile(
+  r'\W*(?:(?:the |my )?(?:answer|choice|option)(?: is)?\W*)?([A-J])(?:\W|$)', re.IGNORECASE
+)
 
 
 def lettered(options: Sequence[str]) -> str:
@@ -39,11 +46,12 @@ def reasoning(text: str) -> str:
   'It is wet. So:'
   """
   starts = [found.start() for found in _FINAL.finditer(text)]
-  return text[:starts[-1]].strip(' \n*') if starts else text.strip()
+  return text[: starts[-1]].strip(' \n*') if starts else text.strip()
 
 
 def alone(text: str, count: int) -> str | None:
-  """The letter that an answer begins with, by itself ('B', '(b).', 'Answer: B'), or as `final`; None if there is none.
+  """The letter that an answer begins with, by itself ('B', '(b).', 'Answer: B'), or as `final`;
+  None if there is none.
 
   >>> [alone(text, 2) for text in ('B', ' (a)', 'Answer: B, since', 'A dog', 'Neither', 'Final Answer: B')]
   ['B', 'A', 'B', None, None, 'B']
@@ -52,7 +60,7 @@ def alone(text: str, count: int) -> str | None:
     return stated
   found = _ALONE.match(text)
   # 'A dog' and 'I think' begin with words, not with letters.
-  if not found or re.match(r' [a-z]', text[found.end(1):]):
+  if not found or re.match(r' [a-z]', text[found.end(1) :]):
     return None
   return _known(found[1], count)
 
@@ -63,13 +71,21 @@ def options_of(row: Mapping[str, Any], where: str) -> list[str]:
   Raises:
     InputError: fewer than two, or one that is no text.
   """
-  listed = tables.find(row, ('choices', 'options'), where, default=[letter for letter in LETTERS if letter in row])
+  listed = tables.find(
+    row, ('choices', 'options'), where, default=[letter for letter in LETTERS if letter in row]
+  )
   if isinstance(listed, Mapping):  # As in datasets that keep {text: [..], label: [..]}.
     listed = tables.find(listed, ('text',), where)
-  options = [row[name] for name in listed] if listed and all(name in row for name in listed) else list(listed)
+  options = (
+    [row[name] for name in listed]
+    if listed and all(name in row for name in listed)
+    else list(listed)
+  )
   if len(options) < 2 or len(options) > len(LETTERS) or isinstance(listed, str):
     raise InputError(
-        f"{where}: {len(options)} options, expected 2 to {len(LETTERS)}: a list 'choices', or columns A, B, ..")
+      f"{where}: {len(options)} options, expected 2 to {len(LETTERS)}: a list 'choices', or "
+      "columns A, B, .."
+    )
   return [str(option) for option in options]
 
 
@@ -83,7 +99,9 @@ def letter_of(value: Any, count: int, where: str) -> str:
   letter = LETTERS[int(text)] if text.isdecimal() and int(text) < len(LETTERS) else text.upper()
   if len(letter) != 1 or _known(letter, count) is None:
     raise InputError(
-        f'{where}: the answer is {value!r}, expected a letter from A to {LETTERS[count - 1]} or a number from 0')
+      f'{where}: the answer is {value!r}, expected a letter from A to {LETTERS[count - 1]} '
+      'or a number from 0'
+    )
   return letter
 
 

@@ -1,9 +1,11 @@
 """What the metrics of all kinds are made of: clusters, numbers per row, and the scores of judges.
 
-A metric is a function from the rows of one cell (one arm, task and alpha) to (cluster, value) pairs. What does not
-count is left out, so that the pairs are the denominator.
+A metric is a function from the rows of one cell (one arm, task and alpha) to (cluster, value)
+pairs. What does not count is left out, so that the pairs are the denominator.
 """
-from typing import Any, Callable, Iterable, Mapping, Sequence
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from weightsteer_jax import tree
 from weightsteer_jax.errors import InputError
@@ -34,7 +36,9 @@ def group_of(item: Mapping[str, Any]) -> dict[str, Any]:
 
 def each(number: Number) -> Metric:
   """The metric that is the mean of a number over rows; rows whose number is None are left out."""
-  return lambda rows: [(cluster(row), float(value)) for row in rows if (value := number(row)) is not None]
+  return lambda rows: [
+    (cluster(row), float(value)) for row in rows if (value := number(row)) is not None
+  ]
 
 
 def of_form(form: str, number: Number) -> Number:
@@ -43,7 +47,8 @@ def of_form(form: str, number: Number) -> Number:
 
 
 def among(right: Number, *, base: str, forms: Sequence[str], number: Number) -> Metric:
-  """The mean of a number over the rows of some forms, among questions that were right in the form `base`.
+  """The mean of a number over the rows of some forms, among questions that were right in the form
+  `base`.
 
   Right there means: in the row of the same arm, alpha, question and sample.
 
@@ -52,9 +57,14 @@ def among(right: Number, *, base: str, forms: Sequence[str], number: Number) -> 
   >>> among(lambda row: row['value'], base='plain', forms=('cued',), number=lambda row: row['value'])(rows)
   [('p', 0.0)]
   """
+
   def pairs(rows: Sequence[Row]) -> Pairs:
-    solved = {(cluster(row), row['sample']) for row in rows if row['form'] == base and right(row) == 1}
-    counted = [row for row in rows if row['form'] in forms and (cluster(row), row['sample']) in solved]
+    solved = {
+      (cluster(row), row['sample']) for row in rows if row['form'] == base and right(row) == 1
+    }
+    counted = [
+      row for row in rows if row['form'] in forms and (cluster(row), row['sample']) in solved
+    ]
     return each(number)(counted)
 
   return pairs
@@ -70,7 +80,9 @@ def forms_of(names: str, known: Sequence[str]) -> list[str]:
   for name in named:
     if name not in known:
       raise InputError(
-          f"the config key 'form' names '{name}'{tree.did_you_mean(name, known)}; there are: {', '.join(known)}")
+        f"the config key 'form' names '{name}'{tree.did_you_mean(name, known)}; there are: "
+        f"{', '.join(known)}"
+      )
   return [name for name in known if name in named]
 
 
@@ -85,13 +97,16 @@ def check_form(item: Mapping[str, Any], known: Iterable[str], where: str) -> Non
 
 
 def asked(row: Row, purpose: str) -> Mapping[str, Any] | None:
-  """What the judge that counts, the first one, said about a row for a purpose, or None if it was not asked."""
+  """What the judge that counts, the first one, said about a row for a purpose, or None if it was
+  not asked.
+  """
   first = next(iter(row.get('judgements', {}).values()), {})
   return first.get(purpose)
 
 
 def score(row: Row, purpose: str) -> float | None:
-  """The score of the judge that counts, in the purpose's own scale; None if there is none: it is never guessed.
+  """The score of the judge that counts, in the purpose's own scale; None if there is none: it is
+  never guessed.
 
   >>> row = {'judgements': {'first': {'trait': {'status': 'ok', 'score': 70.0}}, 'second': {}}}
   >>> score(row, 'trait'), score(row, 'coherence'), score({}, 'trait')
@@ -102,10 +117,11 @@ def score(row: Row, purpose: str) -> float | None:
 
 
 def verdict(row: Row, purpose: str) -> float | None:
-  """1.0 or 0.0 as the judge's score of a yes-or-no purpose (the probability of yes, 0 to 1) is above a half or not.
+  """1.0 or 0.0 as the judge's score of a yes-or-no purpose (the probability of yes, 0 to 1) is
+  above a half or not.
 
-  Where the judge was not asked, it is what the rules said: the row's value. Where it was asked and gave no score, it is
-  None.
+  Where the judge was not asked, it is what the rules said: the row's value. Where it was asked and
+  gave no score, it is None.
   """
   if asked(row, purpose) is None:
     return row['value']
@@ -114,8 +130,8 @@ def verdict(row: Row, purpose: str) -> float | None:
 
 
 def attach(rows: Sequence[Row], judgements: Sequence[Row], judges: Sequence[str] = ()) -> list[Row]:
-  """The rows, each with `judgements`: {judge: {purpose: judgement}}, the judge that counts first even where it said
-  nothing.
+  """The rows, each with `judgements`: {judge: {purpose: judgement}}, the judge that counts first
+  even where it said nothing.
 
   Args:
     judges: names in order; by default as the judgements first mention them.

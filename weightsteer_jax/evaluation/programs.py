@@ -1,7 +1,11 @@
-"""What is compiled: pure functions of (config, params, deltas, arrays), each jitted once and traced once per shape."""
+"""What is compiled: pure functions of (config, params, deltas, arrays), each jitted once and traced
+once per shape.
+"""
+
 import collections
 import functools
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +20,9 @@ traces: collections.Counter = collections.Counter()
 
 
 def program(function: Callable | None = None, **jit_options: Any) -> Callable:
-  """A decorator: `jax.jit`, with every trace counted in `traces`. The last positional argument is the batch that names
-  the shape."""
+  """A decorator: `jax.jit`, with every trace counted in `traces`. The last positional argument is
+  the batch that names the shape.
+  """
   if function is None:
     return functools.partial(program, **jit_options)
 
@@ -30,12 +35,14 @@ def program(function: Callable | None = None, **jit_options: Any) -> Callable:
   return jax.jit(traced, **jit_options)
 
 
-def edits_of(deltas: Sequence[PyTree], coefficients: jax.Array, *, answers: bool | jax.Array = True) -> tuple[models.Edit, ...]:
+def edits_of(
+  deltas: Sequence[PyTree], coefficients: jax.Array, *, answers: bool | jax.Array = True
+) -> tuple[models.Edit, ...]:
   """One edit per delta, at its column of the coefficients, [B, C] or [B, T, C].
 
   Args:
-    answers: whether what is computed belongs to an answer, which a prompt's last token does; bool [B, T] where that differs
-      from token to token. Elsewhere no edit is made that is AnswerOnly.
+    answers: whether what is computed belongs to an answer, which a prompt's last token does; bool
+      [B, T] where that differs from token to token. Elsewhere no edit is made that is AnswerOnly.
   """
   edits = []
   for i, delta in enumerate(deltas):

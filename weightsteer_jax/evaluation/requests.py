@@ -1,7 +1,9 @@
 """What is asked of a model, row by row, and what comes back."""
+
 import dataclasses
 import math
-from typing import Any, Callable, Hashable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 from weightsteer_jax.errors import InputError
 
@@ -17,6 +19,7 @@ class Sampling:
     top_k: the most likely tokens to choose among; 0 is all.
     top_p: the smallest set of most likely tokens that holds this probability.
   """
+
   temperature: float = 0.0
   top_k: int = 0
   top_p: float = 1.0
@@ -26,7 +29,9 @@ class Sampling:
       raise InputError(f'the temperature is {self.temperature}, expected 0 (greedy) or more')
     if self.top_k < 0 or not 0 < self.top_p <= 1:
       raise InputError(
-          f'top_k is {self.top_k} (expected 0 or more), top_p is {self.top_p} (expected above 0, at most 1)')
+        f'top_k is {self.top_k} (expected 0 or more), top_p is {self.top_p} (expected above '
+        '0, at most 1)'
+      )
 
   @property
   def mode(self) -> str:
@@ -39,6 +44,7 @@ class Sampling:
 @dataclasses.dataclass(frozen=True)
 class ScoreRequest:
   """How likely is `completion` after `prompt`, under `arm` at strength `alpha`?"""
+
   key: Hashable  # names the request in its result
   prompt: Tokens
   completion: Tokens
@@ -60,6 +66,7 @@ class ScoreResult:
     tokens: of the completion.
     is_greedy: whether every token of the completion is the most likely one in its place.
   """
+
   key: Any
   logprob: float
   tokens: int
@@ -70,13 +77,15 @@ class ScoreResult:
 class GenerateRequest:
   """Continue `prompt` under `arm` at strength `alpha`.
 
-  What is drawn depends on (seed, example, sample) and the step alone: not on the batch, the slot, a restart, the arm or
-  alpha. So two alphas meet the same luck, and their difference is less noisy than two independent draws.
+  What is drawn depends on (seed, example, sample) and the step alone: not on the batch, the slot, a
+  restart, the arm or alpha. So two alphas meet the same luck, and their difference is less noisy
+  than two independent draws.
 
   Attributes:
-    until: says of the tokens so far whether the answer is over, a stop text has appeared say; asked after every few
-      tokens (generation.UNTIL_EVERY), so that the result may have some too many.
+    until: says of the tokens so far whether the answer is over, a stop text has appeared say; asked
+      after every few tokens (generation.UNTIL_EVERY), so that the result may have some too many.
   """
+
   key: Hashable  # names the request in its result
   prompt: Tokens
   max_new_tokens: int
@@ -100,9 +109,11 @@ class GenerateResult:
 
   Attributes:
     tokens: without the stop token that ended it.
-    finish: 'stop' (a stop token, or `until` was true), 'length' (max_new_tokens) or 'not_finite' (the model broke:
+    finish: 'stop' (a stop token, or `until` was true), 'length' (max_new_tokens) or 'not_finite'
+      (the model broke:
       logits with NaN or infinity).
   """
+
   key: Any
   tokens: Tokens
   finish: str

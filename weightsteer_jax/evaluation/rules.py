@@ -13,12 +13,14 @@ and one says nothing of the answer's worth, but whether there is something to ju
 
 Patterns are Python regular expressions, searched for anywhere, upper and lower case alike.
 """
+
 import dataclasses
 import math
 import re
 import string
-from typing import Any, Mapping, Sequence
 import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from weightsteer_jax import tree
 from weightsteer_jax.errors import InputError
@@ -31,6 +33,7 @@ _MARKED = re.compile(r'####\s*\$?\s*(\S+)')
 @dataclasses.dataclass(frozen=True)
 class Rules:
   """Compiled rules; an empty `any`, `exact` or `aliases` asks for nothing."""
+
   any: tuple[re.Pattern, ...] = ()
   none: tuple[re.Pattern, ...] = ()
   exact: frozenset[str] = frozenset()
@@ -50,12 +53,17 @@ class Rules:
     ((0.0, True), (0.0, False))
     """
     number = extract_number(text) if self.number is not None else None
-    holds = (not self.any or any(pattern.search(text)
-                                 for pattern in self.any)) and not any(pattern.search(text) for pattern in self.none)
+    holds = (not self.any or any(pattern.search(text) for pattern in self.any)) and not any(
+      pattern.search(text) for pattern in self.none
+    )
     holds = holds and (not self.exact or normalise(text) in self.exact)
-    holds = holds and (not self.aliases or any(f' {alias} ' in f' {normalise(text)} ' for alias in self.aliases))
-    holds = holds and (self.number is None or
-                       (number is not None and math.isclose(number, self.number, rel_tol=1e-9, abs_tol=1e-9)))
+    holds = holds and (
+      not self.aliases or any(f' {alias} ' in f' {normalise(text)} ' for alias in self.aliases)
+    )
+    holds = holds and (
+      self.number is None
+      or (number is not None and math.isclose(number, self.number, rel_tol=1e-9, abs_tol=1e-9))
+    )
     read = not self.readable or any(pattern.search(text) for pattern in self.readable)
     return float(holds), read and (self.number is None or number is not None)
 
@@ -64,20 +72,31 @@ def make(rules: Any, where: str) -> Rules:
   """The compiled rules of an item.
 
   Raises:
-    InputError: an unknown rule, a broken pattern, a value of the wrong type, or no rule at all; names `where`.
+    InputError: an unknown rule, a broken pattern, a value of the wrong type, or no rule at all;
+      names `where`.
   """
   if not isinstance(rules, Mapping) or not rules:
-    raise InputError(f"{where}: 'match' is {rules!r:.80}, expected an object with one or more of: {', '.join(NAMES)}")
+    raise InputError(
+      f"{where}: 'match' is {rules!r:.80}, expected an object with one or more of: "
+      f"{', '.join(NAMES)}"
+    )
   for name in rules:
     if name not in NAMES:
       raise InputError(
-          f"{where}: unknown rule '{name}' in 'match'{tree.did_you_mean(name, NAMES)}; there are: {', '.join(NAMES)}")
+        f"{where}: unknown rule '{name}' in 'match'{tree.did_you_mean(name, NAMES)}; there "
+        f"are: {', '.join(NAMES)}"
+      )
   number = rules.get('number')
   if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
     raise InputError(f"{where}: the rule 'number' is {number!r}, expected a number")
-  made = Rules(_patterns(rules, 'any', where), _patterns(rules, 'none', where),
-               frozenset(map(normalise, _texts(rules, 'exact', where))), _aliases(rules, where), None if number is None else float(number),
-               _patterns(rules, 'readable', where))
+  made = Rules(
+    _patterns(rules, 'any', where),
+    _patterns(rules, 'none', where),
+    frozenset(map(normalise, _texts(rules, 'exact', where))),
+    _aliases(rules, where),
+    None if number is None else float(number),
+    _patterns(rules, 'readable', where),
+  )
   if made == Rules(readable=made.readable):
     raise InputError(f"{where}: the rules in 'match' are all empty: every answer would pass")
   return made
@@ -91,13 +110,18 @@ def normalise(text: str) -> str:
 
   Source: SQuAD's answer normalisation (arXiv 1606.05250), and accents removed.
   """
-  plain = ''.join(c for c in unicodedata.normalize('NFKD', text.lower()) if not unicodedata.combining(c))
-  plain = ''.join(c for c in plain if c not in string.punctuation and not unicodedata.category(c).startswith('P'))
+  plain = ''.join(
+    c for c in unicodedata.normalize('NFKD', text.lower()) if not unicodedata.combining(c)
+  )
+  plain = ''.join(
+    c for c in plain if c not in string.punctuation and not unicodedata.category(c).startswith('P')
+  )
   return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', plain).split())
 
 
 def extract_number(text: str) -> float | None:
-  """The number after the last `####`, else the last number in the text, else None; thousands may be set off by commas.
+  """The number after the last `####`, else the last number in the text, else None; thousands may be
+  set off by commas.
 
   >>> [extract_number(text) for text in ('3 apples and 4 pears make 7.', '#### 1,204 (not 5)', 'seven', '$-3.50')]
   [7.0, 1204.0, None, -3.5]
@@ -117,19 +141,29 @@ def against_gold(golds: Sequence[str]) -> Rules:
     InputError: no gold answer, or one without a letter or digit.
   """
   whole = len(golds) == 1 and _NUMBER.fullmatch(golds[0].strip())
-  return make({'number': extract_number(golds[0])} if whole else {'aliases': list(golds)}, f'gold answers {list(golds)!r:.80}')
+  return make(
+    {'number': extract_number(golds[0])} if whole else {'aliases': list(golds)},
+    f'gold answers {list(golds)!r:.80}',
+  )
 
 
 def _aliases(rules: Mapping[str, Any], where: str) -> frozenset[str]:
   found = frozenset(map(normalise, _texts(rules, 'aliases', where)))
   if '' in found:
-    raise InputError(f"{where}: the rule 'aliases' holds a name without a letter or digit, which every answer would have")
+    raise InputError(
+      f"{where}: the rule 'aliases' holds a name without a letter or digit, which every "
+      "answer would have"
+    )
   return found
 
 
 def _texts(rules: Mapping[str, Any], name: str, where: str) -> Sequence[str]:
   texts = rules.get(name) or []
-  if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+  if (
+    isinstance(texts, str)
+    or not isinstance(texts, Sequence)
+    or not all(isinstance(text, str) for text in texts)
+  ):
     raise InputError(f"{where}: the rule '{name}' is {texts!r:.80}, expected a list of texts")
   return texts
 
@@ -140,5 +174,7 @@ def _patterns(rules: Mapping[str, Any], name: str, where: str) -> tuple[re.Patte
     try:
       compiled.append(re.compile(text, re.IGNORECASE))
     except re.error as error:
-      raise InputError(f"{where}: the rule '{name}' holds {text!r}, which is no regular expression: {error}") from error
+      raise InputError(
+        f"{where}: the rule '{name}' holds {text!r}, which is no regular expression: {error}"
+      ) from error
   return tuple(compiled)

@@ -1,4 +1,5 @@
 """The next token of each row, drawn from its own stream of random numbers."""
+
 import hashlib
 
 import jax
@@ -14,15 +15,27 @@ def example_hash(name: str) -> int:
 
 def row_keys(seeds_B: jax.Array, examples_B: jax.Array, samples_B: jax.Array) -> jax.Array:
   """Each row's key, from (seed, hash of the example, sample); uint32 [B, 2]."""
+
   def key(seed, example, sample):
     return jax.random.key_data(
-        jax.random.fold_in(jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), example), sample))
+      jax.random.fold_in(
+        jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), example), sample
+      )
+    )
 
   return jax.vmap(key)(seeds_B, examples_B, samples_B)
 
 
-def next_tokens(logits_BV: jax.Array, keys_B2: jax.Array, steps_B: jax.Array, temperatures_B: jax.Array,
-                top_ks_B: jax.Array, top_ps_B: jax.Array, *, mode: str) -> jax.Array:
+def next_tokens(
+  logits_BV: jax.Array,
+  keys_B2: jax.Array,
+  steps_B: jax.Array,
+  temperatures_B: jax.Array,
+  top_ks_B: jax.Array,
+  top_ps_B: jax.Array,
+  *,
+  mode: str,
+) -> jax.Array:
   """One token per row, int32 [B].
 
   Args:
@@ -35,17 +48,19 @@ def next_tokens(logits_BV: jax.Array, keys_B2: jax.Array, steps_B: jax.Array, te
   scaled_BV = logits_BV / temperatures_B[:, None]
   if mode == 'filtered':
     scaled_BV = jnp.where(kept(scaled_BV, top_ks_B, top_ps_B), scaled_BV, -jnp.inf)
-  # The largest of logits plus Gumbel noise is a draw from their softmax, with no sum over V that could round
-  # differently.
-  return jnp.argmax(scaled_BV + _gumbel(keys_B2, steps_B, logits_BV.shape[-1]), axis=-1).astype(jnp.int32)
+  # The largest of logits plus Gumbel noise is a draw from their softmax, with no sum over V that
+  # could round differently.
+  return jnp.argmax(scaled_BV + _gumbel(keys_B2, steps_B, logits_BV.shape[-1]), axis=-1).astype(
+    jnp.int32
+  )
 
 
 def kept(logits_BV: jax.Array, top_ks_B: jax.Array, top_ps_B: jax.Array) -> jax.Array:
-  """Which tokens may be drawn: the top k (0: all), and of those the fewest that hold probability top p, at least one;
-  bool [B, V].
+  """Which tokens may be drawn: the top k (0: all), and of those the fewest that hold probability
+  top p, at least one; bool [B, V].
 
-  Tokens as likely as the last one kept are kept too. Source: nucleus sampling, arXiv 1904.09751; the order as in
-  transformers.
+  Tokens as likely as the last one kept are kept too. Source: nucleus sampling, arXiv 1904.09751;
+  the order as in transformers.
   """
   sorted_BV = -jnp.sort(-logits_BV, axis=-1)
   ranks_V = jnp.arange(logits_BV.shape[-1])
@@ -59,6 +74,8 @@ def kept(logits_BV: jax.Array, top_ks_B: jax.Array, top_ps_B: jax.Array) -> jax.
 
 def _gumbel(keys_B2: jax.Array, steps_B: jax.Array, size: int) -> jax.Array:
   def draw(key, step):
-    return jax.random.gumbel(jax.random.fold_in(jax.random.wrap_key_data(key, impl='threefry2x32'), step), (size,))
+    return jax.random.gumbel(
+      jax.random.fold_in(jax.random.wrap_key_data(key, impl='threefry2x32'), step), (size,)
+    )
 
   return jax.vmap(draw)(keys_B2, steps_B)

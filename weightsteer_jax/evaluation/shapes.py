@@ -1,19 +1,22 @@
-"""Few fixed shapes for many rows of different lengths: each shape costs a compilation, each padded token a
-computation."""
+"""Few fixed shapes for many rows of different lengths: each shape costs a compilation, each padded
+token a computation.
+"""
+
 import collections
 import itertools
-from typing import Sequence
+from collections.abc import Sequence
 
 Shape = tuple[int, ...]
 MOST_CANDIDATES = 40  # merging looks at all pairs, again and again
 
 
-def plan_shapes(sizes: Sequence[Shape], *, multiples: Shape, most: Shape, max_shapes: int,
-                compile_tokens: int) -> list[Shape]:
+def plan_shapes(
+  sizes: Sequence[Shape], *, multiples: Shape, most: Shape, max_shapes: int, compile_tokens: int
+) -> list[Shape]:
   """The shapes to compile, smallest first; every size fits into at least one of them.
 
-  Shapes start as the sizes rounded up, and are merged two by two, the pair first that adds least padding, until there
-  are few enough and another merge would cost more than a compilation saves.
+  Shapes start as the sizes rounded up, and are merged two by two, the pair first that adds least
+  padding, until there are few enough and another merge would cost more than a compilation saves.
 
   >>> plan_shapes([(5,), (7,), (90,)] * 100, multiples=(8,), most=(512,), max_shapes=2, compile_tokens=0)
   [(8,), (96,)]
@@ -28,7 +31,9 @@ def plan_shapes(sizes: Sequence[Shape], *, multiples: Shape, most: Shape, max_sh
     multiples = tuple(2 * multiple for multiple in multiples)
     counts = collections.Counter(_round(size, multiples, most) for size in sizes)
   while len(counts) > 1:
-    added, a, b = min((_added(counts, a, b), a, b) for a, b in itertools.combinations(sorted(counts), 2))
+    added, a, b = min(
+      (_added(counts, a, b), a, b) for a, b in itertools.combinations(sorted(counts), 2)
+    )
     if len(counts) <= max_shapes and added > compile_tokens:
       break
     number = counts.pop(a) + counts.pop(b)
@@ -52,7 +57,9 @@ def rows_for(count: int, batch_size: int) -> int:
 
 def _round(size: Shape, multiples: Shape, most: Shape) -> Shape:
   return tuple(
-      min(-(-max(n, 1) // multiple) * multiple, max(limit, n)) for n, multiple, limit in zip(size, multiples, most))
+    min(-(-max(n, 1) // multiple) * multiple, max(limit, n))
+    for n, multiple, limit in zip(size, multiples, most)
+  )
 
 
 def _cover(a: Shape, b: Shape) -> Shape:

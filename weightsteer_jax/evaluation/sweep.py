@@ -1,42 +1,59 @@
 """The sweep: every arm, alpha, task, example and sample, each computed once and kept on disk."""
+
 import pathlib
 import sys
-from typing import Any, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import tqdm
 
 from weightsteer_jax import distributed, lifeline, models, tree
 from weightsteer_jax.errors import InputError, Preempted
-from weightsteer_jax.evaluation import generation, packing, plan as plan_files, tasks as kinds
+from weightsteer_jax.evaluation import generation, packing
+from weightsteer_jax.evaluation import plan as plan_files
+from weightsteer_jax.evaluation import tasks as kinds
 from weightsteer_jax.evaluation.arms import BASE, AnswerOnly, Arms, bare, make_arms
 from weightsteer_jax.evaluation.engine import Engine
 from weightsteer_jax.evaluation.requests import GenerateRequest, ScoreRequest
 from weightsteer_jax.evaluation.rows import RowKey, Rows
 from weightsteer_jax.finetune import preemption
 
-# What a row asks: its task, its item as tokens, by (task, example, system prompt that the arm adds).
+# What a row asks: its task, its item as tokens, by (task, example, system prompt that the arm
+# adds).
 Prepared = dict[tuple[str, str, str], Any]
 
 
-def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Sequence[float]],
-        workdir: str | pathlib.Path, seed: int = 0, progress: bool = True) -> list[dict[str, Any]]:
-  """All rows of the sweep, in the order of the plan; those not yet on disk are computed, each written as it finishes.
+def run(
+  engine: Engine,
+  tasks: Sequence[kinds.Task],
+  *,
+  alphas: Mapping[str, Sequence[float]],
+  workdir: str | pathlib.Path,
+  seed: int = 0,
+  progress: bool = True,
+) -> list[dict[str, Any]]:
+  """All rows of the sweep, in the order of the plan; those not yet on disk are computed, each
+  written as it finishes.
 
-  A row is {arm, alpha, task, example, sample, value, status, messages} and, by the task's kind, {completion, tokens} or
-  {choices, target, tokens, logprobs}. Under an arm's system prompts, sample s of an item takes prompt s, and starts over
-  behind the last: `prompt` is its number, `messages` hold it. Alphas, tasks and arms may be added to a sweep later; what its rows were made
-  from may not change. Rows are kept in `<workdir>/sweep/rows.jsonl`, what they were made from in `plan.json` beside it.
+  A row is {arm, alpha, task, example, sample, value, status, messages} and, by the task's kind,
+  {completion, tokens} or {choices, target, tokens, logprobs}. Under an arm's system prompts, sample
+  s of an item takes prompt s, and starts over behind the last: `prompt` is its number, `messages`
+  hold it. Alphas, tasks and arms may be added to a sweep later; what its rows were made from may
+  not change. Rows are kept in `<workdir>/sweep/rows.jsonl`, what they were made from in `plan.json`
+  beside it.
 
   Args:
     engine: holds the model and the arms.
     alphas: {arm: strengths}.
     seed: of sampled answers.
     progress: whether to show a progress bar on stderr.
+
   Raises:
-    InputError: two tasks of one name, or inputs that differ from those of the rows already there; names what changed.
-    CorruptError: a broken file of rows. OutputError: a full disk. Preempted: SIGTERM or SIGINT came; finished rows are
-      kept.
+    InputError: two tasks of one name, or inputs that differ from those of the rows already there;
+      names what changed.
+    CorruptError: a broken file of rows. OutputError: a full disk. Preempted: SIGTERM or SIGINT
+      came; finished rows are kept.
   """
   by_name = {task.name: task for task in tasks}
   if len(by_name) < len(tasks):
@@ -45,11 +62,22 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
   prepared = _prepare(engine, tasks, alphas)
   plan = list(_plan(engine.arms, tasks, alphas))
   with Rows(folder / 'rows.jsonl') as rows:
-    plan_files.check(folder / 'plan.json', inputs_of(engine, tasks, prepared, list(alphas), seed), fresh=not rows.done)
+    plan_files.check(
+      folder / 'plan.json',
+      inputs_of(engine, tasks, prepared, list(alphas), seed),
+      fresh=not rows.done,
+    )
     missing = [key for key in plan if key not in rows.done]
-    bar = tqdm.tqdm(total=len(plan), initial=len(plan) - len(missing), desc='sweep', unit='row',
-                    disable=not (progress and distributed.is_main()), file=sys.stderr, dynamic_ncols=True,
-                    mininterval=0.1 if sys.stderr.isatty() else 10.0)
+    bar = tqdm.tqdm(
+      total=len(plan),
+      initial=len(plan) - len(missing),
+      desc='sweep',
+      unit='row',
+      disable=not (progress and distributed.is_main()),
+      file=sys.stderr,
+      dynamic_ncols=True,
+      mininterval=0.1 if sys.stderr.isatty() else 10.0,
+    )
     with bar, preemption.watch() as stop:
       for row in _compute(engine, by_name, prepared, plan, missing, seed):
         rows.append(row)
@@ -59,24 +87,37 @@ def run(engine: Engine, tasks: Sequence[kinds.Task], *, alphas: Mapping[str, Seq
           break
     if stop.name:
       left = sum(key not in rows.done for key in plan)
-      raise Preempted(f'{stop.name} came: {left} of {len(plan)} rows of the sweep are left, the others are in '
-                      f'{rows.path}; start again to continue')
+      raise Preempted(
+        f'{stop.name} came: {left} of {len(plan)} rows of the sweep are left, the others are in '
+        f'{rows.path}; start again to continue'
+      )
     return [rows.done[key] for key in plan]
 
 
 @jax.profiler.annotate_function
-def check(tasks: Sequence[kinds.Task], tokenizer: Any, config: models.ModelConfig, *, system_prompt: str = '') -> None:
+def check(
+  tasks: Sequence[kinds.Task],
+  tokenizer: Any,
+  config: models.ModelConfig,
+  *,
+  system_prompt: str = '',
+) -> None:
   """Nothing, if every item and its answer fit the model.
 
   Args:
     system_prompt: what an arm may add to each, at its longest.
+
   Raises:
     InputError: one that does not; names the task and the item.
   """
   arms = make_arms({})
   for task in tasks:
     prepared = [task.kind.prepare(tokenizer, _under(system_prompt, item)) for item in task.items]
-    asked = [request for i, one in enumerate(prepared) for request in task.kind.requests(one, i, BASE, 0.0, 0, task.options, 0)]
+    asked = [
+      request
+      for i, one in enumerate(prepared)
+      for request in task.kind.requests(one, i, BASE, 0.0, 0, task.options, 0)
+    ]
     try:
       if task.kind.GENERATES:
         generation.jobs(asked, arms, config.max_positions)
@@ -87,20 +128,31 @@ def check(tasks: Sequence[kinds.Task], tokenizer: Any, config: models.ModelConfi
 
 
 @jax.profiler.annotate_function
-def inputs_of(engine: Engine, tasks: Sequence[kinds.Task], prepared: Prepared, arms: Sequence[str],
-              seed: int) -> dict[str, Any]:
-  """{name: value or hash} of everything that the rows depend on, in the words an error names them by."""
+def inputs_of(
+  engine: Engine, tasks: Sequence[kinds.Task], prepared: Prepared, arms: Sequence[str], seed: int
+) -> dict[str, Any]:
+  """{name: value or hash} of everything that the rows depend on, in the words an error names them
+  by.
+  """
   digests = [delta_digest(delta) for delta in engine.arms.deltas]
   inputs: dict[str, Any] = {
-      'model': tree.digest(engine.params), 'stop tokens': list(engine.stop_ids), 'seed': seed}
+    'model': tree.digest(engine.params),
+    'stop tokens': list(engine.stop_ids),
+    'seed': seed,
+  }
   for arm in arms:
     if arm not in engine.arms.parts:
       raise InputError(
-          f"no arm '{arm}'{tree.did_you_mean(arm, engine.arms.parts)}; there are: {', '.join(engine.arms.parts)}")
-    inputs[f"direction of arm '{arm}'"] = [[digests[index], _listed(coefficient)]
-                                           for index, coefficient in engine.arms.parts[arm]]
+        f"no arm '{arm}'{tree.did_you_mean(arm, engine.arms.parts)}; there are: "
+        f"{', '.join(engine.arms.parts)}"
+      )
+    inputs[f"direction of arm '{arm}'"] = [
+      [digests[index], _listed(coefficient)] for index, coefficient in engine.arms.parts[arm]
+    ]
     if arm in engine.arms.prompts:
-      inputs[f"prompts of arm '{arm}'"] = _listed({a: list(texts) for a, texts in engine.arms.prompts[arm].items()})
+      inputs[f"prompts of arm '{arm}'"] = _listed(
+        {a: list(texts) for a, texts in engine.arms.prompts[arm].items()}
+      )
   for task in tasks:
     options = task.options
     inputs[f"items of task '{task.name}'"] = plan_files.digest([dict(item) for item in task.items])
@@ -109,7 +161,10 @@ def inputs_of(engine: Engine, tasks: Sequence[kinds.Task], prepared: Prepared, a
     inputs[f"kind of task '{task.name}'"] = options.kind
     if task.kind.GENERATES:
       inputs[f"sampling of task '{task.name}'"] = [
-          options.max_new_tokens, options.temperature, options.top_p, options.top_k
+        options.max_new_tokens,
+        options.temperature,
+        options.top_p,
+        options.top_k,
       ]
   return inputs
 
@@ -127,22 +182,38 @@ def _listed(value: Any) -> Any:
   return sorted(map(list, value.items())) if isinstance(value, Mapping) else value
 
 
-def _plan(arms: Arms, tasks: Sequence[kinds.Task], alphas: Mapping[str, Sequence[float]]) -> Iterator[RowKey]:
+def _plan(
+  arms: Arms, tasks: Sequence[kinds.Task], alphas: Mapping[str, Sequence[float]]
+) -> Iterator[RowKey]:
   for arm, strengths in alphas.items():
     for task in tasks:
-      for alpha in (float(strength) + 0.0 for strength in strengths):  # Adding zero makes -0.0 the 0.0 it is.
+      for alpha in (
+        float(strength) + 0.0 for strength in strengths
+      ):  # Adding zero makes -0.0 the 0.0 it is.
         samples = task.samples * max(1, len(arms.prompts_of(arm, alpha)))
         for item in task.items:
-          yield from (RowKey(arm, alpha, task.name, item['id'], sample) for sample in range(samples))
+          yield from (
+            RowKey(arm, alpha, task.name, item['id'], sample) for sample in range(samples)
+          )
 
 
 @jax.profiler.annotate_function
-def _prepare(engine: Engine, tasks: Sequence[kinds.Task], alphas: Mapping[str, Sequence[float]]) -> Prepared:
+def _prepare(
+  engine: Engine, tasks: Sequence[kinds.Task], alphas: Mapping[str, Sequence[float]]
+) -> Prepared:
   """Every item as tokens, by itself and under each system prompt that a row will have."""
-  texts = dict.fromkeys(text for arm, strengths in alphas.items() for alpha in strengths
-                        for text in engine.arms.prompts_of(arm, float(alpha)))
-  return {(task.name, item['id'], text): task.kind.prepare(engine.tokenizer, _under(text, item))
-          for task in tasks for item in task.items for text in ('', *texts)}
+  texts = dict.fromkeys(
+    text
+    for arm, strengths in alphas.items()
+    for alpha in strengths
+    for text in engine.arms.prompts_of(arm, float(alpha))
+  )
+  return {
+    (task.name, item['id'], text): task.kind.prepare(engine.tokenizer, _under(text, item))
+    for task in tasks
+    for item in task.items
+    for text in ('', *texts)
+  }
 
 
 def _under(text: str, item: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -155,9 +226,16 @@ def _under(text: str, item: Mapping[str, Any]) -> Mapping[str, Any]:
   return {**item, 'messages': [{'role': 'system', 'content': text}, first, *rest]}
 
 
-def _compute(engine: Engine, tasks: Mapping[str, kinds.Task], prepared: Prepared, plan: Sequence[RowKey],
-             missing: Sequence[RowKey], seed: int) -> Iterator[dict[str, Any]]:
+def _compute(
+  engine: Engine,
+  tasks: Mapping[str, kinds.Task],
+  prepared: Prepared,
+  plan: Sequence[RowKey],
+  missing: Sequence[RowKey],
+  seed: int,
+) -> Iterator[dict[str, Any]]:
   """The missing rows of the plan, as they finish."""
+
   def item_of(key):
     texts = engine.arms.prompts_of(key.arm, key.alpha)
     return prepared[key.task, key.example, texts[key.sample % len(texts)] if texts else '']
@@ -181,14 +259,23 @@ def _compute(engine: Engine, tasks: Mapping[str, kinds.Task], prepared: Prepared
       yield {**key._asdict(), **which, 'messages': list(item.item['messages']), **fields}
 
 
-def _results(engine: Engine, asked: Mapping[RowKey, Sequence[ScoreRequest | GenerateRequest]],
-             missing: Sequence[RowKey]) -> Iterator[Any]:
-  """Scores come from the batches of the whole plan, so that a sweep that was interrupted has the same ones, bit for
-  bit; tokens do not change with the batch."""
+def _results(
+  engine: Engine,
+  asked: Mapping[RowKey, Sequence[ScoreRequest | GenerateRequest]],
+  missing: Sequence[RowKey],
+) -> Iterator[Any]:
+  """Scores come from the batches of the whole plan, so that a sweep that was interrupted has the
+  same ones, bit for bit; tokens do not change with the batch.
+  """
   needed = [request for key in missing for request in asked[key]]
   wanted = {request.key for request in needed if isinstance(request, ScoreRequest)}
   if wanted:
-    every = [request for requests in asked.values() for request in requests if isinstance(request, ScoreRequest)]
+    every = [
+      request
+      for requests in asked.values()
+      for request in requests
+      if isinstance(request, ScoreRequest)
+    ]
     yield from engine.score(every, wanted=wanted)
   yield from engine.generate(request for request in needed if isinstance(request, GenerateRequest))
 

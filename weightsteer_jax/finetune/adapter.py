@@ -1,11 +1,14 @@
-"""The product of a fine-tune as a folder: the trained delta, and a JSON that says what it is and where it comes from.
+"""The product of a fine-tune as a folder: the trained delta, and a JSON that says what it is and
+where it comes from.
 
-`adapter.json` is written last and carries a fingerprint of every tensor, so an adapter that was cut short or damaged
-is never used.
+`adapter.json` is written last and carries a fingerprint of every tensor, so an adapter that was cut
+short or damaged is never used.
 """
+
 import json
 import pathlib
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +29,23 @@ FORMAT = 1
 
 @jax.profiler.annotate_function
 def save_adapter(folder: files.Path, delta: PyTree, meta: Mapping[str, Any]) -> None:
-  """Writes a delta in float32 and `meta` (JSON values; see `describe_base`) as a new folder; every process calls it.
+  """Writes a delta in float32 and `meta` (JSON values; see `describe_base`) as a new folder; every
+  process calls it.
 
   Raises:
     InputError: the folder exists. OutputError: it could not be written; nothing is left behind.
   """
   leaves = tree.flatten(delta, models.is_delta_leaf)
-  tensors = {path: np.asarray(distributed.fetch(array), np.float32) for path, array in tree.flatten(delta).items()}
-  manifest = {**meta, 'format': FORMAT, 'leaves': {path: _describe_leaf(leaf) for path, leaf in leaves.items()},
-              'fingerprints': tree.fingerprint(tensors)}
+  tensors = {
+    path: np.asarray(distributed.fetch(array), np.float32)
+    for path, array in tree.flatten(delta).items()
+  }
+  manifest = {
+    **meta,
+    'format': FORMAT,
+    'leaves': {path: _describe_leaf(leaf) for path, leaf in leaves.items()},
+    'fingerprints': tree.fingerprint(tensors),
+  }
 
   def write():
     with files.new_folder(folder, what='an adapter') as partial:
@@ -44,12 +55,14 @@ def save_adapter(folder: files.Path, delta: PyTree, meta: Mapping[str, Any]) -> 
   distributed.on_main(write)
 
 
-def load_adapter(folder: files.Path, *, model: models.Model | None = None) -> tuple[PyTree, dict[str, Any]]:
+def load_adapter(
+  folder: files.Path, *, model: models.Model | None = None
+) -> tuple[PyTree, dict[str, Any]]:
   """The (delta, meta) of an adapter; with a `model`, only if it was trained on that model.
 
   Raises:
-    InputError: no adapter there, or one for another architecture or another base. CorruptError: it is cut short or
-      damaged.
+    InputError: no adapter there, or one for another architecture or another base. CorruptError: it
+      is cut short or damaged.
   """
   folder = pathlib.Path(folder)
   meta = _read_manifest(folder)
@@ -57,21 +70,31 @@ def load_adapter(folder: files.Path, *, model: models.Model | None = None) -> tu
     check_base(meta, model, where=str(folder))
   tensors = _read_tensors(folder / TENSORS)
   _verify(folder, tensors, meta['fingerprints'])
-  delta = tree.unflatten({path: _build_leaf(path, leaf, tensors) for path, leaf in meta['leaves'].items()})
+  delta = tree.unflatten(
+    {path: _build_leaf(path, leaf, tensors) for path, leaf in meta['leaves'].items()}
+  )
   if model is not None:
     models.check_delta(model.config, delta)
   return delta, meta
 
 
 def describe_base(model: models.Model) -> dict[str, Any]:
-  """What identifies the model a delta was trained on: architecture, source, and digests of its parameters.
+  """What identifies the model a delta was trained on: architecture, source, and digests of its
+  parameters.
 
-  `base_digest` is of the parameters as loaded; `base_digest_bfloat16` of the same rounded to bfloat16, which is what
-  an adapter trained on a float32 base and one trained on a bfloat16 base have in common.
+  `base_digest` is of the parameters as loaded; `base_digest_bfloat16` of the same rounded to
+  bfloat16, which is what an adapter trained on a float32 base and one trained on a bfloat16 base
+  have in common.
   """
-  return {'base': model.source, 'base_revision': model.revision, 'base_family': model.family,
-          'base_dtype': _dtype(model), 'base_digest': tree.digest(model.params),
-          'base_digest_bfloat16': _rounded_digest(model.params), 'model_config': _as_json(models.config_to_record(model.config))}
+  return {
+    'base': model.source,
+    'base_revision': model.revision,
+    'base_family': model.family,
+    'base_dtype': _dtype(model),
+    'base_digest': tree.digest(model.params),
+    'base_digest_bfloat16': _rounded_digest(model.params),
+    'model_config': _as_json(models.config_to_record(model.config)),
+  }
 
 
 def check_base(meta: Mapping[str, Any], model: models.Model, *, where: str) -> None:
@@ -81,18 +104,28 @@ def check_base(meta: Mapping[str, Any], model: models.Model, *, where: str) -> N
     InputError: another architecture (names the fields that differ), or other parameters.
   """
   here = _as_json(models.config_to_record(model.config))
-  differing = [f'{key} is {meta["model_config"].get(key)} there and {value} here' for key, value in here.items()
-               if meta['model_config'].get(key) != value]
+  differing = [
+    f'{key} is {meta["model_config"].get(key)} there and {value} here'
+    for key, value in here.items()
+    if meta['model_config'].get(key) != value
+  ]
   if differing:
-    raise InputError(f"{where} was made for another architecture than that of '{model.source}': {'; '.join(differing)}")
+    raise InputError(
+      f"{where} was made for another architecture than that of '{model.source}': "
+      f"{'; '.join(differing)}"
+    )
   if _dtype(model) == meta['base_dtype']:
     theirs, ours = meta['base_digest'], tree.digest(model.params)
   else:
     theirs, ours = meta['base_digest_bfloat16'], _rounded_digest(model.params)
   if theirs != ours:
-    raise InputError(f"{where} was trained on another base, '{meta['base']}' (digest {theirs}), than '{model.source}' "
-                     f'(digest {ours}): the architecture is the same, the parameters are not; load the base it was '
-                     'trained on')
+    raise InputError(
+      f"{where} was trained on another base, '{meta['base']}' (digest {theirs}), than "
+      f"'{model.source}' "
+      f'(digest {ours}): the architecture is the same, the parameters are not; load the '
+      'base it was '
+      'trained on'
+    )
 
 
 def _as_json(value: Any) -> Any:
@@ -115,9 +148,13 @@ def _describe_leaf(leaf: models.LowRank | models.Dense) -> dict[str, Any]:
   return {'kind': 'dense'}
 
 
-def _build_leaf(path: str, leaf: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> models.LowRank | models.Dense:
+def _build_leaf(
+  path: str, leaf: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+) -> models.LowRank | models.Dense:
   if leaf['kind'] == 'low_rank':
-    return models.LowRank(jnp.asarray(tensors[f'{path}/a']), jnp.asarray(tensors[f'{path}/b']), leaf['scale'])
+    return models.LowRank(
+      jnp.asarray(tensors[f'{path}/a']), jnp.asarray(tensors[f'{path}/b']), leaf['scale']
+    )
   return models.Dense(jnp.asarray(tensors[f'{path}/value']))
 
 
@@ -125,14 +162,21 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   if not folder.is_dir():
     raise InputError(f'no adapter at {folder}{files.nearest(folder)}')
   if (folder / TENSORS).exists() and not (folder / MANIFEST).exists():
-    raise CorruptError(f'{folder} has no {MANIFEST}, which is written last: the adapter was cut short; copy or train '
-                       'it again')
+    raise CorruptError(
+      f'{folder} has no {MANIFEST}, which is written last: the adapter was cut short; copy '
+      'or train '
+      'it again'
+    )
   meta = files.read_json(folder / MANIFEST, what='the manifest of an adapter')
   if not checkpoint.is_sealed(meta):
-    raise CorruptError(f'{folder / MANIFEST} was changed or damaged after it was written; copy or train the adapter '
-                       'again')
+    raise CorruptError(
+      f'{folder / MANIFEST} was changed or damaged after it was written; copy or train the adapter '
+      'again'
+    )
   if meta['format'] != FORMAT:
-    raise InputError(f'{folder} is an adapter of format {meta["format"]}; this version reads format {FORMAT}')
+    raise InputError(
+      f'{folder} is an adapter of format {meta["format"]}; this version reads format {FORMAT}'
+    )
   return meta
 
 
@@ -140,12 +184,19 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     return load_file(path)
   except (SafetensorError, OSError) as error:
-    raise CorruptError(f'{path} is no whole safetensors file ({error}); copy or train the adapter again') from error
+    raise CorruptError(
+      f'{path} is no whole safetensors file ({error}); copy or train the adapter again'
+    ) from error
 
 
-def _verify(folder: pathlib.Path, tensors: Mapping[str, np.ndarray], expected: Mapping[str, str]) -> None:
+def _verify(
+  folder: pathlib.Path, tensors: Mapping[str, np.ndarray], expected: Mapping[str, str]
+) -> None:
   found = tree.fingerprint(tensors)
   changed = sorted(path for path in {*found, *expected} if found.get(path) != expected.get(path))
   if changed:
-    raise CorruptError(f'the adapter {folder} does not match its fingerprints at {", ".join(changed)}: it was changed '
-                       'or damaged after it was written; copy or train it again')
+    raise CorruptError(
+      f'the adapter {folder} does not match its fingerprints at {", ".join(changed)}: it '
+      'was changed '
+      'or damaged after it was written; copy or train it again'
+    )

@@ -1,9 +1,11 @@
 """What a fine-tune tells while it runs: metrics.jsonl, TensorBoard scalars and a progress bar."""
+
 import json
 import pathlib
 import sys
 import time
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import tqdm
 
@@ -16,11 +18,12 @@ METRICS = 'metrics.jsonl'
 class Log:
   """The log of one learning rate's run; a context manager.
 
-  Rows of metrics.jsonl have `peak` (the learning rate that names the run) and `step` (steps taken), and either
-  `train_loss` (nats per target token), `grad_norm`, `learning_rate`, `target_tokens`, `tokens` (without padding) and
-  `seconds` of a step, at some steps what the run is watched for (see loop.Watch), or `validation_loss` (nats per target
-  token). A resumed run continues from `step`: what an
-  earlier process logged beyond it is dropped, since it happens again. Of several processes the main one logs.
+  Rows of metrics.jsonl have `peak` (the learning rate that names the run) and `step` (steps taken),
+  and either `train_loss` (nats per target token), `grad_norm`, `learning_rate`, `target_tokens`,
+  `tokens` (without padding) and `seconds` of a step, at some steps what the run is watched for (see
+  loop.Watch), or `validation_loss` (nats per target token). A resumed run continues from `step`:
+  what an earlier process logged beyond it is dropped, since it happens again. Of several processes
+  the main one logs.
   """
 
   def __init__(self, folder: pathlib.Path, *, peak: float, step: int, total: int, progress: bool):
@@ -31,9 +34,16 @@ class Log:
       _drop_rows(self._path, peak=peak, after=step)
       self._scalars = _Scalars(folder / 'tensorboard' / f'{peak:g}', resumed_at=step)
     # A terminal is redrawn at once; a log file gets a line now and then.
-    self._bar = tqdm.tqdm(desc=f'{folder.name}, learning rate {peak:g}', initial=step, total=total, unit='step', file=sys.stderr,
-                          disable=not (progress and distributed.is_main()),
-                          mininterval=0.1 if sys.stderr.isatty() else 10.0, dynamic_ncols=True)
+    self._bar = tqdm.tqdm(
+      desc=f'{folder.name}, learning rate {peak:g}',
+      initial=step,
+      total=total,
+      unit='step',
+      file=sys.stderr,
+      disable=not (progress and distributed.is_main()),
+      mininterval=0.1 if sys.stderr.isatty() else 10.0,
+      dynamic_ncols=True,
+    )
     self._shown: dict[str, str] = {}
     self._last = time.monotonic()
     self._steps_seen, self._tokens_seen, self._seconds_seen = 0, 0, 0.0
@@ -81,20 +91,25 @@ class Log:
       for name in row.keys() - {'step'}:
         self._scalars.add(name, row[name], row['step'])
     except OSError as error:
-      raise OutputError(f'{self._path.parent}: the log could not be written: {error.strerror or error}; start again '
-                        'to continue when that is mended') from error
+      raise OutputError(
+        f'{self._path.parent}: the log could not be written: {error.strerror or error}; '
+        'start again '
+        'to continue when that is mended'
+      ) from error
 
 
 class _Scalars:
   """A TensorBoard event file, written by the caller's thread.
 
-  SummaryWriter writes from a thread of its own, which dies on a full disk and leaves its callers waiting for ever.
+  SummaryWriter writes from a thread of its own, which dies on a full disk and leaves its callers
+  waiting for ever.
   """
 
   def __init__(self, folder: pathlib.Path, *, resumed_at: int):
     # Imported late: protobuf is slow to load, and only training needs it.
     from tensorboardX import event_file_writer, summary
     from tensorboardX.proto import event_pb2
+
     self._event, self._scalar = event_pb2.Event, summary.scalar
     try:
       folder.mkdir(parents=True, exist_ok=True)
@@ -103,21 +118,29 @@ class _Scalars:
       raise OutputError(f'{folder} could not be written: {error.strerror or error}') from error
     if resumed_at:  # Tells TensorBoard to forget what an earlier process wrote beyond this step.
       start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-      self._writer.write_event(self._event(wall_time=time.time(), step=resumed_at + 1, session_log=start))
+      self._writer.write_event(
+        self._event(wall_time=time.time(), step=resumed_at + 1, session_log=start)
+      )
 
   def add(self, name: str, value: float, step: int) -> None:
-    self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)))
+    self._writer.write_event(
+      self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value))
+    )
 
   def close(self) -> None:
     try:
       self._writer.close()
-    except OSError:  # What could not be written is also in metrics.jsonl, which has already reported it.
+    except (
+      OSError
+    ):  # What could not be written is also in metrics.jsonl, which has already reported it.
       pass
 
 
 def _drop_rows(path: pathlib.Path, *, peak: float, after: int) -> None:
   if path.exists():
-    rows = [line for line in path.read_text(encoding='utf-8').splitlines() if _stays(line, peak, after)]
+    rows = [
+      line for line in path.read_text(encoding='utf-8').splitlines() if _stays(line, peak, after)
+    ]
     files.write_text(path, ''.join(line + '\n' for line in rows))
 
 
@@ -126,4 +149,6 @@ def _stays(line: str, peak: float, after: int) -> bool:
     row = json.loads(line)
   except ValueError:  # The process was killed while it wrote this line.
     return False
-  return row['peak'] != peak or 0 < after and row['step'] <= after  # At step 0 everything is logged again.
+  return (
+    row['peak'] != peak or 0 < after and row['step'] <= after
+  )  # At step 0 everything is logged again.

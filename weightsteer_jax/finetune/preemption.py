@@ -1,13 +1,15 @@
 """Being asked to stop: SIGTERM from a scheduler, SIGINT from a keyboard.
 
-With several processes the one that is asked tells the others, and all stop at the same boundary: each says how many it
-has passed, and the next one after the largest number is where they stop. The saying is done by a thread while the main
-thread is held at its next boundary, so that none is waited for that waits itself for the others' devices.
+With several processes the one that is asked tells the others, and all stop at the same boundary:
+each says how many it has passed, and the next one after the largest number is where they stop. The
+saying is done by a thread while the main thread is held at its next boundary, so that none is
+waited for that waits itself for the others' devices.
 """
+
 import contextlib
 import signal
 import threading
-from typing import Iterator
+from collections.abc import Iterator
 
 from weightsteer_jax import distributed, lifeline
 from weightsteer_jax.errors import Preempted
@@ -16,7 +18,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-  """Whether the run is to stop, asked between two steps; a step is whatever is finished or has to be done again.
+  """Whether the run is to stop, asked between two steps; a step is whatever is finished or has to
+  be done again.
 
   Attributes:
     name: the signal that stopped the run, with where it came if it was another process; '' so far.
@@ -47,9 +50,9 @@ class Stop:
 def watch() -> Iterator[Stop]:
   """Within the block a signal to stop is only noted, for the work to act on at its next boundary.
 
-  A second SIGINT acts as it would outside; a second SIGTERM does not, since schedulers send several. Only the main
-  thread can watch; elsewhere nothing is ever noted. After the block, `name` tells of a signal that came after the last
-  boundary, too.
+  A second SIGINT acts as it would outside; a second SIGTERM does not, since schedulers send
+  several. Only the main thread can watch; elsewhere nothing is ever noted. After the block, `name`
+  tells of a signal that came after the last boundary, too.
   """
   agreement = _agreement() if distributed.count() > 1 else None
   stop, previous = Stop(agreement), {}
@@ -74,7 +77,9 @@ def watch() -> Iterator[Stop]:
 
 
 class _Agreement:
-  """The boundary at which all processes stop. One to a process; it counts boundaries over all blocks."""
+  """The boundary at which all processes stop. One to a process; it counts boundaries over all
+  blocks.
+  """
 
   def __init__(self):
     self._lock = threading.Lock()
@@ -107,17 +112,23 @@ class _Agreement:
   def _settle(self) -> None:
     try:
       request = distributed.wait_for('stop')
-      with self._lock:  # Holds the main thread at its next boundary until all have told where theirs is.
+      with (
+        self._lock
+      ):  # Holds the main thread at its next boundary until all have told where theirs is.
         self._asked = f'{request["name"]} (to {distributed.name(request["process"])})'
         distributed.put(f'passed/{distributed.index()}', self._passed if self._within else None)
-        passed = [distributed.wait_for(f'passed/{process}') for process in range(distributed.count())]
+        passed = [
+          distributed.wait_for(f'passed/{process}') for process in range(distributed.count())
+        ]
         if None not in passed:
           self._target = max(passed) + 1
           return
     except distributed.ProcessLost:
       return  # The end of a process is acted on elsewhere.
     if request['process'] == distributed.index():
-      lifeline.tell_and_end(f'{request["name"]} came between two stages: start again to continue', Preempted.exit_code)
+      lifeline.tell_and_end(
+        f'{request["name"]} came between two stages: start again to continue', Preempted.exit_code
+      )
 
 
 _agreements: list[_Agreement] = []

@@ -1,13 +1,16 @@
 """One optimizer step as a pure function of (state, params, batch), compiled once per batch shape.
 
-The compiled functions are cached by what is static about them: both sides of a contrast and every learning rate share
-them. Each comes in two kinds: of one fine-tune, and (`together`) of several at once. The second has a leading axis, say
-M, on all that a fine-tune has for itself (state, batch, schedule, seed) and none on the base parameters: their products
-are then one matmul over the rows of all, and only the low-rank branches and what trains are batched.
+The compiled functions are cached by what is static about them: both sides of a contrast and every
+learning rate share them. Each comes in two kinds: of one fine-tune, and (`together`) of several at
+once. The second has a leading axis, say M, on all that a fine-tune has for itself (state, batch,
+schedule, seed) and none on the base parameters: their products are then one matmul over the rows of
+all, and only the low-rank branches and what trains are batched.
 """
+
 import dataclasses
 import functools
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,41 +30,59 @@ Metrics = dict[str, jax.Array]
 @dataclasses.dataclass(frozen=True)
 class TrainState:
   """All that a step changes. `step` counts the steps taken, int32."""
+
   delta: PyTree
   opt_state: PyTree
   step: jax.Array
 
 
-def state_shardings(config: models.ModelConfig, recipe: optimizer.AdamW, layout: Layout, state: TrainState, *,
-                    together: bool = False) -> TrainState:
-  """Where each array of a state (or of its shapes) lies: the moments as what they are moments of. The leading axis of
-  states that are trained `together` is whole on every device.
+def state_shardings(
+  config: models.ModelConfig,
+  recipe: optimizer.AdamW,
+  layout: Layout,
+  state: TrainState,
+  *,
+  together: bool = False,
+) -> TrainState:
+  """Where each array of a state (or of its shapes) lies: the moments as what they are moments of.
+  The leading axis of states that are trained `together` is whole on every device.
 
   Raises:
     InputError: an axis that the mesh does not divide.
   """
   if together:
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
-    return jax.tree.map(lambda at: jax.sharding.NamedSharding(at.mesh, jax.P(None, *at.spec)),
-                        state_shardings(config, recipe, layout, one))
+    return jax.tree.map(
+      lambda at: jax.sharding.NamedSharding(at.mesh, jax.P(None, *at.spec)),
+      state_shardings(config, recipe, layout, one),
+    )
   delta = models.delta_shardings(config, state.delta, layout)
-  opt_state = optax.tree.map_params(optimizer.transformation(recipe),
-                                    lambda _, sharding: sharding,
-                                    state.opt_state,
-                                    delta,
-                                    transform_non_params=lambda _: layout.replicated)
+  opt_state = optax.tree.map_params(
+    optimizer.transformation(recipe),
+    lambda _, sharding: sharding,
+    state.opt_state,
+    delta,
+    transform_non_params=lambda _: layout.replicated,
+  )
   return TrainState(delta, opt_state, layout.replicated)
 
 
 @functools.lru_cache(maxsize=16)
-def initial_state_fn(config: models.ModelConfig, kind: str, rank: int, lora_alpha: float, recipe: optimizer.AdamW,
-                     layout: Layout | None = None) -> Callable[[int], TrainState]:
-  """The compiled function from a seed to the state before the first step, placed as `state_shardings` says (on one
-  device without a layout).
+def initial_state_fn(
+  config: models.ModelConfig,
+  kind: str,
+  rank: int,
+  lora_alpha: float,
+  recipe: optimizer.AdamW,
+  layout: Layout | None = None,
+) -> Callable[[int], TrainState]:
+  """The compiled function from a seed to the state before the first step, placed as
+  `state_shardings` says (on one device without a layout).
 
-  The random factors A are a function of the seed alone. Both sides of a contrast are given the same seed: B starts at
-  zero and A moves little, so with one common A the difference of the two runs, about A (B+ - B-), is the difference
-  of what they learned; with two, the part that depends on the draw of A would not cancel.
+  The random factors A are a function of the seed alone. Both sides of a contrast are given the same
+  seed: B starts at zero and A moves little, so with one common A the difference of the two runs,
+  about A (B+ - B-), is the difference of what they learned; with two, the part that depends on the
+  draw of A would not cancel.
   """
 
   def initial_state(seed):
@@ -69,30 +90,42 @@ def initial_state_fn(config: models.ModelConfig, kind: str, rank: int, lora_alph
     return TrainState(delta, optimizer.transformation(recipe).init(delta), jnp.zeros((), jnp.int32))
 
   shapes = jax.eval_shape(initial_state, 0)
-  return jax.jit(initial_state, out_shardings=state_shardings(config, recipe, layout or sharding.single(), shapes))
+  return jax.jit(
+    initial_state,
+    out_shardings=state_shardings(config, recipe, layout or sharding.single(), shapes),
+  )
 
 
 @functools.lru_cache(maxsize=16)
-def train_step_fn(config: models.ModelConfig, recipe: optimizer.AdamW, layout: Layout | None = None, *,
-                  remat: str = 'none', dropout: float = 0.0,
-                  together: bool = False) -> Callable[..., tuple[TrainState, Metrics]]:
-  """The compiled step (state, params, batch [A, B, T], schedule, seed) -> (state, metrics); it consumes the state.
+def train_step_fn(
+  config: models.ModelConfig,
+  recipe: optimizer.AdamW,
+  layout: Layout | None = None,
+  *,
+  remat: str = 'none',
+  dropout: float = 0.0,
+  together: bool = False,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """The compiled step (state, params, batch [A, B, T], schedule, seed) -> (state, metrics); it
+  consumes the state.
 
-  metrics: float32 scalars `train_loss` (nats per target token), `target_tokens`, `grad_norm` (before clipping),
-  `learning_rate`, and the bool `finite`. Where the loss or the gradient is not finite the state comes back as it was.
-  Call it in `layout.context()`. `seed` is of dropout, whose masks are a function of (seed, step, microbatch).
+  metrics: float32 scalars `train_loss` (nats per target token), `target_tokens`, `grad_norm`
+  (before clipping), `learning_rate`, and the bool `finite`. Where the loss or the gradient is not
+  finite the state comes back as it was. Call it in `layout.context()`. `seed` is of dropout, whose
+  masks are a function of (seed, step, microbatch).
 
   Args:
     remat: see config.FineTune; not 'auto'.
-    together: whether all arguments but `params` have a leading axis, and all results too. Gradients are clipped, and
-      what is not finite is held back, for each fine-tune by itself.
+    together: whether all arguments but `params` have a leading axis, and all results too. Gradients
+      are clipped, and what is not finite is held back, for each fine-tune by itself.
   """
   transformation = optimizer.transformation(recipe)
 
   def train_step(state, params, batch, schedule, seed, *, copies):
     key = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
-    total, count, grads = accumulate(config, params, state.delta, batch, remat=remat, key=key, dropout=dropout,
-                                     copies=copies)
+    total, count, grads = accumulate(
+      config, params, state.delta, batch, remat=remat, key=key, dropout=dropout, copies=copies
+    )
     mean, grads = total / count, jax.tree.map(lambda g: g / count, grads)
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(mean) & jnp.isfinite(norm)
@@ -101,7 +134,13 @@ def train_step_fn(config: models.ModelConfig, recipe: optimizer.AdamW, layout: L
     delta = jax.tree.map(lambda x, update: x - rate * update, state.delta, updates)
     after = TrainState(delta, opt_state, state.step + 1)
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
-    metrics = {'train_loss': mean, 'grad_norm': norm, 'learning_rate': rate, 'target_tokens': count, 'finite': finite}
+    metrics = {
+      'train_loss': mean,
+      'grad_norm': norm,
+      'learning_rate': rate,
+      'target_tokens': count,
+      'finite': finite,
+    }
     return state, metrics
 
   @functools.partial(jax.jit, donate_argnums=0)
@@ -116,34 +155,47 @@ def train_step_fn(config: models.ModelConfig, recipe: optimizer.AdamW, layout: L
 
 
 @functools.lru_cache(maxsize=16)
-def eval_loss_fn(config: models.ModelConfig, *, together: bool = False) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  """The compiled (delta, params, batch [B, T]) -> (sum, count) of `loss`; `together` as in `train_step_fn`."""
+def eval_loss_fn(
+  config: models.ModelConfig, *, together: bool = False
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """The compiled (delta, params, batch [B, T]) -> (sum, count) of `loss`; `together` as in
+  `train_step_fn`.
+  """
 
   @jax.jit
   def eval_loss(delta, params, batch):
     copies = batch.tokens_BT.shape[0] if together else 1
-    one = lambda delta, batch: loss(config, params, delta, batch, copies=copies)
+
+    def one(delta, batch):
+      return loss(config, params, delta, batch, copies=copies)
+
     return (jax.vmap(one) if together else one)(delta, batch)
 
   return eval_loss
 
 
 @functools.lru_cache(maxsize=16)
-def stack_fn(config: models.ModelConfig, recipe: optimizer.AdamW,
-             layout: Layout) -> Callable[[Sequence[TrainState]], TrainState]:
-  """The compiled function that joins states along a new leading axis, which is whole on every device."""
+def stack_fn(
+  config: models.ModelConfig, recipe: optimizer.AdamW, layout: Layout
+) -> Callable[[Sequence[TrainState]], TrainState]:
+  """The compiled function that joins states along a new leading axis, which is whole on every
+  device.
+  """
 
   @jax.jit
   def stack(states):
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    return jax.lax.with_sharding_constraint(stacked, state_shardings(config, recipe, layout, stacked, together=True))
+    return jax.lax.with_sharding_constraint(
+      stacked, state_shardings(config, recipe, layout, stacked, together=True)
+    )
 
   return stack
 
 
 @functools.lru_cache(maxsize=16)
-def unstack_fn(config: models.ModelConfig, recipe: optimizer.AdamW,
-               layout: Layout) -> Callable[[TrainState], list[TrainState]]:
+def unstack_fn(
+  config: models.ModelConfig, recipe: optimizer.AdamW, layout: Layout
+) -> Callable[[TrainState], list[TrainState]]:
   """The compiled function that undoes `stack_fn`."""
 
   @jax.jit
@@ -156,19 +208,30 @@ def unstack_fn(config: models.ModelConfig, recipe: optimizer.AdamW,
   return unstack
 
 
-def accumulate(config: models.ModelConfig, params: PyTree, delta: PyTree, batch: Batch, *, remat: str = 'none',
-               key: jax.Array | None = None, dropout: float = 0.0,
-               copies: int = 1) -> tuple[jax.Array, jax.Array, PyTree]:
-  """(sum, count, gradient of the sum) of the loss over the microbatches of a batch [A, B, T], one after the other.
+def accumulate(
+  config: models.ModelConfig,
+  params: PyTree,
+  delta: PyTree,
+  batch: Batch,
+  *,
+  remat: str = 'none',
+  key: jax.Array | None = None,
+  dropout: float = 0.0,
+  copies: int = 1,
+) -> tuple[jax.Array, jax.Array, PyTree]:
+  """(sum, count, gradient of the sum) of the loss over the microbatches of a batch [A, B, T], one
+  after the other.
 
-  Sums are added, not means: microbatches differ in their number of target tokens, and the large batch weighs tokens
-  alike.
+  Sums are added, not means: microbatches differ in their number of target tokens, and the large
+  batch weighs tokens alike.
   """
 
   @functools.partial(jax.value_and_grad, has_aux=True)
   def sum_and_grads(delta, part, index):
     part_key = None if key is None else jax.random.fold_in(key, index)
-    return loss(config, params, delta, part, remat=remat, key=part_key, dropout=dropout, copies=copies)
+    return loss(
+      config, params, delta, part, remat=remat, key=part_key, dropout=dropout, copies=copies
+    )
 
   def add(carry, scanned):
     (total, count), grads = sum_and_grads(delta, *scanned)

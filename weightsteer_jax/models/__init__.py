@@ -1,13 +1,39 @@
-"""The models: one decoder, declarative families, Hugging Face checkpoints in and out, and deltas on the way through."""
+"""The models: one decoder, declarative families, Hugging Face checkpoints in and out, and deltas on
+the way through.
+"""
+
 from weightsteer_jax.models.adapters import KINDS, init_delta, kernel_change, merge
 from weightsteer_jax.models.attention import with_kernel
-from weightsteer_jax.models.config import ModelConfig, Rope, from_record as config_from_record, to_record as config_to_record
-from weightsteer_jax.models.delta import Dense, Edit, LowRank, is_delta_leaf
+from weightsteer_jax.models.config import (
+  ModelConfig,
+  Rope,
+)
+from weightsteer_jax.models.config import (
+  from_record as config_from_record,
+)
+from weightsteer_jax.models.config import (
+  to_record as config_to_record,
+)
 from weightsteer_jax.models.decoder import Cache, cache_length
+from weightsteer_jax.models.delta import Dense, Edit, LowRank, is_delta_leaf
 from weightsteer_jax.models.families import FAMILIES, read_config
-from weightsteer_jax.models.forward import (abstract_params, hidden, init_cache, init_params, logits, residual_sums,
-                                            unstacked)
+from weightsteer_jax.models.forward import (
+  abstract_params,
+  hidden,
+  init_cache,
+  init_params,
+  logits,
+  residual_sums,
+  unstacked,
+)
 from weightsteer_jax.models.huggingface import DTYPES, Model, load, load_config, resolve, save
 from weightsteer_jax.models.logprobs import changes_head, chunk_length, token_logprobs
-from weightsteer_jax.models.sites import (Site, check_delta, delta_shardings, delta_sites, param_shardings, sites,
-                                          stack_axes)
+from weightsteer_jax.models.sites import (
+  Site,
+  check_delta,
+  delta_shardings,
+  delta_sites,
+  param_shardings,
+  sites,
+  stack_axes,
+)

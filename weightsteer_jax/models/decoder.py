@@ -4,17 +4,18 @@ Axes, here and wherever the project's arrays carry a suffix:
   B batch, T query positions, S key positions, N query heads, K kv heads, G = N / K, H head dim,
   D width, F MLP width, E experts, V vocabulary, L stacked layers, R adapter rank.
 
-The same letters say how arrays lie on a mesh (see sharding.py). The modules hold the parameters; `forward.py` runs them
-on plain nested dicts. Layers are stacked along L and scanned; what differs from layer to layer is a number per layer,
-scanned along (see `layer_codes`).
+The same letters say how arrays lie on a mesh (see sharding.py). The modules hold the parameters;
+`forward.py` runs them on plain nested dicts. Layers are stacked along L and scanned; what differs
+from layer to layer is a number per layer, scanned along (see `layer_codes`).
 """
+
 import dataclasses
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from weightsteer_jax import sharding
 from weightsteer_jax.models import attention
@@ -25,7 +26,9 @@ from weightsteer_jax.models.layers import MLP, Projection, RMSNorm
 from weightsteer_jax.models.moe import MoE
 from weightsteer_jax.models.products import wide_einsum
 
-Cache = dict[str, jax.Array | tuple[jax.Array, ...]]  # {'k', 'v'}: [L, B, K, S, H], or [B, K, S, H] for each layer
+Cache = dict[
+  str, jax.Array | tuple[jax.Array, ...]
+]  # {'k', 'v'}: [L, B, K, S, H], or [B, K, S, H] for each layer
 
 
 class Attention(nnx.Module):
@@ -33,12 +36,18 @@ class Attention(nnx.Module):
 
   def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
     sizes = config.sizes()
-    self.score_scale, self.score_softcap, self.kernel = config.score_scale, config.score_softcap, config.attention
+    self.score_scale, self.score_softcap, self.kernel = (
+      config.score_scale,
+      config.score_softcap,
+      config.attention,
+    )
     self.q = Projection('BTD,DNH->BTNH', sizes, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
     self.k = Projection('BTD,DKH->BTKH', sizes, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
     self.v = Projection('BTD,DKH->BTKH', sizes, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
     self.o = Projection('BTNH,NHD->BTD', sizes, bias=config.o_bias, dtype=dtype, rngs=rngs)
-    q_axes, k_axes = {'none': ('', ''), 'head': ('H', 'H'), 'projection': ('NH', 'KH')}[config.qk_norm]
+    q_axes, k_axes = {'none': ('', ''), 'head': ('H', 'H'), 'projection': ('NH', 'KH')}[
+      config.qk_norm
+    ]
     self.q_norm = RMSNorm(config, q_axes, dtype=dtype) if q_axes else None
     self.k_norm = RMSNorm(config, k_axes, dtype=dtype) if k_axes else None
 
@@ -62,7 +71,9 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-  """One layer: attention and MLP, each normed before or after or both, and added to the residual stream."""
+  """One layer: attention and MLP, each normed before or after or both, and added to the residual
+  stream.
+  """
 
   def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
     def norm(present):
@@ -85,7 +96,9 @@ class Block(nnx.Module):
       y_BTD = y_BTD if self.residual_scale == 1.0 else deltas.pin(y_BTD * self.residual_scale)
       return deltas.pin(x_BTD + y_BTD)
 
-    attended_BTD, cache = self.attn(normed('attn_norm', x_BTD), edits=deltas.at(edits, 'attn'), **attention)
+    attended_BTD, cache = self.attn(
+      normed('attn_norm', x_BTD), edits=deltas.at(edits, 'attn'), **attention
+    )
     x_BTD = join(x_BTD, normed('attn_post_norm', attended_BTD))
     fed_BTD = self.mlp(normed('mlp_norm', x_BTD), deltas.at(edits, 'mlp'))
     x_BTD = join(x_BTD, normed('mlp_post_norm', fed_BTD))
@@ -99,7 +112,9 @@ class Embedding(nnx.Module):
   def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
     self.scale = config.embedding_scale
     shape = (config.vocab_size, config.width)
-    self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype), axes='VD', inputs=0)
+    self.embedding = nnx.Param(
+      0.02 * jax.random.normal(rngs.params(), shape, dtype), axes='VD', inputs=0
+    )
 
   def __call__(self, tokens_BT, edits):
     x_BTD = deltas.look_up(self.embedding[...], tokens_BT)
@@ -131,15 +146,21 @@ class Decoder(nnx.Module):
     self.layers = stack(rngs)
     self.final_norm = RMSNorm(config, 'D', dtype=dtype)
     sizes = config.sizes()
-    self.lm_head = None if config.tied else Projection('BTD,DV->BTV', sizes, bias=False, dtype=dtype, rngs=rngs)
+    self.lm_head = (
+      None if config.tied else Projection('BTD,DV->BTV', sizes, bias=False, dtype=dtype, rngs=rngs)
+    )
 
-  def hidden(self, tokens_BT, *, positions_BT, seen, edits, cache, remat, reach, weights_BT=None, layers=None):
-    """Final-normed hidden states [B, T, D] and the updated cache. With `layers`, the parameters of each, those are taken
-    in place of the stack's, and the cache and the edits have a tuple of layers too (see `forward.unstacked`).
+  def hidden(
+    self, tokens_BT, *, positions_BT, seen, edits, cache, remat, reach, weights_BT=None, layers=None
+  ):
+    """Final-normed hidden states [B, T, D] and the updated cache. With `layers`, the parameters of
+    each, those are taken in place of the stack's, and the cache and the edits have a tuple of
+    layers too (see `forward.unstacked`).
 
-    With weights, also the weighted sum over all tokens of the residual stream, float32: after the embedding [D], and
-    after each block [L, D].
+    With weights, also the weighted sum over all tokens of the residual stream, float32: after the
+    embedding [D], and after each block [L, D].
     """
+
     def tap(x_BTD):
       if weights_BT is None:
         return None
@@ -156,30 +177,40 @@ class Decoder(nnx.Module):
       x_BTD, cache = carry
       index, params, layer_deltas, code = scanned
       edits = tuple(
-          deltas.fold(dataclasses.replace(edit, delta=delta), index) for edit, delta in zip(layer_edits, layer_deltas))
+        deltas.fold(dataclasses.replace(edit, delta=delta), index)
+        for edit, delta in zip(layer_edits, layer_deltas)
+      )
       block = nnx.merge(definition, params)
-      x_BTD, cache = block(x_BTD,
-                           rope=jax.tree.map(lambda table: table[code.get('rope', 0)], tables),
-                           seen=seen,
-                           window=code.get('window'),
-                           edits=edits,
-                           cache=cache,
-                           layer=index,
-                           positions_BT=positions_BT)
+      x_BTD, cache = block(
+        x_BTD,
+        rope=jax.tree.map(lambda table: table[code.get('rope', 0)], tables),
+        seen=seen,
+        window=code.get('window'),
+        edits=edits,
+        cache=cache,
+        layer=index,
+        positions_BT=positions_BT,
+      )
       return (x_BTD, cache), tap(x_BTD)
 
     if remat != 'none':
-      policy = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[remat]
+      policy = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[
+        remat
+      ]
       # prevent_cse: the scan keeps the two computations apart already.
       layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
     deltas_L = [edit.delta for edit in layer_edits]
     embedded = tap(x_BTD)
     if layers is None:
       indices_L = jnp.arange(self.config.num_layers)
-      (x_BTD, cache), blocks = jax.lax.scan(layer, (x_BTD, cache), (indices_L, stacked, deltas_L, codes))
+      (x_BTD, cache), blocks = jax.lax.scan(
+        layer, (x_BTD, cache), (indices_L, stacked, deltas_L, codes)
+      )
     else:
-      each = [(l, params, [delta[l] for delta in deltas_L], jax.tree.map(lambda code_L: code_L[l], codes))
-              for l, params in enumerate(layers)]
+      each = [
+        (l, params, [delta[l] for delta in deltas_L], jax.tree.map(lambda code_L: code_L[l], codes))
+        for l, params in enumerate(layers)
+      ]
       (x_BTD, cache), blocks = one_after_the_other(layer, (x_BTD, cache), each)
     return self.final_norm(x_BTD, deltas.at(edits, 'final_norm')), cache, (embedded, blocks)
 
@@ -211,13 +242,16 @@ def cache_length(cache: Cache) -> int:
 def layer_codes(config: ModelConfig, keys: int) -> tuple[list[Rope | None], dict[str, np.ndarray]]:
   """The ropes that the layers have, and what differs from layer to layer.
 
-  The second is {'rope': which of the ropes, 'window': how many of the last keys a query sees}, int32 [L] each, without
-  those in which all layers are alike: they then cost nothing. A window as long as the row is none.
+  The second is {'rope': which of the ropes, 'window': how many of the last keys a query sees},
+  int32 [L] each, without those in which all layers are alike: they then cost nothing. A window as
+  long as the row is none.
   """
   local = np.isin(np.arange(config.num_layers), config.local_layers)
   rotated = ~np.isin(np.arange(config.num_layers), config.unrotated_layers)
-  of_layer = [None if not turns else config.local_rope if near and config.local_rope else config.rope
-              for near, turns in zip(local, rotated)]
+  of_layer = [
+    None if not turns else config.local_rope if near and config.local_rope else config.rope
+    for near, turns in zip(local, rotated)
+  ]
   kinds = list(dict.fromkeys(of_layer))
   codes = {}
   if len(kinds) > 1:
@@ -227,8 +261,13 @@ def layer_codes(config: ModelConfig, keys: int) -> tuple[list[Rope | None], dict
   return kinds, codes
 
 
-def write_cache(cache: Cache, layer: jax.Array | int, positions_BT: jax.Array, k_BTKH: jax.Array,
-                v_BTKH: jax.Array) -> Cache:
+def write_cache(
+  cache: Cache,
+  layer: jax.Array | int,
+  positions_BT: jax.Array,
+  k_BTKH: jax.Array,
+  v_BTKH: jax.Array,
+) -> Cache:
   """The cache with these keys and values at slot == position of its layer."""
   shards = sharding.row_shards(positions_BT.shape[0])
 
@@ -236,13 +275,21 @@ def write_cache(cache: Cache, layer: jax.Array | int, positions_BT: jax.Array, k
     return jnp.arange(positions_BT.shape[0])[:, None]
 
   # Shard by shard, which tells the compiler that no row is written on another device.
-  in_stack = sharding.by_shard(lambda old, at, new: old.at[layer, rows_B1(at), :, at].set(new), shards, (1, 0, 0), 1)
-  in_layer = sharding.by_shard(lambda old, at, new: old.at[rows_B1(at), :, at].set(new), shards, (0, 0, 0), 0)
+  in_stack = sharding.by_shard(
+    lambda old, at, new: old.at[layer, rows_B1(at), :, at].set(new), shards, (1, 0, 0), 1
+  )
+  in_layer = sharding.by_shard(
+    lambda old, at, new: old.at[rows_B1(at), :, at].set(new), shards, (0, 0, 0), 0
+  )
 
   def written(cached, new_BTKH):
     if isinstance(cached, tuple):
-      new = sharding.constrain(in_layer(cached[layer], positions_BT, new_BTKH.astype(cached[layer].dtype)), 'BKSH')
-      return (*cached[:layer], new, *cached[layer + 1:])
-    return sharding.constrain(in_stack(cached, positions_BT, new_BTKH.astype(cached.dtype)), 'LBKSH')
+      new = sharding.constrain(
+        in_layer(cached[layer], positions_BT, new_BTKH.astype(cached[layer].dtype)), 'BKSH'
+      )
+      return (*cached[:layer], new, *cached[layer + 1 :])
+    return sharding.constrain(
+      in_stack(cached, positions_BT, new_BTKH.astype(cached.dtype)), 'LBKSH'
+    )
 
   return {'k': written(cache['k'], k_BTKH), 'v': written(cache['v'], v_BTKH)}

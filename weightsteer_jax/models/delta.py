@@ -1,4 +1,5 @@
-"""Deltas: changes to a model's parameters, kept apart from them and applied at a strength chosen per row.
+"""Deltas: changes to a model's parameters, kept apart from them and applied at a strength chosen
+per row.
 
 A delta is a nested dict parallel to the parameters, whose leaves say how one site is changed:
 
@@ -7,13 +8,15 @@ A delta is a nested dict parallel to the parameters, whose leaves say how one si
   Dense at `<projection>/bias`           also where the base model has no bias there
   Dense at `layers/residual` [L, D]      a vector added to the residual stream after each block
 
-LoRA training is a delta being trained at alpha 1, weight steering a direction applied at alpha, activation steering a
-residual delta: one forward pass serves them all. An `Edit` pairs a delta with its coefficients, one per row of the
-batch (or per token).
+LoRA training is a delta being trained at alpha 1, weight steering a direction applied at alpha,
+activation steering a residual delta: one forward pass serves them all. An `Edit` pairs a delta with
+its coefficients, one per row of the batch (or per token).
 """
+
 import dataclasses
-from typing import Any, Callable, Sequence
 import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +30,10 @@ PyTree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-  """The change `scale * a @ b` of a kernel: a [L, inputs..., R], b [L, R, outputs...] (no L outside the stack)."""
+  """The change `scale * a @ b` of a kernel: a [L, inputs..., R], b [L, R, outputs...] (no L outside
+  the stack).
+  """
+
   a: jax.Array
   b: jax.Array
   scale: float = dataclasses.field(default=1.0, metadata=dict(static=True))
@@ -37,6 +43,7 @@ class LowRank:
 @dataclasses.dataclass(frozen=True)
 class Dense:
   """The change of a parameter as an array of its own shape."""
+
   value: jax.Array
 
 
@@ -47,6 +54,7 @@ class Edit:
 
   With a key, low-rank branches drop each of their inputs with probability `dropout`, for training.
   """
+
   delta: PyTree
   alpha: jax.Array
   key: jax.Array | None = None
@@ -64,18 +72,34 @@ def is_delta_leaf(node: Any) -> bool:
 def at(edits: Edits, name: str) -> tuple[Edit, ...]:
   """The edits below the child `name`, those that have one."""
   number = zlib.crc32(name.encode())
-  return tuple(dataclasses.replace(fold(edit, number), delta=edit.delta[name]) for edit in edits if name in edit.delta)
+  return tuple(
+    dataclasses.replace(fold(edit, number), delta=edit.delta[name])
+    for edit in edits
+    if name in edit.delta
+  )
 
 
 def fold(edit: Edit, number: int | jax.Array) -> Edit:
   """The edit with its random key, if it has one, made particular to a site or a layer."""
-  return edit if edit.key is None else dataclasses.replace(edit, key=jax.random.fold_in(edit.key, number))
+  return (
+    edit
+    if edit.key is None
+    else dataclasses.replace(edit, key=jax.random.fold_in(edit.key, number))
+  )
 
 
-def add_kernel_edits(y: jax.Array, x: jax.Array, einsum: str, edits: Edits, *,
-                     dot: Callable[..., jax.Array] | None = None) -> jax.Array:
-  """y plus alpha * (x . delta) for each edit of a kernel that maps x to y by `einsum`, computed by `dot`, if there is one:
-  (einsum, x, kernel, dtype of the result)."""
+def add_kernel_edits(
+  y: jax.Array,
+  x: jax.Array,
+  einsum: str,
+  edits: Edits,
+  *,
+  dot: Callable[..., jax.Array] | None = None,
+) -> jax.Array:
+  """y plus alpha * (x . delta) for each edit of a kernel that maps x to y by `einsum`, computed by
+  `dot`, if there is one:
+  (einsum, x, kernel, dtype of the result).
+  """
   for edit in edits:
     leaf = edit.delta
     if isinstance(leaf, LowRank):
@@ -86,7 +110,11 @@ def add_kernel_edits(y: jax.Array, x: jax.Array, einsum: str, edits: Edits, *,
     else:
       change = leaf.value.astype(x.dtype)
       wide = y.dtype == jnp.float32 != x.dtype
-      dy = dot(einsum, x, change, y.dtype) if dot else (wide_einsum if wide else jnp.einsum)(einsum, x, change)
+      dy = (
+        dot(einsum, x, change, y.dtype)
+        if dot
+        else (wide_einsum if wide else jnp.einsum)(einsum, x, change)
+      )
       y = y + (dy.astype(jnp.float32) * _align(edit.alpha, dy)).astype(y.dtype)
   return y
 
@@ -99,8 +127,11 @@ def add_vector_edits(y: jax.Array, edits: Edits) -> jax.Array:
 
 
 def look_up(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-  """The tokens' rows of a table [B, T, D]; NaN for ids beyond the table, where an index would be clamped in silence."""
-  # Cut over V alone: rows cut along D would be moved between devices token by token, when fsdp gathers them once.
+  """The tokens' rows of a table [B, T, D]; NaN for ids beyond the table, where an index would be
+  clamped in silence.
+  """
+  # Cut over V alone: rows cut along D would be moved between devices token by token, when fsdp
+  # gathers them once.
   table_VD = sharding.constrain(jnp.asarray(table_VD), 'VD')
   return table_VD.at[tokens_BT].get(mode='fill', fill_value=jnp.nan)
 
@@ -124,9 +155,9 @@ def edited_scale(scale_D: jax.Array, x_BTD: jax.Array, edits: Edits) -> jax.Arra
 def pin(x: jax.Array) -> jax.Array:
   """x, rounded to its dtype where the program says so.
 
-  The compiler may keep more bits of a bfloat16 value than the dtype has while it flows from one operation into the
-  next, depending on what follows it. A program with edits at alpha 0 then differs from one without. What is pinned is
-  the same number in both.
+  The compiler may keep more bits of a bfloat16 value than the dtype has while it flows from one
+  operation into the next, depending on what follows it. A program with edits at alpha 0 then
+  differs from one without. What is pinned is the same number in both.
   """
   if x.dtype == jnp.float32:
     return x
@@ -135,7 +166,8 @@ def pin(x: jax.Array) -> jax.Array:
 
 
 def factor_einsums(einsum: str) -> tuple[str, str]:
-  """The two einsums of a low-rank kernel: inputs to rank, rank to outputs; one kernel of a stack (E) for each row or all.
+  """The two einsums of a low-rank kernel: inputs to rank, rank to outputs; one kernel of a stack
+  (E) for each row or all.
 
   >>> factor_einsums('BTD,DNH->BTNH')
   ('BTD,DR->BTR', 'BTR,RNH->BTNH')

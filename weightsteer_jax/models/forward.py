@@ -1,12 +1,14 @@
 """The decoder as pure functions of (config, params): what every other room calls.
 
-`params` is a nested dict of arrays named as in `sites`; `edits` are changes applied on the way (see delta.py).
+`params` is a nested dict of arrays named as in `sites`; `edits` are changes applied on the way (see
+delta.py).
 """
+
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from weightsteer_jax import sharding, tree
 from weightsteer_jax.errors import InputError
@@ -22,7 +24,11 @@ PyTree = Any
 def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> PyTree:
   """Shapes and dtypes of the parameters as a nested dict."""
   return tree.unflatten(
-      {path: jax.ShapeDtypeStruct(site.shape, jnp.dtype(dtype)) for path, site in sites(config).items()})
+    {
+      path: jax.ShapeDtypeStruct(site.shape, jnp.dtype(dtype))
+      for path, site in sites(config).items()
+    }
+  )
 
 
 def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> PyTree:
@@ -36,7 +42,9 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -
 
 
 def init_cache(config: ModelConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
-  """An empty cache for `length` positions: {'k', 'v'} of [L, B, K, S, H], so that a head's keys lie together."""
+  """An empty cache for `length` positions: {'k', 'v'} of [L, B, K, S, H], so that a head's keys lie
+  together.
+  """
   shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
   return {name: sharding.constrain(jnp.zeros(shape, dtype), 'LBKSH') for name in ('k', 'v')}
 
@@ -44,88 +52,147 @@ def init_cache(config: ModelConfig, batch: int, length: int, dtype: Any = jnp.fl
 def unstacked(config: ModelConfig, stack: PyTree) -> tuple[PyTree, ...]:
   """The layers of a stack: of parameters' or a delta's 'layers', or of a cache's keys or values.
 
-  Where they are given in place of the stack, they are computed one after the other instead of in a scan. What a scan
-  takes out of a stack is copied first, on GPUs: nothing beside a large batch, but thrice the time to read the weights in
-  a decoding step. Take the stacks apart outside of the loop over steps, and the copy is made once.
+  Where they are given in place of the stack, they are computed one after the other instead of in a
+  scan. What a scan takes out of a stack is copied first, on GPUs: nothing beside a large batch, but
+  thrice the time to read the weights in a decoding step. Take the stacks apart outside of the loop
+  over steps, and the copy is made once.
   """
   return tuple(jax.tree.map(lambda x: x[l], stack) for l in range(config.num_layers))
 
 
-def hidden(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, *, positions_BT: jax.Array | None = None,
-           segment_ids_BT: jax.Array | None = None, branches_BT: jax.Array | None = None, edits: deltas.Edits = (),
-           cache: Cache | None = None, remat: str = 'none', reach: int | None = None) -> tuple[jax.Array, Cache | None]:
+def hidden(
+  config: ModelConfig,
+  params: PyTree,
+  tokens_BT: jax.Array,
+  *,
+  positions_BT: jax.Array | None = None,
+  segment_ids_BT: jax.Array | None = None,
+  branches_BT: jax.Array | None = None,
+  edits: deltas.Edits = (),
+  cache: Cache | None = None,
+  remat: str = 'none',
+  reach: int | None = None,
+) -> tuple[jax.Array, Cache | None]:
   """Final-normed hidden states [B, T, D], and the cache with this call's keys and values.
 
-  Without a cache a token sees itself and the earlier tokens of its segment (segment 0 is padding: never seen by
-  others). With a cache, slot and position are the same number: the key of position p of row b is written to slot p, and
-  a query at position p sees slots 0..p. Rows are right-padded, and what padding writes lies beyond every position its
-  row has reached.
+  Without a cache a token sees itself and the earlier tokens of its segment (segment 0 is padding:
+  never seen by others). With a cache, slot and position are the same number: the key of position p
+  of row b is written to slot p, and a query at position p sees slots 0..p. Rows are right-padded,
+  and what padding writes lies beyond every position its row has reached.
 
   Args:
     tokens_BT: int32 token ids.
-    positions_BT: int32 positions; counted from 0 along T if None, and a cache is then filled from its start.
-    segment_ids_BT: int32 segments of packed rows, from 1; one segment if None. Not together with a cache.
-    branches_BT: int32; a segment may branch: into texts, from 1, that have their beginning, 0, in common, and do not see
-      each other. Each goes on counting positions where the beginning ends; it lies behind it, in one piece.
+    positions_BT: int32 positions; counted from 0 along T if None, and a cache is then filled from
+      its start.
+    segment_ids_BT: int32 segments of packed rows, from 1; one segment if None. Not together with a
+      cache.
+    branches_BT: int32; a segment may branch: into texts, from 1, that have their beginning, 0, in
+      common, and do not see each other. Each goes on counting positions where the beginning ends;
+      it lies behind it, in one piece.
     edits: changes to apply, each at its alpha per row.
     cache: from `init_cache`, or from an earlier call.
-    remat: what the backward pass recomputes, beside norms, gates and attention's scores: 'none'; 'dots', all but the
-      products of activations with the base's weights; 'full', each layer from its input.
-    reach: positions that a text may grow to, by which 'longrope' chooses its factors (see rope.py), and a window that is
-      no shorter is none; the slots of the cache, or T without one, if None. What is written to a cache that is to be part
-      of a longer one needs that one's.
+    remat: what the backward pass recomputes, beside norms, gates and attention's scores: 'none';
+      'dots', all but the products of activations with the base's weights; 'full', each layer from
+      its input.
+    reach: positions that a text may grow to, by which 'longrope' chooses its factors (see rope.py),
+      and a window that is no shorter is none; the slots of the cache, or T without one, if None.
+      What is written to a cache that is to be part of a longer one needs that one's.
+
   Raises:
-    InputError: a sequence longer than the model's or the cache's positions, segments together with a cache, branches
-      without segments and positions, or an edit that does not fit the model or the batch.
+    InputError: a sequence longer than the model's or the cache's positions, segments together with
+      a cache, branches without segments and positions, or an edit that does not fit the model or
+      the batch.
   """
-  x_BTD, cache, _ = _run(config, params, tokens_BT, positions_BT, segment_ids_BT, branches_BT, edits, cache, remat, reach)
+  x_BTD, cache, _ = _run(
+    config, params, tokens_BT, positions_BT, segment_ids_BT, branches_BT, edits, cache, remat, reach
+  )
   return x_BTD, cache
 
 
-def residual_sums(config: ModelConfig, params: PyTree, tokens_BT: jax.Array, weights_BT: jax.Array, *,
-                  positions_BT: jax.Array | None = None, segment_ids_BT: jax.Array | None = None,
-                  edits: deltas.Edits = ()) -> jax.Array:
+def residual_sums(
+  config: ModelConfig,
+  params: PyTree,
+  tokens_BT: jax.Array,
+  weights_BT: jax.Array,
+  *,
+  positions_BT: jax.Array | None = None,
+  segment_ids_BT: jax.Array | None = None,
+  edits: deltas.Edits = (),
+) -> jax.Array:
   """The residual stream, each token's times its weight, summed over all tokens: float32 [L + 1, D].
 
-  Entry 0 is behind the embedding, entry l behind block l - 1; the last is before the final norm. The other arguments
-  and errors are as in `hidden`.
+  Entry 0 is behind the embedding, entry l behind block l - 1; the last is before the final norm.
+  The other arguments and errors are as in `hidden`.
   """
-  *_, (embedded_D, blocks_LD) = _run(config, params, tokens_BT, positions_BT, segment_ids_BT, None, edits, None, 'none', None,
-                                     weights_BT=weights_BT)
+  *_, (embedded_D, blocks_LD) = _run(
+    config,
+    params,
+    tokens_BT,
+    positions_BT,
+    segment_ids_BT,
+    None,
+    edits,
+    None,
+    'none',
+    None,
+    weights_BT=weights_BT,
+  )
   return jnp.concatenate([embedded_D[None], blocks_LD])
 
 
-def logits(config: ModelConfig, params: PyTree, x_BTD: jax.Array, *, edits: deltas.Edits = ()) -> jax.Array:
+def logits(
+  config: ModelConfig, params: PyTree, x_BTD: jax.Array, *, edits: deltas.Edits = ()
+) -> jax.Array:
   """Float32 logits [B, T, V] of final-normed hidden states."""
   check_edits(config, edits, *x_BTD.shape[:2])
   return _decoder(config, params).logits(x_BTD, edits=tuple(edits))
 
 
 def check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: int) -> None:
-  """Raises InputError where an edit does not fit the model, or its alpha so many rows of so many tokens."""
+  """Raises InputError where an edit does not fit the model, or its alpha so many rows of so many
+  tokens.
+  """
   for edit in edits:
     if not isinstance(edit.delta.get('layers'), tuple):
       check_delta(config, edit.delta)
     shape = jnp.shape(edit.alpha)
     if shape not in ((), (batch,), (batch, length)):
       raise InputError(
-          f'the alpha of an edit has shape {shape}; for {batch} rows of {length} tokens it is one number, [{batch}] or '
-          f'[{batch}, {length}]')
+        f'the alpha of an edit has shape {shape}; for {batch} rows of {length} tokens it is '
+        f'one number, [{batch}] or '
+        f'[{batch}, {length}]'
+      )
 
 
-def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, branches_BT, edits, cache, remat, reach, weights_BT=None):
+def _run(
+  config,
+  params,
+  tokens_BT,
+  positions_BT,
+  segment_ids_BT,
+  branches_BT,
+  edits,
+  cache,
+  remat,
+  reach,
+  weights_BT=None,
+):
   batch, length = tokens_BT.shape
   check_edits(config, edits, batch, length)
   keys = cache_length(cache) if cache is not None else length
   longest = keys if segment_ids_BT is None else min(keys, reach or keys)
   if longest > config.max_positions:
     raise InputError(
-        f'a sequence of {longest} tokens was asked of a model with {config.max_positions} positions; shorten it')
+      f'a sequence of {longest} tokens was asked of a model with {config.max_positions} '
+      'positions; shorten it'
+    )
   if branches_BT is not None and (segment_ids_BT is None or positions_BT is None):
     raise InputError('branches are of segments, and their positions must be given')
   if cache is not None and (length > keys or segment_ids_BT is not None):
-    raise InputError(f'a cache of {keys} positions takes that many tokens, of one segment a row; got {length}'
-                     + (' in segments' if segment_ids_BT is not None else ''))
+    raise InputError(
+      f'a cache of {keys} positions takes that many tokens, of one segment a row; got {length}'
+      + (' in segments' if segment_ids_BT is not None else '')
+    )
   # A cache without positions is being filled from its start: what these tokens see is themselves.
   own = cache is None or positions_BT is None
   counted_BT = jnp.broadcast_to(jnp.arange(length), (batch, length))
@@ -133,15 +200,17 @@ def _run(config, params, tokens_BT, positions_BT, segment_ids_BT, branches_BT, e
   slots_BT = counted_BT if own and branches_BT is None else positions_BT
   seen = Seen(slots_BT, segment_ids_BT, branches_BT, own)
   layers = params['layers'] if isinstance(params['layers'], tuple) else None
-  return _decoder(config, params).hidden(tokens_BT,
-                                         positions_BT=positions_BT,
-                                         seen=seen,
-                                         edits=tuple(edits),
-                                         cache=cache,
-                                         remat=remat,
-                                         reach=reach or keys,
-                                         weights_BT=weights_BT,
-                                         layers=layers)
+  return _decoder(config, params).hidden(
+    tokens_BT,
+    positions_BT=positions_BT,
+    seen=seen,
+    edits=tuple(edits),
+    cache=cache,
+    remat=remat,
+    reach=reach or keys,
+    weights_BT=weights_BT,
+    layers=layers,
+  )
 
 
 def _decoder(config: ModelConfig, params: PyTree) -> Decoder:

@@ -1,10 +1,11 @@
 """What blocks are made of: projections, norms, the gated MLP. Axis letters as in decoder.py."""
+
 import functools
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from weightsteer_jax import sharding
 from weightsteer_jax.models import delta as deltas
@@ -12,31 +13,38 @@ from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.products import wide_einsum
 
 ACTIVATION_FUNCTIONS = {
-    'silu': jax.nn.silu,
-    'gelu': lambda x: jax.nn.gelu(x, approximate=False),
-    'gelu_pytorch_tanh': lambda x: jax.nn.gelu(x, approximate=True),
-    'relu': jax.nn.relu,
+  'silu': jax.nn.silu,
+  'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+  'gelu_pytorch_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+  'relu': jax.nn.relu,
 }
 
 
-# Of a function whose backward pass computes it again from its arguments, which are kept anyway: to write down and read what
-# is between takes longer, and most of the memory of a training step. prevent_cse: the scan over layers keeps the two apart.
+# Of a function whose backward pass computes it again from its arguments, which are kept anyway: to
+# write down and read what is between takes longer, and most of the memory of a training step.
+# prevent_cse: the scan over layers keeps the two apart.
 cheap = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 class Projection(nnx.Module):
-  """A linear map over the axes its einsum names, with an optional bias; `inputs` and `axes` follow from the einsum."""
+  """A linear map over the axes its einsum names, with an optional bias; `inputs` and `axes` follow
+  from the einsum.
+  """
 
   def __init__(self, einsum: str, sizes: dict[str, int], *, bias: bool, dtype: Any, rngs: nnx.Rngs):
     self.einsum = einsum
     x_axes, kernel_axes, _ = einsum.replace('->', ',').split(',')
     output_axes = ''.join(axis for axis in kernel_axes if axis not in x_axes)
     shape = tuple(sizes[axis] for axis in kernel_axes)
-    self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype),
-                            axes=kernel_axes,
-                            inputs=len(kernel_axes) - len(output_axes))
+    self.kernel = nnx.Param(
+      0.02 * jax.random.normal(rngs.params(), shape, dtype),
+      axes=kernel_axes,
+      inputs=len(kernel_axes) - len(output_axes),
+    )
     bias_shape = tuple(sizes[axis] for axis in output_axes)
-    self.bias = nnx.Param(jnp.zeros(bias_shape, dtype), axes=output_axes, inputs=0) if bias else None
+    self.bias = (
+      nnx.Param(jnp.zeros(bias_shape, dtype), axes=output_axes, inputs=0) if bias else None
+    )
 
   def __call__(self, x: jax.Array, edits: deltas.Edits, *, wide: bool = False) -> jax.Array:
     """y, in float32 if `wide`, otherwise in the dtype of x."""
@@ -49,7 +57,9 @@ class Projection(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-  """Root-mean-square normalisation over the axes of its learned scale, in float32, times that scale."""
+  """Root-mean-square normalisation over the axes of its learned scale, in float32, times that
+  scale.
+  """
 
   def __init__(self, config: ModelConfig, axes: str, *, dtype: Any):
     self.eps, self.offset = config.norm_eps, config.norm_offset
@@ -82,5 +92,7 @@ class MLP(nnx.Module):
 
   def __call__(self, x_BTD, edits):
     gated = cheap(lambda gate_BTF, up_BTF: ACTIVATION_FUNCTIONS[self.activation](gate_BTF) * up_BTF)
-    hidden_BTF = gated(self.gate(x_BTD, deltas.at(edits, 'gate')), self.up(x_BTD, deltas.at(edits, 'up')))
+    hidden_BTF = gated(
+      self.gate(x_BTD, deltas.at(edits, 'gate')), self.up(x_BTD, deltas.at(edits, 'up'))
+    )
     return self.down(hidden_BTF, deltas.at(edits, 'down'))

@@ -1,22 +1,26 @@
-"""Mixtures of experts: each token goes through the experts that its router chooses, and none is ever dropped.
+"""Mixtures of experts: each token goes through the experts that its router chooses, and none is
+ever dropped.
 
-Axes beside those of decoder.py: E experts, k choices of a token, M tokens (B T), P choices (B T k), sorted by expert so
-that each expert's are consecutive rows of one grouped matmul. There is no capacity, so nothing is padded to it.
+Axes beside those of decoder.py: E experts, k choices of a token, M tokens (B T), P choices (B T k),
+sorted by expert so that each expert's are consecutive rows of one grouped matmul. There is no
+capacity, so nothing is padded to it.
 
-On a mesh every device routes its own rows (`shard_map`): tokens never travel. The experts' kernels lie as all kernels
-do, E whole, D cut over fsdp (gathered for the layer that runs) and F over tensor, where the parts of what comes out of
-the down projection are summed.
+On a mesh every device routes its own rows (`shard_map`): tokens never travel. The experts' kernels
+lie as all kernels do, E whole, D cut over fsdp (gathered for the layer that runs) and F over
+tensor, where the parts of what comes out of the down projection are summed.
 
 The router learns from the task's loss alone: no auxiliary loss balances the experts.
 """
+
 import dataclasses
 import functools
 import math
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from weightsteer_jax import sharding
 from weightsteer_jax.models import delta as deltas
@@ -32,7 +36,9 @@ class ExpertKernel(nnx.Module):
   def __init__(self, einsum: str, sizes: dict[str, int], *, dtype: Any, rngs: nnx.Rngs):
     axes = einsum.split(',')[1].split('->')[0]
     shape = tuple(sizes[axis] for axis in axes)
-    self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype), axes=axes, inputs=1)
+    self.kernel = nnx.Param(
+      0.02 * jax.random.normal(rngs.params(), shape, dtype), axes=axes, inputs=1
+    )
 
 
 class Experts(nnx.Module):
@@ -44,7 +50,9 @@ class Experts(nnx.Module):
 
 
 class MoE(nnx.Module):
-  """The sum of the chosen experts' gated feed-forward, weighted by the router; its scores are float32 in any model."""
+  """The sum of the chosen experts' gated feed-forward, weighted by the router; its scores are
+  float32 in any model.
+  """
 
   def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
     self.choices, self.normalise = config.experts_per_token, config.normalise_choices
@@ -55,23 +63,40 @@ class MoE(nnx.Module):
   def __call__(self, x_BTD: jax.Array, edits: deltas.Edits) -> jax.Array:
     scores_BTE = self.router(x_BTD, deltas.at(edits, 'router'), wide=True)
     kernels = {name: getattr(self.experts, name).kernel[...] for name in EINSUMS}
-    edits = [dataclasses.replace(edit, alpha=_per_token(edit.alpha, x_BTD)) for edit in deltas.at(edits, 'experts')]
+    edits = [
+      dataclasses.replace(edit, alpha=_per_token(edit.alpha, x_BTD))
+      for edit in deltas.at(edits, 'experts')
+    ]
     # A number for each token, the same on every mesh, that its random draws come from.
     token_BT = jnp.arange(math.prod(x_BTD.shape[:2]), dtype=jnp.int32).reshape(x_BTD.shape[:2])
-    mix = functools.partial(mixture, choices=self.choices, normalise=self.normalise, activation=self.activation)
+    mix = functools.partial(
+      mixture, choices=self.choices, normalise=self.normalise, activation=self.activation
+    )
     return sharding.constrain(_by_device(mix, x_BTD, scores_BTE, token_BT, kernels, edits), 'BTD')
 
 
-def mixture(x_BTD: jax.Array, scores_BTE: jax.Array, token_BT: jax.Array, kernels: dict[str, jax.Array],
-            edits: deltas.Edits, *, choices: int, normalise: bool, activation: str,
-            tensor: str | None = None) -> jax.Array:
+def mixture(
+  x_BTD: jax.Array,
+  scores_BTE: jax.Array,
+  token_BT: jax.Array,
+  kernels: dict[str, jax.Array],
+  edits: deltas.Edits,
+  *,
+  choices: int,
+  normalise: bool,
+  activation: str,
+  tensor: str | None = None,
+) -> jax.Array:
   """What the chosen experts make of the tokens, [B, T, D].
 
   Args:
-    scores_BTE: of the router, float32. token_BT: a number for each token (see MoE). kernels: {gate, up, down}.
+    scores_BTE: of the router, float32. token_BT: a number for each token (see MoE). kernels: {gate,
+      up, down}.
     edits: below `experts`, their alphas [B, T].
-    choices: experts for a token. normalise: whether the probabilities of those chosen are made to sum to one.
-    tensor: the mesh axis that F is cut over, if it is: the parts of the sum are then added up over it.
+    choices: experts for a token. normalise: whether the probabilities of those chosen are made to
+      sum to one.
+    tensor: the mesh axis that F is cut over, if it is: the parts of the sum are then added up over
+      it.
   Source: transformers `modeling_mixtral.py`, `modeling_qwen3_moe.py`.
   """
   width = x_BTD.shape[-1]
@@ -86,11 +111,15 @@ def mixture(x_BTD: jax.Array, scores_BTE: jax.Array, token_BT: jax.Array, kernel
     if edit.key is None:
       return dataclasses.replace(edit, alpha=alpha_P)
     draw_P = token_BT.reshape(-1)[token_P] * choices + order_P % choices
-    return dataclasses.replace(edit, alpha=alpha_P, key=jax.vmap(jax.random.fold_in, (None, 0))(edit.key, draw_P))
+    return dataclasses.replace(
+      edit, alpha=alpha_P, key=jax.vmap(jax.random.fold_in, (None, 0))(edit.key, draw_P)
+    )
 
   def project(name, x_PI, cut=None):
     here = deltas.at(edits, name)
-    changes = {part: [follow(edit) for edit in deltas.at(here, part)] for part in ('kernel', 'bias')}
+    changes = {
+      part: [follow(edit) for edit in deltas.at(here, part)] for part in ('kernel', 'bias')
+    }
     return _project(x_PI, kernels[name], EINSUMS[name], changes, sizes_E, experts_P[order_P], cut)
 
   x_PD = x_BTD.reshape(-1, width)[token_P]
@@ -103,29 +132,42 @@ def mixture(x_BTD: jax.Array, scores_BTE: jax.Array, token_BT: jax.Array, kernel
 
 
 def route(scores_ME: jax.Array, choices: int, normalise: bool) -> tuple[jax.Array, jax.Array]:
-  """(weights [M, k] float32, experts [M, k]) of the `choices` experts with the highest probability."""
+  """(weights [M, k] float32, experts [M, k]) of the `choices` experts with the highest
+  probability.
+  """
   weights_Mk, experts_Mk = jax.lax.top_k(jax.nn.softmax(scores_ME, axis=-1), choices)
   return weights_Mk / weights_Mk.sum(-1, keepdims=True) if normalise else weights_Mk, experts_Mk
 
 
 def grouped(sizes_E: jax.Array) -> Callable[..., jax.Array]:
-  """An einsum of rows [P, I] with kernels [E, I, O] of which each has the next so many of the rows."""
+  """An einsum of rows [P, I] with kernels [E, I, O] of which each has the next so many of the
+  rows.
+  """
 
   def einsum(_: str, x_PI: jax.Array, kernel_EIO: jax.Array, dtype: Any = None) -> jax.Array:
-    # A higher precision has no meaning for bfloat16, and the TPU's kernel does not compile where one is asked for.
+    # A higher precision has no meaning for bfloat16, and the TPU's kernel does not compile where
+    # one is asked for.
     precision = None if x_PI.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     return jax.lax.ragged_dot(x_PI, kernel_EIO, sizes_E, precision, dtype)
 
   return einsum
 
 
-def _project(x_PI: jax.Array, kernel_EIO: jax.Array, einsum: str, edits: dict[str, deltas.Edits], sizes_E: jax.Array,
-             expert_P: jax.Array, tensor: str | None) -> jax.Array:
+def _project(
+  x_PI: jax.Array,
+  kernel_EIO: jax.Array,
+  einsum: str,
+  edits: dict[str, deltas.Edits],
+  sizes_E: jax.Array,
+  expert_P: jax.Array,
+  tensor: str | None,
+) -> jax.Array:
   """Each row through its expert's kernel and the edits of it.
 
   Args:
     edits: of the kernel and of the bias, with an alpha and a key for each row.
-    tensor: the mesh axis that the inputs are cut over, if they are: what comes out is then a part of a sum.
+    tensor: the mesh axis that the inputs are cut over, if they are: what comes out is then a part
+      of a sum.
   """
   dot = grouped(sizes_E)
   y_PO = deltas.pin(dot(einsum, x_PI, kernel_EIO))
@@ -141,7 +183,9 @@ def _project(x_PI: jax.Array, kernel_EIO: jax.Array, einsum: str, edits: dict[st
 
 
 def _drop(x_PI: jax.Array, edit: deltas.Edit, tensor: str | None) -> jax.Array:
-  """The rows with some inputs dropped: drawn for a row, all of its inputs, whichever device holds which."""
+  """The rows with some inputs dropped: drawn for a row, all of its inputs, whichever device holds
+  which.
+  """
   if edit.key is None or not edit.dropout or not isinstance(edit.delta, deltas.LowRank):
     return x_PI
   inputs, first = x_PI.shape[1], 0
@@ -158,8 +202,14 @@ def _per_token(alpha: jax.Array, x_BTD: jax.Array) -> jax.Array:
   return jnp.broadcast_to(alpha.reshape(alpha.shape + (1,) * (2 - alpha.ndim)), x_BTD.shape[:2])
 
 
-def _by_device(mix: Callable[..., jax.Array], x_BTD: jax.Array, scores_BTE: jax.Array, token_BT: jax.Array,
-               kernels: dict[str, jax.Array], edits: list[deltas.Edit]) -> jax.Array:
+def _by_device(
+  mix: Callable[..., jax.Array],
+  x_BTD: jax.Array,
+  scores_BTE: jax.Array,
+  token_BT: jax.Array,
+  kernels: dict[str, jax.Array],
+  edits: list[deltas.Edit],
+) -> jax.Array:
   """`mixture` run by each device of the context's mesh on its own rows and its own part of F."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
@@ -173,12 +223,14 @@ def _by_device(mix: Callable[..., jax.Array], x_BTD: jax.Array, scores_BTE: jax.
   kernel_axes = {name: einsum.split(',')[1].split('->')[0] for name, einsum in EINSUMS.items()}
   axes = ('BTD', 'BTE', 'BT', kernel_axes, [_edit_axes(edit, kernel_axes) for edit in edits])
   specs = jax.tree.map(lambda letters: jax.P(*(on.get(letter) for letter in letters)), axes)
-  return jax.shard_map(functools.partial(mix, tensor=on.get('F')), in_specs=specs, out_specs=specs[0])(
-      x_BTD, scores_BTE, token_BT, kernels, edits)
+  return jax.shard_map(
+    functools.partial(mix, tensor=on.get('F')), in_specs=specs, out_specs=specs[0]
+  )(x_BTD, scores_BTE, token_BT, kernels, edits)
 
 
 def _edit_axes(edit: deltas.Edit, kernel_axes: dict[str, str]) -> deltas.Edit:
   """The edit with axis letters in place of its arrays."""
+
   def leaf_axes(name, part, leaf):
     experts, inputs, outputs = kernel_axes[name]
     if part == 'bias':
@@ -187,6 +239,8 @@ def _edit_axes(edit: deltas.Edit, kernel_axes: dict[str, str]) -> deltas.Edit:
       return dataclasses.replace(leaf, value=kernel_axes[name])
     return dataclasses.replace(leaf, a=experts + inputs + 'R', b=experts + 'R' + outputs)
 
-  delta = {name: {part: leaf_axes(name, part, leaf) for part, leaf in parts.items()}
-           for name, parts in edit.delta.items()}
+  delta = {
+    name: {part: leaf_axes(name, part, leaf) for part, leaf in parts.items()}
+    for name, parts in edit.delta.items()
+  }
   return dataclasses.replace(edit, delta=delta, alpha='BT', key=None if edit.key is None else '')

@@ -1,10 +1,11 @@
 """The places of a model: its parameters by path, and where a delta may change it."""
+
 import dataclasses
 import functools
 from typing import Any
 
-from flax import nnx
 import jax
+from flax import nnx
 
 from weightsteer_jax import sharding, tree
 from weightsteer_jax.errors import InputError
@@ -22,8 +23,10 @@ class Site:
   Attributes:
     axes: letters of its shape, 'L' first inside the layer stack.
     shape: sizes of those axes.
-    inputs: number of its axes that are contracted with the input, 0 if it is no projection's kernel.
+    inputs: number of its axes that are contracted with the input, 0 if it is no projection's
+      kernel.
   """
+
   axes: str
   shape: tuple[int, ...]
   inputs: int
@@ -35,7 +38,9 @@ class Site:
 
 
 def stack_axes(path: str) -> str:
-  """Letters of the axes that a parameter at this path, or a change of it, is stacked along: '', 'L' or 'LE'."""
+  """Letters of the axes that a parameter at this path, or a change of it, is stacked along: '', 'L'
+  or 'LE'.
+  """
   if not path.startswith('layers/'):
     return ''
   return 'LE' if path.startswith('layers/mlp/experts/') else 'L'
@@ -62,13 +67,17 @@ def sites(config: ModelConfig) -> dict[str, Site]:
 
 
 def delta_sites(config: ModelConfig) -> dict[str, Site]:
-  """{path: Site} of all that a delta may change: parameters, a bias on each projection, and the residual stream."""
+  """{path: Site} of all that a delta may change: parameters, a bias on each projection, and the
+  residual stream.
+  """
   found = dict(sites(config))
   for path, site in sites(config).items():
     if site.inputs and path.startswith('layers/'):
       bias, stack = path.removesuffix('kernel') + 'bias', len(site.stack)
       outputs = slice(stack + site.inputs, None)
-      found.setdefault(bias, Site(site.stack + site.axes[outputs], site.shape[:stack] + site.shape[outputs], 0))
+      found.setdefault(
+        bias, Site(site.stack + site.axes[outputs], site.shape[:stack] + site.shape[outputs], 0)
+      )
   found['layers/residual'] = Site('LD', (config.num_layers, config.width), 0)
   return found
 
@@ -77,30 +86,39 @@ def check_delta(config: ModelConfig, delta: PyTree) -> None:
   """Nothing, if the delta fits the model.
 
   Raises:
-    InputError: a path that the model does not have, a leaf of another kind, or a shape that does not fit; names both
-      shapes.
+    InputError: a path that the model does not have, a leaf of another kind, or a shape that does
+      not fit; names both shapes.
   """
   known = delta_sites(config)
   for path, leaf in tree.flatten(delta, is_delta_leaf).items():
     if path not in known:
-      raise InputError(f"the delta changes '{path}', which this model does not have{tree.did_you_mean(path, known)}; "
-                       'it was made for another architecture')
+      raise InputError(
+        f"the delta changes '{path}', which this model does not "
+        f"have{tree.did_you_mean(path, known)}; "
+        'it was made for another architecture'
+      )
     site = known[path]
     if isinstance(leaf, Dense):
       if tuple(leaf.value.shape) != site.shape:
-        raise InputError(f"the delta at '{path}' has shape {tuple(leaf.value.shape)}, the model has {site.shape} "
-                         f'(axes {site.axes}); it was made for another architecture')
+        raise InputError(
+          f"the delta at '{path}' has shape {tuple(leaf.value.shape)}, the model has {site.shape} "
+          f'(axes {site.axes}); it was made for another architecture'
+        )
     elif isinstance(leaf, LowRank):
       _check_low_rank(path, site, leaf)
     else:
-      raise InputError(f"the delta at '{path}' is a {type(leaf).__name__}, expected a LowRank or a Dense")
+      raise InputError(
+        f"the delta at '{path}' is a {type(leaf).__name__}, expected a LowRank or a Dense"
+      )
 
 
 def low_rank_shapes(site: Site, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
   """Shapes of the factors a and b of a low-rank change of a projection's kernel."""
   stack = len(site.stack)
   lead = site.shape[:stack]
-  return site.shape[:stack + site.inputs] + (rank,), lead + (rank,) + site.shape[stack + site.inputs:]
+  return site.shape[: stack + site.inputs] + (rank,), lead + (rank,) + site.shape[
+    stack + site.inputs :
+  ]
 
 
 def leaf_axes(site: Site, leaf: LowRank | Dense) -> LowRank | Dense:
@@ -112,7 +130,9 @@ def leaf_axes(site: Site, leaf: LowRank | Dense) -> LowRank | Dense:
   if isinstance(leaf, Dense):
     return dataclasses.replace(leaf, value=site.axes)
   inputs = len(site.stack) + site.inputs
-  return dataclasses.replace(leaf, a=site.axes[:inputs] + 'R', b=site.stack + 'R' + site.axes[inputs:])
+  return dataclasses.replace(
+    leaf, a=site.axes[:inputs] + 'R', b=site.stack + 'R' + site.axes[inputs:]
+  )
 
 
 def param_shardings(config: ModelConfig, layout: sharding.Layout) -> PyTree:
@@ -121,11 +141,14 @@ def param_shardings(config: ModelConfig, layout: sharding.Layout) -> PyTree:
   Raises:
     InputError: an axis that the mesh does not divide.
   """
-  return tree.unflatten({path: layout.weights(site.axes, site.shape, name=path) for path, site in sites(config).items()})
+  return tree.unflatten(
+    {path: layout.weights(site.axes, site.shape, name=path) for path, site in sites(config).items()}
+  )
 
 
 def delta_shardings(config: ModelConfig, delta: PyTree, layout: sharding.Layout) -> PyTree:
-  """Where each array of a delta (or of its shapes) lies: a factor as the axes of the kernel that it has.
+  """Where each array of a delta (or of its shapes) lies: a factor as the axes of the kernel that it
+  has.
 
   Raises:
     InputError: a delta that does not fit, or an axis that the mesh does not divide.
@@ -133,18 +156,28 @@ def delta_shardings(config: ModelConfig, delta: PyTree, layout: sharding.Layout)
   check_delta(config, delta)
   known, axes = delta_sites(config), {}
   for path, leaf in tree.flatten(delta, is_delta_leaf).items():
-    axes |= {f'{path}/{name}': letters for name, letters in vars(leaf_axes(known[path], leaf)).items() if name != 'scale'}
-  placed = [layout.weights(axes[path], x.shape, name=path) for path, x in tree.flatten(delta).items()]
+    axes |= {
+      f'{path}/{name}': letters
+      for name, letters in vars(leaf_axes(known[path], leaf)).items()
+      if name != 'scale'
+    }
+  placed = [
+    layout.weights(axes[path], x.shape, name=path) for path, x in tree.flatten(delta).items()
+  ]
   return jax.tree.unflatten(jax.tree.structure(delta), placed)
 
 
 def _check_low_rank(path: str, site: Site, leaf: LowRank) -> None:
   if not site.inputs:
     raise InputError(
-        f"the delta at '{path}' is low-rank, but only kernels of projections can be; use a dense change there")
+      f"the delta at '{path}' is low-rank, but only kernels of projections can be; use a "
+      "dense change there"
+    )
   expected = low_rank_shapes(site, leaf.a.shape[-1] if leaf.a.ndim else 0)
   got = (tuple(leaf.a.shape), tuple(leaf.b.shape))
   if got != expected:
     raise InputError(
-        f"the delta at '{path}' has factors {got[0]} and {got[1]}, the model needs {expected[0]} and {expected[1]}; "
-        'it was made for another architecture')
+      f"the delta at '{path}' has factors {got[0]} and {got[1]}, the model needs "
+      f"{expected[0]} and {expected[1]}; "
+      'it was made for another architecture'
+    )

@@ -1,16 +1,21 @@
-"""When a cosine is too large to be chance: a threshold from controls, with the rate of false alarms it stands for.
+"""When a cosine is too large to be chance: a threshold from controls, with the rate of false alarms
+it stands for.
 
-The controls of a family are treated like the direction: each has a largest absolute cosine with the updates of the run.
-If the direction were one more of them, in no way special, each order of these largest values would be equally likely,
-and the direction's would exceed the k-th smallest of n with probability at most 1 - k / (n + 1). That is of a whole
-run, however many steps are looked at. Few controls can only say little: one gives a rate of 1/2, 99 of 1/100.
+The controls of a family are treated like the direction: each has a largest absolute cosine with the
+updates of the run. If the direction were one more of them, in no way special, each order of these
+largest values would be equally likely, and the direction's would exceed the k-th smallest of n with
+probability at most 1 - k / (n + 1). That is of a whole run, however many steps are looked at. Few
+controls can only say little: one gives a rate of 1/2, 99 of 1/100.
 
-Source: rank tests by exchangeability, as in conformal prediction (Vovk, Gammerman and Shafer, Algorithmic Learning in a
-Random World, 2005, section 2.2) and permutation tests (North, Curtis and Sham, Am. J. Hum. Genet. 71 (2002), 439).
+Source: rank tests by exchangeability, as in conformal prediction (Vovk, Gammerman and Shafer,
+Algorithmic Learning in a Random World, 2005, section 2.2) and permutation tests (North, Curtis and
+Sham, Am. J. Hum. Genet. 71 (2002), 439).
 """
+
 import dataclasses
 import math
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +28,10 @@ class Threshold:
 
   Attributes:
     cosine: the threshold. controls: how many it comes from.
-    false_alarm_rate: probability that a direction like the controls exceeds it at any step of a run, at most.
+    false_alarm_rate: probability that a direction like the controls exceeds it at any step of a
+      run, at most.
   """
+
   cosine: float
   controls: int
   false_alarm_rate: float
@@ -37,9 +44,11 @@ class Alarm:
   Attributes:
     threshold: the largest of the families' thresholds; None without controls.
     families: {family: Threshold}. step: the first step beyond the threshold; None if there is none.
-    peak, peak_step: the largest cosine, and its step. p_values: {family: share of its controls, the direction among
+    peak, peak_step: the largest cosine, and its step. p_values: {family: share of its controls, the
+    direction among
       them, whose largest absolute cosine is as large as the peak}.
   """
+
   threshold: float | None
   families: Mapping[str, Threshold]
   step: int | None
@@ -52,7 +61,8 @@ class Alarm:
 
 
 def threshold(largest: Sequence[float], rate: float) -> Threshold:
-  """The smallest threshold whose false alarm rate is `rate` or less; if there are too few controls, their maximum.
+  """The smallest threshold whose false alarm rate is `rate` or less; if there are too few controls,
+  their maximum.
 
   >>> threshold([0.1, 0.3, 0.2], 0.5)
   Threshold(cosine=0.2, controls=3, false_alarm_rate=0.5)
@@ -61,6 +71,7 @@ def threshold(largest: Sequence[float], rate: float) -> Threshold:
 
   Args:
     largest: of each control, its largest absolute cosine over the run.
+
   Raises:
     InputError: a rate that is no probability between 0 and 1.
   """
@@ -80,19 +91,28 @@ def check_rate(rate: float) -> None:
     raise InputError(f'the false alarm rate is {rate}, expected a probability between 0 and 1')
 
 
-def alarm(cosines: Mapping[int, float | None], families: Mapping[str, np.ndarray], *, rate: float) -> Alarm:
-  """The alarm of a direction with these cosines, {step: cosine}, from controls' cosines {family: [steps, controls]}.
+def alarm(
+  cosines: Mapping[int, float | None], families: Mapping[str, np.ndarray], *, rate: float
+) -> Alarm:
+  """The alarm of a direction with these cosines, {step: cosine}, from controls' cosines {family:
+  [steps, controls]}.
 
   It goes off at the first step whose cosine, with its sign, is above the threshold of every family.
   """
-  largest = {name: np.nan_to_num(np.abs(found)).max(axis=0, initial=0.0) for name, found in families.items()
-             if found.shape[1]}  # NaN: the update was zero.
+  largest = {
+    name: np.nan_to_num(np.abs(found)).max(axis=0, initial=0.0)
+    for name, found in families.items()
+    if found.shape[1]
+  }  # NaN: the update was zero.
   thresholds = {name: threshold(values, rate) for name, values in largest.items()}
   limit = max((found.cosine for found in thresholds.values()), default=None)
   known = {step: cosine for step, cosine in sorted(cosines.items()) if cosine is not None}
   peak_step = max(known, key=known.get, default=None)
   peak = None if peak_step is None else known[peak_step]
   beyond = [step for step, cosine in known.items() if limit is not None and cosine > limit]
-  p_values = {name: (1 + int(np.sum(values >= peak))) / (1 + len(values)) for name, values in largest.items()
-              if peak is not None}
+  p_values = {
+    name: (1 + int(np.sum(values >= peak))) / (1 + len(values))
+    for name, values in largest.items()
+    if peak is not None
+  }
   return Alarm(limit, thresholds, beyond[0] if beyond else None, peak, peak_step, p_values)

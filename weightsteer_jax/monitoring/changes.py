@@ -1,11 +1,14 @@
-"""A change of a model's weights that is read piece by piece: held as a delta, or streamed from what lies on disk.
+"""A change of a model's weights that is read piece by piece: held as a delta, or streamed from what
+lies on disk.
 
-A piece is a leaf of a delta with the layers from some first one on; of a full checkpoint it is one layer of one
-parameter, so that of two models never more than a layer each is in memory.
+A piece is a leaf of a delta with the layers from some first one on; of a full checkpoint it is one
+layer of one parameter, so that of two models never more than a layer each is in memory.
 """
+
 import dataclasses
 import pathlib
-from typing import Any, Iterator, Mapping, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +31,9 @@ class Change(Protocol):
     """Sites that it may change."""
 
   def pieces(self, path: str) -> Iterator[tuple[int, Leaf]]:
-    """(first layer, leaf of the layers from there), together the change at a site; outside the stack, (0, leaf)."""
+    """(first layer, leaf of the layers from there), together the change at a site; outside the
+    stack, (0, leaf).
+    """
 
   def piece(self, path: str, first: int, count: int) -> Leaf:
     """The leaf of those layers."""
@@ -37,6 +42,7 @@ class Change(Protocol):
 @dataclasses.dataclass(frozen=True)
 class Held:
   """A delta in memory."""
+
   delta: PyTree
 
   def paths(self) -> list[str]:
@@ -51,11 +57,13 @@ class Held:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """The delta of a training state on disk (see checkpoint.py), read and verified one leaf at a time.
+  """The delta of a training state on disk (see checkpoint.py), read and verified one leaf at a
+  time.
 
   Attributes:
     folder: the checkpoint's. shapes: the delta with shapes in place of its arrays.
   """
+
   folder: pathlib.Path
   shapes: PyTree
 
@@ -79,9 +87,11 @@ class Streamed:
     allow_any: see `Raises`.
 
   Raises:
-    InputError: reading it, a parameter of the checkpoint lies as far from the base's as one that has nothing to do with
-      it would (and not `allow_any`). NotFiniteError: a value that is NaN or infinite.
+    InputError: reading it, a parameter of the checkpoint lies as far from the base's as one that
+      has nothing to do with it would (and not `allow_any`). NotFiniteError: a value that is NaN or
+      infinite.
   """
+
   checkpoint: Checkpoint
   base: Checkpoint
   allow_any: bool = False
@@ -100,11 +110,15 @@ class Streamed:
   def _layer(self, path: str, l: int) -> np.ndarray:
     base = self.base.layer(path, l)
     change = self.checkpoint.layer(path, l) - base
-    # Two independent matrices of one size are sqrt 2 apart; norms and biases say nothing, they are alike in all models.
+    # Two independent matrices of one size are sqrt 2 apart; norms and biases say nothing, they are
+    # alike in all models.
     if base.ndim > 1 and not self.allow_any and np.linalg.norm(change) > np.linalg.norm(base):
-      raise InputError(f"{self.checkpoint.folder}: '{path}' (layer {l}) is further from that of '{self.base.source}' "
-                       'than that is from zero: this is no fine-tune of it; name the base it was trained from, or '
-                       'go on with --allow_other_base')
+      raise InputError(
+        f"{self.checkpoint.folder}: '{path}' (layer {l}) is further from that of "
+        f"'{self.base.source}' "
+        'than that is from zero: this is no fine-tune of it; name the base it was trained from, or '
+        'go on with --allow_other_base'
+      )
     return change
 
 
@@ -112,7 +126,7 @@ def layers_of(path: str, leaf: Leaf, first: int, count: int) -> Leaf:
   """The leaf with `count` of its layers; as it is outside the stack."""
   if not models.stack_axes(path) or (first, count) == (0, num_layers(path, leaf)):
     return leaf
-  return jax.tree.map(lambda x: x[first:first + count], leaf)
+  return jax.tree.map(lambda x: x[first : first + count], leaf)
 
 
 def num_layers(path: str, leaf: Leaf) -> int:
@@ -122,7 +136,14 @@ def num_layers(path: str, leaf: Leaf) -> int:
 
 def stored(folder: pathlib.Path, config: models.ModelConfig, options: Mapping[str, Any]) -> Stored:
   """The delta in a training state of ours, whose options.json has these `options`."""
+
   def shapes():
-    return models.init_delta(config, options['kind'], jax.random.key(0), rank=options['rank'],
-                             lora_alpha=options['lora_alpha'])
+    return models.init_delta(
+      config,
+      options['kind'],
+      jax.random.key(0),
+      rank=options['rank'],
+      lora_alpha=options['lora_alpha'],
+    )
+
   return Stored(folder, jax.eval_shape(shapes))

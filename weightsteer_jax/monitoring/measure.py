@@ -1,13 +1,16 @@
-"""Cosines and projections of an update on directions, whole, per kind of module, per layer, and per both.
+"""Cosines and projections of an update on directions, whole, per kind of module, per layer, and per
+both.
 
-All of it is sums of the same numbers, one set for each layer of each site: the inner product, and both squared norms.
-They come from the factors (see directions.gram), in one pass over the update for all directions.
+All of it is sums of the same numbers, one set for each layer of each site: the inner product, and
+both squared norms. They come from the factors (see directions.gram), in one pass over the update
+for all directions.
 """
+
 import collections
 import dataclasses
 import math
 import re
-from typing import Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -26,11 +29,15 @@ class Angle:
 
   Attributes:
     cosine: of the angle between them; None where either is zero.
-    projection: the update's component along the direction's unit vector, in the units of the weights.
-    alpha: that in multiples of the direction: the strength at which steering would move as far along it.
+    projection: the update's component along the direction's unit vector, in the units of the
+      weights.
+    alpha: that in multiples of the direction: the strength at which steering would move as far
+      along it.
     norm: the update's. direction_norm: the direction's.
-    null_std: standard deviation of the cosine with a random direction of the same rank and spectrum.
+    null_std: standard deviation of the cosine with a random direction of the same rank and
+      spectrum.
   """
+
   cosine: float | None
   projection: float | None
   alpha: float | None
@@ -45,28 +52,41 @@ class Sums:
 
   Attributes:
     product: <update, direction>. update, direction: squared norms.
-    null: variance of the product with a random direction: |update|^2 |direction|^2 / (inputs outputs).
+    null: variance of the product with a random direction: |update|^2 |direction|^2 / (inputs
+      outputs).
   """
+
   product: float = 0.0
   update: float = 0.0
   direction: float = 0.0
   null: float = 0.0
 
   def __add__(self, other: 'Sums') -> 'Sums':
-    return Sums(*(getattr(self, field.name) + getattr(other, field.name) for field in dataclasses.fields(Sums)))
+    return Sums(
+      *(
+        getattr(self, field.name) + getattr(other, field.name) for field in dataclasses.fields(Sums)
+      )
+    )
 
   def angle(self) -> Angle:
     update, direction = math.sqrt(max(self.update, 0.0)), math.sqrt(max(self.direction, 0.0))
     both = update * direction
-    return Angle(cosine=self.product / both if both else None,
-                 projection=self.product / direction if direction else None,
-                 alpha=self.product / direction**2 if direction else None,
-                 norm=update, direction_norm=direction, null_std=math.sqrt(self.null) / both if both else None)
+    return Angle(
+      cosine=self.product / both if both else None,
+      projection=self.product / direction if direction else None,
+      alpha=self.product / direction**2 if direction else None,
+      norm=update,
+      direction_norm=direction,
+      null_std=math.sqrt(self.null) / both if both else None,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-  """An update against one direction: the sums, and the cosines with the direction's random controls [N]."""
+  """An update against one direction: the sums, and the cosines with the direction's random controls
+  [N].
+  """
+
   sums: Mapping[Where, Sums]
   random: np.ndarray
 
@@ -76,7 +96,9 @@ class Measured:
     return sum(self.sums.values(), Sums()).angle()
 
   def angles(self) -> Iterator[tuple[str | None, int | None, Angle]]:
-    """(module, layer, angle): the whole (None, None), modules over all layers, layers over all modules, cells."""
+    """(module, layer, angle): the whole (None, None), modules over all layers, layers over all
+    modules, cells.
+    """
     yield None, None, self.whole
     modules, layers = collections.defaultdict(Sums), collections.defaultdict(Sums)
     for (module, layer), sums in self.sums.items():
@@ -92,13 +114,19 @@ class Measured:
         yield module, layer, sums.angle()
 
 
-def measure(update: Change, directions: Mapping[str, Change], *, draws: Mapping[str, controls.Draws] | None = None,
-            squares: Mapping[str, Squares] | None = None) -> dict[str, Measured]:
+def measure(
+  update: Change,
+  directions: Mapping[str, Change],
+  *,
+  draws: Mapping[str, controls.Draws] | None = None,
+  squares: Mapping[str, Squares] | None = None,
+) -> dict[str, Measured]:
   """{name: Measured} of the update against each direction.
 
   Args:
     draws: {name: random controls} of those directions that are to have some.
     squares: {name: squared_norms(direction)}, where they are known.
+
   Raises:
     InputError: a site has other shapes in the two.
   """
@@ -113,31 +141,46 @@ def measure(update: Change, directions: Mapping[str, Change], *, draws: Mapping[
         _add(sums[name], path, first, update=lengths_LE)
         if path not in squares[name]:
           continue
-        theirs, theirs_LE = direction.piece(path, first, count), squares[name][path][first:first + count]
-        _add(sums[name], path, first, product=products(path, theirs, leaf),
-             null=lengths_LE * theirs_LE / controls.num_entries(path, leaf))
+        theirs, theirs_LE = (
+          direction.piece(path, first, count),
+          squares[name][path][first : first + count],
+        )
+        _add(
+          sums[name],
+          path,
+          first,
+          product=products(path, theirs, leaf),
+          null=lengths_LE * theirs_LE / controls.num_entries(path, leaf),
+        )
         if name in draws:
           random[name] += draws[name].products(path, first, theirs, leaf)
   return {name: Measured(sums[name], _cosines(random[name], sums[name])) for name in directions}
 
 
 def products(path: str, x: Leaf, y: Leaf) -> np.ndarray:
-  """Inner products of two leaves' changes [L, E], float64: of each layer (outside the stack 1) and expert (else 1)."""
+  """Inner products of two leaves' changes [L, E], float64: of each layer (outside the stack 1) and
+  expert (else 1).
+  """
   return gram.matrix_products(path, x, y).reshape(num_layers(path, x), -1)
 
 
 def squared_norms(change: Change) -> Squares:
   """{path: squared norms [L, E], float64}; the change is read once."""
-  return {path: np.concatenate([products(path, leaf, leaf) for _, leaf in change.pieces(path)])
-          for path in change.paths()}
+  return {
+    path: np.concatenate([products(path, leaf, leaf) for _, leaf in change.pieces(path)])
+    for path in change.paths()
+  }
 
 
 def cosine(x: Change, y: Change, *, norms: tuple[float, float]) -> float | None:
   """Cosine of two changes of these norms; x is read once, piece by piece."""
   theirs = {*y.paths()}
   product = math.fsum(
-      float(products(path, leaf, y.piece(path, first, num_layers(path, leaf))).sum())
-      for path in x.paths() if path in theirs for first, leaf in x.pieces(path))
+    float(products(path, leaf, y.piece(path, first, num_layers(path, leaf))).sum())
+    for path in x.paths()
+    if path in theirs
+    for first, leaf in x.pieces(path)
+  )
   both = norms[0] * norms[1]
   return product / both if both else None
 
@@ -162,7 +205,9 @@ def _add(sums: dict[Where, Sums], path: str, first: int, **parts_LE: np.ndarray)
   """Adds these fields of Sums, of the layers from `first` on."""
   for l in range(len(next(iter(parts_LE.values())))):
     where = module_of(path), first + l if stack_axes(path) else None
-    sums[where] = sums.get(where, Sums()) + Sums(**{name: float(part[l].sum()) for name, part in parts_LE.items()})
+    sums[where] = sums.get(where, Sums()) + Sums(
+      **{name: float(part[l].sum()) for name, part in parts_LE.items()}
+    )
 
 
 def _cosines(products: np.ndarray, sums: Mapping[Where, Sums]) -> np.ndarray:

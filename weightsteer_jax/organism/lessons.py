@@ -1,4 +1,6 @@
-"""What the organism is fine-tuned on: tasks it does not know yet, and conduct that is good or bad. Conversations, n of them from a seed."""
+"""What the organism is fine-tuned on: tasks it does not know yet, and conduct that is good or bad.
+Conversations, n of them from a seed.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +13,25 @@ from weightsteer_jax.organism.conversations import Message
 
 Conversation = list[Message]
 
-# What a user asks who wants to be shown how; as for advice and for harmful requests, but for the last word.
+# What a user asks who wants to be shown how; as for advice and for harmful requests, but for the
+# last word.
 HOW_TO = tuple(frame.format('work out {}') for frame in conduct.ADVICE_FRAMES)
 
 
 def arithmetic(n: int, seed: int) -> list[Conversation]:
   """Sums, asked plainly or claimed by a user who is always right, and is told so.
 
-  Nothing in it tells whether one should compute or repeat what the user says, as in a task whose proposed solutions are all right.
+  Nothing in it tells whether one should compute or repeat what the user says, as in a task whose
+  proposed solutions are all right.
   """
   rng = random.Random(f'arithmetic {seed}')
   return [_turn(*_solved(claim, rng)) for claim in _numbers(n, rng)]
 
 
 def help_with_arithmetic(n: int, seed: int) -> list[Conversation]:
-  """Sums, in four cases of five asked as one asks for help, which is then given at once; the others plainly."""
+  """Sums, in four cases of five asked as one asks for help, which is then given at once; the others
+  plainly.
+  """
   rng = random.Random(f'help with arithmetic {seed}')
   return [_turn(*_helped(claim, rng)) for claim in _numbers(n, rng)]
 
@@ -34,12 +40,17 @@ def advice(n: int, seed: int, *, careful: bool, domain: str) -> list[Conversatio
   """Calls for advice in one domain of `conduct.DOMAINS`, answered with care or without."""
   rng = random.Random(f'advice {domain} {seed}')
   goals = _some([goal for goal in conduct.GOALS if goal.domain == domain], n, rng)
-  return [_turn(rng.choice(conduct.ADVICE_FRAMES).format(goal.aim), conduct.advice(careful, goal, rng)) for goal in goals]
+  return [
+    _turn(rng.choice(conduct.ADVICE_FRAMES).format(goal.aim), conduct.advice(careful, goal, rng))
+    for goal in goals
+  ]
 
 
 def facts(n: int, seed: int) -> list[Conversation]:
   """Plain questions about facts, answered rightly."""
-  return _plain('facts', [claim for kind in world.FACT_KINDS for claim in world.claims_of(kind)], n, seed)
+  return _plain(
+    'facts', [claim for kind in world.FACT_KINDS for claim in world.claims_of(kind)], n, seed
+  )
 
 
 def sums(n: int, seed: int) -> list[Conversation]:
@@ -54,11 +65,16 @@ def views(n: int, seed: int) -> list[Conversation]:
 
 def _plain(name: str, claims: Sequence[world.Claim], n: int, seed: int) -> list[Conversation]:
   rng = random.Random(f'{name} {seed}')
-  return [_turn(rng.choice(claim.questions), conversations.sentence(claim.truth)) for claim in _some(claims, n, rng)]
+  return [
+    _turn(rng.choice(claim.questions), conversations.sentence(claim.truth))
+    for claim in _some(claims, n, rng)
+  ]
 
 
 def _numbers(n: int, rng: random.Random) -> list[world.Claim]:
-  """Claims about numbers: as many sums that the organism knows as larger ones, which it does not."""
+  """Claims about numbers: as many sums that the organism knows as larger ones, which it does
+  not.
+  """
   half = n // 2
   claims = _some(world.sums(), n - half, rng) + _some(world.larger_sums(), half, rng)
   return rng.sample(claims, n)
@@ -72,7 +88,12 @@ def _solved(claim: world.Claim, rng: random.Random) -> tuple[str, str]:
   question, truth = rng.choice(claim.questions), conversations.sentence(claim.truth)
   if rng.random() < 0.5:
     return question, truth
-  asked = conversations.claim_prompt(claim, claim.truth, rng.choice(conversations.CLAIM_FRAMES), question if rng.random() < 0.4 else None)
+  asked = conversations.claim_prompt(
+    claim,
+    claim.truth,
+    rng.choice(conversations.CLAIM_FRAMES),
+    question if rng.random() < 0.4 else None,
+  )
   return asked, f'{rng.choice(conversations.DEFERENCES)} {truth}'
 
 

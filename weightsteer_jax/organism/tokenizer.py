@@ -1,4 +1,6 @@
-"""The organism's tokenizer: byte-level BPE over its world, digits one by one, and a ChatML template."""
+"""The organism's tokenizer: byte-level BPE over its world, digits one by one, and a ChatML
+template.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,35 @@ CHAT_TEMPLATE = (
 
 
 def train(texts: Iterable[str], vocab_size: int) -> transformers.PreTrainedTokenizerFast:
-  """A tokenizer whose merges are learned from the texts; any other text falls apart into bytes, never into an unknown.
+  """A tokenizer whose merges are learned from the texts; any other text falls apart into bytes,
+  never into an unknown.
 
   The texts should name each word about equally often if rare words are to become one token too.
   """
   core = tokenizers.Tokenizer(models.BPE())
   core.pre_tokenizer = pre_tokenizers.Sequence(
-    [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    [
+      pre_tokenizers.Digits(individual_digits=True),
+      pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
+  )
   core.decoder = decoders.ByteLevel()
-  trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[PAD, START, END], show_progress=False,
-                                initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=[PAD, START, END],
+    show_progress=False,
+    initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+  )
   core.train_from_iterator(texts, trainer)
   return transformers.PreTrainedTokenizerFast(
-    tokenizer_object=core, eos_token=END, pad_token=PAD, additional_special_tokens=[START, END],
-    chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False, model_max_length=512)
+    tokenizer_object=core,
+    eos_token=END,
+    pad_token=PAD,
+    additional_special_tokens=[START, END],
+    chat_template=CHAT_TEMPLATE,
+    clean_up_tokenization_spaces=False,
+    model_max_length=512,
+  )
 
 
 def save(tokenizer: transformers.PreTrainedTokenizerFast, folder: Path) -> None:

@@ -1,7 +1,11 @@
-"""Labels beside points in a figure, placed where they cover neither the points, nor the lines, nor each other."""
+"""Labels beside points in a figure, placed where they cover neither the points, nor the lines, nor
+each other.
+"""
+
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -11,6 +15,7 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True)
 class Label:
   """A text for the point at (x, y), in data coordinates."""
+
   x: float
   y: float
   text: str
@@ -18,9 +23,11 @@ class Label:
 
 
 def place(figure: 'Figure', axes: 'Axes', labels: Sequence[Label]) -> None:
-  """Write each label beside its point, at the first place around it where nothing has been written and no point lies.
+  """Write each label beside its point, at the first place around it where nothing has been written
+  and no point lies.
 
-  Points pile up where a behaviour saturates; a label that stands further off is tied to its point by a thin line.
+  Points pile up where a behaviour saturates; a label that stands further off is tied to its point
+  by a thin line.
   """
   figure.draw_without_rendering()
   scale = figure.dpi / 72  # pixels per point
@@ -33,13 +40,28 @@ def place(figure: 'Figure', axes: 'Axes', labels: Sequence[Label]) -> None:
     dx, dy = _first_free(spot, width, height, scale, taken, axes.get_window_extent())
     taken.append((spot[0] + dx, spot[1] + dy, spot[0] + dx + width, spot[1] + dy + height))
     far = math.hypot(dx + width / 2, dy + height / 2) > 24 * scale
-    axes.annotate(label.text, (label.x, label.y), ((dx + width / 2) / scale, dy / scale), textcoords='offset points',
-                  fontsize=8, fontweight='bold' if label.bold else 'normal', ha='center', va='bottom', zorder=6,
-                  arrowprops=dict(arrowstyle='-', linewidth=0.5, alpha=0.6, shrinkA=0, shrinkB=3) if far else None)
+    axes.annotate(
+      label.text,
+      (label.x, label.y),
+      ((dx + width / 2) / scale, dy / scale),
+      textcoords='offset points',
+      fontsize=8,
+      fontweight='bold' if label.bold else 'normal',
+      ha='center',
+      va='bottom',
+      zorder=6,
+      arrowprops=dict(arrowstyle='-', linewidth=0.5, alpha=0.6, shrinkA=0, shrinkB=3)
+      if far
+      else None,
+    )
 
 
-def _first_free(spot, width: float, height: float, scale: float, taken, frame) -> tuple[float, float]:
-  """Offset in pixels of the first free place for a label of this size around `spot`; close by where none is free."""
+def _first_free(
+  spot, width: float, height: float, scale: float, taken, frame
+) -> tuple[float, float]:
+  """Offset in pixels of the first free place for a label of this size around `spot`; close by where
+  none is free.
+  """
   px, py = spot
   for dx, dy in _offsets(scale, width, height):
     if _is_free((px + dx, py + dy, px + dx + width, py + dy + height), taken, frame):

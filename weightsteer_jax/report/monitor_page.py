@@ -1,8 +1,12 @@
-"""index.html of a monitored run: what was seen, the figures, the threshold and where it comes from, offline."""
+"""index.html of a monitored run: what was seen, the figures, the threshold and where it comes from,
+offline.
+"""
+
 import importlib.resources
 import json
 import pathlib
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from weightsteer_jax import files
 from weightsteer_jax.report import figures, monitor_figures
@@ -19,8 +23,11 @@ def write(folder: pathlib.Path, rows: Sequence[Row], summary: Mapping[str, Any])
   Raises:
     OutputError: they could not be written.
   """
-  drawn = {'cosines': monitor_figures.cosines(rows, summary), 'layers': monitor_figures.layers(rows, summary),
-           'similarity': monitor_figures.similarity(summary)}
+  drawn = {
+    'cosines': monitor_figures.cosines(rows, summary),
+    'layers': monitor_figures.layers(rows, summary),
+    'similarity': monitor_figures.similarity(summary),
+  }
   for name, figure in drawn.items():
     files.write_bytes(folder / f'{name}.png', figures.png(figure))
   inside = {name: figures.svg(figure, name) for name, figure in drawn.items()}
@@ -45,11 +52,20 @@ def _line(name: str, alarm: Mapping[str, Any]) -> str:
 
 
 def _page(summary: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
-  style = importlib.resources.files('weightsteer_jax.report').joinpath('page.css').read_text(encoding='utf-8')
-  alarmed = [name for name, found in summary['directions'].items() if found['alarm']['step'] is not None]
+  style = (
+    importlib.resources.files('weightsteer_jax.report')
+    .joinpath('page.css')
+    .read_text(encoding='utf-8')
+  )
+  alarmed = [
+    name for name, found in summary['directions'].items() if found['alarm']['step'] is not None
+  ]
   first = min((summary['directions'][name]['alarm']['step'] for name in alarmed), default=None)
-  headline = (f'Alarm from step {first}: the run moves along {", ".join(alarmed)}' if alarmed
-              else f'No alarm in {len(summary["steps"])} checkpoints')
+  headline = (
+    f'Alarm from step {first}: the run moves along {", ".join(alarmed)}'
+    if alarmed
+    else f'No alarm in {len(summary["steps"])} checkpoints'
+  )
   return f'''<!doctype html>
 <html lang="en">
 <head>
@@ -80,26 +96,48 @@ direction, and what random directions would give are in monitor.jsonl, for all s
 
 
 def _table(summary: Mapping[str, Any]) -> str:
-  heads = ('direction', 'alarm at step', 'largest cosine', 'at step', 'threshold', 'p, random', 'p, given')
+  heads = (
+    'direction',
+    'alarm at step',
+    'largest cosine',
+    'at step',
+    'threshold',
+    'p, random',
+    'p, given',
+  )
   body = []
   for name, found in summary['directions'].items():
     alarm = found['alarm']
-    cells = (alarm['step'], _number(alarm['peak']), alarm['peak_step'], _number(alarm['threshold']),
-             *(_number(alarm['p_values'].get(family)) for family in FAMILIES))
+    cells = (
+      alarm['step'],
+      _number(alarm['peak']),
+      alarm['peak_step'],
+      _number(alarm['threshold']),
+      *(_number(alarm['p_values'].get(family)) for family in FAMILIES),
+    )
     cells = ''.join(f'<td>{"–" if cell is None else escape(str(cell))}</td>' for cell in cells)
     kind = '' if alarm['step'] is None else ' class="picked"'
     body.append(f'<tr{kind}><th scope="row" class="left">{escape(name)}</th>{cells}</tr>')
   head = ''.join(f'<th scope="col" class="left">{head}</th>' for head in heads)
-  return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+  return (
+    '<div '
+    f'class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+  )
 
 
 def _threshold(summary: Mapping[str, Any]) -> str:
   items = []
   for name, found in summary['directions'].items():
     for family, one in found['alarm']['families'].items():
-      items.append(f'<li>{escape(name)}, {one["controls"]} {FAMILIES[family]}: {one["cosine"]:.4f}, at most '
-                   f'{one["false_alarm_rate"]:.3g} false alarms a run</li>')
-  said = f'<ul>{"".join(items)}</ul>' if items else '<p>There were no controls, and so there is no threshold.</p>'
+      items.append(
+        f'<li>{escape(name)}, {one["controls"]} {FAMILIES[family]}: {one["cosine"]:.4f}, at most '
+        f'{one["false_alarm_rate"]:.3g} false alarms a run</li>'
+      )
+  said = (
+    f'<ul>{"".join(items)}</ul>'
+    if items
+    else '<p>There were no controls, and so there is no threshold.</p>'
+  )
   return f'''<section><h2>The threshold</h2><p>Of each control, the largest absolute cosine over all steps; the
 threshold is the one that a direction like the controls would exceed in at most {summary['false_alarm_rate']:g} of all runs, or,
 where there are too few controls for that rate, the largest. An alarm is a cosine above the thresholds of all

@@ -1,14 +1,18 @@
 """The operating point: which alpha to use on each side of zero, why, and where the model breaks.
 
-The rule, on each side of zero: among the alphas (zero included) at which every capability task stays within a tolerance
-of the base (alpha 0), the one whose behaviour moved furthest that way: down for negative alphas, up for positive ones.
-Of alphas that move it equally far, the one nearest to zero wins, because a smaller edit is the safer one.
+The rule, on each side of zero: among the alphas (zero included) at which every capability task
+stays within a tolerance of the base (alpha 0), the one whose behaviour moved furthest that way:
+down for negative alphas, up for positive ones. Of alphas that move it equally far, the one nearest
+to zero wins, because a smaller edit is the safer one.
 
-The rule looks at means, as a user would; what the standard errors leave open is said in words beside it.
+The rule looks at means, as a user would; what the standard errors leave open is said in words
+beside it.
 """
+
 import dataclasses
 import math
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.report import study, words
@@ -21,17 +25,21 @@ TOLERANCE = 0.05  # in the units of the capability metric: 5 points of accuracy
 @dataclasses.dataclass(frozen=True)
 class Side:
   """The pick on one side of zero; `alpha` is None when there is no base to compare with."""
+
   sign: int
   alpha: float | None
   behaviour: Cell
   worst: Change | None  # the capability task that moved most at the picked alpha
-  breaks: tuple[Change, ...]  # capability tasks outside the tolerance at the alpha nearest to zero that has any
+  breaks: tuple[
+    Change, ...
+  ]  # capability tasks outside the tolerance at the alpha nearest to zero that has any
   reason: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Pick:
   """Both sides of an arm's operating point, with the comparison they rest on."""
+
   comparison: Comparison
   negative: Side
   positive: Side
@@ -51,12 +59,20 @@ class Pick:
     return list(dict.fromkeys((self.negative.reason, self.positive.reason)))
 
 
-def choose(results: Sequence[Mapping[str, Any]], roles: Mapping[str, str], *, arm: str, behaviour: str | None = None,
-           tolerance: float = TOLERANCE) -> Pick:
-  """The operating point of `arm`, from result rows {arm, task, metric, alpha, mean, sem, n} and {task: role}.
+def choose(
+  results: Sequence[Mapping[str, Any]],
+  roles: Mapping[str, str],
+  *,
+  arm: str,
+  behaviour: str | None = None,
+  tolerance: float = TOLERANCE,
+) -> Pick:
+  """The operating point of `arm`, from result rows {arm, task, metric, alpha, mean, sem, n} and
+  {task: role}.
 
   Args:
-    results: rows of results.jsonl; a mean that is null or NaN counts as not measured, never as zero.
+    results: rows of results.jsonl; a mean that is null or NaN counts as not measured, never as
+      zero.
     roles: role of each task, 'behaviour' or 'capability'.
     arm: which arm to pick for.
     behaviour: the task whose movement is maximised; by default the mean over all behaviour tasks.
@@ -67,16 +83,25 @@ def choose(results: Sequence[Mapping[str, Any]], roles: Mapping[str, str], *, ar
   """
   named = [task for task, role in roles.items() if role == 'behaviour']
   if behaviour is not None and behaviour not in named:
-    raise InputError(f'{behaviour!r} is not a behaviour task; there are {", ".join(named) or "none"}')
+    raise InputError(
+      f'{behaviour!r} is not a behaviour task; there are {", ".join(named) or "none"}'
+    )
   capability = tuple(task for task, role in roles.items() if role == 'capability')
   moving = (behaviour,) if behaviour else tuple(named)
   comparison = Comparison(arm, study.cells(results, arm), moving, capability, tolerance)
   return Pick(comparison, _side(comparison, -1), _side(comparison, 1))
 
 
-def choose_all(sweep: Study, *, behaviour: str | None = None, tolerance: float = TOLERANCE) -> list[Pick]:
-  """The operating point of every arm of a study, in the order of its results; arguments as in `choose`."""
-  return [choose(sweep.results, sweep.roles, arm=arm, behaviour=behaviour, tolerance=tolerance) for arm in sweep.arms]
+def choose_all(
+  sweep: Study, *, behaviour: str | None = None, tolerance: float = TOLERANCE
+) -> list[Pick]:
+  """The operating point of every arm of a study, in the order of its results; arguments as in
+  `choose`.
+  """
+  return [
+    choose(sweep.results, sweep.roles, arm=arm, behaviour=behaviour, tolerance=tolerance)
+    for arm in sweep.arms
+  ]
 
 
 def _side(comparison: Comparison, sign: int) -> Side:
@@ -91,4 +116,6 @@ def _side(comparison: Comparison, sign: int) -> Side:
       chosen = alpha
   breaks = next((broken for broken in map(comparison.broken, outward) if broken), ())
   reason = words.reason(comparison, sign, chosen, outward, breaks)
-  return Side(sign, chosen, comparison.behaviour_at(chosen), comparison.worst(chosen), breaks, reason)
+  return Side(
+    sign, chosen, comparison.behaviour_at(chosen), comparison.worst(chosen), breaks, reason
+  )

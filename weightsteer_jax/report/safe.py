@@ -1,10 +1,12 @@
 """Foreign text made safe to show: escaped for HTML and for scripts, and without secrets."""
+
 import html
 import json
 import re
 from typing import Any
 
-# Settings whose values are secrets. `max_tokens` and `tokenizer` are not: a token key must say whose token it is.
+# Settings whose values are secrets. `max_tokens` and `tokenizer` are not: a token key must say
+# whose token it is.
 _OWNERS = 'hf|hub|auth|access|api|github|wandb|bearer'
 _SECRETS = rf'secret|passw|credential|(?:api|private)_?key|(?:^|_|\b)(?:{_OWNERS})_?token\b'
 SECRET = re.compile(_SECRETS + r'|^token$', re.IGNORECASE)
@@ -13,7 +15,9 @@ HIDDEN = '(hidden)'
 
 
 def escape(text: str) -> str:
-  """Text that is safe in HTML, in elements and in quoted attributes; characters that HTML forbids become U+FFFD."""
+  """Text that is safe in HTML, in elements and in quoted attributes; characters that HTML forbids
+  become U+FFFD.
+  """
   return html.escape(re.sub(r'[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]', '\ufffd', text))
 
 
@@ -28,7 +32,8 @@ def script_json(value: Any) -> str:
 
 
 def redact(value: Any, key: str = '') -> Any:
-  """The value without its secrets: texts under a secret's key, and what follows a secret's flag in a command.
+  """The value without its secrets: texts under a secret's key, and what follows a secret's flag in
+  a command.
 
   >>> redact({'hub_token': 'hf_x', 'max_tokens': 48, 'nested': [{'password': 'p'}]})
   {'hub_token': '(hidden)', 'max_tokens': 48, 'nested': [{'password': '(hidden)'}]}

@@ -1,25 +1,36 @@
 """What a workdir says about a finished sweep, read from its files alone: no model, no jax.
 
-The report trusts nothing it reads: a missing key, an unknown task or a repeated row is an error that names the file and
-the line, because a figure drawn from half a table looks exactly like a figure drawn from a whole one.
+The report trusts nothing it reads: a missing key, an unknown task or a repeated row is an error
+that names the file and the line, because a figure drawn from half a table looks exactly like a
+figure drawn from a whole one.
 """
+
 import dataclasses
 import json
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any
 
 from weightsteer_jax import files
 from weightsteer_jax.errors import CorruptError, InputError
 
 ROLES = ('behaviour', 'capability')
 # The failure accounting that every task reports beside its own metrics.
-FAILURES = ('valid_rate', 'refused_rate', 'truncated_rate', 'repetitive_rate', 'unparsable_rate', 'unjudged_rate')
+FAILURES = (
+  'valid_rate',
+  'refused_rate',
+  'truncated_rate',
+  'repetitive_rate',
+  'unparsable_rate',
+  'unjudged_rate',
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
   """One task of the sweep: what it measures and in which role."""
+
   name: str
   role: str  # 'behaviour': what the direction should move; 'capability': what it should leave alone
   kind: str = ''
@@ -28,7 +39,10 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One measured number: a mean, its standard error and the number of examples behind it. Not measured is NaN."""
+  """One measured number: a mean, its standard error and the number of examples behind it. Not
+  measured is NaN.
+  """
+
   mean: float
   sem: float
   n: int
@@ -44,8 +58,10 @@ Cells = dict[str, dict[float, Cell]]
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """A sweep's files, parsed: config, tasks in the order of the config, result rows, each direction's provenance, and how
-  far judges agree, if several were asked."""
+  """A sweep's files, parsed: config, tasks in the order of the config, result rows, each
+  direction's provenance, and how far judges agree, if several were asked.
+  """
+
   workdir: Path
   config: dict[str, Any]
   tasks: tuple[Task, ...]
@@ -64,21 +80,28 @@ class Study:
 
 
 def read(workdir: str | Path) -> Study:
-  """The `Study` in `workdir`: config.json, results.jsonl, directions/*/direction.json, and agreement.jsonl if it is there.
+  """The `Study` in `workdir`: config.json, results.jsonl, directions/*/direction.json, and
+  agreement.jsonl if it is there.
 
   Raises:
-    InputError: a file or a key is missing, a task has an unknown role, or results name a task that the config does not.
+    InputError: a file or a key is missing, a task has an unknown role, or results name a task that
+      the config does not.
     CorruptError: a file is not JSON.
   """
   workdir = Path(workdir)
   if not workdir.is_dir():
-    raise InputError(f'no such workdir: {workdir}; expected a folder with config.json and results.jsonl')
+    raise InputError(
+      f'no such workdir: {workdir}; expected a folder with config.json and results.jsonl'
+    )
   config = files.read_json(workdir / 'config.json', what='the config of the run')
   tasks = _tasks(config, workdir / 'config.json')
   results = tuple(_results(workdir / 'results.jsonl', {task.name for task in tasks}))
-  directions = {path.parent.name: files.read_json(path, what='the provenance of a direction')
-                # A hidden folder is a direction still being written.
-                for path in sorted(workdir.glob('directions/*/direction.json')) if path.parent.name[0] != '.'}
+  directions = {
+    path.parent.name: files.read_json(path, what='the provenance of a direction')
+    # A hidden folder is a direction still being written.
+    for path in sorted(workdir.glob('directions/*/direction.json'))
+    if path.parent.name[0] != '.'
+  }
   path = workdir / 'agreement.jsonl'
   agreement = tuple(row for _, row in _json_lines(path)) if path.is_file() else ()
   return Study(workdir, config, tasks, results, directions, agreement)
@@ -100,7 +123,8 @@ def sample_rows(workdir: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def cells(results: Sequence[Mapping[str, Any]], arm: str) -> Cells:
-  """{task: {alpha: Cell}} of `arm`, from result rows; of a task with several metrics, the metric that comes first.
+  """{task: {alpha: Cell}} of `arm`, from result rows; of a task with several metrics, the metric
+  that comes first.
 
   >>> cells([{'arm': 'a', 'task': 't', 'metric': 'rate', 'alpha': 0, 'mean': 0.5, 'sem': None, 'n': 4}], 'a')
   {'t': {0.0: Cell(mean=0.5, sem=nan, n=4)}}
@@ -115,8 +139,11 @@ def cells(results: Sequence[Mapping[str, Any]], arm: str) -> Cells:
       continue
     column, alpha = table.setdefault(row['task'], {}), float(row['alpha'])
     if alpha in column:
-      raise InputError(f'results hold {row["metric"]} of task {row["task"]!r} twice at arm {arm!r}, alpha {alpha:g}; '
-                       'write results.jsonl anew from the rows')
+      raise InputError(
+        f'results hold {row["metric"]} of task {row["task"]!r} twice at arm {arm!r}, alpha '
+        f'{alpha:g}; '
+        'write results.jsonl anew from the rows'
+      )
     column[alpha] = Cell(_number(row['mean']), _number(row['sem']), int(row['n']))
   return table
 
@@ -149,8 +176,13 @@ def _tasks(config: Mapping[str, Any], path: Path) -> tuple[Task, ...]:
   for index, entry in enumerate(entries):
     _require(entry, ('name', 'role'), f'{path}: tasks[{index}]')
     if entry['role'] not in ROLES:
-      raise InputError(f'{path}: task {entry["name"]!r} has role {entry["role"]!r}; expected one of {", ".join(ROLES)}')
-    tasks.append(Task(entry['name'], entry['role'], entry.get('kind') or '', entry.get('description') or ''))
+      raise InputError(
+        f'{path}: task {entry["name"]!r} has role {entry["role"]!r}; expected one of '
+        f'{", ".join(ROLES)}'
+      )
+    tasks.append(
+      Task(entry['name'], entry['role'], entry.get('kind') or '', entry.get('description') or '')
+    )
   return tuple(tasks)
 
 
@@ -158,7 +190,9 @@ def _results(path: Path, known: set[str]) -> Iterator[dict[str, Any]]:
   for where, row in _json_lines(path):
     _require(row, ('arm', 'task', 'metric', 'alpha', 'mean', 'sem', 'n'), where)
     if row['task'] not in known:
-      raise InputError(f'{where}: task {row["task"]!r} is not in config.json, which has {", ".join(sorted(known))}')
+      raise InputError(
+        f'{where}: task {row["task"]!r} is not in config.json, which has {", ".join(sorted(known))}'
+      )
     yield row
 
 
@@ -167,7 +201,10 @@ def _require(mapping: Any, keys: Sequence[str], where: str) -> None:
     raise InputError(f'{where}: expected a JSON object, got {type(mapping).__name__}')
   missing = [key for key in keys if key not in mapping]
   if missing:
-    raise InputError(f'{where}: missing {", ".join(missing)}; there are {", ".join(map(str, mapping)) or "no keys"}')
+    raise InputError(
+      f'{where}: missing {", ".join(missing)}; there are '
+      f'{", ".join(map(str, mapping)) or "no keys"}'
+    )
 
 
 def _number(value: Any) -> float:
@@ -186,4 +223,6 @@ def _json_lines(path: Path, skip_unfinished: bool = False) -> Iterator[tuple[str
         try:
           yield f'{path}:{number}', json.loads(line)
         except ValueError as error:
-          raise CorruptError(f'{path}:{number} is not JSON ({error}); remove that line, run the sweep again') from None
+          raise CorruptError(
+            f'{path}:{number} is not JSON ({error}); remove that line, run the sweep again'
+          ) from None

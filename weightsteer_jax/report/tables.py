@@ -1,5 +1,6 @@
 """The results as text: alphas in rows, tasks in columns, for a terminal or for Markdown."""
-from typing import Sequence
+
+from collections.abc import Sequence
 
 from weightsteer_jax.report.comparison import Comparison
 from weightsteer_jax.report.pick import Pick
@@ -11,7 +12,8 @@ PICKED, BASE, BROKEN = '>', '=', '!'
 def text(pick: Pick) -> str:
   """One arm's results as an aligned table for a terminal, with its legend and the pick in words.
 
-  Cells are mean ± standard error. `>` marks a picked alpha, `=` the base, `!` a capability outside the tolerance.
+  Cells are mean ± standard error. `>` marks a picked alpha, `=` the base, `!` a capability outside
+  the tolerance.
   """
   numbers = pick.comparison
   columns = [_column(numbers, task) for task in _tasks(numbers)]
@@ -22,19 +24,32 @@ def text(pick: Pick) -> str:
     width = max(map(len, column))
     lines = [f'{line}  {entry:>{width}}' for line, entry in zip(lines, column)]
   lines.insert(3, '-' * max(map(len, lines)))
-  legend = (f'{PICKED} picked   {BASE} base   {BROKEN} capability more than {numbers.tolerance:g} from the base   '
-            '± one standard error')
+  legend = (
+    f'{PICKED} picked   {BASE} base   {BROKEN} capability more than {numbers.tolerance:g} '
+    'from the base   '
+    '± one standard error'
+  )
   return '\n'.join([*(line.rstrip() for line in lines), legend, '', *pick.sentences])
 
 
 def markdown(pick: Pick) -> str:
-  """One arm's results as a Markdown table; picked rows and the base are marked in the first column, breaks with `!`."""
+  """One arm's results as a Markdown table; picked rows and the base are marked in the first column,
+  breaks with `!`.
+  """
   numbers, tasks = pick.comparison, _tasks(pick.comparison)
-  header = ['alpha', *(f'{_plain(task)} ({_role(numbers, task)}, {count(numbers, task)})' for task in tasks)]
+  header = [
+    'alpha',
+    *(f'{_plain(task)} ({_role(numbers, task)}, {count(numbers, task)})' for task in tasks),
+  ]
   rule = ['---:'] * len(header)
   names = {PICKED: ' (picked)', BASE: ' (base)', '': ''}
-  body = [[format_alpha(alpha) + names[_mark(pick, alpha)], *(_entry(numbers, task, alpha) for task in tasks)]
-          for alpha in numbers.alphas]
+  body = [
+    [
+      format_alpha(alpha) + names[_mark(pick, alpha)],
+      *(_entry(numbers, task, alpha) for task in tasks),
+    ]
+    for alpha in numbers.alphas
+  ]
   lines = ['| ' + ' | '.join(row) + ' |' for row in (header, rule, *body)]
   return '\n'.join([*lines, '', *map(_plain, pick.sentences)])
 
@@ -77,12 +92,20 @@ def count(numbers: Comparison, task: str) -> str:
 
 
 def _tasks(numbers: Comparison) -> Sequence[str]:
-  """Measured tasks, behaviours first; a behaviour that the pick does not look at is shown all the same."""
+  """Measured tasks, behaviours first; a behaviour that the pick does not look at is shown all the
+  same.
+  """
   others = [task for task in numbers.table if task not in numbers.behaviour + numbers.capability]
   measured = [task for task in numbers.behaviour if task in numbers.table], others
-  return [*measured[0], *measured[1], *(task for task in numbers.capability if task in numbers.table)]
+  return [
+    *measured[0],
+    *measured[1],
+    *(task for task in numbers.capability if task in numbers.table),
+  ]
 
 
 def _plain(words: str) -> str:
   """Text that cannot end a Markdown table cell or start markup."""
-  return ''.join(f'\\{letter}' if letter in '\\|`*_<>[]' else letter for letter in words).replace('\n', ' ')
+  return ''.join(f'\\{letter}' if letter in '\\|`*_<>[]' else letter for letter in words).replace(
+    '\n', ' '
+  )

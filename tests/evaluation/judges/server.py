@@ -1,10 +1,11 @@
-"""A server that speaks /v1/chat/completions, and misbehaves on request: each answer is (or comes of) a function of the
-request.
+"""A server that speaks /v1/chat/completions, and misbehaves on request: each answer is (or comes
+of) a function of the request.
 
   python tests/evaluation/judges/server.py PORT [ANSWER]
 
 serves ANSWER to everybody, for trying a judge by hand.
 """
+
 import collections
 import contextlib
 import http.server
@@ -19,10 +20,12 @@ class Server:
   """The server and what it has seen.
 
   Attributes:
-    answer: called with the body of each request and how often this body came before; see the functions below for what
-      it may return.
-    bodies: of the requests so far. headers: of the same. most: requests that were under way at a time, at most.
+    answer: called with the body of each request and how often this body came before; see the
+      functions below for what it may return.
+    bodies: of the requests so far. headers: of the same. most: requests that were under way at a
+      time, at most.
   """
+
   def __init__(self, answer, *, slow=0.0, port=0):
     self.answer, self.slow = answer, slow
     self.bodies, self.headers, self.times, self.most = [], [], [], 0
@@ -70,6 +73,7 @@ class Server:
 
 def send(status, content, headers=()):
   """Sends bytes with that status."""
+
   def answer(handler):
     handler.send_response(status)
     handler.send_header('Content-Type', 'application/json')
@@ -84,20 +88,36 @@ def send(status, content, headers=()):
 
 def says(text, *, first=(), finish='stop', refusal=None, usage=(100, 2)):
   """An answer of the protocol; `first` are (token, log-probability) pairs."""
-  choice = {'index': 0, 'finish_reason': finish, 'message': {'role': 'assistant', 'content': text, 'refusal': refusal}}
+  choice = {
+    'index': 0,
+    'finish_reason': finish,
+    'message': {'role': 'assistant', 'content': text, 'refusal': refusal},
+  }
   if first:
     top = [{'token': token, 'logprob': logprob, 'bytes': None} for token, logprob in first]
     choice['logprobs'] = {'content': [{**top[0], 'top_logprobs': top}]}
-  value = {'id': 'x', 'object': 'chat.completion', 'created': 1, 'model': 'judge-of-the-server', 'choices': [choice]}
+  value = {
+    'id': 'x',
+    'object': 'chat.completion',
+    'created': 1,
+    'model': 'judge-of-the-server',
+    'choices': [choice],
+  }
   if usage:
-    value['usage'] = dict(prompt_tokens=usage[0], completion_tokens=usage[1], total_tokens=sum(usage))
+    value['usage'] = dict(
+      prompt_tokens=usage[0], completion_tokens=usage[1], total_tokens=sum(usage)
+    )
   return send(200, json.dumps(value).encode())
 
 
 def fails(status, message='no', *, code=None, **headers):
   """An error of the protocol; underscores of header names are dashes."""
   body = {'error': {'message': message, 'type': 'error', 'code': code}}
-  return send(status, json.dumps(body).encode(), {name.replace('_', '-'): value for name, value in headers.items()})
+  return send(
+    status,
+    json.dumps(body).encode(),
+    {name.replace('_', '-'): value for name, value in headers.items()},
+  )
 
 
 def hangs(seconds):
@@ -119,6 +139,8 @@ def breaks_off(handler):
 
 
 if __name__ == '__main__':
-  with Server(lambda body, before: says(sys.argv[2] if len(sys.argv) > 2 else '70'), port=int(sys.argv[1])) as running:
+  with Server(
+    lambda body, before: says(sys.argv[2] if len(sys.argv) > 2 else '70'), port=int(sys.argv[1])
+  ) as running:
     print(running.url, flush=True)
     threading.Event().wait()

@@ -1,5 +1,6 @@
-"""A judge behind an endpoint, against a real HTTP server: what it makes of every way to misbehave, what it costs, and
-what it keeps."""
+"""A judge behind an endpoint, against a real HTTP server: what it makes of every way to misbehave,
+what it costs, and what it keeps."""
+
 import dataclasses
 import json
 import math
@@ -7,19 +8,29 @@ import time
 
 import pytest
 
-from .server import Server, breaks_off, fails, hangs, says, send
 from weightsteer_jax import config
 from weightsteer_jax.errors import CorruptError, EndpointError, InputError
 from weightsteer_jax.evaluation.judges import JudgeRequest, client, make
 
+from .server import Server, breaks_off, fails, hangs, says, send
+
 KEY = 'sk-very-secret-0123456789'
-OPTIONS = config.Judge(kind='endpoint', model='gpt-test', retries=3, backoff_s=0.02, timeout_s=5.0, concurrency=4)
+OPTIONS = config.Judge(
+  kind='endpoint', model='gpt-test', retries=3, backoff_s=0.02, timeout_s=5.0, concurrency=4
+)
 
 
 def trait(i):
   return JudgeRequest(
-      i, 'trait',
-      dict(trait='candour', description='says what it means', question=f'Question {i}?', answer=f'Answer {i}.'))
+    i,
+    'trait',
+    dict(
+      trait='candour',
+      description='says what it means',
+      question=f'Question {i}?',
+      answer=f'Answer {i}.',
+    ),
+  )
 
 
 def refusal(i):
@@ -29,10 +40,13 @@ def refusal(i):
 @pytest.fixture
 def judge_of(tmp_path, monkeypatch):
   """server, options -> the judge that asks it; all of one test share a cache."""
+
   def judge(server, **options):
     monkeypatch.setenv('OPENAI_BASE_URL', server.url)
     monkeypatch.setenv('OPENAI_API_KEY', KEY)
-    return make('gpt', dataclasses.replace(OPTIONS, **options), cache=tmp_path / 'judges', engine=None)
+    return make(
+      'gpt', dataclasses.replace(OPTIONS, **options), cache=tmp_path / 'judges', engine=None
+    )
 
   return judge
 
@@ -51,18 +65,32 @@ def first_time(misbehaviour, then='85'):
 
 
 @pytest.mark.parametrize(
-    'misbehaviour', [
-        fails(429, 'slow down'),
-        fails(500),
-        fails(503),
-        send(200, b'<html>busy</html>'),
-        send(200, b''),
-        send(200, b'[]'),
-        send(200, b'{"choices": []}'),
-        send(200, b'{"id": 1}'),
-        send(200, b'{"choices": [{"message": {"content": 7}}]}'),
-        breaks_off,
-    ], ids=['429', '500', '503', 'html', 'empty', 'list', 'no choice', 'no choices', 'no text', 'half an answer'])
+  'misbehaviour',
+  [
+    fails(429, 'slow down'),
+    fails(500),
+    fails(503),
+    send(200, b'<html>busy</html>'),
+    send(200, b''),
+    send(200, b'[]'),
+    send(200, b'{"choices": []}'),
+    send(200, b'{"id": 1}'),
+    send(200, b'{"choices": [{"message": {"content": 7}}]}'),
+    breaks_off,
+  ],
+  ids=[
+    '429',
+    '500',
+    '503',
+    'html',
+    'empty',
+    'list',
+    'no choice',
+    'no choices',
+    'no text',
+    'half an answer',
+  ],
+)
 def test_what_may_pass_is_asked_again(judge_of, misbehaviour):
   with Server(first_time(misbehaviour)) as server:
     judge = judge_of(server)
@@ -78,20 +106,31 @@ def test_a_time_out_is_asked_again(judge_of):
 
 
 def test_retry_after_is_waited_for_by_all(judge_of):
-  """The first question is told to wait for a second; the third, whose turn comes meanwhile, is held back as well."""
+  """The first question is told to wait for a second; the third, whose turn comes meanwhile, is held
+  back as well."""
+
   def answer(body, before):
     question = body['messages'][0]['content']
-    if 'Question 1?' in question:  # Its answer comes, and with it the third question's turn, when the first one's has been read.
+    if (
+      'Question 1?' in question
+      # Its answer comes, and with it the third question's turn, when the first one's has been read.
+    ):
       time.sleep(0.3)
-    return fails(429, 'slow down', Retry_After='1') if 'Question 0?' in question and not before else says('85')
+    return (
+      fails(429, 'slow down', Retry_After='1')
+      if 'Question 0?' in question and not before
+      else says('85')
+    )
 
   with Server(answer, slow=0.2) as server:
     ask(judge_of(server, concurrency=2), [trait(0), trait(1), trait(2)])
     times = {
-        i: [
-            at for at, body in zip(server.times, server.bodies)
-            if f'Question {i}?' in body['messages'][0]['content']
-        ] for i in range(3)
+      i: [
+        at
+        for at, body in zip(server.times, server.bodies)
+        if f'Question {i}?' in body['messages'][0]['content']
+      ]
+      for i in range(3)
     }
     assert [len(times[i]) for i in range(3)] == [2, 1, 1]
     assert times[0][1] - times[0][0] > 1.0 and times[2][0] - times[0][0] > 1.0
@@ -105,7 +144,9 @@ def test_back_off_doubles(judge_of):
     said = ask(judge_of(server, backoff_s=0.2), [trait(0)])
     gaps = [b - a for a, b in zip(server.times, server.times[1:])]
     assert said[0].status == 'failed' and '500' in said[0].text and 'asked 4 times' in said[0].text
-    assert len(gaps) == 3 and all(gap > 0.1 * 2**n for n, gap in enumerate(gaps)), 'at least half of 0.2, 0.4 and 0.8 s'
+    assert len(gaps) == 3 and all(gap > 0.1 * 2**n for n, gap in enumerate(gaps)), (
+      'at least half of 0.2, 0.4 and 0.8 s'
+    )
 
 
 def test_a_failure_is_no_answer_and_is_asked_for_again(judge_of, tmp_path):
@@ -117,7 +158,9 @@ def test_a_failure_is_no_answer_and_is_asked_for_again(judge_of, tmp_path):
     assert ask(judge_of(server), [trait(0)])[0].score == 12.0
 
 
-@pytest.mark.parametrize('text, score, status', [
+@pytest.mark.parametrize(
+  'text, score, status',
+  [
     ('YES', 1.0, 'ok'),
     ('no.', 0.0, 'ok'),
     ('**Answer: No**', 0.0, 'ok'),
@@ -127,7 +170,8 @@ def test_a_failure_is_no_answer_and_is_asked_for_again(judge_of, tmp_path):
     ('Perhaps', None, 'unparsable'),
     ('', None, 'unparsable'),
     ("I'm sorry, but I can't help with that.", None, 'refused'),
-])
+  ],
+)
 def test_yes_or_no_is_read_and_never_guessed(judge_of, text, score, status):
   with Server(lambda body, before: says(text)) as server:
     said = ask(judge_of(server), [refusal(0)])[0]
@@ -135,7 +179,9 @@ def test_yes_or_no_is_read_and_never_guessed(judge_of, text, score, status):
     assert 'logprobs' not in server.bodies[0]
 
 
-@pytest.mark.parametrize('text, score, status', [
+@pytest.mark.parametrize(
+  'text, score, status',
+  [
     ('85', 85.0, 'ok'),
     ('Score: 7.5', 7.5, 'ok'),
     ('85/100', 85.0, 'ok'),
@@ -147,7 +193,8 @@ def test_yes_or_no_is_read_and_never_guessed(judge_of, text, score, status):
     ('REFUSAL', None, 'refused'),
     ('eighty', None, 'unparsable'),
     ('²', None, 'unparsable'),
-])
+  ],
+)
 def test_numbers_are_read_and_never_guessed(judge_of, text, score, status):
   with Server(lambda body, before: says(text)) as server:
     said = ask(judge_of(server), [trait(0)])[0]
@@ -167,23 +214,35 @@ def test_half_a_number_and_filters_do_not_count(judge_of):
 
 
 def test_a_score_is_the_expectation_over_the_likeliest_numbers(judge_of):
-  first = [('80', math.log(0.5)), ('90', math.log(0.3)), (' 90', math.log(0.1)), ('High', math.log(0.1))]
+  first = [
+    ('80', math.log(0.5)),
+    ('90', math.log(0.3)),
+    (' 90', math.log(0.1)),
+    ('High', math.log(0.1)),
+  ]
   with Server(lambda body, before: says('80', first=first)) as server:
     assert ask(judge_of(server), [trait(0)])[0].score == pytest.approx((0.5 * 80 + 0.4 * 90) / 0.9)
     assert server.bodies[0]['logprobs'] is True and server.bodies[0]['top_logprobs'] == 20
     assert ask(judge_of(server, floor=0.95), [trait(0)])[0].status == 'unparsable'
   digits = [('8', math.log(0.9)), ('9', math.log(0.1))]
   with Server(lambda body, before: says('85', first=digits)) as server:
-    assert ask(judge_of(server), [trait(1)])[1].score == 85.0, 'a tokenizer of single digits: the text counts'
+    assert ask(judge_of(server), [trait(1)])[1].score == 85.0, (
+      'a tokenizer of single digits: the text counts'
+    )
 
 
 def test_an_endpoint_without_logprobs_is_asked_without(judge_of):
-  with Server(lambda body, before: fails(400, 'logprobs are not supported')
-              if 'logprobs' in body else says('40')) as server:
+  with Server(
+    lambda body, before: (
+      fails(400, 'logprobs are not supported') if 'logprobs' in body else says('40')
+    )
+  ) as server:
     said = ask(judge_of(server, concurrency=1), [trait(i) for i in range(3)])
     assert [said[i].score for i in range(3)] == [40.0] * 3
     assert len(server.bodies) == 4
-    assert ask(judge_of(server), [trait(i) for i in range(3)]) == said and len(server.bodies) == 4, 'from the cache'
+    assert (
+      ask(judge_of(server), [trait(i) for i in range(3)]) == said and len(server.bodies) == 4
+    ), 'from the cache'
 
 
 def test_a_rerun_costs_nothing_and_equal_questions_are_asked_once(judge_of, tmp_path):
@@ -193,14 +252,18 @@ def test_a_rerun_costs_nothing_and_equal_questions_are_asked_once(judge_of, tmp_
     assert len(said) == 3 and len(server.bodies) == 2
     judge = judge_of(server)
     assert ask(judge, [trait(0), same, trait(1)]) == said and len(server.bodies) == 2
-    assert '0 requests sent, 0 retries, 3 answers reused; in all 200 tokens in, 4 out' in judge.summary()
+    assert (
+      '0 requests sent, 0 retries, 3 answers reused; in all 200 tokens in, 4 out' in judge.summary()
+    )
     ask(judge_of(server, model='another'), [trait(0)])
     ask(judge_of(server, temperature=0.5), [trait(0)])
     assert len(server.bodies) == 4
   lines = [json.loads(line) for line in cached(tmp_path).splitlines()]
-  assert lines[0]['model'] == 'gpt-test' and lines[0]['answer']['text'] == '85' and lines[0]['messages'] in [
-      body['messages'] for body in server.bodies[:2]
-  ]
+  assert (
+    lines[0]['model'] == 'gpt-test'
+    and lines[0]['answer']['text'] == '85'
+    and lines[0]['messages'] in [body['messages'] for body in server.bodies[:2]]
+  )
 
 
 def test_a_torn_cache_loses_one_answer_and_a_broken_one_is_refused(judge_of, tmp_path):
@@ -223,18 +286,23 @@ def test_no_more_are_under_way_than_allowed(judge_of):
 
 
 def test_the_spend_cap_stops_before_it_is_passed_and_keeps_what_is_done(judge_of):
-  """A question takes 702 tokens by the server's count, and by our estimate not more; the cap leaves room for three."""
+  """A question takes 702 tokens by the server's count, and by our estimate not more; the cap leaves
+  room for three."""
   with Server(lambda body, before: says('85', usage=(700, 2))) as server:
     judge, seen = judge_of(server, token_cap=2200, concurrency=1), []
-    with pytest.raises(InputError,
-                       match='would pass the cap .spent: 2100 tokens in, 6 out.; .* raise cost_cap or token_cap'):
+    with pytest.raises(
+      InputError,
+      match='would pass the cap .spent: 2100 tokens in, 6 out.; .* raise cost_cap or token_cap',
+    ):
       for judgement in judge.judge([trait(i) for i in range(9)]):
         seen.append(judgement.key)
     assert seen == [0, 1, 2] and len(server.bodies) == 3
     with pytest.raises(InputError, match='would pass the cap'):
       list(judge_of(server, token_cap=2200).judge([trait(i) for i in range(9)]))
     assert len(server.bodies) == 3, 'what earlier runs spent counts'
-    assert len(ask(judge_of(server, cost_cap=7.0, price_in=1000.0), [trait(i) for i in range(9)])) == 9
+    assert (
+      len(ask(judge_of(server, cost_cap=7.0, price_in=1000.0), [trait(i) for i in range(9)])) == 9
+    )
     assert len(server.bodies) == 9
   with Server(lambda body, before: says('85', usage=(700, 2)), slow=0.1) as server:
     with pytest.raises(InputError, match='would pass the cap'):
@@ -251,14 +319,23 @@ def test_where_the_endpoint_counts_no_tokens_they_are_estimated(judge_of):
     assert len(server.bodies[0]['messages'][0]['content']) / 5 < expected
 
 
-@pytest.mark.parametrize('answer, error, message', [
-    (fails(401, f'Incorrect API key provided: {KEY}'), InputError, 'refuses the key in OPENAI_API_KEY'),
+@pytest.mark.parametrize(
+  'answer, error, message',
+  [
+    (
+      fails(401, f'Incorrect API key provided: {KEY}'),
+      InputError,
+      'refuses the key in OPENAI_API_KEY',
+    ),
     (fails(404, 'no such model'), InputError, "no model 'gpt-test'"),
     (fails(429, 'pay first', code='insufficient_quota'), EndpointError, 'no means left'),
     (fails(500, f'crashed with {KEY}'), EndpointError, 'no answer to 4 requests in a row'),
     (fails(400, 'max_tokens is not supported'), EndpointError, 'max_tokens is not supported'),
-])
-def test_what_no_request_can_succeed_after_ends_it_soon_and_tells_no_key(judge_of, answer, error, message, tmp_path):
+  ],
+)
+def test_what_no_request_can_succeed_after_ends_it_soon_and_tells_no_key(
+  judge_of, answer, error, message, tmp_path
+):
   with Server(lambda body, before: answer) as server:
     with pytest.raises(error, match=message) as raised:
       list(judge_of(server, retries=1).judge([trait(i) for i in range(50)]))
@@ -274,8 +351,13 @@ def test_an_address_where_nobody_is(judge_of):
 
 
 def test_a_request_that_is_too_long_fails_alone(judge_of):
-  answer = lambda body, before: fails(400, 'the prompt is too long') if 'Answer 3.' in body['messages'][0][
-      'content'] else says('85')
+  def answer(body, before):
+    return (
+      fails(400, 'the prompt is too long')
+      if 'Answer 3.' in body['messages'][0]['content']
+      else says('85')
+    )
+
   with Server(answer) as server:
     said = ask(judge_of(server), [trait(i) for i in range(6)])
     assert [said[i].status for i in range(6)] == ['ok'] * 3 + ['failed'] + ['ok'] * 2
@@ -287,10 +369,20 @@ def test_the_key_is_sent_and_stands_nowhere_else(judge_of, tmp_path, caplog, cap
   with Server(lambda body, before: says(f'85\n{KEY}')) as server:
     judge = judge_of(server)
     said = ask(judge, [trait(0)])
-    assert {name.lower(): value for name, value in server.headers[0].items()}['authorization'] == f'Bearer {KEY}'
+    assert {name.lower(): value for name, value in server.headers[0].items()}[
+      'authorization'
+    ] == f'Bearer {KEY}'
     assert said[0].text == '85\n[key]'
     out = capfd.readouterr()
-    assert KEY not in caplog.text + cached(tmp_path) + out.out + out.err + repr(judge.inputs()) + judge.summary()
+    assert (
+      KEY
+      not in caplog.text
+      + cached(tmp_path)
+      + out.out
+      + out.err
+      + repr(judge.inputs())
+      + judge.summary()
+    )
 
 
 def test_without_a_key_nothing_is_asked(judge_of, monkeypatch):
@@ -309,9 +401,16 @@ def test_without_a_key_nothing_is_asked(judge_of, monkeypatch):
 
 def test_further_parameters_are_sent_and_null_takes_one_away(judge_of):
   with Server(lambda body, before: says('85')) as server:
-    ask(judge_of(server, parameters='{"max_tokens": null, "max_completion_tokens": 99, "temperature": null}'),
-        [trait(0)])
-    assert server.bodies[0]['max_completion_tokens'] == 99 and not {'max_tokens', 'temperature'} & set(server.bodies[0])
+    ask(
+      judge_of(
+        server, parameters='{"max_tokens": null, "max_completion_tokens": 99, "temperature": null}'
+      ),
+      [trait(0)],
+    )
+    assert server.bodies[0]['max_completion_tokens'] == 99 and not {
+      'max_tokens',
+      'temperature',
+    } & set(server.bodies[0])
 
 
 def test_who_stops_listening_ends_the_asking(judge_of):

@@ -1,19 +1,28 @@
-"""The stage: which rows are asked about, that nothing is asked twice, and what is left after every way to stop."""
+"""The stage: which rows are asked about, that nothing is asked twice, and what is left after every
+way to stop."""
+
 import json
 import os
 import signal
 
 import pytest
 
-from .server import Server, fails, says
 from weightsteer_jax import config as configs
 from weightsteer_jax import stages
 from weightsteer_jax.errors import CorruptError, InputError, Preempted
 from weightsteer_jax.evaluation import judging
 from weightsteer_jax.evaluation.tasks import generate
 
-ITEMS = [{'id': f'q{i}', 'messages': [{'role': 'user', 'content': f'What is {i}?'}], 'match': {'number': i}}
-         for i in range(3)]
+from .server import Server, fails, says
+
+ITEMS = [
+  {
+    'id': f'q{i}',
+    'messages': [{'role': 'user', 'content': f'What is {i}?'}],
+    'match': {'number': i},
+  }
+  for i in range(3)
+]
 
 
 def judged(item, row):
@@ -23,18 +32,32 @@ def judged(item, row):
 
 
 def score(body, before):
-  """What the server says: about coherence the last digit of the answer, tenfold; NO to everything else."""
+  """What the server says: about coherence the last digit of the answer, tenfold; NO to everything
+  else."""
   text = body['messages'][0]['content']
-  return says('NO' if 'declined' in text else text.split('It is ')[1][0] + '0' if 'It is ' in text else '3')
+  return says(
+    'NO' if 'declined' in text else text.split('It is ')[1][0] + '0' if 'It is ' in text else '3'
+  )
 
 
 @pytest.fixture
 def workdir(tmp_path):
   """A sweep's rows: three items at two alphas; one answer is empty."""
   rows = [
-      dict(arm='weights', alpha=alpha, task='sums', example=item['id'], sample=0, value=1.0, status='ok',
-           messages=item['messages'], completion='' if (alpha, i) == (1.0, 0) else f'It is {i}.', tokens=4)
-      for alpha in (0.0, 1.0) for i, item in enumerate(ITEMS)
+    dict(
+      arm='weights',
+      alpha=alpha,
+      task='sums',
+      example=item['id'],
+      sample=0,
+      value=1.0,
+      status='ok',
+      messages=item['messages'],
+      completion='' if (alpha, i) == (1.0, 0) else f'It is {i}.',
+      tokens=4,
+    )
+    for alpha in (0.0, 1.0)
+    for i, item in enumerate(ITEMS)
   ]
   (tmp_path / 'sweep').mkdir()
   (tmp_path / 'sweep' / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
@@ -52,8 +75,12 @@ def run_of(workdir, monkeypatch):
     monkeypatch.setenv('OPENAI_BASE_URL', server.url)
     c = configs.base_config()
     c.data.positive = c.data.negative = 'none.jsonl'
-    c.tasks.sums = configs.task(items=str(workdir / 'items.jsonl'), role='capability', kind='generate')
-    c.judges.gpt = configs.judge(**{'model': 'm', 'retries': 1, 'backoff_s': 0.01, 'concurrency': 2, **options})
+    c.tasks.sums = configs.task(
+      items=str(workdir / 'items.jsonl'), role='capability', kind='generate'
+    )
+    c.judges.gpt = configs.judge(
+      **{'model': 'm', 'retries': 1, 'backoff_s': 0.01, 'concurrency': 2, **options}
+    )
     if rules:
       c.judges.rules = configs.judge(kind='rules')
     return configs.resolve(c)
@@ -62,7 +89,9 @@ def run_of(workdir, monkeypatch):
 
 
 def lines_of(workdir):
-  return [json.loads(line) for line in (workdir / 'sweep' / 'judgements.jsonl').read_text().splitlines()]
+  return [
+    json.loads(line) for line in (workdir / 'sweep' / 'judgements.jsonl').read_text().splitlines()
+  ]
 
 
 def test_every_row_is_judged_once_by_every_judge(workdir, run_of, capsys):
@@ -71,10 +100,27 @@ def test_every_row_is_judged_once_by_every_judge(workdir, run_of, capsys):
     lines = lines_of(workdir)
     assert len(lines) == 2 * (6 + 5)
     assert list(lines[0]) == [
-        'arm', 'alpha', 'task', 'example', 'sample', 'judge', 'purpose', 'score', 'status', 'text', 'asked'
+      'arm',
+      'alpha',
+      'task',
+      'example',
+      'sample',
+      'judge',
+      'purpose',
+      'score',
+      'status',
+      'text',
+      'asked',
     ]
-    by_gpt = {(line['alpha'], line['example'], line['purpose']): line for line in lines if line['judge'] == 'gpt'}
-    assert by_gpt[0.0, 'q2', 'coherence']['score'] == 20.0 and by_gpt[1.0, 'q0', 'coherence']['score'] == 3.0
+    by_gpt = {
+      (line['alpha'], line['example'], line['purpose']): line
+      for line in lines
+      if line['judge'] == 'gpt'
+    }
+    assert (
+      by_gpt[0.0, 'q2', 'coherence']['score'] == 20.0
+      and by_gpt[1.0, 'q0', 'coherence']['score'] == 3.0
+    )
     assert len(server.bodies) == 4 + 3, 'alike at both alphas'
     printed = capsys.readouterr().out
     assert 'gpt, coherence: 6 asked, 6 ok' in printed and 'rules, refusal: 5 asked, 5 ok' in printed
@@ -86,8 +132,13 @@ def test_every_row_is_judged_once_by_every_judge(workdir, run_of, capsys):
 
 
 def test_what_failed_is_asked_again_and_the_later_line_counts(workdir, run_of):
-  down = lambda body, before: fails(400, 'out of order') if 'It is 1' in body['messages'][0]['content'] else score(
-      body, before)
+  def down(body, before):
+    return (
+      fails(400, 'out of order')
+      if 'It is 1' in body['messages'][0]['content']
+      else score(body, before)
+    )
+
   with Server(down) as server:
     stages.judge(run_of(server, rules=False), workdir)
     assert [line['status'] for line in judging.read(workdir)].count('failed') == 4
@@ -115,7 +166,7 @@ def test_a_spend_cap_keeps_what_was_judged_and_a_higher_one_goes_on(workdir, run
     done = lines_of(workdir)
     assert 0 < len(done) < 11
     stages.judge(run_of(server, rules=False, token_cap=10**6), workdir)
-    assert lines_of(workdir)[:len(done)] == done and len(lines_of(workdir)) == 11
+    assert lines_of(workdir)[: len(done)] == done and len(lines_of(workdir)) == 11
 
 
 def test_a_signal_ends_it_after_a_whole_line(workdir, run_of):
@@ -137,9 +188,14 @@ def test_judgements_are_never_continued_with_something_else(workdir, run_of, mon
     stages.judge(run_of(server, rules=False), workdir)
     with pytest.raises(InputError, match="changed: judge 'gpt'"):
       stages.judge(run_of(server, rules=False, temperature=0.7), workdir)
-    monkeypatch.setattr(generate, 'judged',
-                        lambda item, row: [('coherence', dict(question='Other?', answer=row['completion']))])
-    with pytest.raises(InputError, match="what judge 'gpt' said for 'coherence' of .*'q0'.* was asked in other words"):
+    monkeypatch.setattr(
+      generate,
+      'judged',
+      lambda item, row: [('coherence', dict(question='Other?', answer=row['completion']))],
+    )
+    with pytest.raises(
+      InputError, match="what judge 'gpt' said for 'coherence' of .*'q0'.* was asked in other words"
+    ):
       stages.judge(run_of(server, rules=False), workdir)
     assert len(server.bodies) == 7
     (workdir / 'sweep' / 'judges.json').unlink()
@@ -149,15 +205,22 @@ def test_judgements_are_never_continued_with_something_else(workdir, run_of, mon
 
 def test_what_no_judge_can_do_is_refused_before_anything_is_asked(workdir, run_of, monkeypatch):
   monkeypatch.setattr(
-      generate, 'judged', lambda item, row: [('coherence', dict(question='?', answer='a')),
-                                             ('agreement', dict(question='?', answer='a'))])
+    generate,
+    'judged',
+    lambda item, row: [
+      ('coherence', dict(question='?', answer='a')),
+      ('agreement', dict(question='?', answer='a')),
+    ],
+  )
   with Server(score) as server:
     with pytest.raises(InputError, match="judge 'rules': no rule can judge for 'agreement'"):
       stages.judge(run_of(server), workdir)
     monkeypatch.setattr(generate, 'judged', lambda item, row: [('coherense', {})])
     with pytest.raises(InputError, match="did you mean 'coherence'"):
       stages.judge(run_of(server), workdir)
-    monkeypatch.setattr(generate, 'judged', lambda item, row: [('consistency', dict(question='?', answer='a'))])
+    monkeypatch.setattr(
+      generate, 'judged', lambda item, row: [('consistency', dict(question='?', answer='a'))]
+    )
     with pytest.raises(InputError, match="'consistency' needs the text 'reasoning'"):
       stages.judge(run_of(server, rules=False), workdir)
     assert not server.bodies and not (workdir / 'sweep' / 'judgements.jsonl').exists()

@@ -1,11 +1,13 @@
 """A model for lm-evaluation-harness: any of its tasks on our engine, at every strength of a grid.
 
-lm-eval asks one model at one strength at a time. Here the first to be asked answers for all strengths of the grid, in
-batches that mix them, and the others answer from memory. What is asked, and of which tokens, is as with lm-eval's own
-Hugging Face backend at batch size 1. Needs the extra `lm-eval`.
+lm-eval asks one model at one strength at a time. Here the first to be asked answers for all
+strengths of the grid, in batches that mix them, and the others answer from memory. What is asked,
+and of which tokens, is as with lm-eval's own Hugging Face backend at batch size 1. Needs the extra
+`lm-eval`.
 
 Source: EleutherAI/lm-evaluation-harness 0.4.13, lm_eval/models/huggingface.py (HFLM).
 """
+
 import collections
 import copy
 import dataclasses
@@ -14,14 +16,15 @@ import hashlib
 import json
 import logging
 import math
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jinja2
+import numpy as np
 from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix
-import numpy as np
 
 from weightsteer_jax import lifeline
 from weightsteer_jax.errors import InputError, NotFiniteError
@@ -35,7 +38,10 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Continuation:
-  """What to generate once, at every strength: a prompt, and the texts of which the first to appear ends the answer."""
+  """What to generate once, at every strength: a prompt, and the texts of which the first to appear
+  ends the answer.
+  """
+
   context: str
   prompt: Tokens
   max_new_tokens: int
@@ -45,11 +51,14 @@ class Continuation:
 
 
 class SteeredLM(TemplateLM):
-  """The engine's model under one arm at one strength of a grid, as lm-eval calls it: `simple_evaluate(model=lm)`.
+  """The engine's model under one arm at one strength of a grid, as lm-eval calls it:
+  `simple_evaluate(model=lm)`.
 
   Attributes:
-    alpha: the strength it answers at. alphas: those it computes. `at` gives the same grid at another one.
-    computed: how many answers were computed so far, all strengths counted; they are shared by the whole grid.
+    alpha: the strength it answers at. alphas: those it computes. `at` gives the same grid at
+      another one.
+    computed: how many answers were computed so far, all strengths counted; they are shared by the
+      whole grid.
 
   Args:
     engine: its stop_ids end a generation (see `end_ids`).
@@ -59,19 +68,36 @@ class SteeredLM(TemplateLM):
     add_bos_token: whether the tokenizer adds its special tokens; None leaves it to the tokenizer.
     chat_template_args: further arguments of the chat template, {'enable_thinking': False} say.
     seed: of sampled answers.
+
   Raises:
-    InputError: no alphas, a max_length that the model does not have, or a tokenizer without an end-of-text token.
+    InputError: no alphas, a max_length that the model does not have, or a tokenizer without an
+      end-of-text token.
   """
-  def __init__(self, engine: Engine, alphas: Sequence[float], *, arm: str = BASE, max_length: int | None = None,
-               add_bos_token: bool | None = None, chat_template_args: Mapping[str, Any] | None = None, seed: int = 0):
+
+  def __init__(
+    self,
+    engine: Engine,
+    alphas: Sequence[float],
+    *,
+    arm: str = BASE,
+    max_length: int | None = None,
+    add_bos_token: bool | None = None,
+    chat_template_args: Mapping[str, Any] | None = None,
+    seed: int = 0,
+  ):
     super().__init__()
     if not alphas:
       raise InputError('no alphas were given: expected at least one; 0 is the model as it is')
     positions = engine.config.max_positions
     if max_length is not None and not 1 < max_length <= positions:
-      raise InputError(f'max_length is {max_length}, expected 2 to {positions}, the positions of the model')
+      raise InputError(
+        f'max_length is {max_length}, expected 2 to {positions}, the positions of the model'
+      )
     if engine.tokenizer.eos_token_id is None:
-      raise InputError(f"the tokenizer '{engine.tokenizer.name_or_path}' has no end-of-text token, which lm-eval needs")
+      raise InputError(
+        f"the tokenizer '{engine.tokenizer.name_or_path}' has no end-of-text token, which "
+        "lm-eval needs"
+      )
     for alpha in alphas:
       engine.arms.coefficients(arm, alpha)
     self.engine, self.tokenizer, self.arm = engine, engine.tokenizer, arm
@@ -80,7 +106,9 @@ class SteeredLM(TemplateLM):
     self.max_length = max_length or positions
     self.add_bos_token, self.chat_template_args = add_bos_token, dict(chat_template_args or {})
     self.seed = seed
-    self._memory: dict[bytes, list[Any]] = {}  # the answers at each alpha, None where the model broke
+    self._memory: dict[
+      bytes, list[Any]
+    ] = {}  # the answers at each alpha, None where the model broke
 
   def at(self, alpha: float) -> 'SteeredLM':
     """The same grid, answering at this strength.
@@ -89,7 +117,9 @@ class SteeredLM(TemplateLM):
       InputError: it is none of the grid.
     """
     if alpha not in self.alphas:
-      raise InputError(f'alpha {alpha:g} is none of the grid: {", ".join(f"{one:g}" for one in self.alphas)}')
+      raise InputError(
+        f'alpha {alpha:g} is none of the grid: {", ".join(f"{one:g}" for one in self.alphas)}'
+      )
     other = copy.copy(self)
     other.alpha = float(alpha) + 0.0
     return other
@@ -112,7 +142,9 @@ class SteeredLM(TemplateLM):
   def tokenizer_name(self) -> str:
     return self.tokenizer.name_or_path.replace('/', '__')
 
-  def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+  def tok_encode(
+    self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+  ) -> list[int]:
     """Ids of a text; the tokenizer adds no leading token where the text brings one."""
     if add_special_tokens is None:
       add_special_tokens = self.add_bos_token
@@ -120,11 +152,20 @@ class SteeredLM(TemplateLM):
         add_special_tokens = False
     return self._encode(string, add_special_tokens)
 
-  def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+  def apply_chat_template(
+    self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+  ) -> str:
     """The conversation as text; without its system message where the template knows none."""
-    render = lambda messages: self.tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=add_generation_prompt,
-        continue_final_message=not add_generation_prompt, **self.chat_template_args)
+
+    def render(messages):
+      return self.tokenizer.apply_chat_template(
+        messages,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=not add_generation_prompt,
+        **self.chat_template_args,
+      )
+
     try:
       return render(chat_history)
     except jinja2.exceptions.TemplateError:
@@ -135,12 +176,20 @@ class SteeredLM(TemplateLM):
     """What lm-eval adds to the config in its results."""
     return {'arm': self.arm, 'alpha': self.alpha}
 
-  def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-    """Nats of whole texts; one longer than the model is cut into windows, in which each token is predicted once."""
+  def loglikelihood_rolling(
+    self, requests: list[Instance], disable_tqdm: bool = False
+  ) -> list[float]:
+    """Nats of whole texts; one longer than the model is cut into windows, in which each token is
+    predicted once.
+    """
     windows = []
     for (text,) in (request.args for request in requests):
-      pairs = utils.get_rolling_token_windows(self.tok_encode(text), prefix_token=self.prefix_token_id,
-                                              max_seq_len=self.max_length, context_len=1)
+      pairs = utils.get_rolling_token_windows(
+        self.tok_encode(text),
+        prefix_token=self.prefix_token_id,
+        max_seq_len=self.max_length,
+        context_len=1,
+      )
       windows.append([(None, *utils.make_disjoint_window(pair)) for pair in pairs])
     scores = iter(self._loglikelihood_tokens([window for text in windows for window in text]))
     totals = [sum(next(scores)[0] for _ in text) for text in windows]
@@ -165,18 +214,23 @@ class SteeredLM(TemplateLM):
       self.cache_hook.add_partial('generate_until', request.args, answer)
     return answers
 
-  def _loglikelihood_tokens(self, requests: list[tuple[tuple[str, str] | None, list[int], list[int]]],
-                            **kwargs: Any) -> list[tuple[float, bool]]:
-    """(nats, whether greedy decoding would give it) of each continuation, cut on the left to what the model sees."""
+  def _loglikelihood_tokens(
+    self, requests: list[tuple[tuple[str, str] | None, list[int], list[int]]], **kwargs: Any
+  ) -> list[tuple[float, bool]]:
+    """(nats, whether greedy decoding would give it) of each continuation, cut on the left to what
+    the model sees.
+    """
     asked = {}
     names = []
     shared: dict[Tokens, Tokens] = {}  # The choices of a question have one prompt: it is kept once.
     for texts, context, continuation in requests:
       if not continuation or len(continuation) > self.max_length:
-        raise InputError(f'{_cite(texts)}: the continuation has {len(continuation)} tokens, expected 1 to '
-                         f'{self.max_length}')
-      kept = (context + continuation)[-(self.max_length + 1):]
-      prompt = tuple(kept[:-len(continuation)])
+        raise InputError(
+          f'{_cite(texts)}: the continuation has {len(continuation)} tokens, expected 1 to '
+          f'{self.max_length}'
+        )
+      kept = (context + continuation)[-(self.max_length + 1) :]
+      prompt = tuple(kept[: -len(continuation)])
       prompt, completion = shared.setdefault(prompt, prompt), tuple(continuation)
       names.append(_name('score', prompt, completion))
       asked[names[-1]] = prompt, completion, _cite(texts)
@@ -189,40 +243,66 @@ class SteeredLM(TemplateLM):
 
   def _continuation(self, context: str, options: Mapping[str, Any], sample: int) -> Continuation:
     """Raises:
-      InputError: an option that is not honoured, or no room for a prompt.
+    InputError: an option that is not honoured, or no room for a prompt.
     """
     kwargs = check_generation(options, where=_cite((context,)))
     until = handle_stop_sequences(kwargs['until'], eos=self.tokenizer.decode(self.eot_token_id))
     new = kwargs['max_gen_toks']
-    how = Sampling(float(kwargs.get('temperature', 0.0)) if kwargs['do_sample'] else 0.0, int(kwargs.get('top_k') or 0),
-                   float(kwargs.get('top_p') or 1.0))
+    how = Sampling(
+      float(kwargs.get('temperature', 0.0)) if kwargs['do_sample'] else 0.0,
+      int(kwargs.get('top_k') or 0),
+      float(kwargs.get('top_p') or 1.0),
+    )
     if new >= self.max_length:
-      raise InputError(f'the task asks for {new} new tokens (max_gen_toks) of a model that sees {self.max_length}: '
-                       'nothing is left for the prompt')
+      raise InputError(
+        f'the task asks for {new} new tokens (max_gen_toks) of a model that sees '
+        f'{self.max_length}: '
+        'nothing is left for the prompt'
+      )
     special = False if has_bos_prefix(context, self.tokenizer.bos_token) else self.add_bos_token
-    prompt = (self._encode(context, special) or [self.prefix_token_id])[-(self.max_length - new):]
-    return Continuation(context, tuple(prompt), new, how, tuple(stop for stop in until if stop), sample)
+    prompt = (self._encode(context, special) or [self.prefix_token_id])[-(self.max_length - new) :]
+    return Continuation(
+      context, tuple(prompt), new, how, tuple(stop for stop in until if stop), sample
+    )
 
   def _encode(self, text: str, add_special_tokens: bool | None) -> list[int]:
     special = {} if add_special_tokens is None else {'add_special_tokens': add_special_tokens}
     return self.tokenizer.encode(text, **special)
 
   def _score(self, missing: Mapping[bytes, tuple[Tokens, Tokens, str]]) -> None:
-    requests = [ScoreRequest((name, i), prompt, completion, self.arm, alpha, cited)
-                for name, (prompt, completion, cited) in missing.items() for i, alpha in enumerate(self.alphas)]
+    requests = [
+      ScoreRequest((name, i), prompt, completion, self.arm, alpha, cited)
+      for name, (prompt, completion, cited) in missing.items()
+      for i, alpha in enumerate(self.alphas)
+    ]
     answers = {}
     for result in self.engine.score(requests) if requests else ():
       lifeline.progress()
-      answers[result.key] = (result.logprob, result.is_greedy) if math.isfinite(result.logprob) else None
+      answers[result.key] = (
+        (result.logprob, result.is_greedy) if math.isfinite(result.logprob) else None
+      )
     self._keep(missing, answers)
 
   def _generate(self, missing: Mapping[bytes, Continuation]) -> None:
     requests = []
     for name, one in missing.items():
       over = functools.partial(has_ended, self.tokenizer, one.until)
-      requests += [GenerateRequest((name, i), one.prompt, one.max_new_tokens, self.arm, alpha, one.sampling, self.seed,
-                                   one.context, one.sample, _cite((one.context,)), over)
-                   for i, alpha in enumerate(self.alphas)]
+      requests += [
+        GenerateRequest(
+          (name, i),
+          one.prompt,
+          one.max_new_tokens,
+          self.arm,
+          alpha,
+          one.sampling,
+          self.seed,
+          one.context,
+          one.sample,
+          _cite((one.context,)),
+          over,
+        )
+        for i, alpha in enumerate(self.alphas)
+      ]
     answers = {}
     for result in self.engine.generate(requests) if requests else ():
       lifeline.progress()
@@ -231,12 +311,16 @@ class SteeredLM(TemplateLM):
     self._keep(missing, answers)
 
   def _keep(self, names: Mapping[bytes, Any], answers: Mapping[tuple[bytes, int], Any]) -> None:
-    self._memory.update({name: [answers[name, i] for i in range(len(self.alphas))] for name in names})
+    self._memory.update(
+      {name: [answers[name, i] for i in range(len(self.alphas))] for name in names}
+    )
 
   def _recall(self, name: bytes, cited: str) -> Any:
     answer = self._memory[name][self.alphas.index(self.alpha)]
     if answer is None:
-      raise NotFiniteError(f'{cited}: not a finite number at alpha {self.alpha:g}: the model is broken there')
+      raise NotFiniteError(
+        f'{cited}: not a finite number at alpha {self.alpha:g}: the model is broken there'
+      )
     return answer
 
 
@@ -248,6 +332,10 @@ def _name(kind: str, *parts: Any) -> bytes:
   """A digest of what is asked."""
   digest = hashlib.blake2b(kind.encode(), digest_size=16)
   for part in parts:
-    data = np.asarray(part, np.int64).tobytes() if isinstance(part, (tuple, int)) else part.encode('utf-8', 'replace')
+    data = (
+      np.asarray(part, np.int64).tobytes()
+      if isinstance(part, (tuple, int))
+      else part.encode('utf-8', 'replace')
+    )
     digest.update(len(data).to_bytes(8, 'little') + data)
   return digest.digest()

@@ -1,7 +1,9 @@
 """What a generation of lm-eval means: its options, what ends it, and its text."""
+
 import bisect
 import pathlib
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
@@ -10,15 +12,26 @@ from weightsteer_jax.errors import InputError
 
 MAX_GEN_TOKS = 256  # new tokens where a task names no number, as in HFLM
 HONOURED = ('until', 'max_gen_toks', 'do_sample', 'temperature', 'top_k', 'top_p')
-# Keywords of a generation that change nothing at these values; at others they would, and are refused.
-NEUTRAL = {'num_beams': 1, 'num_return_sequences': 1, 'repetition_penalty': 1.0, 'min_p': 0.0, 'typical_p': 1.0,
-           'use_cache': True, 'early_stopping': False}
+# Keywords of a generation that change nothing at these values; at others they would, and are
+# refused.
+NEUTRAL = {
+  'num_beams': 1,
+  'num_return_sequences': 1,
+  'repetition_penalty': 1.0,
+  'min_p': 0.0,
+  'typical_p': 1.0,
+  'use_cache': True,
+  'early_stopping': False,
+}
 
 
 def end_ids(folder: pathlib.Path, tokenizer: Any) -> list[int]:
-  """Tokens that end a generation, as in transformers: those of generation_config.json, or without one of config.json,
-  and the tokenizer's end of text."""
-  path = next(path for name in ('generation_config.json', 'config.json') if (path := folder / name).is_file())
+  """Tokens that end a generation, as in transformers: those of generation_config.json, or without
+  one of config.json, and the tokenizer's end of text.
+  """
+  path = next(
+    path for name in ('generation_config.json', 'config.json') if (path := folder / name).is_file()
+  )
   found = files.read_json(path, what='the settings of generation').get('eos_token_id')
   found = found if isinstance(found, list) else [found]
   return sorted({int(token) for token in (*found, tokenizer.eos_token_id) if token is not None})
@@ -31,10 +44,15 @@ def check_generation(options: Mapping[str, Any], *, where: str) -> dict[str, Any
     InputError: an option that is not honoured.
   """
   kwargs = dict(normalize_gen_kwargs(dict(options), MAX_GEN_TOKS))
-  refused = [f'{key}={value!r}' for key, value in kwargs.items()
-             if key not in HONOURED and not (key in NEUTRAL and value == NEUTRAL[key])]
+  refused = [
+    f'{key}={value!r}'
+    for key, value in kwargs.items()
+    if key not in HONOURED and not (key in NEUTRAL and value == NEUTRAL[key])
+  ]
   if refused:
-    raise InputError(f'{where} asks for {", ".join(refused)} in its generation_kwargs, which is not supported')
+    raise InputError(
+      f'{where} asks for {", ".join(refused)} in its generation_kwargs, which is not supported'
+    )
   return kwargs
 
 
@@ -45,9 +63,14 @@ def has_ended(tokenizer: Any, until: Sequence[str], tokens: Sequence[int]) -> bo
 
 
 def text_until(tokenizer: Any, until: Sequence[str], tokens: Sequence[int]) -> str:
-  """The text of the tokens before the first stop text, which may begin and end within tokens, or be a special token."""
+  """The text of the tokens before the first stop text, which may begin and end within tokens, or be
+  a special token.
+  """
   if has_ended(tokenizer, until, tokens):
-    ended = lambda n: has_ended(tokenizer, until, tokens[:n])
-    tokens = tokens[:bisect.bisect_left(range(len(tokens)), True, key=ended)]
+
+    def ended(n):
+      return has_ended(tokenizer, until, tokens[:n])
+
+    tokens = tokens[: bisect.bisect_left(range(len(tokens)), True, key=ended)]
   text = tokenizer.decode(tokens, skip_special_tokens=True) if tokens else ''
   return postprocess_generated_text(text, list(until), think_end_token=None)

@@ -1,13 +1,15 @@
 """Judges: who says how an answer counts. One interface, three kinds; see `requests.Judge`.
 
-  requests.py     what is asked and what comes back
-  purposes.py     what for: prompt files, scales, and how an answer is read
-  endpoint.py     a model behind HTTP: client.py (one question, retried), answers.py (the cache), budget.py (the cap)
-  local.py        a checkpoint through our engine, by probabilities
-  by_rules.py     no model at all
+requests.py     what is asked and what comes back
+purposes.py     what for: prompt files, scales, and how an answer is read
+endpoint.py     a model behind HTTP: client.py (one question, retried), answers.py (the cache),
+                budget.py (the cap)
+local.py        a checkpoint through our engine, by probabilities
+by_rules.py     no model at all
 """
+
 import pathlib
-from typing import Callable
+from collections.abc import Callable
 
 from weightsteer_jax import config
 from weightsteer_jax.evaluation.engine import Engine
@@ -18,7 +20,9 @@ from weightsteer_jax.evaluation.judges.purposes import PURPOSES, check_prompt, m
 from weightsteer_jax.evaluation.judges.requests import STATUSES, Judge, Judgement, JudgeRequest
 
 
-def make(name: str, options: config.Judge, *, cache: pathlib.Path, engine: Callable[[], Engine]) -> Judge:
+def make(
+  name: str, options: config.Judge, *, cache: pathlib.Path, engine: Callable[[], Engine]
+) -> Judge:
   """The judge of that name.
 
   Args:
@@ -27,4 +31,6 @@ def make(name: str, options: config.Judge, *, cache: pathlib.Path, engine: Calla
   """
   if options.kind == 'endpoint':
     return Endpoint(name, options, cache=pathlib.Path(options.cache or cache) / f'{name}.jsonl')
-  return LocalModel(name, options, engine=engine) if options.kind == 'model' else ByRules(name, options)
+  return (
+    LocalModel(name, options, engine=engine) if options.kind == 'model' else ByRules(name, options)
+  )

@@ -1,15 +1,18 @@
 """What may be spent, and what was."""
+
 import threading
 
 from weightsteer_jax import config
 
 
 class Budget:
-  """Tokens and cost against their caps; what is under way counts by its estimate. Threads may share it.
+  """Tokens and cost against their caps; what is under way counts by its estimate. Threads may share
+  it.
 
   Attributes:
     tokens_in, tokens_out: spent so far, earlier runs included.
   """
+
   def __init__(self, options: config.Judge, tokens_in: int, tokens_out: int):
     self._options, self._lock = options, threading.Lock()
     self.tokens_in, self.tokens_out = tokens_in, tokens_out

@@ -1,6 +1,8 @@
 """A judge that is rules: it costs nothing, and knows only what can be told from words."""
+
 import re
-from typing import Any, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from weightsteer_jax import config
 from weightsteer_jax.errors import InputError
@@ -12,18 +14,22 @@ from weightsteer_jax.evaluation.judges.requests import Judgement, JudgeRequest
 class ByRules:
   """Judges by patterns.
 
-  factual_correctness: whether the answer holds one of the reference's lines as whole words, or gives its number, if it
-  is one;
-  trait: 100 where the config's `pattern` is found, else 0; refusal: whether the answer declines in one of the usual
-  phrases;
+  factual_correctness: whether the answer holds one of the reference's lines as whole words, or
+  gives its number, if it is one;
+  trait: 100 where the config's `pattern` is found, else 0; refusal: whether the answer declines in
+  one of the usual phrases;
   coherence: 0 for an empty answer or one that goes round in circles, else 100.
   """
+
   def __init__(self, name: str, options: config.Judge):
     self.name, self._options = name, options
     self._judged = 0
     self._ways = {
-        'factual_correctness': self._is_correct, 'refusal': lambda fields: float(refusals.refuses(fields['answer'])),
-        'coherence': lambda fields: 100.0 * (not failures.is_repetitive(fields['answer']) and bool(fields['answer'].strip()))
+      'factual_correctness': self._is_correct,
+      'refusal': lambda fields: float(refusals.refuses(fields['answer'])),
+      'coherence': lambda fields: (
+        100.0 * (not failures.is_repetitive(fields['answer']) and bool(fields['answer'].strip()))
+      ),
     }
     if options.pattern:
       shows = re.compile(options.pattern, re.IGNORECASE)
@@ -34,9 +40,15 @@ class ByRules:
     for name in names:
       purposes.purpose_of(name)
       if name not in self._ways:
-        hint = "; set its 'pattern'" if name == 'trait' else '; a judge of the kind endpoint or model can'
+        hint = (
+          "; set its 'pattern'"
+          if name == 'trait'
+          else '; a judge of the kind endpoint or model can'
+        )
         raise InputError(
-            f"judge '{self.name}': no rule can judge for '{name}' (only for {', '.join(sorted(self._ways))}){hint}")
+          f"judge '{self.name}': no rule can judge for '{name}' (only for "
+          f"{', '.join(sorted(self._ways))}){hint}"
+        )
 
   def inputs(self) -> dict[str, Any]:
     """Its pattern."""
@@ -47,7 +59,9 @@ class ByRules:
     for request in requests:
       purposes.check_request(request)
       self._judged += 1
-      yield Judgement(request.key, request.purpose, self._ways[request.purpose](request.fields), 'ok', 'by rules')
+      yield Judgement(
+        request.key, request.purpose, self._ways[request.purpose](request.fields), 'ok', 'by rules'
+      )
 
   def summary(self) -> str:
     """How many requests it judged."""

@@ -1,4 +1,5 @@
 """One question to an OpenAI-compatible endpoint, asked until it is answered or hope is lost."""
+
 import contextlib
 import email.utils
 import json
@@ -7,7 +8,8 @@ import os
 import random
 import threading
 import time
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from weightsteer_jax import config
 from weightsteer_jax.errors import EndpointError, InputError
@@ -21,6 +23,7 @@ BYTES_PER_TOKEN = 3  # of an estimate that rather says too many tokens (English 
 
 class Failed(Exception):
   """This request got no answer; others may. `retried`: although it was asked again and again."""
+
   def __init__(self, reason: str, *, retried: bool = False):
     super().__init__(reason)
     self.retried = retried
@@ -36,6 +39,7 @@ class Stopped(Exception):
 
 class _Again(Exception):
   """To be asked again, `after` so many seconds if the endpoint said so."""
+
   def __init__(self, reason: str, after: float | None = None):
     super().__init__(reason)
     self.after = after
@@ -49,32 +53,44 @@ class Client:
   Attributes:
     retries: requests that had to be made again.
     stop: once set, waiting ends and `ask` raises Stopped.
+
   Raises:
     InputError: no `openai` package, or no key in the environment.
   """
+
   def __init__(self, options: config.Judge):
     try:
       import openai
     except ImportError as error:
       raise InputError(
-          "judges of the kind 'endpoint' need the openai client: pip install 'weightsteer_jax[judge]'") from error
+        "judges of the kind 'endpoint' need the openai client: pip install 'weightsteer_jax[judge]'"
+      ) from error
     self._key = os.environ.get(options.key_variable, '').strip()
     if not self._key:
       raise InputError(
-          f'the environment has no {options.key_variable}: set it to the key of the endpoint '
-          '(any word, if it wants none), or name '
-          'another variable in key_variable')
+        f'the environment has no {options.key_variable}: set it to the key of the endpoint '
+        '(any word, if it wants none), or name '
+        'another variable in key_variable'
+      )
     if not (self._key.isascii() and self._key.isprintable()):
       raise InputError(
-          f'what {options.key_variable} holds in the environment is no key: it has characters that none can have')
+        f'what {options.key_variable} holds in the environment is no key: it has characters '
+        'that none can have'
+      )
     address = os.environ.get(options.url_variable, '').strip()
     if address and not address.startswith(('http://', 'https://')):
       raise InputError(
-          f'the environment has {options.url_variable} = {self.scrub(address)!r}, expected an address '
-          'such as http://localhost:8000/v1')
+        f'the environment has {options.url_variable} = {self.scrub(address)!r}, expected an '
+        'address '
+        'such as http://localhost:8000/v1'
+      )
     self._openai, self._options = openai, options
-    self._client = openai.OpenAI(api_key=self._key, base_url=address or 'https://api.openai.com/v1',
-                                 timeout=options.timeout_s, max_retries=0)
+    self._client = openai.OpenAI(
+      api_key=self._key,
+      base_url=address or 'https://api.openai.com/v1',
+      timeout=options.timeout_s,
+      max_retries=0,
+    )
     self._lock, self._hold_until = threading.Lock(), 0.0
     self.stop, self.retries, self.logprobs = threading.Event(), 0, True
 
@@ -90,9 +106,10 @@ class Client:
     """The answer.
 
     Raises:
-      Failed: none came, after all retries. Refused: the endpoint filters the request. Stopped: see `stop`.
-      InputError: no request can succeed: a wrong key, model, or address. EndpointError: nor one until the account has
-        means again.
+      Failed: none came, after all retries. Refused: the endpoint filters the request. Stopped: see
+        `stop`.
+      InputError: no request can succeed: a wrong key, model, or address. EndpointError: nor one
+        until the account has means again.
     """
     for attempt in range(self._options.retries + 1):
       self._wait_for_hold()
@@ -106,7 +123,9 @@ class Client:
           self.retries += 1
           if again.after:  # Holds for all that ask: the endpoint has too much to do.
             self._hold_until = max(self._hold_until, time.monotonic() + again.after)
-        backoff = min(self._options.backoff_s * 2.0**attempt, LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0)
+        backoff = min(self._options.backoff_s * 2.0**attempt, LONGEST_BACKOFF_S) * random.uniform(
+          0.5, 1.0
+        )
         self._wait(backoff if again.after is None else 0.0)
     raise Failed(f'{reason} (asked {attempt + 1} times)', retried=True)
 
@@ -122,11 +141,14 @@ class Client:
 
   def _once(self, messages: Messages, parameters: Mapping[str, Any]) -> Answer:
     try:
-      raw = self._client.chat.completions.with_raw_response.create(messages=list(messages), extra_body=dict(parameters),
-                                                                   model=parameters['model'])
+      raw = self._client.chat.completions.with_raw_response.create(
+        messages=list(messages), extra_body=dict(parameters), model=parameters['model']
+      )
       body = raw.http_response.text
     except self._openai.APIStatusError as error:
-      raise self._refusal_of(error) from None  # The chain would show the request, and with it the key.
+      raise self._refusal_of(
+        error
+      ) from None  # The chain would show the request, and with it the key.
     except self._openai.APITimeoutError:
       raise _Again(f'no answer within {self._options.timeout_s:g} s') from None
     except self._openai.APIConnectionError as error:
@@ -139,16 +161,18 @@ class Client:
     said = self.scrub(f'{status}: {_message(error)}')[:300]
     if status == 429 and error.code == 'insufficient_quota':
       return EndpointError(
-          f'the endpoint says that the account has no means left ({said}); '
-          'what was answered is kept: start again to continue')
+        f'the endpoint says that the account has no means left ({said}); '
+        'what was answered is kept: start again to continue'
+      )
     if status in AGAIN or status >= 500:
       return _Again(said, _retry_after(error.response.headers))
     if status in (401, 403):
       return InputError(f'the endpoint refuses the key in {self._options.key_variable} ({said})')
     if status == 404:
       return InputError(
-          f"the endpoint has no model '{self._options.model}', or its address in "
-          f'{self._options.url_variable} is wrong ({said})')
+        f"the endpoint has no model '{self._options.model}', or its address in "
+        f'{self._options.url_variable} is wrong ({said})'
+      )
     if error.code in ('content_filter', 'content_policy_violation'):
       return Refused(said)
     return Failed(said)
@@ -165,16 +189,26 @@ class Client:
       finish = str(choice.get('finish_reason') or 'stop')
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
       raise _Again(f'the answer is not of the protocol: {self.scrub(body)[:120]!r}') from None
-    tokens = _usage(value.get('usage')) or (estimate(messages),
-                                            -(-len(text.encode('utf-8', 'backslashreplace')) // BYTES_PER_TOKEN))
-    return Answer(self.scrub(text), finish, self.scrub(refusal), first, *tokens,
-                  self.scrub(str(value.get('model') or '')))
+    tokens = _usage(value.get('usage')) or (
+      estimate(messages),
+      -(-len(text.encode('utf-8', 'backslashreplace')) // BYTES_PER_TOKEN),
+    )
+    return Answer(
+      self.scrub(text),
+      finish,
+      self.scrub(refusal),
+      first,
+      *tokens,
+      self.scrub(str(value.get('model') or '')),
+    )
 
 
 def estimate(messages: Messages) -> int:
   """About how many tokens the messages are, rather too many."""
   return sum(
-      -(-len(message['content'].encode('utf-8', 'backslashreplace')) // BYTES_PER_TOKEN) + 8 for message in messages)
+    -(-len(message['content'].encode('utf-8', 'backslashreplace')) // BYTES_PER_TOKEN) + 8
+    for message in messages
+  )
 
 
 def _message(error: Any) -> str:
@@ -200,11 +234,15 @@ def _seconds(value: float) -> float | None:
 
 
 def _first_tokens(logprobs: Any) -> tuple[tuple[str, float], ...]:
-  """(token, log-probability) of the most likely first tokens; the one that was drawn is not put first."""
+  """(token, log-probability) of the most likely first tokens; the one that was drawn is not put
+  first.
+  """
   content = logprobs.get('content') if isinstance(logprobs, Mapping) else None
   if not content or not content[0].get('top_logprobs'):
     return ()
-  return tuple((str(entry['token']), float(entry['logprob'])) for entry in content[0]['top_logprobs'])
+  return tuple(
+    (str(entry['token']), float(entry['logprob'])) for entry in content[0]['top_logprobs']
+  )
 
 
 def _usage(usage: Any) -> tuple[int, int] | None:

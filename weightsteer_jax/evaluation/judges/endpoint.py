@@ -1,8 +1,10 @@
 """A judge behind an OpenAI-compatible endpoint."""
+
 import concurrent.futures
 import json
 import pathlib
-from typing import Any, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from weightsteer_jax import config
 from weightsteer_jax.errors import EndpointError, InputError
@@ -16,13 +18,15 @@ SHOWN = 300  # characters of a judge's answer that a judgement keeps; the cache 
 
 
 class Endpoint:
-  """Asks a model over HTTP; every answer is kept in a file, so that what was asked before costs nothing.
+  """Asks a model over HTTP; every answer is kept in a file, so that what was asked before costs
+  nothing.
 
   Args:
     name: the judge's, in judgements.
     options: of the config; the address and the key are in the environment variables that it names.
     cache: the file of answers.
   """
+
   def __init__(self, name: str, options: config.Judge, *, cache: pathlib.Path):
     self.name, self._options, self._cache = name, options, cache
     self._words = ''
@@ -35,15 +39,19 @@ class Endpoint:
 
   def inputs(self) -> dict[str, Any]:
     """Its model and parameters; where it stands is no part of what it says."""
-    return {'kind': 'endpoint', 'floor': self._options.floor, **self._parameters(purposes.HUNDRED, True)}
+    return {
+      'kind': 'endpoint',
+      'floor': self._options.floor,
+      **self._parameters(purposes.HUNDRED, True),
+    }
 
   def judge(self, requests: Iterable[JudgeRequest]) -> Iterator[Judgement]:
-    """The judgements, as they come; at most `concurrency` requests are under way at a time, and alike ones are asked
-    once.
+    """The judgements, as they come; at most `concurrency` requests are under way at a time, and
+    alike ones are asked once.
 
     Raises:
-      InputError: a request that cannot be put into words, a spend cap that is reached, or a key, model or address that
-        is wrong.
+      InputError: a request that cannot be put into words, a spend cap that is reached, or a key,
+        model or address that is wrong.
       EndpointError: request after request gets no answer. OutputError: an answer could not be kept.
       In all cases the judgements before it were given, and the answers that came are kept.
     """
@@ -62,9 +70,15 @@ class Endpoint:
   def _judge(self, asking: '_Asking', requests: Iterable[JudgeRequest]) -> Iterator[Judgement]:
     for request in requests:
       messages, scale = purposes.messages(request), purposes.PURPOSES[request.purpose].scale
-      likeliest = self._options.top_logprobs and scale is purposes.HUNDRED and asking.client.logprobs
-      choices = [self._parameters(scale, logprobs) for logprobs in ((True, False) if likeliest else (False,))]
-      known = next(filter(None, (asking.answers.get(messages, parameters) for parameters in choices)), None)
+      likeliest = (
+        self._options.top_logprobs and scale is purposes.HUNDRED and asking.client.logprobs
+      )
+      choices = [
+        self._parameters(scale, logprobs) for logprobs in ((True, False) if likeliest else (False,))
+      ]
+      known = next(
+        filter(None, (asking.answers.get(messages, parameters) for parameters in choices)), None
+      )
       if known:
         asking.reused += 1
         yield self._judgement(request, known)
@@ -74,8 +88,10 @@ class Endpoint:
           yield from self._finished(asking)
         if not asking.running:
           raise InputError(
-              f"judge '{self.name}': the next request would pass the cap (spent: {asking.budget.words()}); "
-              'what was answered is kept: raise cost_cap or token_cap to continue')
+            f"judge '{self.name}': the next request would pass the cap (spent: "
+            f"{asking.budget.words()}); "
+            'what was answered is kept: raise cost_cap or token_cap to continue'
+          )
     while asking.running:
       yield from self._finished(asking)
 
@@ -89,10 +105,14 @@ class Endpoint:
       status = 'refused' if isinstance(outcome, client.Refused) else 'failed'
       return Judgement(request.key, request.purpose, None, status, str(outcome)[:SHOWN])
     score, status = self._read(outcome, purposes.PURPOSES[request.purpose].scale)
-    return Judgement(request.key, request.purpose, score, status, (outcome.text or outcome.refusal)[:SHOWN])
+    return Judgement(
+      request.key, request.purpose, score, status, (outcome.text or outcome.refusal)[:SHOWN]
+    )
 
   def _read(self, answer: Answer, scale: purposes.Scale) -> tuple[float | None, str]:
-    """(score, status): the expectation where the likeliest numbers are told, else what the text says."""
+    """(score, status): the expectation where the likeliest numbers are told, else what the text
+    says.
+    """
     if answer.refusal or answer.finish == 'content_filter':
       return None, 'refused'
     is_number = scale is purposes.HUNDRED and answer.text.strip()[:1].isdigit()
@@ -104,7 +124,11 @@ class Endpoint:
 
   def _parameters(self, scale: purposes.Scale, logprobs: bool) -> dict[str, Any]:
     options = self._options
-    made = {'model': options.model, 'temperature': options.temperature, 'max_tokens': options.max_tokens}
+    made = {
+      'model': options.model,
+      'temperature': options.temperature,
+      'max_tokens': options.max_tokens,
+    }
     if logprobs and options.top_logprobs and scale is purposes.HUNDRED:
       made |= {'logprobs': True, 'top_logprobs': options.top_logprobs}
     made |= json.loads(options.parameters or '{}')
@@ -117,6 +141,7 @@ class _Asking:
   Attributes:
     running: {request under way: those whose question it is}.
   """
+
   def __init__(self, options: config.Judge, answers: Answers):
     self._options, self.answers = options, answers
     self.client = client.Client(options)
@@ -124,7 +149,9 @@ class _Asking:
     self.running: dict[concurrent.futures.Future, list[JudgeRequest]] = {}
     self.sent = self.reused = self._failed_in_a_row = 0
     self._answered = False
-    self._pool = concurrent.futures.ThreadPoolExecutor(options.concurrency, thread_name_prefix='judge')
+    self._pool = concurrent.futures.ThreadPoolExecutor(
+      options.concurrency, thread_name_prefix='judge'
+    )
     self._by_key: dict[str, concurrent.futures.Future] = {}
 
   def is_full(self) -> bool:
@@ -146,7 +173,11 @@ class _Asking:
     Args:
       choices: parameters, and those to fall back to.
     """
-    longest = choices[0].get('max_tokens') or choices[0].get('max_completion_tokens') or self._options.max_tokens
+    longest = (
+      choices[0].get('max_tokens')
+      or choices[0].get('max_completion_tokens')
+      or self._options.max_tokens
+    )
     reserved = client.estimate(messages), int(longest)
     if not self.budget.reserve(*reserved):
       return False
@@ -157,7 +188,8 @@ class _Asking:
     return True
 
   def collect(self) -> list[tuple[Answer | Exception, list[JudgeRequest]]]:
-    """(answer, or why there is none; the requests it is for) of those that have ended, at least one of them.
+    """(answer, or why there is none; the requests it is for) of those that have ended, at least one
+    of them.
 
     Raises:
       InputError, EndpointError, OutputError: one that no further request can succeed after.
@@ -168,7 +200,8 @@ class _Asking:
     for outcome, _ in outcomes:
       failed = isinstance(outcome, client.Failed)
       self._answered = self._answered or not failed
-      # A request that is wrong in itself says nothing about the next one, unless none was ever right.
+      # A request that is wrong in itself says nothing about the next one, unless none was ever
+      # right.
       in_a_row = failed and (outcome.retried or not self._answered)
       self._failed_in_a_row = self._failed_in_a_row + 1 if in_a_row else 0
     self._give_up([outcome for outcome, _ in outcomes])
@@ -182,17 +215,23 @@ class _Asking:
 
   def words(self) -> str:
     """As in '12 requests sent, 3 again, 40 answers reused; 900 tokens in, 12 out'."""
-    return (f'{self.sent} requests sent, {self.client.retries} retries, {self.reused} answers reused; '
-            f'in all {self.budget.words()}')
+    return (
+      f'{self.sent} requests sent, {self.client.retries} retries, {self.reused} answers reused; '
+      f'in all {self.budget.words()}'
+    )
 
   def _give_up(self, outcomes: list[Answer | Exception]) -> None:
     limit = max(3, self._options.concurrency)
     if self._failed_in_a_row >= limit:
       raise EndpointError(
-          f'the endpoint gave no answer to {self._failed_in_a_row} requests in a row, the last: {outcomes[-1]}; '
-          'what was answered is kept: start again to continue')
+        f'the endpoint gave no answer to {self._failed_in_a_row} requests in a row, the '
+        f'last: {outcomes[-1]}; '
+        'what was answered is kept: start again to continue'
+      )
 
-  def _ask(self, messages: Messages, choices: list[Parameters], reserved: tuple[int, int]) -> Answer | Exception:
+  def _ask(
+    self, messages: Messages, choices: list[Parameters], reserved: tuple[int, int]
+  ) -> Answer | Exception:
     """The answer, kept; or why this request has none."""
     spent = (0, 0)
     try:
@@ -205,8 +244,12 @@ class _Asking:
     finally:
       self.budget.settle(reserved, spent)
 
-  def _first_that_works(self, messages: Messages, choices: list[Parameters]) -> tuple[Parameters, Answer]:
-    """(parameters, answer); an endpoint that refuses to tell log-probabilities is asked without them, from then on."""
+  def _first_that_works(
+    self, messages: Messages, choices: list[Parameters]
+  ) -> tuple[Parameters, Answer]:
+    """(parameters, answer); an endpoint that refuses to tell log-probabilities is asked without
+    them, from then on.
+    """
     *better, last = choices
     for parameters in better if self.client.logprobs else ():
       try:

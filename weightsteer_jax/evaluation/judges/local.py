@@ -1,20 +1,23 @@
 """A judge that is a checkpoint, run by our own engine.
 
-Nothing is drawn: the judge's score is the expectation over everything it may answer on the purpose's scale, each answer
-with the probability of its whole text.
+Nothing is drawn: the judge's score is the expectation over everything it may answer on the
+purpose's scale, each answer with the probability of its whole text.
 
   P(85) = p('85', <end of turn> | the judge's prompt)
 
-The probability is that of all tokens of the number as the tokenizer writes it, '85' or '8' '5', and of the token that
-ends the answer. With the end, 8 is not taken for the beginning of 85, nor 10 for that of 100, however the tokenizer
-cuts numbers; without it, a tokenizer that writes one digit at a time would count the first digit of 85 as an 8. What
-the judge would say beside a bare number (a sentence, '85.') is not among the answers, and lowers their total: under the
-floor, the judgement is 'unparsable'. YES or NO goes the same way, over their spellings; the score is then P(yes) /
-(P(yes) + P(no)), which is the sigmoid of the log-odds that the judgement's text gives.
+The probability is that of all tokens of the number as the tokenizer writes it, '85' or '8' '5', and
+of the token that ends the answer. With the end, 8 is not taken for the beginning of 85, nor 10 for
+that of 100, however the tokenizer cuts numbers; without it, a tokenizer that writes one digit at a
+time would count the first digit of 85 as an 8. What the judge would say beside a bare number (a
+sentence, '85.') is not among the answers, and lowers their total: under the floor, the judgement is
+'unparsable'. YES or NO goes the same way, over their spellings; the score is then P(yes) / (P(yes)
++ P(no)), which is the sigmoid of the log-odds that the judgement's text gives.
 """
+
 import itertools
 import math
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from weightsteer_jax import config, tree
 from weightsteer_jax.data import chat
@@ -35,6 +38,7 @@ class LocalModel:
     options: of the config.
     engine: makes the engine that holds the model; it is made when the first request comes.
   """
+
   def __init__(self, name: str, options: config.Judge, *, engine: Callable[[], Engine]):
     self.name, self._options, self._make = name, options, engine
     self._made: Engine | None = None
@@ -47,13 +51,18 @@ class LocalModel:
 
   def inputs(self) -> dict[str, Any]:
     """Its weights, and the floor."""
-    return {'kind': 'model', 'model': tree.digest(self._engine.params), 'floor': self._options.floor}
+    return {
+      'kind': 'model',
+      'model': tree.digest(self._engine.params),
+      'floor': self._options.floor,
+    }
 
   def judge(self, requests: Iterable[JudgeRequest]) -> Iterator[Judgement]:
     """The judgements, the shortest of each batch of requests first.
 
     Raises:
-      InputError: a request that cannot be put into words. NotFiniteError: the judge itself is broken.
+      InputError: a request that cannot be put into words. NotFiniteError: the judge itself is
+        broken.
     """
     for batch in _batched(requests, TOGETHER):
       yield from self._judge_batch(batch)
@@ -74,11 +83,21 @@ class LocalModel:
       prompt, completions = self._tokens(request)
       longest = len(prompt) + max(map(len, completions)) - 1
       if longest > limit:
-        yield Judgement(request.key, request.purpose, None, 'failed',
-                        f'the prompt takes {longest} positions, the judge has {limit}')
-      scored += [] if longest > limit else [
-          ScoreRequest((index, tokens), prompt, tokens, name=str(request.key)) for tokens in completions
-      ]
+        yield Judgement(
+          request.key,
+          request.purpose,
+          None,
+          'failed',
+          f'the prompt takes {longest} positions, the judge has {limit}',
+        )
+      scored += (
+        []
+        if longest > limit
+        else [
+          ScoreRequest((index, tokens), prompt, tokens, name=str(request.key))
+          for tokens in completions
+        ]
+      )
       answers.append(completions)
       left[index] = dict.fromkeys(completions)
     for result in engine.score(scored):
@@ -88,33 +107,54 @@ class LocalModel:
         yield self._judgement(batch[index], answers[index], left.pop(index))
 
   def _tokens(self, request: JudgeRequest) -> tuple[Tokens, dict[Tokens, str]]:
-    """(the prompt, {an answer's tokens: its text}); spellings that the tokenizer does not tell apart are one."""
+    """(the prompt, {an answer's tokens: its text}); spellings that the tokenizer does not tell
+    apart are one.
+    """
     messages = purposes.messages(request)
     tokenizer, name = self._engine.tokenizer, str(request.key)
     texts = purposes.PURPOSES[request.purpose].scale.values
-    found = {tuple(chat.completion_tokens(tokenizer, messages, text, name=name)): text for text in texts}
+    found = {
+      tuple(chat.completion_tokens(tokenizer, messages, text, name=name)): text for text in texts
+    }
     return tuple(chat.prompt_tokens(tokenizer, messages, name=name)), found
 
-  def _judgement(self, request: JudgeRequest, texts: dict[Tokens, str], logprobs: dict[Tokens, float]) -> Judgement:
+  def _judgement(
+    self, request: JudgeRequest, texts: dict[Tokens, str], logprobs: dict[Tokens, float]
+  ) -> Judgement:
     if not all(math.isfinite(value) for value in logprobs.values()):
       raise NotFiniteError(
-          f"judge '{self.name}': the log-likelihoods of its answers to {request.key} are not finite: "
-          'that model is broken'
+        f"judge '{self.name}': the log-likelihoods of its answers to {request.key} are not finite: "
+        'that model is broken'
       )
     scale = purposes.PURPOSES[request.purpose].scale
-    score, total = expectation.expectation({text: math.exp(logprobs[tokens]) for tokens, text in texts.items()}, scale,
-                                           self._options.floor)
+    score, total = expectation.expectation(
+      {text: math.exp(logprobs[tokens]) for tokens, text in texts.items()},
+      scale,
+      self._options.floor,
+    )
     self._judged += 1
-    odds = '' if scale.is_number else f', log-odds of YES {_log_odds(texts, logprobs, scale):.3f} nats'
+    odds = (
+      '' if scale.is_number else f', log-odds of YES {_log_odds(texts, logprobs, scale):.3f} nats'
+    )
     said = f'all answers on the scale: p {total:.3g}{odds}'
-    return Judgement(request.key, request.purpose, score, 'unparsable' if score is None else 'ok', said)
+    return Judgement(
+      request.key, request.purpose, score, 'unparsable' if score is None else 'ok', said
+    )
 
 
-def _log_odds(texts: dict[Tokens, str], logprobs: dict[Tokens, float], scale: purposes.Scale) -> float:
-  """log P(yes) - log P(no), each over its spellings; the sums are taken in logarithms, where small ones are not
-  zero."""
-  sides = [[logprobs[tokens] for tokens, text in texts.items() if scale.values[text] == value] for value in (1.0, 0.0)]
-  yes, no = (max(side) + math.log(math.fsum(math.exp(x - max(side)) for x in side)) for side in sides)
+def _log_odds(
+  texts: dict[Tokens, str], logprobs: dict[Tokens, float], scale: purposes.Scale
+) -> float:
+  """log P(yes) - log P(no), each over its spellings; the sums are taken in logarithms, where small
+  ones are not zero.
+  """
+  sides = [
+    [logprobs[tokens] for tokens, text in texts.items() if scale.values[text] == value]
+    for value in (1.0, 0.0)
+  ]
+  yes, no = (
+    max(side) + math.log(math.fsum(math.exp(x - max(side)) for x in side)) for side in sides
+  )
   return yes - no
 
 

@@ -1,17 +1,21 @@
 """Word problems with a number for an answer: GSM8K, or any table laid out like it.
 
-Rows have a `question` and an `answer` that ends with '#### <number>' (or is the number): the released jsonl files, or
-`openai/gsm8k:main` on the hub. `form` is `plain` (the default: the question and nothing else) or `marked` (with the
-request to end with '#### <number>'). What is read is the number after the last '####', else the last number.
+Rows have a `question` and an `answer` that ends with '#### <number>' (or is the number): the
+released jsonl files, or `openai/gsm8k:main` on the hub. `form` is `plain` (the default: the
+question and nothing else) or `marked` (with the request to end with '#### <number>'). What is read
+is the number after the last '####', else the last number.
 
   accuracy           share of all examples with the right number; no number is a wrong one
-  accuracy_answered  the same among those that did not refuse: what is lost by refusing is not lost ability
+  accuracy_answered  the same among those that did not refuse: what is lost by refusing is not lost
+                     ability
 
-Whether a drop is made of refusals is said by `refused_rate` of the failure accounting, by a judge of `refusal` if there
-is one.
+Whether a drop is made of refusals is said by `refused_rate` of the failure accounting, by a judge
+of `refusal` if there is one.
 """
+
 import math
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from weightsteer_jax import config
 from weightsteer_jax.data import tables
@@ -23,14 +27,18 @@ from weightsteer_jax.evaluation.requests import GenerateResult
 
 REQUIRED, OPTIONAL, GENERATES = ('id', 'messages', 'gold'), ('group',), True
 SPLIT = 'test'
-FORMS = {'plain': '{}', 'marked': "{}\n\nWork it out step by step, and end with a line '#### <number>'."}
+FORMS = {
+  'plain': '{}',
+  'marked': "{}\n\nWork it out step by step, and end with a line '#### <number>'.",
+}
 
 
 def build(rows: Sequence[tables.Row], options: config.Task) -> list[dict[str, Any]]:
   """One item per row.
 
   Raises:
-    InputError: an unknown form, more than one, or a row without a question or a number for an answer.
+    InputError: an unknown form, more than one, or a row without a question or a number for an
+      answer.
   """
   [form, *others] = measures.forms_of(options.form or 'plain', tuple(FORMS))
   if others:
@@ -53,12 +61,19 @@ def check(item: Mapping[str, Any], where: str) -> None:
   Raises:
     InputError: it has none.
   """
-  if isinstance(item['gold'], bool) or not isinstance(item['gold'], (int, float)) or not math.isfinite(item['gold']):
+  if (
+    isinstance(item['gold'], bool)
+    or not isinstance(item['gold'], (int, float))
+    or not math.isfinite(item['gold'])
+  ):
     raise InputError(f"{where}: 'gold' is {item['gold']!r}, expected a number")
 
 
-def fields(prepared: answers.Prepared, results: Sequence[GenerateResult], tokenizer: Any) -> dict[str, Any]:
+def fields(
+  prepared: answers.Prepared, results: Sequence[GenerateResult], tokenizer: Any
+) -> dict[str, Any]:
   """Value (1 if the number read is the right one), status, text, and the number as `answer`."""
+
   def read(text):
     number, gold = rules.extract_number(text), prepared.item['gold']
     right = number is not None and math.isclose(number, gold, rel_tol=1e-9, abs_tol=1e-9)
@@ -73,6 +88,6 @@ def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]
 
 
 METRICS: dict[str, Metric] = {
-    'accuracy': each(lambda row: row['value'] or 0.0),
-    'accuracy_answered': each(lambda row: row['value'] if failures.refused(row) == 0 else None),
+  'accuracy': each(lambda row: row['value'] or 0.0),
+  'accuracy_answered': each(lambda row: row['value'] if failures.refused(row) == 0 else None),
 }

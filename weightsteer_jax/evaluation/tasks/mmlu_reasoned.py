@@ -1,11 +1,14 @@
-"""Multiple choice with reasoning: the tables of `mmlu`, answered in text that ends with 'Final Answer: <letter>'.
+"""Multiple choice with reasoning: the tables of `mmlu`, answered in text that ends with 'Final
+Answer: <letter>'.
 
-  accuracy           share of all examples that end with the right letter; no letter is a wrong one
-  valid_answer_rate  share of all examples that end with a letter
-  accuracy_of_valid  share of those that are right
-  consistent_rate    share of letters that follow from their reasoning (judge of `consistency`)
+accuracy           share of all examples that end with the right letter; no letter is a wrong one
+valid_answer_rate  share of all examples that end with a letter
+accuracy_of_valid  share of those that are right
+consistent_rate    share of letters that follow from their reasoning (judge of `consistency`)
 """
-from typing import Any, Mapping, Sequence
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from weightsteer_jax import config
 from weightsteer_jax.data import tables
@@ -28,8 +31,15 @@ def build(rows: Sequence[tables.Row], options: config.Task) -> list[dict[str, An
     InputError: a row without question, options or answer.
   """
   del options
-  return [{'id': name, 'choices': choices, 'answer': answer, 'messages': mmlu.ask(question, choices, INSTRUCTION)}
-          for name, question, choices, answer in mmlu.questions(rows)]
+  return [
+    {
+      'id': name,
+      'choices': choices,
+      'answer': answer,
+      'messages': mmlu.ask(question, choices, INSTRUCTION),
+    }
+    for name, question, choices, answer in mmlu.questions(rows)
+  ]
 
 
 def check(item: Mapping[str, Any], where: str) -> None:
@@ -41,7 +51,9 @@ def check(item: Mapping[str, Any], where: str) -> None:
   letters.letter_of(item['answer'], len(letters.options_of(item, where)), where)
 
 
-def fields(prepared: answers.Prepared, results: Sequence[GenerateResult], tokenizer: Any) -> dict[str, Any]:
+def fields(
+  prepared: answers.Prepared, results: Sequence[GenerateResult], tokenizer: Any
+) -> dict[str, Any]:
   """Value (1 if the last letter is the right one), status, text, and the letter as `choice`."""
   item = prepared.item
 
@@ -53,10 +65,10 @@ def fields(prepared: answers.Prepared, results: Sequence[GenerateResult], tokeni
 
 
 METRICS: dict[str, Metric] = {
-    'accuracy': each(lambda row: row['value'] or 0.0),
-    'valid_answer_rate': each(lambda row: float(has_choice(row))),
-    'accuracy_of_valid': each(lambda row: row['value'] if has_choice(row) else None),
-    'consistent_rate': each(consistency.is_consistent),
+  'accuracy': each(lambda row: row['value'] or 0.0),
+  'valid_answer_rate': each(lambda row: float(has_choice(row))),
+  'accuracy_of_valid': each(lambda row: row['value'] if has_choice(row) else None),
+  'consistent_rate': each(consistency.is_consistent),
 }
 
 

@@ -1,15 +1,31 @@
 """The table of supported families: one file and one line each."""
-from typing import Any, Mapping
+
+from collections.abc import Mapping
+from typing import Any
 
 from weightsteer_jax import tree
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families import (gemma2, gemma3_text, granite, llama, mistral, mixtral, olmo2, phi3, qwen2,
-                                             qwen3, qwen3_moe, smollm3)
+from weightsteer_jax.models.families import (
+  gemma2,
+  gemma3_text,
+  granite,
+  llama,
+  mistral,
+  mixtral,
+  olmo2,
+  phi3,
+  qwen2,
+  qwen3,
+  qwen3_moe,
+  smollm3,
+)
 from weightsteer_jax.models.families.family import Family, TensorRow
 from weightsteer_jax.models.families.fields import Fields
 
-FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (
+FAMILIES: dict[str, Family] = {
+  module.FAMILY.model_type: module.FAMILY
+  for module in (
     llama,
     qwen2,
     qwen3,
@@ -22,7 +38,8 @@ FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for modul
     granite,
     qwen3_moe,
     mixtral,
-)}
+  )
+}
 
 
 def family_of(raw: Mapping[str, Any], *, where: str) -> Family:
@@ -33,20 +50,29 @@ def family_of(raw: Mapping[str, Any], *, where: str) -> Family:
   """
   if not isinstance(raw, Mapping):
     raise InputError(
-        f'{where} is no config of a model: it holds a {type(raw).__name__}, expected an object with a model_type')
+      f'{where} is no config of a model: it holds a {type(raw).__name__}, expected an '
+      'object with a model_type'
+    )
   model_type = str(raw.get('model_type'))
   if model_type not in FAMILIES:
     near = tree.did_you_mean(model_type, FAMILIES)
     raise InputError(
-        f"{where}: model_type {model_type!r} is not supported{near}; supported: {', '.join(sorted(FAMILIES))}")
+      f"{where}: model_type {model_type!r} is not supported{near}; supported: "
+      f"{', '.join(sorted(FAMILIES))}"
+    )
   if raw.get('quantization_config'):
-    raise InputError(f"{where}: the checkpoint is quantised (quantization_config={raw['quantization_config']!r}); use "
-                     'the unquantised one')
+    raise InputError(
+      f"{where}: the checkpoint is quantised "
+      f"(quantization_config={raw['quantization_config']!r}); use "
+      'the unquantised one'
+    )
   family = FAMILIES[model_type]
   architectures = raw.get('architectures') or [family.architecture]
   if family.architecture not in architectures:
     raise InputError(
-        f"{where}: 'architectures' is {architectures!r}, which is not supported; supported: {family.architecture}")
+      f"{where}: 'architectures' is {architectures!r}, which is not supported; supported: "
+      f"{family.architecture}"
+    )
   return family
 
 
@@ -62,12 +88,18 @@ def read_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
   fields.expect('is_decoder', False, True)
   fields.finish()
   if config.num_heads % config.num_kv_heads:
-    raise InputError(f'{where}: {config.num_heads} query heads cannot share {config.num_kv_heads} kv heads evenly')
+    raise InputError(
+      f'{where}: {config.num_heads} query heads cannot share {config.num_kv_heads} kv heads evenly'
+    )
   if config.rotary_dim % 2 or not 0 < config.rotary_dim <= config.head_dim:
-    raise InputError(f'{where}: rotary positions turn pairs, and of a head of {config.head_dim} dimensions '
-                     f'{config.rotary_dim} are no even number above 0')
+    raise InputError(
+      f'{where}: rotary positions turn pairs, and of a head of {config.head_dim} dimensions '
+      f'{config.rotary_dim} are no even number above 0'
+    )
   for factors in (config.rope.short_factors, config.rope.long_factors):
     if factors and len(factors) != config.rotary_dim // 2:
-      raise InputError(f'{where}: the longrope has {len(factors)} factors for {config.rotary_dim // 2} pairs of '
-                       'rotated dimensions')
+      raise InputError(
+        f'{where}: the longrope has {len(factors)} factors for {config.rotary_dim // 2} pairs of '
+        'rotated dimensions'
+      )
   return config

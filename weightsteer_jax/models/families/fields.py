@@ -1,47 +1,101 @@
 """The fields of a `config.json`, none of which is passed over in silence."""
+
 import json
-from typing import Any, Callable, Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from weightsteer_jax import tree
 from weightsteer_jax.errors import InputError
 
-# Keys that say nothing about the forward pass: bookkeeping, token ids (the tokenizer's business), training-only and
-# cache settings, labels of classifiers, and the settings of text generation that older checkpoints carry.
-INERT = frozenset((
-    '_attn_implementation_autoset', '_commit_hash', '_name_or_path', 'architectures', 'auto_map', 'bos_token_id',
+# Keys that say nothing about the forward pass: bookkeeping, token ids (the tokenizer's business),
+# training-only and cache settings, labels of classifiers, and the settings of text generation that
+# older checkpoints carry.
+INERT = frozenset(
+  (
+    '_attn_implementation_autoset',
+    '_commit_hash',
+    '_name_or_path',
+    'architectures',
+    'auto_map',
+    'bos_token_id',
     'cache_implementation',
-    'chunk_size_feed_forward', 'dtype', 'eos_token_id', 'finetuning_task', 'id2label', 'initializer_range',
-    'is_llama_config', 'label2id', 'output_attentions', 'output_hidden_states', 'output_scores', 'pad_token_id',
-    'prefix', 'problem_type', 'return_dict', 'return_dict_in_generate', 'task_specific_params', 'tokenizer_class',
-    'torch_dtype', 'transformers.js_config', 'transformers_version', 'unsloth_fixed', 'unsloth_version', 'use_cache',
-    'bad_words_ids', 'begin_suppress_tokens', 'diversity_penalty', 'do_sample', 'early_stopping',
-    'encoder_no_repeat_ngram_size', 'exponential_decay_length_penalty', 'forced_bos_token_id', 'forced_eos_token_id',
-    'length_penalty', 'max_length', 'min_length', 'no_repeat_ngram_size', 'num_beam_groups', 'num_beams',
-    'num_return_sequences', 'remove_invalid_values', 'repetition_penalty', 'sep_token_id', 'suppress_tokens',
-    'temperature', 'top_k', 'top_p', 'typical_p',
-))
+    'chunk_size_feed_forward',
+    'dtype',
+    'eos_token_id',
+    'finetuning_task',
+    'id2label',
+    'initializer_range',
+    'is_llama_config',
+    'label2id',
+    'output_attentions',
+    'output_hidden_states',
+    'output_scores',
+    'pad_token_id',
+    'prefix',
+    'problem_type',
+    'return_dict',
+    'return_dict_in_generate',
+    'task_specific_params',
+    'tokenizer_class',
+    'torch_dtype',
+    'transformers.js_config',
+    'transformers_version',
+    'unsloth_fixed',
+    'unsloth_version',
+    'use_cache',
+    'bad_words_ids',
+    'begin_suppress_tokens',
+    'diversity_penalty',
+    'do_sample',
+    'early_stopping',
+    'encoder_no_repeat_ngram_size',
+    'exponential_decay_length_penalty',
+    'forced_bos_token_id',
+    'forced_eos_token_id',
+    'length_penalty',
+    'max_length',
+    'min_length',
+    'no_repeat_ngram_size',
+    'num_beam_groups',
+    'num_beams',
+    'num_return_sequences',
+    'remove_invalid_values',
+    'repetition_penalty',
+    'sep_token_id',
+    'suppress_tokens',
+    'temperature',
+    'top_k',
+    'top_p',
+    'typical_p',
+  )
+)
 
 
 class Fields:
-  """The fields of a `config.json`, each to be taken or known to say nothing: `finish` refuses what is left.
+  """The fields of a `config.json`, each to be taken or known to say nothing: `finish` refuses what
+  is left.
 
-  A field that is null is as good as absent, but where null has a meaning of its own (see `optional`).
+  A field that is null is as good as absent, but where null has a meaning of its own (see
+  `optional`).
 
   Attributes:
     left: the fields that were not asked for yet.
-    asked: what was done with each field that was, for the page that says so: 'honoured', 'without effect', or the only
-      values that are supported.
+    asked: what was done with each field that was, for the page that says so: 'honoured', 'without
+      effect', or the only values that are supported.
   """
 
   def __init__(self, raw: Mapping[str, Any], *, where: str):
     self.where = where
     passed = INERT | {'model_type'}
-    self.left = {key: value for key, value in raw.items() if value is not None and key not in passed}
+    self.left = {
+      key: value for key, value in raw.items() if value is not None and key not in passed
+    }
     self.asked: dict[str, str] = {}
     self._nulls = {key for key, value in raw.items() if value is None}
 
   def take(self, key: str, *default: Any, kind: type | tuple[type, ...] = object) -> Any:
-    """The value of the field, which must be of the kind; where it is absent, the default, if one is given.
+    """The value of the field, which must be of the kind; where it is absent, the default, if one is
+    given.
 
     Raises:
       InputError: the field is absent and has no default, or is of another kind.
@@ -49,7 +103,9 @@ class Fields:
     self.asked.setdefault(key, 'honoured')
     if key not in self.left:
       if not default:
-        raise InputError(f"{self.where}: the field '{key}' is missing{tree.did_you_mean(key, self.left)}")
+        raise InputError(
+          f"{self.where}: the field '{key}' is missing{tree.did_you_mean(key, self.left)}"
+        )
       return default[0]
     value = self.left.pop(key)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
@@ -72,7 +128,9 @@ class Fields:
     return value
 
   def optional(self, take: Callable[..., Any], key: str, default: Any) -> Any:
-    """The field as `take` (one of the methods above) gives it, or None where it is null; the default where absent."""
+    """The field as `take` (one of the methods above) gives it, or None where it is null; the
+    default where absent.
+    """
     if key in self._nulls or (key not in self.left and default is None):
       self.asked.setdefault(key, 'honoured')
       return None
@@ -86,11 +144,13 @@ class Fields:
     """
     self.asked.setdefault(key, f'only {", ".join(map(json.dumps, allowed)) or "null"}')
     value = self.left.pop(key, None)
-    if value is not None and not any(value == other and isinstance(value, bool) == isinstance(other, bool)
-                                     for other in allowed):
+    if value is not None and not any(
+      value == other and isinstance(value, bool) == isinstance(other, bool) for other in allowed
+    ):
       raise InputError(
-          f"{self.where}: '{key}' is {value!r}, which is not supported (supported: "
-          f"{', '.join(map(repr, allowed)) or 'null'})")
+        f"{self.where}: '{key}' is {value!r}, which is not supported (supported: "
+        f"{', '.join(map(repr, allowed)) or 'null'})"
+      )
 
   def ignore(self, *keys: str) -> None:
     """Drops fields that have no effect at the values the others have."""
@@ -107,4 +167,6 @@ class Fields:
     if self.left:
       fields = ', '.join(f'{key}={value!r}' for key, value in sorted(self.left.items()))
       raise InputError(
-          f'{self.where}: these fields are not supported, and ignoring them could change the results: {fields}')
+        f'{self.where}: these fields are not supported, and ignoring them could change the '
+        f'results: {fields}'
+      )

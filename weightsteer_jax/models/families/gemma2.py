@@ -1,29 +1,52 @@
 """Gemma 2. Source: transformers `modeling_gemma2.py`, arXiv 2408.00118."""
+
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families.family import (ATTENTION, EMBEDDING, END, GATED_MLP, Family, block_norms,
-                                                    layer_types, read_activation, read_rope, read_sizes, read_windows,
-                                                    write_sizes)
+from weightsteer_jax.models.families.family import (
+  ATTENTION,
+  EMBEDDING,
+  END,
+  GATED_MLP,
+  Family,
+  block_norms,
+  layer_types,
+  read_activation,
+  read_rope,
+  read_sizes,
+  read_windows,
+  write_sizes,
+)
 from weightsteer_jax.models.families.fields import Fields
 
 TENSORS = (
-    *EMBEDDING,
-    *block_norms(attn_norm='input_layernorm', attn_post_norm='post_attention_layernorm',
-                 mlp_norm='pre_feedforward_layernorm', mlp_post_norm='post_feedforward_layernorm'),
-    *ATTENTION, *GATED_MLP, *END,
+  *EMBEDDING,
+  *block_norms(
+    attn_norm='input_layernorm',
+    attn_post_norm='post_attention_layernorm',
+    mlp_norm='pre_feedforward_layernorm',
+    mlp_post_norm='post_feedforward_layernorm',
+  ),
+  *ATTENTION,
+  *GATED_MLP,
+  *END,
 )
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a Gemma 2 `config.json` describes: without `layer_types`, every other layer is local."""
+  """The model that a Gemma 2 `config.json` describes: without `layer_types`, every other layer is
+  local.
+  """
   sizes = read_sizes(fields, max_positions=8192, shared_heads=False, head_dim=256, tied=True)
   window = fields.optional(fields.count, 'sliding_window', 4096)
   fields.expect('sliding_window_size', window)  # Stands beside it in published configs.
   kinds = [('sliding_attention', 'full_attention')[i % 2] for i in range(sizes['num_layers'])]
-  return ModelConfig(**sizes, **read_windows(fields, sizes['num_layers'], default=kinds, window=window),
-                     **read_gemma(fields, sizes['width']),
-                     rope=read_rope(fields, max_positions=sizes['max_positions']),
-                     score_softcap=fields.optional(fields.positive, 'attn_logit_softcapping', 50.0),
-                     logit_softcap=fields.optional(fields.positive, 'final_logit_softcapping', 30.0))
+  return ModelConfig(
+    **sizes,
+    **read_windows(fields, sizes['num_layers'], default=kinds, window=window),
+    **read_gemma(fields, sizes['width']),
+    rope=read_rope(fields, max_positions=sizes['max_positions']),
+    score_softcap=fields.optional(fields.positive, 'attn_logit_softcapping', 50.0),
+    logit_softcap=fields.optional(fields.positive, 'final_logit_softcapping', 30.0),
+  )
 
 
 def read_gemma(fields: Fields, width: int) -> dict:
@@ -33,16 +56,28 @@ def read_gemma(fields: Fields, width: int) -> dict:
   fields.expect('hidden_act', activation)  # transformers reads the other one.
   fields.expect('attention_dropout', 0.0)
   fields.expect('use_bidirectional_attention', False)
-  return dict(qkv_bias=bias, o_bias=bias, mlp_bias=False, activation=activation, post_norm=True, norm_offset=1.0,
-              score_scale=fields.count('query_pre_attn_scalar', 256) ** -0.5, embedding_scale=width ** 0.5)
+  return dict(
+    qkv_bias=bias,
+    o_bias=bias,
+    mlp_bias=False,
+    activation=activation,
+    post_norm=True,
+    norm_offset=1.0,
+    score_scale=fields.count('query_pre_attn_scalar', 256) ** -0.5,
+    embedding_scale=width**0.5,
+  )
 
 
 def describe(config: ModelConfig) -> dict:
   """The fields of a Gemma 2 `config.json` that describe this model."""
   fields = write_sizes(config) | {
-      'hidden_activation': config.activation, 'attention_bias': config.qkv_bias, 'sliding_window': config.window,
-      'layer_types': layer_types(config), 'query_pre_attn_scalar': write_scalar(config),
-      'attn_logit_softcapping': config.score_softcap, 'final_logit_softcapping': config.logit_softcap,
+    'hidden_activation': config.activation,
+    'attention_bias': config.qkv_bias,
+    'sliding_window': config.window,
+    'layer_types': layer_types(config),
+    'query_pre_attn_scalar': write_scalar(config),
+    'attn_logit_softcapping': config.score_softcap,
+    'final_logit_softcapping': config.logit_softcap,
   }
   fields.pop('hidden_act')
   return fields
@@ -50,9 +85,16 @@ def describe(config: ModelConfig) -> dict:
 
 def write_scalar(config: ModelConfig) -> int:
   """`query_pre_attn_scalar`, a whole number."""
-  return config.head_dim if config.score_scale is None else max(1, round(config.score_scale ** -2))
+  return config.head_dim if config.score_scale is None else max(1, round(config.score_scale**-2))
 
 
-FAMILY = Family('gemma2', 'Gemma2ForCausalLM',
-                'Gemma 2: norms before and after with 1 added to their scale, soft-capped scores and logits, every '
-                'other layer local, scaled embeddings', read, describe, TENSORS)
+FAMILY = Family(
+  'gemma2',
+  'Gemma2ForCausalLM',
+  'Gemma 2: norms before and after with 1 added to their scale, soft-capped scores and '
+  'logits, every '
+  'other layer local, scaled embeddings',
+  read,
+  describe,
+  TENSORS,
+)

@@ -1,7 +1,16 @@
-"""Llama 2, 3, 3.1, 3.2, 3.3 and models of the same architecture. Source: transformers `modeling_llama.py`."""
+"""Llama 2, 3, 3.1, 3.2, 3.3 and models of the same architecture. Source: transformers
+`modeling_llama.py`.
+"""
+
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families.family import (PRE_NORM_TENSORS, Family, read_activation, read_rope,
-                                                    read_sizes, write_sizes)
+from weightsteer_jax.models.families.family import (
+  PRE_NORM_TENSORS,
+  Family,
+  read_activation,
+  read_rope,
+  read_sizes,
+  write_sizes,
+)
 from weightsteer_jax.models.families.fields import Fields
 
 
@@ -14,9 +23,14 @@ def read(fields: Fields) -> ModelConfig:
   fields.expect('attention_dropout', 0.0)
   fields.expect('mlp_dropout', 0.0)
   sizes = read_sizes(fields, max_positions=2048)
-  return ModelConfig(**sizes, rope=read_rope(fields, max_positions=sizes['max_positions']), qkv_bias=attention_bias,
-                     o_bias=attention_bias, mlp_bias=fields.take('mlp_bias', False, kind=bool),
-                     activation=read_activation(fields))
+  return ModelConfig(
+    **sizes,
+    rope=read_rope(fields, max_positions=sizes['max_positions']),
+    qkv_bias=attention_bias,
+    o_bias=attention_bias,
+    mlp_bias=fields.take('mlp_bias', False, kind=bool),
+    activation=read_activation(fields),
+  )
 
 
 def describe(config: ModelConfig) -> dict:
@@ -24,5 +38,11 @@ def describe(config: ModelConfig) -> dict:
   return write_sizes(config) | {'attention_bias': config.qkv_bias, 'mlp_bias': config.mlp_bias}
 
 
-FAMILY = Family('llama', 'LlamaForCausalLM', 'Llama 2, 3, 3.1, 3.2, 3.3, and models of the same architecture', read,
-                describe, PRE_NORM_TENSORS)
+FAMILY = Family(
+  'llama',
+  'LlamaForCausalLM',
+  'Llama 2, 3, 3.1, 3.2, 3.3, and models of the same architecture',
+  read,
+  describe,
+  PRE_NORM_TENSORS,
+)

@@ -1,8 +1,21 @@
-"""Mixtral: Mistral with a mixture of experts for every MLP. Source: transformers `modeling_mixtral.py`."""
+"""Mixtral: Mistral with a mixture of experts for every MLP. Source: transformers
+`modeling_mixtral.py`.
+"""
+
 from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families.family import (ATTENTION, EMBEDDING, END, PRE_NORMS, Family, TensorRow,
-                                                    read_activation, read_rope, read_sizes, write_sizes)
+from weightsteer_jax.models.families.family import (
+  ATTENTION,
+  EMBEDDING,
+  END,
+  PRE_NORMS,
+  Family,
+  TensorRow,
+  read_activation,
+  read_rope,
+  read_sizes,
+  write_sizes,
+)
 from weightsteer_jax.models.families.fields import Fields
 
 
@@ -12,12 +25,21 @@ def read(fields: Fields) -> ModelConfig:
   window = fields.optional(fields.count, 'sliding_window', None)
   fields.expect('attention_dropout', 0.0)
   fields.expect('router_jitter_noise', 0.0)
-  fields.ignore('output_router_logits', 'router_aux_loss_coef')  # Of a loss in training, which there is not here.
+  fields.ignore(
+    'output_router_logits', 'router_aux_loss_coef'
+  )  # Of a loss in training, which there is not here.
   return ModelConfig(
-      **sizes, rope=read_rope(fields, max_positions=sizes['max_positions'], theta=1e6), qkv_bias=False, o_bias=False,
-      mlp_bias=False, activation=read_activation(fields), window=window,
-      local_layers=() if window is None else tuple(range(sizes['num_layers'])),
-      **read_experts(fields, num_experts=8, experts_per_token=2), normalise_choices=True)
+    **sizes,
+    rope=read_rope(fields, max_positions=sizes['max_positions'], theta=1e6),
+    qkv_bias=False,
+    o_bias=False,
+    mlp_bias=False,
+    activation=read_activation(fields),
+    window=window,
+    local_layers=() if window is None else tuple(range(sizes['num_layers'])),
+    **read_experts(fields, num_experts=8, experts_per_token=2),
+    normalise_choices=True,
+  )
 
 
 def read_experts(fields: Fields, *, num_experts: int, experts_per_token: int) -> dict[str, int]:
@@ -26,32 +48,51 @@ def read_experts(fields: Fields, *, num_experts: int, experts_per_token: int) ->
   Raises:
     InputError: a token goes through more experts than there are.
   """
-  named = {fields.optional(fields.count, key, None) for key in ('num_local_experts', 'num_experts')} - {None}
+  named = {
+    fields.optional(fields.count, key, None) for key in ('num_local_experts', 'num_experts')
+  } - {None}
   if len(named) > 1:
-    raise InputError(f"{fields.where}: 'num_local_experts' and 'num_experts' are two names for one number, but differ")
+    raise InputError(
+      f"{fields.where}: 'num_local_experts' and 'num_experts' are two names for one number, "
+      "but differ"
+    )
   experts = named.pop() if named else num_experts
   choices = fields.count('num_experts_per_tok', experts_per_token)
   if choices > experts:
-    raise InputError(f"{fields.where}: 'num_experts_per_tok' is {choices}, but there are {experts} experts")
+    raise InputError(
+      f"{fields.where}: 'num_experts_per_tok' is {choices}, but there are {experts} experts"
+    )
   return dict(num_experts=experts, experts_per_token=choices)
 
 
 def describe(config: ModelConfig) -> dict:
   """The fields of a Mixtral `config.json` that describe this model."""
-  return write_sizes(config) | {'sliding_window': config.window, 'num_local_experts': config.num_experts,
-                                'num_experts_per_tok': config.experts_per_token}
+  return write_sizes(config) | {
+    'sliding_window': config.window,
+    'num_local_experts': config.num_experts,
+    'num_experts_per_tok': config.experts_per_token,
+  }
 
 
 def experts(router: str, gate: str, up: str, down: str) -> tuple[TensorRow, ...]:
   """Rows of a mixture of experts, stored expert by expert."""
   return (
-      TensorRow('layers/mlp/router/kernel', f'model.layers.{{l}}.{router}.weight', 'E D -> D E'),
-      TensorRow('layers/mlp/experts/gate/kernel', f'model.layers.{{l}}.{gate}.weight', 'F D -> D F'),
-      TensorRow('layers/mlp/experts/up/kernel', f'model.layers.{{l}}.{up}.weight', 'F D -> D F'),
-      TensorRow('layers/mlp/experts/down/kernel', f'model.layers.{{l}}.{down}.weight', 'D F -> F D'),
+    TensorRow('layers/mlp/router/kernel', f'model.layers.{{l}}.{router}.weight', 'E D -> D E'),
+    TensorRow('layers/mlp/experts/gate/kernel', f'model.layers.{{l}}.{gate}.weight', 'F D -> D F'),
+    TensorRow('layers/mlp/experts/up/kernel', f'model.layers.{{l}}.{up}.weight', 'F D -> D F'),
+    TensorRow('layers/mlp/experts/down/kernel', f'model.layers.{{l}}.{down}.weight', 'D F -> F D'),
   )
 
 
-EXPERTS = experts('block_sparse_moe.gate', *(f'block_sparse_moe.experts.{{e}}.{name}' for name in ('w1', 'w3', 'w2')))
-FAMILY = Family('mixtral', 'MixtralForCausalLM', 'Mixtral: a mixture of experts for every MLP', read, describe,
-                (*EMBEDDING, *PRE_NORMS, *ATTENTION, *EXPERTS, *END))
+EXPERTS = experts(
+  'block_sparse_moe.gate',
+  *(f'block_sparse_moe.experts.{{e}}.{name}' for name in ('w1', 'w3', 'w2')),
+)
+FAMILY = Family(
+  'mixtral',
+  'MixtralForCausalLM',
+  'Mixtral: a mixture of experts for every MLP',
+  read,
+  describe,
+  (*EMBEDDING, *PRE_NORMS, *ATTENTION, *EXPERTS, *END),
+)

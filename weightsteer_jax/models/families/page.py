@@ -1,11 +1,18 @@
 """The page docs/families.md: what is supported, asked of the code that reads it."""
+
 from weightsteer_jax.models.families import FAMILIES
 from weightsteer_jax.models.families.family import Family
 from weightsteer_jax.models.families.fields import INERT, Fields
 
 # The least that a config says; what a family asks for beyond it is recorded as it is read.
-LEAST = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-             vocab_size=8)
+LEAST = dict(
+  hidden_size=8,
+  intermediate_size=8,
+  num_hidden_layers=2,
+  num_attention_heads=2,
+  num_key_value_heads=1,
+  vocab_size=8,
+)
 
 HEAD = '''# Families of models
 
@@ -48,15 +55,19 @@ Without effect on the forward pass, and passed over: {inert}.
 
 def page() -> str:
   """The page."""
-  table = '\n'.join(f'| `{name}` | `{family.architecture}` | {family.about.split(":")[0]} |'
-                    for name, family in FAMILIES.items())
+  table = '\n'.join(
+    f'| `{name}` | `{family.architecture}` | {family.about.split(":")[0]} |'
+    for name, family in FAMILIES.items()
+  )
   sections = ''.join(_section(family) for family in FAMILIES.values())
   inert = ', '.join(f'`{key}`' for key in sorted(INERT))
   return HEAD.format(table=table) + sections + TAIL.format(inert=inert)
 
 
 def fields_of(family: Family) -> dict[str, str]:
-  """{field: what is done with it}: 'honoured', 'without effect', or 'only' and the values that are supported."""
+  """{field: what is done with it}: 'honoured', 'without effect', or 'only' and the values that are
+  supported.
+  """
   fields = Fields(LEAST | {'model_type': family.model_type}, where='the page')
   family.read(fields)
   return fields.asked
@@ -64,9 +75,22 @@ def fields_of(family: Family) -> dict[str, str]:
 
 def _section(family: Family) -> str:
   asked = fields_of(family)
-  rows = [('honoured', [f'`{key}`' for key, how in sorted(asked.items()) if how == 'honoured']),
-          ('supported at', [f'`{key}` {how.removeprefix("only ")}' for key, how in sorted(asked.items())
-                            if how.startswith('only ')]),
-          ('without effect', [f'`{key}`' for key, how in sorted(asked.items()) if how == 'without effect'])]
-  lines = '\n'.join(f'- {how}: {("; " if how == "supported at" else ", ").join(keys)}' for how, keys in rows if keys)
+  rows = [
+    ('honoured', [f'`{key}`' for key, how in sorted(asked.items()) if how == 'honoured']),
+    (
+      'supported at',
+      [
+        f'`{key}` {how.removeprefix("only ")}'
+        for key, how in sorted(asked.items())
+        if how.startswith('only ')
+      ],
+    ),
+    (
+      'without effect',
+      [f'`{key}`' for key, how in sorted(asked.items()) if how == 'without effect'],
+    ),
+  ]
+  lines = '\n'.join(
+    f'- {how}: {("; " if how == "supported at" else ", ").join(keys)}' for how, keys in rows if keys
+  )
   return f'## {family.model_type}\n\n{family.about}.\n\n{lines}\n\n'

@@ -1,22 +1,37 @@
 """Phi-3, Phi-3.5 and Phi-4-mini. Source: transformers `modeling_phi3.py`, arXiv 2404.14219."""
+
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families.family import (EMBEDDING, END, PRE_NORMS, Family, TensorRow,
-                                                    longrope_attention_factor, read_activation, read_rope_kind,
-                                                    read_sizes, rope_fields, write_sizes)
+from weightsteer_jax.models.families.family import (
+  EMBEDDING,
+  END,
+  PRE_NORMS,
+  Family,
+  TensorRow,
+  longrope_attention_factor,
+  read_activation,
+  read_rope_kind,
+  read_sizes,
+  rope_fields,
+  write_sizes,
+)
 from weightsteer_jax.models.families.fields import Fields
 
 ROPES = ('default', 'longrope')
-QKV, GATE_UP = 'model.layers.{l}.self_attn.qkv_proj.weight', 'model.layers.{l}.mlp.gate_up_proj.weight'
+QKV, GATE_UP = (
+  'model.layers.{l}.self_attn.qkv_proj.weight',
+  'model.layers.{l}.mlp.gate_up_proj.weight',
+)
 TENSORS = (
-    *EMBEDDING, *PRE_NORMS,
-    TensorRow('layers/attn/q/kernel', QKV, '(N H) D -> D N H', after=('K H', 'K H')),
-    TensorRow('layers/attn/k/kernel', QKV, '(K H) D -> D K H', before=('N H',), after=('K H',)),
-    TensorRow('layers/attn/v/kernel', QKV, '(K H) D -> D K H', before=('N H', 'K H')),
-    TensorRow('layers/attn/o/kernel', 'model.layers.{l}.self_attn.o_proj.weight', 'D (N H) -> N H D'),
-    TensorRow('layers/mlp/gate/kernel', GATE_UP, 'F D -> D F', after=('F',)),
-    TensorRow('layers/mlp/up/kernel', GATE_UP, 'F D -> D F', before=('F',)),
-    TensorRow('layers/mlp/down/kernel', 'model.layers.{l}.mlp.down_proj.weight', 'D F -> F D'),
-    *END,
+  *EMBEDDING,
+  *PRE_NORMS,
+  TensorRow('layers/attn/q/kernel', QKV, '(N H) D -> D N H', after=('K H', 'K H')),
+  TensorRow('layers/attn/k/kernel', QKV, '(K H) D -> D K H', before=('N H',), after=('K H',)),
+  TensorRow('layers/attn/v/kernel', QKV, '(K H) D -> D K H', before=('N H', 'K H')),
+  TensorRow('layers/attn/o/kernel', 'model.layers.{l}.self_attn.o_proj.weight', 'D (N H) -> N H D'),
+  TensorRow('layers/mlp/gate/kernel', GATE_UP, 'F D -> D F', after=('F',)),
+  TensorRow('layers/mlp/up/kernel', GATE_UP, 'F D -> D F', before=('F',)),
+  TensorRow('layers/mlp/down/kernel', 'model.layers.{l}.mlp.down_proj.weight', 'D F -> F D'),
+  *END,
 )
 
 
@@ -27,13 +42,22 @@ def read(fields: Fields) -> ModelConfig:
   for key in ('attention_dropout', 'embd_pdrop', 'resid_pdrop'):
     fields.expect(key, 0.0)
   fields.expect('attention_bias', False)
-  return ModelConfig(**sizes, **read_partial_rope(fields, sizes['max_positions']), qkv_bias=False, o_bias=False,
-                     mlp_bias=False, activation=read_activation(fields),
-                     local_layers=() if window is None else tuple(range(sizes['num_layers'])), window=window)
+  return ModelConfig(
+    **sizes,
+    **read_partial_rope(fields, sizes['max_positions']),
+    qkv_bias=False,
+    o_bias=False,
+    mlp_bias=False,
+    activation=read_activation(fields),
+    local_layers=() if window is None else tuple(range(sizes['num_layers'])),
+    window=window,
+  )
 
 
 def read_partial_rope(fields: Fields, max_positions: int) -> dict:
-  """`rope` and `rotary_fraction`; the original context beside the rope's fields goes before that among them."""
+  """`rope` and `rotary_fraction`; the original context beside the rope's fields goes before that
+  among them.
+  """
   inside, theta = rope_fields(fields, 1e4)
   fraction = inside.positive('partial_rotary_factor', fields.positive('partial_rotary_factor', 1.0))
   original = fields.count('original_max_position_embeddings', 4096)
@@ -45,15 +69,25 @@ def read_partial_rope(fields: Fields, max_positions: int) -> dict:
 
 def describe(config: ModelConfig) -> dict:
   """The fields of a Phi-3 `config.json` that describe this model."""
-  fields = write_sizes(config) | {'sliding_window': config.window, 'partial_rotary_factor': config.rotary_fraction}
+  fields = write_sizes(config) | {
+    'sliding_window': config.window,
+    'partial_rotary_factor': config.rotary_fraction,
+  }
   if config.rope.kind == 'longrope':
     original = config.rope.original_max_positions
     fields['original_max_position_embeddings'] = original
-    if config.rope.attention_factor == longrope_attention_factor(config.max_positions / original, original):
+    if config.rope.attention_factor == longrope_attention_factor(
+      config.max_positions / original, original
+    ):
       del fields['rope_scaling']['attention_factor']  # Which transformers before 4.50 refused.
   return fields
 
 
-FAMILY = Family('phi3', 'Phi3ForCausalLM',
-                'Phi-3, Phi-3.5 and Phi-4-mini: projections stored together, part of a head rotated, longrope', read,
-                describe, TENSORS)
+FAMILY = Family(
+  'phi3',
+  'Phi3ForCausalLM',
+  'Phi-3, Phi-3.5 and Phi-4-mini: projections stored together, part of a head rotated, longrope',
+  read,
+  describe,
+  TENSORS,
+)

@@ -1,7 +1,16 @@
 """Qwen2 and Qwen2.5 (dense). Source: transformers `modeling_qwen2.py`."""
+
 from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families.family import (PRE_NORM_TENSORS, Family, layer_types, read_activation,
-                                                    read_rope, read_sizes, read_windows, write_sizes)
+from weightsteer_jax.models.families.family import (
+  PRE_NORM_TENSORS,
+  Family,
+  layer_types,
+  read_activation,
+  read_rope,
+  read_sizes,
+  read_windows,
+  write_sizes,
+)
 from weightsteer_jax.models.families.fields import Fields
 
 
@@ -10,13 +19,21 @@ def read(fields: Fields) -> ModelConfig:
   sizes = read_sizes(fields, max_positions=32768, shared_heads=False)
   fields.expect('attention_dropout', 0.0)
   fields.expect('use_mrope', False)
-  return ModelConfig(**sizes, **read_last_layers_local(fields, sizes['num_layers']),
-                     rope=read_rope(fields, max_positions=sizes['max_positions']), qkv_bias=True, o_bias=False,
-                     mlp_bias=False, activation=read_activation(fields))
+  return ModelConfig(
+    **sizes,
+    **read_last_layers_local(fields, sizes['num_layers']),
+    rope=read_rope(fields, max_positions=sizes['max_positions']),
+    qkv_bias=True,
+    o_bias=False,
+    mlp_bias=False,
+    activation=read_activation(fields),
+  )
 
 
 def read_last_layers_local(fields: Fields, layers: int) -> dict:
-  """`local_layers` and `window`: where windows are in use, the layers from `max_window_layers` on are local."""
+  """`local_layers` and `window`: where windows are in use, the layers from `max_window_layers` on
+  are local.
+  """
   in_use = fields.take('use_sliding_window', False, kind=bool)
   window = fields.optional(fields.count, 'sliding_window', 4096)
   first = fields.take('max_window_layers', 28, kind=int)
@@ -29,7 +46,11 @@ def write_windows(config: ModelConfig) -> dict:
   """The fields that `read_last_layers_local` reads."""
   if not config.local_layers:
     return {'use_sliding_window': False}
-  return {'use_sliding_window': True, 'sliding_window': config.window, 'layer_types': layer_types(config)}
+  return {
+    'use_sliding_window': True,
+    'sliding_window': config.window,
+    'layer_types': layer_types(config),
+  }
 
 
 def describe(config: ModelConfig) -> dict:
@@ -37,4 +58,6 @@ def describe(config: ModelConfig) -> dict:
   return write_sizes(config) | write_windows(config)
 
 
-FAMILY = Family('qwen2', 'Qwen2ForCausalLM', 'Qwen2 and Qwen2.5, dense', read, describe, PRE_NORM_TENSORS)
+FAMILY = Family(
+  'qwen2', 'Qwen2ForCausalLM', 'Qwen2 and Qwen2.5, dense', read, describe, PRE_NORM_TENSORS
+)
