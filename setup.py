@@ -62,6 +62,7 @@ setuptools.setup(
       'jsonschema>=4.26',
       'openai>=3.57',
     ],
+    'dev': ['ruff>=0.17.6,<0.18', 'mypy>=2.4,<3', 'pre-commit>=4'],
     'judge': ['openai>=3.57'],
     'bench': ['torch>=2.13,<2.14', 'peft>=0.21', 'accelerate>=1.15'],
     'lm-eval': ['lm-eval>=0.4.13'],

@@ -10,7 +10,6 @@ import pytest
 from weightsteer_jax import models
 from weightsteer_jax.directions import card
 
-
 RECORD = {
   'alpha': 0.5,
   'dtype': 'float32',
