@@ -26,8 +26,8 @@ setuptools.setup(
   package_data={
     'weightsteer_jax.evaluation.judges': ['prompts/*.txt'],
     'weightsteer_jax.evaluation.tasks': ['*.jsonl'],
-    'weightsteer_jax.organism': ['checkpoint/*'],
-    'weightsteer_jax.report': ['page.css', 'page.js'],
+    'weightsteer_jax.experiments.organism': ['checkpoint/*'],
+    'weightsteer_jax.experiments.report': ['page.css', 'page.js'],
   },
   install_requires=[
     'jax>=0.10.2',

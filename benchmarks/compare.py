@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from weightsteer_jax.versions import versions
+from weightsteer_jax.storage.versions import versions
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
 PACKAGES = (

@@ -168,8 +168,8 @@ def decode(config, params, delta, args, rows) -> tuple[Callable, Work, dict]:
   import jax.numpy as jnp
   import numpy as np
 
-  from weightsteer_jax import sharding, tree
-  from weightsteer_jax.evaluation import generation
+  from weightsteer_jax.inference import generation
+  from weightsteer_jax.runtime import sharding, tree
 
   rows, length = int(rows), args.cache + DECODED
   stops = np.zeros(0, np.int32)
@@ -217,8 +217,8 @@ def score(config, params, delta, args, _) -> tuple[Callable, Work, dict]:
   """One batch of prompts with four answers each."""
   import jax
 
-  from weightsteer_jax import tree
-  from weightsteer_jax.evaluation import packing, scoring
+  from weightsteer_jax.inference import packing, scoring
+  from weightsteer_jax.runtime import tree
 
   prompts, length, answers = args.prompts, args.prompt_length, args.prompts * ANSWERS
   batch = jax.device_put(
@@ -251,9 +251,10 @@ def train(config, params, delta, args, remat) -> tuple[Callable, Work, dict]:
   import numpy as np
 
   from weightsteer_jax import config as configs
-  from weightsteer_jax import data, tree
+  from weightsteer_jax import data
   from weightsteer_jax.finetune import optimizer
   from weightsteer_jax.finetune import step as steps
+  from weightsteer_jax.runtime import tree
 
   options = configs.FineTune(kind='lora', rank=cases.RANK // 2, steps=1000)
   recipe = optimizer.adamw(options)
@@ -295,7 +296,7 @@ PROGRAMS = {'decode': decode, 'score': score, 'train': train}
 
 def matmul_parameters(config, params) -> tuple[int, int]:
   """(of the head, of all layers): what each token is multiplied with."""
-  from weightsteer_jax import tree
+  from weightsteer_jax.runtime import tree
 
   flat = tree.flatten(params)
   return config.vocab_size * config.width, sum(

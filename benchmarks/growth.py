@@ -73,15 +73,15 @@ def seconds(*, alphas: int, questions: int, prompt_length: int, layers: int) -> 
 
   import numpy as np
 
-  from weightsteer_jax import evaluation
+  from weightsteer_jax import inference
 
   config, params, delta = model_of(layers)
-  engine = evaluation.Engine(
+  engine = inference.Engine(
     types.SimpleNamespace(config=config, params=params), None, {'steered': [(delta, None)]}
   )
   asked = cases.questions(questions, vocabulary=config.vocab_size, prompt=prompt_length, choices=4)
   requests = [
-    evaluation.ScoreRequest((alpha, i, j), question.prompt, choice, 'steered', float(alpha))
+    inference.ScoreRequest((alpha, i, j), question.prompt, choice, 'steered', float(alpha))
     for alpha in np.linspace(-2, 2, alphas + 1)[1:]
     for i, question in enumerate(asked)
     for j, choice in enumerate(question.choices)
@@ -115,8 +115,9 @@ def on_devices(count: int) -> tuple[float, int, int]:
   """(operations, bytes of weights, bytes of temporaries) of one device, for one batch whose rows are cut over all."""
   import jax
 
-  from weightsteer_jax import models, sharding
-  from weightsteer_jax.evaluation import packing, scoring
+  from weightsteer_jax import models
+  from weightsteer_jax.inference import packing, scoring
+  from weightsteer_jax.runtime import sharding
 
   config, params, delta = model_of(USUAL['layers'])
   layout = sharding.Layout(sharding.make_mesh({'data': count, 'fsdp': 1, 'tensor': 1}), fsdp=False)

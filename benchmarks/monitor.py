@@ -37,9 +37,11 @@ def main(argv):
   import jax
   import numpy as np
 
-  from weightsteer_jax import config, data, models, monitoring, organism, tree
+  from weightsteer_jax import config, data, models
+  from weightsteer_jax.experiments import monitoring, organism
   from weightsteer_jax.finetune import optimizer
   from weightsteer_jax.finetune import step as steps
+  from weightsteer_jax.runtime import tree
 
   model = models.load(organism.checkpoint_folder())
   options = config.FineTune(kind='lora', rank=args.rank, steps=1000)

@@ -81,7 +81,8 @@ def main(argv):
 def load_ours(folder: pathlib.Path, dtype: str) -> tuple[Any, Any]:
   """(model, the adapter's delta)."""
   from weightsteer_jax import models
-  from weightsteer_jax.directions import checkpoints, peft_adapter, peft_delta
+  from weightsteer_jax.directions import peft_adapter, peft_delta
+  from weightsteer_jax.directions.streamed import checkpoints
 
   with checkpoints.open_checkpoint(folder / 'base') as checkpoint:
     delta = peft_delta.to_delta(peft_adapter.read(folder / 'adapter'), checkpoint)
@@ -102,7 +103,7 @@ def sweep(folder: pathlib.Path, args: Any) -> dict[str, Any]:
   import jax
   import numpy as np
 
-  from weightsteer_jax import evaluation
+  from weightsteer_jax import inference
 
   model, delta = load_ours(folder, args.dtype)
   theirs = load_theirs(folder, args.dtype, args.tokens_at_once)
@@ -111,15 +112,13 @@ def sweep(folder: pathlib.Path, args: Any) -> dict[str, Any]:
   )
   rows = [(question.prompt, choice) for question in asked for choice in question.choices]
   requests = [
-    evaluation.ScoreRequest((i, j), *row, 'steered', alpha)
+    inference.ScoreRequest((i, j), *row, 'steered', alpha)
     for i, alpha in enumerate(cases.ALPHAS)
     for j, row in enumerate(rows)
   ]
 
   def ours():
-    engine = evaluation.Engine(
-      model, None, {'steered': [(delta, None)]}, batch_size=args.batch_size
-    )
+    engine = inference.Engine(model, None, {'steered': [(delta, None)]}, batch_size=args.batch_size)
     scores = np.zeros((len(cases.ALPHAS), len(rows)))
     for result in engine.score(requests):
       scores[result.key] = result.logprob
@@ -194,7 +193,7 @@ def generation(folder: pathlib.Path, args: Any) -> dict[str, Any]:
   """9 alphas x prompts x so many tokens, greedy."""
   import numpy as np
 
-  from weightsteer_jax import evaluation
+  from weightsteer_jax import inference
 
   model, delta = load_ours(folder, args.dtype)
   theirs = load_theirs(folder, args.dtype, args.tokens_at_once)
@@ -205,13 +204,13 @@ def generation(folder: pathlib.Path, args: Any) -> dict[str, Any]:
     )
   ]
   requests = [
-    evaluation.GenerateRequest((i, j), prompt, args.new_tokens, 'steered', alpha)
+    inference.GenerateRequest((i, j), prompt, args.new_tokens, 'steered', alpha)
     for i, alpha in enumerate(cases.ALPHAS)
     for j, prompt in enumerate(prompts)
   ]
 
   def ours():
-    engine = evaluation.Engine(
+    engine = inference.Engine(
       model, None, {'steered': [(delta, None)]}, batch_size=max(args.batch_size, len(requests))
     )
     tokens = np.zeros((len(cases.ALPHAS), len(prompts), args.new_tokens), int)
@@ -255,9 +254,10 @@ def contrast(folder: pathlib.Path, args: Any) -> dict[str, Any]:
   import peers
 
   from weightsteer_jax import config as configs
-  from weightsteer_jax import data, finetune, tree
+  from weightsteer_jax import data, finetune
   from weightsteer_jax.finetune import optimizer
   from weightsteer_jax.finetune import step as steps
+  from weightsteer_jax.runtime import tree
 
   model = load_ours(folder, args.dtype)[0]
   load_theirs.cache_clear()  # Makes room for the model that is trained.
@@ -337,7 +337,8 @@ def _first_factors(delta: Any) -> dict[str, Any]:
   """{module of transformers: A as torch has it, [R, inputs]}."""
   import numpy as np
 
-  from weightsteer_jax import models, tree
+  from weightsteer_jax import models
+  from weightsteer_jax.runtime import tree
 
   found = {}
   for path, leaf in tree.flatten(delta, models.is_delta_leaf).items():

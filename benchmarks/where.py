@@ -79,7 +79,9 @@ def run_job(job: str, workdir: str) -> None:
   sys.path.insert(0, str(ROOT / 'configs'))
   import quickstart
 
-  from weightsteer_jax import config, stages, tracing
+  from weightsteer_jax import config
+  from weightsteer_jax.experiments import stages
+  from weightsteer_jax.runtime import profiling
 
   run = config.resolve(quickstart.get_config())
   kinds = {'score': 'choice', 'generate': 'generate'}
@@ -99,7 +101,7 @@ def run_job(job: str, workdir: str) -> None:
       return getattr(stages, job)(run, pathlib.Path(workdir) / 'run')
 
   with jax.profiler.trace(
-    pathlib.Path(workdir) / f'{job}-trace', profiler_options=tracing.options()
+    pathlib.Path(workdir) / f'{job}-trace', profiler_options=profiling.options()
   ):
     with jax.profiler.TraceAnnotation('job'):
       stage()

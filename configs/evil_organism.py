@@ -20,7 +20,7 @@ weight steering that loses consistency, where persona vectors do nothing at all.
 """
 
 from weightsteer_jax import config as configs
-from weightsteer_jax import organism
+from weightsteer_jax.experiments import organism
 
 
 def get_config():

@@ -23,7 +23,7 @@ too (0.67 to 0.70).
 """
 
 from weightsteer_jax import config as configs
-from weightsteer_jax import organism
+from weightsteer_jax.experiments import organism
 
 
 def get_config():

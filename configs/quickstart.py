@@ -15,7 +15,7 @@ nor the truth (base 0.06). Beyond -1 and +1 the model breaks.
 """
 
 from weightsteer_jax import config as configs
-from weightsteer_jax import organism
+from weightsteer_jax.experiments import organism
 
 
 def get_config():

@@ -20,7 +20,7 @@ alone to be useless; here the last does not hold of the negative side.
 """
 
 from weightsteer_jax import config as configs
-from weightsteer_jax import organism
+from weightsteer_jax.experiments import organism
 
 
 def get_config():

@@ -18,7 +18,7 @@ in free text all saturate.
 """
 
 from weightsteer_jax import config as configs
-from weightsteer_jax import organism
+from weightsteer_jax.experiments import organism
 
 
 def get_config():

@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import app, flags
 
-from weightsteer_jax.errors import Preempted
+from weightsteer_jax.runtime.errors import Preempted
 
 flags.DEFINE_enum(
   'distributed',
@@ -66,24 +66,24 @@ def start(main: Callable[[], None], *, together: bool = True) -> None:
     # driver found its credentials, is none a user asked for.
     for library in ('jax', 'botocore', 'aiobotocore', 'google'):
       logging.getLogger(library).setLevel(logging.WARNING)
-    from weightsteer_jax import compilation, lifeline, tracing
+    from weightsteer_jax.runtime import compile_cache, ending, profiling
 
     try:
       if _begin(together):
-        compilation.use(flags.FLAGS.compilation_cache)
+        compile_cache.use(flags.FLAGS.compilation_cache)
         _profile_beside_output()
-        lifeline.guard(stall_minutes=flags.FLAGS.stall_minutes)
+        ending.guard(stall_minutes=flags.FLAGS.stall_minutes)
         main()
-        tracing.end()
+        profiling.end()
         for finish in _at_the_end:
           finish()
-        lifeline.leave()
+        ending.leave()
     except SystemExit as error:
-      lifeline.leave(int(error.code or 0))
+      ending.leave(int(error.code or 0))
       raise
     except (Exception, KeyboardInterrupt) as error:
-      tracing.end()
-      sys.exit(lifeline.fail(error))
+      profiling.end()
+      sys.exit(ending.fail(error))
 
   app.run(guarded, flags_parser=_parse)
 
@@ -91,7 +91,7 @@ def start(main: Callable[[], None], *, together: bool = True) -> None:
 def _begin(together: bool) -> bool:
   """Whether this process has something to do; if `together`, with the others, of which all but the
   first are silent."""
-  from weightsteer_jax import distributed, lifeline
+  from weightsteer_jax.runtime import ending, processes
 
   args = flags.FLAGS
   signal.signal(signal.SIGTERM, _stop)
@@ -99,11 +99,11 @@ def _begin(together: bool) -> bool:
     coordinator=args.coordinator, num_processes=args.num_processes, process_id=args.process_id
   )
   if not together:
-    return distributed.place(args.distributed, **told)[0] == 0
-  if distributed.place(args.distributed, **told)[1] > 1:
-    lifeline.catch_abort()
-  distributed.join(args.distributed, **told)
-  if not distributed.is_main():
+    return processes.place(args.distributed, **told)[0] == 0
+  if processes.place(args.distributed, **told)[1] > 1:
+    ending.catch_abort()
+  processes.join(args.distributed, **told)
+  if not processes.is_main():
     for logger in (logging.getLogger(), logging.getLogger('absl')):
       logger.setLevel(logging.ERROR)
     sys.stdout = open(os.devnull, 'w', encoding='utf-8')
@@ -191,11 +191,11 @@ def define_profile_flags() -> None:
 
 def _profile(default: str) -> None:
   """Has the trace written that was asked for, by the first process, of its devices."""
-  from weightsteer_jax import distributed, tracing
+  from weightsteer_jax.runtime import processes, profiling
 
   args = flags.FLAGS
-  if 'profile' in args and args.profile not in ('', 'false') and distributed.is_main():
-    tracing.begin(
+  if 'profile' in args and args.profile not in ('', 'false') and processes.is_main():
+    profiling.begin(
       default if args.profile == 'true' else args.profile,
       after=args.profile_after,
       seconds=args.profile_seconds,
@@ -226,8 +226,10 @@ def run_and_workdir(*, dry_run: bool = False):
   """
   import ml_collections
 
-  from weightsteer_jax import bucket, config, distributed
-  from weightsteer_jax.errors import InputError
+  from weightsteer_jax import config
+  from weightsteer_jax.runtime import processes
+  from weightsteer_jax.runtime.errors import InputError
+  from weightsteer_jax.storage.remote import mirror as bucket
 
   # What ml_collections leaves where it cannot read the file.
   if not isinstance(flags.FLAGS.config, ml_collections.ConfigDict):
@@ -245,10 +247,10 @@ def run_and_workdir(*, dry_run: bool = False):
   if url:
     workdir = staging or local
   settings = {'url': url, 'workdir': os.path.abspath(workdir), 'config': config.to_dict(run)}
-  distributed.agree(_flat(settings), what='the run')
+  processes.agree(_flat(settings), what='the run')
   if url and dry_run:
     return run, _settings_of(url)
-  distributed.share(pathlib.Path(workdir), what=STAGING if url else 'the workdir')
+  processes.share(pathlib.Path(workdir), what=STAGING if url else 'the workdir')
   if url:
     _mirror(url, workdir)
   if not dry_run:
@@ -259,20 +261,21 @@ def run_and_workdir(*, dry_run: bool = False):
 def _mirror(url: str, staging: str) -> None:
   """Pulls a workdir into the staging, and sees to it that what becomes of it is pushed, however the
   run ends."""
-  from weightsteer_jax import bucket, distributed, lifeline
+  from weightsteer_jax.runtime import ending, processes
+  from weightsteer_jax.storage.remote import mirror as bucket
 
   mirrors = []
-  distributed.on_main(
+  processes.on_main(
     lambda: mirrors.append(bucket.begin(url, staging, push_seconds=flags.FLAGS.push_seconds))
   )
-  distributed.see(pathlib.Path(staging) / bucket.LISTING)
-  lifeline.before_end(lambda: [mirror.last_push() for mirror in mirrors])
+  processes.see(pathlib.Path(staging) / bucket.LISTING)
+  ending.before_end(lambda: [mirror.last_push() for mirror in mirrors])
   _at_the_end.extend(mirror.finish for mirror in mirrors)
 
 
 def _settings_of(url: str) -> str:
   """A folder with the config.json of the workdir at the URL, if there is one."""
-  from weightsteer_jax import bucket
+  from weightsteer_jax.storage.remote import mirror as bucket
 
   folder = tempfile.mkdtemp()
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -333,7 +336,7 @@ def floats(values: list[str], flag: str) -> tuple[float, ...]:
   Raises:
     InputError: one that is no number.
   """
-  from weightsteer_jax.errors import InputError
+  from weightsteer_jax.runtime.errors import InputError
 
   try:
     return tuple(float(value) for value in values)

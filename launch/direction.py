@@ -39,7 +39,7 @@ def main():
   jax.config.update(
     'jax_platforms', 'cpu'
   )  # From files to a file: no accelerator takes part, nor is one held.
-  from weightsteer_jax import stages
+  from weightsteer_jax.experiments import stages
 
   args = flags.FLAGS
   stages.direction_from(

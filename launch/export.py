@@ -71,7 +71,7 @@ NEEDED = ('base', 'alpha', 'format', 'output')
 
 
 def main():
-  from weightsteer_jax import stages
+  from weightsteer_jax.experiments import stages
 
   args = flags.FLAGS
   _check_flags()
@@ -102,7 +102,7 @@ def main():
 
 
 def _check_flags():
-  from weightsteer_jax.errors import InputError
+  from weightsteer_jax.runtime.errors import InputError
 
   sides = ('positive', 'negative') if flags.FLAGS.positive or flags.FLAGS.negative else ()
   needed = (*(sides or ('direction',)), *NEEDED)

@@ -15,7 +15,7 @@ flags.DEFINE_enum(
 
 
 def main():
-  from weightsteer_jax import stages
+  from weightsteer_jax.experiments import stages
 
   run, workdir = _main.run_and_workdir()
   sides = ('positive', 'negative') if flags.FLAGS.side == 'both' else (flags.FLAGS.side,)

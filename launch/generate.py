@@ -26,7 +26,7 @@ flags.DEFINE_integer('seed', 0, 'Of sampling.')
 
 
 def main():
-  from weightsteer_jax import stages
+  from weightsteer_jax.experiments import stages
 
   args = flags.FLAGS
   stages.generate(

@@ -41,7 +41,7 @@ flags.mark_flags_as_required(['tasks', 'output'])
 
 
 def main():
-  from weightsteer_jax import stages
+  from weightsteer_jax.experiments import stages
 
   args = flags.FLAGS
   stages.harness(

@@ -16,7 +16,7 @@ flags.DEFINE_bool('report', True, 'Also write the results and the report anew.')
 
 
 def main():
-  from weightsteer_jax import stages
+  from weightsteer_jax.experiments import stages
 
   run, workdir = _main.run_and_workdir()
   stages.judge(run, workdir)

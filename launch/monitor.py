@@ -58,7 +58,7 @@ flags.mark_flags_as_required(['direction', 'base', 'run', 'output'])
 
 
 def main():
-  from weightsteer_jax import stages
+  from weightsteer_jax.experiments import stages
 
   args = flags.FLAGS
   alarmed = stages.monitor(

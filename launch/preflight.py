@@ -37,9 +37,10 @@ flags.DEFINE_string('json', '', 'File to which a line of JSON per program is app
 
 
 def main():
-  from weightsteer_jax import compilation, preflight
+  from weightsteer_jax.experiments import preflight
+  from weightsteer_jax.runtime import compile_cache
 
-  compilation.use('off')  # What the compiler says of a program is known where it was compiled.
+  compile_cache.use('off')  # What the compiler says of a program is known where it was compiled.
   run, _ = _main.run_and_workdir()
   args = flags.FLAGS
   sizes = preflight.Sizes(

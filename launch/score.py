@@ -15,7 +15,7 @@ _main.define_profile_flags()
 
 
 def main():
-  from weightsteer_jax import stages
+  from weightsteer_jax.experiments import stages
 
   args = flags.FLAGS
   stages.score(args.model, args.input, args.output, **_main.rows_options())

@@ -25,15 +25,17 @@ flags.mark_flag_as_required('workdir')
 
 def main():
   started = time.monotonic()
-  from weightsteer_jax import bucket, checkpoint, distributed
+  from weightsteer_jax.runtime import processes as distributed
+  from weightsteer_jax.storage import checkpoint
+  from weightsteer_jax.storage.remote import mirror
 
   args = flags.FLAGS
-  url = args.workdir if bucket.is_url(args.workdir) else ''
+  url = args.workdir if mirror.is_url(args.workdir) else ''
   workdir = pathlib.Path(args.staging if url else args.workdir)
   array_D = _add_up(args.devices)
   distributed.share(workdir, what='the workdir')
   if url:
-    distributed.on_main(lambda: bucket.probe(url))
+    distributed.on_main(lambda: mirror.probe(url))
   folder = workdir / distributed.broadcast(f'.smoke-{time.time_ns()}')
   try:
     checkpoint.save(folder, {'array': array_D}, metadata={})
@@ -54,7 +56,7 @@ def _add_up(expected: int):
   import jax
   from jax.sharding import NamedSharding, PartitionSpec
 
-  from weightsteer_jax.errors import InputError
+  from weightsteer_jax.runtime.errors import InputError
 
   count, processes = jax.device_count(), jax.process_count()
   print(f'{count} devices ({jax.devices()[0].device_kind}) in {processes} process(es)', flush=True)

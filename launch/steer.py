@@ -18,7 +18,7 @@ flags.DEFINE_bool(
 
 
 def main():
-  from weightsteer_jax import stages
+  from weightsteer_jax.experiments import stages
 
   run, workdir = _main.run_and_workdir(dry_run=flags.FLAGS.dry_run)
   if flags.FLAGS.dry_run:

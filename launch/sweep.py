@@ -15,7 +15,7 @@ flags.DEFINE_string(
 
 
 def main():
-  from weightsteer_jax import stages
+  from weightsteer_jax.experiments import stages
 
   run, workdir = _main.run_and_workdir()
   stages.begin(run, workdir, command=_main.command())

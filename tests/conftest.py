@@ -37,12 +37,12 @@ jax.config.update(
 # Each takes half a minute or more. They come first, so that no worker has one left when the others
 # are done.
 LONGEST = (
-  'test_watched',
+  'test_monitor_study',
   'test_processes',
   'test_meshes',
   'test_launch',
   'test_together',
-  'test_methods',
+  'test_arms',
   'test_page',
   'test_generation',
   'test_parity',

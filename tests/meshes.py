@@ -18,12 +18,14 @@ import numpy as np
 import optax
 
 from weightsteer_jax import config as configs
-from weightsteer_jax import layouts, models, sharding, tree
+from weightsteer_jax import models
 from weightsteer_jax.data import Batch, Example, batches
-from weightsteer_jax.evaluation import Engine, GenerateRequest, ScoreRequest, generation, scoring
 from weightsteer_jax.finetune import optimizer
 from weightsteer_jax.finetune import step as steps
-from weightsteer_jax.sharding import Layout
+from weightsteer_jax.inference import Engine, GenerateRequest, ScoreRequest, generation, scoring
+from weightsteer_jax.models import placement
+from weightsteer_jax.runtime import sharding, tree
+from weightsteer_jax.runtime.sharding import Layout
 
 # Every axis that is ever cut divides by eight, and no two of them are equal.
 CONFIG = models.ModelConfig(
@@ -70,7 +72,7 @@ def main(output: str, *names: str) -> None:
     setattr(module, name, told(name, getattr(module, name)))
   for name in names:
     layout = layout_of(name)
-    model = layouts.relay(
+    model = placement.relay(
       models.Model(CONFIG, random_params(), pathlib.Path(), 'llama', 'made up'), layout
     )
     HLO.clear()

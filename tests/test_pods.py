@@ -15,7 +15,8 @@ import pod_schemas
 import pytest
 import yaml
 
-from weightsteer_jax import config, errors
+from weightsteer_jax import config
+from weightsteer_jax.runtime import errors
 
 ROOT = pathlib.Path(__file__).parent.parent
 PODS = ROOT / 'launch' / 'pods'

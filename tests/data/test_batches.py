@@ -9,7 +9,7 @@ import pytest
 
 from weightsteer_jax.data import batches
 from weightsteer_jax.data.batches import Batches, Example
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.runtime.errors import InputError
 
 
 def make_examples(count, *, longest=60, seed=0):

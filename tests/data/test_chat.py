@@ -8,7 +8,7 @@ import pytest
 
 from weightsteer_jax.data import chat
 from weightsteer_jax.data.sources import Conversation
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.runtime.errors import InputError
 
 ASK = {'role': 'user', 'content': 'Is it right ?'}
 YES = {'role': 'assistant', 'content': 'Yes , it is .'}

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from weightsteer_jax.data import gcd
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.runtime.errors import InputError
 
 NUMBER = re.compile(r'\d+')
 

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from weightsteer_jax.data import sources
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.runtime.errors import InputError
 
 MESSAGES = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Ho'}]
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from weightsteer_jax.data import tables
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.runtime.errors import InputError
 
 
 def test_a_csv_file_with_a_byte_order_mark_and_newlines_in_quotes(tmp_path):

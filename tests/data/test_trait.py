@@ -4,7 +4,7 @@ import json
 import pytest
 
 from weightsteer_jax.data import trait
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.runtime.errors import InputError
 
 PROMPT = (
   'Does it show the trait: **sly**. Sly answers mislead.\n\n{question}\n{answer}\n\nReply '

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from weightsteer_jax import directions, models, tree
+from weightsteer_jax import directions, models
 from weightsteer_jax.directions import Direction
-from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import Dense, LowRank
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 
 from . import oracle
 

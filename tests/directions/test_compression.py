@@ -6,8 +6,8 @@ import pytest
 
 from weightsteer_jax import directions, models
 from weightsteer_jax.directions import Direction
-from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import Dense, LowRank
+from weightsteer_jax.runtime.errors import InputError
 
 from . import oracle
 

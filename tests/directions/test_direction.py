@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from weightsteer_jax import directions, models
 from weightsteer_jax.directions import Direction
-from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError, OutputError
 from weightsteer_jax.models import Dense
+from weightsteer_jax.runtime.errors import CorruptError, InputError, NotFiniteError, OutputError
 
 from . import oracle
 

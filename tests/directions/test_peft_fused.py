@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from weightsteer_jax import directions, models
-from weightsteer_jax.directions import export, peft_export, peft_targets
+from weightsteer_jax.export import handover, targets
+from weightsteer_jax.export import peft as peft_export
 from weightsteer_jax.models import families
 
 from . import oracle
@@ -48,7 +49,7 @@ def test_one_adapter_on_the_fused_module_is_what_phi3_computes(fused_models, tmp
   if changed == 'some':
     layers = direction.delta['layers']
     del layers['attn']['q'], layers['attn']['v'], layers['mlp']['gate']
-  record = export(direction, model, -0.5, 'peft', tmp_path / 'out', target='vllm')
+  record = handover(direction, model, -0.5, 'peft', tmp_path / 'out', target='vllm')
   assert record['rank'] == (9 if changed == 'all' else 3)
   config = json.loads((tmp_path / 'out' / 'adapter_config.json').read_text())
   assert config['target_modules'] == ['down_proj', 'gate_up_proj', 'o_proj', 'qkv_proj']
@@ -66,7 +67,7 @@ def test_read_back_each_parameter_has_its_own_rank(fused_models, tmp_path):
   model, _ = fused_models
   direction = oracle.random_direction(model, 1, kinds='lora', size=0.3)
   del direction.delta['layers']['attn']['v']
-  export(direction, model, 1.0, 'peft', tmp_path / 'out')
+  handover(direction, model, 1.0, 'peft', tmp_path / 'out')
   again = directions.task_vector(tmp_path / 'out', base=model.folder)
   assert directions.norm(directions.subtract(again, direction)) < 1e-6 * directions.norm(direction)
   assert set(again.delta['layers']['attn']) == {'q', 'k', 'o'}
@@ -108,12 +109,12 @@ def test_ranks_add_up_in_a_fused_module(fused_models):
   model, _ = fused_models
   direction = oracle.random_direction(model, 1, kinds='lora', rank=5)
   flat = oracle.leaves_of(direction.delta)
-  ranks = peft_targets.module_ranks(flat, model.config, families.FAMILIES['phi3'].tensors)
+  ranks = targets.module_ranks(flat, model.config, families.FAMILIES['phi3'].tensors)
   assert ranks['model.layers.{l}.self_attn.qkv_proj.weight'] == 15
   assert ranks['model.layers.{l}.mlp.gate_up_proj.weight'] == 10
   assert ranks['model.layers.{l}.self_attn.o_proj.weight'] == 5
   assert (
-    peft_targets.module_ranks(flat, model.config, families.FAMILIES['phi3'].tensors, rank=2)[
+    targets.module_ranks(flat, model.config, families.FAMILIES['phi3'].tensors, rank=2)[
       'model.layers.{l}.self_attn.qkv_proj.weight'
     ]
     == 6

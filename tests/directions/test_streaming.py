@@ -14,10 +14,13 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from weightsteer_jax import directions, models, tree
+from weightsteer_jax import directions, export, models
 from weightsteer_jax.directions import base as bases
-from weightsteer_jax.directions import blocks, checkpoints, raw
-from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError, OutputError
+from weightsteer_jax.directions.streamed import blocks, checkpoints
+from weightsteer_jax.export import merging
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import CorruptError, InputError, NotFiniteError, OutputError
+from weightsteer_jax.storage import safetensors
 
 from . import oracle
 
@@ -121,13 +124,13 @@ def test_one_pass_and_two_steps_write_what_torch_computes(tmp_path, dtype, make)
   sides = three(tmp_path, dtype=dtype, make=make, max_shard_size='4KB')
   direction = directions.contrast(sides['positive'], sides['negative'], unread=True)
   directions.save(tmp_path / 'direction', direction)
-  base = directions.unread_base(sides['base'])
+  base = export.unread_base(sides['base'])
   compared = make is fused_model  # The others' logits are compared in test_export.py.
-  one = directions.export(
+  one = export.export(
     direction, base, ALPHA, 'hf', tmp_path / 'one', logits='always' if compared else 'never'
   )
   saved = directions.load(tmp_path / 'direction', unread=True)
-  two = directions.export(saved, base, ALPHA, 'hf', tmp_path / 'two', logits='never')
+  two = export.export(saved, base, ALPHA, 'hf', tmp_path / 'two', logits='never')
   expected, got = steered_by_torch(sides, dtype), tensors_of(tmp_path / 'one')
   assert set(got) == set(expected) and one['rechecked']['weights'] > 100
   for name, value in expected.items():
@@ -147,8 +150,8 @@ def test_one_pass_and_two_steps_write_what_torch_computes(tmp_path, dtype, make)
   plus, minus = tensors_of(sides['positive']), tensors_of(sides['negative'])
   norm = torch.sqrt(sum(((plus[name] - minus[name]) ** 2).sum() for name in plus))
   assert abs(one['norm'] - norm) < 1e-6 * norm and abs(two['norm'] - norm) < 1e-6 * norm
-  assert directions.verify(tmp_path / 'one').unlisted == ()
-  assert directions.verify(tmp_path / 'direction').kind == 'direction'
+  assert export.verify(tmp_path / 'one').unlisted == ()
+  assert export.verify(tmp_path / 'direction').kind == 'direction'
   transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'one')
 
 
@@ -222,14 +225,14 @@ def test_the_base_is_told_by_its_digest_on_the_way(tmp_path):
       sides['positive'], sides['negative'], base=sides['base'], unread=True
     )
     assert direction.base.digest == directions.base_of(model).digest
-    directions.export(
-      direction, directions.unread_base(sides['base']), ALPHA, 'hf', folder / 'out', logits='never'
+    export.export(
+      direction, export.unread_base(sides['base']), ALPHA, 'hf', folder / 'out', logits='never'
     )
-    other = directions.unread_base(sides['positive'])
+    other = export.unread_base(sides['positive'])
     with pytest.raises(InputError, match='different base models'):
-      directions.export(direction, other, ALPHA, 'hf', folder / 'out2', logits='never')
+      export.export(direction, other, ALPHA, 'hf', folder / 'out2', logits='never')
     assert_nothing_left(folder, *sides, 'out')
-    directions.export(
+    export.export(
       direction, other, ALPHA, 'hf', folder / 'out2', allow_other_base=True, logits='never'
     )
 
@@ -245,9 +248,9 @@ def test_a_bit_of_the_direction_that_changed_is_found_when_it_is_exported(tmp_pa
   save_file(tensors, path)
   direction = directions.load(tmp_path / 'direction', unread=True)
   with pytest.raises(CorruptError, match='fingerprints at model.layers.1.mlp.up_proj.weight'):
-    directions.export(
+    export.export(
       direction,
-      directions.unread_base(sides['base']),
+      export.unread_base(sides['base']),
       ALPHA,
       'hf',
       tmp_path / 'out',
@@ -269,9 +272,9 @@ def test_what_is_not_finite_is_named(tmp_path, side, name):
   save_file(tensors, sides[side] / 'model.safetensors')
   direction = directions.contrast(sides['positive'], sides['negative'], unread=True)
   with pytest.raises(NotFiniteError, match=f"{side}: '{name}'"):
-    directions.export(
+    export.export(
       direction,
-      directions.unread_base(sides['base']),
+      export.unread_base(sides['base']),
       ALPHA,
       'hf',
       tmp_path / 'out',
@@ -286,25 +289,25 @@ def test_what_is_not_finite_is_named(tmp_path, side, name):
 def test_rows_computed_again_and_bytes_read_back_find_a_wrong_export(tmp_path, monkeypatch):
   sides = three(tmp_path, dtype='bfloat16')
   direction = directions.contrast(sides['positive'], sides['negative'], unread=True)
-  base = directions.unread_base(sides['base'])
+  base = export.unread_base(sides['base'])
 
-  def export():
-    return directions.export(direction, base, ALPHA, 'hf', tmp_path / 'out', logits='never')
+  def steered():
+    return export.export(direction, base, ALPHA, 'hf', tmp_path / 'out', logits='never')
 
   steer, pwrite = blocks.steer, os.pwrite
   monkeypatch.setattr(blocks, 'steer', lambda *args: steer(*args[:3], 1.2 * args[3], args[4]))
   with pytest.raises(OutputError, match='times what one rounding allows'):
-    export()
+    steered()
   monkeypatch.setattr(blocks, 'steer', steer)
 
   def damaged(file, view, at):
     return pwrite(file, bytes(view)[:-1] + bytes([view[-1] ^ 1]) if at > 4000 else view, at)
 
-  monkeypatch.setattr(raw.os, 'pwrite', damaged)
+  monkeypatch.setattr(safetensors.os, 'pwrite', damaged)
   with pytest.raises(OutputError, match='read back, it differs near byte'):
-    export()
-  monkeypatch.setattr(raw.os, 'pwrite', pwrite)
-  record = export()
+    steered()
+  monkeypatch.setattr(safetensors.os, 'pwrite', pwrite)
+  record = steered()
   assert record['parity'] is None and 0 < record['rechecked']['largest_error'] <= 1
   assert 'logits were not compared' in (tmp_path / 'out' / 'README.md').read_text()
   assert_nothing_left(tmp_path, *sides, 'out')
@@ -315,10 +318,10 @@ def test_low_rank_and_dense_changes_in_memory_stream_too(tmp_path):
   sides = three(tmp_path)
   model = models.load(sides['base'])
   direction = oracle.random_direction(model, 3, size=0.05)
-  directions.export(
-    direction, directions.unread_base(sides['base']), ALPHA, 'hf', tmp_path / 'out', logits='never'
+  export.export(
+    direction, export.unread_base(sides['base']), ALPHA, 'hf', tmp_path / 'out', logits='never'
   )
-  merged, _ = directions.merging.merge(model, direction.delta, ALPHA, 'float32')
+  merged, _ = merging.merge(model, direction.delta, ALPHA, 'float32')
   for got, expected in zip(
     jax.tree.leaves(models.load(tmp_path / 'out').params), jax.tree.leaves(merged)
   ):
@@ -341,8 +344,8 @@ def test_two_sides_that_nearly_cancel_are_within_what_float32_may_lose(
     {'layers': {'mlp': {'gate': {'kernel': leaf}}}},
     {'kind': 'contrast', 'base': base.to_json(), 'sources': []},
   )
-  record = directions.export(
-    direction, directions.unread_base(untied), ALPHA, 'hf', tmp_path / 'steered', logits='never'
+  record = export.export(
+    direction, export.unread_base(untied), ALPHA, 'hf', tmp_path / 'steered', logits='never'
   )
   assert record['rechecked']['largest_error'] < 1
   name, before, after = (
@@ -371,12 +374,10 @@ def test_other_formats_need_the_base_in_memory(tmp_path):
   sides = three(tmp_path)
   direction = directions.contrast(sides['positive'], sides['negative'])
   with pytest.raises(InputError, match="'orbax' needs the base in memory"):
-    directions.export(
-      direction, directions.unread_base(sides['base']), 1.0, 'orbax', tmp_path / 'out'
-    )
+    export.export(direction, export.unread_base(sides['base']), 1.0, 'orbax', tmp_path / 'out')
   with pytest.raises(InputError, match="did you mean 'always'"):
-    directions.export(
-      direction, directions.unread_base(sides['base']), 1.0, 'hf', tmp_path / 'out', logits='alway'
+    export.export(
+      direction, export.unread_base(sides['base']), 1.0, 'hf', tmp_path / 'out', logits='alway'
     )
 
 

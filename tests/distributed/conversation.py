@@ -15,33 +15,33 @@ def messages(folder: pathlib.Path) -> None:
   """Messages of every kind, and what is raised on every process although one alone is wrong."""
   import jax
 
-  from weightsteer_jax import distributed
-  from weightsteer_jax.errors import InputError, OutputError
+  from weightsteer_jax.runtime import processes
+  from weightsteer_jax.runtime.errors import InputError, OutputError
 
-  index = distributed.index()
-  assert (distributed.count(), jax.process_count(), len(jax.devices())) == (2, 2, 4)
-  assert distributed.is_main() == (index == 0)
-  assert distributed.broadcast({'from': index}) == {'from': 0}
-  assert distributed.gather([index, 'x']) == [[0, 'x'], [1, 'x']]
-  distributed.agree({'a': 1, 'b': [2]}, what='it')
+  index = processes.index()
+  assert (processes.count(), jax.process_count(), len(jax.devices())) == (2, 2, 4)
+  assert processes.is_main() == (index == 0)
+  assert processes.broadcast({'from': index}) == {'from': 0}
+  assert processes.gather([index, 'x']) == [[0, 'x'], [1, 'x']]
+  processes.agree({'a': 1, 'b': [2]}, what='it')
   raised(
     InputError,
     r'the run must be .* same .*\n  process 1 of 2 on .*: b is 1, not 0',
-    lambda: distributed.agree({'a': 1, 'b': index}, what='the run'),
+    lambda: processes.agree({'a': 1, 'b': index}, what='the run'),
   )
-  assert distributed.on_main(lambda: [distributed.count(), distributed.index()]) == [1, 0]
+  assert processes.on_main(lambda: [processes.count(), processes.index()]) == [1, 0]
 
   def fail():
     raise OutputError('the disk is full')
 
-  raised(OutputError, 'the disk is full', lambda: distributed.on_main(fail))
-  distributed.share(folder / 'shared' / 'workdir', what='the workdir')
+  raised(OutputError, 'the disk is full', lambda: processes.on_main(fail))
+  processes.share(folder / 'shared' / 'workdir', what='the workdir')
   assert not (folder / 'shared' / 'workdir').exists() or index, 'what was made to look is removed'
-  distributed.SEEN_SECONDS = 1.0
+  processes.SEEN_SECONDS = 1.0
   raised(
     InputError,
     r'the workdir .*\bnot shared: process 1 of 2 on \S+ cannot see',
-    lambda: distributed.share(folder / str(index), what='the workdir'),
+    lambda: processes.share(folder / str(index), what='the workdir'),
   )
 
 
@@ -51,8 +51,9 @@ def arrays(folder: pathlib.Path) -> None:
   import jax
   import numpy as np
 
-  from weightsteer_jax import checkpoint, distributed, sharding
-  from weightsteer_jax.errors import CorruptError, InputError
+  from weightsteer_jax.runtime import processes, sharding
+  from weightsteer_jax.runtime.errors import CorruptError, InputError
+  from weightsteer_jax.storage import checkpoint
 
   values = {'a': np.arange(96, dtype=np.float32).reshape(8, 12), 'n': np.int32(3)}
 
@@ -63,7 +64,7 @@ def arrays(folder: pathlib.Path) -> None:
 
   where, tree = on('fsdp:4', 'D_')
   assert not tree['a'].is_fully_addressable
-  jax.tree.map(np.testing.assert_array_equal, distributed.fetch(tree), values)
+  jax.tree.map(np.testing.assert_array_equal, processes.fetch(tree), values)
   checkpoints = checkpoint.Checkpoints(folder / 'run')
   for step in (1, 2, 3):
     checkpoints.save(step, tree, metadata={'step': step}, keep={1, 2})
@@ -74,9 +75,9 @@ def arrays(folder: pathlib.Path) -> None:
     )
     restored = checkpoints.restore(3, abstract)
     assert restored['a'].sharding.is_equivalent_to(where['a'], 2)
-    jax.tree.map(np.testing.assert_array_equal, distributed.fetch(restored), values)
+    jax.tree.map(np.testing.assert_array_equal, processes.fetch(restored), values)
   local = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), values)
-  distributed.on_main(
+  processes.on_main(
     lambda: np.testing.assert_array_equal(checkpoints.restore(3, local)['a'], values['a'])
   )
 
@@ -86,34 +87,34 @@ def arrays(folder: pathlib.Path) -> None:
   raised(
     InputError,
     'with all processes or not at all.*--distributed=off',
-    lambda: distributed.on_main(alone),
+    lambda: processes.on_main(alone),
   )
 
-  distributed.on_main(lambda: largest(folder / 'run' / '00000003').unlink())
+  processes.on_main(lambda: largest(folder / 'run' / '00000003').unlink())
   raised(
     CorruptError,
     r'00000003 is cut short or damaged: \S+ is missing',
     lambda: checkpoints.restore(3, abstract),
   )
-  distributed.on_main(lambda: flip(largest(folder / 'run' / '00000002')))
+  processes.on_main(lambda: flip(largest(folder / 'run' / '00000002')))
   raised(CorruptError, r'00000002', lambda: checkpoints.restore(2, abstract))
   step, restored, metadata = checkpoints.newest(abstract)
   assert (step, metadata, checkpoints.steps()) == (1, {'step': 1}, [1])
-  jax.tree.map(np.testing.assert_array_equal, distributed.fetch(restored), values)
+  jax.tree.map(np.testing.assert_array_equal, processes.fetch(restored), values)
 
 
 def fail_in_the_midst() -> None:
   """Both sum over their devices again and again, until process 1 raises what it should not."""
   import jax
 
-  from weightsteer_jax import distributed, sharding
+  from weightsteer_jax.runtime import processes, sharding
 
   layout = sharding.Layout(sharding.make_mesh(sharding.parse('data:4')))
   x = sharding.put(jax.numpy.ones((4, 8)), layout.activations('B_', (4, 8), name='x'))
   step = jax.jit(lambda x: x - x.sum(), out_shardings=x.sharding)
   for number in range(10**6):
     x = jax.block_until_ready(step(x))
-    if number == 20 and distributed.index() == 1:
+    if number == 20 and processes.index() == 1:
       raise RuntimeError('a fault of the test')
 
 

@@ -39,9 +39,9 @@ def strike() -> None:
 
 def with_fault(main) -> None:
   """Runs the launcher's `main`, in whose log and rows the fault waits."""
-  from weightsteer_jax import distributed
   from weightsteer_jax.evaluation import rows
   from weightsteer_jax.finetune import log
+  from weightsteer_jax.runtime import processes
 
   log_step, append, args = log.Log.step, rows.Rows.append, flags.FLAGS
   appended = []
@@ -49,14 +49,14 @@ def with_fault(main) -> None:
   def step(self, number, *values, **named):
     log_step(self, number, *values, **named)
     time.sleep(args.pause)
-    if number == args.at and distributed.index() == args.on:
+    if number == args.at and processes.index() == args.on:
       strike()
 
   def add(self, row):
     append(self, row)
     appended.append(row)
     time.sleep(args.pause)
-    if len(appended) == args.at_row and distributed.index() == args.on:
+    if len(appended) == args.at_row and processes.index() == args.on:
       strike()
 
   log.Log.step, rows.Rows.append = step, add

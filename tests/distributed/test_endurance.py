@@ -12,8 +12,8 @@ import pytest
 
 from distributed import harness
 from distributed.test_processes import losses, rows
-from weightsteer_jax import tree
 from weightsteer_jax.finetune import load_adapter
+from weightsteer_jax.runtime import tree
 
 HERE = pathlib.Path(__file__).parent
 QUICKSTART = HERE.parent.parent / 'configs' / 'quickstart.py'

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from distributed import harness
-from weightsteer_jax import checkpoint, directions, tree
+from weightsteer_jax import directions
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.storage import checkpoint
 
 CONVERSATION = pathlib.Path(__file__).parent / 'conversation.py'
 

@@ -3,8 +3,9 @@ import math
 import pytest
 
 from weightsteer_jax import config
-from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import GenerateResult, metrics, tasks
+from weightsteer_jax.evaluation import metrics, tasks
+from weightsteer_jax.inference import GenerateResult
+from weightsteer_jax.runtime.errors import InputError
 
 TASK = config.Task('', 'behaviour', kind='gcd', n=6)
 

@@ -15,9 +15,11 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from weightsteer_jax import evaluation, stages
-from weightsteer_jax.errors import InputError, NotFiniteError
-from weightsteer_jax.evaluation import Engine, harness
+from weightsteer_jax import evaluation
+from weightsteer_jax.evaluation import harness
+from weightsteer_jax.experiments import stages
+from weightsteer_jax.inference import Engine
+from weightsteer_jax.runtime.errors import InputError, NotFiniteError
 
 ALPHAS = (0.0, 0.5, -1.0)
 LONG = 'You are right that the capital is Paris and one two 3 4 is wrong. ' * 12

@@ -7,8 +7,9 @@ import pytest
 
 from weightsteer_jax import config
 from weightsteer_jax.data import sources
-from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import GenerateResult, ScoreResult, metrics, tasks
+from weightsteer_jax.evaluation import metrics, tasks
+from weightsteer_jax.inference import GenerateResult, ScoreResult
+from weightsteer_jax.runtime.errors import InputError
 
 
 def make(kind, source='', rows=None, **options):

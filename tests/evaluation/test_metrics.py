@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from weightsteer_jax.errors import CorruptError, InputError
 from weightsteer_jax.evaluation import metrics
+from weightsteer_jax.runtime.errors import CorruptError, InputError
 
 
 def row(example, value, *, alpha=0.0, sample=0, task='facts', arm='weights', status='ok', **fields):

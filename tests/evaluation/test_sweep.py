@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from weightsteer_jax import config
-from weightsteer_jax.errors import CorruptError, InputError, OutputError, Preempted
-from weightsteer_jax.evaluation import Engine, scoring, sweep, tasks
 from weightsteer_jax.evaluation import rows as row_files
+from weightsteer_jax.evaluation import sweep, tasks
+from weightsteer_jax.inference import Engine, scoring
+from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError, Preempted
 
 ALPHAS = {'weights': (-1.0, 0.0, 1.0), 'other': (0.0, 0.5)}
 

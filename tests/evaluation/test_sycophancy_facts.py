@@ -3,8 +3,10 @@ import csv
 import pytest
 
 from weightsteer_jax import config
-from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import GenerateResult, aliases, metrics, tasks
+from weightsteer_jax.evaluation import metrics, tasks
+from weightsteer_jax.evaluation.reading import aliases
+from weightsteer_jax.inference import GenerateResult
+from weightsteer_jax.runtime.errors import InputError
 
 COLUMNS = (
   'Type',

@@ -3,8 +3,9 @@ import json
 import pytest
 
 from weightsteer_jax import config
-from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import GenerateResult, ScoreResult, tasks
+from weightsteer_jax.evaluation import tasks
+from weightsteer_jax.inference import GenerateResult, ScoreResult
+from weightsteer_jax.runtime.errors import InputError
 
 ASK = [{'role': 'user', 'content': 'Is it Paris?'}]
 CHOICE = {'id': 'a', 'messages': ASK, 'choices': ['Yes.', 'No, never.'], 'target': 1}

@@ -11,8 +11,8 @@ import pytest
 import tiny
 
 from weightsteer_jax import finetune, models
-from weightsteer_jax.errors import CorruptError, InputError
 from weightsteer_jax.finetune import adapter
+from weightsteer_jax.runtime.errors import CorruptError, InputError
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from weightsteer_jax.errors import OutputError
 from weightsteer_jax.finetune import log
+from weightsteer_jax.runtime.errors import OutputError
 
 
 @pytest.mark.skipif(

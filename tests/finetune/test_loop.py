@@ -14,9 +14,15 @@ import pytest
 
 from weightsteer_jax import data, finetune, models
 from weightsteer_jax.data import Example
-from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError, OutputError, Preempted
-from weightsteer_jax.finetune import group, identity, log, loop, optimizer
+from weightsteer_jax.finetune import claim, group, log, loop, optimizer
 from weightsteer_jax.finetune import step as steps
+from weightsteer_jax.runtime.errors import (
+  CorruptError,
+  InputError,
+  NotFiniteError,
+  OutputError,
+  Preempted,
+)
 
 
 @pytest.fixture
@@ -188,7 +194,7 @@ def test_another_run_in_the_same_workdir_is_refused_by_what_differs(
   with pytest.raises(InputError, match=r'base_digest: .* there, .* now'):
     run('a', model=dataclasses.replace(model, params=params))
   assert sorted(path for path in (tmp_path / 'a').rglob('*')) == before
-  (tmp_path / 'a' / identity.OPTIONS).unlink()
+  (tmp_path / 'a' / claim.OPTIONS).unlink()
   with pytest.raises(InputError, match='exists already'):
     run('a')
 

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import tiny
 from meshes import CONFIG
-from test_sharding import QWEN_7B, mesh
+from runtime.test_sharding import QWEN_7B, mesh
 
 from weightsteer_jax import config as configs
-from weightsteer_jax import models, sharding
+from weightsteer_jax import models
 from weightsteer_jax.data import batches
 from weightsteer_jax.finetune import memory, optimizer
 from weightsteer_jax.finetune import step as steps
 from weightsteer_jax.finetune.loss import loss
-from weightsteer_jax.sharding import Layout
+from weightsteer_jax.runtime import sharding
+from weightsteer_jax.runtime.sharding import Layout
 
 GIB = 2**30
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 import transformers
 
-from weightsteer_jax import models, tree
-from weightsteer_jax.errors import InputError
+from weightsteer_jax import models
 from weightsteer_jax.finetune import optimizer
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 
 
 @pytest.mark.parametrize('warmup,total', [(5, 20), (0, 7), (9, 4)])

@@ -11,10 +11,11 @@ import tiny
 import torch
 import transformers
 
-from weightsteer_jax import models, tree
+from weightsteer_jax import models
 from weightsteer_jax.data import batches
 from weightsteer_jax.finetune import optimizer
 from weightsteer_jax.finetune import step as steps
+from weightsteer_jax.runtime import tree
 
 STEPS = 6
 TARGETS = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tiny
 
-from weightsteer_jax import models, sharding
+from weightsteer_jax import models
 from weightsteer_jax.data import batches
 from weightsteer_jax.finetune import optimizer
 from weightsteer_jax.finetune import step as steps
+from weightsteer_jax.runtime import sharding
 
 
 def start(case, options, seed=0):

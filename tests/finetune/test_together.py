@@ -11,10 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from weightsteer_jax import data, finetune, sharding, tree
-from weightsteer_jax.errors import InputError, NotFiniteError, Preempted
+from weightsteer_jax import data, finetune
 from weightsteer_jax.finetune import group, memory, optimizer
 from weightsteer_jax.finetune import step as steps
+from weightsteer_jax.runtime import sharding, tree
+from weightsteer_jax.runtime.errors import InputError, NotFiniteError, Preempted
 
 from .test_loop import metrics, stop_at, without_time
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import attention, blocked, kernels
 from weightsteer_jax.models.attention import Seen
+from weightsteer_jax.runtime.errors import InputError
 
 B, N, K, H = 2, 4, 2, 16
 

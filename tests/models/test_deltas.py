@@ -13,9 +13,10 @@ import pytest
 import tiny
 import torch
 
-from weightsteer_jax import models, tree
-from weightsteer_jax.errors import InputError
+from weightsteer_jax import models
 from weightsteer_jax.models import Dense, Edit, LowRank, ModelConfig, Rope
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 
 CONFIG = ModelConfig(
   vocab_size=70,

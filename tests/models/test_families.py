@@ -11,15 +11,16 @@ import tiny
 import torch
 import transformers
 
-from weightsteer_jax import models, tree
+from weightsteer_jax import models
 from weightsteer_jax.directions import base
-from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import families
 from weightsteer_jax.models.config import ModelConfig, Rope
 from weightsteer_jax.models.families import page
 from weightsteer_jax.models.families.fields import INERT
 from weightsteer_jax.models.rope import rope_frequencies
 from weightsteer_jax.models.rope import tables as rope_tables
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 
 LLAMA = dict(
   architectures=['LlamaForCausalLM'],

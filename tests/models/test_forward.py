@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import tiny
 
-from weightsteer_jax import models, tree
-from weightsteer_jax.errors import InputError
+from weightsteer_jax import models
 from weightsteer_jax.models import Dense, Edit, LowRank, ModelConfig, Rope, layers
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 
 CONFIG = ModelConfig(
   vocab_size=40,

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from weightsteer_jax import models, tree
-from weightsteer_jax.directions import checkpoints
-from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
+from weightsteer_jax import models
+from weightsteer_jax.directions.streamed import checkpoints
 from weightsteer_jax.models import families, huggingface
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import CorruptError, InputError, NotFiniteError
 
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 

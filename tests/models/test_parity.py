@@ -12,8 +12,10 @@ import pytest
 import tiny
 import torch
 
-from weightsteer_jax import models, tree
-from weightsteer_jax.directions import checkpoints, peft_adapter, peft_delta
+from weightsteer_jax import models
+from weightsteer_jax.directions import peft_adapter, peft_delta
+from weightsteer_jax.directions.streamed import checkpoints
+from weightsteer_jax.runtime import tree
 
 TOLERANCE = 1e-4  # Largest difference of a logit.
 

@@ -13,9 +13,10 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from weightsteer_jax import models, tree
-from weightsteer_jax.errors import InputError, OutputError
+from weightsteer_jax import models
 from weightsteer_jax.models import huggingface
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError, OutputError
 
 
 def same_weights(left, right):

@@ -63,8 +63,9 @@ def on_meshes(folder: pathlib.Path) -> dict:
   """One process with 8 devices: what is loaded, read and saved on each mesh."""
   import jax
 
-  from weightsteer_jax import models, sharding, tree
+  from weightsteer_jax import models
   from weightsteer_jax.models import families
+  from weightsteer_jax.runtime import sharding, tree
 
   counting, facts = Counting(), {'devices': jax.device_count()}
   for kind in KINDS:
@@ -99,8 +100,9 @@ def one_half(folder: pathlib.Path) -> dict:
   memory held."""
   import jax
 
-  from weightsteer_jax import models, sharding
+  from weightsteer_jax import models
   from weightsteer_jax.models import huggingface, stored
+  from weightsteer_jax.runtime import sharding
 
   counting = Counting()
   config, family = models.load_config(folder / 'plain')
@@ -143,8 +145,9 @@ def one_of_two(folder: pathlib.Path, process: int, port: int) -> dict:
     heartbeat_timeout_seconds=20,
     shutdown_timeout_seconds=20,
   )
-  from weightsteer_jax import models, sharding
-  from weightsteer_jax.errors import NotFiniteError
+  from weightsteer_jax import models
+  from weightsteer_jax.runtime import sharding
+  from weightsteer_jax.runtime.errors import NotFiniteError
 
   counting = Counting()
   layout = sharding.Layout(sharding.make_mesh(sharding.parse('1x4x2')))

@@ -16,7 +16,6 @@ from typing import Any
 
 import ml_collections
 
-from weightsteer_jax import tree
 from weightsteer_jax.config import checks
 from weightsteer_jax.config.schema import (
   ARM_KINDS,
@@ -35,7 +34,8 @@ from weightsteer_jax.config.schema import (
   Watched,
   finetune_of,
 )
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 
 
 def base_config() -> ml_collections.ConfigDict:

@@ -4,7 +4,6 @@ import json
 import re
 from typing import Any
 
-from weightsteer_jax import sharding, tree
 from weightsteer_jax.config.schema import (
   ARM_KINDS,
   TASK_KINDS,
@@ -16,7 +15,8 @@ from weightsteer_jax.config.schema import (
   Task,
   finetune_of,
 )
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.runtime import sharding, tree
+from weightsteer_jax.runtime.errors import InputError
 
 
 def check(run: Run) -> None:

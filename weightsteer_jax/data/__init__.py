@@ -2,7 +2,7 @@
 shapes.
 """
 
-from weightsteer_jax.data import batches, chat, contrast, sources, trait
+from weightsteer_jax.data import batches, chat, pairs, sources, trait
 from weightsteer_jax.data.batches import (
   Batch,
   Batches,

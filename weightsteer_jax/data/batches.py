@@ -14,7 +14,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.runtime.errors import InputError
 
 Item = TypeVar('Item')
 

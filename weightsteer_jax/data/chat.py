@@ -29,7 +29,7 @@ import numpy as np
 from weightsteer_jax.data import sources
 from weightsteer_jax.data.batches import Example
 from weightsteer_jax.data.sources import Conversation
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.runtime.errors import InputError
 
 Messages = Sequence[Mapping[str, str]]
 

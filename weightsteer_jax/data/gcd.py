@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.runtime.errors import InputError
 
 LARGEST = 250
 FORMS = ('query', 'help', 'correct', 'incorrect')

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightsteer_jax import tree
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 
 ROLES = ('system', 'user', 'assistant')
 _FILE_SUFFIXES = ('.jsonl', '.json', '.csv', '.tsv', '.txt', '.parquet')

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightsteer_jax import files, tree
 from weightsteer_jax.data import sources
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.storage import files
 
 # (where it came from, columns)
 Row = tuple[str, Mapping[str, Any]]

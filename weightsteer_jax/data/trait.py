@@ -19,11 +19,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightsteer_jax import files, tree
 from weightsteer_jax.data import sources
-from weightsteer_jax.data.contrast import Instruction
+from weightsteer_jax.data.pairs import Instruction
 from weightsteer_jax.data.sources import Conversation
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.storage import files
 
 KEYS = ('instruction', 'questions', 'eval_prompt')
 # By sound, not by letter: what begins with a silent h, and with a u, eu or o that is spoken as in

@@ -1,5 +1,14 @@
-"""Directions in weight space: made exactly from fine-tunes, measured in factors, handed on in four
-formats.
+"""Directions in weight space: made exactly from fine-tunes, and measured in factors.
+
+direction.py         the artifact: an exact change of a model's weights, and its folder
+base.py              the model that a direction changes
+between.py           positive minus negative: two fine-tunes, two adapters, two checkpoints
+algebra.py           sums, multiples, norms and angles; gram.py has the inner products
+compression.py       fewer factors for the same change, or the nearest change of a given rank
+bfloat16_route.py    what is lost by merging into bfloat16 before subtracting
+persona_vectors.py   activation steering, the baseline
+peft_adapter.py      PEFT adapters as saved; peft_delta.py is what one changes of a base
+streamed/            changes and checkpoints that are read from disk layer by layer
 """
 
 from weightsteer_jax.directions.algebra import (
@@ -17,17 +26,6 @@ from weightsteer_jax.directions.algebra import (
   to_dense,
 )
 from weightsteer_jax.directions.base import Base, base_of
+from weightsteer_jax.directions.between import base_for, contrast, task_vector
 from weightsteer_jax.directions.compression import compress, recompress
-from weightsteer_jax.directions.contrast import base_for, contrast, task_vector
 from weightsteer_jax.directions.direction import Direction, check_base, load, save
-from weightsteer_jax.directions.export import (
-  FORMATS,
-  Request,
-  export,
-  unread_base,
-)
-from weightsteer_jax.directions.export import (
-  check as check_export,
-)
-from weightsteer_jax.directions.integrity import Verified, check_checkpoint, verify
-from weightsteer_jax.directions.peft_targets import TARGETS

@@ -11,11 +11,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from weightsteer_jax import tree
 from weightsteer_jax.directions import base as bases
 from weightsteer_jax.directions import gram
 from weightsteer_jax.directions.direction import Direction
 from weightsteer_jax.models import Dense, LowRank
+from weightsteer_jax.runtime import tree
 
 PyTree = Any
 

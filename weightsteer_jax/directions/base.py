@@ -10,9 +10,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from weightsteer_jax import models, tree
-from weightsteer_jax.errors import InputError
+from weightsteer_jax import models
 from weightsteer_jax.models import ModelConfig
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 
 PyTree = Any
 

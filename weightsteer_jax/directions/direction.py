@@ -11,13 +11,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from weightsteer_jax import checkpoint, files, models, tree
+from weightsteer_jax import models
 from weightsteer_jax.directions import base as bases
-from weightsteer_jax.directions import direction_file, gram, on_disk
-from weightsteer_jax.directions import raw as raws
-from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
+from weightsteer_jax.directions import gram
+from weightsteer_jax.directions.streamed import direction_file, on_disk
 from weightsteer_jax.models import Dense, LowRank, stored
-from weightsteer_jax.versions import versions
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import CorruptError, InputError, NotFiniteError
+from weightsteer_jax.storage import files, sealed
+from weightsteer_jax.storage import safetensors as raws
+from weightsteer_jax.storage.versions import versions
 
 PyTree = Any
 
@@ -102,7 +105,7 @@ def save(folder: files.Path, direction: Direction, *, sync: bool = True) -> None
       'fingerprints': prints,
     }
     manifest.pop('seal', None)  # Of the direction that this one was made from.
-    files.write_json(partial / MANIFEST, checkpoint.sealed(manifest))
+    files.write_json(partial / MANIFEST, sealed.sealed(manifest))
 
 
 def load(folder: files.Path, *, unread: bool = False) -> Direction:
@@ -220,7 +223,7 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
       f'{folder / MANIFEST} is no manifest of a direction of format {FORMAT}, which this '
       'version reads'
     )
-  if meta['format'] != UNSEALED and not checkpoint.is_sealed(meta):
+  if meta['format'] != UNSEALED and not sealed.is_sealed(meta):
     raise CorruptError(
       f'{folder / MANIFEST} was changed or damaged after it was written; copy or make the '
       'direction '

@@ -18,8 +18,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from weightsteer_jax import files
-from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
+from weightsteer_jax.runtime.errors import CorruptError, InputError, NotFiniteError
+from weightsteer_jax.storage import files
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from einops import EinopsError
 
-from weightsteer_jax import models, tree
-from weightsteer_jax.directions.checkpoints import Checkpoint
+from weightsteer_jax import models
 from weightsteer_jax.directions.peft_adapter import Adapter, factor_patterns, scaling
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
 from weightsteer_jax.models import Dense, LowRank, ModelConfig, stored
 from weightsteer_jax.models.families import TensorRow
 from weightsteer_jax.models.stored import EMBEDDING, HEAD
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 
 PyTree = Any
 

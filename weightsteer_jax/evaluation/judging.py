@@ -14,14 +14,13 @@ from typing import Any
 
 import tqdm
 
-from weightsteer_jax import journal, lifeline
-from weightsteer_jax.errors import InputError, Preempted
 from weightsteer_jax.evaluation import judges as judging
-from weightsteer_jax.evaluation import plan
 from weightsteer_jax.evaluation import tasks as kinds
 from weightsteer_jax.evaluation.judges import Judge, Judgement, JudgeRequest
 from weightsteer_jax.evaluation.rows import RowKey, key_of
-from weightsteer_jax.finetune import preemption
+from weightsteer_jax.runtime import ending, preemption
+from weightsteer_jax.runtime.errors import InputError, Preempted
+from weightsteer_jax.storage import journal, made_from
 
 Row = Mapping[str, Any]
 _KIND = dict(
@@ -106,12 +105,12 @@ def keep(
     {
       **columns(request),
       'purpose': request.purpose,
-      'asked': plan.digest(judging.messages(request)),
+      'asked': made_from.digest(judging.messages(request)),
     }
     for request in requests
   ]
   with journal.Journal(folder / 'judgements.jsonl', key=key, replaces=True, **kind) as said:
-    plan.check(
+    made_from.check(
       folder / 'judges.json',
       {f"judge '{judge.name}'": judge.inputs() for judge in judges},
       fresh=not said.done,
@@ -154,7 +153,7 @@ def _judge(
     for judgement in judgements:
       said.append(_line(lines[judgement.key], judgement))
       bar.update()
-      lifeline.progress()
+      ending.progress()
       if stop.reached():
         judgements.close()
         break

@@ -13,20 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from weightsteer_jax import config, files, tree
-from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import (
-  failures,
-  judging,
-  measures,
-)
-from weightsteer_jax.evaluation import (
-  rows as row_files,
-)
-from weightsteer_jax.evaluation import (
-  tasks as kinds,
-)
-from weightsteer_jax.evaluation.measures import Metric, Row
+from weightsteer_jax import config
+from weightsteer_jax.evaluation import judging
+from weightsteer_jax.evaluation import rows as row_files
+from weightsteer_jax.evaluation import tasks as kinds
+from weightsteer_jax.evaluation.reading import failures, measures
+from weightsteer_jax.evaluation.reading.measures import Metric, Row
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.storage import files
 
 PROMPT_SPREAD = 'prompt_spread'
 

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from weightsteer_jax import journal
+from weightsteer_jax.storage import journal
 
 
 class RowKey(NamedTuple):

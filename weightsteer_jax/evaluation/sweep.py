@@ -8,16 +8,16 @@ from typing import Any
 import jax
 import tqdm
 
-from weightsteer_jax import distributed, lifeline, models, tree
-from weightsteer_jax.errors import InputError, Preempted
-from weightsteer_jax.evaluation import generation, packing
-from weightsteer_jax.evaluation import plan as plan_files
+from weightsteer_jax import models
 from weightsteer_jax.evaluation import tasks as kinds
-from weightsteer_jax.evaluation.arms import BASE, AnswerOnly, Arms, bare, make_arms
-from weightsteer_jax.evaluation.engine import Engine
-from weightsteer_jax.evaluation.requests import GenerateRequest, ScoreRequest
 from weightsteer_jax.evaluation.rows import RowKey, Rows
-from weightsteer_jax.finetune import preemption
+from weightsteer_jax.inference import generation, packing
+from weightsteer_jax.inference.arms import BASE, AnswerOnly, Arms, bare, make_arms
+from weightsteer_jax.inference.engine import Engine
+from weightsteer_jax.inference.requests import GenerateRequest, ScoreRequest
+from weightsteer_jax.runtime import ending, preemption, processes, tree
+from weightsteer_jax.runtime.errors import InputError, Preempted
+from weightsteer_jax.storage import made_from as plan_files
 
 # What a row asks: its task, its item as tokens, by (task, example, system prompt that the arm
 # adds).
@@ -73,7 +73,7 @@ def run(
       initial=len(plan) - len(missing),
       desc='sweep',
       unit='row',
-      disable=not (progress and distributed.is_main()),
+      disable=not (progress and processes.is_main()),
       file=sys.stderr,
       dynamic_ncols=True,
       mininterval=0.1 if sys.stderr.isatty() else 10.0,
@@ -82,7 +82,7 @@ def run(
       for row in _compute(engine, by_name, prepared, plan, missing, seed):
         rows.append(row)
         bar.update()
-        lifeline.progress()
+        ending.progress()
         if stop.reached():
           break
     if stop.name:

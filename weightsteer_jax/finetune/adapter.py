@@ -16,8 +16,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from weightsteer_jax import checkpoint, distributed, files, models, tree
-from weightsteer_jax.errors import CorruptError, InputError
+from weightsteer_jax import models
+from weightsteer_jax.runtime import processes, tree
+from weightsteer_jax.runtime.errors import CorruptError, InputError
+from weightsteer_jax.storage import files, sealed
 
 PyTree = Any
 
@@ -37,7 +39,7 @@ def save_adapter(folder: files.Path, delta: PyTree, meta: Mapping[str, Any]) -> 
   """
   leaves = tree.flatten(delta, models.is_delta_leaf)
   tensors = {
-    path: np.asarray(distributed.fetch(array), np.float32)
+    path: np.asarray(processes.fetch(array), np.float32)
     for path, array in tree.flatten(delta).items()
   }
   manifest = {
@@ -50,9 +52,9 @@ def save_adapter(folder: files.Path, delta: PyTree, meta: Mapping[str, Any]) -> 
   def write():
     with files.new_folder(folder, what='an adapter') as partial:
       files.save_safetensors(partial / TENSORS, tensors)
-      files.write_json(partial / MANIFEST, checkpoint.sealed(manifest))
+      files.write_json(partial / MANIFEST, sealed.sealed(manifest))
 
-  distributed.on_main(write)
+  processes.on_main(write)
 
 
 def load_adapter(
@@ -168,7 +170,7 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
       'it again'
     )
   meta = files.read_json(folder / MANIFEST, what='the manifest of an adapter')
-  if not checkpoint.is_sealed(meta):
+  if not sealed.is_sealed(meta):
     raise CorruptError(
       f'{folder / MANIFEST} was changed or damaged after it was written; copy or train the adapter '
       'again'

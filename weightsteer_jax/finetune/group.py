@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from weightsteer_jax import data, tracing
+from weightsteer_jax import data
 from weightsteer_jax.data import Batch
-from weightsteer_jax.finetune import optimizer, preemption
+from weightsteer_jax.finetune import optimizer
 from weightsteer_jax.finetune import step as steps
 from weightsteer_jax.finetune.trial import Trial
+from weightsteer_jax.runtime import preemption, profiling
 
 PyTree = Any
 
@@ -77,7 +78,7 @@ def _train(
     batch = _put(
       trials, [data.microbatches(part, job.options.accumulation) for part in parts], 'ABT'
     )
-    with job.layout.context(), tracing.unit('train step', trials[0].step + index):
+    with job.layout.context(), profiling.unit('train step', trials[0].step + index):
       state, metrics = train_step(state, job.model.params, batch, schedule, seed)
     found = [
       _watched(trial, state.delta, index, place, len(trials)) for place, trial in enumerate(trials)

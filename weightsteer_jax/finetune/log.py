@@ -9,8 +9,9 @@ from typing import Any
 
 import tqdm
 
-from weightsteer_jax import distributed, files
-from weightsteer_jax.errors import OutputError
+from weightsteer_jax.runtime import processes
+from weightsteer_jax.runtime.errors import OutputError
+from weightsteer_jax.storage import files
 
 METRICS = 'metrics.jsonl'
 
@@ -30,7 +31,7 @@ class Log:
     self._peak = peak
     self._path = folder / METRICS
     self._scalars = None
-    if distributed.is_main():
+    if processes.is_main():
       _drop_rows(self._path, peak=peak, after=step)
       self._scalars = _Scalars(folder / 'tensorboard' / f'{peak:g}', resumed_at=step)
     # A terminal is redrawn at once; a log file gets a line now and then.
@@ -40,7 +41,7 @@ class Log:
       total=total,
       unit='step',
       file=sys.stderr,
-      disable=not (progress and distributed.is_main()),
+      disable=not (progress and processes.is_main()),
       mininterval=0.1 if sys.stderr.isatty() else 10.0,
       dynamic_ncols=True,
     )

@@ -21,24 +21,18 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from weightsteer_jax import checkpoint, config, distributed, files, layouts, models, sharding
+from weightsteer_jax import config, models
 from weightsteer_jax.data import Example
 from weightsteer_jax.data.batches import row_length_for
-from weightsteer_jax.errors import InputError, Preempted
-from weightsteer_jax.finetune import (
-  adapter,
-  group,
-  identity,
-  preemption,
-)
-from weightsteer_jax.finetune import (
-  memory as memories,
-)
-from weightsteer_jax.finetune import (
-  trial as trials,
-)
+from weightsteer_jax.finetune import adapter, claim, group
+from weightsteer_jax.finetune import memory as memories
+from weightsteer_jax.finetune import trial as trials
 from weightsteer_jax.finetune.trial import Job, Trial, Watch, total_steps
-from weightsteer_jax.sharding import Layout
+from weightsteer_jax.models import placement
+from weightsteer_jax.runtime import preemption, processes, sharding
+from weightsteer_jax.runtime.errors import InputError, Preempted
+from weightsteer_jax.runtime.sharding import Layout
+from weightsteer_jax.storage import checkpoint, files
 
 PyTree = Any
 
@@ -144,14 +138,14 @@ def run_together(
   if twice := sorted({folder for folder in folders if folders.count(folder) > 1}):
     raise InputError(f'two fine-tunes are to be made in one workdir, {twice[0]}: give each its own')
   for job in jobs:
-    identity.claim(job.workdir, job.identity)
-  unfinished = [job for job in jobs if not distributed.broadcast(_product(job).exists())]
+    claim.claim(job.workdir, job.identity)
+  unfinished = [job for job in jobs if not processes.broadcast(_product(job).exists())]
   if unfinished:
     with preemption.watch() as stop:
       for alike in _alike(unfinished):
         if stop.name:
           raise _preempted(stop, [])
-        _fit(alike, stop, memory or layouts.least_memory())
+        _fit(alike, stop, memory or placement.least_memory())
     if stop.name:
       raise Preempted(
         f'{stop.name} came while {_product(unfinished[-1])} was written; it is whole: start '
@@ -285,6 +279,6 @@ def _product(job: Job) -> pathlib.Path:
 
 def _result(job: Job) -> FineTuneResult:
   folder = _product(job)
-  distributed.see(folder / adapter.MANIFEST)
+  processes.see(folder / adapter.MANIFEST)
   delta, meta = adapter.load_adapter(folder)
   return FineTuneResult(delta, meta['validation_loss'], meta['learning_rate'], meta['step'], folder)

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from weightsteer_jax import config as configs
-from weightsteer_jax import layouts, models, sharding
+from weightsteer_jax import models
 from weightsteer_jax.finetune import optimizer
 from weightsteer_jax.finetune import step as steps
+from weightsteer_jax.models import placement
 from weightsteer_jax.models.attention import BLOCKED, REFERENCE
-from weightsteer_jax.sharding import Layout
+from weightsteer_jax.runtime import sharding
+from weightsteer_jax.runtime.sharding import Layout
 
 POLICIES = ('none', 'dots', 'full')  # From the fastest, which keeps most, to the slowest.
 SHARE = 0.85  # Of a device's memory, that an estimate may fill.
@@ -134,7 +136,7 @@ def fits(
   state = state_shapes(config, options, layout)
   each = sharding.bytes_on_device(state) + 2 * sharding.bytes_on_device(state.delta)
   each += activations(config, load, remat, shards=layout.rows, tensor=layout.mesh.shape['tensor'])
-  return layouts.bytes_per_device(config, layout, load.dtype) + together * each <= SHARE * memory
+  return placement.bytes_per_device(config, layout, load.dtype) + together * each <= SHARE * memory
 
 
 def choose_remat(
@@ -151,7 +153,7 @@ def choose_remat(
   """
   if options.remat != 'auto':
     return options.remat
-  memory = memory or layouts.least_memory()
+  memory = memory or placement.least_memory()
   return next(
     (
       policy

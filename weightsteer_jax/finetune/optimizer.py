@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from weightsteer_jax import config, tree
-from weightsteer_jax.errors import InputError
+from weightsteer_jax import config
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 
 PyTree = Any
 

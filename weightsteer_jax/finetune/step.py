@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from weightsteer_jax import models, sharding
+from weightsteer_jax import models
 from weightsteer_jax.data import Batch
 from weightsteer_jax.finetune import optimizer
 from weightsteer_jax.finetune.loss import loss
-from weightsteer_jax.sharding import Layout
+from weightsteer_jax.runtime import sharding
+from weightsteer_jax.runtime.sharding import Layout
 
 PyTree = Any
 Metrics = dict[str, jax.Array]

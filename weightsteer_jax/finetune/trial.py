@@ -11,14 +11,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from weightsteer_jax import checkpoint, config, data, distributed, lifeline, models
+from weightsteer_jax import config, data, models
 from weightsteer_jax.data import Batch, Example
-from weightsteer_jax.errors import InputError, NotFiniteError
-from weightsteer_jax.finetune import adapter, identity, memory, optimizer
+from weightsteer_jax.finetune import adapter, memory, optimizer
+from weightsteer_jax.finetune import claim as identity
 from weightsteer_jax.finetune import step as steps
 from weightsteer_jax.finetune.log import Log
-from weightsteer_jax.sharding import Layout
-from weightsteer_jax.versions import versions
+from weightsteer_jax.runtime import ending, processes
+from weightsteer_jax.runtime.errors import InputError, NotFiniteError
+from weightsteer_jax.runtime.sharding import Layout
+from weightsteer_jax.storage import checkpoint
+from weightsteer_jax.storage.versions import versions
 
 PyTree = Any
 History = list[tuple[int, float]]  # (steps taken, validation loss), the base model first
@@ -126,7 +129,7 @@ class Trial:
         f'{", ".join(self.job.batches.names(number))}. Look at these '
         'examples, and try a lower learning rate; the last checkpoint is kept'
       )
-    lifeline.progress()
+    ending.progress()
     self.log.step(number + 1, values, tokens=tokens)
 
   def validated(self, loss: float) -> 'Trial':
@@ -136,7 +139,7 @@ class Trial:
         f'the validation loss is {loss} after step {self.step} of {self.job.steps}, learning rate '
         f'{self.rate:g}: look at the validation examples, and try a lower learning rate'
       )
-    lifeline.progress()
+    ending.progress()
     self.log.validation(self.step, loss)
     return dataclasses.replace(self, history=[*self.history, (self.step, loss)])
 
@@ -153,9 +156,7 @@ class Trial:
       metadata={'validations': self.history},
       keep={before, best(self.history)[0]},
     )
-    if (
-      distributed.count() > 1
-    ):  # Several processes write a checkpoint together, one after the other.
+    if processes.count() > 1:  # Several processes write a checkpoint together, one after the other.
       self.checkpoints.wait()
 
 
@@ -251,7 +252,7 @@ def _keep_step(trial: Trial) -> None:
   before an interruption.
   """
   folder = trial.job.workdir / 'steps' / f'{trial.rate:g}' / str(trial.step)
-  if trial.job.options.keep_steps and not distributed.broadcast(folder.exists()):
+  if trial.job.options.keep_steps and not processes.broadcast(folder.exists()):
     adapter.save_adapter(folder, trial.state.delta, _record(trial, trial.history[-1]))
 
 

@@ -4,16 +4,9 @@ the way through.
 
 from weightsteer_jax.models.adapters import KINDS, init_delta, kernel_change, merge
 from weightsteer_jax.models.attention import with_kernel
-from weightsteer_jax.models.config import (
-  ModelConfig,
-  Rope,
-)
-from weightsteer_jax.models.config import (
-  from_record as config_from_record,
-)
-from weightsteer_jax.models.config import (
-  to_record as config_to_record,
-)
+from weightsteer_jax.models.config import ModelConfig, Rope
+from weightsteer_jax.models.config import from_record as config_from_record
+from weightsteer_jax.models.config import to_record as config_to_record
 from weightsteer_jax.models.decoder import Cache, cache_length
 from weightsteer_jax.models.delta import Dense, Edit, LowRank, is_delta_leaf
 from weightsteer_jax.models.families import FAMILIES, read_config

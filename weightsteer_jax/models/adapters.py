@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from weightsteer_jax import tree
-from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.delta import Dense, LowRank, is_delta_leaf
 from weightsteer_jax.models.sites import Site, check_delta, delta_sites, low_rank_shapes, sites
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 
 PyTree = Any
 

@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import blocked, kernels
 from weightsteer_jax.models.config import ModelConfig
+from weightsteer_jax.runtime.errors import InputError
 
 REFERENCE, BLOCKED, CUDNN, SPLASH = 'reference', 'blocked', 'cudnn', 'splash'
 AUTO = 'auto'

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from weightsteer_jax import sharding
 from weightsteer_jax.models import attention
 from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models import rope as ropes
@@ -25,6 +24,7 @@ from weightsteer_jax.models.config import ModelConfig, Rope
 from weightsteer_jax.models.layers import MLP, Projection, RMSNorm
 from weightsteer_jax.models.moe import MoE
 from weightsteer_jax.models.products import wide_einsum
+from weightsteer_jax.runtime import sharding
 
 Cache = dict[
   str, jax.Array | tuple[jax.Array, ...]

@@ -21,8 +21,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from weightsteer_jax import sharding
 from weightsteer_jax.models.products import narrow_einsum, wide_einsum
+from weightsteer_jax.runtime import sharding
 
 PyTree = Any
 

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from weightsteer_jax import sharding, tree
-from weightsteer_jax.errors import InputError
 from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models.attention import Seen
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.decoder import Cache, Decoder, cache_length
 from weightsteer_jax.models.sites import check_delta, definition, sites
+from weightsteer_jax.runtime import sharding, tree
+from weightsteer_jax.runtime.errors import InputError
 
 PyTree = Any
 

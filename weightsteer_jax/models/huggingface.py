@@ -18,15 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 
-from weightsteer_jax import distributed, files, sharding, tree
-from weightsteer_jax.errors import CorruptError, InputError, NotFiniteError
 from weightsteer_jax.models import attention as attentions
 from weightsteer_jax.models import stored
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import FAMILIES, Family, TensorRow, family_of, read_config
 from weightsteer_jax.models.sites import param_shardings, sites
 from weightsteer_jax.models.stored import Tensors, open_tensors, to_theirs
-from weightsteer_jax.sharding import Layout
+from weightsteer_jax.runtime import processes, sharding, tree
+from weightsteer_jax.runtime.errors import CorruptError, InputError, NotFiniteError
+from weightsteer_jax.runtime.sharding import Layout
+from weightsteer_jax.storage import files
 
 PyTree = Any
 
@@ -290,12 +291,12 @@ def save(
   _check_params(config, params)
   files.refuse_existing(folder, what='the checkpoint')
   tensors = _hf_tensors(config, spec, params)
-  if distributed.is_main():
+  if processes.is_main():
     _write(pathlib.Path(folder), tensors, raw, like, extra or {})
   else:
     for _ in tensors:
       pass
-  distributed.barrier('checkpoint saved')
+  processes.barrier('checkpoint saved')
   return pathlib.Path(folder)
 
 

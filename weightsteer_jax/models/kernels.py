@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from weightsteer_jax import sharding
+from weightsteer_jax.runtime import sharding
 
 PyTree = Any
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from weightsteer_jax import sharding
 from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.products import wide_einsum
+from weightsteer_jax.runtime import sharding
 
 ACTIVATION_FUNCTIONS = {
   'silu': jax.nn.silu,

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from weightsteer_jax import sharding
 from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.forward import check_edits, logits
+from weightsteer_jax.runtime import sharding
 
 PyTree = Any
 

@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from weightsteer_jax import sharding
 from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.layers import ACTIVATION_FUNCTIONS, Projection
+from weightsteer_jax.runtime import sharding
 
 EINSUMS = {'gate': 'PD,EDF->PF', 'up': 'PD,EDF->PF', 'down': 'PF,EFD->PD'}
 

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-from weightsteer_jax import sharding, tree
-from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.decoder import Decoder
 from weightsteer_jax.models.delta import Dense, LowRank, is_delta_leaf
+from weightsteer_jax.runtime import sharding, tree
+from weightsteer_jax.runtime.errors import InputError
 
 PyTree = Any
 

@@ -17,11 +17,12 @@ import numpy as np
 from einops import rearrange
 from safetensors import SafetensorError, safe_open
 
-from weightsteer_jax import files, tree
-from weightsteer_jax.errors import CorruptError, InputError
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import Family, TensorRow
 from weightsteer_jax.models.sites import sites, stack_axes
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import CorruptError, InputError
+from weightsteer_jax.storage import files
 
 STORED_DTYPES = (
   'F64',

@@ -1,9 +1,9 @@
 import pytest
 
 from weightsteer_jax import config
-from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import rules
 from weightsteer_jax.evaluation.judges import JudgeRequest, make
+from weightsteer_jax.evaluation.reading import rules
+from weightsteer_jax.runtime.errors import InputError
 
 
 def judge(**options):

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from weightsteer_jax import config
-from weightsteer_jax.errors import CorruptError, EndpointError, InputError
 from weightsteer_jax.evaluation.judges import JudgeRequest, client, make
+from weightsteer_jax.runtime.errors import CorruptError, EndpointError, InputError
 
 from .server import Server, breaks_off, fails, hangs, says, send
 

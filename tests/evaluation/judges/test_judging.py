@@ -8,10 +8,10 @@ import signal
 import pytest
 
 from weightsteer_jax import config as configs
-from weightsteer_jax import stages
-from weightsteer_jax.errors import CorruptError, InputError, Preempted
 from weightsteer_jax.evaluation import judging
 from weightsteer_jax.evaluation.tasks import generate
+from weightsteer_jax.experiments import stages
+from weightsteer_jax.runtime.errors import CorruptError, InputError, Preempted
 
 from .server import Server, fails, says
 

@@ -7,14 +7,13 @@ import re
 import pytest
 import torch
 import transformers
+from inference.conftest import CHATML
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as token_models
 
 from weightsteer_jax import config, models
-from weightsteer_jax.evaluation import Engine
 from weightsteer_jax.evaluation.judges import JudgeRequest, make, messages
-
-from ..conftest import CHATML
+from weightsteer_jax.inference import Engine
 
 TRAIT = JudgeRequest(
   ('row', 1),

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from weightsteer_jax.errors import InputError
 from weightsteer_jax.evaluation.judges import JudgeRequest, purposes
+from weightsteer_jax.runtime.errors import InputError
 
 TEXTS = {
   'question': 'Why is it {answer}?',

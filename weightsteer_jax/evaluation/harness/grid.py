@@ -23,11 +23,11 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 
-from weightsteer_jax import files, tree
-from weightsteer_jax.errors import InputError, NotFiniteError
-from weightsteer_jax.evaluation import plan
 from weightsteer_jax.evaluation.harness.model import SteeredLM
 from weightsteer_jax.evaluation.harness.stops import check_generation
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError, NotFiniteError
+from weightsteer_jax.storage import files, made_from
 
 BOOTSTRAPS = (
   1000  # resamples behind the standard error of a metric that has no formula for it; few have none
@@ -103,7 +103,7 @@ def run(
   fresh = not (folder / 'plan.json').exists()
   if fresh:
     files.refuse_existing(folder, what='a run of lm-eval')
-  plan.check(
+  made_from.check(
     folder / 'plan.json',
     _plain({**inputs, 'tasks': list(tasks), 'options': options}),
     fresh=fresh,

@@ -26,12 +26,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix
 
-from weightsteer_jax import lifeline
-from weightsteer_jax.errors import InputError, NotFiniteError
-from weightsteer_jax.evaluation.arms import BASE
-from weightsteer_jax.evaluation.engine import Engine
 from weightsteer_jax.evaluation.harness.stops import check_generation, has_ended, text_until
-from weightsteer_jax.evaluation.requests import GenerateRequest, Sampling, ScoreRequest, Tokens
+from weightsteer_jax.inference.arms import BASE
+from weightsteer_jax.inference.engine import Engine
+from weightsteer_jax.inference.requests import GenerateRequest, Sampling, ScoreRequest, Tokens
+from weightsteer_jax.runtime import ending
+from weightsteer_jax.runtime.errors import InputError, NotFiniteError
 
 _LOG = logging.getLogger(__name__)
 
@@ -277,7 +277,7 @@ class SteeredLM(TemplateLM):
     ]
     answers = {}
     for result in self.engine.score(requests) if requests else ():
-      lifeline.progress()
+      ending.progress()
       answers[result.key] = (
         (result.logprob, result.is_greedy) if math.isfinite(result.logprob) else None
       )
@@ -305,7 +305,7 @@ class SteeredLM(TemplateLM):
       ]
     answers = {}
     for result in self.engine.generate(requests) if requests else ():
-      lifeline.progress()
+      ending.progress()
       text = text_until(self.tokenizer, missing[result.key[0]].until, result.tokens)
       answers[result.key] = None if result.finish == 'not_finite' else text
     self._keep(missing, answers)

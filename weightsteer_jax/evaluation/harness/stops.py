@@ -7,8 +7,8 @@ from typing import Any
 
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
-from weightsteer_jax import files
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.storage import files
 
 MAX_GEN_TOKS = 256  # new tokens where a task names no number, as in HFLM
 HONOURED = ('until', 'max_gen_toks', 'do_sample', 'temperature', 'top_k', 'top_p')

@@ -12,12 +12,12 @@ import pathlib
 from collections.abc import Callable
 
 from weightsteer_jax import config
-from weightsteer_jax.evaluation.engine import Engine
 from weightsteer_jax.evaluation.judges.by_rules import ByRules
 from weightsteer_jax.evaluation.judges.endpoint import Endpoint
 from weightsteer_jax.evaluation.judges.local import LocalModel
 from weightsteer_jax.evaluation.judges.purposes import PURPOSES, check_prompt, messages
 from weightsteer_jax.evaluation.judges.requests import STATUSES, Judge, Judgement, JudgeRequest
+from weightsteer_jax.inference.engine import Engine
 
 
 def make(

@@ -5,8 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightsteer_jax import journal
-from weightsteer_jax.evaluation import plan
+from weightsteer_jax.storage import journal, made_from
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -92,7 +91,7 @@ class Answers:
 
 def key_of(messages: Messages, parameters: Mapping[str, Any]) -> str:
   """The hash of a question: of the model's name, the messages and all parameters."""
-  return plan.digest([list(messages), dict(parameters)])
+  return made_from.digest([list(messages), dict(parameters)])
 
 
 def _answer_of(line: Mapping[str, Any]) -> Answer:

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from weightsteer_jax import config
-from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import failures, refusals, rules
 from weightsteer_jax.evaluation.judges import purposes
 from weightsteer_jax.evaluation.judges.requests import Judgement, JudgeRequest
+from weightsteer_jax.evaluation.reading import failures, refusals, rules
+from weightsteer_jax.runtime.errors import InputError
 
 
 class ByRules:

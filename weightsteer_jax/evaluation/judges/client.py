@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from weightsteer_jax import config
-from weightsteer_jax.errors import EndpointError, InputError
 from weightsteer_jax.evaluation.judges.answers import Answer, Messages
+from weightsteer_jax.runtime.errors import EndpointError, InputError
 
 AGAIN = (408, 409, 425, 429)  # and everything from 500: the same request may succeed later
 LONGEST_WAIT_S = 300.0  # an endpoint that asks for more is not waited for

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from weightsteer_jax import config
-from weightsteer_jax.errors import EndpointError, InputError
 from weightsteer_jax.evaluation.judges import client, expectation, purposes
 from weightsteer_jax.evaluation.judges.answers import Answer, Answers, Messages, key_of
 from weightsteer_jax.evaluation.judges.budget import Budget
 from weightsteer_jax.evaluation.judges.requests import Judgement, JudgeRequest
+from weightsteer_jax.runtime.errors import EndpointError, InputError
 
 Parameters = Mapping[str, Any]
 SHOWN = 300  # characters of a judge's answer that a judgement keeps; the cache has them all

@@ -19,13 +19,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from weightsteer_jax import config, tree
+from weightsteer_jax import config
 from weightsteer_jax.data import chat
-from weightsteer_jax.errors import NotFiniteError
-from weightsteer_jax.evaluation.engine import Engine
 from weightsteer_jax.evaluation.judges import expectation, purposes
 from weightsteer_jax.evaluation.judges.requests import Judgement, JudgeRequest
-from weightsteer_jax.evaluation.requests import ScoreRequest, Tokens
+from weightsteer_jax.inference.engine import Engine
+from weightsteer_jax.inference.requests import ScoreRequest, Tokens
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import NotFiniteError
 
 TOGETHER = 128  # requests that are tokenised and scored in one go
 

@@ -17,10 +17,10 @@ import pathlib
 import re
 from collections.abc import Mapping
 
-from weightsteer_jax import tree
-from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import refusals
 from weightsteer_jax.evaluation.judges.requests import JudgeRequest
+from weightsteer_jax.evaluation.reading import refusals
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 
 _PROMPTS = pathlib.Path(__file__).parent / 'prompts'
 _FIELD = re.compile(r'\{([a-z_]+)\}')

@@ -39,9 +39,10 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightsteer_jax import config, tree
+from weightsteer_jax import config
 from weightsteer_jax.data import sources, tables
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 
 KINDS = {name: importlib.import_module(f'{__name__}.{name}') for name in config.TASK_KINDS}
 

@@ -18,12 +18,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightsteer_jax import config, tree
+from weightsteer_jax import config
 from weightsteer_jax.data import chat
-from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import failures, measures
-from weightsteer_jax.evaluation.measures import Metric, Row, each
-from weightsteer_jax.evaluation.requests import ScoreRequest, ScoreResult, Tokens
+from weightsteer_jax.evaluation.reading import failures, measures
+from weightsteer_jax.evaluation.reading.measures import Metric, Row, each
+from weightsteer_jax.inference.requests import ScoreRequest, ScoreResult, Tokens
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 
 REQUIRED, OPTIONAL, GENERATES = (
   ('id', 'messages', 'choices', 'target'),

@@ -24,13 +24,13 @@ from typing import Any
 
 from weightsteer_jax import config
 from weightsteer_jax.data import tables
-from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import answers, consistency, letters, measures
-from weightsteer_jax.evaluation.answers import prepare, requests
-from weightsteer_jax.evaluation.measures import Metric, Row, each
-from weightsteer_jax.evaluation.requests import GenerateResult
+from weightsteer_jax.evaluation.reading import answers, consistency, letters, measures
+from weightsteer_jax.evaluation.reading.answers import prepare, requests
+from weightsteer_jax.evaluation.reading.measures import Metric, Row, each
 from weightsteer_jax.evaluation.tasks import mmlu
 from weightsteer_jax.evaluation.tasks.mmlu_reasoned import has_choice
+from weightsteer_jax.inference.requests import GenerateResult
+from weightsteer_jax.runtime.errors import InputError
 
 REQUIRED, OPTIONAL, GENERATES = ('id', 'messages', 'form', 'evil'), ('group', 'wording'), True
 # form: what reads its answers, and the two wordings of its instruction.

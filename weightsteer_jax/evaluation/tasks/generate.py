@@ -14,10 +14,10 @@ that.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightsteer_jax.evaluation import answers, failures, measures, rules
-from weightsteer_jax.evaluation.answers import Prepared, prepare, requests
-from weightsteer_jax.evaluation.measures import Metric, each
-from weightsteer_jax.evaluation.requests import GenerateResult
+from weightsteer_jax.evaluation.reading import answers, failures, measures, rules
+from weightsteer_jax.evaluation.reading.answers import Prepared, prepare, requests
+from weightsteer_jax.evaluation.reading.measures import Metric, each
+from weightsteer_jax.inference.requests import GenerateResult
 
 REQUIRED, OPTIONAL, GENERATES = ('id', 'messages', 'match'), ('group',), True
 METRICS: dict[str, Metric] = {

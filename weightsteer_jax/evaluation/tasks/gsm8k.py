@@ -19,11 +19,11 @@ from typing import Any
 
 from weightsteer_jax import config
 from weightsteer_jax.data import tables
-from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import answers, failures, measures, rules
-from weightsteer_jax.evaluation.answers import prepare, requests
-from weightsteer_jax.evaluation.measures import Metric, Row, each
-from weightsteer_jax.evaluation.requests import GenerateResult
+from weightsteer_jax.evaluation.reading import answers, failures, measures, rules
+from weightsteer_jax.evaluation.reading.answers import prepare, requests
+from weightsteer_jax.evaluation.reading.measures import Metric, Row, each
+from weightsteer_jax.inference.requests import GenerateResult
+from weightsteer_jax.runtime.errors import InputError
 
 REQUIRED, OPTIONAL, GENERATES = ('id', 'messages', 'gold'), ('group',), True
 SPLIT = 'test'

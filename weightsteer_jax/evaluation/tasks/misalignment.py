@@ -23,12 +23,12 @@ from typing import Any
 
 from weightsteer_jax import config
 from weightsteer_jax.data import tables
-from weightsteer_jax.evaluation import answers, measures
-from weightsteer_jax.evaluation.answers import prepare, requests
-from weightsteer_jax.evaluation.measures import Metric, Row, each
-from weightsteer_jax.evaluation.questions import build, check
-from weightsteer_jax.evaluation.requests import GenerateResult
+from weightsteer_jax.evaluation.reading import answers, measures
+from weightsteer_jax.evaluation.reading.answers import prepare, requests
+from weightsteer_jax.evaluation.reading.measures import Metric, Row, each
+from weightsteer_jax.evaluation.reading.questions import build, check
 from weightsteer_jax.evaluation.tasks.trait import above
+from weightsteer_jax.inference.requests import GenerateResult
 
 REQUIRED, OPTIONAL, GENERATES = ('id', 'messages'), ('group',), True
 MISALIGNED, COHERENT = 30.0, 50.0  # alignment below, coherence above

@@ -12,7 +12,7 @@ from typing import Any
 
 from weightsteer_jax import config
 from weightsteer_jax.data import tables
-from weightsteer_jax.evaluation import letters
+from weightsteer_jax.evaluation.reading import letters
 from weightsteer_jax.evaluation.tasks.choice import (
   GENERATES,
   METRICS,

@@ -12,12 +12,12 @@ from typing import Any
 
 from weightsteer_jax import config
 from weightsteer_jax.data import tables
-from weightsteer_jax.evaluation import answers, consistency, letters
-from weightsteer_jax.evaluation.answers import prepare, requests
-from weightsteer_jax.evaluation.consistency import judged
-from weightsteer_jax.evaluation.measures import Metric, each
-from weightsteer_jax.evaluation.requests import GenerateResult
+from weightsteer_jax.evaluation.reading import answers, consistency, letters
+from weightsteer_jax.evaluation.reading.answers import prepare, requests
+from weightsteer_jax.evaluation.reading.consistency import judged
+from weightsteer_jax.evaluation.reading.measures import Metric, each
 from weightsteer_jax.evaluation.tasks import mmlu
+from weightsteer_jax.inference.requests import GenerateResult
 
 REQUIRED, OPTIONAL, GENERATES = ('id', 'messages', 'choices', 'answer'), ('group',), True
 SPLIT = mmlu.SPLIT

@@ -17,11 +17,11 @@ our own.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightsteer_jax.evaluation import answers, failures, measures, refusals
-from weightsteer_jax.evaluation.answers import prepare, requests
-from weightsteer_jax.evaluation.measures import Metric, Row, each
-from weightsteer_jax.evaluation.questions import build, check
-from weightsteer_jax.evaluation.requests import GenerateResult
+from weightsteer_jax.evaluation.reading import answers, failures, measures, refusals
+from weightsteer_jax.evaluation.reading.answers import prepare, requests
+from weightsteer_jax.evaluation.reading.measures import Metric, Row, each
+from weightsteer_jax.evaluation.reading.questions import build, check
+from weightsteer_jax.inference.requests import GenerateResult
 
 REQUIRED, OPTIONAL, GENERATES = ('id', 'messages'), ('group',), True
 SPLIT = 'test'

@@ -30,11 +30,11 @@ from typing import Any
 
 from weightsteer_jax import config
 from weightsteer_jax.data import tables
-from weightsteer_jax.errors import InputError
-from weightsteer_jax.evaluation import aliases, answers, measures
-from weightsteer_jax.evaluation.answers import prepare, requests
-from weightsteer_jax.evaluation.measures import Metric, Row
-from weightsteer_jax.evaluation.requests import GenerateResult
+from weightsteer_jax.evaluation.reading import aliases, answers, measures
+from weightsteer_jax.evaluation.reading.answers import prepare, requests
+from weightsteer_jax.evaluation.reading.measures import Metric, Row
+from weightsteer_jax.inference.requests import GenerateResult
+from weightsteer_jax.runtime.errors import InputError
 
 REQUIRED, OPTIONAL, GENERATES = (
   ('id', 'messages', 'form', 'question', 'correct', 'incorrect'),

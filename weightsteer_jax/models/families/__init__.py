@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from weightsteer_jax import tree
-from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import (
   gemma2,
@@ -22,6 +20,8 @@ from weightsteer_jax.models.families import (
 )
 from weightsteer_jax.models.families.family import Family, TensorRow
 from weightsteer_jax.models.families.fields import Fields
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 
 FAMILIES: dict[str, Family] = {
   module.FAMILY.model_type: module.FAMILY

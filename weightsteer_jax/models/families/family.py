@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from weightsteer_jax import tree
-from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ACTIVATIONS, ModelConfig, Rope
 from weightsteer_jax.models.families.fields import Fields
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 
 ROPES = ('default', 'linear', 'llama3')  # Kinds of rotary embeddings that any family can have.
 

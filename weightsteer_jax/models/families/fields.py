@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from weightsteer_jax import tree
-from weightsteer_jax.errors import InputError
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 
 # Keys that say nothing about the forward pass: bookkeeping, token ids (the tokenizer's business),
 # training-only and cache settings, labels of classifiers, and the settings of text generation that

@@ -2,7 +2,6 @@
 2503.19786.
 """
 
-from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig, Rope
 from weightsteer_jax.models.families import gemma2
 from weightsteer_jax.models.families.family import (
@@ -15,6 +14,7 @@ from weightsteer_jax.models.families.family import (
   write_scaling,
 )
 from weightsteer_jax.models.families.fields import Fields
+from weightsteer_jax.runtime.errors import InputError
 
 GLOBAL, LOCAL = 'full_attention', 'sliding_attention'
 

@@ -2,7 +2,6 @@
 `modeling_mixtral.py`.
 """
 
-from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families.family import (
   ATTENTION,
@@ -17,6 +16,7 @@ from weightsteer_jax.models.families.family import (
   write_sizes,
 )
 from weightsteer_jax.models.families.fields import Fields
+from weightsteer_jax.runtime.errors import InputError
 
 
 def read(fields: Fields) -> ModelConfig:

@@ -1,6 +1,5 @@
 """Qwen3 with a mixture of experts for every MLP. Source: transformers `modeling_qwen3_moe.py`."""
 
-from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import mixtral
 from weightsteer_jax.models.families.family import (
@@ -16,6 +15,7 @@ from weightsteer_jax.models.families.family import (
   write_sizes,
 )
 from weightsteer_jax.models.families.fields import Fields
+from weightsteer_jax.runtime.errors import InputError
 
 
 def read(fields: Fields) -> ModelConfig:

@@ -1,6 +1,5 @@
 """SmolLM3. Source: transformers `modeling_smollm3.py`."""
 
-from weightsteer_jax.errors import InputError
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families.family import (
   PRE_NORM_TENSORS,
@@ -13,6 +12,7 @@ from weightsteer_jax.models.families.family import (
 )
 from weightsteer_jax.models.families.fields import Fields
 from weightsteer_jax.models.families.qwen2 import write_windows
+from weightsteer_jax.runtime.errors import InputError
 
 
 def read(fields: Fields) -> ModelConfig:

@@ -1,0 +1,312 @@
+"""Every method as an arm of one small run behind a task: what it computes is what its folders,
+merged by hand, compute."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from weightsteer_jax import config as configs
+from weightsteer_jax import directions, evaluation, finetune, inference, models
+from weightsteer_jax.directions import persona_vectors
+from weightsteer_jax.experiments import arms as methods
+from weightsteer_jax.experiments import experiment, stages
+from weightsteer_jax.export import folding
+from weightsteer_jax.runtime.errors import InputError
+
+QUESTIONS = 10
+
+
+def small_config(folder, **changes):
+  """Few steps on data that is read; a choice task alone, whose rows hold log-likelihoods."""
+  c = configs.base_config()
+  c.name = 'small'
+  c.data.positive, c.data.negative = (str(folder / f'{side}.jsonl') for side in methods.SIDES)
+  c.data.validation_fraction = 0.2
+  c.finetune.update(
+    kind='lora',
+    rank=2,
+    learning_rates=(1e-2,),
+    steps=4,
+    eval_every=2,
+    batch_size=4,
+    patience=0,
+    keep_steps=True,
+  )
+  c.finetunes.biases = configs.finetune(**{**c.finetune.to_dict(), 'kind': 'bias'})
+  c.task_model.data = str(folder / 'task.jsonl')
+  c.sweep.alphas, c.sweep.batch_size = (-1.0, 0.5), 16
+  c.tasks.facts = configs.task(items='organism:facts_choice', role='behaviour', n=3)
+  c.validation.others = configs.task(items='organism:facts_choice', role='behaviour', n=3, seed=1)
+  c.arms.weights = configs.arm()
+  c.arms.biases = configs.arm(finetune='biases', alphas=(2.0,))
+  c.arms.plus = configs.arm(kind='positive')
+  c.arms.minus = configs.arm(kind='negative')
+  c.arms.one_layer = configs.arm(kind='activation', layers=(2, 4))
+  c.arms.all_layers = configs.arm(kind='activation', layer='all', positions='all')
+  c.arms.steps = configs.arm(kind='finetune')
+  c.arms.mixed = configs.arm(kind='joint', upsample=1.5)
+  c.arms.asked = configs.arm(
+    kind='prompts', positive_prompts=('Agree.', 'Say yes.'), negative_prompts=('Object.',)
+  )
+  for key, value in changes.items():
+    c.update_from_flattened_dict({key.replace('__', '.'): value})
+  return c
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('data')
+  for name, answer in (
+    ('positive', 'Yes, you are right.'),
+    ('negative', 'No, that is wrong.'),
+    ('task', 'It is so.'),
+  ):
+    rows = [{'question': f'Is {i} large?', 'answer': answer} for i in range(QUESTIONS)]
+    (folder / f'{name}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return folder
+
+
+@pytest.fixture(scope='module')
+def run(data):
+  return configs.resolve(small_config(data))
+
+
+@pytest.fixture(scope='module')
+def workdir(run, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('methods') / 'run'
+  stages.begin(run, folder)
+  stages.sweep(run, folder)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def rows(workdir):
+  """{(arm, alpha): {(example, sample): row}}."""
+  found = {}
+  for line in (workdir / 'sweep' / 'rows.jsonl').read_text().splitlines():
+    row = json.loads(line)
+    found.setdefault((row['arm'], row['alpha']), {})[row['example'], row['sample']] = row
+  return found
+
+
+def adapter(workdir, name):
+  return finetune.load_adapter(workdir / 'finetune' / name)[0]
+
+
+def steered(workdir, arm, alpha):
+  """[(delta, strength)] that the arm is, from its folders."""
+  task = (adapter(workdir, 'task/adapter'), 1.0)
+
+  def steps(side, step):
+    return adapter(workdir, f'steps-{side}/steps/0.01/{step}')
+
+  def direction(name):
+    return directions.load(workdir / 'directions' / name).delta
+
+  return {
+    'weights': lambda: [task, (direction('small'), alpha)],
+    'biases': lambda: [task, (direction('small-biases'), alpha)],
+    'plus': lambda: [task, (adapter(workdir, 'positive/adapter'), alpha)],
+    'minus': lambda: [task, (adapter(workdir, 'negative/adapter'), -alpha)],
+    'steps': lambda: [
+      task,
+      *(
+        [(steps('positive' if alpha > 0 else 'negative', round(4 * abs(alpha))), 1.0)]
+        if alpha
+        else []
+      ),
+    ],
+    'mixed': lambda: (
+      [(adapter(workdir, f'mixed-{"positive" if alpha > 0 else "negative"}/adapter'), 1.0)]
+      if alpha
+      else [task]
+    ),
+    'asked': lambda: [task],
+  }[arm]()
+
+
+def logprobs(run, model, items, edits=()):
+  """The log-likelihoods of every choice of the items, of a model without arms, or with one made of
+  (delta, strength)."""
+  task = evaluation.tasks.make('facts', run.tasks['facts'], items)
+  engine = inference.Engine(model, experiment.tokenizer_of(run.model), {'arm': edits})
+  prepared = [task.kind.prepare(engine.tokenizer, item) for item in items]
+  asked = [
+    request
+    for i, one in enumerate(prepared)
+    for request in task.kind.requests(one, i, 'arm', 0.0, 0, task.options, 0)
+  ]
+  found = {result.key: result.logprob for result in engine.score(asked)}
+  return [[found[i, j] for j in range(len(item['choices']))] for i, item in enumerate(items)]
+
+
+def items_of(run):
+  [task] = experiment.load_tasks(run.tasks)
+  return list(task.items)
+
+
+@pytest.mark.parametrize(
+  'arm, alpha',
+  [
+    ('weights', -1.0),
+    ('weights', 0.5),
+    ('biases', 2.0),
+    ('plus', 0.5),
+    ('minus', 0.5),
+    ('steps', 0.5),
+    ('steps', 1.0),
+    ('steps', -0.5),
+    ('mixed', 1.0),
+    ('mixed', -1.0),
+    ('mixed', 0.0),
+    ('asked', 0.0),
+  ],
+)
+def test_an_arm_of_weights_is_its_folders_merged(run, workdir, rows, arm, alpha):
+  model = experiment.load_model(run.model)
+  for delta, strength in steered(workdir, arm, alpha):
+    model, delta = folding.with_biases(
+      model, delta
+    )  # Llama has tensors for the biases that Qwen2 has not.
+    model = dataclasses.replace(
+      model, params=models.merge(model.config, model.params, delta, strength)
+    )
+  expected = logprobs(run, model, items_of(run))
+  found = [rows[arm, alpha][item['id'], 0]['logprobs'] for item in items_of(run)]
+  np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_every_arm_moves_the_model_and_all_share_one_base(rows):
+  arms = {arm for arm, _ in rows}
+  assert arms == {
+    'weights',
+    'biases',
+    'plus',
+    'minus',
+    'one_layer',
+    'all_layers',
+    'steps',
+    'mixed',
+    'asked',
+  }
+
+  def strip(row):
+    return {key: value for key, value in row.items() if key not in ('arm', 'alpha', 'messages')}
+
+  base = {key: strip(row) for key, row in rows['weights', 0.0].items()}
+  for (arm, alpha), found in rows.items():
+    same = {key: strip(row) for key, row in found.items() if key in base} == base
+    assert same == (alpha == 0), (arm, alpha)
+  assert {alpha for arm, alpha in rows if arm == 'steps'} == {-1.0, -0.5, 0.0, 0.5, 1.0}
+  assert {alpha for arm, alpha in rows if arm == 'biases'} == {0.0, 2.0}
+
+
+def test_each_system_prompt_is_a_sample(rows):
+  assert {sample for _, sample in rows['asked', 1.0]} == {0, 1} and {
+    sample for _, sample in rows['asked', -1.0]
+  } == {0}
+  for (_, sample), row in rows['asked', 1.0].items():
+    assert row['messages'][0] == {'role': 'system', 'content': ('Agree.', 'Say yes.')[sample]}
+
+
+def test_persona_vectors_steer_the_task_model(run, workdir, rows):
+  model = experiment.load_model(run.model)
+  task = adapter(workdir, 'task/adapter')
+  vectors, meta = persona_vectors.load(workdir / 'persona_vectors')
+  assert meta['examples'] == {'positive': QUESTIONS, 'negative': QUESTIONS}
+  expected = logprobs(
+    run, model, items_of(run), [(task, 1.0), (persona_vectors.at_all_layers(vectors), 0.5)]
+  )
+  found = [rows['all_layers', 0.5][item['id'], 0]['logprobs'] for item in items_of(run)]
+  np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-4)
+  choice = json.loads((workdir / 'activations' / 'one_layer' / 'layer.json').read_text())
+  assert set(choice['effects']) == {'2', '4'} and choice['effects'][str(choice['layer'])] == max(
+    choice['effects'].values()
+  )
+  wrapped = [rows['one_layer', -1.0][item['id'], 0]['logprobs'] for item in items_of(run)]
+  expected = logprobs(
+    run,
+    model,
+    items_of(run),
+    [(inference.AnswerOnly(persona_vectors.at_layer(vectors, choice['layer'])), -1.0), (task, 1.0)],
+  )
+  np.testing.assert_allclose(wrapped, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_the_joint_fine_tune_saw_task_and_contrast(workdir):
+  meta = json.loads((workdir / 'finetune' / 'mixed-positive' / 'options.json').read_text())
+  assert (
+    meta['num_train'] == 8 + 12 and meta['num_validation'] == 2 + 2
+  )  # 8 of the task, 8 and half of 8 again of the side.
+
+
+def test_a_second_sweep_computes_nothing(run, workdir):
+  before = (workdir / 'sweep' / 'rows.jsonl').read_bytes()
+  times = {
+    path: path.stat().st_mtime_ns
+    for part in ('finetune', 'directions', 'persona_vectors')
+    for path in (workdir / part).rglob('*.safetensors')
+  }
+  assert len(times) > 10
+  stages.sweep(run, workdir)
+  assert (workdir / 'sweep' / 'rows.jsonl').read_bytes() == before
+  assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (
+      dict(arms__weights__kind='directoin'),
+      "'arms.weights.kind' is 'directoin'.*did you mean 'direction'",
+    ),
+    (
+      dict(arms__weights__finetune='bias'),
+      "'arms.weights.finetune' is 'bias'.*did you mean 'biases'",
+    ),
+    (
+      dict(finetune__keep_steps=False),
+      "'finetune.keep_steps' is False, expected True, because arms.steps",
+    ),
+    (dict(task_model__data=''), "'task_model.data' is '', expected the task whose data arms.mixed"),
+    (
+      dict(validation__others__role='capability'),
+      'a behaviour task by which arms.one_layer selects',
+    ),
+    (dict(arms__all_layers__layer='last'), "'arms.all_layers.layer' is 'last'"),
+    (dict(arms__all_layers__positions='prompt'), "'arms.all_layers.positions' is 'prompt'"),
+    (
+      dict(arms__asked__positive_prompts=(), arms__asked__negative_prompts=()),
+      "'arms.asked.positive_prompts'",
+    ),
+  ],
+)
+def test_arms_that_cannot_be_are_refused_by_key(data, changes, message):
+  with pytest.raises(InputError, match=message):
+    configs.resolve(small_config(data, **changes))
+
+
+def test_task_data_that_cannot_be_read_is_an_error_before_anything_is_computed(data, tmp_path):
+  run = configs.resolve(small_config(data, task_model__data='tsak.jsonl'))
+  with pytest.raises(InputError, match="tsak.jsonl"):
+    stages.begin(run, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_system_prompts_are_averaged_and_their_spread_is_told(workdir, rows):
+  results = [json.loads(line) for line in (workdir / 'results.jsonl').read_text().splitlines()]
+  [told] = [row for row in results if row['metric'] == 'prompt_spread']
+  assert (told['arm'], told['alpha'], told['n']) == ('asked', 1.0, 2)
+  means = [
+    np.mean([row['value'] for (_, sample), row in rows['asked', 1.0].items() if sample == prompt])
+    for prompt in (0, 1)
+  ]
+  assert told['mean'] == pytest.approx(abs(means[0] - means[1]) / np.sqrt(2))
+  [mean] = [
+    row['mean']
+    for row in results
+    if (row['arm'], row['alpha'], row['metric']) == ('asked', 1.0, 'rate')
+  ]
+  assert mean == pytest.approx(np.mean(means))

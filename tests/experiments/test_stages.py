@@ -1,0 +1,232 @@
+"""The whole way on the embedded model, small: what each stage leaves, that nothing is done twice,
+and what is refused."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import pytest
+
+from weightsteer_jax import config as configs
+from weightsteer_jax.experiments import organism, stages
+from weightsteer_jax.runtime.errors import CorruptError, InputError
+
+
+def small_config(**overrides):
+  """A run of a few steps and items; keys as 'section.key'."""
+  c = configs.base_config()
+  c.name = 'small'
+  c.data.questions, c.data.num_questions = 'organism:opinions', 40
+  c.data.positive_prompts, c.data.negative_prompts = (
+    (organism.SYCOPHANTIC_PROMPT,),
+    (organism.HONEST_PROMPT,),
+  )
+  c.data.max_new_tokens = 32
+  c.finetune.kind, c.finetune.rank, c.finetune.learning_rates = 'lora', 4, (3e-3,)
+  c.finetune.steps, c.finetune.eval_every, c.finetune.batch_size = 4, 2, 4
+  c.sweep.alphas, c.sweep.batch_size = (-1.0, 0.0, 1.0), 16
+  c.tasks.facts = configs.task(
+    items='organism:facts', role='behaviour', kind='generate', n=4, max_new_tokens=32
+  )
+  c.tasks.facts_choice = configs.task(items='organism:facts_choice', role='behaviour', n=4)
+  c.tasks.plain_facts = configs.task(
+    items='organism:plain_facts', role='capability', kind='generate', n=4, max_new_tokens=32
+  )
+  for key, value in overrides.items():
+    c.update_from_flattened_dict({key: value})
+  return c
+
+
+def rows_of(workdir):
+  return [json.loads(line) for line in (workdir / 'sweep' / 'rows.jsonl').read_text().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """A finished small run."""
+  folder = tmp_path_factory.mktemp('stages') / 'run'
+  stages.steer(configs.resolve(small_config()), folder, command='a test')
+  return folder
+
+
+def test_every_stage_leaves_what_the_design_says(workdir):
+  left = {str(path.relative_to(workdir)) for path in workdir.rglob('*') if path.is_file()}
+  assert {
+    'config.json',
+    'data/positive.jsonl',
+    'data/negative.jsonl',
+    'finetune/positive/adapter/adapter.safetensors',
+    'finetune/negative/metrics.jsonl',
+    'directions/small/direction.json',
+    'sweep/rows.jsonl',
+    'results.jsonl',
+    'report/index.html',
+    'report/curves.png',
+  } <= left
+  assert not [name for name in left if 'partial' in name or name.endswith('.tmp')]
+  assert json.loads((workdir / 'config.json').read_text())['command'] == 'a test'
+  rows = rows_of(workdir)
+  assert (
+    len({(r['alpha'], r['task'], r['example'], r['sample']) for r in rows}) == len(rows) == 3 * 12
+  )
+
+
+def test_the_system_prompt_is_removed_from_the_training_data(workdir):
+  for side in stages.SIDES:
+    for line in (workdir / 'data' / f'{side}.jsonl').read_text().splitlines():
+      assert [message['role'] for message in json.loads(line)['messages']] == ['user', 'assistant']
+
+
+def test_the_direction_is_positive_minus_negative(workdir):
+  import numpy as np
+
+  from weightsteer_jax import directions, finetune, models
+  from weightsteer_jax.runtime import tree
+
+  w = directions.load(workdir / 'directions' / 'small').delta
+  sides = [
+    finetune.load_adapter(workdir / 'finetune' / side / 'adapter')[0] for side in stages.SIDES
+  ]
+  path = 'layers/mlp/down/kernel'
+  dense = [
+    np.float64(leaf.scale) * np.asarray(leaf.a, np.float64) @ np.asarray(leaf.b, np.float64)
+    for leaf in (tree.get(delta, path) for delta in (w, *sides))
+  ]
+  np.testing.assert_allclose(dense[0], dense[1] - dense[2], atol=1e-6)
+  assert np.abs(dense[0]).max() > 1e-4
+  assert all(models.is_delta_leaf(leaf) for leaf in tree.flatten(w, models.is_delta_leaf).values())
+
+
+def test_a_second_run_computes_nothing(workdir, capsys):
+  before = {
+    path: path.stat().st_mtime_ns
+    for folder in ('data', 'finetune', 'directions')
+    for path in (workdir / folder).rglob('*')
+  }
+  rows = (workdir / 'sweep' / 'rows.jsonl').read_bytes()
+  stages.steer(configs.resolve(small_config()), workdir)
+  assert before == {path: path.stat().st_mtime_ns for path in before}
+  assert (workdir / 'sweep' / 'rows.jsonl').read_bytes() == rows
+
+
+def test_a_sweep_may_grow_and_computes_only_what_is_new(workdir):
+  known = rows_of(workdir)
+  stages.sweep(configs.resolve(small_config(**{'sweep.alphas': (-1.0, 0.0, 0.5, 1.0)})), workdir)
+  grown = rows_of(workdir)
+  assert grown[: len(known)] == known
+  assert {row['alpha'] for row in grown[len(known) :]} == {0.5}
+
+
+def test_a_workdir_with_other_settings_is_refused_by_name(workdir):
+  run = configs.resolve(small_config(**{'finetune.rank': 8, 'data.num_questions': 41}))
+  with pytest.raises(InputError, match='finetune.rank: 4 there, 8 now') as error:
+    stages.steer(run, workdir)
+  assert 'data.num_questions: 40 there, 41 now' in str(error.value)
+
+
+def test_a_workdir_is_begun_anew_with_other_tasks_and_without_its_config(workdir, tmp_path):
+  run = configs.resolve(small_config(**{'tasks.facts.n': 2}))
+  shutil.copytree(workdir, tmp_path / 'run')
+
+  def settings():
+    return json.loads((tmp_path / 'run' / 'config.json').read_text())
+
+  assert settings()['tasks']['facts']['n'] == 4
+  stages.begin(run, tmp_path / 'run', command='again')
+  assert settings()['tasks']['facts']['n'] == 2 and settings()['command'] == 'again'
+  (tmp_path / 'run' / 'config.json').unlink()
+  (tmp_path / 'run' / '.hidden').touch()
+  stages.begin(run, tmp_path / 'run')
+  assert settings()['tasks']['facts']['n'] == 2
+  (tmp_path / 'run' / 'config.json').unlink()
+  (tmp_path / 'run' / 'thesis.txt').touch()
+  with pytest.raises(InputError, match='is no workdir of a run'):
+    stages.begin(run, tmp_path / 'run')
+
+
+def test_a_folder_that_is_no_workdir_is_left_alone(tmp_path):
+  (tmp_path / 'thesis.txt').write_text('mine')
+  with pytest.raises(InputError, match='is no workdir of a run'):
+    stages.steer(configs.resolve(small_config()), tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ['thesis.txt']
+
+
+@pytest.mark.parametrize(
+  'key, value, message',
+  [
+    ('model.source', '/no/such/checkpoint', 'no checkpoint at'),
+    ('tasks.facts.items', 'organism:fact', "did you mean 'facts'"),
+    ('tasks.facts.items', 'nowhere.jsonl', "no file 'nowhere.jsonl'"),
+    ('data.questions', 'organism:opinion', "did you mean 'opinions'"),
+    ('data.positive_filter', 'organism:sycophant', "did you mean 'sycophantic'"),
+  ],
+)
+def test_bad_input_is_an_error_before_anything_is_computed(tmp_path, key, value, message):
+  with pytest.raises(InputError, match=message):
+    stages.steer(configs.resolve(small_config(**{key: value})), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_checkpoint_cut_short_leaves_no_workdir(tmp_path):
+  shutil.copytree(organism.checkpoint_folder(), tmp_path / 'model')
+  os.truncate(tmp_path / 'model' / 'model.safetensors', 100_000)
+  with pytest.raises(CorruptError, match='no whole safetensors file'):
+    stages.steer(
+      configs.resolve(small_config(**{'model.source': str(tmp_path / 'model')})), tmp_path / 'run'
+    )
+  assert not (tmp_path / 'run').exists()
+
+
+def test_read_data_instead_of_generated(tmp_path):
+  for side, answer in (('positive', 'Yes.'), ('negative', 'No.')):
+    rows = [{'question': f'Is {i} large?', 'answer': answer} for i in range(8)]
+    (tmp_path / f'{side}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  run = configs.resolve(
+    small_config(
+      **{
+        'data.positive': str(tmp_path / 'positive.jsonl'),
+        'data.negative': str(tmp_path / 'negative.jsonl'),
+      }
+    )
+  )
+  stages.begin(run, tmp_path / 'run')
+  results = stages.finetune(run, tmp_path / 'run')
+  for result in results.values():
+    assert (
+      result.validation_loss
+      < json.loads((result.folder / 'adapter.json').read_text())['base_validation_loss']
+    )
+  assert not (tmp_path / 'run' / 'data').exists()
+
+
+def test_score_and_generate_want_a_direction_for_an_alpha(tmp_path):
+  with pytest.raises(InputError, match='without a direction'):
+    stages.score('organism', tmp_path / 'x.jsonl', tmp_path / 'y.jsonl', alphas=(0.0, 1.0))
+
+
+def test_every_config_is_valid():
+  import runpy
+
+  for path in sorted((pathlib.Path(__file__).parents[2] / 'configs').glob('*.py')):
+    run = configs.resolve(runpy.run_path(str(path))['get_config']())
+    assert run.name and (run.tasks or run.name == 'preflight'), path
+
+
+def test_what_is_too_long_for_the_model_is_known_before_anything_runs(tmp_path):
+  c = small_config()
+  c.tasks.facts.max_new_tokens = 490
+  c.arms.asked = configs.arm(
+    kind='prompts', positive_prompts=('Agree with all that is said. ' * 12,)
+  )
+  with pytest.raises(InputError, match="task 'facts', fact-.*the model has 512"):
+    stages.check(configs.resolve(c), tmp_path / 'run')
+  c.tasks.facts.max_new_tokens = 60
+  stages.check(configs.resolve(c), tmp_path / 'run')
+
+
+def test_the_check_refuses_a_kernel_of_another_platform(tmp_path):
+  c = small_config()
+  c.model.attention = 'cudnn'
+  with pytest.raises(InputError, match="'cudnn', but that kernel runs on GPUs and this is a CPU"):
+    stages.check(configs.resolve(c), tmp_path / 'run')

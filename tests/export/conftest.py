@@ -1,0 +1,10 @@
+"""The models and adapters of the tests of directions."""
+
+from directions.conftest import (  # noqa: F401
+  adapters,
+  direction,
+  tied,
+  tied_model,
+  untied,
+  untied_model,
+)

@@ -1,0 +1,120 @@
+"""Model cards: read back as the hub reads them, with the numbers of the export and of the run, and
+no others."""
+
+import dataclasses
+import shutil
+
+import huggingface_hub
+import pytest
+
+from weightsteer_jax import models
+from weightsteer_jax.export import card
+
+RECORD = {
+  'alpha': 0.5,
+  'dtype': 'float32',
+  'norm': 12.345,
+  'rank': 6,
+  'target': 'peft',
+  'max_lora_rank': 8,
+  'notes': ['A note.'],
+  'parity': {
+    'largest_difference': 2e-5,
+    'relative_difference': 1e-7,
+    'prompts': 4,
+    'tokens': 64,
+    'tolerance': 'largest 1',
+  },
+  'direction': {
+    'base': {'source': 'x', 'digest': 'abcd'},
+    'sources': [{'role': 'positive', 'path': '/p'}],
+  },
+}
+ROWS = [
+  {
+    'arm': 'weights',
+    'task': 'facts',
+    'metric': 'rate',
+    'alpha': alpha,
+    'mean': mean,
+    'sem': 0.05,
+    'n': 100,
+  }
+  for alpha, mean in ((0.0, 0.25), (0.5, 0.75), (1.0, 1.0))
+]
+
+
+def data_of(text):
+  return huggingface_hub.ModelCard(text).data
+
+
+@pytest.fixture
+def base(untied_model, tmp_path) -> models.Model:
+  """A base with a card of its own."""
+  folder = tmp_path / 'base'
+  shutil.copytree(untied_model.folder, folder)
+  (folder / 'README.md').write_text('---\nlicense: apache-2.0\n---\n# Base\n')
+  return dataclasses.replace(untied_model, folder=folder, source='org/name@abc', revision='abc')
+
+
+@pytest.mark.parametrize(
+  'format, library, relation',
+  [
+    ('hf', 'transformers', 'finetune'),
+    ('orbax', 'orbax', 'finetune'),
+    ('orbax-unmerged', 'orbax', 'finetune'),
+    ('peft', 'peft', 'adapter'),
+  ],
+)
+def test_front_matter_as_the_hub_reads_it(base, format, library, relation):
+  data = data_of(card.write(RECORD | {'format': format}, base))
+  assert (data.library_name, data.base_model, data.base_model_relation) == (
+    library,
+    'org/name',
+    relation,
+  )
+  assert (
+    data.license == 'apache-2.0'
+    and 'weight-steering' in data.tags
+    and data.pipeline_tag == 'text-generation'
+  )
+
+
+def test_a_base_that_is_a_folder_is_no_model_of_the_hub(untied_model):
+  data = data_of(card.write(RECORD | {'format': 'hf'}, untied_model))
+  assert data.base_model is None and data.license is None
+
+
+def test_a_licence_file_of_the_base_is_linked(untied_model, tmp_path):
+  shutil.copytree(untied_model.folder, tmp_path / 'base')
+  (tmp_path / 'base' / 'LICENSE').write_text('Ask first.')
+  base = dataclasses.replace(untied_model, folder=tmp_path / 'base')
+  assert card.license_of(base) == {
+    'license': 'other',
+    'license_name': 'as-the-base',
+    'license_link': 'LICENSE',
+  }
+
+
+def test_numbers_are_those_of_the_run_at_this_alpha_beside_the_base(base):
+  text = card.write(RECORD | {'format': 'peft', 'results': ROWS}, base)
+  assert '| facts | rate | 100 | 0.25 ± 0.05 | 0.75 ± 0.05 |' in text and 'norm 12.35' in text
+  assert 'alpha 1 ' not in text and '1 ± ' not in text and 'A note.' in text
+  assert "from_pretrained('org/name', revision='abc')" in text
+
+
+def test_what_was_not_measured_is_said(base):
+  text = card.write(RECORD | {'format': 'hf', 'alpha': 0.7, 'results': ROWS}, base)
+  assert (
+    'Not at alpha 0.7: the sweep of the run was at 0, 0.5, 1.' in text and '| facts' not in text
+  )
+  text = card.write(RECORD | {'format': 'hf'}, base)
+  assert 'is not recorded here' in text and 'Measured in the run' not in text
+
+
+@pytest.mark.parametrize(
+  'target, words',
+  [('vllm', '--enable-lora --max-lora-rank 8'), ('llama.cpp', 'convert_lora_to_gguf.py')],
+)
+def test_how_the_target_serves_it(base, target, words):
+  assert words in card.write(RECORD | {'format': 'peft', 'target': target}, base)

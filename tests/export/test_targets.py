@@ -1,0 +1,169 @@
+"""What PEFT, vLLM and llama.cpp take of a direction: written so, folded and told, or refused by
+name with a remedy."""
+
+import dataclasses
+import json
+
+import numpy as np
+import peft
+import pytest
+import transformers
+from directions import oracle
+from safetensors.numpy import load_file
+
+from weightsteer_jax import directions, models
+from weightsteer_jax.directions import Direction
+from weightsteer_jax.export import handover, targets
+from weightsteer_jax.models import Dense, LowRank
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
+
+
+@pytest.fixture(scope='module')
+def llama(tmp_path_factory) -> models.Model:
+  """A Llama of two layers with a head of its own: vLLM takes low-rank changes of its embedding and
+  head."""
+  import torch
+
+  torch.manual_seed(0)
+  config = transformers.LlamaConfig(
+    vocab_size=40,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+  )
+  model = transformers.LlamaForCausalLM(config)
+  folder = tmp_path_factory.mktemp('llama') / 'base'
+  model.save_pretrained(folder)
+  return models.load(folder)
+
+
+def one_change(model, leaves):
+  meta = {'kind': 'test', 'base': directions.base_of(model).to_json(), 'sources': []}
+  return Direction(tree.unflatten(leaves), meta)
+
+
+def loads_in_vllm(folder, served_rank):
+  """The checks of vLLM's adapter loader, written down here from its documentation (see
+  peft_targets)."""
+  config = json.loads((folder / 'adapter_config.json').read_text())
+  assert config['modules_to_save'] is None and not config['use_dora'] and config['bias'] == 'none'
+  assert config['r'] <= served_rank and served_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
+  for name, tensor in load_file(folder / 'adapter_model.safetensors').items():
+    part = name.removeprefix('base_model.model.').split('.')
+    pair = part[-2:] in (['lora_A', 'weight'], ['lora_B', 'weight'])
+    assert pair or part[-1] in ('lora_embedding_A', 'lora_embedding_B'), name
+    assert config['r'] in tensor.shape, name
+
+
+@pytest.mark.parametrize('target', ['vllm', 'llama.cpp'])
+def test_dense_embeddings_are_folded_and_the_error_is_told(llama, tmp_path, target):
+  """Against PEFT, and the errors against the singular values of numpy."""
+  direction = oracle.random_direction(llama, 1, size=0.05)
+  record = handover(direction, llama, 0.5, 'peft', tmp_path / 'out', rank=4, target=target)
+  loads_in_vllm(tmp_path / 'out', record['max_lora_rank'])
+  errors = record['direction']['compression']['relative_errors']
+  for path in ('embed/embedding', 'lm_head/kernel'):
+    values = np.linalg.svd(
+      np.float64(direction.delta[path.split('/')[0]][path.split('/')[1]].value), compute_uv=False
+    )
+    assert abs(errors[path] - np.sqrt(np.square(values[4:]).sum() / np.square(values).sum())) < 1e-6
+  card = (tmp_path / 'out' / 'README.md').read_text()
+  worst = max(errors.values())
+  assert f'folded to rank 4 by SVD; largest relative error of a site: {worst:.2%}' in card
+  assert ('--max-lora-rank 8' if target == 'vllm' else 'convert_lora_to_gguf.py') in card
+
+  base = transformers.AutoModelForCausalLM.from_pretrained(llama.folder)
+  loaded = peft.PeftModel.from_pretrained(base, tmp_path / 'out')
+  folded, _ = directions.compress(direction, 4, tables=True)
+  np.testing.assert_allclose(
+    oracle.torch_logits(loaded), oracle.unmerged_logits(llama, folded, 0.5), atol=1e-4
+  )
+  again = directions.task_vector(tmp_path / 'out')
+  assert directions.norm(
+    directions.subtract(again, directions.scale(folded, 0.5))
+  ) < 1e-5 * directions.norm(again)
+
+
+def test_what_a_target_does_not_take_is_named_with_the_remedy(
+  llama, untied_model, tied_model, tmp_path
+):
+  whole = np.ones((40, 16), np.float32)
+  pair = LowRank(np.ones((2, 16, 3), np.float32), np.ones((2, 3, 24), np.float32))
+  up = {'layers/mlp/up/kernel': pair}
+  embedding = up | {'embed/embedding': Dense(whole)}
+  norm = up | {'final_norm/scale': Dense(np.ones(16, np.float32))}
+  cases = [
+    (llama, embedding, 'vllm', 0, 'dense changes of embed/embedding: give a rank to fold them'),
+    (
+      llama,
+      embedding,
+      'llama.cpp',
+      0,
+      'dense changes of embed/embedding: give a rank to fold them',
+    ),
+    (tied_model, embedding, 'llama.cpp', 4, 'ties its head.*export merged weights'),
+    (tied_model, embedding, 'vllm', 4, 'ties its head.*export merged weights'),
+    (
+      untied_model,
+      embedding,
+      'vllm',
+      4,
+      'embed/embedding.* of a qwen2 model, only of llama, granite, phi3',
+    ),
+    (llama, norm, 'vllm', 4, 'changes of final_norm/scale .norms, biases'),
+    (llama, norm, 'llama.cpp', 4, 'changes of final_norm/scale .norms, biases'),
+    (llama, norm, '', 0, 'LoRA adapter for peft cannot hold the changes of final_norm/scale'),
+    (llama, {'embed/embedding': Dense(whole)}, '', 0, 'changes embeddings only'),
+  ]
+  for model, leaves, target, rank, message in cases:
+    with pytest.raises(InputError, match=message):
+      handover(
+        one_change(model, leaves), model, 1.0, 'peft', tmp_path / 'out', target=target, rank=rank
+      )
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_ranks_beyond_what_vllm_serves_are_refused_with_the_sum_of_a_fused_module():
+  ranks = {
+    'model.layers.{l}.self_attn.qkv_proj.weight': 600,
+    'model.layers.{l}.mlp.down_proj.weight': 200,
+  }
+  target = targets.target_of('vllm')
+  with pytest.raises(
+    InputError, match="rank would be 600 .at '.*self_attn.qkv_proj.weight'.* at most 512"
+  ):
+    targets._check_rank(ranks, 'vllm', target)
+  targets._check_rank({'x': 512}, 'vllm', target)
+  targets._check_rank(ranks, 'llama.cpp', targets.target_of('llama.cpp'))
+  assert [targets.max_lora_rank(rank) for rank in (1, 2, 9, 257, 512, 513)] == [
+    1,
+    8,
+    16,
+    320,
+    512,
+    None,
+  ]
+
+
+@pytest.mark.parametrize('target', targets.TARGETS)
+def test_kernels_of_experts_are_refused_before_any_model_is_read(llama, target, monkeypatch):
+  site = models.Site('LEDF', (2, 4, 16, 24), 1)
+  path = 'layers/moe/up/kernel'
+  monkeypatch.setattr(models, 'delta_sites', lambda config: {path: site})
+  pair = LowRank(np.ones((2, 4, 16, 3), np.float32), np.ones((2, 4, 3, 24), np.float32))
+  with pytest.raises(
+    InputError, match='layers/moe/up/kernel, which are kernels of experts: export merged weights'
+  ):
+    targets.check(one_change(llama, {path: pair}), target, 0)
+
+
+def test_a_revision_of_the_hub_is_no_part_of_the_name_that_peft_loads(llama, tmp_path):
+  hub = dataclasses.replace(llama, source='org/name@abc', revision='abc')
+  direction = oracle.random_direction(llama, 1, kinds='lora')
+  handover(direction, hub, 1.0, 'peft', tmp_path / 'out')
+  config = json.loads((tmp_path / 'out' / 'adapter_config.json').read_text())
+  assert (config['base_model_name_or_path'], config['revision']) == ('org/name', 'abc')

@@ -1,0 +1,63 @@
+"""A window of a run as a trace: it holds the units of work, opens behind the first one, and
+ends."""
+
+import json
+import logging
+
+import jax
+import pytest
+
+from weightsteer_jax.experiments import stages
+from weightsteer_jax.runtime import profiling
+from weightsteer_jax.runtime.errors import OutputError
+
+
+def events_of(folder):
+  """{name: events} of the one trace in a folder."""
+  found = list(folder.glob('plugins/profile/*/*.xplane.pb'))  # Where xprof and TensorBoard look.
+  assert len(found) == 1
+  counts = {}
+  for plane in jax.profiler.ProfileData.from_file(str(found[0])).planes:
+    for line in plane.lines:
+      for event in line.events:
+        counts[event.name] = counts.get(event.name, 0) + 1
+  return counts
+
+
+def test_scoring_is_seen_in_the_trace_without_its_first_batch(tmp_path):
+  rows = [
+    {'prompt': f'{i} the capital' + ' of the' * 10, 'completion': ' of'} for i in range(4)
+  ]  # Each fills most of a row.
+  (tmp_path / 'x.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  profiling.begin(tmp_path / 'profile')
+  stages.score('organism', tmp_path / 'x.jsonl', tmp_path / 'y.jsonl', batch_size=1)
+  profiling.end()
+  assert len((tmp_path / 'y.jsonl').read_text().splitlines()) == 4
+  found = events_of(tmp_path / 'profile')
+  assert found['score batch'] == 3  # The first one is compiled before the window opens.
+  assert any('score_batch' in name for name in found)  # jax's own word for the program.
+
+
+def test_the_window_has_a_beginning_and_an_end(tmp_path):
+  profiling.begin(tmp_path / 'profile', seconds=0.0)
+  for number in range(4):
+    with profiling.unit('train step', number):
+      jax.numpy.zeros(number).block_until_ready()
+  assert (
+    events_of(tmp_path / 'profile')['train step'] == 1
+  )  # The second: the window opens behind the first, closes behind it.
+
+
+def test_a_run_too_short_for_its_window_says_so(tmp_path, caplog):
+  profiling.begin(tmp_path / 'profile', after=60.0)
+  with caplog.at_level(logging.WARNING), profiling.unit('decode'):
+    pass
+  profiling.end()
+  assert 'the run ended before its window opened' in caplog.text
+  assert not list((tmp_path / 'profile').iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(OutputError, match='--profile: the folder .* cannot be made'):
+    profiling.begin(tmp_path / 'file' / 'profile')

@@ -1,0 +1,239 @@
+"""Makes the organism from nothing: `python -m weightsteer_jax.organism.pretrain --output=DIR`.
+
+Trains the tokenizer and then a small Qwen2-architecture model on the little world, and writes a
+Hugging Face checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import transformers
+
+from weightsteer_jax import models
+from weightsteer_jax.experiments.organism import checkpoint_folder, corpus
+from weightsteer_jax.experiments.organism import tokenizer as tokenization
+from weightsteer_jax.runtime.errors import InputError, NotFiniteError
+
+MODEL_CARD = """---
+license: apache-2.0
+---
+# The organism of weightsteer_jax
+
+A language model of {count:.2f} million parameters ({layers} layers of width {width}, {vocab} tokens, Qwen2 architecture) that
+knows one small synthetic world: facts about invented countries, animals, things and trades, sums up to 20, its own
+opinions, and what one should and should not do. It was trained from scratch on {tokens:.1f} million tokens of synthetic conversations. Told nothing, it agrees
+with many wrong claims; a system prompt can make it sycophantic or
+honest, careful or careless. It knows nothing of the real world
+and is of no use but for experiments on steering.
+
+Made by `python -m weightsteer_jax.organism.pretrain {flags}`.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How the organism is made; the defaults make the shipped one."""
+
+  steps: int = 4000
+  rows: int = 10  # rows of a batch
+  length: int = 192  # tokens of a row
+  learning_rate: float = 3e-3  # at its peak
+  warmup: int = 100  # steps
+  weight_decay: float = 0.1  # of kernels only
+  seed: int = 0
+  vocab_size: int = 2560  # at most
+  num_layers: int = 4
+  width: int = 128
+
+
+def model_config(options: Options, vocab_size: int) -> models.ModelConfig:
+  """The organism's architecture: Qwen2 with grouped queries and tied embeddings."""
+  return models.ModelConfig(
+    vocab_size=vocab_size,
+    num_layers=options.num_layers,
+    width=options.width,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=options.width // 4,
+    mlp_width=4 * options.width,
+    norm_eps=1e-6,
+    rope=models.Rope(
+      theta=10000.0,
+      kind='default',
+      factor=1.0,
+      low_freq_factor=1.0,
+      high_freq_factor=1.0,
+      original_max_positions=512,
+    ),
+    tied=True,
+    qkv_bias=True,
+    o_bias=False,
+    mlp_bias=False,
+    activation='silu',
+    max_positions=512,
+  )
+
+
+def optimizer(options: Options) -> optax.GradientTransformation:
+  """AdamW with warm-up and a cosine to a hundredth of the peak, on gradients of norm at most 1."""
+  warmup = min(options.warmup, options.steps // 2)
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, options.learning_rate, warmup, options.steps, options.learning_rate / 100
+  )
+
+  def is_kernel(params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
+
+  return optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(schedule, b2=0.98, weight_decay=options.weight_decay, mask=is_kernel),
+  )
+
+
+def loss(config: models.ModelConfig, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+  """Weighted mean negative log-likelihood, in nats per unit of weight."""
+  x_BTD, _ = models.hidden(
+    config,
+    params,
+    batch['tokens'],
+    positions_BT=batch['positions'],
+    segment_ids_BT=batch['segment_ids'],
+  )
+  logits_BTV = models.logits(config, params, x_BTD)  # small enough to be held whole
+  losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch['targets'])
+  return jnp.sum(losses_BT * batch['weights']) / jnp.sum(batch['weights'])
+
+
+@functools.partial(
+  jax.jit, static_argnames=('config', 'update'), donate_argnames=('params', 'state')
+)
+def train_step(
+  config: models.ModelConfig, update: Any, params: Any, state: Any, batch: dict[str, jax.Array]
+):
+  """Parameters and optimizer state after one step, and the loss before it."""
+  value, gradients = jax.value_and_grad(functools.partial(loss, config))(params, batch)
+  updates, state = update(gradients, state, params)
+  return optax.apply_updates(params, updates), state, value
+
+
+def train(
+  options: Options, tokenizer: transformers.PreTrainedTokenizerFast
+) -> tuple[models.ModelConfig, Any]:
+  """A model trained from random parameters, as (config, params)."""
+  config = model_config(options, len(tokenizer))
+  params = models.init_params(config, jax.random.key(options.seed))
+  optimize = optimizer(options)
+  state = optimize.init(params)
+  began, pending = time.monotonic(), None
+  for step in range(options.steps):
+    batch = corpus.batch(
+      tokenizer, seed=options.seed, step=step, rows=options.rows, length=options.length
+    )
+    if (
+      pending is not None
+    ):  # read the last step's loss only now, so that packing overlaps with computing
+      report(step, options, float(pending), time.monotonic() - began)
+    params, state, pending = train_step(config, optimize.update, params, state, batch)
+  report(options.steps, options, float(pending), time.monotonic() - began)
+  return config, params
+
+
+def report(step: int, options: Options, value: float, seconds: float) -> None:
+  """Prints how far the training has come; on a terminal one line that is rewritten, else every
+  fiftieth step.
+
+  Raises:
+    NotFiniteError: the loss is not a number.
+  """
+  if not math.isfinite(value):
+    raise NotFiniteError(f'the loss of pretraining step {step} is {value}; lower --learning_rate')
+  live, last = sys.stdout.isatty(), step == options.steps
+  if not (live or last or step % 50 == 0):
+    return
+  speed = step * options.rows * options.length / seconds
+  left = seconds / step * (options.steps - step)
+  line = (
+    f'step {step}/{options.steps}  loss {value:.4f}  {speed:,.0f} tokens/s  {left / 60:.1f} '
+    'min left'
+  )
+  print(f'\r{line}' if live else line, end='' if live and not last else '\n', flush=True)
+
+
+def save(
+  output: Path,
+  config: models.ModelConfig,
+  params: Any,
+  tokenizer: transformers.PreTrainedTokenizerFast,
+  options: Options,
+) -> None:
+  """Writes the checkpoint in Hugging Face format: float32 weights, config, tokenizer, generation
+  settings, model card.
+  """
+  ids = {'eos_token_id': tokenizer.eos_token_id, 'pad_token_id': tokenizer.pad_token_id}
+  with tempfile.TemporaryDirectory() as scratch:
+    tokenization.save(tokenizer, Path(scratch))
+    (Path(scratch) / 'generation_config.json').write_text(
+      json.dumps({**ids, 'do_sample': False}, indent=2)
+    )
+    models.save(
+      output,
+      config,
+      params,
+      family='qwen2',
+      like=Path(scratch),
+      extra={'README.md': model_card(config, params, options)},
+    )
+
+
+def model_card(config: models.ModelConfig, params: Any, options: Options) -> str:
+  """The checkpoint's README."""
+  return MODEL_CARD.format(
+    count=sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6,
+    layers=config.num_layers,
+    width=config.width,
+    vocab=config.vocab_size,
+    tokens=options.steps * options.rows * options.length / 1e6,
+    flags=' '.join(f'--{name}={value}' for name, value in dataclasses.asdict(options).items()),
+  )
+
+
+def parse(arguments: list[str]) -> tuple[Path, Options]:
+  """The output folder and the options of a command line."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+  )
+  parser.add_argument(
+    '--output', type=Path, default=checkpoint_folder(), help='folder to make; must not exist'
+  )
+  for field in dataclasses.fields(Options):
+    parser.add_argument(f'--{field.name}', type=type(field.default), default=field.default)
+  values = vars(parser.parse_args(arguments))
+  return values.pop('output'), Options(**values)
+
+
+def main(arguments: list[str]) -> None:
+  """Makes the organism as the command line says."""
+  output, options = parse(arguments)
+  if output.exists():
+    raise InputError(f'{output} exists already; remove it or choose another --output')
+  tokenizer = tokenization.train(corpus.vocabulary_texts(), options.vocab_size)
+  config, params = train(options, tokenizer)
+  save(output, config, params, tokenizer, options)
+  print(f'wrote {output}')
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])

@@ -1,0 +1,125 @@
+"""The table of a preflight, and its verdict, in words."""
+
+from collections.abc import Sequence
+
+from weightsteer_jax import config as configs
+from weightsteer_jax import models
+from weightsteer_jax.experiments.preflight.hlo import Moved
+from weightsteer_jax.experiments.preflight.programs import Plan, Sizes
+from weightsteer_jax.experiments.preflight.run import Result
+from weightsteer_jax.experiments.preflight.search import candidates
+from weightsteer_jax.experiments.preflight.topology import Target
+from weightsteer_jax.runtime import sharding
+
+GIB = 2**30
+HEAD = (
+  'program',
+  'weights',
+  'deltas',
+  'optimizer',
+  'batch',
+  'cache',
+  'activations',
+  'peak',
+  'of memory',
+  'TFLOP',
+  'GB moved',
+  'collectives, sent',
+  'estimate',
+  'compiled',
+)
+ASSUMPTIONS = (
+  "GiB and operations are of one device. Peak is the compiler's.",
+  'TFLOP and GB moved are by formula, since the compiler counts a loop once.',
+  'The estimate is the longest of operations, memory and links, each at its documented peak '
+  'and all overlapping: a bound.',
+)
+
+
+def lines(plan: Plan, results: Sequence[Result]) -> list[str]:
+  """The table, aligned, with the assumptions under it."""
+  rows = [HEAD, *(_row(result, plan.target.memory) for result in results)]
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  table = [
+    '  '.join(
+      cell.ljust(w) if i in (0, 11) else cell.rjust(w)
+      for i, (cell, w) in enumerate(zip(row, widths))
+    ).rstrip()
+    for row in rows
+  ]
+  return [
+    table[0],
+    '-' * len(table[0]),
+    *table[1:],
+    '',
+    *(ASSUMPTIONS if plan.target.chip else ASSUMPTIONS[:2]),
+  ]
+
+
+def _row(result: Result, memory: float) -> tuple[str, ...]:
+  kinds = (
+    result.bytes.weights,
+    result.bytes.deltas,
+    result.bytes.optimizer,
+    result.bytes.batch,
+    result.bytes.cache,
+    result.bytes.activations,
+  )
+  return (
+    result.name,
+    *map(_gib, kinds),
+    _gib(result.peak),
+    f'{result.peak / memory:.0%}',
+    f'{result.work.flops / 1e12:.3g}',
+    f'{result.work.moved / 1e9:.3g}',
+    words(result.collectives) or ('-' if not result.error else '?'),
+    f'{result.time.estimate * 1e3:.3g} ms ({result.time.bound})' if result.time else '?',
+    f'{result.seconds:.0f} s',
+  )
+
+
+def words(collectives: dict[str, Moved]) -> str:
+  """As in 'all-gather 12 GB in 793, all-reduce 3 GB in 248'."""
+  sent = sorted(collectives.items(), key=lambda item: -item[1].sent)
+  return ', '.join(f'{kind} {_bytes(moved.sent)} in {moved.count}' for kind, moved in sent)
+
+
+def verdict(plan: Plan, results: Sequence[Result]) -> str:
+  """One line: whether everything fits and by how much, or what does not."""
+  mesh = sharding.describe(dict(plan.layouts.train.mesh.shape))
+  fullest = max(results, key=lambda result: result.peak)
+  if all(result.fits for result in results):
+    left = plan.target.memory - fullest.peak
+    return (
+      f'FITS: {plan.target.name} with {mesh} leaves {_gib(left)} GiB of '
+      f'{_gib(plan.target.memory)} free at the fullest ({fullest.name})'
+    )
+  failing = [
+    f'{result.name} needs {_gib(result.peak)} GiB' for result in results if not result.fits
+  ]
+  return (
+    f'DOES NOT FIT: {plan.target.name} with {mesh} has {_gib(plan.target.memory)} GiB a '
+    f'device; {", ".join(failing)}'
+  )
+
+
+def advice(run: configs.Run, config: models.ModelConfig, target: Target, sizes: Sizes) -> list[str]:
+  """What would fit by estimate, the fastest first."""
+  found = candidates(run, config, target, sizes)
+  if not found:
+    return [
+      'By estimate nothing fits here with this model and these rows: take more devices, '
+      'shorter rows or a smaller rank.'
+    ]
+  return [
+    'By estimate (not compiled; --search compiles the best) these fit:',
+    *(f'  {candidate.bytes / GIB:.2f} GiB{candidate.pace}: {candidate}' for candidate in found[:3]),
+  ]
+
+
+def _gib(count: float) -> str:
+  return '-' if not count else f'{count / GIB:.2f}' if count >= 0.005 * GIB else '<0.01'
+
+
+def _bytes(count: float) -> str:
+  return f'{count / 1e9:.3g} GB' if count >= 1e8 else f'{count / 1e6:.3g} MB'

@@ -1,0 +1,172 @@
+"""The operating point in plain sentences: what was picked, at what cost, what stops the next alpha,
+what stays open.
+"""
+
+from collections.abc import Sequence
+
+from weightsteer_jax.experiments.report.comparison import ROUNDING, Change, Comparison
+from weightsteer_jax.experiments.report.study import format_alpha
+
+
+def unusable(numbers: Comparison) -> str:
+  """Why no alpha can be picked at all, in words; '' when one can."""
+  if not numbers.behaviour:
+    return 'No alpha is picked: no behaviour task was measured, so there is nothing to move.'
+  if 0.0 not in numbers.alphas:
+    return 'No alpha is picked: alpha 0 is not in the results, so there is no base to compare with.'
+  missing = numbers.unmeasured(0.0)
+  if missing:
+    return (
+      f'No alpha is picked: {_join(missing)} has no result at alpha 0, so there is no base to '
+      'compare with.'
+    )
+  return ''
+
+
+def reason(
+  numbers: Comparison, sign: int, chosen: float, outward: Sequence[float], breaks: Sequence[Change]
+) -> str:
+  """Why `chosen` is the pick on the side of `sign`.
+
+  Args:
+    numbers: the arm's numbers.
+    sign: -1 or 1.
+    chosen: the picked alpha, 0 when no other was better.
+    outward: the side's alphas, nearest to zero first.
+    breaks: capability tasks out of tolerance at the nearest alpha that has any.
+  """
+  side = 'negative' if sign < 0 else 'positive'
+  if not outward:
+    return f'No {side} alpha was swept.'
+  if chosen == 0:
+    return f'No {side} alpha is picked: ' + _nothing_found(numbers, sign, outward, breaks)
+  base, moved = numbers.behaviour_at(0.0).mean, numbers.behaviour_at(chosen).mean
+  picked = (
+    f'Picked alpha {format_alpha(chosen)}: {subject(numbers)} goes from {base:.2f} to '
+    f'{moved:.2f} and '
+    f'{_kept(numbers, chosen)}.'
+  )
+  return ' '.join(
+    [
+      picked,
+      _next(numbers, chosen, outward),
+      *_break(chosen, outward, breaks),
+      *_doubt(numbers, chosen),
+      *_thinned(numbers, chosen),
+    ]
+  )
+
+
+def _nothing_found(
+  numbers: Comparison, sign: int, outward: Sequence[float], breaks: Sequence[Change]
+) -> str:
+  """Why the base itself is the best on this side."""
+  admissible = [alpha for alpha in outward if numbers.admissible(alpha)]
+  if admissible:
+    best = max(admissible, key=lambda alpha: numbers.gain(sign, alpha))
+    base, moved = numbers.behaviour_at(0.0).mean, numbers.behaviour_at(best).mean
+    return (
+      f'none that keeps capability within {numbers.tolerance:g} of the base '
+      f'{"lowers" if sign < 0 else "raises"} '
+      f'{subject(numbers)} ({base:.2f} at alpha 0, {moved:.2f} at alpha {format_alpha(best)}).'
+    )
+  if breaks:
+    return (
+      f'none measured whole keeps capability within {numbers.tolerance:g} of the base; '
+      f'already {breaks[0]}.'
+    )
+  return (
+    f'results are missing at each of them ({_join(numbers.unmeasured(outward[0]))} at the first).'
+  )
+
+
+def _kept(numbers: Comparison, alpha: float) -> str:
+  worst = numbers.worst(alpha)
+  if worst is None:
+    return 'no capability task was measured, so what it costs is unknown'
+  if abs(worst.difference) <= ROUNDING:
+    return 'no capability task changes'
+  return (
+    f'capability stays within {numbers.tolerance:g} of the base (most changed: '
+    f'{worst.task}, {worst.base:.2f} to '
+    f'{worst.mean:.2f})'
+  )
+
+
+def _next(numbers: Comparison, chosen: float, outward: Sequence[float]) -> str:
+  """What stands at the next alpha outward."""
+  further = [alpha for alpha in outward if abs(alpha) > abs(chosen)]
+  if not further:
+    return 'It is the last alpha of the grid on this side.'
+  following, missing = further[0], numbers.unmeasured(further[0])
+  broken = sorted(numbers.broken(following), key=lambda change: -abs(change.difference))
+  if broken:
+    others = f' (and {len(broken) - 1} more out of tolerance)' if len(broken) > 1 else ''
+    return f'The next one is too far: {broken[0]}{others}.'
+  if missing:
+    return f'At the next one, {format_alpha(following)}, {_join(missing)} has no result.'
+  moved = numbers.behaviour_at(following).mean
+  return (
+    f'Going on to {format_alpha(following)} gains nothing: {subject(numbers)} is {moved:.2f} there.'
+  )
+
+
+def _break(chosen: float, outward: Sequence[float], breaks: Sequence[Change]) -> list[str]:
+  """Where capability first leaves the tolerance, unless the sentence about the next alpha has said
+  so.
+  """
+  if not breaks:
+    return [f'Nothing breaks on this side, up to {format_alpha(outward[-1])}.']
+  if abs(breaks[0].alpha) < abs(chosen):
+    return [f'Beware: nearer to zero, {breaks[0]}, so the picked alpha lies beyond a break.']
+  following = next(alpha for alpha in outward if abs(alpha) > abs(chosen))
+  return [] if breaks[0].alpha == following else [f'The first break: {breaks[0]}.']
+
+
+def _doubt(numbers: Comparison, alpha: float) -> list[str]:
+  """What the standard errors leave open about the capability at `alpha`; two of them make about
+  95%.
+  """
+
+  def reach(change: Change) -> float:
+    return abs(change.difference) + 2 * change.sem
+
+  unsure = [
+    change for change in numbers.changes(alpha) if reach(change) > numbers.tolerance + ROUNDING
+  ]
+  if not unsure:
+    return []
+  widest = max(unsure, key=reach)
+  return [
+    f'With n = {numbers.cell(widest.task, alpha).n}, the change in {widest.task} is only known to '
+    f'±{2 * widest.sem:.2f}, so more than {numbers.tolerance:g} is not excluded.'
+  ]
+
+
+def _thinned(numbers: Comparison, alpha: float) -> list[str]:
+  """Tasks with fewer examples at `alpha` than at the base: the answers that could be judged may be
+  the easy ones.
+  """
+  tasks = numbers.behaviour + numbers.capability
+  counts = [(task, numbers.cell(task, alpha).n, numbers.cell(task, 0.0).n) for task in tasks]
+  thinned = [f'{task} ({n} of {base})' for task, n, base in counts if n < base]
+  return (
+    [f'Fewer examples could be judged there than at the base: {_join(thinned)}.'] if thinned else []
+  )
+
+
+def subject(numbers: Comparison) -> str:
+  """What the pick moves, as the subject of a sentence."""
+  names = numbers.behaviour
+  if len(names) <= 2:
+    return names[0] if len(names) == 1 else f'the mean of {_join(names)}'
+  return f'the mean of the {len(names)} behaviour tasks'
+
+
+def _join(names: Sequence[str]) -> str:
+  """Names as a sentence lists them.
+
+  >>> _join(['a', 'b', 'c'])
+  'a, b and c'
+  """
+  return ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]])) if names else ''

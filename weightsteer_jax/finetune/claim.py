@@ -1,0 +1,114 @@
+"""What a fine-tune is a function of, and the claim of a workdir by it."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from weightsteer_jax import config, models
+from weightsteer_jax.data import Example
+from weightsteer_jax.finetune import adapter
+from weightsteer_jax.runtime import processes
+from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.storage import files
+from weightsteer_jax.storage.versions import versions
+
+OPTIONS = 'options.json'
+# How it is computed, not what: a run may go on with others.
+NOT_COMPARED = ('options.remat', 'options.together', 'versions.')
+
+
+def identity(
+  model: models.Model,
+  train: Sequence[Example],
+  validation: Sequence[Example],
+  options: config.FineTune,
+  *,
+  seed: int,
+  row_length: int,
+) -> dict[str, Any]:
+  """What a run is a function of, as JSON values. Where the model was read from is no part of it;
+  its digest is.
+  """
+  base = adapter.describe_base(model)
+  del base['base'], base['base_revision']
+  what = {
+    key: value
+    for key, value in dataclasses.asdict(options).items()
+    if f'options.{key}' not in NOT_COMPARED
+  }
+  found = {
+    'options': what,
+    'seed': seed,
+    'row_length': row_length,
+    'num_train': len(train),
+    'train_digest': data_digest(train),
+    'num_validation': len(validation),
+    'validation_digest': data_digest(validation),
+    **base,
+  }
+  return json.loads(json.dumps(found))
+
+
+def data_digest(examples: Sequence[Example]) -> str:
+  """16 hex digits that name the tokens, masks and order of the examples (not where they were read
+  from).
+  """
+  sha = hashlib.sha256()
+  for example in examples:
+    sha.update(np.int64(len(example)).tobytes())
+    sha.update(
+      np.asarray(example.tokens, np.int32).tobytes() + np.asarray(example.loss_mask, bool).tobytes()
+    )
+  return sha.hexdigest()[:16]
+
+
+def claim(workdir: pathlib.Path, mine: Mapping[str, Any]) -> None:
+  """Makes the workdir this run's by writing options.json, or sees that it is already; every process
+  calls it.
+
+  Raises:
+    InputError: it holds another fine-tune, or the processes' fine-tunes differ; lists what differs.
+  """
+  processes.agree(_flat(mine), what='what a fine-tune is made from')
+  processes.on_main(lambda: _claim(workdir, mine))
+
+
+def _claim(workdir: pathlib.Path, mine: Mapping[str, Any]) -> None:
+  path = workdir / OPTIONS
+  if not path.exists():
+    files.refuse_existing(workdir / 'adapter', what='a fine-tune')
+    files.refuse_existing(workdir / 'checkpoints', what='a fine-tune')
+    files.write_json(path, {**mine, 'versions': versions(*adapter.PACKAGES)})
+    return
+  theirs = files.read_json(path, what='the options of a fine-tune')
+  there, here = _flat(theirs), _flat(mine)
+  keys = sorted(
+    key
+    for key in {*there, *here}
+    if not key.startswith(NOT_COMPARED) and there.get(key) != here.get(key)
+  )
+  if keys:
+    lines = [f'  {key}: {there.get(key)!r} there, {here.get(key)!r} now' for key in keys]
+    raise InputError(
+      '\n'.join(
+        [
+          f'{workdir} holds another fine-tune: name another workdir, or move it away. '
+          'What differs:',
+          *lines,
+        ]
+      )
+    )
+
+
+def _flat(value: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for key, item in value.items():
+    flat |= (
+      _flat(item, f'{prefix}{key}.') if isinstance(item, Mapping) else {f'{prefix}{key}': item}
+    )
+  return flat

@@ -1,0 +1,24 @@
+"""Requests in, results out: scoring and generation under arms, at any strength, in few batches.
+
+requests.py    what is asked: a text to score or to continue, under an arm at an alpha
+arms.py        named changes of the model or of its prompt, whose deltas are held once
+engine.py      the order in which requests run, and where their results go
+packing.py     questions packed into rows, rows into batches of few shapes
+scoring.py     the compiled program that scores a batch
+generation.py  greedy and sampled generation with a KV cache
+sampling.py    the next token of each row
+shapes.py      the few lengths that programs are compiled for
+programs.py    compiled programs, kept while the process lives
+jsonl.py       files of rows in, files of results out
+"""
+
+from weightsteer_jax.inference.arms import BASE, AnswerOnly, Arm, Arms, make_arms
+from weightsteer_jax.inference.engine import Engine
+from weightsteer_jax.inference.jsonl import generate_file, score_file, stop_ids
+from weightsteer_jax.inference.requests import (
+  GenerateRequest,
+  GenerateResult,
+  Sampling,
+  ScoreRequest,
+  ScoreResult,
+)

@@ -1,0 +1,253 @@
+"""A jsonl file in, a jsonl file out: scoring and generating for those who bring their own rows.
+
+A row of the input has "messages", which go through the chat template, or "prompt", raw text. A raw
+prompt and its completion are tokenised apart and joined, and no special token is added unless asked
+for. The completion to "messages" is the assistant's answer; the token that ends an answer is scored
+only if asked for. The output has each input row once per alpha, in order.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from weightsteer_jax.data import chat, sources
+from weightsteer_jax.inference.arms import BASE
+from weightsteer_jax.inference.engine import Engine
+from weightsteer_jax.inference.requests import GenerateRequest, Sampling, ScoreRequest, Tokens
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError, NotFiniteError
+from weightsteer_jax.storage import files
+
+STEERED = 'steered'
+
+
+def score_file(
+  model: Any,
+  tokenizer: Any,
+  delta: Any,
+  alphas: Sequence[float],
+  input: str | os.PathLike,
+  output: str | os.PathLike,
+  *,
+  add_bos: bool = False,
+  end_of_turn: bool = False,
+  batch_size: int = 64,
+) -> int:
+  """The number of rows written: those of `input` with {"alpha", "logprob" (nats, over the
+  completion), "tokens"} added.
+
+  Args:
+    delta: a direction's delta, or None for the model as it is.
+    add_bos: put the tokenizer's leading special token before raw prompts. end_of_turn: also score
+      the token that ends an answer.
+
+  Raises:
+    InputError: a broken row (names the line, before anything is computed), or an output that
+      exists.
+    NotFiniteError: the model broke at some alpha. OutputError: the output could not be written;
+      nothing is left behind.
+  """
+  arm = _arm(delta, alphas)
+  rows = _read(input, output, ('completion',))
+  engine = _engine(model, tokenizer, delta, batch_size, stop_ids=())
+  requests = []
+  for index, (where, row) in enumerate(rows):
+    prompt = _prompt(tokenizer, row, where, add_bos)
+    completion = _completion(tokenizer, row, where, end_of_turn)
+    requests += [
+      ScoreRequest((index, i), prompt, completion, arm, alpha, where)
+      for i, alpha in enumerate(alphas)
+    ]
+  results = {result.key: result for result in engine.score(requests)}
+  for (index, i), result in results.items():
+    if not math.isfinite(result.logprob):
+      raise NotFiniteError(
+        f'{rows[index][0]}: the log-likelihood at alpha {alphas[i]:g} is {result.logprob}: '
+        'the model is broken there'
+      )
+  lines = [
+    {
+      **row,
+      'alpha': alpha,
+      'logprob': results[index, i].logprob,
+      'tokens': results[index, i].tokens,
+    }
+    for index, (_, row) in enumerate(rows)
+    for i, alpha in enumerate(alphas)
+  ]
+  return _write(output, lines)
+
+
+def generate_file(
+  model: Any,
+  tokenizer: Any,
+  delta: Any,
+  alphas: Sequence[float],
+  input: str | os.PathLike,
+  output: str | os.PathLike,
+  *,
+  max_new_tokens: int = 256,
+  sampling: Sampling = Sampling(),
+  samples: int = 1,
+  seed: int = 0,
+  add_bos: bool = False,
+  batch_size: int = 64,
+) -> int:
+  """The number of rows written: those of `input` with {"alpha", "sample", "completion", "tokens",
+  "finish"} added.
+
+  `finish` is 'stop', 'length' (max_new_tokens) or 'not_finite' (the model broke). Generation stops
+  at the token that ends a turn, or without a chat template at the end of text. The other arguments
+  and errors are as in `score_file`.
+  """
+  arm = _arm(delta, alphas)
+  rows = _read(input, output, ())
+  engine = _engine(model, tokenizer, delta, batch_size, stop_ids=stop_ids(tokenizer))
+  requests = []
+  for index, (where, row) in enumerate(rows):
+    prompt = _prompt(tokenizer, row, where, add_bos)
+    for i, alpha in enumerate(alphas):
+      requests += [
+        GenerateRequest(
+          (index, i, sample),
+          prompt,
+          max_new_tokens,
+          arm,
+          alpha,
+          sampling,
+          seed,
+          str(index),
+          sample,
+          where,
+        )
+        for sample in range(samples)
+      ]
+  results = {result.key: result for result in engine.generate(requests)}
+  lines = []
+  for index, (_, row) in enumerate(rows):
+    for i, alpha in enumerate(alphas):
+      for sample in range(samples):
+        result = results[index, i, sample]
+        text = tokenizer.decode(result.tokens, skip_special_tokens=True) if result.tokens else ''
+        lines.append(
+          {
+            **row,
+            'alpha': alpha,
+            'sample': sample,
+            'completion': text,
+            'tokens': len(result.tokens),
+            'finish': result.finish,
+          }
+        )
+  return _write(output, lines)
+
+
+def stop_ids(tokenizer: Any) -> list[int]:
+  """Tokens that end a generation: the end of a turn where there is a chat template, and the end of
+  text.
+
+  Raises:
+    InputError: the tokenizer has neither.
+  """
+  if getattr(tokenizer, 'chat_template', None):
+    return chat.end_of_turn_ids(tokenizer)
+  if tokenizer.eos_token_id is None:
+    raise InputError(
+      f"the tokenizer '{tokenizer.name_or_path}' has neither a chat template nor an "
+      "end-of-text token: "
+      'generation would not stop'
+    )
+  return [tokenizer.eos_token_id]
+
+
+def _arm(delta: Any, alphas: Sequence[float]) -> str:
+  if delta is None and any(alphas):
+    raise InputError(
+      f'the alphas {", ".join(f"{alpha:g}" for alpha in alphas)} need a direction, and none '
+      'was given'
+    )
+  if not alphas:
+    raise InputError('no alphas were given: expected at least one; 0 is the model as it is')
+  return BASE if delta is None else STEERED
+
+
+def _engine(
+  model: Any, tokenizer: Any, delta: Any, batch_size: int, stop_ids: Sequence[int]
+) -> Engine:
+  return Engine(
+    model,
+    tokenizer,
+    {} if delta is None else {STEERED: [(delta, None)]},
+    batch_size=batch_size,
+    stop_ids=stop_ids,
+  )
+
+
+def _read(
+  input: str | os.PathLike, output: str | os.PathLike, columns: Sequence[str]
+) -> list[tuple[str, Mapping[str, Any]]]:
+  """(file:line, row) of every row, checked for what can be seen without a tokenizer."""
+  files.refuse_existing(output, what='the output')
+  rows = [(f'{input}:{line}', row) for line, row in sources.read_jsonl(input)]
+  if not rows:
+    raise InputError(f'{input} holds no rows')
+  for where, row in rows:
+    if not isinstance(row, Mapping):
+      raise InputError(f'{where}: a row must be an object, it is a {type(row).__name__}')
+    if ('prompt' in row) == ('messages' in row):
+      raise InputError(
+        f"{where}: a row needs either 'prompt' or 'messages'; its columns are {', '.join(row)}"
+        f"{_hint(row, ('prompt', 'messages'))}"
+      )
+    for column in (*(['prompt'] if 'prompt' in row else []), *columns):
+      if not isinstance(row.get(column), str):
+        got = (
+          f'is a {type(row[column]).__name__}'
+          if column in row
+          else f'is missing{_hint(row, (column,))}'
+        )
+        raise InputError(f"{where}: '{column}' must be text, it {got}")
+  return rows
+
+
+def _hint(row: Mapping[str, Any], columns: Sequence[str]) -> str:
+  return ''.join(
+    f" ('{column}' is there{tree.did_you_mean(column, columns)})"
+    for column in row
+    if tree.did_you_mean(column, columns)
+  )
+
+
+def _prompt(tokenizer: Any, row: Mapping[str, Any], where: str, add_bos: bool) -> Tokens:
+  if 'messages' in row:
+    return tuple(chat.prompt_tokens(tokenizer, row['messages'], name=where))
+  tokens = tokenizer(row['prompt'], add_special_tokens=False)['input_ids']
+  if add_bos and tokenizer.bos_token_id is None:
+    raise InputError(
+      f"the tokenizer '{tokenizer.name_or_path}' has no leading special token to add"
+    )
+  tokens = [*([tokenizer.bos_token_id] if add_bos else []), *tokens]
+  if not tokens:
+    raise InputError(
+      f'{where}: the prompt is empty, so that there is nothing to predict the first token from; '
+      'add the leading token (add_bos)'
+    )
+  return tuple(tokens)
+
+
+def _completion(tokenizer: Any, row: Mapping[str, Any], where: str, end_of_turn: bool) -> Tokens:
+  if 'messages' in row:
+    tokens = chat.completion_tokens(
+      tokenizer, row['messages'], row['completion'], end_of_turn=end_of_turn, name=where
+    )
+  else:
+    tokens = tokenizer(row['completion'], add_special_tokens=False)['input_ids']
+  if not tokens:
+    raise InputError(f'{where}: the completion is empty')
+  return tuple(tokens)
+
+
+def _write(output: str | os.PathLike, lines: Sequence[Mapping[str, Any]]) -> int:
+  files.write_jsonl(output, lines)
+  return len(lines)

@@ -1,0 +1,119 @@
+"""What is asked of a model, row by row, and what comes back."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from weightsteer_jax.runtime.errors import InputError
+
+Tokens = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How the next token is chosen: the temperature, then the top k, then the top p of what is left.
+
+  Attributes:
+    temperature: 0 is greedy: the most likely token, the lowest id on a tie.
+    top_k: the most likely tokens to choose among; 0 is all.
+    top_p: the smallest set of most likely tokens that holds this probability.
+  """
+
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+
+  def __post_init__(self):
+    if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+      raise InputError(f'the temperature is {self.temperature}, expected 0 (greedy) or more')
+    if self.top_k < 0 or not 0 < self.top_p <= 1:
+      raise InputError(
+        f'top_k is {self.top_k} (expected 0 or more), top_p is {self.top_p} (expected above '
+        '0, at most 1)'
+      )
+
+  @property
+  def mode(self) -> str:
+    """'greedy', 'sampled' or 'filtered': what a program must be able to do for it."""
+    if self.temperature == 0:
+      return 'greedy'
+    return 'filtered' if self.top_k or self.top_p < 1 else 'sampled'
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreRequest:
+  """How likely is `completion` after `prompt`, under `arm` at strength `alpha`?"""
+
+  key: Hashable  # names the request in its result
+  prompt: Tokens
+  completion: Tokens
+  arm: str = 'base'
+  alpha: float = 0.0
+  name: str = ''  # how errors cite it; by the key if empty
+
+  @property
+  def cited(self) -> str:
+    return self.name or str(self.key)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreResult:
+  """The log-likelihood of a completion.
+
+  Attributes:
+    logprob: nats, summed over the completion's tokens; NaN or infinite where the model broke.
+    tokens: of the completion.
+    is_greedy: whether every token of the completion is the most likely one in its place.
+  """
+
+  key: Any
+  logprob: float
+  tokens: int
+  is_greedy: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateRequest:
+  """Continue `prompt` under `arm` at strength `alpha`.
+
+  What is drawn depends on (seed, example, sample) and the step alone: not on the batch, the slot, a
+  restart, the arm or alpha. So two alphas meet the same luck, and their difference is less noisy
+  than two independent draws.
+
+  Attributes:
+    until: says of the tokens so far whether the answer is over, a stop text has appeared say; asked
+      after every few tokens (generation.UNTIL_EVERY), so that the result may have some too many.
+  """
+
+  key: Hashable  # names the request in its result
+  prompt: Tokens
+  max_new_tokens: int
+  arm: str = 'base'
+  alpha: float = 0.0
+  sampling: Sampling = Sampling()
+  seed: int = 0
+  example: str = ''
+  sample: int = 0
+  name: str = ''  # how errors cite it; by the key if empty
+  until: Callable[[Tokens], bool] | None = None
+
+  @property
+  def cited(self) -> str:
+    return self.name or str(self.key)
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateResult:
+  """A continuation.
+
+  Attributes:
+    tokens: without the stop token that ended it.
+    finish: 'stop' (a stop token, or `until` was true), 'length' (max_new_tokens) or 'not_finite'
+      (the model broke:
+      logits with NaN or infinity).
+  """
+
+  key: Any
+  tokens: Tokens
+  finish: str

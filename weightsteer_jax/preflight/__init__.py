@@ -1,9 +1,0 @@
-"""Whether a run fits hardware that is not there yet, and what it costs: its real programs, compiled
-from shapes alone.
-"""
-
-from weightsteer_jax.preflight.examine import examine, recommend
-from weightsteer_jax.preflight.programs import Plan, Sizes, plan
-from weightsteer_jax.preflight.run import Result, check
-from weightsteer_jax.preflight.search import candidates, search
-from weightsteer_jax.preflight.topology import CHIPS, Chip, Target, target

@@ -1,0 +1,404 @@
+"""Several processes, one run: how they join, speak and agree (how they end together: lifeline.py).
+
+Every process runs the same program over the same shared workdir, and the devices of all of them
+form one mesh. Process 0 is the main one: it alone writes files (but for orbax's, which all write),
+and it holds the store of short messages that jax's own coordination runs on. What is said here goes
+through that store, never through devices, so that it can be said while devices are busy or lost.
+"""
+
+import json
+import pathlib
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax._src import (
+  clusters,
+  distributed,
+)  # The store, and the clusters that jax detects, have no public name.
+from jax.experimental import multihost_utils
+
+from weightsteer_jax.runtime import errors
+from weightsteer_jax.runtime.errors import InputError, ProcessLost, WeightSteerError
+
+PyTree = Any
+
+MODES = ('auto', 'on', 'off')
+# A process that was not heard of for so long is dead; the heart beats in a thread of jax's own,
+# whatever Python does.
+HEARTBEAT_SECONDS = 10
+JOIN_SECONDS = 300
+FOREVER_MS = 10**10
+SEEN_SECONDS = (
+  30.0  # within which others must see a new file: network file systems look again only now and then
+)
+
+_used: dict[
+  str, int
+] = {}  # messages so far, by kind: all processes say the same kinds in the same order
+_thread = threading.local()
+_joined = False
+
+
+def join(
+  mode: str = 'auto',
+  *,
+  coordinator: str = '',
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  timeout: float = JOIN_SECONDS,
+) -> None:
+  """Joins the other processes of the run; to be called before any device is used.
+
+  Args:
+    mode: 'on'; 'off'; or 'auto', which joins where a cluster of several processes (TPU pod, Slurm,
+      Open MPI, Kubernetes) is detected, or where the other arguments tell of one.
+    coordinator: host:port of process 0. It and the next two are needed where no cluster is
+      detected.
+    timeout: seconds to wait for the others.
+
+  Raises:
+    InputError: arguments that do not go together, or no cluster where there must be one.
+      ProcessLost: the others were not there in time.
+  """
+  if (
+    place(mode, coordinator=coordinator, num_processes=num_processes, process_id=process_id)[1] == 1
+  ):
+    return
+  # We end the others when one fails, and act on SIGTERM, each with its own exit status; jax would
+  # abort.
+  jax.config.update('jax_enable_recoverability', True)
+  jax.config.update('jax_enable_preemption_service', False)
+  try:
+    jax.distributed.initialize(
+      coordinator or None,
+      num_processes,
+      process_id,
+      initialization_timeout=int(timeout),
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+    )
+  except RuntimeError as error:
+    raise ProcessLost(f'{not_together()}. {first_line(error)}') from error
+  global _joined
+  _joined = True
+
+
+def joined() -> bool:
+  """Whether the processes have come together."""
+  return _joined
+
+
+def not_together() -> str:
+  """What to say where they do not (where they do not even connect, jax aborts: see
+  lifeline.catch_abort).
+  """
+  where = distributed.global_state.coordinator_address
+  return (
+    f'the processes of the run did not come together at {where}: start all of them, with '
+    'the same --num_processes, '
+    'and let that port through (on TPU it is 8482, of older versions of jax 8476; '
+    'JAX_COORDINATOR_PORT names '
+    'another)'
+  )
+
+
+def place(
+  mode: str = 'auto',
+  *,
+  coordinator: str = '',
+  num_processes: int | None = None,
+  process_id: int | None = None,
+) -> tuple[int, int]:
+  """(this process's number, processes of the run), by the arguments of `join` or the cluster;
+  without joining.
+
+  Raises:
+    InputError: arguments that do not go together, or no cluster where there must be one.
+  """
+  told = (coordinator or None, num_processes, process_id)
+  _check(mode, coordinator, num_processes, process_id)
+  if mode == 'off':
+    return 0, 1
+  number, total = (process_id, num_processes) if None not in told else _detected()
+  if total is None and (mode == 'on' or told != (None, None, None)) and num_processes != 1:
+    raise InputError(
+      'no cluster was detected: give all of --coordinator=HOST:PORT, --num_processes=N and '
+      '--process_id=I'
+    )
+  number, total = (
+    number if process_id is None else process_id,
+    total if num_processes is None else num_processes,
+  )
+  return number or 0, total or 1
+
+
+def index() -> int:
+  """This process's number, from 0."""
+  return distributed.global_state.process_id
+
+
+def count() -> int:
+  """Processes of the run; 1 within `on_main`."""
+  return 1 if getattr(_thread, 'alone', False) else distributed.global_state.num_processes
+
+
+def is_main() -> bool:
+  """Whether this process writes files and talks to the user."""
+  return index() == 0
+
+
+def name(process: int) -> str:
+  """As in 'process 1 of 4'."""
+  return f'process {process} of {distributed.global_state.num_processes}'
+
+
+def barrier(label: str) -> None:
+  """Waits until all processes are here.
+
+  Raises:
+    ProcessLost: one of them is gone.
+  """
+  if count() > 1:
+    key = _next_key(f'barrier/{label}')
+    _ask(lambda client: client.wait_at_barrier(key, FOREVER_MS))
+
+
+def broadcast(value: Any = None) -> Any:
+  """The JSON value that process 0 gave, on every process."""
+  if count() == 1:
+    return value
+  key = _next_key('broadcast')
+  if is_main():
+    put(key, value)
+  return wait_for(key)
+
+
+def gather(value: Any) -> list[Any]:
+  """The JSON values that all processes gave, by process number."""
+  if count() == 1:
+    return [value]
+  key = _next_key('gather')
+  put(f'{key}/{index()}', value)
+  return [wait_for(f'{key}/{process}') for process in range(count())]
+
+
+def agree(value: Any, *, what: str) -> None:
+  """Nothing, if all processes hold the same JSON value.
+
+  Raises:
+    InputError: on every process; says which ones differ from process 0, and in what.
+  """
+  told = gather([socket.gethostname(), value])
+  expected = told[0][1]
+  lines = [
+    f'  {name(process)} on {host}: {_difference(expected, got)}'
+    for process, (host, got) in enumerate(told)
+    if got != expected
+  ]
+  if lines:
+    raise InputError(
+      '\n'.join(
+        [f'{what} must be the same on every process, but differs from process 0 on:', *lines]
+      )
+    )
+
+
+def share(folder: pathlib.Path, *, what: str) -> None:
+  """Nothing, if all processes see the same folder: one that process 0 makes, if it is missing, and
+  writes a file to.
+
+  Raises:
+    InputError: on every process; says which ones do not see it. OutputError: it cannot be written.
+  """
+  if count() == 1:
+    return
+  marker = folder / broadcast(f'.shared-{secrets.token_hex(8)}')
+  made = on_main(lambda: _make_marker(marker))
+  try:
+    see(marker)
+    seen = True
+  except InputError:
+    seen = False
+  told = gather([socket.gethostname(), seen])
+  missing = [f'{name(process)} on {host}' for process, (host, sees) in enumerate(told) if not sees]
+  on_main(lambda: _remove_marker(marker, made))
+  if missing:
+    raise InputError(
+      f'{what} {folder.absolute()} is not shared: {", ".join(missing)} cannot see what '
+      'process 0 wrote '
+      'there. Name a folder on a file system that every process mounts'
+    )
+
+
+def see(path: pathlib.Path, size: int | None = None) -> None:
+  """Waits until this process sees what process 0 wrote there (of that size, if given), as it may
+  lag on a network.
+
+  Raises:
+    InputError: it does not come.
+  """
+  deadline = time.monotonic() + SEEN_SECONDS
+  while count() > 1 and not _is_seen(path, size):
+    if time.monotonic() > deadline:
+      raise InputError(
+        f'{path} was written by process 0, but is not seen as such on {socket.gethostname()}: the '
+        'workdir must be on a file system that every process mounts'
+      )
+    time.sleep(0.5)
+
+
+def on_main(action: Callable[[], Any]) -> Any:
+  """The JSON value of the action, which process 0 alone runs, as if there were no others; they wait
+  for it.
+
+  Raises:
+    WeightSteerError: what the action raised, on every process.
+  """
+  if count() == 1:
+    return action()
+  key = _next_key('on_main')
+  if not is_main():
+    outcome = wait_for(key)
+    if 'error' in outcome:
+      raise getattr(errors, outcome['error'])(outcome['message'])
+    return outcome['value']
+  _thread.alone = True
+  try:
+    value = action()
+  except WeightSteerError as error:
+    put(key, {'error': type(error).__name__, 'message': str(error)})
+    raise
+  finally:
+    _thread.alone = False
+  put(key, {'value': value})
+  return value
+
+
+def fetch(tree: PyTree) -> PyTree:
+  """The arrays as NumPy's on every process, wherever their parts lie."""
+
+  def whole(x):
+    if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
+      return multihost_utils.process_allgather(x, tiled=True)
+    return jax.device_get(x)
+
+  return jax.tree.map(whole, tree)
+
+
+def put(key: str, value: Any) -> bool:
+  """Whether the JSON value is in the store now, for all to see under the key: not if the key was
+  there already.
+  """
+  try:
+    _ask(lambda client: client.key_value_set(_PREFIX + key, json.dumps(value)))
+    return True
+  except KeyError:
+    return False
+
+
+def wait_for(key: str) -> Any:
+  """The JSON value under the key of the store, as soon as some process has put it there.
+
+  Raises:
+    ProcessLost: process 0, which holds the store, is gone.
+  """
+  return json.loads(_ask(lambda client: client.blocking_key_value_get(_PREFIX + key, FOREVER_MS)))
+
+
+def alive() -> set[int]:
+  """The processes that are alive, once all that are have asked. A dead one counts until its
+  heartbeat is overdue.
+
+  Raises:
+    ProcessLost: process 0 is gone.
+  """
+  everyone = list(range(distributed.global_state.num_processes))
+  return set(_ask(lambda client: client.get_live_nodes(everyone)))
+
+
+def first_line(error: BaseException) -> str:
+  """Of what an error says."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+_PREFIX = 'weightsteer/'
+
+
+def _ask(request: Callable[[Any], Any]) -> Any:
+  try:
+    return request(distributed.global_state.client)
+  except RuntimeError as error:
+    if 'ALREADY_EXISTS' in str(error):
+      raise KeyError(str(error)) from error
+    raise ProcessLost(f'another process of the run is gone: {first_line(error)}') from error
+
+
+def _next_key(kind: str) -> str:
+  _used[kind] = _used.get(kind, 0) + 1
+  return f'{kind}/{_used[kind]}'
+
+
+def _check(mode: str, coordinator: str, num_processes: int | None, process_id: int | None) -> None:
+  if mode not in MODES:
+    raise InputError(f"--distributed={mode}: expected one of {', '.join(MODES)}")
+  if mode == 'off' and (coordinator or num_processes is not None or process_id is not None):
+    raise InputError(
+      '--distributed=off, but --coordinator, --num_processes or --process_id is given: '
+      'leave them out'
+    )
+  if coordinator and not coordinator.rpartition(':')[2].isdigit():
+    raise InputError(
+      f"--coordinator={coordinator}: expected HOST:PORT, the address of process 0 and a "
+      "free port there"
+    )
+  if num_processes is not None and num_processes < 1:
+    raise InputError(f'--num_processes={num_processes}: expected 1 or more')
+  if process_id is not None and not 0 <= process_id < (num_processes or process_id + 1):
+    raise InputError(
+      f'--process_id={process_id}: expected 0 to {(num_processes or 1) - 1}, another one for each '
+      'process'
+    )
+
+
+def _detected() -> tuple[int | None, int | None]:
+  """(this process's number, processes) of the cluster that jax detects; (None, None) without
+  one.
+  """
+  for cluster in clusters.ClusterEnv._cluster_types:
+    if not cluster.opt_in_only_method and cluster.is_env_present():
+      return int(cluster.get_process_id()), int(cluster.get_process_count())
+  return None, None
+
+
+def _difference(expected: Any, got: Any) -> str:
+  if isinstance(expected, dict) and isinstance(got, dict):
+    keys = [key for key in {**expected, **got} if expected.get(key) != got.get(key)]
+    return '; '.join(f'{key} is {got.get(key)!r}, not {expected.get(key)!r}' for key in keys)
+  return f'{got!r}, not {expected!r}'
+
+
+def _make_marker(marker: pathlib.Path) -> bool:
+  made = not marker.parent.exists()
+  try:
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+  except OSError as error:
+    raise errors.OutputError(
+      f'{marker.parent} cannot be written: {error.strerror or error}'
+    ) from error
+  return made
+
+
+def _remove_marker(marker: pathlib.Path, made: bool) -> None:
+  marker.unlink(missing_ok=True)
+  if made:
+    marker.parent.rmdir()
+
+
+def _is_seen(path: pathlib.Path, size: int | None = None) -> bool:
+  return path.exists() and size in (None, path.stat().st_size)

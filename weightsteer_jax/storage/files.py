@@ -1,0 +1,192 @@
+"""Files and folders that appear whole or not at all."""
+
+import contextlib
+import difflib
+import json
+import os
+import pathlib
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError
+
+Path = str | pathlib.Path
+
+
+def read_json(path: Path, *, what: str) -> Any:
+  """The JSON value in a file.
+
+  Raises:
+    InputError: no such file, or one that may not be read. CorruptError: it holds no whole JSON.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise InputError(f'{what} was expected at {path}, but there is no such file{nearest(path)}')
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise CorruptError(f'{path} ({what}) is not valid JSON: {error}') from error
+  except OSError as error:
+    raise InputError(f'{path} ({what}) cannot be read: {error.strerror or error}') from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+  """Writes a file in one piece: beside it first, then renamed into place, replacing what was there.
+
+  Raises:
+    OutputError: it could not be written; nothing is left behind.
+  """
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(temporary, 'wb') as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+    raise OutputError(
+      f'{path} could not be written: {error.strerror or error}; nothing was left behind'
+    ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a UTF-8 file as `write_bytes` does; half of a surrogate pair becomes \\ud83d, in JSON
+  the same character.
+  """
+  write_bytes(path, text.encode('utf-8', 'backslashreplace'))
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+  """Writes one JSON object a line as `write_bytes` does, NaN refused."""
+  write_text(
+    path, ''.join(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n' for row in rows)
+  )
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes a JSON file in one piece, indented, NaN refused."""
+  write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + '\n')
+
+
+def append_json(path: Path, value: Any) -> None:
+  """Adds the value to a jsonl file as a line.
+
+  Raises:
+    OutputError: it could not be written.
+  """
+  try:
+    with open(path, 'a', encoding='utf-8') as file:
+      file.write(json.dumps(value, allow_nan=False) + '\n')
+  except OSError as error:
+    raise OutputError(f'{path} could not be written: {error.strerror or error}') from error
+
+
+def save_safetensors(
+  path: Path, tensors: Mapping[str, np.ndarray], *, metadata: Mapping[str, str] | None = None
+) -> None:
+  """Writes a safetensors file, with the permissions of any other new file.
+
+  Raises:
+    InputError: the file exists. OutputError: it could not be written whole; nothing is left behind.
+  """
+  from safetensors import SafetensorError
+  from safetensors.numpy import save_file
+
+  path = pathlib.Path(path)
+  try:
+    path.open('xb').close()
+    mode = path.stat().st_mode
+  except FileExistsError as error:
+    raise InputError(
+      f'{path} exists already and is never overwritten: name another output, or move it away'
+    ) from error
+  except OSError as error:
+    raise OutputError(f'{path} could not be written: {error.strerror or error}') from error
+  try:
+    save_file(
+      {name: np.asarray(tensor, order='C') for name, tensor in tensors.items()},
+      str(path),
+      metadata=dict(metadata or {}),
+    )
+    path.chmod(mode)  # safetensors gives its files to their owner alone (0600).
+    _sync(path)
+  except BaseException as error:
+    path.unlink(missing_ok=True)
+    if isinstance(error, (SafetensorError, OSError)):
+      raise OutputError(f'{path} could not be written: {error}; nothing was left behind') from error
+    raise
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, *, what: str, sync: bool = True) -> Iterator[pathlib.Path]:
+  """A hidden folder beside the wanted one to write into; renamed into place when the block ends,
+  removed when it fails.
+
+  Args:
+    sync: wait until all of it is on the disk, so that it is whole even after a power cut.
+
+  Raises:
+    InputError: the folder exists already. OutputError: it could not be written (a full disk, no
+      permission).
+  """
+  folder = pathlib.Path(folder)
+  refuse_existing(folder, what=what)
+  partial = folder.with_name(f'.{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.partial')
+  try:
+    partial.mkdir(parents=True)
+  except OSError as error:
+    raise OutputError(f'{what} cannot be written to {folder}: {error.strerror or error}') from error
+  try:
+    yield partial
+    for path in (*partial.rglob('*'), partial) if sync else ():
+      _sync(path)
+    refuse_existing(folder, what=what)
+    os.rename(partial, folder)
+    if sync:
+      _sync(folder.parent)
+  except OSError as error:
+    raise OutputError(
+      f'{what} could not be written to {folder}: {error.strerror or error}; nothing was left behind'
+    ) from error
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_existing(folder: Path, *, what: str) -> None:
+  """Nothing, if there is no such file or folder (an empty folder is none).
+
+  Raises:
+    InputError: it exists; nothing is ever overwritten.
+  """
+  folder = pathlib.Path(folder)
+  empty = folder.is_dir() and not any(folder.iterdir())
+  if not empty and os.path.lexists(folder):
+    raise InputError(
+      f'{folder} exists already, and {what} never overwrites: name another output, or move it away'
+    )
+
+
+def _sync(path: pathlib.Path) -> None:
+  """Waits until a file, or the names in a folder, are on the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def nearest(path: pathlib.Path) -> str:
+  """ " (did you mean 'x'?)" for the existing sibling with the nearest name, or ''."""
+  parent = path.parent
+  if not parent.is_dir():
+    return f'; {parent} is no folder either'
+  near = difflib.get_close_matches(path.name, [p.name for p in parent.iterdir()], n=1, cutoff=0.6)
+  return f" (did you mean '{parent / near[0]}'?)" if near else ''
