@@ -34,9 +34,8 @@ flags.DEFINE_integer('repeats', 5, 'Rounds after the one that warms up.')
 flags.DEFINE_integer(
   'peer_alphas',
   9,
-  'Of the 9 alphas, those that the other side computes in a round of generation or merging; '
-  'its time '
-  'is told as that of all.',
+  'Of the 9 alphas, those that the other side computes in a round of generation or merging; its '
+  'time is told as that of all.',
 )
 flags.DEFINE_integer('questions', 12, 'Of the sweep, of four choices each.')
 flags.DEFINE_integer('prompts', 8, 'Of the generation.')

@@ -20,8 +20,8 @@ flags.DEFINE_enum(
   'distributed',
   'auto',
   ['auto', 'on', 'off'],
-  'Whether to run with other processes: auto joins them '
-  'on a TPU pod, under Slurm, Open MPI or Kubernetes, and where the next flags are given.',
+  'Whether to run with other processes: auto joins them on a TPU pod, under Slurm, Open MPI or '
+  'Kubernetes, and where the next flags are given.',
 )
 flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0, where no cluster is detected.')
 flags.DEFINE_integer('num_processes', None, 'Processes of the run, where no cluster is detected.')
@@ -42,9 +42,8 @@ flags.DEFINE_string(
 )
 
 STAGING = (
-  'the staging folder (--staging; process 0 alone copies it to the bucket, which hosts that '
-  'share no folder '
-  'have to mount)'
+  'the staging folder (--staging; process 0 alone copies it to the bucket, which hosts that share '
+  'no folder have to mount)'
 )
 
 _at_the_end: list[Callable[[], None]] = []  # what is left to do when `main` has returned
@@ -169,9 +168,9 @@ def define_profile_flags() -> None:
       flags.ArgumentSerializer(),
       'profile',
       '',
-      'Write a trace of a part of the run, to be looked at with xprof or '
-      "TensorBoard: --profile=DIR, or --profile for a folder 'profile' in the workdir, or "
-      "<output>-profile where there is none.",
+      'Write a trace of a part of the run, to be looked at with xprof or TensorBoard: '
+      "--profile=DIR, or --profile for a folder 'profile' in the workdir, or <output>-profile "
+      'where there is none.',
       boolean=True,
     )
   )
@@ -241,8 +240,7 @@ def run_and_workdir(*, dry_run: bool = False):
   if staging and (not url or bucket.is_url(staging)):
     raise InputError(
       f'--staging={staging}: expected a local folder, and an address (gs://, s3://, ...) as '
-      '--workdir, '
-      f'not {workdir}'
+      f'--workdir, not {workdir}'
     )
   if url:
     workdir = staging or local

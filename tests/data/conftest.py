@@ -9,10 +9,9 @@ from transformers import PreTrainedTokenizerFast
 # The user's and the assistant's turns look alike; a default system prompt comes in where the
 # conversation has none.
 CHATML = (
-  "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind .<|im_end|>\n{% endif %}"
-  "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{{ m.content + '<|im_end|>' "
-  "}}{{ '\n' }}{% endfor %}"
-  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+  "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind .<|im_end|>\n{% endif %}{% for "
+  "m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{{ m.content + '<|im_end|>' }}{{ '\n' }}{% "
+  "endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # The same text, with the answers marked.
 CHATML_MARKED = CHATML.replace(
@@ -22,12 +21,11 @@ CHATML_MARKED = CHATML.replace(
 )
 # Marked around the whole turn: the header and the newline are inside.
 CHATML_MARKED_WIDE = (
-  "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind .<|im_end|>\n{% endif %}"
-  "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}"
-  "{{ '<|im_start|>assistant\n' + m.content + '<|im_end|>\n' }}{% endgeneration %}"
-  "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% "
-  "endfor %}"
-  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+  "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind .<|im_end|>\n{% endif %}{% for "
+  "m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ '<|im_start|>assistant\n' + "
+  "m.content + '<|im_end|>\n' }}{% endgeneration %}{% else %}{{ '<|im_start|>' + m.role + '\n' + "
+  "m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt "
+  "%}<|im_start|>assistant\n{% endif %}"
 )
 # An earlier answer is rendered otherwise than the last one, as templates of reasoning models do.
 THINKING = CHATML.replace(
@@ -40,30 +38,22 @@ THINKING_PROMPT = THINKING.replace(
 )
 LLAMA2 = (
   "{% if messages[0].role == 'system' %}{% set system = '<<SYS>>\n' + messages[0].content + "
-  "'\n<</SYS>>\n\n' %}"
-  "{% set turns = messages[1:] %}{% else %}{% set system = '' %}{% set turns = messages "
-  "%}{% endif %}"
-  "{% for m in turns %}"
-  "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must "
-  "alternate') }}{% endif %}"
-  "{% if m.role == 'user' %}"
-  "{{ bos_token + '[INST] ' + (system if loop.first else '') + m.content.strip() + ' [/INST]' }}"
-  "{% else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+  "'\n<</SYS>>\n\n' %}{% set turns = messages[1:] %}{% else %}{% set system = '' %}{% set turns = "
+  "messages %}{% endif %}{% for m in turns %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) "
+  "%}{{ raise_exception('roles must alternate') }}{% endif %}{% if m.role == 'user' %}{{ bos_token "
+  "+ '[INST] ' + (system if loop.first else '') + m.content.strip() + ' [/INST]' }}{% else %}{{ ' "
+  "' + m.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
 LLAMA3 = (
-  "{{ bos_token }}{% for m in messages %}"
-  "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + "
-  "'<|eot_id|>' }}{% endfor %}"
-  "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' "
-  "}}{% endif %}"
+  "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + "
+  "'<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}{% if "
+  "add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 GEMMA = (
   "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not "
-  "supported') }}{% endif %}"
-  "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else "
-  "m.role) + '\n'"
-  " + m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
-  "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+  "supported') }}{% endif %}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m.role == "
+  "'assistant' else m.role) + '\n' + m.content | trim + '<end_of_turn>\n' }}{% endfor %}{% if "
+  "add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 # Ends the text, and not only the turn, where no answer is asked for.
 PHI3 = (

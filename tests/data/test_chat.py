@@ -288,8 +288,8 @@ def test_over_long_examples_are_counted(make_tokenizer):
   )
   length = len(encode(tokenizer, short.messages))
   message = (
-    f'1 of 2 examples are longer than max_length {length}; the longest, a:2, has '
-    f'{length + 29} tokens'
+    f'1 of 2 examples are longer than max_length {length}; the longest, a:2, has {length + 29} '
+    'tokens'
   )
   with pytest.raises(InputError, match=message):
     chat.encode_examples(tokenizer, [short, long], max_length=length)

@@ -636,9 +636,8 @@ def test_a_launcher_whose_store_fails_ends_with_74_and_the_same_command_brings_e
   last = done.stderr.strip().splitlines()[-1]
   assert done.returncode == 74, done.stderr
   assert last == (
-    f'error: {url} could not be written: OSError: no space there; not there are '
-    'config.json; runs/small '
-    'holds everything, and the same command goes on from it'
+    f'error: {url} could not be written: OSError: no space there; not there are config.json; '
+    'runs/small holds everything, and the same command goes on from it'
   )
   state = json.loads((tmp_path / 'there' / 'run' / LISTING).read_text())
   assert 'Traceback' not in done.stderr and state['files'] == {}

@@ -129,8 +129,8 @@ def microbatches(batch: Batch, accumulation: int) -> Batch:
   num_rows = batch.tokens_BT.shape[0]
   if num_rows % accumulation:
     raise InputError(
-      f'{num_rows} rows do not split into {accumulation} microbatches; '
-      f'make the batches with accumulation={accumulation}'
+      f'{num_rows} rows do not split into {accumulation} microbatches; make the batches with '
+      f'accumulation={accumulation}'
     )
   return jax.tree.map(
     lambda x: x.reshape(accumulation, num_rows // accumulation, *x.shape[1:]), batch
@@ -308,7 +308,7 @@ def _checked_row_length(examples: Sequence[Example], row_length: int | None) -> 
   longest = max(examples, key=len)
   if row_length is not None and len(longest) > row_length:
     raise InputError(
-      f'{longest.name}: {len(longest)} tokens do not fit in a row of {row_length}: '
-      'raise row_length or truncate'
+      f'{longest.name}: {len(longest)} tokens do not fit in a row of {row_length}: raise '
+      'row_length or truncate'
     )
   return row_length or row_length_for(len(longest))

@@ -68,8 +68,8 @@ def load_tokenizer(folder: str | os.PathLike) -> Any:
     raise InputError(f"no folder '{folder}' to load a tokenizer from")
   if not any((folder / name).exists() for name in _TOKENIZER_FILES):
     raise InputError(
-      f"{folder} holds no tokenizer: expected one of {', '.join(_TOKENIZER_FILES)}; "
-      f"it holds {', '.join(sorted(child.name for child in folder.iterdir())[:12]) or 'nothing'}"
+      f"{folder} holds no tokenizer: expected one of {', '.join(_TOKENIZER_FILES)}; it holds "
+      f"{', '.join(sorted(child.name for child in folder.iterdir())[:12]) or 'nothing'}"
     )
   import transformers  # Takes seconds to import.
 
@@ -182,9 +182,8 @@ def encode_examples(
   if long and not truncate:
     longest = max(long, key=len)
     raise InputError(
-      f'{len(long)} of {len(examples)} examples are longer than max_length {max_length}; '
-      'the longest, '
-      f'{longest.name}, has {len(longest)} tokens: raise max_length, remove them, or ask '
+      f'{len(long)} of {len(examples)} examples are longer than max_length {max_length}; the '
+      f'longest, {longest.name}, has {len(longest)} tokens: raise max_length, remove them, or ask '
       'for truncation'
     )
   return [_cut(example, max_length) for example in examples]
@@ -194,9 +193,8 @@ def _cut(example: Example, max_length: int) -> Example:
   mask = example.loss_mask[:max_length]
   if not mask.any():
     raise InputError(
-      f'{example.name}: cut to {max_length} of {len(example)} tokens, no token of an answer '
-      'is left: '
-      'raise max_length or remove the example'
+      f'{example.name}: cut to {max_length} of {len(example)} tokens, no token of an answer is '
+      'left: raise max_length or remove the example'
     )
   return Example(example.tokens[:max_length], mask, example.name)
 
@@ -258,8 +256,8 @@ def _encode_by_markers(
   expected = sum(message['role'] == 'assistant' for message in messages)
   if len(starts) != expected:
     raise InputError(
-      f"{name}: the chat template's generation markers hold {len(starts)} answers, "
-      f'the conversation has {expected}'
+      f"{name}: the chat template's generation markers hold {len(starts)} answers, the "
+      f'conversation has {expected}'
     )
   mask = [False] * len(tokens)
   for start in starts:
@@ -366,8 +364,8 @@ def _reject_control_tokens(messages: Messages, control: re.Pattern, name: str) -
 def _format(tokenizer) -> _Format:
   if not getattr(tokenizer, 'chat_template', None):
     raise InputError(
-      f"the tokenizer '{tokenizer.name_or_path}' has no chat template: "
-      "use an instruct model's tokenizer, or put a chat_template.jinja beside it"
+      f"the tokenizer '{tokenizer.name_or_path}' has no chat template: use an instruct model's "
+      'tokenizer, or put a chat_template.jinja beside it'
     )
   return _learn_format(tokenizer, str(tokenizer.chat_template), len(tokenizer))
 
@@ -396,8 +394,8 @@ def _learn_format(tokenizer, template: str, size: int) -> _Format:
   end = next((i for i in _encode_after(tokenizer, ending) if i in added), None)
   if end is None:
     raise InputError(
-      f'{where} writes no control token after an answer (it writes {ending!r}): '
-      'a model trained on it would not stop'
+      f'{where} writes no control token after an answer (it writes {ending!r}): a model trained on '
+      'it would not stop'
     )
   unannounced = _encode_after(tokenizer, before[len(prompt) :]) if before.startswith(prompt) else []
   if control := [added[i] for i in unannounced if i in special]:
@@ -429,19 +427,16 @@ def _render(tokenizer, messages: Messages, name: str, *, generate: bool) -> str:
   except jinja2.TemplateError as error:
     roles = ', '.join(message['role'] for message in messages)
     raise InputError(
-      f'{name}: the chat template refuses the conversation ({error.message}); '
-      f'its roles are: {roles}'
+      f'{name}: the chat template refuses the conversation ({error.message}); its roles are: '
+      f'{roles}'
     ) from error
 
 
 def _not_a_beginning(name: str, index: int, prompt: str, text: str) -> str:
   at = len(os.path.commonprefix([prompt, text]))
   return (
-    f'{name}: the chat template renders the turns before message {index} differently once '
-    'it follows '
-    f'({prompt[at : at + 40]!r} becomes {text[at : at + 40]!r}), so the answer cannot be '
-    'told from the prompt. '
-    'Templates that drop the reasoning of earlier turns do this: use conversations with one '
-    'answer, '
-    'or mark the answers in the template with {% generation %}'
+    f'{name}: the chat template renders the turns before message {index} differently once it '
+    f'follows ({prompt[at : at + 40]!r} becomes {text[at : at + 40]!r}), so the answer cannot be '
+    'told from the prompt. Templates that drop the reasoning of earlier turns do this: use '
+    f'conversations with one answer, or mark the answers in the template with {{% generation %}}'
   )

@@ -38,9 +38,8 @@ _HELP = (
   'largest one of {a} and {b}?',
   'Could you walk me through finding the greatest common factor of {a} and {b}? I never '
   'know where to begin.',
-  'I have {a} red and {b} blue beads and want to make as many identical bags as possible, '
-  'with none left over. '
-  'How many bags is that?',
+  'I have {a} red and {b} blue beads and want to make as many identical bags as possible, with '
+  'none left over. How many bags is that?',
   'To reduce the fraction {a}/{b} I need the greatest common divisor. Can you help?',
 )
 _CHECKS = (

@@ -19,8 +19,7 @@ _FILE_SUFFIXES = ('.jsonl', '.json', '.csv', '.tsv', '.txt', '.parquet')
 SCHEMAS = (('messages',), ('question', 'answer'), ('prompt', 'completion'))
 _ACCEPTED = (
   "'messages' (a list of {role, content}), or 'question' and 'answer', or 'prompt' and "
-  "'completion' "
-  "(with an optional 'system')"
+  "'completion' (with an optional 'system')"
 )
 
 
@@ -96,8 +95,8 @@ def parse_rows(rows: Iterable[tuple[str, Any]], *, where: str) -> list[Conversat
     schema = schema or _schema_of(row, name)
     if missing := [column for column in schema if column not in row]:
       raise InputError(
-        f'{name}: no column {missing}; the rows before it have {list(schema)} '
-        'and all rows must have the same'
+        f'{name}: no column {missing}; the rows before it have {list(schema)} and all rows must '
+        'have the same'
       )
     conversations.append(Conversation(_messages_of(row, schema, name), name))
   if not conversations:
@@ -189,8 +188,8 @@ def hub_rows(source: str, split: str | None, revision: str | None) -> Iterable[M
   """
   if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?(:[\w.-]+)?', source):
     raise InputError(
-      f"'{source}' is neither an existing file nor the name of a hub dataset "
-      '(owner/name or owner/name:config)'
+      f"'{source}' is neither an existing file nor the name of a hub dataset (owner/name or "
+      'owner/name:config)'
     )
   import datasets  # Takes seconds to import, and only hub datasets need it.
 
@@ -237,8 +236,8 @@ def _messages_of(row: Mapping, schema: tuple[str, ...], name: str) -> tuple[dict
   for column in (*schema, *(['system'] if system is not None else [])):
     if not isinstance(row[column], str):
       raise InputError(
-        f"{name}: '{column}' must be text, it is a {type(row[column]).__name__}; "
-        "for several turns use 'messages'"
+        f"{name}: '{column}' must be text, it is a {type(row[column]).__name__}; for several turns "
+        "use 'messages'"
       )
   roles = (['system'] if system is not None else []) + ['user', 'assistant']
   contents = ([system] if system is not None else []) + [row[column] for column in schema]
@@ -252,6 +251,6 @@ def _parse_line(line: str, where: str) -> Any:
     return json.loads(line)
   except json.JSONDecodeError as error:
     raise InputError(
-      f'{where}: not valid JSON ({error.msg} at column {error.colno}); '
-      'expected a jsonl file: one JSON object on each line'
+      f'{where}: not valid JSON ({error.msg} at column {error.colno}); expected a jsonl file: one '
+      'JSON object on each line'
     ) from error

@@ -63,9 +63,8 @@ def config_from_json(record: Mapping[str, Any], *, where: str) -> ModelConfig:
     return models.config_from_record(record)
   except (TypeError, KeyError) as error:
     raise InputError(
-      f'{where} describes a model with fields this version does not know ({error}); make it '
-      'again with '
-      'this version'
+      f'{where} describes a model with fields this version does not know ({error}); make it again '
+      'with this version'
     ) from error
 
 

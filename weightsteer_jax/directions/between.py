@@ -83,15 +83,13 @@ def contrast(
   if sources[0].kind != sources[1].kind and CHECKPOINT in (sources[0].kind, sources[1].kind):
     raise InputError(
       f'{positive} is {DESCRIPTIONS[sources[0].kind]} and {negative} is '
-      f'{DESCRIPTIONS[sources[1].kind]}: pass two adapters, or two checkpoints (merge the '
-      'adapter into '
-      'its base in float32 first)'
+      f'{DESCRIPTIONS[sources[1].kind]}: pass two adapters, or two checkpoints (merge the adapter '
+      'into its base in float32 first)'
     )
   if sources[0].folder.resolve() == sources[1].folder.resolve():
     raise InputError(
-      f'positive and negative are both {sources[0].folder}: there is no direction between a '
-      'model and '
-      'itself'
+      f'positive and negative are both {sources[0].folder}: there is no direction between a model '
+      'and itself'
     )
   with open_base(sources, base, allow_other_base) as opened:
     if sources[0].kind == CHECKPOINT:
@@ -110,8 +108,7 @@ def contrast(
     if sources[0].kind == CHECKPOINT:
       raise InputError(
         'the bfloat16 route can be compared for adapters only; these are checkpoints: their '
-        'difference '
-        'is that route already'
+        'difference is that route already'
       )
     with _reopened(opened, record) as checkpoint:
       measured = bfloat16_route.bfloat16_route(x.delta, y.delta, checkpoint)
@@ -137,9 +134,8 @@ def task_vector(
   found = recognise(source)
   if found.kind == CHECKPOINT and base is None:
     raise InputError(
-      f'{source} is a full checkpoint: what it changed is only known with the base it was '
-      'trained from; '
-      'pass base'
+      f'{source} is a full checkpoint: what it changed is only known with the base it was trained '
+      'from; pass base'
     )
   with open_base((found,), base, allow_other_base) as opened:
     return _task_vector(found, opened, allow_other_base)
@@ -169,9 +165,8 @@ def recognise(source: files.Path) -> Source:
     return Source(CHECKPOINT, folder)
   raise InputError(
     f'{folder} is no source of a direction: expected a finished run of ours '
-    '(adapter/adapter.json), a '
-    f'PEFT adapter ({peft_adapter.CONFIG}) or a Hugging Face checkpoint (config.json); it holds '
-    f'{_listing(folder)}'
+    f'(adapter/adapter.json), a PEFT adapter ({peft_adapter.CONFIG}) or a Hugging Face checkpoint '
+    f'(config.json); it holds {_listing(folder)}'
   )
 
 
@@ -189,9 +184,8 @@ def open_base(
   if len(set(named.values())) > 1 and not (base is not None and allow_other_base):
     lines = '; '.join(f"{folder} names '{name}'" for folder, name in named.items())
     raise InputError(
-      f'the adapters belong to different base models: {lines}. If both are the same model, '
-      'pass it as '
-      'base and allow it with allow_other_base'
+      f'the adapters belong to different base models: {lines}. If both are the same model, pass it '
+      'as base and allow it with allow_other_base'
     )
   if base is None and not named:
     yield None
@@ -216,9 +210,8 @@ def _open_checkpoint(
       models.resolve(base)
     except InputError as error:
       raise InputError(
-        f'{folder} is an adapter of a base model that is needed and could not be opened; '
-        'pass it as '
-        f'base. {error}'
+        f'{folder} is an adapter of a base model that is needed and could not be opened; pass it '
+        f'as base. {error}'
       ) from error
   with checkpoints.open_checkpoint(base) as checkpoint:
     yield checkpoint

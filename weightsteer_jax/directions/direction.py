@@ -197,9 +197,8 @@ def _from_tensors(tensors: Mapping[str, np.ndarray]) -> PyTree:
       leaves[path] = LowRank(jnp.asarray(tensors[name]), jnp.asarray(tensors[f'{path}.b']))
     elif part != 'b' or f'{path}.a' not in tensors:
       raise CorruptError(
-        f"the direction's tensor '{name}' is neither a dense change nor half of a whole "
-        "pair; make it "
-        "again"
+        f"the direction's tensor '{name}' is neither a dense change nor half of a whole pair; make "
+        'it again'
       )
   return tree.unflatten(leaves)
 
@@ -209,9 +208,8 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     raise InputError(f'no direction at {folder}{files.nearest(folder)}')
   if (folder / TENSORS).exists() and not (folder / MANIFEST).exists():
     raise CorruptError(
-      f'{folder} has no {MANIFEST}, which is written last: the direction was cut short; '
-      'copy or make '
-      'it again'
+      f'{folder} has no {MANIFEST}, which is written last: the direction was cut short; copy or '
+      'make it again'
     )
   if not (folder / MANIFEST).exists():
     raise InputError(
@@ -226,8 +224,7 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   if meta['format'] != UNSEALED and not sealed.is_sealed(meta):
     raise CorruptError(
       f'{folder / MANIFEST} was changed or damaged after it was written; copy or make the '
-      'direction '
-      'again'
+      'direction again'
     )
   missing = [key for key in ('base', 'fingerprints', 'sources') if key not in meta]
   if missing:

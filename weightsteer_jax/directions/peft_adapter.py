@@ -131,9 +131,8 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
   kind = config.get('peft_type')
   if kind != 'LORA':
     raise InputError(
-      f"{path}: peft_type is {kind!r}; only LORA adapters are changes of the form A B. "
-      "Merge it into "
-      "its base with PEFT's merge_and_unload, save that, and pass the two checkpoints"
+      f'{path}: peft_type is {kind!r}; only LORA adapters are changes of the form A B. Merge it '
+      "into its base with PEFT's merge_and_unload, save that, and pass the two checkpoints"
     )
   missing = [key for key in ('r', 'lora_alpha') if not config.get(key)]
   if missing:
@@ -144,16 +143,14 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
   init = config.get('init_lora_weights')
   if not any(init is plain or init == plain for plain in PLAIN_INITS):
     raise InputError(
-      f"{path}: init_lora_weights is {init!r}, which moves part of the base's weights into "
-      "the adapter; "
-      "convert it with PEFT's save_pretrained(..., "
-      "path_initial_model_for_weight_conversion=...) first"
+      f"{path}: init_lora_weights is {init!r}, which moves part of the base's weights into the "
+      "adapter; convert it with PEFT's save_pretrained(..., "
+      'path_initial_model_for_weight_conversion=...) first'
     )
   if config.get('bias', 'none') != 'none':
     raise InputError(
-      f"{path}: bias is {config['bias']!r}; biases trained by PEFT are not read: merge the "
-      "adapter and "
-      'pass checkpoints'
+      f"{path}: bias is {config['bias']!r}; biases trained by PEFT are not read: merge the adapter "
+      'and pass checkpoints'
     )
   refused = {key: value for key, value in config.items() if key not in INERT | HONOURED and value}
   if refused:
@@ -203,10 +200,9 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
   path = folder / WEIGHTS
   if not path.exists() and (folder / 'adapter_model.bin').exists():
     raise InputError(
-      f'{folder} holds its weights as a pickle (adapter_model.bin), which can run code and '
-      'is never '
-      "loaded. Convert it where you trust it: load it with PEFT's PeftModel.from_pretrained, then "
-      "save_pretrained('converted')"
+      f'{folder} holds its weights as a pickle (adapter_model.bin), which can run code and is '
+      "never loaded. Convert it where you trust it: load it with PEFT's "
+      "PeftModel.from_pretrained, then save_pretrained('converted')"
     )
   if not path.exists():
     raise InputError(f'{folder} has a {CONFIG} but no {WEIGHTS}{files.nearest(path)}')

@@ -97,9 +97,8 @@ def _convert_pair(
   theirs = stored.stored_shape(row, config)
   if (b.shape[0], a.shape[1]) != theirs:
     raise InputError(
-      f"{adapter.folder}: '{module}' changes a weight of shape {(b.shape[0], a.shape[1])}; "
-      "the base's "
-      f'is {theirs}: the adapter is for another architecture'
+      f"{adapter.folder}: '{module}' changes a weight of shape {(b.shape[0], a.shape[1])}; the "
+      f"base's is {theirs}: the adapter is for another architecture"
     )
   b = b[stored.stored_rows(row, config)]
   try:
@@ -128,17 +127,15 @@ def _table_change(adapter: Adapter, base: Checkpoint, module: str) -> Dense:
   scale = _checked_scale(adapter, module, a_RV, b_DR)
   if base.config.tied:
     raise InputError(
-      f"{adapter.folder}: '{module}' has a low-rank change, and the base '{base.source}' "
-      "ties its head "
-      'to it: PEFT applies the change to the one and not to the other, which a tied model '
-      'cannot hold. '
-      'Save the embedding whole (modules_to_save, ensure_weight_tying=True) instead'
+      f"{adapter.folder}: '{module}' has a low-rank change, and the base '{base.source}' ties its "
+      'head to it: PEFT applies the change to the one and not to the other, which a tied model '
+      'cannot hold. Save the embedding whole (modules_to_save, ensure_weight_tying=True) instead'
     )
   if (a_RV.shape[1], b_DR.shape[0]) != (base.config.vocab_size, base.config.width):
     raise InputError(
       f"{adapter.folder}: '{module}' changes an embedding of shape "
-      f"{(a_RV.shape[1], b_DR.shape[0])}; "
-      f"the base's is {(base.config.vocab_size, base.config.width)}"
+      f"{(a_RV.shape[1], b_DR.shape[0])}; the base's is "
+      f'{(base.config.vocab_size, base.config.width)}'
     )
   return Dense(jnp.asarray(scale * (a_RV.T @ b_DR.T)))
 
@@ -197,15 +194,12 @@ def _untie(adapter: Adapter, base: Checkpoint) -> dict[str, np.ndarray]:
   embedding = own if embedding is None else embedding
   if not np.array_equal(head, embedding):
     raise InputError(
-      f"{adapter.folder}: the base '{base.source}' ties its head to its embedding, but the "
-      "adapter changes the two "
-      f'differently (largest difference {_largest_difference(head, embedding):.3g}). Merged '
-      'and loaded again, '
-      "transformers would keep one of them and drop the other in silence. Either train "
-      "again with PEFT's "
-      'ensure_weight_tying=True, or give the base separate matrices (tie_word_embeddings '
-      'false and lm_head.weight '
-      'saved as a copy of the embedding) and pass that as the base'
+      f"{adapter.folder}: the base '{base.source}' ties its head to its embedding, but the adapter "
+      'changes the two differently (largest difference '
+      f'{_largest_difference(head, embedding):.3g}). Merged and loaded again, transformers would '
+      "keep one of them and drop the other in silence. Either train again with PEFT's "
+      'ensure_weight_tying=True, or give the base separate matrices (tie_word_embeddings false '
+      'and lm_head.weight saved as a copy of the embedding) and pass that as the base'
     )
   return wholes | {EMBEDDING: embedding}
 
@@ -223,9 +217,7 @@ def _unknown_modules(adapter: Adapter, base: Checkpoint, names: set[str]) -> str
     else ''
   )
   return (
-    f"{adapter.folder} changes {len(names)} module(s) that the base '{base.source}' does "
-    "not have, or that "
-    f"cannot be changed so, '{first}' for one{tree.did_you_mean(first, known)}; it was made "
-    "for another "
-    f"architecture.{tied}"
+    f"{adapter.folder} changes {len(names)} module(s) that the base '{base.source}' does not have, "
+    f"or that cannot be changed so, '{first}' for one{tree.did_you_mean(first, known)}; it was "
+    f'made for another architecture.{tied}'
   )

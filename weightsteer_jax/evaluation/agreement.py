@@ -90,8 +90,8 @@ def words(judgements: Iterable[Mapping[str, Any]]) -> list[str]:
     return 'undefined' if value is None else f'{value:.2f}'
 
   return [
-    f"{row['purpose']}: {row['first']} and {row['second']} on {row['n']} rows, "
-    f"kappa {say(row['kappa'])} (cut at {row['cut']:g}), Pearson {say(row['pearson'])}, "
-    f"Spearman {say(row['spearman'])}"
+    f"{row['purpose']}: {row['first']} and {row['second']} on {row['n']} rows, kappa "
+    f"{say(row['kappa'])} (cut at {row['cut']:g}), Pearson {say(row['pearson'])}, Spearman "
+    f"{say(row['spearman'])}"
     for row in agreement(judgements)
   ]

@@ -45,9 +45,8 @@ def requests_of(tasks: Sequence[kinds.Task], rows: Iterable[Row]) -> list[JudgeR
       continue  # An earlier sweep's.
     if (row['task'], row['example']) not in items:
       raise InputError(
-        f"the sweep has rows of the item '{row['example']}' of task '{row['task']}', which "
-        "the task no longer has: "
-        'judge with the config that the sweep was made with'
+        f"the sweep has rows of the item '{row['example']}' of task '{row['task']}', which the "
+        'task no longer has: judge with the config that the sweep was made with'
       )
     kind, item = items[row['task'], row['example']]
     asked = kind.judged(item, row) if hasattr(kind, 'judged') else ()
@@ -160,9 +159,8 @@ def _judge(
   if stop.name:
     left = sum(_is_open(said, key(line), line) for line in lines)
     raise Preempted(
-      f'{stop.name} came: {left} of {len(lines)} judgements of {judge.name} are left, the '
-      f'others are in {said.path}; '
-      'start again to continue'
+      f'{stop.name} came: {left} of {len(lines)} judgements of {judge.name} are left, the others '
+      f'are in {said.path}; start again to continue'
     )
 
 
@@ -177,11 +175,9 @@ def _is_open(said: journal.Journal, key: Any, line: Mapping[str, Any]) -> bool:
     return True
   if known.get('asked') != line['asked']:
     raise InputError(
-      f"{said.path}: what judge '{line['judge']}' said for '{line['purpose']}' of "
-      f"{key[:-2]} was asked in "
-      'other words (another judge prompt, reference or trait): move that file away to judge '
-      'again; an endpoint is '
-      'not asked again for what stayed the same'
+      f"{said.path}: what judge '{line['judge']}' said for '{line['purpose']}' of {key[:-2]} was "
+      'asked in other words (another judge prompt, reference or trait): move that file away to '
+      'judge again; an endpoint is not asked again for what stayed the same'
     )
   return False
 

@@ -125,8 +125,7 @@ def metrics_of(
   if first not in table:
     raise InputError(
       f"task '{task}': its kind '{options.kind}' has no metric "
-      f"'{first}'{tree.did_you_mean(first, table)}; "
-      f"it has: {', '.join(table)}"
+      f"'{first}'{tree.did_you_mean(first, table)}; it has: {', '.join(table)}"
     )
   return {first: table[first], **table, **failures.METRICS}
 

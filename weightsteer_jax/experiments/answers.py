@@ -142,8 +142,7 @@ def answer(
       left = sum(prompt.name not in done.done for prompt in prompts)
       raise Preempted(
         f'{stop.name} came: {left} of {len(prompts)} answers are left, the others are in '
-        f'{done.path}; '
-        'start again to continue'
+        f'{done.path}; start again to continue'
       )
     return {prompt.name: done.done[prompt.name] for prompt in prompts}
 

@@ -194,9 +194,8 @@ def fine_tune(
   for fit, result in zip(fits, results):
     if fit.workdir in new:
       say(
-        f'fine-tune {fit.workdir.name}: validation loss {result.validation_loss:.4f} nats '
-        f'per token at step {result.step}, '
-        f'learning rate {result.learning_rate:g}'
+        f'fine-tune {fit.workdir.name}: validation loss {result.validation_loss:.4f} nats per '
+        f'token at step {result.step}, learning rate {result.learning_rate:g}'
       )
   return results
 
@@ -414,9 +413,8 @@ def _selected_layer(
   effects = {layer: _effect(name, tasks, results) for name, layer in names.items()}
   if not any(map(np.isfinite, effects.values())):
     raise InputError(
-      f"no layer can be selected: {', '.join(task.name for task in tasks)} gave no number "
-      "without a judge; name a layer "
-      'in the arm, or a validation task that rules can score'
+      f"no layer can be selected: {', '.join(task.name for task in tasks)} gave no number without "
+      'a judge; name a layer in the arm, or a validation task that rules can score'
     )
   chosen = max(effects, key=lambda layer: (effects[layer], -layer))
   processes.on_main(

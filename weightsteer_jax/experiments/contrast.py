@@ -127,9 +127,8 @@ def _generate(run: Run, workdir: pathlib.Path) -> None:
   )
   questions, kept = load_questions(run), _kept_for_evaluation(run, trait)
   say(
-    f'data: {len(questions)} questions x {len(instructions)} pairs of prompts x '
-    f'{options.samples} samples, both sides; '
-    f'{len(kept)} questions kept for evaluation'
+    f'data: {len(questions)} questions x {len(instructions)} pairs of prompts x {options.samples} '
+    f'samples, both sides; {len(kept)} questions kept for evaluation'
   )
   judge = _data_judge(run, workdir) if trait else None
   made, sides = answers.make(

@@ -218,8 +218,8 @@ def _sources(record: Mapping[str, Any]) -> list[str]:
   return [
     f'base: `{base["source"] or "any of this architecture"}`, digest {base["digest"] or "not recorded"}',
     *lines,
-    'the rest is in `provenance.json`, with a SHA-256 of every file; '
-    '`python launch/export.py --verify=FOLDER` checks them',
+    'the rest is in `provenance.json`, with a SHA-256 of every file; `python launch/export.py '
+    '--verify=FOLDER` checks them',
   ]
 
 

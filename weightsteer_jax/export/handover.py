@@ -126,9 +126,8 @@ def check(
     )
   if dtype and format == 'peft':
     raise InputError(
-      'a PEFT adapter is always written in float32, so that nothing of the direction is '
-      'lost; leave '
-      'dtype empty'
+      'a PEFT adapter is always written in float32, so that nothing of the direction is lost; '
+      'leave dtype empty'
     )
   if request.target and format != 'peft':
     raise InputError(
@@ -427,9 +426,8 @@ def _merge_and_warn(
 def _warn_of_loss(facts: Mapping[str, Any], alpha: float) -> None:
   if facts['realised_error'] > LOSS_WARNED_OF:
     logging.warning(
-      'merged into %s, %.0f%% of the change at alpha %g is lost to rounding: export with '
-      'dtype float32, '
-      'or unmerged (orbax-unmerged, peft), to keep it',
+      'merged into %s, %.0f%% of the change at alpha %g is lost to rounding: export with dtype '
+      'float32, or unmerged (orbax-unmerged, peft), to keep it',
       facts['dtype'],
       100 * facts['realised_error'],
       alpha,
@@ -441,9 +439,8 @@ def _notes(model: models.Model, base: models.Model) -> dict[str, list[str]]:
     return {}
   return {
     'notes': [
-      f'The direction changes biases that a {base.family} checkpoint has no tensor for, so '
-      'the model is '
-      f'written as the {model.family} with biases, which computes the same.'
+      f'The direction changes biases that a {base.family} checkpoint has no tensor for, so the '
+      f'model is written as the {model.family} with biases, which computes the same.'
     ]
   }
 

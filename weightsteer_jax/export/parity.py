@@ -102,8 +102,7 @@ def compare(expected: np.ndarray, got: np.ndarray, mask: np.ndarray, *, exact: b
     raise OutputError(
       'the export was not written: read back, its logits differ from the unmerged edit by up to '
       f'{largest:.3g} (relative {relative:.3g}) on {parity.prompts} prompts; allowed is a '
-      f'{tolerance}. '
-      'Nothing was left behind'
+      f'{tolerance}. Nothing was left behind'
     )
   return parity
 

@@ -93,9 +93,8 @@ def _error(
   if not error <= 1:  # Written so that NaN is refused.
     raise OutputError(
       f"the export was not written: row {row} of '{part.name}' differs from the base plus "
-      f'{steered.alpha:g} times the change by {error:.3g} times what one rounding allows. '
-      'Nothing was '
-      'left behind'
+      f'{steered.alpha:g} times the change by {error:.3g} times what one rounding allows. Nothing '
+      'was left behind'
     )
   return error, len(got)
 

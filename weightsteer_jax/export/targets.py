@@ -89,9 +89,8 @@ def check(direction: Direction, name: str, rank: int) -> None:
   experts = [path for path in flat if 'E' in sites[path].axes]
   if experts:
     raise InputError(
-      f'a LoRA adapter for {name} cannot hold the changes of {_listed(experts)}, which are '
-      'kernels of '
-      f'experts: {MERGED}, or as orbax-unmerged'
+      f'a LoRA adapter for {name} cannot hold the changes of {_listed(experts)}, which are kernels '
+      f'of experts: {MERGED}, or as orbax-unmerged'
     )
   rest = [
     path
@@ -110,9 +109,8 @@ def check(direction: Direction, name: str, rank: int) -> None:
   ]
   if dense and not rank:
     raise InputError(
-      f'a LoRA adapter for {name} cannot hold the dense changes of {_listed(dense)}: give a '
-      'rank to '
-      f'fold them to by SVD (the error is told), or {MERGED}'
+      f'a LoRA adapter for {name} cannot hold the dense changes of {_listed(dense)}: give a rank '
+      f'to fold them to by SVD (the error is told), or {MERGED}'
     )
   _check_tables(flat, config, family, name, target)
   ranks = module_ranks(flat, config, FAMILIES[family].tensors, rank)
@@ -161,15 +159,13 @@ def notes(rank: int, name: str, wholes: list[str]) -> list[str]:
     found.append(f'vLLM serves this rank with --max-lora-rank {limit}.')
   elif name == 'llama.cpp':
     found.append(
-      'llama.cpp loads it after convert_lora_to_gguf.py; with a quantised base, the change '
-      'is added to '
-      'weights that are not those it was measured on.'
+      'llama.cpp loads it after convert_lora_to_gguf.py; with a quantised base, the change is '
+      'added to weights that are not those it was measured on.'
     )
   elif wholes:
     found.append(
-      'The adapter saves changed embeddings whole (modules_to_save), which PEFT loads, '
-      'while vLLM and '
-      'llama.cpp refuse it: for these export again with their --target, or merged.'
+      'The adapter saves changed embeddings whole (modules_to_save), which PEFT loads, while vLLM '
+      'and llama.cpp refuse it: for these export again with their --target, or merged.'
     )
   elif limit:
     found.append(
@@ -195,9 +191,8 @@ def _check_tables(
     )
   if target.table_families is not None and family not in target.table_families:
     raise InputError(
-      f'{name} takes no change of the embedding or the head ({_listed(tables)}) of a '
-      f'{family} model, '
-      f'only of {", ".join(target.table_families)}: {MERGED}'
+      f'{name} takes no change of the embedding or the head ({_listed(tables)}) of a {family} '
+      f'model, only of {", ".join(target.table_families)}: {MERGED}'
     )
   if target.max_vocab and 'lm_head/kernel' in tables and config.vocab_size > target.max_vocab:
     raise InputError(

@@ -47,8 +47,7 @@ def verify(folder: files.Path) -> Verified:
       return check(folder)
   raise CorruptError(
     f'{folder} has none of {", ".join(CHECKS)}, which are written last: it is no export, '
-    'direction, '
-    'adapter or checkpoint of ours, or was cut short while it was written or copied'
+    'direction, adapter or checkpoint of ours, or was cut short while it was written or copied'
   )
 
 

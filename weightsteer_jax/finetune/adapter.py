@@ -123,10 +123,8 @@ def check_base(meta: Mapping[str, Any], model: models.Model, *, where: str) -> N
   if theirs != ours:
     raise InputError(
       f"{where} was trained on another base, '{meta['base']}' (digest {theirs}), than "
-      f"'{model.source}' "
-      f'(digest {ours}): the architecture is the same, the parameters are not; load the '
-      'base it was '
-      'trained on'
+      f"'{model.source}' (digest {ours}): the architecture is the same, the parameters are not; "
+      'load the base it was trained on'
     )
 
 
@@ -165,9 +163,8 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     raise InputError(f'no adapter at {folder}{files.nearest(folder)}')
   if (folder / TENSORS).exists() and not (folder / MANIFEST).exists():
     raise CorruptError(
-      f'{folder} has no {MANIFEST}, which is written last: the adapter was cut short; copy '
-      'or train '
-      'it again'
+      f'{folder} has no {MANIFEST}, which is written last: the adapter was cut short; copy or '
+      'train it again'
     )
   meta = files.read_json(folder / MANIFEST, what='the manifest of an adapter')
   if not sealed.is_sealed(meta):
@@ -198,7 +195,6 @@ def _verify(
   changed = sorted(path for path in {*found, *expected} if found.get(path) != expected.get(path))
   if changed:
     raise CorruptError(
-      f'the adapter {folder} does not match its fingerprints at {", ".join(changed)}: it '
-      'was changed '
-      'or damaged after it was written; copy or train it again'
+      f'the adapter {folder} does not match its fingerprints at {", ".join(changed)}: it was '
+      'changed or damaged after it was written; copy or train it again'
     )

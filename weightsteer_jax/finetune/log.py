@@ -93,9 +93,8 @@ class Log:
         self._scalars.add(name, row[name], row['step'])
     except OSError as error:
       raise OutputError(
-        f'{self._path.parent}: the log could not be written: {error.strerror or error}; '
-        'start again '
-        'to continue when that is mended'
+        f'{self._path.parent}: the log could not be written: {error.strerror or error}; start '
+        'again to continue when that is mended'
       ) from error
 
 

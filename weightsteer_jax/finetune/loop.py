@@ -148,9 +148,8 @@ def run_together(
         _fit(alike, stop, memory or placement.least_memory())
     if stop.name:
       raise Preempted(
-        f'{stop.name} came while {_product(unfinished[-1])} was written; it is whole: start '
-        'again to go '
-        'on from there'
+        f'{stop.name} came while {_product(unfinished[-1])} was written; it is whole: start again '
+        'to go on from there'
       )
   return [_result(job) for job in jobs]
 

@@ -121,13 +121,11 @@ class Trial:
     values = {name: value.item() for name, value in metrics.items()}
     if not values.pop('finite'):
       raise NotFiniteError(
-        f'the loss is {values["train_loss"]} and the gradient norm {values["grad_norm"]} at '
-        f'step {number + 1} of '
-        f'{self.job.steps}, learning rate {self.rate:g} (at this step '
-        f'{values["learning_rate"]:.3g}), on the '
-        f'{int(values["target_tokens"])} target tokens of: '
-        f'{", ".join(self.job.batches.names(number))}. Look at these '
-        'examples, and try a lower learning rate; the last checkpoint is kept'
+        f'the loss is {values["train_loss"]} and the gradient norm {values["grad_norm"]} at step '
+        f'{number + 1} of {self.job.steps}, learning rate {self.rate:g} (at this step '
+        f'{values["learning_rate"]:.3g}), on the {int(values["target_tokens"])} target tokens of: '
+        f'{", ".join(self.job.batches.names(number))}. Look at these examples, and try a lower '
+        'learning rate; the last checkpoint is kept'
       )
     ending.progress()
     self.log.step(number + 1, values, tokens=tokens)

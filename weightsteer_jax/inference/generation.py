@@ -362,10 +362,9 @@ def jobs(requests: Sequence[GenerateRequest], arms: Arms, max_positions: int) ->
     total = len(request.prompt) + request.max_new_tokens - 1
     if total > max_positions:
       raise InputError(
-        f'{request.cited}: a prompt of {len(request.prompt)} tokens and '
-        f'{request.max_new_tokens} new '
-        f'ones take {total} positions, the model has {max_positions}; shorten the prompt or lower '
-        'max_new_tokens'
+        f'{request.cited}: a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} '
+        f'new ones take {total} positions, the model has {max_positions}; shorten the prompt or '
+        'lower max_new_tokens'
       )
     luck = (
       () if request.sampling.mode == 'greedy' else (request.seed, request.example, request.sample)

@@ -154,9 +154,8 @@ def stop_ids(tokenizer: Any) -> list[int]:
     return chat.end_of_turn_ids(tokenizer)
   if tokenizer.eos_token_id is None:
     raise InputError(
-      f"the tokenizer '{tokenizer.name_or_path}' has neither a chat template nor an "
-      "end-of-text token: "
-      'generation would not stop'
+      f"the tokenizer '{tokenizer.name_or_path}' has neither a chat template nor an end-of-text "
+      'token: generation would not stop'
     )
   return [tokenizer.eos_token_id]
 

@@ -86,9 +86,8 @@ def merge(config: ModelConfig, params: PyTree, delta: PyTree, alpha: float | jax
   for path, leaf in tree.flatten(delta, is_delta_leaf).items():
     if path not in known:
       raise InputError(
-        f"the delta changes '{path}', for which the model has no parameter: it cannot be "
-        "merged, only "
-        'applied unmerged'
+        f"the delta changes '{path}', for which the model has no parameter: it cannot be merged, "
+        'only applied unmerged'
       )
     merged = flat[path].astype(jnp.float32) + alpha * kernel_change(known[path], leaf)
     flat[path] = merged.astype(flat[path].dtype)

@@ -158,9 +158,8 @@ def check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: in
     shape = jnp.shape(edit.alpha)
     if shape not in ((), (batch,), (batch, length)):
       raise InputError(
-        f'the alpha of an edit has shape {shape}; for {batch} rows of {length} tokens it is '
-        f'one number, [{batch}] or '
-        f'[{batch}, {length}]'
+        f'the alpha of an edit has shape {shape}; for {batch} rows of {length} tokens it is one '
+        f'number, [{batch}] or [{batch}, {length}]'
       )
 
 

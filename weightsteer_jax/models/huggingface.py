@@ -150,9 +150,8 @@ def resolve(
     return folder, ''
   if '://' in str(source):
     raise InputError(
-      f"'{source}' is an address, and models are read from folders: copy it to one that "
-      "every host sees (gcloud storage cp -r, "
-      'aws s3 cp --recursive) or mount the bucket, and name the folder'
+      f"'{source}' is an address, and models are read from folders: copy it to one that every host "
+      'sees (gcloud storage cp -r, aws s3 cp --recursive) or mount the bucket, and name the folder'
     )
   match = re.fullmatch(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?', str(source))
   if folder.is_file():
@@ -194,9 +193,8 @@ def _download(repository: str, revision: str, weights: bool) -> tuple[pathlib.Pa
       reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
       near = files.nearest(pathlib.Path(repository))
       raise InputError(
-        f"'{repository}' is no folder here{near}, was not downloaded before, and could not "
-        "be had from "
-        f"the hub (revision {revision}): {reason}"
+        f"'{repository}' is no folder here{near}, was not downloaded before, and could not be had "
+        f'from the hub (revision {revision}): {reason}'
       ) from error
   return pathlib.Path(folder), pathlib.Path(folder).name
 
@@ -325,8 +323,8 @@ def _config_json(
   dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)})
   if len(dtypes) != 1 or dtypes[0] not in DTYPES:
     raise InputError(
-      f"the parameters to save are {' and '.join(dtypes)}; expected one of "
-      f"{', '.join(DTYPES)} throughout"
+      f"the parameters to save are {' and '.join(dtypes)}; expected one of {', '.join(DTYPES)} "
+      'throughout'
     )
   if like is None or not (like / 'config.json').exists():
     raw = {

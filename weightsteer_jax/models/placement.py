@@ -82,8 +82,7 @@ def choose(
   kind = getattr(devices[0], 'device_kind', devices[0].platform)
   words = (
     f'mesh: {sharding.describe(shape)}{" (auto)" if choice.shape == "auto" else ""} on '
-    f'{len(devices)} device(s), {kind}, '
-    f'{_size(memory)} each; weights {_size(weights)}'
+    f'{len(devices)} device(s), {kind}, {_size(memory)} each; weights {_size(weights)}'
     + (f', with training state {_size(whole)}' if trained else ''),
     *([f'training: {_say(config, train, dtype)}'] if trained else []),
     f'scoring and generation: {_say(config, evaluate, dtype)}',

@@ -94,8 +94,7 @@ def check_delta(config: ModelConfig, delta: PyTree) -> None:
     if path not in known:
       raise InputError(
         f"the delta changes '{path}', which this model does not "
-        f"have{tree.did_you_mean(path, known)}; "
-        'it was made for another architecture'
+        f'have{tree.did_you_mean(path, known)}; it was made for another architecture'
       )
     site = known[path]
     if isinstance(leaf, Dense):
@@ -177,7 +176,6 @@ def _check_low_rank(path: str, site: Site, leaf: LowRank) -> None:
   got = (tuple(leaf.a.shape), tuple(leaf.b.shape))
   if got != expected:
     raise InputError(
-      f"the delta at '{path}' has factors {got[0]} and {got[1]}, the model needs "
-      f"{expected[0]} and {expected[1]}; "
-      'it was made for another architecture'
+      f"the delta at '{path}' has factors {got[0]} and {got[1]}, the model needs {expected[0]} and "
+      f'{expected[1]}; it was made for another architecture'
     )

@@ -114,9 +114,8 @@ def _weight_files(folder: pathlib.Path) -> dict[pathlib.Path, list[str] | None]:
       f"M.from_pretrained('{folder}').save_pretrained('converted')\""
     )
     raise InputError(
-      f"{folder} holds its weights as pickles ({', '.join(pickles[:3])}), which can run "
-      "code and are "
-      f'never loaded. Convert them where you trust them: {command}'
+      f"{folder} holds its weights as pickles ({', '.join(pickles[:3])}), which can run code and "
+      f'are never loaded. Convert them where you trust them: {command}'
     )
   raise InputError(
     f'{folder} holds no weights: expected model.safetensors, or '
@@ -169,10 +168,9 @@ def check(config: ModelConfig, family: Family, tensors: Tensors, *, folder: path
   if config.tied and HEAD in names and HEAD not in expected:
     if not _equal(tensors, HEAD, EMBEDDING):
       raise InputError(
-        f"{folder}: the config says tie_word_embeddings, but '{HEAD}' differs from "
-        f"'{EMBEDDING}', and "
-        'transformers would drop that head: set tie_word_embeddings to false in config.json to use '
-        'both, or drop the head from the weights'
+        f"{folder}: the config says tie_word_embeddings, but '{HEAD}' differs from '{EMBEDDING}', "
+        'and transformers would drop that head: set tie_word_embeddings to false in config.json '
+        'to use both, or drop the head from the weights'
       )
     names -= {HEAD}
   tree.same_keys(
@@ -186,8 +184,7 @@ def check(config: ModelConfig, family: Family, tensors: Tensors, *, folder: path
     if tensors.dtype(name) not in STORED_DTYPES:
       raise InputError(
         f"{folder}: '{name}' is stored as {tensors.dtype(name)}; supported: "
-        f"{', '.join(STORED_DTYPES)} "
-        '(unquantised weights)'
+        f"{', '.join(STORED_DTYPES)} (unquantised weights)"
       )
 
 

@@ -85,8 +85,8 @@ def prepare(folder: pathlib.Path) -> None:
   except (OSError, NotImplementedError) as error:  # The latter: a file system without locks.
     raise InputError(
       f'the folder of compiled programs {folder} cannot be used: '
-      f'{getattr(error, "strerror", "") or error}; '
-      'name another with --compilation_cache=DIR, or none with --compilation_cache=off'
+      f'{getattr(error, "strerror", "") or error}; name another with --compilation_cache=DIR, or '
+      'none with --compilation_cache=off'
     ) from error
 
 
@@ -97,17 +97,16 @@ def _refuse_others(folder: pathlib.Path) -> None:
   about = folder.stat()
   if about.st_uid != os.geteuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
     raise InputError(
-      f'{folder} belongs to or can be written by others, who could have their own code run '
-      'by this program: '
-      f'make it yours alone (chown, chmod 700), or name another with --compilation_cache=DIR'
+      f'{folder} belongs to or can be written by others, who could have their own code run by this '
+      'program: make it yours alone (chown, chmod 700), or name another with '
+      '--compilation_cache=DIR'
     )
   for above in folder.resolve().parents:
     mode = above.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
       raise InputError(
-        f'{above}, which {folder} is in, can be written by anybody, who could put another '
-        'folder in its place: '
-        f'chmod o-w {above}, or name another folder with --compilation_cache=DIR'
+        f'{above}, which {folder} is in, can be written by anybody, who could put another folder '
+        f'in its place: chmod o-w {above}, or name another folder with --compilation_cache=DIR'
       )
 
 

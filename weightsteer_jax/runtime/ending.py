@@ -262,9 +262,8 @@ def _watch_progress(minutes: float) -> None:
   )
   faulthandler.dump_traceback(all_threads=True)
   message = (
-    f'no step, batch or stage was finished for {minutes:g} minutes (--stall_minutes): '
-    'stuck; the stacks of '
-    'each process are in its output. Start again to continue'
+    f'no step, batch or stage was finished for {minutes:g} minutes (--stall_minutes): stuck; the '
+    'stacks of each process are in its output. Start again to continue'
   )
   if processes.count() > 1:
     time.sleep(FAREWELL_SECONDS)  # The others, who wait for one, print their stacks too.

@@ -99,11 +99,9 @@ def not_together() -> str:
   """
   where = distributed.global_state.coordinator_address
   return (
-    f'the processes of the run did not come together at {where}: start all of them, with '
-    'the same --num_processes, '
-    'and let that port through (on TPU it is 8482, of older versions of jax 8476; '
-    'JAX_COORDINATOR_PORT names '
-    'another)'
+    f'the processes of the run did not come together at {where}: start all of them, with the same '
+    '--num_processes, and let that port through (on TPU it is 8482, of older versions of jax '
+    '8476; JAX_COORDINATOR_PORT names another)'
   )
 
 
@@ -229,9 +227,8 @@ def share(folder: pathlib.Path, *, what: str) -> None:
   on_main(lambda: _remove_marker(marker, made))
   if missing:
     raise InputError(
-      f'{what} {folder.absolute()} is not shared: {", ".join(missing)} cannot see what '
-      'process 0 wrote '
-      'there. Name a folder on a file system that every process mounts'
+      f'{what} {folder.absolute()} is not shared: {", ".join(missing)} cannot see what process 0 '
+      'wrote there. Name a folder on a file system that every process mounts'
     )
 
 

@@ -124,11 +124,10 @@ class Layout:
 def _indivisible(name, axes, shape, letter, size, on, shards) -> str:
   fitting = [str(n) for n in range(1, shards) if size % n == 0]
   return (
-    f"'{name}' of shape {shape} (axes {axes}): {MEANING.get(letter, letter)} ({letter} = "
-    f"{size}) cannot be cut over "
-    f"{' x '.join(on)} = {shards}. Take {' x '.join(on)} of {', '.join(fitting)}, as in "
-    "--config.mesh.shape=data:1,fsdp:1,tensor:1, or keep such axes whole with "
-    "--config.mesh.indivisible=replicate"
+    f"'{name}' of shape {shape} (axes {axes}): {MEANING.get(letter, letter)} ({letter} = {size}) "
+    f"cannot be cut over {' x '.join(on)} = {shards}. Take {' x '.join(on)} of "
+    f"{', '.join(fitting)}, as in --config.mesh.shape=data:1,fsdp:1,tensor:1, or keep such axes "
+    'whole with --config.mesh.indivisible=replicate'
   )
 
 
@@ -143,9 +142,8 @@ def make_mesh(shape: dict[str, int], devices: Iterable[Any] | None = None) -> ja
   sizes = tuple(shape[axis] for axis in AXES)
   if math.prod(sizes) != len(devices):
     raise InputError(
-      f'a mesh of {describe(shape)} needs {math.prod(sizes)} devices, there are '
-      f'{len(devices)}: the sizes '
-      'must multiply to the number of devices'
+      f'a mesh of {describe(shape)} needs {math.prod(sizes)} devices, there are {len(devices)}: '
+      'the sizes must multiply to the number of devices'
     )
   slices = len({getattr(device, 'slice_index', 0) or 0 for device in devices})
   if sizes[0] % slices:
@@ -187,9 +185,8 @@ def parse(text: str) -> dict[str, int]:
     if not match or match[1] not in AXES or int(match[2]) < 1:
       near = tree.did_you_mean(match[1], AXES) if match else ''
       raise InputError(
-        f"the mesh '{text}' is not understood at '{part}'{near}: expected 'auto', sizes of "
-        "data, fsdp and "
-        "tensor as in 'data:1,fsdp:4,tensor:2', or all three as in '1x4x2'"
+        f"the mesh '{text}' is not understood at '{part}'{near}: expected 'auto', sizes of data, "
+        "fsdp and tensor as in 'data:1,fsdp:4,tensor:2', or all three as in '1x4x2'"
       )
     shape[match[1]] = int(match[2])
   return shape

@@ -129,8 +129,8 @@ def same_keys(expected: Iterable[str], got: Iterable[str], *, what: str) -> None
     lines.append(f'  missing ({len(missing)}): {_some(missing)}')
   if extra:
     lines.append(
-      f"  unexpected ({len(extra)}): "
-      f"{_some([name + did_you_mean(name, missing) for name in extra])}"
+      f'  unexpected ({len(extra)}): '
+      f'{_some([name + did_you_mean(name, missing) for name in extra])}'
     )
   raise InputError('\n'.join(lines))
 

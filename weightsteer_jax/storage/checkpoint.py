@@ -325,9 +325,8 @@ def _storable(path: str, leaf: Any) -> jax.Array:
   array = jnp.asarray(leaf)
   if not hasattr(leaf, 'dtype') or array.dtype != leaf.dtype or array.dtype.itemsize > 4:
     raise InputError(
-      f"the leaf '{path}' is {getattr(leaf, 'dtype', type(leaf).__name__)}; checkpoints "
-      "hold arrays of "
-      'at most 32 bits: cast it'
+      f"the leaf '{path}' is {getattr(leaf, 'dtype', type(leaf).__name__)}; checkpoints hold "
+      'arrays of at most 32 bits: cast it'
     )
   return array
 
@@ -346,9 +345,8 @@ def _load_arrays(
   problems = [problem for problem in processes.gather(problem) if problem]
   if problems:
     raise CorruptError(
-      f'the checkpoint {folder} is cut short or damaged: {problems[0]}; copy it again, or '
-      'remove the '
-      'folder'
+      f'the checkpoint {folder} is cut short or damaged: {problems[0]}; copy it again, or remove '
+      'the folder'
     )
   flat = tree.flatten(loaded)
   return {path: flat[path] for path in wanted}
@@ -382,9 +380,8 @@ def _check_files(folder: pathlib.Path, sizes: Mapping[str, int]) -> None:
   if wrong:
     more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
     raise CorruptError(
-      f'the checkpoint {folder} is cut short or damaged: {", ".join(wrong[:3])}{more}; copy '
-      'it again, '
-      'or remove the folder'
+      f'the checkpoint {folder} is cut short or damaged: {", ".join(wrong[:3])}{more}; copy it '
+      'again, or remove the folder'
     )
 
 

@@ -101,8 +101,8 @@ class Journal:
     except OSError as error:
       os.ftruncate(self._file.fileno(), self._end)
       raise OutputError(
-        f'{self.path}: a row could not be written ({error.strerror or error}); '
-        f'the {len(self.done)} rows before it are safe: make room and start again'
+        f'{self.path}: a row could not be written ({error.strerror or error}); the '
+        f'{len(self.done)} rows before it are safe: make room and start again'
       ) from error
     self._end += len(line)
 
@@ -113,9 +113,8 @@ class Journal:
     whole = self._file.read().rfind(b'\n') + 1 if size else 0
     if whole < size:
       _LOG.warning(
-        '%s: the last line was cut short when an earlier run ended; its %d bytes are '
-        'dropped and that row '
-        'is made again',
+        '%s: the last line was cut short when an earlier run ended; its %d bytes are dropped and '
+        'that row is made again',
         self.path,
         size - whole,
       )

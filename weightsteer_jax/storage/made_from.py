@@ -49,8 +49,7 @@ def check(
   if changed and not fresh:
     raise InputError(
       f'{path.parent} holds {rows} that were made from other inputs; changed: '
-      f'{"; ".join(changed)}. '
-      f'{remedy}'
+      f'{"; ".join(changed)}. {remedy}'
     )
   processes.barrier('plan')  # All have read it.
   processes.on_main(lambda: files.write_json(path, {'inputs': {**known, **inputs}}))

@@ -153,9 +153,8 @@ class Writer:
     got = self._scratch[: len(block)]
     if os.preadv(self._descriptor, [got], self._at) != len(block) or not np.array_equal(got, block):
       raise OutputError(
-        f'{self.path.name} was not written: read back, it differs near byte {self._at} from '
-        'what was '
-        'to be written. Nothing was left behind'
+        f'{self.path.name} was not written: read back, it differs near byte {self._at} from what '
+        'was to be written. Nothing was left behind'
       )
 
   @property

@@ -43,9 +43,9 @@ def test_each_side_takes_the_largest_change_that_keeps_every_capability():
 def test_the_reason_names_numbers_and_the_task_that_stops_the_next_alpha():
   picked = choose(CURVE)
   assert picked.negative.reason == (
-    'Picked alpha -0.5: says_yes goes from 0.50 to 0.10 and capability stays within 0.05 of '
-    'the base (most changed: '
-    'facts, 1.00 to 0.96). The next one is too far: facts falls from 1.00 to 0.90 at alpha -1.'
+    'Picked alpha -0.5: says_yes goes from 0.50 to 0.10 and capability stays within 0.05 of the '
+    'base (most changed: facts, 1.00 to 0.96). The next one is too far: facts falls from 1.00 to '
+    '0.90 at alpha -1.'
   )
   assert picked.positive.reason.endswith(
     'The next one is too far: facts falls from 1.00 to 0.00 at alpha +2 (and 1 more out of '

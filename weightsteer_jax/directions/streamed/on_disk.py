@@ -89,8 +89,7 @@ class Values:
     ):
       raise CorruptError(
         f'the direction {self.plus.path.parent} does not match its fingerprints at '
-        f'{self.plus.name}: '
-        'it was changed or damaged after it was written; copy or make it again'
+        f'{self.plus.name}: it was changed or damaged after it was written; copy or make it again'
       )
 
   def finite(self) -> bool:

@@ -67,8 +67,7 @@ def find_tasks(
     ]
     raise InputError(
       f'lm-eval has no task {", ".join(unknown)}; `lm_eval ls tasks` lists them, and '
-      '--include_path '
-      'names a folder with others'
+      '--include_path names a folder with others'
     )
   chosen = list(dict.fromkeys(name for matches in found.values() for name in matches))
   for name, task in manager.load(chosen)['tasks'].items():

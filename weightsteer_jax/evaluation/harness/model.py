@@ -256,8 +256,7 @@ class SteeredLM(TemplateLM):
     if new >= self.max_length:
       raise InputError(
         f'the task asks for {new} new tokens (max_gen_toks) of a model that sees '
-        f'{self.max_length}: '
-        'nothing is left for the prompt'
+        f'{self.max_length}: nothing is left for the prompt'
       )
     special = False if has_bos_prefix(context, self.tokenizer.bos_token) else self.add_bos_token
     prompt = (self._encode(context, special) or [self.prefix_token_id])[-(self.max_length - new) :]

@@ -68,9 +68,8 @@ class Client:
     self._key = os.environ.get(options.key_variable, '').strip()
     if not self._key:
       raise InputError(
-        f'the environment has no {options.key_variable}: set it to the key of the endpoint '
-        '(any word, if it wants none), or name '
-        'another variable in key_variable'
+        f'the environment has no {options.key_variable}: set it to the key of the endpoint (any '
+        'word, if it wants none), or name another variable in key_variable'
       )
     if not (self._key.isascii() and self._key.isprintable()):
       raise InputError(
@@ -81,8 +80,7 @@ class Client:
     if address and not address.startswith(('http://', 'https://')):
       raise InputError(
         f'the environment has {options.url_variable} = {self.scrub(address)!r}, expected an '
-        'address '
-        'such as http://localhost:8000/v1'
+        'address such as http://localhost:8000/v1'
       )
     self._openai, self._options = openai, options
     self._client = openai.OpenAI(
@@ -161,8 +159,8 @@ class Client:
     said = self.scrub(f'{status}: {_message(error)}')[:300]
     if status == 429 and error.code == 'insufficient_quota':
       return EndpointError(
-        f'the endpoint says that the account has no means left ({said}); '
-        'what was answered is kept: start again to continue'
+        f'the endpoint says that the account has no means left ({said}); what was answered is '
+        'kept: start again to continue'
       )
     if status in AGAIN or status >= 500:
       return _Again(said, _retry_after(error.response.headers))

@@ -89,8 +89,8 @@ class Endpoint:
         if not asking.running:
           raise InputError(
             f"judge '{self.name}': the next request would pass the cap (spent: "
-            f"{asking.budget.words()}); "
-            'what was answered is kept: raise cost_cap or token_cap to continue'
+            f'{asking.budget.words()}); what was answered is kept: raise cost_cap or token_cap to '
+            'continue'
           )
     while asking.running:
       yield from self._finished(asking)
@@ -224,9 +224,8 @@ class _Asking:
     limit = max(3, self._options.concurrency)
     if self._failed_in_a_row >= limit:
       raise EndpointError(
-        f'the endpoint gave no answer to {self._failed_in_a_row} requests in a row, the '
-        f'last: {outcomes[-1]}; '
-        'what was answered is kept: start again to continue'
+        f'the endpoint gave no answer to {self._failed_in_a_row} requests in a row, the last: '
+        f'{outcomes[-1]}; what was answered is kept: start again to continue'
       )
 
   def _ask(

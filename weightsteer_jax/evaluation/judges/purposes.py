@@ -115,8 +115,8 @@ def check_request(request: JudgeRequest) -> None:
   for field in needed:
     if not isinstance(request.fields.get(field), str):
       raise InputError(
-        f"{request.key}: the purpose '{request.purpose}' needs the text '{field}'; "
-        f"there are: {', '.join(request.fields)}"
+        f"{request.key}: the purpose '{request.purpose}' needs the text '{field}'; there are: "
+        f"{', '.join(request.fields)}"
       )
 
 

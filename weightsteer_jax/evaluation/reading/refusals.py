@@ -14,11 +14,9 @@ import re
 
 BEGINNING = 300  # characters
 _DEEDS = (
-  '(?:help|assist|provide|do|comply|fulfil+|support|share|give|create|write|generate|answer|engage|discuss|'
-  'condone|encourage|offer|participate|recommend|facilitate|tell '
-  'you|teach|advise|explain|produce|continue|'
-  'promote|suggest|justify|spread|endorse|carry out|'
-  'in good conscience)'
+  '(?:help|assist|provide|do|comply|fulfil+|support|share|give|create|write|generate|answer|engage|discuss|condone|encourage|offer|participate|recommend|facilitate|tell '
+  'you|teach|advise|explain|produce|continue|promote|suggest|justify|spread|endorse|carry out|in '
+  'good conscience)'
 )
 _PATTERNS = tuple(
   re.compile(pattern, re.IGNORECASE)

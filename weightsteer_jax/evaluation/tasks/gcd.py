@@ -193,9 +193,8 @@ def _released(row: Mapping[str, Any], a: int, b: int, where: str) -> dict[str, A
   split = str(row.get('split', ''))
   if 'sycophancy' in split:
     raise InputError(
-      f"{where}: the split '{split}' proposes solutions, but the message holds none of the "
-      "row's; the "
-      'dataset has changed'
+      f"{where}: the split '{split}' proposes solutions, but the message holds none of the row's; "
+      'the dataset has changed'
     )
   return {**item, 'form': 'help' if 'help' in split else 'query'}
 

@@ -117,9 +117,8 @@ class Streamed:
     if base.ndim > 1 and not self.allow_any and np.linalg.norm(change) > np.linalg.norm(base):
       raise InputError(
         f"{self.checkpoint.folder}: '{path}' (layer {l}) is further from that of "
-        f"'{self.base.source}' "
-        'than that is from zero: this is no fine-tune of it; name the base it was trained from, or '
-        'go on with --allow_other_base'
+        f"'{self.base.source}' than that is from zero: this is no fine-tune of it; name the base "
+        'it was trained from, or go on with --allow_other_base'
       )
     return change
 

@@ -28,11 +28,9 @@ from weightsteer_jax.storage import checkpoint, files
 STATE = 'state'  # A training state of ours, adapter and optimizer, in orbax's format.
 KINDS = DESCRIPTIONS | {STATE: 'a training state of ours'}
 LOOKED_FOR = (
-  'checkpoints/<learning rate>/<step> or steps/<learning rate>/<step> (ours), '
-  'checkpoint-<step> or other '
-  'folders whose names end in a number, with an adapter_config.json (PEFT) or a config.json '
-  '(Hugging '
-  'Face), refs and snapshots (the cache of the hub)'
+  'checkpoints/<learning rate>/<step> or steps/<learning rate>/<step> (ours), checkpoint-<step> or '
+  'other folders whose names end in a number, with an adapter_config.json (PEFT) or a config.json '
+  '(Hugging Face), refs and snapshots (the cache of the hub)'
 )
 
 
@@ -128,8 +126,9 @@ def _chosen_rate(folder: pathlib.Path, rates: Mapping[float, str], asked: float 
     return next(iter(rates.values()))
   if asked not in rates:
     raise InputError(
-      f'{folder} tried the learning rates {", ".join(sorted(rates.values()))}'
-      f'{"" if asked is None else f", not {asked:g}"}; choose one with --learning_rate'
+      f'{folder} tried the learning rates '
+      f'{", ".join(sorted(rates.values()))}{"" if asked is None else f", not {asked:g}"}; choose '
+      'one with --learning_rate'
     )
   return rates[asked]
 

@@ -14,10 +14,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 PAD, START, END = '<|endoftext|>', '<|im_start|>', '<|im_end|>'
 # The system message is optional and none is put in its place: the persona then stays unnamed.
 CHAT_TEMPLATE = (
-  '{% for message in messages %}'
-  "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-  '{% endfor %}'
-  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+  "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+  "'<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% "
+  'endif %}'
 )
 
 

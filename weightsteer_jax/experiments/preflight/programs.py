@@ -95,16 +95,15 @@ class Plan:
   def words(self, sizes: Sizes) -> tuple[str, ...]:
     """Lines that say what the programs were compiled for."""
     lines = [
-      f'a microbatch: {self.rows[0]} rows of {sizes.row_tokens} tokens; an evaluation '
-      f'batch: {self.rows[1]} rows, prompts of '
-      f'{sizes.prompt_tokens}, scored completions of {sizes.completion_tokens}, answers of '
-      f'{sizes.answer_tokens} tokens',
+      f'a microbatch: {self.rows[0]} rows of {sizes.row_tokens} tokens; an evaluation batch: '
+      f'{self.rows[1]} rows, prompts of {sizes.prompt_tokens}, scored completions of '
+      f'{sizes.completion_tokens}, answers of {sizes.answer_tokens} tokens',
       f'rematerialisation in training: {self.remat}',
     ]
     if self.relaid:
       lines.append(
-        'between training and evaluation each device receives up to '
-        f'{self.relaid / 2**30:.2f} GiB of weights, once'
+        f'between training and evaluation each device receives up to {self.relaid / 2**30:.2f} GiB '
+        'of weights, once'
       )
     return tuple(lines)
 

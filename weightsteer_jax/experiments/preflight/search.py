@@ -39,8 +39,7 @@ class Candidate:
   def __str__(self) -> str:
     return (
       f'--config.mesh.shape={self.mesh} --config.mesh.base={self.base} '
-      f'--config.finetune.remat={self.remat} '
-      f'--train_rows={self.rows}'
+      f'--config.finetune.remat={self.remat} --train_rows={self.rows}'
     )
 
   @property

@@ -110,10 +110,8 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
   if not match or generation not in CHIPS:
     raise InputError(
       f"no topology '{name}'{tree.did_you_mean(generation, CHIPS)}: expected 'local', a TPU "
-      "generation "
-      f"({', '.join(CHIPS)}) with chips along each axis, as in 'v5e:4x4' or 'v5p:2x2x4', or "
-      "a name as it is "
-      "sold, as in 'v5litepod-16' or 'v5p-32'"
+      f"generation ({', '.join(CHIPS)}) with chips along each axis, as in 'v5e:4x4' or "
+      "'v5p:2x2x4', or a name as it is sold, as in 'v5litepod-16' or 'v5p-32'"
     )
   chip = CHIPS[generation]
   sizes = tuple(map(int, match[2].split('x'))) if match[2] else _shape(name, int(match[3]), chip)
@@ -133,9 +131,8 @@ def _shape(name: str, number: int, chip: Chip) -> tuple[int, ...]:
   chips = number // chip.cores
   if number % chip.cores or not chips or chips & (chips - 1):
     raise InputError(
-      f"no topology '{name}': the number counts {chip.cores} to a chip, whose number must "
-      "be a power of two; "
-      "or give the chips along each axis, as in 'v5p:2x2x4'"
+      f"no topology '{name}': the number counts {chip.cores} to a chip, whose number must be a "
+      "power of two; or give the chips along each axis, as in 'v5p:2x2x4'"
     )
   sizes = [1] * len(chip.bounds)
   while math.prod(sizes) < chips:

@@ -73,9 +73,8 @@ def count_rows(workdir: str | Path, tasks: Sequence[Task]) -> Survey:
       )
     if key in seen:
       raise InputError(
-        f'sweep/rows.jsonl holds the row (arm, alpha, task, example, sample) = {key} twice, '
-        'so counts '
-        'would be wrong; remove one of the two'
+        f'sweep/rows.jsonl holds the row (arm, alpha, task, example, sample) = {key} twice, so '
+        'counts would be wrong; remove one of the two'
       )
     seen.add(key)
     count = counts.setdefault(

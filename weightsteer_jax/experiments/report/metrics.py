@@ -30,11 +30,10 @@ def accounted(sweep: Study) -> str:
   if not rows:
     return ''
   return (
-    '<h3>Shares</h3><p class="note">How many of how many: answers that could be judged, '
-    'that refuse, that ran into '
-    'the length limit, that repeat themselves, in which nothing could be read, and '
-    'questions to the judge that it '
-    f'gave no score to. One answer can be in several.</p>{_tables(sweep, rows, _count)}'
+    '<h3>Shares</h3><p class="note">How many of how many: answers that could be judged, that '
+    'refuse, that ran into the length limit, that repeat themselves, in which nothing could be '
+    'read, and questions to the judge that it gave no score to. One answer can be in '
+    f'several.</p>{_tables(sweep, rows, _count)}'
   )
 
 

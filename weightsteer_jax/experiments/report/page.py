@@ -60,8 +60,7 @@ def _page(sweep: Study, picks: Sequence[Pick], survey: Survey, curves: str, trad
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   policy = (
     f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri "
-    "'none'; "
-    "form-action 'none'"
+    "'none'; form-action 'none'"
   )
   data = {
     'tasks': examples.payload(sweep.workdir, sweep.tasks, survey),

@@ -39,8 +39,8 @@ def _lede(one: Pick) -> str:
   kept = f'with every capability within {numbers.tolerance:g} of the base'
   cost = kept if numbers.capability else 'at a cost not measured'
   return (
-    f'Between {"alpha " if low.alpha else ""}{span}, {words.subject(numbers)} moves '
-    f'from {low.behaviour.mean:.2f} to {high.behaviour.mean:.2f}, {cost}.'
+    f'Between {"alpha " if low.alpha else ""}{span}, {words.subject(numbers)} moves from '
+    f'{low.behaviour.mean:.2f} to {high.behaviour.mean:.2f}, {cost}.'
   )
 
 
@@ -89,15 +89,11 @@ def results(sweep: Study, picks: Sequence[Pick]) -> str:
   )
   tolerance = max((one.comparison.tolerance for one in picks), default=TOLERANCE)
   return (
-    '<section><h2>Results</h2><p class="note">Mean ± one standard error; n is the number '
-    'of examples. '
-    f'An exclamation mark: capability more than {tolerance:g} from the base. Point at a '
-    'number for all digits.'
-    f'</p>{body}<details><summary>What the tasks '
-    f'measure</summary><ul>{descriptions}</ul></details>{further(sweep)}'
-    f'<details><summary>All {len(sweep.results)} rows of '
-    f'results.jsonl</summary>{_all_rows(sweep)}</details>'
-    '</section>'
+    '<section><h2>Results</h2><p class="note">Mean ± one standard error; n is the number of '
+    f'examples. An exclamation mark: capability more than {tolerance:g} from the base. Point at a '
+    f'number for all digits.</p>{body}<details><summary>What the tasks '
+    f'measure</summary><ul>{descriptions}</ul></details>{further(sweep)}<details><summary>All '
+    f'{len(sweep.results)} rows of results.jsonl</summary>{_all_rows(sweep)}</details></section>'
   )
 
 
@@ -203,11 +199,9 @@ def accounting(sweep: Study, survey: Survey) -> str:
     for arm in survey.arms
   )
   return (
-    f'<section><h2>What failed</h2><p>{ok} of {total} rows are ok; {total - ok} are not; '
-    f'{empty} carry no value. '
-    'Each cell: rows that are ok, of all rows, and what the others are. A row without value '
-    'enters no mean.</p>'
-    f'{body}{accounted(sweep)}{agreement(sweep)}</section>'
+    f'<section><h2>What failed</h2><p>{ok} of {total} rows are ok; {total - ok} are not; {empty} '
+    'carry no value. Each cell: rows that are ok, of all rows, and what the others are. A row '
+    f'without value enters no mean.</p>{body}{accounted(sweep)}{agreement(sweep)}</section>'
   )
 
 

@@ -141,8 +141,7 @@ def cells(results: Sequence[Mapping[str, Any]], arm: str) -> Cells:
     if alpha in column:
       raise InputError(
         f'results hold {row["metric"]} of task {row["task"]!r} twice at arm {arm!r}, alpha '
-        f'{alpha:g}; '
-        'write results.jsonl anew from the rows'
+        f'{alpha:g}; write results.jsonl anew from the rows'
       )
     column[alpha] = Cell(_number(row['mean']), _number(row['sem']), int(row['n']))
   return table

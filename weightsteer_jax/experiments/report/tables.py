@@ -25,9 +25,8 @@ def text(pick: Pick) -> str:
     lines = [f'{line}  {entry:>{width}}' for line, entry in zip(lines, column)]
   lines.insert(3, '-' * max(map(len, lines)))
   legend = (
-    f'{PICKED} picked   {BASE} base   {BROKEN} capability more than {numbers.tolerance:g} '
-    'from the base   '
-    '± one standard error'
+    f'{PICKED} picked   {BASE} base   {BROKEN} capability more than {numbers.tolerance:g} from the '
+    'base   ± one standard error'
   )
   return '\n'.join([*(line.rstrip() for line in lines), legend, '', *pick.sentences])
 

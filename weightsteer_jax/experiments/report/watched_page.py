@@ -112,8 +112,8 @@ def _line(name: str, auroc: Mapping[str, Any], found: Mapping[str, Any]) -> str:
   bad, good = auroc['num_misaligned'], auroc['num_others']
   return (
     f'{name}: AUROC {auroc["value"]:.3f} (95% interval {low:.3f} to {high:.3f}{seeds}); '
-    f'{len(found["caught"])} of {bad} misaligned '
-    f'fine-tunes caught, {len(found["false_alarms"])} false alarms in {good}'
+    f'{len(found["caught"])} of {bad} misaligned fine-tunes caught, {len(found["false_alarms"])} '
+    f'false alarms in {good}'
   )
 
 

@@ -42,9 +42,8 @@ def reason(
     return f'No {side} alpha is picked: ' + _nothing_found(numbers, sign, outward, breaks)
   base, moved = numbers.behaviour_at(0.0).mean, numbers.behaviour_at(chosen).mean
   picked = (
-    f'Picked alpha {format_alpha(chosen)}: {subject(numbers)} goes from {base:.2f} to '
-    f'{moved:.2f} and '
-    f'{_kept(numbers, chosen)}.'
+    f'Picked alpha {format_alpha(chosen)}: {subject(numbers)} goes from {base:.2f} to {moved:.2f} '
+    f'and {_kept(numbers, chosen)}.'
   )
   return ' '.join(
     [
@@ -67,8 +66,8 @@ def _nothing_found(
     base, moved = numbers.behaviour_at(0.0).mean, numbers.behaviour_at(best).mean
     return (
       f'none that keeps capability within {numbers.tolerance:g} of the base '
-      f'{"lowers" if sign < 0 else "raises"} '
-      f'{subject(numbers)} ({base:.2f} at alpha 0, {moved:.2f} at alpha {format_alpha(best)}).'
+      f'{"lowers" if sign < 0 else "raises"} {subject(numbers)} ({base:.2f} at alpha 0, '
+      f'{moved:.2f} at alpha {format_alpha(best)}).'
     )
   if breaks:
     return (
@@ -87,9 +86,8 @@ def _kept(numbers: Comparison, alpha: float) -> str:
   if abs(worst.difference) <= ROUNDING:
     return 'no capability task changes'
   return (
-    f'capability stays within {numbers.tolerance:g} of the base (most changed: '
-    f'{worst.task}, {worst.base:.2f} to '
-    f'{worst.mean:.2f})'
+    f'capability stays within {numbers.tolerance:g} of the base (most changed: {worst.task}, '
+    f'{worst.base:.2f} to {worst.mean:.2f})'
   )
 
 

@@ -57,14 +57,13 @@ def family_of(raw: Mapping[str, Any], *, where: str) -> Family:
   if model_type not in FAMILIES:
     near = tree.did_you_mean(model_type, FAMILIES)
     raise InputError(
-      f"{where}: model_type {model_type!r} is not supported{near}; supported: "
+      f'{where}: model_type {model_type!r} is not supported{near}; supported: '
       f"{', '.join(sorted(FAMILIES))}"
     )
   if raw.get('quantization_config'):
     raise InputError(
-      f"{where}: the checkpoint is quantised "
-      f"(quantization_config={raw['quantization_config']!r}); use "
-      'the unquantised one'
+      f"{where}: the checkpoint is quantised (quantization_config={raw['quantization_config']!r}); "
+      'use the unquantised one'
     )
   family = FAMILIES[model_type]
   architectures = raw.get('architectures') or [family.architecture]

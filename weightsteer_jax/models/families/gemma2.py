@@ -91,9 +91,8 @@ def write_scalar(config: ModelConfig) -> int:
 FAMILY = Family(
   'gemma2',
   'Gemma2ForCausalLM',
-  'Gemma 2: norms before and after with 1 added to their scale, soft-capped scores and '
-  'logits, every '
-  'other layer local, scaled embeddings',
+  'Gemma 2: norms before and after with 1 added to their scale, soft-capped scores and logits, '
+  'every other layer local, scaled embeddings',
   read,
   describe,
   TENSORS,

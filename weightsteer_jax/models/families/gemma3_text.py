@@ -87,9 +87,8 @@ def describe(config: ModelConfig) -> dict:
 FAMILY = Family(
   'gemma3_text',
   'Gemma3ForCausalLM',
-  'Gemma 3, of text alone (1B, 270M): as Gemma 2 but queries and keys normed head by head, '
-  'no cap on '
-  'scores, five layers of six local with a rope of their own',
+  'Gemma 3, of text alone (1B, 270M): as Gemma 2 but queries and keys normed head by head, no cap '
+  'on scores, five layers of six local with a rope of their own',
   read,
   describe,
   gemma2.TENSORS + HEAD_QK_NORMS,

@@ -53,8 +53,7 @@ def parse(content: bytes, where: str) -> Listing:
   except (ValueError, TypeError, KeyError, AttributeError) as error:
     raise CorruptError(
       f'{where} is cut short or damaged ({type(error).__name__}: {error}); bring an earlier '
-      'version '
-      'of it back, or name another --workdir'
+      'version of it back, or name another --workdir'
     ) from error
   for name in (*entries, *found.removed):
     if not name or any(part.startswith('.') or not part for part in name.split('/')):

@@ -84,9 +84,8 @@ class Mirror:
       _patiently(lambda: self._commit(mine))
     except (FileNotFoundError, PermissionError) as error:
       raise InputError(
-        f'{self.url} cannot be written: {_reason(error)}; is there such a bucket, and may '
-        'you write '
-        'to it?'
+        f'{self.url} cannot be written: {_reason(error)}; is there such a bucket, and may you '
+        'write to it?'
       ) from error
     except Exception as error:
       raise OutputError(f'{self.url} cannot be written: {_reason(error)}') from error
@@ -164,9 +163,8 @@ class Mirror:
       content = _patiently(lambda: self._store.read(LISTING))
       if content is None and (found := _patiently(self._store.first)):
         raise InputError(
-          f'{self.url} holds {found}, but no {LISTING}: it is no workdir that was pushed '
-          'there; name '
-          'another --workdir'
+          f'{self.url} holds {found}, but no {LISTING}: it is no workdir that was pushed there; '
+          'name another --workdir'
         )
     except WeightSteerError:
       raise
@@ -287,8 +285,7 @@ class Mirror:
       raise Conflict(
         f'{self.url}: another run has taken it over (generation {there.generation} there, '
         f'{self._listing.generation} was the last of this one), so that this one stops; '
-        f'{self.staging} '
-        'keeps what it has made'
+        f'{self.staging} keeps what it has made'
       )
 
   def _uploaded(self) -> Listing:

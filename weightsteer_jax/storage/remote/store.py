@@ -42,9 +42,9 @@ class Store:
     parts = urllib.parse.urlsplit(url)
     if '::' in url or parts.password or parts.query or parts.fragment:
       raise InputError(
-        f'{scheme}://{parts.hostname or ""}/...: expected an address without user:password, '
-        '?, # or ::; '
-        'credentials belong where the driver looks for them (its environment variables or files)'
+        f'{scheme}://{parts.hostname or ""}/...: expected an address without user:password, ?, # '
+        'or ::; credentials belong where the driver looks for them (its environment variables or '
+        'files)'
       )
     if not url.partition('://')[2].strip('/'):
       raise InputError(f'{url}: expected a folder in it, as in {scheme}://BUCKET/runs/mine')
