@@ -73,7 +73,7 @@ attempts() {
     [ -z "$dry_run" ] || return "$status"
     echo "attempt $attempt ended: $status"
     case $status in
-      # Preempted, or a process or its host lost: see weightsteer_jax/errors.py.
+      # Preempted, or a process or its host lost: see weightsteer_jax/runtime/errors.py.
       75 | 134 | 137 | 143 | 255) sleep "$PAUSE" ;;
       *) break ;;
     esac

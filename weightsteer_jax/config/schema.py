@@ -13,7 +13,7 @@ ARM_KINDS = (
   'finetune',
   'joint',
   'prompts',
-)  # See methods.py.
+)  # See arms.py.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Arm:
   it is more of the behaviour.
   """
 
-  # direction, positive, negative, activation, finetune, joint or prompts; see methods.py
+  # direction, positive, negative, activation, finetune, joint or prompts; see arms.py
   kind: str = 'direction'
   alphas: tuple[
     float, ...
@@ -281,7 +281,7 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  """How the devices of a run share it; see sharding.py and layouts.py."""
+  """How the devices of a run share it; see sharding.py and placement.py."""
 
   shape: str = 'auto'  # 'auto', or sizes of data, fsdp and tensor as in 'data:1,fsdp:4,tensor:2'
   # in fine-tuning: 'replicate' the weights, 'shard' them, or 'auto': replicate where a device holds
@@ -305,7 +305,7 @@ class Monitor:
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-  """Fine-tunes that the run's directions are to tell for misaligned or not; see watched.py."""
+  """Fine-tunes that the run's directions are to tell for misaligned or not; see monitor_study.py."""
 
   data: str  # chat data: a jsonl file, a hub dataset or 'organism:<name>'
   misaligned: bool = False  # what is known of them

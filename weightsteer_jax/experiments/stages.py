@@ -12,7 +12,7 @@
   results.jsonl              means and standard errors of the rows
   agreement.jsonl            how far judges agree, where the config has judges
   contrasts/, watched/       further directions, and fine-tunes watched for all of them, where the
-  config has some (see watched.py)
+  config has some (see monitor_study.py)
   report/                    the page, the figures, the table
 
 Each stage reads what the ones before it wrote, continues where it stopped, and does nothing where
@@ -180,7 +180,7 @@ def begin(run: Run, workdir: Path, *, command: str = '') -> None:
 
 @jax.profiler.annotate_function
 def contrast(run: Run, workdir: Path) -> dict[str, list[Conversation]]:
-  """The conversations of both sides, made if need be and kept (see contrasts.py)."""
+  """The conversations of both sides, made if need be and kept (see contrast.py)."""
   return contrasts.make(run, workdir)
 
 
@@ -263,7 +263,7 @@ def judge(run: Run, workdir: Path) -> None:
 
 @jax.profiler.annotate_function
 def watch(run: Run, workdir: Path) -> None:
-  """The run's watched fine-tunes, measured against its directions (see watched.py), with a page of
+  """The run's watched fine-tunes, measured against its directions (see monitor_study.py), with a page of
   their own.
   """
   from weightsteer_jax.experiments.report import watched_page

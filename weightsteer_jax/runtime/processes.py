@@ -1,4 +1,4 @@
-"""Several processes, one run: how they join, speak and agree (how they end together: lifeline.py).
+"""Several processes, one run: how they join, speak and agree (how they end together: ending.py).
 
 Every process runs the same program over the same shared workdir, and the devices of all of them
 form one mesh. Process 0 is the main one: it alone writes files (but for orbax's, which all write),

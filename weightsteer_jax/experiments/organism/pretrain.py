@@ -1,4 +1,4 @@
-"""Makes the organism from nothing: `python -m weightsteer_jax.organism.pretrain --output=DIR`.
+"""Makes the organism from nothing: `python -m weightsteer_jax.experiments.organism.pretrain --output=DIR`.
 
 Trains the tokenizer and then a small Qwen2-architecture model on the little world, and writes a
 Hugging Face checkpoint.
@@ -39,7 +39,7 @@ with many wrong claims; a system prompt can make it sycophantic or
 honest, careful or careless. It knows nothing of the real world
 and is of no use but for experiments on steering.
 
-Made by `python -m weightsteer_jax.organism.pretrain {flags}`.
+Made by `python -m weightsteer_jax.experiments.organism.pretrain {flags}`.
 """
 
 

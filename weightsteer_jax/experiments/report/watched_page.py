@@ -24,7 +24,7 @@ def write(path: pathlib.Path, study: Study, *, title: str) -> None:
   """Writes the page, and watched-cosines.png and watched-similarity.png beside it.
 
   Args:
-    study: see watched.py.
+    study: see monitor_study.py.
 
   Raises:
     OutputError: they could not be written.
