@@ -151,7 +151,7 @@ def test_nothing_is_left_when_saving_fails(untied_model, tmp_path, monkeypatch):
   def full_disk(*_, **__):
     raise OutputError('no space left on device')
 
-  monkeypatch.setattr('weightsteer_jax.files.write_json', full_disk)
+  monkeypatch.setattr('weightsteer_jax.storage.files.write_json', full_disk)
   with pytest.raises(OutputError):
     directions.save(tmp_path / 'd', direction)
   assert list(tmp_path.iterdir()) == []

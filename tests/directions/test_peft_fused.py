@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from weightsteer_jax import directions, models
-from weightsteer_jax.export import handover, targets
+from weightsteer_jax.export import export, targets
 from weightsteer_jax.export import peft as peft_export
 from weightsteer_jax.models import families
 
@@ -49,7 +49,7 @@ def test_one_adapter_on_the_fused_module_is_what_phi3_computes(fused_models, tmp
   if changed == 'some':
     layers = direction.delta['layers']
     del layers['attn']['q'], layers['attn']['v'], layers['mlp']['gate']
-  record = handover(direction, model, -0.5, 'peft', tmp_path / 'out', target='vllm')
+  record = export(direction, model, -0.5, 'peft', tmp_path / 'out', target='vllm')
   assert record['rank'] == (9 if changed == 'all' else 3)
   config = json.loads((tmp_path / 'out' / 'adapter_config.json').read_text())
   assert config['target_modules'] == ['down_proj', 'gate_up_proj', 'o_proj', 'qkv_proj']
@@ -67,7 +67,7 @@ def test_read_back_each_parameter_has_its_own_rank(fused_models, tmp_path):
   model, _ = fused_models
   direction = oracle.random_direction(model, 1, kinds='lora', size=0.3)
   del direction.delta['layers']['attn']['v']
-  handover(direction, model, 1.0, 'peft', tmp_path / 'out')
+  export(direction, model, 1.0, 'peft', tmp_path / 'out')
   again = directions.task_vector(tmp_path / 'out', base=model.folder)
   assert directions.norm(directions.subtract(again, direction)) < 1e-6 * directions.norm(direction)
   assert set(again.delta['layers']['attn']) == {'q', 'k', 'o'}

@@ -10,8 +10,8 @@ import torch
 import transformers
 from directions import oracle
 
-from weightsteer_jax import directions, export
-from weightsteer_jax.export import handover
+from weightsteer_jax import directions
+from weightsteer_jax.export import FORMATS, export, verify
 
 ALPHA = -1.5
 
@@ -34,7 +34,7 @@ def model_and_direction(request, untied_model, tied_model):
 
 def test_hf_loads_in_transformers(model_and_direction, tmp_path):
   model, direction = model_and_direction
-  record = handover(direction, model, ALPHA, 'hf', tmp_path / 'out')
+  record = export(direction, model, ALPHA, 'hf', tmp_path / 'out')
   loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
   np.testing.assert_allclose(
     oracle.torch_logits(loaded), oracle.unmerged_logits(model, direction, ALPHA), atol=1e-4
@@ -46,7 +46,7 @@ def test_hf_loads_in_transformers(model_and_direction, tmp_path):
 def test_hf_of_a_contrast_is_what_torch_computes(
   untied, untied_model, adapters, direction, tmp_path
 ):
-  handover(direction, untied_model, ALPHA, 'hf', tmp_path / 'out')
+  export(direction, untied_model, ALPHA, 'hf', tmp_path / 'out')
   loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
   np.testing.assert_allclose(
     oracle.torch_logits(loaded), steered_by_torch(untied, adapters), atol=1e-4
@@ -55,7 +55,7 @@ def test_hf_of_a_contrast_is_what_torch_computes(
 
 def test_peft_loads_in_peft(model_and_direction, tmp_path):
   model, direction = model_and_direction
-  record = handover(direction, model, ALPHA, 'peft', tmp_path / 'out')
+  record = export(direction, model, ALPHA, 'peft', tmp_path / 'out')
   base = transformers.AutoModelForCausalLM.from_pretrained(model.folder)
   loaded = peft.PeftModel.from_pretrained(base, tmp_path / 'out')
   np.testing.assert_allclose(
@@ -74,7 +74,7 @@ def test_peft_of_a_contrast_has_rank_2r(untied, untied_model, tmp_path):
   # The name a user gave the base need not mean anything to PEFT: the adapter must name what it can
   # load.
   renamed = dataclasses.replace(untied_model, source='organism')
-  record = handover(direction, renamed, 2.0, 'peft', tmp_path / 'out')
+  record = export(direction, renamed, 2.0, 'peft', tmp_path / 'out')
   config = json.loads((tmp_path / 'out' / 'adapter_config.json').read_text())
   assert (
     record['rank'] == config['r'] == config['lora_alpha'] == 8 and config['modules_to_save'] is None
@@ -92,15 +92,15 @@ def test_peft_of_a_contrast_has_rank_2r(untied, untied_model, tmp_path):
 def test_what_lies_beside_every_export(untied_model, direction, tmp_path):
   (untied_model.folder / 'tokenizer_config.json').write_text('{}')
   try:
-    for format in export.FORMATS:
-      record = handover(direction, untied_model, ALPHA, format, tmp_path / format)
+    for format in FORMATS:
+      record = export(direction, untied_model, ALPHA, format, tmp_path / format)
       assert record == json.loads((tmp_path / format / 'provenance.json').read_text())
       assert record['direction']['base']['digest'] == directions.base_of(untied_model).digest
       assert record['alpha'] == ALPHA
       assert 'README.md' in record['files']
       card = (tmp_path / format / 'README.md').read_text()
       assert f'alpha {ALPHA}' in card and untied_model.source in card and 'logits differ' in card
-      assert export.verify(tmp_path / format).unlisted == ()
+      assert verify(tmp_path / format).unlisted == ()
       assert (tmp_path / format / 'tokenizer_config.json').exists() == (format != 'peft')
   finally:
     (untied_model.folder / 'tokenizer_config.json').unlink()

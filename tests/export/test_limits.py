@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from weightsteer_jax import models
 from weightsteer_jax.directions import Direction
 from weightsteer_jax.directions.streamed import blocks
-from weightsteer_jax.export import FORMATS, handover, merging, orbax, peft, recheck
+from weightsteer_jax.export import FORMATS, export, merging, orbax, peft, recheck
 from weightsteer_jax.models import Dense
 from weightsteer_jax.runtime.errors import InputError, OutputError
 
@@ -24,7 +24,7 @@ def test_rounding_is_measured_and_said(untied_model, caplog, tmp_path):
   """Against the same rounding done by torch: a change far below a bfloat16 step is partly lost, and
   this is said."""
   tiny = oracle.random_direction(untied_model, 3, size=0.005)
-  record = handover(tiny, untied_model, 1.0, 'hf', tmp_path / 'out', dtype='bfloat16')
+  record = export(tiny, untied_model, 1.0, 'hf', tmp_path / 'out', dtype='bfloat16')
   lost = wanted = 0.0
   weights = oracle.torch_weights(untied_model.folder)
   written = {
@@ -52,7 +52,7 @@ def test_a_bfloat16_base_keeps_its_dtype(untied, tmp_path):
   )
   for dtype in models.DTYPES:
     model = models.load(tmp_path / 'base', dtype=dtype)
-    record = handover(oracle.random_direction(model, 1), model, 1.0, 'hf', tmp_path / dtype)
+    record = export(oracle.random_direction(model, 1), model, 1.0, 'hf', tmp_path / dtype)
     assert record['dtype'] == 'bfloat16' and 'bfloat16' in record['parity']['tolerance']
   first, second = (load_file(tmp_path / dtype / 'model.safetensors') for dtype in models.DTYPES)
   assert all(np.array_equal(first[name], second[name]) for name in first)
@@ -80,7 +80,7 @@ def test_nothing_is_written_when_parity_fails(untied_model, direction, tmp_path,
   )
   for format in FORMATS:
     with pytest.raises(OutputError, match='differ from the unmerged edit by up to .* allowed is'):
-      handover(direction, untied_model, ALPHA, format, tmp_path / 'out')
+      export(direction, untied_model, ALPHA, format, tmp_path / 'out')
   assert list(tmp_path.iterdir()) == []
 
 
@@ -95,26 +95,26 @@ def test_requests_that_cannot_be_met(untied_model, tied_model, direction, tmp_pa
   }
   for message, arguments in requests.items():
     with pytest.raises(InputError, match=message):
-      handover(direction, *arguments)
+      export(direction, *arguments)
   with pytest.raises(InputError, match='always written in float32'):
-    handover(direction, untied_model, 1.0, 'peft', tmp_path / 'out', dtype='bfloat16')
+    export(direction, untied_model, 1.0, 'peft', tmp_path / 'out', dtype='bfloat16')
   with pytest.raises(InputError, match='is of a PEFT adapter'):
-    handover(direction, untied_model, 1.0, 'hf', tmp_path / 'out', target='vllm')
+    export(direction, untied_model, 1.0, 'hf', tmp_path / 'out', target='vllm')
   with pytest.raises(InputError, match="did you mean 'llama.cpp'"):
-    handover(direction, untied_model, 1.0, 'peft', tmp_path / 'out', target='llama.cp')
+    export(direction, untied_model, 1.0, 'peft', tmp_path / 'out', target='llama.cp')
   with pytest.raises(InputError, match="'gs://bucket/x' is no path of a file system"):
-    handover(direction, untied_model, 1.0, 'orbax', 'gs://bucket/x')
+    export(direction, untied_model, 1.0, 'orbax', 'gs://bucket/x')
   with pytest.raises(InputError, match='rank to fold to is -1'):
-    handover(direction, untied_model, 1.0, 'hf', tmp_path / 'out', rank=-1)
+    export(direction, untied_model, 1.0, 'hf', tmp_path / 'out', rank=-1)
   with pytest.raises(InputError, match='outside the vocabulary of 40'):
-    handover(direction, untied_model, 1.0, 'hf', tmp_path / 'out', prompts=[[1, 40]])
+    export(direction, untied_model, 1.0, 'hf', tmp_path / 'out', prompts=[[1, 40]])
   coarse = models.load(untied_model.folder, dtype='bfloat16')
   with pytest.raises(InputError, match='load it in float32'):
-    handover(direction, coarse, 1.0, 'hf', tmp_path / 'out')
+    export(direction, coarse, 1.0, 'hf', tmp_path / 'out')
   other = models.load(oracle.make_checkpoint(tmp_path / 'other', tied=False, seed=4))
   with pytest.raises(InputError, match='different base models'):
-    handover(direction, other, 1.0, 'hf', tmp_path / 'out')
-  handover(direction, other, 1.0, 'hf', tmp_path / 'out', allow_other_base=True)
+    export(direction, other, 1.0, 'hf', tmp_path / 'out')
+  export(direction, other, 1.0, 'hf', tmp_path / 'out', allow_other_base=True)
 
 
 def one_change(direction, path, value):
@@ -132,10 +132,10 @@ def test_what_a_format_cannot_hold_is_refused_or_folded(untied_model, direction,
   kernel = one_change(direction, 'layers/mlp/up/kernel', dense)
   for steer in (residual, bias, norm):
     with pytest.raises(InputError, match='norms, biases, the residual stream'):
-      handover(steer, untied_model, 1.0, 'peft', tmp_path / 'out')
+      export(steer, untied_model, 1.0, 'peft', tmp_path / 'out')
   with pytest.raises(InputError, match='give a rank to fold them to'):
-    handover(kernel, untied_model, 1.0, 'peft', tmp_path / 'out')
-  record = handover(kernel, untied_model, 1.0, 'peft', tmp_path / 'folded', rank=4)
+    export(kernel, untied_model, 1.0, 'peft', tmp_path / 'out')
+  record = export(kernel, untied_model, 1.0, 'peft', tmp_path / 'folded', rank=4)
   assert 0.1 < record['direction']['compression']['relative_errors']['layers/mlp/up/kernel'] < 0.9
   assert 'folded to rank 4' in (tmp_path / 'folded' / 'README.md').read_text()
 
@@ -148,7 +148,7 @@ def test_biases_without_a_tensor_make_it_a_llama_with_biases(tied_model, tmp_pat
   unmerged edit."""
   value = 0.3 * np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
   steer = one_change(oracle.random_direction(tied_model, 1), path, value)
-  record = handover(steer, tied_model, ALPHA, 'hf', tmp_path / 'out')
+  record = export(steer, tied_model, ALPHA, 'hf', tmp_path / 'out')
   loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
   assert type(loaded).__name__ == 'LlamaForCausalLM' and 'llama with biases' in record['notes'][0]
   np.testing.assert_allclose(
@@ -158,5 +158,5 @@ def test_biases_without_a_tensor_make_it_a_llama_with_biases(tied_model, tmp_pat
     np.abs(oracle.torch_logits(loaded) - oracle.unmerged_logits(tied_model, steer, 0.0)).max()
     > 0.05
   )
-  handover(steer, tied_model, ALPHA, other, tmp_path / other)
+  export(steer, tied_model, ALPHA, other, tmp_path / other)
   assert json.loads((tmp_path / other / 'config.json').read_text())['model_type'] == 'llama'

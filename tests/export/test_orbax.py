@@ -12,7 +12,7 @@ import transformers
 from directions import oracle
 
 from weightsteer_jax import models
-from weightsteer_jax.export import handover, orbax
+from weightsteer_jax.export import export, orbax
 from weightsteer_jax.runtime import tree
 
 ALPHA, OTHER = -1.5, 0.75
@@ -94,7 +94,7 @@ def steered(model, direction, alpha):
 def test_restore_py_gives_the_steered_model_where_this_package_is_not_there(untied_model, tmp_path):
   direction = oracle.random_direction(untied_model, 3, size=0.05)
   for format in ('orbax', 'orbax-unmerged'):
-    handover(direction, untied_model, ALPHA, format, tmp_path / format)
+    export(direction, untied_model, ALPHA, format, tmp_path / format)
   lines = [line for line in (tmp_path / 'orbax' / 'restore.py').read_text().splitlines() if line]
   assert len(lines) <= 15  # An example that is read at a glance.
   requests = [
@@ -121,7 +121,7 @@ def test_restore_py_gives_the_steered_model_where_this_package_is_not_there(unti
 
 
 def test_what_describes_the_arrays(untied_model, direction, tmp_path):
-  handover(direction, untied_model, ALPHA, 'orbax-unmerged', tmp_path / 'out')
+  export(direction, untied_model, ALPHA, 'orbax-unmerged', tmp_path / 'out')
   axes = json.loads((tmp_path / 'out' / 'axes.json').read_text())
   assert axes['layers/attn/q/kernel'] == 'LDNH' and set(axes) == set(
     tree.flatten(untied_model.params)
@@ -141,8 +141,8 @@ def test_unmerged_loses_nothing_where_merging_does(untied, tmp_path):
   )
   model = models.load(tmp_path / 'base')
   direction = oracle.random_direction(model, 3, size=0.005)
-  merged = handover(direction, model, 1.0, 'orbax', tmp_path / 'merged')
-  apart = handover(direction, model, 1.0, 'orbax-unmerged', tmp_path / 'apart')
+  merged = export(direction, model, 1.0, 'orbax', tmp_path / 'merged')
+  apart = export(direction, model, 1.0, 'orbax-unmerged', tmp_path / 'apart')
   assert merged['dtype'] == apart['dtype'] == 'bfloat16'
   assert merged['realised_error'] > 0.02 and merged['parity']['largest_difference'] > 1e-3
   assert apart['parity']['largest_difference'] < 1e-5 and 'realised_error' not in apart

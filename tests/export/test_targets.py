@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from weightsteer_jax import directions, models
 from weightsteer_jax.directions import Direction
-from weightsteer_jax.export import handover, targets
+from weightsteer_jax.export import export, targets
 from weightsteer_jax.models import Dense, LowRank
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
@@ -63,7 +63,7 @@ def loads_in_vllm(folder, served_rank):
 def test_dense_embeddings_are_folded_and_the_error_is_told(llama, tmp_path, target):
   """Against PEFT, and the errors against the singular values of numpy."""
   direction = oracle.random_direction(llama, 1, size=0.05)
-  record = handover(direction, llama, 0.5, 'peft', tmp_path / 'out', rank=4, target=target)
+  record = export(direction, llama, 0.5, 'peft', tmp_path / 'out', rank=4, target=target)
   loads_in_vllm(tmp_path / 'out', record['max_lora_rank'])
   errors = record['direction']['compression']['relative_errors']
   for path in ('embed/embedding', 'lm_head/kernel'):
@@ -121,7 +121,7 @@ def test_what_a_target_does_not_take_is_named_with_the_remedy(
   ]
   for model, leaves, target, rank, message in cases:
     with pytest.raises(InputError, match=message):
-      handover(
+      export(
         one_change(model, leaves), model, 1.0, 'peft', tmp_path / 'out', target=target, rank=rank
       )
   assert list(tmp_path.iterdir()) == []
@@ -164,6 +164,6 @@ def test_kernels_of_experts_are_refused_before_any_model_is_read(llama, target, 
 def test_a_revision_of_the_hub_is_no_part_of_the_name_that_peft_loads(llama, tmp_path):
   hub = dataclasses.replace(llama, source='org/name@abc', revision='abc')
   direction = oracle.random_direction(llama, 1, kinds='lora')
-  handover(direction, hub, 1.0, 'peft', tmp_path / 'out')
+  export(direction, hub, 1.0, 'peft', tmp_path / 'out')
   config = json.loads((tmp_path / 'out' / 'adapter_config.json').read_text())
   assert (config['base_model_name_or_path'], config['revision']) == ('org/name', 'abc')

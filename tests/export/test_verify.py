@@ -13,7 +13,7 @@ from directions import oracle
 
 from weightsteer_jax import config, directions, finetune
 from weightsteer_jax.experiments import experiment
-from weightsteer_jax.export import FORMATS, handover, verify
+from weightsteer_jax.export import FORMATS, export, verify
 from weightsteer_jax.runtime.errors import CorruptError, InputError
 from weightsteer_jax.storage import checkpoint
 
@@ -32,7 +32,7 @@ def written(untied_model, tmp_path_factory):
   folder = tmp_path_factory.mktemp('written')
   direction = oracle.random_direction(untied_model, 3, size=0.05)
   for format in FORMATS:
-    handover(direction, untied_model, 1.0, format, folder / format)
+    export(direction, untied_model, 1.0, format, folder / format)
   directions.save(folder / 'direction', direction)
   finetune.save_adapter(folder / 'adapter', direction.delta, {'kind': 'test'})
   noise = (

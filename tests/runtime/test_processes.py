@@ -82,8 +82,8 @@ def test_others_that_do_not_come_are_an_error_that_says_what_to_look_at(process)
     taken.bind(('127.0.0.1', 0))
     port = taken.getsockname()[1]
   code = (
-    'from weightsteer_jax import distributed, lifeline\nlifeline.catch_abort()\n'
-    f'distributed.join("auto", coordinator="127.0.0.1:{port}", num_processes=2, '
+    'from weightsteer_jax.runtime import ending, processes\nending.catch_abort()\n'
+    f'processes.join("auto", coordinator="127.0.0.1:{port}", num_processes=2, '
     f'process_id={process}, timeout=2)'
   )
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
@@ -133,8 +133,8 @@ def test_an_error_becomes_a_line_and_an_exit_status(capsys, error, code, said):
 
 def test_no_progress_ends_the_process_with_its_stacks(tmp_path):
   code = (
-    'import time\nfrom weightsteer_jax import lifeline\nlifeline.guard(stall_minutes=1 / 60)\n'
-    'for _ in range(4): time.sleep(0.5); lifeline.progress()\n'
+    'import time\nfrom weightsteer_jax.runtime import ending\nending.guard(stall_minutes=1 / 60)\n'
+    'for _ in range(4): time.sleep(0.5); ending.progress()\n'
     'print("went on", flush=True)\n'
     'def stuck(): time.sleep(60)\n'
     'stuck()\n'

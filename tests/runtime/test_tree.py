@@ -209,7 +209,7 @@ def test_fingerprints_do_not_depend_on_the_sharding():
   program = textwrap.dedent('''
       import jax, numpy as np
       from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-      from weightsteer_jax import tree
+      from weightsteer_jax.runtime import tree
       assert jax.device_count() == 8
       draw = np.random.default_rng(0)
       host = {'w': draw.normal(size=(16, 8, 8)).astype(np.float32), 'h': draw.normal(size=(8, 32)).astype('float16')}
@@ -239,7 +239,7 @@ def test_fingerprints_do_not_depend_on_the_sharding():
   assert result.stdout == 'one fingerprint\n', result.stderr
 
 
-ROOMS = ['tree', 'files', 'config', 'errors', 'models']
+ROOMS = ['runtime', 'storage', 'config', 'models']
 
 
 def modules():

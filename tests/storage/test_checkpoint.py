@@ -14,7 +14,7 @@ from orbax.checkpoint import v1 as ocp
 
 from weightsteer_jax import models
 from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError
-from weightsteer_jax.storage import checkpoint
+from weightsteer_jax.storage import checkpoint, sealed
 
 
 def make_tree(seed=0):
@@ -117,7 +117,7 @@ def test_a_leaf_that_orbax_reads_wrong_is_named(tmp_path):
   ]
   mixed = {**markers[1], 'leaves': markers[0]['leaves']}
   del mixed['seal']
-  (tmp_path / 'other' / checkpoint.MARKER).write_text(json.dumps(checkpoint.sealed(mixed)))
+  (tmp_path / 'other' / checkpoint.MARKER).write_text(json.dumps(sealed.sealed(mixed)))
   with pytest.raises(CorruptError, match='does not match its fingerprints at b:'):
     checkpoint.restore(tmp_path / 'other', abstract(one))
 

@@ -604,7 +604,7 @@ class Away(LocalFileSystem):
     return super()._open(path, mode, **kwargs)
 
 fsspec.register_implementation('file', Away, clobber=True)
-from weightsteer_jax import bucket
+from weightsteer_jax.storage.remote import mirror as bucket
 bucket.FIRST_PAUSE = 0.01
 program = importlib.import_module(sys.argv.pop(1))
 import _main

@@ -19,6 +19,7 @@ from weightsteer_jax.experiments.monitoring.changes import Held
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import CorruptError, InputError
 from weightsteer_jax.storage import checkpoint
+from weightsteer_jax.storage import sealed as seals
 
 from . import exact
 
@@ -233,7 +234,7 @@ def test_a_damaged_checkpoint_is_found_by_its_fingerprint(watched, opened, direc
   changed = json.loads((path / checkpoint.MARKER).read_text())
   sealed = json.loads(marker) | {'files': changed['files']}
   sealed.pop('seal')
-  (path / checkpoint.MARKER).write_text(json.dumps(checkpoint.sealed(sealed)))
+  (path / checkpoint.MARKER).write_text(json.dumps(seals.sealed(sealed)))
   with pytest.raises(
     CorruptError, match='does not match its fingerprints at delta/layers/attn/q/kernel/a'
   ):

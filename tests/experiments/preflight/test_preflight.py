@@ -36,7 +36,9 @@ def test_the_embedded_model_on_the_local_device(tmp_path, capsys):
   assert 'mesh: data:1,fsdp:1,tensor:1 (auto)' in printed and 'FITS: local' in printed
   rows = [json.loads(line) for line in (tmp_path / 'rows.jsonl').read_text().splitlines()]
   assert [row['program'] for row in rows] == ['decoding step', 'export']
-  config, _ = models.load_config(ROOT / 'weightsteer_jax' / 'organism' / 'checkpoint')
+  config, _ = models.load_config(
+    ROOT / 'weightsteer_jax' / 'experiments' / 'organism' / 'checkpoint'
+  )
   positions = 32  # prompt and answer, rounded up
   assert (
     rows[0]['cache']
@@ -49,7 +51,7 @@ def test_the_embedded_model_on_the_local_device(tmp_path, capsys):
 def test_what_does_not_fit_is_said_with_what_would(monkeypatch, capsys):
   local = preflight.target('local')
   monkeypatch.setattr(
-    sys.modules['weightsteer_jax.preflight.examine'],
+    sys.modules['weightsteer_jax.experiments.preflight.examine'],
     'target',
     lambda name: dataclasses.replace(local, memory=3e6),
   )
