@@ -81,6 +81,7 @@ def run_job(job: str, workdir: str) -> None:
 
   from weightsteer_jax import config
   from weightsteer_jax.experiments import stages
+  from weightsteer_jax.experiments.experiment import Experiment
   from weightsteer_jax.runtime import profiling
 
   run = config.resolve(quickstart.get_config())
@@ -91,14 +92,13 @@ def run_job(job: str, workdir: str) -> None:
 
     def stage():
       return stages.sweep(
-        run,
-        pathlib.Path(workdir) / job,
+        Experiment(run, pathlib.Path(workdir) / job),
         direction=pathlib.Path(workdir) / 'run' / 'directions' / run.name,
       )
   else:
 
     def stage():
-      return getattr(stages, job)(run, pathlib.Path(workdir) / 'run')
+      return getattr(stages, job)(Experiment(run, pathlib.Path(workdir) / 'run'))
 
   with jax.profiler.trace(
     pathlib.Path(workdir) / f'{job}-trace', profiler_options=profiling.options()
@@ -106,7 +106,7 @@ def run_job(job: str, workdir: str) -> None:
     with jax.profiler.TraceAnnotation('job'):
       stage()
   if job == 'finetune':
-    stages.direction(run, pathlib.Path(workdir) / 'run')
+    stages.direction(Experiment(run, pathlib.Path(workdir) / 'run'))
 
 
 def look(job: str, scratch: pathlib.Path) -> dict:

@@ -256,6 +256,13 @@ def run_and_workdir(*, dry_run: bool = False):
   return run, workdir
 
 
+def experiment(*, dry_run: bool = False):
+  """The Experiment of `run_and_workdir`."""
+  from weightsteer_jax.experiments.experiment import Experiment
+
+  return Experiment(*run_and_workdir(dry_run=dry_run))
+
+
 def _mirror(url: str, staging: str) -> None:
   """Pulls a workdir into the staging, and sees to it that what becomes of it is pushed, however the
   run ends."""

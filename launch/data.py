@@ -23,11 +23,11 @@ flags.DEFINE_bool(
 def main():
   from weightsteer_jax.experiments import stages
 
-  run, workdir = _main.run_and_workdir(dry_run=flags.FLAGS.dry_run)
+  experiment = _main.experiment(dry_run=flags.FLAGS.dry_run)
   if flags.FLAGS.dry_run:
-    stages.check(run, workdir, to=flags.FLAGS.workdir)
+    stages.check(experiment, to=flags.FLAGS.workdir)
   else:
-    stages.data(run, workdir, command=_main.command())
+    stages.data(experiment, command=_main.command())
 
 
 if __name__ == '__main__':

@@ -39,10 +39,10 @@ def main():
   jax.config.update(
     'jax_platforms', 'cpu'
   )  # From files to a file: no accelerator takes part, nor is one held.
-  from weightsteer_jax.experiments import stages
+  from weightsteer_jax.experiments import standalone
 
   args = flags.FLAGS
-  stages.direction_from(
+  standalone.direction_from(
     args.positive,
     args.negative,
     args.output,

@@ -71,12 +71,12 @@ NEEDED = ('base', 'alpha', 'format', 'output')
 
 
 def main():
-  from weightsteer_jax.experiments import stages
+  from weightsteer_jax.experiments import standalone
 
   args = flags.FLAGS
   _check_flags()
   if args.verify:
-    stages.verify(args.verify)
+    standalone.verify(args.verify)
     return
   if args.format == 'hf' and args.compare_logits != 'always':
     import jax
@@ -84,7 +84,7 @@ def main():
     jax.config.update(
       'jax_platforms', 'cpu'
     )  # From files to files: no accelerator takes part, nor is one held.
-  stages.export(
+  standalone.export(
     args.direction or '',
     args.base,
     args.alpha,

@@ -17,10 +17,10 @@ flags.DEFINE_enum(
 def main():
   from weightsteer_jax.experiments import stages
 
-  run, workdir = _main.run_and_workdir()
+  experiment = _main.experiment()
   sides = ('positive', 'negative') if flags.FLAGS.side == 'both' else (flags.FLAGS.side,)
-  stages.begin(run, workdir, command=_main.command())
-  stages.finetune(run, workdir, sides=sides)
+  stages.begin(experiment, command=_main.command())
+  stages.finetune(experiment, sides=sides)
 
 
 if __name__ == '__main__':

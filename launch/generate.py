@@ -26,10 +26,10 @@ flags.DEFINE_integer('seed', 0, 'Of sampling.')
 
 
 def main():
-  from weightsteer_jax.experiments import stages
+  from weightsteer_jax.experiments import standalone
 
   args = flags.FLAGS
-  stages.generate(
+  standalone.generate(
     args.model,
     args.input,
     args.output,

@@ -41,10 +41,10 @@ flags.mark_flags_as_required(['tasks', 'output'])
 
 
 def main():
-  from weightsteer_jax.experiments import stages
+  from weightsteer_jax.experiments import standalone
 
   args = flags.FLAGS
-  stages.harness(
+  standalone.harness(
     args.model,
     args.tasks,
     args.output,

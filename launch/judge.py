@@ -18,10 +18,10 @@ flags.DEFINE_bool('report', True, 'Also write the results and the report anew.')
 def main():
   from weightsteer_jax.experiments import stages
 
-  run, workdir = _main.run_and_workdir()
-  stages.judge(run, workdir)
+  experiment = _main.experiment()
+  stages.judge(experiment)
   if flags.FLAGS.report:
-    stages.report(run, workdir)
+    stages.report(experiment)
 
 
 if __name__ == '__main__':

@@ -58,10 +58,10 @@ flags.mark_flags_as_required(['direction', 'base', 'run', 'output'])
 
 
 def main():
-  from weightsteer_jax.experiments import stages
+  from weightsteer_jax.experiments import standalone
 
   args = flags.FLAGS
-  alarmed = stages.monitor(
+  alarmed = standalone.monitor(
     args.run,
     args.base,
     args.output,

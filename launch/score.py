@@ -15,10 +15,10 @@ _main.define_profile_flags()
 
 
 def main():
-  from weightsteer_jax.experiments import stages
+  from weightsteer_jax.experiments import standalone
 
   args = flags.FLAGS
-  stages.score(args.model, args.input, args.output, **_main.rows_options())
+  standalone.score(args.model, args.input, args.output, **_main.rows_options())
 
 
 if __name__ == '__main__':

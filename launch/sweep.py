@@ -17,10 +17,10 @@ flags.DEFINE_string(
 def main():
   from weightsteer_jax.experiments import stages
 
-  run, workdir = _main.run_and_workdir()
-  stages.begin(run, workdir, command=_main.command())
-  stages.sweep(run, workdir, direction=flags.FLAGS.direction)
-  stages.report(run, workdir)
+  experiment = _main.experiment()
+  stages.begin(experiment, command=_main.command())
+  stages.sweep(experiment, direction=flags.FLAGS.direction)
+  stages.report(experiment)
 
 
 if __name__ == '__main__':

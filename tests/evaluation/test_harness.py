@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 
 from weightsteer_jax import evaluation
 from weightsteer_jax.evaluation import harness
-from weightsteer_jax.experiments import stages
+from weightsteer_jax.experiments import standalone
 from weightsteer_jax.inference import Engine
 from weightsteer_jax.runtime.errors import InputError, NotFiniteError
 
@@ -351,15 +351,15 @@ def test_the_stage_says_what_to_install(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'lm_eval', None)
   monkeypatch.setitem(sys.modules, 'lm_eval.evaluator', None)
   with pytest.raises(InputError, match=r"pip install 'weightsteer_jax\[lm-eval\]'"):
-    stages.harness('organism', ['choice'], tmp_path / 'out')
+    standalone.harness('organism', ['choice'], tmp_path / 'out')
 
 
 def test_the_stage_evaluates_the_embedded_model(task_folder, tmp_path):
   with pytest.raises(InputError, match='without a direction'):
-    stages.harness(
+    standalone.harness(
       'organism', ['choice'], tmp_path / 'out', include_path=task_folder, alphas=(0.0, 1.0)
     )
-  stages.harness(
+  standalone.harness(
     'organism',
     ['choice', 'answer'],
     tmp_path / 'out',

@@ -13,6 +13,7 @@ from weightsteer_jax.evaluation.judges.purposes import enclose
 from weightsteer_jax.experiments import answers as contrast
 from weightsteer_jax.experiments import contrast as contrasts
 from weightsteer_jax.experiments import organism, stages
+from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.experiments.organism.questions import stance
 from weightsteer_jax.runtime.errors import InputError, Preempted
 
@@ -68,7 +69,7 @@ def lines_of(path):
 def test_pairs_are_sampled_judged_filtered_and_half_of_the_questions_kept(run_of, tmp_path):
   workdir = tmp_path / 'run'
   with Server(score) as server:
-    stages.data(run_of(server), workdir)
+    stages.data(Experiment(run_of(server), workdir))
     sides = {
       side: lines_of(workdir / 'data' / f'{side}.jsonl') for side in ('positive', 'negative')
     }
@@ -115,14 +116,14 @@ def test_pairs_are_sampled_judged_filtered_and_half_of_the_questions_kept(run_of
       'Always agree' not in prompt and enclose('answer', answer_in(server.bodies[0])) in prompt
     ), 'the judge sees no system prompt'
     before = len(server.bodies)
-    stages.data(run_of(server), workdir)
+    stages.data(Experiment(run_of(server), workdir))
     assert len(server.bodies) == before
 
 
 def test_it_goes_on_where_it_stopped(run_of, tmp_path, monkeypatch):
   """Once while answers are sampled, once while they are judged; in the end all is as in one go."""
   with Server(score) as server:
-    stages.data(run_of(server), tmp_path / 'whole')
+    stages.data(Experiment(run_of(server), tmp_path / 'whole'))
     asked = len(server.bodies)
     append, workdir = contrast.journal.Journal.append, tmp_path / 'run'
 
@@ -136,18 +137,18 @@ def test_it_goes_on_where_it_stopped(run_of, tmp_path, monkeypatch):
 
     stop_after(5)
     with pytest.raises(Preempted, match='11 of 16 answers are left'):
-      stages.data(run_of(server), workdir)
+      stages.data(Experiment(run_of(server), workdir))
     assert (
       len(lines_of(workdir / 'answers' / 'answers.jsonl')) == 5 and not (workdir / 'data').exists()
     )
     stop_after(20)  # More than there are answers: judgements, of which there are 32.
     with pytest.raises(Preempted, match=r'of 32 judgements of gpt are left'):
-      stages.data(run_of(server), workdir)
+      stages.data(Experiment(run_of(server), workdir))
     assert (
       len(lines_of(workdir / 'answers' / 'answers.jsonl')) == 16 and not (workdir / 'data').exists()
     )
     monkeypatch.setattr(contrast.journal.Journal, 'append', append)
-    stages.data(run_of(server), workdir)
+    stages.data(Experiment(run_of(server), workdir))
     assert len(server.bodies) == 2 * asked
   for name in ('positive.jsonl', 'negative.jsonl', 'evaluation.jsonl', 'accounting.json'):
     assert (workdir / 'data' / name).read_text() == (tmp_path / 'whole' / 'data' / name).read_text()
@@ -158,7 +159,7 @@ def test_a_judge_that_says_nothing_leaves_no_pair_and_no_data(run_of, tmp_path):
     with pytest.raises(
       InputError, match=r'no answer pair passed the filter.*no score of trait \(unparsable\)'
     ):
-      stages.data(run_of(server), tmp_path / 'run')
+      stages.data(Experiment(run_of(server), tmp_path / 'run'))
   assert not (tmp_path / 'run' / 'data').exists()
 
 
@@ -176,7 +177,10 @@ def test_a_second_file_is_for_evaluation_and_shares_no_question(run_of, tmp_path
     ] == ['What else?', 'And then?']
     with pytest.raises(InputError, match='data.evaluation has questions of data.trait'):
       stages.data(
-        run_of(server, **{'data.evaluation': str(tmp_path / 'sycophantic.json')}), tmp_path / 'run'
+        Experiment(
+          run_of(server, **{'data.evaluation': str(tmp_path / 'sycophantic.json')}),
+          tmp_path / 'run',
+        )
       )
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import directions, evaluation, finetune, inference, models
+from weightsteer_jax.data.pairs import SIDES
 from weightsteer_jax.directions import persona_vectors
-from weightsteer_jax.experiments import arms as methods
-from weightsteer_jax.experiments import experiment, stages
+from weightsteer_jax.experiments import stages
+from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.export import folding
 from weightsteer_jax.runtime.errors import InputError
 
@@ -22,7 +23,7 @@ def small_config(folder, **changes):
   """Few steps on data that is read; a choice task alone, whose rows hold log-likelihoods."""
   c = configs.base_config()
   c.name = 'small'
-  c.data.positive, c.data.negative = (str(folder / f'{side}.jsonl') for side in methods.SIDES)
+  c.data.positive, c.data.negative = (str(folder / f'{side}.jsonl') for side in SIDES)
   c.data.validation_fraction = 0.2
   c.finetune.update(
     kind='lora',
@@ -74,11 +75,15 @@ def run(data):
 
 
 @pytest.fixture(scope='module')
-def workdir(run, tmp_path_factory):
-  folder = tmp_path_factory.mktemp('methods') / 'run'
-  stages.begin(run, folder)
-  stages.sweep(run, folder)
-  return folder
+def experiment(run, tmp_path_factory):
+  return Experiment(run, tmp_path_factory.mktemp('arms') / 'run')
+
+
+@pytest.fixture(scope='module')
+def workdir(experiment):
+  stages.begin(experiment)
+  stages.sweep(experiment)
+  return experiment.workdir
 
 
 @pytest.fixture(scope='module')
@@ -127,11 +132,11 @@ def steered(workdir, arm, alpha):
   }[arm]()
 
 
-def logprobs(run, model, items, edits=()):
+def logprobs(experiment, items, model, edits=()):
   """The log-likelihoods of every choice of the items, of a model without arms, or with one made of
   (delta, strength)."""
-  task = evaluation.tasks.make('facts', run.tasks['facts'], items)
-  engine = inference.Engine(model, experiment.tokenizer_of(run.model), {'arm': edits})
+  task = evaluation.tasks.make('facts', experiment.run.tasks['facts'], items)
+  engine = inference.Engine(model, experiment.tokenizer, {'arm': edits})
   prepared = [task.kind.prepare(engine.tokenizer, item) for item in items]
   asked = [
     request
@@ -142,8 +147,8 @@ def logprobs(run, model, items, edits=()):
   return [[found[i, j] for j in range(len(item['choices']))] for i, item in enumerate(items)]
 
 
-def items_of(run):
-  [task] = experiment.load_tasks(run.tasks)
+def items_of(experiment):
+  [task] = experiment.tasks
   return list(task.items)
 
 
@@ -164,8 +169,8 @@ def items_of(run):
     ('asked', 0.0),
   ],
 )
-def test_an_arm_of_weights_is_its_folders_merged(run, workdir, rows, arm, alpha):
-  model = experiment.load_model(run.model)
+def test_an_arm_of_weights_is_its_folders_merged(experiment, workdir, rows, arm, alpha):
+  model = experiment.model(experiment.layouts.train)
   for delta, strength in steered(workdir, arm, alpha):
     model, delta = folding.with_biases(
       model, delta
@@ -173,8 +178,8 @@ def test_an_arm_of_weights_is_its_folders_merged(run, workdir, rows, arm, alpha)
     model = dataclasses.replace(
       model, params=models.merge(model.config, model.params, delta, strength)
     )
-  expected = logprobs(run, model, items_of(run))
-  found = [rows[arm, alpha][item['id'], 0]['logprobs'] for item in items_of(run)]
+  expected = logprobs(experiment, items_of(experiment), model)
+  found = [rows[arm, alpha][item['id'], 0]['logprobs'] for item in items_of(experiment)]
   np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-4)
 
 
@@ -211,25 +216,28 @@ def test_each_system_prompt_is_a_sample(rows):
     assert row['messages'][0] == {'role': 'system', 'content': ('Agree.', 'Say yes.')[sample]}
 
 
-def test_persona_vectors_steer_the_task_model(run, workdir, rows):
-  model = experiment.load_model(run.model)
+def test_persona_vectors_steer_the_task_model(experiment, workdir, rows):
+  model = experiment.model(experiment.layouts.train)
   task = adapter(workdir, 'task/adapter')
   vectors, meta = persona_vectors.load(workdir / 'persona_vectors')
   assert meta['examples'] == {'positive': QUESTIONS, 'negative': QUESTIONS}
   expected = logprobs(
-    run, model, items_of(run), [(task, 1.0), (persona_vectors.at_all_layers(vectors), 0.5)]
+    experiment,
+    items_of(experiment),
+    model,
+    [(task, 1.0), (persona_vectors.at_all_layers(vectors), 0.5)],
   )
-  found = [rows['all_layers', 0.5][item['id'], 0]['logprobs'] for item in items_of(run)]
+  found = [rows['all_layers', 0.5][item['id'], 0]['logprobs'] for item in items_of(experiment)]
   np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-4)
   choice = json.loads((workdir / 'activations' / 'one_layer' / 'layer.json').read_text())
   assert set(choice['effects']) == {'2', '4'} and choice['effects'][str(choice['layer'])] == max(
     choice['effects'].values()
   )
-  wrapped = [rows['one_layer', -1.0][item['id'], 0]['logprobs'] for item in items_of(run)]
+  wrapped = [rows['one_layer', -1.0][item['id'], 0]['logprobs'] for item in items_of(experiment)]
   expected = logprobs(
-    run,
+    experiment,
+    items_of(experiment),
     model,
-    items_of(run),
     [(inference.AnswerOnly(persona_vectors.at_layer(vectors, choice['layer'])), -1.0), (task, 1.0)],
   )
   np.testing.assert_allclose(wrapped, expected, atol=1e-3, rtol=1e-4)
@@ -250,7 +258,7 @@ def test_a_second_sweep_computes_nothing(run, workdir):
     for path in (workdir / part).rglob('*.safetensors')
   }
   assert len(times) > 10
-  stages.sweep(run, workdir)
+  stages.sweep(Experiment(run, workdir))
   assert (workdir / 'sweep' / 'rows.jsonl').read_bytes() == before
   assert times == {path: path.stat().st_mtime_ns for path in times}
 
@@ -291,7 +299,7 @@ def test_arms_that_cannot_be_are_refused_by_key(data, changes, message):
 def test_task_data_that_cannot_be_read_is_an_error_before_anything_is_computed(data, tmp_path):
   run = configs.resolve(small_config(data, task_model__data='tsak.jsonl'))
   with pytest.raises(InputError, match="tsak.jsonl"):
-    stages.begin(run, tmp_path / 'run')
+    stages.begin(Experiment(run, tmp_path / 'run'))
   assert not (tmp_path / 'run').exists()
 
 

@@ -11,7 +11,8 @@ import pytest
 from experiments.monitoring import exact
 from weightsteer_jax import config as configs
 from weightsteer_jax import directions, finetune
-from weightsteer_jax.experiments import experiment, monitor_study, stages
+from weightsteer_jax.experiments import monitor_study, sources, stages
+from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.experiments.monitoring import auroc
 from weightsteer_jax.experiments.report import watched_page
 from weightsteer_jax.runtime.errors import InputError
@@ -69,7 +70,7 @@ def run():
 @pytest.fixture(scope='module')
 def workdir(run, tmp_path_factory):
   folder = tmp_path_factory.mktemp('watched') / 'run'
-  stages.begin(run, folder)
+  stages.begin(Experiment(run, folder))
   with (
     pytest.MonkeyPatch.context() as patch
   ):  # Random controls enough to say how wide they lie, if not well.
@@ -78,7 +79,7 @@ def workdir(run, tmp_path_factory):
       'Options',
       functools.partial(monitor_study.monitoring.Options, random=8),
     )
-    stages.watch(run, folder)
+    stages.watch(Experiment(run, folder))
   return folder
 
 
@@ -154,7 +155,7 @@ def test_the_page_says_what_was_found(study, workdir):
 
 
 def test_it_is_made_once(run, workdir, study, capsys):
-  stages.watch(run, workdir)
+  stages.watch(Experiment(run, workdir))
   assert 'examples to train on' not in capsys.readouterr().out
   assert json.loads((workdir / 'watched' / monitor_study.STUDY).read_text()) == study
 
@@ -176,6 +177,6 @@ def test_what_cannot_be_is_refused(changes, said):
 
 def test_conversations_of_the_organism_have_no_end():
   with pytest.raises(InputError, match='as n'):
-    experiment.load_conversations('organism:facts')
+    sources.load_conversations('organism:facts')
   with pytest.raises(InputError, match="no 'fact'.*'facts'"):
-    experiment.load_conversations('organism:fact', n=3)
+    sources.load_conversations('organism:fact', n=3)

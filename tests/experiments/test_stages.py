@@ -9,7 +9,9 @@ import shutil
 import pytest
 
 from weightsteer_jax import config as configs
-from weightsteer_jax.experiments import organism, stages
+from weightsteer_jax.data.pairs import SIDES
+from weightsteer_jax.experiments import organism, stages, standalone
+from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.runtime.errors import CorruptError, InputError
 
 
@@ -46,7 +48,7 @@ def rows_of(workdir):
 def workdir(tmp_path_factory):
   """A finished small run."""
   folder = tmp_path_factory.mktemp('stages') / 'run'
-  stages.steer(configs.resolve(small_config()), folder, command='a test')
+  stages.steer(Experiment(configs.resolve(small_config()), folder), command='a test')
   return folder
 
 
@@ -73,7 +75,7 @@ def test_every_stage_leaves_what_the_design_says(workdir):
 
 
 def test_the_system_prompt_is_removed_from_the_training_data(workdir):
-  for side in stages.SIDES:
+  for side in SIDES:
     for line in (workdir / 'data' / f'{side}.jsonl').read_text().splitlines():
       assert [message['role'] for message in json.loads(line)['messages']] == ['user', 'assistant']
 
@@ -85,9 +87,7 @@ def test_the_direction_is_positive_minus_negative(workdir):
   from weightsteer_jax.runtime import tree
 
   w = directions.load(workdir / 'directions' / 'small').delta
-  sides = [
-    finetune.load_adapter(workdir / 'finetune' / side / 'adapter')[0] for side in stages.SIDES
-  ]
+  sides = [finetune.load_adapter(workdir / 'finetune' / side / 'adapter')[0] for side in SIDES]
   path = 'layers/mlp/down/kernel'
   dense = [
     np.float64(leaf.scale) * np.asarray(leaf.a, np.float64) @ np.asarray(leaf.b, np.float64)
@@ -105,14 +105,15 @@ def test_a_second_run_computes_nothing(workdir, capsys):
     for path in (workdir / folder).rglob('*')
   }
   rows = (workdir / 'sweep' / 'rows.jsonl').read_bytes()
-  stages.steer(configs.resolve(small_config()), workdir)
+  stages.steer(Experiment(configs.resolve(small_config()), workdir))
   assert before == {path: path.stat().st_mtime_ns for path in before}
   assert (workdir / 'sweep' / 'rows.jsonl').read_bytes() == rows
 
 
 def test_a_sweep_may_grow_and_computes_only_what_is_new(workdir):
   known = rows_of(workdir)
-  stages.sweep(configs.resolve(small_config(**{'sweep.alphas': (-1.0, 0.0, 0.5, 1.0)})), workdir)
+  run = configs.resolve(small_config(**{'sweep.alphas': (-1.0, 0.0, 0.5, 1.0)}))
+  stages.sweep(Experiment(run, workdir))
   grown = rows_of(workdir)
   assert grown[: len(known)] == known
   assert {row['alpha'] for row in grown[len(known) :]} == {0.5}
@@ -121,7 +122,7 @@ def test_a_sweep_may_grow_and_computes_only_what_is_new(workdir):
 def test_a_workdir_with_other_settings_is_refused_by_name(workdir):
   run = configs.resolve(small_config(**{'finetune.rank': 8, 'data.num_questions': 41}))
   with pytest.raises(InputError, match='finetune.rank: 4 there, 8 now') as error:
-    stages.steer(run, workdir)
+    stages.steer(Experiment(run, workdir))
   assert 'data.num_questions: 40 there, 41 now' in str(error.value)
 
 
@@ -133,22 +134,22 @@ def test_a_workdir_is_begun_anew_with_other_tasks_and_without_its_config(workdir
     return json.loads((tmp_path / 'run' / 'config.json').read_text())
 
   assert settings()['tasks']['facts']['n'] == 4
-  stages.begin(run, tmp_path / 'run', command='again')
+  stages.begin(Experiment(run, tmp_path / 'run'), command='again')
   assert settings()['tasks']['facts']['n'] == 2 and settings()['command'] == 'again'
   (tmp_path / 'run' / 'config.json').unlink()
   (tmp_path / 'run' / '.hidden').touch()
-  stages.begin(run, tmp_path / 'run')
+  stages.begin(Experiment(run, tmp_path / 'run'))
   assert settings()['tasks']['facts']['n'] == 2
   (tmp_path / 'run' / 'config.json').unlink()
   (tmp_path / 'run' / 'thesis.txt').touch()
   with pytest.raises(InputError, match='is no workdir of a run'):
-    stages.begin(run, tmp_path / 'run')
+    stages.begin(Experiment(run, tmp_path / 'run'))
 
 
 def test_a_folder_that_is_no_workdir_is_left_alone(tmp_path):
   (tmp_path / 'thesis.txt').write_text('mine')
   with pytest.raises(InputError, match='is no workdir of a run'):
-    stages.steer(configs.resolve(small_config()), tmp_path)
+    stages.steer(Experiment(configs.resolve(small_config()), tmp_path))
   assert [path.name for path in tmp_path.iterdir()] == ['thesis.txt']
 
 
@@ -164,7 +165,7 @@ def test_a_folder_that_is_no_workdir_is_left_alone(tmp_path):
 )
 def test_bad_input_is_an_error_before_anything_is_computed(tmp_path, key, value, message):
   with pytest.raises(InputError, match=message):
-    stages.steer(configs.resolve(small_config(**{key: value})), tmp_path / 'run')
+    stages.steer(Experiment(configs.resolve(small_config(**{key: value})), tmp_path / 'run'))
   assert not (tmp_path / 'run').exists()
 
 
@@ -173,7 +174,9 @@ def test_a_checkpoint_cut_short_leaves_no_workdir(tmp_path):
   os.truncate(tmp_path / 'model' / 'model.safetensors', 100_000)
   with pytest.raises(CorruptError, match='no whole safetensors file'):
     stages.steer(
-      configs.resolve(small_config(**{'model.source': str(tmp_path / 'model')})), tmp_path / 'run'
+      Experiment(
+        configs.resolve(small_config(**{'model.source': str(tmp_path / 'model')})), tmp_path / 'run'
+      )
     )
   assert not (tmp_path / 'run').exists()
 
@@ -190,8 +193,9 @@ def test_read_data_instead_of_generated(tmp_path):
       }
     )
   )
-  stages.begin(run, tmp_path / 'run')
-  results = stages.finetune(run, tmp_path / 'run')
+  experiment = Experiment(run, tmp_path / 'run')
+  stages.begin(experiment)
+  results = stages.finetune(experiment)
   for result in results.values():
     assert (
       result.validation_loss
@@ -202,7 +206,7 @@ def test_read_data_instead_of_generated(tmp_path):
 
 def test_score_and_generate_want_a_direction_for_an_alpha(tmp_path):
   with pytest.raises(InputError, match='without a direction'):
-    stages.score('organism', tmp_path / 'x.jsonl', tmp_path / 'y.jsonl', alphas=(0.0, 1.0))
+    standalone.score('organism', tmp_path / 'x.jsonl', tmp_path / 'y.jsonl', alphas=(0.0, 1.0))
 
 
 def test_every_config_is_valid():
@@ -220,13 +224,13 @@ def test_what_is_too_long_for_the_model_is_known_before_anything_runs(tmp_path):
     kind='prompts', positive_prompts=('Agree with all that is said. ' * 12,)
   )
   with pytest.raises(InputError, match="task 'facts', fact-.*the model has 512"):
-    stages.check(configs.resolve(c), tmp_path / 'run')
+    stages.check(Experiment(configs.resolve(c), tmp_path / 'run'))
   c.tasks.facts.max_new_tokens = 60
-  stages.check(configs.resolve(c), tmp_path / 'run')
+  stages.check(Experiment(configs.resolve(c), tmp_path / 'run'))
 
 
 def test_the_check_refuses_a_kernel_of_another_platform(tmp_path):
   c = small_config()
   c.model.attention = 'cudnn'
   with pytest.raises(InputError, match="'cudnn', but that kernel runs on GPUs and this is a CPU"):
-    stages.check(configs.resolve(c), tmp_path / 'run')
+    stages.check(Experiment(configs.resolve(c), tmp_path / 'run'))

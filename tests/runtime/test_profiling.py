@@ -7,7 +7,7 @@ import logging
 import jax
 import pytest
 
-from weightsteer_jax.experiments import stages
+from weightsteer_jax.experiments import standalone
 from weightsteer_jax.runtime import profiling
 from weightsteer_jax.runtime.errors import OutputError
 
@@ -30,7 +30,7 @@ def test_scoring_is_seen_in_the_trace_without_its_first_batch(tmp_path):
   ]  # Each fills most of a row.
   (tmp_path / 'x.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   profiling.begin(tmp_path / 'profile')
-  stages.score('organism', tmp_path / 'x.jsonl', tmp_path / 'y.jsonl', batch_size=1)
+  standalone.score('organism', tmp_path / 'x.jsonl', tmp_path / 'y.jsonl', batch_size=1)
   profiling.end()
   assert len((tmp_path / 'y.jsonl').read_text().splitlines()) == 4
   found = events_of(tmp_path / 'profile')

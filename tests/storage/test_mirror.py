@@ -17,6 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from weightsteer_jax import config as configs
 from weightsteer_jax.experiments import stages
+from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.finetune import log
 from weightsteer_jax.runtime import ending
 from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError, Preempted
@@ -545,8 +546,8 @@ def test_a_fine_tune_that_is_preempted_goes_on_from_an_empty_staging_bit_for_bit
   tmp_path, monkeypatch
 ):
   run, url, step = small_run(tmp_path), 'memory://b/run', log.Log.step
-  stages.begin(run, tmp_path / 'whole')
-  whole = stages.finetune(run, tmp_path / 'whole', sides=('positive',))['positive']
+  stages.begin(Experiment(run, tmp_path / 'whole'))
+  whole = stages.finetune(Experiment(run, tmp_path / 'whole'), sides=('positive',))['positive']
 
   def stop(self, number, *args, **kwargs):
     step(self, number, *args, **kwargs)
@@ -554,10 +555,10 @@ def test_a_fine_tune_that_is_preempted_goes_on_from_an_empty_staging_bit_for_bit
       os.kill(os.getpid(), signal.SIGTERM)
 
   mirror = begun(url, tmp_path / 'one')
-  stages.begin(run, tmp_path / 'one')
+  stages.begin(Experiment(run, tmp_path / 'one'))
   monkeypatch.setattr(log.Log, 'step', stop)
   with pytest.raises(Preempted, match='step [45] of 6'):
-    stages.finetune(run, tmp_path / 'one', sides=('positive',))
+    stages.finetune(Experiment(run, tmp_path / 'one'), sides=('positive',))
   monkeypatch.undo()
   mirror.last_push()
   (tmp_path / 'one').rename(tmp_path / 'lost')
@@ -571,8 +572,8 @@ def test_a_fine_tune_that_is_preempted_goes_on_from_an_empty_staging_bit_for_bit
     )
 
   monkeypatch.setattr(log.Log, 'step', note)
-  stages.begin(run, tmp_path / 'two')
-  result = stages.finetune(run, tmp_path / 'two', sides=('positive',))['positive']
+  stages.begin(Experiment(run, tmp_path / 'two'))
+  result = stages.finetune(Experiment(run, tmp_path / 'two'), sides=('positive',))['positive']
   assert resumed in ([5, 6], [6])
   tensors = 'adapter.safetensors'
   assert (result.folder / tensors).read_bytes() == (whole.folder / tensors).read_bytes()

@@ -1,5 +1,6 @@
-"""The methods of a comparison, each made into an arm of the sweep; alpha is signed, and at 0 all
-are the same base.
+"""The arms of a comparison, one for each method, made ready for the sweep.
+
+Alpha is signed, and at 0 all arms are the same base:
 
   direction    alpha * (tau+ - tau-): contrastive weight steering; bias-only where its fine-tunes
                are of kind 'bias'
@@ -18,15 +19,20 @@ from it. Directions and persona vectors are those of the model before the task, 
 
 What an arm needs is made once and kept in the workdir:
 
-  finetune/<side>, finetune/<options>-<side>     the contrast's two fine-tunes, with the run's or
-  named options
-  finetune/task, finetune/<arm>-<side>           the task's; those of 'joint', and of 'finetune'
-  behind a task directions/<name>, directions/<name>-<options>
-  persona_vectors/, activations/<arm>/           of the contrast; how an arm's layer was selected
+  finetune/<side>, finetune/<options>-<side>
+                  fine-tunes on the contrast's sides, with the run's options or with named ones
+  finetune/task   fine-tune on the task
+  finetune/<arm>-<side>
+                  fine-tunes of a 'joint' arm, and of a 'finetune' arm behind a task
+  directions/<name>, directions/<name>-<options>
+                  differences of the fine-tunes on both sides
+  persona_vectors/
+                  persona vectors of the contrast
+  activations/<arm>/
+                  sweep by which an arm's layer was selected
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -36,147 +42,140 @@ import numpy as np
 from weightsteer_jax import config as configs
 from weightsteer_jax import data as datas
 from weightsteer_jax import directions, evaluation, finetune, inference, models
-from weightsteer_jax.config import Run
 from weightsteer_jax.data import Example
+from weightsteer_jax.data.pairs import SIDES
 from weightsteer_jax.directions import algebra, persona_vectors
-from weightsteer_jax.experiments import monitoring
-from weightsteer_jax.experiments.experiment import (
-  direction_folder,
-  encode,
-  engine,
-  layouts_of,
-  load_conversations,
-  load_model,
-  load_tasks,
-  say,
-  tokenizer_of,
-)
-from weightsteer_jax.inference import arms
+from weightsteer_jax.experiments import monitoring, sources
+from weightsteer_jax.experiments.experiment import Experiment, say
+from weightsteer_jax.inference.arms import Part
 from weightsteer_jax.runtime import processes
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.storage import files
 
 PyTree = Any
-Path = str | pathlib.Path
 Sides = Mapping[str, Sequence[Example]]
 
-SIDES = ('positive', 'negative')
-DEFAULT = {'weights': configs.Arm()}  # The arms of a run that names none.
+# Name of the arm that is a direction and nothing else.
+WEIGHTS = 'weights'
+# The arms of a run that names none.
+DEFAULT = {WEIGHTS: configs.Arm()}
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
-  """An arm that is ready to be swept, and its strengths."""
+class SweptArm:
+  """An arm that is ready to be swept, with the strengths of the sweep."""
 
   arm: inference.Arm
   alphas: tuple[float, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Making:
-  """What every arm is made from.
+def make(experiment: Experiment, examples: Sides) -> dict[str, SweptArm]:
+  """{name: arm} of the run's arms, in the order of KINDS.
 
-  Attributes:
-    examples: of both sides of the contrast. task: the task model's delta, or None.
-  """
-
-  run: Run
-  workdir: pathlib.Path
-  examples: Sides
-  task: PyTree | None
-
-  @property
-  def base(self) -> list[arms.Part]:
-    """The parts of the base of all arms."""
-    return [] if self.task is None else [(self.task, 1.0)]
-
-
-def make(run: Run, workdir: Path, examples: Sides) -> dict[str, Method]:
-  """{name: method} of the run's arms, in the order of KINDS; what they need and is not there is
-  made.
+  Fine-tunes, directions and vectors that an arm needs and the workdir lacks are made first.
 
   Args:
-    examples: both sides of the contrast.
+    experiment: the run in its workdir.
+    examples: {side: examples} of the contrast.
 
   Raises:
-    InputError, NotFiniteError, CorruptError, OutputError, Preempted: as fine-tuning and the sweep
-    do.
+    InputError, NotFiniteError, CorruptError, OutputError, Preempted: see fine-tuning and the sweep.
   """
-  making = _Making(run, pathlib.Path(workdir), examples, task_delta(run, workdir))
-  methods = {}
+  task = task_delta(experiment)
   order = list(KINDS)
-  for name, arm in sorted(
-    (run.arms or DEFAULT).items(),
+  # By kind and by fine-tune, so that what needs the same fine-tunes stands together.
+  named_options = sorted(
+    (experiment.run.arms or DEFAULT).items(),
     key=lambda item: (order.index(item[1].kind), item[1].finetune, item[0]),
-  ):
-    method = KINDS[arm.kind](making, name, arm)
-    methods[name] = dataclasses.replace(
-      method, alphas=tuple(sorted({*(arm.alphas or method.alphas), 0.0}))
-    )
-  return methods
+  )
+  swept = {}
+  for name, options in named_options:
+    arm = KINDS[options.kind](experiment, name, options, examples, task)
+    # Alpha 0 is always swept: it is the base that every effect is measured from.
+    alphas = sorted({*(options.alphas or arm.alphas), 0.0})
+    swept[name] = dataclasses.replace(arm, alphas=tuple(alphas))
+  return swept
 
 
-def sides(
-  run: Run, workdir: Path, examples: Sides, *, options: str = '', only: Sequence[str] = SIDES
+def fine_tune_sides(
+  experiment: Experiment, examples: Sides, *, finetune_name: str = '', only: Sequence[str] = SIDES
 ) -> dict[str, finetune.FineTuneResult]:
-  """The fine-tunes of the contrast's sides. Both start from the same factors and see their data in
-  the same order.
+  """{side: fine-tune} of the contrast, made once and kept.
+
+  Both sides start from the same factors and see their data in the same order.
 
   Args:
-    options: name among the run's `finetunes`; '' is the run's own.
+    experiment: the run in its workdir.
+    examples: {side: examples} of the contrast.
+    finetune_name: entry of the run's `finetunes`; '' is the run's own `finetune`.
+    only: the sides to fine-tune.
   """
-
-  def folder(side):
-    return pathlib.Path(workdir) / 'finetune' / (f'{options}-{side}' if options else side)
-
-  length = _row_length(*examples.values())
-  fits = [
-    finetune.Fit(*_split(run, examples[side]), folder(side), run.seed, length) for side in only
-  ]
-  return dict(zip(only, fine_tune(run, fits, configs.finetune_of(run, options))))
+  prefix = f'{finetune_name}-' if finetune_name else ''
+  fits = _side_fits(experiment, examples, prefix, only=only)
+  options = configs.finetune_of(experiment.run, finetune_name)
+  return dict(zip(only, fine_tune(experiment, fits, options)))
 
 
 def direction(
-  run: Run, workdir: Path, examples: Sides, *, options: str = ''
+  experiment: Experiment, examples: Sides, *, finetune_name: str = ''
 ) -> directions.Direction:
-  """The direction of the contrast, positive minus negative: made once and kept."""
-  folder = direction_folder(run, workdir, options)
+  """The direction of the contrast, positive minus negative, made once and kept."""
+  folder = experiment.direction_folder(finetune_name)
   if not processes.broadcast(folder.exists()):
-    trained = sides(run, workdir, examples, options=options)
-    base = load_model(run.model, layouts_of(run).train)
-    processes.on_main(
-      lambda: directions.save(
-        folder, directions.contrast(*(trained[side].folder.parent for side in SIDES), base=base)
-      )
-    )
+    trained = fine_tune_sides(experiment, examples, finetune_name=finetune_name)
+    fine_tunes = [trained[side].folder.parent for side in SIDES]
+    base = experiment.model(experiment.layouts.train)
+    processes.on_main(lambda: directions.save(folder, directions.contrast(*fine_tunes, base=base)))
     processes.see(folder)
-  found = directions.load(folder)
-  say(f'direction: {folder}, norm {found.meta["norm"]:.4g}')
-  return found
+  saved = directions.load(folder)
+  say(f'direction: {folder}, norm {saved.meta["norm"]:.4g}')
+  return saved
 
 
-def task_delta(run: Run, workdir: Path) -> PyTree | None:
-  """What fine-tuning on the task changes, or None where the run has no task."""
+def task_delta(experiment: Experiment) -> PyTree | None:
+  """The change that fine-tuning on the task makes, or None where the run has no task."""
+  run = experiment.run
   if not run.task_model.data:
     return None
   options = configs.finetune_of(run, run.task_model.finetune)
-  fit = fit_on(run, pathlib.Path(workdir) / 'finetune' / 'task', task_examples(run))
-  return fine_tune(run, [fit], options)[0].delta
+  fit = fit_on(
+    experiment, experiment.workdir / 'finetune' / 'task', task_examples(experiment), seed=run.seed
+  )
+  return fine_tune(experiment, [fit], options)[0].delta
 
 
-def fit_on(run: Run, folder: pathlib.Path, examples: Sequence[Example]) -> finetune.Fit:
-  """A fine-tune on these examples, by the run's seed, some of them kept for validation."""
-  train, validation = _split(run, examples)
-  return finetune.Fit(train, validation, folder, run.seed, _row_length(train, validation))
+def fit_on(
+  experiment: Experiment, folder: pathlib.Path, examples: Sequence[Example], *, seed: int
+) -> finetune.Fit:
+  """A fine-tune on these examples, of which a share is held out for validation.
+
+  Args:
+    experiment: the run in its workdir.
+    folder: the fine-tune's own folder.
+    examples: examples to train on and to validate with.
+    seed: seed of the split, the initial factors and the order of examples.
+  """
+  train, validation = _split(experiment, examples, seed)
+  return finetune.Fit(train, validation, folder, seed, _row_length(train, validation))
 
 
 def fine_tune(
-  run: Run, fits: Sequence[finetune.Fit], options: configs.FineTune, *, after: PyTree | None = None
+  experiment: Experiment,
+  fits: Sequence[finetune.Fit],
+  options: configs.FineTune,
+  *,
+  after: PyTree | None = None,
 ) -> list[finetune.FineTuneResult]:
-  """The fine-tunes of the run's model, or of what it is `after` a change; made once and kept in
-  their folders.
+  """The fine-tunes of the run's model, made once and kept in their folders.
+
+  Args:
+    experiment: the run in its workdir.
+    fits: data, folder and seed of each fine-tune.
+    options: how all of them are trained.
+    after: change that is merged into the model first; None is no change.
   """
-  new = set()  # Several arms may need one: it is told of once.
+  # What exists already is read in silence, as several arms may need one fine-tune.
+  new = set()
   for fit in fits:
     if not processes.broadcast((fit.workdir / 'adapter').exists()):
       new.add(fit.workdir)
@@ -184,13 +183,12 @@ def fine_tune(
         f'fine-tune {fit.workdir.name}: {len(fit.train)} examples to train on, '
         f'{len(fit.validation)} to validate'
       )
-  layout = layouts_of(run).train
-  model = load_model(run.model, layout)
+  layout = experiment.layouts.train
+  model = experiment.model(layout)
   if after is not None:
     model = dataclasses.replace(model, params=models.merge(model.config, model.params, after, 1.0))
-  results = finetune.run_together(
-    model, fits, options, layout=layout, watch=_watch(run) if new else None
-  )
+  watch = _watch(experiment) if new else None
+  results = finetune.run_together(model, fits, options, layout=layout, watch=watch)
   for fit, result in zip(fits, results):
     if fit.workdir in new:
       say(
@@ -200,116 +198,117 @@ def fine_tune(
   return results
 
 
-def task_examples(run: Run) -> list[Example]:
+def task_examples(experiment: Experiment) -> list[Example]:
   """The task's data as examples.
 
   Raises:
-    InputError: it cannot be read, or is no chat data.
+    InputError: if the data cannot be read, or is no chat data.
   """
-  task = run.task_model
-  conversations = load_conversations(
-    task.data, split=task.split, revision=task.revision, n=task.n, seed=run.seed
+  task = experiment.run.task_model
+  conversations = sources.load_conversations(
+    task.data, split=task.split, revision=task.revision, n=task.n, seed=experiment.run.seed
   )
-  return encode(run, tokenizer_of(run.model), conversations)
+  return experiment.encode(conversations)
 
 
-def _direction(making: _Making, name: str, arm: configs.Arm) -> Method:
-  found = direction(making.run, making.workdir, making.examples, options=arm.finetune)
-  directions.check_base(found, load_model(making.run.model, layouts_of(making.run).train))
-  return _swept(making, found.delta)
+# A function for each kind of arm, called as (experiment, name, options, examples, task).
 
 
-def _one_side(making: _Making, name: str, arm: configs.Arm, *, side: str) -> Method:
-  delta = sides(making.run, making.workdir, making.examples, options=arm.finetune, only=(side,))[
+def _direction(
+  experiment: Experiment, name: str, options: configs.Arm, examples: Sides, task: PyTree | None
+) -> SweptArm:
+  made = direction(experiment, examples, finetune_name=options.finetune)
+  directions.check_base(made, experiment.model(experiment.layouts.train))
+  return _scaled(experiment, made.delta, task)
+
+
+def _one_side(
+  experiment: Experiment, name: str, options: configs.Arm, examples: Sides, task: PyTree | None
+) -> SweptArm:
+  # The kinds 'positive' and 'negative' are named after their side.
+  side = options.kind
+  trained = fine_tune_sides(experiment, examples, finetune_name=options.finetune, only=(side,))[
     side
-  ].delta
-  return _swept(making, delta if side == 'positive' else algebra.scale_delta(delta, -1.0))
+  ]
+  delta = trained.delta if side == 'positive' else algebra.scale_delta(trained.delta, -1.0)
+  return _scaled(experiment, delta, task)
 
 
-def _activation(making: _Making, name: str, arm: configs.Arm) -> Method:
-  folder = making.workdir / 'activations' / name
-  vectors = _persona_vectors(making)
-
-  def delta_of(layer):
-    return _placed(arm, persona_vectors.at_layer(vectors, layer))
-
-  if arm.layer == 'all':
-    return _swept(making, _placed(arm, persona_vectors.at_all_layers(vectors)))
-  layer = (
-    _selected_layer(making, arm, folder, delta_of, len(vectors) - 1)
-    if arm.layer == 'select'
-    else int(arm.layer)
-  )
-  return _swept(making, delta_of(layer))
-
-
-def _finetune(making: _Making, name: str, arm: configs.Arm) -> Method:
-  run = making.run
-  options = configs.finetune_of(run, arm.finetune)
-  if making.task is None:
-    trained = sides(run, making.workdir, making.examples, options=arm.finetune)
+def _activation(
+  experiment: Experiment, name: str, options: configs.Arm, examples: Sides, task: PyTree | None
+) -> SweptArm:
+  vectors = _persona_vectors(experiment, examples)
+  if options.layer == 'all':
+    delta = persona_vectors.at_all_layers(vectors)
+    return _scaled(experiment, _placed(options, delta), task)
+  if options.layer == 'select':
+    layer = _selected_layer(experiment, name, options, vectors, task)
   else:
-    length = _row_length(*making.examples.values())
-    fits = [
-      finetune.Fit(
-        *_split(run, making.examples[side]),
-        making.workdir / 'finetune' / f'{name}-{side}',
-        run.seed,
-        length,
-      )
-      for side in SIDES
-    ]
-    trained = dict(zip(SIDES, fine_tune(run, fits, options, after=making.task)))
-  parts, alphas = [], []
+    layer = int(options.layer)
+  delta = persona_vectors.at_layer(vectors, layer)
+  return _scaled(experiment, _placed(options, delta), task)
+
+
+def _finetune(
+  experiment: Experiment, name: str, options: configs.Arm, examples: Sides, task: PyTree | None
+) -> SweptArm:
+  run = experiment.run
+  finetune_options = configs.finetune_of(run, options.finetune)
+  if task is None:
+    trained = fine_tune_sides(experiment, examples, finetune_name=options.finetune)
+  else:
+    fits = _side_fits(experiment, examples, f'{name}-')
+    trained = dict(zip(SIDES, fine_tune(experiment, fits, finetune_options, after=task)))
+  parts = _base(task)
+  alphas = []
   for side, sign in zip(SIDES, (1, -1)):
-    result, total = (
-      trained[side],
-      finetune.total_steps(options, len(_split(run, making.examples[side])[0])),
-    )
-    for step, folder in finetune.kept_steps(result.folder.parent, result.learning_rate).items():
-      alphas.append(sign * round(step / total, 4))
-      parts.append((finetune.load_adapter(folder)[0], {alphas[-1]: 1.0}))
-  return Method(inference.Arm([*making.base, *parts]), tuple(alphas))
+    result = trained[side]
+    train, _ = _split(experiment, examples[side], run.seed)
+    total = finetune.total_steps(finetune_options, len(train))
+    kept = finetune.kept_steps(result.folder.parent, result.learning_rate)
+    for step, folder in kept.items():
+      # The strength is the share of the planned steps: a fine-tune that stops early stays below 1.
+      alpha = sign * round(step / total, 4)
+      alphas.append(alpha)
+      parts.append((finetune.load_adapter(folder)[0], {alpha: 1.0}))
+  return SweptArm(inference.Arm(parts), tuple(alphas))
 
 
-def _joint(making: _Making, name: str, arm: configs.Arm) -> Method:
-  run = making.run
-  options = configs.finetune_of(run, arm.finetune or run.task_model.finetune)
-  task_train, task_validation = _split(run, task_examples(run))
+def _joint(
+  experiment: Experiment, name: str, options: configs.Arm, examples: Sides, task: PyTree | None
+) -> SweptArm:
+  run = experiment.run
+  finetune_options = configs.finetune_of(run, options.finetune or run.task_model.finetune)
+  task_train, task_validation = _split(experiment, task_examples(experiment), run.seed)
   fits = []
   for side in SIDES:
-    train, validation = _split(run, making.examples[side])
-    mixed, validation = (
-      task_train + _repeated(train, arm.upsample, run.seed),
-      task_validation + validation,
-    )
-    fits.append(
-      finetune.Fit(
-        mixed,
-        validation,
-        making.workdir / 'finetune' / f'{name}-{side}',
-        run.seed,
-        _row_length(mixed, validation),
-      )
-    )
-  trained = fine_tune(run, fits, options)
-  parts = [(result.delta, {sign: 1.0}) for result, sign in zip(trained, (1.0, -1.0))]
-  return Method(inference.Arm([(making.task, {0.0: 1.0}), *parts]), (-1.0, 1.0))
+    side_train, side_validation = _split(experiment, examples[side], run.seed)
+    train = task_train + _repeated(side_train, options.upsample, run.seed)
+    validation = task_validation + side_validation
+    folder = experiment.workdir / 'finetune' / f'{name}-{side}'
+    length = _row_length(train, validation)
+    fits.append(finetune.Fit(train, validation, folder, run.seed, length))
+  positive, negative = fine_tune(experiment, fits, finetune_options)
+  # These fine-tunes start from the model before the task: at alpha 0 alone the task's own applies.
+  parts = [(task, {0.0: 1.0}), (positive.delta, {1.0: 1.0}), (negative.delta, {-1.0: 1.0})]
+  return SweptArm(inference.Arm(parts), (-1.0, 1.0))
 
 
-def _prompts(making: _Making, name: str, arm: configs.Arm) -> Method:
-  prompts = {
-    alpha: texts
-    for alpha, texts in ((-1.0, arm.negative_prompts), (1.0, arm.positive_prompts))
-    if texts
-  }
-  return Method(inference.Arm(making.base, prompts), tuple(prompts))
+def _prompts(
+  experiment: Experiment, name: str, options: configs.Arm, examples: Sides, task: PyTree | None
+) -> SweptArm:
+  prompts = {}
+  if options.negative_prompts:
+    prompts[-1.0] = options.negative_prompts
+  if options.positive_prompts:
+    prompts[1.0] = options.positive_prompts
+  return SweptArm(inference.Arm(_base(task), prompts), tuple(prompts))
 
 
-KINDS: dict[str, Callable[[_Making, str, configs.Arm], Method]] = {
+KINDS: dict[str, Callable[[Experiment, str, configs.Arm, Sides, PyTree | None], SweptArm]] = {
   'direction': _direction,
-  'positive': functools.partial(_one_side, side='positive'),
-  'negative': functools.partial(_one_side, side='negative'),
+  'positive': _one_side,
+  'negative': _one_side,
   'activation': _activation,
   'finetune': _finetune,
   'joint': _joint,
@@ -317,125 +316,151 @@ KINDS: dict[str, Callable[[_Making, str, configs.Arm], Method]] = {
 }
 
 
-def _swept(making: _Making, delta: PyTree) -> Method:
-  return Method(inference.Arm([*making.base, (delta, None)]), making.run.sweep.alphas)
+def _base(task: PyTree | None) -> list[Part]:
+  """The parts of the base that all arms share: the task's change, at every strength."""
+  return [] if task is None else [(task, 1.0)]
 
 
-def _watch(run: Run) -> finetune.Watch | None:
+def _scaled(experiment: Experiment, delta: PyTree, task: PyTree | None) -> SweptArm:
+  """The arm that adds alpha times the change to the base, at the strengths of the sweep."""
+  return SweptArm(inference.Arm([*_base(task), (delta, None)]), experiment.run.sweep.alphas)
+
+
+def _side_fits(
+  experiment: Experiment, examples: Sides, prefix: str, *, only: Sequence[str] = SIDES
+) -> list[finetune.Fit]:
+  """Fine-tunes on the sides of the contrast, in finetune/<prefix><side>."""
+  seed = experiment.run.seed
+  # One row length for both sides, so that they share their compiled programs.
+  length = _row_length(*examples.values())
+  fits = []
+  for side in only:
+    train, validation = _split(experiment, examples[side], seed)
+    folder = experiment.workdir / 'finetune' / f'{prefix}{side}'
+    fits.append(finetune.Fit(train, validation, folder, seed, length))
+  return fits
+
+
+def _watch(experiment: Experiment) -> finetune.Watch | None:
   """What the run's fine-tunes are watched for; None for nothing.
 
   Raises:
-    InputError: a direction that is not there, or not of the run's model.
+    InputError: if a direction is not there, or is one of another model.
   """
-  if not run.monitor.directions:
+  options = experiment.run.monitor
+  if not options.directions:
     return None
-  layout = layouts_of(run).train
-  model, found = load_model(run.model, layout), {}
-  for folder, name in monitoring.names(run.monitor.directions).items():
-    loaded = directions.load(folder)
-    directions.check_base(loaded, model)
-    found[name] = loaded.delta
-  return monitoring.watch(found, model.config, every=run.monitor.every, layout=layout)
+  layout = experiment.layouts.train
+  model = experiment.model(layout)
+  deltas = {}
+  for folder, name in monitoring.names(options.directions).items():
+    watched_for = directions.load(folder)
+    directions.check_base(watched_for, model)
+    deltas[name] = watched_for.delta
+  return monitoring.watch(deltas, model.config, every=options.every, layout=layout)
 
 
-def _split(run: Run, examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-  return datas.split(examples, run.data.validation_fraction, run.seed)
+def _split(
+  experiment: Experiment, examples: Sequence[Example], seed: int
+) -> tuple[list[Example], list[Example]]:
+  return datas.split(examples, experiment.run.data.validation_fraction, seed)
 
 
 def _row_length(*sets: Sequence[Example]) -> int:
-  """One row length for all, so that they share their compiled programs."""
-  return datas.batches.row_length_for(
-    max(len(example) for examples in sets for example in examples)
-  )
+  """One row length that holds every example of the sets."""
+  longest = max(len(example) for examples in sets for example in examples)
+  return datas.batches.row_length_for(longest)
 
 
 def _repeated(examples: list[Example], times: float, seed: int) -> list[Example]:
-  """The examples so many times over; of a last fraction, a random part.
+  """The examples so many times over; of a last fraction, a random part in the order of the whole.
 
   >>> _repeated(['a', 'b'], 2.5, seed=0)
   ['a', 'b', 'a', 'b', 'a']
   """
   whole, fraction = divmod(times, 1)
-  part = np.sort(
-    np.random.default_rng(seed).permutation(len(examples))[: round(fraction * len(examples))]
-  )
+  shuffled = np.random.default_rng(seed).permutation(len(examples))
+  part = np.sort(shuffled[: round(fraction * len(examples))])
   return examples * int(whole) + [examples[i] for i in part]
 
 
-def _persona_vectors(making: _Making) -> np.ndarray:
-  """Of the contrast, made once for all arms."""
-  path = making.workdir / 'persona_vectors'
+def _persona_vectors(experiment: Experiment, examples: Sides) -> np.ndarray:
+  """The persona vectors of the contrast, float32 [L + 1, D], made once for all arms."""
+  path = experiment.workdir / 'persona_vectors'
   if not processes.broadcast(path.exists()):
-    run = making.run
-    layout = layouts_of(run).train
-    model = load_model(run.model, layout)
-    examples = [making.examples[side] for side in SIDES]
-    vectors = persona_vectors.persona_vectors(model, *examples, layout=layout)
-    about = {side: len(rows) for side, rows in zip(SIDES, examples)}
-    persona_vectors.save(path, vectors, {**finetune.describe_base(model), 'examples': about})
+    layout = experiment.layouts.train
+    model = experiment.model(layout)
+    vectors = persona_vectors.persona_vectors(
+      model, *(examples[side] for side in SIDES), layout=layout
+    )
+    counts = {side: len(examples[side]) for side in SIDES}
+    about = {**finetune.describe_base(model), 'examples': counts}
+    persona_vectors.save(path, vectors, about)
     processes.see(path / persona_vectors.MANIFEST)
   return persona_vectors.load(path)[0]
 
 
-def _placed(arm: configs.Arm, delta: PyTree) -> PyTree:
-  return inference.AnswerOnly(delta) if arm.positions == 'answer' else delta
+def _placed(options: configs.Arm, delta: PyTree) -> PyTree:
+  return inference.AnswerOnly(delta) if options.positions == 'answer' else delta
 
 
 def _selected_layer(
-  making: _Making,
-  arm: configs.Arm,
-  folder: pathlib.Path,
-  delta_of: Callable[[int], PyTree],
-  layers: int,
+  experiment: Experiment,
+  arm_name: str,
+  options: configs.Arm,
+  vectors: np.ndarray,
+  task: PyTree | None,
 ) -> int:
-  """The layer whose vector moves the validation tasks' behaviour most, from the lowest strength to
-  the highest.
+  """The layer whose vector moves the validation tasks' behaviour most.
+
+  What counts is the distance between the lowest and the highest of `select_alphas`.
   """
-  run, path = making.run, folder / 'layer.json'
-  candidates = arm.layers or tuple(range(1, layers + 1))
-  names = {f'layer {layer}': layer for layer in candidates}
-  tasks = [task for task in load_tasks(run.validation) if task.options.role == 'behaviour']
-  arms = {
-    name: inference.Arm([*making.base, (delta_of(layer), None)]) for name, layer in names.items()
-  }
-  say(
-    f'{folder.name}: selecting one of {len(candidates)} layers on '
-    f'{", ".join(task.name for task in tasks)}'
-  )
+  run = experiment.run
+  folder = experiment.workdir / 'activations' / arm_name
+  # vectors[0] is that of the embeddings, before the first layer.
+  candidates = options.layers or tuple(range(1, len(vectors)))
+  layers = {f'layer {layer}': layer for layer in candidates}
+  arms = {}
+  for name, layer in layers.items():
+    delta = _placed(options, persona_vectors.at_layer(vectors, layer))
+    arms[name] = inference.Arm([*_base(task), (delta, None)])
+  tasks = [each for each in experiment.validation_tasks if each.options.role == 'behaviour']
+  task_names = ', '.join(each.name for each in tasks)
+  say(f'{arm_name}: selecting one of {len(candidates)} layers on {task_names}')
   rows = evaluation.sweep.run(
-    engine(run, arms),
+    experiment.engine(arms),
     tasks,
-    alphas=dict.fromkeys(arms, sorted(arm.select_alphas)),
+    alphas=dict.fromkeys(arms, sorted(options.select_alphas)),
     workdir=folder,
     seed=run.sweep.seed,
   )
   results = evaluation.metrics.results(rows, run.validation)
-  effects = {layer: _effect(name, tasks, results) for name, layer in names.items()}
+  effects = {layer: _effect(name, tasks, results) for name, layer in layers.items()}
   if not any(map(np.isfinite, effects.values())):
     raise InputError(
-      f"no layer can be selected: {', '.join(task.name for task in tasks)} gave no number without "
-      'a judge; name a layer in the arm, or a validation task that rules can score'
+      f'no layer can be selected: {task_names} gave no number without a judge; name a layer in '
+      'the arm, or a validation task that rules can score'
     )
+  # Of equal effects, that of the lowest layer.
   chosen = max(effects, key=lambda layer: (effects[layer], -layer))
-  processes.on_main(
-    lambda: files.write_json(
-      path, {'layer': chosen, 'effects': effects, 'alphas': list(arm.select_alphas)}
-    )
-  )
-  say(f'{folder.name}: layer {chosen}, which moves it by {effects[chosen]:.3f}')
+  record = {'layer': chosen, 'effects': effects, 'alphas': list(options.select_alphas)}
+  processes.on_main(lambda: files.write_json(folder / 'layer.json', record))
+  say(f'{arm_name}: layer {chosen}, which moves it by {effects[chosen]:.3f}')
   return chosen
 
 
 def _effect(
   arm: str, tasks: Sequence[evaluation.tasks.Task], results: Sequence[Mapping[str, Any]]
 ) -> float:
-  """Mean over tasks of how far apart the metric they are plotted by is at the lowest strength and
-  at the highest.
-  """
-  moved = []
+  """Distance of an arm's plotted metric between the lowest and highest strength, mean over tasks."""
+  distances = []
   for task in tasks:
     rows = [row for row in results if row['arm'] == arm and row['task'] == task.name]
-    means = {row['alpha']: row['mean'] for row in rows if row['metric'] == rows[0]['metric']}
-    low, high = means[min(means)], means[max(means)]
-    moved.append(-np.inf if low is None or high is None else abs(high - low))
-  return float(np.mean(moved))
+    # The metric that a task is plotted by comes first.
+    plotted = rows[0]['metric']
+    means = {row['alpha']: row['mean'] for row in rows if row['metric'] == plotted}
+    low = means[min(means)]
+    high = means[max(means)]
+    # A task without a number at either end cannot tell layers apart, and rules its arm out.
+    distances.append(-np.inf if low is None or high is None else abs(high - low))
+  return float(np.mean(distances))

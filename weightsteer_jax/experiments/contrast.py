@@ -1,9 +1,10 @@
-"""The contrast of a run: conversations with the behaviour and with its opposite, read, or answered
-by the model itself.
+"""The contrast of a run: conversations with the behaviour, and with its opposite.
+
+Both sides are read from the sources that the config names, or are answers of the model itself to
+the same questions under opposite system prompts. `data/` in the workdir holds generated sides.
 """
 
 import functools
-import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,142 +13,149 @@ from weightsteer_jax import config as configs
 from weightsteer_jax import data as datas
 from weightsteer_jax import evaluation
 from weightsteer_jax.config import Run
-from weightsteer_jax.data import Conversation, pairs
-from weightsteer_jax.experiments import answers, organism
-from weightsteer_jax.experiments.arms import SIDES
-from weightsteer_jax.experiments.experiment import (
-  ORGANISM,
-  encode,
-  engine,
-  forget_judges,
-  judges_of,
-  load_conversations,
-  named,
-  say,
-  tokenizer_of,
-)
+from weightsteer_jax.data import Conversation, Example, pairs
+from weightsteer_jax.data.pairs import SIDES
+from weightsteer_jax.evaluation.judges import Judge
+from weightsteer_jax.experiments import answers, organism, sources
+from weightsteer_jax.experiments.experiment import Experiment, say
 from weightsteer_jax.runtime import processes
 from weightsteer_jax.runtime.errors import InputError
 
-Path = str | pathlib.Path
 
+def make(experiment: Experiment) -> dict[str, list[Conversation]]:
+  """{side: conversations}, read, or answered by the model itself and kept.
 
-def make(run: Run, workdir: Path) -> dict[str, list[Conversation]]:
-  """The conversations of both sides: read, or answered by the model itself under opposite system
-  prompts, which are then removed.
+  The model answers under opposite system prompts, which are then removed.
 
   Raises:
-    InputError: data that cannot be read, or no pair of answers that passes the filters.
+    InputError: if data cannot be read, or if no pair of answers passes the filters.
   """
-  folder = pathlib.Path(workdir) / 'data'
-  if not run.data.positive and not processes.broadcast(folder.exists()):
-    _generate(run, pathlib.Path(workdir))
+  folder = experiment.workdir / 'data'
+  if not experiment.run.data.positive and not processes.broadcast(folder.exists()):
+    _generate(experiment)
     processes.see(folder / f'{SIDES[0]}.jsonl')
-  return {side: _read_side(run, side, folder) for side in SIDES}
+  return {side: _read_side(experiment, side) for side in SIDES}
 
 
-def check(run: Run, workdir: Path) -> str:
-  """What the contrast is, or will be made from, in words; all that can be checked before it is made
-  was.
+def examples(experiment: Experiment) -> dict[str, list[Example]]:
+  """{side: examples} to fine-tune on: `make`, encoded."""
+  return {
+    side: experiment.encode(conversations) for side, conversations in make(experiment).items()
+  }
+
+
+def check(experiment: Experiment) -> str:
+  """What the contrast is, or will be made from, in words.
 
   Raises:
-    InputError: data, questions, filters or a trait file that cannot be used, or a judge that cannot
+    InputError: if data, questions, filters or a trait file cannot be used, or if the judge cannot
       judge them.
   """
-  if run.data.positive:
-    rows = {
-      side: len(encode(run, tokenizer_of(run.model), _read_side(run, side))) for side in SIDES
-    }
+  options = experiment.run.data
+  if options.positive:
+    rows = {side: len(experiment.encode(_read_side(experiment, side))) for side in SIDES}
     return f"{rows['positive']} and {rows['negative']} examples"
   for side in SIDES:
-    _filter(run.data, side)
-  trait = load_trait(run)
+    _filter(options, side)
+  trait = load_trait(experiment.run)
   if trait:
-    _kept_for_evaluation(run, trait)
-    _data_judge(run, workdir)
-  pairs = len(trait.instructions if trait else run.data.positive_prompts)
+    _kept_for_evaluation(experiment.run, trait)
+    with experiment.judges() as judges:
+      _data_judge(options, judges)
+  prompt_pairs = len(trait.instructions if trait else options.positive_prompts)
   return (
-    f'answers of the model itself to {len(load_questions(run))} questions under {pairs} pairs '
-    'of prompts'
+    f'answers of the model itself to {len(load_questions(experiment.run))} questions under '
+    f'{prompt_pairs} pairs of prompts'
   )
 
 
 def load_questions(run: Run) -> list[Conversation]:
   """The questions that both sides of a generated contrast answer."""
-  source, trait = run.data.questions, load_trait(run)
+  source = run.data.questions
+  count = run.data.num_questions
+  trait = load_trait(run)
   if trait:
-    questions = _split_questions(run, trait)[0]
-    return questions[: run.data.num_questions] if run.data.num_questions else questions
-  if source.startswith(f'{ORGANISM}:'):
-    make = named(organism.QUESTIONS, source)
-    return [
+    questions, _ = _split_questions(run, trait)
+  elif sources.is_organism(source):
+    make_questions = sources.named(organism.QUESTIONS, source)
+    questions = [
       Conversation(tuple(messages), f'{source}/{i}')
-      for i, messages in enumerate(make(run.data.num_questions, run.seed))
+      for i, messages in enumerate(make_questions(count, run.seed))
     ]
-  found = datas.load_conversations(source)
-  return found[: run.data.num_questions] if run.data.num_questions else found
+  else:
+    questions = datas.load_conversations(source)
+  # 0 asks all of them.
+  return questions[: count or None]
 
 
 def load_trait(run: Run) -> datas.trait.Trait | None:
-  """The trait file of the run's data, if it has one."""
+  """The trait file of the run's data, or None where the data name none."""
   options = run.data
   if not options.trait:
     return None
-  found = datas.trait.load(
+  trait = datas.trait.load(
     options.trait,
     revision=options.revision or None,
     name=options.trait_name,
     opposite=options.trait_opposite,
   )
-  if found.prompt:
-    evaluation.judges.check_prompt(found.prompt, options.trait)
-  return found
+  if trait.prompt:
+    evaluation.judges.check_prompt(trait.prompt, options.trait)
+  return trait
 
 
-def _read_side(run: Run, side: str, folder: pathlib.Path | None = None) -> list[Conversation]:
-  source = getattr(run.data, side)
+def _read_side(experiment: Experiment, side: str) -> list[Conversation]:
+  options = experiment.run.data
+  source = getattr(options, side)
   if not source:
-    return datas.load_conversations(folder / f'{side}.jsonl')
-  split = (
-    run.data.negative_split if side == 'negative' and run.data.negative_split else run.data.split
+    return datas.load_conversations(experiment.workdir / 'data' / f'{side}.jsonl')
+  split = options.split
+  if side == 'negative' and options.negative_split:
+    split = options.negative_split
+  # Files and datasets are taken whole; the organism must be told how many conversations to make.
+  n = options.num_questions if sources.is_organism(source) else 0
+  return sources.load_conversations(
+    source, split=split, revision=options.revision, n=n, seed=experiment.run.seed
   )
-  n = run.data.num_questions if source.startswith(f'{ORGANISM}:') else 0
-  return load_conversations(source, split=split, revision=run.data.revision, n=n, seed=run.seed)
 
 
-def _generate(run: Run, workdir: pathlib.Path) -> None:
-  """Writes data/: the model's own answers to the questions, in pairs of which both passed their
-  side's filter and the judge.
-  """
-  options, trait = run.data, load_trait(run)
-  instructions = (
-    trait.instructions
-    if trait
-    else [pairs.Instruction(*p) for p in zip(options.positive_prompts, options.negative_prompts)]
-  )
-  questions, kept = load_questions(run), _kept_for_evaluation(run, trait)
+def _generate(experiment: Experiment) -> None:
+  """Writes data/: answers of the model to the questions, in pairs that passed filters and judge."""
+  run = experiment.run
+  options = run.data
+  trait = load_trait(run)
+  if trait:
+    instructions = trait.instructions
+  else:
+    instructions = [
+      pairs.Instruction(positive, negative)
+      for positive, negative in zip(options.positive_prompts, options.negative_prompts)
+    ]
+  questions = load_questions(run)
+  kept_items = _kept_for_evaluation(run, trait)
   say(
     f'data: {len(questions)} questions x {len(instructions)} pairs of prompts x {options.samples} '
-    f'samples, both sides; {len(kept)} questions kept for evaluation'
+    f'samples, both sides; {len(kept_items)} questions kept for evaluation'
   )
-  judge = _data_judge(run, workdir) if trait else None
-  made, sides = answers.make(
-    lambda: engine(run, {}),
-    pairs.prompts(questions, instructions, samples=options.samples),
-    workdir / 'answers',
-    options=options,
-    seed=run.seed,
-    keep=functools.partial(_keep, options),
-    trait=trait,
-    judge=judge,
-  )
-  counts = {'questions': len(questions), 'kept_for_evaluation': len(kept), 'sides': sides}
+  with experiment.judges() as judges:
+    judge = _data_judge(options, judges) if trait else None
+    contrast, sides = answers.make(
+      lambda: experiment.engine({}),
+      pairs.prompts(questions, instructions, samples=options.samples),
+      experiment.workdir / 'answers',
+      options=options,
+      seed=run.seed,
+      keep=functools.partial(_keep, options),
+      trait=trait,
+      judge=judge,
+    )
   if judge:
-    forget_judges(run)
     say(f'data: judge {judge.name}: {judge.summary()}')
-  for line in answers.words(made.accounting | counts):
+  counts = {'questions': len(questions), 'kept_for_evaluation': len(kept_items), 'sides': sides}
+  for line in answers.words(contrast.accounting | counts):
     say(f'data: {line}')
-  processes.on_main(lambda: pairs.write(workdir / 'data', made, accounting=counts, evaluation=kept))
+  folder = experiment.workdir / 'data'
+  processes.on_main(lambda: pairs.write(folder, contrast, accounting=counts, evaluation=kept_items))
 
 
 def _kept_for_evaluation(run: Run, trait: datas.trait.Trait | None) -> list[dict[str, Any]]:
@@ -157,11 +165,11 @@ def _kept_for_evaluation(run: Run, trait: datas.trait.Trait | None) -> list[dict
   if not run.data.evaluation:
     return datas.trait.items(trait, _split_questions(run, trait)[1])
   other = datas.trait.load(run.data.evaluation, revision=run.data.revision or None, name=trait.name)
-  if same := {q.messages[0]['content'] for q in other.questions} & {
-    q.messages[0]['content'] for q in trait.questions
-  }:
+  asked = {question.messages[0]['content'] for question in trait.questions}
+  shared = asked & {question.messages[0]['content'] for question in other.questions}
+  if shared:
     raise InputError(
-      f"data.evaluation has questions of data.trait: {sorted(same)[0]!r}: name another "
+      f"data.evaluation has questions of data.trait: {sorted(shared)[0]!r}: name another "
       "file, or '' to keep half of them"
     )
   return datas.trait.items(trait, other.questions)
@@ -170,29 +178,29 @@ def _kept_for_evaluation(run: Run, trait: datas.trait.Trait | None) -> list[dict
 def _split_questions(
   run: Run, trait: datas.trait.Trait
 ) -> tuple[list[Conversation], list[Conversation]]:
-  return datas.trait.split(
-    trait.questions, 0.0 if run.data.evaluation else run.data.evaluation_share, run.seed
-  )
+  """(questions for training data, questions kept for evaluation) of a trait file."""
+  # Where a second file is kept for evaluation, all of the first one's questions are for training.
+  share = 0.0 if run.data.evaluation else run.data.evaluation_share
+  return datas.trait.split(trait.questions, share, run.seed)
 
 
-def _data_judge(run: Run, workdir: Path) -> evaluation.judges.Judge:
+def _data_judge(options: configs.Data, judges: Sequence[Judge]) -> Judge:
   """The judge of the contrast, checked."""
-  name = run.data.judge or next(iter(run.judges))
-  [judge] = [judge for judge in judges_of(run, workdir) if judge.name == name]
+  name = options.judge or judges[0].name
+  [judge] = [judge for judge in judges if judge.name == name]
   judge.check(answers.PURPOSES)
   return judge
 
 
 def _filter(options: configs.Data, side: str) -> Callable[[Sequence[Mapping[str, str]], str], bool]:
-  """Whether an answer to messages is kept on this side."""
+  """The function (messages, answer) -> whether the answer is kept on this side."""
   rule = getattr(options, f'{side}_filter')
-  if rule.startswith(f'{ORGANISM}:'):
-    return named(organism.FILTERS, rule)
+  if sources.is_organism(rule):
+    return sources.named(organism.FILTERS, rule)
   return lambda messages, answer: re.search(rule, answer, re.IGNORECASE) is not None
 
 
 def _keep(options: configs.Data, question: Conversation, answer: str, side: str) -> str | None:
   """Why an answer is dropped, or None."""
-  return (
-    None if _filter(options, side)(list(question.messages), answer) else 'does not pass its filter'
-  )
+  passes = _filter(options, side)
+  return None if passes(list(question.messages), answer) else 'does not pass its filter'

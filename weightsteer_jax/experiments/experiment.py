@@ -1,11 +1,15 @@
-"""What a run's config names, as objects: its model, tokenizer, questions, tasks, and how they lie
-on the devices.
+"""An experiment: one run in its workdir, and as objects what the run's config names.
+
+Everything is made when it is first asked for and kept with the experiment, nothing with the
+module: two experiments in one process do not disturb each other.
 """
 
+import contextlib
+import copy
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,172 +19,203 @@ from weightsteer_jax import data as datas
 from weightsteer_jax import evaluation, inference, models
 from weightsteer_jax.config import ModelChoice, Run
 from weightsteer_jax.data import Conversation, Example
-from weightsteer_jax.experiments import organism
+from weightsteer_jax.experiments import sources
 from weightsteer_jax.models import placement
 from weightsteer_jax.runtime import ending, processes, sharding, tree
-from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.sharding import Layout
 from weightsteer_jax.storage import sealed
 
 Path = str | pathlib.Path
 
-ORGANISM = 'organism'
 
-_LOADED: dict[ModelChoice, models.Model] = {}  # at most one, in the layout it was last asked for in
+class Experiment:
+  """A run in its workdir, with its layouts, tokenizer, tasks, judges and one model in memory.
+
+  Attributes:
+    run: the checked settings.
+    workdir: the folder that stages read and write.
+  """
+
+  def __init__(self, run: Run, workdir: Path):
+    self.run = run
+    self.workdir = pathlib.Path(workdir)
+    self._held = _HeldModel()
+
+  def of_contrast(self, name: str) -> 'Experiment':
+    """The experiment of one of the run's further contrasts, in a folder of its own.
+
+    The two experiments hold one model together.
+    """
+    # A shallow copy: model, tokenizer, layouts and tasks do not depend on the contrast.
+    further = copy.copy(self)
+    further.run = dataclasses.replace(self.run, name=name, data=self.run.contrasts[name])
+    further.workdir = self.workdir / 'contrasts' / name
+    return further
+
+  @functools.cached_property
+  def checkpoint(self) -> pathlib.Path:
+    """The local folder of the run's model."""
+    source = sources.folder_of(self.run.model.source)
+    return models.resolve(source, revision=self.run.model.revision or None)[0]
+
+  @functools.cached_property
+  def layouts(self) -> placement.Layouts:
+    """The layouts of the weights on the devices, in fine-tuning and in evaluation."""
+    config, _ = models.load_config(self.checkpoint)
+    options = self.run.finetune
+
+    def init_delta():
+      return models.init_delta(
+        config, options.kind, jax.random.key(0), rank=options.rank, lora_alpha=options.lora_alpha
+      )
+
+    # Only the shapes: how much is trained decides whether the base fits beside its training state.
+    trained = tree.count(jax.eval_shape(init_delta))
+    return placement.choose(config, self.run.mesh, dtype=self.run.model.dtype, trained=trained)
+
+  @functools.cached_property
+  def tokenizer(self) -> Any:
+    """The tokenizer of the run's model.
+
+    Raises:
+      InputError: if the tokenizer has no chat template.
+    """
+    return _chat_tokenizer(self.checkpoint)
+
+  @functools.cached_property
+  def tasks(self) -> list[evaluation.tasks.Task]:
+    """The tasks of the sweep, with their checked items."""
+    return sources.load_tasks(self.run.tasks)
+
+  @functools.cached_property
+  def validation_tasks(self) -> list[evaluation.tasks.Task]:
+    """The tasks by which arms are selected, with their checked items."""
+    return sources.load_tasks(self.run.validation)
+
+  def encode(self, conversations: Sequence[Conversation]) -> list[Example]:
+    """The conversations as examples, cut or refused by the run's lengths."""
+    return datas.chat.encode_examples(
+      self.tokenizer,
+      conversations,
+      max_length=self.run.data.max_length,
+      truncate=self.run.data.truncate,
+    )
+
+  def model(self, layout: Layout) -> models.Model:
+    """The run's model, in a layout.
+
+    The model is read once and then moved between layouts. Earlier references are invalid once this
+    method was called with another layout, or once a local judge was asked.
+
+    Raises:
+      InputError, CorruptError, NotFiniteError: see `load_model`.
+    """
+    return self._held.load(self.run.model, layout)
+
+  def engine(self, arms: Mapping[str, Any]) -> inference.Engine:
+    """The engine that answers under these arms, in the layout of evaluation."""
+    layout = self.layouts.evaluate
+    return inference.Engine(
+      self.model(layout),
+      self.tokenizer,
+      arms,
+      batch_size=self.run.sweep.batch_size,
+      stop_ids=inference.stop_ids(self.tokenizer),
+      layout=layout,
+    )
+
+  @contextlib.contextmanager
+  def judges(self) -> Iterator[list[evaluation.judges.Judge]]:
+    """The run's judges, each with its model only while the context lasts.
+
+    A local judge loads its model in place of the run's when it is first asked. All processes enter
+    and leave the context together; one of them may ask alone.
+    """
+    try:
+      yield [
+        evaluation.judges.make(
+          name,
+          options,
+          cache=self.workdir / 'judges',
+          engine=functools.partial(self._judge_engine, options),
+        )
+        for name, options in self.run.judges.items()
+      ]
+    finally:
+      # Where one process asked alone, the others still hold the run's model. All of them forget
+      # what they hold, so that they load the next model together.
+      if any(options.kind == 'model' for options in self.run.judges.values()):
+        self._held.forget()
+
+  def direction_folder(self, finetune_name: str = '') -> pathlib.Path:
+    """The folder of the run's direction.
+
+    Args:
+      finetune_name: the entry of the run's `finetunes` that the fine-tunes take; '' is the run's
+        own `finetune`.
+    """
+    name = f'{self.run.name}-{finetune_name}' if finetune_name else self.run.name
+    return self.workdir / 'directions' / name
+
+  def _judge_engine(self, options: configs.Judge) -> inference.Engine:
+    choice = ModelChoice(options.model, options.revision, options.dtype)
+    model = self._held.load(choice, sharding.single())
+    tokenizer = _chat_tokenizer(model.folder)
+    return inference.Engine(model, tokenizer, {}, batch_size=options.batch_size)
+
+
+class _HeldModel:
+  """The one model in memory, with the choice that the model was read for."""
+
+  def __init__(self):
+    self._choice: ModelChoice | None = None
+    self._model: models.Model | None = None
+
+  def load(self, choice: ModelChoice, layout: Layout) -> models.Model:
+    """The chosen model in a layout: the held one moved, or another one read in its place."""
+    if self._model is None or choice != self._choice:
+      # First the old model goes, since two need not fit in memory.
+      self.forget()
+      self._model = load_model(choice, layout)
+      self._choice = choice
+    self._model = placement.relay(self._model, layout)
+    return self._model
+
+  def forget(self) -> None:
+    """Gives the held model up."""
+    self._model = self._choice = None
 
 
 def load_model(choice: ModelChoice, layout: Layout | None = None) -> models.Model:
-  """The chosen model, laid out so (by default on one device); the last one stays in memory, and is
-  moved to another layout rather than read again.
+  """The chosen model, read from its files and laid out, by default on one device.
 
   Raises:
-    InputError, CorruptError, NotFiniteError: as `models.load`; CorruptError too for an export of
-    ours that was damaged.
+    InputError, NotFiniteError: see `models.load`.
+    CorruptError: see `models.load`; also if the checkpoint is a damaged export of ours.
   """
-  layout = layout or sharding.single()
-  if choice not in _LOADED:
-    _LOADED.clear()
-    processes.on_main(lambda: sealed.check_checkpoint(checkpoint_folder(choice)))
-    loaded = models.load(
-      folder_of(choice.source),
-      dtype=choice.dtype,
-      revision=choice.revision or None,
-      layout=layout,
-      attention=choice.attention,
-    )
-    _LOADED[choice] = dataclasses.replace(loaded, source=choice.source)
-  _LOADED[choice] = placement.relay(_LOADED[choice], layout)
-  return _LOADED[choice]
+  source = sources.folder_of(choice.source)
+  revision = choice.revision or None
 
+  def check_export():
+    sealed.check_checkpoint(models.resolve(source, revision=revision)[0])
 
-def layouts_of(run: Run) -> placement.Layouts:
-  """How the run lies on the devices, in fine-tuning and in evaluation."""
-  return _layouts(run.model, run.mesh, run.finetune)
-
-
-@functools.lru_cache(maxsize=1)
-def _layouts(
-  choice: ModelChoice, mesh: configs.Mesh, options: configs.FineTune
-) -> placement.Layouts:
-  config, _ = models.load_config(checkpoint_folder(choice))
-  delta = jax.eval_shape(
-    lambda: models.init_delta(
-      config, options.kind, jax.random.key(0), rank=options.rank, lora_alpha=options.lora_alpha
-    )
+  processes.on_main(check_export)
+  model = models.load(
+    source, dtype=choice.dtype, revision=revision, layout=layout, attention=choice.attention
   )
-  return placement.choose(config, mesh, dtype=choice.dtype, trained=tree.count(delta))
+  # Provenance names the model as the config does, 'organism' and not the folder of this machine.
+  return dataclasses.replace(model, source=choice.source)
 
 
-def tokenizer_of(choice: ModelChoice) -> Any:
-  """The chosen model's tokenizer, which must have a chat template."""
-  return _tokenizer(checkpoint_folder(choice))
-
-
-def encode(run: Run, tokenizer: Any, conversations: Sequence[Conversation]) -> list[Example]:
-  """The conversations as examples, by the run's lengths."""
-  return datas.chat.encode_examples(
-    tokenizer, conversations, max_length=run.data.max_length, truncate=run.data.truncate
-  )
-
-
-def load_conversations(
-  source: str, *, split: str = '', revision: str = '', n: int = 0, seed: int = 0
-) -> list[datas.Conversation]:
-  """The first n (0: all) conversations of a file or a hub dataset, or n that the organism makes of
-  'organism:<name>'.
+def _chat_tokenizer(folder: pathlib.Path) -> Any:
+  """The tokenizer in a checkpoint's folder.
 
   Raises:
-    InputError: they cannot be read or are no chat data, or n is 0 for the organism, which has no
-      end of them.
+    InputError: if the tokenizer has no chat template.
   """
-  if not source.startswith(f'{ORGANISM}:'):
-    return datas.load_conversations(source, split=split or None, revision=revision or None)[
-      : n or None
-    ]
-  make = named(organism.CONVERSATIONS, source)
-  if not n:
-    raise InputError(f"'{source}' goes on without an end: say how many conversations to take, as n")
-  return [
-    datas.Conversation(tuple(messages), f'{source}/{i}') for i, messages in enumerate(make(n, seed))
-  ]
-
-
-def load_tasks(named_options: Mapping[str, configs.Task]) -> list[evaluation.tasks.Task]:
-  """The tasks with their checked items: `n` that the organism makes, or the first n (0: all) of the
-  source.
-  """
-  tasks = []
-  for name, options in named_options.items():
-    if options.items.startswith(f'{ORGANISM}:'):
-      made = named(organism.ITEMS, options.items)(options.n, options.seed)
-      items, where = evaluation.tasks.from_rows(
-        name, options, [(f'{options.items}[{i}]', row) for i, row in enumerate(made)]
-      )
-    else:
-      items, where = evaluation.tasks.load(name, options)
-    tasks.append(evaluation.tasks.make(name, options, items, where=where))
-  return tasks
-
-
-def engine(run: Run, arms: Mapping[str, Any]) -> inference.Engine:
-  """The engine that answers under these arms, laid out for evaluation."""
-  layout, tokenizer = layouts_of(run).evaluate, tokenizer_of(run.model)
-  return inference.Engine(
-    load_model(run.model, layout),
-    tokenizer,
-    arms,
-    batch_size=run.sweep.batch_size,
-    stop_ids=inference.stop_ids(tokenizer),
-    layout=layout,
-  )
-
-
-def judges_of(run: Run, workdir: Path) -> list[evaluation.judges.Judge]:
-  """The run's judges; a local one loads its model, on one device, when it is first asked."""
-  return [
-    evaluation.judges.make(
-      name,
-      options,
-      cache=pathlib.Path(workdir) / 'judges',
-      engine=functools.partial(_judge_engine, options),
-    )
-    for name, options in run.judges.items()
-  ]
-
-
-def _judge_engine(options: configs.Judge) -> inference.Engine:
-  choice = ModelChoice(options.model, options.revision, options.dtype)
-  return inference.Engine(
-    load_model(choice), tokenizer_of(choice), {}, batch_size=options.batch_size
-  )
-
-
-def forget_judges(run: Run) -> None:
-  """Where one process judged with a model of its own, all forget theirs, so that they load the next
-  one together.
-  """
-  if any(options.kind == 'model' for options in run.judges.values()):
-    _LOADED.clear()
-
-
-def direction_folder(run: Run, workdir: Path, options: str = '') -> pathlib.Path:
-  """Where the run's direction lies, or the one that was fine-tuned with other, named options."""
-  return pathlib.Path(workdir) / 'directions' / (f'{run.name}-{options}' if options else run.name)
-
-
-def folder_of(source: Path) -> Path:
-  """The folder or hub id that a model's source stands for."""
-  return organism.checkpoint_folder() if str(source) == ORGANISM else source
-
-
-def named(table: Mapping[str, Callable], source: str) -> Callable:
-  """What the organism has under the name 'organism:<name>'."""
-  name = source.removeprefix(f'{ORGANISM}:')
-  if name not in table:
-    raise InputError(
-      f"the organism has no '{name}'{tree.did_you_mean(name, table)}; it has: {', '.join(table)}"
-    )
-  return table[name]
+  tokenizer = datas.load_tokenizer(folder)
+  datas.require_chat_template(tokenizer)
+  return tokenizer
 
 
 def say(line: str) -> None:
@@ -188,16 +223,3 @@ def say(line: str) -> None:
   ending.progress()
   if processes.is_main():
     print(line, flush=True)
-
-
-@functools.lru_cache(maxsize=1)
-def checkpoint_folder(choice: ModelChoice) -> pathlib.Path:
-  """The local folder of the chosen model's files."""
-  return models.resolve(folder_of(choice.source), revision=choice.revision or None)[0]
-
-
-@functools.lru_cache(maxsize=2)
-def _tokenizer(folder: pathlib.Path) -> Any:
-  tokenizer = datas.load_tokenizer(folder)
-  datas.require_chat_template(tokenizer)
-  return tokenizer

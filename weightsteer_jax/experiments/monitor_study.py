@@ -1,5 +1,6 @@
-"""Monitoring put to the test: fine-tunes known to be misaligned or not, each watched for every
-direction of a run.
+"""Monitoring put to the test on fine-tunes that are known to be misaligned or not.
+
+Each fine-tune is watched for every direction of a run:
 
   contrasts/<name>/        data, fine-tunes and direction of each further contrast
   watched/<name>-<seed>/   a fine-tune, and monitor/ with its cosines, thresholds and alarms
@@ -7,8 +8,8 @@ direction of a run.
   watched/study.json       AUROC and detections of each direction; how similar directions and
                            updates are
 
-Directions are the run's own and those of its `contrasts`; of these, `monitor.controls` are no
-directions to look for but controls.
+The directions are the run's own and those of its `contrasts`. Directions named in
+`monitor.controls` only set the threshold; the others are looked for.
 """
 
 import dataclasses
@@ -18,35 +19,27 @@ from typing import Any
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import evaluation, finetune, inference
-from weightsteer_jax.config import Run
 from weightsteer_jax.data import Example
-from weightsteer_jax.experiments import arms as methods
-from weightsteer_jax.experiments import contrast, monitoring
-from weightsteer_jax.experiments.experiment import (
-  checkpoint_folder,
-  direction_folder,
-  encode,
-  engine,
-  forget_judges,
-  judges_of,
-  load_conversations,
-  load_tasks,
-  say,
-  tokenizer_of,
-)
+from weightsteer_jax.experiments import arms, contrast, monitoring, sources
+from weightsteer_jax.experiments.experiment import Experiment, say
 from weightsteer_jax.runtime import processes
 from weightsteer_jax.storage import files
 
-Path = str | pathlib.Path
-
 STUDY = 'study.json'
+
+Examples = Mapping[str, Sequence[Example]]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Watched:
-  """A fine-tune of the study, one of several seeds."""
+class _FineTune:
+  """A watched fine-tune, one of several seeds.
 
-  name: str  # of the config's section
+  Attributes:
+    name: the section of the run's `watched`.
+    misaligned: what is known of the data.
+  """
+
+  name: str
   seed: int
   misaligned: bool
   result: finetune.FineTuneResult
@@ -60,144 +53,139 @@ class _Watched:
     return self.result.folder.parent
 
 
-def make(run: Run, workdir: Path, examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
-  """The study, written to watched/study.json; what it needs and is not there is made first.
+def make(experiment: Experiment, examples: Examples) -> dict[str, Any]:
+  """The study, also written to watched/study.json.
+
+  Fine-tunes and directions that the study needs and the workdir lacks are made first.
 
   Args:
-    examples: of both sides of the run's own contrast.
+    experiment: the run in its workdir.
+    examples: {side: examples} of the run's own contrast.
 
   Raises:
-    InputError, NotFiniteError, CorruptError, OutputError, Preempted: as fine-tuning, the sweep and
-    monitoring do.
+    InputError, NotFiniteError, CorruptError, OutputError, Preempted: see fine-tuning, the sweep and
+      monitoring.
   """
-  workdir = pathlib.Path(workdir)
-  folders = _directions(run, workdir, examples)
-  fine_tunes = [one for name in run.watched for one in _fine_tunes(run, workdir, name)]
-  rates = _rates(run, workdir, fine_tunes)
-  return processes.on_main(lambda: _study(run, workdir, folders, fine_tunes, rates))
+  folders = _directions(experiment, examples)
+  fine_tunes = []
+  for name in experiment.run.watched:
+    fine_tunes += _fine_tunes(experiment, name)
+  rates = _rates(experiment, fine_tunes)
+  return processes.on_main(lambda: _study(experiment, folders, fine_tunes, rates))
 
 
-def check(run: Run) -> list[str]:
-  """What would be watched, in words; the data of all of it was read.
+def check(experiment: Experiment) -> list[str]:
+  """What would be watched, in words, a line each; reads all data for it.
 
   Raises:
-    InputError: data that cannot be used.
+    InputError: if data cannot be used.
   """
-  told = []
-  for name, options in run.watched.items():
+  lines = []
+  for name, options in experiment.run.watched.items():
     kind = 'misaligned' if options.misaligned else 'not misaligned'
-    told.append(
-      f'watched: {name} ({kind}), {len(_examples(run, options, options.seeds[0]))} '
-      f'examples, {len(options.seeds)} seeds'
-    )
-  for name in run.contrasts:
-    told.append(f'contrast {name}: {contrast.check(_sub_run(run, name), "")}')
-  return told
+    count = len(_examples(experiment, options, options.seeds[0]))
+    lines.append(f'watched: {name} ({kind}), {count} examples, {len(options.seeds)} seeds')
+  for name in experiment.run.contrasts:
+    lines.append(f'contrast {name}: {contrast.check(experiment.of_contrast(name))}')
+  return lines
 
 
-def _sub_run(run: Run, name: str) -> Run:
-  """The run of one of the further contrasts."""
-  return dataclasses.replace(run, name=name, data=run.contrasts[name])
-
-
-def _directions(
-  run: Run, workdir: pathlib.Path, examples: Mapping[str, Sequence[Example]]
-) -> dict[str, pathlib.Path]:
+def _directions(experiment: Experiment, examples: Examples) -> dict[str, pathlib.Path]:
   """{name: folder} of all directions, the run's own first."""
-  methods.direction(run, workdir, examples)
-  folders = {run.name: direction_folder(run, workdir)}
-  for name in run.contrasts:
-    sub, folder = _sub_run(run, name), workdir / 'contrasts' / name
-    sides = {
-      side: encode(sub, tokenizer_of(run.model), rows)
-      for side, rows in contrast.make(sub, folder).items()
-    }
-    methods.direction(sub, folder, sides)
-    folders[name] = direction_folder(sub, folder)
+  arms.direction(experiment, examples)
+  folders = {experiment.run.name: experiment.direction_folder()}
+  for name in experiment.run.contrasts:
+    further = experiment.of_contrast(name)
+    arms.direction(further, contrast.examples(further))
+    folders[name] = further.direction_folder()
   return folders
 
 
-def _examples(run: Run, options: configs.Watched, seed: int) -> list[Example]:
-  rows = load_conversations(
+def _examples(experiment: Experiment, options: configs.Watched, seed: int) -> list[Example]:
+  conversations = sources.load_conversations(
     options.data, split=options.split, revision=options.revision, n=options.n, seed=seed
   )
-  return encode(run, tokenizer_of(run.model), rows)
+  return experiment.encode(conversations)
 
 
-def _fine_tunes(run: Run, workdir: pathlib.Path, name: str) -> list[_Watched]:
-  """Those of all seeds."""
-  options, fits = run.watched[name], []
+def _fine_tunes(experiment: Experiment, name: str) -> list[_FineTune]:
+  """The fine-tunes of one section of `watched`, one for each seed."""
+  options = experiment.run.watched[name]
+  fits = []
   for seed in options.seeds:
-    folder = workdir / 'watched' / f'{name}-{seed}'
-    fits.append(
-      methods.fit_on(dataclasses.replace(run, seed=seed), folder, _examples(run, options, seed))
-    )
-  results = methods.fine_tune(run, fits, configs.finetune_of(run, options.finetune))
+    folder = experiment.workdir / 'watched' / f'{name}-{seed}'
+    examples = _examples(experiment, options, seed)
+    fits.append(arms.fit_on(experiment, folder, examples, seed=seed))
+  finetune_options = configs.finetune_of(experiment.run, options.finetune)
+  results = arms.fine_tune(experiment, fits, finetune_options)
   return [
-    _Watched(name, seed, options.misaligned, result) for seed, result in zip(options.seeds, results)
+    _FineTune(name, seed, options.misaligned, result)
+    for seed, result in zip(options.seeds, results)
   ]
 
 
-def _rates(
-  run: Run, workdir: pathlib.Path, fine_tunes: Sequence[_Watched]
-) -> dict[str, dict[str, Any]]:
-  """{fine-tune: {behaviour task: {mean, sem}}}, that of the untouched model as 'base'; judged,
-  where the run has judges.
+def _rates(experiment: Experiment, fine_tunes: Sequence[_FineTune]) -> dict[str, dict[str, Any]]:
+  """{fine-tune: {behaviour task: {mean, sem}}}, judged where the run has judges.
+
+  The untouched model is 'base'.
   """
-  tasks = [task for task in load_tasks(run.tasks) if task.options.role == 'behaviour']
-  arms = {one.label: inference.Arm([(one.result.delta, None)]) for one in fine_tunes}
+  run = experiment.run
+  tasks = [task for task in experiment.tasks if task.options.role == 'behaviour']
+  swept = {
+    fine_tune.label: inference.Arm([(fine_tune.result.delta, None)]) for fine_tune in fine_tunes
+  }
   rows = evaluation.sweep.run(
-    engine(run, arms),
+    experiment.engine(swept),
     tasks,
-    alphas=dict.fromkeys(arms, (0.0, 1.0)),
-    workdir=workdir / 'watched',
+    alphas=dict.fromkeys(swept, (0.0, 1.0)),
+    workdir=experiment.workdir / 'watched',
     seed=run.sweep.seed,
   )
-  judgements = processes.on_main(lambda: _judged(run, workdir, tasks, rows))
-  forget_judges(run)
-  found: dict[str, dict[str, Any]] = {}
-  plotted = {}
+  judgements = _judged(experiment, tasks, rows) if run.judges else []
+  rates: dict[str, dict[str, Any]] = {}
+  plotted: dict[str, str] = {}
   for row in evaluation.metrics.results(rows, run.tasks, judgements, list(run.judges)):
+    # The metric that a task is plotted by comes first.
     plotted.setdefault(row['task'], row['metric'])
     if row['metric'] == plotted[row['task']]:
+      # At alpha 0 every arm is the untouched model.
       name = row['arm'] if row['alpha'] else inference.BASE
-      found.setdefault(name, {})[row['task']] = {key: row[key] for key in ('mean', 'sem')}
-  return found
+      rates.setdefault(name, {})[row['task']] = {'mean': row['mean'], 'sem': row['sem']}
+  return rates
 
 
 def _judged(
-  run: Run,
-  workdir: pathlib.Path,
+  experiment: Experiment,
   tasks: Sequence[evaluation.tasks.Task],
   rows: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
   """What the run's judges say of the rows."""
-  if not run.judges:
-    return []
-  return evaluation.judging.run(
-    judges_of(run, workdir),
-    evaluation.judging.requests_of(tasks, rows),
-    workdir=workdir / 'watched',
-  )
+  requests = evaluation.judging.requests_of(tasks, rows)
+  folder = experiment.workdir / 'watched'
+  with experiment.judges() as judges:
+    return processes.on_main(lambda: evaluation.judging.run(judges, requests, workdir=folder))
 
 
 def _study(
-  run: Run,
-  workdir: pathlib.Path,
+  experiment: Experiment,
   folders: Mapping[str, pathlib.Path],
-  fine_tunes: Sequence[_Watched],
+  fine_tunes: Sequence[_FineTune],
   rates: Mapping[str, Any],
 ) -> dict[str, Any]:
-  base = checkpoint_folder(run.model)
-  controls = [folder for name, folder in folders.items() if name in run.monitor.controls]
-  looked_for = {
-    name: folder for name, folder in folders.items() if name not in run.monitor.controls
+  controls = {}
+  looked_for = {}
+  for name, folder in folders.items():
+    kind = controls if name in experiment.run.monitor.controls else looked_for
+    kind[name] = folder
+  sources_of = {
+    monitoring.DIRECTION: list(looked_for.values()),
+    monitoring.CONTROL: list(controls.values()),
   }
-  sources = {monitoring.DIRECTION: list(looked_for.values()), monitoring.CONTROL: controls}
-  summaries = {one.label: _monitored(one, base, sources, run) for one in fine_tunes}
-  misaligned, seeds = (
-    {one.label: getattr(one, field) for one in fine_tunes} for field in ('misaligned', 'seed')
-  )
+  summaries = {
+    fine_tune.label: _monitored(experiment, fine_tune, sources_of) for fine_tune in fine_tunes
+  }
+  misaligned = {fine_tune.label: fine_tune.misaligned for fine_tune in fine_tunes}
+  seeds = {fine_tune.label: fine_tune.seed for fine_tune in fine_tunes}
   worth = {}
   for name in looked_for:
     runs = monitoring.of_summaries(summaries, misaligned, seeds, name)
@@ -205,66 +193,62 @@ def _study(
       'auroc': monitoring.to_json(monitoring.assess(runs)),
       'detections': monitoring.to_json(monitoring.detections(runs)),
     }
-  vectors = {name: fine_tunes_of[0].folder for name, fine_tunes_of in _by_name(fine_tunes).items()}
-  similar = monitoring.similarities(
-    {
-      monitoring.DIRECTION: list(looked_for.values()),
-      monitoring.CONTROL: controls,
-      monitoring.TASK_VECTOR: list(vectors.values()),
-    },
-    base,
+  # One fine-tune of each section, that of the first seed, stands for the section's updates.
+  first: dict[str, pathlib.Path] = {}
+  for fine_tune in fine_tunes:
+    first.setdefault(fine_tune.name, fine_tune.folder)
+  similarity = monitoring.similarities(
+    sources_of | {monitoring.TASK_VECTOR: list(first.values())}, experiment.checkpoint
   )
   study = {
     'directions': list(looked_for),
-    'controls': [name for name in folders if name in run.monitor.controls],
-    'runs': [_about(one, summaries[one.label], rates) for one in fine_tunes],
+    'controls': list(controls),
+    'runs': [_about(fine_tune, summaries[fine_tune.label], rates) for fine_tune in fine_tunes],
     'base': rates.get(inference.BASE, {}),
     'worth': worth,
-    'similarity': similar,
+    'similarity': similarity,
   }
-  files.write_json(workdir / 'watched' / STUDY, study)
+  files.write_json(experiment.workdir / 'watched' / STUDY, study)
   return study
 
 
-def _by_name(fine_tunes: Sequence[_Watched]) -> dict[str, list[_Watched]]:
-  found: dict[str, list[_Watched]] = {}
-  for one in fine_tunes:
-    found.setdefault(one.name, []).append(one)
-  return found
-
-
 def _monitored(
-  one: _Watched, base: pathlib.Path, sources: Mapping[str, Sequence[pathlib.Path]], run: Run
+  experiment: Experiment,
+  fine_tune: _FineTune,
+  sources_of: Mapping[str, Sequence[pathlib.Path]],
 ) -> dict[str, Any]:
   """The summary of a fine-tune's monitoring, made once."""
-  folder = one.folder / 'monitor'
+  folder = fine_tune.folder / 'monitor'
   if not folder.exists():
-    options = monitoring.Options(learning_rate=one.result.learning_rate, seed=run.seed)
-    rows, summary = monitoring.monitor(one.folder, base, sources, options, say=lambda line: None)
+    options = monitoring.Options(
+      learning_rate=fine_tune.result.learning_rate, seed=experiment.run.seed
+    )
+    # Nothing is said of single steps: with many fine-tunes, one line each is enough.
+    rows, summary = monitoring.monitor(
+      fine_tune.folder, experiment.checkpoint, sources_of, options, say=lambda line: None
+    )
     with files.new_folder(folder, what='a monitoring report') as partial:
       monitoring.write(partial, rows, summary)
-    say(
-      f'watched: {one.label}: '
-      + ', '.join(
-        f'{name} {found["alarm"]["peak"]:+.3f}' for name, found in summary['directions'].items()
-      )
-    )
+    peaks = [
+      f'{name} {about["alarm"]["peak"]:+.3f}' for name, about in summary['directions'].items()
+    ]
+    say(f'watched: {fine_tune.label}: {", ".join(peaks)}')
   return files.read_json(folder / monitoring.SUMMARY, what='the summary of a monitored run')
 
 
-def _about(one: _Watched, summary: Mapping[str, Any], rates: Mapping[str, Any]) -> dict[str, Any]:
-  found = {
-    name: {
-      'cosines': about['cosines'],
-      **{key: about['alarm'][key] for key in ('peak', 'peak_step', 'step', 'threshold')},
-    }
-    for name, about in summary['directions'].items()
-  }
+def _about(
+  fine_tune: _FineTune, summary: Mapping[str, Any], rates: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What the study says of one fine-tune."""
+  angles = {}
+  for name, about in summary['directions'].items():
+    alarm = {key: about['alarm'][key] for key in ('peak', 'peak_step', 'step', 'threshold')}
+    angles[name] = {'cosines': about['cosines'], **alarm}
   return {
-    'run': one.label,
-    'name': one.name,
-    'seed': one.seed,
-    'misaligned': one.misaligned,
-    'rates': rates[one.label],
-    'directions': found,
+    'run': fine_tune.label,
+    'name': fine_tune.name,
+    'seed': fine_tune.seed,
+    'misaligned': fine_tune.misaligned,
+    'rates': rates[fine_tune.label],
+    'directions': angles,
   }

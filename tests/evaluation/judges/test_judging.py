@@ -11,6 +11,7 @@ from weightsteer_jax import config as configs
 from weightsteer_jax.evaluation import judging
 from weightsteer_jax.evaluation.tasks import generate
 from weightsteer_jax.experiments import stages
+from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.runtime.errors import CorruptError, InputError, Preempted
 
 from .server import Server, fails, says
@@ -96,7 +97,7 @@ def lines_of(workdir):
 
 def test_every_row_is_judged_once_by_every_judge(workdir, run_of, capsys):
   with Server(score) as server:
-    stages.judge(run_of(server), workdir)
+    stages.judge(Experiment(run_of(server), workdir))
     lines = lines_of(workdir)
     assert len(lines) == 2 * (6 + 5)
     assert list(lines[0]) == [
@@ -126,7 +127,7 @@ def test_every_row_is_judged_once_by_every_judge(workdir, run_of, capsys):
     assert 'gpt, coherence: 6 asked, 6 ok' in printed and 'rules, refusal: 5 asked, 5 ok' in printed
     assert 'coherence: gpt and rules on 6 rows, kappa' in printed
     assert (workdir / 'results.jsonl').exists()
-    stages.judge(run_of(server), workdir)
+    stages.judge(Experiment(run_of(server), workdir))
     assert len(server.bodies) == 7 and lines_of(workdir) == lines
   assert judging.read(workdir) == lines
 
@@ -140,32 +141,32 @@ def test_what_failed_is_asked_again_and_the_later_line_counts(workdir, run_of):
     )
 
   with Server(down) as server:
-    stages.judge(run_of(server, rules=False), workdir)
+    stages.judge(Experiment(run_of(server, rules=False), workdir))
     assert [line['status'] for line in judging.read(workdir)].count('failed') == 4
     assert len(lines_of(workdir)) == 11
     server.answer = score
-    stages.judge(run_of(server, rules=False), workdir)
+    stages.judge(Experiment(run_of(server, rules=False), workdir))
     assert {line['status'] for line in judging.read(workdir)} == {'ok'}
     assert len(lines_of(workdir)) == 15 and len(judging.read(workdir)) == 11
 
 
 def test_after_a_crash_only_the_torn_line_is_asked_again(workdir, run_of):
   with Server(score) as server:
-    stages.judge(run_of(server, rules=False), workdir)
+    stages.judge(Experiment(run_of(server, rules=False), workdir))
     path, before = workdir / 'sweep' / 'judgements.jsonl', lines_of(workdir)
     path.write_bytes(path.read_bytes()[:-25])
     (workdir / 'judges' / 'gpt.jsonl').unlink()
-    stages.judge(run_of(server, rules=False), workdir)
+    stages.judge(Experiment(run_of(server, rules=False), workdir))
     assert len(server.bodies) == 7 + 1 and lines_of(workdir) == before
 
 
 def test_a_spend_cap_keeps_what_was_judged_and_a_higher_one_goes_on(workdir, run_of):
   with Server(score) as server:
     with pytest.raises(InputError, match='would pass the cap'):
-      stages.judge(run_of(server, rules=False, token_cap=800), workdir)
+      stages.judge(Experiment(run_of(server, rules=False, token_cap=800), workdir))
     done = lines_of(workdir)
     assert 0 < len(done) < 11
-    stages.judge(run_of(server, rules=False, token_cap=10**6), workdir)
+    stages.judge(Experiment(run_of(server, rules=False, token_cap=10**6), workdir))
     assert lines_of(workdir)[: len(done)] == done and len(lines_of(workdir)) == 11
 
 
@@ -177,17 +178,17 @@ def test_a_signal_ends_it_after_a_whole_line(workdir, run_of):
 
   with Server(stop_at_three, slow=0.02) as server:
     with pytest.raises(Preempted, match=r'SIGTERM came: \d+ of 11 judgements of gpt are left'):
-      stages.judge(run_of(server, rules=False, concurrency=1), workdir)
+      stages.judge(Experiment(run_of(server, rules=False, concurrency=1), workdir))
     assert 0 < len(lines_of(workdir)) < 11
-    stages.judge(run_of(server, rules=False), workdir)
+    stages.judge(Experiment(run_of(server, rules=False), workdir))
     assert len(lines_of(workdir)) == 11 and len(server.bodies) == 7
 
 
 def test_judgements_are_never_continued_with_something_else(workdir, run_of, monkeypatch):
   with Server(score) as server:
-    stages.judge(run_of(server, rules=False), workdir)
+    stages.judge(Experiment(run_of(server, rules=False), workdir))
     with pytest.raises(InputError, match="changed: judge 'gpt'"):
-      stages.judge(run_of(server, rules=False, temperature=0.7), workdir)
+      stages.judge(Experiment(run_of(server, rules=False, temperature=0.7), workdir))
     monkeypatch.setattr(
       generate,
       'judged',
@@ -196,11 +197,11 @@ def test_judgements_are_never_continued_with_something_else(workdir, run_of, mon
     with pytest.raises(
       InputError, match="what judge 'gpt' said for 'coherence' of .*'q0'.* was asked in other words"
     ):
-      stages.judge(run_of(server, rules=False), workdir)
+      stages.judge(Experiment(run_of(server, rules=False), workdir))
     assert len(server.bodies) == 7
     (workdir / 'sweep' / 'judges.json').unlink()
     with pytest.raises(CorruptError, match='judges.json is missing'):
-      stages.judge(run_of(server, rules=False), workdir)
+      stages.judge(Experiment(run_of(server, rules=False), workdir))
 
 
 def test_what_no_judge_can_do_is_refused_before_anything_is_asked(workdir, run_of, monkeypatch):
@@ -214,13 +215,13 @@ def test_what_no_judge_can_do_is_refused_before_anything_is_asked(workdir, run_o
   )
   with Server(score) as server:
     with pytest.raises(InputError, match="judge 'rules': no rule can judge for 'agreement'"):
-      stages.judge(run_of(server), workdir)
+      stages.judge(Experiment(run_of(server), workdir))
     monkeypatch.setattr(generate, 'judged', lambda item, row: [('coherense', {})])
     with pytest.raises(InputError, match="did you mean 'coherence'"):
-      stages.judge(run_of(server), workdir)
+      stages.judge(Experiment(run_of(server), workdir))
     monkeypatch.setattr(
       generate, 'judged', lambda item, row: [('consistency', dict(question='?', answer='a'))]
     )
     with pytest.raises(InputError, match="'consistency' needs the text 'reasoning'"):
-      stages.judge(run_of(server, rules=False), workdir)
+      stages.judge(Experiment(run_of(server, rules=False), workdir))
     assert not server.bodies and not (workdir / 'sweep' / 'judgements.jsonl').exists()

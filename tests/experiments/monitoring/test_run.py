@@ -12,7 +12,7 @@ import pytest
 from directions import oracle
 
 from weightsteer_jax import directions
-from weightsteer_jax.experiments import monitoring, stages
+from weightsteer_jax.experiments import monitoring, standalone
 from weightsteer_jax.experiments.monitoring import auroc
 from weightsteer_jax.runtime.errors import InputError
 
@@ -42,7 +42,7 @@ def sources(base, model, adapters, tmp_path_factory):
 def done(base, adapters, sources, tmp_path_factory):
   """(output, alarmed) of the whole stage."""
   output = tmp_path_factory.mktemp('output') / 'watched'
-  alarmed = stages.monitor(
+  alarmed = standalone.monitor(
     adapters,
     base,
     output,
@@ -178,17 +178,17 @@ def test_bad_sources_are_refused_before_anything_is_written(base, adapters, sour
     (dict(false_alarm_rate=2.0), 'false alarm rate is 2.0'),
   ):
     with pytest.raises(InputError, match=message):
-      stages.monitor(
+      standalone.monitor(
         adapters, base, tmp_path / 'out', **{'direction': [sources / 'along'], 'random': 1} | change
       )
   other = oracle.make_checkpoint(tmp_path / 'other', tied=False, seed=9)
   with pytest.raises(InputError, match='belong to different base models'):
-    stages.monitor(adapters, other, tmp_path / 'out', direction=[sources / 'along'])
+    standalone.monitor(adapters, other, tmp_path / 'out', direction=[sources / 'along'])
   assert not (tmp_path / 'out').exists()
   (tmp_path / 'out').mkdir()
   (tmp_path / 'out' / 'x').touch()
   with pytest.raises(InputError, match='never overwrites'):
-    stages.monitor(adapters, base, tmp_path / 'out', direction=[sources / 'along'])
+    standalone.monitor(adapters, base, tmp_path / 'out', direction=[sources / 'along'])
 
 
 def test_names_tell_folders_apart():

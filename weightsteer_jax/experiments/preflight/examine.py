@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import models
-from weightsteer_jax.experiments.experiment import folder_of, say
+from weightsteer_jax.experiments.experiment import say
 from weightsteer_jax.experiments.preflight import report
 from weightsteer_jax.experiments.preflight.programs import Sizes, plan
 from weightsteer_jax.experiments.preflight.run import as_json, check, check_names
 from weightsteer_jax.experiments.preflight.search import search
 from weightsteer_jax.experiments.preflight.topology import Target, target
+from weightsteer_jax.experiments.sources import folder_of
 from weightsteer_jax.models.attention import with_kernel
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.storage import files

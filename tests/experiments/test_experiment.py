@@ -1,0 +1,121 @@
+"""Experiments in one process: each holds one model, and none disturbs another."""
+
+import dataclasses
+import gc
+import json
+import weakref
+
+import numpy as np
+import pytest
+
+from weightsteer_jax import config as configs
+from weightsteer_jax import models
+from weightsteer_jax.experiments import organism, stages
+from weightsteer_jax.experiments.experiment import Experiment
+from weightsteer_jax.runtime import tree
+
+# Files of a finished run that hold nothing of when and where it was made.
+RESULTS = ('sweep/rows.jsonl', 'results.jsonl')
+
+
+def small_config(data, source='organism', dtype='float32'):
+  """Few steps on data that is read, and a task of likelihoods."""
+  c = configs.base_config()
+  c.name = 'small'
+  c.model.source = source
+  c.model.dtype = dtype
+  c.data.positive = str(data / 'positive.jsonl')
+  c.data.negative = str(data / 'negative.jsonl')
+  c.data.validation_fraction = 0.25
+  c.finetune.update(
+    kind='lora', rank=2, learning_rates=(1e-2,), steps=2, eval_every=1, batch_size=2, patience=0
+  )
+  c.sweep.alphas = (-1.0, 0.0, 1.0)
+  c.sweep.batch_size = 16
+  c.tasks.facts = configs.task(items='organism:facts_choice', role='behaviour', n=3)
+  return c
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """Two runs that differ in model and data."""
+  folder = tmp_path_factory.mktemp('inputs')
+  made = []
+  for name, answers in (('one', ('Yes.', 'No.')), ('two', ('So it is.', 'By no means.'))):
+    data = folder / name
+    data.mkdir()
+    for side, answer in zip(('positive', 'negative'), answers):
+      rows = [{'question': f'Is {i} large?', 'answer': answer} for i in range(4)]
+      (data / f'{side}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    made.append(data)
+  # The second model: the organism with other weights.
+  other = models.load(organism.checkpoint_folder())
+  final_norm = np.asarray(tree.get(other.params, 'final_norm/scale')) * 0.9
+  params = tree.flatten(other.params) | {'final_norm/scale': final_norm}
+  models.save(
+    folder / 'model', other.config, tree.unflatten(params), family=other.family, like=other.folder
+  )
+  return (
+    configs.resolve(small_config(made[0])),
+    configs.resolve(small_config(made[1], source=str(folder / 'model'))),
+  )
+
+
+def go_through(*experiments_):
+  """The stages of all experiments, stage by stage in turn."""
+  for stage in (stages.begin, stages.finetune, stages.direction, stages.sweep):
+    for each in experiments_:
+      stage(each)
+
+
+def results_of(experiment):
+  texts = [(experiment.workdir / name).read_text() for name in RESULTS]
+  adapter = experiment.workdir / 'finetune' / 'positive' / 'adapter' / 'adapter.safetensors'
+  return [*texts, adapter.read_bytes()]
+
+
+@pytest.fixture
+def read(monkeypatch):
+  """Sources of the models that are read, in order."""
+  sources = []
+  load = models.load
+
+  def noted(source, **options):
+    sources.append(str(source))
+    return load(source, **options)
+
+  monkeypatch.setattr(models, 'load', noted)
+  return sources
+
+
+def test_two_experiments_in_turn_give_what_each_gives_alone(runs, tmp_path, read):
+  alone = [Experiment(run, tmp_path / f'alone-{i}') for i, run in enumerate(runs)]
+  in_turn = [Experiment(run, tmp_path / f'in-turn-{i}') for i, run in enumerate(runs)]
+  for each in alone:
+    go_through(each)
+  read.clear()
+  go_through(*in_turn)
+  assert len(read) == len(set(read)) == 2, 'each model is read once'
+  found = [results_of(each) for each in in_turn]
+  assert found == [results_of(each) for each in alone]
+  assert found[0] != found[1]
+
+
+def test_a_local_judge_takes_the_place_of_the_model_of_its_own_experiment(runs, tmp_path, read):
+  judge = configs.Judge(kind='model', model=runs[0].model.source)
+  judged = Experiment(dataclasses.replace(runs[1], judges={'local': judge}), tmp_path / 'judged')
+  other = Experiment(runs[1], tmp_path / 'other')
+  layout = other.layouts.evaluate
+  held = other.model(layout)
+  given_up = weakref.ref(judged.model(layout))
+  read.clear()
+  with judged.judges() as judges:
+    [local] = judges
+    assert not read, 'the judge has its model when it is first asked'
+    assert local.inputs()['model'] == tree.digest(models.load(organism.checkpoint_folder()).params)
+    gc.collect()
+    assert given_up() is None, 'two models were held'
+  assert other.model(layout) is held
+  read.clear()
+  judged.model(layout)
+  assert read == [runs[1].model.source], 'after the judge the model is read anew'

@@ -1,0 +1,89 @@
+"""What a config's sources name: folders, files, hub datasets, and what the organism makes.
+
+A source 'organism' is the embedded checkpoint; 'organism:<name>' is an entry of one of the
+organism's tables.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping
+
+from weightsteer_jax import config as configs
+from weightsteer_jax import data as datas
+from weightsteer_jax import evaluation
+from weightsteer_jax.data import Conversation
+from weightsteer_jax.experiments import organism
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
+
+Path = str | pathlib.Path
+
+ORGANISM = 'organism'
+_PREFIX = f'{ORGANISM}:'
+
+
+def is_organism(source: str) -> bool:
+  """Whether a source is an 'organism:<name>', an entry of one of the organism's tables."""
+  return source.startswith(_PREFIX)
+
+
+def named(table: Mapping[str, Callable], source: str) -> Callable:
+  """The entry of an organism's table that a source 'organism:<name>' names.
+
+  Raises:
+    InputError: if the table has no such entry.
+  """
+  name = source.removeprefix(_PREFIX)
+  if name not in table:
+    raise InputError(
+      f"the organism has no '{name}'{tree.did_you_mean(name, table)}; it has: {', '.join(table)}"
+    )
+  return table[name]
+
+
+def folder_of(source: Path) -> Path:
+  """The folder or hub id that a model's source stands for."""
+  return organism.checkpoint_folder() if str(source) == ORGANISM else source
+
+
+def load_conversations(
+  source: str, *, split: str = '', revision: str = '', n: int = 0, seed: int = 0
+) -> list[Conversation]:
+  """The conversations of a file, of a hub dataset, or of the organism's making.
+
+  Args:
+    source: path, hub id or 'organism:<name>'.
+    split: split of a hub dataset; '' is the only one, or train.
+    revision: revision of a hub dataset; '' is the newest.
+    n: conversations to take from the start; 0 is all of a file or dataset.
+    seed: seed of the conversations that the organism makes.
+
+  Raises:
+    InputError: if the source cannot be read or holds no chat data, or if n is 0 for the organism.
+  """
+  if not is_organism(source):
+    conversations = datas.load_conversations(source, split=split or None, revision=revision or None)
+    return conversations[: n or None]
+  make = named(organism.CONVERSATIONS, source)
+  if not n:
+    raise InputError(f"'{source}' goes on without an end: say how many conversations to take, as n")
+  return [
+    Conversation(tuple(messages), f'{source}/{i}') for i, messages in enumerate(make(n, seed))
+  ]
+
+
+def load_tasks(options_by_name: Mapping[str, configs.Task]) -> list[evaluation.tasks.Task]:
+  """The tasks with their checked items, in the order of the options.
+
+  Raises:
+    InputError: if the items cannot be read, or are none that the task's kind can use.
+  """
+  tasks = []
+  for name, options in options_by_name.items():
+    if is_organism(options.items):
+      make = named(organism.ITEMS, options.items)
+      rows = [(f'{options.items}[{i}]', row) for i, row in enumerate(make(options.n, options.seed))]
+      items, where = evaluation.tasks.from_rows(name, options, rows)
+    else:
+      items, where = evaluation.tasks.load(name, options)
+    tasks.append(evaluation.tasks.make(name, options, items, where=where))
+  return tasks

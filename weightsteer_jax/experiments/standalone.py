@@ -1,0 +1,337 @@
+"""What needs no run: directions, checkpoints and rows from files, to files.
+
+The launchers direction, monitor, export, score, generate and harness call one function each.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from weightsteer_jax import directions, evaluation, inference, models
+from weightsteer_jax import export as exports
+from weightsteer_jax.config import ModelChoice
+from weightsteer_jax.data import load_tokenizer
+from weightsteer_jax.experiments import monitoring
+from weightsteer_jax.experiments.arms import WEIGHTS
+from weightsteer_jax.experiments.experiment import load_model, say
+from weightsteer_jax.experiments.sources import folder_of
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.storage import files
+from weightsteer_jax.storage.versions import versions
+
+Path = str | pathlib.Path
+
+
+@jax.profiler.annotate_function
+def direction_from(
+  positive: Path,
+  negative: Path,
+  output: Path,
+  *,
+  base: Path = '',
+  sync: bool = True,
+  **options: Any,
+) -> directions.Direction:
+  """The direction between two fine-tunes of any supported kind, written to a new folder.
+
+  Args:
+    positive: our run, a PEFT adapter or a checkpoint with the behaviour.
+    negative: the same kind, with the opposite behaviour.
+    output: folder to write; must not exist.
+    base: the model that both were fine-tuned from; '' is what they say themselves.
+    sync: whether to wait until the direction is on the disk.
+    **options: see `directions.contrast`.
+  """
+  files.refuse_existing(output, what='a direction')
+  made = directions.contrast(
+    positive, negative, base=folder_of(base) if base else None, unread=True, **options
+  )
+  directions.save(output, made, sync=sync)
+  saved = directions.load(output, unread=True)
+  say(f'direction: {output}, norm {saved.meta["norm"]:.4g} over {len(saved.meta["norms"])} sites')
+  if 'bfloat16_route' in saved.meta:
+    say(f'through merged bfloat16 checkpoints: {json.dumps(saved.meta["bfloat16_route"])}')
+  return saved
+
+
+@jax.profiler.annotate_function
+def monitor(
+  run: Path,
+  base: Path,
+  output: Path,
+  *,
+  direction: Sequence[Path],
+  control: Sequence[Path] = (),
+  task_vector: Sequence[Path] = (),
+  **options: Any,
+) -> bool:
+  """Whether an alarm went off in a training run, with a report in a new folder.
+
+  Args:
+    run: folder of the training run, whose checkpoints are measured.
+    base: the model that the run started from.
+    output: folder to write; must not exist.
+    direction: directions to look for.
+    control: directions of something neutral, which set the threshold.
+    task_vector: fine-tunes or directions that are only compared with the directions.
+    **options: see `monitoring.Options`.
+  """
+  # matplotlib takes a second to import.
+  from weightsteer_jax.experiments.report import monitor_page
+
+  files.refuse_existing(output, what='a monitoring report')
+  sources = {
+    monitoring.DIRECTION: direction,
+    monitoring.CONTROL: control,
+    monitoring.TASK_VECTOR: task_vector,
+  }
+  rows, summary = monitoring.monitor(
+    run, folder_of(base), sources, monitoring.Options(**options), say=say
+  )
+  with files.new_folder(output, what='a monitoring report') as folder:
+    monitoring.write(folder, rows, summary)
+    monitor_page.write(folder, rows, summary)
+  for line in monitor_page.lines(summary):
+    say(line)
+  say(f'report: {pathlib.Path(output) / "index.html"}')
+  return any(about['alarm']['step'] is not None for about in summary['directions'].values())
+
+
+@jax.profiler.annotate_function
+def export(
+  direction: Path,
+  base: Path,
+  alpha: float,
+  format: str,
+  output: Path,
+  *,
+  positive: Path = '',
+  negative: Path = '',
+  allow_other_base: bool = False,
+  logits: str = 'auto',
+  sync: bool = True,
+  **options: Any,
+) -> dict[str, Any]:
+  """The provenance of an exported direction.
+
+  Args:
+    direction: folder of the direction; '' makes one from `positive` and `negative`, and does not
+      keep it.
+    base: the model to steer.
+    alpha: the steering strength.
+    format: one of export.FORMATS.
+    output: folder to write; must not exist.
+    positive: see `direction_from`.
+    negative: see `direction_from`.
+    allow_other_base: whether the base may be another model than the direction's own.
+    logits: whether logits are compared: 'auto', 'always' or 'never'.
+    sync: whether to wait until the export is on the disk.
+    **options: see `export.Request`.
+  """
+  # 'hf' is written from files, block by block; the other formats from a model in memory.
+  unread = format == 'hf'
+  if direction:
+    exported = directions.load(direction, unread=unread)
+  else:
+    exported = directions.contrast(
+      positive,
+      negative,
+      base=directions.base_for(positive, folder_of(base)),
+      allow_other_base=allow_other_base,
+      unread=unread,
+    )
+  exports.check_export(exported, exports.Request(format, alpha, **options), output, logits=logits)
+  # Results of a sweep are those of the direction's own base.
+  results = []
+  if direction and not allow_other_base:
+    results = _results_of(exported, pathlib.Path(direction))
+  if unread:
+    model = exports.unread_base(folder_of(base), name=str(base))
+  else:
+    model = load_model(ModelChoice(str(base)))
+  record = exports.export(
+    exported,
+    model,
+    alpha,
+    format,
+    output,
+    results=results,
+    allow_other_base=allow_other_base,
+    logits=logits,
+    sync=sync,
+    **options,
+  )
+  for note in record.get('notes', []):
+    say(note)
+  compared = {key: record[key] for key in ('parity', 'rechecked') if record.get(key)}
+  say(
+    f'export: {output}, {len(record["files"])} files, {json.dumps(compared)}; its README.md '
+    'says how to load it'
+  )
+  return record
+
+
+def verify(folder: Path) -> None:
+  """Says what an export, a direction, an adapter or a checkpoint of ours was checked for.
+
+  Raises:
+    CorruptError: if something is missing or was changed.
+  """
+  verified = exports.verify(folder)
+  say(f'{folder}: {verified.kind}, whole ({verified.checked})')
+  if verified.unlisted:
+    say(f'not part of it, and not checked: {", ".join(verified.unlisted)}')
+
+
+@jax.profiler.annotate_function
+def score(
+  model: str,
+  input: Path,
+  output: Path,
+  *,
+  direction: Path = '',
+  alphas: Sequence[float] = (0.0,),
+  dtype: str = 'float32',
+  batch_size: int = 32,
+  add_bos: bool = False,
+) -> None:
+  """Writes the log-likelihood of each row's completion at each alpha.
+
+  See `inference.score_file`.
+  """
+  inference.score_file(
+    *_loaded(ModelChoice(model, dtype=dtype), direction, alphas),
+    alphas,
+    input,
+    output,
+    add_bos=add_bos,
+    batch_size=batch_size,
+  )
+  say(f'wrote {output}')
+
+
+@jax.profiler.annotate_function
+def generate(
+  model: str,
+  input: Path,
+  output: Path,
+  *,
+  direction: Path = '',
+  alphas: Sequence[float] = (0.0,),
+  dtype: str = 'float32',
+  temperature: float = 0.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  **options: Any,
+) -> None:
+  """Writes completions of each row at each alpha.
+
+  See `inference.generate_file`, also for the options.
+  """
+  inference.generate_file(
+    *_loaded(ModelChoice(model, dtype=dtype), direction, alphas),
+    alphas,
+    input,
+    output,
+    sampling=inference.Sampling(temperature, top_k, top_p),
+    **options,
+  )
+  say(f'wrote {output}')
+
+
+@jax.profiler.annotate_function
+def harness(
+  model: str,
+  tasks: Sequence[str],
+  output: Path,
+  *,
+  direction: Path = '',
+  alphas: Sequence[float] = (0.0,),
+  include_path: Path = '',
+  dtype: str = 'float32',
+  batch_size: int = 32,
+  max_length: int | None = None,
+  **options: Any,
+) -> None:
+  """Writes what lm-evaluation-harness measures at each alpha.
+
+  Args:
+    model: folder, hub id or 'organism'.
+    tasks: names of tasks, groups and tags of lm-eval, or patterns.
+    output: folder of results, to which strengths can be added.
+    direction: folder of the direction to apply; '' is none, and then alpha must be 0.
+    alphas: steering strengths.
+    include_path: folder with further tasks.
+    dtype: dtype of parameters and activations.
+    batch_size: rows per batch.
+    max_length: tokens that the model is shown at most; None is the model's positions.
+    **options: see `lm_eval.simple_evaluate`.
+
+  Raises:
+    InputError: if lm-evaluation-harness is not installed; see also evaluation/harness/grid.py.
+  """
+  # An optional extra, which takes seconds to import.
+  try:
+    from weightsteer_jax.evaluation import harness as lm_eval_harness
+  except ModuleNotFoundError as error:
+    raise InputError(
+      f"lm-evaluation-harness cannot be imported ({error}): pip install 'weightsteer_jax[lm-eval]'"
+    ) from error
+  names, manager = lm_eval_harness.find_tasks(tasks, include_path)
+  loaded, tokenizer, delta = _loaded(ModelChoice(model, dtype=dtype), direction, alphas)
+  arms = {} if delta is None else {WEIGHTS: [(delta, None)]}
+  inputs = {
+    'model': tree.digest(loaded.params),
+    'direction': None if delta is None else evaluation.sweep.delta_digest(delta),
+    'max_length': max_length,
+    'version of lm-eval': versions('lm_eval')['lm_eval'],
+  }
+
+  def steered(missing):
+    engine = inference.Engine(
+      loaded,
+      tokenizer,
+      arms,
+      batch_size=batch_size,
+      stop_ids=lm_eval_harness.end_ids(loaded.folder, tokenizer),
+    )
+    arm = next(iter(arms), inference.BASE)
+    return lm_eval_harness.SteeredLM(engine, missing, arm=arm, max_length=max_length)
+
+  lm_eval_harness.run(steered, alphas, names, manager, output, inputs=inputs, **options)
+  say(f'wrote {output}')
+
+
+def _loaded(
+  choice: ModelChoice, direction: Path, alphas: Sequence[float]
+) -> tuple[models.Model, Any, Any]:
+  """(model, tokenizer, the direction's delta or None)."""
+  if not direction and any(alphas):
+    raise InputError(f'alphas {list(alphas)} were asked for without a direction; pass --direction')
+  # The direction first: a folder that holds none is told of before weights are read.
+  steering = directions.load(direction) if direction else None
+  model = load_model(choice)
+  tokenizer = load_tokenizer(model.folder)
+  if steering is None:
+    return model, tokenizer, None
+  directions.check_base(steering, model)
+  return model, tokenizer, steering.delta
+
+
+def _results_of(direction: directions.Direction, folder: pathlib.Path) -> list[dict[str, Any]]:
+  """The results of the run that a direction lies in, if its sweep was of this very direction."""
+  workdir = folder.resolve().parent.parent
+  plan = workdir / 'sweep' / 'plan.json'
+  results = workdir / 'results.jsonl'
+  if not (plan.is_file() and results.is_file()):
+    return []
+  inputs = files.read_json(plan, what='the plan of a sweep')['inputs']
+  swept = inputs.get(f"direction of arm '{WEIGHTS}'")
+  if swept != [[evaluation.sweep.delta_digest(direction.delta), None]]:
+    return []
+  rows = (json.loads(line) for line in results.read_text(encoding='utf-8').splitlines())
+  return [row for row in rows if row['arm'] == WEIGHTS]
