@@ -34,8 +34,8 @@ from weightsteer_jax.config.schema import (
   Watched,
   finetune_of,
 )
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 
 def base_config() -> ml_collections.ConfigDict:
@@ -125,7 +125,7 @@ def _build(cls: type, plain: Mapping[str, Any], where: str) -> Any:
   for key in plain:
     if key not in known:
       raise InputError(
-        f"unknown config key '{where}{key}'{tree.did_you_mean(key, known)}; known here: "
+        f"unknown config key '{where}{key}'{did_you_mean(key, known)}; known here: "
         f"{', '.join(known)}"
       )
   for key, field in known.items():

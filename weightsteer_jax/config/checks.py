@@ -15,8 +15,9 @@ from weightsteer_jax.config.schema import (
   Task,
   finetune_of,
 )
-from weightsteer_jax.runtime import sharding, tree
+from weightsteer_jax.runtime import sharding
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 
 def check(run: Run) -> None:
@@ -325,7 +326,7 @@ def _require(condition: Any, key: str, value: Any, expected: str) -> None:
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
   _require(
-    value in allowed, key, value, f"one of {', '.join(allowed)}{tree.did_you_mean(value, allowed)}"
+    value in allowed, key, value, f"one of {', '.join(allowed)}{did_you_mean(value, allowed)}"
   )
 
 

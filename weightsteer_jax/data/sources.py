@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 ROLES = ('system', 'user', 'assistant')
 _FILE_SUFFIXES = ('.jsonl', '.json', '.csv', '.tsv', '.txt', '.parquet')
@@ -120,7 +120,7 @@ def check_messages(messages: Any, name: str) -> tuple[dict[str, str], ...]:
       )
     role, content = message['role'], message['content']
     if role not in ROLES:
-      near = tree.did_you_mean(str(role), ROLES)
+      near = did_you_mean(str(role), ROLES)
       raise InputError(f"{name}: unknown role {role!r}{near}; the roles are {', '.join(ROLES)}")
     if not isinstance(content, str):
       raise InputError(
@@ -174,7 +174,7 @@ def check_file(path: Path) -> None:
   if not path.exists():
     if not path.parent.is_dir():
       raise InputError(f"no file '{path}': the folder '{path.parent}' does not exist")
-    near = tree.did_you_mean(
+    near = did_you_mean(
       path.name, [child.name for child in path.parent.iterdir() if child.is_file()]
     )
     raise InputError(f"no file '{path}'{near}")
@@ -219,7 +219,7 @@ def _schema_of(row: Mapping, name: str) -> tuple[str, ...]:
     )
   if not matches:
     known = [column for schema in SCHEMAS for column in schema]
-    near = {column: tree.did_you_mean(column, known) for column in row if column not in known}
+    near = {column: did_you_mean(column, known) for column in row if column not in known}
     hints = ''.join(f"; '{column}'{hint}" for column, hint in near.items() if hint)
     raise InputError(f'{name}: the columns are {sorted(row)}; accepted are {_ACCEPTED}{hints}')
   return matches[0]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from weightsteer_jax.data import sources
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import files
 
 # (where it came from, columns)
@@ -64,7 +64,7 @@ def find(row: Mapping[str, Any], names: Sequence[str], where: str, *, default: A
       return row[column]
   if default is not None:
     return default
-  hint = tree.did_you_mean(names[0], [str(column) for column in row])
+  hint = did_you_mean(names[0], [str(column) for column in row])
   raise InputError(
     f"{where}: no column {' or '.join(repr(name) for name in names)}{hint}; it has: "
     f"{', '.join(map(str, row))}. Name it with columns=('{names[0]}=<theirs>',)"
@@ -94,8 +94,7 @@ def _renamed(row: Any, columns: Sequence[str], where: str) -> Mapping[str, Any]:
   for _, theirs in pairs:
     if theirs not in row:
       raise InputError(
-        f"{where}: no column '{theirs}'{tree.did_you_mean(theirs, list(row))}; it has: "
-        f"{', '.join(row)}"
+        f"{where}: no column '{theirs}'{did_you_mean(theirs, list(row))}; it has: {', '.join(row)}"
       )
   return {**row, **{ours: row[theirs] for ours, theirs in pairs}}
 

@@ -22,8 +22,8 @@ from typing import Any
 from weightsteer_jax.data import sources
 from weightsteer_jax.data.pairs import Instruction
 from weightsteer_jax.data.sources import Conversation
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import files
 
 KEYS = ('instruction', 'questions', 'eval_prompt')
@@ -162,7 +162,7 @@ def _check(value: Any, where: str) -> None:
     )
   for key in value:
     if key not in KEYS and (
-      hint := tree.did_you_mean(key, [name for name in KEYS if name not in value])
+      hint := did_you_mean(key, [name for name in KEYS if name not in value])
     ):
       raise InputError(f"{where}: unknown key '{key}'{hint}")
   pairs, questions, prompt = (value.get(key) for key in KEYS)

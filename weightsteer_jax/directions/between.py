@@ -24,6 +24,7 @@ from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
 from weightsteer_jax.finetune.adapter import load_adapter
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import listed
 from weightsteer_jax.storage import files
 
 PyTree = Any
@@ -316,8 +317,4 @@ def _sha256(path: pathlib.Path) -> str:
 
 def _listing(folder: pathlib.Path) -> str:
   names = sorted(path.name for path in folder.iterdir())
-  return (
-    ', '.join(names[:6]) + (f' and {len(names) - 6} more' if len(names) > 6 else '')
-    if names
-    else 'nothing'
-  )
+  return listed(names, 6) or 'nothing'

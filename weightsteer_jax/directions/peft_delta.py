@@ -20,6 +20,7 @@ from weightsteer_jax.models.families import TensorRow
 from weightsteer_jax.models.stored import EMBEDDING, HEAD
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 PyTree = Any
 
@@ -218,6 +219,6 @@ def _unknown_modules(adapter: Adapter, base: Checkpoint, names: set[str]) -> str
   )
   return (
     f"{adapter.folder} changes {len(names)} module(s) that the base '{base.source}' does not have, "
-    f"or that cannot be changed so, '{first}' for one{tree.did_you_mean(first, known)}; it was "
+    f"or that cannot be changed so, '{first}' for one{did_you_mean(first, known)}; it was "
     f'made for another architecture.{tied}'
   )

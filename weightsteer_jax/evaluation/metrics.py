@@ -19,8 +19,8 @@ from weightsteer_jax.evaluation import rows as row_files
 from weightsteer_jax.evaluation import tasks as kinds
 from weightsteer_jax.evaluation.reading import failures, measures
 from weightsteer_jax.evaluation.reading.measures import Metric, Row
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import files
 
 PROMPT_SPREAD = 'prompt_spread'
@@ -125,7 +125,7 @@ def metrics_of(
   if first not in table:
     raise InputError(
       f"task '{task}': its kind '{options.kind}' has no metric "
-      f"'{first}'{tree.did_you_mean(first, table)}; it has: {', '.join(table)}"
+      f"'{first}'{did_you_mean(first, table)}; it has: {', '.join(table)}"
     )
   return {first: table[first], **table, **failures.METRICS}
 

@@ -17,6 +17,7 @@ from weightsteer_jax.inference.engine import Engine
 from weightsteer_jax.inference.requests import GenerateRequest, ScoreRequest
 from weightsteer_jax.runtime import ending, preemption, processes, tree
 from weightsteer_jax.runtime.errors import InputError, Preempted
+from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import made_from as plan_files
 
 # What a row asks: its task, its item as tokens, by (task, example, system prompt that the arm
@@ -143,7 +144,7 @@ def inputs_of(
   for arm in arms:
     if arm not in engine.arms.parts:
       raise InputError(
-        f"no arm '{arm}'{tree.did_you_mean(arm, engine.arms.parts)}; there are: "
+        f"no arm '{arm}'{did_you_mean(arm, engine.arms.parts)}; there are: "
         f"{', '.join(engine.arms.parts)}"
       )
     inputs[f"direction of arm '{arm}'"] = [

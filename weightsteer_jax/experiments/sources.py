@@ -12,8 +12,8 @@ from weightsteer_jax import data as datas
 from weightsteer_jax import evaluation
 from weightsteer_jax.data import Conversation
 from weightsteer_jax.experiments import organism
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 Path = str | pathlib.Path
 
@@ -35,7 +35,7 @@ def named(table: Mapping[str, Callable], source: str) -> Callable:
   name = source.removeprefix(_PREFIX)
   if name not in table:
     raise InputError(
-      f"the organism has no '{name}'{tree.did_you_mean(name, table)}; it has: {', '.join(table)}"
+      f"the organism has no '{name}'{did_you_mean(name, table)}; it has: {', '.join(table)}"
     )
   return table[name]
 

@@ -36,6 +36,7 @@ from weightsteer_jax.export import (
 from weightsteer_jax.models import huggingface
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import files, sealed
 from weightsteer_jax.storage.versions import versions
 
@@ -104,19 +105,18 @@ def check(
   format, dtype = request.format, request.dtype
   if format not in FORMATS:
     raise InputError(
-      f"unknown format '{format}'{tree.did_you_mean(format, FORMATS)}; there are: "
-      f"{', '.join(FORMATS)}"
+      f"unknown format '{format}'{did_you_mean(format, FORMATS)}; there are: {', '.join(FORMATS)}"
     )
   if not math.isfinite(request.alpha):
     raise InputError(f'alpha is {request.alpha}; expected a finite number')
   if dtype not in ('', *models.DTYPES):
     raise InputError(
-      f"unknown dtype '{dtype}'{tree.did_you_mean(dtype, models.DTYPES)}; there are: "
+      f"unknown dtype '{dtype}'{did_you_mean(dtype, models.DTYPES)}; there are: "
       f"{', '.join(models.DTYPES)}"
     )
   if logits not in LOGITS:
     raise InputError(
-      f"logits are to be compared '{logits}'{tree.did_you_mean(logits, LOGITS)}; there are: "
+      f"logits are to be compared '{logits}'{did_you_mean(logits, LOGITS)}; there are: "
       f"{', '.join(LOGITS)}"
     )
   if request.rank < 0:

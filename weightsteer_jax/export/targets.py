@@ -11,8 +11,8 @@ from weightsteer_jax.directions.direction import Direction
 from weightsteer_jax.models import Dense, LowRank
 from weightsteer_jax.models.families import FAMILIES, TensorRow
 from weightsteer_jax.models.stored import EMBEDDING, HEAD
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 TABLES = {'embed/embedding': EMBEDDING, 'lm_head/kernel': HEAD}
 MERGED = 'export merged weights, as hf or orbax'
@@ -71,7 +71,7 @@ def target_of(name: str) -> Target:
   name = name or DEFAULT
   if name not in TARGETS:
     raise InputError(
-      f"unknown target '{name}'{tree.did_you_mean(name, TARGETS)}; there are: {', '.join(TARGETS)}"
+      f"unknown target '{name}'{did_you_mean(name, TARGETS)}; there are: {', '.join(TARGETS)}"
     )
   return TARGETS[name]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 PyTree = Any
 
@@ -71,7 +71,7 @@ class Arms:
     """
     if arm not in self.parts:
       raise InputError(
-        f"no arm '{arm}'{tree.did_you_mean(arm, self.parts)}; there are: {', '.join(self.parts)}"
+        f"no arm '{arm}'{did_you_mean(arm, self.parts)}; there are: {', '.join(self.parts)}"
       )
     if not math.isfinite(alpha):
       raise InputError(f"alpha is {alpha} for the arm '{arm}', expected a finite number")

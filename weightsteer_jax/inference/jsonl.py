@@ -15,8 +15,8 @@ from weightsteer_jax.data import chat, sources
 from weightsteer_jax.inference.arms import BASE
 from weightsteer_jax.inference.engine import Engine
 from weightsteer_jax.inference.requests import GenerateRequest, Sampling, ScoreRequest, Tokens
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError, NotFiniteError
+from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import files
 
 STEERED = 'steered'
@@ -212,9 +212,9 @@ def _read(
 
 def _hint(row: Mapping[str, Any], columns: Sequence[str]) -> str:
   return ''.join(
-    f" ('{column}' is there{tree.did_you_mean(column, columns)})"
+    f" ('{column}' is there{did_you_mean(column, columns)})"
     for column in row
-    if tree.did_you_mean(column, columns)
+    if did_you_mean(column, columns)
   )
 
 

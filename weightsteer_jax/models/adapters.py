@@ -12,6 +12,7 @@ from weightsteer_jax.models.delta import Dense, LowRank, is_delta_leaf
 from weightsteer_jax.models.sites import Site, check_delta, delta_sites, low_rank_shapes, sites
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 PyTree = Any
 
@@ -39,8 +40,7 @@ def init_delta(
   """
   if kind not in KINDS:
     raise InputError(
-      f"unknown kind of delta '{kind}'{tree.did_you_mean(kind, KINDS)}; there are: "
-      f"{', '.join(KINDS)}"
+      f"unknown kind of delta '{kind}'{did_you_mean(kind, KINDS)}; there are: {', '.join(KINDS)}"
     )
   if rank < 1:
     raise InputError(f'the rank of a LoRA must be 1 or more, not {rank}')

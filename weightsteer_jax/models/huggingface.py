@@ -26,6 +26,7 @@ from weightsteer_jax.models.sites import param_shardings, sites
 from weightsteer_jax.models.stored import Tensors, open_tensors, to_theirs
 from weightsteer_jax.runtime import processes, sharding, tree
 from weightsteer_jax.runtime.errors import CorruptError, InputError, NotFiniteError
+from weightsteer_jax.runtime.messages import did_you_mean, first_line
 from weightsteer_jax.runtime.sharding import Layout
 from weightsteer_jax.storage import files
 
@@ -100,7 +101,7 @@ def load(
   """
   if dtype not in DTYPES:
     raise InputError(
-      f"dtype '{dtype}' is not supported{tree.did_you_mean(dtype, DTYPES)}; supported: "
+      f"dtype '{dtype}' is not supported{did_you_mean(dtype, DTYPES)}; supported: "
       f"{', '.join(DTYPES)}"
     )
   folder, commit = resolve(source, revision=revision)
@@ -190,7 +191,7 @@ def _download(repository: str, revision: str, weights: bool) -> tuple[pathlib.Pa
         repository, revision=revision, local_files_only=True, **wanted
       )
     except Exception:
-      reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+      reason = first_line(error)
       near = files.nearest(pathlib.Path(repository))
       raise InputError(
         f"'{repository}' is no folder here{near}, was not downloaded before, and could not be had "
@@ -281,7 +282,7 @@ def save(
   """
   if family not in FAMILIES:
     raise InputError(
-      f"unknown family '{family}'{tree.did_you_mean(family, FAMILIES)}; there are: "
+      f"unknown family '{family}'{did_you_mean(family, FAMILIES)}; there are: "
       f"{', '.join(sorted(FAMILIES))}"
     )
   spec, like = FAMILIES[family], pathlib.Path(like) if like is not None else None

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from weightsteer_jax import config as configs
 from weightsteer_jax import models
 from weightsteer_jax.runtime import processes, sharding, tree
+from weightsteer_jax.runtime.messages import memory_size
 from weightsteer_jax.runtime.sharding import AXES, WEIGHTS, Layout
 
 # Share of a device's memory that weights and training state may fill; the rest is for activations.
@@ -82,8 +83,8 @@ def choose(
   kind = getattr(devices[0], 'device_kind', devices[0].platform)
   words = (
     f'mesh: {sharding.describe(shape)}{" (auto)" if choice.shape == "auto" else ""} on '
-    f'{len(devices)} device(s), {kind}, {_size(memory)} each; weights {_size(weights)}'
-    + (f', with training state {_size(whole)}' if trained else ''),
+    f'{len(devices)} device(s), {kind}, {memory_size(memory)} each; weights {memory_size(weights)}'
+    + (f', with training state {memory_size(whole)}' if trained else ''),
     *([f'training: {_say(config, train, dtype)}'] if trained else []),
     f'scoring and generation: {_say(config, evaluate, dtype)}',
   )
@@ -164,10 +165,6 @@ def _say(config: models.ModelConfig, layout: Layout, dtype: str) -> str:
   ]
   how = f'weights cut over {" and ".join(cut)}' if cut else 'weights whole on every device'
   return (
-    f'{how}, {_size(bytes_per_device(config, layout, dtype))} each; rows of a batch cut in '
+    f'{how}, {memory_size(bytes_per_device(config, layout, dtype))} each; rows of a batch cut in '
     f'{layout.rows}'
   )
-
-
-def _size(count: float) -> str:
-  return f'{count / 2**30:.1f} GiB' if count >= 2**29 else f'{count / 2**20:.1f} MiB'

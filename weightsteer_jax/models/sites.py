@@ -12,6 +12,7 @@ from weightsteer_jax.models.decoder import Decoder
 from weightsteer_jax.models.delta import Dense, LowRank, is_delta_leaf
 from weightsteer_jax.runtime import sharding, tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 PyTree = Any
 
@@ -94,7 +95,7 @@ def check_delta(config: ModelConfig, delta: PyTree) -> None:
     if path not in known:
       raise InputError(
         f"the delta changes '{path}', which this model does not "
-        f'have{tree.did_you_mean(path, known)}; it was made for another architecture'
+        f'have{did_you_mean(path, known)}; it was made for another architecture'
       )
     site = known[path]
     if isinstance(leaf, Dense):

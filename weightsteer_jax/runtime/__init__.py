@@ -1,6 +1,7 @@
 """What every program stands on: errors, pytrees, the mesh, processes, and how they end.
 
 errors.py         the errors a user can meet, with their exit codes
+messages.py       words that messages share: near names, lists cut short, sizes
 tree.py           pytrees named by path: flatten, strict get, masks, fingerprints
 sharding.py       the mesh, and the two tables that say how arrays lie on it
 processes.py      several processes: how they join, speak and agree

@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 
 from weightsteer_jax.runtime import errors
 from weightsteer_jax.runtime.errors import InputError, ProcessLost, WeightSteerError
+from weightsteer_jax.runtime.messages import first_line
 
 PyTree = Any
 
@@ -316,11 +317,6 @@ def alive() -> set[int]:
   """
   everyone = list(range(distributed.global_state.num_processes))
   return set(_ask(lambda client: client.get_live_nodes(everyone)))
-
-
-def first_line(error: BaseException) -> str:
-  """Of what an error says."""
-  return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 _PREFIX = 'weightsteer/'

@@ -19,6 +19,7 @@ from jax.experimental import mesh_utils
 
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 PyTree = Any
 
@@ -183,7 +184,7 @@ def parse(text: str) -> dict[str, int]:
   for part in text.split(','):
     match = re.fullmatch(r'\s*([a-z]+)\s*[:=]\s*(\d+)\s*', part)
     if not match or match[1] not in AXES or int(match[2]) < 1:
-      near = tree.did_you_mean(match[1], AXES) if match else ''
+      near = did_you_mean(match[1], AXES) if match else ''
       raise InputError(
         f"the mesh '{text}' is not understood at '{part}'{near}: expected 'auto', sizes of data, "
         "fsdp and tensor as in 'data:1,fsdp:4,tensor:2', or all three as in '1x4x2'"

@@ -5,7 +5,6 @@ between the rooms of the project (parameters, deltas, optimizer state, fingerpri
 these names.
 """
 
-import difflib
 import functools
 import hashlib
 import math
@@ -20,10 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean, listed
 
 PyTree = Any
 Array = jax.Array | np.ndarray
 
+NAMED = 8  # paths that an error lists
 AT_HAND = 1 << 22  # elements, which NumPy goes through in a tenth of a second
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}  # of an element, by its bytes
 
@@ -126,19 +127,13 @@ def same_keys(expected: Iterable[str], got: Iterable[str], *, what: str) -> None
     return
   lines = [f'{what}: the names differ from what was expected.']
   if missing:
-    lines.append(f'  missing ({len(missing)}): {_some(missing)}')
+    lines.append(f'  missing ({len(missing)}): {listed(missing, NAMED)}')
   if extra:
     lines.append(
       f'  unexpected ({len(extra)}): '
-      f'{_some([name + did_you_mean(name, missing) for name in extra])}'
+      f'{listed([name + did_you_mean(name, missing) for name in extra], NAMED)}'
     )
   raise InputError('\n'.join(lines))
-
-
-def did_you_mean(name: str, options: Iterable[str]) -> str:
-  """ " (did you mean 'x'?)" for the nearest of the options, or ''."""
-  near = difflib.get_close_matches(name, [str(option) for option in options], n=1, cutoff=0.5)
-  return f" (did you mean '{near[0]}'?)" if near else ''
 
 
 def count(tree: PyTree) -> int:
@@ -292,8 +287,3 @@ def _key_name(key) -> str:
     if hasattr(key, attribute):
       return str(getattr(key, attribute))
   return str(key)
-
-
-def _some(names: list[str], limit: int = 8) -> str:
-  more = f' and {len(names) - limit} more' if len(names) > limit else ''
-  return ', '.join(names[:limit]) + more

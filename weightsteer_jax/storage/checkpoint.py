@@ -25,12 +25,15 @@ from orbax.checkpoint import v1 as ocp
 
 from weightsteer_jax.runtime import processes, tree
 from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError
+from weightsteer_jax.runtime.messages import first_line, listed
 from weightsteer_jax.storage import files, sealed
 
 PyTree = Any
 
 MARKER = 'weightsteer_checkpoint.json'
 FORMAT = 2
+NAMED = 3  # files that an error lists
+LINE_LENGTH = 200  # characters of what orbax says
 
 
 def save(folder: files.Path, tree_: PyTree, *, metadata: Mapping[str, Any]) -> None:
@@ -137,7 +140,11 @@ class Saving:
       yield
     # Orbax and tensorstore report a full disk as ValueError, a bad path as several others.
     except Exception as error:
-      reason = 'no space left on device' if 'No space left' in str(error) else _first_line(error)
+      reason = (
+        'no space left on device'
+        if 'No space left' in str(error)
+        else first_line(error, LINE_LENGTH)
+      )
       raise OutputError(
         f'a checkpoint could not be written to {self._folder}: {reason}; nothing was left behind'
       ) from error
@@ -341,7 +348,7 @@ def _load_arrays(
   except (
     Exception
   ) as error:  # The marker agreed on every leaf, so whatever orbax cannot read is damage.
-    problem = _first_line(error)
+    problem = first_line(error, LINE_LENGTH)
   problems = [problem for problem in processes.gather(problem) if problem]
   if problems:
     raise CorruptError(
@@ -378,9 +385,8 @@ def _check_files(folder: pathlib.Path, sizes: Mapping[str, int]) -> None:
       wrong.append(f'{name} has {path.stat().st_size} bytes instead of {size}')
   wrong = next(filter(None, processes.gather(wrong)), [])
   if wrong:
-    more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
     raise CorruptError(
-      f'the checkpoint {folder} is cut short or damaged: {", ".join(wrong[:3])}{more}; copy it '
+      f'the checkpoint {folder} is cut short or damaged: {listed(wrong, NAMED)}; copy it '
       'again, or remove the folder'
     )
 
@@ -428,11 +434,6 @@ def _read_marker(folder: pathlib.Path) -> dict[str, Any]:
       f'{folder} is a checkpoint of format {marker["format"]}; this version reads format {FORMAT}'
     )
   return marker
-
-
-def _first_line(error: Exception) -> str:
-  line = (str(error).strip().splitlines() or [''])[0]
-  return (line[:200] + ' ...' if len(line) > 200 else line) or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
-import difflib
 import json
 import os
 import pathlib
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from weightsteer_jax.runtime import messages
 from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError
 
 Path = str | pathlib.Path
@@ -188,5 +188,5 @@ def nearest(path: pathlib.Path) -> str:
   parent = path.parent
   if not parent.is_dir():
     return f'; {parent} is no folder either'
-  near = difflib.get_close_matches(path.name, [p.name for p in parent.iterdir()], n=1, cutoff=0.6)
-  return f" (did you mean '{parent / near[0]}'?)" if near else ''
+  near = messages.nearest(path.name, [child.name for child in parent.iterdir()], cutoff=0.6)
+  return '' if near is None else f" (did you mean '{parent / near}'?)"

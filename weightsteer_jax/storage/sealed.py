@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from weightsteer_jax.runtime.errors import CorruptError
+from weightsteer_jax.runtime.messages import listed
 from weightsteer_jax.storage import files
 
 PROVENANCE = 'provenance.json'
@@ -73,7 +74,7 @@ def compare(folder: pathlib.Path, wanted: Callable[[str], bool]) -> set[str]:
   )
   if missing or changed:
     faults = [
-      f'{what}: {_some(names)}'
+      f'{what}: {listed(names, NAMED)}'
       for what, names in (('missing', missing), ('changed', changed))
       if names
     ]
@@ -92,8 +93,3 @@ def names(folder: pathlib.Path) -> list[str]:
 def _sha256(path: pathlib.Path) -> str:
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _some(names: list[str]) -> str:
-  more = f' and {len(names) - NAMED} more' if len(names) > NAMED else ''
-  return ', '.join(names[:NAMED]) + more

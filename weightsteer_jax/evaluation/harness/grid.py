@@ -25,8 +25,8 @@ from lm_eval.utils import handle_non_serializable
 
 from weightsteer_jax.evaluation.harness.model import SteeredLM
 from weightsteer_jax.evaluation.harness.stops import check_generation
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError, NotFiniteError
+from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import files, made_from
 
 BOOTSTRAPS = (
@@ -63,7 +63,7 @@ def find_tasks(
       break
   else:
     unknown = [
-      f"'{name}'{tree.did_you_mean(name, manager.all_tasks)}" for name in names if not found[name]
+      f"'{name}'{did_you_mean(name, manager.all_tasks)}" for name in names if not found[name]
     ]
     raise InputError(
       f'lm-eval has no task {", ".join(unknown)}; `lm_eval ls tasks` lists them, and '

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 
 from weightsteer_jax.evaluation.judges.requests import JudgeRequest
 from weightsteer_jax.evaluation.reading import refusals
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 _PROMPTS = pathlib.Path(__file__).parent / 'prompts'
 _FIELD = re.compile(r'\{([a-z_]+)\}')
@@ -90,7 +90,7 @@ def purpose_of(name: str) -> Purpose:
   """
   if name not in PURPOSES:
     raise InputError(
-      f"no purpose '{name}' to judge for{tree.did_you_mean(name, PURPOSES)}; there are: "
+      f"no purpose '{name}' to judge for{did_you_mean(name, PURPOSES)}; there are: "
       f"{', '.join(PURPOSES)}"
     )
   return PURPOSES[name]

@@ -7,8 +7,8 @@ pairs. What does not count is left out, so that the pairs are the denominator.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 Row = Mapping[str, Any]
 Pairs = list[tuple[str, float]]
@@ -80,7 +80,7 @@ def forms_of(names: str, known: Sequence[str]) -> list[str]:
   for name in named:
     if name not in known:
       raise InputError(
-        f"the config key 'form' names '{name}'{tree.did_you_mean(name, known)}; there are: "
+        f"the config key 'form' names '{name}'{did_you_mean(name, known)}; there are: "
         f"{', '.join(known)}"
       )
   return [name for name in known if name in named]

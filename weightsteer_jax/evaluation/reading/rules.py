@@ -22,8 +22,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 NAMES = ('any', 'none', 'exact', 'aliases', 'number', 'readable')
 _NUMBER = re.compile(r'(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w])')
@@ -83,7 +83,7 @@ def make(rules: Any, where: str) -> Rules:
   for name in rules:
     if name not in NAMES:
       raise InputError(
-        f"{where}: unknown rule '{name}' in 'match'{tree.did_you_mean(name, NAMES)}; there "
+        f"{where}: unknown rule '{name}' in 'match'{did_you_mean(name, NAMES)}; there "
         f"are: {', '.join(NAMES)}"
       )
   number = rules.get('number')

@@ -41,8 +41,8 @@ from typing import Any
 
 from weightsteer_jax import config
 from weightsteer_jax.data import sources, tables
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 KINDS = {name: importlib.import_module(f'{__name__}.{name}') for name in config.TASK_KINDS}
 
@@ -156,7 +156,7 @@ def from_rows(
 
 def _kind(name: str, options: config.Task) -> Any:
   if options.kind not in KINDS:
-    hint = tree.did_you_mean(options.kind, KINDS)
+    hint = did_you_mean(options.kind, KINDS)
     raise InputError(
       f"task '{name}': unknown kind '{options.kind}'{hint}; there are: {', '.join(KINDS)}"
     )
@@ -188,15 +188,15 @@ def check_keys(item: Any, required: Sequence[str], optional: Sequence[str], wher
   unknown = [key for key in item if key not in known]
   if missing := [key for key in required if key not in item]:
     hints = ''.join(
-      f" ('{key}' is there{tree.did_you_mean(key, missing)})"
+      f" ('{key}' is there{did_you_mean(key, missing)})"
       for key in unknown
-      if tree.did_you_mean(key, missing)
+      if did_you_mean(key, missing)
     )
     raise InputError(
       f"{where}: the item has no {', '.join(missing)}{hints}; it needs {', '.join(required)}"
     )
   for key in unknown:
-    if hint := tree.did_you_mean(key, [name for name in known if name not in item]):
+    if hint := did_you_mean(key, [name for name in known if name not in item]):
       raise InputError(f"{where}: unknown key '{key}'{hint}")
   if not isinstance(item['id'], str) or not item['id']:
     raise InputError(f"{where}: 'id' is {item['id']!r}, expected a text")

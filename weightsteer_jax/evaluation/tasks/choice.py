@@ -23,8 +23,8 @@ from weightsteer_jax.data import chat
 from weightsteer_jax.evaluation.reading import failures, measures
 from weightsteer_jax.evaluation.reading.measures import Metric, Row, each
 from weightsteer_jax.inference.requests import ScoreRequest, ScoreResult, Tokens
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 REQUIRED, OPTIONAL, GENERATES = (
   ('id', 'messages', 'choices', 'target'),
@@ -61,7 +61,7 @@ def check(item: Mapping[str, Any], where: str) -> None:
       f"{where}: 'target' is {target!r}, expected the index of a choice, 0 to {len(choices) - 1}"
     )
   if normalised not in NORMALISE:
-    hint = tree.did_you_mean(str(normalised), NORMALISE)
+    hint = did_you_mean(str(normalised), NORMALISE)
     raise InputError(
       f"{where}: 'normalise' is {normalised!r}{hint}, expected one of {', '.join(NORMALISE)}"
     )

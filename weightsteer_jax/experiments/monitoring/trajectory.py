@@ -23,6 +23,7 @@ from weightsteer_jax.experiments.monitoring import changes
 from weightsteer_jax.experiments.monitoring.changes import Change
 from weightsteer_jax.finetune import adapter, claim
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import listed
 from weightsteer_jax.storage import checkpoint, files
 
 STATE = 'state'  # A training state of ours, adapter and optimizer, in orbax's format.
@@ -199,6 +200,5 @@ def _nothing(folder: pathlib.Path) -> str:
   )
   return (
     f'{folder} holds no checkpoints. Looked for: {LOOKED_FOR}. It holds: '
-    f'{", ".join(names[:8]) or "nothing"}'
-    f'{f" and {len(names) - 8} more" if len(names) > 8 else ""}{hint}'
+    f'{listed(names, 8) or "nothing"}{hint}'
   )

@@ -17,6 +17,7 @@ from weightsteer_jax.experiments.preflight.topology import Target, target
 from weightsteer_jax.experiments.sources import folder_of
 from weightsteer_jax.models.attention import with_kernel
 from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.messages import memory_size
 from weightsteer_jax.storage import files
 
 
@@ -72,7 +73,7 @@ def recommend(run: configs.Run, topology: str, sizes: Sizes = Sizes()) -> bool:
   run, config, hardware, sizes = _prepare(run, topology, sizes, '')
   for candidate, result in search(run, config, hardware, sizes):
     fits = 'fits' if result.fits else 'does not fit'
-    say(f'{fits}, {result.peak / 2**30:.2f} GiB{candidate.pace}: {candidate}')
+    say(f'{fits}, {memory_size(result.peak, 2)}{candidate.pace}: {candidate}')
     if result.fits:
       made = candidate.plan(run, config, hardware, sizes)
       results = [result, *check(made, tuple(program.name for program in made.programs[1:]))]

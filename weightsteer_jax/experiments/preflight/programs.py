@@ -21,6 +21,7 @@ from weightsteer_jax.inference import generation, packing, scoring
 from weightsteer_jax.models import placement as layouts
 from weightsteer_jax.models.placement import Layouts
 from weightsteer_jax.runtime import sharding, tree
+from weightsteer_jax.runtime.messages import memory_size
 from weightsteer_jax.runtime.sharding import Layout, bytes_on_device, placed
 
 PyTree = Any
@@ -102,7 +103,7 @@ class Plan:
     ]
     if self.relaid:
       lines.append(
-        f'between training and evaluation each device receives up to {self.relaid / 2**30:.2f} GiB '
+        f'between training and evaluation each device receives up to {memory_size(self.relaid, 2)} '
         'of weights, once'
       )
     return tuple(lines)

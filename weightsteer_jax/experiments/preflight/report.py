@@ -10,6 +10,7 @@ from weightsteer_jax.experiments.preflight.run import Result
 from weightsteer_jax.experiments.preflight.search import candidates
 from weightsteer_jax.experiments.preflight.topology import Target
 from weightsteer_jax.runtime import sharding
+from weightsteer_jax.runtime.messages import file_size, memory_size
 
 GIB = 2**30
 HEAD = (
@@ -81,7 +82,7 @@ def _row(result: Result, memory: float) -> tuple[str, ...]:
 def words(collectives: dict[str, Moved]) -> str:
   """As in 'all-gather 12 GB in 793, all-reduce 3 GB in 248'."""
   sent = sorted(collectives.items(), key=lambda item: -item[1].sent)
-  return ', '.join(f'{kind} {_bytes(moved.sent)} in {moved.count}' for kind, moved in sent)
+  return ', '.join(f'{kind} {file_size(moved.sent, 3)} in {moved.count}' for kind, moved in sent)
 
 
 def verdict(plan: Plan, results: Sequence[Result]) -> str:
@@ -91,14 +92,14 @@ def verdict(plan: Plan, results: Sequence[Result]) -> str:
   if all(result.fits for result in results):
     left = plan.target.memory - fullest.peak
     return (
-      f'FITS: {plan.target.name} with {mesh} leaves {_gib(left)} GiB of '
-      f'{_gib(plan.target.memory)} free at the fullest ({fullest.name})'
+      f'FITS: {plan.target.name} with {mesh} leaves {memory_size(left, 2)} of '
+      f'{memory_size(plan.target.memory, 2)} free at the fullest ({fullest.name})'
     )
   failing = [
-    f'{result.name} needs {_gib(result.peak)} GiB' for result in results if not result.fits
+    f'{result.name} needs {memory_size(result.peak, 2)}' for result in results if not result.fits
   ]
   return (
-    f'DOES NOT FIT: {plan.target.name} with {mesh} has {_gib(plan.target.memory)} GiB a '
+    f'DOES NOT FIT: {plan.target.name} with {mesh} has {memory_size(plan.target.memory, 2)} a '
     f'device; {", ".join(failing)}'
   )
 
@@ -113,13 +114,11 @@ def advice(run: configs.Run, config: models.ModelConfig, target: Target, sizes: 
     ]
   return [
     'By estimate (not compiled; --search compiles the best) these fit:',
-    *(f'  {candidate.bytes / GIB:.2f} GiB{candidate.pace}: {candidate}' for candidate in found[:3]),
+    *(
+      f'  {memory_size(candidate.bytes, 2)}{candidate.pace}: {candidate}' for candidate in found[:3]
+    ),
   ]
 
 
 def _gib(count: float) -> str:
   return '-' if not count else f'{count / GIB:.2f}' if count >= 0.005 * GIB else '<0.01'
-
-
-def _bytes(count: float) -> str:
-  return f'{count / 1e9:.3g} GB' if count >= 1e8 else f'{count / 1e6:.3g} MB'

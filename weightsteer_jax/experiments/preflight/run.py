@@ -12,8 +12,8 @@ from weightsteer_jax.experiments.preflight import hlo, roofline
 from weightsteer_jax.experiments.preflight.memory import Bytes
 from weightsteer_jax.experiments.preflight.programs import Plan, Program
 from weightsteer_jax.experiments.preflight.topology import Target
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +57,7 @@ def check_names(plan: Plan, names: Sequence[str]) -> None:
   for name in names:
     if name not in known:
       raise InputError(
-        f"--programs: no program '{name}'{tree.did_you_mean(name, known)}; there are: "
-        f"{', '.join(known)}"
+        f"--programs: no program '{name}'{did_you_mean(name, known)}; there are: {', '.join(known)}"
       )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from weightsteer_jax.models import placement
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean, first_line
 
 GIB = 2**30
 
@@ -109,7 +109,7 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
   generation = ALIASES.get(match[1], match[1]) if match else re.split('[:-]', name)[0]
   if not match or generation not in CHIPS:
     raise InputError(
-      f"no topology '{name}'{tree.did_you_mean(generation, CHIPS)}: expected 'local', a TPU "
+      f"no topology '{name}'{did_you_mean(generation, CHIPS)}: expected 'local', a TPU "
       f"generation ({', '.join(CHIPS)}) with chips along each axis, as in 'v5e:4x4' or "
       "'v5p:2x2x4', or a name as it is sold, as in 'v5litepod-16' or 'v5p-32'"
     )
@@ -157,9 +157,8 @@ def _absent_devices(generation: str, name: str) -> tuple[Any, ...]:
         topologies.get_topology_desc(platform='tpu', topology_name=name, **options).devices
       )
   except Exception as error:  # A plugin that is missing and one that refuses come as several kinds.
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise InputError(
-      f"cannot compile for '{name}' here: {first}. It takes libtpu: pip install "
+      f"cannot compile for '{name}' here: {first_line(error)}. It takes libtpu: pip install "
       "'weightsteer_jax[tpu]'"
     ) from error
 

@@ -20,8 +20,8 @@ from weightsteer_jax.models.families import (
 )
 from weightsteer_jax.models.families.family import Family, TensorRow
 from weightsteer_jax.models.families.fields import Fields
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 FAMILIES: dict[str, Family] = {
   module.FAMILY.model_type: module.FAMILY
@@ -55,7 +55,7 @@ def family_of(raw: Mapping[str, Any], *, where: str) -> Family:
     )
   model_type = str(raw.get('model_type'))
   if model_type not in FAMILIES:
-    near = tree.did_you_mean(model_type, FAMILIES)
+    near = did_you_mean(model_type, FAMILIES)
     raise InputError(
       f'{where}: model_type {model_type!r} is not supported{near}; supported: '
       f"{', '.join(sorted(FAMILIES))}"

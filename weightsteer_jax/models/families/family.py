@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from weightsteer_jax.models.config import ACTIVATIONS, ModelConfig, Rope
 from weightsteer_jax.models.families.fields import Fields
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 ROPES = ('default', 'linear', 'llama3')  # Kinds of rotary embeddings that any family can have.
 
@@ -81,7 +81,7 @@ def read_activation(fields: Fields, key: str = 'hidden_act', default: str = 'sil
   """The MLP's activation, one that the decoder has."""
   name = fields.take(key, default, kind=str)
   if name not in ACTIVATIONS:
-    near = tree.did_you_mean(name, ACTIVATIONS)
+    near = did_you_mean(name, ACTIVATIONS)
     raise InputError(
       f"{fields.where}: '{key}' is {name!r}{near}; supported: {', '.join(ACTIVATIONS)}"
     )

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 
 # Keys that say nothing about the forward pass: bookkeeping, token ids (the tokenizer's business),
 # training-only and cache settings, labels of classifiers, and the settings of text generation that
@@ -104,7 +104,7 @@ class Fields:
     if key not in self.left:
       if not default:
         raise InputError(
-          f"{self.where}: the field '{key}' is missing{tree.did_you_mean(key, self.left)}"
+          f"{self.where}: the field '{key}' is missing{did_you_mean(key, self.left)}"
         )
       return default[0]
     value = self.left.pop(key)

@@ -28,6 +28,7 @@ from absl import logging
 
 from weightsteer_jax.runtime import ending
 from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError, WeightSteerError
+from weightsteer_jax.runtime.messages import file_size, first_line, listed
 from weightsteer_jax.storage import files
 from weightsteer_jax.storage.remote import listing, store
 from weightsteer_jax.storage.remote.listing import Entry, Listing
@@ -39,6 +40,8 @@ FIRST_PAUSE = 1.0  # seconds
 LONGEST_PAUSE = 600.0
 WORKERS = 4  # files on their way at once
 CHUNK = 1 << 22
+NAMED = 5  # files that an error lists
+LINE_LENGTH = 300  # characters of what a driver says
 
 
 class Conflict(InputError):
@@ -126,7 +129,7 @@ class Mirror:
       raise
     self._closed.set()
     size = sum(size for size, _, _ in self._listing.files.values())
-    _say(f'pushed: {self.url} holds all {len(self._listing.files)} files ({_bytes(size)})')
+    _say(f'pushed: {self.url} holds all {len(self._listing.files)} files ({file_size(size)})')
 
   def last_push(self) -> None:
     """Pushes what is left of a run that ends otherwise, and ends; a failure is a warning."""
@@ -227,7 +230,7 @@ class Mirror:
     held = self._scan()
     wanted = [name for name in there.files if name not in held]
     if there.generation:
-      size = _bytes(sum(there.files[name][0] for name in wanted))
+      size = file_size(sum(there.files[name][0] for name in wanted))
       _say(
         f'pulling {len(wanted)} files ({size}) from {self.url}'
         if wanted
@@ -372,9 +375,8 @@ class Mirror:
   def _behind(self) -> str:
     """In words, what is not at the URL, and where it is."""
     names = self._differing(self._scan())
-    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
-    listed = f'not there are {", ".join(names[:5])}{more}' if names else 'all files are there'
-    return f'{listed}; {self.staging} holds everything, and the same command goes on from it'
+    missing = f'not there are {listed(names, NAMED)}' if names else 'all files are there'
+    return f'{missing}; {self.staging} holds everything, and the same command goes on from it'
 
   def _differing(self, found: Mapping[str, os.stat_result]) -> list[str]:
     """Those of the files that are not, or not as such, in the listing."""
@@ -479,17 +481,11 @@ def _patiently(action: Callable[[], Any], *, tries: int = TRIES) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-  line = (str(error).strip().splitlines() or [''])[0]
-  line = line if len(line) <= 300 else line[:300] + ' ...'
-  return (
-    line
-    if isinstance(error, WeightSteerError) and line
-    else f'{type(error).__name__}: {line}'.rstrip(': ')
-  )
-
-
-def _bytes(size: int) -> str:
-  return f'{size / 1e6:.1f} MB' if size < 1e9 else f'{size / 1e9:.1f} GB'
+  line = first_line(error, LINE_LENGTH)
+  if isinstance(error, WeightSteerError) or not str(error).strip():
+    return line
+  # Drivers raise errors of many classes, which often say more than their text.
+  return f'{type(error).__name__}: {line}'
 
 
 def _say(line: str) -> None:
