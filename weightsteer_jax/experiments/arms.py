@@ -177,10 +177,11 @@ def fine_tune(
   # What exists already is read in silence, as several arms may need one fine-tune.
   new = set()
   for fit in fits:
-    if not processes.broadcast((fit.workdir / 'adapter').exists()):
-      new.add(fit.workdir)
+    folder = pathlib.Path(fit.workdir)
+    if not processes.broadcast((folder / 'adapter').exists()):
+      new.add(folder)
       say(
-        f'fine-tune {fit.workdir.name}: {len(fit.train)} examples to train on, '
+        f'fine-tune {folder.name}: {len(fit.train)} examples to train on, '
         f'{len(fit.validation)} to validate'
       )
   layout = experiment.layouts.train
@@ -190,9 +191,10 @@ def fine_tune(
   watch = _watch(experiment) if new else None
   results = finetune.run_together(model, fits, options, layout=layout, watch=watch)
   for fit, result in zip(fits, results):
-    if fit.workdir in new:
+    folder = pathlib.Path(fit.workdir)
+    if folder in new:
       say(
-        f'fine-tune {fit.workdir.name}: validation loss {result.validation_loss:.4f} nats per '
+        f'fine-tune {folder.name}: validation loss {result.validation_loss:.4f} nats per '
         f'token at step {result.step}, learning rate {result.learning_rate:g}'
       )
   return results
@@ -452,7 +454,7 @@ def _selected_layer(
 def _effect(
   arm: str, tasks: Sequence[evaluation.tasks.Task], results: Sequence[Mapping[str, Any]]
 ) -> float:
-  """Distance of an arm's plotted metric between the lowest and highest strength, mean over tasks."""
+  """Mean over tasks of how far an arm moves the plotted metric from its lowest to highest alpha."""
   distances = []
   for task in tasks:
     rows = [row for row in results if row['arm'] == arm and row['task'] == task.name]

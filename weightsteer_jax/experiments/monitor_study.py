@@ -172,8 +172,8 @@ def _study(
   fine_tunes: Sequence[_FineTune],
   rates: Mapping[str, Any],
 ) -> dict[str, Any]:
-  controls = {}
-  looked_for = {}
+  controls: dict[str, pathlib.Path] = {}
+  looked_for: dict[str, pathlib.Path] = {}
   for name, folder in folders.items():
     kind = controls if name in experiment.run.monitor.controls else looked_for
     kind[name] = folder

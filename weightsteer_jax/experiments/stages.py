@@ -282,9 +282,15 @@ def report(experiment: Experiment) -> pathlib.Path:
 
   workdir = experiment.workdir
   options = experiment.run.sweep
-  rule = dict(behaviour=options.pick_by or None, tolerance=options.tolerance)
-  path = pathlib.Path(processes.on_main(lambda: str(page.write(workdir, **rule))))
-  for choice in pick.choose_all(study.read(workdir), **rule):
+  behaviour = options.pick_by or None
+  tolerance = options.tolerance
+
+  def write():
+    return str(page.write(workdir, behaviour=behaviour, tolerance=tolerance))
+
+  path = pathlib.Path(processes.on_main(write))
+  choices = pick.choose_all(study.read(workdir), behaviour=behaviour, tolerance=tolerance)
+  for choice in choices:
     print(tables.text(choice))
   say(f'report: {path}')
   return path
@@ -344,7 +350,7 @@ def _refuse_other_run(run: Run, workdir: pathlib.Path) -> None:
 
 def _fixed_settings(record: Mapping[str, Any]) -> dict[str, Any]:
   """{'section.key': value} of the FIXED sections."""
-  settings = {}
+  settings: dict[str, Any] = {}
   for section in FIXED:
     value = record[section]
     if isinstance(value, dict):
