@@ -7,20 +7,17 @@ judge was asked in. What failed is asked again the next time, and the later line
 """
 
 import collections
+import contextlib
 import pathlib
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
-
-import tqdm
 
 from weightsteer_jax.evaluation import judges as judging
 from weightsteer_jax.evaluation import tasks as kinds
 from weightsteer_jax.evaluation.judges import Judge, Judgement, JudgeRequest
 from weightsteer_jax.evaluation.rows import RowKey, key_of
-from weightsteer_jax.runtime import ending, preemption
-from weightsteer_jax.runtime.errors import InputError, Preempted
-from weightsteer_jax.storage import journal, made_from
+from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.storage import journal, made_from, resumable
 
 Row = Mapping[str, Any]
 _KIND = dict(
@@ -135,33 +132,31 @@ def _judge(
   progress: bool,
 ) -> None:
   """Asks one judge for what is not said yet."""
-  missing = {i: requests[i] for i, line in enumerate(lines) if _is_open(said, key(line), line)}
-  waiting = (JudgeRequest(i, request.purpose, request.fields) for i, request in missing.items())
-  bar = tqdm.tqdm(
+  missing = [
+    JudgeRequest(i, requests[i].purpose, requests[i].fields)
+    for i, line in enumerate(lines)
+    if _is_open(said, key(line), line)
+  ]
+  resumable.keep(
+    said,
+    _judged(judge, missing, lines),
+    left=lambda: sum(_is_open(said, key(line), line) for line in lines),
     total=len(lines),
-    initial=len(lines) - len(missing),
-    desc=f'judge {judge.name}',
+    what=f'judgements of {judge.name}',
+    title=f'judge {judge.name}',
     unit='row',
-    file=sys.stderr,
-    dynamic_ncols=True,
-    disable=not progress,
-    mininterval=0.1 if sys.stderr.isatty() else 10.0,
+    shown=progress,
   )
-  judgements = judge.judge(waiting) if missing else iter(())
-  with bar, preemption.watch() as stop:
-    for judgement in judgements:
-      said.append(_line(lines[judgement.key], judgement))
-      bar.update()
-      ending.progress()
-      if stop.reached():
-        judgements.close()
-        break
-  if stop.name:
-    left = sum(_is_open(said, key(line), line) for line in lines)
-    raise Preempted(
-      f'{stop.name} came: {left} of {len(lines)} judgements of {judge.name} are left, the others '
-      f'are in {said.path}; start again to continue'
-    )
+
+
+def _judged(
+  judge: Judge, requests: Sequence[JudgeRequest], lines: Sequence[dict[str, Any]]
+) -> Generator[dict[str, Any], None, None]:
+  """The judge's lines for requests whose keys are numbers of `lines`, as they come."""
+  if requests:
+    with contextlib.closing(judge.judge(iter(requests))) as judgements:
+      for judgement in judgements:
+        yield _line(lines[judgement.key], judgement)
 
 
 def _is_open(said: journal.Journal, key: Any, line: Mapping[str, Any]) -> bool:

@@ -1,12 +1,10 @@
 """The sweep: every arm, alpha, task, example and sample, each computed once and kept on disk."""
 
 import pathlib
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import tqdm
 
 from weightsteer_jax import models
 from weightsteer_jax.evaluation import tasks as kinds
@@ -15,10 +13,11 @@ from weightsteer_jax.inference import generation, packing
 from weightsteer_jax.inference.arms import BASE, AnswerOnly, Arms, bare, make_arms
 from weightsteer_jax.inference.engine import Engine
 from weightsteer_jax.inference.requests import GenerateRequest, ScoreRequest
-from weightsteer_jax.runtime import ending, preemption, processes, tree
-from weightsteer_jax.runtime.errors import InputError, Preempted
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import made_from as plan_files
+from weightsteer_jax.storage import resumable
 
 # What a row asks: its task, its item as tokens, by (task, example, system prompt that the arm
 # adds).
@@ -69,29 +68,16 @@ def run(
       fresh=not rows.done,
     )
     missing = [key for key in plan if key not in rows.done]
-    bar = tqdm.tqdm(
+    resumable.keep(
+      rows,
+      _compute(engine, by_name, prepared, plan, missing, seed),
+      left=lambda: sum(key not in rows.done for key in plan),
       total=len(plan),
-      initial=len(plan) - len(missing),
-      desc='sweep',
+      what='rows of the sweep',
+      title='sweep',
       unit='row',
-      disable=not (progress and processes.is_main()),
-      file=sys.stderr,
-      dynamic_ncols=True,
-      mininterval=0.1 if sys.stderr.isatty() else 10.0,
+      shown=progress,
     )
-    with bar, preemption.watch() as stop:
-      for row in _compute(engine, by_name, prepared, plan, missing, seed):
-        rows.append(row)
-        bar.update()
-        ending.progress()
-        if stop.reached():
-          break
-    if stop.name:
-      left = sum(key not in rows.done for key in plan)
-      raise Preempted(
-        f'{stop.name} came: {left} of {len(plan)} rows of the sweep are left, the others are in '
-        f'{rows.path}; start again to continue'
-      )
     return [rows.done[key] for key in plan]
 
 
@@ -234,7 +220,7 @@ def _compute(
   plan: Sequence[RowKey],
   missing: Sequence[RowKey],
   seed: int,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
   """The missing rows of the plan, as they finish."""
 
   def item_of(key):

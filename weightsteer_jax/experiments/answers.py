@@ -11,12 +11,10 @@ on one side and below on the other.
 
 import collections
 import pathlib
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from weightsteer_jax import config
 from weightsteer_jax.data import chat, pairs
@@ -27,9 +25,8 @@ from weightsteer_jax.evaluation import judges, judging
 from weightsteer_jax.evaluation.judges import Judge, JudgeRequest
 from weightsteer_jax.inference.engine import Engine
 from weightsteer_jax.inference.requests import GenerateRequest, Sampling
-from weightsteer_jax.runtime import ending, preemption, processes, tree
-from weightsteer_jax.runtime.errors import Preempted
-from weightsteer_jax.storage import journal, made_from
+from weightsteer_jax.runtime import processes, tree
+from weightsteer_jax.storage import journal, made_from, resumable
 
 PURPOSES = ('trait', 'coherence')
 _ANSWER = dict(needs=('name', 'text', 'finish'), what='an answer', again='the data stage')
@@ -118,33 +115,27 @@ def answer(
       )
       for prompt in missing
     ]
-    bar = tqdm.tqdm(
+    resumable.keep(
+      done,
+      _sampled(engine, requests),
+      left=lambda: sum(prompt.name not in done.done for prompt in prompts),
       total=len(prompts),
-      initial=len(prompts) - len(missing),
-      desc='answers',
+      what='answers',
+      title='answers',
       unit='answer',
-      file=sys.stderr,
-      dynamic_ncols=True,
-      disable=not processes.is_main(),
-      mininterval=0.1 if sys.stderr.isatty() else 10.0,
     )
-    with bar, preemption.watch() as stop:
-      for result in engine.generate(requests):
-        text = (
-          engine.tokenizer.decode(result.tokens, skip_special_tokens=True) if result.tokens else ''
-        )
-        done.append({'name': result.key, 'text': text, 'finish': result.finish})
-        bar.update()
-        ending.progress()
-        if stop.reached():
-          break
-    if stop.name:
-      left = sum(prompt.name not in done.done for prompt in prompts)
-      raise Preempted(
-        f'{stop.name} came: {left} of {len(prompts)} answers are left, the others are in '
-        f'{done.path}; start again to continue'
-      )
     return {prompt.name: done.done[prompt.name] for prompt in prompts}
+
+
+def _sampled(
+  engine: Engine, requests: Sequence[GenerateRequest]
+) -> Generator[dict[str, Any], None, None]:
+  """The lines of answers.jsonl, as the answers are finished."""
+  for result in engine.generate(requests):
+    text = ''
+    if result.tokens:
+      text = engine.tokenizer.decode(result.tokens, skip_special_tokens=True)
+    yield {'name': result.key, 'text': text, 'finish': result.finish}
 
 
 def unfit(said: Judgements, name: str, side: str, options: config.Data) -> str | None:

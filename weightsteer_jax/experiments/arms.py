@@ -46,10 +46,11 @@ from weightsteer_jax.data import Example
 from weightsteer_jax.data.pairs import SIDES
 from weightsteer_jax.directions import algebra, persona_vectors
 from weightsteer_jax.experiments import monitoring, sources
-from weightsteer_jax.experiments.experiment import Experiment, say
+from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.inference.arms import Part
 from weightsteer_jax.runtime import processes
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.progress import say
 from weightsteer_jax.storage import files
 
 PyTree = Any

@@ -17,9 +17,10 @@ from weightsteer_jax.data import Conversation, Example, pairs
 from weightsteer_jax.data.pairs import SIDES
 from weightsteer_jax.evaluation.judges import Judge
 from weightsteer_jax.experiments import answers, organism, sources
-from weightsteer_jax.experiments.experiment import Experiment, say
+from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.runtime import processes
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.progress import say
 
 
 def make(experiment: Experiment) -> dict[str, list[Conversation]]:

@@ -21,7 +21,7 @@ from weightsteer_jax.config import ModelChoice, Run
 from weightsteer_jax.data import Conversation, Example
 from weightsteer_jax.experiments import sources
 from weightsteer_jax.models import placement
-from weightsteer_jax.runtime import ending, processes, sharding, tree
+from weightsteer_jax.runtime import processes, sharding, tree
 from weightsteer_jax.runtime.sharding import Layout
 from weightsteer_jax.storage import sealed
 
@@ -216,10 +216,3 @@ def _chat_tokenizer(folder: pathlib.Path) -> Any:
   tokenizer = datas.load_tokenizer(folder)
   datas.require_chat_template(tokenizer)
   return tokenizer
-
-
-def say(line: str) -> None:
-  """Prints a line of a stage at once, once."""
-  ending.progress()
-  if processes.is_main():
-    print(line, flush=True)

@@ -21,8 +21,9 @@ from weightsteer_jax import config as configs
 from weightsteer_jax import evaluation, finetune, inference
 from weightsteer_jax.data import Example
 from weightsteer_jax.experiments import arms, contrast, monitoring, sources
-from weightsteer_jax.experiments.experiment import Experiment, say
+from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.runtime import processes
+from weightsteer_jax.runtime.progress import say
 from weightsteer_jax.storage import files
 
 STUDY = 'study.json'

@@ -34,10 +34,11 @@ from weightsteer_jax.data import Conversation
 from weightsteer_jax.data.pairs import SIDES
 from weightsteer_jax.experiments import arms, monitor_study
 from weightsteer_jax.experiments import contrast as contrasts
-from weightsteer_jax.experiments.experiment import Experiment, say
+from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.finetune import FineTuneResult
 from weightsteer_jax.runtime import processes, tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.progress import say
 from weightsteer_jax.storage import files
 from weightsteer_jax.storage.versions import versions
 

@@ -16,10 +16,11 @@ from weightsteer_jax.config import ModelChoice
 from weightsteer_jax.data import load_tokenizer
 from weightsteer_jax.experiments import monitoring
 from weightsteer_jax.experiments.arms import WEIGHTS
-from weightsteer_jax.experiments.experiment import load_model, say
+from weightsteer_jax.experiments.experiment import load_model
 from weightsteer_jax.experiments.sources import folder_of
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.progress import say
 from weightsteer_jax.storage import files
 from weightsteer_jax.storage.versions import versions
 

@@ -2,14 +2,12 @@
 
 import json
 import pathlib
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
-import tqdm
-
 from weightsteer_jax.runtime import processes
+from weightsteer_jax.runtime import progress as bars
 from weightsteer_jax.runtime.errors import OutputError
 from weightsteer_jax.storage import files
 
@@ -34,17 +32,8 @@ class Log:
     if processes.is_main():
       _drop_rows(self._path, peak=peak, after=step)
       self._scalars = _Scalars(folder / 'tensorboard' / f'{peak:g}', resumed_at=step)
-    # A terminal is redrawn at once; a log file gets a line now and then.
-    self._bar = tqdm.tqdm(
-      desc=f'{folder.name}, learning rate {peak:g}',
-      initial=step,
-      total=total,
-      unit='step',
-      file=sys.stderr,
-      disable=not (progress and processes.is_main()),
-      mininterval=0.1 if sys.stderr.isatty() else 10.0,
-      dynamic_ncols=True,
-    )
+    title = f'{folder.name}, learning rate {peak:g}'
+    self._bar = bars.bar(title, unit='step', total=total, done=step, shown=progress)
     self._shown: dict[str, str] = {}
     self._last = time.monotonic()
     self._steps_seen, self._tokens_seen, self._seconds_seen = 0, 0, 0.0

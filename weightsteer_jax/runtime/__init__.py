@@ -6,6 +6,7 @@ tree.py           pytrees named by path: flatten, strict get, masks, fingerprint
 sharding.py       the mesh, and the two tables that say how arrays lie on it
 processes.py      several processes: how they join, speak and agree
 ending.py         how they end together, and how a stuck one is noticed
+progress.py       lines of a stage and bars, on the main process
 preemption.py     SIGTERM and SIGINT, noted and acted on at the next step
 profiling.py      a window of a run as a profile
 compile_cache.py  compiled programs, kept for the next run in the user's cache folder

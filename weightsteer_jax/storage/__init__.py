@@ -2,6 +2,7 @@
 
 files.py        files and folders that appear whole or not at all
 journal.py      files of finished work, one line at a time
+resumable.py    work that is kept line by line, and goes on where it stopped
 checkpoint.py   orbax in and out: atomic, fingerprinted, verified
 made_from.py    what finished work was made from, kept beside it
 versions.py     which versions computed something

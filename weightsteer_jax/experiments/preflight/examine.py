@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import models
-from weightsteer_jax.experiments.experiment import say
 from weightsteer_jax.experiments.preflight import report
 from weightsteer_jax.experiments.preflight.programs import Sizes, plan
 from weightsteer_jax.experiments.preflight.run import as_json, check, check_names
@@ -18,6 +17,7 @@ from weightsteer_jax.experiments.sources import folder_of
 from weightsteer_jax.models.attention import with_kernel
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.messages import memory_size
+from weightsteer_jax.runtime.progress import say
 from weightsteer_jax.storage import files
 
 

@@ -29,6 +29,7 @@ from absl import logging
 from weightsteer_jax.runtime import ending
 from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError, WeightSteerError
 from weightsteer_jax.runtime.messages import file_size, first_line, listed
+from weightsteer_jax.runtime.progress import say
 from weightsteer_jax.storage import files
 from weightsteer_jax.storage.remote import listing, store
 from weightsteer_jax.storage.remote.listing import Entry, Listing
@@ -129,7 +130,7 @@ class Mirror:
       raise
     self._closed.set()
     size = sum(size for size, _, _ in self._listing.files.values())
-    _say(f'pushed: {self.url} holds all {len(self._listing.files)} files ({file_size(size)})')
+    say(f'pushed: {self.url} holds all {len(self._listing.files)} files ({file_size(size)})')
 
   def last_push(self) -> None:
     """Pushes what is left of a run that ends otherwise, and ends; a failure is a warning."""
@@ -196,10 +197,10 @@ class Mirror:
     owner, generation = self._record()
     held = any(self._scan())
     state = f'generation {there.generation}, {len(there.files)} files'
-    _say(f'workdir: {self.url} ({state}), staged in {self.staging}')
+    say(f'workdir: {self.url} ({state}), staged in {self.staging}')
     if not there.generation or owner == there.owner and generation >= there.generation:
       if held:
-        _say(f'{self.staging} goes on from there')
+        say(f'{self.staging} goes on from there')
       return
     if held and (owner or generation < 0):
       self._set_aside()
@@ -217,7 +218,7 @@ class Mirror:
         f'{self.staging} does not go on from what {self.url} holds, and cannot be renamed: '
         f'{error.strerror or error}; name another --staging'
       ) from error
-    _say(
+    say(
       f'{self.staging} does not go on from what {self.url} holds, which counts: it is now '
       f'{self._aside(number)}'
     )
@@ -231,7 +232,7 @@ class Mirror:
     wanted = [name for name in there.files if name not in held]
     if there.generation:
       size = file_size(sum(there.files[name][0] for name in wanted))
-      _say(
+      say(
         f'pulling {len(wanted)} files ({size}) from {self.url}'
         if wanted
         else f'{self.staging} lacks nothing of it'
@@ -486,8 +487,3 @@ def _reason(error: BaseException) -> str:
     return line
   # Drivers raise errors of many classes, which often say more than their text.
   return f'{type(error).__name__}: {line}'
-
-
-def _say(line: str) -> None:
-  ending.progress()
-  print(line, flush=True)

@@ -1,0 +1,41 @@
+"""Progress as a person sees it: lines of a stage, and bars.
+
+A line winds the stall watchdog (see ending.py), since whoever says something goes on. A bar does not:
+most bars move in loops that wind it themselves.
+"""
+
+import sys
+
+import tqdm
+
+from weightsteer_jax.runtime import ending, processes
+
+# A terminal is redrawn at once; a log file, which keeps every state of a bar, gets one now and then.
+REDRAW_SECONDS = 0.1
+LOG_SECONDS = 10.0
+
+
+def say(line: str) -> None:
+  """Prints a line of a stage, at once and on the main process only."""
+  ending.progress()
+  if processes.is_main():
+    print(line, flush=True)
+
+
+def bar(title: str, *, unit: str, total: int, done: int = 0, shown: bool = True) -> tqdm.tqdm:
+  """A progress bar on stderr, of the main process only.
+
+  Args:
+    done: units that an earlier run has finished.
+    shown: False for a bar that counts and shows nothing.
+  """
+  return tqdm.tqdm(
+    desc=title,
+    unit=unit,
+    total=total,
+    initial=done,
+    disable=not (shown and processes.is_main()),
+    file=sys.stderr,
+    dynamic_ncols=True,
+    mininterval=REDRAW_SECONDS if sys.stderr.isatty() else LOG_SECONDS,
+  )

@@ -1,0 +1,51 @@
+"""Work that is kept line by line, so that what was interrupted goes on where it stopped."""
+
+from collections.abc import Callable, Generator
+
+from weightsteer_jax.runtime import ending, preemption, progress
+from weightsteer_jax.runtime.errors import Preempted
+from weightsteer_jax.storage.journal import Journal, Line
+
+
+def keep(
+  journal: Journal,
+  lines: Generator[Line, None, None],
+  *,
+  left: Callable[[], int],
+  total: int,
+  what: str,
+  title: str,
+  unit: str,
+  shown: bool = True,
+) -> None:
+  """Appends lines to a journal as they finish, with a progress bar, until a signal comes.
+
+  Every process passes the same lines in the same order, and all of them stop behind the same one.
+
+  Args:
+    lines: makes the missing lines; closed when a signal comes.
+    left: counts the lines that are still to be made.
+    total: lines of the whole work, those of earlier runs included.
+    what: the lines in an error's words, as in 'rows of the sweep'.
+    title, unit: what the bar is called, and what one line is called there.
+    shown: whether the bar is shown.
+
+  Raises:
+    Preempted: if SIGTERM or SIGINT came; every finished line is kept.
+    OutputError: if a line cannot be written.
+  """
+  bar = progress.bar(title, unit=unit, total=total, done=total - left(), shown=shown)
+  with bar, preemption.watch() as stop:
+    for line in lines:
+      journal.append(line)
+      bar.update()
+      ending.progress()
+      if stop.reached():
+        # Within the watch: what the generator waits for when it is closed may take long.
+        lines.close()
+        break
+  if stop.name:
+    raise Preempted(
+      f'{stop.name} came: {left()} of {total} {what} are left, the others are in {journal.path}; '
+      'start again to continue'
+    )
