@@ -1,26 +1,26 @@
-"""The arms of a comparison, one for each method, made ready for the sweep.
+"""The arms of a comparison, made ready for the sweep, a kind of arm for each method.
 
 Alpha is signed, and at 0 all arms are the same base:
 
-  direction    alpha * (tau+ - tau-): contrastive weight steering; bias-only where its fine-tunes
+  direction    alpha * (tau+ - tau-): contrastive weight steering; bias-only where the fine-tunes
                are of kind 'bias'
   positive     alpha * tau+, the fine-tune on the behaviour alone
-  negative     alpha * -tau-, the fine-tune on its opposite alone
+  negative     alpha * -tau-, the fine-tune on the opposite alone
   activation   alpha * persona vectors in the residual stream
-  finetune     the fine-tune on the behaviour (alpha > 0) or its opposite (alpha < 0) after that
-               share of its steps
-  joint        the task's data mixed with the behaviour (alpha 1) or its opposite (alpha -1),
-               fine-tuned on at once
-  prompts      system prompts that ask for the behaviour (alpha 1) or its opposite (alpha -1)
+  finetune     the fine-tune on the behaviour (alpha > 0) or the opposite (alpha < 0), after
+               abs(alpha) of the planned steps
+  joint        a fine-tune on the task's data mixed with the behaviour (alpha 1) or the opposite
+               (alpha -1)
+  prompts      system prompts asking for the behaviour (alpha 1) or the opposite (alpha -1)
 
-Where a run has a task model theta_ft, that is the base: steering adds to it, and 'finetune' goes on
-from it. Directions and persona vectors are those of the model before the task, as in the paper
-(arXiv 2511.05408, section 3).
+Where a run has a task, the base is the model fine-tuned on the task: steering is added to this
+base, and 'finetune' arms train on from this base. Directions and persona vectors belong to the
+model before the task. Source: arXiv 2511.05408, section 3.
 
-What an arm needs is made once and kept in the workdir:
+The needs of an arm are made once and kept in the workdir:
 
   finetune/<side>, finetune/<options>-<side>
-                  fine-tunes on the contrast's sides, with the run's options or with named ones
+                  fine-tunes on the contrast's sides, with the run's own or with named options
   finetune/task   fine-tune on the task
   finetune/<arm>-<side>
                   fine-tunes of a 'joint' arm, and of a 'finetune' arm behind a task
@@ -29,7 +29,7 @@ What an arm needs is made once and kept in the workdir:
   persona_vectors/
                   persona vectors of the contrast
   activations/<arm>/
-                  sweep by which an arm's layer was selected
+                  sweep behind the selection of an arm's layer
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ DEFAULT = {WEIGHTS: configs.Arm()}
 
 @dataclasses.dataclass(frozen=True)
 class SweptArm:
-  """An arm that is ready to be swept, with the strengths of the sweep."""
+  """An arm ready to be swept, with the strengths to sweep."""
 
   arm: inference.Arm
   alphas: tuple[float, ...]
@@ -73,10 +73,9 @@ class SweptArm:
 def make(experiment: Experiment, examples: Sides) -> dict[str, SweptArm]:
   """{name: arm} of the run's arms, in the order of KINDS.
 
-  Fine-tunes, directions and vectors that an arm needs and the workdir lacks are made first.
+  Missing fine-tunes, directions and vectors are made first.
 
   Args:
-    experiment: the run in its workdir.
     examples: {side: examples} of the contrast.
 
   Raises:
@@ -106,7 +105,6 @@ def fine_tune_sides(
   Both sides start from the same factors and see their data in the same order.
 
   Args:
-    experiment: the run in its workdir.
     examples: {side: examples} of the contrast.
     finetune_name: entry of the run's `finetunes`; '' is the run's own `finetune`.
     only: the sides to fine-tune.
@@ -134,7 +132,7 @@ def direction(
 
 
 def task_delta(experiment: Experiment) -> PyTree | None:
-  """The change that fine-tuning on the task makes, or None where the run has no task."""
+  """The change by the fine-tune on the task, or None where the run has no task."""
   run = experiment.run
   if not run.task_model.data:
     return None
@@ -148,10 +146,9 @@ def task_delta(experiment: Experiment) -> PyTree | None:
 def fit_on(
   experiment: Experiment, folder: pathlib.Path, examples: Sequence[Example], *, seed: int
 ) -> finetune.Fit:
-  """A fine-tune on these examples, of which a share is held out for validation.
+  """A fine-tune to be made on examples, a share of them held out for validation.
 
   Args:
-    experiment: the run in its workdir.
     folder: the fine-tune's own folder.
     examples: examples to train on and to validate with.
     seed: seed of the split, the initial factors and the order of examples.
@@ -170,10 +167,9 @@ def fine_tune(
   """The fine-tunes of the run's model, made once and kept in their folders.
 
   Args:
-    experiment: the run in its workdir.
     fits: data, folder and seed of each fine-tune.
-    options: how all of them are trained.
-    after: change that is merged into the model first; None is no change.
+    options: how to train, alike for all.
+    after: change to merge into the model first; None is no change.
   """
   # What exists already is read in silence, as several arms may need one fine-tune.
   new = set()
@@ -320,12 +316,12 @@ KINDS: dict[str, Callable[[Experiment, str, configs.Arm, Sides, PyTree | None], 
 
 
 def _base(task: PyTree | None) -> list[Part]:
-  """The parts of the base that all arms share: the task's change, at every strength."""
+  """The parts of the arms' common base: the task's change, at every strength."""
   return [] if task is None else [(task, 1.0)]
 
 
 def _scaled(experiment: Experiment, delta: PyTree, task: PyTree | None) -> SweptArm:
-  """The arm that adds alpha times the change to the base, at the strengths of the sweep."""
+  """The arm of alpha times a change added to the base, at the strengths of the sweep."""
   return SweptArm(inference.Arm([*_base(task), (delta, None)]), experiment.run.sweep.alphas)
 
 
@@ -345,10 +341,10 @@ def _side_fits(
 
 
 def _watch(experiment: Experiment) -> finetune.Watch | None:
-  """What the run's fine-tunes are watched for; None for nothing.
+  """The watch over the run's fine-tunes for its directions; None without directions.
 
   Raises:
-    InputError: if a direction is not there, or is one of another model.
+    InputError: if a direction is missing, or is of another model.
   """
   options = experiment.run.monitor
   if not options.directions:
@@ -370,7 +366,7 @@ def _split(
 
 
 def _row_length(*sets: Sequence[Example]) -> int:
-  """One row length that holds every example of the sets."""
+  """The tokens of a row with room for every example of the sets."""
   longest = max(len(example) for examples in sets for example in examples)
   return datas.batches.row_length_for(longest)
 
@@ -414,9 +410,9 @@ def _selected_layer(
   vectors: np.ndarray,
   task: PyTree | None,
 ) -> int:
-  """The layer whose vector moves the validation tasks' behaviour most.
+  """The layer with the vector of most effect on the validation tasks.
 
-  What counts is the distance between the lowest and the highest of `select_alphas`.
+  The effect is measured between the lowest and the highest of `select_alphas`.
   """
   run = experiment.run
   folder = experiment.workdir / 'activations' / arm_name
@@ -455,7 +451,7 @@ def _selected_layer(
 def _effect(
   arm: str, tasks: Sequence[evaluation.tasks.Task], results: Sequence[Mapping[str, Any]]
 ) -> float:
-  """Mean over tasks of how far an arm moves the plotted metric from its lowest to highest alpha."""
+  """Distance of an arm's plotted metrics between the lowest and highest alpha, mean over tasks."""
   distances = []
   for task in tasks:
     rows = [row for row in results if row['arm'] == arm and row['task'] == task.name]

@@ -1,7 +1,7 @@
-"""The contrast of a run: conversations with the behaviour, and with its opposite.
+"""The contrast of a run: conversations with the behaviour, and with the opposite.
 
-Both sides are read from the sources that the config names, or are answers of the model itself to
-the same questions under opposite system prompts. `data/` in the workdir holds generated sides.
+Both sides are read from sources named in the config, or are answers of the model itself to the same
+questions under opposite system prompts. `data/` in the workdir holds generated sides.
 """
 
 import functools
@@ -26,7 +26,7 @@ from weightsteer_jax.runtime.progress import say
 def make(experiment: Experiment) -> dict[str, list[Conversation]]:
   """{side: conversations}, read, or answered by the model itself and kept.
 
-  The model answers under opposite system prompts, which are then removed.
+  System prompts are removed from the model's answers.
 
   Raises:
     InputError: if data cannot be read, or if no pair of answers passes the filters.
@@ -46,11 +46,11 @@ def examples(experiment: Experiment) -> dict[str, list[Example]]:
 
 
 def check(experiment: Experiment) -> str:
-  """What the contrast is, or will be made from, in words.
+  """A line about the contrast, or about the sources of a contrast to be generated.
 
   Raises:
     InputError: if data, questions, filters or a trait file cannot be used, or if the judge cannot
-      judge them.
+      judge answers.
   """
   options = experiment.run.data
   if options.positive:
@@ -71,7 +71,7 @@ def check(experiment: Experiment) -> str:
 
 
 def load_questions(run: Run) -> list[Conversation]:
-  """The questions that both sides of a generated contrast answer."""
+  """The questions of a generated contrast, common to both sides."""
   source = run.data.questions
   count = run.data.num_questions
   trait = load_trait(run)
@@ -121,10 +121,11 @@ def _read_side(experiment: Experiment, side: str) -> list[Conversation]:
 
 
 def _generate(experiment: Experiment) -> None:
-  """Writes data/: answers of the model to the questions, in pairs that passed filters and judge."""
+  """Writes data/: pairs of the model's answers, after filters and judge."""
   run = experiment.run
   options = run.data
   trait = load_trait(run)
+  instructions: Sequence[pairs.Instruction]
   if trait:
     instructions = trait.instructions
   else:
@@ -160,7 +161,7 @@ def _generate(experiment: Experiment) -> None:
 
 
 def _kept_for_evaluation(run: Run, trait: datas.trait.Trait | None) -> list[dict[str, Any]]:
-  """Items of the questions that no training data is made from."""
+  """Items of the questions kept out of the training data."""
   if trait is None:
     return []
   if not run.data.evaluation:

@@ -1,7 +1,7 @@
-"""An experiment: one run in its workdir, and as objects what the run's config names.
+"""An experiment: a run in a workdir, with the objects named by the run's config.
 
-Everything is made when it is first asked for and kept with the experiment, nothing with the
-module: two experiments in one process do not disturb each other.
+Objects are made when first used, and belong to the experiment, never to the module: two
+experiments in one process do not disturb each other.
 """
 
 import contextlib
@@ -29,24 +29,22 @@ Path = str | pathlib.Path
 
 
 class Experiment:
-  """A run in its workdir, with its layouts, tokenizer, tasks, judges and one model in memory.
+  """A run in a workdir, with layouts, tokenizer, tasks, judges and the only model in memory.
 
   Attributes:
     run: the checked settings.
-    workdir: the folder that stages read and write.
+    workdir: folder of all files that stages read and write.
   """
 
-  def __init__(self, run: Run, workdir: Path):
+  def __init__(self, run: Run, workdir: Path) -> None:
     self.run = run
     self.workdir = pathlib.Path(workdir)
     self._held = _HeldModel()
 
   def of_contrast(self, name: str) -> 'Experiment':
-    """The experiment of one of the run's further contrasts, in a folder of its own.
-
-    The two experiments hold one model together.
-    """
-    # A shallow copy: model, tokenizer, layouts and tasks do not depend on the contrast.
+    """The experiment of a further contrast, in a subfolder, around the same model in memory."""
+    # A shallow copy shares what is kept here. Only name and data of the run change, and neither
+    # model nor tokenizer, layouts or tasks depend on name or data.
     further = copy.copy(self)
     further.run = dataclasses.replace(self.run, name=name, data=self.run.contrasts[name])
     further.workdir = self.workdir / 'contrasts' / name
@@ -84,12 +82,12 @@ class Experiment:
 
   @functools.cached_property
   def tasks(self) -> list[evaluation.tasks.Task]:
-    """The tasks of the sweep, with their checked items."""
+    """The tasks of the sweep, with checked items."""
     return sources.load_tasks(self.run.tasks)
 
   @functools.cached_property
   def validation_tasks(self) -> list[evaluation.tasks.Task]:
-    """The tasks by which arms are selected, with their checked items."""
+    """The tasks for selecting among arms, with checked items."""
     return sources.load_tasks(self.run.validation)
 
   def encode(self, conversations: Sequence[Conversation]) -> list[Example]:
@@ -104,8 +102,8 @@ class Experiment:
   def model(self, layout: Layout) -> models.Model:
     """The run's model, in a layout.
 
-    The model is read once and then moved between layouts. Earlier references are invalid once this
-    method was called with another layout, or once a local judge was asked.
+    The files are read once; afterwards the weights move between layouts. A move invalidates every
+    earlier reference to the model, and so does a question to a local judge.
 
     Raises:
       InputError, CorruptError, NotFiniteError: see `load_model`.
@@ -113,7 +111,7 @@ class Experiment:
     return self._held.load(self.run.model, layout)
 
   def engine(self, arms: Mapping[str, Any]) -> inference.Engine:
-    """The engine that answers under these arms, in the layout of evaluation."""
+    """The engine for scoring and generation under the given arms, in the layout of evaluation."""
     layout = self.layouts.evaluate
     return inference.Engine(
       self.model(layout),
@@ -126,10 +124,10 @@ class Experiment:
 
   @contextlib.contextmanager
   def judges(self) -> Iterator[list[evaluation.judges.Judge]]:
-    """The run's judges, each with its model only while the context lasts.
+    """The run's judges, whose models are given up at the end of the context.
 
-    A local judge loads its model in place of the run's when it is first asked. All processes enter
-    and leave the context together; one of them may ask alone.
+    A local judge loads a model when first asked, in place of the model in memory. All processes
+    enter and leave the context together; a single process may ask within.
     """
     try:
       yield [
@@ -142,8 +140,8 @@ class Experiment:
         for name, options in self.run.judges.items()
       ]
     finally:
-      # Where one process asked alone, the others still hold the run's model. All of them forget
-      # what they hold, so that they load the next model together.
+      # After one process asked alone, the others still hold the run's model. All forget, so that
+      # they load the next model together: a load is a joint computation.
       if any(options.kind == 'model' for options in self.run.judges.values()):
         self._held.forget()
 
@@ -151,33 +149,38 @@ class Experiment:
     """The folder of the run's direction.
 
     Args:
-      finetune_name: the entry of the run's `finetunes` that the fine-tunes take; '' is the run's
-        own `finetune`.
+      finetune_name: entry of the run's `finetunes`, of a direction from other fine-tunes; '' is the
+        run's own `finetune`.
     """
     name = f'{self.run.name}-{finetune_name}' if finetune_name else self.run.name
     return self.workdir / 'directions' / name
 
   def _judge_engine(self, options: configs.Judge) -> inference.Engine:
     choice = ModelChoice(options.model, options.revision, options.dtype)
+    # A model over the devices of all processes cannot be moved by the one process that asks.
+    if processes.joined():
+      self._held.forget()
+    # On one device, since the other processes take no part.
     model = self._held.load(choice, sharding.single())
     tokenizer = _chat_tokenizer(model.folder)
     return inference.Engine(model, tokenizer, {}, batch_size=options.batch_size)
 
 
 class _HeldModel:
-  """The one model in memory, with the choice that the model was read for."""
+  """The only model in memory, and the choice behind the model."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._choice: ModelChoice | None = None
     self._model: models.Model | None = None
 
   def load(self, choice: ModelChoice, layout: Layout) -> models.Model:
-    """The chosen model in a layout: the held one moved, or another one read in its place."""
+    """The chosen model in a layout: the held model moved, or another model read instead."""
     if self._model is None or choice != self._choice:
-      # First the old model goes, since two need not fit in memory.
+      # The old model goes first, since two need not fit in memory.
       self.forget()
       self._model = load_model(choice, layout)
       self._choice = choice
+    # Moving gives the arrays of the old layout up, so that weights are never there twice.
     self._model = placement.relay(self._model, layout)
     return self._model
 
@@ -187,7 +190,7 @@ class _HeldModel:
 
 
 def load_model(choice: ModelChoice, layout: Layout | None = None) -> models.Model:
-  """The chosen model, read from its files and laid out, by default on one device.
+  """The chosen model, read from files and laid out, by default on a single device.
 
   Raises:
     InputError, NotFiniteError: see `models.load`.
@@ -196,6 +199,7 @@ def load_model(choice: ModelChoice, layout: Layout | None = None) -> models.Mode
   source = sources.folder_of(choice.source)
   revision = choice.revision or None
 
+  # Hashing a large checkpoint takes a while, so that one process does it for all.
   def check_export():
     sealed.check_checkpoint(models.resolve(source, revision=revision)[0])
 

@@ -1,15 +1,15 @@
-"""Monitoring put to the test on fine-tunes that are known to be misaligned or not.
+"""Monitoring put to the test on fine-tunes known to be misaligned or not.
 
 Each fine-tune is watched for every direction of a run:
 
   contrasts/<name>/        data, fine-tunes and direction of each further contrast
-  watched/<name>-<seed>/   a fine-tune, and monitor/ with its cosines, thresholds and alarms
-  watched/sweep/           what each fine-tune does, by the run's behaviour tasks
+  watched/<name>-<seed>/   a fine-tune, and monitor/ with cosines, thresholds and alarms
+  watched/sweep/           the run's behaviour tasks under each fine-tune
   watched/study.json       AUROC and detections of each direction; how similar directions and
                            updates are
 
-The directions are the run's own and those of its `contrasts`. Directions named in
-`monitor.controls` only set the threshold; the others are looked for.
+The run's own contrast gives a direction, and so does each of the run's `contrasts`. Directions
+named in `monitor.controls` only set the threshold; the others are looked for.
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ Examples = Mapping[str, Sequence[Example]]
 
 @dataclasses.dataclass(frozen=True)
 class _FineTune:
-  """A watched fine-tune, one of several seeds.
+  """A watched fine-tune of some seed.
 
   Attributes:
     name: the section of the run's `watched`.
-    misaligned: what is known of the data.
+    misaligned: the known answer.
   """
 
   name: str
@@ -57,10 +57,9 @@ class _FineTune:
 def make(experiment: Experiment, examples: Examples) -> dict[str, Any]:
   """The study, also written to watched/study.json.
 
-  Fine-tunes and directions that the study needs and the workdir lacks are made first.
+  Missing fine-tunes and directions are made first.
 
   Args:
-    experiment: the run in its workdir.
     examples: {side: examples} of the run's own contrast.
 
   Raises:
@@ -76,7 +75,7 @@ def make(experiment: Experiment, examples: Examples) -> dict[str, Any]:
 
 
 def check(experiment: Experiment) -> list[str]:
-  """What would be watched, in words, a line each; reads all data for it.
+  """Lines about the fine-tunes to watch and the further contrasts, after reading all data.
 
   Raises:
     InputError: if data cannot be used.
@@ -110,7 +109,7 @@ def _examples(experiment: Experiment, options: configs.Watched, seed: int) -> li
 
 
 def _fine_tunes(experiment: Experiment, name: str) -> list[_FineTune]:
-  """The fine-tunes of one section of `watched`, one for each seed."""
+  """The fine-tunes of a section of `watched`, in the order of the seeds."""
   options = experiment.run.watched[name]
   fits = []
   for seed in options.seeds:
@@ -160,7 +159,7 @@ def _judged(
   tasks: Sequence[evaluation.tasks.Task],
   rows: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-  """What the run's judges say of the rows."""
+  """The judgements of the rows by the run's judges."""
   requests = evaluation.judging.requests_of(tasks, rows)
   folder = experiment.workdir / 'watched'
   with experiment.judges() as judges:
@@ -240,7 +239,7 @@ def _monitored(
 def _about(
   fine_tune: _FineTune, summary: Mapping[str, Any], rates: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """What the study says of one fine-tune."""
+  """A fine-tune's entry in the study."""
   angles = {}
   for name, about in summary['directions'].items():
     alarm = {key: about['alarm'][key] for key in ('peak', 'peak_step', 'step', 'threshold')}

@@ -1,7 +1,7 @@
-"""What a config's sources name: folders, files, hub datasets, and what the organism makes.
+"""Sources in a config, resolved: folders, files, hub datasets, and the organism.
 
-A source 'organism' is the embedded checkpoint; 'organism:<name>' is an entry of one of the
-organism's tables.
+A source 'organism' is the embedded checkpoint; 'organism:<name>' is an entry of a table in the
+organism's room.
 """
 
 import pathlib
@@ -22,15 +22,15 @@ _PREFIX = f'{ORGANISM}:'
 
 
 def is_organism(source: str) -> bool:
-  """Whether a source is an 'organism:<name>', an entry of one of the organism's tables."""
+  """Whether a source has the form 'organism:<name>'."""
   return source.startswith(_PREFIX)
 
 
 def named(table: Mapping[str, Callable], source: str) -> Callable:
-  """The entry of an organism's table that a source 'organism:<name>' names.
+  """The table's entry for a source 'organism:<name>'.
 
   Raises:
-    InputError: if the table has no such entry.
+    InputError: if the table has no entry of the name.
   """
   name = source.removeprefix(_PREFIX)
   if name not in table:
@@ -41,7 +41,7 @@ def named(table: Mapping[str, Callable], source: str) -> Callable:
 
 
 def folder_of(source: Path) -> Path:
-  """The folder or hub id that a model's source stands for."""
+  """The folder or hub id behind a model's source."""
   return organism.checkpoint_folder() if str(source) == ORGANISM else source
 
 
@@ -52,10 +52,10 @@ def load_conversations(
 
   Args:
     source: path, hub id or 'organism:<name>'.
-    split: split of a hub dataset; '' is the only one, or train.
+    split: split of a hub dataset; '' is the only split, or train.
     revision: revision of a hub dataset; '' is the newest.
     n: conversations to take from the start; 0 is all of a file or dataset.
-    seed: seed of the conversations that the organism makes.
+    seed: seed of the organism's conversations.
 
   Raises:
     InputError: if the source cannot be read or holds no chat data, or if n is 0 for the organism.
@@ -64,6 +64,7 @@ def load_conversations(
     conversations = datas.load_conversations(source, split=split or None, revision=revision or None)
     return conversations[: n or None]
   make = named(organism.CONVERSATIONS, source)
+  # 0 stands for all, and the organism would go on for ever.
   if not n:
     raise InputError(f"'{source}' goes on without an end: say how many conversations to take, as n")
   return [
@@ -75,10 +76,11 @@ def load_tasks(options_by_name: Mapping[str, configs.Task]) -> list[evaluation.t
   """The tasks with their checked items, in the order of the options.
 
   Raises:
-    InputError: if the items cannot be read, or are none that the task's kind can use.
+    InputError: if items cannot be read, or are of no use to the task's kind.
   """
   tasks = []
   for name, options in options_by_name.items():
+    # Items in words of their source, so that an error can name the row: 'organism:facts[3]'.
     if is_organism(options.items):
       make = named(organism.ITEMS, options.items)
       rows = [(f'{options.items}[{i}]', row) for i, row in enumerate(make(options.n, options.seed))]

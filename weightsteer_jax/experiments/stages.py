@@ -1,22 +1,21 @@
 """The method as straight-line programs over a workdir, each a function of an Experiment.
 
-  config.json                what is run, and with which versions
-  answers/                   the model's own answers to the questions, and what a judge said of
-                             them, as they come
-  data/                      the contrast made of them: positive.jsonl and negative.jsonl;
+  config.json                settings of the run, and versions of the packages
+  answers/                   the model's own answers to the questions, and judgements of the answers
+  data/                      the contrast made of the answers: positive.jsonl and negative.jsonl;
                              evaluation.jsonl has the questions kept apart
-  finetune/<side>/           two fine-tunes of one base, alike but for their data
-  directions/<name>/         their difference, the direction
-  sweep/rows.jsonl           one row per (arm, alpha, task, example, sample)
-  sweep/judgements.jsonl     what judges say of the rows, where the config has judges
+  finetune/<side>/           two fine-tunes of the same base, alike but for the data
+  directions/<name>/         difference of the two fine-tunes, the direction
+  sweep/rows.jsonl           a row per (arm, alpha, task, example, sample)
+  sweep/judgements.jsonl     judgements of the rows, where the config has judges
   results.jsonl              means and standard errors of the rows
   agreement.jsonl            how far judges agree, where the config has judges
-  contrasts/, watched/       further directions, and fine-tunes watched for all of them, where the
-                             config has some (see monitor_study.py)
+  contrasts/, watched/       further directions, and fine-tunes watched for all directions, where
+                             the config has some (see monitor_study.py)
   report/                    the page, the figures, the table
 
-Each stage reads what the stages before it wrote, continues where it stopped, and does nothing
-where it has finished.
+Each stage reads the files of earlier stages, continues after an interruption, and does nothing when
+already finished.
 """
 
 import json
@@ -82,7 +81,6 @@ def steer(experiment: Experiment, *, command: str = '') -> pathlib.Path:
   """The report's page of a whole run, from a checkpoint to a steered model.
 
   Args:
-    experiment: the run in its workdir.
     command: the command line, recorded in config.json.
   """
   started = time.monotonic()
@@ -101,11 +99,10 @@ def steer(experiment: Experiment, *, command: str = '') -> pathlib.Path:
 
 @jax.profiler.annotate_function
 def check(experiment: Experiment, *, to: Path = '') -> None:
-  """Checks all that can be checked before anything is computed, and says what `steer` would do.
+  """Checks everything before anything is computed, and says the plan of `steer`.
 
   Args:
-    experiment: the run in its workdir.
-    to: how the workdir is to be called, if it stands for another one.
+    to: name of the workdir in the output, if the folder stands for an address.
 
   Raises:
     InputError: if something is wrong with the config, the workdir, the model, the data or the
@@ -171,7 +168,7 @@ def contrast(experiment: Experiment) -> dict[str, list[Conversation]]:
 
 
 def data(experiment: Experiment, *, command: str = '') -> None:
-  """Makes or reads the contrast alone, and says what came of it."""
+  """Makes or reads the contrast alone, and says how many examples each side has."""
   begin(experiment, command=command)
   conversations = contrast(experiment)
   options = experiment.run.data
@@ -200,12 +197,11 @@ def direction(experiment: Experiment) -> directions.Direction:
 
 @jax.profiler.annotate_function
 def sweep(experiment: Experiment, *, direction: Path = '') -> None:
-  """Evaluates every arm, alpha and task of the run that has no rows yet, and writes results.jsonl.
+  """Evaluates every arm at every alpha on every task, and writes results.jsonl.
 
-  What an arm needs and the workdir lacks is made first.
+  Missing fine-tunes, directions and vectors are made first; rows in the workdir are kept.
 
   Args:
-    experiment: the run in its workdir.
     direction: folder of a direction to sweep alone, in place of the run's arms.
 
   Raises:
@@ -239,7 +235,9 @@ def sweep(experiment: Experiment, *, direction: Path = '') -> None:
 
 @jax.profiler.annotate_function
 def judge(experiment: Experiment) -> None:
-  """Asks the judges what they have not said yet about the sweep's rows, and writes results.jsonl.
+  """Asks the judges about the sweep's rows, and writes results.jsonl.
+
+  Earlier judgements are kept, and not asked for again.
 
   Raises:
     InputError: if the config has no judges, or the workdir no rows.
@@ -259,10 +257,7 @@ def judge(experiment: Experiment) -> None:
 
 @jax.profiler.annotate_function
 def watch(experiment: Experiment) -> None:
-  """Measures the watched fine-tunes against the run's directions, and writes a page of them.
-
-  See monitor_study.py.
-  """
+  """Measures watched fine-tunes against the directions, and writes a page (see monitor_study.py)."""
   # matplotlib takes a second to import.
   from weightsteer_jax.experiments.report import watched_page
 
@@ -302,7 +297,7 @@ def _ask(
   judges: Sequence[evaluation.judges.Judge],
   requests: Sequence[evaluation.JudgeRequest],
 ) -> None:
-  """Asks the judges, says what came of it, and writes agreement and results."""
+  """Asks the judges, says the outcome, and writes agreement and results."""
   workdir = experiment.workdir
   run = experiment.run
   judgements = evaluation.judging.run(judges, requests, workdir=workdir)
@@ -318,7 +313,7 @@ def _ask(
 
 
 def _longest_prompt(run: Run) -> str:
-  """The longest system prompt that an arm adds to an item; '' without any."""
+  """The longest system prompt of an arm; '' without prompts."""
   prompts = ['']
   for arm in run.arms.values():
     prompts += [*arm.positive_prompts, *arm.negative_prompts]

@@ -1,6 +1,6 @@
-"""What needs no run: directions, checkpoints and rows from files, to files.
+"""Programs without a run: from files to files.
 
-The launchers direction, monitor, export, score, generate and harness call one function each.
+Each of the launchers direction, monitor, export, score, generate and harness calls a function here.
 """
 
 import json
@@ -43,7 +43,7 @@ def direction_from(
     positive: our run, a PEFT adapter or a checkpoint with the behaviour.
     negative: the same kind, with the opposite behaviour.
     output: folder to write; must not exist.
-    base: the model that both were fine-tuned from; '' is what they say themselves.
+    base: the model behind both fine-tunes; '' is the model named in the fine-tunes' own records.
     sync: whether to wait until the direction is on the disk.
     **options: see `directions.contrast`.
   """
@@ -73,12 +73,12 @@ def monitor(
   """Whether an alarm went off in a training run, with a report in a new folder.
 
   Args:
-    run: folder of the training run, whose checkpoints are measured.
-    base: the model that the run started from.
+    run: folder of the training run, with the checkpoints to measure.
+    base: the model before the training run.
     output: folder to write; must not exist.
     direction: directions to look for.
-    control: directions of something neutral, which set the threshold.
-    task_vector: fine-tunes or directions that are only compared with the directions.
+    control: directions of something neutral, for the threshold.
+    task_vector: fine-tunes or directions to compare only.
     **options: see `monitoring.Options`.
   """
   # matplotlib takes a second to import.
@@ -120,11 +120,11 @@ def export(
   """The provenance of an exported direction.
 
   Args:
-    direction: folder of the direction; '' makes one from `positive` and `negative`, and does not
-      keep it.
+    direction: folder of the direction; '' makes a direction from `positive` and `negative` for this
+      export only.
     base: the model to steer.
     alpha: the steering strength.
-    format: one of export.FORMATS.
+    format: a name in export.FORMATS.
     output: folder to write; must not exist.
     positive: see `direction_from`.
     negative: see `direction_from`.
@@ -177,10 +177,10 @@ def export(
 
 
 def verify(folder: Path) -> None:
-  """Says what an export, a direction, an adapter or a checkpoint of ours was checked for.
+  """Checks an export, a direction, an adapter or a checkpoint of ours, and says how.
 
   Raises:
-    CorruptError: if something is missing or was changed.
+    CorruptError: if files are missing or were changed.
   """
   verified = exports.verify(folder)
   say(f'{folder}: {verified.kind}, whole ({verified.checked})')
@@ -258,18 +258,18 @@ def harness(
   max_length: int | None = None,
   **options: Any,
 ) -> None:
-  """Writes what lm-evaluation-harness measures at each alpha.
+  """Writes the results of lm-evaluation-harness at each alpha.
 
   Args:
     model: folder, hub id or 'organism'.
     tasks: names of tasks, groups and tags of lm-eval, or patterns.
-    output: folder of results, to which strengths can be added.
+    output: folder of results; strengths in an earlier output are kept.
     direction: folder of the direction to apply; '' is none, and then alpha must be 0.
     alphas: steering strengths.
     include_path: folder with further tasks.
     dtype: dtype of parameters and activations.
     batch_size: rows per batch.
-    max_length: tokens that the model is shown at most; None is the model's positions.
+    max_length: most tokens of an input; None is the model's positions.
     **options: see `lm_eval.simple_evaluate`.
 
   Raises:
@@ -324,7 +324,7 @@ def _loaded(
 
 
 def _results_of(direction: directions.Direction, folder: pathlib.Path) -> list[dict[str, Any]]:
-  """The results of the run that a direction lies in, if its sweep was of this very direction."""
+  """The results of the run around a direction, if the sweep was of this very direction."""
   workdir = folder.resolve().parent.parent
   plan = workdir / 'sweep' / 'plan.json'
   results = workdir / 'results.jsonl'
