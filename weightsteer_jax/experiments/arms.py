@@ -83,7 +83,8 @@ def make(experiment: Experiment, examples: Sides) -> dict[str, SweptArm]:
   """
   task = task_delta(experiment)
   order = list(KINDS)
-  # By kind and by fine-tune, so that what needs the same fine-tunes stands together.
+  # Sorted by kind and by fine-tune, so that arms with the same fine-tunes stand together, and the
+  # order of rows does not depend on the order in the config.
   named_options = sorted(
     (experiment.run.arms or DEFAULT).items(),
     key=lambda item: (order.index(item[1].kind), item[1].finetune, item[0]),
@@ -91,7 +92,7 @@ def make(experiment: Experiment, examples: Sides) -> dict[str, SweptArm]:
   swept = {}
   for name, options in named_options:
     arm = KINDS[options.kind](experiment, name, options, examples, task)
-    # Alpha 0 is always swept: it is the base that every effect is measured from.
+    # Alpha 0 is always swept: every effect is measured from that base.
     alphas = sorted({*(options.alphas or arm.alphas), 0.0})
     swept[name] = dataclasses.replace(arm, alphas=tuple(alphas))
   return swept
@@ -124,6 +125,7 @@ def direction(
     trained = fine_tune_sides(experiment, examples, finetune_name=finetune_name)
     fine_tunes = [trained[side].folder.parent for side in SIDES]
     base = experiment.model(experiment.layouts.train)
+    # From the files of the fine-tunes, on the process that writes; the others wait for the folder.
     processes.on_main(lambda: directions.save(folder, directions.contrast(*fine_tunes, base=base)))
     processes.see(folder)
   saved = directions.load(folder)
@@ -137,10 +139,10 @@ def task_delta(experiment: Experiment) -> PyTree | None:
   if not run.task_model.data:
     return None
   options = configs.finetune_of(run, run.task_model.finetune)
-  fit = fit_on(
-    experiment, experiment.workdir / 'finetune' / 'task', task_examples(experiment), seed=run.seed
-  )
-  return fine_tune(experiment, [fit], options)[0].delta
+  folder = experiment.workdir / 'finetune' / 'task'
+  fit = fit_on(experiment, folder, task_examples(experiment), seed=run.seed)
+  [result] = fine_tune(experiment, [fit], options)
+  return result.delta
 
 
 def fit_on(
@@ -184,7 +186,9 @@ def fine_tune(
   layout = experiment.layouts.train
   model = experiment.model(layout)
   if after is not None:
+    # The held model stays as it is: merging makes other weights, dropped with this call.
     model = dataclasses.replace(model, params=models.merge(model.config, model.params, after, 1.0))
+  # Finished fine-tunes are not watched again, and need no directions loaded.
   watch = _watch(experiment) if new else None
   results = finetune.run_together(model, fits, options, layout=layout, watch=watch)
   for fit, result in zip(fits, results):
@@ -210,15 +214,17 @@ def task_examples(experiment: Experiment) -> list[Example]:
   return experiment.encode(conversations)
 
 
-# A function for each kind of arm, called as (experiment, name, options, examples, task).
+# A function for each kind of arm: `examples` are those of the contrast by side, `task` is the change
+# by the fine-tune on the task, or None.
 
 
 def _direction(
   experiment: Experiment, name: str, options: configs.Arm, examples: Sides, task: PyTree | None
 ) -> SweptArm:
-  made = direction(experiment, examples, finetune_name=options.finetune)
-  directions.check_base(made, experiment.model(experiment.layouts.train))
-  return _scaled(experiment, made.delta, task)
+  steering = direction(experiment, examples, finetune_name=options.finetune)
+  # A direction from an earlier run of the workdir may be of another checkpoint at the same path.
+  directions.check_base(steering, experiment.model(experiment.layouts.train))
+  return _scaled(experiment, steering.delta, task)
 
 
 def _one_side(
@@ -226,10 +232,11 @@ def _one_side(
 ) -> SweptArm:
   # The kinds 'positive' and 'negative' are named after their side.
   side = options.kind
-  trained = fine_tune_sides(experiment, examples, finetune_name=options.finetune, only=(side,))[
-    side
-  ]
-  delta = trained.delta if side == 'positive' else algebra.scale_delta(trained.delta, -1.0)
+  trained = fine_tune_sides(experiment, examples, finetune_name=options.finetune, only=(side,))
+  delta = trained[side].delta
+  # Alpha > 0 is more of the behaviour in every arm.
+  if side == 'negative':
+    delta = algebra.scale_delta(delta, -1.0)
   return _scaled(experiment, delta, task)
 
 
@@ -237,6 +244,7 @@ def _activation(
   experiment: Experiment, name: str, options: configs.Arm, examples: Sides, task: PyTree | None
 ) -> SweptArm:
   vectors = _persona_vectors(experiment, examples)
+  # Increments: what is added up to layer l amounts to vectors[l] - vectors[0].
   if options.layer == 'all':
     delta = persona_vectors.at_all_layers(vectors)
     return _scaled(experiment, _placed(options, delta), task)
@@ -253,6 +261,8 @@ def _finetune(
 ) -> SweptArm:
   run = experiment.run
   finetune_options = configs.finetune_of(run, options.finetune)
+  # Without a task these are the fine-tunes of the direction; behind a task they start from the task
+  # model, and are made for this arm.
   if task is None:
     trained = fine_tune_sides(experiment, examples, finetune_name=options.finetune)
   else:
@@ -289,7 +299,11 @@ def _joint(
     fits.append(finetune.Fit(train, validation, folder, run.seed, length))
   positive, negative = fine_tune(experiment, fits, finetune_options)
   # These fine-tunes start from the model before the task: at alpha 0 alone the task's own applies.
-  parts = [(task, {0.0: 1.0}), (positive.delta, {1.0: 1.0}), (negative.delta, {-1.0: 1.0})]
+  parts = [
+    (task, {0.0: 1.0}),
+    (positive.delta, {1.0: 1.0}),
+    (negative.delta, {-1.0: 1.0}),
+  ]
   return SweptArm(inference.Arm(parts), (-1.0, 1.0))
 
 
@@ -304,6 +318,7 @@ def _prompts(
   return SweptArm(inference.Arm(_base(task), prompts), tuple(prompts))
 
 
+# In the order in which arms are made and swept.
 KINDS: dict[str, Callable[[Experiment, str, configs.Arm, Sides, PyTree | None], SweptArm]] = {
   'direction': _direction,
   'positive': _one_side,
@@ -322,7 +337,9 @@ def _base(task: PyTree | None) -> list[Part]:
 
 def _scaled(experiment: Experiment, delta: PyTree, task: PyTree | None) -> SweptArm:
   """The arm of alpha times a change added to the base, at the strengths of the sweep."""
-  return SweptArm(inference.Arm([*_base(task), (delta, None)]), experiment.run.sweep.alphas)
+  # The coefficient None stands for alpha itself.
+  parts = [*_base(task), (delta, None)]
+  return SweptArm(inference.Arm(parts), experiment.run.sweep.alphas)
 
 
 def _side_fits(
@@ -362,7 +379,8 @@ def _watch(experiment: Experiment) -> finetune.Watch | None:
 def _split(
   experiment: Experiment, examples: Sequence[Example], seed: int
 ) -> tuple[list[Example], list[Example]]:
-  return datas.split(examples, experiment.run.data.validation_fraction, seed)
+  fraction = experiment.run.data.validation_fraction
+  return datas.split(examples, fraction, seed)
 
 
 def _row_length(*sets: Sequence[Example]) -> int:
@@ -378,9 +396,10 @@ def _repeated(examples: list[Example], times: float, seed: int) -> list[Example]
   ['a', 'b', 'a', 'b', 'a']
   """
   whole, fraction = divmod(times, 1)
+  count = round(fraction * len(examples))
   shuffled = np.random.default_rng(seed).permutation(len(examples))
-  part = np.sort(shuffled[: round(fraction * len(examples))])
-  return examples * int(whole) + [examples[i] for i in part]
+  part = [examples[i] for i in np.sort(shuffled[:count])]
+  return examples * int(whole) + part
 
 
 def _persona_vectors(experiment: Experiment, examples: Sides) -> np.ndarray:
@@ -416,9 +435,10 @@ def _selected_layer(
   """
   run = experiment.run
   folder = experiment.workdir / 'activations' / arm_name
-  # vectors[0] is that of the embeddings, before the first layer.
+  # vectors[0] belongs to the embeddings, before the first layer.
   candidates = options.layers or tuple(range(1, len(vectors)))
   layers = {f'layer {layer}': layer for layer in candidates}
+  # One arm per layer, all in one sweep.
   arms = {}
   for name, layer in layers.items():
     delta = _placed(options, persona_vectors.at_layer(vectors, layer))
@@ -433,6 +453,7 @@ def _selected_layer(
     workdir=folder,
     seed=run.sweep.seed,
   )
+  # Without judges: a selection should not wait for one, nor pay for one.
   results = evaluation.metrics.results(rows, run.validation)
   effects = {layer: _effect(name, tasks, results) for name, layer in layers.items()}
   if not any(map(np.isfinite, effects.values())):
@@ -440,7 +461,7 @@ def _selected_layer(
       f'no layer can be selected: {task_names} gave no number without a judge; name a layer in '
       'the arm, or a validation task that rules can score'
     )
-  # Of equal effects, that of the lowest layer.
+  # The lowest of the layers with equal effects.
   chosen = max(effects, key=lambda layer: (effects[layer], -layer))
   record = {'layer': chosen, 'effects': effects, 'alphas': list(options.select_alphas)}
   processes.on_main(lambda: files.write_json(folder / 'layer.json', record))
@@ -455,11 +476,14 @@ def _effect(
   distances = []
   for task in tasks:
     rows = [row for row in results if row['arm'] == arm and row['task'] == task.name]
-    # The metric that a task is plotted by comes first.
+    # A task is plotted by the first of its metrics.
     plotted = rows[0]['metric']
     means = {row['alpha']: row['mean'] for row in rows if row['metric'] == plotted}
-    low = means[min(means)]
-    high = means[max(means)]
-    # A task without a number at either end cannot tell layers apart, and rules its arm out.
-    distances.append(-np.inf if low is None or high is None else abs(high - low))
+    lowest = means[min(means)]
+    highest = means[max(means)]
+    if lowest is None or highest is None:
+      # No answer at that strength could be scored: such a layer is never the best.
+      distances.append(-np.inf)
+    else:
+      distances.append(abs(highest - lowest))
   return float(np.mean(distances))

@@ -32,6 +32,8 @@ def make(experiment: Experiment) -> dict[str, list[Conversation]]:
     InputError: if data cannot be read, or if no pair of answers passes the filters.
   """
   folder = experiment.workdir / 'data'
+  # The folder appears whole or not at all: where it exists, the data are finished. Process 0 looks
+  # for all, as the others may see the folder later.
   if not experiment.run.data.positive and not processes.broadcast(folder.exists()):
     _generate(experiment)
     processes.see(folder / f'{SIDES[0]}.jsonl')
@@ -56,6 +58,7 @@ def check(experiment: Experiment) -> str:
   if options.positive:
     rows = {side: len(experiment.encode(_read_side(experiment, side))) for side in SIDES}
     return f"{rows['positive']} and {rows['negative']} examples"
+  # A filter of the organism that does not exist is told of now.
   for side in SIDES:
     _filter(options, side)
   trait = load_trait(experiment.run)
@@ -108,6 +111,7 @@ def load_trait(run: Run) -> datas.trait.Trait | None:
 def _read_side(experiment: Experiment, side: str) -> list[Conversation]:
   options = experiment.run.data
   source = getattr(options, side)
+  # A side without a source was generated.
   if not source:
     return datas.load_conversations(experiment.workdir / 'data' / f'{side}.jsonl')
   split = options.split
@@ -139,9 +143,11 @@ def _generate(experiment: Experiment) -> None:
     f'data: {len(questions)} questions x {len(instructions)} pairs of prompts x {options.samples} '
     f'samples, both sides; {len(kept_items)} questions kept for evaluation'
   )
+  # The judge is checked before anything is sampled, and its model is given up right after judging.
   with experiment.judges() as judges:
     judge = _data_judge(options, judges) if trait else None
     contrast, sides = answers.make(
+      # Made only now, and dropped before the judge's own model is loaded.
       lambda: experiment.engine({}),
       pairs.prompts(questions, instructions, samples=options.samples),
       experiment.workdir / 'answers',
@@ -167,6 +173,7 @@ def _kept_for_evaluation(run: Run, trait: datas.trait.Trait | None) -> list[dict
   if not run.data.evaluation:
     return datas.trait.items(trait, _split_questions(run, trait)[1])
   other = datas.trait.load(run.data.evaluation, revision=run.data.revision or None, name=trait.name)
+  # Asked of the same words, whatever the questions are called.
   asked = {question.messages[0]['content'] for question in trait.questions}
   shared = asked & {question.messages[0]['content'] for question in other.questions}
   if shared:
@@ -188,6 +195,7 @@ def _split_questions(
 
 def _data_judge(options: configs.Data, judges: Sequence[Judge]) -> Judge:
   """The judge of the contrast, checked."""
+  # Without a name the first judge of the run, whose scores count everywhere else too.
   name = options.judge or judges[0].name
   [judge] = [judge for judge in judges if judge.name == name]
   judge.check(answers.PURPOSES)
@@ -199,6 +207,7 @@ def _filter(options: configs.Data, side: str) -> Callable[[Sequence[Mapping[str,
   rule = getattr(options, f'{side}_filter')
   if sources.is_organism(rule):
     return sources.named(organism.FILTERS, rule)
+  # The empty expression is found in every answer, and keeps all.
   return lambda messages, answer: re.search(rule, answer, re.IGNORECASE) is not None
 
 

@@ -83,6 +83,7 @@ def check(experiment: Experiment) -> list[str]:
   lines = []
   for name, options in experiment.run.watched.items():
     kind = 'misaligned' if options.misaligned else 'not misaligned'
+    # All seeds have equally many examples.
     count = len(_examples(experiment, options, options.seeds[0]))
     lines.append(f'watched: {name} ({kind}), {count} examples, {len(options.seeds)} seeds')
   for name in experiment.run.contrasts:
@@ -131,12 +132,14 @@ def _rates(experiment: Experiment, fine_tunes: Sequence[_FineTune]) -> dict[str,
   """
   run = experiment.run
   tasks = [task for task in experiment.tasks if task.options.role == 'behaviour']
+  # All fine-tunes are arms of one sweep, so that one compiled program evaluates them.
   swept = {
     fine_tune.label: inference.Arm([(fine_tune.result.delta, None)]) for fine_tune in fine_tunes
   }
   rows = evaluation.sweep.run(
     experiment.engine(swept),
     tasks,
+    # The untouched model, and the fine-tune as it was trained.
     alphas=dict.fromkeys(swept, (0.0, 1.0)),
     workdir=experiment.workdir / 'watched',
     seed=run.sweep.seed,
@@ -145,7 +148,7 @@ def _rates(experiment: Experiment, fine_tunes: Sequence[_FineTune]) -> dict[str,
   rates: dict[str, dict[str, Any]] = {}
   plotted: dict[str, str] = {}
   for row in evaluation.metrics.results(rows, run.tasks, judgements, list(run.judges)):
-    # The metric that a task is plotted by comes first.
+    # A task is plotted by the first of its metrics.
     plotted.setdefault(row['task'], row['metric'])
     if row['metric'] == plotted[row['task']]:
       # At alpha 0 every arm is the untouched model.
@@ -193,7 +196,7 @@ def _study(
       'auroc': monitoring.to_json(monitoring.assess(runs)),
       'detections': monitoring.to_json(monitoring.detections(runs)),
     }
-  # One fine-tune of each section, that of the first seed, stands for the section's updates.
+  # The first seed of each section stands for the section.
   first: dict[str, pathlib.Path] = {}
   for fine_tune in fine_tunes:
     first.setdefault(fine_tune.name, fine_tune.folder)
@@ -223,7 +226,7 @@ def _monitored(
     options = monitoring.Options(
       learning_rate=fine_tune.result.learning_rate, seed=experiment.run.seed
     )
-    # Nothing is said of single steps: with many fine-tunes, one line each is enough.
+    # Nothing is said of single steps: with many fine-tunes, a line for each is enough.
     rows, summary = monitoring.monitor(
       fine_tune.folder, experiment.checkpoint, sources_of, options, say=lambda line: None
     )

@@ -67,9 +67,8 @@ def load_conversations(
   # 0 stands for all, and the organism would go on for ever.
   if not n:
     raise InputError(f"'{source}' goes on without an end: say how many conversations to take, as n")
-  return [
-    Conversation(tuple(messages), f'{source}/{i}') for i, messages in enumerate(make(n, seed))
-  ]
+  made = make(n, seed)
+  return [Conversation(tuple(messages), f'{source}/{i}') for i, messages in enumerate(made)]
 
 
 def load_tasks(options_by_name: Mapping[str, configs.Task]) -> list[evaluation.tasks.Task]:
@@ -80,10 +79,11 @@ def load_tasks(options_by_name: Mapping[str, configs.Task]) -> list[evaluation.t
   """
   tasks = []
   for name, options in options_by_name.items():
-    # Items in words of their source, so that an error can name the row: 'organism:facts[3]'.
     if is_organism(options.items):
       make = named(organism.ITEMS, options.items)
-      rows = [(f'{options.items}[{i}]', row) for i, row in enumerate(make(options.n, options.seed))]
+      made = make(options.n, options.seed)
+      # Each row with a name for errors, as in 'organism:facts[3]'.
+      rows = [(f'{options.items}[{i}]', row) for i, row in enumerate(made)]
       items, where = evaluation.tasks.from_rows(name, options, rows)
     else:
       items, where = evaluation.tasks.load(name, options)

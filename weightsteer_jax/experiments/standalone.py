@@ -145,8 +145,9 @@ def export(
       allow_other_base=allow_other_base,
       unread=unread,
     )
+  # Everything that can be refused is refused before a large model is read.
   exports.check_export(exported, exports.Request(format, alpha, **options), output, logits=logits)
-  # Results of a sweep are those of the direction's own base.
+  # For the model card. Another base would behave differently than in the sweep.
   results = []
   if direction and not allow_other_base:
     results = _results_of(exported, pathlib.Path(direction))
