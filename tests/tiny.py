@@ -285,17 +285,17 @@ def tokens(
 QUICK = {'xla_backend_optimization_level': 0}
 
 
-def forward(config: models.ModelConfig, params, tokens_BT, **options):
-  """Logits [B, T, V] of a full forward pass, compiled."""
-  edits = options.pop('edits', ())
-  return np.asarray(_compiled(config)(params, tokens_BT, edits, options))
+def forward(config: models.ModelConfig, params, tokens_BT, *, edits=(), **placement):
+  """Logits [B, T, V] of a full forward pass, compiled; `placement` are more fields of TokenBatch."""
+  batch = models.TokenBatch(tokens_BT, **placement)
+  return np.asarray(_compiled(config)(params, batch, edits))
 
 
 @functools.cache
 def _compiled(config: models.ModelConfig):
   @functools.partial(jax.jit, compiler_options=QUICK)
-  def run(params, tokens_BT, edits, arrays):
-    x_BTD, _ = models.hidden(config, params, tokens_BT, edits=edits, **arrays)
+  def run(params, batch, edits):
+    x_BTD, _ = models.hidden(config, params, batch, edits=edits)
     return models.logits(config, params, x_BTD, edits=edits)
 
   return run

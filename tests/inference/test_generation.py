@@ -123,7 +123,7 @@ def test_teacher_forced_logits_make_the_same_choices(engine_of, model, delta, re
   for row, request in enumerate(members):
     whole = request.prompt + results[request.key].tokens
     tokens[row, : len(whole)] = whole
-  x, _ = models.hidden(model.config, model.params, tokens, edits=edits)
+  x, _ = models.hidden(model.config, model.params, models.TokenBatch(tokens), edits=edits)
   best = np.argmax(models.logits(model.config, model.params, x, edits=edits), -1)
   for row, request in enumerate(members):
     start, answer = len(request.prompt) - 1, results[request.key].tokens

@@ -62,7 +62,10 @@ def random_delta(config, kind, seed=2, scale=0.1):
 def fully_optimised(config, params, edits=()):
   """Logits of the program as it really runs, with every optimisation of the compiler."""
   return models.logits(
-    config, params, models.hidden(config, params, TOKENS, edits=edits)[0], edits=edits
+    config,
+    params,
+    models.hidden(config, params, models.TokenBatch(TOKENS), edits=edits)[0],
+    edits=edits,
   )
 
 
@@ -94,7 +97,7 @@ def test_alpha_zero_gives_the_base_log_probabilities_bit_for_bit():
 
   @jax.jit
   def run(params, edits):
-    x_BTD, _ = models.hidden(CONFIG, params, TOKENS, edits=edits)
+    x_BTD, _ = models.hidden(CONFIG, params, models.TokenBatch(TOKENS), edits=edits)
     return models.token_logprobs(CONFIG, params, x_BTD, TOKENS, edits=edits, chunk=4)
 
   assert np.array_equal(run(params, edits), run(params, ()))
@@ -212,10 +215,14 @@ def test_edits_reach_the_cache():
   @functools.partial(jax.jit, compiler_options=tiny.QUICK)
   def stepped(params, edits):
     x_BTD, cache = models.hidden(
-      CONFIG, params, TOKENS[:, :8], edits=edits, cache=models.init_cache(CONFIG, 3, 12)
+      CONFIG,
+      params,
+      models.TokenBatch(TOKENS[:, :8]),
+      edits=edits,
+      cache=models.init_cache(CONFIG, 3, 12),
     )
     last_BTD, _ = models.hidden(
-      CONFIG, params, TOKENS[:, 8:], positions_BT=np.full((3, 1), 8), edits=edits, cache=cache
+      CONFIG, params, models.TokenBatch(TOKENS[:, 8:], np.full((3, 1), 8)), edits=edits, cache=cache
     )
     return models.logits(CONFIG, params, jnp.concatenate([x_BTD, last_BTD], axis=1), edits=edits)
 

@@ -159,7 +159,11 @@ def test_a_window_as_long_as_the_row_is_none(params):
   """Also in the program: nothing of it is left to compute."""
 
   def program(config):
-    return str(jax.make_jaxpr(lambda tokens: models.hidden(config, params, tokens)[0])(TOKENS))
+    return str(
+      jax.make_jaxpr(lambda tokens: models.hidden(config, params, models.TokenBatch(tokens))[0])(
+        TOKENS
+      )
+    )
 
   local = dict(local_layers=(0, 2))
   assert program(dataclasses.replace(CONFIG, window=12, **local)) == program(CONFIG)
@@ -234,7 +238,7 @@ def logprob_loss(chunk, remat='none'):
       Edit(delta, np.array([0.5, -1.0], np.float32)),
       Edit({'lm_head': delta['lm_head']}, np.linspace(-1, 1, 24).reshape(2, 12)),
     )
-    x_BTD, _ = models.hidden(CONFIG, params, TOKENS, edits=edits, remat=remat)
+    x_BTD, _ = models.hidden(CONFIG, params, models.TokenBatch(TOKENS), edits=edits, remat=remat)
     if chunk:
       logprobs_BT = models.token_logprobs(CONFIG, params, x_BTD, targets, edits=edits, chunk=chunk)
     else:
@@ -328,7 +332,10 @@ def test_rematerialisation_keeps_less_for_the_backward_pass(params, delta):
 
   def saved(remat):
     backward = jax.eval_shape(
-      lambda p: jax.vjp(lambda p: models.hidden(CONFIG, p, TOKENS, remat=remat)[0], p)[1], params
+      lambda p: jax.vjp(
+        lambda p: models.hidden(CONFIG, p, models.TokenBatch(TOKENS), remat=remat)[0], p
+      )[1],
+      params,
     )
     return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
@@ -337,23 +344,30 @@ def test_rematerialisation_keeps_less_for_the_backward_pass(params, delta):
 
 def test_a_sequence_longer_than_the_model_is_refused(params):
   with pytest.raises(InputError, match='33 tokens.*32 positions'):
-    models.hidden(CONFIG, params, np.zeros((1, 33), np.int32))
+    models.hidden(CONFIG, params, models.TokenBatch(np.zeros((1, 33), np.int32)))
   with pytest.raises(InputError, match='33 tokens.*32 positions'):
     models.hidden(
-      CONFIG, params, np.zeros((1, 3), np.int32), cache=models.init_cache(CONFIG, 1, 33)
+      CONFIG,
+      params,
+      models.TokenBatch(np.zeros((1, 3), np.int32)),
+      cache=models.init_cache(CONFIG, 1, 33),
     )
 
 
 def test_a_cache_takes_neither_segments_nor_more_tokens_than_slots(params):
   with pytest.raises(InputError, match='cache of 4 positions'):
-    models.hidden(CONFIG, params, np.zeros((1, 5), np.int32), cache=models.init_cache(CONFIG, 1, 4))
+    models.hidden(
+      CONFIG,
+      params,
+      models.TokenBatch(np.zeros((1, 5), np.int32)),
+      cache=models.init_cache(CONFIG, 1, 4),
+    )
   with pytest.raises(InputError, match='in segments'):
     models.hidden(
       CONFIG,
       params,
-      np.zeros((1, 3), np.int32),
+      models.TokenBatch(np.zeros((1, 3), np.int32), segment_ids_BT=np.ones((1, 3))),
       cache=models.init_cache(CONFIG, 1, 4),
-      segment_ids_BT=np.ones((1, 3)),
     )
 
 
@@ -366,13 +380,15 @@ def test_a_token_beyond_the_vocabulary_gives_no_number(params):
 @pytest.mark.parametrize('shape', [(1,), (3,), (2, 1), (2, 5), (12,), (2, 12, 1)])
 def test_an_alpha_of_another_shape_is_refused(shape, params, delta):
   with pytest.raises(InputError, match='alpha of an edit has shape'):
-    models.hidden(CONFIG, params, TOKENS, edits=(Edit(delta, np.ones(shape, np.float32)),))
+    models.hidden(
+      CONFIG, params, models.TokenBatch(TOKENS), edits=(Edit(delta, np.ones(shape, np.float32)),)
+    )
 
 
 def test_an_edit_that_fits_no_site_is_refused_and_not_passed_over(params):
   edit = Edit({'layers': {'residuals': models.Dense(jnp.zeros((3, 16)))}}, jnp.ones(2))
   with pytest.raises(InputError, match="layers/residuals.*did you mean 'layers/residual'"):
-    models.hidden(CONFIG, params, TOKENS, edits=(edit,))
+    models.hidden(CONFIG, params, models.TokenBatch(TOKENS), edits=(edit,))
 
 
 def test_the_first_call_may_be_inside_a_compiled_function():
@@ -383,6 +399,8 @@ def test_the_first_call_may_be_inside_a_compiled_function():
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), models.abstract_params(config)) | {
       'embed': {'embedding': embedding}
     }
-    return models.logits(config, params, models.hidden(config, params, TOKENS)[0])
+    return models.logits(
+      config, params, models.hidden(config, params, models.TokenBatch(TOKENS))[0]
+    )
 
   assert run.lower(jnp.ones((43, 16))).out_info.shape == (2, 12, 43)

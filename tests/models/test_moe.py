@@ -275,7 +275,10 @@ def test_at_alpha_zero_a_bfloat16_model_is_the_base_bit_for_bit():
     flat |= tree.flatten(random_delta(CONFIG, kind), models.is_delta_leaf)
   run = jax.jit(
     lambda params, edits: models.logits(
-      CONFIG, params, models.hidden(CONFIG, params, TOKENS, edits=edits)[0], edits=edits
+      CONFIG,
+      params,
+      models.hidden(CONFIG, params, models.TokenBatch(TOKENS), edits=edits)[0],
+      edits=edits,
     )
   )
   assert np.array_equal(run(params, ()), run(params, (Edit(tree.unflatten(flat), jnp.zeros(3)),)))
@@ -529,7 +532,10 @@ def on_meshes(output: str, *names: str) -> None:
 
     def score(lora, params, dropped=()):
       x_BTD, _ = models.hidden(
-        MESH_CONFIG, params, tokens, edits=(Edit(lora, alphas), Edit(biases, alphas), *dropped)
+        MESH_CONFIG,
+        params,
+        models.TokenBatch(tokens),
+        edits=(Edit(lora, alphas), Edit(biases, alphas), *dropped),
       )
       return models.logits(MESH_CONFIG, params, x_BTD)
 
@@ -652,7 +658,7 @@ def test_a_tpu_runs_the_grouped_matmuls_forwards_and_backwards_and_gathers_nothi
   def loss(delta, params):
     tokens = jnp.zeros((4, 64), jnp.int32)
     return jnp.square(
-      models.hidden(config, params, tokens, edits=(Edit(delta, jnp.ones(4)),))[0]
+      models.hidden(config, params, models.TokenBatch(tokens), edits=(Edit(delta, jnp.ones(4)),))[0]
     ).mean()
 
   params = abstract(

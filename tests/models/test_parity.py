@@ -44,7 +44,9 @@ def test_prefill_and_decode_with_the_cache_equal_full_rows(checkpoint, name):
 
   @functools.partial(jax.jit, compiler_options=tiny.QUICK)
   def step(tokens_BT, positions_BT, cache):
-    x_BTD, cache = models.hidden(config, params, tokens_BT, positions_BT=positions_BT, cache=cache)
+    x_BTD, cache = models.hidden(
+      config, params, models.TokenBatch(tokens_BT, positions_BT), cache=cache
+    )
     return models.logits(config, params, x_BTD), cache
 
   padded = np.where(np.arange(11) < prompt[:, None], rows[:, :11], 5)
@@ -149,7 +151,7 @@ def test_no_token_sees_a_later_one_or_another_row(checkpoint):
 
   def output(embedding, row, position):
     params = model.params | {'embed': {'embedding': embedding}}
-    return models.hidden(model.config, params, tokens)[0][row, position].sum()
+    return models.hidden(model.config, params, models.TokenBatch(tokens))[0][row, position].sum()
 
   gradient = jax.jit(jax.grad(output), compiler_options=tiny.QUICK)(
     model.params['embed']['embedding'], 0, 3

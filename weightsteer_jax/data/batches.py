@@ -14,6 +14,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
+from weightsteer_jax import models
 from weightsteer_jax.runtime.errors import InputError
 
 Item = TypeVar('Item')
@@ -71,6 +72,11 @@ class Batch:
   weights_BT: np.ndarray
   positions_BT: np.ndarray
   segment_ids_BT: np.ndarray
+
+  @property
+  def inputs(self) -> models.TokenBatch:
+    """What the model reads of the batch."""
+    return models.TokenBatch(self.tokens_BT, self.positions_BT, self.segment_ids_BT)
 
 
 def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:

@@ -39,15 +39,7 @@ BATCH_TOKENS = 16384  # of one program call
 def _sums(
   config: models.ModelConfig, params: PyTree, batch: data.Batch, weights_BT: jax.Array
 ) -> jax.Array:
-  sums = models.residual_sums(
-    config,
-    params,
-    batch.tokens_BT,
-    weights_BT,
-    positions_BT=batch.positions_BT,
-    segment_ids_BT=batch.segment_ids_BT,
-  )
-  return sharding.replicate(sums)
+  return sharding.replicate(models.residual_sums(config, params, batch.inputs, weights_BT))
 
 
 def mean_residuals(

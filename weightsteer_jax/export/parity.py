@@ -109,5 +109,5 @@ def compare(expected: np.ndarray, got: np.ndarray, mask: np.ndarray, *, exact: b
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(config, params, tokens_BT, edits):
-  x_BTD, _ = models.hidden(config, params, tokens_BT, edits=edits)
+  x_BTD, _ = models.hidden(config, params, models.TokenBatch(tokens_BT), edits=edits)
   return models.logits(config, params, x_BTD, edits=edits)

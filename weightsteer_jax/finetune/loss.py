@@ -33,15 +33,7 @@ def loss(
   `vmap`: they share a bound on memory.
   """
   edits = (models.Edit(delta, jnp.ones(batch.tokens_BT.shape[0], jnp.float32), key, dropout),)
-  x_BTD, _ = models.hidden(
-    config,
-    params,
-    batch.tokens_BT,
-    positions_BT=batch.positions_BT,
-    segment_ids_BT=batch.segment_ids_BT,
-    edits=edits,
-    remat=remat,
-  )
+  x_BTD, _ = models.hidden(config, params, batch.inputs, edits=edits, remat=remat)
   logprobs_BT = models.token_logprobs(
     config,
     params,

@@ -162,7 +162,8 @@ def admit(
   cache = models.init_cache(config, prompts, length, jax.tree.leaves(state.cache)[0].dtype)
   edits = edits_of(deltas, entry.rows.coefficients_BC, answers=False)
   reach = models.cache_length(state.cache)
-  _, cache = models.hidden(config, params, entry.prompts_PT, edits=edits, cache=cache, reach=reach)
+  batch = models.TokenBatch(entry.prompts_PT)
+  _, cache = models.hidden(config, params, batch, edits=edits, cache=cache, reach=reach)
   rows = dataclasses.replace(entry.rows, keys_B2=sampling.row_keys(*entry.draws_P3.T))
   shards = sharding.row_shards(math.gcd(prompts, state.counts_B.shape[0]))
   put = sharding.by_shard(
@@ -234,14 +235,8 @@ def decode(
   def step(state):
     rows = state.rows
     edits = edits_of(deltas, rows.coefficients_BC)
-    x_B1D, cache = models.hidden(
-      config,
-      params,
-      rows.tokens_B[:, None],
-      positions_BT=rows.positions_B[:, None],
-      edits=edits,
-      cache=state.cache,
-    )
+    batch = models.TokenBatch(rows.tokens_B[:, None], rows.positions_B[:, None])
+    x_B1D, cache = models.hidden(config, params, batch, edits=edits, cache=state.cache)
     logits_BV = models.logits(config, params, x_B1D, edits=edits)[:, 0]
     tokens_B = sampling.next_tokens(
       logits_BV,

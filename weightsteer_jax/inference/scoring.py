@@ -69,16 +69,10 @@ def score_batch(
     return jax.vmap(lambda x_N, places_M: x_N[places_M])(x_UN, batch.places_UM)
 
   edits = edits_of(deltas, batch.coefficients_BTC, answers=batch.answers_BT)
-  x_BTD, _ = models.hidden(
-    config,
-    params,
-    batch.tokens_BT,
-    positions_BT=batch.positions_BT,
-    segment_ids_BT=batch.questions_BT,
-    branches_BT=batch.branches_BT,
-    edits=edits,
-    reach=batch.reach,
+  rows = models.TokenBatch(
+    batch.tokens_BT, batch.positions_BT, batch.questions_BT, batch.branches_BT
   )
+  x_BTD, _ = models.hidden(config, params, rows, edits=edits, reach=batch.reach)
   edits = [dataclasses.replace(edit, alpha=at_places(edit.alpha)) for edit in edits]
   return sharding.replicate(
     target_logprobs(config, params, at_places(x_BTD), batch.targets_UM, edits)

@@ -11,6 +11,7 @@ from weightsteer_jax.models.decoder import Cache, cache_length
 from weightsteer_jax.models.delta import Dense, Edit, LowRank, is_delta_leaf
 from weightsteer_jax.models.families import FAMILIES, read_config
 from weightsteer_jax.models.forward import (
+  TokenBatch,
   abstract_params,
   hidden,
   init_cache,

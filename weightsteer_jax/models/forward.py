@@ -4,10 +4,12 @@
 delta.py).
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from weightsteer_jax.models import delta as deltas
@@ -19,6 +21,29 @@ from weightsteer_jax.runtime import sharding, tree
 from weightsteer_jax.runtime.errors import InputError
 
 PyTree = Any
+Array = jax.Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenBatch:
+  """Token ids in rows, and which text each token is part of: int32 [B, T] each.
+
+  Attributes:
+    tokens_BT: token ids.
+    positions_BT: each token's place in its text. None counts from 0 along T; a cache is then filled
+      from its start.
+    segment_ids_BT: texts packed into one row, numbered from 1; 0 is padding, which no text sees.
+      None means one text a row. Segments and a cache exclude each other.
+    branches_BT: continuations of one segment, numbered from 1; 0 is the beginning that they share.
+      A branch sees the beginning and itself. Its positions go on where the beginning ends; its
+      tokens lie behind the beginning, in one piece. None means that no segment branches.
+  """
+
+  tokens_BT: Array
+  positions_BT: Array | None = None
+  segment_ids_BT: Array | None = None
+  branches_BT: Array | None = None
 
 
 def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> PyTree:
@@ -63,11 +88,8 @@ def unstacked(config: ModelConfig, stack: PyTree) -> tuple[PyTree, ...]:
 def hidden(
   config: ModelConfig,
   params: PyTree,
-  tokens_BT: jax.Array,
+  batch: TokenBatch,
   *,
-  positions_BT: jax.Array | None = None,
-  segment_ids_BT: jax.Array | None = None,
-  branches_BT: jax.Array | None = None,
   edits: deltas.Edits = (),
   cache: Cache | None = None,
   remat: str = 'none',
@@ -75,20 +97,12 @@ def hidden(
 ) -> tuple[jax.Array, Cache | None]:
   """Final-normed hidden states [B, T, D], and the cache with this call's keys and values.
 
-  Without a cache a token sees itself and the earlier tokens of its segment (segment 0 is padding:
-  never seen by others). With a cache, slot and position are the same number: the key of position p
-  of row b is written to slot p, and a query at position p sees slots 0..p. Rows are right-padded,
-  and what padding writes lies beyond every position its row has reached.
+  Without a cache a token sees itself and the earlier tokens of its segment. With a cache, slot and
+  position are the same number: the key of position p of row b is written to slot p, and a query at
+  position p sees slots 0..p. Rows are right-padded, and what padding writes lies beyond every
+  position its row has reached.
 
   Args:
-    tokens_BT: int32 token ids.
-    positions_BT: int32 positions; counted from 0 along T if None, and a cache is then filled from
-      its start.
-    segment_ids_BT: int32 segments of packed rows, from 1; one segment if None. Not together with a
-      cache.
-    branches_BT: int32; a segment may branch: into texts, from 1, that have their beginning, 0, in
-      common, and do not see each other. Each goes on counting positions where the beginning ends;
-      it lies behind it, in one piece.
     edits: changes to apply, each at its alpha per row.
     cache: from `init_cache`, or from an earlier call.
     remat: what the backward pass recomputes, beside norms, gates and attention's scores: 'none';
@@ -96,27 +110,24 @@ def hidden(
       its input.
     reach: positions that a text may grow to, by which 'longrope' chooses its factors (see rope.py),
       and a window that is no shorter is none; the slots of the cache, or T without one, if None.
-      What is written to a cache that is to be part of a longer one needs that one's.
+      When you prefill a short cache that is later copied into a longer one, pass the longer
+      cache's length.
 
   Raises:
     InputError: a sequence longer than the model's or the cache's positions, segments together with
       a cache, branches without segments and positions, or an edit that does not fit the model or
       the batch.
   """
-  x_BTD, cache, _ = _run(
-    config, params, tokens_BT, positions_BT, segment_ids_BT, branches_BT, edits, cache, remat, reach
-  )
+  x_BTD, cache, _ = _run(config, params, batch, edits=edits, cache=cache, remat=remat, reach=reach)
   return x_BTD, cache
 
 
 def residual_sums(
   config: ModelConfig,
   params: PyTree,
-  tokens_BT: jax.Array,
-  weights_BT: jax.Array,
+  batch: TokenBatch,
+  weights_BT: Array,
   *,
-  positions_BT: jax.Array | None = None,
-  segment_ids_BT: jax.Array | None = None,
   edits: deltas.Edits = (),
 ) -> jax.Array:
   """The residual stream, each token's times its weight, summed over all tokens: float32 [L + 1, D].
@@ -124,19 +135,7 @@ def residual_sums(
   Entry 0 is behind the embedding, entry l behind block l - 1; the last is before the final norm.
   The other arguments and errors are as in `hidden`.
   """
-  *_, (embedded_D, blocks_LD) = _run(
-    config,
-    params,
-    tokens_BT,
-    positions_BT,
-    segment_ids_BT,
-    None,
-    edits,
-    None,
-    'none',
-    None,
-    weights_BT=weights_BT,
-  )
+  *_, (embedded_D, blocks_LD) = _run(config, params, batch, edits=edits, weights_BT=weights_BT)
   return jnp.concatenate([embedded_D[None], blocks_LD])
 
 
@@ -164,43 +163,43 @@ def check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: in
 
 
 def _run(
-  config,
-  params,
-  tokens_BT,
-  positions_BT,
-  segment_ids_BT,
-  branches_BT,
-  edits,
-  cache,
-  remat,
-  reach,
-  weights_BT=None,
-):
-  batch, length = tokens_BT.shape
-  check_edits(config, edits, batch, length)
+  config: ModelConfig,
+  params: PyTree,
+  batch: TokenBatch,
+  *,
+  edits: deltas.Edits,
+  cache: Cache | None = None,
+  remat: str = 'none',
+  reach: int | None = None,
+  weights_BT: Array | None = None,
+) -> tuple[jax.Array, Cache | None, tuple[Any, Any]]:
+  rows, length = batch.tokens_BT.shape
+  check_edits(config, edits, rows, length)
   keys = cache_length(cache) if cache is not None else length
-  longest = keys if segment_ids_BT is None else min(keys, reach or keys)
+  longest = keys if batch.segment_ids_BT is None else min(keys, reach or keys)
   if longest > config.max_positions:
     raise InputError(
       f'a sequence of {longest} tokens was asked of a model with {config.max_positions} '
       'positions; shorten it'
     )
-  if branches_BT is not None and (segment_ids_BT is None or positions_BT is None):
+  placed = batch.segment_ids_BT is not None and batch.positions_BT is not None
+  if batch.branches_BT is not None and not placed:
     raise InputError('branches are of segments, and their positions must be given')
-  if cache is not None and (length > keys or segment_ids_BT is not None):
+  if cache is not None and (length > keys or batch.segment_ids_BT is not None):
     raise InputError(
       f'a cache of {keys} positions takes that many tokens, of one segment a row; got {length}'
-      + (' in segments' if segment_ids_BT is not None else '')
+      + (' in segments' if batch.segment_ids_BT is not None else '')
     )
   # A cache without positions is being filled from its start: what these tokens see is themselves.
-  own = cache is None or positions_BT is None
-  counted_BT = jnp.broadcast_to(jnp.arange(length), (batch, length))
-  positions_BT = counted_BT if positions_BT is None else positions_BT
-  slots_BT = counted_BT if own and branches_BT is None else positions_BT
-  seen = Seen(slots_BT, segment_ids_BT, branches_BT, own)
+  own = cache is None or batch.positions_BT is None
+  counted_BT = jnp.broadcast_to(jnp.arange(length), (rows, length))
+  positions_BT = counted_BT if batch.positions_BT is None else batch.positions_BT
+  # From a branch back to its beginning, a window counts positions, not places in the row.
+  slots_BT = counted_BT if own and batch.branches_BT is None else positions_BT
+  seen = Seen(slots_BT, batch.segment_ids_BT, batch.branches_BT, own)
   layers = params['layers'] if isinstance(params['layers'], tuple) else None
   return _decoder(config, params).hidden(
-    tokens_BT,
+    batch.tokens_BT,
     positions_BT=positions_BT,
     seen=seen,
     edits=tuple(edits),

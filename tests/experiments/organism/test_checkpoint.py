@@ -47,7 +47,7 @@ def test_our_logits_are_theirs(theirs, tokenizer):
       for messages in questions.opinion_questions(4, 0)
     ]
   )
-  x_BTD, _ = models.hidden(model.config, model.params, tokens)
+  x_BTD, _ = models.hidden(model.config, model.params, models.TokenBatch(tokens))
   ours = models.logits(model.config, model.params, x_BTD)
   expected = theirs(torch.tensor(tokens)).logits.detach().numpy()
   np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=1e-4)

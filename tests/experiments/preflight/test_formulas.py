@@ -46,7 +46,9 @@ def test_operations_of_a_forward_pass_are_the_compilers():
   params = models.abstract_params(config)
 
   def forward(params, tokens_BT):
-    return models.logits(config, params, models.hidden(config, params, tokens_BT)[0])
+    return models.logits(
+      config, params, models.hidden(config, params, models.TokenBatch(tokens_BT))[0]
+    )
 
   compiled = (
     jax.jit(forward).lower(params, jax.ShapeDtypeStruct((rows, tokens), jnp.int32)).compile()

@@ -105,13 +105,8 @@ def optimizer(options: Options) -> optax.GradientTransformation:
 
 def loss(config: models.ModelConfig, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
   """Weighted mean negative log-likelihood, in nats per unit of weight."""
-  x_BTD, _ = models.hidden(
-    config,
-    params,
-    batch['tokens'],
-    positions_BT=batch['positions'],
-    segment_ids_BT=batch['segment_ids'],
-  )
+  rows = models.TokenBatch(batch['tokens'], batch['positions'], batch['segment_ids'])
+  x_BTD, _ = models.hidden(config, params, rows)
   logits_BTV = models.logits(config, params, x_BTD)  # small enough to be held whole
   losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch['targets'])
   return jnp.sum(losses_BT * batch['weights']) / jnp.sum(batch['weights'])
