@@ -1,12 +1,13 @@
-"""Contrastive data of a model's own making: sampled under opposite system prompts, judged, and kept
-in pairs.
+"""Contrastive data of a model's own making: sampled, judged, and kept in pairs.
 
-In a folder of its own, so that what was interrupted goes on: `answers.jsonl` has a line for each
-answer as it comes, {name, text, finish}, `judgements.jsonl` one for each of a judge, and
-`plan.json` and `judges.json` what they were made from.
+The model answers under opposite system prompts. A folder keeps every line as soon as the line is
+finished, so that interrupted work goes on:
+
+  answers.jsonl      {name, text, finish} of each answer, made from the inputs in plan.json
+  judgements.jsonl   judgements of the answers, made from the inputs in judges.json
 
 Source: Persona Vectors (arXiv 2507.21509): both answers of a pair coherent, the trait at 50 or more
-on one side and below on the other.
+on one side and below 50 on the other.
 """
 
 import collections
@@ -28,21 +29,26 @@ from weightsteer_jax.inference.requests import GenerateRequest, Sampling
 from weightsteer_jax.runtime import processes, tree
 from weightsteer_jax.storage import journal, made_from, resumable
 
+# What a judge is asked for, of every answer.
 PURPOSES = ('trait', 'coherence')
-_ANSWER = dict(needs=('name', 'text', 'finish'), what='an answer', again='the data stage')
-_JUDGEMENT = dict(
+# Words for errors about the two journals.
+_ANSWER: dict[str, Any] = dict(
+  needs=('name', 'text', 'finish'), what='an answer', again='the data stage'
+)
+_JUDGEMENT: dict[str, Any] = dict(
   needs=('name', 'judge', 'purpose', 'score', 'status', 'text'),
   what='a judgement',
   again='the data stage',
 )
-# Name of a prompt -> {'text', 'finish'}, and (name, purpose) -> judgement.
+# {name of a prompt: {'text', 'finish'}}
 Answers = Mapping[str, Mapping[str, Any]]
+# {(name of a prompt, purpose): judgement}
 Judgements = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
 def make(
   engine: Callable[[], Engine],
-  asked: Mapping[str, Sequence[Conversation]],
+  prompts: dict[str, list[Conversation]],
   folder: pathlib.Path,
   *,
   options: config.Data,
@@ -51,34 +57,43 @@ def make(
   trait: Trait | None = None,
   judge: Judge | None = None,
 ) -> tuple[Contrast, dict[str, Any]]:
-  """(the pairs that are kept, what became of all answers, side by side).
+  """(pairs of answers that passed, {side: accounting of all answers}).
 
   Args:
-    engine: makes the engine of the model that answers.
-    asked: {side: prompts}, as `contrast.prompts` gives them.
-    folder: for the answers and judgements.
-    keep: why an answer is dropped whatever a judge says, or None.
-    trait, judge: what is judged, and by whom; both or neither.
+    engine: makes the engine of the model.
+    prompts: {side: prompts} as from `pairs.prompts`.
+    folder: folder of the answers and judgements.
+    options: how answers are sampled, and the cuts of the judge's scores.
+    seed: seed of the sampling.
+    keep: a first filter, whatever a judge says.
+    trait: the trait to judge; None with no judge.
+    judge: the judge of the answers; None with no trait.
 
   Raises:
-    InputError: answers or judgements there that were made from something else; no pair passes.
-      Preempted: a signal came; what is there is kept.
+    InputError: if the folder holds answers or judgements made from other inputs, or no pair passes.
+    Preempted: if a signal came; finished lines are kept.
   """
-  prompts = [prompt for side in SIDES for prompt in asked[side]]
-  answers = answer(engine(), prompts, folder, options=options, seed=seed)
-  said = _judged(judge, trait, prompts, answers, folder) if judge else {}
+  all_prompts = [prompt for side in SIDES for prompt in prompts[side]]
+  answers = answer(engine(), all_prompts, folder, options=options, seed=seed)
+  judgements: Judgements = {}
+  # The engine is gone by now: a local judge needs the memory for a model of its own.
+  if judge and trait:
+    judgements = _judged(judge, trait, all_prompts, answers, folder)
 
-  def why(question, text, side):
-    return (
-      _broken(answers[question.name])
-      or keep(question, text, side)
-      or (unfit(said, question.name, side, options) if judge else None)
-    )
+  def drop_reason(question: Conversation, text: str, side: str) -> str | None:
+    if answers[question.name]['finish'] == 'not_finite':
+      return 'the model broke'
+    reason = keep(question, text, side)
+    if reason is None and judge:
+      reason = unfit(judgements, question.name, side, options)
+    return reason
 
-  made = pairs.pair(
-    asked, {side: [answers[prompt.name]['text'] for prompt in asked[side]] for side in SIDES}, why
-  )
-  return made, {side: _account(asked[side], answers, said, side, options) for side in SIDES}
+  texts: dict[str, Sequence[str]] = {}
+  for side in SIDES:
+    texts[side] = [answers[prompt.name]['text'] for prompt in prompts[side]]
+  contrast = pairs.pair(prompts, texts, drop_reason)
+  accounting = {side: _account(prompts[side], answers, judgements, side, options) for side in SIDES}
+  return contrast, accounting
 
 
 def answer(
@@ -89,8 +104,10 @@ def answer(
   options: config.Data,
   seed: int,
 ) -> dict[str, dict[str, Any]]:
-  """{name of the prompt: {name, text, finish}}; those not on disk yet are sampled. A prompt's luck
-  is a function of (seed, its name).
+  """{name of the prompt: {name, text, finish}}, sampled where the folder has no answer yet.
+
+  The sampled answer to a prompt is a function of the seed and the prompt's name, not of the order
+  or the number of prompts.
   """
   with journal.Journal(folder / 'answers.jsonl', key=lambda line: line['name'], **_ANSWER) as done:
     inputs = {
@@ -102,7 +119,6 @@ def answer(
     made_from.check(
       folder / 'plan.json', inputs, fresh=not done.done, what='sampled answers', rows='answers'
     )
-    missing = [prompt for prompt in prompts if prompt.name not in done.done]
     sampling = Sampling(temperature=options.temperature)
     requests = [
       GenerateRequest(
@@ -113,7 +129,8 @@ def answer(
         seed=seed,
         example=prompt.name,
       )
-      for prompt in missing
+      for prompt in prompts
+      if prompt.name not in done.done
     ]
     resumable.keep(
       done,
@@ -133,46 +150,52 @@ def _sampled(
   """The lines of answers.jsonl, as the answers are finished."""
   for result in engine.generate(requests):
     text = ''
+    # An answer without tokens has none where the model broke at the first.
     if result.tokens:
       text = engine.tokenizer.decode(result.tokens, skip_special_tokens=True)
     yield {'name': result.key, 'text': text, 'finish': result.finish}
 
 
-def unfit(said: Judgements, name: str, side: str, options: config.Data) -> str | None:
-  """Why an answer is dropped by what the judge said of it, or None."""
+def unfit(judgements: Judgements, name: str, side: str, options: config.Data) -> str | None:
+  """The reason to drop an answer by its judgements, or None.
+
+  Source: Persona Vectors (arXiv 2507.21509), filter of the training data.
+  """
   for purpose in PURPOSES:
-    if said[name, purpose]['score'] is None:
-      return f"no score of {purpose} ({said[name, purpose]['status']})"
-  shows = said[name, 'trait']['score'] >= options.trait_cut
-  if shows != (side == 'positive'):
-    return (
-      f'trait of {options.trait_cut:g} or more' if shows else f'trait under {options.trait_cut:g}'
-    )
-  coherent = said[name, 'coherence']['score'] >= options.coherence_cut
-  return None if coherent else f'coherence under {options.coherence_cut:g}'
+    judgement = judgements[name, purpose]
+    if judgement['score'] is None:
+      return f"no score of {purpose} ({judgement['status']})"
+  shows_trait = judgements[name, 'trait']['score'] >= options.trait_cut
+  if shows_trait and side == 'negative':
+    return f'trait of {options.trait_cut:g} or more'
+  if not shows_trait and side == 'positive':
+    return f'trait under {options.trait_cut:g}'
+  if judgements[name, 'coherence']['score'] < options.coherence_cut:
+    return f'coherence under {options.coherence_cut:g}'
+  return None
 
 
 def requests_of(
   trait: Trait, prompts: Iterable[Conversation], answers: Answers
 ) -> list[JudgeRequest]:
-  """What a judge is asked about the answers: trait and coherence of each that is not empty. It does
-  not see the system prompt.
+  """Questions to a judge about trait and coherence of every answer with a text.
+
+  System prompts are left out: a judge should see the question as a user asked it.
   """
-  own = (
-    {'prompt': trait.prompt}
-    if trait.prompt
-    else {'trait': trait.name, 'description': trait.description}
-  )
-  found = []
+  # A trait file's own judge prompt takes the place of a name and a description.
+  if trait.prompt:
+    about_trait = {'prompt': trait.prompt}
+  else:
+    about_trait = {'trait': trait.name, 'description': trait.description}
+  requests = []
   for prompt in prompts:
     text = answers[prompt.name]['text']
-    fields = {'question': prompt.messages[-1]['content'], 'answer': text}
+    # An empty answer is dropped without a judge.
     if text.strip():
-      found += [
-        JudgeRequest(prompt.name, 'trait', fields | own),
-        JudgeRequest(prompt.name, 'coherence', fields),
-      ]
-  return found
+      fields = {'question': prompt.messages[-1]['content'], 'answer': text}
+      requests.append(JudgeRequest(prompt.name, 'trait', fields | about_trait))
+      requests.append(JudgeRequest(prompt.name, 'coherence', fields))
+  return requests
 
 
 def _judged(
@@ -183,70 +206,79 @@ def _judged(
   folder: pathlib.Path,
 ) -> Judgements:
   requests = requests_of(trait, prompts, answers)
-  kind = dict(
-    key=lambda line: (line['name'], line['judge'], line['purpose']),
-    columns=lambda request: {'name': request.key},
-    kind=_JUDGEMENT,
-  )
-  lines = processes.on_main(lambda: judging.keep([judge], requests, folder, **kind))
+
+  # One process asks for all.
+  def ask() -> list[dict[str, Any]]:
+    return judging.keep(
+      [judge],
+      requests,
+      folder,
+      key=lambda line: (line['name'], line['judge'], line['purpose']),
+      columns=lambda request: {'name': request.key},
+      kind=_JUDGEMENT,
+    )
+
+  lines = processes.on_main(ask)
   return {(line['name'], line['purpose']): line for line in lines}
-
-
-def _broken(line: Mapping[str, Any]) -> str | None:
-  return 'the model broke' if line['finish'] == 'not_finite' else None
 
 
 def _account(
   prompts: Sequence[Conversation],
   answers: Answers,
-  said: Judgements,
+  judgements: Judgements,
   side: str,
   options: config.Data,
 ) -> dict[str, Any]:
-  """{answers, empty, truncated, and of each purpose {asked, ok, refused, unparsable, failed, mean},
-  and fit: answers that pass by themselves}.
+  """Counts of a side: 'answers', 'empty', 'truncated', and with a judge 'fit' and each purpose.
+
+  A purpose has 'asked', 'ok', 'refused', 'unparsable', 'failed' and 'mean'. Answers are fit if they
+  pass whatever the other answer of the pair does.
   """
   lines = [answers[prompt.name] for prompt in prompts]
-  counts = {
+  texts = {prompt.name: answers[prompt.name]['text'].strip() for prompt in prompts}
+  counts: dict[str, Any] = {
     'answers': len(lines),
-    'empty': sum(not line['text'].strip() for line in lines),
+    'empty': sum(not text for text in texts.values()),
     'truncated': sum(line['finish'] == 'length' for line in lines),
   }
-  for purpose in PURPOSES if said else ():
-    judged = [said[line['name'], purpose] for line in lines if (line['name'], purpose) in said]
-    status = collections.Counter(line['status'] for line in judged)
-    scores = [line['score'] for line in judged if line['score'] is not None]
+  if not judgements:
+    return counts
+  for purpose in PURPOSES:
+    judged = [judgements[name, purpose] for name in texts if (name, purpose) in judgements]
+    statuses = collections.Counter(judgement['status'] for judgement in judged)
+    scores = [judgement['score'] for judgement in judged if judgement['score'] is not None]
     counts[purpose] = {
       'asked': len(judged),
-      **{name: status[name] for name in judges.STATUSES},
+      **{status: statuses[status] for status in judges.STATUSES},
+      # JSON has no NaN: the mean of no scores is null.
       'mean': float(np.mean(scores)) if scores else None,
     }
-  if said:
-    counts['fit'] = sum(
-      bool(line['text'].strip()) and unfit(said, line['name'], side, options) is None
-      for line in lines
-    )
+  counts['fit'] = sum(
+    bool(text) and unfit(judgements, name, side, options) is None for name, text in texts.items()
+  )
   return counts
 
 
-def words(counts: Mapping[str, Any]) -> Iterator[str]:
-  """The accounting of pairs and sides, a line each."""
-  dropped = '; '.join(f'{n} {reason}' for reason, n in counts['dropped'].items())
-  yield f"{counts['kept']} of {counts['pairs']} pairs kept" + (
-    f' (dropped: {dropped})' if dropped else ''
-  )
-  for side, found in counts['sides'].items():
-    parts = [f"{found['answers']} answers, {found['empty']} empty, {found['truncated']} truncated"]
+def words(accounting: Mapping[str, Any]) -> Iterator[str]:
+  """Lines about the pairs, and about the answers of each side.
+
+  Args:
+    accounting: `Contrast.accounting`, and under 'sides' the accounting of `make`.
+  """
+  kept = f"{accounting['kept']} of {accounting['pairs']} pairs kept"
+  dropped = '; '.join(f'{n} {reason}' for reason, n in accounting['dropped'].items())
+  yield f'{kept} (dropped: {dropped})' if dropped else kept
+  for side, counts in accounting['sides'].items():
+    parts = [
+      f"{side}: {counts['answers']} answers, {counts['empty']} empty, "
+      f"{counts['truncated']} truncated"
+    ]
     for purpose in PURPOSES:
-      if purpose in found:
-        mean = 'none' if found[purpose]['mean'] is None else f"{found[purpose]['mean']:.1f}"
-        parts.append(
-          f"{purpose}: {found[purpose]['ok']} of {found[purpose]['asked']} scored, mean {mean}"
-        )
-    yield '; '.join(
-      [
-        f'{side}: {parts[0]}',
-        *parts[1:],
-        *([f"{found['fit']} of {found['answers']} fit"] if 'fit' in found else []),
-      ]
-    )
+      # Without a judge nothing was asked.
+      if purpose in counts:
+        judged = counts[purpose]
+        mean = 'none' if judged['mean'] is None else f"{judged['mean']:.1f}"
+        parts.append(f"{purpose}: {judged['ok']} of {judged['asked']} scored, mean {mean}")
+    if 'fit' in counts:
+      parts.append(f"{counts['fit']} of {counts['answers']} fit")
+    yield '; '.join(parts)

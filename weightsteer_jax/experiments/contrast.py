@@ -4,7 +4,6 @@ Both sides are read from sources named in the config, or are answers of the mode
 questions under opposite system prompts. `data/` in the workdir holds generated sides.
 """
 
-import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -139,6 +138,12 @@ def _generate(experiment: Experiment) -> None:
     ]
   questions = load_questions(run)
   kept_items = _kept_for_evaluation(run, trait)
+  filters = {side: _filter(options, side) for side in SIDES}
+
+  def keep(question: Conversation, answer: str, side: str) -> str | None:
+    passes = filters[side](list(question.messages), answer)
+    return None if passes else 'does not pass its filter'
+
   say(
     f'data: {len(questions)} questions x {len(instructions)} pairs of prompts x {options.samples} '
     f'samples, both sides; {len(kept_items)} questions kept for evaluation'
@@ -153,7 +158,7 @@ def _generate(experiment: Experiment) -> None:
       experiment.workdir / 'answers',
       options=options,
       seed=run.seed,
-      keep=functools.partial(_keep, options),
+      keep=keep,
       trait=trait,
       judge=judge,
     )
@@ -209,9 +214,3 @@ def _filter(options: configs.Data, side: str) -> Callable[[Sequence[Mapping[str,
     return sources.named(organism.FILTERS, rule)
   # The empty expression is found in every answer, and keeps all.
   return lambda messages, answer: re.search(rule, answer, re.IGNORECASE) is not None
-
-
-def _keep(options: configs.Data, question: Conversation, answer: str, side: str) -> str | None:
-  """Why an answer is dropped, or None."""
-  passes = _filter(options, side)
-  return None if passes(list(question.messages), answer) else 'does not pass its filter'

@@ -86,8 +86,9 @@ def steer(experiment: Experiment, *, command: str = '') -> pathlib.Path:
   started = time.monotonic()
   begin(experiment, command=command)
   contrast(experiment)
-  # The sweep makes what its arms lack: fine-tunes, directions, vectors.
+  # Fine-tunes, directions and vectors are made by the sweep, which knows what its arms need.
   sweep(experiment)
+  # Answers that no rule can score have no numbers before a judge was asked.
   if experiment.run.judges:
     judge(experiment)
   if experiment.run.watched:
@@ -109,11 +110,13 @@ def check(experiment: Experiment, *, to: Path = '') -> None:
       tasks.
   """
   run = experiment.run
+  # What takes no time comes first: the workdir, then the model's config, without weights.
   _refuse_other_run(run, experiment.workdir)
   config, family = models.load_config(experiment.checkpoint)
   platform = experiment.layouts.train.mesh.devices.flat[0].platform
   models.with_kernel(config, run.model.attention, platform=platform, dtype=run.model.dtype)
   tasks = experiment.tasks
+  # An endpoint's key must be there, and a local judge's options must fit; no model is loaded.
   with experiment.judges() as judges:
     for each in judges:
       each.check(())
@@ -128,6 +131,7 @@ def check(experiment: Experiment, *, to: Path = '') -> None:
     f'fine-tunes: {run.finetune.kind}, {len(run.finetune.learning_rates)} learning rate(s), '
     'both sides'
   )
+  # Every item and answer must fit the model's positions, under the longest of the system prompts.
   evaluation.sweep.check(
     [*tasks, *experiment.validation_tasks],
     experiment.tokenizer,
@@ -213,6 +217,7 @@ def sweep(experiment: Experiment, *, direction: Path = '') -> None:
       "the config has no tasks to sweep: add some, as in config.tasks.<name> = "
       "task(items=..., role=...)"
     )
+  # Tasks first: what is wrong with an item should not cost a fine-tune.
   tasks = experiment.tasks
   if direction:
     steering = directions.load(direction)
@@ -221,6 +226,7 @@ def sweep(experiment: Experiment, *, direction: Path = '') -> None:
     swept = {arms.WEIGHTS: arms.SweptArm(arm, run.sweep.alphas)}
   else:
     swept = arms.make(experiment, contrasts.examples(experiment))
+  # Rows of one sweep share batches, whatever their arm and alpha.
   rows = evaluation.sweep.run(
     experiment.engine({name: each.arm for name, each in swept.items()}),
     tasks,
@@ -228,6 +234,7 @@ def sweep(experiment: Experiment, *, direction: Path = '') -> None:
     workdir=experiment.workdir,
     seed=run.sweep.seed,
   )
+  # With the judgements of an earlier run, where there are some.
   processes.on_main(
     lambda: evaluation.metrics.write(experiment.workdir, rows, run.tasks, list(run.judges))
   )
@@ -251,13 +258,14 @@ def judge(experiment: Experiment) -> None:
   rows = list(evaluation.rows.read(experiment.workdir / 'sweep' / 'rows.jsonl'))
   requests = evaluation.judging.requests_of(experiment.tasks, rows)
   say(f'judge: {len(requests)} questions about {len(rows)} rows, to {", ".join(run.judges)}')
+  # One process asks; the others wait.
   with experiment.judges() as judges:
     processes.on_main(lambda: _ask(experiment, judges, requests))
 
 
 @jax.profiler.annotate_function
 def watch(experiment: Experiment) -> None:
-  """Measures watched fine-tunes against the directions, and writes a page (see monitor_study.py)."""
+  """Measures the watched fine-tunes against all directions, and writes a page of the study."""
   # matplotlib takes a second to import.
   from weightsteer_jax.experiments.report import watched_page
 
@@ -314,6 +322,7 @@ def _ask(
 
 def _longest_prompt(run: Run) -> str:
   """The longest system prompt of an arm; '' without prompts."""
+  # In characters: a bound that needs no tokenizer.
   prompts = ['']
   for arm in run.arms.values():
     prompts += [*arm.positive_prompts, *arm.negative_prompts]
@@ -327,12 +336,13 @@ def _refuse_other_run(run: Run, workdir: pathlib.Path) -> None:
     entries = set()
     if workdir.is_dir():
       entries = {entry.name for entry in workdir.iterdir() if entry.name[0] != '.'}
+    # 'data' and 'report' alone do not count: anybody's folder may hold these.
     is_workdir = entries <= {*PARTS} and entries & {*MARKS}
     if entries and not is_workdir:
       raise InputError(f'{workdir} exists and is no workdir of a run: name another --workdir')
     return
   there = _fixed_settings(files.read_json(path, what='the config of a run'))
-  # Through JSON, as the settings there went: tuples are lists in both.
+  # Through JSON like the settings there: tuples are lists in both.
   here = _fixed_settings(json.loads(json.dumps(configs.to_dict(run))))
   differing = [
     f'  {key}: {there.get(key)!r} there, {here[key]!r} now'

@@ -5,7 +5,7 @@ Each of the launchers direction, monitor, export, score, generate and harness ca
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,10 +48,12 @@ def direction_from(
     **options: see `directions.contrast`.
   """
   files.refuse_existing(output, what='a direction')
+  # Both are streamed from files layer by layer, so that a large model needs little memory.
   made = directions.contrast(
     positive, negative, base=folder_of(base) if base else None, unread=True, **options
   )
   directions.save(output, made, sync=sync)
+  # Read back: the figures below are those of the files.
   saved = directions.load(output, unread=True)
   say(f'direction: {output}, norm {saved.meta["norm"]:.4g} over {len(saved.meta["norms"])} sites')
   if 'bfloat16_route' in saved.meta:
@@ -126,11 +128,8 @@ def export(
     alpha: the steering strength.
     format: a name in export.FORMATS.
     output: folder to write; must not exist.
-    positive: see `direction_from`.
-    negative: see `direction_from`.
     allow_other_base: whether the base may be another model than the direction's own.
     logits: whether logits are compared: 'auto', 'always' or 'never'.
-    sync: whether to wait until the export is on the disk.
     **options: see `export.Request`.
   """
   # 'hf' is written from files, block by block; the other formats from a model in memory.
@@ -138,12 +137,9 @@ def export(
   if direction:
     exported = directions.load(direction, unread=unread)
   else:
+    source = directions.base_for(positive, folder_of(base))
     exported = directions.contrast(
-      positive,
-      negative,
-      base=directions.base_for(positive, folder_of(base)),
-      allow_other_base=allow_other_base,
-      unread=unread,
+      positive, negative, base=source, allow_other_base=allow_other_base, unread=unread
     )
   # Everything that can be refused is refused before a large model is read.
   exports.check_export(exported, exports.Request(format, alpha, **options), output, logits=logits)
@@ -167,14 +163,19 @@ def export(
     sync=sync,
     **options,
   )
+  _say_export(output, record)
+  return record
+
+
+def _say_export(output: Path, record: Mapping[str, Any]) -> None:
   for note in record.get('notes', []):
     say(note)
+  # What was compared before the export got its name.
   compared = {key: record[key] for key in ('parity', 'rechecked') if record.get(key)}
   say(
     f'export: {output}, {len(record["files"])} files, {json.dumps(compared)}; its README.md '
     'says how to load it'
   )
-  return record
 
 
 def verify(folder: Path) -> None:
@@ -266,10 +267,7 @@ def harness(
     tasks: names of tasks, groups and tags of lm-eval, or patterns.
     output: folder of results; strengths in an earlier output are kept.
     direction: folder of the direction to apply; '' is none, and then alpha must be 0.
-    alphas: steering strengths.
     include_path: folder with further tasks.
-    dtype: dtype of parameters and activations.
-    batch_size: rows per batch.
     max_length: most tokens of an input; None is the model's positions.
     **options: see `lm_eval.simple_evaluate`.
 
@@ -285,7 +283,9 @@ def harness(
     ) from error
   names, manager = lm_eval_harness.find_tasks(tasks, include_path)
   loaded, tokenizer, delta = _loaded(ModelChoice(model, dtype=dtype), direction, alphas)
+  # The coefficient None stands for alpha itself.
   arms = {} if delta is None else {WEIGHTS: [(delta, None)]}
+  # Strengths may be added to an output later only if all else is as it was.
   inputs = {
     'model': tree.digest(loaded.params),
     'direction': None if delta is None else evaluation.sweep.delta_digest(delta),
@@ -293,6 +293,7 @@ def harness(
     'version of lm-eval': versions('lm_eval')['lm_eval'],
   }
 
+  # Called only if a strength is missing.
   def steered(missing):
     engine = inference.Engine(
       loaded,
@@ -326,6 +327,7 @@ def _loaded(
 
 def _results_of(direction: directions.Direction, folder: pathlib.Path) -> list[dict[str, Any]]:
   """The results of the run around a direction, if the sweep was of this very direction."""
+  # A run keeps a direction in <workdir>/directions/<name>.
   workdir = folder.resolve().parent.parent
   plan = workdir / 'sweep' / 'plan.json'
   results = workdir / 'results.jsonl'
@@ -333,6 +335,7 @@ def _results_of(direction: directions.Direction, folder: pathlib.Path) -> list[d
     return []
   inputs = files.read_json(plan, what='the plan of a sweep')['inputs']
   swept = inputs.get(f"direction of arm '{WEIGHTS}'")
+  # [[digest of the delta, coefficient]], as sweep.inputs_of notes them.
   if swept != [[evaluation.sweep.delta_digest(direction.delta), None]]:
     return []
   rows = (json.loads(line) for line in results.read_text(encoding='utf-8').splitlines())
