@@ -1,7 +1,9 @@
 """One process by itself: the flags and clusters it recognises, and that it needs no others
 (several: distributed/)."""
 
+import importlib
 import os
+import pkgutil
 import signal
 import socket
 import subprocess
@@ -13,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from weightsteer_jax.runtime import ending, preemption, processes
-from weightsteer_jax.runtime.errors import InputError, NotFiniteError
+import weightsteer_jax
+from weightsteer_jax.runtime import ending, errors, preemption, processes
+from weightsteer_jax.runtime.errors import InputError, NotFiniteError, WeightSteerError
 
 SLURM = {
   'SLURM_JOB_ID': '77',
@@ -182,3 +185,25 @@ def test_only_the_main_thread_watches():
   thread.start()
   thread.join()
   assert found == [False]
+
+
+def _subclasses(error):
+  return {error}.union(*map(_subclasses, error.__subclasses__()))
+
+
+def test_every_error_of_the_main_process_is_raised_by_the_others_too(monkeypatch):
+  """A process learns an error's class by name, so that all of the package's are in errors.py."""
+  for module in pkgutil.walk_packages(weightsteer_jax.__path__, 'weightsteer_jax.'):
+    # The harness needs a library of its own, and a __main__ would run.
+    if '.harness' not in module.name and not module.name.endswith('__main__'):
+      importlib.import_module(module.name)
+  monkeypatch.setattr(processes, 'count', lambda: 2)
+  monkeypatch.setattr(processes, 'is_main', lambda: False)
+  kinds = {kind for kind in _subclasses(WeightSteerError) if 'weightsteer_jax' in kind.__module__}
+  assert errors.Conflict in kinds and len(kinds) > 8
+  for kind in kinds:
+    told = {'error': kind.__name__, 'message': 'what the main one met'}
+    monkeypatch.setattr(processes, 'wait_for', lambda key: told)
+    with pytest.raises(kind, match='what the main one met') as raised:
+      processes.on_main(lambda: None)
+    assert type(raised.value) is kind

@@ -20,7 +20,13 @@ from weightsteer_jax.experiments import stages
 from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.finetune import log
 from weightsteer_jax.runtime import ending
-from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError, Preempted
+from weightsteer_jax.runtime.errors import (
+  Conflict,
+  CorruptError,
+  InputError,
+  OutputError,
+  Preempted,
+)
 from weightsteer_jax.storage.remote import listing
 from weightsteer_jax.storage.remote import mirror as bucket
 
@@ -351,7 +357,7 @@ def test_another_run_that_takes_a_url_over_stops_the_one_before(url, tmp_path):
   write(tmp_path / 'two', a_txt='two')
   for _ in range(2):
     with pytest.raises(
-      bucket.Conflict, match='another run has taken it over .generation 3 there, 2 was'
+      Conflict, match='another run has taken it over .generation 3 there, 2 was'
     ) as error:
       one.push()
     one._closed.clear()
@@ -366,7 +372,7 @@ def test_two_processes_on_one_staging_are_noticed(tmp_path):
   one = begun('memory://b/run', tmp_path / 'one')
   two = begun('memory://b/run', tmp_path / 'one')
   two.push()
-  with pytest.raises(bucket.Conflict):
+  with pytest.raises(Conflict):
     one.push()
 
 

@@ -3,7 +3,6 @@ of its weights.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from weightsteer_jax import models
 from weightsteer_jax.models import ModelConfig
-from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime import hashes, tree
 from weightsteer_jax.runtime.errors import InputError
 
 PyTree = Any
@@ -94,7 +93,7 @@ def digest_leaves(leaves: Iterable[tuple[str, Any]]) -> str:
 def digest_prints(prints: Mapping[str, tuple[tuple[int, ...], str]]) -> str:
   """The digest of weights whose {path: (shape, fingerprint in bfloat16)} are known."""
   lines = [f'{path} {tuple(shape)} bfloat16 {found}' for path, (shape, found) in prints.items()]
-  return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()[:16]
+  return hashes.of_text('\n'.join(sorted(lines)), hashes.SHORT)
 
 
 def same_architecture(expected: ModelConfig, got: ModelConfig, *, what: str) -> None:

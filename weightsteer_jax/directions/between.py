@@ -10,7 +10,6 @@ Source: arXiv 2511.05408, equation 1.
 
 import contextlib
 import dataclasses
-import hashlib
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -22,7 +21,7 @@ from weightsteer_jax.directions.direction import Direction
 from weightsteer_jax.directions.streamed import checkpoints
 from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
 from weightsteer_jax.finetune.adapter import load_adapter
-from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime import hashes, tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import listed
 from weightsteer_jax.storage import files
@@ -253,7 +252,10 @@ def _task_vector(source: Source, opened: OpenBase | None, allow_other_base: bool
   elif source.kind == PEFT:
     adapter = peft_adapter.read(source.folder)
     delta, record = peft_delta.to_delta(adapter, opened.checkpoint), opened.record
-    meta = {'config': adapter.config, 'sha256': _sha256(source.folder / peft_adapter.WEIGHTS)}
+    meta = {
+      'config': adapter.config,
+      'sha256': hashes.of_file(source.folder / peft_adapter.WEIGHTS),
+    }
   else:
     with checkpoints.open_checkpoint(source.folder) as checkpoint:
       delta = _not_empty(
@@ -308,11 +310,6 @@ def _not_empty(changes: dict[str, Any], x: files.Path, y: files.Path) -> PyTree:
   if not changes:
     raise InputError(f'{x} and {y} hold the same weights: there is no direction between them')
   return tree.unflatten(changes)
-
-
-def _sha256(path: pathlib.Path) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _listing(folder: pathlib.Path) -> str:

@@ -17,7 +17,7 @@ from weightsteer_jax.directions import gram
 from weightsteer_jax.directions.streamed import direction_file, on_disk
 from weightsteer_jax.models import Dense, LowRank, stored
 from weightsteer_jax.runtime import tree
-from weightsteer_jax.runtime.errors import CorruptError, InputError, NotFiniteError
+from weightsteer_jax.runtime.errors import CorruptError, NotFiniteError
 from weightsteer_jax.storage import files, sealed
 from weightsteer_jax.storage import safetensors as raws
 from weightsteer_jax.storage.versions import versions
@@ -26,13 +26,19 @@ PyTree = Any
 
 TENSORS = 'direction.safetensors'
 MANIFEST = 'direction.json'
+# Since format 3 a dense change may be stored as tensors of a checkpoint (see `save`).
 FORMAT = 3
-UNSEALED = 1  # Its manifest has no seal of its own.
-FORMATS = (
-  UNSEALED,
-  2,
-  FORMAT,
-)  # Since 3 a dense change may be stored as tensors of a checkpoint (see save).
+_MANIFEST = sealed.Manifest(
+  noun='direction',
+  name=MANIFEST,
+  remedy='copy or make the direction again',
+  format=FORMAT,
+  earlier_formats=(1, 2),
+  unsealed_formats=(1,),
+  needs=('base', 'fingerprints', 'sources'),
+  tensors=TENSORS,
+  made_by='launch/direction.py',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +104,12 @@ def save(folder: files.Path, direction: Direction, *, sync: bool = True) -> None
       squares, prints = _save_tensors(partial / TENSORS, direction.delta)
     manifest = {
       **direction.meta,
-      'format': FORMAT,
       'norm': math.sqrt(math.fsum(squares.values())),
       'norms': {path: math.sqrt(value) for path, value in squares.items()},
       'versions': versions('jax', 'jaxlib', 'flax', 'numpy', 'safetensors'),
       'fingerprints': prints,
     }
-    manifest.pop('seal', None)  # Of the direction that this one was made from.
-    files.write_json(partial / MANIFEST, sealed.sealed(manifest))
+    _MANIFEST.write(partial, manifest)
 
 
 def load(folder: files.Path, *, unread: bool = False) -> Direction:
@@ -120,13 +124,12 @@ def load(folder: files.Path, *, unread: bool = False) -> Direction:
       changed after it was written.
   """
   folder = pathlib.Path(folder)
-  meta = _read_manifest(folder)
+  meta = _MANIFEST.read(folder)
   if not (folder / TENSORS).exists():
     raise CorruptError(f'{folder / TENSORS} is missing; copy or make the direction again')
   raw = raws.tensors_of(folder / TENSORS)
-  _check_prints(
-    folder, meta['fingerprints'], {name: meta['fingerprints'].get(name) for name in raw}
-  )
+  named = {name: meta['fingerprints'].get(name) for name in raw}
+  _MANIFEST.check_fingerprints(folder, meta['fingerprints'], named)
   base = bases.from_json(meta['base'], where='the direction')
   tensors = _read_tensors(folder, raw, meta['fingerprints'])
   leaves = _from_checkpoint(raw, meta, base, unread=unread) | _from_tensors(tensors)
@@ -203,37 +206,6 @@ def _from_tensors(tensors: Mapping[str, np.ndarray]) -> PyTree:
   return tree.unflatten(leaves)
 
 
-def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-  if not folder.is_dir():
-    raise InputError(f'no direction at {folder}{files.nearest(folder)}')
-  if (folder / TENSORS).exists() and not (folder / MANIFEST).exists():
-    raise CorruptError(
-      f'{folder} has no {MANIFEST}, which is written last: the direction was cut short; copy or '
-      'make it again'
-    )
-  if not (folder / MANIFEST).exists():
-    raise InputError(
-      f'{folder} holds no direction ({MANIFEST} and {TENSORS}); make one with launch/direction.py'
-    )
-  meta = files.read_json(folder / MANIFEST, what='the manifest of a direction')
-  if not isinstance(meta, dict) or meta.get('format') not in FORMATS:
-    raise InputError(
-      f'{folder / MANIFEST} is no manifest of a direction of format {FORMAT}, which this '
-      'version reads'
-    )
-  if meta['format'] != UNSEALED and not sealed.is_sealed(meta):
-    raise CorruptError(
-      f'{folder / MANIFEST} was changed or damaged after it was written; copy or make the '
-      'direction again'
-    )
-  missing = [key for key in ('base', 'fingerprints', 'sources') if key not in meta]
-  if missing:
-    raise CorruptError(
-      f'{folder / MANIFEST} lacks {", ".join(missing)}; copy or make the direction again'
-    )
-  return meta
-
-
 def _read_tensors(
   folder: pathlib.Path, raw: Mapping[str, raws.Raw], prints: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
@@ -242,18 +214,6 @@ def _read_tensors(
   for name in (name for name in raw if '/' in name):
     tensors[name] = np.empty(raw[name].shape, raws.STORED_AS[raw[name].dtype])
     raw[name].read(0, tensors[name].reshape(-1))
-  _check_prints(folder, {name: prints[name] for name in tensors}, tree.fingerprint(tensors))
+  expected = {name: prints[name] for name in tensors}
+  _MANIFEST.check_fingerprints(folder, expected, tree.fingerprint(tensors))
   return tensors
-
-
-def _check_prints(
-  folder: pathlib.Path, expected: Mapping[str, str], got: Mapping[str, str]
-) -> None:
-  changed = sorted(
-    name for name in {*expected, *got} if name not in expected or expected[name] != got.get(name)
-  )
-  if changed:
-    raise CorruptError(
-      f'the direction {folder} does not match its fingerprints at {", ".join(changed)}: it was '
-      'changed or damaged after it was written; copy or make it again'
-    )

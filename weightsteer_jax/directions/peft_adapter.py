@@ -15,11 +15,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from weightsteer_jax.runtime.errors import CorruptError, InputError, NotFiniteError
-from weightsteer_jax.storage import files
+from weightsteer_jax.runtime.errors import InputError, NotFiniteError
+from weightsteer_jax.storage import files, safetensors
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
@@ -206,12 +204,7 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
     )
   if not path.exists():
     raise InputError(f'{folder} has a {CONFIG} but no {WEIGHTS}{files.nearest(path)}')
-  try:
-    return load_file(path)
-  except (SafetensorError, OSError) as error:
-    raise CorruptError(
-      f'{path} is no whole safetensors file ({error}); copy or download it again'
-    ) from error
+  return safetensors.read(path, remedy='copy or download it again')
 
 
 def _parse(name: str, folder: pathlib.Path) -> tuple[str, str]:

@@ -19,19 +19,25 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from weightsteer_jax import data, models
 from weightsteer_jax.data import Example
 from weightsteer_jax.runtime import processes, sharding, tree
-from weightsteer_jax.runtime.errors import CorruptError, InputError
+from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.sharding import Layout
-from weightsteer_jax.storage import files, sealed
+from weightsteer_jax.storage import files, safetensors, sealed
 
 PyTree = Any
 
-TENSORS, MANIFEST = 'vectors.safetensors', 'vectors.json'
+TENSORS = 'vectors.safetensors'
+MANIFEST = 'vectors.json'
+_MANIFEST = sealed.Manifest(
+  noun='folder of persona vectors',
+  name=MANIFEST,
+  remedy='delete the folder to make the vectors anew',
+  needs=('fingerprints',),
+  tensors=TENSORS,
+)
 BATCH_TOKENS = 16384  # of one program call
 
 
@@ -121,9 +127,7 @@ def save(folder: files.Path, vectors: np.ndarray, meta: Mapping[str, Any]) -> No
   def write():
     with files.new_folder(folder, what='persona vectors') as partial:
       files.save_safetensors(partial / TENSORS, tensors)
-      files.write_json(
-        partial / MANIFEST, sealed.sealed({**meta, 'fingerprints': tree.fingerprint(tensors)})
-      )
+      _MANIFEST.write(partial, {**meta, 'fingerprints': tree.fingerprint(tensors)})
 
   processes.on_main(write)
 
@@ -135,13 +139,7 @@ def load(folder: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
     InputError: none there. CorruptError: they were changed or cut short.
   """
   folder = pathlib.Path(folder)
-  meta = files.read_json(folder / MANIFEST, what='the manifest of persona vectors')
-  try:
-    tensors = load_file(folder / TENSORS)
-  except (SafetensorError, OSError) as error:
-    raise CorruptError(
-      f'{folder / TENSORS} is no whole safetensors file ({error}); delete {folder} to make it anew'
-    ) from error
-  if not sealed.is_sealed(meta) or tree.fingerprint(tensors) != meta['fingerprints']:
-    raise CorruptError(f'{folder} is not as it was written; delete it to make the vectors anew')
+  meta = _MANIFEST.read(folder)
+  tensors = safetensors.read(folder / TENSORS, remedy=_MANIFEST.remedy)
+  _MANIFEST.check_fingerprints(folder, meta['fingerprints'], tree.fingerprint(tensors))
   return tensors['vectors'], meta

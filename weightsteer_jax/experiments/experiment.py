@@ -201,7 +201,7 @@ def load_model(choice: ModelChoice, layout: Layout | None = None) -> models.Mode
 
   # Hashing a large checkpoint takes a while, so that one process does it for all.
   def check_export():
-    sealed.check_checkpoint(models.resolve(source, revision=revision)[0])
+    sealed.check_if_export(models.resolve(source, revision=revision)[0])
 
   processes.on_main(check_export)
   model = models.load(

@@ -356,11 +356,4 @@ def _refuse_other_run(run: Run, workdir: pathlib.Path) -> None:
 
 def _fixed_settings(record: Mapping[str, Any]) -> dict[str, Any]:
   """{'section.key': value} of the FIXED sections."""
-  settings: dict[str, Any] = {}
-  for section in FIXED:
-    value = record[section]
-    if isinstance(value, dict):
-      settings |= {f'{section}.{key}': item for key, item in value.items()}
-    else:
-      settings[section] = value
-  return settings
+  return tree.dotted({section: record[section] for section in FIXED})

@@ -216,7 +216,7 @@ def export(
         parity.compare(expected, written.logits, mask_BT, exact=written.exact)
       )
     files.write_text(partial / 'README.md', card.write(record, base))
-    return sealed.seal(partial, record, written.hashes)
+    return sealed.seal_export(partial, record, written.hashes)
 
 
 def unread_base(source: files.Path, *, name: str = '') -> models.Model:

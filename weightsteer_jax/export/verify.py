@@ -52,11 +52,11 @@ def verify(folder: files.Path) -> Verified:
 
 
 def _verify_export(folder: pathlib.Path) -> Verified:
-  expected = sealed.compare(folder, lambda name: True)
+  expected = sealed.check_export(folder, lambda name: True)
   return Verified(
     'export',
     f'{len(expected)} files by SHA-256',
-    tuple(sorted(set(sealed.names(folder)) - expected)),
+    tuple(sorted(set(sealed.export_files(folder)) - expected)),
   )
 
 

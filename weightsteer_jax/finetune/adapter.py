@@ -13,13 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from weightsteer_jax import models
 from weightsteer_jax.runtime import processes, tree
-from weightsteer_jax.runtime.errors import CorruptError, InputError
-from weightsteer_jax.storage import files, sealed
+from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.storage import files, safetensors, sealed
 
 PyTree = Any
 
@@ -27,6 +25,14 @@ TENSORS = 'adapter.safetensors'
 MANIFEST = 'adapter.json'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax')  # What computes a fine-tune.
 FORMAT = 1
+_MANIFEST = sealed.Manifest(
+  noun='adapter',
+  name=MANIFEST,
+  remedy='copy or train the adapter again',
+  format=FORMAT,
+  tensors=TENSORS,
+  made_by='launch/finetune.py',
+)
 
 
 @jax.profiler.annotate_function
@@ -44,7 +50,6 @@ def save_adapter(folder: files.Path, delta: PyTree, meta: Mapping[str, Any]) -> 
   }
   manifest = {
     **meta,
-    'format': FORMAT,
     'leaves': {path: _describe_leaf(leaf) for path, leaf in leaves.items()},
     'fingerprints': tree.fingerprint(tensors),
   }
@@ -52,7 +57,7 @@ def save_adapter(folder: files.Path, delta: PyTree, meta: Mapping[str, Any]) -> 
   def write():
     with files.new_folder(folder, what='an adapter') as partial:
       files.save_safetensors(partial / TENSORS, tensors)
-      files.write_json(partial / MANIFEST, sealed.sealed(manifest))
+      _MANIFEST.write(partial, manifest)
 
   processes.on_main(write)
 
@@ -67,11 +72,11 @@ def load_adapter(
       is cut short or damaged.
   """
   folder = pathlib.Path(folder)
-  meta = _read_manifest(folder)
+  meta = _MANIFEST.read(folder)
   if model is not None:
     check_base(meta, model, where=str(folder))
-  tensors = _read_tensors(folder / TENSORS)
-  _verify(folder, tensors, meta['fingerprints'])
+  tensors = safetensors.read(folder / TENSORS, remedy=_MANIFEST.remedy)
+  _MANIFEST.check_fingerprints(folder, meta['fingerprints'], tree.fingerprint(tensors))
   delta = tree.unflatten(
     {path: _build_leaf(path, leaf, tensors) for path, leaf in meta['leaves'].items()}
   )
@@ -156,45 +161,3 @@ def _build_leaf(
       jnp.asarray(tensors[f'{path}/a']), jnp.asarray(tensors[f'{path}/b']), leaf['scale']
     )
   return models.Dense(jnp.asarray(tensors[f'{path}/value']))
-
-
-def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-  if not folder.is_dir():
-    raise InputError(f'no adapter at {folder}{files.nearest(folder)}')
-  if (folder / TENSORS).exists() and not (folder / MANIFEST).exists():
-    raise CorruptError(
-      f'{folder} has no {MANIFEST}, which is written last: the adapter was cut short; copy or '
-      'train it again'
-    )
-  meta = files.read_json(folder / MANIFEST, what='the manifest of an adapter')
-  if not sealed.is_sealed(meta):
-    raise CorruptError(
-      f'{folder / MANIFEST} was changed or damaged after it was written; copy or train the adapter '
-      'again'
-    )
-  if meta['format'] != FORMAT:
-    raise InputError(
-      f'{folder} is an adapter of format {meta["format"]}; this version reads format {FORMAT}'
-    )
-  return meta
-
-
-def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    return load_file(path)
-  except (SafetensorError, OSError) as error:
-    raise CorruptError(
-      f'{path} is no whole safetensors file ({error}); copy or train the adapter again'
-    ) from error
-
-
-def _verify(
-  folder: pathlib.Path, tensors: Mapping[str, np.ndarray], expected: Mapping[str, str]
-) -> None:
-  found = tree.fingerprint(tensors)
-  changed = sorted(path for path in {*found, *expected} if found.get(path) != expected.get(path))
-  if changed:
-    raise CorruptError(
-      f'the adapter {folder} does not match its fingerprints at {", ".join(changed)}: it was '
-      'changed or damaged after it was written; copy or train it again'
-    )

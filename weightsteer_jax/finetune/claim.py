@@ -12,7 +12,7 @@ import numpy as np
 from weightsteer_jax import config, models
 from weightsteer_jax.data import Example
 from weightsteer_jax.finetune import adapter
-from weightsteer_jax.runtime import processes
+from weightsteer_jax.runtime import processes, tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.storage import files
 from weightsteer_jax.storage.versions import versions
@@ -74,7 +74,7 @@ def claim(workdir: pathlib.Path, mine: Mapping[str, Any]) -> None:
   Raises:
     InputError: it holds another fine-tune, or the processes' fine-tunes differ; lists what differs.
   """
-  processes.agree(_flat(mine), what='what a fine-tune is made from')
+  processes.agree(tree.dotted(mine), what='what a fine-tune is made from')
   processes.on_main(lambda: _claim(workdir, mine))
 
 
@@ -86,7 +86,7 @@ def _claim(workdir: pathlib.Path, mine: Mapping[str, Any]) -> None:
     files.write_json(path, {**mine, 'versions': versions(*adapter.PACKAGES)})
     return
   theirs = files.read_json(path, what='the options of a fine-tune')
-  there, here = _flat(theirs), _flat(mine)
+  there, here = tree.dotted(theirs), tree.dotted(mine)
   keys = sorted(
     key
     for key in {*there, *here}
@@ -103,12 +103,3 @@ def _claim(workdir: pathlib.Path, mine: Mapping[str, Any]) -> None:
         ]
       )
     )
-
-
-def _flat(value: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for key, item in value.items():
-    flat |= (
-      _flat(item, f'{prefix}{key}.') if isinstance(item, Mapping) else {f'{prefix}{key}': item}
-    )
-  return flat

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import Family, TensorRow
 from weightsteer_jax.models.sites import sites, stack_axes
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import CorruptError, InputError
-from weightsteer_jax.storage import files
+from weightsteer_jax.storage import files, safetensors
 
 STORED_DTYPES = (
   'F64',
@@ -77,12 +77,8 @@ def open_tensors(folder: pathlib.Path) -> Iterator[Tensors]:
   with contextlib.ExitStack() as stack:
     owners: dict[str, Any] = {}
     for path, expected in _weight_files(folder).items():
-      try:
+      with safetensors.found_whole(path, remedy='copy or download it again'):
         handle = stack.enter_context(safe_open(path, framework='numpy'))
-      except (SafetensorError, OSError) as error:
-        raise CorruptError(
-          f'{path} is no whole safetensors file ({error}); copy or download it again'
-        ) from error
       if expected is not None:
         tree.same_keys(
           expected, handle.keys(), what=f'the tensors of {path}, by the index beside it'

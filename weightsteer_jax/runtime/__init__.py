@@ -2,6 +2,7 @@
 
 errors.py         the errors a user can meet, with their exit codes
 messages.py       words that messages share: near names, lists cut short, sizes
+hashes.py         SHA-256 of text and files
 tree.py           pytrees named by path: flatten, strict get, masks, fingerprints
 sharding.py       the mesh, and the two tables that say how arrays lie on it
 processes.py      several processes: how they join, speak and agree

@@ -6,7 +6,6 @@ processes may share it: each reads and writes under a lock (jax's own), and what
 longest goes when the folder is full.
 """
 
-import hashlib
 import logging
 import os
 import pathlib
@@ -15,6 +14,7 @@ import stat
 
 import jax
 
+from weightsteer_jax.runtime import hashes
 from weightsteer_jax.runtime.errors import InputError
 
 MAX_BYTES = 2 * 1000**3
@@ -137,4 +137,4 @@ def _cpu() -> str:
     line for line in lines if line.startswith(('model name', 'flags', 'Features', 'CPU part'))
   }
   about = '\n'.join([platform.machine(), platform.processor(), *sorted(named)])
-  return hashlib.sha256(about.encode()).hexdigest()[:8]
+  return hashes.of_text(about, digits=8)

@@ -13,6 +13,10 @@ class InputError(WeightSteerError):
   exit_code = 65
 
 
+class Conflict(InputError):
+  """Another run writes to the same workdir at a URL: end one of the two."""
+
+
 class EndpointError(WeightSteerError):
   """A service that is asked over the network does not answer any more: start again later to
   continue.

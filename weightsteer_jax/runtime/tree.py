@@ -6,7 +6,6 @@ these names.
 """
 
 import functools
-import hashlib
 import math
 import re
 import weakref
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from weightsteer_jax.runtime import hashes
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean, listed
 
@@ -67,6 +67,23 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
       node = node.setdefault(parent, {})
     node[name] = leaf
   return root
+
+
+def dotted(record: Mapping[str, Any]) -> dict[str, Any]:
+  """The values of nested mappings by dotted name, as config keys are written.
+
+  Unlike `flatten`, this takes no value apart but a mapping, and keeps every None.
+
+  >>> dotted({'a': {'x': (1, 2), 'y': None}, 'b': 3})
+  {'a.x': (1, 2), 'a.y': None, 'b': 3}
+  """
+  flat: dict[str, Any] = {}
+  for key, value in record.items():
+    if isinstance(value, Mapping):
+      flat |= {f'{key}.{name}': item for name, item in dotted(value).items()}
+    else:
+      flat[key] = value
+  return flat
 
 
 def get(tree: PyTree, path: str) -> Any:
@@ -217,7 +234,7 @@ def digest(tree: PyTree) -> str:
   """
   prints = fingerprint(tree)
   lines = [f'{path} {_label(path, leaf)} {prints[path]}' for path, leaf in flatten(tree).items()]
-  return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()[:16]
+  return hashes.of_text('\n'.join(sorted(lines)), hashes.SHORT)
 
 
 def _label(path: str, leaf: Any) -> str:

@@ -31,7 +31,13 @@ from weightsteer_jax.storage import files, sealed
 PyTree = Any
 
 MARKER = 'weightsteer_checkpoint.json'
-FORMAT = 2
+MANIFEST = sealed.Manifest(
+  noun='checkpoint',
+  name=MARKER,
+  remedy='copy it again, or remove the folder',
+  format=2,
+  needs=('leaves', 'metadata', 'files'),
+)
 NAMED = 3  # files that an error lists
 LINE_LENGTH = 200  # characters of what orbax says
 
@@ -77,7 +83,7 @@ class Saving:
       path: {'shape': list(x.shape), 'dtype': str(x.dtype), 'fingerprint': prints[path]}
       for path, x in arrays.items()
     }
-    self._marker = {'format': FORMAT, 'leaves': leaves, 'metadata': dict(metadata)}
+    self._marker = {'leaves': leaves, 'metadata': dict(metadata)}
     self._stack = contextlib.ExitStack()
     self._partial = pathlib.Path(processes.on_main(self._make_partial))
     with self._reported(), self._cleaned():
@@ -120,7 +126,7 @@ class Saving:
           inner.rmdir()
           written = sorted(path for path in self._partial.rglob('*') if path.is_file())
           sizes = {str(path.relative_to(self._partial)): path.stat().st_size for path in written}
-          files.write_json(self._partial / MARKER, sealed.sealed({**self._marker, 'files': sizes}))
+          MANIFEST.write(self._partial, {**self._marker, 'files': sizes})
       if processes.is_main():
         self._after()
     except Exception as error:
@@ -162,21 +168,15 @@ def restore(folder: files.Path, abstract: PyTree, *, part: bool = False) -> PyTr
     CorruptError: the folder is cut short, or a leaf does not match its fingerprint.
   """
   folder = pathlib.Path(folder)
-  marker = processes.on_main(lambda: _read_marker(folder))
+  marker = processes.on_main(lambda: MANIFEST.read(folder))
   processes.see(folder / MARKER)
   wanted = {path: _with_sharding(leaf) for path, leaf in tree.flatten(abstract).items()}
   held = {path: leaf for path, leaf in marker['leaves'].items() if not part or path in wanted}
   _compare(folder, held, wanted)
   _check_files(folder, marker['files'])
   arrays = _load_arrays(folder, wanted)
-  changed = [
-    path for path, value in tree.fingerprint(arrays).items() if value != held[path]['fingerprint']
-  ]
-  if changed:
-    raise CorruptError(
-      f'the checkpoint {folder} does not match its fingerprints at {", ".join(changed)}: it was '
-      'changed or damaged after it was written; copy it again, or remove the folder'
-    )
+  expected = {path: held[path]['fingerprint'] for path in wanted}
+  MANIFEST.check_fingerprints(folder, expected, tree.fingerprint(arrays))
   return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[path] for path in wanted])
 
 
@@ -186,7 +186,7 @@ def metadata(folder: files.Path) -> dict[str, Any]:
   Raises:
     InputError: no such folder. CorruptError: its marker is missing or damaged.
   """
-  return processes.on_main(lambda: _read_marker(pathlib.Path(folder)))['metadata']
+  return processes.on_main(lambda: MANIFEST.read(pathlib.Path(folder)))['metadata']
 
 
 def verify(folder: files.Path) -> dict[str, jax.ShapeDtypeStruct]:
@@ -196,7 +196,7 @@ def verify(folder: files.Path) -> dict[str, jax.ShapeDtypeStruct]:
   Raises:
     InputError: no such folder. CorruptError: as `restore`.
   """
-  leaves = _read_marker(pathlib.Path(folder))['leaves']
+  leaves = MANIFEST.read(pathlib.Path(folder))['leaves']
   held = {
     path: jax.ShapeDtypeStruct(tuple(leaf['shape']), leaf['dtype']) for path, leaf in leaves.items()
   }
@@ -414,26 +414,6 @@ def _compare(
     raise InputError(
       '\n'.join([f'the checkpoint {folder} holds other arrays than were asked for:', *lines])
     )
-
-
-def _read_marker(folder: pathlib.Path) -> dict[str, Any]:
-  if not folder.is_dir():
-    raise InputError(f'no checkpoint at {folder}{files.nearest(folder)}')
-  if not (folder / MARKER).is_file():
-    raise CorruptError(
-      f'{folder} has no {MARKER}, which is written last: it is no checkpoint of ours, or was cut '
-      'short while it was written or copied'
-    )
-  marker = files.read_json(folder / MARKER, what='the marker of a checkpoint')
-  if not sealed.is_sealed(marker):
-    raise CorruptError(
-      f'{folder / MARKER} was changed or damaged after it was written; copy the checkpoint again'
-    )
-  if marker['format'] != FORMAT:
-    raise InputError(
-      f'{folder} is a checkpoint of format {marker["format"]}; this version reads format {FORMAT}'
-    )
-  return marker
 
 
 @contextlib.contextmanager

@@ -2,13 +2,12 @@
 else.
 """
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from weightsteer_jax.runtime import processes
+from weightsteer_jax.runtime import hashes, processes
 from weightsteer_jax.runtime.errors import CorruptError, InputError
 from weightsteer_jax.storage import files
 
@@ -57,6 +56,4 @@ def check(
 
 def digest(value: Any) -> str:
   """16 hex digits that name a JSON value."""
-  return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[
-    :16
-  ]
+  return hashes.of_text(json.dumps(value, sort_keys=True, ensure_ascii=True), hashes.SHORT)

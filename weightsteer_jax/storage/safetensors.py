@@ -6,16 +6,19 @@ data_offsets}}, the tensors one after the other. Source: github.com/huggingface/
 "Format".
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent import futures
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from weightsteer_jax.runtime.errors import CorruptError, OutputError
 
@@ -89,6 +92,32 @@ def tensors_of(path: pathlib.Path) -> dict[str, Raw]:
       f'{path} is no whole safetensors file ({size} bytes, expected {end}); copy or make it again'
     )
   return dict(sorted(found.items(), key=lambda item: item[1].offset))
+
+
+def read(path: pathlib.Path, *, remedy: str) -> dict[str, np.ndarray]:
+  """The tensors of a safetensors file, all in memory.
+
+  Args:
+    remedy: what an error tells the user to do, as in 'copy or train the adapter again'.
+
+  Raises:
+    CorruptError: if the file is missing or not whole.
+  """
+  with found_whole(path, remedy=remedy):
+    return load_file(path)
+
+
+@contextlib.contextmanager
+def found_whole(path: pathlib.Path, *, remedy: str) -> Iterator[None]:
+  """A block that opens or reads a safetensors file with the library's own functions.
+
+  Raises:
+    CorruptError: if the library finds that the file is missing or not whole.
+  """
+  try:
+    yield
+  except (SafetensorError, OSError) as error:
+    raise CorruptError(f'{path} is no whole safetensors file ({error}); {remedy}') from error
 
 
 class Writer:

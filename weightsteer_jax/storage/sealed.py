@@ -1,95 +1,200 @@
-"""Sealed manifests: JSON that is written last and notices any change of itself.
+"""Sealed manifests: JSON that is written last, and notices any change of itself.
 
-An export's `provenance.json` holds the SHA-256 of every file beside it and of itself, so that a
-changed bit, a missing file and a folder that was copied in part are found without a model, and
-named.
+Every folder that the project makes (an adapter, a direction, persona vectors, a checkpoint, an
+export) holds a manifest that is written when all else is there, under a hash of its own contents. A
+folder that was cut short has no manifest, and a changed manifest no longer fits its seal.
+
+An export's `provenance.json` also holds the SHA-256 of every file beside it. A changed bit, a
+missing file and a folder that was copied in part are found, and named, without loading a model.
 """
 
-import hashlib
+import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from weightsteer_jax.runtime.errors import CorruptError
+from weightsteer_jax.runtime import hashes
+from weightsteer_jax.runtime.errors import CorruptError, InputError
 from weightsteer_jax.runtime.messages import listed
 from weightsteer_jax.storage import files
 
 PROVENANCE = 'provenance.json'
-NAMED = 8  # files that a message names of those that are wrong
+NAMED = 8  # files or keys that an error lists
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+  """The manifest of one kind of folder.
+
+  Attributes:
+    noun: what such a folder is called in an error, as in 'adapter'.
+    name: the manifest's file name.
+    remedy: how a whole folder is had again, as in 'copy or train the adapter again'.
+    format: the format that this version writes; None where manifests have no format.
+    earlier_formats: other formats that this version reads.
+    unsealed_formats: formats that were written without a seal.
+    needs: keys that every manifest has.
+    tensors: the file beside the manifest; '' where every folder of this name should have one.
+    made_by: the program that makes such a folder.
+  """
+
+  noun: str
+  name: str
+  remedy: str
+  format: int | None = None
+  earlier_formats: tuple[int, ...] = ()
+  unsealed_formats: tuple[int, ...] = ()
+  needs: tuple[str, ...] = ()
+  tensors: str = ''
+  made_by: str = ''
+
+  def write(self, folder: pathlib.Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The sealed record, as it was written into a folder that holds all else already.
+
+    Raises:
+      OutputError: if the file cannot be written.
+    """
+    # A record may be read from one folder and written to another, changed, as a direction's is.
+    content = {key: value for key, value in record.items() if key != 'seal'}
+    if self.format is not None:
+      content['format'] = self.format
+    manifest = sealed(content)
+    files.write_json(folder / self.name, manifest)
+    return manifest
+
+  def read(self, folder: pathlib.Path) -> dict[str, Any]:
+    """The manifest of a folder, found to be as it was written.
+
+    Raises:
+      InputError: if there is no such folder, it holds something else, or its format is unknown.
+      CorruptError: if the folder was cut short, or the manifest was changed or lacks a key.
+    """
+    self._check_presence(folder)
+    path = folder / self.name
+    manifest = files.read_json(path, what=f'the manifest of the {self.noun}')
+    format_ = manifest.get('format') if isinstance(manifest, dict) else None
+    # Where some formats have no seal, only the number says whether one is due. Elsewhere the seal
+    # comes first, since a number that does not fit it is damage and no other format.
+    if self.unsealed_formats:
+      self._check_format(path, format_)
+    if format_ not in self.unsealed_formats and not is_sealed(manifest):
+      raise CorruptError(f'{path} was changed or damaged after it was written; {self.remedy}')
+    self._check_format(path, format_)
+    missing = [key for key in self.needs if key not in manifest]
+    if missing:
+      raise CorruptError(f'{path} lacks {listed(missing, NAMED)}; {self.remedy}')
+    return manifest
+
+  def check_fingerprints(
+    self, folder: pathlib.Path, expected: Mapping[str, str | None], got: Mapping[str, str | None]
+  ) -> None:
+    """Raises CorruptError if the folder's tensors have other names or fingerprints than expected.
+
+    Args:
+      expected, got: {tensor: fingerprint}.
+    """
+    changed = [
+      name for name in {*expected, *got} if name not in expected or expected[name] != got.get(name)
+    ]
+    if changed:
+      raise mismatch(f'the {self.noun} {folder}', changed, remedy=self.remedy)
+
+  def _check_presence(self, folder: pathlib.Path) -> None:
+    if not folder.is_dir():
+      raise InputError(f'no {self.noun} at {folder}{files.nearest(folder)}')
+    if (folder / self.name).is_file():
+      return
+    if not self.tensors or (folder / self.tensors).exists():
+      raise CorruptError(
+        f'{folder} has no {self.name}, which is written last: it is no {self.noun} of ours, or was '
+        f'cut short while it was written or copied; {self.remedy}'
+      )
+    hint = f'; make one with {self.made_by}' if self.made_by else ''
+    raise InputError(f'{folder} holds no {self.noun} ({self.name} and {self.tensors}){hint}')
+
+  def _check_format(self, path: pathlib.Path, found: Any) -> None:
+    if self.format is None or found in (self.format, *self.earlier_formats):
+      return
+    earlier = ' or earlier' if self.earlier_formats else ''
+    raise InputError(
+      f'{path} is of format {found}; this version reads each {self.noun} of format '
+      f'{self.format}{earlier}'
+    )
+
+
+EXPORT = Manifest(
+  noun='export', name=PROVENANCE, remedy='copy or make the export again', needs=('files',)
+)
+
+
+def mismatch(what: str, tensors: Iterable[str], *, remedy: str) -> CorruptError:
+  """The error that names tensors which do not match their fingerprints."""
+  return CorruptError(
+    f'{what} does not match its fingerprints at {", ".join(sorted(tensors))}: it was changed or '
+    f'damaged after it was written; {remedy}'
+  )
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-  """A JSON object with a hash of its own contents under 'seal', as it comes back from a file."""
+  """A JSON object, as it comes back from a file, with a hash of its contents under 'seal'."""
   text = json.dumps(dict(value), sort_keys=True, allow_nan=False)
-  return {**json.loads(text), 'seal': hashlib.sha256(text.encode()).hexdigest()}
+  return {**json.loads(text), 'seal': hashes.of_text(text)}
 
 
 def is_sealed(value: Any) -> bool:
-  """Whether this is what `sealed` made, unchanged."""
-  return isinstance(value, dict) and value == sealed(
-    {key: item for key, item in value.items() if key != 'seal'}
-  )
+  """Whether a JSON value is what `sealed` made, unchanged."""
+  if not isinstance(value, dict):
+    return False
+  return value == sealed({key: item for key, item in value.items() if key != 'seal'})
 
 
-def seal(
+def seal_export(
   folder: pathlib.Path, record: Mapping[str, Any], known: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-  """Writes `provenance.json` into an export that is complete but for it; the record, with its files
-  and seal.
+  """The provenance, as it was written into an export that is complete but for it.
 
   Args:
-    known: {file: SHA-256} of those that were hashed as they were written.
+    known: {file: SHA-256} of files that were hashed as they were written.
   """
   known = known or {}
-  hashes = {name: known.get(name) or _sha256(folder / name) for name in names(folder)}
-  manifest = sealed({**record, 'files': hashes})
-  files.write_json(folder / PROVENANCE, manifest)
-  return manifest
+  sums = {name: known.get(name) or hashes.of_file(folder / name) for name in export_files(folder)}
+  return EXPORT.write(folder, {**record, 'files': sums})
 
 
-def check_checkpoint(folder: pathlib.Path) -> None:
-  """Nothing, if the checkpoint in the folder is no export of ours, or its weights and what they are
-  read with (all but the model card) are those it was written with.
+def check_if_export(folder: pathlib.Path) -> None:
+  """Raises CorruptError if a checkpoint is an export of ours that is not as it was written.
 
-  Raises:
-    CorruptError: a file is missing or was changed; names it.
+  The model card and other pages may change: nothing is computed from them.
   """
   if (folder / PROVENANCE).is_file():
-    compare(folder, lambda name: not name.endswith('.md'))
+    check_export(folder, lambda name: not name.endswith('.md'))
 
 
-def compare(folder: pathlib.Path, wanted: Callable[[str], bool]) -> set[str]:
-  """Names of the wanted files of an export, each as it was written."""
-  record = files.read_json(folder / PROVENANCE, what='the provenance of an export')
-  if not is_sealed(record) or not isinstance(record.get('files'), dict):
+def check_export(folder: pathlib.Path, wanted: Callable[[str], bool]) -> set[str]:
+  """The names of the wanted files of an export, each found to be as it was written.
+
+  Raises:
+    CorruptError: if a file is missing or was changed; the error names it.
+  """
+  sums = EXPORT.read(folder)['files']
+  expected = {name: digest for name, digest in sums.items() if wanted(name)}
+  present = set(export_files(folder)) & set(expected)
+  missing = sorted(set(expected) - present)
+  changed = sorted(name for name in present if hashes.of_file(folder / name) != expected[name])
+  faults = []
+  if missing:
+    faults.append(f'missing: {listed(missing, NAMED)}')
+  if changed:
+    faults.append(f'changed: {listed(changed, NAMED)}')
+  if faults:
     raise CorruptError(
-      f'{folder / PROVENANCE} was changed or damaged after it was written; copy the export again'
-    )
-  expected = {name: digest for name, digest in record['files'].items() if wanted(name)}
-  found = set(names(folder)) & set(expected)
-  missing, changed = (
-    sorted(set(expected) - found),
-    sorted(name for name in found if _sha256(folder / name) != expected[name]),
-  )
-  if missing or changed:
-    faults = [
-      f'{what}: {listed(names, NAMED)}'
-      for what, names in (('missing', missing), ('changed', changed))
-      if names
-    ]
-    raise CorruptError(
-      f'the export {folder} is not as it was written ({"; ".join(faults)}); copy or make it again'
+      f'the export {folder} is not as it was written ({"; ".join(faults)}); {EXPORT.remedy}'
     )
   return set(expected)
 
 
-def names(folder: pathlib.Path) -> list[str]:
-  """Every file below an export but its provenance, relative to it."""
+def export_files(folder: pathlib.Path) -> list[str]:
+  """Every file below an export but its provenance, by name relative to the export."""
   names = (path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
   return sorted(name for name in names if name != PROVENANCE)
-
-
-def _sha256(path: pathlib.Path) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()

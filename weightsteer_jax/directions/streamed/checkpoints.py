@@ -101,7 +101,7 @@ def open_checkpoint(source: str | pathlib.Path) -> Iterator[Checkpoint]:
       CorruptError: a file cut short, or an export of ours that is not as it was written.
   """
   folder, revision = models.resolve(source)
-  sealed.check_checkpoint(folder)
+  sealed.check_if_export(folder)
   config, family = models.load_config(folder)
   with stored.open_tensors(folder) as tensors:
     stored.check(config, family, tensors, folder=folder)

@@ -18,7 +18,8 @@ from weightsteer_jax import models
 from weightsteer_jax.directions.streamed import blocks
 from weightsteer_jax.models import Dense, ModelConfig, stored
 from weightsteer_jax.models.families import Family, TensorRow
-from weightsteer_jax.runtime.errors import CorruptError, NotFiniteError
+from weightsteer_jax.runtime.errors import NotFiniteError
+from weightsteer_jax.storage import sealed
 from weightsteer_jax.storage.safetensors import Raw
 
 
@@ -87,10 +88,8 @@ class Values:
     if (
       self.fingerprint and blocks.fingerprint(total, self.plus.shape, 'float32') != self.fingerprint
     ):
-      raise CorruptError(
-        f'the direction {self.plus.path.parent} does not match its fingerprints at '
-        f'{self.plus.name}: it was changed or damaged after it was written; copy or make it again'
-      )
+      where = f'the direction {self.plus.path.parent}'
+      raise sealed.mismatch(where, [self.plus.name], remedy='copy or make it again')
 
   def finite(self) -> bool:
     """Whether all of it is."""

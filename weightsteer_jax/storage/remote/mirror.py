@@ -15,7 +15,6 @@ becomes the owner. Who is the owner no longer notices at the next push, and stop
 
 import concurrent.futures
 import dataclasses
-import hashlib
 import os
 import pathlib
 import secrets
@@ -26,8 +25,14 @@ from typing import Any, BinaryIO
 
 from absl import logging
 
-from weightsteer_jax.runtime import ending
-from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError, WeightSteerError
+from weightsteer_jax.runtime import ending, hashes
+from weightsteer_jax.runtime.errors import (
+  Conflict,
+  CorruptError,
+  InputError,
+  OutputError,
+  WeightSteerError,
+)
 from weightsteer_jax.runtime.messages import file_size, first_line, listed
 from weightsteer_jax.runtime.progress import say
 from weightsteer_jax.storage import files
@@ -43,10 +48,6 @@ WORKERS = 4  # files on their way at once
 CHUNK = 1 << 22
 NAMED = 5  # files that an error lists
 LINE_LENGTH = 300  # characters of what a driver says
-
-
-class Conflict(InputError):
-  """Another run writes to the URL."""
 
 
 class _Moved(Exception):
@@ -253,7 +254,7 @@ class Mirror:
     partial = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.partial')
     try:
       for source in (name, f'{COMING}/{entry[2]}', name):  # It may get its name just then.
-        if self._store.fetch(source, partial) and _digest_of(partial) == entry[2]:
+        if self._store.fetch(source, partial) and hashes.of_file(partial) == entry[2]:
           os.utime(partial, ns=(time.time_ns(), entry[1]))
           os.replace(partial, path)
           ending.progress()
@@ -324,7 +325,7 @@ class Mirror:
       now = os.fstat(file.fileno())
       if now.st_ino != found.st_ino or now.st_size < found.st_size:
         raise _Moved
-      digest = _digest(_chunks(file, found.st_size))
+      digest = hashes.of_chunks(_chunks(file, found.st_size))
       known = self._listing.contents().get(name)
       if known != (found.st_size, digest):
         file.seek(0)
@@ -447,18 +448,6 @@ def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
   while size > 0 and (chunk := file.read(min(size, CHUNK))):
     yield chunk
     size -= len(chunk)
-
-
-def _digest(chunks: Iterable[bytes]) -> str:
-  sha = hashlib.sha256()
-  for chunk in chunks:
-    sha.update(chunk)
-  return sha.hexdigest()
-
-
-def _digest_of(path: pathlib.Path) -> str:
-  with open(path, 'rb') as file:
-    return _digest(_chunks(file, 1 << 62))
 
 
 def _in_parallel(action: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
