@@ -54,6 +54,7 @@ from weightsteer_jax.runtime.progress import say
 from weightsteer_jax.storage import files
 
 PyTree = Any
+# {side: examples}
 Sides = Mapping[str, Sequence[Example]]
 
 # Name of the arm that is a direction and nothing else.

@@ -102,8 +102,9 @@ class Experiment:
   def model(self, layout: Layout) -> models.Model:
     """The run's model, in a layout.
 
-    The files are read once; afterwards the weights move between layouts. A move invalidates every
-    earlier reference to the model, and so does a question to a local judge.
+    The files are read once; afterwards the weights move between layouts. A call with another layout
+    gives the arrays of the old layout up: earlier references to the model are invalid then. A
+    reference kept while a local judge is asked would hold a second model in memory.
 
     Raises:
       InputError, CorruptError, NotFiniteError: see `load_model`.
@@ -180,7 +181,7 @@ class _HeldModel:
       self.forget()
       self._model = load_model(choice, layout)
       self._choice = choice
-    # Moving gives the arrays of the old layout up, so that weights are never there twice.
+    # Arrays of the old layout are donated: weights are never there twice.
     self._model = placement.relay(self._model, layout)
     return self._model
 
@@ -199,7 +200,7 @@ def load_model(choice: ModelChoice, layout: Layout | None = None) -> models.Mode
   source = sources.folder_of(choice.source)
   revision = choice.revision or None
 
-  # Hashing a large checkpoint takes a while, so that one process does it for all.
+  # An export of ours is hashed file by file, by one process for all.
   def check_export():
     sealed.check_if_export(models.resolve(source, revision=revision)[0])
 

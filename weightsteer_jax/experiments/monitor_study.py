@@ -28,11 +28,9 @@ from weightsteer_jax.storage import files
 
 STUDY = 'study.json'
 
-Examples = Mapping[str, Sequence[Example]]
-
 
 @dataclasses.dataclass(frozen=True)
-class _FineTune:
+class _WatchedFineTune:
   """A watched fine-tune of some seed.
 
   Attributes:
@@ -54,7 +52,7 @@ class _FineTune:
     return self.result.folder.parent
 
 
-def make(experiment: Experiment, examples: Examples) -> dict[str, Any]:
+def make(experiment: Experiment, examples: arms.Sides) -> dict[str, Any]:
   """The study, also written to watched/study.json.
 
   Missing fine-tunes and directions are made first.
@@ -91,7 +89,7 @@ def check(experiment: Experiment) -> list[str]:
   return lines
 
 
-def _directions(experiment: Experiment, examples: Examples) -> dict[str, pathlib.Path]:
+def _directions(experiment: Experiment, examples: arms.Sides) -> dict[str, pathlib.Path]:
   """{name: folder} of all directions, the run's own first."""
   arms.direction(experiment, examples)
   folders = {experiment.run.name: experiment.direction_folder()}
@@ -109,7 +107,7 @@ def _examples(experiment: Experiment, options: configs.Watched, seed: int) -> li
   return experiment.encode(conversations)
 
 
-def _fine_tunes(experiment: Experiment, name: str) -> list[_FineTune]:
+def _fine_tunes(experiment: Experiment, name: str) -> list[_WatchedFineTune]:
   """The fine-tunes of a section of `watched`, in the order of the seeds."""
   options = experiment.run.watched[name]
   fits = []
@@ -120,12 +118,14 @@ def _fine_tunes(experiment: Experiment, name: str) -> list[_FineTune]:
   finetune_options = configs.finetune_of(experiment.run, options.finetune)
   results = arms.fine_tune(experiment, fits, finetune_options)
   return [
-    _FineTune(name, seed, options.misaligned, result)
+    _WatchedFineTune(name, seed, options.misaligned, result)
     for seed, result in zip(options.seeds, results)
   ]
 
 
-def _rates(experiment: Experiment, fine_tunes: Sequence[_FineTune]) -> dict[str, dict[str, Any]]:
+def _rates(
+  experiment: Experiment, fine_tunes: Sequence[_WatchedFineTune]
+) -> dict[str, dict[str, Any]]:
   """{fine-tune: {behaviour task: {mean, sem}}}, judged where the run has judges.
 
   The untouched model is 'base'.
@@ -172,7 +172,7 @@ def _judged(
 def _study(
   experiment: Experiment,
   folders: Mapping[str, pathlib.Path],
-  fine_tunes: Sequence[_FineTune],
+  fine_tunes: Sequence[_WatchedFineTune],
   rates: Mapping[str, Any],
 ) -> dict[str, Any]:
   controls: dict[str, pathlib.Path] = {}
@@ -217,7 +217,7 @@ def _study(
 
 def _monitored(
   experiment: Experiment,
-  fine_tune: _FineTune,
+  fine_tune: _WatchedFineTune,
   sources_of: Mapping[str, Sequence[pathlib.Path]],
 ) -> dict[str, Any]:
   """The summary of a fine-tune's monitoring, made once."""
@@ -240,7 +240,7 @@ def _monitored(
 
 
 def _about(
-  fine_tune: _FineTune, summary: Mapping[str, Any], rates: Mapping[str, Any]
+  fine_tune: _WatchedFineTune, summary: Mapping[str, Any], rates: Mapping[str, Any]
 ) -> dict[str, Any]:
   """A fine-tune's entry in the study."""
   angles = {}

@@ -100,7 +100,7 @@ def steer(experiment: Experiment, *, command: str = '') -> pathlib.Path:
 
 @jax.profiler.annotate_function
 def check(experiment: Experiment, *, to: Path = '') -> None:
-  """Checks everything before anything is computed, and says the plan of `steer`.
+  """Checks the run before anything is computed, and says what `steer` would do.
 
   Args:
     to: name of the workdir in the output, if the folder stands for an address.
@@ -116,7 +116,7 @@ def check(experiment: Experiment, *, to: Path = '') -> None:
   platform = experiment.layouts.train.mesh.devices.flat[0].platform
   models.with_kernel(config, run.model.attention, platform=platform, dtype=run.model.dtype)
   tasks = experiment.tasks
-  # An endpoint's key must be there, and a local judge's options must fit; no model is loaded.
+  # An endpoint needs a key in the environment. No judge loads a model here.
   with experiment.judges() as judges:
     for each in judges:
       each.check(())
