@@ -81,6 +81,7 @@ def make(
     judgements = _judged(judge, trait, all_prompts, answers, folder)
 
   def drop_reason(question: Conversation, text: str, side: str) -> str | None:
+    # The cheapest reason first, and the judge's last.
     if answers[question.name]['finish'] == 'not_finite':
       return 'the model broke'
     reason = keep(question, text, side)
@@ -110,6 +111,7 @@ def answer(
   or the number of prompts.
   """
   with journal.Journal(folder / 'answers.jsonl', key=lambda line: line['name'], **_ANSWER) as done:
+    # Answers there are kept only if everything that they depend on is the same.
     inputs = {
       'model': tree.digest(engine.params),
       'seed': seed,
@@ -150,7 +152,7 @@ def _sampled(
   """The lines of answers.jsonl, as the answers are finished."""
   for result in engine.generate(requests):
     text = ''
-    # An answer without tokens has none where the model broke at the first.
+    # Without tokens, where the model broke at the first of them, nothing is to be decoded.
     if result.tokens:
       text = engine.tokenizer.decode(result.tokens, skip_special_tokens=True)
     yield {'name': result.key, 'text': text, 'finish': result.finish}
@@ -165,6 +167,7 @@ def unfit(judgements: Judgements, name: str, side: str, options: config.Data) ->
     judgement = judgements[name, purpose]
     if judgement['score'] is None:
       return f"no score of {purpose} ({judgement['status']})"
+  # One cut for both sides: at the cut an answer shows the trait.
   shows_trait = judgements[name, 'trait']['score'] >= options.trait_cut
   if shows_trait and side == 'negative':
     return f'trait of {options.trait_cut:g} or more'
@@ -253,6 +256,7 @@ def _account(
       # JSON has no NaN: the mean of no scores is null.
       'mean': float(np.mean(scores)) if scores else None,
     }
+  # Of a pair both answers must be fit, so that fewer pairs than these are kept.
   counts['fit'] = sum(
     bool(text) and unfit(judgements, name, side, options) is None for name, text in texts.items()
   )

@@ -215,8 +215,8 @@ def task_examples(experiment: Experiment) -> list[Example]:
   return experiment.encode(conversations)
 
 
-# A function for each kind of arm. `examples` are the contrast's, by side; `task` is the change by the
-# fine-tune on the task, or None.
+# A function for each kind of arm. `examples` are the contrast's, by side; `task` is the change by
+# the fine-tune on the task, or None.
 
 
 def _direction(

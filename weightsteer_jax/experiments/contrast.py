@@ -102,6 +102,7 @@ def load_trait(run: Run) -> datas.trait.Trait | None:
     name=options.trait_name,
     opposite=options.trait_opposite,
   )
+  # A judge prompt of the file's own must have the places for question and answer.
   if trait.prompt:
     evaluation.judges.check_prompt(trait.prompt, options.trait)
   return trait

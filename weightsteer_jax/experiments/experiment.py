@@ -157,6 +157,7 @@ class Experiment:
     return self.workdir / 'directions' / name
 
   def _judge_engine(self, options: configs.Judge) -> inference.Engine:
+    # A judge of the run's own choice of model is the model in memory, moved and not read again.
     choice = ModelChoice(options.model, options.revision, options.dtype)
     # A model over the devices of all processes cannot be moved by the one process that asks.
     if processes.joined():

@@ -43,10 +43,12 @@ class _WatchedFineTune:
   misaligned: bool
   result: finetune.FineTuneResult
 
+  # The arm's name in the sweep, and the run's in the study.
   @property
   def label(self) -> str:
     return f'{self.name}-{self.seed}'
 
+  # The result lies in the fine-tune's folder, as adapter/.
   @property
   def folder(self) -> pathlib.Path:
     return self.result.folder.parent
@@ -69,6 +71,7 @@ def make(experiment: Experiment, examples: arms.Sides) -> dict[str, Any]:
   for name in experiment.run.watched:
     fine_tunes += _fine_tunes(experiment, name)
   rates = _rates(experiment, fine_tunes)
+  # The angles are measured from files, which one process does for all.
   return processes.on_main(lambda: _study(experiment, folders, fine_tunes, rates))
 
 
@@ -189,6 +192,7 @@ def _study(
   }
   misaligned = {fine_tune.label: fine_tune.misaligned for fine_tune in fine_tunes}
   seeds = {fine_tune.label: fine_tune.seed for fine_tune in fine_tunes}
+  # How well each direction tells misaligned fine-tunes from the others.
   worth = {}
   for name in looked_for:
     runs = monitoring.of_summaries(summaries, misaligned, seeds, name)
@@ -196,7 +200,7 @@ def _study(
       'auroc': monitoring.to_json(monitoring.assess(runs)),
       'detections': monitoring.to_json(monitoring.detections(runs)),
     }
-  # The first seed of each section stands for the section.
+  # Similarities are told of one fine-tune a section, that of the first seed.
   first: dict[str, pathlib.Path] = {}
   for fine_tune in fine_tunes:
     first.setdefault(fine_tune.name, fine_tune.folder)
@@ -222,6 +226,7 @@ def _monitored(
 ) -> dict[str, Any]:
   """The summary of a fine-tune's monitoring, made once."""
   folder = fine_tune.folder / 'monitor'
+  # The report appears whole or not at all.
   if not folder.exists():
     options = monitoring.Options(
       learning_rate=fine_tune.result.learning_rate, seed=experiment.run.seed

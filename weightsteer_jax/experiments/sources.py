@@ -17,7 +17,9 @@ from weightsteer_jax.runtime.messages import did_you_mean
 
 Path = str | pathlib.Path
 
+# The embedded model, whose checkpoint is a folder of this package.
 ORGANISM = 'organism'
+# What the organism makes is named 'organism:<name>'.
 _PREFIX = f'{ORGANISM}:'
 
 

@@ -47,6 +47,7 @@ def direction_from(
     sync: whether to wait until the direction is on the disk.
     **options: see `directions.contrast`.
   """
+  # Refused now rather than after both sources were read.
   files.refuse_existing(output, what='a direction')
   # Both are streamed from files layer by layer, so that a large model needs little memory.
   made = directions.contrast(
@@ -86,6 +87,7 @@ def monitor(
   # matplotlib takes a second to import.
   from weightsteer_jax.experiments.report import monitor_page
 
+  # Refused now rather than after minutes of measuring.
   files.refuse_existing(output, what='a monitoring report')
   sources = {
     monitoring.DIRECTION: direction,
@@ -101,6 +103,7 @@ def monitor(
   for line in monitor_page.lines(summary):
     say(line)
   say(f'report: {pathlib.Path(output) / "index.html"}')
+  # An alarm has the step at which it went off.
   return any(about['alarm']['step'] is not None for about in summary['directions'].values())
 
 
@@ -186,6 +189,7 @@ def verify(folder: Path) -> None:
   """
   verified = exports.verify(folder)
   say(f'{folder}: {verified.kind}, whole ({verified.checked})')
+  # Files that somebody put beside it do no harm.
   if verified.unlisted:
     say(f'not part of it, and not checked: {", ".join(verified.unlisted)}')
 
@@ -313,6 +317,7 @@ def _loaded(
   choice: ModelChoice, direction: Path, alphas: Sequence[float]
 ) -> tuple[models.Model, Any, Any]:
   """(model, tokenizer, the direction's delta or None)."""
+  # Alpha 0 alone needs no direction.
   if not direction and any(alphas):
     raise InputError(f'alphas {list(alphas)} were asked for without a direction; pass --direction')
   # The direction first: a folder that holds none is told of before weights are read.
