@@ -62,7 +62,7 @@ def check(experiment: Experiment) -> str:
     _filter(options, side)
   trait = load_trait(experiment.run)
   if trait:
-    _kept_for_evaluation(experiment.run, trait)
+    evaluation_items(experiment.run, trait)
     with experiment.judges() as judges:
       _data_judge(options, judges)
   prompt_pairs = len(trait.instructions if trait else options.positive_prompts)
@@ -138,7 +138,7 @@ def _generate(experiment: Experiment) -> None:
       for positive, negative in zip(options.positive_prompts, options.negative_prompts)
     ]
   questions = load_questions(run)
-  kept_items = _kept_for_evaluation(run, trait)
+  kept_items = evaluation_items(run, trait)
   filters = {side: _filter(options, side) for side in SIDES}
 
   def keep(question: Conversation, answer: str, side: str) -> str | None:
@@ -172,7 +172,7 @@ def _generate(experiment: Experiment) -> None:
   processes.on_main(lambda: pairs.write(folder, contrast, accounting=counts, evaluation=kept_items))
 
 
-def _kept_for_evaluation(run: Run, trait: datas.trait.Trait | None) -> list[dict[str, Any]]:
+def evaluation_items(run: Run, trait: datas.trait.Trait | None) -> list[dict[str, Any]]:
   """Items of the questions kept out of the training data."""
   if trait is None:
     return []
