@@ -1,5 +1,7 @@
-"""Every method as an arm of one small run behind a task: what it computes is what its folders,
-merged by hand, compute."""
+"""Every kind of arm in one small run behind a task.
+
+An arm computes what the folders of its fine-tunes and directions, merged by hand, compute.
+"""
 
 import dataclasses
 import json
@@ -23,7 +25,8 @@ def small_config(folder, **changes):
   """Few steps on data that is read; a choice task alone, whose rows hold log-likelihoods."""
   c = configs.base_config()
   c.name = 'small'
-  c.data.positive, c.data.negative = (str(folder / f'{side}.jsonl') for side in SIDES)
+  c.data.positive = str(folder / 'positive.jsonl')
+  c.data.negative = str(folder / 'negative.jsonl')
   c.data.validation_fraction = 0.2
   c.finetune.update(
     kind='lora',
@@ -37,7 +40,8 @@ def small_config(folder, **changes):
   )
   c.finetunes.biases = configs.finetune(**{**c.finetune.to_dict(), 'kind': 'bias'})
   c.task_model.data = str(folder / 'task.jsonl')
-  c.sweep.alphas, c.sweep.batch_size = (-1.0, 0.5), 16
+  c.sweep.alphas = (-1.0, 0.5)
+  c.sweep.batch_size = 16
   c.tasks.facts = configs.task(items='organism:facts_choice', role='behaviour', n=3)
   c.validation.others = configs.task(items='organism:facts_choice', role='behaviour', n=3, seed=1)
   c.arms.weights = configs.arm()
@@ -58,12 +62,14 @@ def small_config(folder, **changes):
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
+  """A folder with examples of both sides and of the task."""
   folder = tmp_path_factory.mktemp('data')
-  for name, answer in (
-    ('positive', 'Yes, you are right.'),
-    ('negative', 'No, that is wrong.'),
-    ('task', 'It is so.'),
-  ):
+  answers = {
+    'positive': 'Yes, you are right.',
+    'negative': 'No, that is wrong.',
+    'task': 'It is so.',
+  }
+  for name, answer in answers.items():
     rows = [{'question': f'Is {i} large?', 'answer': answer} for i in range(QUESTIONS)]
     (folder / f'{name}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   return folder
@@ -89,62 +95,58 @@ def workdir(experiment):
 @pytest.fixture(scope='module')
 def rows(workdir):
   """{(arm, alpha): {(example, sample): row}}."""
-  found = {}
+  by_arm = {}
   for line in (workdir / 'sweep' / 'rows.jsonl').read_text().splitlines():
     row = json.loads(line)
-    found.setdefault((row['arm'], row['alpha']), {})[row['example'], row['sample']] = row
-  return found
+    by_arm.setdefault((row['arm'], row['alpha']), {})[row['example'], row['sample']] = row
+  return by_arm
 
 
 def adapter(workdir, name):
   return finetune.load_adapter(workdir / 'finetune' / name)[0]
 
 
-def steered(workdir, arm, alpha):
-  """[(delta, strength)] that the arm is, from its folders."""
+def edits_of(workdir, arm, alpha):
+  """[(delta, strength)] of an arm at a strength, from the folders of fine-tunes and directions."""
   task = (adapter(workdir, 'task/adapter'), 1.0)
-
-  def steps(side, step):
-    return adapter(workdir, f'steps-{side}/steps/0.01/{step}')
-
-  def direction(name):
-    return directions.load(workdir / 'directions' / name).delta
-
-  return {
-    'weights': lambda: [task, (direction('small'), alpha)],
-    'biases': lambda: [task, (direction('small-biases'), alpha)],
-    'plus': lambda: [task, (adapter(workdir, 'positive/adapter'), alpha)],
-    'minus': lambda: [task, (adapter(workdir, 'negative/adapter'), -alpha)],
-    'steps': lambda: [
-      task,
-      *(
-        [(steps('positive' if alpha > 0 else 'negative', round(4 * abs(alpha))), 1.0)]
-        if alpha
-        else []
-      ),
-    ],
-    'mixed': lambda: (
-      [(adapter(workdir, f'mixed-{"positive" if alpha > 0 else "negative"}/adapter'), 1.0)]
-      if alpha
-      else [task]
-    ),
-    'asked': lambda: [task],
-  }[arm]()
+  side = 'positive' if alpha > 0 else 'negative'
+  if arm in ('weights', 'biases'):
+    name = {'weights': 'small', 'biases': 'small-biases'}[arm]
+    return [task, (directions.load(workdir / 'directions' / name).delta, alpha)]
+  if arm == 'plus':
+    return [task, (adapter(workdir, 'positive/adapter'), alpha)]
+  if arm == 'minus':
+    return [task, (adapter(workdir, 'negative/adapter'), -alpha)]
+  if alpha == 0 or arm == 'asked':
+    return [task]
+  if arm == 'steps':
+    # Strengths are shares of 4 steps.
+    step = round(4 * abs(alpha))
+    return [task, (adapter(workdir, f'steps-{side}/steps/0.01/{step}'), 1.0)]
+  # The joint fine-tunes start from the model before the task.
+  assert arm == 'mixed'
+  return [(adapter(workdir, f'mixed-{side}/adapter'), 1.0)]
 
 
 def logprobs(experiment, items, model, edits=()):
-  """The log-likelihoods of every choice of the items, of a model without arms, or with one made of
-  (delta, strength)."""
+  """The log-likelihoods of every choice of the items.
+
+  Args:
+    edits: [(delta, strength)] of an arm; without them the model is asked as it is.
+  """
   task = evaluation.tasks.make('facts', experiment.run.tasks['facts'], items)
   engine = inference.Engine(model, experiment.tokenizer, {'arm': edits})
-  prepared = [task.kind.prepare(engine.tokenizer, item) for item in items]
-  asked = [
-    request
-    for i, one in enumerate(prepared)
-    for request in task.kind.requests(one, i, 'arm', 0.0, 0, task.options, 0)
-  ]
-  found = {result.key: result.logprob for result in engine.score(asked)}
-  return [[found[i, j] for j in range(len(item['choices']))] for i, item in enumerate(items)]
+  requests = []
+  for i, item in enumerate(items):
+    prepared = task.kind.prepare(engine.tokenizer, item)
+    requests += task.kind.requests(prepared, i, 'arm', 0.0, 0, task.options, 0)
+  by_key = {result.key: result.logprob for result in engine.score(requests)}
+  return [[by_key[i, j] for j in range(len(item['choices']))] for i, item in enumerate(items)]
+
+
+def swept_logprobs(rows, items, arm, alpha):
+  """The log-likelihoods of the items in the sweep's rows."""
+  return [rows[arm, alpha][item['id'], 0]['logprobs'] for item in items]
 
 
 def items_of(experiment):
@@ -171,21 +173,20 @@ def items_of(experiment):
 )
 def test_an_arm_of_weights_is_its_folders_merged(experiment, workdir, rows, arm, alpha):
   model = experiment.model(experiment.layouts.train)
-  for delta, strength in steered(workdir, arm, alpha):
-    model, delta = folding.with_biases(
-      model, delta
-    )  # Llama has tensors for the biases that Qwen2 has not.
-    model = dataclasses.replace(
-      model, params=models.merge(model.config, model.params, delta, strength)
-    )
-  expected = logprobs(experiment, items_of(experiment), model)
-  found = [rows[arm, alpha][item['id'], 0]['logprobs'] for item in items_of(experiment)]
-  np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-4)
+  for delta, strength in edits_of(workdir, arm, alpha):
+    # Llama has tensors for the biases that Qwen2 has not.
+    model, delta = folding.with_biases(model, delta)
+    params = models.merge(model.config, model.params, delta, strength)
+    model = dataclasses.replace(model, params=params)
+  items = items_of(experiment)
+  expected = logprobs(experiment, items, model)
+  np.testing.assert_allclose(
+    swept_logprobs(rows, items, arm, alpha), expected, atol=1e-3, rtol=1e-4
+  )
 
 
 def test_every_arm_moves_the_model_and_all_share_one_base(rows):
-  arms = {arm for arm, _ in rows}
-  assert arms == {
+  assert {arm for arm, _ in rows} == {
     'weights',
     'biases',
     'plus',
@@ -201,53 +202,57 @@ def test_every_arm_moves_the_model_and_all_share_one_base(rows):
     return {key: value for key, value in row.items() if key not in ('arm', 'alpha', 'messages')}
 
   base = {key: strip(row) for key, row in rows['weights', 0.0].items()}
-  for (arm, alpha), found in rows.items():
-    same = {key: strip(row) for key, row in found.items() if key in base} == base
+  for (arm, alpha), swept in rows.items():
+    same = {key: strip(row) for key, row in swept.items() if key in base} == base
     assert same == (alpha == 0), (arm, alpha)
   assert {alpha for arm, alpha in rows if arm == 'steps'} == {-1.0, -0.5, 0.0, 0.5, 1.0}
   assert {alpha for arm, alpha in rows if arm == 'biases'} == {0.0, 2.0}
 
 
 def test_each_system_prompt_is_a_sample(rows):
-  assert {sample for _, sample in rows['asked', 1.0]} == {0, 1} and {
-    sample for _, sample in rows['asked', -1.0]
-  } == {0}
-  for (_, sample), row in rows['asked', 1.0].items():
-    assert row['messages'][0] == {'role': 'system', 'content': ('Agree.', 'Say yes.')[sample]}
+  positive = rows['asked', 1.0]
+  negative = rows['asked', -1.0]
+  assert {sample for _, sample in positive} == {0, 1}
+  assert {sample for _, sample in negative} == {0}
+  for (_, sample), row in positive.items():
+    prompt = ('Agree.', 'Say yes.')[sample]
+    assert row['messages'][0] == {'role': 'system', 'content': prompt}
 
 
 def test_persona_vectors_steer_the_task_model(experiment, workdir, rows):
   model = experiment.model(experiment.layouts.train)
+  items = items_of(experiment)
   task = adapter(workdir, 'task/adapter')
   vectors, meta = persona_vectors.load(workdir / 'persona_vectors')
   assert meta['examples'] == {'positive': QUESTIONS, 'negative': QUESTIONS}
-  expected = logprobs(
-    experiment,
-    items_of(experiment),
-    model,
-    [(task, 1.0), (persona_vectors.at_all_layers(vectors), 0.5)],
+
+  edits = [(task, 1.0), (persona_vectors.at_all_layers(vectors), 0.5)]
+  np.testing.assert_allclose(
+    swept_logprobs(rows, items, 'all_layers', 0.5),
+    logprobs(experiment, items, model, edits),
+    atol=1e-3,
+    rtol=1e-4,
   )
-  found = [rows['all_layers', 0.5][item['id'], 0]['logprobs'] for item in items_of(experiment)]
-  np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-4)
+
   choice = json.loads((workdir / 'activations' / 'one_layer' / 'layer.json').read_text())
-  assert set(choice['effects']) == {'2', '4'} and choice['effects'][str(choice['layer'])] == max(
-    choice['effects'].values()
+  effects = choice['effects']
+  assert set(effects) == {'2', '4'}
+  assert effects[str(choice['layer'])] == max(effects.values())
+  one_layer = persona_vectors.at_layer(vectors, choice['layer'])
+  edits = [(inference.AnswerOnly(one_layer), -1.0), (task, 1.0)]
+  np.testing.assert_allclose(
+    swept_logprobs(rows, items, 'one_layer', -1.0),
+    logprobs(experiment, items, model, edits),
+    atol=1e-3,
+    rtol=1e-4,
   )
-  wrapped = [rows['one_layer', -1.0][item['id'], 0]['logprobs'] for item in items_of(experiment)]
-  expected = logprobs(
-    experiment,
-    items_of(experiment),
-    model,
-    [(inference.AnswerOnly(persona_vectors.at_layer(vectors, choice['layer'])), -1.0), (task, 1.0)],
-  )
-  np.testing.assert_allclose(wrapped, expected, atol=1e-3, rtol=1e-4)
 
 
 def test_the_joint_fine_tune_saw_task_and_contrast(workdir):
   meta = json.loads((workdir / 'finetune' / 'mixed-positive' / 'options.json').read_text())
-  assert (
-    meta['num_train'] == 8 + 12 and meta['num_validation'] == 2 + 2
-  )  # 8 of the task, 8 and half of 8 again of the side.
+  # 8 of the task, and of the side 8 and half of them again.
+  assert meta['num_train'] == 8 + 12
+  assert meta['num_validation'] == 2 + 2
 
 
 def test_a_second_sweep_computes_nothing(run, workdir):
@@ -305,16 +310,14 @@ def test_task_data_that_cannot_be_read_is_an_error_before_anything_is_computed(d
 
 def test_system_prompts_are_averaged_and_their_spread_is_told(workdir, rows):
   results = [json.loads(line) for line in (workdir / 'results.jsonl').read_text().splitlines()]
-  [told] = [row for row in results if row['metric'] == 'prompt_spread']
-  assert (told['arm'], told['alpha'], told['n']) == ('asked', 1.0, 2)
-  means = [
-    np.mean([row['value'] for (_, sample), row in rows['asked', 1.0].items() if sample == prompt])
-    for prompt in (0, 1)
+  [spread] = [row for row in results if row['metric'] == 'prompt_spread']
+  assert (spread['arm'], spread['alpha'], spread['n']) == ('asked', 1.0, 2)
+  means = []
+  for prompt in (0, 1):
+    swept = rows['asked', 1.0].items()
+    means.append(np.mean([row['value'] for (_, sample), row in swept if sample == prompt]))
+  assert spread['mean'] == pytest.approx(abs(means[0] - means[1]) / np.sqrt(2))
+  [rate] = [
+    row for row in results if (row['arm'], row['alpha'], row['metric']) == ('asked', 1.0, 'rate')
   ]
-  assert told['mean'] == pytest.approx(abs(means[0] - means[1]) / np.sqrt(2))
-  [mean] = [
-    row['mean']
-    for row in results
-    if (row['arm'], row['alpha'], row['metric']) == ('asked', 1.0, 'rate')
-  ]
-  assert mean == pytest.approx(np.mean(means))
+  assert rate['mean'] == pytest.approx(np.mean(means))
