@@ -71,7 +71,7 @@ def branching(length, *, trunks, rest):
 def test_the_reference_is_softmax_attention_over_the_keys_that_are_seen(seen, mask):
   q, k, v = inputs(seen.slots_BT.shape[1], 6)
   if mask is None:  # Written out key by key.
-    slots, segments, branches = np.asarray(seen.slots_BT), seen.segments_BT, seen.branches_BT
+    slots, segments, branches = np.asarray(seen.slots_BT), seen.segment_ids_BT, seen.branches_BT
 
     def place(b, s):
       return slots[b, s] if seen.own else s

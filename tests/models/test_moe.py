@@ -77,26 +77,26 @@ SIZES = {
 }
 
 
-def by_loop(x_PI, kernel_EIO, sizes):
+def by_loop(x_JI, kernel_EIO, sizes):
   ends = np.cumsum(sizes)
-  x_PI, kernel_EIO = x_PI.astype(np.float64), kernel_EIO.astype(np.float64)
+  x_JI, kernel_EIO = x_JI.astype(np.float64), kernel_EIO.astype(np.float64)
   return np.concatenate(
-    [x_PI[end - size : end] @ kernel for kernel, size, end in zip(kernel_EIO, sizes, ends)]
+    [x_JI[end - size : end] @ kernel for kernel, size, end in zip(kernel_EIO, sizes, ends)]
   )
 
 
 @pytest.mark.parametrize('sizes', SIZES.values(), ids=SIZES)
 def test_the_grouped_matmul_and_its_gradients_equal_a_loop_over_experts_in_float64(sizes):
-  x_PI, kernel_EIO, ct_PO = draw(11, 6), draw(5, 6, 4, seed=1), draw(11, 4, seed=2)
-  y_PO, pull = jax.vjp(
-    lambda x, kernel: moe.grouped(jnp.array(sizes))('PI,EIO->PO', x, kernel), x_PI, kernel_EIO
+  x_JI, kernel_EIO, ct_JO = draw(11, 6), draw(5, 6, 4, seed=1), draw(11, 4, seed=2)
+  y_JO, pull = jax.vjp(
+    lambda x, kernel: moe.grouped(jnp.array(sizes))('JI,EIO->JO', x, kernel), x_JI, kernel_EIO
   )
-  x_ct, kernel_ct = pull(ct_PO)
-  np.testing.assert_allclose(y_PO, by_loop(x_PI, kernel_EIO, sizes), atol=1e-5)
-  np.testing.assert_allclose(x_ct, by_loop(ct_PO, kernel_EIO.swapaxes(1, 2), sizes), atol=1e-5)
+  x_ct, kernel_ct = pull(ct_JO)
+  np.testing.assert_allclose(y_JO, by_loop(x_JI, kernel_EIO, sizes), atol=1e-5)
+  np.testing.assert_allclose(x_ct, by_loop(ct_JO, kernel_EIO.swapaxes(1, 2), sizes), atol=1e-5)
   ends = np.cumsum(sizes)
   expected = [
-    x_PI[end - size : end].T.astype(np.float64) @ ct_PO[end - size : end]
+    x_JI[end - size : end].T.astype(np.float64) @ ct_JO[end - size : end]
     for size, end in zip(sizes, ends)
   ]
   np.testing.assert_allclose(kernel_ct, np.stack(expected), atol=1e-5)
@@ -105,13 +105,13 @@ def test_the_grouped_matmul_and_its_gradients_equal_a_loop_over_experts_in_float
 # The mixture.
 
 
-def mixture_by_loop(x_MD, scores_ME, kernels, choices, normalise, kernel_of=None, bias_of=None):
+def mixture_by_loop(x_ZD, scores_ZE, kernels, choices, normalise, kernel_of=None, bias_of=None):
   """Token by token and choice by choice, float64; `kernel_of(name, e, m)` and `bias_of` may differ
   by token."""
   kernel_of = kernel_of or (lambda name, e, m: kernels[name][e].astype(np.float64))
   bias_of = bias_of or (lambda name, e, m: 0.0)
-  out = np.zeros(x_MD.shape)
-  for m, (x, scores) in enumerate(zip(x_MD.astype(np.float64), scores_ME.astype(np.float64))):
+  out = np.zeros(x_ZD.shape)
+  for m, (x, scores) in enumerate(zip(x_ZD.astype(np.float64), scores_ZE.astype(np.float64))):
     odds = np.exp(scores - scores.max())
     chosen = np.argsort(-scores)[:choices]
     weights = odds[chosen] / (odds[chosen].sum() if normalise else odds.sum())

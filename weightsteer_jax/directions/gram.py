@@ -125,10 +125,10 @@ def terms(path: str, x: LowRank | Dense, y: LowRank | Dense) -> jax.Array:
 
 
 @jax.jit
-def _low_rank_terms(a1_LIR, b1_LRO, a2_LIS, b2_LSO):
-  inputs_LRS = jnp.einsum('LIR,LIS->LRS', a1_LIR, a2_LIS, precision='highest')
-  outputs_LRS = jnp.einsum('LRO,LSO->LRS', b1_LRO, b2_LSO, precision='highest')
-  return inputs_LRS * outputs_LRS
+def _low_rank_terms(a1_LIR, b1_LRO, a2_LIr, b2_LrO):
+  inputs_LRr = jnp.einsum('LIR,LIr->LRr', a1_LIR, a2_LIr, precision='highest')
+  outputs_LRr = jnp.einsum('LRO,LrO->LRr', b1_LRO, b2_LrO, precision='highest')
+  return inputs_LRr * outputs_LRr
 
 
 @jax.jit

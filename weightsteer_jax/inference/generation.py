@@ -4,8 +4,7 @@ A batch of B slots decodes on the device, one token per slot and step, until eno
 for the next prompts (or all rows are done); then new prompts are prefilled into the free slots. So
 a long answer holds one slot, not the batch. In the cache a token's place is its position: a new row
 overwrites the old one's keys before it can see them.
-Axes beside the decoder's: P prompts that enter at once, C edits, M tokens a row may generate, X
-stop tokens.
+Axes beside the decoder's: P prompts that enter at once, C edits, X stop tokens.
 """
 
 import collections
@@ -74,7 +73,7 @@ class State:
     cache: of all slots. rows: see Rows.
     counts_B: tokens generated. active_B: still going. stopped_B: ended by a stop token. finite_B:
       no NaN or infinity in its logits.
-    answers_BM: the tokens generated, without the stop token.
+    answers_BT: the tokens generated, without the stop token.
   """
 
   cache: Any
@@ -83,7 +82,7 @@ class State:
   active_B: Any
   stopped_B: Any
   finite_B: Any
-  answers_BM: Any
+  answers_BT: Any
 
 
 @jax.tree_util.register_dataclass
@@ -190,7 +189,7 @@ def admit(
       active_B=put_all(state.active_B, True),
       stopped_B=put_all(state.stopped_B, False),
       finite_B=put_all(state.finite_B, True),
-      answers_BM=state.answers_BM,
+      answers_BT=state.answers_BT,
     )
   )
 
@@ -257,7 +256,7 @@ def decode(
   state = _placed(jax.lax.while_loop(lambda state: jnp.sum(state.active_B) > keep, step, state))
   told = {
     name: getattr(state, name)
-    for name in ('counts_B', 'active_B', 'stopped_B', 'finite_B', 'answers_BM')
+    for name in ('counts_B', 'active_B', 'stopped_B', 'finite_B', 'answers_BT')
   }
   return state, sharding.replicate(told)
 
@@ -291,7 +290,7 @@ def _advance(state: State, tokens_B: jax.Array, stops_X: jax.Array, finite_B: ja
   """The state with one more token in each active row, or the row ended."""
   stopped_B = state.active_B & jnp.any(tokens_B[:, None] == stops_X, axis=-1)
   emitted_B = state.active_B & ~stopped_B & finite_B
-  places_B = jnp.where(emitted_B, state.counts_B, state.answers_BM.shape[1])
+  places_B = jnp.where(emitted_B, state.counts_B, state.answers_BT.shape[1])
   counts_B = state.counts_B + emitted_B
   rows = dataclasses.replace(
     state.rows,
@@ -305,18 +304,18 @@ def _advance(state: State, tokens_B: jax.Array, stops_X: jax.Array, finite_B: ja
     active_B=emitted_B & (counts_B < state.rows.limits_B),
     stopped_B=state.stopped_B | stopped_B,
     finite_B=state.finite_B & (finite_B | ~state.active_B),
-    answers_BM=_write(state.answers_BM, places_B, tokens_B),
+    answers_BT=_write(state.answers_BT, places_B, tokens_B),
   )
 
 
-def _write(answers_BM: jax.Array, places_B: jax.Array, tokens_B: jax.Array) -> jax.Array:
+def _write(answers_BT: jax.Array, places_B: jax.Array, tokens_B: jax.Array) -> jax.Array:
   """The answers with a token more in each row, at its place; one past the last is dropped."""
 
-  def write(answers_BM, places_B, tokens_B):
-    return answers_BM.at[jnp.arange(tokens_B.shape[0]), places_B].set(tokens_B, mode='drop')
+  def write(answers_BT, places_B, tokens_B):
+    return answers_BT.at[jnp.arange(tokens_B.shape[0]), places_B].set(tokens_B, mode='drop')
 
   return sharding.by_shard(write, sharding.row_shards(tokens_B.shape[0]), (0, 0, 0), 0)(
-    answers_BM, places_B, tokens_B
+    answers_BT, places_B, tokens_B
   )
 
 
@@ -537,7 +536,7 @@ def _collect(progress: Progress, held: list[Job | None]) -> tuple[list[GenerateR
   """
   told = jax.device_get(progress)
   counts, active, stopped, finite, answers = (
-    told[name] for name in ('counts_B', 'active_B', 'stopped_B', 'finite_B', 'answers_BM')
+    told[name] for name in ('counts_B', 'active_B', 'stopped_B', 'finite_B', 'answers_BT')
   )
   results, limits_B = [], np.zeros(len(held), np.int32)
   for slot, job in enumerate(held):

@@ -63,10 +63,10 @@ def score_batch(
   """
 
   def at_places(x_BT):
-    x_UN = x_BT.reshape(
+    x_UZ = x_BT.reshape(
       len(batch.places_UM), -1, *x_BT.shape[2:]
     )  # Rows of a group lie on one device.
-    return jax.vmap(lambda x_N, places_M: x_N[places_M])(x_UN, batch.places_UM)
+    return jax.vmap(lambda x_Z, places_M: x_Z[places_M])(x_UZ, batch.places_UM)
 
   edits = edits_of(deltas, batch.coefficients_BTC, answers=batch.answers_BT)
   rows = models.TokenBatch(

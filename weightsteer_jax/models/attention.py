@@ -40,7 +40,7 @@ class Seen:
   Attributes:
     slots_BT: how far along each query is; it sees no key that is farther. A segment's keys lie in
       the order of their slots.
-    segments_BT: it sees those of its own segment only; None where a row is one.
+    segment_ids_BT: it sees those of its own segment only; None where a row is one.
     branches_BT: where a segment branches, 0 in its trunk, and otherwise which branch: it sees the
       trunk and its own branch. None where none does.
     own: whether the keys are those of the queries themselves, with their slots; otherwise they are
@@ -48,7 +48,7 @@ class Seen:
   """
 
   slots_BT: jax.Array
-  segments_BT: jax.Array | None = None
+  segment_ids_BT: jax.Array | None = None
   branches_BT: jax.Array | None = None
   own: bool = dataclasses.field(default=True, metadata=dict(static=True))
 
@@ -61,8 +61,8 @@ class Seen:
     mask_BTS = behind_BTS >= 0
     if window is not None:
       mask_BTS = mask_BTS & (behind_BTS < window)
-    if self.segments_BT is not None:
-      mask_BTS = mask_BTS & (self.segments_BT[:, :, None] == self.segments_BT[:, None, :])
+    if self.segment_ids_BT is not None:
+      mask_BTS = mask_BTS & (self.segment_ids_BT[:, :, None] == self.segment_ids_BT[:, None, :])
     if self.branches_BT is not None:
       theirs_B1S = self.branches_BT[:, None, :]
       mask_BTS = mask_BTS & ((theirs_B1S == 0) | (self.branches_BT[:, :, None] == theirs_B1S))
@@ -140,7 +140,7 @@ def attend(
         k_BTKH,
         v_BTKH,
         seen.slots_BT,
-        seen.segments_BT,
+        seen.segment_ids_BT,
         seen.branches_BT,
         window,
         scale=scale,
@@ -150,11 +150,13 @@ def attend(
     # 196678).
     if kernel == CUDNN and window is None and length % 128 != 64:
       mask_BTS = (
-        None if seen.segments_BT is None and seen.branches_BT is None else seen.mask(length)
+        None if seen.segment_ids_BT is None and seen.branches_BT is None else seen.mask(length)
       )
       return kernels.cudnn(q_BTNH, k_BTKH, v_BTKH, mask_BTS, scale=scale)
     if kernel == SPLASH and window is None and length % kernels.TILE == 0:
-      return kernels.splash(q_BTNH, k_BTKH, v_BTKH, seen.segments_BT, seen.branches_BT, scale=scale)
+      return kernels.splash(
+        q_BTNH, k_BTKH, v_BTKH, seen.segment_ids_BT, seen.branches_BT, scale=scale
+      )
   k_BKTH, v_BKTH = (jnp.swapaxes(x, 1, 2) for x in (k_BTKH, v_BTKH))
   # A backward pass computes the scores again: to keep [B, N, T, T] of each layer takes longer, and
   # most of the memory.

@@ -5,9 +5,9 @@ The pairs of blocks that are computed are found on the device, and a loop runs o
 are: of a row of packed segments few, of a whole row half. No array [T, S] is ever in memory.
 Source: Dao, FlashAttention-2, arXiv 2307.08691, algorithms 1 and 2.
 
-Axes as in decoder.py, and: t positions of a block, M queries of a block with all heads that share a
-kv head, P blocks of all rows. A pair of blocks is (queries of block i, keys of block j), both
-counted over the P blocks.
+Axes as in decoder.py: t positions of a block, Q queries of a block with all heads that share a kv
+head, Y blocks of all rows. A pair of blocks is (queries of block i, keys of block j), both counted
+over the Y blocks.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def attend(
   k_BTKH: jax.Array,
   v_BTKH: jax.Array,
   slots_BT: jax.Array,
-  segments_BT: jax.Array | None,
+  segment_ids_BT: jax.Array | None,
   branches_BT: jax.Array | None,
   window: jax.Array | None,
   *,
@@ -51,9 +51,13 @@ def attend(
   attention.attend.
   """
   batch, length, *_ = q_BTNH.shape
-  segments_BT = jnp.ones((batch, length), jnp.int32) if segments_BT is None else segments_BT
+  segment_ids_BT = (
+    jnp.ones((batch, length), jnp.int32) if segment_ids_BT is None else segment_ids_BT
+  )
   windows_BT = jnp.broadcast_to(jnp.int32(length) if window is None else window, (batch, length))
-  where_BT = (slots_BT, segments_BT, windows_BT) + (() if branches_BT is None else (branches_BT,))
+  where_BT = (slots_BT, segment_ids_BT, windows_BT) + (
+    () if branches_BT is None else (branches_BT,)
+  )
   return kernels.by_device(_attention(scale, block))(q_BTNH, k_BTKH, v_BTKH, *where_BT)
 
 
@@ -63,32 +67,32 @@ class _Blocks:
   """Where queries and keys are, block by block.
 
   Attributes:
-    slots_Pt, segments_Pt, windows_Pt, branches_Pt: of each query, or key; see attention.Seen.
+    slots_Yt, segment_ids_Yt, windows_Yt, branches_Yt: of each query, or key; see attention.Seen.
     queries, keys: the blocks of the pairs, those to compute first. count: how many these are.
     per_row: blocks of a row.
   """
 
-  slots_Pt: jax.Array
-  segments_Pt: jax.Array
-  windows_Pt: jax.Array
-  branches_Pt: jax.Array | None
+  slots_Yt: jax.Array
+  segment_ids_Yt: jax.Array
+  windows_Yt: jax.Array
+  branches_Yt: jax.Array | None
   queries: jax.Array
   keys: jax.Array
   count: jax.Array
   per_row: int = dataclasses.field(metadata=dict(static=True))
 
   def seen(self, i: jax.Array, j: jax.Array, heads: int) -> jax.Array:
-    """Whether a query of block i sees a key of block j, bool [M, t], alike for all of so many
+    """Whether a query of block i sees a key of block j, bool [Q, t], alike for all of so many
     heads.
     """
-    behind = self.slots_Pt[i][:, None] - self.slots_Pt[j]
+    behind = self.slots_Yt[i][:, None] - self.slots_Yt[j]
     seen = (
       (behind >= 0)
-      & (behind < self.windows_Pt[i][:, None])
-      & (self.segments_Pt[i][:, None] == self.segments_Pt[j])
+      & (behind < self.windows_Yt[i][:, None])
+      & (self.segment_ids_Yt[i][:, None] == self.segment_ids_Yt[j])
     )
-    if self.branches_Pt is not None:
-      seen &= (self.branches_Pt[j] == 0) | (self.branches_Pt[i][:, None] == self.branches_Pt[j])
+    if self.branches_Yt is not None:
+      seen &= (self.branches_Yt[j] == 0) | (self.branches_Yt[i][:, None] == self.branches_Yt[j])
     return jnp.tile(seen, (heads, 1))
 
 
@@ -143,7 +147,7 @@ def _attention(scale: float, length: int) -> Callable[..., jax.Array]:
 def _forward(q_BTNH, k_BTKH, v_BTKH, *where_BT, scale, length):
   """(attention [B, T, N, H], the log of each query's sum of exponentials [B, T, N])."""
   blocks = _blocks(where_BT, length)
-  q_PKMH, k_PKtH, v_PKtH = (
+  q_YKQH, k_YKtH, v_YKtH = (
     _cut_queries(q_BTNH, k_BTKH, length),
     _cut(k_BTKH, length),
     _cut(v_BTKH, length),
@@ -151,31 +155,31 @@ def _forward(q_BTNH, k_BTKH, v_BTKH, *where_BT, scale, length):
   heads = q_BTNH.shape[2] // k_BTKH.shape[2]
 
   def add(pair, carry):
-    top_PKM, sum_PKM, out_PKMH = carry
+    top_YKQ, sum_YKQ, out_YKQH = carry
     i, j = blocks.queries[pair], blocks.keys[pair]
-    scores_KMt = _dot('KMH,KtH->KMt', q_PKMH[i], k_PKtH[j]) * scale
-    scores_KMt = jnp.where(blocks.seen(i, j, heads), scores_KMt, LOWEST)
-    top_KM = jnp.maximum(top_PKM[i], scores_KMt.max(-1))
-    weights_KMt = jnp.exp(scores_KMt - top_KM[..., None])
-    before_KM = jnp.exp(top_PKM[i] - top_KM)
-    out_KMH = out_PKMH[i] * before_KM[..., None] + _dot(
-      'KMt,KtH->KMH', weights_KMt.astype(v_PKtH.dtype), v_PKtH[j]
+    scores_KQt = _dot('KQH,KtH->KQt', q_YKQH[i], k_YKtH[j]) * scale
+    scores_KQt = jnp.where(blocks.seen(i, j, heads), scores_KQt, LOWEST)
+    top_KQ = jnp.maximum(top_YKQ[i], scores_KQt.max(-1))
+    weights_KQt = jnp.exp(scores_KQt - top_KQ[..., None])
+    before_KQ = jnp.exp(top_YKQ[i] - top_KQ)
+    out_KQH = out_YKQH[i] * before_KQ[..., None] + _dot(
+      'KQt,KtH->KQH', weights_KQt.astype(v_YKtH.dtype), v_YKtH[j]
     )
     return (
-      top_PKM.at[i].set(top_KM),
-      sum_PKM.at[i].set(sum_PKM[i] * before_KM + weights_KMt.sum(-1)),
-      out_PKMH.at[i].set(out_KMH),
+      top_YKQ.at[i].set(top_KQ),
+      sum_YKQ.at[i].set(sum_YKQ[i] * before_KQ + weights_KQt.sum(-1)),
+      out_YKQH.at[i].set(out_KQH),
     )
 
-  zeros_PKMH = jnp.zeros(q_PKMH.shape, jnp.float32)
-  start = jnp.full(q_PKMH.shape[:3], LOWEST), zeros_PKMH[..., 0], zeros_PKMH
-  top_PKM, sum_PKM, out_PKMH = jax.lax.fori_loop(0, blocks.count, add, start)
-  log_sums_PKM = top_PKM + jnp.log(sum_PKM)
+  zeros_YKQH = jnp.zeros(q_YKQH.shape, jnp.float32)
+  start = jnp.full(q_YKQH.shape[:3], LOWEST), zeros_YKQH[..., 0], zeros_YKQH
+  top_YKQ, sum_YKQ, out_YKQH = jax.lax.fori_loop(0, blocks.count, add, start)
+  log_sums_YKQ = top_YKQ + jnp.log(sum_YKQ)
 
   def join(x):
     return _join_queries(x, blocks.per_row, heads)
 
-  return join(out_PKMH / sum_PKM[..., None]).astype(q_BTNH.dtype), join(log_sums_PKM[..., None])[
+  return join(out_YKQH / sum_YKQ[..., None]).astype(q_BTNH.dtype), join(log_sums_YKQ[..., None])[
     ..., 0
   ]
 
@@ -184,38 +188,38 @@ def _backward(q_BTNH, k_BTKH, v_BTKH, *others, scale, length):
   """The gradients of q, k and v."""
   *where_BT, out_BTNH, log_sums_BTN, dout_BTNH = others
   blocks = _blocks(where_BT, length)
-  k_PKtH, v_PKtH = _cut(k_BTKH, length), _cut(v_BTKH, length)
+  k_YKtH, v_YKtH = _cut(k_BTKH, length), _cut(v_BTKH, length)
   heads = q_BTNH.shape[2] // k_BTKH.shape[2]
 
   def cut(x):
     return _cut_queries(x, k_BTKH, length)
 
-  q_PKMH, dout_PKMH, log_sums_PKM = (
+  q_YKQH, dout_YKQH, log_sums_YKQ = (
     cut(q_BTNH),
     cut(dout_BTNH),
     cut(log_sums_BTN[..., None])[..., 0],
   )
   # The sum over keys of weight times its gradient.
-  mean_PKM = cut(jnp.sum(out_BTNH.astype(jnp.float32) * dout_BTNH, axis=-1, keepdims=True))[..., 0]
+  mean_YKQ = cut(jnp.sum(out_BTNH.astype(jnp.float32) * dout_BTNH, axis=-1, keepdims=True))[..., 0]
 
   def add(pair, carry):
-    dq_PKMH, dk_PKtH, dv_PKtH = carry
+    dq_YKQH, dk_YKtH, dv_YKtH = carry
     i, j = blocks.queries[pair], blocks.keys[pair]
-    scores_KMt = _dot('KMH,KtH->KMt', q_PKMH[i], k_PKtH[j]) * scale
-    weights_KMt = jnp.where(
-      blocks.seen(i, j, heads), jnp.exp(scores_KMt - log_sums_PKM[i][..., None]), 0
+    scores_KQt = _dot('KQH,KtH->KQt', q_YKQH[i], k_YKtH[j]) * scale
+    weights_KQt = jnp.where(
+      blocks.seen(i, j, heads), jnp.exp(scores_KQt - log_sums_YKQ[i][..., None]), 0
     )
-    dweights_KMt = _dot('KMH,KtH->KMt', dout_PKMH[i], v_PKtH[j])
-    dscores_KMt = (weights_KMt * (dweights_KMt - mean_PKM[i][..., None]) * scale).astype(
-      q_PKMH.dtype
+    dweights_KQt = _dot('KQH,KtH->KQt', dout_YKQH[i], v_YKtH[j])
+    dscores_KQt = (weights_KQt * (dweights_KQt - mean_YKQ[i][..., None]) * scale).astype(
+      q_YKQH.dtype
     )
     return (
-      dq_PKMH.at[i].add(_dot('KMt,KtH->KMH', dscores_KMt, k_PKtH[j])),
-      dk_PKtH.at[j].add(_dot('KMt,KMH->KtH', dscores_KMt, q_PKMH[i])),
-      dv_PKtH.at[j].add(_dot('KMt,KMH->KtH', weights_KMt.astype(q_PKMH.dtype), dout_PKMH[i])),
+      dq_YKQH.at[i].add(_dot('KQt,KtH->KQH', dscores_KQt, k_YKtH[j])),
+      dk_YKtH.at[j].add(_dot('KQt,KQH->KtH', dscores_KQt, q_YKQH[i])),
+      dv_YKtH.at[j].add(_dot('KQt,KQH->KtH', weights_KQt.astype(q_YKQH.dtype), dout_YKQH[i])),
     )
 
-  start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q_PKMH, k_PKtH, v_PKtH))
+  start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q_YKQH, k_YKtH, v_YKtH))
   dq, dk, dv = jax.lax.fori_loop(0, blocks.count, add, start)
   return tuple(
     _join_queries(x, blocks.per_row, number).astype(q_BTNH.dtype)
@@ -235,5 +239,5 @@ def _cut_queries(x_BTNH: jax.Array, k_BTKH: jax.Array, length: int) -> jax.Array
   return rearrange(x_BTNH, 'B (n t) (K G) H -> (B n) K (G t) H', t=length, K=k_BTKH.shape[2])
 
 
-def _join_queries(x_PKMH: jax.Array, per_row: int, heads: int) -> jax.Array:
-  return rearrange(x_PKMH, '(B n) K (G t) H -> B (n t) (K G) H', n=per_row, G=heads)
+def _join_queries(x_YKQH: jax.Array, per_row: int, heads: int) -> jax.Array:
+  return rearrange(x_YKQH, '(B n) K (G t) H -> B (n t) (K G) H', n=per_row, G=heads)

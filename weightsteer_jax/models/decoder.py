@@ -1,8 +1,20 @@
 """The decoder: one forward pass for every family and every method.
 
 Axes, here and wherever the project's arrays carry a suffix:
-  B batch, T query positions, S key positions, N query heads, K kv heads, G = N / K, H head dim,
-  D width, F MLP width, E experts, V vocabulary, L stacked layers, R adapter rank.
+  B rows of a batch     T query positions    S key positions     N query heads
+  K kv heads            G = N / K            H head dim          D width
+  F MLP width           E experts            V vocabulary        L stacked layers
+  R adapter rank        I inputs and O outputs of any kernel, each as one axis
+Where batches are put together:
+  A microbatches        C edits              P prompts           U groups of rows
+  M places whose next token is scored        X stop tokens
+Where axes are merged:
+  Z = B T, the tokens of several rows in one line
+  J = Z k, pairs of a token and an expert that the token goes through
+  Y blocks of all rows                       Q = G t, queries of a block that share a kv head
+A digit is the size of an axis. A small letter is a part of the axis of its capital: t positions of
+a block or chunk, m of M, h half of the rotated head dimensions; k of E, the experts that one token
+goes through. In an inner product r is the rank of the second adapter.
 
 The same letters say how arrays lie on a mesh (see sharding.py). The modules hold the parameters;
 `forward.py` runs them on plain nested dicts. Layers are stacked along L and scanned; what differs
@@ -53,19 +65,19 @@ class Attention(nnx.Module):
 
   def __call__(self, x_BTD, *, rope, seen, window, edits, cache, layer, positions_BT):
     q_BTNH = self.q(x_BTD, deltas.at(edits, 'q'))
-    k_BSKH = self.k(x_BTD, deltas.at(edits, 'k'))
-    v_BSKH = self.v(x_BTD, deltas.at(edits, 'v'))
+    k_BTKH = self.k(x_BTD, deltas.at(edits, 'k'))
+    v_BTKH = self.v(x_BTD, deltas.at(edits, 'v'))
     if self.q_norm is not None:
       q_BTNH = sharding.constrain(self.q_norm(q_BTNH, deltas.at(edits, 'q_norm')), 'BTNH')
-      k_BSKH = sharding.constrain(self.k_norm(k_BSKH, deltas.at(edits, 'k_norm')), 'BTKH')
-    q_BTNH, k_BSKH = ropes.rotate(q_BTNH, rope), ropes.rotate(k_BSKH, rope)
+      k_BTKH = sharding.constrain(self.k_norm(k_BTKH, deltas.at(edits, 'k_norm')), 'BTKH')
+    q_BTNH, k_BTKH = ropes.rotate(q_BTNH, rope), ropes.rotate(k_BTKH, rope)
     if cache is not None:
-      cache = write_cache(cache, layer, positions_BT, k_BSKH, v_BSKH)
+      cache = write_cache(cache, layer, positions_BT, k_BTKH, v_BTKH)
     options = dict(scale=self.score_scale, softcap=self.score_softcap, window=window)
     if seen.own:
-      attended_BTNH = attention.attend(q_BTNH, k_BSKH, v_BSKH, seen, kernel=self.kernel, **options)
+      attended_BTNH = attention.attend(q_BTNH, k_BTKH, v_BTKH, seen, kernel=self.kernel, **options)
     else:
-      k_BKSH, v_BKSH = (cache[name][layer].astype(k_BSKH.dtype) for name in ('k', 'v'))
+      k_BKSH, v_BKSH = (cache[name][layer].astype(k_BTKH.dtype) for name in ('k', 'v'))
       attended_BTNH = attention.attend_cached(q_BTNH, k_BKSH, v_BKSH, seen, **options)
     return self.o(attended_BTNH, deltas.at(edits, 'o')), cache
 

@@ -171,8 +171,8 @@ def factor_einsums(einsum: str) -> tuple[str, str]:
 
   >>> factor_einsums('BTD,DNH->BTNH')
   ('BTD,DR->BTR', 'BTR,RNH->BTNH')
-  >>> factor_einsums('PD,EDF->PF')
-  ('PD,EDR->PR', 'PR,ERF->PF')
+  >>> factor_einsums('JD,EDF->JF')
+  ('JD,EDR->JR', 'JR,ERF->JF')
   """
   x, kernel, y = einsum.replace('->', ',').split(',')
   inputs = ''.join(axis for axis in kernel if axis in x)

@@ -87,7 +87,7 @@ def splash(
   q_BTNH: jax.Array,
   k_BTKH: jax.Array,
   v_BTKH: jax.Array,
-  segments_BT: jax.Array | None,
+  segment_ids_BT: jax.Array | None,
   branches_BT: jax.Array | None = None,
   *,
   scale: float,
@@ -95,32 +95,36 @@ def splash(
   """Attention [B, T, N, H], causal, within segments and their branches; these cannot be
   differentiated.
   """
-  segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32) if segments_BT is None else segments_BT
+  segment_ids_BT = (
+    jnp.ones(q_BTNH.shape[:2], jnp.int32) if segment_ids_BT is None else segment_ids_BT
+  )
 
-  def local(q_BTNH, k_BTKH, v_BTKH, segments_BT, *branches_BT):
+  def local(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, *branches_BT):
     q, k, v = (
       jnp.swapaxes(x, 1, 2) for x in (q_BTNH * jnp.asarray(scale, q_BTNH.dtype), k_BTKH, v_BTKH)
     )
     if branches_BT:
-      return jnp.swapaxes(_splash_branches(q, k, v, segments_BT, *branches_BT), 1, 2)
+      return jnp.swapaxes(_splash_branches(q, k, v, segment_ids_BT, *branches_BT), 1, 2)
     return jnp.swapaxes(
-      jax.vmap(_splash_kernel(*q.shape[1:3]))(q, k, v, _ids(segments_BT, segments_BT)), 1, 2
+      jax.vmap(_splash_kernel(*q.shape[1:3]))(q, k, v, _ids(segment_ids_BT, segment_ids_BT)), 1, 2
     )
 
   return by_device(local)(
-    q_BTNH, k_BTKH, v_BTKH, segments_BT, *(() if branches_BT is None else (branches_BT,))
+    q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, *(() if branches_BT is None else (branches_BT,))
   )
 
 
-def _splash_branches(q_BNTH, k_BKTH, v_BKTH, segments_BT, branches_BT):
+def _splash_branches(q_BNTH, k_BKTH, v_BKTH, segment_ids_BT, branches_BT):
   """Branches' queries over the keys of their trunks, and all over their own pieces of a row: two
   calls, whose softmaxes are joined by their sums.
   """
   kernel = jax.vmap(_splash_kernel(*q_BNTH.shape[1:3], save_residuals=True))
   in_branch_BT = branches_BT > 0
-  begins_BT = jnp.diff(segments_BT, prepend=0) != 0
+  begins_BT = jnp.diff(segment_ids_BT, prepend=0) != 0
   pieces_BT = jnp.cumsum(begins_BT | (jnp.diff(branches_BT, prepend=0) != 0), axis=1)
-  trunks = _ids(jnp.where(in_branch_BT, segments_BT, -1), jnp.where(in_branch_BT, -2, segments_BT))
+  trunks = _ids(
+    jnp.where(in_branch_BT, segment_ids_BT, -1), jnp.where(in_branch_BT, -2, segment_ids_BT)
+  )
   parts = [kernel(q_BNTH, k_BKTH, v_BKTH, ids) for ids in (trunks, _ids(pieces_BT, pieces_BT))]
   log_sums = [
     log_sums_BNT for _, (log_sums_BNT,) in parts

@@ -68,12 +68,12 @@ def token_logprobs(
     logprobs_BT = _in_chunks(config, params, x_BTD, targets_BT, None, edits, chunk, frozen)
     return logprobs_BT if wanted_BT is None else jnp.where(wanted_BT, logprobs_BT, 0.0)
   # All tokens in one row, those that are wanted first.
-  order_N = jnp.argsort(~jnp.ravel(wanted_BT), stable=True)
+  order_Z = jnp.argsort(~jnp.ravel(wanted_BT), stable=True)
 
   def ordered(x_BT):
     return (
       jnp.reshape(jnp.asarray(x_BT), (-1, *x_BT.shape[2:]))
-      .at[order_N]
+      .at[order_Z]
       .get(unique_indices=True)[None]
     )
 
@@ -82,11 +82,11 @@ def token_logprobs(
 
   edits = [dataclasses.replace(edit, alpha=ordered(whole(edit.alpha))) for edit in edits]
   chunk = min(batch * chunk, max(math.ceil(batch * length / CHUNKS), TOKENS))
-  logprobs_1N = _in_chunks(
+  logprobs_1Z = _in_chunks(
     config, params, ordered(x_BTD), ordered(targets_BT), ordered(wanted_BT), edits, chunk, frozen
   )
-  logprobs_N = jnp.zeros(batch * length).at[order_N].set(logprobs_1N[0], unique_indices=True)
-  return jnp.where(wanted_BT, logprobs_N.reshape(batch, length), 0.0)
+  logprobs_Z = jnp.zeros(batch * length).at[order_Z].set(logprobs_1Z[0], unique_indices=True)
+  return jnp.where(wanted_BT, logprobs_Z.reshape(batch, length), 0.0)
 
 
 def changes_head(config: ModelConfig, delta: PyTree) -> bool:

@@ -1,9 +1,9 @@
 """Mixtures of experts: each token goes through the experts that its router chooses, and none is
 ever dropped.
 
-Axes beside those of decoder.py: E experts, k choices of a token, M tokens (B T), P choices (B T k),
-sorted by expert so that each expert's are consecutive rows of one grouped matmul. There is no
-capacity, so nothing is padded to it.
+Axes as in decoder.py: E experts, k choices of a token, Z tokens (B T), J choices (Z k), sorted by
+expert so that each expert's are consecutive rows of one grouped matmul. There is no capacity, so
+nothing is padded to it.
 
 On a mesh every device routes its own rows (`shard_map`): tokens never travel. The experts' kernels
 lie as all kernels do, E whole, D cut over fsdp (gathered for the layer that runs) and F over
@@ -27,7 +27,7 @@ from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.layers import ACTIVATION_FUNCTIONS, Projection
 from weightsteer_jax.runtime import sharding
 
-EINSUMS = {'gate': 'PD,EDF->PF', 'up': 'PD,EDF->PF', 'down': 'PF,EFD->PD'}
+EINSUMS = {'gate': 'JD,EDF->JF', 'up': 'JD,EDF->JF', 'down': 'JF,EFD->JD'}
 
 
 class ExpertKernel(nnx.Module):
@@ -100,66 +100,66 @@ def mixture(
   Source: transformers `modeling_mixtral.py`, `modeling_qwen3_moe.py`.
   """
   width = x_BTD.shape[-1]
-  weights_Mk, experts_Mk = route(scores_BTE.reshape(-1, scores_BTE.shape[-1]), choices, normalise)
-  experts_P = experts_Mk.reshape(-1)
-  order_P = jnp.argsort(experts_P)
-  sizes_E = jnp.bincount(experts_P, length=scores_BTE.shape[-1]).astype(jnp.int32)
-  token_P = order_P // choices
+  weights_Zk, experts_Zk = route(scores_BTE.reshape(-1, scores_BTE.shape[-1]), choices, normalise)
+  experts_J = experts_Zk.reshape(-1)
+  order_J = jnp.argsort(experts_J)
+  sizes_E = jnp.bincount(experts_J, length=scores_BTE.shape[-1]).astype(jnp.int32)
+  token_J = order_J // choices
 
   def follow(edit):
-    alpha_P = edit.alpha.reshape(-1)[token_P]
+    alpha_J = edit.alpha.reshape(-1)[token_J]
     if edit.key is None:
-      return dataclasses.replace(edit, alpha=alpha_P)
-    draw_P = token_BT.reshape(-1)[token_P] * choices + order_P % choices
+      return dataclasses.replace(edit, alpha=alpha_J)
+    draw_J = token_BT.reshape(-1)[token_J] * choices + order_J % choices
     return dataclasses.replace(
-      edit, alpha=alpha_P, key=jax.vmap(jax.random.fold_in, (None, 0))(edit.key, draw_P)
+      edit, alpha=alpha_J, key=jax.vmap(jax.random.fold_in, (None, 0))(edit.key, draw_J)
     )
 
-  def project(name, x_PI, cut=None):
+  def project(name, x_JI, cut=None):
     here = deltas.at(edits, name)
     changes = {
       part: [follow(edit) for edit in deltas.at(here, part)] for part in ('kernel', 'bias')
     }
-    return _project(x_PI, kernels[name], EINSUMS[name], changes, sizes_E, experts_P[order_P], cut)
+    return _project(x_JI, kernels[name], EINSUMS[name], changes, sizes_E, experts_J[order_J], cut)
 
-  x_PD = x_BTD.reshape(-1, width)[token_P]
-  hidden_PF = ACTIVATION_FUNCTIONS[activation](project('gate', x_PD)) * project('up', x_PD)
-  y_PD = project('down', hidden_PF, cut=tensor)
-  y_MkD = y_PD[jnp.argsort(order_P)].reshape(-1, choices, width)
-  y_MD = jnp.einsum('MkD,Mk->MD', y_MkD.astype(jnp.float32), weights_Mk).astype(x_BTD.dtype)
-  y_BTD = deltas.pin(y_MD.reshape(x_BTD.shape))
+  x_JD = x_BTD.reshape(-1, width)[token_J]
+  hidden_JF = ACTIVATION_FUNCTIONS[activation](project('gate', x_JD)) * project('up', x_JD)
+  y_JD = project('down', hidden_JF, cut=tensor)
+  y_ZkD = y_JD[jnp.argsort(order_J)].reshape(-1, choices, width)
+  y_ZD = jnp.einsum('ZkD,Zk->ZD', y_ZkD.astype(jnp.float32), weights_Zk).astype(x_BTD.dtype)
+  y_BTD = deltas.pin(y_ZD.reshape(x_BTD.shape))
   return deltas.pin(jax.lax.psum(y_BTD, tensor)) if tensor else y_BTD
 
 
-def route(scores_ME: jax.Array, choices: int, normalise: bool) -> tuple[jax.Array, jax.Array]:
-  """(weights [M, k] float32, experts [M, k]) of the `choices` experts with the highest
+def route(scores_ZE: jax.Array, choices: int, normalise: bool) -> tuple[jax.Array, jax.Array]:
+  """(weights [Z, k] float32, experts [Z, k]) of the `choices` experts with the highest
   probability.
   """
-  weights_Mk, experts_Mk = jax.lax.top_k(jax.nn.softmax(scores_ME, axis=-1), choices)
-  return weights_Mk / weights_Mk.sum(-1, keepdims=True) if normalise else weights_Mk, experts_Mk
+  weights_Zk, experts_Zk = jax.lax.top_k(jax.nn.softmax(scores_ZE, axis=-1), choices)
+  return weights_Zk / weights_Zk.sum(-1, keepdims=True) if normalise else weights_Zk, experts_Zk
 
 
 def grouped(sizes_E: jax.Array) -> Callable[..., jax.Array]:
-  """An einsum of rows [P, I] with kernels [E, I, O] of which each has the next so many of the
+  """An einsum of rows [J, I] with kernels [E, I, O] of which each has the next so many of the
   rows.
   """
 
-  def einsum(_: str, x_PI: jax.Array, kernel_EIO: jax.Array, dtype: Any = None) -> jax.Array:
+  def einsum(_: str, x_JI: jax.Array, kernel_EIO: jax.Array, dtype: Any = None) -> jax.Array:
     # A higher precision has no meaning for bfloat16, and the TPU's kernel does not compile where
     # one is asked for.
-    precision = None if x_PI.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jax.lax.ragged_dot(x_PI, kernel_EIO, sizes_E, precision, dtype)
+    precision = None if x_JI.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jax.lax.ragged_dot(x_JI, kernel_EIO, sizes_E, precision, dtype)
 
   return einsum
 
 
 def _project(
-  x_PI: jax.Array,
+  x_JI: jax.Array,
   kernel_EIO: jax.Array,
   einsum: str,
   edits: dict[str, deltas.Edits],
   sizes_E: jax.Array,
-  expert_P: jax.Array,
+  expert_J: jax.Array,
   tensor: str | None,
 ) -> jax.Array:
   """Each row through its expert's kernel and the edits of it.
@@ -170,30 +170,30 @@ def _project(
       of a sum.
   """
   dot = grouped(sizes_E)
-  y_PO = deltas.pin(dot(einsum, x_PI, kernel_EIO))
+  y_JO = deltas.pin(dot(einsum, x_JI, kernel_EIO))
   for edit in edits['kernel']:
     dropped = dataclasses.replace(edit, key=None)
-    y_PO = deltas.add_kernel_edits(y_PO, _drop(x_PI, edit, tensor), einsum, [dropped], dot=dot)
+    y_JO = deltas.add_kernel_edits(y_JO, _drop(x_JI, edit, tensor), einsum, [dropped], dot=dot)
   for edit in edits['bias']:
-    bias_PO = edit.delta.value[expert_P]
+    bias_JO = edit.delta.value[expert_J]
     if tensor:  # Once, not once for each part.
-      bias_PO = jnp.where(jax.lax.axis_index(tensor) == 0, bias_PO, 0)
-    y_PO = y_PO + (edit.alpha[:, None] * bias_PO).astype(y_PO.dtype)
-  return deltas.pin(y_PO)
+      bias_JO = jnp.where(jax.lax.axis_index(tensor) == 0, bias_JO, 0)
+    y_JO = y_JO + (edit.alpha[:, None] * bias_JO).astype(y_JO.dtype)
+  return deltas.pin(y_JO)
 
 
-def _drop(x_PI: jax.Array, edit: deltas.Edit, tensor: str | None) -> jax.Array:
+def _drop(x_JI: jax.Array, edit: deltas.Edit, tensor: str | None) -> jax.Array:
   """The rows with some inputs dropped: drawn for a row, all of its inputs, whichever device holds
   which.
   """
   if edit.key is None or not edit.dropout or not isinstance(edit.delta, deltas.LowRank):
-    return x_PI
-  inputs, first = x_PI.shape[1], 0
+    return x_JI
+  inputs, first = x_JI.shape[1], 0
   if tensor:
     first, inputs = jax.lax.axis_index(tensor) * inputs, inputs * jax.lax.axis_size(tensor)
-  kept_PI = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - edit.dropout, (inputs,)))(edit.key)
-  kept_PI = jax.lax.dynamic_slice_in_dim(kept_PI, first, x_PI.shape[1], axis=1)
-  return jnp.where(kept_PI, x_PI / (1 - edit.dropout), 0).astype(x_PI.dtype)
+  kept_JI = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - edit.dropout, (inputs,)))(edit.key)
+  kept_JI = jax.lax.dynamic_slice_in_dim(kept_JI, first, x_JI.shape[1], axis=1)
+  return jnp.where(kept_JI, x_JI / (1 - edit.dropout), 0).astype(x_JI.dtype)
 
 
 def _per_token(alpha: jax.Array, x_BTD: jax.Array) -> jax.Array:

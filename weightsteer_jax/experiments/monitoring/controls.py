@@ -62,7 +62,7 @@ def _layers(path: str, leaf: Leaf) -> int:
 
 
 def _matrices(path: str, leaf: Leaf, inputs: int) -> tuple[jax.Array, ...]:
-  """The leaf as matrices, factors ([M, I, R], [M, R, O]) or whole ([M, I, O],); a vector is a
+  """The leaf as matrices, factors ([L, I, R], [L, R, O]) or whole ([L, I, O],); a vector is a
   matrix of one row.
   """
   if isinstance(leaf, LowRank):
@@ -74,27 +74,27 @@ def _matrices(path: str, leaf: Leaf, inputs: int) -> tuple[jax.Array, ...]:
 
 
 @functools.partial(jax.jit, static_argnums=4)
-def _products(key, numbers_M, x, y, count):
-  """<control, y> of `count` controls of x, one of each matrix [count, M]; a matrix's luck goes by
+def _products(key, numbers_L, x, y, count):
+  """<control, y> of `count` controls of x, one of each matrix [count, L]; a matrix's luck goes by
   its number.
   """
 
   def one(draw):
-    keys_M = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, draw), numbers_M)
-    return jax.vmap(_product)(_shuffled(keys_M, x), y)
+    keys_L = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, draw), numbers_L)
+    return jax.vmap(_product)(_shuffled(keys_L, x), y)
 
   return jax.lax.map(one, jnp.arange(count))
 
 
-def _shuffled(keys_M, x):
+def _shuffled(keys_L, x):
   if len(x) == 1:
-    keys_M2 = jax.vmap(jax.random.split)(keys_M)
-    rows = jax.vmap(_shuffle)(keys_M2[:, 0], x[0])
-    return (jnp.swapaxes(jax.vmap(_shuffle)(keys_M2[:, 1], jnp.swapaxes(rows, 1, 2)), 1, 2),)
-  keys_M2 = jax.vmap(jax.random.split)(keys_M)
+    keys_L2 = jax.vmap(jax.random.split)(keys_L)
+    rows = jax.vmap(_shuffle)(keys_L2[:, 0], x[0])
+    return (jnp.swapaxes(jax.vmap(_shuffle)(keys_L2[:, 1], jnp.swapaxes(rows, 1, 2)), 1, 2),)
+  keys_L2 = jax.vmap(jax.random.split)(keys_L)
   return (
-    jax.vmap(_shuffle)(keys_M2[:, 0], x[0]),
-    jnp.swapaxes(jax.vmap(_shuffle)(keys_M2[:, 1], jnp.swapaxes(x[1], 1, 2)), 1, 2),
+    jax.vmap(_shuffle)(keys_L2[:, 0], x[0]),
+    jnp.swapaxes(jax.vmap(_shuffle)(keys_L2[:, 1], jnp.swapaxes(x[1], 1, 2)), 1, 2),
   )
 
 

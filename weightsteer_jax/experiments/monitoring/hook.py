@@ -62,12 +62,12 @@ def watch(
 def _angles(
   squares: Mapping[str, Mapping[str, np.ndarray]], delta: PyTree, directions: Mapping[str, PyTree]
 ) -> dict[str, jax.Array]:
-  """`squares`: {direction: {path: its squared norm in each matrix [M]}}, which are constants of the
+  """`squares`: {direction: {path: its squared norm in each matrix [L]}}, which are constants of the
   program.
   """
   update = gram.flatten(delta)
-  norms_M = {path: _sums(path, leaf, leaf) for path, leaf in update.items()}
-  length = jnp.sqrt(sum(jnp.sum(found) for found in norms_M.values()))
+  norms_L = {path: _sums(path, leaf, leaf) for path, leaf in update.items()}
+  length = jnp.sqrt(sum(jnp.sum(found) for found in norms_L.values()))
   found = {}
   for name, direction in directions.items():
     product, variance = jnp.zeros(()), jnp.zeros(())
@@ -75,7 +75,7 @@ def _angles(
       if path in update:
         product += jnp.sum(_sums(path, leaf, update[path]))
         variance += jnp.sum(
-          norms_M[path] * (squares[name][path] / controls.num_entries(path, leaf))
+          norms_L[path] * (squares[name][path] / controls.num_entries(path, leaf))
         )
     own = math.sqrt(math.fsum(float(part.sum()) for part in squares[name].values()))
     both = length * own
@@ -91,6 +91,6 @@ def _angles(
 
 
 def _sums(path: str, x: Any, y: Any) -> jax.Array:
-  """Inner products [M] of the matrices of two leaves, float32."""
+  """Inner products [L] of the matrices of two leaves, float32."""
   found = gram.terms(path, x, y)
   return jnp.sum(found, axis=tuple(range(1, found.ndim)))
