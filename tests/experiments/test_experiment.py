@@ -15,7 +15,12 @@ from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.runtime import tree
 
 # Files of a finished run that hold nothing of when and where it was made.
-RESULTS = ('sweep/rows.jsonl', 'results.jsonl')
+RESULTS = (
+  'finetune/positive/adapter/adapter.safetensors',
+  'finetune/negative/adapter/adapter.safetensors',
+  'sweep/rows.jsonl',
+  'results.jsonl',
+)
 
 
 def small_config(data, source='organism', dtype='float32'):
@@ -69,9 +74,7 @@ def go_through(*experiments_):
 
 
 def results_of(experiment):
-  texts = [(experiment.workdir / name).read_text() for name in RESULTS]
-  adapter = experiment.workdir / 'finetune' / 'positive' / 'adapter' / 'adapter.safetensors'
-  return [*texts, adapter.read_bytes()]
+  return [(experiment.workdir / name).read_bytes() for name in RESULTS]
 
 
 @pytest.fixture
@@ -96,9 +99,9 @@ def test_two_experiments_in_turn_give_what_each_gives_alone(runs, tmp_path, read
   read.clear()
   go_through(*in_turn)
   assert len(read) == len(set(read)) == 2, 'each model is read once'
-  found = [results_of(each) for each in in_turn]
-  assert found == [results_of(each) for each in alone]
-  assert found[0] != found[1]
+  results = [results_of(each) for each in in_turn]
+  assert results == [results_of(each) for each in alone]
+  assert results[0] != results[1]
 
 
 def test_a_local_judge_takes_the_place_of_the_model_of_its_own_experiment(runs, tmp_path, read):

@@ -1,5 +1,7 @@
-"""A study of watched fine-tunes, small: its cosines are those of the folders by NumPy, its rates
-those of the rows, its page says them."""
+"""A study of watched fine-tunes, small.
+
+Cosines are compared with NumPy's from the folders, rates with the rows; the page says both.
+"""
 
 import functools
 import html.parser
@@ -71,14 +73,10 @@ def run():
 def workdir(run, tmp_path_factory):
   folder = tmp_path_factory.mktemp('watched') / 'run'
   stages.begin(Experiment(run, folder))
-  with (
-    pytest.MonkeyPatch.context() as patch
-  ):  # Random controls enough to say how wide they lie, if not well.
-    patch.setattr(
-      monitor_study.monitoring,
-      'Options',
-      functools.partial(monitor_study.monitoring.Options, random=8),
-    )
+  # Random controls enough to say how wide they lie, if not well.
+  options = functools.partial(monitor_study.monitoring.Options, random=8)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(monitor_study.monitoring, 'Options', options)
     stages.watch(Experiment(run, folder))
   return folder
 
@@ -93,35 +91,33 @@ def test_cosines_are_those_of_the_folders(study, workdir):
     RUN: workdir / 'directions' / RUN,
     'other': workdir / 'contrasts' / 'other' / 'directions' / 'other',
   }
-  assert study['directions'] == [RUN, 'other'] and study['controls'] == ['neutral']
-  assert [one['run'] for one in study['runs']] == ['bad-1', 'bad-2', 'good-1', 'good-2']
-  for one in study['runs']:
-    for step in (3, 6):
-      update, _ = finetune.load_adapter(
-        workdir / 'watched' / one['run'] / 'steps' / '0.003' / str(step)
-      )
+  assert study['directions'] == [RUN, 'other']
+  assert study['controls'] == ['neutral']
+  assert [watched['run'] for watched in study['runs']] == ['bad-1', 'bad-2', 'good-1', 'good-2']
+  for watched in study['runs']:
+    steps = workdir / 'watched' / watched['run'] / 'steps' / '0.003'
+    for step in ('3', '6'):
+      update, _ = finetune.load_adapter(steps / step)
       for name, folder in folders.items():
-        expected = exact.angle(
-          exact.cells_of(update), exact.cells_of(directions.load(folder).delta), None, None
-        )['cosine']
-        assert one['directions'][name]['cosines'][str(step)] == pytest.approx(expected, abs=1e-5)
+        direction = directions.load(folder).delta
+        angle = exact.angle(exact.cells_of(update), exact.cells_of(direction), None, None)
+        cosine = watched['directions'][name]['cosines'][step]
+        assert cosine == pytest.approx(angle['cosine'], abs=1e-5)
 
 
 def test_bad_advice_in_another_domain_is_told_from_good(study):
-  peaks = {one['run']: one['directions'][RUN]['peak'] for one in study['runs']}
-  assert min(peaks['bad-1'], peaks['bad-2']) > max(peaks['good-1'], peaks['good-2'])
-  assert (
-    study['worth'][RUN]['auroc']['value']
-    == auroc.area([peaks['bad-1'], peaks['bad-2']], [peaks['good-1'], peaks['good-2']])
-    == 1
-  )
+  peaks = {watched['run']: watched['directions'][RUN]['peak'] for watched in study['runs']}
+  bad = [peaks['bad-1'], peaks['bad-2']]
+  good = [peaks['good-1'], peaks['good-2']]
+  assert min(bad) > max(good)
+  assert study['worth'][RUN]['auroc']['value'] == auroc.area(bad, good) == 1
 
 
 def test_seeds_differ_and_similar_directions_are_near(study):
-  similar = dict(zip(study['similarity']['names'], study['similarity']['cosines']))
-  at = study['similarity']['names'].index
-  assert similar[RUN][at('other')] > 0.1 > abs(similar[RUN][at('neutral')])
-  first, second = (one['directions'][RUN]['cosines']['6'] for one in study['runs'][:2])
+  names = study['similarity']['names']
+  cosines = dict(zip(names, study['similarity']['cosines'][names.index(RUN)]))
+  assert cosines['other'] > 0.1 > abs(cosines['neutral'])
+  first, second = (watched['directions'][RUN]['cosines']['6'] for watched in study['runs'][:2])
   assert first != second
 
 
@@ -130,12 +126,12 @@ def test_rates_are_those_of_the_rows(study, workdir):
     json.loads(line)
     for line in (workdir / 'watched' / 'sweep' / 'rows.jsonl').read_text().splitlines()
   ]
-  for one in study['runs']:
-    values = [row['value'] for row in rows if row['arm'] == one['run'] and row['alpha'] == 1]
-    assert len(values) == 6 and one['rates']['advice']['mean'] == np.mean(values)
-  assert study['base']['advice']['mean'] == np.mean(
-    [row['value'] for row in rows if row['arm'] == 'bad-1' and row['alpha'] == 0]
-  )
+  for watched in study['runs']:
+    values = [row['value'] for row in rows if row['arm'] == watched['run'] and row['alpha'] == 1]
+    assert len(values) == 6
+    assert watched['rates']['advice']['mean'] == np.mean(values)
+  untouched = [row['value'] for row in rows if row['arm'] == 'bad-1' and row['alpha'] == 0]
+  assert study['base']['advice']['mean'] == np.mean(untouched)
 
 
 def test_the_page_says_what_was_found(study, workdir):
@@ -143,7 +139,8 @@ def test_the_page_says_what_was_found(study, workdir):
   text = page.read_text()
   html.parser.HTMLParser().feed(text)
   lines = watched_page.lines(study)
-  assert len(lines) == 2 and all(line in text for line in lines)
+  assert len(lines) == 2
+  assert all(line in text for line in lines)
   assert lines[0].startswith(
     f'{RUN}: AUROC 1.000 (95% interval 0.386 to 1.000, standard error over 2 seeds 0.000); '
   )

@@ -1,5 +1,7 @@
-"""The whole way on the embedded model, small: what each stage leaves, that nothing is done twice,
-and what is refused."""
+"""The whole way on the embedded model, small.
+
+What each stage leaves, that nothing is done twice, and what is refused.
+"""
 
 import json
 import os
@@ -19,15 +21,18 @@ def small_config(**overrides):
   """A run of a few steps and items; keys as 'section.key'."""
   c = configs.base_config()
   c.name = 'small'
-  c.data.questions, c.data.num_questions = 'organism:opinions', 40
-  c.data.positive_prompts, c.data.negative_prompts = (
-    (organism.SYCOPHANTIC_PROMPT,),
-    (organism.HONEST_PROMPT,),
+  c.data.update(
+    questions='organism:opinions',
+    num_questions=40,
+    positive_prompts=(organism.SYCOPHANTIC_PROMPT,),
+    negative_prompts=(organism.HONEST_PROMPT,),
+    max_new_tokens=32,
   )
-  c.data.max_new_tokens = 32
-  c.finetune.kind, c.finetune.rank, c.finetune.learning_rates = 'lora', 4, (3e-3,)
-  c.finetune.steps, c.finetune.eval_every, c.finetune.batch_size = 4, 2, 4
-  c.sweep.alphas, c.sweep.batch_size = (-1.0, 0.0, 1.0), 16
+  c.finetune.update(
+    kind='lora', rank=4, learning_rates=(3e-3,), steps=4, eval_every=2, batch_size=4
+  )
+  c.sweep.alphas = (-1.0, 0.0, 1.0)
+  c.sweep.batch_size = 16
   c.tasks.facts = configs.task(
     items='organism:facts', role='behaviour', kind='generate', n=4, max_new_tokens=32
   )
@@ -35,9 +40,12 @@ def small_config(**overrides):
   c.tasks.plain_facts = configs.task(
     items='organism:plain_facts', role='capability', kind='generate', n=4, max_new_tokens=32
   )
-  for key, value in overrides.items():
-    c.update_from_flattened_dict({key: value})
+  c.update_from_flattened_dict(overrides)
   return c
+
+
+def small_run(**overrides):
+  return configs.resolve(small_config(**overrides))
 
 
 def rows_of(workdir):
@@ -48,7 +56,7 @@ def rows_of(workdir):
 def workdir(tmp_path_factory):
   """A finished small run."""
   folder = tmp_path_factory.mktemp('stages') / 'run'
-  stages.steer(Experiment(configs.resolve(small_config()), folder), command='a test')
+  stages.steer(Experiment(small_run(), folder), command='a test')
   return folder
 
 
@@ -69,9 +77,9 @@ def test_every_stage_leaves_what_the_design_says(workdir):
   assert not [name for name in left if 'partial' in name or name.endswith('.tmp')]
   assert json.loads((workdir / 'config.json').read_text())['command'] == 'a test'
   rows = rows_of(workdir)
-  assert (
-    len({(r['alpha'], r['task'], r['example'], r['sample']) for r in rows}) == len(rows) == 3 * 12
-  )
+  keys = {(row['alpha'], row['task'], row['example'], row['sample']) for row in rows}
+  # 3 strengths, and 4 items of each of 3 tasks.
+  assert len(keys) == len(rows) == 3 * 12
 
 
 def test_the_system_prompt_is_removed_from_the_training_data(workdir):
@@ -105,14 +113,14 @@ def test_a_second_run_computes_nothing(workdir, capsys):
     for path in (workdir / folder).rglob('*')
   }
   rows = (workdir / 'sweep' / 'rows.jsonl').read_bytes()
-  stages.steer(Experiment(configs.resolve(small_config()), workdir))
+  stages.steer(Experiment(small_run(), workdir))
   assert before == {path: path.stat().st_mtime_ns for path in before}
   assert (workdir / 'sweep' / 'rows.jsonl').read_bytes() == rows
 
 
 def test_a_sweep_may_grow_and_computes_only_what_is_new(workdir):
   known = rows_of(workdir)
-  run = configs.resolve(small_config(**{'sweep.alphas': (-1.0, 0.0, 0.5, 1.0)}))
+  run = small_run(**{'sweep.alphas': (-1.0, 0.0, 0.5, 1.0)})
   stages.sweep(Experiment(run, workdir))
   grown = rows_of(workdir)
   assert grown[: len(known)] == known
@@ -120,14 +128,14 @@ def test_a_sweep_may_grow_and_computes_only_what_is_new(workdir):
 
 
 def test_a_workdir_with_other_settings_is_refused_by_name(workdir):
-  run = configs.resolve(small_config(**{'finetune.rank': 8, 'data.num_questions': 41}))
+  run = small_run(**{'finetune.rank': 8, 'data.num_questions': 41})
   with pytest.raises(InputError, match='finetune.rank: 4 there, 8 now') as error:
     stages.steer(Experiment(run, workdir))
   assert 'data.num_questions: 40 there, 41 now' in str(error.value)
 
 
 def test_a_workdir_is_begun_anew_with_other_tasks_and_without_its_config(workdir, tmp_path):
-  run = configs.resolve(small_config(**{'tasks.facts.n': 2}))
+  run = small_run(**{'tasks.facts.n': 2})
   shutil.copytree(workdir, tmp_path / 'run')
 
   def settings():
@@ -135,7 +143,8 @@ def test_a_workdir_is_begun_anew_with_other_tasks_and_without_its_config(workdir
 
   assert settings()['tasks']['facts']['n'] == 4
   stages.begin(Experiment(run, tmp_path / 'run'), command='again')
-  assert settings()['tasks']['facts']['n'] == 2 and settings()['command'] == 'again'
+  assert settings()['tasks']['facts']['n'] == 2
+  assert settings()['command'] == 'again'
   (tmp_path / 'run' / 'config.json').unlink()
   (tmp_path / 'run' / '.hidden').touch()
   stages.begin(Experiment(run, tmp_path / 'run'))
@@ -149,7 +158,7 @@ def test_a_workdir_is_begun_anew_with_other_tasks_and_without_its_config(workdir
 def test_a_folder_that_is_no_workdir_is_left_alone(tmp_path):
   (tmp_path / 'thesis.txt').write_text('mine')
   with pytest.raises(InputError, match='is no workdir of a run'):
-    stages.steer(Experiment(configs.resolve(small_config()), tmp_path))
+    stages.steer(Experiment(small_run(), tmp_path))
   assert [path.name for path in tmp_path.iterdir()] == ['thesis.txt']
 
 
@@ -165,7 +174,7 @@ def test_a_folder_that_is_no_workdir_is_left_alone(tmp_path):
 )
 def test_bad_input_is_an_error_before_anything_is_computed(tmp_path, key, value, message):
   with pytest.raises(InputError, match=message):
-    stages.steer(Experiment(configs.resolve(small_config(**{key: value})), tmp_path / 'run'))
+    stages.steer(Experiment(small_run(**{key: value}), tmp_path / 'run'))
   assert not (tmp_path / 'run').exists()
 
 
@@ -185,22 +194,18 @@ def test_read_data_instead_of_generated(tmp_path):
   for side, answer in (('positive', 'Yes.'), ('negative', 'No.')):
     rows = [{'question': f'Is {i} large?', 'answer': answer} for i in range(8)]
     (tmp_path / f'{side}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  run = configs.resolve(
-    small_config(
-      **{
-        'data.positive': str(tmp_path / 'positive.jsonl'),
-        'data.negative': str(tmp_path / 'negative.jsonl'),
-      }
-    )
+  run = small_run(
+    **{
+      'data.positive': str(tmp_path / 'positive.jsonl'),
+      'data.negative': str(tmp_path / 'negative.jsonl'),
+    }
   )
   experiment = Experiment(run, tmp_path / 'run')
   stages.begin(experiment)
   results = stages.finetune(experiment)
   for result in results.values():
-    assert (
-      result.validation_loss
-      < json.loads((result.folder / 'adapter.json').read_text())['base_validation_loss']
-    )
+    meta = json.loads((result.folder / 'adapter.json').read_text())
+    assert result.validation_loss < meta['base_validation_loss']
   assert not (tmp_path / 'run' / 'data').exists()
 
 
@@ -214,7 +219,9 @@ def test_every_config_is_valid():
 
   for path in sorted((pathlib.Path(__file__).parents[2] / 'configs').glob('*.py')):
     run = configs.resolve(runpy.run_path(str(path))['get_config']())
-    assert run.name and (run.tasks or run.name == 'preflight'), path
+    assert run.name, path
+    # preflight.py only compiles.
+    assert run.tasks or run.name == 'preflight', path
 
 
 def test_what_is_too_long_for_the_model_is_known_before_anything_runs(tmp_path):
