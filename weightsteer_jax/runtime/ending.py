@@ -1,9 +1,9 @@
-"""How a run ends, and that its processes end together, with one message and one exit status.
+"""How a run ends: all processes together, with one message and one exit status.
 
-Whatever ends one process ends all of them within seconds: an exception is told to the others
-through the store; a process that was killed is missed when its heartbeat is overdue; process 0,
-which holds the store, is missed at once. A process that is alive but stuck is noticed by all that
-wait for it: nothing makes progress. Restarting is left to who started them (exit status 75).
+Whatever ends one process ends all of them within seconds. An exception is told to the others
+through the store. A killed process is missed when its heartbeat is overdue, and process 0, which
+holds the store, at once. A process that is alive but stuck is noticed because nothing makes
+progress. Restarting is left to the program that started the processes (exit status 75).
 """
 
 import ctypes
@@ -21,13 +21,13 @@ from typing import Any, NoReturn
 from weightsteer_jax.runtime import processes
 from weightsteer_jax.runtime.errors import ProcessLost, WeightSteerError
 
-LAST_SECONDS = 120.0  # for what process 0 does before the end; schedulers give that long, or less
-FAREWELL_SECONDS = (
-  5.0  # that process 0 lets the others read its last message, before the store goes with it
-)
+# For what process 0 does before the end. Schedulers kill after that long, or earlier.
+LAST_SECONDS = 120.0
+# The store goes with process 0, which gives the others so long to read the last message.
+FAREWELL_SECONDS = 5.0
 RESTART = ProcessLost.exit_code
 GONE = 'ended without a word (killed, or its machine lost): start all processes again to continue'
-# Of errors that are what another process's end looks like from here.
+# Words in errors of jax and of collectives whose cause is the end of another process.
 CONTACT_LOST = (
   'gloo',
   'nccl',
@@ -45,12 +45,17 @@ CONTACT_LOST = (
 _ending = threading.Lock()
 _leaving = threading.Event()
 _progress = time.monotonic()
-_kept: list[Any] = []  # what C code holds a pointer to
+# C code holds pointers to these, which Python does not see.
+_kept: list[Any] = []
 _last: list[Callable[[], None]] = []
 
 
 def guard(*, stall_minutes: float) -> None:
-  """Begins to watch the other processes, and this one's progress (0: not)."""
+  """Begins to watch the other processes, and the progress of this one.
+
+  Args:
+    stall_minutes: minutes without progress after which the run ends; 0 for never.
+  """
   progress()
   if stall_minutes:
     threading.Thread(target=_watch_progress, args=(stall_minutes,), daemon=True).start()
@@ -60,83 +65,93 @@ def guard(*, stall_minutes: float) -> None:
 
 
 def catch_abort() -> None:
-  """Has an abort of jax's coordination end this process with a message, and a status that a
-  scheduler understands.
+  """Turns an abort of jax's coordination into an end with a message and exit status 75.
 
-  It aborts where processes do not come together, and, in a race with `_hear`, where process 0 is
-  gone. Python's own handlers of signals never run in an abort; a handler in C does.
+  jax aborts where processes do not come together, and where process 0 is gone (in a race with
+  `_hear`).
   """
 
+  # Python's own handlers of signals never run in an abort; a handler in C does.
   @ctypes.CFUNCTYPE(None, ctypes.c_int)
-  def aborted(_):
+  def aborted(_: int) -> None:
     if _leaving.is_set():
       os._exit(0)
-    _end(
-      _main_is_gone() if processes.joined() else _failure(processes.not_together(), RESTART, [0])
-    )
+    if processes.joined():
+      _end(_main_is_gone())
+    _end(_failure(processes.not_together(), RESTART, [0]))
 
   _kept.append(aborted)
   libc = ctypes.CDLL(None)
-  libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, type(aborted)), ctypes.c_void_p
+  libc.signal.argtypes = (ctypes.c_int, type(aborted))
+  libc.signal.restype = ctypes.c_void_p
   libc.signal(signal.SIGABRT, aborted)
 
 
 def before_end(action: Callable[[], None]) -> None:
-  """Has process 0 do this where the run ends with an error, and the others wait for it; every
-  process calls it.
+  """Registers what process 0 does where the run ends with an error, while the others wait.
+
+  Every process calls this.
   """
   _last.append(action)
 
 
 def progress() -> None:
-  """Tells that the run goes on: a step was taken, a batch computed, a stage begun."""
+  """Winds the stall watchdog: a step was taken, a batch computed, a stage begun."""
   global _progress
   _progress = time.monotonic()
 
 
 def fail(error: BaseException) -> int:
-  """The exit status of this error, which is printed; with several processes, ends them all and does
-  not return.
-  """
-  message, code = str(error), getattr(error, 'exit_code', 1)
-  if isinstance(error, KeyboardInterrupt):
-    message, code = 'interrupted; what was finished is kept, the same command continues', 130
-  elif not isinstance(error, WeightSteerError):
+  """Prints an error and returns its exit status; with several processes, ends all of them."""
+  expected = True
+  if isinstance(error, WeightSteerError):
+    message = str(error)
+    code = error.exit_code
+  elif isinstance(error, KeyboardInterrupt):
+    message = 'interrupted; what was finished is kept, the same command continues'
+    # 128 + SIGINT, as shells have it.
+    code = 130
+  else:
+    expected = False
     message = f'{type(error).__name__}: {error}'
+    code = getattr(error, 'exit_code', 1)
   if processes.count() > 1 and _may_follow(error):
-    time.sleep(
-      processes.HEARTBEAT_SECONDS + FAREWELL_SECONDS
-    )  # Who went first is known by then, and ends us.
-  if not isinstance(error, (WeightSteerError, KeyboardInterrupt)):
+    # By then the process that ended first is known, and the failure told by it ends this process.
+    time.sleep(processes.HEARTBEAT_SECONDS + FAREWELL_SECONDS)
+  if not expected:
     sys.stdout.flush()
     traceback.print_exception(error)
   if processes.count() > 1:
     tell_and_end(message, code)
   done = _do_last()
-  _say(f'error: {message}')
+  _print_error(message)
   if not done:
-    os._exit(code)  # A thread that hangs would be waited for.
+    # An ordinary exit would wait for the thread that hangs.
+    os._exit(code)
   return code
 
 
 def tell_and_end(message: str, code: int, dead: Iterable[int] = ()) -> NoReturn:
-  """Ends this process with the message and the exit status, and all others too; if one was faster,
-  with its.
+  """Ends all processes with one message and exit status.
+
+  If another process has told a failure earlier, its message and exit status are used.
+
+  Args:
+    dead: processes that can no longer be spoken to.
   """
-  mine = _failure(message, code, dead)
-  if processes.count() == 1:
-    _end(mine)
-  try:
-    told = mine if processes.put('failure', mine) else processes.wait_for('failure')
-  except ProcessLost:
-    told = mine
-  _end(told)
+  failure = _failure(message, code, dead)
+  if processes.count() > 1:
+    try:
+      if not processes.put('failure', failure):
+        failure = processes.wait_for('failure')
+    except ProcessLost:
+      # The store is gone, and with it every other message.
+      pass
+  _end(failure)
 
 
 def leave(code: int = 0) -> None:
-  """Ends this process, whose work is done, once all others have done theirs; returns where it is
-  the only one.
-  """
+  """Ends this process when all processes have done their work; returns if there is only one."""
   if processes.count() > 1:
     processes.barrier('leave')
     _leaving.set()
@@ -145,7 +160,7 @@ def leave(code: int = 0) -> None:
 
 
 def _failure(message: str, code: int, dead: Iterable[int] = ()) -> dict[str, Any]:
-  """A failure as it is told: by whom, and which processes can no longer be spoken to."""
+  """A failure as JSON values for the store."""
   return {
     'process': processes.index(),
     'host': socket.gethostname(),
@@ -156,51 +171,57 @@ def _failure(message: str, code: int, dead: Iterable[int] = ()) -> dict[str, Any
 
 
 def _end(failure: Mapping[str, Any]) -> NoReturn:
-  with _ending:  # Held until the end: the first thread to come here speaks for all.
-    known = failure['process'] == processes.index() or failure['dead']
-    who = '' if known else f'{processes.name(failure["process"])} on {failure["host"]}: '
-    _say(f'error: {who}{failure["message"]}')
+  # The lock is never released: the first thread to come here speaks for the process.
+  with _ending:
+    teller = ''
+    if failure['process'] != processes.index() and not failure['dead']:
+      teller = f'{processes.name(failure["process"])} on {failure["host"]}: '
+    _print_error(teller + failure['message'])
     _depart(failure['code'], set(failure['dead']))
 
 
-def _say(line: str) -> None:
+def _print_error(message: str) -> None:
   sys.stdout.flush()
-  print(line, file=sys.stderr, flush=True)
+  print(f'error: {message}', file=sys.stderr, flush=True)
 
 
 def _depart(code: int, dead: set[int]) -> NoReturn:
-  """Exits at once: threads and atexit handlers may wait for processes that are gone. Process 0 goes
-  last.
-  """
+  """Exits without waiting for threads or atexit handlers; process 0 goes last."""
   sys.stdout.flush()
   sys.stderr.flush()
-  others = set(range(1, processes.count())) - dead
-
-  def farewell():
-    if processes.is_main():
-      if processes.count() > 1:
-        processes.put('last', code)
-      for other in others:
-        processes.wait_for(f'farewell/{other}')
-      time.sleep(0.2)
-    else:
-      if _last:  # Schedulers end a job when one of its processes has ended.
-        processes.wait_for('last')
-      processes.put(f'farewell/{processes.index()}', code)
-
+  seconds = FAREWELL_SECONDS
   if processes.is_main():
     _do_last()
+  elif _last:
+    seconds += LAST_SECONDS
   if 0 not in dead:
-    thread = threading.Thread(target=farewell, daemon=True)
+    thread = threading.Thread(target=_say_farewell, args=(code, dead), daemon=True)
     thread.start()
-    thread.join(FAREWELL_SECONDS + (LAST_SECONDS if _last and not processes.is_main() else 0))
+    thread.join(seconds)
+  # Threads and atexit handlers may wait for processes that are gone.
   os._exit(code)
 
 
-def _do_last() -> bool:
-  """Whether what is to be done before the end was done in time."""
+def _say_farewell(code: int, dead: set[int]) -> None:
+  """Waits, through the store, until process 0 may go after all others."""
+  if not processes.is_main():
+    if _last:
+      # Schedulers end a job when the first process of the job has ended.
+      processes.wait_for('last')
+    processes.put(f'farewell/{processes.index()}', code)
+    return
+  if processes.count() > 1:
+    processes.put('last', code)
+  for other in set(range(1, processes.count())) - dead:
+    processes.wait_for(f'farewell/{other}')
+  # The others read the store a last time, and exit.
+  time.sleep(0.2)
 
-  def act():
+
+def _do_last() -> bool:
+  """Whether what is registered with `before_end` was done in time."""
+
+  def act() -> None:
     for action in _last:
       action()
 
@@ -231,11 +252,13 @@ def _count_heads() -> None:
     try:
       dead = everyone - processes.alive()
     except ProcessLost:
-      return  # `_hear` says it.
+      # `_hear` notices as well, and ends this process.
+      return
     if _leaving.is_set():
       return
     if dead:
-      tell_and_end(f'{", ".join(map(processes.name, sorted(dead)))} {GONE}', RESTART, dead)
+      names = ', '.join(processes.name(process) for process in sorted(dead))
+      tell_and_end(f'{names} {GONE}', RESTART, dead)
     time.sleep(1)
 
 
@@ -244,7 +267,7 @@ def _main_is_gone() -> dict[str, Any]:
 
 
 def _may_follow(error: BaseException) -> bool:
-  """Whether this is how the end of another process looks from here."""
+  """Whether the end of another process may be the cause of an error here."""
   if isinstance(error, ProcessLost):
     return True
   text = str(error).lower()
@@ -252,8 +275,9 @@ def _may_follow(error: BaseException) -> bool:
 
 
 def _watch_progress(minutes: float) -> None:
-  while (idle := time.monotonic() - _progress) < 60 * minutes:
-    time.sleep(min(60 * minutes - idle, 5.0))
+  limit = 60 * minutes
+  while (idle := time.monotonic() - _progress) < limit:
+    time.sleep(min(limit - idle, 5.0))
   sys.stdout.flush()
   print(
     f'no progress for {minutes:g} minutes; what each thread of '
@@ -266,5 +290,6 @@ def _watch_progress(minutes: float) -> None:
     'stacks of each process are in its output. Start again to continue'
   )
   if processes.count() > 1:
-    time.sleep(FAREWELL_SECONDS)  # The others, who wait for one, print their stacks too.
+    # The others, which wait for the stuck one, have time to print their stacks too.
+    time.sleep(FAREWELL_SECONDS)
   tell_and_end(message, RESTART)

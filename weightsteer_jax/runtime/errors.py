@@ -1,8 +1,18 @@
-"""The errors a user can meet, each with the exit status a launcher or a scheduler acts on."""
+"""The errors a user can meet, each with the exit status a launcher or a scheduler acts on.
+
+All deliberate errors of the package are here: with several processes, an error of the main process
+is raised on the others too, and they find its class by name (see `processes.on_main`).
+
+The exit statuses are those of sysexits.h (BSD), so that schedulers which know them act rightly.
+"""
 
 
 class WeightSteerError(Exception):
-  """Base of every deliberate error; `exit_code` is what a launcher exits with."""
+  """Base of every deliberate error.
+
+  Attributes:
+    exit_code: the status that a launcher exits with.
+  """
 
   exit_code = 1
 
@@ -18,9 +28,7 @@ class Conflict(InputError):
 
 
 class EndpointError(WeightSteerError):
-  """A service that is asked over the network does not answer any more: start again later to
-  continue.
-  """
+  """A service on the network no longer answers: start again later to continue."""
 
   exit_code = 69
 
@@ -38,9 +46,7 @@ class CorruptError(WeightSteerError):
 
 
 class OutputError(WeightSteerError):
-  """Output could not be written whole (a full disk, no permission): nothing half-written was
-  left.
-  """
+  """Output could not be written whole (a full disk, no permission); no half was left behind."""
 
   exit_code = 74
 
@@ -52,6 +58,6 @@ class Preempted(WeightSteerError):
 
 
 class ProcessLost(WeightSteerError):
-  """Another process of the run is gone or was never there: start all of them again to continue."""
+  """Another process of the run is gone or never came: start all of them again to continue."""
 
   exit_code = 75

@@ -1,15 +1,19 @@
 """Being asked to stop: SIGTERM from a scheduler, SIGINT from a keyboard.
 
-With several processes the one that is asked tells the others, and all stop at the same boundary:
-each says how many it has passed, and the next one after the largest number is where they stop. The
-saying is done by a thread while the main thread is held at its next boundary, so that none is
-waited for that waits itself for the others' devices.
+The boundaries of a run are its moments between two steps. With several processes, the process that
+gets the signal tells the others, and all stop at the same boundary: each says how many boundaries
+it has passed, and all stop at the one after the largest number. A thread does the saying while it
+holds the main thread at the next boundary, so that no process is waited for that itself waits for
+the devices of another.
 """
 
 import contextlib
+import functools
 import signal
 import threading
+import types
 from collections.abc import Iterator
+from typing import Any
 
 from weightsteer_jax.runtime import ending, processes
 from weightsteer_jax.runtime.errors import Preempted
@@ -18,14 +22,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-  """Whether the run is to stop, asked between two steps; a step is whatever is finished or has to
-  be done again.
+  """Whether the run is to stop, asked between two steps.
+
+  A step is the smallest piece of work that is either finished or done again.
 
   Attributes:
-    name: the signal that stopped the run, with where it came if it was another process; '' so far.
+    name: the signal that stopped the run, '' before that. With several processes the name says
+      which process got the signal.
   """
 
   def __init__(self, agreement: '_Agreement | None'):
+    """`agreement` is between several processes, None for one."""
     self.name = ''
     self._asked = ''
     self._agreement = agreement
@@ -38,32 +45,41 @@ class Stop:
 
   def reached(self) -> bool:
     """Whether to stop here; every process passes the same boundaries in the same order."""
-    self.name = self._agreement.pass_boundary() if self._agreement else self._asked
+    if self._agreement:
+      self.name = self._agreement.pass_boundary()
+    else:
+      self.name = self._asked
     return bool(self.name)
 
   def end(self) -> None:
     """Fills in the name if a signal has come since the last boundary."""
-    self.name = self.name or (self._agreement.asked() if self._agreement else self._asked)
+    if self.name:
+      return
+    self.name = self._agreement.asked() if self._agreement else self._asked
 
 
 @contextlib.contextmanager
 def watch() -> Iterator[Stop]:
-  """Within the block a signal to stop is only noted, for the work to act on at its next boundary.
+  """A block in which a signal to stop is noted, for the work to act on at its next boundary.
 
-  A second SIGINT acts as it would outside; a second SIGTERM does not, since schedulers send
-  several. Only the main thread can watch; elsewhere nothing is ever noted. After the block, `name`
-  tells of a signal that came after the last boundary, too.
+  A second SIGINT acts as outside the block. A second SIGTERM does not, since schedulers send
+  several. Only the main thread notes signals. After the block, the stop's `name` also tells of a
+  signal that came after the last boundary.
   """
   agreement = _agreement() if processes.count() > 1 else None
-  stop, previous = Stop(agreement), {}
+  stop = Stop(agreement)
+  previous: dict[signal.Signals, Any] = {}
 
-  def note(number, frame):
-    if number == signal.SIGINT:
-      signal.signal(number, previous[number])
-    stop.note(signal.Signals(number).name)
+  def note(number: int, frame: types.FrameType | None) -> None:
+    received = signal.Signals(number)
+    if received == signal.SIGINT:
+      signal.signal(received, previous[received])
+    stop.note(received.name)
 
+  # Python lets no other thread set handlers.
   if threading.current_thread() is threading.main_thread():
-    previous.update({number: signal.signal(number, note) for number in SIGNALS})
+    for watched in SIGNALS:
+      previous[watched] = signal.signal(watched, note)
   if agreement:
     agreement.enter()
   try:
@@ -72,16 +88,17 @@ def watch() -> Iterator[Stop]:
   finally:
     if agreement:
       agreement.leave()
-    for number, handler in previous.items():
-      signal.signal(number, handler)
+    for watched, handler in previous.items():
+      signal.signal(watched, handler)
 
 
 class _Agreement:
-  """The boundary at which all processes stop. One to a process; it counts boundaries over all
-  blocks.
+  """The boundary at which all processes stop.
+
+  A process has one agreement, which counts the boundaries of all its `watch` blocks.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._lock = threading.Lock()
     self._passed = 0
     self._within = False
@@ -112,9 +129,8 @@ class _Agreement:
   def _settle(self) -> None:
     try:
       request = processes.wait_for('stop')
-      with (
-        self._lock
-      ):  # Holds the main thread at its next boundary until all have told where theirs is.
+      # The lock holds the main thread at its next boundary until all have told where theirs is.
+      with self._lock:
         self._asked = f'{request["name"]} (to {processes.name(request["process"])})'
         processes.put(f'passed/{processes.index()}', self._passed if self._within else None)
         passed = [processes.wait_for(f'passed/{process}') for process in range(processes.count())]
@@ -122,17 +138,15 @@ class _Agreement:
           self._target = max(passed) + 1
           return
     except processes.ProcessLost:
-      return  # The end of a process is acted on elsewhere.
+      # ending.py acts on the end of a process.
+      return
+    # A process was outside every block, and may be for long: one of the processes ends all.
     if request['process'] == processes.index():
       ending.tell_and_end(
         f'{request["name"]} came between two stages: start again to continue', Preempted.exit_code
       )
 
 
-_agreements: list[_Agreement] = []
-
-
+@functools.cache
 def _agreement() -> _Agreement:
-  if not _agreements:
-    _agreements.append(_Agreement())
-  return _agreements[0]
+  return _Agreement()

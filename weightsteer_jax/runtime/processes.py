@@ -1,9 +1,10 @@
-"""Several processes, one run: how they join, speak and agree (how they end together: ending.py).
+"""Several processes, one run: how processes join, speak and agree (how they end: ending.py).
 
-Every process runs the same program over the same shared workdir, and the devices of all of them
-form one mesh. Process 0 is the main one: it alone writes files (but for orbax's, which all write),
-and it holds the store of short messages that jax's own coordination runs on. What is said here goes
-through that store, never through devices, so that it can be said while devices are busy or lost.
+Every process runs the same program over the same shared workdir, and the devices of all processes
+form one mesh. Process 0 is the main one. It alone writes files (except orbax's, which all processes
+write), and it holds the store of short messages that jax's own coordination runs on. All messages
+here go through that store and never through devices, so that processes can speak while devices are
+busy or lost.
 """
 
 import json
@@ -16,10 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax._src import (
-  clusters,
-  distributed,
-)  # The store, and the clusters that jax detects, have no public name.
+
+# The store, and the clusters that jax detects, have no public name.
+from jax._src import clusters, distributed
 from jax.experimental import multihost_utils
 
 from weightsteer_jax.runtime import errors
@@ -29,18 +29,20 @@ from weightsteer_jax.runtime.messages import first_line
 PyTree = Any
 
 MODES = ('auto', 'on', 'off')
-# A process that was not heard of for so long is dead; the heart beats in a thread of jax's own,
+# A process that sent no heartbeat for so long is dead. Hearts beat in a thread of jax's own,
 # whatever Python does.
 HEARTBEAT_SECONDS = 10
 JOIN_SECONDS = 300
+# jax's store takes no infinite timeout; this is four months.
 FOREVER_MS = 10**10
-SEEN_SECONDS = (
-  30.0  # within which others must see a new file: network file systems look again only now and then
-)
+# Network file systems look for new files only now and then.
+SEEN_SECONDS = 30.0
+# Our part of the store, which jax writes to as well.
+_PREFIX = 'weightsteer/'
 
-_used: dict[
-  str, int
-] = {}  # messages so far, by kind: all processes say the same kinds in the same order
+# Messages so far, by kind. All processes say the same kinds in the same order, so that the numbers
+# agree.
+_used: dict[str, int] = {}
 _thread = threading.local()
 _joined = False
 
@@ -56,22 +58,24 @@ def join(
   """Joins the other processes of the run; to be called before any device is used.
 
   Args:
-    mode: 'on'; 'off'; or 'auto', which joins where a cluster of several processes (TPU pod, Slurm,
-      Open MPI, Kubernetes) is detected, or where the other arguments tell of one.
-    coordinator: host:port of process 0. It and the next two are needed where no cluster is
-      detected.
+    mode: 'on', 'off' or 'auto'. 'auto' joins where a cluster of several processes (TPU pod, Slurm,
+      Open MPI, Kubernetes) is detected, or where the other arguments describe a cluster.
+    coordinator: HOST:PORT of process 0, needed where no cluster is detected.
+    num_processes: processes of the run, needed where no cluster is detected.
+    process_id: number of this process, needed where no cluster is detected.
     timeout: seconds to wait for the others.
 
   Raises:
-    InputError: arguments that do not go together, or no cluster where there must be one.
-      ProcessLost: the others were not there in time.
+    InputError: if the arguments do not go together, or a cluster is needed and none is detected.
+    ProcessLost: if the others were not there in time.
   """
-  if (
-    place(mode, coordinator=coordinator, num_processes=num_processes, process_id=process_id)[1] == 1
-  ):
+  _, total = place(
+    mode, coordinator=coordinator, num_processes=num_processes, process_id=process_id
+  )
+  if total == 1:
     return
-  # We end the others when one fails, and act on SIGTERM, each with its own exit status; jax would
-  # abort.
+  # ending.py ends the others after a failure, and preemption.py acts on SIGTERM, each with an exit
+  # status of its own. jax would abort instead.
   jax.config.update('jax_enable_recoverability', True)
   jax.config.update('jax_enable_preemption_service', False)
   try:
@@ -95,8 +99,9 @@ def joined() -> bool:
 
 
 def not_together() -> str:
-  """What to say where they do not (where they do not even connect, jax aborts: see
-  lifeline.catch_abort).
+  """The words of an error where the processes have not come together.
+
+  Where they do not even connect, jax aborts (see `ending.catch_abort`).
   """
   where = distributed.global_state.coordinator_address
   return (
@@ -113,26 +118,30 @@ def place(
   num_processes: int | None = None,
   process_id: int | None = None,
 ) -> tuple[int, int]:
-  """(this process's number, processes of the run), by the arguments of `join` or the cluster;
-  without joining.
+  """(this process's number, processes of the run), without joining (arguments as of `join`).
 
   Raises:
-    InputError: arguments that do not go together, or no cluster where there must be one.
+    InputError: if the arguments do not go together, or a cluster is needed and none is detected.
   """
-  told = (coordinator or None, num_processes, process_id)
   _check(mode, coordinator, num_processes, process_id)
   if mode == 'off':
     return 0, 1
-  number, total = (process_id, num_processes) if None not in told else _detected()
-  if total is None and (mode == 'on' or told != (None, None, None)) and num_processes != 1:
-    raise InputError(
-      'no cluster was detected: give all of --coordinator=HOST:PORT, --num_processes=N and '
-      '--process_id=I'
-    )
-  number, total = (
-    number if process_id is None else process_id,
-    total if num_processes is None else num_processes,
-  )
+  arguments = (coordinator or None, num_processes, process_id)
+  number: int | None = None
+  total: int | None = None
+  if None in arguments:
+    number, total = _detected()
+    needed = mode == 'on' or arguments != (None, None, None)
+    if total is None and needed and num_processes != 1:
+      raise InputError(
+        'no cluster was detected: give all of --coordinator=HOST:PORT, --num_processes=N and '
+        '--process_id=I'
+      )
+  # A flag comes before what was detected.
+  if process_id is not None:
+    number = process_id
+  if num_processes is not None:
+    total = num_processes
   return number or 0, total or 1
 
 
@@ -142,7 +151,7 @@ def index() -> int:
 
 
 def count() -> int:
-  """Processes of the run; 1 within `on_main`."""
+  """The number of processes of the run; 1 within `on_main`."""
   return 1 if getattr(_thread, 'alone', False) else distributed.global_state.num_processes
 
 
@@ -152,7 +161,7 @@ def is_main() -> bool:
 
 
 def name(process: int) -> str:
-  """As in 'process 1 of 4'."""
+  """What a process is called, as in 'process 1 of 4'."""
   return f'process {process} of {distributed.global_state.num_processes}'
 
 
@@ -160,7 +169,7 @@ def barrier(label: str) -> None:
   """Waits until all processes are here.
 
   Raises:
-    ProcessLost: one of them is gone.
+    ProcessLost: if a process is gone.
   """
   if count() > 1:
     key = _next_key(f'barrier/{label}')
@@ -178,7 +187,7 @@ def broadcast(value: Any = None) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-  """The JSON values that all processes gave, by process number."""
+  """The JSON values of all processes, by process number."""
   if count() == 1:
     return [value]
   key = _next_key('gather')
@@ -187,32 +196,27 @@ def gather(value: Any) -> list[Any]:
 
 
 def agree(value: Any, *, what: str) -> None:
-  """Nothing, if all processes hold the same JSON value.
+  """Raises InputError, on every process, if the processes hold different JSON values.
 
-  Raises:
-    InputError: on every process; says which ones differ from process 0, and in what.
+  The error says which processes differ from process 0, and in what.
   """
-  told = gather([socket.gethostname(), value])
-  expected = told[0][1]
-  lines = [
-    f'  {name(process)} on {host}: {_difference(expected, got)}'
-    for process, (host, got) in enumerate(told)
-    if got != expected
-  ]
-  if lines:
-    raise InputError(
-      '\n'.join(
-        [f'{what} must be the same on every process, but differs from process 0 on:', *lines]
-      )
-    )
+  reports = gather([socket.gethostname(), value])
+  expected = reports[0][1]
+  differing = []
+  for process, (host, got) in enumerate(reports):
+    if got != expected:
+      differing.append(f'  {name(process)} on {host}: {_difference(expected, got)}')
+  if differing:
+    first = f'{what} must be the same on every process, but differs from process 0 on:'
+    raise InputError('\n'.join([first, *differing]))
 
 
 def share(folder: pathlib.Path, *, what: str) -> None:
-  """Nothing, if all processes see the same folder: one that process 0 makes, if it is missing, and
-  writes a file to.
+  """Checks that all processes see one folder, which process 0 makes if it is missing.
 
   Raises:
-    InputError: on every process; says which ones do not see it. OutputError: it cannot be written.
+    InputError: on every process, if a process does not see what process 0 writes there.
+    OutputError: if the folder cannot be written.
   """
   if count() == 1:
     return
@@ -223,9 +227,17 @@ def share(folder: pathlib.Path, *, what: str) -> None:
     seen = True
   except InputError:
     seen = False
-  told = gather([socket.gethostname(), seen])
-  missing = [f'{name(process)} on {host}' for process, (host, sees) in enumerate(told) if not sees]
-  on_main(lambda: _remove_marker(marker, made))
+  missing = []
+  for process, (host, sees) in enumerate(gather([socket.gethostname(), seen])):
+    if not sees:
+      missing.append(f'{name(process)} on {host}')
+
+  def remove_marker() -> None:
+    marker.unlink(missing_ok=True)
+    if made:
+      marker.parent.rmdir()
+
+  on_main(remove_marker)
   if missing:
     raise InputError(
       f'{what} {folder.absolute()} is not shared: {", ".join(missing)} cannot see what process 0 '
@@ -234,14 +246,16 @@ def share(folder: pathlib.Path, *, what: str) -> None:
 
 
 def see(path: pathlib.Path, size: int | None = None) -> None:
-  """Waits until this process sees what process 0 wrote there (of that size, if given), as it may
-  lag on a network.
+  """Waits until this process sees a file that process 0 wrote; file systems of a network lag.
+
+  Args:
+    size: bytes that the file must have to count as seen, None for any.
 
   Raises:
-    InputError: it does not come.
+    InputError: if the file does not come within SEEN_SECONDS.
   """
   deadline = time.monotonic() + SEEN_SECONDS
-  while count() > 1 and not _is_seen(path, size):
+  while count() > 1 and not (path.exists() and size in (None, path.stat().st_size)):
     if time.monotonic() > deadline:
       raise InputError(
         f'{path} was written by process 0, but is not seen as such on {socket.gethostname()}: the '
@@ -251,11 +265,12 @@ def see(path: pathlib.Path, size: int | None = None) -> None:
 
 
 def on_main(action: Callable[[], Any]) -> Any:
-  """The JSON value of the action, which process 0 alone runs, as if there were no others; they wait
-  for it.
+  """The JSON value of an action that process 0 alone runs, while the others wait for the value.
+
+  The action runs as if there were one process: barriers and messages within it do nothing.
 
   Raises:
-    WeightSteerError: what the action raised, on every process.
+    WeightSteerError: on every process, if the action raised it on process 0.
   """
   if count() == 1:
     return action()
@@ -280,7 +295,8 @@ def on_main(action: Callable[[], Any]) -> Any:
 def fetch(tree: PyTree) -> PyTree:
   """The arrays as NumPy's on every process, wherever their parts lie."""
 
-  def whole(x):
+  def whole(x: Any) -> Any:
+    # Only arrays that no process holds whole need the devices to exchange anything.
     if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
       return multihost_utils.process_allgather(x, tiled=True)
     return jax.device_get(x)
@@ -289,9 +305,7 @@ def fetch(tree: PyTree) -> PyTree:
 
 
 def put(key: str, value: Any) -> bool:
-  """Whether the JSON value is in the store now, for all to see under the key: not if the key was
-  there already.
-  """
+  """Puts a JSON value into the store under a key; False if the key was there already."""
   try:
     _ask(lambda client: client.key_value_set(_PREFIX + key, json.dumps(value)))
     return True
@@ -303,29 +317,28 @@ def wait_for(key: str) -> Any:
   """The JSON value under the key of the store, as soon as some process has put it there.
 
   Raises:
-    ProcessLost: process 0, which holds the store, is gone.
+    ProcessLost: if process 0, which holds the store, is gone.
   """
   return json.loads(_ask(lambda client: client.blocking_key_value_get(_PREFIX + key, FOREVER_MS)))
 
 
 def alive() -> set[int]:
-  """The processes that are alive, once all that are have asked. A dead one counts until its
-  heartbeat is overdue.
+  """The processes that are alive, once all of them have asked.
+
+  A dead process counts as alive until its heartbeat is overdue.
 
   Raises:
-    ProcessLost: process 0 is gone.
+    ProcessLost: if process 0 is gone.
   """
   everyone = list(range(distributed.global_state.num_processes))
   return set(_ask(lambda client: client.get_live_nodes(everyone)))
-
-
-_PREFIX = 'weightsteer/'
 
 
 def _ask(request: Callable[[Any], Any]) -> Any:
   try:
     return request(distributed.global_state.client)
   except RuntimeError as error:
+    # jax's client has one class of error for all that can happen.
     if 'ALREADY_EXISTS' in str(error):
       raise KeyError(str(error)) from error
     raise ProcessLost(f'another process of the run is gone: {first_line(error)}') from error
@@ -359,9 +372,8 @@ def _check(mode: str, coordinator: str, num_processes: int | None, process_id: i
 
 
 def _detected() -> tuple[int | None, int | None]:
-  """(this process's number, processes) of the cluster that jax detects; (None, None) without
-  one.
-  """
+  """(this process's number, processes) of the cluster that jax detects, or (None, None)."""
+  # As jax.distributed.initialize finds it: the first environment that is there.
   for cluster in clusters.ClusterEnv._cluster_types:
     if not cluster.opt_in_only_method and cluster.is_env_present():
       return int(cluster.get_process_id()), int(cluster.get_process_count())
@@ -369,13 +381,17 @@ def _detected() -> tuple[int | None, int | None]:
 
 
 def _difference(expected: Any, got: Any) -> str:
-  if isinstance(expected, dict) and isinstance(got, dict):
-    keys = [key for key in {**expected, **got} if expected.get(key) != got.get(key)]
-    return '; '.join(f'{key} is {got.get(key)!r}, not {expected.get(key)!r}' for key in keys)
-  return f'{got!r}, not {expected!r}'
+  if not isinstance(expected, dict) or not isinstance(got, dict):
+    return f'{got!r}, not {expected!r}'
+  parts = []
+  for key in {**expected, **got}:
+    if expected.get(key) != got.get(key):
+      parts.append(f'{key} is {got.get(key)!r}, not {expected.get(key)!r}')
+  return '; '.join(parts)
 
 
 def _make_marker(marker: pathlib.Path) -> bool:
+  """Whether the folder of the marker had to be made."""
   made = not marker.parent.exists()
   try:
     marker.parent.mkdir(parents=True, exist_ok=True)
@@ -385,13 +401,3 @@ def _make_marker(marker: pathlib.Path) -> bool:
       f'{marker.parent} cannot be written: {error.strerror or error}'
     ) from error
   return made
-
-
-def _remove_marker(marker: pathlib.Path, made: bool) -> None:
-  marker.unlink(missing_ok=True)
-  if made:
-    marker.parent.rmdir()
-
-
-def _is_seen(path: pathlib.Path, size: int | None = None) -> bool:
-  return path.exists() and size in (None, path.stat().st_size)

@@ -1,7 +1,7 @@
 """Progress as a person sees it: lines of a stage, and bars.
 
-A line winds the stall watchdog (see ending.py), since whoever says something goes on. A bar does not:
-most bars move in loops that wind it themselves.
+A line winds the stall watchdog (see ending.py). A bar does not: the loops in which bars move wind
+the watchdog themselves.
 """
 
 import sys
@@ -10,7 +10,7 @@ import tqdm
 
 from weightsteer_jax.runtime import ending, processes
 
-# A terminal is redrawn at once; a log file, which keeps every state of a bar, gets one now and then.
+# A terminal is redrawn at once. A log file keeps every state of a bar and gets one now and then.
 REDRAW_SECONDS = 0.1
 LOG_SECONDS = 10.0
 

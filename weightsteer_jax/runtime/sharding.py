@@ -6,11 +6,12 @@ An array's axes are named by the letters of models/decoder.py; the tables below 
 a letter is cut over. A letter in neither table is whole on every device.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,11 +26,10 @@ PyTree = Any
 
 AXES = ('data', 'fsdp', 'tensor')
 
-# The whole policy.                                    q kernel D N H, o kernel N H D, gate D F,
-# down F D, embedding V D
+# The whole policy. Weights: q kernel D N H, o kernel N H D, gate D F, down F D, embedding V D.
 WEIGHTS = {'D': ('fsdp',), 'N': ('tensor',), 'K': ('tensor',), 'F': ('tensor',), 'V': ('tensor',)}
-#                                                      hidden B T D, queries B T N H, cache L B K S
-# H, logits B T V
+# Activations: hidden B T D, queries B T N H, cache L B K S H, logits B T V. The width D is whole,
+# so that norms and residual sums need no communication.
 ACTIVATIONS = {
   'B': ('data', 'fsdp'),
   'N': ('tensor',),
@@ -37,6 +37,7 @@ ACTIVATIONS = {
   'F': ('tensor',),
   'V': ('tensor',),
 }
+# How errors call the axes.
 MEANING = {
   'D': 'the width',
   'N': 'query heads',
@@ -45,6 +46,7 @@ MEANING = {
   'V': 'the vocabulary',
   'B': 'rows of the batch',
 }
+# What to do with an axis that does not divide: refuse it, or leave it whole on every device.
 INDIVISIBLE = ('error', 'replicate')
 
 
@@ -54,12 +56,11 @@ class Layout:
 
   Attributes:
     mesh: with the axes AXES.
-    fsdp: whether weights are cut along `fsdp` too; otherwise along `tensor` alone, whole along the
-      other axes.
-    indivisible: what to do with an axis that its mesh axes do not divide: 'error' or 'replicate'.
+    fsdp: whether weights are cut along `fsdp` as well as `tensor`, and gathered as they are used.
+    indivisible: 'error' or 'replicate', for an axis whose size the mesh axes do not divide.
   """
 
-  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+  mesh: jax.sharding.Mesh
   fsdp: bool = True
   indivisible: str = 'error'
 
@@ -67,8 +68,8 @@ class Layout:
     """The sharding of a parameter, or of a change of one, with these axes.
 
     Raises:
-      InputError: an axis does not divide (see `indivisible`), or there are more or fewer axes than
-        letters.
+      InputError: if an axis does not divide (see `indivisible`), or the array has more or fewer
+        axes than there are letters.
     """
     table = {letter: on for letter, on in WEIGHTS.items() if self.fsdp or on != ('fsdp',)}
     return self._sharding(axes, shape, table, name)
@@ -79,65 +80,69 @@ class Layout:
     """The sharding of a batch, a cache or an activation with these axes (errors as `weights`)."""
     return self._sharding(axes, shape, ACTIVATIONS, name)
 
-  def context(self) -> Any:
-    """The mesh as the context in which the model's functions are to be called (see `constrain`)."""
+  def context(self) -> contextlib.AbstractContextManager[Any]:
+    """The context in which the model's functions are called, so that `constrain` sees the mesh."""
     return jax.set_mesh(self.mesh)
 
   def put_batch(self, batch: PyTree, axes: str = 'BT') -> PyTree:
-    """The arrays of a batch on the devices, each with the first of these axes that it has; the
-    others are whole.
+    """The arrays of a batch, placed on the devices.
+
+    Args:
+      axes: the letters of an array's first axes. An array of fewer axes uses the first letters, and
+        further axes of an array are whole.
 
     Raises:
-      InputError: the rows do not divide.
+      InputError: if the rows do not divide.
     """
-
-    def place(path, x):
-      return put(
-        x, self.activations(axes[: np.ndim(x)].ljust(np.ndim(x), '_'), np.shape(x), name=path)
-      )
-
-    placed = {path: place(path, x) for path, x in tree.flatten(batch).items()}
-    return jax.tree.unflatten(jax.tree.structure(batch), placed.values())
+    arrays = []
+    for path, x in tree.flatten(batch).items():
+      rank = np.ndim(x)
+      # '_' is in no table.
+      letters = axes[:rank].ljust(rank, '_')
+      arrays.append(put(x, self.activations(letters, np.shape(x), name=path)))
+    return jax.tree.unflatten(jax.tree.structure(batch), arrays)
 
   @property
   def replicated(self) -> jax.sharding.NamedSharding:
-    """Whole on every device."""
+    """The sharding of an array that is whole on every device."""
     return jax.sharding.NamedSharding(self.mesh, jax.P())
 
   @property
   def rows(self) -> int:
-    """Shards that the rows of a batch are cut into; a batch has a multiple of it."""
+    """Shards that the rows of a batch are cut into; the number of rows is a multiple of them."""
     return math.prod(self.mesh.shape[axis] for axis in ACTIVATIONS['B'])
 
-  def _sharding(self, axes, shape, table, name) -> jax.sharding.NamedSharding:
+  def _sharding(
+    self, axes: str, shape: tuple[int, ...], table: Mapping[str, tuple[str, ...]], name: str
+  ) -> jax.sharding.NamedSharding:
     if len(axes) != len(shape):
       raise InputError(f"'{name}' has shape {shape}, but axes {axes}: they must be as many")
-    parts = []
+    parts: list[tuple[str, ...] | None] = []
     for letter, size in zip(axes, shape):
-      on = table.get(letter, ())
-      shards = math.prod(self.mesh.shape[axis] for axis in on)
-      if size % shards and self.indivisible == 'error':
-        raise InputError(_indivisible(name, axes, shape, letter, size, on, shards))
-      parts.append(None if size % shards or shards == 1 else on if len(on) > 1 else on[0])
+      mesh_axes = table.get(letter, ())
+      shards = math.prod(self.mesh.shape[axis] for axis in mesh_axes)
+      divides = size % shards == 0
+      if not divides and self.indivisible == 'error':
+        product = ' x '.join(mesh_axes)
+        fitting = ', '.join(str(n) for n in range(1, shards) if size % n == 0)
+        raise InputError(
+          f"'{name}' of shape {shape} (axes {axes}): {MEANING.get(letter, letter)} ({letter} = "
+          f'{size}) cannot be cut over {product} = {shards}. Take {product} of {fitting}, as in '
+          '--config.mesh.shape=data:1,fsdp:1,tensor:1, or keep such axes whole with '
+          '--config.mesh.indivisible=replicate'
+        )
+      parts.append(mesh_axes if divides and shards > 1 else None)
     return jax.sharding.NamedSharding(self.mesh, jax.P(*parts))
 
 
-def _indivisible(name, axes, shape, letter, size, on, shards) -> str:
-  fitting = [str(n) for n in range(1, shards) if size % n == 0]
-  return (
-    f"'{name}' of shape {shape} (axes {axes}): {MEANING.get(letter, letter)} ({letter} = {size}) "
-    f"cannot be cut over {' x '.join(on)} = {shards}. Take {' x '.join(on)} of "
-    f"{', '.join(fitting)}, as in --config.mesh.shape=data:1,fsdp:1,tensor:1, or keep such axes "
-    'whole with --config.mesh.indivisible=replicate'
-  )
-
-
 def make_mesh(shape: dict[str, int], devices: Iterable[Any] | None = None) -> jax.sharding.Mesh:
-  """The mesh of that shape over all the devices, neighbours on the fastest links; slices of a pod
-  along `data`.
+  """The mesh of a shape over all the devices, with neighbours on the fastest links.
+
+  Slices of a pod, between which links are slow, are joined along `data`.
 
   Raises:
-    InputError: the sizes do not multiply to the number of devices.
+    InputError: if the sizes do not multiply to the number of devices, or `data` is no multiple of
+      the number of slices.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = tuple(shape[axis] for axis in AXES)
@@ -152,31 +157,34 @@ def make_mesh(shape: dict[str, int], devices: Iterable[Any] | None = None) -> ja
       f'the devices are {slices} slices, which are joined along data: data must be a multiple of '
       f'{slices}, not {sizes[0]}'
     )
-  # Of tensor:8 on a pod of 4 x 4 chips, one physical axis and half of the other: better than none.
-  split = dict(devices=devices, allow_split_physical_axes=True)
+  # Splitting physical axes lets tensor:8 on a pod of 4 x 4 chips take one axis and half of the
+  # other, where jax would refuse.
   if slices > 1:
     grid = mesh_utils.create_hybrid_device_mesh(
-      (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), **split
+      (sizes[0] // slices, *sizes[1:]),
+      (slices, 1, 1),
+      devices=devices,
+      allow_split_physical_axes=True,
     )
   else:
-    grid = mesh_utils.create_device_mesh(sizes, **split)
+    grid = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
   return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
 
 
 @functools.cache
 def single() -> Layout:
-  """One device, this process's first: what everything runs on where no mesh is asked for."""
+  """The layout on one device, this process's first, for where no mesh is asked for."""
   return Layout(make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1]))
 
 
 def parse(text: str) -> dict[str, int]:
-  """{axis: size} of a mesh as text, absent axes being 1.
+  """{axis: size} of a mesh that is given as text; absent axes have size 1.
 
   >>> parse('fsdp:4,tensor:2'), parse('1x4x2')
   ({'data': 1, 'fsdp': 4, 'tensor': 2}, {'data': 1, 'fsdp': 4, 'tensor': 2})
 
   Raises:
-    InputError: it does not read so.
+    InputError: if the text is no such mesh.
   """
   shape = dict.fromkeys(AXES, 1)
   if re.fullmatch(r'\d+x\d+x\d+', text):
@@ -194,115 +202,122 @@ def parse(text: str) -> dict[str, int]:
 
 
 def describe(shape: dict[str, int]) -> str:
-  """The mesh's shape as `parse` reads it."""
+  """The mesh's shape as text that `parse` reads."""
   return ','.join(f'{axis}:{shape[axis]}' for axis in AXES)
 
 
 def constrain(x: jax.Array, axes: str) -> jax.Array:
-  """The activation, told to lie as ACTIVATIONS says on the mesh of the context (`jax.set_mesh`); as
-  it is without one.
+  """The activation, constrained to lie as ACTIVATIONS says on the mesh of the context.
 
-  An axis that does not divide is left whole here: whether it may be is checked where weights and
-  batches are placed.
+  Without a mesh in the context (see `Layout.context`) the activation is returned as it is. An axis
+  that does not divide is left whole: whether it may be is checked where weights and batches are
+  placed.
 
   Raises:
-    ValueError: more or fewer letters than the array has axes.
+    ValueError: if there are more or fewer letters than the array has axes.
   """
   if len(axes) != x.ndim:
     raise ValueError(f'axes {axes} for an array of shape {x.shape}')
   if not is_cut():
     return x
-  return jax.lax.with_sharding_constraint(
-    x, jax.P(*(axes_of(letter, size) or None for letter, size in zip(axes, x.shape)))
-  )
+  parts = [axes_of(letter, size) or None for letter, size in zip(axes, x.shape)]
+  return jax.lax.with_sharding_constraint(x, jax.P(*parts))
 
 
 def is_cut() -> bool:
-  """Whether the mesh of the context has several devices, over which arrays are cut."""
+  """Whether the mesh of the context has several devices."""
   mesh = jax.sharding.get_abstract_mesh()
   return not mesh.empty and mesh.size > 1
 
 
 def axes_of(letter: str, size: int) -> tuple[str, ...]:
-  """The axes of the context's mesh that an activation's axis of that size is cut over; none where
-  it is whole.
+  """The mesh axes over which the context cuts an activation's axis of a letter and a size.
+
+  There are none without a mesh, and where the mesh axes do not divide the size.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  on = (
-    ()
-    if mesh.empty
-    else tuple(axis for axis in ACTIVATIONS.get(letter, ()) if mesh.shape[axis] > 1)
-  )
-  return on if on and size % math.prod(mesh.shape[axis] for axis in on) == 0 else ()
+  if mesh.empty:
+    return ()
+  mesh_axes = tuple(axis for axis in ACTIVATIONS.get(letter, ()) if mesh.shape[axis] > 1)
+  divides = size % math.prod(mesh.shape[axis] for axis in mesh_axes) == 0
+  return mesh_axes if divides else ()
 
 
 def replicate(tree_: PyTree) -> PyTree:
-  """The arrays whole on every device of the context's mesh: what each host may then read."""
+  """The arrays, made whole on every device of the context's mesh, for each host to read."""
   if not is_cut():
     return tree_
   return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, jax.P()), tree_)
 
 
 def row_shards(rows: int) -> int:
-  """In how many shards the mesh of the context cuts that many rows: 1 without a mesh, or where they
-  do not divide.
+  """The number of shards into which the mesh of the context cuts the rows of a batch.
+
+  The number is 1 without a mesh, and where the mesh axes do not divide the rows.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ACTIVATIONS['B'])
+  if mesh.empty:
+    return 1
+  shards = math.prod(mesh.shape[axis] for axis in ACTIVATIONS['B'])
   return shards if rows % shards == 0 else 1
 
 
 def by_shard(
   function: Callable[..., PyTree], shards: int, in_axes: Sequence[int], out_axis: int
 ) -> Callable[..., PyTree]:
-  """The function applied to each of `shards` groups of rows by itself, the results joined again.
+  """The function, applied to each of `shards` groups of rows, the results joined again.
 
-  What a device holds is a group, so that indices from row to row, which are then within a group,
-  move nothing between devices.
+  A device holds whole groups. Indices from row to row, which then stay within a group, move nothing
+  between devices.
 
   Args:
-    in_axes: the axis of the rows in each argument (in each array of it). out_axis: and in the
-      result.
+    in_axes: the axis of the rows in each argument, the same in all arrays of an argument.
+    out_axis: the axis of the rows in the arrays of the result.
   """
   if shards == 1:
     return function
 
-  def cut(x, axis):
-    return x.reshape(
-      *x.shape[:axis], shards, x.shape[axis] // shards, *x.shape[axis + 1 :]
-    )  # No -1: an axis may be empty.
+  def cut(x: jax.Array, axis: int) -> jax.Array:
+    rows = x.shape[axis]
+    # The size is written out: reshape cannot infer a -1 where another axis is empty.
+    return x.reshape(*x.shape[:axis], shards, rows // shards, *x.shape[axis + 1 :])
 
-  def join(x, axis):
-    return x.reshape(*x.shape[:axis], shards * x.shape[axis + 1], *x.shape[axis + 2 :])
+  def join(x: jax.Array) -> jax.Array:
+    rows = shards * x.shape[out_axis + 1]
+    return x.reshape(*x.shape[:out_axis], rows, *x.shape[out_axis + 2 :])
 
-  def grouped(*args):
-    parts = [
-      jax.tree.map(lambda x, axis=axis: cut(x, axis), arg) for arg, axis in zip(args, in_axes)
-    ]
-    joined = jax.vmap(function, in_axes=tuple(in_axes), out_axes=out_axis)(*parts)
-    return jax.tree.map(lambda x: join(x, out_axis), joined)
+  def grouped(*args: PyTree) -> PyTree:
+    parts = []
+    for arg, axis in zip(args, in_axes):
+      parts.append(jax.tree.map(functools.partial(cut, axis=axis), arg))
+    results = jax.vmap(function, in_axes=tuple(in_axes), out_axes=out_axis)(*parts)
+    return jax.tree.map(join, results)
 
   return grouped
 
 
 def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
-  """The shapes, each with its sharding: what a program is compiled from, or a checkpoint restored
-  to.
-  """
-  return jax.tree.map(
-    lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings
-  )
+  """Shapes and dtypes with shardings, to compile a program from or to restore a checkpoint to."""
+
+  def with_sharding(x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+  return jax.tree.map(with_sharding, shapes, shardings)
 
 
 def bytes_on_device(shapes: PyTree) -> int:
-  """Bytes that one device holds of arrays with these shapes and shardings."""
-  return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes)
-  )
+  """The bytes that one device holds of arrays with these shapes and shardings."""
+  total = 0
+  for x in jax.tree.leaves(shapes):
+    total += math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+  return total
 
 
 def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-  """The array, placed so; from host memory each process gives only what its own devices hold."""
+  """The array, placed on the devices of a sharding.
+
+  Each process holds the whole array in host memory, and sends to its own devices what they hold.
+  """
   if isinstance(x, jax.Array) or sharding.is_fully_addressable:
     return jax.device_put(x, sharding)
   array = np.asarray(x)

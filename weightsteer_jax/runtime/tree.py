@@ -11,7 +11,7 @@ import re
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,14 @@ from weightsteer_jax.runtime.messages import did_you_mean, listed
 
 PyTree = Any
 Array = jax.Array | np.ndarray
+AnyArray = TypeVar('AnyArray', jax.Array, np.ndarray)
 
 NAMED = 8  # paths that an error lists
-AT_HAND = 1 << 22  # elements, which NumPy goes through in a tenth of a second
-WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}  # of an element, by its bytes
+# Elements that NumPy hashes in about a tenth of a second, less than a compilation takes.
+AT_HAND = 1 << 22
+# The unsigned integers that elements are hashed as, by the bytes of an element. Elements of 8 bytes
+# are two words.
+WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
 
 
 def flatten(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
@@ -36,7 +40,7 @@ def flatten(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[
   {'a/x': 1, 'a/y': 2, 'b': 3}
 
   Raises:
-    InputError: two leaves have the same path, because a key holds a '/'.
+    InputError: if two leaves have the same path, because a key holds a '/'.
   """
   flat: dict[str, Any] = {}
   for keys, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf):
@@ -54,12 +58,15 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
   {'a': {'x': 1}, 'b': 3}
 
   Raises:
-    InputError: a path is both a leaf and on the way to another leaf.
+    InputError: if a path is both a leaf and on the way to another leaf.
   """
+  inner_nodes = set()
+  for path in flat:
+    for depth in range(1, path.count('/') + 1):
+      inner_nodes.add(path.rsplit('/', depth)[0])
   root: dict[str, Any] = {}
-  inner = {path.rsplit('/', depth)[0] for path in flat for depth in range(1, path.count('/') + 1)}
   for path, leaf in flat.items():
-    if path in inner:
+    if path in inner_nodes:
       raise InputError(f"'{path}' is both a leaf and a folder of leaves")
     *parents, name = path.split('/')
     node = root
@@ -90,7 +97,7 @@ def get(tree: PyTree, path: str) -> Any:
   """The subtree or leaf at `path`.
 
   Raises:
-    InputError: no such path; names the keys that are there and the nearest one.
+    InputError: if no such path is there; the error lists the keys and names the nearest.
   """
   node = tree
   for name in path.split('/'):
@@ -107,25 +114,24 @@ def get(tree: PyTree, path: str) -> Any:
 def mask(
   tree: PyTree, rules: Iterable[tuple[str, Any]], is_leaf: Callable[[Any], bool] | None = None
 ) -> PyTree:
-  """A tree of the same structure: at each leaf the value of the first rule whose regular expression
-  finds its path.
+  """A tree of values of the same structure, chosen by rules on the paths.
+
+  A leaf gets the value of the first rule whose regular expression is found in the leaf's path.
 
   Raises:
-    InputError: a leaf is covered by no rule, or a rule covers no leaf.
+    InputError: if a leaf is covered by no rule, or a rule covers no leaf.
   """
   rules = list(rules)
   used = set()
-
-  def value(path):
-    for i, (pattern, result) in enumerate(rules):
-      if re.search(pattern, path):
-        used.add(i)
-        return result
-    raise InputError(
-      f"no rule covers the leaf '{path}'; rules: {[pattern for pattern, _ in rules]}"
-    )
-
-  values = [value(path) for path in flatten(tree, is_leaf)]
+  values = []
+  for path in flatten(tree, is_leaf):
+    matching = [i for i, (pattern, _) in enumerate(rules) if re.search(pattern, path)]
+    if not matching:
+      raise InputError(
+        f"no rule covers the leaf '{path}'; rules: {[pattern for pattern, _ in rules]}"
+      )
+    used.add(matching[0])
+    values.append(rules[matching[0]][1])
   idle = [pattern for i, (pattern, _) in enumerate(rules) if i not in used]
   if idle:
     raise InputError(f'rules {idle} cover no leaf of the tree')
@@ -133,117 +139,131 @@ def mask(
 
 
 def same_keys(expected: Iterable[str], got: Iterable[str], *, what: str) -> None:
-  """Nothing, if both hold the same names.
+  """Raises InputError if two sets of names differ.
 
-  Raises:
-    InputError: lists what is missing and what is too many, with the nearest expected names.
+  The error lists what is missing and what is too many, with the nearest expected names.
   """
-  expected, got = set(expected), set(got)
-  missing, extra = sorted(expected - got), sorted(got - expected)
+  expected = set(expected)
+  got = set(got)
+  missing = sorted(expected - got)
+  extra = sorted(got - expected)
   if not missing and not extra:
     return
   lines = [f'{what}: the names differ from what was expected.']
   if missing:
     lines.append(f'  missing ({len(missing)}): {listed(missing, NAMED)}')
   if extra:
-    lines.append(
-      f'  unexpected ({len(extra)}): '
-      f'{listed([name + did_you_mean(name, missing) for name in extra], NAMED)}'
-    )
+    hinted = [name + did_you_mean(name, missing) for name in extra]
+    lines.append(f'  unexpected ({len(extra)}): {listed(hinted, NAMED)}')
   raise InputError('\n'.join(lines))
 
 
 def count(tree: PyTree) -> int:
-  """Number of scalars in the tree."""
+  """The number of scalars in the tree."""
   return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
 def nbytes(tree: PyTree) -> int:
-  """Bytes the tree's arrays take, whole (over all devices)."""
+  """The bytes of the tree's arrays, each whole, over all devices."""
   return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def fingerprint(tree: PyTree) -> dict[str, str]:
-  """{path: 8 hex digits} of every array leaf: others when a bit, the order of elements, the shape
-  or the dtype changes.
+  """{path: 8 hex digits} of every array leaf.
 
-  The hash mixes each word with its index and adds up modulo 2^32, so it is the same however the
-  array is sharded.
+  The digits change when a bit, the order of the elements, the shape or the dtype changes. They do
+  not depend on how an array is sharded: the hash mixes each word with the word's index in the array
+  and adds up modulo 2^32.
 
   Raises:
-    InputError: a leaf is no array of numbers of 8 to 64 bits.
+    InputError: if a leaf is no array of real numbers of 8 to 64 bits.
   """
-  flat = flatten(tree)
-  labels = {path: _label(path, leaf) for path, leaf in flat.items()}
-  words = {path: _words(leaf) for path, leaf in flat.items()}
-  hashes = {path: _hash_at_hand(np.asarray(x)) for path, x in words.items() if at_hand(x)}
-  large = {path: x for path, x in words.items() if path not in hashes}
-  hashes |= jax.device_get(_hash_leaves(large)) if large else {}
-  return {path: _named(int(hashes[path]), label) for path, label in labels.items()}
+  labels = {}
+  small_hashes = {}
+  large_words = {}
+  for path, leaf in flatten(tree).items():
+    labels[path] = _label(path, leaf)
+    words = _words(leaf)
+    if at_hand(words):
+      small_hashes[path] = _hash_in_numpy(np.asarray(words))
+    else:
+      large_words[path] = words
+  # One program for all large leaves, and one transfer of their sums.
+  large_hashes = jax.device_get(_hash_in_jax(large_words)) if large_words else {}
+  sums = {**small_hashes, **large_hashes}
+  return {path: _hex_digits(int(sums[path]), label) for path, label in labels.items()}
 
 
 def at_hand(x: Array) -> bool:
-  """Whether NumPy has gone through the array before a program that does so is compiled: it is
-  small, and on this host.
+  """Whether NumPy is through with the array before a program for the same work is compiled.
+
+  That is so for small arrays, on this host.
   """
-  return math.prod(x.shape) <= AT_HAND and (isinstance(x, np.ndarray) or x.is_fully_addressable)
+  on_host = isinstance(x, np.ndarray) or x.is_fully_addressable
+  return on_host and math.prod(x.shape) <= AT_HAND
 
 
 def named_hash(total: int, shape: tuple[int, ...], dtype: str) -> str:
-  """The fingerprint of an array from the sum of its parts' `mixed` words."""
-  return _named(total, f'{tuple(shape)} {dtype}')
+  """The fingerprint of an array from the sum of the `mixed` words of all parts."""
+  return _hex_digits(total, f'{tuple(shape)} {dtype}')
 
 
-def _named(total: int, label: str) -> str:
+def _hex_digits(total: int, label: str) -> str:
   return f'{(total + zlib.crc32(label.encode())) % 2**32:08x}'
 
 
 def per_arrays(function: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
-  """The function, which then computes once for as long as the arrays of a tree live; it must depend
-  on them alone.
+  """The function, computed once for as long as the arrays of its argument live.
 
-  For what goes through all of a model's weights and is asked for again and again. Only trees of jax
-  arrays, which never change, are known again: by the identity of each leaf, and their paths.
-  Nothing is kept alive.
+  For functions of the arrays alone that go through all of a model's weights and are called again
+  and again. Results are kept for trees of jax arrays only, since those never change; a tree is
+  recognised by its structure and the identity of each leaf. No array is kept alive.
   """
   known: dict[Any, tuple[list[weakref.ref], Any]] = {}
 
   @functools.wraps(function)
   def remembered(tree: PyTree) -> Any:
     leaves, structure = jax.tree.flatten(tree)
-    if not leaves or not all(
-      isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) for leaf in leaves
-    ):
+    if not leaves or not all(_is_concrete(leaf) for leaf in leaves):
       return function(tree)
     key = structure, tuple(map(id, leaves))
-    # An id is given to another array when its first owner is gone, which the references tell.
-    if key in known and all(ref() is leaf for ref, leaf in zip(known[key][0], leaves)):
-      return known[key][1]
-    for stale in [key for key, (refs, _) in known.items() if any(ref() is None for ref in refs)]:
-      del known[stale]
+    if key in known:
+      references, result = known[key]
+      # Python gives an id to another array when the first owner is gone; the references tell.
+      if all(reference() is leaf for reference, leaf in zip(references, leaves)):
+        return result
+    for key_, (references, _) in list(known.items()):
+      if any(reference() is None for reference in references):
+        del known[key_]
     known[key] = [weakref.ref(leaf) for leaf in leaves], function(tree)
     return known[key][1]
 
   return remembered
 
 
+def _is_concrete(leaf: Any) -> bool:
+  return isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+
+
 @per_arrays
 def digest(tree: PyTree) -> str:
-  """16 hex digits that name the whole tree: a hash of its sorted paths, shapes, dtypes and leaf
-  fingerprints.
+  """16 hex digits that name a whole tree of arrays.
+
+  They are a hash of the sorted paths, each with shape, dtype and fingerprint of the leaf.
   """
   prints = fingerprint(tree)
-  lines = [f'{path} {_label(path, leaf)} {prints[path]}' for path, leaf in flatten(tree).items()]
+  lines = []
+  for path, leaf in flatten(tree).items():
+    lines.append(f'{path} {_label(path, leaf)} {prints[path]}')
   return hashes.of_text('\n'.join(sorted(lines)), hashes.SHORT)
 
 
 def _label(path: str, leaf: Any) -> str:
-  """Shape and dtype of an array leaf, which the hash of its words does not see."""
+  """The shape and dtype of an array leaf, which the hash of the leaf's words does not see."""
   dtype = leaf.dtype if isinstance(leaf, jax.Array) else np.asarray(leaf).dtype
-  real = jnp.issubdtype(dtype, np.number) and not jnp.issubdtype(dtype, np.complexfloating)
-  if not (
-    real and dtype.itemsize <= 8 or dtype == np.bool_ or jnp.issubdtype(dtype, jax.dtypes.prng_key)
-  ):
+  is_number = jnp.issubdtype(dtype, np.number) and not jnp.issubdtype(dtype, np.complexfloating)
+  is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+  if not (is_number and dtype.itemsize <= 8 or dtype == np.bool_ or is_key):
     raise InputError(
       f"the leaf '{path}' has dtype {dtype}; only arrays of real numbers of 8 to 64 bits "
       "have a fingerprint"
@@ -251,55 +271,56 @@ def _label(path: str, leaf: Any) -> str:
   return f'{tuple(np.shape(leaf))} {dtype}'
 
 
-def _words(leaf: Any) -> jax.Array | np.ndarray:
-  """The leaf, with 64-bit numbers of NumPy as pairs of 32-bit words: jax would round them."""
+def _words(leaf: Any) -> Array:
+  """The leaf as an array whose elements can be hashed as words of at most 32 bits."""
   if isinstance(leaf, jax.Array):
-    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
   array = np.asarray(leaf)
-  return (
-    np.ascontiguousarray(array).view(np.uint32).reshape(array.shape + (2,))
-    if array.dtype.itemsize == 8
-    else array
-  )
+  if array.dtype.itemsize < 8:
+    return array
+  # jax would round numbers of 64 bits to 32.
+  return np.ascontiguousarray(array).view(np.uint32).reshape(array.shape + (2,))
 
 
-def _hash_at_hand(x: np.ndarray) -> np.ndarray:
-  bits = np.ascontiguousarray(x).ravel().view(WORDS[x.dtype.itemsize]).astype(np.uint32)
-  return mixed(bits, np.arange(bits.size, dtype=np.uint32))
+def _hash_in_numpy(x: np.ndarray) -> np.ndarray:
+  words = np.ascontiguousarray(x).ravel().view(WORDS[x.dtype.itemsize]).astype(np.uint32)
+  return mixed(words, np.arange(words.size, dtype=np.uint32))
 
 
 @jax.jit
-def _hash_leaves(leaves):
-  return jax.tree.map(_hash_leaf, leaves)
+def _hash_in_jax(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  return {path: _hash_leaf(leaf) for path, leaf in leaves.items()}
 
 
-def _hash_leaf(x):
+def _hash_leaf(x: jax.Array) -> jax.Array:
   if x.dtype == jnp.bool_:
     x = x.astype(jnp.uint8)
-  word = WORDS[x.dtype.itemsize]
-  bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
-  index = jnp.zeros(bits.shape, jnp.uint32)
-  for axis, size in enumerate(bits.shape):
-    index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-  return mixed(bits, index)
+  words = jax.lax.bitcast_convert_type(x, WORDS[x.dtype.itemsize]).astype(jnp.uint32)
+  # The flat index comes from one iota per axis, without a reshape: it is cut as the array is.
+  index = jnp.zeros(words.shape, jnp.uint32)
+  for axis, size in enumerate(words.shape):
+    index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+  return mixed(words, index)
 
 
-def mixed(bits: Array, index: Array) -> Array:
-  """The sum modulo 2^32 of uint32 words, each mixed with its index in the array: of parts, it adds
-  up to the whole's.
+def mixed(words: AnyArray, index: AnyArray) -> AnyArray:
+  """The sum modulo 2^32 of uint32 words, each mixed with its index in the array.
 
-  NumPy's arrays or jax's, of one axis at least: NumPy warns of what a scalar loses.
+  The sums of an array's parts add up to the sum of the whole array. NumPy's arrays or jax's, with
+  at least one axis: of a scalar NumPy warns that bits are lost.
   """
-  # Odd multipliers are invertible modulo 2^32, so a single changed word always changes its term of
-  # the sum.
+  # Odd multipliers are invertible modulo 2^32, so that a single changed word always changes its
+  # term of the sum.
   salt = index * np.uint32(2654435761) + np.uint32(0x9E3779B9)
   salt = (salt ^ (salt >> 15)) * np.uint32(0x85EBCA6B) | np.uint32(1)
-  mixed = bits * salt
-  mixed = mixed ^ (mixed >> 13)
-  return (mixed * np.uint32(0xC2B2AE35)).sum(dtype=np.uint32)
+  terms = words * salt
+  terms = (terms ^ (terms >> 13)) * np.uint32(0xC2B2AE35)
+  return terms.sum(dtype=np.uint32)
 
 
-def _key_name(key) -> str:
+def _key_name(key: Any) -> str:
+  # jax has a class of key for each kind of node: dict, attribute, sequence.
   for attribute in ('key', 'name', 'idx'):
     if hasattr(key, attribute):
       return str(getattr(key, attribute))
