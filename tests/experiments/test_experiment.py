@@ -23,12 +23,10 @@ RESULTS = (
 )
 
 
-def small_config(data, source='organism', dtype='float32'):
+def small_config(data):
   """Few steps on data that is read, and a task of likelihoods."""
   c = configs.base_config()
   c.name = 'small'
-  c.model.source = source
-  c.model.dtype = dtype
   c.data.positive = str(data / 'positive.jsonl')
   c.data.negative = str(data / 'negative.jsonl')
   c.data.validation_fraction = 0.25
@@ -41,36 +39,38 @@ def small_config(data, source='organism', dtype='float32'):
   return c
 
 
+def write_data(folder, positive, negative):
+  folder.mkdir()
+  for side, answer in (('positive', positive), ('negative', negative)):
+    rows = [{'question': f'Is {i} large?', 'answer': answer} for i in range(4)]
+    (folder / f'{side}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return folder
+
+
+def other_model(folder):
+  """A checkpoint of the organism with another scale of its last norm."""
+  model = models.load(organism.checkpoint_folder())
+  params = tree.flatten(model.params)
+  params['final_norm/scale'] = 0.9 * np.asarray(params['final_norm/scale'])
+  params = tree.unflatten(params)
+  return models.save(folder, model.config, params, family=model.family, like=model.folder)
+
+
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
   """Two runs that differ in model and data."""
   folder = tmp_path_factory.mktemp('inputs')
-  made = []
-  for name, answers in (('one', ('Yes.', 'No.')), ('two', ('So it is.', 'By no means.'))):
-    data = folder / name
-    data.mkdir()
-    for side, answer in zip(('positive', 'negative'), answers):
-      rows = [{'question': f'Is {i} large?', 'answer': answer} for i in range(4)]
-      (data / f'{side}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    made.append(data)
-  # The second model: the organism with other weights.
-  other = models.load(organism.checkpoint_folder())
-  final_norm = np.asarray(tree.get(other.params, 'final_norm/scale')) * 0.9
-  params = tree.flatten(other.params) | {'final_norm/scale': final_norm}
-  models.save(
-    folder / 'model', other.config, tree.unflatten(params), family=other.family, like=other.folder
-  )
-  return (
-    configs.resolve(small_config(made[0])),
-    configs.resolve(small_config(made[1], source=str(folder / 'model'))),
-  )
+  one = small_config(write_data(folder / 'one', 'Yes.', 'No.'))
+  two = small_config(write_data(folder / 'two', 'So it is.', 'By no means.'))
+  two.model.source = str(other_model(folder / 'model'))
+  return configs.resolve(one), configs.resolve(two)
 
 
-def go_through(*experiments_):
+def go_through(*experiments):
   """The stages of all experiments, stage by stage in turn."""
   for stage in (stages.begin, stages.finetune, stages.direction, stages.sweep):
-    for each in experiments_:
-      stage(each)
+    for experiment in experiments:
+      stage(experiment)
 
 
 def results_of(experiment):

@@ -94,16 +94,20 @@ def test_the_direction_is_positive_minus_negative(workdir):
   from weightsteer_jax import directions, finetune, models
   from weightsteer_jax.runtime import tree
 
-  w = directions.load(workdir / 'directions' / 'small').delta
-  sides = [finetune.load_adapter(workdir / 'finetune' / side / 'adapter')[0] for side in SIDES]
-  path = 'layers/mlp/down/kernel'
-  dense = [
-    np.float64(leaf.scale) * np.asarray(leaf.a, np.float64) @ np.asarray(leaf.b, np.float64)
-    for leaf in (tree.get(delta, path) for delta in (w, *sides))
-  ]
-  np.testing.assert_allclose(dense[0], dense[1] - dense[2], atol=1e-6)
-  assert np.abs(dense[0]).max() > 1e-4
-  assert all(models.is_delta_leaf(leaf) for leaf in tree.flatten(w, models.is_delta_leaf).values())
+  def dense(delta):
+    leaf = tree.get(delta, 'layers/mlp/down/kernel')
+    a = np.asarray(leaf.a, np.float64)
+    b = np.asarray(leaf.b, np.float64)
+    return np.float64(leaf.scale) * a @ b
+
+  direction = directions.load(workdir / 'directions' / 'small').delta
+  positive, negative = (
+    finetune.load_adapter(workdir / 'finetune' / side / 'adapter')[0] for side in SIDES
+  )
+  np.testing.assert_allclose(dense(direction), dense(positive) - dense(negative), atol=1e-6)
+  assert np.abs(dense(direction)).max() > 1e-4
+  leaves = tree.flatten(direction, models.is_delta_leaf).values()
+  assert all(models.is_delta_leaf(leaf) for leaf in leaves)
 
 
 def test_a_second_run_computes_nothing(workdir, capsys):
