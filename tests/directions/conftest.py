@@ -42,4 +42,4 @@ def adapters(untied, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
 
 @pytest.fixture(scope='session')
 def direction(adapters) -> directions.Direction:
-  return directions.contrast(*adapters)
+  return directions.between(*adapters)

@@ -88,7 +88,7 @@ def test_per_site(pair):
 
 
 def test_nearly_equal_sides_keep_their_difference(untied_model):
-  """The two sides of a contrast may have a cosine of 0.999; what is left between them must still be
+  """The two sides of a direction may have a cosine of 0.999; what is left between them must still be
   measured right."""
   x = oracle.random_direction(untied_model, 1, kinds='low_rank')
   random = np.random.default_rng(5)

@@ -30,13 +30,13 @@ def assert_same_changes(delta, expected, tolerance=2e-7):
 
 
 def test_two_peft_adapters_with_embeddings(untied, adapters):
-  direction = directions.contrast(*adapters, base=untied)
+  direction = directions.between(*adapters, base=untied)
   assert_same_changes(direction.delta, expected_difference(untied, *adapters))
   assert direction.delta['layers']['attn']['q']['kernel'].a.shape[-1] == 3 + 2
 
 
 def test_the_base_that_the_adapters_name_is_found(untied, adapters):
-  direction = directions.contrast(*adapters)
+  direction = directions.between(*adapters)
   assert direction.base.source == str(untied)
   assert direction.base.digest == directions.base_of(models.load(untied)).digest
 
@@ -59,7 +59,7 @@ def test_the_base_that_the_adapters_name_is_found(untied, adapters):
 def test_lora_settings(untied, tmp_path, options):
   positive = oracle.make_adapter(tmp_path / 'p', untied, seed=3, **options)
   negative = oracle.make_adapter(tmp_path / 'n', untied, seed=4, r=4, lora_alpha=3)
-  direction = directions.contrast(positive, negative, base=untied)
+  direction = directions.between(positive, negative, base=untied)
   assert_same_changes(direction.delta, expected_difference(untied, positive, negative))
 
 
@@ -77,7 +77,7 @@ def test_subtracting_factor_by_factor_is_wrong(untied, adapters, tmp_path):
   wrong, wrong_reversed = ((p[b] - m[b]) @ (p[a] - m[a]) for p, m in ((plus, minus), (minus, plus)))
   exact = expected_difference(untied, x, y)[f'{module}.weight']
   ours, reversed_ = (
-    oracle.dense_in_torch_axes(directions.contrast(*sides, base=untied).delta)[f'{module}.weight']
+    oracle.dense_in_torch_axes(directions.between(*sides, base=untied).delta)[f'{module}.weight']
     for sides in ((x, y), (y, x))
   )
   np.testing.assert_allclose(wrong, wrong_reversed, atol=1e-7)
@@ -96,7 +96,7 @@ def test_saved_modules_under_wrapped_names_count_too(untied, adapters, tmp_path)
     tensors[f'base_model.model.{module}.modules_to_save.default.weight'] = tensor
     tensors[f'base_model.model.{module}.original_module.weight'] = np.zeros_like(tensor)
   save_file(tensors, wrapped / 'adapter_model.safetensors')
-  direction = directions.contrast(wrapped, adapters[1], base=untied)
+  direction = directions.between(wrapped, adapters[1], base=untied)
   assert_same_changes(direction.delta, expected_difference(untied, *adapters))
 
 
@@ -104,7 +104,7 @@ def test_equal_ends_of_a_tied_base_are_one_change(tied, tmp_path):
   options = dict(modules_to_save=['embed_tokens', 'lm_head'], ensure_weight_tying=True)
   positive = oracle.make_adapter(tmp_path / 'p', tied, seed=7, **options)
   negative = oracle.make_adapter(tmp_path / 'n', tied, seed=8)
-  direction = directions.contrast(positive, negative, base=tied)
+  direction = directions.between(positive, negative, base=tied)
   saved = load_file(positive / 'adapter_model.safetensors')
   original = load_file(tied / 'model.safetensors')
   assert 'lm_head' not in direction.delta
@@ -119,7 +119,7 @@ def test_different_ends_of_a_tied_base_are_refused(tied, tmp_path, saved):
   positive = oracle.make_adapter(tmp_path / 'p', tied, seed=9, modules_to_save=saved)
   negative = oracle.make_adapter(tmp_path / 'n', tied, seed=10)
   with pytest.raises(InputError, match='ties its head to its embedding.*ensure_weight_tying'):
-    directions.contrast(positive, negative, base=tied)
+    directions.between(positive, negative, base=tied)
 
 
 def test_two_checkpoints(untied, tmp_path):
@@ -129,7 +129,7 @@ def test_two_checkpoints(untied, tmp_path):
   others |= {name: tensor for name, tensor in tensors.items() if 'post_attention_layernorm' in name}
   others['model.layers.0.mlp.up_proj.weight'] = tensors['model.layers.0.mlp.up_proj.weight']
   save_file(others, other / 'model.safetensors', metadata={'format': 'pt'})
-  direction = directions.contrast(other, untied)
+  direction = directions.between(other, untied)
   assert 'mlp_norm' not in direction.delta['layers']
   model, steered = models.load(untied), models.load(other)
   merged = models.merge(model.config, model.params, direction.delta, 1.0)
@@ -141,7 +141,7 @@ def test_two_checkpoints(untied, tmp_path):
   np.testing.assert_allclose(up[1].T, others[name] - tensors[name], atol=1e-7)
   assert direction.base.digest == ''
   assert (
-    directions.contrast(other, untied, base=untied).base.digest == directions.base_of(model).digest
+    directions.between(other, untied, base=untied).base.digest == directions.base_of(model).digest
   )
 
 
@@ -154,7 +154,7 @@ def save_run(folder, model, seed, kind='lora_embeddings'):
 
 def test_two_runs_of_ours(untied_model, tmp_path):
   plus, minus = save_run(tmp_path / 'p', untied_model, 1), save_run(tmp_path / 'n', untied_model, 2)
-  direction = directions.contrast(tmp_path / 'p', tmp_path / 'n')
+  direction = directions.between(tmp_path / 'p', tmp_path / 'n')
   plus, minus = oracle.dense_in_torch_axes(plus), oracle.dense_in_torch_axes(minus)
   assert_same_changes(
     direction.delta, {name: plus[name] - minus[name] for name in plus}, tolerance=1e-6
@@ -166,7 +166,7 @@ def test_two_runs_of_ours(untied_model, tmp_path):
 
 def test_a_run_and_a_peft_adapter(untied, untied_model, adapters, tmp_path):
   ours = oracle.dense_in_torch_axes(save_run(tmp_path / 'p', untied_model, 1))
-  direction = directions.contrast(tmp_path / 'p', adapters[1])
+  direction = directions.between(tmp_path / 'p', adapters[1])
   base, tuned = oracle.torch_weights(untied), oracle.torch_weights(untied, adapters[1])
   expected = {name: change - (tuned[name] - base[name]) for name, change in ours.items()}
   assert_same_changes(direction.delta, expected, tolerance=1e-6)
@@ -193,37 +193,37 @@ def test_a_task_vector_is_one_side(untied, adapters, tmp_path):
 
 def test_sources_that_do_not_go_together(untied, tied, untied_model, adapters, tmp_path):
   with pytest.raises(InputError, match='no folder.*did you mean'):
-    directions.contrast(adapters[0], adapters[1].with_name('negativ'))
+    directions.between(adapters[0], adapters[1].with_name('negativ'))
   with pytest.raises(InputError, match='is a PEFT adapter and .* is a full checkpoint'):
-    directions.contrast(adapters[0], untied)
+    directions.between(adapters[0], untied)
   with pytest.raises(InputError, match='both'):
-    directions.contrast(adapters[0], adapters[0])
+    directions.between(adapters[0], adapters[0])
   with pytest.raises(InputError, match='no source of a direction.*it holds nothing'):
     (tmp_path / 'empty').mkdir()
-    directions.contrast(adapters[0], tmp_path / 'empty')
+    directions.between(adapters[0], tmp_path / 'empty')
   with pytest.raises(InputError, match='different architectures: tied False / True'):
-    directions.contrast(untied, tied)
+    directions.between(untied, tied)
   save_run(tmp_path / 'run', untied_model, 1)
   with pytest.raises(InputError, match='different architectures'):
-    directions.contrast(tmp_path / 'run', adapters[0], base=tied)
+    directions.between(tmp_path / 'run', adapters[0], base=tied)
 
 
 def test_two_bases_are_named(untied, adapters, untied_model, tmp_path):
   other = oracle.make_checkpoint(tmp_path / 'other', tied=False, seed=5)
   foreign = oracle.make_adapter(tmp_path / 'foreign', other, seed=1)
   with pytest.raises(InputError) as error:
-    directions.contrast(adapters[0], foreign)
+    directions.between(adapters[0], foreign)
   assert str(untied) in str(error.value) and str(other) in str(error.value)
   save_run(tmp_path / 'p', untied_model, 1)
   save_run(tmp_path / 'n', models.load(other), 2)
   digests = directions.base_of(untied_model).digest, directions.base_of(models.load(other)).digest
   with pytest.raises(InputError) as error:
-    directions.contrast(tmp_path / 'p', tmp_path / 'n')
+    directions.between(tmp_path / 'p', tmp_path / 'n')
   assert all(digest in str(error.value) for digest in digests)
   with pytest.raises(InputError, match='different base models'):
-    directions.contrast(tmp_path / 'p', adapters[0], base=other)
+    directions.between(tmp_path / 'p', adapters[0], base=other)
   assert (
-    directions.contrast(tmp_path / 'p', tmp_path / 'n', allow_other_base=True).base.digest
+    directions.between(tmp_path / 'p', tmp_path / 'n', allow_other_base=True).base.digest
     == digests[0]
   )
 

@@ -37,7 +37,7 @@ def test_the_bfloat16_route_is_measured_as_torch_walks_it(untied, tmp_path):
     ]
     exact, rounded = routes_by_torch(untied, *sides)
     cosine = exact @ rounded / np.linalg.norm(exact) / np.linalg.norm(rounded)
-    measured = directions.contrast(*sides, compare_bfloat16=True).meta['bfloat16_route']
+    measured = directions.between(*sides, compare_bfloat16=True).meta['bfloat16_route']
     assert abs(measured['cosine'] - cosine) < 1e-3
     assert abs(measured['norm_ratio'] - np.linalg.norm(rounded) / np.linalg.norm(exact)) < 1e-2
     assert low < measured['cosine'] < high
@@ -49,7 +49,7 @@ def test_runs_of_ours_find_their_base_again(untied_model, tmp_path):
     finetune.save_adapter(
       tmp_path / name / 'adapter', delta, finetune.adapter.describe_base(untied_model)
     )
-  measured = directions.contrast(tmp_path / 'p', tmp_path / 'n', compare_bfloat16=True).meta[
+  measured = directions.between(tmp_path / 'p', tmp_path / 'n', compare_bfloat16=True).meta[
     'bfloat16_route'
   ]
   assert 0.99 < measured['cosine'] <= 1.0 and set(measured['cosines']) >= {

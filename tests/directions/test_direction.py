@@ -17,8 +17,8 @@ from . import oracle
 
 @pytest.fixture
 def saved(untied, adapters, tmp_path):
-  """(folder, direction) of a saved contrast."""
-  direction = directions.contrast(*adapters, compare_bfloat16=True)
+  """(folder, direction) of a saved direction."""
+  direction = directions.between(*adapters, compare_bfloat16=True)
   directions.save(tmp_path / 'direction', direction)
   return tmp_path / 'direction', direction
 

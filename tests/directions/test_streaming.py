@@ -122,7 +122,7 @@ def assert_nothing_left(folder, *names):
 )
 def test_one_pass_and_two_steps_write_what_torch_computes(tmp_path, dtype, make):
   sides = three(tmp_path, dtype=dtype, make=make, max_shard_size='4KB')
-  direction = directions.contrast(sides['positive'], sides['negative'], unread=True)
+  direction = directions.between(sides['positive'], sides['negative'], unread=True)
   directions.save(tmp_path / 'direction', direction)
   base = export.unread_base(sides['base'])
   compared = make is fused_model  # The others' logits are compared in test_export.py.
@@ -172,7 +172,7 @@ def test_a_direction_between_checkpoints_is_a_checkpoint_of_differences(tmp_path
     sides['negative'] / 'model.safetensors',
   )
   directions.save(
-    tmp_path / 'direction', directions.contrast(sides['positive'], sides['negative'], unread=True)
+    tmp_path / 'direction', directions.between(sides['positive'], sides['negative'], unread=True)
   )
   stored = load_file(tmp_path / 'direction' / 'direction.safetensors')
   expected = {
@@ -212,7 +212,7 @@ def test_zeros_of_either_sign_are_no_difference(tmp_path, dtype):
   changed['model.norm.weight'][:] = -0.0
   changed['model.layers.0.mlp.up_proj.weight'][3, 2] += 1
   save_file(changed, sides['negative'] / 'model.safetensors')
-  direction = directions.contrast(sides['positive'], sides['negative'], unread=True)
+  direction = directions.between(sides['positive'], sides['negative'], unread=True)
   assert list(tree.flatten(direction.delta, models.is_delta_leaf)) == ['layers/mlp/up/kernel']
 
 
@@ -221,7 +221,7 @@ def test_the_base_is_told_by_its_digest_on_the_way(tmp_path):
     folder = tmp_path / dtype
     sides = three(folder, dtype=dtype, make=make)
     model = models.load(sides['base'])
-    direction = directions.contrast(
+    direction = directions.between(
       sides['positive'], sides['negative'], base=sides['base'], unread=True
     )
     assert direction.base.digest == directions.base_of(model).digest
@@ -240,7 +240,7 @@ def test_the_base_is_told_by_its_digest_on_the_way(tmp_path):
 def test_a_bit_of_the_direction_that_changed_is_found_when_it_is_exported(tmp_path):
   sides = three(tmp_path)
   directions.save(
-    tmp_path / 'direction', directions.contrast(sides['positive'], sides['negative'], unread=True)
+    tmp_path / 'direction', directions.between(sides['positive'], sides['negative'], unread=True)
   )
   path = tmp_path / 'direction' / 'direction.safetensors'
   tensors = load_file(path)
@@ -270,7 +270,7 @@ def test_what_is_not_finite_is_named(tmp_path, side, name):
   tensors = load_file(sides[side] / 'model.safetensors')
   tensors[name].reshape(-1)[-1] = np.inf if side == 'base' else np.nan
   save_file(tensors, sides[side] / 'model.safetensors')
-  direction = directions.contrast(sides['positive'], sides['negative'], unread=True)
+  direction = directions.between(sides['positive'], sides['negative'], unread=True)
   with pytest.raises(NotFiniteError, match=f"{side}: '{name}'"):
     export.export(
       direction,
@@ -288,7 +288,7 @@ def test_what_is_not_finite_is_named(tmp_path, side, name):
 
 def test_rows_computed_again_and_bytes_read_back_find_a_wrong_export(tmp_path, monkeypatch):
   sides = three(tmp_path, dtype='bfloat16')
-  direction = directions.contrast(sides['positive'], sides['negative'], unread=True)
+  direction = directions.between(sides['positive'], sides['negative'], unread=True)
   base = export.unread_base(sides['base'])
 
   def steered():
@@ -372,7 +372,7 @@ def test_the_launcher_makes_a_direction_and_exports_in_one_go(tmp_path):
 
 def test_other_formats_need_the_base_in_memory(tmp_path):
   sides = three(tmp_path)
-  direction = directions.contrast(sides['positive'], sides['negative'])
+  direction = directions.between(sides['positive'], sides['negative'])
   with pytest.raises(InputError, match="'orbax' needs the base in memory"):
     export.export(direction, export.unread_base(sides['base']), 1.0, 'orbax', tmp_path / 'out')
   with pytest.raises(InputError, match="did you mean 'always'"):
@@ -385,7 +385,7 @@ PEAK = '''
 import sys
 from weightsteer_jax import directions
 folder = sys.argv[1]
-w = directions.contrast(folder + '/positive', folder + '/negative', unread=True)
+w = directions.between(folder + '/positive', folder + '/negative', unread=True)
 directions.save(folder + '/direction', w)
 saved, base = directions.load(folder + '/direction', unread=True), directions.unread_base(folder + '/base')
 directions.export(saved, base, 1.5, 'hf', folder + '/out', logits='never')

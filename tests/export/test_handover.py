@@ -43,7 +43,7 @@ def test_hf_loads_in_transformers(model_and_direction, tmp_path):
   assert record['realised_error'] < 1e-4 and record['dtype'] == 'float32'
 
 
-def test_hf_of_a_contrast_is_what_torch_computes(
+def test_hf_of_a_direction_is_what_torch_computes(
   untied, untied_model, adapters, direction, tmp_path
 ):
   export(direction, untied_model, ALPHA, 'hf', tmp_path / 'out')
@@ -65,12 +65,12 @@ def test_peft_loads_in_peft(model_and_direction, tmp_path):
   assert any('vLLM and llama.cpp refuse it' in note for note in record['notes'])
 
 
-def test_peft_of_a_contrast_has_rank_2r(untied, untied_model, tmp_path):
+def test_peft_of_a_direction_has_rank_2r(untied, untied_model, tmp_path):
   sides = [
     oracle.make_adapter(tmp_path / name, untied, seed=seed, r=4)
     for name, seed in (('p', 1), ('n', 2))
   ]
-  direction = directions.contrast(*sides)
+  direction = directions.between(*sides)
   # The name a user gave the base need not mean anything to PEFT: the adapter must name what it can
   # load.
   renamed = dataclasses.replace(untied_model, source='organism')

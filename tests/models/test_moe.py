@@ -339,7 +339,7 @@ def test_inner_products_of_changes_of_experts_equal_those_of_the_dense_ones():
   dense = [
     {
       path: np.asarray(models.kernel_change(known[path], leaf), np.float64)
-      for path, leaf in gram.flatten(delta).items()
+      for path, leaf in tree.flatten(delta, models.is_delta_leaf).items()
     }
     for delta in (x, y)
   ]
@@ -348,9 +348,11 @@ def test_inner_products_of_changes_of_experts_equal_those_of_the_dense_ones():
       product, (dense[0][path] * dense[1][path]).sum(), rtol=1e-4, atol=1e-4, err_msg=path
     )
     np.testing.assert_allclose(
-      algebra.dense_change(path, gram.flatten(x)[path]), dense[0][path], atol=1e-5
+      algebra.dense_change(path, tree.flatten(x, models.is_delta_leaf)[path]),
+      dense[0][path],
+      atol=1e-5,
     )
-  total = gram.flatten(algebra.add_deltas(x, algebra.scale_delta(y, -2.0)))
+  total = tree.flatten(algebra.add_deltas(x, algebra.scale_delta(y, -2.0)), models.is_delta_leaf)
   path = 'layers/mlp/experts/up/kernel'
   np.testing.assert_allclose(
     algebra.dense_change(path, total[path]), dense[0][path] - 2 * dense[1][path], atol=1e-5
@@ -380,8 +382,11 @@ def test_a_steered_mixture_is_the_merged_checkpoint(checkpoint, tmp_path, name):
     checkpoints.open_checkpoint(case.folder) as y,
   ):
     difference = checkpoints.difference(x, y)
-  assert difference.keys() == gram.flatten(delta).keys() and facts['realised_error'] < 1e-5
-  for path, leaf in gram.flatten(delta).items():
+  assert (
+    difference.keys() == tree.flatten(delta, models.is_delta_leaf).keys()
+    and facts['realised_error'] < 1e-5
+  )
+  for path, leaf in tree.flatten(delta, models.is_delta_leaf).items():
     change = 0.7 * np.asarray(models.kernel_change(models.sites(model.config)[path], leaf))
     np.testing.assert_allclose(difference[path].value, change, atol=1e-6)
 

@@ -26,6 +26,6 @@ from weightsteer_jax.directions.algebra import (
   to_dense,
 )
 from weightsteer_jax.directions.base import Base, base_of
-from weightsteer_jax.directions.between import base_for, contrast, task_vector
+from weightsteer_jax.directions.between import base_for, between, task_vector
 from weightsteer_jax.directions.compression import compress, recompress
 from weightsteer_jax.directions.direction import Direction, check_base, load, save

@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from weightsteer_jax import models
 from weightsteer_jax.directions import base as bases
 from weightsteer_jax.directions import gram
 from weightsteer_jax.directions.direction import Direction
@@ -102,14 +103,14 @@ def to_dense(x: Direction) -> Direction:
   """The same change with every site dense: as large as the model, for tests and small models."""
   leaves = {
     path: Dense(jnp.asarray(dense_change(path, leaf)))
-    for path, leaf in gram.flatten(x.delta).items()
+    for path, leaf in tree.flatten(x.delta, models.is_delta_leaf).items()
   }
   return Direction(tree.unflatten(leaves), x.meta)
 
 
 def add_deltas(x: PyTree, y: PyTree) -> PyTree:
   """The sum of two deltas, site by site (see `add`)."""
-  flat_x, flat_y = gram.flatten(x), gram.flatten(y)
+  flat_x, flat_y = tree.flatten(x, models.is_delta_leaf), tree.flatten(y, models.is_delta_leaf)
   leaves = {
     path: _add_leaves(path, leaf, flat_y[path]) if path in flat_y else leaf
     for path, leaf in flat_x.items()
@@ -121,7 +122,12 @@ def add_deltas(x: PyTree, y: PyTree) -> PyTree:
 
 def scale_delta(x: PyTree, factor: float) -> PyTree:
   """factor * delta, scales folded into the second factors, float32."""
-  return tree.unflatten({path: _scale_leaf(leaf, factor) for path, leaf in gram.flatten(x).items()})
+  return tree.unflatten(
+    {
+      path: _scale_leaf(leaf, factor)
+      for path, leaf in tree.flatten(x, models.is_delta_leaf).items()
+    }
+  )
 
 
 def dense_change(path: str, leaf: LowRank | Dense) -> np.ndarray:

@@ -50,7 +50,7 @@ class Source:
   folder: pathlib.Path
 
 
-def contrast(
+def between(
   positive: files.Path,
   negative: files.Path,
   *,
@@ -129,7 +129,7 @@ def task_vector(
   `base`.
 
   Raises:
-    InputError: as `contrast`, or a checkpoint without `base`.
+    InputError: as `between`, or a checkpoint without `base`.
   """
   found = recognise(source)
   if found.kind == CHECKPOINT and base is None:

@@ -13,6 +13,7 @@ from weightsteer_jax import models
 from weightsteer_jax.directions import gram
 from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
 from weightsteer_jax.models import Dense, LowRank
+from weightsteer_jax.runtime import tree
 
 PyTree = Any
 
@@ -30,7 +31,10 @@ def bfloat16_route(positive: PyTree, negative: PyTree, base: Checkpoint) -> dict
     `cosine` between its result and the exact difference, over all sites; `norm_ratio`, its length
     over the exact one's; `cosines` per site.
   """
-  flat_positive, flat_negative = gram.flatten(positive), gram.flatten(negative)
+  flat_positive, flat_negative = (
+    tree.flatten(positive, models.is_delta_leaf),
+    tree.flatten(negative, models.is_delta_leaf),
+  )
   paths = {**flat_positive, **flat_negative}
   sums = {
     path: _route_at(path, flat_positive.get(path), flat_negative.get(path), base) for path in paths

@@ -30,7 +30,7 @@ def recompress(direction: Direction) -> Direction:
   QR of both factors, then SVD of the small product of their triangles: the dense change is never
   formed.
   """
-  flat = gram.flatten(direction.delta)
+  flat = tree.flatten(direction.delta, models.is_delta_leaf)
   leaves = {
     path: _recompress_leaf(path, leaf) if isinstance(leaf, LowRank) else leaf
     for path, leaf in flat.items()
@@ -57,7 +57,7 @@ def compress(
     raise InputError(f'the rank to compress to must be 1 or more, not {rank}')
   known = models.delta_sites(direction.base.config)
   leaves, errors = {}, {}
-  for path, leaf in gram.flatten(direction.delta).items():
+  for path, leaf in tree.flatten(direction.delta, models.is_delta_leaf).items():
     if known[path].inputs and isinstance(leaf, Dense):
       leaf, errors[path] = _factor_dense(leaf, known[path], rank)
     elif isinstance(leaf, LowRank):

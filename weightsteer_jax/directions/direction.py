@@ -95,7 +95,7 @@ def save(folder: files.Path, direction: Direction, *, sync: bool = True) -> None
     InputError: the folder exists. NotFiniteError: a tensor is not finite. OutputError: it could not
       be written; nothing is left.
   """
-  flat = gram.flatten(direction.delta)
+  flat = tree.flatten(direction.delta, models.is_delta_leaf)
   with files.new_folder(folder, what='a direction', sync=sync) as partial:
     if all(map(on_disk.is_on_disk, flat.values())):
       parts = on_disk.parts_of(direction.base.config, models.FAMILIES[direction.base.family])
@@ -181,7 +181,7 @@ def _from_checkpoint(
 
 def _to_tensors(delta: PyTree) -> dict[str, np.ndarray]:
   tensors = {}
-  for path, leaf in gram.flatten(delta).items():
+  for path, leaf in tree.flatten(delta, models.is_delta_leaf).items():
     if isinstance(leaf, Dense):
       tensors[f'{path}.dense'] = np.asarray(leaf.value, np.float32)
     else:

@@ -19,16 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from weightsteer_jax import models
-from weightsteer_jax.models import Dense, LowRank, is_delta_leaf
+from weightsteer_jax.models import Dense, LowRank
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
 
 PyTree = Any
-
-
-def flatten(delta: PyTree) -> dict[str, LowRank | Dense]:
-  """{path: leaf} of a delta."""
-  return tree.flatten(delta, is_delta_leaf)
 
 
 def inner_products(x: PyTree, y: PyTree) -> dict[str, float]:
@@ -38,7 +33,7 @@ def inner_products(x: PyTree, y: PyTree) -> dict[str, float]:
   Raises:
     InputError: a site has different shapes in the two.
   """
-  flat_x, flat_y = flatten(x), flatten(y)
+  flat_x, flat_y = tree.flatten(x, models.is_delta_leaf), tree.flatten(y, models.is_delta_leaf)
   return {
     path: float(np.sum(matrix_products(path, leaf, flat_y[path])))
     for path, leaf in flat_x.items()

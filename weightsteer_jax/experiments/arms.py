@@ -127,7 +127,7 @@ def direction(
     fine_tunes = [trained[side].folder.parent for side in SIDES]
     base = experiment.model(experiment.layouts.train)
     # From the files of the fine-tunes, on the process that writes; the others wait for the folder.
-    processes.on_main(lambda: directions.save(folder, directions.contrast(*fine_tunes, base=base)))
+    processes.on_main(lambda: directions.save(folder, directions.between(*fine_tunes, base=base)))
     processes.see(folder)
   saved = directions.load(folder)
   say(f'direction: {folder}, norm {saved.meta["norm"]:.4g}')

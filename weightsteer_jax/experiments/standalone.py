@@ -45,12 +45,12 @@ def direction_from(
     output: folder to write; must not exist.
     base: the model behind both fine-tunes; '' is the model named in the fine-tunes' own records.
     sync: whether to wait until the direction is on the disk.
-    **options: see `directions.contrast`.
+    **options: see `directions.between`.
   """
   # Refused now rather than after both sources were read.
   files.refuse_existing(output, what='a direction')
   # Both are streamed from files layer by layer, so that a large model needs little memory.
-  made = directions.contrast(
+  made = directions.between(
     positive, negative, base=folder_of(base) if base else None, unread=True, **options
   )
   directions.save(output, made, sync=sync)
@@ -141,7 +141,7 @@ def export(
     exported = directions.load(direction, unread=unread)
   else:
     source = directions.base_for(positive, folder_of(base))
-    exported = directions.contrast(
+    exported = directions.between(
       positive, negative, base=source, allow_other_base=allow_other_base, unread=unread
     )
   # Everything that can be refused is refused before a large model is read.

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from weightsteer_jax import models
-from weightsteer_jax.directions import gram
 from weightsteer_jax.models import Dense
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
@@ -60,7 +59,7 @@ def architecture(
   Raises:
     InputError: as `with_biases`.
   """
-  flat = gram.flatten(delta)
+  flat = tree.flatten(delta, models.is_delta_leaf)
   missing = sorted(path for path in flat if path not in models.sites(base))
   if not missing:
     return base, family, delta

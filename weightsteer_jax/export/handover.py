@@ -277,7 +277,7 @@ def _write_hf(
       opened,
       config,
       models.FAMILIES[family],
-      gram.flatten(delta),
+      tree.flatten(delta, models.is_delta_leaf),
       request.alpha,
       request.dtype or stored_dtype(base),
       digest,
@@ -320,7 +320,7 @@ def _in_memory(delta: PyTree) -> PyTree:
     path: models.Dense(jax.numpy.asarray(np.asarray(leaf.value)))
     if on_disk.is_on_disk(leaf)
     else leaf
-    for path, leaf in gram.flatten(delta).items()
+    for path, leaf in tree.flatten(delta, models.is_delta_leaf).items()
   }
   return tree.unflatten(leaves)
 
@@ -355,7 +355,7 @@ def _write_unmerged(
     'rank': max(
       (
         leaf.a.shape[-1]
-        for leaf in gram.flatten(delta).values()
+        for leaf in tree.flatten(delta, models.is_delta_leaf).values()
         if isinstance(leaf, models.LowRank)
       ),
       default=0,

@@ -33,7 +33,7 @@ def merge(
       folding.with_biases).
   """
   models.check_delta(base.config, delta)
-  flat, changes, sums = tree.flatten(base.params), gram.flatten(delta), {}
+  flat, changes, sums = tree.flatten(base.params), tree.flatten(delta, models.is_delta_leaf), {}
   for path in changes:
     if path not in flat:
       raise InputError(f"the direction changes '{path}', for which the model has no parameter")

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from weightsteer_jax import models
-from weightsteer_jax.directions import gram
 from weightsteer_jax.models import Dense, LowRank
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.storage import checkpoint, files
@@ -102,7 +101,7 @@ def to_matrices(config: models.ModelConfig, delta: PyTree) -> dict[str, Any]:
   Experts are a second leading axis.
   """
   found = {}
-  for path, leaf in gram.flatten(delta).items():
+  for path, leaf in tree.flatten(delta, models.is_delta_leaf).items():
     if isinstance(leaf, Dense):
       found[f'{path}/value'] = jnp.asarray(leaf.value, jnp.float32)
       continue

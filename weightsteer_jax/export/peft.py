@@ -1,4 +1,5 @@
-"""A direction at a fixed alpha as a PEFT LoRA adapter, exact in float32: rank 2r for a contrast of
+"""A direction at a fixed alpha as a PEFT LoRA adapter, exact in float32: rank 2r for the difference
+of
 two of rank r.
 """
 
@@ -18,6 +19,7 @@ from weightsteer_jax.export.targets import TABLES, target_of
 from weightsteer_jax.models import Dense, LowRank, stored
 from weightsteer_jax.models.families import FAMILIES, TensorRow
 from weightsteer_jax.models.stored import EMBEDDING, HEAD
+from weightsteer_jax.runtime import tree
 from weightsteer_jax.storage import files
 
 PyTree = Any
@@ -46,7 +48,7 @@ def write(
     table_rank: the rank that the embedding's change was folded to, where the target takes none
       whole.
   """
-  flat = gram.flatten(scale_delta(delta, alpha))
+  flat = tree.flatten(scale_delta(delta, alpha), models.is_delta_leaf)
   wholes = [
     path for path, leaf in flat.items() if isinstance(leaf, Dense) and target_of(target).wholes
   ]

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from weightsteer_jax import models
-from weightsteer_jax.directions import gram
 from weightsteer_jax.directions.direction import Direction
 from weightsteer_jax.models import Dense, LowRank
 from weightsteer_jax.models.families import FAMILIES, TensorRow
 from weightsteer_jax.models.stored import EMBEDDING, HEAD
+from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
@@ -84,7 +84,8 @@ def check(direction: Direction, name: str, rank: int) -> None:
     InputError: names what it cannot hold and what to do.
   """
   target, name = target_of(name), name or DEFAULT
-  flat, config, family = gram.flatten(direction.delta), direction.base.config, direction.base.family
+  flat = tree.flatten(direction.delta, models.is_delta_leaf)
+  config, family = direction.base.config, direction.base.family
   sites = models.delta_sites(config)
   experts = [path for path in flat if 'E' in sites[path].axes]
   if experts:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from directions import oracle
 
-from weightsteer_jax import directions
-from weightsteer_jax.directions import gram
+from weightsteer_jax import directions, models
 from weightsteer_jax.experiments.monitoring import controls, measure
 from weightsteer_jax.experiments.monitoring.changes import Held
 from weightsteer_jax.experiments.monitoring.controls import Draws
@@ -18,7 +17,7 @@ from weightsteer_jax.runtime import tree
 
 def some(delta, *paths):
   """The delta at some of its sites: each shape is a program to compile."""
-  return tree.unflatten({path: gram.flatten(delta)[path] for path in paths})
+  return tree.unflatten({path: tree.flatten(delta, models.is_delta_leaf)[path] for path in paths})
 
 
 def test_a_control_has_the_rank_and_the_singular_values_of_the_direction():

@@ -70,16 +70,12 @@ def test_experts_count_as_one_module_of_their_layer():
     return LowRank(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), 0.5)
 
   path = 'layers/mlp/experts/up/kernel'
-  x, y = (tree.unflatten({path: leaf(rank)}) for rank in (2, 4))
+  leaves = [leaf(rank) for rank in (2, 4)]
+  x, y = (tree.unflatten({path: z}) for z in leaves)
   measured = measure.measure(Held(x), {'w': Held(y)})['w']
   for l in range(2):
     u, v = (
-      np.asarray(
-        gram.flatten(z)[path].scale
-        * np.einsum('eir,ero->eio', gram.flatten(z)[path].a[l], gram.flatten(z)[path].b[l]),
-        np.float64,
-      )
-      for z in (x, y)
+      np.asarray(z.scale * np.einsum('eir,ero->eio', z.a[l], z.b[l]), np.float64) for z in leaves
     )
     found = {layer: angle for module, layer, angle in measured.angles() if module is None}[l]
     assert found.cosine == pytest.approx(
@@ -156,7 +152,10 @@ def test_nothing_of_full_size_is_formed_for_low_rank_updates(model):
 
   x, y = large(1, size), large(2, size)
   path = 'layers/mlp/up/kernel'
-  leaf, other = gram.flatten(x)[path], gram.flatten(y)[path]
+  leaf, other = (
+    tree.flatten(x, models.is_delta_leaf)[path],
+    tree.flatten(y, models.is_delta_leaf)[path],
+  )
   programs = [jax.make_jaxpr(lambda u, v: gram.terms(path, u, v))(leaf, other)]
 
   def draws(u, v):
@@ -203,9 +202,9 @@ def test_peak_memory_of_a_large_update():
 
 def test_pieces_of_a_leaf(model):
   path, delta = 'layers/attn/q/kernel', oracle.random_direction(model, 1).delta
-  leaf = gram.flatten(delta)[path]
+  leaf = tree.flatten(delta, models.is_delta_leaf)[path]
   second = changes.layers_of(path, leaf, 1, 1)
   np.testing.assert_array_equal(second.a, leaf.a[1:2])
   assert dataclasses.replace(second, a=0, b=0) == dataclasses.replace(leaf, a=0, b=0)
-  embedding = gram.flatten(delta)['embed/embedding']
+  embedding = tree.flatten(delta, models.is_delta_leaf)['embed/embedding']
   assert changes.layers_of('embed/embedding', embedding, 0, 1) is embedding

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from weightsteer_jax import models
-from weightsteer_jax.directions import gram
 from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
 from weightsteer_jax.models import Dense, LowRank
 from weightsteer_jax.runtime import tree
@@ -48,13 +47,13 @@ class Held:
   delta: PyTree
 
   def paths(self) -> list[str]:
-    return list(gram.flatten(self.delta))
+    return list(tree.flatten(self.delta, models.is_delta_leaf))
 
   def pieces(self, path: str) -> Iterator[tuple[int, Leaf]]:
-    yield 0, gram.flatten(self.delta)[path]
+    yield 0, tree.flatten(self.delta, models.is_delta_leaf)[path]
 
   def piece(self, path: str, first: int, count: int) -> Leaf:
-    return layers_of(path, gram.flatten(self.delta)[path], first, count)
+    return layers_of(path, tree.flatten(self.delta, models.is_delta_leaf)[path], first, count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +69,12 @@ class Stored:
   shapes: PyTree
 
   def paths(self) -> list[str]:
-    return list(gram.flatten(self.shapes))
+    return list(tree.flatten(self.shapes, models.is_delta_leaf))
 
   def pieces(self, path: str) -> Iterator[tuple[int, Leaf]]:
-    leaf = tree.unflatten({f'delta/{path}': gram.flatten(self.shapes)[path]})
-    yield 0, gram.flatten(checkpoint.restore(self.folder, leaf, part=True))[f'delta/{path}']
+    leaf = tree.unflatten({f'delta/{path}': tree.flatten(self.shapes, models.is_delta_leaf)[path]})
+    restored = checkpoint.restore(self.folder, leaf, part=True)
+    yield 0, tree.flatten(restored, models.is_delta_leaf)[f'delta/{path}']
 
   def piece(self, path: str, first: int, count: int) -> Leaf:
     return layers_of(path, next(self.pieces(path))[1], first, count)

@@ -15,7 +15,7 @@ from weightsteer_jax import models
 from weightsteer_jax.directions import gram
 from weightsteer_jax.experiments.monitoring import controls
 from weightsteer_jax.finetune import Watch
-from weightsteer_jax.runtime import sharding
+from weightsteer_jax.runtime import sharding, tree
 from weightsteer_jax.runtime.sharding import Layout
 
 PyTree = Any
@@ -46,7 +46,8 @@ def watch(
   # From what this process holds: of placed arrays a process may hold a part only.
   squares = {
     name: {
-      path: gram.matrix_products(path, leaf, leaf) for path, leaf in gram.flatten(delta).items()
+      path: gram.matrix_products(path, leaf, leaf)
+      for path, leaf in tree.flatten(delta, models.is_delta_leaf).items()
     }
     for name, delta in directions.items()
   }
@@ -65,13 +66,13 @@ def _angles(
   """`squares`: {direction: {path: its squared norm in each matrix [L]}}, which are constants of the
   program.
   """
-  update = gram.flatten(delta)
+  update = tree.flatten(delta, models.is_delta_leaf)
   norms_L = {path: _sums(path, leaf, leaf) for path, leaf in update.items()}
   length = jnp.sqrt(sum(jnp.sum(found) for found in norms_L.values()))
   found = {}
   for name, direction in directions.items():
     product, variance = jnp.zeros(()), jnp.zeros(())
-    for path, leaf in gram.flatten(direction).items():
+    for path, leaf in tree.flatten(direction, models.is_delta_leaf).items():
       if path in update:
         product += jnp.sum(_sums(path, leaf, update[path]))
         variance += jnp.sum(
