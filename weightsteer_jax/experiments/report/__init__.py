@@ -1,11 +1,17 @@
-"""The report: from the files of a finished sweep to a table, figures and one page. Needs no model
-and no jax.
+"""The report: from the files of a finished sweep to a table, figures and one page.
 
-study.py       the workdir, read and checked
-comparison.py  one arm against its own base
-pick.py        which alpha to use on each side of zero; words.py says why
-tables.py      the terminal's table, and Markdown
-figures.py     PNG and SVG; labels.py keeps their labels apart
-examples.py    the sweep's rows: counts of what failed, and the examples to look through
-page.py        report/index.html, with page.css and page.js inside
+Nothing here needs a model or jax.
+
+study.py          the workdir, read and checked
+comparison.py     one arm against its own base
+pick.py           which alpha to use on each side of zero; words.py says why
+tables.py         the terminal's table, and Markdown
+figures.py        PNG and SVG; labels.py keeps their labels apart
+examples.py       the sweep's rows: counts of what failed, and the examples to look through
+safe.py           foreign text made safe to show
+markup.py         the HTML of every page, with page.css and the pages' scripts inside
+sections.py       the sections of the sweep's page; metrics.py adds what no figure shows
+page.py           report/index.html of a sweep
+monitor_page.py   index.html of a monitored run, with monitor_figures.py
+watched_page.py   the page of a study of watched fine-tunes
 """

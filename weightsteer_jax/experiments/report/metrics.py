@@ -1,10 +1,12 @@
-"""Tables of the metrics that no figure shows: what else a task measures, and the shares of what
-failed.
+"""Tables of the metrics that no figure shows.
+
+What else a task measures, the shares of what failed, and how far judges agree.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from weightsteer_jax.experiments.report import markup
 from weightsteer_jax.experiments.report.safe import escape
 from weightsteer_jax.experiments.report.study import FAILURES, Study, format_alpha, metric_of
 
@@ -12,20 +14,17 @@ Row = Mapping[str, Any]
 
 
 def further(sweep: Study) -> str:
-  """What tasks measure beside what is plotted, folded away; nothing where they measure nothing
-  else.
-  """
+  """What tasks measure beside what is plotted, folded away; '' if nothing."""
   plotted = {task.name: metric_of(sweep.results, task.name) for task in sweep.tasks}
   rows = [row for row in sweep.results if row['metric'] not in (plotted[row['task']], *FAILURES)]
-  return (
-    f'<details><summary>Further metrics</summary>{_tables(sweep, rows, _mean)}</details>'
-    if rows
-    else ''
-  )
+  if not rows:
+    return ''
+  tables = _tables(sweep, rows, _mean_cell)
+  return f'<details><summary>Further metrics</summary>{tables}</details>'
 
 
 def accounted(sweep: Study) -> str:
-  """The failure accounting as counts with denominators; nothing where there is none."""
+  """The failure accounting as counts with denominators; '' if there is none."""
   rows = [row for row in sweep.results if row['metric'] in FAILURES and 'values' in row]
   if not rows:
     return ''
@@ -33,77 +32,71 @@ def accounted(sweep: Study) -> str:
     '<h3>Shares</h3><p class="note">How many of how many: answers that could be judged, that '
     'refuse, that ran into the length limit, that repeat themselves, in which nothing could be '
     'read, and questions to the judge that it gave no score to. One answer can be in '
-    f'several.</p>{_tables(sweep, rows, _count)}'
+    f'several.</p>{_tables(sweep, rows, _count_cell)}'
   )
 
 
 def agreement(sweep: Study) -> str:
-  """How far every two judges agree, by purpose; nothing where one judge was asked, or none."""
+  """How far every two judges agree, by purpose; '' with fewer than two judges."""
   if not sweep.agreement:
     return ''
-
-  def number(value):
-    return '–' if value is None else f'{value:.2f}'
-
-  rows = [
-    '<tr><th scope="row" '
-    f'class="left">{escape(row["purpose"])}<small>{escape(row["first"])}, '
-    f'{escape(row["second"])}</small></th>'
-    f'<td>{row["n"]}</td><td>{number(row["kappa"])}<small>cut at '
-    f'{row["cut"]:g}</small></td><td>{number(row["pearson"])}</td>'
-    f'<td>{number(row["spearman"])}</td></tr>'
-    for row in sweep.agreement
-  ]
-  heads = ''.join(
-    f'<th scope="col">{name}</th>' for name in ('rows', 'kappa', 'Pearson', 'Spearman')
-  )
+  rows = []
+  for row in sweep.agreement:
+    judges = f'{escape(row["first"])}, {escape(row["second"])}'
+    rows.append(
+      f'<tr><th scope="row" class="left">{escape(row["purpose"])}<small>{judges}</small></th>'
+      f'<td>{row["n"]}</td>'
+      f'<td>{_number(row["kappa"])}<small>cut at {row["cut"]:g}</small></td>'
+      f'<td>{_number(row["pearson"])}</td>'
+      f'<td>{_number(row["spearman"])}</td></tr>'
+    )
+  columns = ('rows', 'kappa', 'Pearson', 'Spearman')
+  heads = ''.join(f'<th scope="col">{name}</th>' for name in columns)
   return (
     '<h3>Judges</h3><p class="note">How far two judges agree on the rows that both scored; '
     'the first one counts.</p>'
-    f'{scrolling("accounting", f"<tr><th></th>{heads}</tr>", rows)}'
-  )
-
-
-def scrolling(kind: str, head: str, rows: Sequence[str]) -> str:
-  """A table that scrolls sideways by itself where the window is narrow."""
-  return (
-    f'<div class="scroll"><table class="{kind}"><thead>{head}</thead>'
-    f'<tbody>{"".join(rows)}</tbody></table></div>'
+    f'{markup.table(f"<tr><th></th>{heads}</tr>", rows, kind="accounting")}'
   )
 
 
 def _tables(sweep: Study, rows: Sequence[Row], cell: Callable[[Row | None], str]) -> str:
   """For every arm a table of tasks and metrics against alpha."""
-  several = len(sweep.arms) > 1
-  return ''.join(
-    (f'<h3>{escape(arm)}</h3>' if several else '')
-    + _table([row for row in rows if row['arm'] == arm], cell)
-    for arm in sweep.arms
-  )
+  parts = []
+  for arm in sweep.arms:
+    if len(sweep.arms) > 1:
+      parts.append(f'<h3>{escape(arm)}</h3>')
+    parts.append(_table([row for row in rows if row['arm'] == arm], cell))
+  return ''.join(parts)
 
 
 def _table(rows: Sequence[Row], cell: Callable[[Row | None], str]) -> str:
   alphas = sorted({float(row['alpha']) for row in rows})
-  by_name: dict[tuple[str, str], dict[float, Row]] = {}
+  columns: dict[tuple[str, str], dict[float, Row]] = {}
   for row in rows:
-    by_name.setdefault((row['task'], row['metric']), {})[float(row['alpha'])] = row
+    columns.setdefault((row['task'], row['metric']), {})[float(row['alpha'])] = row
   heads = ''.join(f'<th scope="col">{format_alpha(alpha)}</th>' for alpha in alphas)
-  lines = [
-    f'<tr><th scope="row" class="left">{escape(task)}<small>{escape(metric)}</small></th>'
-    f'{"".join(cell(column.get(alpha)) for alpha in alphas)}</tr>'
-    for (task, metric), column in by_name.items()
-  ]
-  return scrolling('accounting', f'<tr><th scope="col" class="left">task</th>{heads}</tr>', lines)
+  lines = []
+  for (task, metric), by_alpha in columns.items():
+    cells = ''.join(cell(by_alpha.get(alpha)) for alpha in alphas)
+    name = f'{escape(task)}<small>{escape(metric)}</small>'
+    lines.append(f'<tr><th scope="row" class="left">{name}</th>{cells}</tr>')
+  head = f'<tr><th scope="col" class="left">task</th>{heads}</tr>'
+  return markup.table(head, lines, kind='accounting')
 
 
-def _mean(row: Row | None) -> str:
+def _mean_cell(row: Row | None) -> str:
   if row is None or row['mean'] is None:
     return '<td>–</td>'
   sem = '' if row['sem'] is None else f' ±{row["sem"]:.2f}'
   return f'<td>{row["mean"]:.2f}{sem}<small>n={row["n"]}</small></td>'
 
 
-def _count(row: Row | None) -> str:
+def _count_cell(row: Row | None) -> str:
   if row is None or row['mean'] is None:
     return '<td>–</td>'
+  # The mean of a share over `values` answers is a count over `values`.
   return f'<td>{round(row["mean"] * row["values"])}/{row["values"]}</td>'
+
+
+def _number(value: float | None) -> str:
+  return '–' if value is None else f'{value:.2f}'

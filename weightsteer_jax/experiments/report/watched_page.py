@@ -1,33 +1,37 @@
-"""The page of a study of watched fine-tunes: which were caught, how well each direction tells them
-apart, how similar all are; offline.
+"""The page of a study of watched fine-tunes.
+
+Which fine-tunes were caught, how well each direction tells misaligned fine-tunes from others, and
+how similar directions and updates are.
 """
 
-import importlib.resources
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from weightsteer_jax.experiments.report import figures, monitor_figures
-from weightsteer_jax.experiments.report.monitor_page import POLICY
+from weightsteer_jax.experiments.report import figures, markup, monitor_figures
 from weightsteer_jax.experiments.report.safe import escape
 from weightsteer_jax.storage import files
 
 if TYPE_CHECKING:
+  from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-Study = Mapping[str, Any]
-MISALIGNED, OTHER = figures.ARM_COLOURS[1], figures.ARM_COLOURS[0]
+# What monitor_study.py writes to watched/study.json.
+StudyJson = Mapping[str, Any]
+MISALIGNED = figures.ARM_COLOURS[1]
+OTHER = figures.ARM_COLOURS[0]
 
 
-def write(path: pathlib.Path, study: Study, *, title: str) -> None:
+def write(path: pathlib.Path, study: StudyJson, *, title: str) -> None:
   """Writes the page, and watched-cosines.png and watched-similarity.png beside it.
 
   Args:
     study: see monitor_study.py.
+    title: any text; the page escapes the text.
 
   Raises:
-    OutputError: they could not be written.
+    OutputError: if a file cannot be written.
   """
   drawn = {
     'watched-cosines': cosines(study),
@@ -35,22 +39,22 @@ def write(path: pathlib.Path, study: Study, *, title: str) -> None:
   }
   for name, figure in drawn.items():
     files.write_bytes(path.parent / f'{name}.png', figures.png(figure))
-  files.write_text(
-    path, _page(study, {name: figures.svg(figure, name) for name, figure in drawn.items()}, title)
-  )
+  drawings = {name: figures.svg(figure, name) for name, figure in drawn.items()}
+  files.write_text(path, _page(study, drawings, escape(title)))
 
 
-def lines(study: Study) -> list[str]:
-  """What each direction is worth, in one line."""
+def lines(study: StudyJson) -> list[str]:
+  """One line for each direction: AUROC, what was caught, and false alarms."""
   return [
     _line(name, worth['auroc'], worth['detections']) for name, worth in study['worth'].items()
   ]
 
 
 @figures.styled
-def cosines(study: Study) -> 'Figure':
-  """A panel per direction: the cosine of every fine-tune's update over its steps, by what is known
-  of it, with alarms ringed.
+def cosines(study: StudyJson) -> 'Figure':
+  """A panel for each direction: every fine-tune's cosine over its steps.
+
+  The colour says whether a fine-tune is misaligned, a ring where the alarm went off first.
   """
   from matplotlib.figure import Figure
   from matplotlib.lines import Line2D
@@ -62,7 +66,7 @@ def cosines(study: Study) -> 'Figure':
   grid = figure.subplots(rows, columns, squeeze=False).ravel()
   for axes, name in zip(grid, names):
     for run in study['runs']:
-      _draw(axes, run['directions'][name], MISALIGNED if run['misaligned'] else OTHER)
+      _draw(axes, run['directions'][name], misaligned=run['misaligned'])
     axes.axhline(0, color=figures.GRID, linewidth=0.8, zorder=0.4)
     axes.grid(axis='y')
     axes.set_title(name)
@@ -82,118 +86,106 @@ def cosines(study: Study) -> 'Figure':
   return figure
 
 
-def _draw(axes, found: Mapping[str, Any], colour: str) -> None:
-  points = sorted(
-    (int(step), value) for step, value in found['cosines'].items() if value is not None
-  )
-  marker = 'o' if colour == MISALIGNED else 's'
+def _draw(axes: 'Axes', angles: Mapping[str, Any], *, misaligned: bool) -> None:
+  """Draws one fine-tune's cosines with one direction."""
+  # Steps are texts in JSON; a step that changed nothing has no cosine.
+  points = {int(step): value for step, value in angles['cosines'].items() if value is not None}
+  steps = sorted(points)
   axes.plot(
-    [step for step, _ in points],
-    [value for _, value in points],
-    color=colour,
+    steps,
+    [points[step] for step in steps],
+    color=MISALIGNED if misaligned else OTHER,
     linewidth=1.0,
-    marker=marker,
+    # The shape is the second cue, for a printout in grey.
+    marker='o' if misaligned else 's',
     markersize=2.6,
   )
-  if found['step'] is not None:
-    axes.plot(
-      [found['step']], [dict(points)[found['step']]], markeredgecolor=figures.MUTED, **figures.RING
-    )
+  alarm_step = angles['step']
+  if alarm_step is not None:
+    axes.plot([alarm_step], [points[alarm_step]], markeredgecolor=figures.MUTED, **figures.RING)
 
 
-def _line(name: str, auroc: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def _line(name: str, auroc: Mapping[str, Any], detections: Mapping[str, Any]) -> str:
   low, high = auroc['interval']
-  over_seeds = auroc['seed_standard_error']
-  seeds = (
-    ''
-    if over_seeds is None
-    else f', standard error over {auroc["num_seeds"]} seeds {over_seeds:.3f}'
-  )
-  bad, good = auroc['num_misaligned'], auroc['num_others']
+  seeds = ''
+  if auroc['seed_standard_error'] is not None:
+    error = auroc['seed_standard_error']
+    seeds = f', standard error over {auroc["num_seeds"]} seeds {error:.3f}'
+  caught = len(detections['caught'])
+  false_alarms = len(detections['false_alarms'])
   return (
     f'{name}: AUROC {auroc["value"]:.3f} (95% interval {low:.3f} to {high:.3f}{seeds}); '
-    f'{len(found["caught"])} of {bad} misaligned fine-tunes caught, {len(found["false_alarms"])} '
-    f'false alarms in {good}'
+    f'{caught} of {auroc["num_misaligned"]} misaligned fine-tunes caught, {false_alarms} '
+    f'false alarms in {auroc["num_others"]}'
   )
 
 
-def _page(study: Study, drawn: Mapping[str, str], title: str) -> str:
-  style = (
-    importlib.resources.files('weightsteer_jax.experiments.report')
-    .joinpath('page.css')
-    .read_text(encoding='utf-8')
+def _page(study: StudyJson, drawings: Mapping[str, str], title: str) -> str:
+  items = ''.join(f'<li>{escape(line)}</li>' for line in lines(study))
+  return markup.document(
+    f'{title}: watched fine-tunes',
+    [
+      f'<h1>{title}: {len(study["runs"])} fine-tunes watched</h1>',
+      f'<ul>{items}</ul>',
+      markup.section(
+        'Over the steps',
+        markup.figure(
+          drawings['watched-cosines'],
+          'Cosine of the angle between all that a fine-tune had changed and the direction. An '
+          'alarm is the first cosine above what the controls reach; thresholds are in each '
+          "fine-tune's monitor/summary.json.",
+        ),
+      ),
+      markup.section(
+        'Each kind of fine-tune',
+        _table(study),
+        '<p>Rates are those of the untouched model and of the fine-tuned ones, means over seeds; '
+        "cosines are the largest of a fine-tune's steps, means over seeds; in brackets the seeds "
+        'that set off the alarm.</p>',
+      ),
+      markup.section(
+        'How similar directions and updates are',
+        markup.figure(
+          drawings['watched-similarity'], 'Updates are those of the first seed.', narrow=True
+        ),
+      ),
+    ],
   )
-  said = ''.join(f'<li>{escape(line)}</li>' for line in lines(study))
-  return f'''<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}: watched fine-tunes</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<h1>{escape(title)}: {len(study['runs'])} fine-tunes watched</h1>
-<ul>{said}</ul>
-<section><h2>Over the steps</h2><figure>{drawn['watched-cosines']}<figcaption>Cosine of the angle between all that a fine-tune had changed
-and the direction. An alarm is the first cosine above what the controls reach; thresholds are in each fine-tune's monitor/summary.json.
-</figcaption></figure></section>
-<section><h2>Each kind of fine-tune</h2>{_table(study)}<p>Rates are those of the untouched model and of the fine-tuned ones, means over
-seeds; cosines are the largest of a fine-tune's steps, means over seeds; in brackets the seeds that set off the alarm.</p></section>
-<section><h2>How similar directions and updates are</h2><figure class="narrow">{drawn['watched-similarity']}<figcaption>Updates are those
-of the first seed.</figcaption></figure></section>
-</main>
-</body>
-</html>
-'''
 
 
-def _table(study: Study) -> str:
-  tasks, directions = list(study['base']), study['directions']
-  heads = ('fine-tune', 'misaligned', *tasks, *directions)
-  base = [
-    'base',
-    '',
-    *(_rate(study['base'][task]['mean']) for task in tasks),
-    *('' for _ in directions),
-  ]
+def _table(study: StudyJson) -> str:
+  """A row for the untouched model, then one for each kind of fine-tune."""
+  tasks = list(study['base'])
+  directions = study['directions']
   groups: dict[str, list[Mapping[str, Any]]] = {}
   for run in study['runs']:
     groups.setdefault(run['name'], []).append(run)
-  body = ''.join(
-    map(
-      _cells, [base, *(_of_group(name, runs, tasks, directions) for name, runs in groups.items())]
-    )
-  )
-  head = ''.join(f'<th scope="col" class="left">{escape(name)}</th>' for name in heads)
-  return (
-    f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-  )
+  base_rates = [_rate(study['base'][task]['mean']) for task in tasks]
+  rows = [_row(['base', '', *base_rates, *([''] * len(directions))])]
+  for name, runs in groups.items():
+    rows.append(_row(_group_cells(name, runs, tasks, directions)))
+  return markup.table(markup.column_heads(['fine-tune', 'misaligned', *tasks, *directions]), rows)
 
 
-def _of_group(
+def _group_cells(
   name: str, runs: Sequence[Mapping[str, Any]], tasks: Sequence[str], directions: Sequence[str]
 ) -> list[str]:
-  rates = [_rate(_mean([run['rates'][task]['mean'] for run in runs])) for task in tasks]
-  found = []
+  """The cells of one kind of fine-tune, means over its seeds."""
+  cells = [name, 'yes' if runs[0]['misaligned'] else 'no']
+  for task in tasks:
+    cells.append(_rate(_mean([run['rates'][task]['mean'] for run in runs])))
   for direction in directions:
-    about = [run['directions'][direction] for run in runs]
-    found.append(
-      f'{_mean([one["peak"] for one in about]):+.3f} '
-      f'({sum(one["step"] is not None for one in about)} of {len(runs)})'
-    )
-  return [name, 'yes' if runs[0]['misaligned'] else 'no', *rates, *found]
+    angles = [run['directions'][direction] for run in runs]
+    peak = _mean([angle['peak'] for angle in angles])
+    alarms = sum(angle['step'] is not None for angle in angles)
+    cells.append(f'{peak:+.3f} ({alarms} of {len(runs)})')
+  return cells
 
 
-def _cells(row: Sequence[str]) -> str:
-  first, *others = row
-  return (
-    f'<tr><th scope="row" class="left">{escape(first)}</th>'
-    + ''.join(f'<td>{escape(cell)}</td>' for cell in others)
-    + '</tr>'
-  )
+def _row(texts: Sequence[str]) -> str:
+  name, *values = texts
+  cells = ''.join(f'<td>{escape(value)}</td>' for value in values)
+  return f'<tr><th scope="row" class="left">{escape(name)}</th>{cells}</tr>'
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
