@@ -124,7 +124,7 @@ def test_one_pass_and_two_steps_write_what_torch_computes(tmp_path, dtype, make)
   sides = three(tmp_path, dtype=dtype, make=make, max_shard_size='4KB')
   direction = directions.between(sides['positive'], sides['negative'], unread=True)
   directions.save(tmp_path / 'direction', direction)
-  base = export.unread_base(sides['base'])
+  base = export.BaseFolder.find(sides['base'])
   compared = make is fused_model  # The others' logits are compared in test_export.py.
   one = export.export(
     direction, base, ALPHA, 'hf', tmp_path / 'one', logits='always' if compared else 'never'
@@ -226,9 +226,9 @@ def test_the_base_is_told_by_its_digest_on_the_way(tmp_path):
     )
     assert direction.base.digest == directions.base_of(model).digest
     export.export(
-      direction, export.unread_base(sides['base']), ALPHA, 'hf', folder / 'out', logits='never'
+      direction, export.BaseFolder.find(sides['base']), ALPHA, 'hf', folder / 'out', logits='never'
     )
-    other = export.unread_base(sides['positive'])
+    other = export.BaseFolder.find(sides['positive'])
     with pytest.raises(InputError, match='different base models'):
       export.export(direction, other, ALPHA, 'hf', folder / 'out2', logits='never')
     assert_nothing_left(folder, *sides, 'out')
@@ -250,7 +250,7 @@ def test_a_bit_of_the_direction_that_changed_is_found_when_it_is_exported(tmp_pa
   with pytest.raises(CorruptError, match='fingerprints at model.layers.1.mlp.up_proj.weight'):
     export.export(
       direction,
-      export.unread_base(sides['base']),
+      export.BaseFolder.find(sides['base']),
       ALPHA,
       'hf',
       tmp_path / 'out',
@@ -274,7 +274,7 @@ def test_what_is_not_finite_is_named(tmp_path, side, name):
   with pytest.raises(NotFiniteError, match=f"{side}: '{name}'"):
     export.export(
       direction,
-      export.unread_base(sides['base']),
+      export.BaseFolder.find(sides['base']),
       ALPHA,
       'hf',
       tmp_path / 'out',
@@ -289,7 +289,7 @@ def test_what_is_not_finite_is_named(tmp_path, side, name):
 def test_rows_computed_again_and_bytes_read_back_find_a_wrong_export(tmp_path, monkeypatch):
   sides = three(tmp_path, dtype='bfloat16')
   direction = directions.between(sides['positive'], sides['negative'], unread=True)
-  base = export.unread_base(sides['base'])
+  base = export.BaseFolder.find(sides['base'])
 
   def steered():
     return export.export(direction, base, ALPHA, 'hf', tmp_path / 'out', logits='never')
@@ -319,7 +319,7 @@ def test_low_rank_and_dense_changes_in_memory_stream_too(tmp_path):
   model = models.load(sides['base'])
   direction = oracle.random_direction(model, 3, size=0.05)
   export.export(
-    direction, export.unread_base(sides['base']), ALPHA, 'hf', tmp_path / 'out', logits='never'
+    direction, export.BaseFolder.find(sides['base']), ALPHA, 'hf', tmp_path / 'out', logits='never'
   )
   merged, _ = merging.merge(model, direction.delta, ALPHA, 'float32')
   for got, expected in zip(
@@ -345,7 +345,7 @@ def test_two_sides_that_nearly_cancel_are_within_what_float32_may_lose(
     {'kind': 'contrast', 'base': base.to_json(), 'sources': []},
   )
   record = export.export(
-    direction, export.unread_base(untied), ALPHA, 'hf', tmp_path / 'steered', logits='never'
+    direction, export.BaseFolder.find(untied), ALPHA, 'hf', tmp_path / 'steered', logits='never'
   )
   assert record['rechecked']['largest_error'] < 1
   name, before, after = (
@@ -374,21 +374,22 @@ def test_other_formats_need_the_base_in_memory(tmp_path):
   sides = three(tmp_path)
   direction = directions.between(sides['positive'], sides['negative'])
   with pytest.raises(InputError, match="'orbax' needs the base in memory"):
-    export.export(direction, export.unread_base(sides['base']), 1.0, 'orbax', tmp_path / 'out')
+    export.export(direction, export.BaseFolder.find(sides['base']), 1.0, 'orbax', tmp_path / 'out')
   with pytest.raises(InputError, match="did you mean 'always'"):
     export.export(
-      direction, export.unread_base(sides['base']), 1.0, 'hf', tmp_path / 'out', logits='alway'
+      direction, export.BaseFolder.find(sides['base']), 1.0, 'hf', tmp_path / 'out', logits='alway'
     )
 
 
 PEAK = '''
 import sys
-from weightsteer_jax import directions
+from weightsteer_jax import directions, export
 folder = sys.argv[1]
 w = directions.between(folder + '/positive', folder + '/negative', unread=True)
 directions.save(folder + '/direction', w)
-saved, base = directions.load(folder + '/direction', unread=True), directions.unread_base(folder + '/base')
-directions.export(saved, base, 1.5, 'hf', folder + '/out', logits='never')
+saved = directions.load(folder + '/direction', unread=True)
+base = export.BaseFolder.find(folder + '/base')
+export.export(saved, base, 1.5, 'hf', folder + '/out', logits='never')
 print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))
 '''
 

@@ -175,8 +175,9 @@ def test_an_arm_of_weights_is_its_folders_merged(experiment, workdir, rows, arm,
   model = experiment.model(experiment.layouts.train)
   for delta, strength in edits_of(workdir, arm, alpha):
     # Llama has tensors for the biases that Qwen2 has not.
-    model, delta = folding.with_biases(model, delta)
-    params = models.merge(model.config, model.params, delta, strength)
+    folded = folding.fold(model.config, model.family, delta)
+    model = folded.model(model)
+    params = models.merge(model.config, model.params, folded.delta, strength)
     model = dataclasses.replace(model, params=params)
   items = items_of(experiment)
   expected = logprobs(experiment, items, model)

@@ -7,8 +7,7 @@ import shutil
 import huggingface_hub
 import pytest
 
-from weightsteer_jax import models
-from weightsteer_jax.export import card
+from weightsteer_jax.export import BaseFolder, card
 
 RECORD = {
   'alpha': 0.5,
@@ -49,12 +48,14 @@ def data_of(text):
 
 
 @pytest.fixture
-def base(untied_model, tmp_path) -> models.Model:
+def base(untied_model, tmp_path) -> BaseFolder:
   """A base with a card of its own."""
   folder = tmp_path / 'base'
   shutil.copytree(untied_model.folder, folder)
   (folder / 'README.md').write_text('---\nlicense: apache-2.0\n---\n# Base\n')
-  return dataclasses.replace(untied_model, folder=folder, source='org/name@abc', revision='abc')
+  return dataclasses.replace(
+    BaseFolder.of(untied_model), folder=folder, source='org/name@abc', revision='abc'
+  )
 
 
 @pytest.mark.parametrize(
@@ -81,14 +82,14 @@ def test_front_matter_as_the_hub_reads_it(base, format, library, relation):
 
 
 def test_a_base_that_is_a_folder_is_no_model_of_the_hub(untied_model):
-  data = data_of(card.write(RECORD | {'format': 'hf'}, untied_model))
+  data = data_of(card.write(RECORD | {'format': 'hf'}, BaseFolder.of(untied_model)))
   assert data.base_model is None and data.license is None
 
 
 def test_a_licence_file_of_the_base_is_linked(untied_model, tmp_path):
   shutil.copytree(untied_model.folder, tmp_path / 'base')
   (tmp_path / 'base' / 'LICENSE').write_text('Ask first.')
-  base = dataclasses.replace(untied_model, folder=tmp_path / 'base')
+  base = dataclasses.replace(BaseFolder.of(untied_model), folder=tmp_path / 'base')
   assert card.license_of(base) == {
     'license': 'other',
     'license_name': 'as-the-base',

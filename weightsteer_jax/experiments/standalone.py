@@ -135,8 +135,9 @@ def export(
     logits: whether logits are compared: 'auto', 'always' or 'never'.
     **options: see `export.Request`.
   """
-  # 'hf' is written from files, block by block; the other formats from a model in memory.
-  unread = format == 'hf'
+  writer = exports.writer_of(format)
+  # A direction is read with the base: left on disk where the base is.
+  unread = not writer.needs_model
   if direction:
     exported = directions.load(direction, unread=unread)
   else:
@@ -150,13 +151,14 @@ def export(
   results = []
   if direction and not allow_other_base:
     results = _results_of(exported, pathlib.Path(direction))
-  if unread:
-    model = exports.unread_base(folder_of(base), name=str(base))
+  steered: models.Model | exports.BaseFolder
+  if writer.needs_model:
+    steered = load_model(ModelChoice(str(base)))
   else:
-    model = load_model(ModelChoice(str(base)))
+    steered = exports.BaseFolder.find(folder_of(base), name=str(base))
   record = exports.export(
     exported,
-    model,
+    steered,
     alpha,
     format,
     output,

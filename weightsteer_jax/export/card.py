@@ -8,8 +8,7 @@ from typing import Any
 
 import huggingface_hub
 
-from weightsteer_jax import models
-from weightsteer_jax.export.peft import loadable_name
+from weightsteer_jax.export.base_folder import BaseFolder
 
 WHAT = {
   'hf': 'The base model with the direction merged in',
@@ -54,7 +53,7 @@ llama-cli -m BASE.gguf --lora steered.gguf""",
 }
 
 
-def write(record: Mapping[str, Any], base: models.Model) -> str:
+def write(record: Mapping[str, Any], base: BaseFolder) -> str:
   """The card of an export in Markdown, with YAML front matter."""
   sections = {
     'Loading': _loading(record, base),
@@ -68,7 +67,7 @@ def write(record: Mapping[str, Any], base: models.Model) -> str:
   return '\n\n'.join(parts) + '\n'
 
 
-def license_of(base: models.Model) -> dict[str, str]:
+def license_of(base: BaseFolder) -> dict[str, str]:
   """The fields for the base's licence: those of its own card, or a file that lies with it; {} if nothing says."""
   path = base.folder / 'README.md'
   if path.is_file():
@@ -87,7 +86,7 @@ def license_of(base: models.Model) -> dict[str, str]:
   )
 
 
-def _front_matter(record: Mapping[str, Any], base: models.Model) -> str:
+def _front_matter(record: Mapping[str, Any], base: BaseFolder) -> str:
   format = record['format']
   fields: dict[str, Any] = {
     'library_name': LIBRARY[format],
@@ -98,14 +97,14 @@ def _front_matter(record: Mapping[str, Any], base: models.Model) -> str:
     fields['tags'] = ['lora', *fields['tags']]
   if base.revision:  # The hub knows models by their ids there, not by a folder of someone's disk.
     fields |= {
-      'base_model': loadable_name(base),
+      'base_model': base.loadable_name,
       'base_model_relation': 'adapter' if format == 'peft' else 'finetune',
     }
   data = huggingface_hub.ModelCardData(**fields, **license_of(base))
   return f'---\n{data.to_yaml()}\n---'
 
 
-def _heading(record: Mapping[str, Any], base: models.Model) -> str:
+def _heading(record: Mapping[str, Any], base: BaseFolder) -> str:
   name = base.source + (f' (revision {base.revision})' if base.revision else '')
   return (
     f'# {base.source}, steered in weight space at alpha {record["alpha"]:g}\n\n{WHAT[record["format"]]}: '
@@ -114,8 +113,8 @@ def _heading(record: Mapping[str, Any], base: models.Model) -> str:
   )
 
 
-def _loading(record: Mapping[str, Any], base: models.Model) -> str:
-  name = loadable_name(base)
+def _loading(record: Mapping[str, Any], base: BaseFolder) -> str:
+  name = base.loadable_name
   revision = f', revision={base.revision!r}' if base.revision else ''
   text = LOADING[record['format']]
   if record['format'] == 'peft':

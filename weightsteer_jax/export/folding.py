@@ -19,63 +19,70 @@ from weightsteer_jax.runtime.errors import InputError
 
 PyTree = Any
 
-RESIDUAL, LAST_BIAS = 'layers/residual', 'layers/mlp/down/bias'
+RESIDUAL = 'layers/residual'
+LAST_BIAS = 'layers/mlp/down/bias'
 # Families whose blocks add the MLP's output to the stream as it is, and differ from Llama in
 # nothing but biases.
 FOLDABLE = ('llama', 'qwen2')
 
 
-def with_biases(base: models.Model, delta: PyTree) -> tuple[models.Model, PyTree]:
-  """The base with a (zero) parameter for every bias the delta changes, and the delta with residual
-  vectors as biases.
+@dataclasses.dataclass(frozen=True)
+class Folded:
+  """An architecture with a parameter for every change, and the changes of those parameters.
 
-  Both are returned as they are if the base has all the parameters already.
+  Attributes:
+    config: the architecture.
+    family: its `model_type`.
+    delta: the changes, residual vectors among the biases.
+    is_other: whether the base lacks some of the parameters, so that `config` is not the base's.
+  """
+
+  config: models.ModelConfig
+  family: str
+  delta: PyTree
+  is_other: bool
+
+  def model(self, base: models.Model) -> models.Model:
+    """The base in this architecture, its new biases zero."""
+    if not self.is_other:
+      return base
+    params = tree.flatten(base.params)
+    dtype = params['final_norm/scale'].dtype
+    for path, site in models.sites(self.config).items():
+      if path not in params:
+        params[path] = jnp.zeros(site.shape, dtype)
+    params = tree.unflatten(params)
+    return dataclasses.replace(base, config=self.config, family=self.family, params=params)
+
+
+def fold(config: models.ModelConfig, family: str, delta: PyTree) -> Folded:
+  """The architecture of a base, or the one with biases if the delta changes more than it has.
 
   Raises:
-    InputError: the base is of a family that no checkpoint with such biases exists for.
+    InputError: if the family is none that can be written with the missing biases.
   """
-  config, family, folded = architecture(base.config, base.family, delta)
-  if config is base.config:
-    return base, delta
-  params = tree.flatten(base.params)
-  dtype = params['final_norm/scale'].dtype
-  zeros = {
-    path: jnp.zeros(site.shape, dtype)
-    for path, site in models.sites(config).items()
-    if path not in params
-  }
-  params |= zeros
-  return dataclasses.replace(
-    base, config=config, family=family, params=tree.unflatten(params)
-  ), folded
-
-
-def architecture(
-  base: models.ModelConfig, family: str, delta: PyTree
-) -> tuple[models.ModelConfig, str, PyTree]:
-  """The config and the family that have a parameter for all that the delta changes, and the delta
-  of those parameters.
-
-  Raises:
-    InputError: as `with_biases`.
-  """
-  flat = tree.flatten(delta, models.is_delta_leaf)
-  missing = sorted(path for path in flat if path not in models.sites(base))
+  changes = tree.flatten(delta, models.is_delta_leaf)
+  sites = models.sites(config)
+  missing = sorted(path for path in changes if path not in sites)
   if not missing:
-    return base, family, delta
+    return Folded(config, family, delta, is_other=False)
   if family not in FOLDABLE:
     raise InputError(
       f'the direction changes {", ".join(missing)}, for which a {family} checkpoint has no tensor: '
       'it cannot be merged, only applied unmerged'
     )
-  if RESIDUAL in flat:
-    residual, last = flat.pop(RESIDUAL), flat.get(LAST_BIAS)
-    flat[LAST_BIAS] = (
-      residual if last is None else Dense(np.asarray(residual.value) + np.asarray(last.value))
-    )
-  attention = (
-    base.qkv_bias or base.o_bias or any(path.startswith('layers/attn/') for path in missing)
+  if RESIDUAL in changes:
+    vectors = changes.pop(RESIDUAL)
+    if LAST_BIAS in changes:
+      vectors = Dense(np.asarray(vectors.value) + np.asarray(changes[LAST_BIAS].value))
+    changes[LAST_BIAS] = vectors
+  # Hugging Face's Llama has one flag for all attention biases and one for all of the MLP's.
+  attention_bias = config.qkv_bias or config.o_bias
+  mlp_bias = config.mlp_bias
+  for path in missing:
+    attention_bias |= path.startswith('layers/attn/')
+    mlp_bias |= path.startswith('layers/mlp/') or path == RESIDUAL
+  config = dataclasses.replace(
+    config, qkv_bias=attention_bias, o_bias=attention_bias, mlp_bias=mlp_bias
   )
-  mlp = base.mlp_bias or any(path.startswith('layers/mlp/') or path == RESIDUAL for path in missing)
-  config = dataclasses.replace(base, qkv_bias=attention, o_bias=attention, mlp_bias=mlp)
-  return config, 'llama', tree.unflatten(flat)
+  return Folded(config, 'llama', tree.unflatten(changes), is_other=True)

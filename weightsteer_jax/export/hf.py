@@ -1,9 +1,10 @@
-"""A steered Hugging Face checkpoint, written block by block beside its base: neither model is ever
-in memory.
+"""A steered Hugging Face checkpoint, written block by block from the files of its base: neither
+model is ever in memory.
 
-Every weight is read, changed in float32, rounded once, written, and read back; the files are those
-of the base, with the same tensors in them. On the way come the digest of the base, the fingerprints
-of the direction, what rounding lost, the SHA-256 of each file, and whether all is finite.
+Every weight is read, changed in float32, rounded once, written, and read back. The files are named
+as the base's, and hold the same tensors. The same pass yields the digest of the base, the
+fingerprints of the direction, the loss by rounding and the SHA-256 of each file, and refuses values
+that are not finite.
 """
 
 import dataclasses
@@ -31,19 +32,32 @@ from weightsteer_jax.runtime.errors import NotFiniteError
 from weightsteer_jax.storage import files
 from weightsteer_jax.storage import safetensors as raws
 
+# A file is written in order and hashed on the way, so more cores are only of use to more files.
 FILES_AT_ONCE = 4
 CORES_PER_FILE = 4
+SINGLE_FILE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
+
+# The change of a part: a tensor on the disk, or a function from a range of its elements (whole
+# rows) to their values.
+Change = Values | Callable[[int, int], np.ndarray]
+# For the rows and for the columns of a part: uint32 numbers whose sum is an element's position in
+# our array.
+Indices = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Steered:
-  """What is to be written.
+  """A steered checkpoint, before it is written.
 
   Attributes:
-    base: from whose files. config, family: what it is written as, with biases that it did not have.
-    changes: by path. alpha, dtype: see export.Request, '' resolved. digest: whether the base's is
-      wanted.
+    base: the checkpoint whose files are read.
+    config: the architecture to write, with biases that the base may lack.
+    family: the family to write.
+    changes: {path: change}.
+    alpha: the steering strength.
+    dtype: 'float32' or 'bfloat16', of every tensor.
+    digest: whether the digest of the base is wanted.
   """
 
   base: Checkpoint
@@ -57,7 +71,17 @@ class Steered:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-  """A block of the output, of `count` elements, and what was found on the way (see blocks)."""
+  """A block of the output.
+
+  Attributes:
+    part: the part it lies in.
+    count: number of elements; the rest of `out` is padding.
+    out: the steered values, in the dtype to write (bfloat16 as bits).
+    lost: squared norm of what rounding lost of `alpha * change`.
+    change: squared norm of the change.
+    base_words: the block's share of the base's fingerprint.
+    change_words: the block's share of the fingerprint of a change that is on the disk.
+  """
 
   part: Part
   count: int
@@ -69,9 +93,16 @@ class Block:
 
 
 class Sums:
-  """What the blocks add up to, by path or tensor."""
+  """Sums over blocks, which files written at once add to.
 
-  def __init__(self):
+  Attributes:
+    lost: {path: squared norms of the blocks' losses}.
+    change: {path: squared norms of the blocks' changes}.
+    base_words: {path: sum of the blocks' words}.
+    change_words: {tensor: sum of the blocks' words}.
+  """
+
+  def __init__(self) -> None:
     self._lock = threading.Lock()
     self.lost: dict[str, list[float]] = {}
     self.change: dict[str, list[float]] = {}
@@ -79,8 +110,9 @@ class Sums:
     self.change_words: dict[str, int] = {}
 
   def add(self, block: Block) -> None:
-    """Adds a block's."""
-    path, name = block.part.path, block.part.name
+    """Adds the numbers of a block."""
+    path = block.part.path
+    name = block.part.name
     with self._lock:
       self.lost.setdefault(path, []).append(block.lost)
       self.change.setdefault(path, []).append(block.change)
@@ -88,66 +120,63 @@ class Sums:
       self.change_words[name] = self.change_words.get(name, 0) + block.change_words
 
   def facts(self, steered: Steered) -> dict[str, Any]:
-    """As `merging.merge` tells them, and the norm of the change at alpha 1."""
-    square = steered.alpha**2
-    pairs = {
-      path: (math.fsum(self.lost[path]), square * math.fsum(self.change[path]))
-      for path in steered.changes
-    }
-    errors = {path: merging.relative([pair]) for path, pair in pairs.items()}
+    """The facts of `merging.merge`, and the norm of the change at alpha 1."""
+    pairs = {}
+    for path in steered.changes:
+      # fsum, because the order of blocks depends on the threads.
+      change = steered.alpha**2 * math.fsum(self.change[path])
+      pairs[path] = (math.fsum(self.lost[path]), change)
+    squares = [square for path in steered.changes for square in self.change[path]]
     return {
       'dtype': steered.dtype,
       'realised_error': merging.relative(list(pairs.values())),
-      'realised_errors': errors,
-      'norm': math.sqrt(
-        math.fsum(value for path in steered.changes for value in self.change[path])
-      ),
+      'realised_errors': {path: merging.relative([pair]) for path, pair in pairs.items()},
+      'norm': math.sqrt(math.fsum(squares)),
     }
 
 
 def write(
   folder: pathlib.Path, steered: Steered, *, sync: bool = True
 ) -> tuple[dict[str, Any], dict[str, str], str]:
-  """Writes the weights of the steered checkpoint; (facts, {file: SHA-256}, digest of the base or
-  '').
+  """Facts, SHA-256 sums and base digest of the weights, written into a folder.
+
+  Returns:
+    The entries of the provenance, {file: SHA-256}, and the digest of the base ('' if not wanted).
 
   Raises:
-    NotFiniteError: a weight of the base, of the change or of their sum is NaN or infinite.
-      CorruptError: a file that is cut short, or a direction that does not match its fingerprints.
-      OutputError: what is read back is not what was written.
+    NotFiniteError: if a weight of the base, of the change or of the sum is NaN or infinite.
+    CorruptError: if a file is cut short, or the direction does not match its fingerprints.
+    OutputError: if a file reads back other than it was written.
   """
   parts = on_disk.parts_of(steered.config, steered.family)
-  plan = _files(steered.base, parts)
-  sums, cores = Sums(), os.cpu_count() or 1
+  plan = _tensors_by_file(steered.base, parts)
+  sums = Sums()
+  cores = os.cpu_count() or 1
   at_once = max(1, min(len(plan), cores // CORES_PER_FILE, FILES_AT_ONCE))
+  threads = max(2, blocks.workers() // at_once)
+
+  def write_file(file: str) -> str:
+    return _write_file(folder / file, plan[file], steered, parts, sums, sync=sync, threads=threads)
+
   with futures.ThreadPoolExecutor(at_once) as pool:
-
-    def write_one(item):
-      return _write_file(
-        folder / item[0],
-        item[1],
-        steered,
-        parts,
-        sums,
-        sync=sync,
-        threads=max(2, blocks.workers() // at_once),
-      )
-
-    hashes = dict(zip(plan, pool.map(write_one, plan.items())))
-  if list(plan) != ['model.safetensors']:
+    hashes = dict(zip(plan, pool.map(write_file, plan)))
+  if list(plan) != [SINGLE_FILE]:
     _write_index(folder, plan, parts, steered)
   for name, values in on_disk.tensors_of(steered.changes).items():
     values.check(sums.change_words[name])
-  return sums.facts(steered), hashes, _digest(steered, sums) if steered.digest else ''
+  digest = _digest(steered, sums) if steered.digest else ''
+  return sums.facts(steered), hashes, digest
 
 
-def _files(base: Checkpoint, parts: Mapping[str, list[Part]]) -> dict[str, list[str]]:
-  """{file: its tensors}, as the base has them; what it does not have goes into the last."""
-  paths = stored.weight_files(base.folder)
-  plan = {path.name: [name for name in raws.tensors_of(path) if name in parts] for path in paths}
-  plan = {file: names for file, names in plan.items() if names}
-  there = {name for names in plan.values() for name in names}
-  plan[list(plan)[-1]] += [name for name in parts if name not in there]
+def _tensors_by_file(base: Checkpoint, parts: Mapping[str, list[Part]]) -> dict[str, list[str]]:
+  """{file: names of its tensors}, as in the base; tensors the base lacks go into the last file."""
+  plan = {}
+  for path in stored.weight_files(base.folder):
+    names = [name for name in raws.tensors_of(path) if name in parts]
+    if names:
+      plan[path.name] = names
+  planned = {name for names in plan.values() for name in names}
+  plan[list(plan)[-1]] += [name for name in parts if name not in planned]
   return plan
 
 
@@ -158,14 +187,10 @@ def _write_index(
   steered: Steered,
 ) -> None:
   width = np.dtype(raws.STORED_AS[raws.DTYPES[steered.dtype]]).itemsize
-  total = width * sum(held[-1].stop for held in parts.values())
-  files.write_json(
-    folder / INDEX,
-    {
-      'metadata': {'total_size': total},
-      'weight_map': {name: file for file, names in plan.items() for name in names},
-    },
-  )
+  # The last part of a tensor ends where the tensor ends.
+  total = width * sum(parts_in_tensor[-1].stop for parts_in_tensor in parts.values())
+  weight_map = {name: file for file, names in plan.items() for name in names}
+  files.write_json(folder / INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
 
 
 def _write_file(
@@ -178,11 +203,11 @@ def _write_file(
   sync: bool,
   threads: int,
 ) -> str:
-  """The SHA-256 of the file."""
+  """Writes a file of named tensors; its SHA-256."""
   dtype = raws.DTYPES[steered.dtype]
-  tensors = {
-    name: (dtype, stored.stored_shape(parts[name][0].row, steered.config)) for name in names
-  }
+  tensors = {}
+  for name in names:
+    tensors[name] = (dtype, stored.stored_shape(parts[name][0].row, steered.config))
   with raws.Writer(path, tensors, {'format': 'pt'}, sync=sync) as file:
     for block in blocks.in_order(_tasks(names, steered, parts), threads=threads):
       sums.add(block)
@@ -193,59 +218,83 @@ def _write_file(
 def _tasks(
   names: list[str], steered: Steered, parts: Mapping[str, list[Part]]
 ) -> Iterator[Callable[[], Block]]:
+  """For each block of the named tensors, in order, the function that computes it."""
   raw = steered.base.raw()
   for name in names:
     for part in parts[name]:
-      columns = int(np.prod(stored.stored_shape(part.row, steered.config)[1:]))
+      columns = math.prod(stored.stored_shape(part.row, steered.config)[1:])
       change = _change(part, steered.changes.get(part.path), steered.config)
-      index = (
-        our_indices(part, steered.config)
-        if steered.digest and part.path in steered.base.rows
-        else None
-      )
-      for start, stop in blocks.ranges(part.start, part.stop, blocks.SIZE // columns * columns):
-        yield functools.partial(_block, steered, part, raw.get(name), change, index, start, stop)
+      indices = None
+      if steered.digest and part.path in steered.base.rows:
+        indices = our_indices(part, steered.config)
+      # Blocks of whole rows: low-rank changes are computed so, and fingerprints indexed so.
+      step = blocks.SIZE // columns * columns
+      for start, stop in blocks.ranges(part.start, part.stop, step):
+        yield functools.partial(_block, steered, part, raw.get(name), change, indices, start, stop)
 
 
 def _block(
-  steered: Steered, part: Part, raw: raws.Raw | None, change: Any, index: Any, start: int, stop: int
+  steered: Steered,
+  part: Part,
+  raw: raws.Raw | None,
+  change: Change | None,
+  indices: Indices | None,
+  start: int,
+  stop: int,
 ) -> Block:
-  base, words = blocks.read(raw, start, stop, 'base'), 0
-  if index is not None:
-    words = _base_words(base, index, start - part.start, stop - part.start)
+  """The steered elements from `start` to `stop` of the tensor that holds the part."""
+  base = blocks.read(raw, start, stop, 'base')
+  base_words = 0
+  if indices is not None:
+    base_words = _base_words(base, indices, start - part.start, stop - part.start)
   if change is None:
     out = blocks.cast(base, steered.dtype)
-    block = Block(part, stop - start, out.copy() if out is base else out, base_words=words)
+    # Without a cast, `out` is the buffer that this thread's next read fills anew.
+    block = Block(part, stop - start, out.copy() if out is base else out, base_words=base_words)
   else:
-    block = _steered_block(steered, part, base, change, words, start, stop)
-  if not np.isfinite(block.lost + block.change) or change is None:
-    if not blocks.finite(block.out):
-      raise _not_finite(steered, part, raw, change)
+    block = _steered_block(steered, part, base, change, base_words, start, stop)
+  # Where there is a change, its norms show that all is finite, and spare another pass.
+  is_checked = change is not None and np.isfinite(block.lost + block.change)
+  if not is_checked and not blocks.finite(block.out):
+    raise _not_finite(steered, part, raw, change)
   return block
 
 
 def _steered_block(
-  steered: Steered, part: Part, base: np.ndarray, change: Any, words: int, start: int, stop: int
+  steered: Steered,
+  part: Part,
+  base: np.ndarray,
+  change: Change,
+  base_words: int,
+  start: int,
+  stop: int,
 ) -> Block:
-  minus, seen = None, 0
+  minus = None
+  change_words = 0
   if isinstance(change, Values):
     plus = blocks.read(change.plus, start, stop, 'plus')
-    minus = None if change.minus is None else blocks.read(change.minus, start, stop, 'minus')
-    seen = blocks.words_from(plus, start) if change.fingerprint else 0
+    if change.minus is not None:
+      minus = blocks.read(change.minus, start, stop, 'minus')
+    if change.fingerprint:
+      change_words = blocks.words_from(plus, start)
   else:
     plus = blocks.put(change(start - part.start, stop - part.start), 'plus')
   out, lost, added = blocks.steer(base, plus, minus, steered.alpha, steered.dtype)
-  return Block(part, stop - start, out, blocks.squares(lost), blocks.squares(added), words, seen)
+  return Block(
+    part, stop - start, out, blocks.squares(lost), blocks.squares(added), base_words, change_words
+  )
 
 
-def _not_finite(steered: Steered, part: Part, raw: raws.Raw | None, change: Any) -> NotFiniteError:
-  """The error that says where it comes from."""
-  if raw is not None and not all(
-    blocks.finite(blocks.read(raw, *one, 'base')) for one in blocks.ranges(0, raw.size)
-  ):
-    return NotFiniteError(
-      f"{steered.base.folder}: '{part.name}' ({part.path}) holds NaN or infinite values"
-    )
+def _not_finite(
+  steered: Steered, part: Part, raw: raws.Raw | None, change: Change | None
+) -> NotFiniteError:
+  """The error that says whether the base, the change or the sum is not finite."""
+  if raw is not None:
+    ranges = blocks.ranges(0, raw.size)
+    if not all(blocks.finite(blocks.read(raw, start, stop, 'base')) for start, stop in ranges):
+      return NotFiniteError(
+        f"{steered.base.folder}: '{part.name}' ({part.path}) holds NaN or infinite values"
+      )
   if isinstance(change, Values) and not change.finite():
     return change.not_finite()
   return NotFiniteError(
@@ -254,71 +303,70 @@ def _not_finite(steered: Steered, part: Part, raw: raws.Raw | None, change: Any)
   )
 
 
-def _change(
-  part: Part, leaf: LowRank | Dense | None, config: ModelConfig
-) -> Values | Callable[[int, int], np.ndarray] | None:
-  """The change of a part: on the disk, or a function from a range of whole rows of it to the
-  values; None without.
-  """
+def _change(part: Part, leaf: LowRank | Dense | None, config: ModelConfig) -> Change | None:
+  """The change of a part; None if there is none."""
   if leaf is None:
     return None
-  if on_disk.is_on_disk(leaf):
-    return leaf.value.values.get(part.at)
+  pattern = part.row.pattern
   if isinstance(leaf, Dense):
-    flat = stored.to_theirs(
-      np.asarray(leaf.value, np.float32)[part.at], part.row.pattern, config
-    ).reshape(-1)
+    if on_disk.is_on_disk(leaf):
+      return leaf.value.values.get(part.at)
+    ours = np.asarray(leaf.value, np.float32)[part.at]
+    flat = stored.to_theirs(ours, pattern, config).reshape(-1)
     return lambda start, stop: flat[start:stop]
-  a_pattern, b_pattern = peft_adapter.factor_patterns(part.row.pattern)
-  a_RI = stored.to_theirs(np.asarray(leaf.a, np.float32)[part.at], a_pattern, config)
-  b_OR = stored.to_theirs(
-    np.float32(leaf.scale) * np.asarray(leaf.b, np.float32)[part.at], b_pattern, config
-  )
+  a_pattern, b_pattern = peft_adapter.factor_patterns(pattern)
+  a = np.asarray(leaf.a, np.float32)[part.at]
+  b = np.float32(leaf.scale) * np.asarray(leaf.b, np.float32)[part.at]
+  a_RI = stored.to_theirs(a, a_pattern, config)
+  b_OR = stored.to_theirs(b, b_pattern, config)
   width = a_RI.shape[1]
   return lambda start, stop: b_OR[start // width : stop // width] @ a_RI
 
 
-def our_indices(part: Part, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-  """(of its rows, of its columns): what adds up to the number that an element has in our array,
-  modulo 2^32.
+def our_indices(part: Part, config: ModelConfig) -> Indices:
+  """Numbers of a part's rows and columns that add up to positions in our array, modulo 2^32.
+
+  The digest counts elements in the order of our array, while the file holds them in the order of
+  the checkpoint.
   """
-  shape, sizes = models.sites(config)[part.path].shape, config.sizes()
+  shape = models.sites(config)[part.path].shape
+  sizes = config.sizes()
   strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
   theirs, ours = part.row.pattern.split(' -> ')
   stride = dict(zip(ours.split(), strides[len(part.at) :]))
+  # One array per axis of the stored tensor, over which several of our axes may run.
   groups = []
   for group in stored.groups(theirs):
     index = np.zeros(1, np.int64)
     for axis in group.strip('()').split():
       index = (index[:, None] + stride[axis] * np.arange(sizes[axis])).reshape(-1)
     groups.append(index)
-  rows, columns = groups[0], np.zeros(1, np.int64)
+  rows = groups[0] + sum(i * step for i, step in zip(part.at, strides))
+  columns = np.zeros(1, np.int64)
   for index in groups[1:]:
     columns = (columns[:, None] + index).reshape(-1)
-  rows = rows + sum(i * step for i, step in zip(part.at, strides))
   return (rows % 2**32).astype(np.uint32), (columns % 2**32).astype(np.uint32)
 
 
-def _base_words(
-  base: np.ndarray, index: tuple[np.ndarray, np.ndarray], start: int, stop: int
-) -> int:
-  """The part of `bases.digest`'s fingerprint of whole rows, rounded to bfloat16."""
-  rows, columns = index
-  held = blocks.SIZE // len(columns)
-  padded = np.zeros(held, np.uint32)
-  wanted = rows[start // len(columns) : stop // len(columns)]
-  padded[: len(wanted)] = wanted
-  rounded = (
-    blocks.cast(base, 'bfloat16').reshape(-1)[: held * len(columns)].reshape(held, len(columns))
-  )
+def _base_words(base: np.ndarray, indices: Indices, start: int, stop: int) -> int:
+  """The share of `bases.digest`'s fingerprint that whole rows of the base have."""
+  rows, columns = indices
+  # Every block is hashed at its full size, so that one compiled program does for all; padding is
+  # zeros, which add nothing.
+  num_rows = blocks.SIZE // len(columns)
+  padded = np.zeros(num_rows, np.uint32)
+  block_rows = rows[start // len(columns) : stop // len(columns)]
+  padded[: len(block_rows)] = block_rows
+  rounded = blocks.cast(base, 'bfloat16').reshape(-1)
+  rounded = rounded[: num_rows * len(columns)].reshape(num_rows, len(columns))
   return blocks.words(rounded, padded, columns)
 
 
 def _digest(steered: Steered, sums: Sums) -> str:
-  shapes = {path: models.sites(steered.base.config)[path].shape for path in steered.base.rows}
-  return bases.digest_prints(
-    {
-      path: (shape, blocks.fingerprint(sums.base_words[path], shape, 'bfloat16'))
-      for path, shape in shapes.items()
-    }
-  )
+  """The digest of the base (see bases.digest)."""
+  sites = models.sites(steered.base.config)
+  prints = {}
+  for path in steered.base.rows:
+    shape = sites[path].shape
+    prints[path] = (shape, blocks.fingerprint(sums.base_words[path], shape, 'bfloat16'))
+  return bases.digest_prints(prints)

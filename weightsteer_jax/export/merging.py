@@ -30,7 +30,7 @@ def merge(
 
   Raises:
     InputError: the delta does not fit, or the base has no parameter for a change (see
-      folding.with_biases).
+      folding.fold).
   """
   models.check_delta(base.config, delta)
   flat, changes, sums = tree.flatten(base.params), tree.flatten(delta, models.is_delta_leaf), {}

@@ -63,14 +63,14 @@ params = steer(params, direction, float(sys.argv[1]) if len(sys.argv) > 1 else %
 '''
 
 
-def write_steered(folder: pathlib.Path, model: models.Model, merged: PyTree) -> PyTree:
+def write_steered(folder: pathlib.Path, config: models.ModelConfig, merged: PyTree) -> PyTree:
   """Writes the merged parameters; what was read back, in the dtype they are in."""
   dtype = str(jax.tree.leaves(merged)[0].dtype)
   checkpoint.save(
-    folder / PARAMS, merged, metadata={'model_config': models.config_to_record(model.config)}
+    folder / PARAMS, merged, metadata={'model_config': models.config_to_record(config)}
   )
-  _write_around(folder, model, RESTORE)
-  return checkpoint.restore(folder / PARAMS, models.abstract_params(model.config, dtype))
+  _write_around(folder, config, RESTORE)
+  return checkpoint.restore(folder / PARAMS, models.abstract_params(config, dtype))
 
 
 def write_unmerged(
@@ -86,7 +86,7 @@ def write_unmerged(
   checkpoint.save(folder / DIRECTION, matrices, metadata=described | {'alpha': alpha})
   _write_around(
     folder,
-    model,
+    model.config,
     RESTORE.replace('import pathlib\n', 'import pathlib\nimport sys\n') + STEER % alpha,
   )
   restored = checkpoint.restore(folder / PARAMS, models.abstract_params(model.config, dtype))
@@ -139,9 +139,9 @@ def _lead(site: models.Site) -> int:
   return len(site.axes) - len(site.axes.lstrip('LE'))
 
 
-def _write_around(folder: pathlib.Path, model: models.Model, example: str) -> None:
-  files.write_json(folder / 'model_config.json', models.config_to_record(model.config))
+def _write_around(folder: pathlib.Path, config: models.ModelConfig, example: str) -> None:
+  files.write_json(folder / 'model_config.json', models.config_to_record(config))
   files.write_json(
-    folder / 'axes.json', {path: site.axes for path, site in models.sites(model.config).items()}
+    folder / 'axes.json', {path: site.axes for path, site in models.sites(config).items()}
   )
   files.write_text(folder / 'restore.py', example)

@@ -15,6 +15,7 @@ from weightsteer_jax.directions import compression, gram
 from weightsteer_jax.directions.algebra import scale_delta
 from weightsteer_jax.directions.peft_adapter import CONFIG, WEIGHTS, factor_patterns
 from weightsteer_jax.export import targets as peft_targets
+from weightsteer_jax.export.base_folder import BaseFolder
 from weightsteer_jax.export.targets import TABLES, target_of
 from weightsteer_jax.models import Dense, LowRank, stored
 from weightsteer_jax.models.families import FAMILIES, TensorRow
@@ -31,8 +32,10 @@ PREFIX = 'base_model.model.'
 def write(
   folder: pathlib.Path,
   delta: PyTree,
-  base: models.Model,
+  base: BaseFolder,
+  params: PyTree,
   alpha: float,
+  *,
   target: str = '',
   table_rank: int = 0,
 ) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def write(
     module = name.removesuffix('.weight')
     tensors[f'{module}.lora_embedding_A'], tensors[f'{module}.lora_embedding_B'] = a, b
   for path in wholes:
-    tensors |= _whole(path, flat[path], base)
+    tensors |= _whole(path, flat[path], base, params)
   modules = [name.split('.lora_')[0] for name in tensors if '.lora_' in name]
   files.save_safetensors(folder / WEIGHTS, tensors, metadata={'format': 'pt'})
   files.write_json(
@@ -104,14 +107,7 @@ def fuse(pairs: Sequence[Pair]) -> Pair:
   return np.concatenate([a for a, _ in pairs]), whole
 
 
-def loadable_name(base: models.Model) -> str:
-  """What other libraries can load the base by: its hub id (the revision apart), or the absolute
-  path of its folder.
-  """
-  return base.source.split('@')[0] if base.revision else str(base.folder.resolve())
-
-
-def _module_pairs(flat: Mapping[str, LowRank | Dense], base: models.Model) -> dict[str, Pair]:
+def _module_pairs(flat: Mapping[str, LowRank | Dense], base: BaseFolder) -> dict[str, Pair]:
   """{module: its pair} of every layer; modules that hold several parameters get one pair for all of
   them.
   """
@@ -148,10 +144,10 @@ def _padded(pair: Pair, rank: int) -> Pair:
   return np.pad(a, [(0, missing), (0, 0)]), np.pad(b, [(0, 0), (0, missing)])
 
 
-def _whole(path: str, leaf: Dense, base: models.Model) -> dict[str, np.ndarray]:
+def _whole(path: str, leaf: Dense, base: BaseFolder, params: PyTree) -> dict[str, np.ndarray]:
   """The changed embedding or head in float32; on a tied base both names hold the one matrix."""
   row = next(row for row in FAMILIES[base.family].tensors if row.path == path)
-  node = base.params
+  node = params
   for key in path.split('/'):
     node = node[key]
   value = stored.to_theirs(
@@ -161,13 +157,13 @@ def _whole(path: str, leaf: Dense, base: models.Model) -> dict[str, np.ndarray]:
   return {PREFIX + name: value.copy() for name in names}
 
 
-def _config(base: models.Model, rank: int, targets: list[str], wholes: list[str]) -> dict[str, Any]:
+def _config(base: BaseFolder, rank: int, targets: list[str], wholes: list[str]) -> dict[str, Any]:
   saved = sorted({TABLES[path].removesuffix('.weight').rsplit('.', 1)[-1] for path in wholes})
   tied = bool(saved) and base.config.tied
   return {
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',
-    'base_model_name_or_path': loadable_name(base),
+    'base_model_name_or_path': base.loadable_name,
     'revision': base.revision or None,
     'r': rank,
     'lora_alpha': rank,

@@ -1,0 +1,71 @@
+"""The base of an export as its folder tells it, without the parameters."""
+
+import dataclasses
+import math
+import pathlib
+
+from weightsteer_jax import models
+from weightsteer_jax.models import stored
+from weightsteer_jax.storage import files
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseFolder:
+  """A base model on disk, of which no parameter was read.
+
+  Attributes:
+    folder: where the files lie.
+    config: the architecture.
+    family: the `model_type`.
+    source: the name the user gave: a path or a hub id.
+    revision: the hub commit, or '' for a local folder.
+    dtype: 'bfloat16' if every weight is stored so, else 'float32'.
+  """
+
+  folder: pathlib.Path
+  config: models.ModelConfig
+  family: str
+  source: str
+  revision: str
+  dtype: str
+
+  @classmethod
+  def find(cls, source: files.Path, *, name: str = '') -> 'BaseFolder':
+    """The base at a path or a hub id; `name` is the source to record, where it differs.
+
+    Raises:
+      InputError: if there is no checkpoint, or of an unsupported architecture.
+    """
+    folder, revision = models.resolve(source)
+    config, family = models.load_config(folder)
+    dtype = stored_dtype(folder)
+    return cls(folder, config, family.model_type, name or str(source), revision, dtype)
+
+  @classmethod
+  def of(cls, model: models.Model) -> 'BaseFolder':
+    """The folder that a model in memory was loaded from."""
+    dtype = stored_dtype(model.folder)
+    return cls(model.folder, model.config, model.family, model.source, model.revision, dtype)
+
+  def load(self) -> models.Model:
+    """The base in memory, in float32 and under the same name."""
+    model = models.load(self.folder)
+    return dataclasses.replace(model, source=self.source, revision=self.revision)
+
+  @property
+  def float32_bytes(self) -> int:
+    """Bytes of the parameters once they are loaded in float32."""
+    return 4 * sum(math.prod(site.shape) for site in models.sites(self.config).values())
+
+  @property
+  def loadable_name(self) -> str:
+    """Name by which other libraries load the base: its hub id, or its folder's absolute path."""
+    # They take the revision apart from the id.
+    return self.source.split('@')[0] if self.revision else str(self.folder.resolve())
+
+
+def stored_dtype(folder: pathlib.Path) -> str:
+  """The dtype of a checkpoint's weights: 'bfloat16', or 'float32' for everything finer."""
+  with stored.open_tensors(folder) as tensors:
+    dtypes = {tensors.dtype(name) for name in tensors.names()}
+  return 'bfloat16' if dtypes == {'BF16'} else 'float32'

@@ -1,0 +1,283 @@
+"""The formats of an export: one writer each, and what the writer needs.
+
+WRITERS is the one place that says which formats there are, and which of them are written from the
+base's files alone.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from absl import logging
+
+from weightsteer_jax import models
+from weightsteer_jax.directions import base as bases
+from weightsteer_jax.directions import peft_adapter, peft_delta
+from weightsteer_jax.directions.direction import Direction
+from weightsteer_jax.directions.streamed import checkpoints
+from weightsteer_jax.export import folding, hf, merging, orbax, peft, recheck
+from weightsteer_jax.export.base_folder import BaseFolder
+from weightsteer_jax.models import huggingface
+from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
+from weightsteer_jax.storage import files
+
+PyTree = Any
+
+LOSS_WARNED_OF = 0.05  # share of the change lost in rounding, above which the log says so
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What is to be written.
+
+  Attributes:
+    format: a key of WRITERS: 'hf' (merged, a checkpoint transformers loads), 'orbax' (merged,
+      nested dicts that plain orbax restores), 'orbax-unmerged' (the base and the direction apart)
+      or 'peft' (a LoRA adapter beside the base, alpha folded in).
+    alpha: the steering strength; for 'orbax-unmerged', the default of the example it comes with.
+    dtype: of parameters, 'float32' or 'bfloat16'; '' is the dtype the base is stored in. Adapters
+      are always float32.
+    rank: the rank that the direction's kernels are folded to, the error recorded; 0 leaves the
+      direction exact.
+    target: of 'peft', the library that must be able to load it, a key of targets.TARGETS; '' is
+      'peft'.
+  """
+
+  format: str
+  alpha: float
+  dtype: str = ''
+  rank: int = 0
+  target: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What a writer works from.
+
+  Attributes:
+    request: the request, checked.
+    direction: the direction, folded to the request's rank.
+    base: the base, as its folder tells it.
+    model: the base in memory; None if only its files are there.
+    check_digest: whether the writer has to compare the base's digest with the direction's.
+    sync: whether to wait until the weights are on the disk.
+  """
+
+  request: Request
+  direction: Direction
+  base: BaseFolder
+  model: models.Model | None
+  check_digest: bool
+  sync: bool
+
+  @property
+  def dtype(self) -> str:
+    """Dtype of the parameters to write."""
+    return self.request.dtype or self.base.dtype
+
+  @property
+  def loaded(self) -> models.Model:
+    """The base in memory, for writers that need it there."""
+    # handover refuses such a format before the job starts.
+    assert self.model is not None
+    return self.model
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadBack:
+  """A written model, read back.
+
+  Attributes:
+    config: its architecture.
+    params: its parameters.
+    delta: the change that is still to be applied, at `alpha`; None if it is merged.
+    alpha: the strength of `delta`.
+  """
+
+  config: models.ModelConfig
+  params: PyTree
+  delta: PyTree | None = None
+  alpha: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+  """What a writer hands back.
+
+  Attributes:
+    facts: entries of the provenance.
+    exact: whether nothing of a float32 base was rounded.
+    read_back: reads the written model.
+    hashes: {file: SHA-256} of the files that were hashed while they were written.
+  """
+
+  facts: Mapping[str, Any]
+  exact: bool
+  read_back: Callable[[], ReadBack]
+  hashes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+  """How a format is written.
+
+  Attributes:
+    write: writes a job's weights, and all that is read with them, into a new folder.
+    needs_model: whether the base must be in memory. Where it is there, logits are always compared;
+      where the files are enough, only if that is asked for.
+  """
+
+  write: Callable[[pathlib.Path, Job], Written]
+  needs_model: bool
+
+
+def writer_of(format: str) -> Writer:
+  """The writer of a format.
+
+  Raises:
+    InputError: if the format is unknown.
+  """
+  if format not in WRITERS:
+    raise InputError(
+      f"unknown format '{format}'{did_you_mean(format, WRITERS)}; there are: {', '.join(WRITERS)}"
+    )
+  return WRITERS[format]
+
+
+def _write_hf(folder: pathlib.Path, job: Job) -> Written:
+  """Writes a Hugging Face checkpoint from the base's files."""
+  base = job.base
+  what = f"the direction and the model '{base.source}'"
+  with checkpoints.open_checkpoint(base.folder) as opened:
+    bases.same_architecture(job.direction.base.config, opened.config, what=what)
+    models.check_delta(opened.config, job.direction.delta)
+    folded = folding.fold(opened.config, base.family, job.direction.delta)
+    steered = hf.Steered(
+      base=opened,
+      config=folded.config,
+      family=models.FAMILIES[folded.family],
+      changes=tree.flatten(folded.delta, models.is_delta_leaf),
+      alpha=job.request.alpha,
+      dtype=job.dtype,
+      digest=job.check_digest,
+    )
+    facts, hashes, digest = hf.write(folder, steered, sync=job.sync)
+    if job.check_digest:
+      record = bases.Base(opened.config, base.family, base.source, base.revision, digest)
+      bases.same_base(job.direction.base, record, what=what)
+    _warn_of_loss(facts, job.request.alpha)
+    _write_companions(folder, base, folded, job.dtype)
+    # The check reads the config, so it comes after the companions.
+    facts['rechecked'] = dataclasses.asdict(recheck.recheck(folder, steered))
+    facts |= _notes(base, folded)
+
+  def read_back() -> ReadBack:
+    model = models.load(folder)
+    return ReadBack(model.config, model.params)
+
+  return Written(facts, job.dtype == 'float32', read_back, hashes)
+
+
+def _write_orbax(folder: pathlib.Path, job: Job) -> Written:
+  """Writes steered parameters as orbax arrays."""
+  folded = folding.fold(job.base.config, job.base.family, job.direction.delta)
+  model = folded.model(job.loaded)
+  merged, facts = merging.merge(model, folded.delta, job.request.alpha, job.dtype)
+  _warn_of_loss(facts, job.request.alpha)
+  restored = orbax.write_steered(folder, folded.config, merged)
+  _write_companions(folder, job.base, folded, job.dtype)
+  facts |= _notes(job.base, folded)
+  return Written(facts, job.dtype == 'float32', lambda: ReadBack(folded.config, restored))
+
+
+def _write_unmerged(folder: pathlib.Path, job: Job) -> Written:
+  """Writes the base's parameters and the direction, apart, as orbax arrays."""
+  alpha = job.request.alpha
+  folded = folding.fold(job.base.config, job.base.family, job.direction.delta)
+  model = folded.model(job.loaded)
+  restored, delta = orbax.write_unmerged(folder, model, folded.delta, alpha, job.dtype)
+  _write_companions(folder, job.base, folded, job.dtype)
+  ranks = [
+    leaf.a.shape[-1]
+    for leaf in tree.flatten(delta, models.is_delta_leaf).values()
+    if isinstance(leaf, models.LowRank)
+  ]
+  facts = {'dtype': job.dtype, 'rank': max(ranks, default=0), **_notes(job.base, folded)}
+  # The base is stored again as it was, so a bfloat16 base loses nothing here.
+  exact = job.dtype in ('float32', job.base.dtype)
+  return Written(facts, exact, lambda: ReadBack(folded.config, restored, delta, alpha))
+
+
+def _write_peft(folder: pathlib.Path, job: Job) -> Written:
+  """Writes a LoRA adapter."""
+  request = job.request
+  facts = peft.write(
+    folder,
+    job.direction.delta,
+    job.base,
+    job.loaded.params,
+    request.alpha,
+    target=request.target,
+    table_rank=request.rank,
+  )
+
+  def read_back() -> ReadBack:
+    with checkpoints.open_checkpoint(job.base.folder) as opened:
+      delta = peft_delta.to_delta(peft_adapter.read(folder), opened)
+    # The adapter holds alpha.
+    return ReadBack(job.base.config, job.loaded.params, delta, alpha=1.0)
+
+  return Written({'dtype': 'float32', **facts}, True, read_back)
+
+
+WRITERS = {
+  'hf': Writer(_write_hf, needs_model=False),
+  'orbax': Writer(_write_orbax, needs_model=True),
+  'orbax-unmerged': Writer(_write_unmerged, needs_model=True),
+  'peft': Writer(_write_peft, needs_model=True),
+}
+FORMATS = tuple(WRITERS)
+
+
+def _write_companions(
+  folder: pathlib.Path, base: BaseFolder, folded: folding.Folded, dtype: str
+) -> None:
+  """Copies the tokenizer and the generation settings, and writes the config."""
+  for name in huggingface.COMPANIONS:
+    if (base.folder / name).exists() and not (folder / name).exists():
+      shutil.copyfile(base.folder / name, folder / name)
+  config = files.read_json(base.folder / 'config.json', what='the config of the base')
+  if folded.is_other:
+    # The new architecture is written afresh; special tokens are all that stays true of the old.
+    family = models.FAMILIES[folded.family]
+    tokens = {key: value for key, value in config.items() if key.endswith('_token_id')}
+    config = {'architectures': [family.architecture], 'model_type': family.model_type}
+    config |= family.write(folded.config) | tokens
+  # transformers before 5 reads `torch_dtype`, later ones `dtype` first.
+  files.write_json(folder / 'config.json', config | {'dtype': dtype, 'torch_dtype': dtype})
+
+
+def _warn_of_loss(facts: Mapping[str, Any], alpha: float) -> None:
+  if facts['realised_error'] > LOSS_WARNED_OF:
+    logging.warning(
+      'merged into %s, %.0f%% of the change at alpha %g is lost to rounding: export with dtype '
+      'float32, or unmerged (orbax-unmerged, peft), to keep it',
+      facts['dtype'],
+      100 * facts['realised_error'],
+      alpha,
+    )
+
+
+def _notes(base: BaseFolder, folded: folding.Folded) -> dict[str, list[str]]:
+  """The provenance's entry on a changed architecture, if it was changed."""
+  if not folded.is_other:
+    return {}
+  note = (
+    f'The direction changes biases that a {base.family} checkpoint has no tensor for, so the '
+    f'model is written as the {folded.family} with biases, which computes the same.'
+  )
+  return {'notes': [note]}
