@@ -1,11 +1,10 @@
-"""Training, scoring and generation of a tiny model on one mesh of eight CPU devices after another,
-beside one device.
+"""Training, scoring and generation of a tiny model on meshes of eight CPU devices.
 
   XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/meshes.py OUTPUT.json 'LAYOUT'...
 
-writes {layout: numbers and compiled programs}. A layout is 'single' (one device), or a mesh and how
-weights lie on it, as in '1x4x2 fsdp' or '1x4x2 tensor'. A program, since the number of devices is
-fixed when jax starts.
+writes {layout: numbers and compiled programs}. A layout is 'single' (one device), or a mesh and the
+placement of the weights, as in '1x4x2 fsdp' or '1x4x2 tensor'. This is a program of its own because
+jax fixes the number of devices when it starts.
 """
 
 import json
@@ -50,13 +49,12 @@ OPTIONS = configs.FineTune(
 )
 
 
-HLO: dict[
-  str, str
-] = {}  # of each program of the layout at hand, the text of one of its compilations
+# {name of a program: its compiled text}, of the layout at hand.
+HLO: dict[str, str] = {}
 
 
-def told(name: str, function: Any) -> Any:
-  """The compiled function, whose program is kept in HLO."""
+def recorded(name: str, function: Any) -> Any:
+  """The function, which on its first call also records its compiled program in HLO."""
 
   def call(*args):
     if name not in HLO:
@@ -67,17 +65,16 @@ def told(name: str, function: Any) -> Any:
 
 
 def main(output: str, *names: str) -> None:
-  found = {}
+  results = {}
   for module, name in ((scoring, 'score_batch'), (generation, 'admit'), (generation, 'decode')):
-    setattr(module, name, told(name, getattr(module, name)))
+    setattr(module, name, recorded(name, getattr(module, name)))
   for name in names:
     layout = layout_of(name)
-    model = placement.relay(
-      models.Model(CONFIG, random_params(), pathlib.Path(), 'llama', 'made up'), layout
-    )
+    model = models.Model(CONFIG, random_params(), pathlib.Path(), 'llama', 'made up')
+    model = placement.relay(model, layout)
     HLO.clear()
-    found[name] = {**train(model, layout), **evaluate(model, layout), 'hlo': dict(HLO)}
-  pathlib.Path(output).write_text(json.dumps(found))
+    results[name] = {**train(model, layout), **evaluate(model, layout), 'hlo': dict(HLO)}
+  pathlib.Path(output).write_text(json.dumps(results))
 
 
 def layout_of(name: str) -> Layout:
@@ -88,29 +85,30 @@ def layout_of(name: str) -> Layout:
 
 
 def random_params() -> Any:
+  # Larger than initial weights are, so that every one of them matters to the logits.
   return jax.tree.map(lambda x: 4 * x, models.init_params(CONFIG, jax.random.key(0)))
 
 
 def delta_of(*kinds: str) -> Any:
-  """A change of these kinds, none of it zero."""
-  made = (
-    models.init_delta(
+  """A change of these kinds, in which nothing is zero."""
+  leaves = {}
+  for kind in kinds:
+    delta = models.init_delta(
       CONFIG, kind, jax.random.key(0), rank=OPTIONS.rank, lora_alpha=OPTIONS.lora_alpha
     )
-    for kind in kinds
-  )
-  leaves = {
-    path: leaf for delta in made for path, leaf in tree.flatten(delta, models.is_delta_leaf).items()
-  }
+    leaves |= tree.flatten(delta, models.is_delta_leaf)
   draw = np.random.default_rng(len(kinds))
-  return jax.tree.map(
-    lambda x: 0.1 * draw.normal(size=x.shape).astype(np.float32), tree.unflatten(leaves)
-  )
+
+  def random_like(x):
+    return 0.1 * draw.normal(size=x.shape).astype(np.float32)
+
+  return jax.tree.map(random_like, tree.unflatten(leaves))
 
 
 def train(model: models.Model, layout: Layout) -> dict[str, Any]:
   recipe = optimizer.adamw(OPTIONS)
-  delta, draw = delta_of(OPTIONS.kind), np.random.default_rng(3)
+  delta = delta_of(OPTIONS.kind)
+  draw = np.random.default_rng(3)
   examples = [
     Example(draw.integers(0, 96, n).astype(np.int32), draw.random(n) < 0.5, str(n))
     for n in range(5, 21)
@@ -119,13 +117,15 @@ def train(model: models.Model, layout: Layout) -> dict[str, Any]:
   parts = layout.put_batch(batches.microbatches(batch, 2), 'ABT')
   state = steps.TrainState(delta, optimizer.transformation(recipe).init(delta), np.int32(0))
   state = jax.device_put(state, steps.state_shardings(CONFIG, recipe, layout, state))
-  schedule, metrics = optimizer.schedule(OPTIONS, peak=1e-2, total=OPTIONS.steps), []
+  schedule = optimizer.schedule(OPTIONS, peak=1e-2, total=OPTIONS.steps)
+  metrics = []
   with layout.context():
-    step = told('train_step', steps.train_step_fn(CONFIG, recipe, layout, remat='full'))
+    step = recorded('train_step', steps.train_step_fn(CONFIG, recipe, layout, remat='full'))
     for number in range(OPTIONS.steps):
       state, measured = step(state, model.params, parts, schedule, 0)
       metrics.append([float(measured['train_loss']), float(measured['grad_norm'])])
-      if number == 0:  # Adam's first moment is then the gradient, up to a factor.
+      # After the first step Adam's first moment is the gradient, up to a factor.
+      if number == 0:
         gradients = lists(optax.tree.get(state.opt_state, 'mu'))
   return {
     'metrics': metrics,
@@ -138,9 +138,9 @@ def train(model: models.Model, layout: Layout) -> dict[str, Any]:
 def train_together(
   model: models.Model, layout: Layout, batch: Batch, schedule: optimizer.Schedule
 ) -> dict[str, Any]:
-  """Loss and gradient norm of a step of two changes trained as one program, and what the second one
-  becomes."""
-  recipe, states = optimizer.adamw(OPTIONS), []
+  """Metrics of a step of two changes trained as one program, and the second change afterwards."""
+  recipe = optimizer.adamw(OPTIONS)
+  states = []
   for factor in (1.0, 0.5):
     delta = jax.tree.map(lambda x, factor=factor: factor * x, delta_of(OPTIONS.kind))
     state = steps.TrainState(delta, optimizer.transformation(recipe).init(delta), np.int32(1))
@@ -148,7 +148,7 @@ def train_together(
   parts = layout.put_batch(batches.side_by_side([batches.microbatches(batch, 2)] * 2), '_ABT')
   with layout.context():
     stacked = steps.stack_fn(CONFIG, recipe, layout)(states)
-    step = told(
+    step = recorded(
       'train_together', steps.train_step_fn(CONFIG, recipe, layout, remat='dots', together=True)
     )
     schedules = jax.tree.map(lambda x: np.stack([x, x]), schedule)
@@ -169,27 +169,24 @@ def evaluate(model: models.Model, layout: Layout) -> dict[str, Any]:
   draw = np.random.default_rng(4)
   prompts = [tuple(draw.integers(0, 96, n).tolist()) for n in range(2, 14)]
   grid = [('base', 0.0), ('one', -1.0), ('one', 2.0), ('both', 0.7)]
-  scored = engine.score(
-    [
-      ScoreRequest((i, arm, alpha, n), prompt, prompt[:n], arm, alpha)
-      for i, prompt in enumerate(prompts)
-      for arm, alpha in grid
-      for n in (1, 2)
-    ]
-  )
-  greedy = [
-    GenerateRequest((i, arm, alpha), prompt, 3 + i, arm, alpha)
-    for i, prompt in enumerate(prompts)
-    for arm, alpha in grid
-  ]
-  scores, answers = list(scored), list(engine.generate(greedy))
+  score_requests = []
+  greedy_requests = []
+  for i, prompt in enumerate(prompts):
+    for arm, alpha in grid:
+      greedy_requests.append(GenerateRequest((i, arm, alpha), prompt, 3 + i, arm, alpha))
+      for n in (1, 2):
+        key = (i, arm, alpha, n)
+        score_requests.append(ScoreRequest(key, prompt, prompt[:n], arm, alpha))
+  scores = engine.score(score_requests)
+  answers = engine.generate(greedy_requests)
   return {
-    'scores': {str(r.key): r.logprob for r in scores},
-    'answers': {str(r.key): [r.finish, *r.tokens] for r in answers},
+    'scores': {str(result.key): result.logprob for result in scores},
+    'answers': {str(result.key): [result.finish, *result.tokens] for result in answers},
   }
 
 
 def lists(values: Any) -> dict[str, Any]:
+  """{path: elements in order}, for JSON."""
   return {path: np.asarray(x).ravel().tolist() for path, x in tree.flatten(values).items()}
 
 
