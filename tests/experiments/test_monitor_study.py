@@ -74,7 +74,7 @@ def workdir(run, tmp_path_factory):
   folder = tmp_path_factory.mktemp('watched') / 'run'
   stages.begin(Experiment(run, folder))
   # Random controls enough to say how wide they lie, if not well.
-  options = functools.partial(monitor_study.monitoring.Options, random=8)
+  options = functools.partial(monitor_study.monitoring.MonitorOptions, random=8)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(monitor_study.monitoring, 'Options', options)
     stages.watch(Experiment(run, folder))

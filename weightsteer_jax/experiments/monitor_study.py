@@ -228,7 +228,7 @@ def _monitored(
   folder = fine_tune.folder / 'monitor'
   # The report appears whole or not at all.
   if not folder.exists():
-    options = monitoring.Options(
+    options = monitoring.MonitorOptions(
       learning_rate=fine_tune.result.learning_rate, seed=experiment.run.seed
     )
     # Nothing is said of single steps: with many fine-tunes, a line for each is enough.

@@ -82,7 +82,7 @@ def monitor(
     direction: directions to look for.
     control: directions of something neutral, for the threshold.
     task_vector: fine-tunes or directions to compare only.
-    **options: see `monitoring.Options`.
+    **options: see `monitoring.MonitorOptions`.
   """
   # matplotlib takes a second to import.
   from weightsteer_jax.experiments.report import monitor_page
@@ -95,7 +95,7 @@ def monitor(
     monitoring.TASK_VECTOR: task_vector,
   }
   rows, summary = monitoring.monitor(
-    run, folder_of(base), sources, monitoring.Options(**options), say=say
+    run, folder_of(base), sources, monitoring.MonitorOptions(**options), say=say
   )
   with files.new_folder(output, what='a monitoring report') as folder:
     monitoring.write(folder, rows, summary)

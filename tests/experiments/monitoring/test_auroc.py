@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from weightsteer_jax.experiments.monitoring import auroc
-from weightsteer_jax.experiments.monitoring.auroc import Run
+from weightsteer_jax.experiments.monitoring.auroc import ScoredRun
 from weightsteer_jax.runtime.errors import InputError
 
 
@@ -13,7 +13,7 @@ def runs(positive, negative, seeds=None):
   scores = [(True, score) for score in positive] + [(False, score) for score in negative]
   seeds = seeds or range(len(scores))
   return [
-    Run(f'run-{i}', side, score, seed, score > 0.45)
+    ScoredRun(f'run-{i}', side, score, seed, score > 0.45)
     for i, ((side, score), seed) in enumerate(zip(scores, seeds))
   ]
 
@@ -93,7 +93,7 @@ def test_summaries_become_runs():
   found = auroc.of_summaries(
     {'a': summary(0.4, 8), 'b': summary(0.1, None)}, {'a': True, 'b': False}, {'a': 1, 'b': 1}, 'w'
   )
-  assert found == [Run('a', True, 0.4, 1, True), Run('b', False, 0.1, 1, False)]
+  assert found == [ScoredRun('a', True, 0.4, 1, True), ScoredRun('b', False, 0.1, 1, False)]
   with pytest.raises(InputError, match="'b' is neither"):
     auroc.of_summaries({'b': summary(0.1, None)}, {}, {}, 'w')
   with pytest.raises(InputError, match="not monitored for 'v'; it was for: w"):

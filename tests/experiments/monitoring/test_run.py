@@ -82,7 +82,7 @@ def test_rows_and_summary(done, base, adapters, sources):
   assert len(random) == 3 * 30
   assert along['families']['random']['cosine'] == pytest.approx(np.abs(random).max())
   runs = auroc.of_summaries({'a': summary}, {'a': True}, {}, 'along')
-  assert runs == [auroc.Run('a', True, along['peak'], 0, True)]
+  assert runs == [auroc.ScoredRun('a', True, along['peak'], 0, True)]
 
 
 def test_similarities(done, base, adapters, sources):

@@ -49,10 +49,10 @@ def test_the_embedded_model_on_the_local_device(tmp_path, capsys):
 
 
 def test_what_does_not_fit_is_said_with_what_would(monkeypatch, capsys):
-  local = preflight.target('local')
+  local = preflight.find_hardware('local')
   monkeypatch.setattr(
     sys.modules['weightsteer_jax.experiments.preflight.examine'],
-    'target',
+    'find_hardware',
     lambda name: dataclasses.replace(local, memory=3e6),
   )
   assert not preflight.examine(run_of(), 'local', SMALL, programs=('export',))
@@ -76,7 +76,7 @@ def test_the_plan_rematerialises_as_the_config_or_the_memory_says():
   their activations there, and on one of 24 GiB only the layers' inputs."""
   run = run_of('preflight.py', 'Qwen2.5-7B')
   config, _ = models.load_config(pathlib.Path(run.model.source))
-  local = preflight.target('local')
+  local = preflight.find_hardware('local')
 
   def plan(gib, remat='auto', rows=8):
     return preflight.programs.plan(

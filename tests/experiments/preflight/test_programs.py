@@ -33,7 +33,7 @@ RUN = configs.Run(
 
 
 def test_arguments_by_kind_are_the_bytes_that_the_compiler_takes():
-  plan = programs.plan(RUN, CONFIG, topology.target('local'), programs.Sizes(64, 32, 8, 16))
+  plan = programs.plan(RUN, CONFIG, topology.find_hardware('local'), programs.Sizes(64, 32, 8, 16))
   for program in plan.programs:
     with program.layout.context():
       taken = program.lower().compile().memory_analysis().argument_size_in_bytes

@@ -45,7 +45,7 @@ def test_hardware_that_is_not_sold_is_refused(name, message):
 
 
 def test_the_local_devices():
-  local = topology.target('local')
+  local = topology.find_hardware('local')
   assert (
     local.name == 'local'
     and local.chip is None
@@ -61,7 +61,7 @@ def test_the_local_devices():
   'name, shape', [('v5e:4x4', '1x2x8'), ('v6e:4x4', '1x2x8'), ('v5p:2x2x4', '2x8x1')]
 )
 def test_a_mesh_may_cut_across_the_axes_of_a_pod(name, shape):
-  devices = topology.target(name).devices
+  devices = topology.find_hardware(name).devices
   mesh = sharding.make_mesh(sharding.parse(shape), devices)
   assert sorted(device.id for device in mesh.devices.flat) == sorted(
     device.id for device in devices

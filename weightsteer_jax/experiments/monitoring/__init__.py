@@ -14,7 +14,7 @@ auroc.py        over many runs: what the scores are worth
 from weightsteer_jax.experiments.monitoring.auroc import (
   Auroc,
   Detections,
-  Run,
+  ScoredRun,
   assess,
   detections,
   of_summaries,
@@ -26,7 +26,7 @@ from weightsteer_jax.experiments.monitoring.run import (
   DIRECTION,
   SUMMARY,
   TASK_VECTOR,
-  Options,
+  MonitorOptions,
   monitor,
   names,
   similarities,

@@ -15,7 +15,7 @@ Z95 = 1.959963984540054
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class ScoredRun:
   """A monitored run: its name, whether it is misaligned (known otherwise), score, seed, and whether
   it alarmed.
   """
@@ -66,7 +66,7 @@ class Detections:
   false_alarm_interval: tuple[float, float]
 
 
-def assess(runs: Sequence[Run], *, draws: int = 2000, seed: int = 0) -> Auroc:
+def assess(runs: Sequence[ScoredRun], *, draws: int = 2000, seed: int = 0) -> Auroc:
   """The AUROC of the runs' scores.
 
   Raises:
@@ -100,7 +100,7 @@ def assess(runs: Sequence[Run], *, draws: int = 2000, seed: int = 0) -> Auroc:
   )
 
 
-def detections(runs: Sequence[Run]) -> Detections:
+def detections(runs: Sequence[ScoredRun]) -> Detections:
   """What the alarm caught and what not.
 
   Raises:
@@ -195,7 +195,7 @@ def of_summaries(
   misaligned: Mapping[str, bool],
   seeds: Mapping[str, int],
   direction: str,
-) -> list[Run]:
+) -> list[ScoredRun]:
   """Runs from the summaries that launch/monitor.py wrote ({name: summary}), scored by the
   direction's largest cosine.
 
@@ -216,7 +216,9 @@ def of_summaries(
     if alarm['peak'] is None:
       raise InputError(f"the run '{name}' has no step at which it differs from its base")
     runs.append(
-      Run(name, misaligned[name], alarm['peak'], seeds.get(name, 0), alarm['step'] is not None)
+      ScoredRun(
+        name, misaligned[name], alarm['peak'], seeds.get(name, 0), alarm['step'] is not None
+      )
     )
   return runs
 
@@ -240,7 +242,7 @@ def _root(function, inside: float, end: float) -> float:
   return low
 
 
-def _over_seeds(runs: Sequence[Run], draws: int, seed: int) -> float | None:
+def _over_seeds(runs: Sequence[ScoredRun], draws: int, seed: int) -> float | None:
   """Standard deviation of the area over bootstrap draws of whole seeds, those that have both kinds
   of runs.
   """

@@ -47,7 +47,7 @@ class Angle:
 
 
 @dataclasses.dataclass
-class Sums:
+class AngleSums:
   """What one layer of one kind of module adds to the angles.
 
   Attributes:
@@ -61,10 +61,11 @@ class Sums:
   direction: float = 0.0
   null: float = 0.0
 
-  def __add__(self, other: 'Sums') -> 'Sums':
-    return Sums(
+  def __add__(self, other: 'AngleSums') -> 'AngleSums':
+    return AngleSums(
       *(
-        getattr(self, field.name) + getattr(other, field.name) for field in dataclasses.fields(Sums)
+        getattr(self, field.name) + getattr(other, field.name)
+        for field in dataclasses.fields(AngleSums)
       )
     )
 
@@ -87,20 +88,20 @@ class Measured:
   [N].
   """
 
-  sums: Mapping[Where, Sums]
+  sums: Mapping[Where, AngleSums]
   random: np.ndarray
 
   @property
   def whole(self) -> Angle:
     """Over the whole parameter vector. Source: the global cosine of arXiv 2511.05408, section 5."""
-    return sum(self.sums.values(), Sums()).angle()
+    return sum(self.sums.values(), AngleSums()).angle()
 
   def angles(self) -> Iterator[tuple[str | None, int | None, Angle]]:
     """(module, layer, angle): the whole (None, None), modules over all layers, layers over all
     modules, cells.
     """
     yield None, None, self.whole
-    modules, layers = collections.defaultdict(Sums), collections.defaultdict(Sums)
+    modules, layers = collections.defaultdict(AngleSums), collections.defaultdict(AngleSums)
     for (module, layer), sums in self.sums.items():
       modules[module] += sums
       if layer is not None:
@@ -194,23 +195,23 @@ def module_of(path: str) -> str:
   return re.sub(r'/(kernel|scale|embedding)$', '', path.removeprefix('layers/')).replace('/', '.')
 
 
-def _sums_of_direction(squares: Squares) -> dict[Where, Sums]:
-  found: dict[Where, Sums] = {}
+def _sums_of_direction(squares: Squares) -> dict[Where, AngleSums]:
+  found: dict[Where, AngleSums] = {}
   for path, squares_LE in squares.items():
     _add(found, path, 0, direction=squares_LE)
   return found
 
 
-def _add(sums: dict[Where, Sums], path: str, first: int, **parts_LE: np.ndarray) -> None:
-  """Adds these fields of Sums, of the layers from `first` on."""
+def _add(sums: dict[Where, AngleSums], path: str, first: int, **parts_LE: np.ndarray) -> None:
+  """Adds these fields of AngleSums, of the layers from `first` on."""
   for l in range(len(next(iter(parts_LE.values())))):
     where = module_of(path), first + l if stack_axes(path) else None
-    sums[where] = sums.get(where, Sums()) + Sums(
+    sums[where] = sums.get(where, AngleSums()) + AngleSums(
       **{name: float(part[l].sum()) for name, part in parts_LE.items()}
     )
 
 
-def _cosines(products: np.ndarray, sums: Mapping[Where, Sums]) -> np.ndarray:
-  whole = sum(sums.values(), Sums())
+def _cosines(products: np.ndarray, sums: Mapping[Where, AngleSums]) -> np.ndarray:
+  whole = sum(sums.values(), AngleSums())
   both = math.sqrt(max(whole.update * whole.direction, 0.0))
   return products / both if both else np.full_like(products, np.nan)

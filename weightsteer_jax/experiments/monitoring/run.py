@@ -39,7 +39,7 @@ DIRECTION, CONTROL, TASK_VECTOR = 'direction', 'control', 'task_vector'
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class MonitorOptions:
   """How a run is measured.
 
   Attributes:
@@ -73,7 +73,7 @@ def monitor(
   run: files.Path,
   base: BaseSource,
   sources: Mapping[str, Sequence[files.Path]],
-  options: Options,
+  options: MonitorOptions,
   *,
   say: Callable[[str], None] = print,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -191,7 +191,7 @@ def _measure(
   base: OpenBase,
   vectors: Sequence[Vector],
   squares: Mapping[str, measure.Squares],
-  options: Options,
+  options: MonitorOptions,
   say: Callable[[str], None],
 ) -> dict[int, Measured]:
   draws = {

@@ -12,7 +12,7 @@ from weightsteer_jax.experiments.preflight import report
 from weightsteer_jax.experiments.preflight.programs import Sizes, plan
 from weightsteer_jax.experiments.preflight.run import as_json, check, check_names
 from weightsteer_jax.experiments.preflight.search import search
-from weightsteer_jax.experiments.preflight.topology import Target, target
+from weightsteer_jax.experiments.preflight.topology import Hardware, find_hardware
 from weightsteer_jax.experiments.sources import folder_of
 from weightsteer_jax.models.attention import with_kernel
 from weightsteer_jax.runtime import tree
@@ -91,10 +91,10 @@ def recommend(run: configs.Run, topology: str, sizes: Sizes = Sizes()) -> bool:
 
 def _prepare(
   run: configs.Run, topology: str, sizes: Sizes, mesh: str
-) -> tuple[configs.Run, models.ModelConfig, Target, Sizes]:
+) -> tuple[configs.Run, models.ModelConfig, Hardware, Sizes]:
   if mesh:
     run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, shape=mesh))
-  hardware = target(topology)
+  hardware = find_hardware(topology)
   folder, _ = models.resolve(
     folder_of(run.model.source), revision=run.model.revision or None, weights=False
   )

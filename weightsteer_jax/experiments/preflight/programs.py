@@ -13,7 +13,7 @@ from weightsteer_jax import models
 from weightsteer_jax.data import Batch
 from weightsteer_jax.experiments.preflight import roofline
 from weightsteer_jax.experiments.preflight.memory import Bytes
-from weightsteer_jax.experiments.preflight.topology import Target
+from weightsteer_jax.experiments.preflight.topology import Hardware
 from weightsteer_jax.finetune import memory as memories
 from weightsteer_jax.finetune import optimizer
 from weightsteer_jax.finetune import step as steps
@@ -72,7 +72,7 @@ class Program:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class RunPlan:
   """A run on some hardware.
 
   Attributes:
@@ -86,7 +86,7 @@ class Plan:
 
   config: models.ModelConfig
   delta: PyTree
-  target: Target
+  hardware: Hardware
   layouts: Layouts
   programs: tuple[Program, ...]
   rows: tuple[int, int]
@@ -122,8 +122,8 @@ class Plan:
 
 
 def plan(
-  run: configs.Run, config: models.ModelConfig, target: Target, sizes: Sizes = Sizes()
-) -> Plan:
+  run: configs.Run, config: models.ModelConfig, hardware: Hardware, sizes: Sizes = Sizes()
+) -> RunPlan:
   """The programs of a run of that model: a training step, scoring, prefill, a decoding step, and a
   merge for export.
 
@@ -137,8 +137,8 @@ def plan(
     run.mesh,
     dtype=run.model.dtype,
     trained=tree.count(delta),
-    devices=target.devices,
-    memory=target.memory,
+    devices=hardware.devices,
+    memory=hardware.memory,
   )
   weights = {
     layout: placed(
@@ -152,7 +152,7 @@ def plan(
   rows = _multiple(sizes.rows or run.sweep.batch_size, chosen.evaluate.rows)
   evaluate = _Evaluation(run, config, chosen.evaluate, weights[chosen.evaluate], sizes, rows)
   options, load = run.finetune, training_load(run, sizes, train_rows)
-  remat = memories.choose_remat(config, options, load, chosen.train, memory=target.memory)
+  remat = memories.choose_remat(config, options, load, chosen.train, memory=hardware.memory)
   programs = (
     _train_step(run, config, chosen.train, weights[chosen.train], load, remat),
     evaluate.score(),
@@ -161,7 +161,7 @@ def plan(
     evaluate.export(),
   )
   moved = bytes_on_device(weights[chosen.evaluate]) if chosen.train != chosen.evaluate else 0
-  return Plan(config, delta, target, chosen, programs, (train_rows, rows), remat, moved)
+  return RunPlan(config, delta, hardware, chosen, programs, (train_rows, rows), remat, moved)
 
 
 def training_load(run: configs.Run, sizes: Sizes, rows: int) -> memories.Load:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from weightsteer_jax import config as configs
 from weightsteer_jax import models
 from weightsteer_jax.experiments.preflight.hlo import Moved
-from weightsteer_jax.experiments.preflight.programs import Plan, Sizes
+from weightsteer_jax.experiments.preflight.programs import RunPlan, Sizes
 from weightsteer_jax.experiments.preflight.run import Result
 from weightsteer_jax.experiments.preflight.search import candidates
-from weightsteer_jax.experiments.preflight.topology import Target
+from weightsteer_jax.experiments.preflight.topology import Hardware
 from weightsteer_jax.runtime import sharding
 from weightsteer_jax.runtime.messages import file_size, memory_size
 
@@ -37,9 +37,9 @@ ASSUMPTIONS = (
 )
 
 
-def lines(plan: Plan, results: Sequence[Result]) -> list[str]:
+def lines(plan: RunPlan, results: Sequence[Result]) -> list[str]:
   """The table, aligned, with the assumptions under it."""
-  rows = [HEAD, *(_row(result, plan.target.memory) for result in results)]
+  rows = [HEAD, *(_row(result, plan.hardware.memory) for result in results)]
   widths = [max(map(len, column)) for column in zip(*rows)]
   table = [
     '  '.join(
@@ -53,7 +53,7 @@ def lines(plan: Plan, results: Sequence[Result]) -> list[str]:
     '-' * len(table[0]),
     *table[1:],
     '',
-    *(ASSUMPTIONS if plan.target.chip else ASSUMPTIONS[:2]),
+    *(ASSUMPTIONS if plan.hardware.chip else ASSUMPTIONS[:2]),
   ]
 
 
@@ -85,28 +85,30 @@ def words(collectives: dict[str, Moved]) -> str:
   return ', '.join(f'{kind} {file_size(moved.sent, 3)} in {moved.count}' for kind, moved in sent)
 
 
-def verdict(plan: Plan, results: Sequence[Result]) -> str:
+def verdict(plan: RunPlan, results: Sequence[Result]) -> str:
   """One line: whether everything fits and by how much, or what does not."""
   mesh = sharding.describe(dict(plan.layouts.train.mesh.shape))
   fullest = max(results, key=lambda result: result.peak)
   if all(result.fits for result in results):
-    left = plan.target.memory - fullest.peak
+    left = plan.hardware.memory - fullest.peak
     return (
-      f'FITS: {plan.target.name} with {mesh} leaves {memory_size(left, 2)} of '
-      f'{memory_size(plan.target.memory, 2)} free at the fullest ({fullest.name})'
+      f'FITS: {plan.hardware.name} with {mesh} leaves {memory_size(left, 2)} of '
+      f'{memory_size(plan.hardware.memory, 2)} free at the fullest ({fullest.name})'
     )
   failing = [
     f'{result.name} needs {memory_size(result.peak, 2)}' for result in results if not result.fits
   ]
   return (
-    f'DOES NOT FIT: {plan.target.name} with {mesh} has {memory_size(plan.target.memory, 2)} a '
+    f'DOES NOT FIT: {plan.hardware.name} with {mesh} has {memory_size(plan.hardware.memory, 2)} a '
     f'device; {", ".join(failing)}'
   )
 
 
-def advice(run: configs.Run, config: models.ModelConfig, target: Target, sizes: Sizes) -> list[str]:
+def advice(
+  run: configs.Run, config: models.ModelConfig, hardware: Hardware, sizes: Sizes
+) -> list[str]:
   """What would fit by estimate, the fastest first."""
-  found = candidates(run, config, target, sizes)
+  found = candidates(run, config, hardware, sizes)
   if not found:
     return [
       'By estimate nothing fits here with this model and these rows: take more devices, '

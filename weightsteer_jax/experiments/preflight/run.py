@@ -10,8 +10,8 @@ import jax
 
 from weightsteer_jax.experiments.preflight import hlo, roofline
 from weightsteer_jax.experiments.preflight.memory import Bytes
-from weightsteer_jax.experiments.preflight.programs import Plan, Program
-from weightsteer_jax.experiments.preflight.topology import Target
+from weightsteer_jax.experiments.preflight.programs import RunPlan, Program
+from weightsteer_jax.experiments.preflight.topology import Hardware
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
@@ -40,14 +40,14 @@ class Result:
   seconds: float
 
 
-def check(plan: Plan, names: tuple[str, ...] = ()) -> Iterator[Result]:
+def check(plan: RunPlan, names: tuple[str, ...] = ()) -> Iterator[Result]:
   """The results of the plan's programs (of those names, if any), as they are compiled."""
   for program in plan.programs:
     if not names or program.name in names:
-      yield compile_one(program, plan.target)
+      yield compile_one(program, plan.hardware)
 
 
-def check_names(plan: Plan, names: Sequence[str]) -> None:
+def check_names(plan: RunPlan, names: Sequence[str]) -> None:
   """Nothing, if the plan has programs of these names.
 
   Raises:
@@ -61,7 +61,7 @@ def check_names(plan: Plan, names: Sequence[str]) -> None:
       )
 
 
-def compile_one(program: Program, target: Target) -> Result:
+def compile_one(program: Program, hardware: Hardware) -> Result:
   """What compiling the program tells; not fitting is a result, not an error."""
   start = time.monotonic()
   try:
@@ -79,12 +79,12 @@ def compile_one(program: Program, target: Target) -> Result:
   needed = dataclasses.replace(program.args, activations=memory.temp_size_in_bytes + fresh)
   peak = (
     max(memory.peak_memory_in_bytes or 0, memory.argument_size_in_bytes)
-    if target.name != 'local'
+    if hardware.name != 'local'
     else needed.total
   )
-  clock = roofline.time(program.work, moved, target.chip) if target.chip else None
+  clock = roofline.time(program.work, moved, hardware.chip) if hardware.chip else None
   return Result(
-    program.name, needed, peak, peak <= target.memory, '', program.work, moved, clock, seconds
+    program.name, needed, peak, peak <= hardware.memory, '', program.work, moved, clock, seconds
   )
 
 
@@ -103,13 +103,13 @@ def _too_large(program: Program, message: str, seconds: float) -> Result:
   return Result(program.name, needed, peak, False, line.strip(), program.work, {}, None, seconds)
 
 
-def as_json(plan: Plan, result: Result) -> dict[str, Any]:
+def as_json(plan: RunPlan, result: Result) -> dict[str, Any]:
   """The result as JSON values."""
   return {
     'program': result.name,
     **dataclasses.asdict(result.bytes),
     'peak': result.peak,
-    'memory': plan.target.memory,
+    'memory': plan.hardware.memory,
     'fits': result.fits,
     'error': result.error,
     'flops': result.work.flops,

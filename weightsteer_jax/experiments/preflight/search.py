@@ -8,9 +8,15 @@ from collections.abc import Iterator
 from weightsteer_jax import config as configs
 from weightsteer_jax import models
 from weightsteer_jax.experiments.preflight import roofline
-from weightsteer_jax.experiments.preflight.programs import Plan, Program, Sizes, plan, training_load
+from weightsteer_jax.experiments.preflight.programs import (
+  RunPlan,
+  Program,
+  Sizes,
+  plan,
+  training_load,
+)
 from weightsteer_jax.experiments.preflight.run import Result, compile_one
-from weightsteer_jax.experiments.preflight.topology import Target
+from weightsteer_jax.experiments.preflight.topology import Hardware
 from weightsteer_jax.finetune import memory
 from weightsteer_jax.runtime import sharding
 from weightsteer_jax.runtime.errors import InputError
@@ -48,50 +54,52 @@ class Candidate:
     return f', about {self.speed:,.0f} tokens/s' if self.speed else ''
 
   def plan(
-    self, run: configs.Run, config: models.ModelConfig, target: Target, sizes: Sizes
-  ) -> Plan:
+    self, run: configs.Run, config: models.ModelConfig, hardware: Hardware, sizes: Sizes
+  ) -> RunPlan:
     """The run, done so."""
     mesh = dataclasses.replace(run.mesh, shape=self.mesh, base=self.base)
     finetune = dataclasses.replace(run.finetune, remat=self.remat)
     return plan(
       dataclasses.replace(run, mesh=mesh, finetune=finetune),
       config,
-      target,
+      hardware,
       dataclasses.replace(sizes, train_rows=self.rows),
     )
 
 
 def candidates(
-  run: configs.Run, config: models.ModelConfig, target: Target, sizes: Sizes
+  run: configs.Run, config: models.ModelConfig, hardware: Hardware, sizes: Sizes
 ) -> list[Candidate]:
   """All ways to run that fit by estimate, the fastest by estimate first."""
   found = []
-  for mesh in _meshes(len(target.devices)):
+  for mesh in _meshes(len(hardware.devices)):
     fsdp = sharding.parse(mesh)['fsdp']
     # Replicated for training, the weights lie alike on every mesh: one without fsdp stands for all.
     for base in ('shard', 'replicate') if fsdp == 1 else ('shard',):
       try:
-        made = Candidate(mesh, base, 1, 'none', 0, 0).plan(run, config, target, sizes)
+        made = Candidate(mesh, base, 1, 'none', 0, 0).plan(run, config, hardware, sizes)
       except InputError:  # An axis that does not divide.
         continue
-      found += _variants(run, config, target, sizes, made, mesh, base)
+      found += _variants(run, config, hardware, sizes, made, mesh, base)
   return sorted(found, key=lambda candidate: (-candidate.speed, -candidate.rows))
 
 
 def search(
-  run: configs.Run, config: models.ModelConfig, target: Target, sizes: Sizes, *, tries: int = 3
+  run: configs.Run, config: models.ModelConfig, hardware: Hardware, sizes: Sizes, *, tries: int = 3
 ) -> Iterator[tuple[Candidate, Result]]:
   """The best candidates and what compiling their training step tells; ends with the first that
   fits.
   """
-  for candidate in candidates(run, config, target, sizes)[:tries]:
-    result = compile_one(candidate.plan(run, config, target, sizes).programs[0], target)
+  for candidate in candidates(run, config, hardware, sizes)[:tries]:
+    result = compile_one(candidate.plan(run, config, hardware, sizes).programs[0], hardware)
     yield candidate, result
     if result.fits:
       return
 
 
-def _variants(run, config, target, sizes, made: Plan, mesh: str, base: str) -> Iterator[Candidate]:
+def _variants(
+  run, config, hardware, sizes, made: RunPlan, mesh: str, base: str
+) -> Iterator[Candidate]:
   """The candidates of one mesh: rows to a shard, and what is computed again."""
   train, options = made.programs[0], run.finetune
   shape, shards = train.layout.mesh.shape, train.layout.rows
@@ -105,10 +113,10 @@ def _variants(run, config, target, sizes, made: Plan, mesh: str, base: str) -> I
       needed = max(
         train.args.total + kept + gathered, *(program.args.total for program in made.programs[1:])
       )
-      if needed > SPARE * target.memory:
+      if needed > SPARE * hardware.memory:
         continue
       rows, speed = per_shard * shards, 0.0
-      if target.chip:
+      if hardware.chip:
         work = roofline.train_step(
           config,
           made.delta,
@@ -121,9 +129,9 @@ def _variants(run, config, target, sizes, made: Plan, mesh: str, base: str) -> I
           trains_dense=options.kind in ('full', 'bias'),
         )
         seconds = (
-          work.flops / target.chip.flops,
-          work.moved / target.chip.bandwidth,
-          _sent(train, config, work.tokens, remat) / target.chip.link,
+          work.flops / hardware.chip.flops,
+          work.moved / hardware.chip.bandwidth,
+          _sent(train, config, work.tokens, remat) / hardware.chip.link,
         )
         speed = work.tokens / max(seconds)
       yield Candidate(mesh, base, rows, remat, needed, speed)

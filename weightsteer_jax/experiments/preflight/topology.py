@@ -63,7 +63,7 @@ ALIASES = {'v5litepod': 'v5e', 'v5lite': 'v5e', 'v5': 'v5p', 'trillium': 'v6e'}
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class Hardware:
   """Hardware to compile for.
 
   Attributes:
@@ -78,7 +78,7 @@ class Target:
   memory: float
 
 
-def target(name: str) -> Target:
+def find_hardware(name: str) -> Hardware:
   """The hardware of that name: 'local', 'v5e:4x4' (chips along each axis), or as it is sold,
   'v5litepod-16', 'v5p-32'.
 
@@ -90,10 +90,10 @@ def target(name: str) -> Target:
     chip = next(
       (chip for part, chip in LOCAL_CHIPS.items() if part in devices[0].device_kind), None
     )
-    return Target('local', chip, devices, placement.device_memory(devices[0]))
+    return Hardware('local', chip, devices, placement.device_memory(devices[0]))
   generation, sizes = parse(name)
   chip, full = CHIPS[generation], f'{generation}:{"x".join(map(str, sizes))}'
-  return Target(full, chip, _absent_devices(generation, full), chip.memory)
+  return Hardware(full, chip, _absent_devices(generation, full), chip.memory)
 
 
 def parse(name: str) -> tuple[str, tuple[int, ...]]:

@@ -14,7 +14,7 @@ ROUNDING = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
-class Change:
+class TaskChange:
   """How far one task moved from the base at one alpha."""
 
   task: str
@@ -55,16 +55,16 @@ class Comparison:
   def behaviour_at(self, alpha: float) -> Cell:
     return mean_cell([self.cell(task, alpha) for task in self.behaviour])
 
-  def change(self, task: str, alpha: float) -> Change:
+  def change(self, task: str, alpha: float) -> TaskChange:
     base, cell = self.cell(task, 0.0), self.cell(task, alpha)
-    return Change(
+    return TaskChange(
       task, alpha, base.mean, cell.mean, 0.0 if alpha == 0 else math.hypot(base.sem, cell.sem)
     )
 
-  def changes(self, alpha: float) -> list[Change]:
+  def changes(self, alpha: float) -> list[TaskChange]:
     return [self.change(task, alpha) for task in self.capability]
 
-  def broken(self, alpha: float) -> tuple[Change, ...]:
+  def broken(self, alpha: float) -> tuple[TaskChange, ...]:
     """Capability tasks outside the tolerance at `alpha`; a task that was not measured is not known
     to be broken.
     """
@@ -72,7 +72,7 @@ class Comparison:
       change for change in self.changes(alpha) if abs(change.difference) > self.tolerance + ROUNDING
     )
 
-  def worst(self, alpha: float) -> Change | None:
+  def worst(self, alpha: float) -> TaskChange | None:
     """The largest capability change at `alpha`; None where a capability task is not measured, or
     there is none.
     """

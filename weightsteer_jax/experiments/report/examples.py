@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsteer_jax.experiments.report import study
-from weightsteer_jax.experiments.report.study import Task
+from weightsteer_jax.experiments.report.study import SweptTask
 from weightsteer_jax.runtime.errors import InputError
 
 EXAMPLES_PER_TASK = 60
@@ -55,7 +55,7 @@ class Survey:
     return list(dict.fromkeys(arm for arm, _, _ in self.counts))
 
 
-def count_rows(workdir: str | Path, tasks: Sequence[Task]) -> Survey:
+def count_rows(workdir: str | Path, tasks: Sequence[SweptTask]) -> Survey:
   """One pass over all rows: counts and names, nothing else kept.
 
   Raises:
@@ -108,7 +108,9 @@ def choose(survey: Survey, task: str) -> list[str]:
   return sorted(drawn, key=_natural)
 
 
-def payload(workdir: str | Path, tasks: Sequence[Task], survey: Survey) -> list[dict[str, Any]]:
+def payload(
+  workdir: str | Path, tasks: Sequence[SweptTask], survey: Survey
+) -> list[dict[str, Any]]:
   """For each task that has rows, what the page's browser shows of it, as plain JSON without NaN.
 
   A row is [arm, alpha, sample, value or null, status, completion or null, log-probabilities or
@@ -138,7 +140,7 @@ def cut(text: str, limit: int = TEXT_LIMIT) -> str:
   )
 
 
-def _task(task: Task, survey: Survey, examples: dict[str, dict]) -> dict[str, Any]:
+def _task(task: SweptTask, survey: Survey, examples: dict[str, dict]) -> dict[str, Any]:
   low, high = survey.values.get(task.name, (0.0, 1.0))
   # Rates keep the scale from 0 to 1 even where all answers were alike.
   low, high = (0.0, 1.0) if 0 <= low and high <= 1 else (low, high)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightsteer_jax.experiments.report import study, words
-from weightsteer_jax.experiments.report.comparison import ROUNDING, Change, Comparison
+from weightsteer_jax.experiments.report.comparison import ROUNDING, TaskChange, Comparison
 from weightsteer_jax.experiments.report.study import Cell, Study
 from weightsteer_jax.runtime.errors import InputError
 
@@ -29,9 +29,9 @@ class Side:
   sign: int
   alpha: float | None
   behaviour: Cell
-  worst: Change | None  # the capability task that moved most at the picked alpha
+  worst: TaskChange | None  # the capability task that moved most at the picked alpha
   breaks: tuple[
-    Change, ...
+    TaskChange, ...
   ]  # capability tasks outside the tolerance at the alpha nearest to zero that has any
   reason: str
 

@@ -28,7 +28,7 @@ FAILURES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class SweptTask:
   """One task of the sweep: what it measures and in which role."""
 
   name: str
@@ -64,7 +64,7 @@ class Study:
 
   workdir: Path
   config: dict[str, Any]
-  tasks: tuple[Task, ...]
+  tasks: tuple[SweptTask, ...]
   results: tuple[dict[str, Any], ...]
   directions: dict[str, dict[str, Any]]
   agreement: tuple[dict[str, Any], ...] = ()
@@ -166,7 +166,7 @@ def format_alpha(alpha: float) -> str:
   return '0' if alpha == 0 else f'{alpha:+g}'
 
 
-def _tasks(config: Mapping[str, Any], path: Path) -> tuple[Task, ...]:
+def _tasks(config: Mapping[str, Any], path: Path) -> tuple[SweptTask, ...]:
   _require(config, ('tasks',), str(path))
   entries = config['tasks']
   if isinstance(entries, Mapping):
@@ -180,7 +180,9 @@ def _tasks(config: Mapping[str, Any], path: Path) -> tuple[Task, ...]:
         f'{", ".join(ROLES)}'
       )
     tasks.append(
-      Task(entry['name'], entry['role'], entry.get('kind') or '', entry.get('description') or '')
+      SweptTask(
+        entry['name'], entry['role'], entry.get('kind') or '', entry.get('description') or ''
+      )
     )
   return tuple(tasks)
 

@@ -4,7 +4,7 @@ what stays open.
 
 from collections.abc import Sequence
 
-from weightsteer_jax.experiments.report.comparison import ROUNDING, Change, Comparison
+from weightsteer_jax.experiments.report.comparison import ROUNDING, TaskChange, Comparison
 from weightsteer_jax.experiments.report.study import format_alpha
 
 
@@ -24,7 +24,11 @@ def unusable(numbers: Comparison) -> str:
 
 
 def reason(
-  numbers: Comparison, sign: int, chosen: float, outward: Sequence[float], breaks: Sequence[Change]
+  numbers: Comparison,
+  sign: int,
+  chosen: float,
+  outward: Sequence[float],
+  breaks: Sequence[TaskChange],
 ) -> str:
   """Why `chosen` is the pick on the side of `sign`.
 
@@ -57,7 +61,7 @@ def reason(
 
 
 def _nothing_found(
-  numbers: Comparison, sign: int, outward: Sequence[float], breaks: Sequence[Change]
+  numbers: Comparison, sign: int, outward: Sequence[float], breaks: Sequence[TaskChange]
 ) -> str:
   """Why the base itself is the best on this side."""
   admissible = [alpha for alpha in outward if numbers.admissible(alpha)]
@@ -109,7 +113,7 @@ def _next(numbers: Comparison, chosen: float, outward: Sequence[float]) -> str:
   )
 
 
-def _break(chosen: float, outward: Sequence[float], breaks: Sequence[Change]) -> list[str]:
+def _break(chosen: float, outward: Sequence[float], breaks: Sequence[TaskChange]) -> list[str]:
   """Where capability first leaves the tolerance, unless the sentence about the next alpha has said
   so.
   """
@@ -126,7 +130,7 @@ def _doubt(numbers: Comparison, alpha: float) -> list[str]:
   95%.
   """
 
-  def reach(change: Change) -> float:
+  def reach(change: TaskChange) -> float:
     return abs(change.difference) + 2 * change.sem
 
   unsure = [
