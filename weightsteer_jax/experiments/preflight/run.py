@@ -10,7 +10,7 @@ import jax
 
 from weightsteer_jax.experiments.preflight import hlo, roofline
 from weightsteer_jax.experiments.preflight.memory import Bytes
-from weightsteer_jax.experiments.preflight.programs import RunPlan, Program
+from weightsteer_jax.experiments.preflight.programs import Program, RunPlan
 from weightsteer_jax.experiments.preflight.topology import Hardware
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean

@@ -9,8 +9,8 @@ from weightsteer_jax import config as configs
 from weightsteer_jax import models
 from weightsteer_jax.experiments.preflight import roofline
 from weightsteer_jax.experiments.preflight.programs import (
-  RunPlan,
   Program,
+  RunPlan,
   Sizes,
   plan,
   training_load,

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightsteer_jax.experiments.report import study, words
-from weightsteer_jax.experiments.report.comparison import ROUNDING, TaskChange, Comparison
+from weightsteer_jax.experiments.report.comparison import ROUNDING, Comparison, TaskChange
 from weightsteer_jax.experiments.report.study import Cell, Study
 from weightsteer_jax.runtime.errors import InputError
 

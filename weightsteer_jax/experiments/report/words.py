@@ -4,7 +4,7 @@ what stays open.
 
 from collections.abc import Sequence
 
-from weightsteer_jax.experiments.report.comparison import ROUNDING, TaskChange, Comparison
+from weightsteer_jax.experiments.report.comparison import ROUNDING, Comparison, TaskChange
 from weightsteer_jax.experiments.report.study import format_alpha
 
 
