@@ -1,9 +1,8 @@
-"""What was compiled, kept in the user's cache folder, so that the next run does not compile it
-again.
+"""Compiled programs, kept in the user's cache folder for the next run.
 
-jax runs what it finds there as machine code: the folder has to be the user's alone. Several
-processes may share it: each reads and writes under a lock (jax's own), and what was not used for
-longest goes when the folder is full.
+jax runs the files of that folder as machine code, so that the folder has to be the user's alone.
+Several processes may share the folder: each reads and writes under jax's own lock. When the folder
+is full, jax removes the program that was not used for longest.
 """
 
 import logging
@@ -18,30 +17,32 @@ from weightsteer_jax.runtime import hashes
 from weightsteer_jax.runtime.errors import InputError
 
 MAX_BYTES = 2 * 1000**3
-# Every program: those of a small model are many, and take less than the second from which jax would
-# keep them.
+# Every program is kept. A small model has many programs that compile in less than a second, which
+# jax by default would not keep.
 MIN_COMPILE_SECONDS = 0.0
 LOCK_SECONDS = 5.0
 
 
 def use(choice: str = 'auto') -> pathlib.Path | None:
-  """The folder that compiled programs are kept in from now on, or None.
+  """The folder in which compiled programs are kept from now on, or None.
 
   Args:
-    choice: 'off'; a folder; or 'auto': where jax was told to keep them (JAX_COMPILATION_CACHE_DIR),
-      or else `default_folder`, without which the run goes on and says why.
+    choice: 'off', a folder, or 'auto'. 'auto' is the folder that jax was told
+      (JAX_COMPILATION_CACHE_DIR), or else `default_folder`. Where the default folder cannot be
+      used, a warning says why, and nothing is kept.
 
   Raises:
-    InputError: a folder that was named cannot be used.
+    InputError: if a folder that was named cannot be used.
   """
   if choice == 'off':
     jax.config.update('jax_enable_compilation_cache', False)
     return None
-  if not jax.config.jax_enable_compilation_cache:
+  # jax defines its options when it is imported, where mypy does not see them.
+  if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
     return None
-  told = jax.config.jax_compilation_cache_dir
-  if choice == 'auto' and told:
-    return pathlib.Path(told)
+  jax_folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+  if choice == 'auto' and jax_folder:
+    return pathlib.Path(jax_folder)
   folder = default_folder() if choice == 'auto' else pathlib.Path(choice).expanduser().absolute()
   try:
     prepare(folder)
@@ -57,32 +58,27 @@ def use(choice: str = 'auto') -> pathlib.Path | None:
 
 
 def default_folder() -> pathlib.Path:
-  """weightsteer_jax/compiled/<kind of CPU> in the user's cache folder ($XDG_CACHE_HOME, or
-  ~/.cache).
-
-  Code for the CPU is for its kind: hosts that share a home need not have the same.
-  """
-  told = os.environ.get(
-    'XDG_CACHE_HOME', ''
-  )  # By its specification a relative one counts for nothing.
-  cache = (
-    pathlib.Path(told) if os.path.isabs(told) else pathlib.Path(os.path.expanduser('~')) / '.cache'
-  )
+  """The folder weightsteer_jax/compiled/<kind of CPU> in the user's cache folder."""
+  cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', ''))
+  # A relative path counts for nothing. Source: XDG Base Directory Specification.
+  if not cache.is_absolute():
+    cache = pathlib.Path(os.path.expanduser('~')) / '.cache'
+  # Code for a CPU is for one kind of CPU: hosts that share a home may have different kinds.
   return cache / 'weightsteer_jax' / 'compiled' / _cpu()
 
 
 def prepare(folder: pathlib.Path) -> None:
-  """Makes the folder if need be, sees that nobody else can put anything there, and clears what a
-  killed process left.
+  """Makes the folder, checks that it is the user's alone, and clears what a killed process left.
 
   Raises:
-    InputError: it cannot be made, written or locked, or others can write there.
+    InputError: if the folder cannot be made, written or locked, or others can write there.
   """
   try:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _refuse_others(folder)
     _clear_halves(folder)
-  except (OSError, NotImplementedError) as error:  # The latter: a file system without locks.
+  # filelock raises NotImplementedError on a file system without locks.
+  except (OSError, NotImplementedError) as error:
     raise InputError(
       f'the folder of compiled programs {folder} cannot be used: '
       f'{getattr(error, "strerror", "") or error}; name another with --compilation_cache=DIR, or '
@@ -91,11 +87,9 @@ def prepare(folder: pathlib.Path) -> None:
 
 
 def _refuse_others(folder: pathlib.Path) -> None:
-  """Nothing, if the folder is this user's, and neither it nor a folder above can be changed by just
-  anybody.
-  """
-  about = folder.stat()
-  if about.st_uid != os.geteuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+  """Raises InputError if others own the folder, or can change it or a folder above it."""
+  status = folder.stat()
+  if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
     raise InputError(
       f'{folder} belongs to or can be written by others, who could have their own code run by this '
       'program: make it yours alone (chown, chmod 700), or name another with '
@@ -103,6 +97,7 @@ def _refuse_others(folder: pathlib.Path) -> None:
     )
   for above in folder.resolve().parents:
     mode = above.stat().st_mode
+    # In a folder with the sticky bit, as /tmp, only the owner can rename or remove an entry.
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
       raise InputError(
         f'{above}, which {folder} is in, can be written by anybody, who could put another folder '
@@ -111,10 +106,9 @@ def _refuse_others(folder: pathlib.Path) -> None:
 
 
 def _clear_halves(folder: pathlib.Path) -> None:
-  """Removes entries without the time of their last use, which jax writes after them: a process was
-  killed between the two.
+  """Removes programs of a process that was killed before it wrote the time of last use.
 
-  jax would take them for whole, and could not make room any more.
+  jax would use such programs, but could no longer make room in a full folder.
   """
   import filelock
 
@@ -124,17 +118,18 @@ def _clear_halves(folder: pathlib.Path) -> None:
         if not entry.with_name(entry.name.removesuffix('-cache') + '-atime').exists():
           entry.unlink()
   except filelock.Timeout:
-    pass  # Others are at work in it, and it works for them.
+    # Other processes are at work in the folder, so that it works.
+    pass
 
 
 def _cpu() -> str:
-  """The kind of this CPU, as 8 hex digits."""
+  """The kind of this CPU as 8 hex digits."""
   try:
     lines = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
   except OSError:
     lines = []
-  named = {
-    line for line in lines if line.startswith(('model name', 'flags', 'Features', 'CPU part'))
-  }
-  about = '\n'.join([platform.machine(), platform.processor(), *sorted(named)])
-  return hashes.of_text(about, digits=8)
+  # Names on x86, then on Arm.
+  fields = ('model name', 'flags', 'Features', 'CPU part')
+  named = {line for line in lines if line.startswith(fields)}
+  description = '\n'.join([platform.machine(), platform.processor(), *sorted(named)])
+  return hashes.of_text(description, digits=8)

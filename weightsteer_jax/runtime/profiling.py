@@ -1,9 +1,8 @@
-"""A window of a run on record: what host and devices did in it, as a trace that xprof and
-TensorBoard open.
+"""A profile of a window of a run: what host and devices did, as a trace for xprof or TensorBoard.
 
 A run is a row of units of work: training steps, batches to score, prompts to prefill, decoding. A
-trace of all of it would be too large to look at, and begin with compilation: the window opens when
-the first unit is done, or some time later.
+trace of the whole run would be too large to look at, and would begin with compilation. The window
+opens when the first unit is done, or some time later.
 """
 
 import contextlib
@@ -20,12 +19,20 @@ from weightsteer_jax.runtime.errors import OutputError
 
 @dataclasses.dataclass
 class _Window:
-  """What is to be recorded: so many seconds, from some seconds after the first unit on."""
+  """The window to record.
+
+  Attributes:
+    folder: where the trace is written.
+    after: seconds from the end of the first unit to the opening.
+    seconds: length of the window.
+    first: when the first unit ended, by time.monotonic().
+    opened: when the window opened, by time.monotonic().
+  """
 
   folder: pathlib.Path
   after: float
   seconds: float
-  first: float | None = None  # time.monotonic() of the end of the first unit
+  first: float | None = None
   opened: float | None = None
 
 
@@ -33,11 +40,14 @@ _window: _Window | None = None
 
 
 def begin(folder: str | pathlib.Path, *, after: float = 0.0, seconds: float = 20.0) -> None:
-  """Has a trace written to <folder>/plugins/profile/<time>/, from `after` seconds after the first
-  unit on, up to the end of the unit that is at work when `seconds` have passed.
+  """Asks for a trace of a window, to be written to <folder>/plugins/profile/<time>/.
+
+  Args:
+    after: seconds from the end of the first unit to the opening of the window.
+    seconds: length of the window, which stays open until the unit then at work ends.
 
   Raises:
-    OutputError: the folder cannot be made.
+    OutputError: if the folder cannot be made.
   """
   global _window
   try:
@@ -50,11 +60,10 @@ def begin(folder: str | pathlib.Path, *, after: float = 0.0, seconds: float = 20
 
 
 def end() -> None:
-  """Writes the trace, if there is one that is not written yet; a run does not fail because it
-  cannot be.
-  """
+  """Writes the trace, unless it is written already; a failure is only a warning."""
   global _window
-  window, _window = _window, None
+  window = _window
+  _window = None
   if window is None:
     return
   if window.opened is None:
@@ -67,40 +76,38 @@ def end() -> None:
       f'with xprof --logdir={window.folder}',
       flush=True,
     )
-  except Exception as error:  # The profiler raises what it likes.
+  # The profiler raises errors of many classes, and no run should fail for want of a profile.
+  except Exception as error:
     logging.warning('the profile could not be written to %s: %s', window.folder, error)
 
 
 @contextlib.contextmanager
 def unit(name: str, number: int | None = None) -> Iterator[None]:
-  """A context that is one unit of work, by that name in the trace, and in which the window opens or
-  closes at the end.
+  """A block that is one unit of work, at whose end the window may open or close.
 
   Args:
-    number: of a training step.
+    name: what the unit is called in the trace.
+    number: the number of a training step.
   """
-  named = (
-    jax.profiler.TraceAnnotation(name)
-    if number is None
-    else jax.profiler.StepTraceAnnotation(name, step_num=number)
-  )
-  with named:
+  annotation = jax.profiler.TraceAnnotation(name)
+  if number is not None:
+    annotation = jax.profiler.StepTraceAnnotation(name, step_num=number)
+  with annotation:
     yield
   if _window:
     _turn(_window)
 
 
 def options() -> jax.profiler.ProfileOptions:
-  """What is recorded: devices, and what jax and this package say of the host, but not each call of
-  Python, which would slow the run down.
-  """
-  wanted = jax.profiler.ProfileOptions()
-  wanted.python_tracer_level = 0
-  return wanted
+  """The options of a trace: devices, and the host as jax and this package annotate it."""
+  profile_options = jax.profiler.ProfileOptions()
+  # Recording each call of Python would slow the run down.
+  profile_options.python_tracer_level = 0
+  return profile_options
 
 
 def _turn(window: _Window) -> None:
-  """Opens or closes the window, if it is time."""
+  """Opens or closes the window, if the time has come."""
   now = time.monotonic()
   if window.first is None:
     window.first = now

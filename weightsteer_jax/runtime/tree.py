@@ -313,9 +313,9 @@ def mixed(words: AnyArray, index: AnyArray) -> AnyArray:
   # Odd multipliers are invertible modulo 2^32, so that a single changed word always changes its
   # term of the sum.
   salt = index * np.uint32(2654435761) + np.uint32(0x9E3779B9)
-  salt = (salt ^ (salt >> 15)) * np.uint32(0x85EBCA6B) | np.uint32(1)
+  salt = (salt ^ (salt >> np.uint32(15))) * np.uint32(0x85EBCA6B) | np.uint32(1)
   terms = words * salt
-  terms = (terms ^ (terms >> 13)) * np.uint32(0xC2B2AE35)
+  terms = (terms ^ (terms >> np.uint32(13))) * np.uint32(0xC2B2AE35)
   return terms.sum(dtype=np.uint32)
 
 

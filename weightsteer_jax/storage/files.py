@@ -20,8 +20,12 @@ Path = str | pathlib.Path
 def read_json(path: Path, *, what: str) -> Any:
   """The JSON value in a file.
 
+  Args:
+    what: what the file is, in an error's words, as in 'the config of a run'.
+
   Raises:
-    InputError: no such file, or one that may not be read. CorruptError: it holds no whole JSON.
+    InputError: if there is no such file, or the user may not read it.
+    CorruptError: if the file holds no whole JSON.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -35,12 +39,13 @@ def read_json(path: Path, *, what: str) -> Any:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-  """Writes a file in one piece: beside it first, then renamed into place, replacing what was there.
+  """Writes a file that appears whole, in place of an earlier file of the name.
 
   Raises:
-    OutputError: it could not be written; nothing is left behind.
+    OutputError: if the file could not be written; nothing is left behind.
   """
   path = pathlib.Path(path)
+  # Renaming replaces a file at once, where both names are in the same folder.
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.partial')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,17 +63,16 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-  """Writes a UTF-8 file as `write_bytes` does; half of a surrogate pair becomes \\ud83d, in JSON
-  the same character.
-  """
+  """Writes a UTF-8 file as `write_bytes` does."""
+  # Half of a surrogate pair, which a model can write, becomes an escape as in \ud83d: JSON reads
+  # that as the same character.
   write_bytes(path, text.encode('utf-8', 'backslashreplace'))
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
   """Writes one JSON object a line as `write_bytes` does, NaN refused."""
-  write_text(
-    path, ''.join(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n' for row in rows)
-  )
+  lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n' for row in rows]
+  write_text(path, ''.join(lines))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -77,10 +81,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_json(path: Path, value: Any) -> None:
-  """Adds the value to a jsonl file as a line.
+  """Adds a value to a jsonl file as a line.
 
   Raises:
-    OutputError: it could not be written.
+    OutputError: if the line could not be written.
   """
   try:
     with open(path, 'a', encoding='utf-8') as file:
@@ -92,10 +96,11 @@ def append_json(path: Path, value: Any) -> None:
 def save_safetensors(
   path: Path, tensors: Mapping[str, np.ndarray], *, metadata: Mapping[str, str] | None = None
 ) -> None:
-  """Writes a safetensors file, with the permissions of any other new file.
+  """Writes a new safetensors file, with the permissions of any other new file.
 
   Raises:
-    InputError: the file exists. OutputError: it could not be written whole; nothing is left behind.
+    InputError: if the file exists.
+    OutputError: if the file could not be written whole; nothing is left behind.
   """
   from safetensors import SafetensorError
   from safetensors.numpy import save_file
@@ -116,7 +121,8 @@ def save_safetensors(
       str(path),
       metadata=dict(metadata or {}),
     )
-    path.chmod(mode)  # safetensors gives its files to their owner alone (0600).
+    # safetensors makes files for the owner alone (0600).
+    path.chmod(mode)
     _sync(path)
   except BaseException as error:
     path.unlink(missing_ok=True)
@@ -127,15 +133,17 @@ def save_safetensors(
 
 @contextlib.contextmanager
 def new_folder(folder: Path, *, what: str, sync: bool = True) -> Iterator[pathlib.Path]:
-  """A hidden folder beside the wanted one to write into; renamed into place when the block ends,
-  removed when it fails.
+  """A hidden folder to write into, renamed to the wanted name when the block ends.
+
+  If the block fails, the hidden folder is removed.
 
   Args:
-    sync: wait until all of it is on the disk, so that it is whole even after a power cut.
+    what: what is written, in an error's words, as in 'an adapter'.
+    sync: wait until everything is on the disk, so that the folder is whole after a power cut.
 
   Raises:
-    InputError: the folder exists already. OutputError: it could not be written (a full disk, no
-      permission).
+    InputError: if the folder exists already.
+    OutputError: if the folder could not be written (a full disk, no permission).
   """
   folder = pathlib.Path(folder)
   refuse_existing(folder, what=what)
@@ -146,8 +154,10 @@ def new_folder(folder: Path, *, what: str, sync: bool = True) -> Iterator[pathli
     raise OutputError(f'{what} cannot be written to {folder}: {error.strerror or error}') from error
   try:
     yield partial
-    for path in (*partial.rglob('*'), partial) if sync else ():
-      _sync(path)
+    if sync:
+      for path in (*partial.rglob('*'), partial):
+        _sync(path)
+    # Another process may have made the folder in the meantime.
     refuse_existing(folder, what=what)
     os.rename(partial, folder)
     if sync:
@@ -161,14 +171,11 @@ def new_folder(folder: Path, *, what: str, sync: bool = True) -> Iterator[pathli
 
 
 def refuse_existing(folder: Path, *, what: str) -> None:
-  """Nothing, if there is no such file or folder (an empty folder is none).
-
-  Raises:
-    InputError: it exists; nothing is ever overwritten.
-  """
+  """Raises InputError if a file or a folder that is not empty has the name."""
   folder = pathlib.Path(folder)
-  empty = folder.is_dir() and not any(folder.iterdir())
-  if not empty and os.path.lexists(folder):
+  is_empty = folder.is_dir() and not any(folder.iterdir())
+  # A link to nowhere is in the way too.
+  if not is_empty and os.path.lexists(folder):
     raise InputError(
       f'{folder} exists already, and {what} never overwrites: name another output, or move it away'
     )
@@ -184,7 +191,8 @@ def _sync(path: pathlib.Path) -> None:
 
 
 def nearest(path: pathlib.Path) -> str:
-  """ " (did you mean 'x'?)" for the existing sibling with the nearest name, or ''."""
+  """The words "(did you mean 'x'?)" for the sibling with the nearest name, or ''."""
+  # At 0.6, names of other lengths that share an ending are not taken for slips.
   parent = path.parent
   if not parent.is_dir():
     return f'; {parent} is no folder either'

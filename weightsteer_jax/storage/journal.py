@@ -1,7 +1,6 @@
-"""Files of finished work: appended to one line at a time, repaired after a crash, never
-rewritten.
-"""
+"""Files of finished work: appended to line by line, repaired after a crash, never rewritten."""
 
+import io
 import json
 import logging
 import os
@@ -19,23 +18,25 @@ Line = Mapping[str, Any]
 
 
 class Journal:
-  """The lines of a jsonl file; use as a context manager. Every process holds them, the main one
-  writes them.
+  """The lines of a jsonl file, by key; a context manager.
+
+  Every process holds all lines, and the main process writes the file.
 
   Args:
-    path: of the file, made if it is not there.
-    key: a line -> what makes it one of its kind.
-    needs: the columns a line must have.
-    what: one line, in words, as in 'a row of a sweep'.
+    path: of the file, made if missing.
+    key: from a line to the key under which the line is held.
+    needs: the columns of every line.
+    what: a line in an error's words, as in 'a row of a sweep'.
     again: the program that makes the lines, as in 'the sweep'.
-    replaces: whether a later line may take an earlier one's place; otherwise a key that comes twice
-      is an error.
+    replaces: whether a later line may replace an earlier line of the same key; otherwise a key that
+      comes twice is an error.
 
   Attributes:
-    done: {key: line} of what the file holds.
+    done: {key: line} of the lines in the file.
 
   Raises:
-    CorruptError: a line that is none, or a key twice. OutputError: the file cannot be written.
+    CorruptError: if a line is not JSON or lacks a column, or a key comes twice.
+    OutputError: if the file cannot be written.
   """
 
   def __init__(
@@ -48,17 +49,24 @@ class Journal:
     again: str,
     replaces: bool = False,
   ):
-    self.path, self._key, self._again = pathlib.Path(path), key, again
+    self.path = pathlib.Path(path)
     self.done: dict[Hashable, dict[str, Any]] = {}
-    self._file, self._end, self._lock = None, 0, threading.Lock()
+    self._key = key
+    # Open on the main process only.
+    self._file: io.FileIO | None = None
+    self._end = 0
+    self._lock = threading.Lock()
     processes.see(self.path, processes.on_main(self._open))
     for line in read(self.path, needs=needs, what=what, again=again):
-      if key(line) in self.done and not replaces:
+      line_key = key(line)
+      if line_key in self.done and not replaces:
+        # A named tuple is shown as a plain one.
+        shown = tuple(line_key) if isinstance(line_key, tuple) else line_key
         raise CorruptError(
-          f'{path} holds {what} {_words(key(line))} twice: two runs wrote to it at once; '
+          f'{path} holds {what} {shown} twice: two runs wrote to it at once; '
           'move it away and start again'
         )
-      self.done[key(line)] = line
+      self.done[line_key] = line
 
   def __enter__(self) -> 'Journal':
     return self
@@ -68,68 +76,64 @@ class Journal:
       self._file.close()
 
   def append(self, line: Line) -> None:
-    """Adds a finished line; several threads may.
+    """Adds a finished line; several threads may call this.
 
     Raises:
-      OutputError: it could not be written whole (a full disk); the file is as it was before.
+      OutputError: if the line could not be written whole (a full disk); the file is as before.
     """
     with self._lock:
       if self._file:
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False) + '\n'
         # Half of a surrogate pair, which a model can write, becomes the escape that JSON reads as
         # the same character.
-        self._write(
-          json.dumps(line, ensure_ascii=False, allow_nan=False).encode('utf-8', 'backslashreplace')
-          + b'\n'
-        )
+        self._write(self._file, text.encode('utf-8', 'backslashreplace'))
       self.done[self._key(line)] = dict(line)
 
   def _open(self) -> int:
-    """Opens the file for writing; its size."""
+    """Opens the file for writing, drops half a line at its end, and returns its size in bytes."""
     try:
       self.path.parent.mkdir(parents=True, exist_ok=True)
-      # Unbuffered: a line is on its way to disk, or not at all, when `append` returns.
+      # Unbuffered: when `append` returns, the operating system has the whole line or no part of it.
       self._file = open(self.path, 'a+b', buffering=0)
     except OSError as error:
       raise OutputError(f'{self.path} cannot be written: {error.strerror or error}') from error
-    self._end = self._repair()
+    size = self._file.seek(0, os.SEEK_END)
+    self._file.seek(0)
+    self._end = self._file.read().rfind(b'\n') + 1
+    if self._end < size:
+      _LOG.warning(
+        '%s: the last line was cut short when an earlier run ended; its %d bytes are dropped and '
+        'that row is made again',
+        self.path,
+        size - self._end,
+      )
+      os.ftruncate(self._file.fileno(), self._end)
     return self._end
 
-  def _write(self, line: bytes) -> None:
+  def _write(self, file: io.FileIO, line: bytes) -> None:
     try:
-      if self._file.write(line) != len(line):
+      if file.write(line) != len(line):
         raise OSError('no space left')
     except OSError as error:
-      os.ftruncate(self._file.fileno(), self._end)
+      # The part that was written goes, so that the next line does not continue it.
+      os.ftruncate(file.fileno(), self._end)
       raise OutputError(
         f'{self.path}: a row could not be written ({error.strerror or error}); the '
         f'{len(self.done)} rows before it are safe: make room and start again'
       ) from error
     self._end += len(line)
 
-  def _repair(self) -> int:
-    """The size of the file, once a last line that a crash cut short has been dropped."""
-    size = self._file.seek(0, os.SEEK_END)
-    self._file.seek(0)
-    whole = self._file.read().rfind(b'\n') + 1 if size else 0
-    if whole < size:
-      _LOG.warning(
-        '%s: the last line was cut short when an earlier run ended; its %d bytes are dropped and '
-        'that row is made again',
-        self.path,
-        size - whole,
-      )
-      os.ftruncate(self._file.fileno(), whole)
-    return whole
-
 
 def read(
   path: str | os.PathLike, *, needs: tuple[str, ...], what: str, again: str
 ) -> Iterator[dict[str, Any]]:
-  """The lines of a file, in the order in which they finished; a last one without its end is left
-  out.
+  """The lines of a file, in the order in which they finished.
+
+  A last line that is cut short is left out: the process that writes the file may still be at work.
 
   Raises:
-    InputError: no such file. CorruptError: a line that is none; names it.
+    InputError: if there is no such file.
+    CorruptError: if a line is not JSON or lacks a column; the error names the line.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -149,14 +153,11 @@ def _parse(
     raise CorruptError(
       f'{where} is not JSON ({error}); remove that line and run {again} again'
     ) from error
-  missing = [name for name in needs if not isinstance(line, dict) or name not in line]
+  columns = line if isinstance(line, dict) else {}
+  missing = [name for name in needs if name not in columns]
   if missing:
     raise CorruptError(
       f'{where} is not {what}: it lacks {", ".join(missing)}; remove that line and run '
       f'{again} again'
     )
   return line
-
-
-def _words(key: Hashable) -> str:
-  return str(tuple(key) if isinstance(key, tuple) else key)

@@ -1,6 +1,4 @@
-"""What finished work was made from, kept beside it, so that it is never continued with something
-else.
-"""
+"""The inputs of finished work, kept beside the work, so that no other inputs continue it."""
 
 import json
 import pathlib
@@ -21,16 +19,19 @@ def check(
   rows: str = 'rows',
   remedy: str = 'Start in another workdir, or move that folder away',
 ) -> None:
-  """Nothing, if what lies beside `path` was made from these inputs; new ones are recorded there.
+  """Compares the inputs of finished work with those on record, and records new inputs.
 
   Args:
+    path: the JSON file of inputs, in the folder of the finished work.
     inputs: {name in an error's words: JSON value or hash}.
     fresh: whether nothing has been made yet.
-    what, rows, remedy: whose plan it is, what lies beside it, and what to do when they do not fit,
-    in words.
+    what: whose inputs these are, in an error's words, as in 'a sweep'.
+    rows: what the finished work consists of, in an error's words.
+    remedy: what to do when the inputs differ, in an error's words.
 
   Raises:
-    InputError: inputs that differ; names them. CorruptError: no plan beside finished work.
+    InputError: if an input differs from the input on record; the error names each of them.
+    CorruptError: if finished work has no record of inputs.
   """
   known: dict[str, Any] = {}
   if path.exists():
@@ -40,17 +41,18 @@ def check(
       f'{path} is missing beside the {rows} it explains: move the folder {path.parent} away '
       'and start again'
     )
-  changed = [
-    name
-    for name, value in inputs.items()
-    if name in known and known[name] != json.loads(json.dumps(value))
-  ]
+  changed = []
+  for name, value in inputs.items():
+    # Through JSON, as the inputs on record went: tuples are lists in both.
+    if name in known and known[name] != json.loads(json.dumps(value)):
+      changed.append(name)
   if changed and not fresh:
     raise InputError(
       f'{path.parent} holds {rows} that were made from other inputs; changed: '
       f'{"; ".join(changed)}. {remedy}'
     )
-  processes.barrier('plan')  # All have read it.
+  # The main process must not write before all have read.
+  processes.barrier('plan')
   processes.on_main(lambda: files.write_json(path, {'inputs': {**known, **inputs}}))
 
 

@@ -1,12 +1,12 @@
-"""Which versions computed something, for its provenance."""
+"""Versions of Python and of packages, for the provenance of results."""
 
 import importlib.metadata
 import platform
 
 
 def versions(*packages: str) -> dict[str, str]:
-  """{'python': version} and that of each installed package."""
-  return {
-    'python': platform.python_version(),
-    **{name: importlib.metadata.version(name) for name in packages},
-  }
+  """{'python' or package: version}; every package must be installed."""
+  found = {'python': platform.python_version()}
+  for name in packages:
+    found[name] = importlib.metadata.version(name)
+  return found
