@@ -1,14 +1,15 @@
 """Experiments: the parts put together, as programs over a workdir.
 
-sources.py        what a config's sources name: files, hub datasets, what the organism makes
-experiment.py     the Experiment: a run in its workdir, with the one model in memory
-arms.py           the arms of a comparison, one for each method
-contrast.py       the contrast of a run, read or made by the model itself; answers.py samples it
-monitor_study.py  fine-tunes known to be misaligned or not, told apart by the run's directions
-stages.py         the method, stage by stage, as functions of an Experiment
-standalone.py     what needs no run: export, scores, completions, monitoring, from files to files
-organism/         the embedded model: its world, corpus, tokenizer, pretraining and checkpoint
+organism/         the embedded model: world, corpus, tokenizer, pretraining and checkpoint
 monitoring/       training runs seen from directions
 report/           the pick, tables, figures, the page; from files alone
+sources.py        sources in a config, resolved: files, hub datasets, the organism
+experiment.py     the Experiment: a run in a workdir, with the only model in memory
+arms.py           the arms of a comparison, a kind for each method
+answers.py        the model's own answers, sampled, judged, and kept in pairs
+contrast.py       the contrast of a run, read or made of answers
+monitor_study.py  fine-tunes known to be misaligned or not, told apart by the run's directions
+stages.py         the method, stage by stage, as functions of an Experiment
+standalone.py     programs without a run: export, scores, completions, monitoring
 preflight/        a run's programs compiled from shapes alone
 """

@@ -82,6 +82,7 @@ def check(experiment: Experiment) -> list[str]:
     InputError: if data cannot be used.
   """
   lines = []
+  # Nothing of the data is kept here: each fine-tune encodes its own when it is made.
   for name, options in experiment.run.watched.items():
     kind = 'misaligned' if options.misaligned else 'not misaligned'
     # All seeds have equally many examples.

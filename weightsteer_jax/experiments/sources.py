@@ -63,6 +63,7 @@ def load_conversations(
     InputError: if the source cannot be read or holds no chat data, or if n is 0 for the organism.
   """
   if not is_organism(source):
+    # A config says '' for what is left open, the reader None.
     conversations = datas.load_conversations(source, split=split or None, revision=revision or None)
     return conversations[: n or None]
   make = named(organism.CONVERSATIONS, source)

@@ -130,7 +130,6 @@ def export(
     base: the model to steer.
     alpha: the steering strength.
     format: a name in export.FORMATS.
-    output: folder to write; must not exist.
     allow_other_base: whether the base may be another model than the direction's own.
     logits: whether logits are compared: 'auto', 'always' or 'never'.
     **options: see `export.Request`.
@@ -308,6 +307,7 @@ def harness(
       batch_size=batch_size,
       stop_ids=lm_eval_harness.end_ids(loaded.folder, tokenizer),
     )
+    # Without a direction the model is asked as it is.
     arm = next(iter(arms), inference.BASE)
     return lm_eval_harness.SteeredLM(engine, missing, arm=arm, max_length=max_length)
 
