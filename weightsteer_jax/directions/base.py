@@ -1,8 +1,7 @@
-"""What a direction is a change of: a base model, told from others by its architecture and a digest
-of its weights.
-"""
+"""The base model of a direction, known by its architecture and a digest of its weights."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from weightsteer_jax import models
 from weightsteer_jax.models import ModelConfig
-from weightsteer_jax.runtime import hashes, tree
+from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
 
 PyTree = Any
@@ -22,9 +21,12 @@ class Base:
   """A base model as a direction remembers it.
 
   Attributes:
-    config, family: its architecture. source, revision: what the user called it, and its hub commit.
-    digest: see `digest`; '' if it is not known (a difference of two checkpoints belongs to every
-      base of its architecture).
+    config: the architecture.
+    family: the architecture's name in transformers, `model_type`.
+    source: the name or path that the user gave.
+    revision: the commit on the hub, '' of a folder.
+    digest: 16 hex digits that name the weights (see `digest`), or '' where they are not known: a
+      difference of two checkpoints belongs to every base of the architecture.
   """
 
   config: ModelConfig
@@ -52,11 +54,12 @@ def from_json(record: Mapping[str, Any], *, where: str) -> Base:
 
 
 def config_from_json(record: Mapping[str, Any], *, where: str) -> ModelConfig:
-  """The ModelConfig of `config_to_record(config)`; what an older version did not write is what it
-  was by default.
+  """The inverse of `models.config_to_record`.
+
+  A field that an older version did not write has its default.
 
   Raises:
-    InputError: fields that this version of the library does not have, or lacks.
+    InputError: if the record has fields that this version does not know, or lacks some.
   """
   try:
     return models.config_from_record(record)
@@ -68,53 +71,60 @@ def config_from_json(record: Mapping[str, Any], *, where: str) -> ModelConfig:
 
 
 def digest(params: PyTree) -> str:
-  """16 hex digits that name the weights: `tree.digest` of them rounded to bfloat16.
+  """16 hex digits that name the weights: `tree.digest` of the weights rounded to bfloat16.
 
-  Rounded, a base has one name whether it was loaded in float32 or in bfloat16.
+  Rounded, a base has the same name whether loaded in float32 or in bfloat16.
   """
   return digest_leaves(tree.flatten(params).items())
 
 
 def digest_leaves(leaves: Iterable[tuple[str, Any]]) -> str:
-  """`tree.digest` of the leaves rounded to bfloat16, taken one at a time, so that only one needs to
-  be held.
-  """
+  """The digest of (path, leaf) pairs, taken one at a time, so that only one need be held."""
   prints = {}
   for path, leaf in leaves:
-    leaf = (
-      np.asarray(leaf).astype(jnp.bfloat16)
-      if tree.at_hand(leaf)
-      else jnp.asarray(leaf, jnp.bfloat16)
-    )
-    prints[path] = (leaf.shape, tree.fingerprint({path: leaf})[path])
+    # On the host where NumPy is done before a program would be compiled.
+    if tree.at_hand(leaf):
+      rounded = np.asarray(leaf).astype(jnp.bfloat16)
+    else:
+      rounded = jnp.asarray(leaf, jnp.bfloat16)
+    prints[path] = (rounded.shape, tree.fingerprint({path: rounded})[path])
   return digest_prints(prints)
 
 
 def digest_prints(prints: Mapping[str, tuple[tuple[int, ...], str]]) -> str:
-  """The digest of weights whose {path: (shape, fingerprint in bfloat16)} are known."""
-  lines = [f'{path} {tuple(shape)} bfloat16 {found}' for path, (shape, found) in prints.items()]
-  return hashes.of_text('\n'.join(sorted(lines)), hashes.SHORT)
+  """The digest of weights with the given {path: (shape, fingerprint in bfloat16)}."""
+  # The same lines as in tree.digest, so that both give the same digits.
+  lines = [
+    f'{path} {tuple(shape)} bfloat16 {fingerprint}' for path, (shape, fingerprint) in prints.items()
+  ]
+  return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()[:16]
 
 
 def same_architecture(expected: ModelConfig, got: ModelConfig, *, what: str) -> None:
-  """Nothing, if the two are equal.
+  """Raises InputError if two models have different architectures.
 
   Raises:
-    InputError: names each field that differs.
+    InputError: if any field of the configs differs; the text names each.
   """
-  theirs = models.config_to_record(got)
-  pairs = [(name, value, theirs[name]) for name, value in models.config_to_record(expected).items()]
-  differing = [f'{name} {x} / {y}' for name, x, y in pairs if x != y]
+  expected_record = models.config_to_record(expected)
+  got_record = models.config_to_record(got)
+  differing = [
+    f'{name} {value} / {got_record[name]}'
+    for name, value in expected_record.items()
+    if value != got_record[name]
+  ]
   if differing:
     raise InputError(f'{what} are of different architectures: {"; ".join(differing)}')
 
 
 def same_base(x: Base, y: Base, *, what: str, allow_other_base: bool = False) -> None:
-  """Nothing, if both are of one base: the same architecture and, where both are known, the same
-  digest.
+  """Raises InputError if two records are of different bases.
+
+  Args:
+    allow_other_base: accept different weights of the same architecture.
 
   Raises:
-    InputError: they are not; names both. The digests may differ if `allow_other_base`.
+    InputError: if the architectures differ, or the digests do where both are known.
   """
   same_architecture(x.config, y.config, what=what)
   if x.digest and y.digest and x.digest != y.digest and not allow_other_base:
@@ -126,5 +136,5 @@ def same_base(x: Base, y: Base, *, what: str, allow_other_base: bool = False) ->
 
 
 def base_of(model: models.Model) -> Base:
-  """The record of a loaded model; its digest is that of the weights in memory."""
+  """The record of a loaded model; the digest is of the weights in memory."""
   return Base(model.config, model.family, model.source, model.revision, digest(model.params))

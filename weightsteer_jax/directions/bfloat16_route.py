@@ -1,5 +1,6 @@
-"""What bfloat16 takes away: a change below half a step of the weight it is added to vanishes in the
-sum.
+"""The loss of merging into bfloat16 before subtracting.
+
+A change below half a step of the weight that it is added to vanishes in the sum.
 """
 
 import math
@@ -21,30 +22,31 @@ PyTree = Any
 def bfloat16_route(positive: PyTree, negative: PyTree, base: Checkpoint) -> dict[str, Any]:
   """How near the route over merged checkpoints comes to the exact direction.
 
-  That route adds each task vector to the base, rounds both sums to bfloat16, and subtracts those,
-  as the paper's reference code does.
+  The route adds each task vector to the base, rounds both sums to bfloat16, and subtracts the
+  rounded sums, as the reference code of arXiv 2511.05408 does.
 
   Args:
     positive, negative: the two task vectors, deltas of the base.
 
   Returns:
-    `cosine` between its result and the exact difference, over all sites; `norm_ratio`, its length
-    over the exact one's; `cosines` per site.
+    `cosine` between the route's result and the exact difference, over all sites; `norm_ratio`, the
+    length of the result over the length of the difference; `cosines` per site.
   """
-  flat_positive, flat_negative = (
-    tree.flatten(positive, models.is_delta_leaf),
-    tree.flatten(negative, models.is_delta_leaf),
-  )
-  paths = {**flat_positive, **flat_negative}
+  flat_positive = tree.flatten(positive, models.is_delta_leaf)
+  flat_negative = tree.flatten(negative, models.is_delta_leaf)
   sums = {
-    path: _route_at(path, flat_positive.get(path), flat_negative.get(path), base) for path in paths
+    path: _route_at(path, flat_positive.get(path), flat_negative.get(path), base)
+    for path in {**flat_positive, **flat_negative}
   }
-  product, route, exact = (math.fsum(parts[i] for parts in sums.values()) for i in range(3))
+  product = math.fsum(product for product, _, _ in sums.values())
+  route = math.fsum(route for _, route, _ in sums.values())
+  exact = math.fsum(exact for _, _, exact in sums.values())
   return {
     'cosine': _ratio(product, math.sqrt(route * exact)),
     'norm_ratio': _ratio(math.sqrt(route), math.sqrt(exact)),
     'cosines': {
-      path: _ratio(parts[0], math.sqrt(parts[1] * parts[2])) for path, parts in sums.items()
+      path: _ratio(product, math.sqrt(route * exact))
+      for path, (product, route, exact) in sums.items()
     },
   }
 
@@ -52,17 +54,20 @@ def bfloat16_route(positive: PyTree, negative: PyTree, base: Checkpoint) -> dict
 def _route_at(
   path: str, positive: LowRank | Dense | None, negative: LowRank | Dense | None, base: Checkpoint
 ) -> tuple[float, float, float]:
-  """(inner product with the exact change, squared norm of the route's, squared norm of the exact
-  one) at one site.
-  """
+  """Three sums over a site: route times exact change, squared route, squared exact change."""
   layers = models.delta_sites(base.config)[path].shape[0] if gram.stack_axes(path) else 1
-  product = route = exact = 0.0
-  for l, plus, minus in zip(
-    range(layers), _changes(path, positive, layers), _changes(path, negative, layers)
-  ):
-    plus, minus = plus.reshape(-1), minus.reshape(-1)
-    # A bias the base does not have starts from zero.
-    weight = _round(base.layer(path, l).reshape(-1)) if path in base.rows else np.float32(0)
+  plus_changes = _changes(path, positive, layers)
+  minus_changes = _changes(path, negative, layers)
+  product = 0.0
+  route = 0.0
+  exact = 0.0
+  for layer, (plus, minus) in enumerate(zip(plus_changes, minus_changes)):
+    plus = plus.reshape(-1)
+    minus = minus.reshape(-1)
+    # A bias that the base does not have starts from zero.
+    weight = np.float32(0)
+    if path in base.rows:
+      weight = _round(base.layer(path, layer).reshape(-1))
     rounded = _round(weight + plus).astype(np.float64) - _round(weight + minus)
     difference = plus.astype(np.float64) - minus
     product += float((rounded * difference).sum())
@@ -72,7 +77,10 @@ def _route_at(
 
 
 def _changes(path: str, leaf: LowRank | Dense | None, layers: int) -> Iterable[np.ndarray]:
-  return [np.zeros(1, np.float32)] * layers if leaf is None else gram.layer_changes(path, leaf)
+  if leaf is None:
+    # One zero is broadcast against the other side's change.
+    return [np.zeros(1, np.float32)] * layers
+  return gram.layer_changes(path, leaf)
 
 
 def _round(x: Any) -> np.ndarray:

@@ -1,5 +1,7 @@
-"""Directions of lower rank: the same change in fewer factors, or the nearest change of a given
-rank.
+"""Directions of lower rank: the same change in fewer factors, or the nearest change of a rank.
+
+I and O are the inputs and outputs of a kernel, each as one axis; L counts layers, or experts of
+layers.
 """
 
 import math
@@ -24,124 +26,143 @@ EMBEDDING = 'embed/embedding'
 
 
 def recompress(direction: Direction) -> Direction:
-  """The same change with each low-rank site at its numerical rank (the largest of its layers), its
-  factors balanced.
+  """The same change with each low-rank site at its numerical rank, its factors balanced.
 
-  QR of both factors, then SVD of the small product of their triangles: the dense change is never
-  formed.
+  The rank of a site is the largest of its layers' ranks. QR of both factors, then SVD of the small
+  product of their triangles: the dense change is never formed.
   """
-  flat = tree.flatten(direction.delta, models.is_delta_leaf)
-  leaves = {
-    path: _recompress_leaf(path, leaf) if isinstance(leaf, LowRank) else leaf
-    for path, leaf in flat.items()
-  }
+  leaves = tree.flatten(direction.delta, models.is_delta_leaf)
+  for path, leaf in leaves.items():
+    if isinstance(leaf, LowRank):
+      left_LIR, values_LR, right_LRO = _svd_of_product(path, leaf)
+      largest = values_LR.max(axis=-1, keepdims=True)
+      ranks = (values_LR > ROUNDING * largest).sum(axis=-1)
+      rank = max(1, int(ranks.max()))
+      leaves[path] = _from_svd(path, leaf, left_LIR, values_LR, right_LRO, rank)
   return Direction(tree.unflatten(leaves), direction.meta)
 
 
 def compress(
   direction: Direction, rank: int, *, tables: bool = False
 ) -> tuple[Direction, dict[str, float]]:
-  """The nearest change of at most `rank` at every projection's kernel, and {path: relative
-  Frobenius error} of those.
+  """The nearest change of at most `rank` at each kernel, and {path: relative Frobenius error}.
 
-  Dense kernels become low-rank, low-rank ones of higher rank are cut; what is no kernel (norms,
-  biases) stays as it is.
+  Dense kernels become low-rank, and low-rank changes of a higher rank are cut. Norms and biases
+  stay as they are.
 
   Args:
-    tables: take the nearest change of that rank of the embedding too; it stays a dense array.
+    tables: take the nearest change of that rank of the embedding too; the change stays dense.
 
   Raises:
-    InputError: a rank below 1.
+    InputError: if the rank is below 1.
   """
   if rank < 1:
     raise InputError(f'the rank to compress to must be 1 or more, not {rank}')
-  known = models.delta_sites(direction.base.config)
-  leaves, errors = {}, {}
-  for path, leaf in tree.flatten(direction.delta, models.is_delta_leaf).items():
-    if known[path].inputs and isinstance(leaf, Dense):
-      leaf, errors[path] = _factor_dense(leaf, known[path], rank)
-    elif isinstance(leaf, LowRank):
-      leaf, errors[path] = _cut_low_rank(path, leaf, rank)
+  sites = models.delta_sites(direction.base.config)
+  leaves = tree.flatten(direction.delta, models.is_delta_leaf)
+  errors = {}
+  for path, leaf in leaves.items():
+    if isinstance(leaf, LowRank):
+      leaves[path], errors[path] = _cut_low_rank(path, leaf, rank)
+    elif sites[path].inputs:
+      leaves[path], errors[path] = _factor_dense(leaf, sites[path], rank)
     elif tables and path == EMBEDDING:
-      leaf, errors[path] = _cut_table(leaf, rank)
-    leaves[path] = leaf
+      leaves[path], errors[path] = _cut_table(leaf, rank)
   meta = {**direction.meta, 'compression': {'rank': rank, 'relative_errors': errors}}
   return Direction(tree.unflatten(leaves), meta), errors
-
-
-def _recompress_leaf(path: str, leaf: LowRank) -> LowRank:
-  left, values, right = _svd_of_product(path, leaf)
-  largest = values.max(axis=-1, keepdims=True)
-  rank = max(1, int((values > ROUNDING * largest).sum(axis=-1).max()))
-  return _from_svd(path, leaf, left, values, right, rank)
 
 
 def _cut_low_rank(path: str, leaf: LowRank, rank: int) -> tuple[LowRank, float]:
   if leaf.a.shape[-1] <= rank:
     return leaf, 0.0
-  left, values, right = _svd_of_product(path, leaf)
-  total = np.square(values).sum()
-  error = math.sqrt(np.square(values[:, rank:]).sum() / total) if total > 0 else 0.0
-  return _from_svd(path, leaf, left, values, right, rank), error
+  left_LIR, values_LR, right_LRO = _svd_of_product(path, leaf)
+  # The squared norm of a matrix is the sum of its squared singular values.
+  lost = np.square(values_LR[:, rank:]).sum()
+  whole = np.square(values_LR).sum()
+  return _from_svd(path, leaf, left_LIR, values_LR, right_LRO, rank), _relative(lost, whole)
 
 
 def _svd_of_product(path: str, leaf: LowRank) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Singular vectors and values of each layer's change: left [L, I, R], values [L, R], right [L, R,
-  O], float64.
-  """
-  a_LIR, b_LRO = (np.asarray(factor, np.float64) for factor in gram.factors(path, leaf))
+  """The SVD of each layer's change: left [L, I, R], values [L, R], right [L, R, O], float64."""
+  a, b = gram.factors(path, leaf)
+  a_LIR = np.asarray(a, np.float64)
+  b_LRO = np.asarray(b, np.float64)
   q_in, r_in = np.linalg.qr(a_LIR)
   q_out, r_out = np.linalg.qr(np.swapaxes(b_LRO, 1, 2))
-  u, values, v = np.linalg.svd(r_in @ np.swapaxes(r_out, 1, 2), full_matrices=False)
-  return q_in @ u, values, v @ np.swapaxes(q_out, 1, 2)
+  # A B = q_in (r_in r_out^T) q_out^T, and both q are orthonormal: the SVD in the middle is whole.
+  middle = r_in @ np.swapaxes(r_out, 1, 2)
+  left, values_LR, right = np.linalg.svd(middle, full_matrices=False)
+  return q_in @ left, values_LR, right @ np.swapaxes(q_out, 1, 2)
 
 
-def _from_svd(path: str, leaf: LowRank, left, values, right, rank: int) -> LowRank:
+def _from_svd(
+  path: str,
+  leaf: LowRank,
+  left_LIR: np.ndarray,
+  values_LR: np.ndarray,
+  right_LRO: np.ndarray,
+  rank: int,
+) -> LowRank:
   stack = gram.stack_axes(path)
-  root = np.sqrt(values[:, :rank])
-  a = (left[..., :rank] * root[:, None, :]).reshape(leaf.a.shape[:-1] + (-1,))
-  b = (root[..., None] * right[:, :rank]).reshape(
-    leaf.b.shape[:stack] + (-1,) + leaf.b.shape[stack + 1 :]
-  )
+  # Each factor takes the root of the singular values, so that both have one size.
+  root_LR = np.sqrt(values_LR[:, :rank])
+  a_LIR = left_LIR[..., :rank] * root_LR[:, None, :]
+  b_LRO = root_LR[..., None] * right_LRO[:, :rank]
+  # A leaf of a smaller rank than `rank` keeps its own.
+  a = a_LIR.reshape(*leaf.a.shape[:-1], -1)
+  b = b_LRO.reshape(*leaf.b.shape[:stack], -1, *leaf.b.shape[stack + 1 :])
   return LowRank(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
 
 
 def _factor_dense(leaf: Dense, site: models.Site, rank: int) -> tuple[LowRank, float]:
-  """The best factors of a dense kernel's change, layer by layer, and the relative error over all
-  layers.
-  """
-  stack = len(site.stack)
-  inputs, outputs = site.shape[stack : stack + site.inputs], site.shape[stack + site.inputs :]
+  """The best factors of a dense kernel's change, and the relative error over all layers."""
+  first_output = len(site.stack) + site.inputs
+  stack = site.shape[: len(site.stack)]
+  inputs = site.shape[len(site.stack) : first_output]
+  outputs = site.shape[first_output:]
   rank = min(rank, math.prod(inputs), math.prod(outputs))
   change_LIO = np.asarray(leaf.value).reshape(-1, math.prod(inputs), math.prod(outputs))
-  pairs = [best_factors(change_IO.astype(np.float64), rank) for change_IO in change_LIO]
-  lost = math.fsum(np.square(change - a @ b).sum() for change, (a, b) in zip(change_LIO, pairs))
-  whole = math.fsum(np.square(change.astype(np.float64)).sum() for change in change_LIO)
-  a = np.stack([a for a, _ in pairs]).reshape(site.shape[:stack] + inputs + (rank,))
-  b = np.stack([b for _, b in pairs]).reshape(site.shape[:stack] + (rank,) + outputs)
+  factors_a = []
+  factors_b = []
+  lost = []
+  whole = []
+  for change_IO in change_LIO:
+    a_IR, b_RO = best_factors(change_IO.astype(np.float64), rank)
+    factors_a.append(a_IR)
+    factors_b.append(b_RO)
+    lost.append(np.square(change_IO - a_IR @ b_RO).sum())
+    whole.append(np.square(change_IO.astype(np.float64)).sum())
+  a = np.stack(factors_a).reshape(*stack, *inputs, rank)
+  b = np.stack(factors_b).reshape(*stack, rank, *outputs)
   factors = LowRank(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
-  return factors, math.sqrt(lost / whole) if whole > 0 else 0.0
+  return factors, _relative(math.fsum(lost), math.fsum(whole))
 
 
 def _cut_table(leaf: Dense, rank: int) -> tuple[Dense, float]:
   change_VD = np.asarray(leaf.value, np.float64)
-  a, b = best_factors(change_VD, min(rank, *change_VD.shape))
+  a_VR, b_RD = best_factors(change_VD, min(rank, *change_VD.shape))
+  nearest_VD = a_VR @ b_RD
+  lost = np.linalg.norm(change_VD - nearest_VD)
   whole = np.linalg.norm(change_VD)
-  return Dense(jnp.asarray(a @ b, jnp.float32)), float(
-    np.linalg.norm(change_VD - a @ b) / whole
-  ) if whole > 0 else 0.0
+  error = float(lost / whole) if whole > 0 else 0.0
+  return Dense(jnp.asarray(nearest_VD, jnp.float32)), error
+
+
+def _relative(lost: float, whole: float) -> float:
+  """The relative error from two sums of squares; 0 of a change that is zero."""
+  return math.sqrt(lost / whole) if whole > 0 else 0.0
 
 
 def best_factors(change_IO: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-  """a [I, R] and b [R, O] of the nearest matrix of rank R.
+  """The factors a [I, R] and b [R, O] of the nearest matrix of rank R.
 
-  They come from the eigenvectors of the smaller Gram matrix, which costs far less than an SVD of
-  the whole.
   Source: Eckart and Young, 1936.
   """
   if change_IO.shape[0] > change_IO.shape[1]:
     outputs_OR, inputs_RI = best_factors(change_IO.T, rank)
     return inputs_RI.T, outputs_OR.T
+  # Eigenvectors of the smaller Gram matrix cost far less than an SVD of the whole.
   _, vectors = np.linalg.eigh(change_IO @ change_IO.T)
+  # eigh sorts eigenvalues in ascending order; the largest come first here.
   basis_IR = vectors[:, ::-1][:, :rank]
   return basis_IR, basis_IR.T @ change_IO

@@ -1,13 +1,13 @@
-"""Inner products of deltas, through matrices of the size of their ranks: the dense products are
-never formed.
+"""Inner products of deltas, through matrices of the size of their ranks.
 
-For one layer, with the kernels' inputs and outputs flattened to I and O:
+The dense products of the factors are never formed. For one layer, with the axes of the kernel's
+inputs merged to I and those of its outputs to O:
 
-  <A1 B1, A2 B2> = sum((A1^T A2) * (B1 B2^T))      two [R1, R2] matrices
+  <A1 B1, A2 B2> = sum((A1^T A2) * (B1 B2^T))      two [R, r] matrices
   <A B, V>       = sum((A^T V) * B)                one [R, O] matrix
 
-Products are float32 at the highest precision, on whatever device holds the factors; what is summed
-over layers and sites is float64.
+Products are float32 at the highest precision, on whatever device holds the factors; sums over
+layers and sites are float64. Below, L counts every matrix of a site: layers, or experts of layers.
 """
 
 import math
@@ -27,13 +27,15 @@ PyTree = Any
 
 
 def inner_products(x: PyTree, y: PyTree) -> dict[str, float]:
-  """{path: inner product of the two changes} for the sites both deltas change; the others' are
-  zero.
+  """{path: inner product of the two changes}, for the sites that both deltas change.
+
+  The products at all other sites are zero.
 
   Raises:
-    InputError: a site has different shapes in the two.
+    InputError: if a site has different shapes in the two deltas.
   """
-  flat_x, flat_y = tree.flatten(x, models.is_delta_leaf), tree.flatten(y, models.is_delta_leaf)
+  flat_x = tree.flatten(x, models.is_delta_leaf)
+  flat_y = tree.flatten(y, models.is_delta_leaf)
   return {
     path: float(np.sum(matrix_products(path, leaf, flat_y[path])))
     for path, leaf in flat_x.items()
@@ -42,8 +44,10 @@ def inner_products(x: PyTree, y: PyTree) -> dict[str, float]:
 
 
 def squared_norms(delta: PyTree) -> dict[str, float]:
-  """{path: squared Frobenius norm of the change}, never negative."""
-  return {path: max(value, 0.0) for path, value in inner_products(delta, delta).items()}
+  """{path: squared Frobenius norm of the change}."""
+  products = inner_products(delta, delta)
+  # Factors that cancel out can have a sum of rounding errors below zero, where no root is real.
+  return {path: max(product, 0.0) for path, product in products.items()}
 
 
 def stack_axes(path: str) -> int:
@@ -52,87 +56,110 @@ def stack_axes(path: str) -> int:
 
 
 def factors(path: str, leaf: LowRank) -> tuple[jax.Array, jax.Array]:
-  """The factors as matrices, one of a layer (or an expert of it), a [L, I, R] and b [L, R, O],
-  float32, scale in b.
-  """
-  a, b = jnp.asarray(leaf.a, jnp.float32), jnp.asarray(leaf.b, jnp.float32)
-  layers, rank = math.prod(a.shape[: stack_axes(path)]), a.shape[-1]
-  return a.reshape(layers, -1, rank), leaf.scale * b.reshape(layers, rank, -1)
+  """The factors as stacks of matrices: a [L, I, R] and b [L, R, O], float32, the scale in b."""
+  a = jnp.asarray(leaf.a, jnp.float32)
+  b = jnp.asarray(leaf.b, jnp.float32)
+  matrices = math.prod(a.shape[: stack_axes(path)])
+  rank = a.shape[-1]
+  a_LIR = a.reshape(matrices, -1, rank)
+  b_LRO = b.reshape(matrices, rank, -1)
+  return a_LIR, leaf.scale * b_LRO
 
 
 def layer_changes(path: str, leaf: LowRank | Dense) -> Iterator[np.ndarray]:
-  """The dense change of each layer in turn, [I, O] ([E, I, O] of experts) or flat, float32,
-  computed on the host.
+  """Yields the dense change of each layer in turn, float32, computed on the host.
+
+  The shape is [I, O] of a low-rank change, [E, I, O] with experts, and the parameter's own of a
+  dense change.
   """
   stack = stack_axes(path)
   if isinstance(leaf, Dense):
     value = np.asarray(leaf.value, np.float32)
     yield from value if stack else value[None]
-  else:
-    a, b = np.asarray(leaf.a, np.float32), np.float32(leaf.scale) * np.asarray(leaf.b, np.float32)
-    a = a.reshape(a.shape[:stack] + (-1, a.shape[-1]))
-    b = b.reshape(b.shape[:stack] + (b.shape[stack], -1))
-    for a_layer, b_layer in zip(a, b) if stack else [(a, b)]:
-      yield a_layer @ b_layer
+    return
+  a = np.asarray(leaf.a, np.float32)
+  b = np.float32(leaf.scale) * np.asarray(leaf.b, np.float32)
+  rank = a.shape[-1]
+  a = a.reshape(*a.shape[:stack], -1, rank)
+  b = b.reshape(*b.shape[:stack], rank, -1)
+  if not stack:
+    yield a @ b
+    return
+  # One layer at a time: the dense changes of all layers may be as large as the model.
+  for a_layer, b_layer in zip(a, b):
+    yield a_layer @ b_layer
 
 
 def change_shape(path: str, leaf: LowRank | Dense) -> tuple[int, ...]:
-  """Shape of the parameter the leaf changes."""
+  """Shape of the parameter that the leaf changes."""
   if isinstance(leaf, Dense):
     return tuple(leaf.value.shape)
-  return tuple(leaf.a.shape[:-1]) + tuple(leaf.b.shape[stack_axes(path) + 1 :])
+  # a is [stack..., inputs..., R] and b is [stack..., R, outputs...].
+  outputs = leaf.b.shape[stack_axes(path) + 1 :]
+  return (*leaf.a.shape[:-1], *outputs)
 
 
 def matrix_products(path: str, x: LowRank | Dense, y: LowRank | Dense) -> np.ndarray:
-  """Inner products of two leaves' changes, one of each layer, or expert of a layer; one outside the
-  stack: float64 [M].
+  """Inner products of two changes of a site, matrix by matrix: float64 [L].
 
   Raises:
-    InputError: the leaves have different shapes.
+    InputError: if the leaves have different shapes.
   """
-  found = np.asarray(jax.device_get(terms(path, x, y)), np.float64)
-  return found.reshape(found.shape[0], -1).sum(axis=1)
+  products = np.asarray(jax.device_get(terms(path, x, y)), np.float64)
+  return products.reshape(products.shape[0], -1).sum(axis=1)
 
 
 def terms(path: str, x: LowRank | Dense, y: LowRank | Dense) -> jax.Array:
-  """Float32 [M, ...] whose sums over all but the first axis are `matrix_products`; may be traced.
+  """Float32 [L, ...] whose sums over all but the first axis are `matrix_products`.
+
+  The function may be traced.
 
   Raises:
-    InputError: the leaves have different shapes.
+    InputError: if the leaves have different shapes.
   """
-  if change_shape(path, x) != change_shape(path, y):
+  shape_x = change_shape(path, x)
+  shape_y = change_shape(path, y)
+  if shape_x != shape_y:
     raise InputError(
-      f"'{path}' has shape {change_shape(path, x)} in one delta and {change_shape(path, y)} in the "
-      'other: they were made for different architectures'
+      f"'{path}' has shape {shape_x} in one delta and {shape_y} in the other: they were made for "
+      'different architectures'
     )
-  if isinstance(x, LowRank) and isinstance(y, LowRank):
-    return _low_rank_terms(*factors(path, x), *factors(path, y))
-  if isinstance(x, Dense) and isinstance(y, Dense):
-    matrices = math.prod(x.value.shape[: stack_axes(path)])
-    found = _dense_terms(jnp.asarray(x.value, jnp.float32), jnp.asarray(y.value, jnp.float32))
-    return found.reshape(matrices, -1)
-  low_rank, dense = (x, y) if isinstance(x, LowRank) else (y, x)
+  if isinstance(x, LowRank):
+    if isinstance(y, LowRank):
+      return _low_rank_terms(*factors(path, x), *factors(path, y))
+    return _mixed(path, x, y)
+  if isinstance(y, LowRank):
+    return _mixed(path, y, x)
+  value_x = jnp.asarray(x.value, jnp.float32)
+  value_y = jnp.asarray(y.value, jnp.float32)
+  matrices = math.prod(shape_x[: stack_axes(path)])
+  return _dense_terms(value_x, value_y).reshape(matrices, -1)
+
+
+def _mixed(path: str, low_rank: LowRank, dense: Dense) -> jax.Array:
   a_LIR, b_LRO = factors(path, low_rank)
-  v_LIO = jnp.asarray(dense.value, jnp.float32).reshape(
-    a_LIR.shape[0], a_LIR.shape[1], b_LRO.shape[-1]
-  )
+  layers, inputs, _ = a_LIR.shape
+  v_LIO = jnp.asarray(dense.value, jnp.float32).reshape(layers, inputs, b_LRO.shape[-1])
   return _mixed_terms(a_LIR, b_LRO, v_LIO)
 
 
 @jax.jit
-def _low_rank_terms(a1_LIR, b1_LRO, a2_LIr, b2_LrO):
-  inputs_LRr = jnp.einsum('LIR,LIr->LRr', a1_LIR, a2_LIr, precision='highest')
-  outputs_LRr = jnp.einsum('LRO,LrO->LRr', b1_LRO, b2_LrO, precision='highest')
+def _low_rank_terms(
+  a_LIR: jax.Array, b_LRO: jax.Array, other_a_LIr: jax.Array, other_b_LrO: jax.Array
+) -> jax.Array:
+  inputs_LRr = jnp.einsum('LIR,LIr->LRr', a_LIR, other_a_LIr, precision='highest')
+  outputs_LRr = jnp.einsum('LRO,LrO->LRr', b_LRO, other_b_LrO, precision='highest')
   return inputs_LRr * outputs_LRr
 
 
 @jax.jit
-def _mixed_terms(a_LIR, b_LRO, v_LIO):
+def _mixed_terms(a_LIR: jax.Array, b_LRO: jax.Array, v_LIO: jax.Array) -> jax.Array:
   projected_LRO = jnp.einsum('LIR,LIO->LRO', a_LIR, v_LIO, precision='highest')
+  # Summed over O here and over R on the host, in float64.
   return jnp.sum(projected_LRO * b_LRO, axis=-1)
 
 
 @jax.jit
-def _dense_terms(x, y):
+def _dense_terms(x: jax.Array, y: jax.Array) -> jax.Array:
   # One term per row: short sums keep float32 exact enough for tables of any length.
   return jnp.sum(x * y, axis=-1)
