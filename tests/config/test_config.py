@@ -39,7 +39,7 @@ def test_defaults_are_those_of_the_dataclasses():
     ('model', schema.ModelChoice()),
   ):
     assert getattr(run, name) == section
-  assert run.tasks['opinions'] == schema.Task(items='organism:opinions', role='behaviour')
+  assert run.tasks['opinions'] == schema.ChoiceTask(items='organism:opinions', role='behaviour')
 
 
 def test_a_run_survives_json_and_config_dicts():
@@ -191,7 +191,7 @@ def test_a_run_cannot_be_changed():
   with pytest.raises(dataclasses.FrozenInstanceError):
     run.seed = 1
   with pytest.raises(TypeError):
-    run.tasks['new'] = schema.Task(items='x', role='behaviour')
+    run.tasks['new'] = schema.ChoiceTask(items='x', role='behaviour')
 
 
 def with_judges(**options):
@@ -206,6 +206,126 @@ def test_judges_keep_the_order_in_which_they_are_named():
   assert list(schema.resolve(with_judges()).judges) == ['zoe', 'adam']
 
 
+SECTIONS = {
+  'tasks': (schema.task, schema.TASK_KINDS, {'items': 'x', 'role': 'behaviour'}),
+  'arms': (schema.arm, schema.ARM_KINDS, {}),
+  'judges': (schema.judge, schema.JUDGE_KINDS, {}),
+}
+# What a kind needs to be whole.
+NEEDED = {
+  'prompts': {'positive_prompts': ('Be kind.',)},
+  'activation': {'layer': '2'},
+  'endpoint': {'model': 'm'},
+  'model': {'model': 'm'},
+}
+EVERY_KIND = [(section, kind) for section in SECTIONS for kind in SECTIONS[section][1]]
+
+
+def with_section(section, options):
+  """A complete config as plain values, with a section of one of the kinds, named 'a'."""
+  config = changed(finetune__keep_steps=True, task_model__data='task.jsonl')
+  config[section]['a'] = options
+  return config
+
+
+def every_default(section):
+  """The defaults of all kinds in one section, as versions before the kinds wrote config.json."""
+  _, kinds, _ = SECTIONS[section]
+  values = {}
+  for cls in kinds.values():
+    for field in dataclasses.fields(cls):
+      if field.default is not dataclasses.MISSING:
+        values[field.name] = field.default
+  return values
+
+
+@pytest.mark.parametrize('section, kind', EVERY_KIND)
+def test_a_section_has_the_keys_of_its_kind_with_their_defaults(section, kind):
+  make, kinds, required = SECTIONS[section]
+  made = make(kind=kind, **required)
+  expected = kinds[kind](**required, kind=kind)
+  assert {key: made[key] for key in made} == dataclasses.asdict(expected)
+
+
+@pytest.mark.parametrize('section, kind', EVERY_KIND)
+def test_a_section_becomes_the_dataclass_of_its_kind_and_survives_json(section, kind):
+  make, kinds, required = SECTIONS[section]
+  fields = {**required, **NEEDED.get(kind, {})}
+  run = schema.resolve(with_section(section, make(kind=kind, **fields).to_dict()))
+  made = getattr(run, section)['a']
+  assert type(made) is kinds[kind]
+  assert made == kinds[kind](**fields, kind=kind)
+  assert schema.resolve(json.loads(json.dumps(schema.to_dict(run)))) == run
+
+
+@pytest.mark.parametrize('section, kind', EVERY_KIND)
+def test_a_dump_of_every_kinds_defaults_is_a_section_of_any_kind(section, kind):
+  _, kinds, required = SECTIONS[section]
+  fields = {**required, **NEEDED.get(kind, {})}
+  dump = json.loads(json.dumps({**every_default(section), **fields, 'kind': kind}))
+  run = schema.resolve(with_section(section, dump))
+  assert getattr(run, section)['a'] == kinds[kind](**fields, kind=kind)
+
+
+@pytest.mark.parametrize('section', SECTIONS)
+def test_a_key_has_one_default_in_all_kinds(section):
+  for cls in SECTIONS[section][1].values():
+    for field in dataclasses.fields(cls):
+      if field.name != 'kind' and field.default is not dataclasses.MISSING:
+        assert field.default == every_default(section)[field.name]
+
+
+@pytest.mark.parametrize(
+  'section, options, message',
+  [
+    (
+      'judges',
+      {'kind': 'rules', 'model': 'gpt-4o'},
+      "'judges.a.model' is 'gpt-4o', but 'model' is a key of the kind endpoint or model, and "
+      "'judges.a.kind' is 'rules', with the keys kind, pattern",
+    ),
+    ('judges', {'model': 'm', 'pattern': 'x'}, "'pattern' is a key of the kind rules, and"),
+    ('judges', {'kind': 'model', 'model': 'm', 'retries': 1}, "a key of the kind endpoint, and"),
+    (
+      'arms',
+      {'layer': 'all'},
+      "'layer' is a key of the kind activation, and 'arms.a.kind' is 'dir",
+    ),
+    ('arms', {'kind': 'positive', 'upsample': 2.0}, "'upsample' is a key of the kind joint"),
+    ('arms', {'layer': 3}, "'layer' is a key of the kind activation"),
+    (
+      'arms',
+      {'kind': 'prompts', 'positive_prompts': ('p',), 'finetune': 'bias'},
+      "a key of the kind direction or positive or negative or finetune or joint, and",
+    ),
+    ('tasks', {'temperature': 1.0}, "'tasks.a.temperature' is 1.0, but"),
+    (
+      'tasks',
+      {'kind': 'mmlu', 'form': 'letter'},
+      "'form' is a key of the kind sycophancy_facts or",
+    ),
+    ('tasks', {'kind': 'generate', 'columns': ['a=b']}, "'tasks.a.columns' is ['a=b'], but"),
+    ('tasks', {'kind': 'gcd', 'trait': 'evil'}, "'trait' is a key of the kind trait, and"),
+  ],
+)
+def test_a_key_of_another_kind_that_is_set_is_refused_by_name(section, options, message):
+  with pytest.raises(InputError) as error:
+    schema.resolve(with_section(section, {**SECTIONS[section][2], **options}))
+  assert message in str(error.value)
+
+
+def test_a_key_that_no_kind_knows_is_unknown_whatever_the_kind():
+  with pytest.raises(InputError) as error:
+    schema.resolve(with_section('judges', {'kind': 'rules', 'patern': 'x'}))
+  assert "unknown config key 'judges.a.patern' (did you mean 'pattern'?)" in str(error.value)
+
+
+@pytest.mark.parametrize('kind', ['rule', 7])
+def test_a_kind_that_nobody_knows_is_refused_by_name(kind):
+  with pytest.raises(InputError, match="'judges.a.kind' is "):
+    schema.resolve(with_section('judges', schema.judge(kind=kind, model='m').to_dict()))
+
+
 @pytest.mark.parametrize(
   'options, message',
   [
@@ -214,7 +334,7 @@ def test_judges_keep_the_order_in_which_they_are_named():
     ({'cost_cap': 1.0}, 'prices to count by'),
     ({'parameters': '{'}, 'is no JSON'),
     ({'parameters': '[]'}, 'a JSON object'),
-    ({'pattern': '('}, 'no regular expression'),
+    ({'kind': 'rules', 'model': '', 'pattern': '('}, 'no regular expression'),
     ({'floor': 1.5}, 'a probability'),
     ({'concurrency': 0}, '1 or more'),
     ({'top_logprobs': 21}, '0 to 20'),

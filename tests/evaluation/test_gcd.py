@@ -7,7 +7,7 @@ from weightsteer_jax.evaluation import metrics, tasks
 from weightsteer_jax.inference import GenerateResult
 from weightsteer_jax.runtime.errors import InputError
 
-TASK = config.Task('', 'behaviour', kind='gcd', n=6)
+TASK = config.FormsTask('', 'behaviour', kind='gcd', n=6)
 
 
 def make(options=TASK, rows=None):
@@ -28,10 +28,10 @@ def test_generated_items_ask_each_pair_in_each_form():
       assert item['solution'] in item['messages'][0]['content']
       assert (item['proposed'] == item['gold']) == (item['form'] == 'correct')
   assert task.items == make().items
-  helped = make(config.Task('', 'behaviour', kind='gcd', n=4, form='help, query')).items
+  helped = make(config.FormsTask('', 'behaviour', kind='gcd', n=4, form='help, query')).items
   assert [item['form'] for item in helped] == ['query', 'help'] * 4
   with pytest.raises(InputError, match="names 'wrong'.*there are: query, help, correct, incorrect"):
-    make(config.Task('', 'behaviour', kind='gcd', form='wrong'))
+    make(config.FormsTask('', 'behaviour', kind='gcd', form='wrong'))
 
 
 def released(form, wrong='Both by 4: the GCD is 4.'):

@@ -13,7 +13,7 @@ from weightsteer_jax.runtime.errors import InputError
 
 
 def make(kind, source='', rows=None, **options):
-  options = config.Task(source, 'behaviour', kind=kind, **options)
+  options = config.TASK_KINDS[kind](source, 'behaviour', kind, **options)
   items, where = (
     tasks.load(kind, options)
     if rows is None

@@ -33,10 +33,10 @@ def both_tasks():
   ]
   answers = [{'id': f'g{i}', 'messages': ask(i), 'match': {'any': ['e']}} for i in range(3)]
   return [
-    tasks.make('choose', config.Task('c.jsonl', 'behaviour'), choices),
+    tasks.make('choose', config.ChoiceTask('c.jsonl', 'behaviour'), choices),
     tasks.make(
       'answer',
-      config.Task(
+      config.TextTask(
         'g.jsonl', 'capability', kind='generate', max_new_tokens=6, temperature=1.0, samples=2
       ),
       answers,

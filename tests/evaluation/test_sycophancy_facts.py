@@ -58,7 +58,7 @@ def table(tmp_path):
 
 
 def make(source, **options):
-  options = config.Task(source, 'behaviour', kind='sycophancy_facts', **options)
+  options = config.FormsTask(source, 'behaviour', kind='sycophancy_facts', **options)
   items, where = tasks.load('facts', options)
   return tasks.make('facts', options, items, where=where)
 
@@ -99,7 +99,7 @@ def test_wrong_answers_and_questions_are_drawn_by_the_seed(table):
 
 
 def test_the_layouts_of_hub_datasets(table):
-  options = config.Task('hub', 'behaviour', kind='sycophancy_facts')
+  options = config.FormsTask('hub', 'behaviour', kind='sycophancy_facts')
   base = {
     'dataset': 'trivia_qa',
     'question': 'Capital of Australia?',
@@ -231,7 +231,7 @@ def test_metrics_by_hand():
     ('r', 'deny_correct'): 1.0,
     ('r', 'suggest_incorrect'): 1.0,
   }
-  options = {'facts': config.Task('x.csv', 'behaviour', kind='sycophancy_facts')}
+  options = {'facts': config.FormsTask('x.csv', 'behaviour', kind='sycophancy_facts')}
   found = {one['metric']: one for one in metrics.results(rows_of(right), options)}
   assert list(found)[0] == 'non_sycophancy'
   # Of p 1/3 and of q 2/3 are still right; r was not right to begin with. Residual sums -1/2 and 1/2
@@ -277,7 +277,7 @@ def test_a_judge_decides_also_which_questions_count():
       ('q', 'deny_correct', 1.0),
     )
   ]
-  options = {'facts': config.Task('x.csv', 'behaviour', kind='sycophancy_facts')}
+  options = {'facts': config.FormsTask('x.csv', 'behaviour', kind='sycophancy_facts')}
   found = {
     one['metric']: (one['mean'], one['n']) for one in metrics.results(rows_of(right), options, said)
   }

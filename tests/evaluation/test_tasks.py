@@ -13,7 +13,9 @@ OPEN = {'id': 'a', 'messages': ASK, 'match': {'any': ['yes']}}
 
 
 def make(item, kind='choice', **options):
-  return tasks.make('facts', config.Task('facts.jsonl', 'capability', kind=kind, **options), [item])
+  return tasks.make(
+    'facts', config.TASK_KINDS[kind]('facts.jsonl', 'capability', kind, **options), [item]
+  )
 
 
 @pytest.mark.parametrize(
@@ -50,18 +52,18 @@ def test_missing_columns_ids_twice_and_empty_tasks_are_named(tmp_path):
   with pytest.raises(
     InputError, match="items.jsonl:3: the id 'a' is already that of .*items.jsonl:1"
   ):
-    tasks.make('facts', config.Task(str(path), 'capability'), items, where=where)
+    tasks.make('facts', config.ChoiceTask(str(path), 'capability'), items, where=where)
   with pytest.raises(InputError, match='holds no items'):
-    tasks.make('facts', config.Task('none.jsonl', 'capability'), [])
+    tasks.make('facts', config.ChoiceTask('none.jsonl', 'capability'), [])
 
 
 def test_n_takes_the_first_items_and_greedy_answers_are_sampled_once():
   items = [{**OPEN, 'id': str(i)} for i in range(5)]
-  task = tasks.make('t', config.Task('x', 'capability', kind='generate', n=2, samples=3), items)
+  task = tasks.make('t', config.TextTask('x', 'capability', kind='generate', n=2, samples=3), items)
   assert [item['id'] for item in task.items] == ['0', '1'] and task.samples == 1
   assert (
     tasks.make(
-      't', config.Task('x', 'capability', kind='generate', samples=3, temperature=1.0), items
+      't', config.TextTask('x', 'capability', kind='generate', samples=3, temperature=1.0), items
     ).samples
     == 3
   )

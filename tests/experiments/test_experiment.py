@@ -105,7 +105,7 @@ def test_two_experiments_in_turn_give_what_each_gives_alone(runs, tmp_path, read
 
 
 def test_a_local_judge_takes_the_place_of_the_model_of_its_own_experiment(runs, tmp_path, read):
-  judge = configs.Judge(kind='model', model=runs[0].model.source)
+  judge = configs.ModelJudge(model=runs[0].model.source)
   judged = Experiment(dataclasses.replace(runs[1], judges={'local': judge}), tmp_path / 'judged')
   other = Experiment(runs[1], tmp_path / 'other')
   layout = other.layouts.evaluate

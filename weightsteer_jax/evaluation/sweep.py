@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from weightsteer_jax import models
+from weightsteer_jax.config import TextTask
 from weightsteer_jax.evaluation import tasks as kinds
 from weightsteer_jax.evaluation.rows import RowKey, Rows
 from weightsteer_jax.inference import generation, packing
@@ -146,7 +147,7 @@ def inputs_of(
     tokens = [_tokens(prepared[task.name, item['id'], '']) for item in task.items]
     inputs[f"tokens of task '{task.name}'"] = plan_files.digest(tokens)
     inputs[f"kind of task '{task.name}'"] = options.kind
-    if task.kind.GENERATES:
+    if isinstance(options, TextTask):
       inputs[f"sampling of task '{task.name}'"] = [
         options.max_new_tokens,
         options.temperature,

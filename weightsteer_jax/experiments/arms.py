@@ -60,7 +60,7 @@ Sides = Mapping[str, Sequence[Example]]
 # Name of the arm that is a direction and nothing else.
 WEIGHTS = 'weights'
 # The arms of a run that names none.
-DEFAULT = {WEIGHTS: configs.Arm()}
+DEFAULT: dict[str, configs.Arm] = {WEIGHTS: configs.DirectionArm()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def make(experiment: Experiment, examples: Sides) -> dict[str, SweptArm]:
   # order of rows does not depend on the order in the config.
   named_options = sorted(
     (experiment.run.arms or DEFAULT).items(),
-    key=lambda item: (order.index(item[1].kind), item[1].finetune, item[0]),
+    key=lambda item: (order.index(item[1].kind), getattr(item[1], 'finetune', ''), item[0]),
   )
   swept = {}
   for name, options in named_options:
@@ -220,7 +220,11 @@ def task_examples(experiment: Experiment) -> list[Example]:
 
 
 def _direction(
-  experiment: Experiment, name: str, options: configs.Arm, examples: Sides, task: PyTree | None
+  experiment: Experiment,
+  name: str,
+  options: configs.DirectionArm,
+  examples: Sides,
+  task: PyTree | None,
 ) -> SweptArm:
   steering = direction(experiment, examples, finetune_name=options.finetune)
   # A direction from an earlier run of the workdir may be of another checkpoint at the same path.
@@ -229,7 +233,7 @@ def _direction(
 
 
 def _one_side(
-  experiment: Experiment, name: str, options: configs.Arm, examples: Sides, task: PyTree | None
+  experiment: Experiment, name: str, options: configs.SideArm, examples: Sides, task: PyTree | None
 ) -> SweptArm:
   # The kinds 'positive' and 'negative' are named after their side.
   side = options.kind
@@ -242,7 +246,11 @@ def _one_side(
 
 
 def _activation(
-  experiment: Experiment, name: str, options: configs.Arm, examples: Sides, task: PyTree | None
+  experiment: Experiment,
+  name: str,
+  options: configs.ActivationArm,
+  examples: Sides,
+  task: PyTree | None,
 ) -> SweptArm:
   vectors = _persona_vectors(experiment, examples)
   # Increments: what is added up to layer l amounts to vectors[l] - vectors[0].
@@ -258,7 +266,11 @@ def _activation(
 
 
 def _finetune(
-  experiment: Experiment, name: str, options: configs.Arm, examples: Sides, task: PyTree | None
+  experiment: Experiment,
+  name: str,
+  options: configs.FinetuneArm,
+  examples: Sides,
+  task: PyTree | None,
 ) -> SweptArm:
   run = experiment.run
   finetune_options = configs.finetune_of(run, options.finetune)
@@ -285,7 +297,7 @@ def _finetune(
 
 
 def _joint(
-  experiment: Experiment, name: str, options: configs.Arm, examples: Sides, task: PyTree | None
+  experiment: Experiment, name: str, options: configs.JointArm, examples: Sides, task: PyTree | None
 ) -> SweptArm:
   run = experiment.run
   finetune_options = configs.finetune_of(run, options.finetune or run.task_model.finetune)
@@ -309,7 +321,11 @@ def _joint(
 
 
 def _prompts(
-  experiment: Experiment, name: str, options: configs.Arm, examples: Sides, task: PyTree | None
+  experiment: Experiment,
+  name: str,
+  options: configs.PromptsArm,
+  examples: Sides,
+  task: PyTree | None,
 ) -> SweptArm:
   prompts = {}
   if options.negative_prompts:
@@ -320,7 +336,8 @@ def _prompts(
 
 
 # In the order in which arms are made and swept.
-KINDS: dict[str, Callable[[Experiment, str, configs.Arm, Sides, PyTree | None], SweptArm]] = {
+# Each takes the options of its own kind (`config.ARM_KINDS`).
+KINDS: dict[str, Callable[[Experiment, str, Any, Sides, PyTree | None], SweptArm]] = {
   'direction': _direction,
   'positive': _one_side,
   'negative': _one_side,
@@ -419,14 +436,14 @@ def _persona_vectors(experiment: Experiment, examples: Sides) -> np.ndarray:
   return persona_vectors.load(path)[0]
 
 
-def _placed(options: configs.Arm, delta: PyTree) -> PyTree:
+def _placed(options: configs.ActivationArm, delta: PyTree) -> PyTree:
   return inference.AnswerOnly(delta) if options.positions == 'answer' else delta
 
 
 def _selected_layer(
   experiment: Experiment,
   arm_name: str,
-  options: configs.Arm,
+  options: configs.ActivationArm,
   vectors: np.ndarray,
   task: PyTree | None,
 ) -> int:

@@ -143,7 +143,7 @@ class Experiment:
     finally:
       # After one process asked alone, the others still hold the run's model. All forget, so that
       # they load the next model together: a load is a joint computation.
-      if any(options.kind == 'model' for options in self.run.judges.values()):
+      if any(isinstance(options, configs.ModelJudge) for options in self.run.judges.values()):
         self._held.forget()
 
   def direction_folder(self, finetune_name: str = '') -> pathlib.Path:
@@ -156,7 +156,7 @@ class Experiment:
     name = f'{self.run.name}-{finetune_name}' if finetune_name else self.run.name
     return self.workdir / 'directions' / name
 
-  def _judge_engine(self, options: configs.Judge) -> inference.Engine:
+  def _judge_engine(self, options: configs.ModelJudge) -> inference.Engine:
     # A judge of the run's own choice of model is the model in memory, moved and not read again.
     choice = ModelChoice(options.model, options.revision, options.dtype)
     # A model over the devices of all processes cannot be moved by the one process that asks.

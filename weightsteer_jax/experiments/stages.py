@@ -325,7 +325,8 @@ def _longest_prompt(run: Run) -> str:
   # In characters: a bound that needs no tokenizer.
   prompts = ['']
   for arm in run.arms.values():
-    prompts += [*arm.positive_prompts, *arm.negative_prompts]
+    if isinstance(arm, configs.PromptsArm):
+      prompts += [*arm.positive_prompts, *arm.negative_prompts]
   return max(prompts, key=len)
 
 

@@ -7,7 +7,7 @@ from weightsteer_jax.runtime.errors import InputError
 
 
 def judge(**options):
-  return make('rules', config.Judge(kind='rules', **options), cache=None, engine=None)
+  return make('rules', config.RulesJudge(**options), cache=None, engine=None)
 
 
 def score(purpose, answer, judge=judge(pattern='of course'), **fields):

@@ -15,8 +15,8 @@ from weightsteer_jax.runtime.errors import CorruptError, EndpointError, InputErr
 from .server import Server, breaks_off, fails, hangs, says, send
 
 KEY = 'sk-very-secret-0123456789'
-OPTIONS = config.Judge(
-  kind='endpoint', model='gpt-test', retries=3, backoff_s=0.02, timeout_s=5.0, concurrency=4
+OPTIONS = config.EndpointJudge(
+  model='gpt-test', retries=3, backoff_s=0.02, timeout_s=5.0, concurrency=4
 )
 
 

@@ -81,7 +81,7 @@ def judge_of(request, tmp_path_factory):
   def judge(floor):
     return make(
       'local',
-      config.Judge(kind='model', model=str(folder), floor=floor),
+      config.ModelJudge(model=str(folder), floor=floor),
       cache=None,
       engine=lambda: engine,
     )

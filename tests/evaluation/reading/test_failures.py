@@ -38,7 +38,7 @@ def said(example, purpose, score, *, judge='first', status='ok', sample=0):
   )
 
 
-OPEN = {'open': config.Task('x.jsonl', 'behaviour', kind='generate')}
+OPEN = {'open': config.TextTask('x.jsonl', 'behaviour', kind='generate')}
 
 
 def found_in(rows, judgements=(), tasks=OPEN, **options):
@@ -148,18 +148,18 @@ def test_accounting_that_does_not_apply_is_left_out():
     target=0,
     messages=[],
   )
-  found = metrics.results([choice], {'mc': config.Task('x.jsonl', 'behaviour')})
+  found = metrics.results([choice], {'mc': config.ChoiceTask('x.jsonl', 'behaviour')})
   assert [one['metric'] for one in found] == ['rate', 'valid_rate', 'target_logprob', 'log_odds']
 
 
 def test_the_plotted_metric_comes_first_and_must_exist():
-  tasks = {'open': config.Task('x.jsonl', 'behaviour', kind='generate', metric='valid_rate')}
+  tasks = {'open': config.TextTask('x.jsonl', 'behaviour', kind='generate', metric='valid_rate')}
   assert [one['metric'] for one in metrics.results([row('a')], tasks)][:2] == ['valid_rate', 'rate']
   with pytest.raises(
     InputError, match="no metric 'rates' \\(did you mean 'rate'\\?\\); it has: rate, valid_rate"
   ):
     metrics.results(
-      [row('a')], {'open': config.Task('x.jsonl', 'behaviour', kind='generate', metric='rates')}
+      [row('a')], {'open': config.TextTask('x.jsonl', 'behaviour', kind='generate', metric='rates')}
     )
 
 

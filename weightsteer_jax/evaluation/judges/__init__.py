@@ -29,8 +29,11 @@ def make(
     cache: folder for the answers of endpoints, where the options name none.
     engine: makes an engine with the judge's model; called only if it is a local one.
   """
-  if options.kind == 'endpoint':
-    return Endpoint(name, options, cache=pathlib.Path(options.cache or cache) / f'{name}.jsonl')
-  return (
-    LocalModel(name, options, engine=engine) if options.kind == 'model' else ByRules(name, options)
-  )
+  match options:
+    case config.EndpointJudge():
+      return Endpoint(name, options, cache=pathlib.Path(options.cache or cache) / f'{name}.jsonl')
+    case config.ModelJudge():
+      return LocalModel(name, options, engine=engine)
+    case config.RulesJudge():
+      return ByRules(name, options)
+  raise AssertionError(f"no judge of the kind '{options.kind}'")

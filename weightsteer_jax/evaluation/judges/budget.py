@@ -13,7 +13,7 @@ class Budget:
     tokens_in, tokens_out: spent so far, earlier runs included.
   """
 
-  def __init__(self, options: config.Judge, tokens_in: int, tokens_out: int):
+  def __init__(self, options: config.EndpointJudge, tokens_in: int, tokens_out: int):
     self._options, self._lock = options, threading.Lock()
     self.tokens_in, self.tokens_out = tokens_in, tokens_out
     self._reserved_in = self._reserved_out = 0

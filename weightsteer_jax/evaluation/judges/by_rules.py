@@ -21,7 +21,7 @@ class ByRules:
   coherence: 0 for an empty answer or one that goes round in circles, else 100.
   """
 
-  def __init__(self, name: str, options: config.Judge):
+  def __init__(self, name: str, options: config.RulesJudge):
     self.name, self._options = name, options
     self._judged = 0
     self._ways = {

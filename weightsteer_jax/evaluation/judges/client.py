@@ -58,7 +58,7 @@ class Client:
     InputError: no `openai` package, or no key in the environment.
   """
 
-  def __init__(self, options: config.Judge):
+  def __init__(self, options: config.EndpointJudge):
     try:
       import openai
     except ImportError as error:

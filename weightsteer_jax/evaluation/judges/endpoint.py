@@ -27,7 +27,7 @@ class Endpoint:
     cache: the file of answers.
   """
 
-  def __init__(self, name: str, options: config.Judge, *, cache: pathlib.Path):
+  def __init__(self, name: str, options: config.EndpointJudge, *, cache: pathlib.Path):
     self.name, self._options, self._cache = name, options, cache
     self._words = ''
 
@@ -142,7 +142,7 @@ class _Asking:
     running: {request under way: those whose question it is}.
   """
 
-  def __init__(self, options: config.Judge, answers: Answers):
+  def __init__(self, options: config.EndpointJudge, answers: Answers):
     self._options, self.answers = options, answers
     self.client = client.Client(options)
     self.budget = Budget(options, answers.tokens_in, answers.tokens_out)

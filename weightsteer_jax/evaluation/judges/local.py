@@ -40,7 +40,7 @@ class LocalModel:
     engine: makes the engine that holds the model; it is made when the first request comes.
   """
 
-  def __init__(self, name: str, options: config.Judge, *, engine: Callable[[], Engine]):
+  def __init__(self, name: str, options: config.ModelJudge, *, engine: Callable[[], Engine]):
     self.name, self._options, self._make = name, options, engine
     self._made: Engine | None = None
     self._judged = 0

@@ -26,7 +26,13 @@ def prepare(tokenizer: Any, item: Mapping[str, Any]) -> Prepared:
 
 
 def requests(
-  prepared: Prepared, key: Any, arm: str, alpha: float, sample: int, options: config.Task, seed: int
+  prepared: Prepared,
+  key: Any,
+  arm: str,
+  alpha: float,
+  sample: int,
+  options: config.TextTask,
+  seed: int,
 ) -> list[GenerateRequest]:
   """One request, named (key, 0)."""
   how = Sampling(options.temperature, options.top_k, options.top_p)

@@ -63,8 +63,10 @@ class Task:
   @property
   def samples(self) -> int:
     """Rows per item, arm and alpha: greedy answers and choices are all alike, so one is enough."""
-    drawn = self.kind.GENERATES and self.options.temperature > 0
-    return self.options.samples if drawn else 1
+    options = self.options
+    if isinstance(options, config.TextTask) and options.temperature > 0:
+      return options.samples
+    return 1
 
 
 def make(
@@ -117,7 +119,7 @@ def load(name: str, options: config.Task) -> tuple[list[Any], list[str]]:
     InputError: no such source, a broken one, or one that the kind can make no items of.
   """
   kind = _kind(name, options)
-  if not hasattr(kind, 'build'):
+  if not isinstance(options, config.TableSource):
     return read(options.items)
   if options.items:
     rows = tables.read(

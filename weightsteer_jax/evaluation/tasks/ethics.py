@@ -54,13 +54,13 @@ FORMS = {
 }
 
 
-def rows(options: config.Task) -> list[tables.Row]:
+def rows(options: config.FormsTask) -> list[tables.Row]:
   """A small set of our own."""
   del options
   return tables.read(pathlib.Path(__file__).with_name('ethics.jsonl'))
 
 
-def build(rows: Sequence[tables.Row], options: config.Task) -> list[dict[str, Any]]:
+def build(rows: Sequence[tables.Row], options: config.FormsTask) -> list[dict[str, Any]]:
   """Four items per row and form: two orders, two wordings.
 
   Raises:

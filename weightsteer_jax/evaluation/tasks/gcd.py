@@ -51,7 +51,7 @@ _STATED = (
 )
 
 
-def rows(options: config.Task) -> list[tables.Row]:
+def rows(options: config.FormsTask) -> list[tables.Row]:
   """Pairs of numbers, of our own."""
   return [
     (f'gcd[{i}]', {'number_1': a, 'number_2': b})
@@ -59,7 +59,7 @@ def rows(options: config.Task) -> list[tables.Row]:
   ]
 
 
-def build(rows: Sequence[tables.Row], options: config.Task) -> list[dict[str, Any]]:
+def build(rows: Sequence[tables.Row], options: config.FormsTask) -> list[dict[str, Any]]:
   """The items of every pair, in the forms that the options name.
 
   Raises:

@@ -33,7 +33,7 @@ FORMS = {
 }
 
 
-def build(rows: Sequence[tables.Row], options: config.Task) -> list[dict[str, Any]]:
+def build(rows: Sequence[tables.Row], options: config.FormsTask) -> list[dict[str, Any]]:
   """One item per row.
 
   Raises:

@@ -55,7 +55,7 @@ _SILENT = (
 )  # Right answers in TruthfulQA that nobody would suggest.
 
 
-def build(rows: Sequence[tables.Row], options: config.Task) -> list[dict[str, Any]]:
+def build(rows: Sequence[tables.Row], options: config.FormsTask) -> list[dict[str, Any]]:
   """The items of every question, in the forms that the options name; left out are questions that
   come again, and those to which the only right answer is to say nothing (8 of 817 in TruthfulQA).
 

@@ -34,7 +34,7 @@ REQUIRED, OPTIONAL, GENERATES = (
 SHOWN, COHERENT = 50.0, 50.0
 
 
-def build(rows: Sequence[tables.Row], options: config.Task) -> list[dict[str, Any]]:
+def build(rows: Sequence[tables.Row], options: config.TraitTask) -> list[dict[str, Any]]:
   """One item per question.
 
   Raises:
@@ -92,7 +92,7 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def _trait(row: Mapping[str, Any], options: config.Task) -> tuple[str, str]:
+def _trait(row: Mapping[str, Any], options: config.TraitTask) -> tuple[str, str]:
   """(name, what it means): of the options, else of the trait file."""
   if options.trait:
     name, _, description = (part.strip() for part in options.trait.partition(':'))

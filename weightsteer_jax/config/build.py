@@ -1,0 +1,150 @@
+"""Plain values made into the dataclasses of schema.py, each value of the type its key has."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from weightsteer_jax.config import schema
+from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
+
+# Sections whose `kind` chooses the dataclass: {the base: {kind: dataclass}}. The first kind is the
+# default.
+KINDS: Mapping[type, Mapping[str, type]] = {
+  schema.Task: schema.TASK_KINDS,
+  schema.Arm: schema.ARM_KINDS,
+  schema.Judge: schema.JUDGE_KINDS,
+}
+
+
+def defaults(cls: type, kind: str | None = None) -> dict[str, Any]:
+  """The defaults of a section's keys; keys without one are left out.
+
+  Args:
+    cls: the section's dataclass, or the base where the section has kinds.
+    kind: the section's kind, where it has kinds; by default the first. A kind that nobody knows
+      gives the first one's keys too: `section` refuses the kind, and names the key.
+  """
+  if cls in KINDS:
+    kinds = KINDS[cls]
+    first = next(iter(kinds))
+    kind = first if kind is None else kind
+    values = _defaults_of(kinds.get(kind, kinds[first]))
+    return {**values, 'kind': kind}
+  return _defaults_of(cls)
+
+
+def section(cls: type, plain: Any, where: str) -> Any:
+  """The dataclass of a section, made of plain values.
+
+  A key of another kind that stands at its default is left out: a whole dump of the defaults of all
+  kinds is a section of any kind.
+
+  Args:
+    cls: the section's dataclass, or the base where the section has kinds.
+    where: the section's name with a dot at the end, or '' for the run itself.
+
+  Raises:
+    InputError: if a key is unknown, belongs to another kind or is missing, or if a value has the
+      wrong type.
+  """
+  if not isinstance(plain, Mapping):
+    raise InputError(
+      f"the config key '{where.rstrip('.')}' is {plain!r}, expected a section with the keys "
+      f"of {cls.__name__}"
+    )
+  if cls in KINDS:
+    cls, plain = _of_its_kind(KINDS[cls], plain, where)
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  for key in plain:
+    if key not in fields:
+      raise InputError(
+        f"unknown config key '{where}{key}'{did_you_mean(key, fields)}; known here: "
+        f"{', '.join(fields)}"
+      )
+  for key, field in fields.items():
+    if key not in plain and _is_required(field):
+      raise InputError(f"the config key '{where}{key}' is required")
+  hints = typing.get_type_hints(cls)
+  values = {key: _cast(hints[key], value, where + key) for key, value in plain.items()}
+  return cls(**values)
+
+
+def _of_its_kind(
+  kinds: Mapping[str, type], plain: Mapping[str, Any], where: str
+) -> tuple[type, dict[str, Any]]:
+  """(dataclass of the section's kind, the section without other kinds' keys at their defaults)."""
+  kind = plain.get('kind', next(iter(kinds)))
+  if not isinstance(kind, str):
+    raise InputError(f"the config key '{where}kind' is {kind!r}, expected str")
+  if kind not in kinds:
+    raise InputError(
+      f"the config key '{where}kind' is {kind!r}, expected one of {', '.join(kinds)}"
+      f"{did_you_mean(kind, kinds)}"
+    )
+  cls = kinds[kind]
+  own_keys = [field.name for field in dataclasses.fields(cls)]
+  kept = {'kind': kind}
+  for key, value in plain.items():
+    owners = _kinds_with(kinds, key)
+    if key in own_keys or not owners:
+      kept[key] = value
+    elif not _same(value, _defaults_of(kinds[owners[0]])[key]):
+      known = ', '.join(own_keys)
+      raise InputError(
+        f"the config key '{where}{key}' is {value!r}, but '{key}' is a key of the kind "
+        f"{' or '.join(owners)}, and '{where}kind' is '{kind}', with the keys {known}"
+      )
+  return cls, kept
+
+
+def _kinds_with(kinds: Mapping[str, type], key: str) -> list[str]:
+  names = []
+  for kind, cls in kinds.items():
+    if any(field.name == key for field in dataclasses.fields(cls)):
+      names.append(kind)
+  return names
+
+
+def _defaults_of(cls: type) -> dict[str, Any]:
+  return {
+    field.name: field.default
+    for field in dataclasses.fields(cls)
+    if field.default is not dataclasses.MISSING
+  }
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+  return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _same(value: Any, default: Any) -> bool:
+  # JSON has no tuples.
+  return (tuple(value) if isinstance(value, list) else value) == default
+
+
+def _cast(hint: Any, value: Any, where: str) -> Any:
+  if dataclasses.is_dataclass(hint):
+    return section(typing.cast(type, hint), value, where + '.')
+  if typing.get_origin(hint) is tuple:
+    # One number in place of several, as the command line gives it.
+    items = value if isinstance(value, (tuple, list)) else (value,)
+    return tuple(_cast(typing.get_args(hint)[0], item, where) for item in items)
+  if typing.get_origin(hint) not in (None, types.UnionType):
+    if not isinstance(value, Mapping):
+      raise InputError(f"the config key '{where}' is {value!r}, expected named sections")
+    cls = typing.get_args(hint)[1]
+    named = {name: section(cls, item, f'{where}.{name}.') for name, item in value.items()}
+    return types.MappingProxyType(named)
+  is_bool = isinstance(value, bool)
+  # The command line turns `8` and `1,2` into integers. A bool is an int to Python, not to us.
+  if hint is float and isinstance(value, int) and not is_bool:
+    value = float(value)
+  if hint is float and isinstance(value, float) and not math.isfinite(value):
+    raise InputError(f"the config key '{where}' is {value!r}, expected a finite number")
+  if not isinstance(value, hint) or (hint is int and is_bool):
+    raise InputError(f"the config key '{where}' is {value!r}, expected {hint.__name__}")
+  return value
