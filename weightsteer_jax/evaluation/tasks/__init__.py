@@ -26,7 +26,8 @@ and, where it needs them,
   SPLIT                                            the split of a hub dataset that is meant where
     none is named
 
-To add a kind, write its file and add its name to `config.TASK_KINDS`: it can be configured, swept,
+To add a kind, write its file and add its name to `config.TASK_KINDS`, with the
+dataclass of its keys: it can be configured, swept,
 judged, measured and reported by that. What kinds share stands one folder up: `answers.py` (texts),
 `letters.py` (lettered options), `failures.py` (the accounting that every kind reports),
 `measures.py` (metrics).
