@@ -89,9 +89,12 @@ def unit(name: str, number: int | None = None) -> Iterator[None]:
     name: what the unit is called in the trace.
     number: the number of a training step.
   """
-  annotation = jax.profiler.TraceAnnotation(name)
-  if number is not None:
-    annotation = jax.profiler.StepTraceAnnotation(name, step_num=number)
+  # Only one is made: an annotation counts from when it is made, not from when it is entered.
+  annotation = (
+    jax.profiler.TraceAnnotation(name)
+    if number is None
+    else jax.profiler.StepTraceAnnotation(name, step_num=number)
+  )
   with annotation:
     yield
   if _window:
