@@ -76,7 +76,7 @@ def workdir(run, tmp_path_factory):
   # Random controls enough to say how wide they lie, if not well.
   options = functools.partial(monitor_study.monitoring.MonitorOptions, random=8)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(monitor_study.monitoring, 'Options', options)
+    patch.setattr(monitor_study.monitoring, 'MonitorOptions', options)
     stages.watch(Experiment(run, folder))
   return folder
 

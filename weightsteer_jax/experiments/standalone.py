@@ -128,7 +128,6 @@ def export(
     direction: folder of the direction; '' makes a direction from `positive` and `negative` for this
       export only.
     base: the model to steer.
-    alpha: the steering strength.
     format: a name in export.FORMATS.
     allow_other_base: whether the base may be another model than the direction's own.
     logits: whether logits are compared: 'auto', 'always' or 'never'.
@@ -272,7 +271,6 @@ def harness(
     tasks: names of tasks, groups and tags of lm-eval, or patterns.
     output: folder of results; strengths in an earlier output are kept.
     direction: folder of the direction to apply; '' is none, and then alpha must be 0.
-    include_path: folder with further tasks.
     max_length: most tokens of an input; None is the model's positions.
     **options: see `lm_eval.simple_evaluate`.
 
