@@ -1,6 +1,4 @@
-"""The models: one decoder, declarative families, Hugging Face checkpoints in and out, and deltas on
-the way through.
-"""
+"""The models: one decoder, declarative families, checkpoints in and out, deltas on the way."""
 
 from weightsteer_jax.models.adapters import KINDS, init_delta, kernel_change, merge
 from weightsteer_jax.models.attention import with_kernel

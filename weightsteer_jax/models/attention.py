@@ -1,16 +1,16 @@
-"""Attention: one meaning, written out as `reference`, and the kernels that compute the same faster.
+"""Attention: a reference that says what is computed, and kernels that compute the same faster.
 
-  reference   einsums and a softmax in float32: everywhere, for everything; its scores [B, N, T, S]
+  reference   einsums and a softmax in float32, for every platform and option; scores [B, N, T, S]
               are in memory
-  blocked     flash attention in plain JAX, which leaves out blocks that nothing sees: CPUs (see
+  blocked     flash attention in plain JAX, for CPUs; leaves out blocks that no query sees (see
               blocked.py)
-  cudnn       flash attention of cuDNN, through `jax.nn.dot_product_attention`: GPUs, bfloat16 (see
-              kernels.py)
-  splash      flash attention in Pallas, of jax.experimental: TPUs (see kernels.py)
+  cudnn       flash attention of cuDNN, through `jax.nn.dot_product_attention`, for GPUs in bfloat16
+              (see kernels.py)
+  splash      flash attention in Pallas, of jax.experimental, for TPUs (see kernels.py)
 
-Axes as in decoder.py. A kernel is chosen when a model is loaded (see `choose`) and named by its
-config; a call that the kernel cannot take (a softcap, a sliding window but for `blocked`, a shape)
-is computed by `reference`.
+Axes as in decoder.py. The kernel is chosen when a model is loaded (see `choose`) and named by the
+model's config. Calls that the kernel cannot take (a softcap, a sliding window except in `blocked`,
+a shape) are computed by the reference.
 """
 
 import dataclasses
@@ -20,16 +20,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from weightsteer_jax.models import blocked, kernels
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.runtime.errors import InputError
 
-REFERENCE, BLOCKED, CUDNN, SPLASH = 'reference', 'blocked', 'cudnn', 'splash'
-AUTO = 'auto'
+REFERENCE = 'reference'
+BLOCKED = 'blocked'
+CUDNN = 'cudnn'
+SPLASH = 'splash'
 KERNELS = (REFERENCE, BLOCKED, CUDNN, SPLASH)
+# Not a kernel: the fastest one for the platform and the model.
+AUTO = 'auto'
+# The platform of each kernel that does not run everywhere.
 PLATFORMS = {BLOCKED: 'cpu', CUDNN: 'gpu', SPLASH: 'tpu'}
+
+Array = jax.Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass
@@ -38,23 +46,27 @@ class Seen:
   """Which keys a query sees.
 
   Attributes:
-    slots_BT: how far along each query is; it sees no key that is farther. A segment's keys lie in
-      the order of their slots.
-    segment_ids_BT: it sees those of its own segment only; None where a row is one.
-    branches_BT: where a segment branches, 0 in its trunk, and otherwise which branch: it sees the
-      trunk and its own branch. None where none does.
-    own: whether the keys are those of the queries themselves, with their slots; otherwise they are
-      those of a cache, and have the slots 0, 1, 2, ...
+    slots_BT: how far along each query is; a query sees no key of a later slot. The keys of a
+      segment lie in the order of their slots.
+    segment_ids_BT: the segment of each token; a query sees only keys of the same segment. None if
+      each row is one segment.
+    branches_BT: the branch of each token of a segment, 0 in the trunk; a query sees keys of the
+      trunk and of the same branch. None if no segment branches.
+    own: whether the keys belong to the queries' own tokens, with the same slots; otherwise keys
+      come from a cache, with slots 0, 1, 2, ...
   """
 
-  slots_BT: jax.Array
-  segment_ids_BT: jax.Array | None = None
-  branches_BT: jax.Array | None = None
+  slots_BT: Array
+  segment_ids_BT: Array | None = None
+  branches_BT: Array | None = None
   own: bool = dataclasses.field(default=True, metadata=dict(static=True))
 
   def mask(self, keys: int, window: jax.Array | None = None) -> jax.Array:
-    """Whether query t sees key s, bool [B, T, S]; with a window, only the last so many before it,
-    itself included.
+    """Whether query t sees key s, bool [B, T, S].
+
+    Args:
+      keys: S, the number of keys in a row.
+      window: keys a query sees at most, counted back from the query's own; None for all.
     """
     slots_BS = self.slots_BT if self.own else jnp.arange(keys)[None]
     behind_BTS = self.slots_BT[:, :, None] - slots_BS[:, None, :]
@@ -64,40 +76,45 @@ class Seen:
     if self.segment_ids_BT is not None:
       mask_BTS = mask_BTS & (self.segment_ids_BT[:, :, None] == self.segment_ids_BT[:, None, :])
     if self.branches_BT is not None:
-      theirs_B1S = self.branches_BT[:, None, :]
-      mask_BTS = mask_BTS & ((theirs_B1S == 0) | (self.branches_BT[:, :, None] == theirs_B1S))
+      key_branches_B1S = self.branches_BT[:, None, :]
+      in_trunk_B1S = key_branches_B1S == 0
+      mask_BTS = mask_BTS & (in_trunk_B1S | (self.branches_BT[:, :, None] == key_branches_B1S))
     return mask_BTS
 
 
-def with_kernel(config: ModelConfig, asked: str, *, platform: str, dtype: Any) -> ModelConfig:
-  """The config with the kernel that `choose` takes for it (errors as there)."""
+def with_kernel(config: ModelConfig, choice: str, *, platform: str, dtype: Any) -> ModelConfig:
+  """The config with the kernel that `choose` takes for the model; errors as in `choose`."""
   kernel = choose(
-    asked, platform, dtype=dtype, head_dim=config.head_dim, softcap=config.score_softcap
+    choice, platform, dtype=dtype, head_dim=config.head_dim, softcap=config.score_softcap
   )
   return dataclasses.replace(config, attention=kernel)
 
 
-def choose(asked: str, platform: str, *, dtype: Any, head_dim: int, softcap: float | None) -> str:
-  """The kernel for a model: the one asked for, or with 'auto' the fastest that the platform has and
-  the model can use.
+def choose(choice: str, platform: str, *, dtype: Any, head_dim: int, softcap: float | None) -> str:
+  """The kernel for a model: the chosen one, or with 'auto' the platform's fastest.
 
   Raises:
-    InputError: one that there is not, that belongs to another platform, or that the model cannot
-      use.
+    InputError: if no kernel has that name, the kernel belongs to another platform, or the model
+      cannot use the kernel.
   """
-  if asked not in (AUTO, *KERNELS):
-    raise InputError(f"model.attention is '{asked}', expected one of {', '.join((AUTO, *KERNELS))}")
-  if asked in (AUTO, REFERENCE):
-    fitting = (
-      kernel for kernel in PLATFORMS if not _unfit(kernel, platform, dtype, head_dim, softcap)
+  if choice not in (AUTO, *KERNELS):
+    raise InputError(
+      f"model.attention is '{choice}', expected one of {', '.join((AUTO, *KERNELS))}"
     )
-    return next(fitting, REFERENCE) if asked == AUTO else REFERENCE
-  if why := _unfit(asked, platform, dtype, head_dim, softcap):
-    raise InputError(f"model.attention is '{asked}', but {why}; take 'auto' or '{REFERENCE}'")
-  return asked
+  if choice == REFERENCE:
+    return REFERENCE
+  if choice == AUTO:
+    for kernel in PLATFORMS:
+      if not _why_unfit(kernel, platform, dtype, head_dim, softcap):
+        return kernel
+    return REFERENCE
+  why = _why_unfit(choice, platform, dtype, head_dim, softcap)
+  if why:
+    raise InputError(f"model.attention is '{choice}', but {why}; take 'auto' or '{REFERENCE}'")
+  return choice
 
 
-def _unfit(kernel: str, platform: str, dtype: Any, head_dim: int, softcap: float | None) -> str:
+def _why_unfit(kernel: str, platform: str, dtype: Any, head_dim: int, softcap: float | None) -> str:
   """Why the kernel is not for this model, or ''."""
   if platform != PLATFORMS[kernel]:
     return f'that kernel runs on {PLATFORMS[kernel].upper()}s and this is a {platform.upper()}'
@@ -105,6 +122,7 @@ def _unfit(kernel: str, platform: str, dtype: Any, head_dim: int, softcap: float
     return 'the model bends its attention scores (a softcap), which the kernel does not'
   if kernel == CUDNN and jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
     return f'the kernel computes in bfloat16 and the model is {jnp.dtype(dtype).name}'
+  # Source: jax/_src/cudnn/fused_attention_stablehlo.py, the limits on Hopper and later.
   if kernel == CUDNN and (head_dim % 8 or head_dim > 256):
     return (
       f'the kernel takes heads of up to 256 dimensions, a multiple of 8, and these have {head_dim}'
@@ -123,12 +141,14 @@ def attend(
   softcap: float | None = None,
   window: jax.Array | None = None,
 ) -> jax.Array:
-  """Softmax attention [B, T, N, H] over the queries' own keys, those that are seen; query head n
-  reads kv head n // G.
+  """Softmax attention [B, T, N, H] of queries over the keys of the same rows.
+
+  Query head n reads kv head n // G.
 
   Args:
     kernel: one of KERNELS.
-    scale: scores are multiplied by it; by 1 / sqrt(H) if None. softcap: see config.ModelConfig.
+    scale: factor of the scores; 1 / sqrt(H) if None.
+    softcap: bound of the scores; see config.ModelConfig.
     window: keys a query sees at most, a scalar; None for all.
   """
   _, length, _, head_dim = q_BTNH.shape
@@ -146,19 +166,18 @@ def attend(
         scale=scale,
         block=block,
       )
-    # T = 64 modulo 128: where cuDNN's masked backward pass gave NaN on Hopper (pytorch issue
-    # 196678).
+    # At T = 64 modulo 128, cuDNN's masked backward pass gave NaN on Hopper (pytorch issue 196678).
     if kernel == CUDNN and window is None and length % 128 != 64:
-      mask_BTS = (
-        None if seen.segment_ids_BT is None and seen.branches_BT is None else seen.mask(length)
-      )
+      causal = seen.segment_ids_BT is None and seen.branches_BT is None
+      mask_BTS = None if causal else seen.mask(length)
       return kernels.cudnn(q_BTNH, k_BTKH, v_BTKH, mask_BTS, scale=scale)
     if kernel == SPLASH and window is None and length % kernels.TILE == 0:
       return kernels.splash(
         q_BTNH, k_BTKH, v_BTKH, seen.segment_ids_BT, seen.branches_BT, scale=scale
       )
-  k_BKTH, v_BKTH = (jnp.swapaxes(x, 1, 2) for x in (k_BTKH, v_BTKH))
-  # A backward pass computes the scores again: to keep [B, N, T, T] of each layer takes longer, and
+  k_BKTH = jnp.swapaxes(k_BTKH, 1, 2)
+  v_BKTH = jnp.swapaxes(v_BTKH, 1, 2)
+  # A backward pass computes the scores again: keeping [B, N, T, T] of each layer takes longer, and
   # most of the memory.
   reference = jax.checkpoint(
     functools.partial(attend_cached, scale=scale, softcap=softcap), prevent_cse=False
@@ -176,28 +195,30 @@ def attend_cached(
   softcap: float | None = None,
   window: jax.Array | None = None,
 ) -> jax.Array:
-  """The reference, on keys and values as a cache holds them: few queries, for which no kernel is
-  faster.
+  """Softmax attention [B, T, N, H] over keys and values as a cache holds them.
+
+  This is the reference, also for decoding: no kernel is faster for few queries. The arguments are
+  those of `attend`.
   """
   scale = 1 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale
   mask_BTS = seen.mask(k_BKSH.shape[2], window)
-  # The queries are moved, so that the scores, which are many more, come out in the order they are
-  # used in.
+  # The few queries are moved, so that the many scores come out in the order of their use.
   q_BKGTH = rearrange(q_BTNH, 'B T (K G) H -> B K G T H', K=k_BKSH.shape[1])
-  scores_BKGTS = (
-    jnp.einsum('BKGTH,BKSH->BKGTS', q_BKGTH, k_BKSH, preferred_element_type=jnp.float32) * scale
+  scores_BKGTS = jnp.einsum(
+    'BKGTH,BKSH->BKGTS', q_BKGTH, k_BKSH, preferred_element_type=jnp.float32
   )
-  scores_BKGTS = jnp.where(
-    mask_BTS[:, None, None], soften(scores_BKGTS, softcap), jnp.finfo(jnp.float32).min
-  )
+  scores_BKGTS = scores_BKGTS * scale
+  # The lowest finite number, not -inf: padding that sees no key then gets a number, not NaN.
+  lowest = jnp.finfo(jnp.float32).min
+  scores_BKGTS = jnp.where(mask_BTS[:, None, None], soften(scores_BKGTS, softcap), lowest)
   weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BKSH.dtype)
-  return rearrange(
-    jnp.einsum('BKGTS,BKSH->BKGTH', weights_BKGTS, v_BKSH), 'B K G T H -> B T (K G) H'
-  )
+  attended_BKGTH = jnp.einsum('BKGTS,BKSH->BKGTH', weights_BKGTS, v_BKSH)
+  return rearrange(attended_BKGTH, 'B K G T H -> B T (K G) H')
 
 
 def soften(x: jax.Array, cap: float | None) -> jax.Array:
-  """x bent to stay within plus and minus the cap, if there is one. Source: Gemma 2, arXiv
-  2408.00118, section 2.
+  """Array x, bent to stay within plus and minus the cap; x itself without a cap.
+
+  Source: Gemma 2, arXiv 2408.00118, section 2.
   """
   return x if cap is None else cap * jnp.tanh(x / cap)

@@ -17,11 +17,12 @@ a block or chunk, m of M, h half of the rotated head dimensions; k of E, the exp
 goes through. In an inner product r is the rank of the second adapter.
 
 The same letters say how arrays lie on a mesh (see sharding.py). The modules hold the parameters;
-`forward.py` runs them on plain nested dicts. Layers are stacked along L and scanned; what differs
-from layer to layer is a number per layer, scanned along (see `layer_codes`).
+`forward.py` runs the modules on plain nested dicts. Layers are stacked along L and scanned; each
+difference between layers is a number per layer, scanned along (see `layer_codes`).
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -38,57 +39,71 @@ from weightsteer_jax.models.moe import MoE
 from weightsteer_jax.models.products import wide_einsum
 from weightsteer_jax.runtime import sharding
 
-Cache = dict[
-  str, jax.Array | tuple[jax.Array, ...]
-]  # {'k', 'v'}: [L, B, K, S, H], or [B, K, S, H] for each layer
+PyTree = Any
+# {'k', 'v'}: [L, B, K, S, H], or a tuple of [B, K, S, H] for each layer.
+Cache = dict[str, jax.Array | tuple[jax.Array, ...]]
 
 
 class Attention(nnx.Module):
   """Grouped-query attention with rotary positions."""
 
   def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
+    self.score_scale = config.score_scale
+    self.score_softcap = config.score_softcap
+    self.kernel = config.attention
     sizes = config.sizes()
-    self.score_scale, self.score_softcap, self.kernel = (
-      config.score_scale,
-      config.score_softcap,
-      config.attention,
-    )
     self.q = Projection('BTD,DNH->BTNH', sizes, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
     self.k = Projection('BTD,DKH->BTKH', sizes, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
     self.v = Projection('BTD,DKH->BTKH', sizes, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
     self.o = Projection('BTNH,NHD->BTD', sizes, bias=config.o_bias, dtype=dtype, rngs=rngs)
-    q_axes, k_axes = {'none': ('', ''), 'head': ('H', 'H'), 'projection': ('NH', 'KH')}[
-      config.qk_norm
-    ]
+    norm_axes = {'none': ('', ''), 'head': ('H', 'H'), 'projection': ('NH', 'KH')}
+    q_axes, k_axes = norm_axes[config.qk_norm]
     self.q_norm = RMSNorm(config, q_axes, dtype=dtype) if q_axes else None
     self.k_norm = RMSNorm(config, k_axes, dtype=dtype) if k_axes else None
 
-  def __call__(self, x_BTD, *, rope, seen, window, edits, cache, layer, positions_BT):
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    *,
+    rope: ropes.Tables,
+    seen: attention.Seen,
+    window: jax.Array | None,
+    edits: deltas.Edits,
+    cache: Cache | None,
+    layer: jax.Array | int,
+    positions_BT: jax.Array,
+  ) -> tuple[jax.Array, Cache | None]:
+    """What attention adds to the residual stream [B, T, D], and the cache with keys and values."""
     q_BTNH = self.q(x_BTD, deltas.at(edits, 'q'))
     k_BTKH = self.k(x_BTD, deltas.at(edits, 'k'))
     v_BTKH = self.v(x_BTD, deltas.at(edits, 'v'))
-    if self.q_norm is not None:
+    if self.q_norm is not None and self.k_norm is not None:
       q_BTNH = sharding.constrain(self.q_norm(q_BTNH, deltas.at(edits, 'q_norm')), 'BTNH')
       k_BTKH = sharding.constrain(self.k_norm(k_BTKH, deltas.at(edits, 'k_norm')), 'BTKH')
-    q_BTNH, k_BTKH = ropes.rotate(q_BTNH, rope), ropes.rotate(k_BTKH, rope)
+    q_BTNH = ropes.rotate(q_BTNH, rope)
+    k_BTKH = ropes.rotate(k_BTKH, rope)
+
     if cache is not None:
       cache = write_cache(cache, layer, positions_BT, k_BTKH, v_BTKH)
     options = dict(scale=self.score_scale, softcap=self.score_softcap, window=window)
-    if seen.own:
+    if seen.own or cache is None:
       attended_BTNH = attention.attend(q_BTNH, k_BTKH, v_BTKH, seen, kernel=self.kernel, **options)
     else:
-      k_BKSH, v_BKSH = (cache[name][layer].astype(k_BTKH.dtype) for name in ('k', 'v'))
+      # A cache may have another dtype than the model.
+      k_BKSH = cache['k'][layer].astype(k_BTKH.dtype)
+      v_BKSH = cache['v'][layer].astype(k_BTKH.dtype)
       attended_BTNH = attention.attend_cached(q_BTNH, k_BKSH, v_BKSH, seen, **options)
     return self.o(attended_BTNH, deltas.at(edits, 'o')), cache
 
 
 class Block(nnx.Module):
-  """One layer: attention and MLP, each normed before or after or both, and added to the residual
-  stream.
+  """One layer: attention and MLP, each normed and added to the residual stream.
+
+  A norm stands before or after attention and MLP, or at both places, as the config says.
   """
 
   def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
-    def norm(present):
+    def norm(present: bool) -> RMSNorm | None:
       return RMSNorm(config, 'D', dtype=dtype) if present else None
 
     self.residual_scale = config.residual_scale
@@ -99,13 +114,18 @@ class Block(nnx.Module):
     self.mlp = (MoE if config.num_experts else MLP)(config, dtype=dtype, rngs=rngs)
     self.mlp_post_norm = norm(config.post_norm)
 
-  def __call__(self, x_BTD, *, edits, **attention):
-    def normed(norm, y_BTD):
-      module = getattr(self, norm)
-      return y_BTD if module is None else module(y_BTD, deltas.at(edits, norm))
+  def __call__(
+    self, x_BTD: jax.Array, *, edits: deltas.Edits, **attention: Any
+  ) -> tuple[jax.Array, Cache | None]:
+    """The residual stream behind the layer, [B, T, D], and the cache with its keys and values."""
+
+    def normed(name, y_BTD):
+      norm = getattr(self, name)
+      return y_BTD if norm is None else norm(y_BTD, deltas.at(edits, name))
 
     def join(x_BTD, y_BTD):
-      y_BTD = y_BTD if self.residual_scale == 1.0 else deltas.pin(y_BTD * self.residual_scale)
+      if self.residual_scale != 1.0:
+        y_BTD = deltas.pin(y_BTD * self.residual_scale)
       return deltas.pin(x_BTD + y_BTD)
 
     attended_BTD, cache = self.attn(
@@ -128,15 +148,17 @@ class Embedding(nnx.Module):
       0.02 * jax.random.normal(rngs.params(), shape, dtype), axes='VD', inputs=0
     )
 
-  def __call__(self, tokens_BT, edits):
+  def __call__(self, tokens_BT: jax.Array, edits: deltas.Edits) -> jax.Array:
+    """Embeddings of the tokens [B, T, D], scaled as the config says."""
     x_BTD = deltas.look_up(self.embedding[...], tokens_BT)
     x_BTD = deltas.pin(deltas.add_lookup_edits(x_BTD, tokens_BT, deltas.at(edits, 'embedding')))
-    if self.scale != 1.0:  # Rounded to the dtype before it multiplies, as in transformers' Gemma.
+    if self.scale != 1.0:
+      # The scale is rounded to the dtype before it multiplies, as in transformers' Gemma.
       x_BTD = deltas.pin(x_BTD * jnp.asarray(self.scale, x_BTD.dtype))
     return sharding.constrain(x_BTD, 'BTD')
 
-  def head(self, x_BTD, edits):
-    """Float32 logits [B, T, V]."""
+  def head(self, x_BTD: jax.Array, edits: deltas.Edits) -> jax.Array:
+    """Float32 logits [B, T, V] of a tied model."""
     einsum = 'BTD,VD->BTV'
     logits_BTV = wide_einsum(einsum, x_BTD, self.embedding[...])
     logits_BTV = deltas.add_kernel_edits(logits_BTV, x_BTD, einsum, deltas.at(edits, 'embedding'))
@@ -158,75 +180,73 @@ class Decoder(nnx.Module):
     self.layers = stack(rngs)
     self.final_norm = RMSNorm(config, 'D', dtype=dtype)
     sizes = config.sizes()
+    # One assignment: nnx fixes at the first one whether an attribute holds parameters.
     self.lm_head = (
       None if config.tied else Projection('BTD,DV->BTV', sizes, bias=False, dtype=dtype, rngs=rngs)
     )
 
   def hidden(
-    self, tokens_BT, *, positions_BT, seen, edits, cache, remat, reach, weights_BT=None, layers=None
-  ):
-    """Final-normed hidden states [B, T, D] and the updated cache. With `layers`, the parameters of
-    each, those are taken in place of the stack's, and the cache and the edits have a tuple of
-    layers too (see `forward.unstacked`).
+    self,
+    tokens_BT: jax.Array,
+    *,
+    positions_BT: jax.Array,
+    seen: attention.Seen,
+    edits: deltas.Edits,
+    cache: Cache | None,
+    remat: str,
+    reach: int,
+    weights_BT: jax.Array | None = None,
+    layers: tuple[PyTree, ...] | None = None,
+  ) -> tuple[jax.Array, Cache | None, tuple[Any, Any]]:
+    """Final-normed hidden states [B, T, D], the updated cache, and sums of the residual stream.
 
-    With weights, also the weighted sum over all tokens of the residual stream, float32: after the
-    embedding [D], and after each block [L, D].
+    The sums are (after the embedding [D], after each block [L, D]), float32, over all tokens times
+    their weights; (None, None) without weights.
+
+    Args:
+      layers: parameters layer by layer, in place of the stack. Cache and edits then hold tuples of
+        layers too (see `forward.unstacked`).
     """
-
-    def tap(x_BTD):
-      if weights_BT is None:
-        return None
-      return jnp.einsum('BT,BTD->D', weights_BT, x_BTD.astype(jnp.float32), precision='highest')
-
-    keys = min(reach, tokens_BT.shape[1] if seen.own else cache_length(cache))
+    keys = tokens_BT.shape[1] if seen.own or cache is None else cache_length(cache)
     x_BTD = self.embed(tokens_BT, deltas.at(edits, 'embed'))
-    kinds, codes = layer_codes(self.config, keys)
+    kinds, codes = layer_codes(self.config, min(reach, keys))
     tables = ropes.stacked_tables(kinds, self.config.rotary_dim, positions_BT, length=reach)
     definition, stacked = nnx.split(self.layers)
     layer_edits = deltas.at(edits, 'layers')
 
-    def layer(carry, scanned):
+    def run_layer(carry, scanned):
       x_BTD, cache = carry
-      index, params, layer_deltas, code = scanned
+      layer, params, layer_deltas, code = scanned
       edits = tuple(
-        deltas.fold(dataclasses.replace(edit, delta=delta), index)
-        for edit, delta in zip(layer_edits, layer_deltas)
+        deltas.fold(dataclasses.replace(edit, delta=delta), layer)
+        for edit, delta in zip(layer_edits, layer_deltas, strict=True)
       )
-      block = nnx.merge(definition, params)
-      x_BTD, cache = block(
+      x_BTD, cache = nnx.merge(definition, params)(
         x_BTD,
         rope=jax.tree.map(lambda table: table[code.get('rope', 0)], tables),
         seen=seen,
         window=code.get('window'),
         edits=edits,
         cache=cache,
-        layer=index,
+        layer=layer,
         positions_BT=positions_BT,
       )
-      return (x_BTD, cache), tap(x_BTD)
+      return (x_BTD, cache), _weighted_sum(x_BTD, weights_BT)
 
-    if remat != 'none':
-      policy = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[
-        remat
-      ]
-      # prevent_cse: the scan keeps the two computations apart already.
-      layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
-    deltas_L = [edit.delta for edit in layer_edits]
-    embedded = tap(x_BTD)
+    run_layer = _rematerialised(run_layer, remat)
+    embedded_D = _weighted_sum(x_BTD, weights_BT)
+    layer_deltas = [edit.delta for edit in layer_edits]
     if layers is None:
       indices_L = jnp.arange(self.config.num_layers)
-      (x_BTD, cache), blocks = jax.lax.scan(
-        layer, (x_BTD, cache), (indices_L, stacked, deltas_L, codes)
-      )
+      inputs = (indices_L, stacked, layer_deltas, codes)
+      (x_BTD, cache), blocks_LD = jax.lax.scan(run_layer, (x_BTD, cache), inputs)
     else:
-      each = [
-        (l, params, [delta[l] for delta in deltas_L], jax.tree.map(lambda code_L: code_L[l], codes))
-        for l, params in enumerate(layers)
-      ]
-      (x_BTD, cache), blocks = one_after_the_other(layer, (x_BTD, cache), each)
-    return self.final_norm(x_BTD, deltas.at(edits, 'final_norm')), cache, (embedded, blocks)
+      each = _by_layer(layers, layer_deltas, codes)
+      (x_BTD, cache), blocks_LD = one_after_the_other(run_layer, (x_BTD, cache), each)
+    x_BTD = self.final_norm(x_BTD, deltas.at(edits, 'final_norm'))
+    return x_BTD, cache, (embedded_D, blocks_LD)
 
-  def logits(self, x_BTD, *, edits):
+  def logits(self, x_BTD: jax.Array, *, edits: deltas.Edits) -> jax.Array:
     """Float32 logits [B, T, V] of final-normed hidden states."""
     if self.lm_head is None:
       logits_BTV = self.embed.head(x_BTD, deltas.at(edits, 'embed'))
@@ -237,8 +257,40 @@ class Decoder(nnx.Module):
     return sharding.constrain(attention.soften(logits_BTV, self.config.logit_softcap), 'BTV')
 
 
-def one_after_the_other(body, carry, each) -> tuple[Any, Any]:
-  """What `jax.lax.scan` of the body gives, written out step by step."""
+def _rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
+  if remat == 'none':
+    return layer
+  policies = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+  # prevent_cse: the scan keeps the two computations apart already.
+  return jax.checkpoint(layer, prevent_cse=False, policy=policies[remat])
+
+
+def _weighted_sum(x_BTD: jax.Array, weights_BT: jax.Array | None) -> jax.Array | None:
+  if weights_BT is None:
+    return None
+  x32_BTD = x_BTD.astype(jnp.float32)
+  return jnp.einsum('BT,BTD->D', weights_BT, x32_BTD, precision='highest')
+
+
+def _by_layer(
+  layers: Sequence[PyTree], layer_deltas: Sequence[PyTree], codes: dict[str, np.ndarray]
+) -> list[tuple[Any, ...]]:
+  """What a scan would give each layer: its index, parameters, deltas and codes."""
+  return [
+    (
+      layer,
+      params,
+      [delta[layer] for delta in layer_deltas],
+      {name: code_L[layer] for name, code_L in codes.items()},
+    )
+    for layer, params in enumerate(layers)
+  ]
+
+
+def one_after_the_other(
+  body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, each: Sequence[Any]
+) -> tuple[Any, Any]:
+  """The results of `jax.lax.scan` over the body, written out step by step."""
   results = []
   for scanned in each:
     carry, result = body(carry, scanned)
@@ -252,24 +304,24 @@ def cache_length(cache: Cache) -> int:
 
 
 def layer_codes(config: ModelConfig, keys: int) -> tuple[list[Rope | None], dict[str, np.ndarray]]:
-  """The ropes that the layers have, and what differs from layer to layer.
+  """The ropes that the layers have, and codes for the differences between layers.
 
-  The second is {'rope': which of the ropes, 'window': how many of the last keys a query sees},
-  int32 [L] each, without those in which all layers are alike: they then cost nothing. A window as
-  long as the row is none.
+  The codes are {'rope': index of the layer's rope, 'window': how many of the last keys a query
+  sees}, int32 [L] each. A code in which all layers are alike is left out, and costs nothing. A
+  window as long as the row is none.
   """
-  local = np.isin(np.arange(config.num_layers), config.local_layers)
-  rotated = ~np.isin(np.arange(config.num_layers), config.unrotated_layers)
-  of_layer = [
-    None if not turns else config.local_rope if near and config.local_rope else config.rope
-    for near, turns in zip(local, rotated)
-  ]
-  kinds = list(dict.fromkeys(of_layer))
+  local_L = np.isin(np.arange(config.num_layers), config.local_layers)
+  rotated_L = ~np.isin(np.arange(config.num_layers), config.unrotated_layers)
+  layer_ropes: list[Rope | None] = []
+  for local, rotated in zip(local_L, rotated_L, strict=True):
+    rope = config.local_rope if local and config.local_rope else config.rope
+    layer_ropes.append(rope if rotated else None)
+  kinds = list(dict.fromkeys(layer_ropes))
   codes = {}
   if len(kinds) > 1:
-    codes['rope'] = np.array([kinds.index(rope) for rope in of_layer], np.int32)
-  if local.any() and config.window < keys:
-    codes['window'] = np.where(local, config.window, keys).astype(np.int32)
+    codes['rope'] = np.array([kinds.index(rope) for rope in layer_ropes], np.int32)
+  if config.window is not None and local_L.any() and config.window < keys:
+    codes['window'] = np.where(local_L, config.window, keys).astype(np.int32)
   return kinds, codes
 
 
@@ -283,25 +335,23 @@ def write_cache(
   """The cache with these keys and values at slot == position of its layer."""
   shards = sharding.row_shards(positions_BT.shape[0])
 
-  def rows_B1(positions_BT):
+  def row_numbers(positions_BT):
     return jnp.arange(positions_BT.shape[0])[:, None]
 
-  # Shard by shard, which tells the compiler that no row is written on another device.
+  # Each shard writes its own rows, so the compiler knows that no row is written on another device.
   in_stack = sharding.by_shard(
-    lambda old, at, new: old.at[layer, rows_B1(at), :, at].set(new), shards, (1, 0, 0), 1
+    lambda old, at, new: old.at[layer, row_numbers(at), :, at].set(new), shards, (1, 0, 0), 1
   )
   in_layer = sharding.by_shard(
-    lambda old, at, new: old.at[rows_B1(at), :, at].set(new), shards, (0, 0, 0), 0
+    lambda old, at, new: old.at[row_numbers(at), :, at].set(new), shards, (0, 0, 0), 0
   )
 
   def written(cached, new_BTKH):
-    if isinstance(cached, tuple):
-      new = sharding.constrain(
-        in_layer(cached[layer], positions_BT, new_BTKH.astype(cached[layer].dtype)), 'BKSH'
-      )
-      return (*cached[:layer], new, *cached[layer + 1 :])
-    return sharding.constrain(
-      in_stack(cached, positions_BT, new_BTKH.astype(cached.dtype)), 'LBKSH'
-    )
+    if not isinstance(cached, tuple):
+      stack_LBKSH = in_stack(cached, positions_BT, new_BTKH.astype(cached.dtype))
+      return sharding.constrain(stack_LBKSH, 'LBKSH')
+    layer_BKSH = in_layer(cached[layer], positions_BT, new_BTKH.astype(cached[layer].dtype))
+    layer_BKSH = sharding.constrain(layer_BKSH, 'BKSH')
+    return (*cached[:layer], layer_BKSH, *cached[layer + 1 :])
 
   return {'k': written(cache['k'], k_BTKH), 'v': written(cache['v'], v_BTKH)}

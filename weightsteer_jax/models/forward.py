@@ -1,4 +1,4 @@
-"""The decoder as pure functions of (config, params): what every other room calls.
+"""The decoder as pure functions of (config, params): the interface to every other room.
 
 `params` is a nested dict of arrays named as in `sites`; `edits` are changes applied on the way (see
 delta.py).
@@ -47,13 +47,11 @@ class TokenBatch:
 
 
 def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> PyTree:
-  """Shapes and dtypes of the parameters as a nested dict."""
-  return tree.unflatten(
-    {
-      path: jax.ShapeDtypeStruct(site.shape, jnp.dtype(dtype))
-      for path, site in sites(config).items()
-    }
-  )
+  """Shapes and dtypes of the parameters, as a nested dict."""
+  shapes = {
+    path: jax.ShapeDtypeStruct(site.shape, jnp.dtype(dtype)) for path, site in sites(config).items()
+  }
+  return tree.unflatten(shapes)
 
 
 def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> PyTree:
@@ -61,28 +59,32 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -
 
   @jax.jit
   def init(key):
-    return nnx.to_pure_dict(nnx.state(Decoder(config, dtype=dtype, rngs=nnx.Rngs(params=key))))
+    decoder = Decoder(config, dtype=dtype, rngs=nnx.Rngs(params=key))
+    return nnx.to_pure_dict(nnx.state(decoder))
 
   return init(key)
 
 
 def init_cache(config: ModelConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
-  """An empty cache for `length` positions: {'k', 'v'} of [L, B, K, S, H], so that a head's keys lie
-  together.
-  """
+  """An empty cache for `length` positions: {'k', 'v'} of [L, B, K, S, H]."""
+  # K before S, so that the keys of one head lie together.
   shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
   return {name: sharding.constrain(jnp.zeros(shape, dtype), 'LBKSH') for name in ('k', 'v')}
 
 
 def unstacked(config: ModelConfig, stack: PyTree) -> tuple[PyTree, ...]:
-  """The layers of a stack: of parameters' or a delta's 'layers', or of a cache's keys or values.
+  """The layers of a stack: the 'layers' of parameters or of a delta, or a cache's keys or values.
 
-  Where they are given in place of the stack, they are computed one after the other instead of in a
-  scan. What a scan takes out of a stack is copied first, on GPUs: nothing beside a large batch, but
-  thrice the time to read the weights in a decoding step. Take the stacks apart outside of the loop
-  over steps, and the copy is made once.
+  Layers given in place of their stack are computed one after the other instead of in a scan. On
+  GPUs a scan first copies each layer out of the stack: nothing beside a large batch, but thrice the
+  time to read the weights in a decoding step. Take stacks apart outside of the loop over steps, so
+  that the copy is made once.
   """
-  return tuple(jax.tree.map(lambda x: x[l], stack) for l in range(config.num_layers))
+  return tuple(_layer_of(stack, layer) for layer in range(config.num_layers))
+
+
+def _layer_of(stack: PyTree, layer: int) -> PyTree:
+  return jax.tree.map(lambda x_L: x_L[layer], stack)
 
 
 def hidden(
@@ -99,24 +101,24 @@ def hidden(
 
   Without a cache a token sees itself and the earlier tokens of its segment. With a cache, slot and
   position are the same number: the key of position p of row b is written to slot p, and a query at
-  position p sees slots 0..p. Rows are right-padded, and what padding writes lies beyond every
-  position its row has reached.
+  position p sees slots 0..p. Rows are right-padded; padding writes beyond every position that its
+  row has reached.
 
   Args:
     edits: changes to apply, each at its alpha per row.
     cache: from `init_cache`, or from an earlier call.
-    remat: what the backward pass recomputes, beside norms, gates and attention's scores: 'none';
-      'dots', all but the products of activations with the base's weights; 'full', each layer from
-      its input.
-    reach: positions that a text may grow to, by which 'longrope' chooses its factors (see rope.py),
-      and a window that is no shorter is none; the slots of the cache, or T without one, if None.
-      When you prefill a short cache that is later copied into a longer one, pass the longer
-      cache's length.
+    remat: how much the backward pass recomputes, beside norms, gates and attention's scores:
+      'none'; 'dots', all but the products of activations with the base's weights; 'full', each
+      layer from its input.
+    reach: positions that a text may grow to. By `reach`, 'longrope' chooses its factors (see
+      rope.py), and a window of that length or more counts as none. None means the slots of the
+      cache, or T without a cache. When you prefill a short cache that is later copied into a longer
+      one, pass the longer cache's length.
 
   Raises:
-    InputError: a sequence longer than the model's or the cache's positions, segments together with
-      a cache, branches without segments and positions, or an edit that does not fit the model or
-      the batch.
+    InputError: if a sequence is longer than the model's or the cache's positions, segments come
+      together with a cache, branches come without segments and positions, or an edit does not fit
+      the model or the batch.
   """
   x_BTD, cache, _ = _run(config, params, batch, edits=edits, cache=cache, remat=remat, reach=reach)
   return x_BTD, cache
@@ -130,12 +132,15 @@ def residual_sums(
   *,
   edits: deltas.Edits = (),
 ) -> jax.Array:
-  """The residual stream, each token's times its weight, summed over all tokens: float32 [L + 1, D].
+  """The residual stream, weighted and summed over all tokens: float32 [L + 1, D].
 
   Entry 0 is behind the embedding, entry l behind block l - 1; the last is before the final norm.
   The other arguments and errors are as in `hidden`.
+
+  Args:
+    weights_BT: float32, the weight of each token in the sums.
   """
-  *_, (embedded_D, blocks_LD) = _run(config, params, batch, edits=edits, weights_BT=weights_BT)
+  _, _, (embedded_D, blocks_LD) = _run(config, params, batch, edits=edits, weights_BT=weights_BT)
   return jnp.concatenate([embedded_D[None], blocks_LD])
 
 
@@ -148,10 +153,9 @@ def logits(
 
 
 def check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: int) -> None:
-  """Raises InputError where an edit does not fit the model, or its alpha so many rows of so many
-  tokens.
-  """
+  """Raises InputError if an edit does not fit the model, or its alpha the rows [batch, length]."""
   for edit in edits:
+    # A delta taken apart by layer was checked when it was whole.
     if not isinstance(edit.delta.get('layers'), tuple):
       check_delta(config, edit.delta)
     shape = jnp.shape(edit.alpha)
@@ -175,43 +179,51 @@ def _run(
 ) -> tuple[jax.Array, Cache | None, tuple[Any, Any]]:
   rows, length = batch.tokens_BT.shape
   check_edits(config, edits, rows, length)
-  keys = cache_length(cache) if cache is not None else length
-  longest = keys if batch.segment_ids_BT is None else min(keys, reach or keys)
-  if longest > config.max_positions:
-    raise InputError(
-      f'a sequence of {longest} tokens was asked of a model with {config.max_positions} '
-      'positions; shorten it'
-    )
-  placed = batch.segment_ids_BT is not None and batch.positions_BT is not None
-  if batch.branches_BT is not None and not placed:
-    raise InputError('branches are of segments, and their positions must be given')
-  if cache is not None and (length > keys or batch.segment_ids_BT is not None):
-    raise InputError(
-      f'a cache of {keys} positions takes that many tokens, of one segment a row; got {length}'
-      + (' in segments' if batch.segment_ids_BT is not None else '')
-    )
-  # A cache without positions is being filled from its start: what these tokens see is themselves.
+  keys = length if cache is None else cache_length(cache)
+  _check_lengths(config, batch, keys, reach, cached=cache is not None)
+
+  # A cache without positions is being filled from its start: its tokens see only each other.
   own = cache is None or batch.positions_BT is None
   counted_BT = jnp.broadcast_to(jnp.arange(length), (rows, length))
   positions_BT = counted_BT if batch.positions_BT is None else batch.positions_BT
   # From a branch back to its beginning, a window counts positions, not places in the row.
   slots_BT = counted_BT if own and batch.branches_BT is None else positions_BT
-  seen = Seen(slots_BT, batch.segment_ids_BT, batch.branches_BT, own)
-  layers = params['layers'] if isinstance(params['layers'], tuple) else None
   return _decoder(config, params).hidden(
     batch.tokens_BT,
     positions_BT=positions_BT,
-    seen=seen,
+    seen=Seen(slots_BT, batch.segment_ids_BT, batch.branches_BT, own),
     edits=tuple(edits),
     cache=cache,
     remat=remat,
     reach=reach or keys,
     weights_BT=weights_BT,
-    layers=layers,
+    layers=params['layers'] if isinstance(params['layers'], tuple) else None,
   )
 
 
+def _check_lengths(
+  config: ModelConfig, batch: TokenBatch, keys: int, reach: int | None, *, cached: bool
+) -> None:
+  length = batch.tokens_BT.shape[1]
+  packed = batch.segment_ids_BT is not None
+  # A packed row may be longer than the model's positions: only its texts may not.
+  longest = min(keys, reach or keys) if packed else keys
+  if longest > config.max_positions:
+    raise InputError(
+      f'a sequence of {longest} tokens was asked of a model with {config.max_positions} '
+      'positions; shorten it'
+    )
+  if batch.branches_BT is not None and (not packed or batch.positions_BT is None):
+    raise InputError('branches are of segments, and their positions must be given')
+  if cached and (length > keys or packed):
+    raise InputError(
+      f'a cache of {keys} positions takes that many tokens, of one segment a row; got {length}'
+      + (' in segments' if packed else '')
+    )
+
+
 def _decoder(config: ModelConfig, params: PyTree) -> Decoder:
-  if isinstance(params['layers'], tuple):  # Their stack is not there, and not looked at.
+  if isinstance(params['layers'], tuple):
+    # The decoder is given the layers one by one, and never looks at the stack's placeholder.
     params = {**params, 'layers': abstract_params(config)['layers']}
   return nnx.merge(definition(config)[0], params)

@@ -1,4 +1,4 @@
-"""What blocks are made of: projections, norms, the gated MLP. Axis letters as in decoder.py."""
+"""The parts of a block: projections, norms, the gated MLP. Axis letters as in decoder.py."""
 
 import functools
 from typing import Any
@@ -12,6 +12,7 @@ from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.products import wide_einsum
 from weightsteer_jax.runtime import sharding
 
+# Keys are the names of `hidden_act` in a Hugging Face config.
 ACTIVATION_FUNCTIONS = {
   'silu': jax.nn.silu,
   'gelu': lambda x: jax.nn.gelu(x, approximate=False),
@@ -19,36 +20,37 @@ ACTIVATION_FUNCTIONS = {
   'relu': jax.nn.relu,
 }
 
-
-# Of a function whose backward pass computes it again from its arguments, which are kept anyway: to
-# write down and read what is between takes longer, and most of the memory of a training step.
-# prevent_cse: the scan over layers keeps the two apart.
+# A cheap function is computed again in the backward pass, from arguments that are kept anyway.
+# Writing and reading its intermediate values takes longer, and most of a training step's memory.
+# prevent_cse: the scan over layers keeps the two computations apart.
 cheap = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 class Projection(nnx.Module):
-  """A linear map over the axes its einsum names, with an optional bias; `inputs` and `axes` follow
-  from the einsum.
+  """A linear map over the axes of its einsum, with an optional bias.
+
+  Parameters carry the metadata that `sites` reads: `axes`, their letters, and `inputs`, how many of
+  the axes are contracted with x. Both follow from the einsum.
   """
 
   def __init__(self, einsum: str, sizes: dict[str, int], *, bias: bool, dtype: Any, rngs: nnx.Rngs):
     self.einsum = einsum
     x_axes, kernel_axes, _ = einsum.replace('->', ',').split(',')
     output_axes = ''.join(axis for axis in kernel_axes if axis not in x_axes)
+    inputs = len(kernel_axes) - len(output_axes)
     shape = tuple(sizes[axis] for axis in kernel_axes)
-    self.kernel = nnx.Param(
-      0.02 * jax.random.normal(rngs.params(), shape, dtype),
-      axes=kernel_axes,
-      inputs=len(kernel_axes) - len(output_axes),
-    )
+    # 0.02 is the initializer_range of Llama and most later models.
+    kernel = 0.02 * jax.random.normal(rngs.params(), shape, dtype)
+    self.kernel = nnx.Param(kernel, axes=kernel_axes, inputs=inputs)
     bias_shape = tuple(sizes[axis] for axis in output_axes)
     self.bias = (
       nnx.Param(jnp.zeros(bias_shape, dtype), axes=output_axes, inputs=0) if bias else None
     )
 
   def __call__(self, x: jax.Array, edits: deltas.Edits, *, wide: bool = False) -> jax.Array:
-    """y, in float32 if `wide`, otherwise in the dtype of x."""
-    y = deltas.pin((wide_einsum if wide else jnp.einsum)(self.einsum, x, self.kernel[...]))
+    """The outputs, in float32 if `wide`, otherwise in the dtype of x."""
+    product = wide_einsum if wide else jnp.einsum
+    y = deltas.pin(product(self.einsum, x, self.kernel[...]))
     if self.bias is not None:
       y = deltas.pin(y + self.bias[...])
     y = deltas.add_kernel_edits(y, x, self.einsum, deltas.at(edits, 'kernel'))
@@ -57,24 +59,32 @@ class Projection(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-  """Root-mean-square normalisation over the axes of its learned scale, in float32, times that
-  scale.
+  """Root-mean-square normalisation over the axes of a learned scale, computed in float32.
+
+  Source: Zhang and Sennrich, arXiv 1910.07467.
   """
 
   def __init__(self, config: ModelConfig, axes: str, *, dtype: Any):
-    self.eps, self.offset = config.norm_eps, config.norm_offset
-    shape = tuple(config.sizes()[axis] for axis in axes)
+    self.eps = config.norm_eps
+    self.offset = config.norm_offset
+    sizes = config.sizes()
+    shape = tuple(sizes[axis] for axis in axes)
+    # Offset and scale add up to 1: a fresh norm multiplies by nothing.
     self.scale = nnx.Param(jnp.full(shape, 1.0 - self.offset, dtype), axes=axes, inputs=0)
 
   def __call__(self, x: jax.Array, edits: deltas.Edits) -> jax.Array:
+    """Array x normed over its last axes, in the dtype of x."""
     scale = deltas.edited_scale(self.scale[...], x, deltas.at(edits, 'scale'))
     if self.offset:
       scale = self.offset + scale
 
+    normed_axes = tuple(range(-self.scale.ndim, 0))
+
     @cheap
     def normed(x, scale):
       x32 = x.astype(jnp.float32)
-      variance = jnp.mean(jnp.square(x32), axis=tuple(range(-self.scale.ndim, 0)), keepdims=True)
+      variance = jnp.mean(jnp.square(x32), axis=normed_axes, keepdims=True)
+      # The scale multiplies in float32, before the one rounding to the dtype of x.
       return (x32 * jax.lax.rsqrt(variance + self.eps) * scale).astype(x.dtype)
 
     return deltas.pin(normed(x, scale))
@@ -90,9 +100,14 @@ class MLP(nnx.Module):
     self.up = Projection('BTD,DF->BTF', sizes, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
     self.down = Projection('BTF,FD->BTD', sizes, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
 
-  def __call__(self, x_BTD, edits):
-    gated = cheap(lambda gate_BTF, up_BTF: ACTIVATION_FUNCTIONS[self.activation](gate_BTF) * up_BTF)
-    hidden_BTF = gated(
-      self.gate(x_BTD, deltas.at(edits, 'gate')), self.up(x_BTD, deltas.at(edits, 'up'))
-    )
-    return self.down(hidden_BTF, deltas.at(edits, 'down'))
+  def __call__(self, x_BTD: jax.Array, edits: deltas.Edits) -> jax.Array:
+    """What the MLP adds to the residual stream, [B, T, D]."""
+    activation = ACTIVATION_FUNCTIONS[self.activation]
+
+    @cheap
+    def gated(gate_BTF, up_BTF):
+      return activation(gate_BTF) * up_BTF
+
+    gate_BTF = self.gate(x_BTD, deltas.at(edits, 'gate'))
+    up_BTF = self.up(x_BTD, deltas.at(edits, 'up'))
+    return self.down(gated(gate_BTF, up_BTF), deltas.at(edits, 'down'))
