@@ -1,9 +1,8 @@
-"""Directions from what training left behind: two fine-tunes of ours, two PEFT adapters, or two full
-checkpoints.
+"""Directions between two fine-tunes: runs of ours, PEFT adapters, or full checkpoints.
 
 The direction of a behaviour is `w = (theta_positive - theta_base) - (theta_negative - theta_base)`.
-Two adapters of one base give it exactly, as factors of rank r+ + r-: `[A+ | A-]` and `[s+ B+ ; -s-
-B-]`. Two checkpoints give it dense, in float32.
+Two adapters of the same base give w exactly, as factors of rank r+ + r-: `[A+ | A-]` and `[s+ B+ ;
+-s- B-]`. Two checkpoints give w dense, in float32.
 
 Source: arXiv 2511.05408, equation 1.
 """
@@ -11,7 +10,7 @@ Source: arXiv 2511.05408, equation 1.
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from weightsteer_jax import models
@@ -27,13 +26,18 @@ from weightsteer_jax.runtime.messages import listed
 from weightsteer_jax.storage import files
 
 PyTree = Any
-RUN, PEFT, CHECKPOINT = 'run', 'peft', 'checkpoint'
+RUN = 'run'
+PEFT = 'peft'
+CHECKPOINT = 'checkpoint'
 DESCRIPTIONS = {RUN: 'a fine-tune of ours', PEFT: 'a PEFT adapter', CHECKPOINT: 'a full checkpoint'}
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenBase:
-  """The base's open checkpoint and its record (whose digest took reading it all)."""
+  """The open checkpoint of a base, and the base's record.
+
+  The record's digest took reading all weights, so several sources share an open base.
+  """
 
   checkpoint: Checkpoint
   record: bases.Base
@@ -44,7 +48,12 @@ BaseSource = str | pathlib.Path | models.Model | OpenBase
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Something a direction can be made from: what kind it is, and where it lies."""
+  """A fine-tune on disk.
+
+  Attributes:
+    kind: 'run', 'peft' or 'checkpoint', a key of DESCRIPTIONS.
+    folder: of a run, the folder with adapter.json in it.
+  """
 
   kind: str
   folder: pathlib.Path
@@ -59,114 +68,106 @@ def between(
   compare_bfloat16: bool = False,
   unread: bool = False,
 ) -> Direction:
-  """The direction that points from the negative to the positive.
+  """The direction that points from the negative fine-tune to the positive.
 
   Args:
-    positive, negative: each a run folder of ours, or a PEFT adapter folder (the two may be mixed);
-    or both full
-      checkpoints.
-    base: the model both were trained on. Not needed for runs of ours; for PEFT adapters, where the
-      one they name cannot be found; for checkpoints, to tell the direction's base from other models
-      of the architecture.
-    allow_other_base: go on where the two, or they and `base`, say they belong to different bases of
-      one architecture.
-    compare_bfloat16: also measure what the route over merged bfloat16 checkpoints would have given
-      (see rounding.bfloat16_route).
-    unread: leave the difference of two checkpoints where it is, to be read from them when it is
-      saved, exported, used.
+    positive, negative: two full checkpoints, or two adapters, each a run folder of ours or a PEFT
+      adapter folder.
+    base: the model that both were trained on. Runs of ours need none. PEFT adapters need the base
+      where the model that they name cannot be found. With checkpoints, the base tells the
+      direction's model from others of the same architecture.
+    allow_other_base: go on where the two, or the two and `base`, name different bases of the same
+      architecture.
+    compare_bfloat16: also measure the route over merged bfloat16 checkpoints (see
+      bfloat16_route.bfloat16_route).
+    unread: leave the difference of two checkpoints on disk, to be read when the direction is saved,
+      exported or used.
 
   Raises:
-    InputError: sources that are not there, not supported, or do not go together. CorruptError: one
-      that is cut short or damaged.
+    InputError: if a source is missing or not supported, or the two do not go together.
+    CorruptError: if a source was cut short or damaged.
   """
   sources = recognise(positive), recognise(negative)
-  if sources[0].kind != sources[1].kind and CHECKPOINT in (sources[0].kind, sources[1].kind):
+  kinds = [source.kind for source in sources]
+  if CHECKPOINT in kinds and kinds[0] != kinds[1]:
     raise InputError(
-      f'{positive} is {DESCRIPTIONS[sources[0].kind]} and {negative} is '
-      f'{DESCRIPTIONS[sources[1].kind]}: pass two adapters, or two checkpoints (merge the adapter '
-      'into its base in float32 first)'
+      f'{positive} is {DESCRIPTIONS[kinds[0]]} and {negative} is {DESCRIPTIONS[kinds[1]]}: pass '
+      'two adapters, or two checkpoints (merge the adapter into its base in float32 first)'
     )
   if sources[0].folder.resolve() == sources[1].folder.resolve():
     raise InputError(
       f'positive and negative are both {sources[0].folder}: there is no direction between a model '
       'and itself'
     )
+  if CHECKPOINT in kinds and compare_bfloat16:
+    raise InputError(
+      'the bfloat16 route can be compared for adapters only; these are checkpoints: their '
+      'difference is that route already'
+    )
   with open_base(sources, base, allow_other_base) as opened:
-    if sources[0].kind == CHECKPOINT:
-      delta, record, metas = _between_checkpoints(sources, opened, unread)
-    else:
-      x, y = (_task_vector(source, opened, allow_other_base) for source in sources)
-      bases.same_base(
-        x.base, y.base, what=f'{positive} and {negative}', allow_other_base=allow_other_base
-      )
-      delta, record = algebra.subtract(x, y, allow_other_base=True).delta, x.base
-      metas = [*x.meta['sources'], *y.meta['sources']]
-    roles = [{'role': role, **meta} for role, meta in zip(('positive', 'negative'), metas)]
-    direction = Direction(delta, {'kind': 'contrast', 'base': record.to_json(), 'sources': roles})
-    if not compare_bfloat16:
-      return direction
-    if sources[0].kind == CHECKPOINT:
-      raise InputError(
-        'the bfloat16 route can be compared for adapters only; these are checkpoints: their '
-        'difference is that route already'
-      )
-    with _reopened(opened, record) as checkpoint:
-      measured = bfloat16_route.bfloat16_route(x.delta, y.delta, checkpoint)
-    return Direction(delta, {**direction.meta, 'bfloat16_route': measured})
+    if CHECKPOINT in kinds:
+      return _between_checkpoints(sources, opened, unread)
+    x = _task_vector(sources[0], opened, allow_other_base)
+    y = _task_vector(sources[1], opened, allow_other_base)
+    what = f'{positive} and {negative}'
+    bases.same_base(x.base, y.base, what=what, allow_other_base=allow_other_base)
+    delta = algebra.subtract(x, y, allow_other_base=True).delta
+    meta = _meta(x.base, [*x.meta['sources'], *y.meta['sources']])
+    if compare_bfloat16:
+      with _reopened(opened, x.base) as checkpoint:
+        meta['bfloat16_route'] = bfloat16_route.bfloat16_route(x.delta, y.delta, checkpoint)
+    return Direction(delta, meta)
 
 
 def base_for(source: files.Path, base: files.Path) -> files.Path | None:
-  """The base, if it takes one to read the source; of full checkpoints it would only be read to name
-  it.
-  """
+  """The base, or None for a full checkpoint, which can be read without a base."""
+  # A base of two checkpoints would be read whole, only to be named.
   return None if recognise(source).kind == CHECKPOINT else base
 
 
 def task_vector(
-  source: files.Path, base: BaseSource | None = None, *, allow_other_base: bool = False
+  fine_tune: files.Path, base: BaseSource | None = None, *, allow_other_base: bool = False
 ) -> Direction:
-  """What one fine-tune changed: an adapter's exact factors, or a checkpoint's difference from
-  `base`.
+  """The change of one fine-tune: an adapter's exact factors, or a checkpoint minus `base`.
 
   Raises:
-    InputError: as `between`, or a checkpoint without `base`.
+    InputError: if `between` would raise it, or a checkpoint comes without `base`.
   """
-  found = recognise(source)
-  if found.kind == CHECKPOINT and base is None:
+  source = recognise(fine_tune)
+  if source.kind == CHECKPOINT and base is None:
     raise InputError(
-      f'{source} is a full checkpoint: what it changed is only known with the base it was trained '
-      'from; pass base'
+      f'{fine_tune} is a full checkpoint: what it changed is only known with the base it was '
+      'trained from; pass base'
     )
-  with open_base((found,), base, allow_other_base) as opened:
-    return _task_vector(found, opened, allow_other_base)
+  with open_base((source,), base, allow_other_base) as opened:
+    return _task_vector(source, opened, allow_other_base)
 
 
-def recognise(source: files.Path) -> Source:
-  """What kind of source lies at a path.
+def recognise(fine_tune: files.Path) -> Source:
+  """The kind of fine-tune in a folder.
 
   Raises:
-    InputError: nothing is there, or nothing that a direction can be made from.
+    InputError: if the folder is missing, or holds no fine-tune.
   """
-  folder = pathlib.Path(source).expanduser()
+  folder = pathlib.Path(fine_tune).expanduser()
   if not folder.is_dir():
     raise InputError(
       f'no folder {folder}{files.nearest(folder)}; expected a run of ours, a PEFT adapter or a '
       'checkpoint'
     )
-  if (folder / 'adapter' / 'adapter.json').exists() or (
-    folder / 'adapter' / 'adapter.safetensors'
-  ).exists():
-    return Source(RUN, folder / 'adapter')
-  if (folder / 'adapter.json').exists() or (folder / 'adapter.safetensors').exists():
-    return Source(RUN, folder)
+  # An adapter that was cut short has tensors and no manifest; reading it names the damage.
+  for adapter in (folder / 'adapter', folder):
+    if (adapter / 'adapter.json').exists() or (adapter / 'adapter.safetensors').exists():
+      return Source(RUN, adapter)
   if peft_adapter.is_adapter(folder):
     return Source(PEFT, folder)
   if (folder / 'config.json').exists():
     return Source(CHECKPOINT, folder)
+  names = sorted(path.name for path in folder.iterdir())
   raise InputError(
     f'{folder} is no source of a direction: expected a finished run of ours '
     f'(adapter/adapter.json), a PEFT adapter ({peft_adapter.CONFIG}) or a Hugging Face checkpoint '
-    f'(config.json); it holds {_listing(folder)}'
+    f'(config.json); it holds {listed(names, 6) or "nothing"}'
   )
 
 
@@ -174,8 +175,12 @@ def recognise(source: files.Path) -> Source:
 def open_base(
   sources: Iterable[Source], base: BaseSource | None, allow_other_base: bool = False
 ) -> Iterator[OpenBase | None]:
-  """The given base, or the one that PEFT adapters name, or None where none is needed; an open one
-  stays open.
+  """Opens the given base, or the base that PEFT adapters name; None where none is needed.
+
+  A base that was open before stays open afterwards.
+
+  Raises:
+    InputError: if adapters name different bases, or no base that can be found.
   """
   if isinstance(base, OpenBase):
     yield base
@@ -196,9 +201,10 @@ def open_base(
 
 @contextlib.contextmanager
 def _open_checkpoint(
-  base: BaseSource | None, named: dict[pathlib.Path, str]
+  base: str | pathlib.Path | models.Model | None, named: dict[pathlib.Path, str]
 ) -> Iterator[Checkpoint]:
   if isinstance(base, models.Model):
+    # The record calls the base by the name that the user gave, not by the folder of its files.
     with checkpoints.open_checkpoint(base.folder) as checkpoint:
       yield dataclasses.replace(checkpoint, source=base.source, revision=base.revision)
     return
@@ -206,6 +212,7 @@ def _open_checkpoint(
     folder, base = next(iter(named.items()))
     if not base:
       raise InputError(f'{folder} is an adapter that names no base model; pass it as base')
+    # Resolved first, to name the adapter in the error: the user never typed this base.
     try:
       models.resolve(base)
     except InputError as error:
@@ -219,51 +226,45 @@ def _open_checkpoint(
 
 @contextlib.contextmanager
 def _reopened(opened: OpenBase | None, record: bases.Base) -> Iterator[Checkpoint]:
-  """The open base, or the one the record names, if it is still the same."""
   if opened is not None:
     yield opened.checkpoint
     return
   source = f'{record.source}@{record.revision}' if record.revision else record.source
   with checkpoints.open_checkpoint(source) as checkpoint:
+    # The folder may hold another model than when the runs were trained.
     bases.same_base(record, checkpoint.base(), what='the runs and the base they name')
     yield checkpoint
 
 
 def _named_bases(sources: Iterable[Source]) -> dict[pathlib.Path, str]:
-  """{folder: base_model_name_or_path, with '@revision' if there is one} of the PEFT adapters among
-  the sources.
-  """
-  configs = {
-    source.folder: peft_adapter.read_config(source.folder)
-    for source in sources
-    if source.kind == PEFT
-  }
-  return {folder: _named_base(config) for folder, config in configs.items()}
-
-
-def _named_base(config: Mapping[str, Any]) -> str:
-  revision = config.get('revision')
-  return str(config.get('base_model_name_or_path') or '') + (f'@{revision}' if revision else '')
+  """{folder: base named in the config, with '@revision' if any} of the PEFT adapters."""
+  named = {}
+  for source in sources:
+    if source.kind == PEFT:
+      config = peft_adapter.read_config(source.folder)
+      name = config.get('base_model_name_or_path') or ''
+      revision = config.get('revision')
+      named[source.folder] = f'{name}@{revision}' if revision else str(name)
+  return named
 
 
 def _task_vector(source: Source, opened: OpenBase | None, allow_other_base: bool) -> Direction:
+  meta: dict[str, Any] = {}
   if source.kind == RUN:
     delta, record, meta = _read_run(source, opened, allow_other_base)
-  elif source.kind == PEFT:
-    adapter = peft_adapter.read(source.folder)
-    delta, record = peft_delta.to_delta(adapter, opened.checkpoint), opened.record
-    meta = {
-      'config': adapter.config,
-      'sha256': hashes.of_file(source.folder / peft_adapter.WEIGHTS),
-    }
   else:
-    with checkpoints.open_checkpoint(source.folder) as checkpoint:
-      delta = _not_empty(
-        checkpoints.difference(checkpoint, opened.checkpoint),
-        source.folder,
-        opened.checkpoint.source,
-      )
-    record, meta = opened.record, {}
+    # A PEFT adapter names a base, and `task_vector` refuses a checkpoint without one.
+    assert opened is not None
+    record = opened.record
+    if source.kind == PEFT:
+      adapter = peft_adapter.read(source.folder)
+      delta = peft_delta.to_delta(adapter, opened.checkpoint)
+      weights = source.folder / peft_adapter.WEIGHTS
+      meta = {'config': adapter.config, 'sha256': hashes.of_file(weights)}
+    else:
+      with checkpoints.open_checkpoint(source.folder) as checkpoint:
+        changes = checkpoints.difference(checkpoint, opened.checkpoint)
+      delta = _not_empty(changes, source.folder, opened.checkpoint.source)
   models.check_delta(record.config, delta)
   sources = [{'kind': source.kind, 'path': str(source.folder), 'meta': meta}]
   return Direction(delta, {'kind': 'task_vector', 'base': record.to_json(), 'sources': sources})
@@ -273,9 +274,12 @@ def _read_run(
   source: Source, opened: OpenBase | None, allow_other_base: bool
 ) -> tuple[PyTree, bases.Base, dict[str, Any]]:
   delta, meta = load_adapter(source.folder)
-  config = bases.config_from_json(meta['model_config'], where=str(source.folder))
   record = bases.Base(
-    config, meta['base_family'], meta['base'], meta['base_revision'], meta['base_digest_bfloat16']
+    config=bases.config_from_json(meta['model_config'], where=str(source.folder)),
+    family=meta['base_family'],
+    source=meta['base'],
+    revision=meta['base_revision'],
+    digest=meta['base_digest_bfloat16'],
   )
   if opened is not None:
     what = f"{source.folder} and the base '{opened.record.source}'"
@@ -287,31 +291,33 @@ def _read_run(
 
 def _between_checkpoints(
   sources: tuple[Source, Source], opened: OpenBase | None, unread: bool
-) -> tuple[PyTree, bases.Base, list[dict[str, Any]]]:
+) -> Direction:
+  positive, negative = (source.folder for source in sources)
   subtract = checkpoints.unread_difference if unread else checkpoints.difference
   with (
-    checkpoints.open_checkpoint(sources[0].folder) as x,
-    checkpoints.open_checkpoint(sources[1].folder) as y,
+    checkpoints.open_checkpoint(positive) as x,
+    checkpoints.open_checkpoint(negative) as y,
   ):
-    delta = _not_empty(subtract(x, y), sources[0].folder, sources[1].folder)
-    record = (
-      opened.record if opened is not None else bases.Base(x.config, x.family.model_type, '', '', '')
-    )
-    what = f'{sources[0].folder} and the base {record.source}'
+    delta = _not_empty(subtract(x, y), positive, negative)
+    if opened is not None:
+      record = opened.record
+    else:
+      # Two checkpoints do not say which weights they were trained from.
+      record = bases.Base(x.config, x.family.model_type, '', '', '')
+    what = f'{positive} and the base {record.source}'
     bases.same_architecture(x.config, record.config, what=what)
-  return (
-    delta,
-    record,
-    [{'kind': source.kind, 'path': str(source.folder), 'meta': {}} for source in sources],
-  )
+  records = [{'kind': source.kind, 'path': str(source.folder), 'meta': {}} for source in sources]
+  return Direction(delta, _meta(record, records))
+
+
+def _meta(base: bases.Base, sources: list[dict[str, Any]]) -> dict[str, Any]:
+  """The provenance of the direction from the second source to the first."""
+  roles = [{'role': role, **source} for role, source in zip(('positive', 'negative'), sources)]
+  # Directions were saved under this kind before the difference was called `between`.
+  return {'kind': 'contrast', 'base': base.to_json(), 'sources': roles}
 
 
 def _not_empty(changes: dict[str, Any], x: files.Path, y: files.Path) -> PyTree:
   if not changes:
     raise InputError(f'{x} and {y} hold the same weights: there is no direction between them')
   return tree.unflatten(changes)
-
-
-def _listing(folder: pathlib.Path) -> str:
-  names = sorted(path.name for path in folder.iterdir())
-  return listed(names, 6) or 'nothing'

@@ -1,11 +1,9 @@
-"""The direction: an exact change of a model's weights, where it comes from, and its folder on
-disk.
-"""
+"""The direction: an exact change of a model's weights, its provenance, and its folder on disk."""
 
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -47,9 +45,9 @@ class Direction:
 
   Attributes:
     delta: the change, float32, at the sites of the base model (see models.delta).
-    meta: JSON values: `kind` (how it was made), `base` (see base.Base), `sources` (what it was made
-      from, each with its own record), and what the operations on the way added. Saving adds
-      `format`, `norm`, `norms` per site, `fingerprints` and `versions`.
+    meta: JSON values: `kind` (how the direction was made), `base` (see base.Base), `sources` (a
+      record of each source), and records of further operations. Saving adds `format`, `norm`,
+      `norms` per site, `fingerprints` and `versions`.
   """
 
   delta: PyTree
@@ -64,18 +62,19 @@ class Direction:
 def check_base(
   direction: Direction, model: models.Model, *, allow_other_base: bool = False
 ) -> None:
-  """Nothing, if the direction is one of this model's.
+  """Raises InputError if the direction is not a change of this model.
 
   Args:
-    allow_other_base: take a model of the same architecture with other weights (a fine-tune of the
-      base, say).
+    allow_other_base: accept a model of the same architecture with other weights, as a fine-tune of
+      the base.
 
   Raises:
-    InputError: another architecture, or other weights; names what differs.
+    InputError: if the architectures or the weights differ; the text names the difference.
   """
   what = f"the direction and the model '{model.source}'"
   bases.same_architecture(direction.base.config, model.config, what=what)
   models.check_delta(model.config, direction.delta)
+  # The digest goes through all of the model's weights, so it is taken only where it decides.
   if direction.base.digest and not allow_other_base:
     bases.same_base(direction.base, bases.base_of(model), what=what)
 
@@ -83,29 +82,31 @@ def check_base(
 def save(folder: files.Path, direction: Direction, *, sync: bool = True) -> None:
   """Writes a direction as a new folder: `direction.safetensors` and, last, `direction.json`.
 
-  Changes in memory are tensors in our axes, called by their path: `<path>.dense`, or the factors
-  `<path>.a` and `<path>.b`. Changes that are on the disk are copied block by block, in the names
-  and axes of a checkpoint of the base's family: what differs between two checkpoints is a
-  checkpoint of differences.
+  Changes in memory are written as tensors in our axes, named by path: `<path>.dense`, or the
+  factors `<path>.a` and `<path>.b`. If all changes are on disk, they are copied block by block, in
+  the names and axes of a checkpoint of the base's family: the difference of two checkpoints is
+  itself a checkpoint.
 
   Args:
-    sync: wait until it is on the disk.
+    sync: wait until the folder is on the disk.
 
   Raises:
-    InputError: the folder exists. NotFiniteError: a tensor is not finite. OutputError: it could not
-      be written; nothing is left.
+    InputError: if the folder exists.
+    NotFiniteError: if a value is NaN or infinite.
+    OutputError: if the folder could not be written; nothing is left of it.
   """
   flat = tree.flatten(direction.delta, models.is_delta_leaf)
   with files.new_folder(folder, what='a direction', sync=sync) as partial:
     if all(map(on_disk.is_on_disk, flat.values())):
-      parts = on_disk.parts_of(direction.base.config, models.FAMILIES[direction.base.family])
+      base = direction.base
+      parts = on_disk.parts_of(base.config, models.FAMILIES[base.family])
       squares, prints = direction_file.write(partial / TENSORS, flat, parts, sync=sync)
     else:
       squares, prints = _save_tensors(partial / TENSORS, direction.delta)
     manifest = {
       **direction.meta,
       'norm': math.sqrt(math.fsum(squares.values())),
-      'norms': {path: math.sqrt(value) for path, value in squares.items()},
+      'norms': {path: math.sqrt(square) for path, square in squares.items()},
       'versions': versions('jax', 'jaxlib', 'flax', 'numpy', 'safetensors'),
       'fingerprints': prints,
     }
@@ -116,31 +117,50 @@ def load(folder: files.Path, *, unread: bool = False) -> Direction:
   """The direction in a folder, every tensor checked against its fingerprint.
 
   Args:
-    unread: leave dense changes that are stored as in a checkpoint on the disk; they are checked
-      when they are used.
+    unread: leave dense changes in the axes of a checkpoint on the disk; each is then checked when
+      it is used.
 
   Raises:
-    InputError: no direction there, or of another format. CorruptError: it is cut short, or was
-      changed after it was written.
+    InputError: if the folder holds no direction, or one of another format.
+    CorruptError: if the direction was cut short, or changed after it was written.
   """
   folder = pathlib.Path(folder)
   meta = _MANIFEST.read(folder)
   if not (folder / TENSORS).exists():
     raise CorruptError(f'{folder / TENSORS} is missing; copy or make the direction again')
   raw = raws.tensors_of(folder / TENSORS)
-  named = {name: meta['fingerprints'].get(name) for name in raw}
-  _MANIFEST.check_fingerprints(folder, meta['fingerprints'], named)
+  prints = meta['fingerprints']
+  # Names first: a tensor that is missing or too many is found before any is read.
+  _MANIFEST.check_fingerprints(folder, prints, {name: prints.get(name) for name in raw})
   base = bases.from_json(meta['base'], where='the direction')
-  tensors = _read_tensors(folder, raw, meta['fingerprints'])
-  leaves = _from_checkpoint(raw, meta, base, unread=unread) | _from_tensors(tensors)
+  # A tensor in our axes is named by a path with '/', one of a checkpoint by a name with '.'.
+  tensors = _read_tensors({name: tensor for name, tensor in raw.items() if '/' in name})
+  expected = {name: prints[name] for name in tensors}
+  _MANIFEST.check_fingerprints(folder, expected, tree.fingerprint(tensors))
+  leaves = _from_tensors(tensors)
+  values = {
+    name: on_disk.Values(tensor, fingerprint=prints[name])
+    for name, tensor in raw.items()
+    if '/' not in name
+  }
+  if values:
+    for path, leaf in _from_checkpoint(values, base, meta['norms']).items():
+      leaves[path] = leaf if unread else Dense(jnp.asarray(np.asarray(leaf.value)))
   direction = Direction(tree.unflatten(dict(sorted(leaves.items()))), meta)
   models.check_delta(base.config, direction.delta)
   return direction
 
 
 def _save_tensors(path: pathlib.Path, delta: PyTree) -> tuple[dict[str, float], dict[str, str]]:
-  """Writes a delta in memory; {path: squared norm}, {tensor: fingerprint}."""
-  tensors = _to_tensors(delta)
+  """{site: squared norm} and {tensor: fingerprint} of a delta in memory, which is written."""
+  tensors = {}
+  for site, leaf in tree.flatten(delta, models.is_delta_leaf).items():
+    if isinstance(leaf, Dense):
+      tensors[f'{site}.dense'] = np.asarray(leaf.value, np.float32)
+    else:
+      # The file has no place for the scale: B takes it.
+      tensors[f'{site}.a'] = np.asarray(leaf.a, np.float32)
+      tensors[f'{site}.b'] = np.float32(leaf.scale) * np.asarray(leaf.b, np.float32)
   broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
   if broken:
     raise NotFiniteError(f'the direction is NaN or infinite at {", ".join(broken)}')
@@ -149,49 +169,37 @@ def _save_tensors(path: pathlib.Path, delta: PyTree) -> tuple[dict[str, float], 
 
 
 def _from_checkpoint(
-  raw: Mapping[str, raws.Raw], meta: Mapping[str, Any], base: bases.Base, *, unread: bool
+  values: Mapping[str, on_disk.Values], base: bases.Base, paths: Collection[str]
 ) -> dict[str, Dense]:
-  """{path: change} of those that are stored as in a checkpoint."""
-  values = {
-    name: on_disk.Values(tensor, fingerprint=meta['fingerprints'][name])
-    for name, tensor in raw.items()
-    if '/' not in name
-  }
-  if not values:
-    return {}
-  parts = on_disk.parts_of(base.config, models.FAMILIES[base.family])
+  """{path: change on disk} at the paths, from tensors that are stored as in a checkpoint."""
+  family = models.FAMILIES[base.family]
+  parts = on_disk.parts_of(base.config, family)
   for name, tensor in values.items():
     if name not in parts:
       raise CorruptError(
         f"the direction's tensor '{name}' is none of a {base.family} checkpoint; make it again"
       )
+    # Parameters that share a tensor know its whole shape, so the first of them will do.
     shape = stored.stored_shape(parts[name][0].row, base.config)
     if (tensor.plus.shape, tensor.plus.dtype) != (shape, 'F32'):
       raise CorruptError(
         f"the direction's tensor '{name}' is {tensor.plus.dtype} {tensor.plus.shape}, expected F32 "
         f'{shape}; make it again'
       )
-  leaves = on_disk.leaves(base.config, models.FAMILIES[base.family], values, meta['norms'])
-  return (
-    leaves
-    if unread
-    else {path: Dense(jnp.asarray(np.asarray(leaf.value))) for path, leaf in leaves.items()}
-  )
+  return on_disk.leaves(base.config, family, values, paths)
 
 
-def _to_tensors(delta: PyTree) -> dict[str, np.ndarray]:
+def _read_tensors(raw: Mapping[str, raws.Raw]) -> dict[str, np.ndarray]:
   tensors = {}
-  for path, leaf in tree.flatten(delta, models.is_delta_leaf).items():
-    if isinstance(leaf, Dense):
-      tensors[f'{path}.dense'] = np.asarray(leaf.value, np.float32)
-    else:
-      tensors[f'{path}.a'] = np.asarray(leaf.a, np.float32)
-      tensors[f'{path}.b'] = np.float32(leaf.scale) * np.asarray(leaf.b, np.float32)
+  for name, tensor in raw.items():
+    tensors[name] = np.empty(tensor.shape, raws.STORED_AS[tensor.dtype])
+    tensor.read(0, tensors[name].reshape(-1))
   return tensors
 
 
-def _from_tensors(tensors: Mapping[str, np.ndarray]) -> PyTree:
-  leaves = {}
+def _from_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, LowRank | Dense]:
+  """{path: leaf} from tensors in our axes."""
+  leaves: dict[str, LowRank | Dense] = {}
   for name in sorted(tensors):
     path, _, part = name.rpartition('.')
     if part == 'dense':
@@ -203,17 +211,4 @@ def _from_tensors(tensors: Mapping[str, np.ndarray]) -> PyTree:
         f"the direction's tensor '{name}' is neither a dense change nor half of a whole pair; make "
         'it again'
       )
-  return tree.unflatten(leaves)
-
-
-def _read_tensors(
-  folder: pathlib.Path, raw: Mapping[str, raws.Raw], prints: Mapping[str, str]
-) -> dict[str, np.ndarray]:
-  """The tensors in our axes, checked."""
-  tensors = {}
-  for name in (name for name in raw if '/' in name):
-    tensors[name] = np.empty(raw[name].shape, raws.STORED_AS[raw[name].dtype])
-    raw[name].read(0, tensors[name].reshape(-1))
-  expected = {name: prints[name] for name in tensors}
-  _MANIFEST.check_fingerprints(folder, expected, tree.fingerprint(tensors))
-  return tensors
+  return leaves
