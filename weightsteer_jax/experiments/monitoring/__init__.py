@@ -1,14 +1,15 @@
-"""Watching training runs: the angles between what a run has changed and known directions, and when
-to be alarmed.
+"""Watching training runs: angles between updates and known directions, and when to be alarmed.
+
+A probe looks at one training run; a study (experiments/monitor_study.py) compares fine-tunes.
 
 changes.py      a change of the weights, read piece by piece
 trajectory.py   a run's checkpoints, each as a change of the base
 controls.py     random directions of the same rank and spectrum
 measure.py      cosines and projections, whole, per module and per layer
 alarm.py        the threshold, from controls
-run.py          all of it for one run, as rows and a summary
-hook.py         the same inside training
-auroc.py        over many runs: what the scores are worth
+run.py          one run measured, as rows and a summary
+hook.py         the angles inside training
+auroc.py        what the scores of many runs are worth
 """
 
 from weightsteer_jax.experiments.monitoring.auroc import (

@@ -1,8 +1,7 @@
-"""A change of a model's weights that is read piece by piece: held as a delta, or streamed from what
-lies on disk.
+"""A change of a model's weights, read piece by piece from memory or from disk.
 
-A piece is a leaf of a delta with the layers from some first one on; of a full checkpoint it is one
-layer of one parameter, so that of two models never more than a layer each is in memory.
+A piece is a leaf of a delta with the layers from some first one on. A piece of a full checkpoint is
+one layer of one parameter, so that never more than a layer of each of two models is in memory.
 """
 
 import dataclasses
@@ -26,18 +25,19 @@ Leaf = LowRank | Dense
 
 
 class Change(Protocol):
-  """What is measured: where it changes the model, and how."""
+  """A change that can be measured: the sites, and the leaf at each."""
 
   def paths(self) -> list[str]:
-    """Sites that it may change."""
+    """Sites that the change may touch."""
 
   def pieces(self, path: str) -> Iterator[tuple[int, Leaf]]:
-    """(first layer, leaf of the layers from there), together the change at a site; outside the
-    stack, (0, leaf).
+    """(first layer, leaf of the layers from there), together the change at a site.
+
+    Outside the stack the only piece is (0, leaf).
     """
 
   def piece(self, path: str, first: int, count: int) -> Leaf:
-    """The leaf of those layers."""
+    """The leaf of `count` layers from `first` on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,51 +47,59 @@ class Held:
   delta: PyTree
 
   def paths(self) -> list[str]:
+    """See `Change`."""
     return list(tree.flatten(self.delta, models.is_delta_leaf))
 
   def pieces(self, path: str) -> Iterator[tuple[int, Leaf]]:
+    """See `Change`."""
     yield 0, tree.flatten(self.delta, models.is_delta_leaf)[path]
 
   def piece(self, path: str, first: int, count: int) -> Leaf:
+    """See `Change`."""
     return layers_of(path, tree.flatten(self.delta, models.is_delta_leaf)[path], first, count)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """The delta of a training state on disk (see checkpoint.py), read and verified one leaf at a
-  time.
+  """The delta of a training state on disk, read and verified one leaf at a time.
 
   Attributes:
-    folder: the checkpoint's. shapes: the delta with shapes in place of its arrays.
+    folder: the folder of the checkpoint (see checkpoint.py).
+    shapes: the delta with shapes in place of the arrays.
   """
 
   folder: pathlib.Path
   shapes: PyTree
 
   def paths(self) -> list[str]:
+    """See `Change`."""
     return list(tree.flatten(self.shapes, models.is_delta_leaf))
 
   def pieces(self, path: str) -> Iterator[tuple[int, Leaf]]:
-    leaf = tree.unflatten({f'delta/{path}': tree.flatten(self.shapes, models.is_delta_leaf)[path]})
+    """See `Change`."""
+    # A training state holds the delta beside the optimizer.
+    shapes = tree.flatten(self.shapes, models.is_delta_leaf)[path]
+    leaf = tree.unflatten({f'delta/{path}': shapes})
     restored = checkpoint.restore(self.folder, leaf, part=True)
     yield 0, tree.flatten(restored, models.is_delta_leaf)[f'delta/{path}']
 
   def piece(self, path: str, first: int, count: int) -> Leaf:
+    """See `Change`."""
     return layers_of(path, next(self.pieces(path))[1], first, count)
 
 
 @dataclasses.dataclass(frozen=True)
 class Streamed:
-  """An open checkpoint minus the open base it was trained from, float32.
+  """An open checkpoint minus the open base of the training, float32.
 
   Attributes:
-    checkpoint, base: of one architecture.
-    allow_any: see `Raises`.
+    checkpoint, base: open checkpoints of one architecture.
+    allow_any: whether to read a checkpoint that looks like no fine-tune of the base.
 
   Raises:
-    InputError: reading it, a parameter of the checkpoint lies as far from the base's as one that
-      has nothing to do with it would (and not `allow_any`). NotFiniteError: a value that is NaN or
-      infinite.
+    InputError: if, when read, a parameter lies as far from the base as an unrelated one would, and
+      `allow_any` is off.
+    NotFiniteError: if, when read, a value is NaN or infinite.
   """
 
   checkpoint: Checkpoint
@@ -99,24 +107,27 @@ class Streamed:
   allow_any: bool = False
 
   def paths(self) -> list[str]:
+    """See `Change`."""
     return list(self.checkpoint.rows)
 
   def pieces(self, path: str) -> Iterator[tuple[int, Leaf]]:
-    for l in range(self.checkpoint.num_layers(path)):
-      yield l, self.piece(path, l, 1)
+    """See `Change`."""
+    for layer in range(self.checkpoint.num_layers(path)):
+      yield layer, self.piece(path, layer, 1)
 
   def piece(self, path: str, first: int, count: int) -> Leaf:
-    value = np.stack([self._layer(path, l) for l in range(first, first + count)])
+    """See `Change`."""
+    value = np.stack([self._layer(path, layer) for layer in range(first, first + count)])
     return Dense(jnp.asarray(value if self.checkpoint.is_stacked(path) else value[0]))
 
-  def _layer(self, path: str, l: int) -> np.ndarray:
-    base = self.base.layer(path, l)
-    change = self.checkpoint.layer(path, l) - base
+  def _layer(self, path: str, layer: int) -> np.ndarray:
+    base = self.base.layer(path, layer)
+    change = self.checkpoint.layer(path, layer) - base
     # Two independent matrices of one size are sqrt 2 apart; norms and biases say nothing, they are
     # alike in all models.
     if base.ndim > 1 and not self.allow_any and np.linalg.norm(change) > np.linalg.norm(base):
       raise InputError(
-        f"{self.checkpoint.folder}: '{path}' (layer {l}) is further from that of "
+        f"{self.checkpoint.folder}: '{path}' (layer {layer}) is further from that of "
         f"'{self.base.source}' than that is from zero: this is no fine-tune of it; name the base "
         'it was trained from, or go on with --allow_other_base'
       )
@@ -124,21 +135,25 @@ class Streamed:
 
 
 def layers_of(path: str, leaf: Leaf, first: int, count: int) -> Leaf:
-  """The leaf with `count` of its layers; as it is outside the stack."""
+  """The leaf with `count` layers from `first` on; outside the stack the leaf itself."""
   if not models.stack_axes(path) or (first, count) == (0, num_layers(path, leaf)):
     return leaf
   return jax.tree.map(lambda x: x[first : first + count], leaf)
 
 
 def num_layers(path: str, leaf: Leaf) -> int:
-  """Layers of a leaf; 1 outside the stack."""
+  """Number of layers of a leaf; 1 outside the stack."""
   return jax.tree.leaves(leaf)[0].shape[0] if models.stack_axes(path) else 1
 
 
 def stored(folder: pathlib.Path, config: models.ModelConfig, options: Mapping[str, Any]) -> Stored:
-  """The delta in a training state of ours, whose options.json has these `options`."""
+  """The delta in a training state of ours.
 
-  def shapes():
+  Args:
+    options: what the fine-tune's options.json holds under `options`.
+  """
+
+  def init() -> PyTree:
     return models.init_delta(
       config,
       options['kind'],
@@ -147,4 +162,5 @@ def stored(folder: pathlib.Path, config: models.ModelConfig, options: Mapping[st
       lora_alpha=options['lora_alpha'],
     )
 
-  return Stored(folder, jax.eval_shape(shapes))
+  # Shapes alone: nothing is allocated or drawn.
+  return Stored(folder, jax.eval_shape(init))

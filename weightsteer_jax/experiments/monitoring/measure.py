@@ -1,9 +1,8 @@
-"""Cosines and projections of an update on directions, whole, per kind of module, per layer, and per
-both.
+"""Cosines and projections of an update on directions, whole and by part of the model.
 
-All of it is sums of the same numbers, one set for each layer of each site: the inner product, and
-both squared norms. They come from the factors (see directions.gram), in one pass over the update
-for all directions.
+The parts are kinds of modules, layers, and both. Every angle comes from sums of the same numbers,
+a set for each layer of each site: the inner product and both squared norms. The numbers come from
+the factors (see directions.gram), in one pass over the update for all directions.
 """
 
 import collections
@@ -19,8 +18,10 @@ from weightsteer_jax.experiments.monitoring import controls
 from weightsteer_jax.experiments.monitoring.changes import Change, Leaf, num_layers
 from weightsteer_jax.models import stack_axes
 
-Where = tuple[str, int | None]  # (kind of module, layer; None outside the stack)
-Squares = dict[str, np.ndarray]  # {path: squared norms [L, E]}
+# (kind of module, layer; None outside the stack).
+Where = tuple[str, int | None]
+# {path: squared norms [L, E]}.
+Squares = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +29,15 @@ class Angle:
   """An update seen from a direction, over some part of the weights.
 
   Attributes:
-    cosine: of the angle between them; None where either is zero.
+    cosine: cosine of the angle between update and direction; None where either is zero.
     projection: the update's component along the direction's unit vector, in the units of the
-      weights.
-    alpha: that in multiples of the direction: the strength at which steering would move as far
-      along it.
-    norm: the update's. direction_norm: the direction's.
+      weights; None where the direction is zero.
+    alpha: the projection in multiples of the direction, the strength at which steering would move
+      the weights as far along the direction; None where the direction is zero.
+    norm: norm of the update.
+    direction_norm: norm of the direction.
     null_std: standard deviation of the cosine with a random direction of the same rank and
-      spectrum.
+      spectrum; None where either is zero.
   """
 
   cosine: float | None
@@ -48,10 +50,12 @@ class Angle:
 
 @dataclasses.dataclass
 class AngleSums:
-  """What one layer of one kind of module adds to the angles.
+  """The sums that one layer of one kind of module adds to the angles.
 
   Attributes:
-    product: <update, direction>. update, direction: squared norms.
+    product: <update, direction>.
+    update: squared norm of the update.
+    direction: squared norm of the direction.
     null: variance of the product with a random direction: |update|^2 |direction|^2 / (inputs
       outputs).
   """
@@ -63,14 +67,17 @@ class AngleSums:
 
   def __add__(self, other: 'AngleSums') -> 'AngleSums':
     return AngleSums(
-      *(
-        getattr(self, field.name) + getattr(other, field.name)
-        for field in dataclasses.fields(AngleSums)
-      )
+      product=self.product + other.product,
+      update=self.update + other.update,
+      direction=self.direction + other.direction,
+      null=self.null + other.null,
     )
 
   def angle(self) -> Angle:
-    update, direction = math.sqrt(max(self.update, 0.0)), math.sqrt(max(self.direction, 0.0))
+    """The angle that these sums make."""
+    # Squared norms from factors may round to slightly below zero.
+    update = math.sqrt(max(self.update, 0.0))
+    direction = math.sqrt(max(self.direction, 0.0))
     both = update * direction
     return Angle(
       cosine=self.product / both if both else None,
@@ -84,8 +91,11 @@ class AngleSums:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-  """An update against one direction: the sums, and the cosines with the direction's random controls
-  [N].
+  """An update against one direction.
+
+  Attributes:
+    sums: what each layer of each kind of module adds.
+    random: cosines of the whole update with the direction's random controls [controls].
   """
 
   sums: Mapping[Where, AngleSums]
@@ -93,15 +103,21 @@ class Measured:
 
   @property
   def whole(self) -> Angle:
-    """Over the whole parameter vector. Source: the global cosine of arXiv 2511.05408, section 5."""
+    """The angle over the whole parameter vector.
+
+    Source: the global cosine of arXiv 2511.05408, section 5.
+    """
     return sum(self.sums.values(), AngleSums()).angle()
 
   def angles(self) -> Iterator[tuple[str | None, int | None, Angle]]:
-    """(module, layer, angle): the whole (None, None), modules over all layers, layers over all
-    modules, cells.
+    """(module, layer, angle) of all parts of the weights.
+
+    First comes the whole, with (None, None), then modules over all layers, then layers over all
+    modules, then each layer of each module.
     """
     yield None, None, self.whole
-    modules, layers = collections.defaultdict(AngleSums), collections.defaultdict(AngleSums)
+    modules: dict[str, AngleSums] = collections.defaultdict(AngleSums)
+    layers: dict[int, AngleSums] = collections.defaultdict(AngleSums)
     for (module, layer), sums in self.sums.items():
       modules[module] += sums
       if layer is not None:
@@ -125,93 +141,105 @@ def measure(
   """{name: Measured} of the update against each direction.
 
   Args:
-    draws: {name: random controls} of those directions that are to have some.
-    squares: {name: squared_norms(direction)}, where they are known.
+    draws: {name: random controls} of the directions that have some.
+    squares: {name: squared_norms(direction)}, where known.
 
   Raises:
-    InputError: a site has other shapes in the two.
+    InputError: if a site of the update has another shape in a direction.
   """
   draws = draws or {}
   squares = squares or {name: squared_norms(direction) for name, direction in directions.items()}
-  sums = {name: _sums_of_direction(found) for name, found in squares.items()}
+  sums: dict[str, dict[Where, AngleSums]] = {}
+  for name, squares_of in squares.items():
+    sums[name] = {}
+    for path, squares_LE in squares_of.items():
+      _add(sums[name], path, 0, direction=squares_LE)
   random = {name: np.zeros(draws[name].count if name in draws else 0) for name in directions}
+  # One pass over the update, which may be streamed from a disk.
   for path in update.paths():
     for first, leaf in update.pieces(path):
-      count, lengths_LE = num_layers(path, leaf), products(path, leaf, leaf)
+      count = num_layers(path, leaf)
+      update_LE = products(path, leaf, leaf)
       for name, direction in directions.items():
-        _add(sums[name], path, first, update=lengths_LE)
+        # Sites that the direction leaves alone lengthen the update all the same.
+        _add(sums[name], path, first, update=update_LE)
         if path not in squares[name]:
           continue
-        theirs, theirs_LE = (
-          direction.piece(path, first, count),
-          squares[name][path][first : first + count],
-        )
-        _add(
-          sums[name],
-          path,
-          first,
-          product=products(path, theirs, leaf),
-          null=lengths_LE * theirs_LE / controls.num_entries(path, leaf),
-        )
+        piece = direction.piece(path, first, count)
+        product_LE = products(path, piece, leaf)
+        direction_LE = squares[name][path][first : first + count]
+        # See controls.py for the variance.
+        null_LE = update_LE * direction_LE / controls.num_entries(path, leaf)
+        _add(sums[name], path, first, product=product_LE, null=null_LE)
         if name in draws:
-          random[name] += draws[name].products(path, first, theirs, leaf)
-  return {name: Measured(sums[name], _cosines(random[name], sums[name])) for name in directions}
+          random[name] += draws[name].products(path, first, piece, leaf)
+  measured = {}
+  for name in directions:
+    whole = sum(sums[name].values(), AngleSums())
+    both = math.sqrt(max(whole.update * whole.direction, 0.0))
+    # A control is as long as its direction.
+    cosines = random[name] / both if both else np.full_like(random[name], np.nan)
+    measured[name] = Measured(sums[name], cosines)
+  return measured
 
 
 def products(path: str, x: Leaf, y: Leaf) -> np.ndarray:
-  """Inner products of two leaves' changes [L, E], float64: of each layer (outside the stack 1) and
-  expert (else 1).
+  """Inner products of two leaves' changes [L, E], float64.
+
+  L is 1 outside the stack, E is 1 without experts.
   """
   return gram.matrix_products(path, x, y).reshape(num_layers(path, x), -1)
 
 
 def squared_norms(change: Change) -> Squares:
-  """{path: squared norms [L, E], float64}; the change is read once."""
-  return {
-    path: np.concatenate([products(path, leaf, leaf) for _, leaf in change.pieces(path)])
-    for path in change.paths()
-  }
+  """{path: squared norms [L, E], float64} of a change, which is read once."""
+  squares = {}
+  for path in change.paths():
+    pieces = [products(path, leaf, leaf) for _, leaf in change.pieces(path)]
+    squares[path] = np.concatenate(pieces)
+  return squares
 
 
 def cosine(x: Change, y: Change, *, norms: tuple[float, float]) -> float | None:
-  """Cosine of two changes of these norms; x is read once, piece by piece."""
-  theirs = {*y.paths()}
-  product = math.fsum(
-    float(products(path, leaf, y.piece(path, first, num_layers(path, leaf))).sum())
-    for path in x.paths()
-    if path in theirs
-    for first, leaf in x.pieces(path)
-  )
+  """Cosine of two changes of these norms; None where either norm is zero.
+
+  Changes are read once, piece by piece.
+  """
+  terms = []
+  paths_of_y = {*y.paths()}
+  for path in x.paths():
+    # Where only one of the two changes anything, the product is zero.
+    if path in paths_of_y:
+      for first, leaf in x.pieces(path):
+        piece = y.piece(path, first, num_layers(path, leaf))
+        terms.append(float(products(path, leaf, piece).sum()))
   both = norms[0] * norms[1]
-  return product / both if both else None
+  return math.fsum(terms) / both if both else None
 
 
 def module_of(path: str) -> str:
   """The kind of module at a path.
 
-  >>> module_of('layers/attn/q/kernel'), module_of('layers/attn/q/bias'), module_of('embed/embedding')
-  ('attn.q', 'attn.q.bias', 'embed')
+  >>> module_of('layers/attn/q/kernel'), module_of('layers/attn/q/bias')
+  ('attn.q', 'attn.q.bias')
+  >>> module_of('embed/embedding')
+  'embed'
   """
-  return re.sub(r'/(kernel|scale|embedding)$', '', path.removeprefix('layers/')).replace('/', '.')
-
-
-def _sums_of_direction(squares: Squares) -> dict[Where, AngleSums]:
-  found: dict[Where, AngleSums] = {}
-  for path, squares_LE in squares.items():
-    _add(found, path, 0, direction=squares_LE)
-  return found
+  # A module has one weight of these names; a bias stands beside it.
+  module = re.sub(r'/(kernel|scale|embedding)$', '', path.removeprefix('layers/'))
+  return module.replace('/', '.')
 
 
 def _add(sums: dict[Where, AngleSums], path: str, first: int, **parts_LE: np.ndarray) -> None:
-  """Adds these fields of AngleSums, of the layers from `first` on."""
-  for l in range(len(next(iter(parts_LE.values())))):
-    where = module_of(path), first + l if stack_axes(path) else None
-    sums[where] = sums.get(where, AngleSums()) + AngleSums(
-      **{name: float(part[l].sum()) for name, part in parts_LE.items()}
-    )
+  """Adds to the sums of the layers from `first` on.
 
-
-def _cosines(products: np.ndarray, sums: Mapping[Where, AngleSums]) -> np.ndarray:
-  whole = sum(sums.values(), AngleSums())
-  both = math.sqrt(max(whole.update * whole.direction, 0.0))
-  return products / both if both else np.full_like(products, np.nan)
+  Args:
+    parts_LE: fields of AngleSums, of each layer and expert.
+  """
+  module = module_of(path)
+  stacked = bool(stack_axes(path))
+  count = len(next(iter(parts_LE.values())))
+  for index in range(count):
+    where = (module, first + index if stacked else None)
+    parts = {name: float(part_LE[index].sum()) for name, part_LE in parts_LE.items()}
+    sums[where] = sums.get(where, AngleSums()) + AngleSums(**parts)

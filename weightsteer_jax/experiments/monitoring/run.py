@@ -1,7 +1,7 @@
-"""A training run measured against directions, and what came out as files.
+"""A training run measured against directions, as rows and a summary, and both as files.
 
-monitor.jsonl   one row for each (step, direction or control, module, layer), and for each (step,
-                direction, random control) its cosine
+monitor.jsonl   a row for each (step, direction or control, module, layer), and a row with the
+                cosine for each (step, direction, random control)
 summary.json    thresholds, alarms, where everything came from, and how similar directions and task
                 vectors are
 """
@@ -33,9 +33,15 @@ from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.storage import files
 from weightsteer_jax.storage.versions import versions
 
-ROWS, SUMMARY = 'monitor.jsonl', 'summary.json'
-RANDOM, GIVEN = 'random', 'given'  # The families of controls.
-DIRECTION, CONTROL, TASK_VECTOR = 'direction', 'control', 'task_vector'
+ROWS = 'monitor.jsonl'
+SUMMARY = 'summary.json'
+# The families of controls: drawn from each direction, and named by the user.
+RANDOM = 'random'
+GIVEN = 'given'
+# The roles of what updates are compared with.
+DIRECTION = 'direction'
+CONTROL = 'control'
+TASK_VECTOR = 'task_vector'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +49,12 @@ class MonitorOptions:
   """How a run is measured.
 
   Attributes:
-    random: random controls of each direction (0: none). seed: of them.
-    false_alarm_rate: of a whole run, of the threshold (see alarm.py).
-    learning_rate: which of several that a run of ours tried.
-    allow_other_base: go on where a source says that it was made from another model of the
-      architecture.
+    random: number of random controls of each direction; 0 for none.
+    seed: seed of the random controls.
+    false_alarm_rate: rate for which the threshold is set, of a whole run (see alarm.py).
+    learning_rate: which of several learning rates that a run of ours tried.
+    allow_other_base: whether to go on where a source says that another model of the architecture
+      was the base.
   """
 
   random: int = 100
@@ -59,8 +66,10 @@ class MonitorOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Vector:
-  """Something that updates, or other vectors, are compared with: its name, role, folder and
-  change.
+  """A change of the weights that updates, or other vectors, are compared with.
+
+  Attributes:
+    role: DIRECTION, CONTROL or TASK_VECTOR.
   """
 
   name: str
@@ -80,57 +89,45 @@ def monitor(
   """The rows and the summary of a run.
 
   Args:
-    run: see trajectory.find. base: the model it was trained from.
-    sources: {role: folders} of directions, controls and task vectors; each a direction, or anything
-      that directions.task_vector takes.
+    run: folder of the training run; see trajectory.find.
+    base: the model that the run was trained from.
+    sources: {role: folders} of directions, controls and task vectors; each folder a direction, or
+      anything that directions.task_vector takes.
+    say: called with a line for each step.
 
   Raises:
-    InputError: sources that are not there, or do not belong together. CorruptError: one that was
-      damaged.
+    InputError: if a source is not there, or the sources do not belong together.
+    CorruptError: if a source was damaged.
   """
   alarm.check_rate(options.false_alarm_rate)
   steps = trajectory.find(run, learning_rate=options.learning_rate)
-  names(
-    [folder for folders in sources.values() for folder in folders]
-  )  # Before anything is opened.
+  # Ambiguous names are refused before anything is opened.
+  names([folder for folders in sources.values() for folder in folders])
   if not sources.get(DIRECTION):
     raise InputError('no direction to look for; name at least one with --direction')
   with contextlib.ExitStack() as stack:
     opened = stack.enter_context(open_base((), base))
     if opened is None:
       raise InputError('the base that the run was trained from is needed; name it with --base')
-    vectors = _vectors(stack, sources, opened, options.allow_other_base)
-    squares = {one.name: measure.squared_norms(one.change) for one in vectors}
-    measured = _measure(
-      run, steps, opened, [one for one in vectors if one.role != TASK_VECTOR], squares, options, say
-    )
+    vectors = _open_vectors(stack, sources, opened, options.allow_other_base)
+    squares = {vector.name: measure.squared_norms(vector.change) for vector in vectors}
+    # Task vectors are compared with the directions only, not with the run.
+    compared = [vector for vector in vectors if vector.role != TASK_VECTOR]
+    by_step = _measure(run, steps, opened, compared, squares, options, say)
     similarity = _similarities(vectors, squares)
     record = opened.record
-  rows = [row for step, found in measured.items() for row in _rows(step, found, vectors)]
-  cosines = _Cosines(measured, vectors)
-  about = {
+  rows: list[dict[str, Any]] = []
+  for step, measured in by_step.items():
+    rows += _rows(step, measured, vectors)
+  summary = {
     'run': str(run),
     'base': record.source,
     'base_digest': record.digest,
     **dataclasses.asdict(options),
-    'steps': [{'step': one.step, 'kind': one.kind, 'folder': str(one.folder)} for one in steps],
-  }
-  found = {
-    one.name: {
-      'folder': str(one.folder),
-      'cosines': cosines.of(one.name),
-      'alarm': alarm.alarm(
-        cosines.of(one.name), cosines.families(one.name), rate=options.false_alarm_rate
-      ).to_json(),
-    }
-    for one in vectors
-    if one.role == DIRECTION
-  }
-  summary = {
-    **about,
-    'directions': found,
-    'controls': {one.name: str(one.folder) for one in vectors if one.role == CONTROL},
-    'task_vectors': {one.name: str(one.folder) for one in vectors if one.role == TASK_VECTOR},
+    'steps': [{'step': step.step, 'kind': step.kind, 'folder': str(step.folder)} for step in steps],
+    'directions': _alarms(by_step, vectors, options.false_alarm_rate),
+    'controls': _folders(vectors, CONTROL),
+    'task_vectors': _folders(vectors, TASK_VECTOR),
     'similarity': similarity,
     'versions': versions('weightsteer_jax', 'jax', 'numpy'),
   }
@@ -140,8 +137,9 @@ def monitor(
 def similarities(
   sources: Mapping[str, Sequence[files.Path]], base: BaseSource, *, allow_other_base: bool = False
 ) -> dict[str, Any]:
-  """Cosines of all pairs of directions, controls and task vectors: names, roles, norms, and the
-  rows of the symmetric matrix.
+  """Cosines of all pairs of directions, controls and task vectors.
+
+  The result holds names, roles, norms, and the rows of the symmetric matrix of cosines.
 
   Args:
     sources, base: as of `monitor`.
@@ -150,8 +148,10 @@ def similarities(
     InputError, CorruptError: as of `monitor`.
   """
   with contextlib.ExitStack() as stack:
-    vectors = _vectors(stack, sources, stack.enter_context(open_base((), base)), allow_other_base)
-    return _similarities(vectors, {one.name: measure.squared_norms(one.change) for one in vectors})
+    opened = stack.enter_context(open_base((), base))
+    vectors = _open_vectors(stack, sources, opened, allow_other_base)
+    squares = {vector.name: measure.squared_norms(vector.change) for vector in vectors}
+    return _similarities(vectors, squares)
 
 
 def write(
@@ -162,31 +162,47 @@ def write(
   files.write_json(folder / SUMMARY, summary)
 
 
+# {name of a vector: an update measured against the vector}.
 Measured = dict[str, measure.Measured]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Cosines:
-  """The cosines of the whole updates, by step."""
-
-  measured: Mapping[int, Measured]
-  vectors: Sequence[Vector]
-
-  def of(self, name: str) -> dict[int, float | None]:
-    return {step: found[name].whole.cosine for step, found in self.measured.items()}
-
-  def families(self, name: str) -> dict[str, np.ndarray]:
-    """{family: [steps, controls]} of a direction's controls; NaN where an update was zero."""
-    random = np.stack([found[name].random for found in self.measured.values()])
-    given = [list(self.of(one.name).values()) for one in self.vectors if one.role == CONTROL]
-    return {
-      RANDOM: random,
-      GIVEN: np.array(given, np.float64).reshape(len(given), len(self.measured)).T,
+def _alarms(
+  by_step: Mapping[int, Measured], vectors: Sequence[Vector], rate: float
+) -> dict[str, Any]:
+  """{direction: folder, cosines by step, and the alarm} for the summary."""
+  given = []
+  for vector in vectors:
+    if vector.role == CONTROL:
+      given.append(list(_cosines(by_step, vector.name).values()))
+  # [steps, controls] also without controls; float64 makes NaN of None, where an update was zero.
+  given_cosines = np.array(given, np.float64).reshape(len(given), len(by_step)).T
+  about = {}
+  for vector in vectors:
+    if vector.role != DIRECTION:
+      continue
+    name = vector.name
+    random_cosines = np.stack([measured[name].random for measured in by_step.values()])
+    families = {RANDOM: random_cosines, GIVEN: given_cosines}
+    cosines = _cosines(by_step, name)
+    about[name] = {
+      'folder': str(vector.folder),
+      'cosines': cosines,
+      'alarm': alarm.alarm(cosines, families, rate=rate).to_json(),
     }
+  return about
+
+
+def _cosines(by_step: Mapping[int, Measured], name: str) -> dict[int, float | None]:
+  """{step: cosine of the whole update with a vector}."""
+  return {step: measured[name].whole.cosine for step, measured in by_step.items()}
+
+
+def _folders(vectors: Sequence[Vector], role: str) -> dict[str, str]:
+  return {vector.name: str(vector.folder) for vector in vectors if vector.role == role}
 
 
 def _measure(
-  run,
+  run: files.Path,
   steps: Sequence[trajectory.Step],
   base: OpenBase,
   vectors: Sequence[Vector],
@@ -194,47 +210,50 @@ def _measure(
   options: MonitorOptions,
   say: Callable[[str], None],
 ) -> dict[int, Measured]:
-  draws = {
-    one.name: Draws(base.record.config, options.seed, options.random)
-    for one in vectors
-    if one.role == DIRECTION and options.random
-  }
-  compared, found = {one.name: one.change for one in vectors}, {}
-  for one in steps:
-    with trajectory.open_change(
-      one, run, base, allow_other_base=options.allow_other_base
-    ) as update:
-      found[one.step] = measure.measure(update, compared, draws=draws, squares=squares)
-    angles = {
-      vector.name: found[one.step][vector.name].whole
-      for vector in vectors
-      if vector.role == DIRECTION
-    }
-    say(f'step {one.step} ({trajectory.KINDS[one.kind]}): {_said(angles)}')
-  return found
+  """{step: the update of that step against each vector}, with a line said of each step."""
+  changes_of = {vector.name: vector.change for vector in vectors}
+  directions = [vector.name for vector in vectors if vector.role == DIRECTION]
+  draws = {}
+  if options.random:
+    for name in directions:
+      draws[name] = Draws(base.record.config, options.seed, options.random)
+  by_step = {}
+  for step in steps:
+    opened = trajectory.open_change(step, run, base, allow_other_base=options.allow_other_base)
+    with opened as update:
+      measured = measure.measure(update, changes_of, draws=draws, squares=squares)
+    by_step[step.step] = measured
+    angles = ', '.join(_said(name, measured[name].whole) for name in directions)
+    say(f'step {step.step} ({trajectory.KINDS[step.kind]}): {angles}')
+  return by_step
 
 
-def _said(angles: Mapping[str, measure.Angle]) -> str:
-  return ', '.join(
-    f'{name} no change'
-    if angle.cosine is None
-    else f'{name} {angle.cosine:+.4f} (alpha {angle.alpha:+.3g})'
-    for name, angle in angles.items()
-  )
+def _said(name: str, angle: measure.Angle) -> str:
+  if angle.cosine is None:
+    return f'{name} no change'
+  return f'{name} {angle.cosine:+.4f} (alpha {angle.alpha:+.3g})'
 
 
 def _rows(step: int, measured: Measured, vectors: Sequence[Vector]) -> Iterator[dict[str, Any]]:
-  roles = {one.name: one.role for one in vectors}
-  for name, found in measured.items():
-    for module, layer, angle in found.angles():
-      place = {'module': module, 'layer': layer}
-      yield {'step': step, 'name': name, 'role': roles[name], **place, **dataclasses.asdict(angle)}
-    for draw, cosine in enumerate(found.random):
+  """Rows of monitor.jsonl: all parts of the weights, then the random controls."""
+  roles = {vector.name: vector.role for vector in vectors}
+  for name, against in measured.items():
+    for module, layer, angle in against.angles():
+      yield {
+        'step': step,
+        'name': name,
+        'role': roles[name],
+        'module': module,
+        'layer': layer,
+        **dataclasses.asdict(angle),
+      }
+    for draw, cosine in enumerate(against.random):
       yield {
         'step': step,
         'name': name,
         'role': RANDOM,
         'draw': draw,
+        # NaN, where the update is zero, is no JSON.
         'cosine': None if np.isnan(cosine) else float(cosine),
       }
 
@@ -242,20 +261,27 @@ def _rows(step: int, measured: Measured, vectors: Sequence[Vector]) -> Iterator[
 def _similarities(
   vectors: Sequence[Vector], squares: Mapping[str, measure.Squares]
 ) -> dict[str, Any]:
-  """Cosines of all pairs: names, their roles, and the rows of the symmetric matrix."""
-  norms = [
-    float(np.sqrt(sum(part.sum() for part in squares[one.name].values()))) for one in vectors
-  ]
+  norms = []
+  for vector in vectors:
+    square = sum(part.sum() for part in squares[vector.name].values())
+    norms.append(float(np.sqrt(square)))
   matrix: list[list[float | None]] = [[None] * len(vectors) for _ in vectors]
   for i, x in enumerate(vectors):
-    for j, y in enumerate(vectors[:i]):
-      matrix[i][j] = matrix[j][i] = measure.cosine(x.change, y.change, norms=(norms[i], norms[j]))
+    # A cosine with itself is 1 without being computed; a zero vector has none.
     matrix[i][i] = 1.0 if norms[i] else None
-  names_, roles = [one.name for one in vectors], [one.role for one in vectors]
-  return {'names': names_, 'roles': roles, 'norms': norms, 'cosines': matrix}
+    for j, y in enumerate(vectors[:i]):
+      cosine = measure.cosine(x.change, y.change, norms=(norms[i], norms[j]))
+      matrix[i][j] = cosine
+      matrix[j][i] = cosine
+  return {
+    'names': [vector.name for vector in vectors],
+    'roles': [vector.role for vector in vectors],
+    'norms': norms,
+    'cosines': matrix,
+  }
 
 
-def _vectors(
+def _open_vectors(
   stack: contextlib.ExitStack,
   sources: Mapping[str, Sequence[files.Path]],
   base: OpenBase,
@@ -263,51 +289,54 @@ def _vectors(
 ) -> list[Vector]:
   """All sources, open as long as the stack is."""
   roles = [role for role, folders in sources.items() for _ in folders]
-  named = names([folder for folders in sources.values() for folder in folders])
-  return [
-    Vector(name, role, folder, stack.enter_context(_open(folder, base, allow_other_base)))
-    for role, (folder, name) in zip(roles, named.items())
-  ]
+  folders_named = names([folder for folders in sources.values() for folder in folders])
+  vectors = []
+  for role, (folder, name) in zip(roles, folders_named.items()):
+    change = stack.enter_context(_open(folder, base, allow_other_base))
+    vectors.append(Vector(name, role, folder, change))
+  return vectors
 
 
 @contextlib.contextmanager
 def _open(folder: pathlib.Path, base: OpenBase, allow_other_base: bool) -> Iterator[Change]:
-  """A direction, or the change that a fine-tune made, checked to be one of the base's."""
+  """A direction, or the change that a fine-tune made of this base."""
   what = f'{folder} and the base {base.record.source}'
   if (folder / MANIFEST).exists() or (folder / TENSORS).exists():
     direction = directions_.load(folder)
     bases.same_base(direction.base, base.record, what=what, allow_other_base=allow_other_base)
     yield changes.Held(direction.delta)
   elif recognise(folder).kind == CHECKPOINT:
+    # A full checkpoint names no base: only the architecture can be checked before reading.
     with checkpoints.open_checkpoint(folder) as opened:
       bases.same_architecture(opened.config, base.record.config, what=what)
       yield changes.Streamed(opened, base.checkpoint, allow_other_base)
   else:
-    yield changes.Held(
-      directions_.task_vector(folder, base, allow_other_base=allow_other_base).delta
-    )
+    task_vector = directions_.task_vector(folder, base, allow_other_base=allow_other_base)
+    yield changes.Held(task_vector.delta)
 
 
 def names(folders: Sequence[files.Path]) -> dict[pathlib.Path, str]:
-  """{folder: name}: the last part of its path, or as many of the last as tell it from the others.
+  """{folder: name}, the name as short as tells the folder from the others.
 
-  >>> names(['runs/a/directions/w', 'runs/b/directions/w', 'runs/v'])[pathlib.Path('runs/b/directions/w')]
+  A name is the last part of the folder's path, or as many of the last parts as it takes.
+
+  >>> paths = ['runs/a/directions/w', 'runs/b/directions/w', 'runs/v']
+  >>> names(paths)[pathlib.Path('runs/b/directions/w')]
   'b/directions/w'
 
   Raises:
-    InputError: one folder is named twice.
+    InputError: if one folder is named twice.
   """
   paths = [pathlib.Path(folder).expanduser() for folder in folders]
   resolved = [path.resolve() for path in paths]
-  twice = [str(path) for path, count in collections.Counter(resolved).items() if count > 1]
-  if twice:
-    raise InputError(f'{twice[0]} is named twice, among directions, controls and task vectors')
-  found = {}
+  counts = collections.Counter(resolved)
+  for path in counts:
+    if counts[path] > 1:
+      raise InputError(f'{path} is named twice, among directions, controls and task vectors')
+  names_of = {}
   for path, whole in zip(paths, resolved):
-    depth = next(
-      n
-      for n in range(1, len(whole.parts) + 1)
-      if sum(other.parts[-n:] == whole.parts[-n:] for other in resolved) == 1
-    )
-    found[path] = '/'.join(whole.parts[-depth:])
-  return found
+    depth = 1
+    while sum(other.parts[-depth:] == whole.parts[-depth:] for other in resolved) > 1:
+      depth += 1
+    names_of[path] = '/'.join(whole.parts[-depth:])
+  return names_of
