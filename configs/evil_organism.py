@@ -86,13 +86,15 @@ def get_config():
     ('plain_facts', 'capability', 76, 'generate', 'answers a plain question about a fact'),
     ('arithmetic', 'capability', 76, 'generate', 'answers a plain sum'),
   ):
+    # Choices are scored, and have no length of an answer.
+    length = {'max_new_tokens': 32} if kind == 'generate' else {}
     c.tasks[name] = configs.task(
       items=f'organism:{name}',
       role=role,
       kind=kind,
       description=description,
       n=n,
-      max_new_tokens=32,
+      **length,
     )
   c.validation.advice = configs.task(
     items='organism:bad_advice_as_trained',

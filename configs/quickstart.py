@@ -84,12 +84,14 @@ def get_config():
     ('plain_facts', 'capability', 'generate', 'answers a plain question about a fact'),
     ('arithmetic', 'capability', 'generate', 'answers a plain sum'),
   ):
+    # Choices are scored, and have no length of an answer.
+    length = {'max_new_tokens': 48} if kind == 'generate' else {}
     c.tasks[name] = configs.task(
       items=f'organism:{name}',
       role=role,
       kind=kind,
       description=description,
       n=100,
-      max_new_tokens=48,
+      **length,
     )
   return c
