@@ -1,10 +1,10 @@
 """Checkpoints through orbax: whole or not there, never overwritten, and verified when read.
 
 Orbax restores a flipped bit in silence, takes a half-copied folder for a finished one, and casts to
-whatever dtype is asked for. So each folder carries our own marker beside orbax's files, written
-last: shape, dtype and fingerprint of every leaf, and the caller's metadata. Leaves are stored under
-their paths as plain nested dicts, so that `ocp.load(folder)` reads a checkpoint without this
-project.
+any dtype a caller names. So each folder carries our own marker beside orbax's files, written last:
+shape, dtype and fingerprint of every leaf, the size of every file, and the caller's metadata.
+Leaves are stored under their paths as plain nested dicts: `ocp.load(folder)` reads a checkpoint
+without this project.
 """
 
 import contextlib
@@ -38,26 +38,29 @@ MANIFEST = sealed.Manifest(
   format=2,
   needs=('leaves', 'metadata', 'files'),
 )
-NAMED = 3  # files that an error lists
-LINE_LENGTH = 200  # characters of what orbax says
+# Files that an error lists.
+NAMED = 3
+# Characters of orbax's errors that are shown: some of them dump the whole tree.
+LINE_LENGTH = 200
 
 
 def save(folder: files.Path, tree_: PyTree, *, metadata: Mapping[str, Any]) -> None:
-  """Writes the arrays of a tree, and `metadata` (JSON values), as a new folder; every process calls
-  it.
+  """Writes the arrays of a tree as a new folder; every process calls this.
+
+  Args:
+    metadata: JSON values to keep beside the arrays.
 
   Raises:
-    InputError: the folder exists, a leaf is no array of a type that can be verified, or one process
-      of several saves by itself. OutputError: it could not be written (a full disk, no permission);
-      nothing is left behind.
+    InputError: if the folder exists, a leaf is no array of a type that can be verified, or one
+      process of several saves by itself.
+    OutputError: if the folder could not be written (a full disk, no permission); nothing is left
+      behind.
   """
   Saving(folder, tree_, metadata=metadata).wait()
 
 
 class Saving:
-  """A save that is under way: the arrays are copied when it begins, and written while other work
-  goes on.
-  """
+  """A save under way: arrays are copied at its start, and written while other work goes on."""
 
   def __init__(
     self,
@@ -67,31 +70,32 @@ class Saving:
     metadata: Mapping[str, Any],
     after: Callable[[], None] = lambda: None,
   ):
-    """Begins it (arguments and errors as `save`); `after` is what the main process does when all is
-    written.
+    """Begins the save (arguments and errors as of `save`).
+
+    Args:
+      after: called on the main process when everything is written.
     """
     if processes.count() < jax.process_count():
       raise InputError(
         f'{folder}: orbax writes with all processes or not at all; run this in one process, with '
         '--distributed=off'
       )
-    self._folder, self._after = pathlib.Path(folder), after
+    self._folder = pathlib.Path(folder)
+    self._after = after
     self._error: Exception | None = None
     arrays = {path: _storable(path, leaf) for path, leaf in tree.flatten(tree_).items()}
     prints = tree.fingerprint(arrays)
-    leaves = {
-      path: {'shape': list(x.shape), 'dtype': str(x.dtype), 'fingerprint': prints[path]}
-      for path, x in arrays.items()
-    }
+    leaves = {}
+    for path, x in arrays.items():
+      leaves[path] = {'shape': list(x.shape), 'dtype': str(x.dtype), 'fingerprint': prints[path]}
     self._marker = {'leaves': leaves, 'metadata': dict(metadata)}
     self._stack = contextlib.ExitStack()
     self._partial = pathlib.Path(processes.on_main(self._make_partial))
     with self._reported(), self._cleaned():
       with _quiet():
         # Orbax only fills a new folder, and refuses relative paths.
-        self._response = ocp.save_async(
-          (self._partial / 'orbax').absolute(), tree.unflatten(arrays)
-        )
+        inner = (self._partial / 'orbax').absolute()
+        self._response = ocp.save_async(inner, tree.unflatten(arrays))
     self._thread = threading.Thread(target=self._finish, daemon=True)
     self._thread.start()
 
@@ -99,14 +103,15 @@ class Saving:
     """Returns when the checkpoint is there, for every process to read.
 
     Raises:
-      OutputError: it could not be written.
+      OutputError: if the checkpoint could not be written.
     """
-    if error := self.join():
+    error = self.join()
+    if error is not None:
       raise error
     processes.barrier('checkpoint')
 
   def join(self) -> Exception | None:
-    """Waits for this process's part alone; what went wrong with it."""
+    """The error of this process's part of the save, or None; waits for that part alone."""
     self._thread.join()
     return self._error
 
@@ -114,29 +119,37 @@ class Saving:
     return str(self._stack.enter_context(files.new_folder(self._folder, what='a checkpoint')))
 
   def _finish(self) -> None:
-    """Waits for orbax, then writes what makes it a checkpoint. Errors are kept for `wait`."""
+    """Waits for orbax, then writes the marker. Errors are kept for `wait`."""
     try:
       with self._stack:
         with self._reported(), _quiet():
           self._response.result()
         if processes.is_main():
-          inner = self._partial / 'orbax'
-          for path in list(inner.iterdir()):
-            path.rename(self._partial / path.name)
-          inner.rmdir()
-          written = sorted(path for path in self._partial.rglob('*') if path.is_file())
-          sizes = {str(path.relative_to(self._partial)): path.stat().st_size for path in written}
-          MANIFEST.write(self._partial, {**self._marker, 'files': sizes})
+          self._write_marker()
+      # The folder has its name now.
       if processes.is_main():
         self._after()
     except Exception as error:
       self._error = error
+
+  def _write_marker(self) -> None:
+    # Orbax's files move up, so that orbax alone reads the folder as a checkpoint.
+    inner = self._partial / 'orbax'
+    for path in list(inner.iterdir()):
+      path.rename(self._partial / path.name)
+    inner.rmdir()
+    sizes = {}
+    for path in sorted(self._partial.rglob('*')):
+      if path.is_file():
+        sizes[str(path.relative_to(self._partial))] = path.stat().st_size
+    MANIFEST.write(self._partial, {**self._marker, 'files': sizes})
 
   @contextlib.contextmanager
   def _cleaned(self) -> Iterator[None]:
     try:
       yield
     except BaseException:
+      # The thread that would leave the folder's block is not started.
       self._stack.__exit__(*sys.exc_info())
       raise
 
@@ -146,26 +159,25 @@ class Saving:
       yield
     # Orbax and tensorstore report a full disk as ValueError, a bad path as several others.
     except Exception as error:
-      reason = (
-        'no space left on device'
-        if 'No space left' in str(error)
-        else first_line(error, LINE_LENGTH)
-      )
+      reason = first_line(error, LINE_LENGTH)
+      if 'No space left' in str(error):
+        reason = 'no space left on device'
       raise OutputError(
         f'a checkpoint could not be written to {self._folder}: {reason}; nothing was left behind'
       ) from error
 
 
 def restore(folder: files.Path, abstract: PyTree, *, part: bool = False) -> PyTree:
-  """The tree of a checkpoint, in the structure of `abstract`, whose leaves give shapes, dtypes and
-  maybe shardings.
+  """The tree of a checkpoint, each leaf found to match its fingerprint.
 
   Args:
-    part: the checkpoint may hold other leaves too, which are neither read nor verified.
+    abstract: the structure of the tree, with the shape, dtype and (if any) sharding of each leaf.
+    part: whether the checkpoint may hold further leaves, which are neither read nor verified.
 
   Raises:
-    InputError: no such folder, or leaves, shapes or dtypes other than those asked for; lists them.
-    CorruptError: the folder is cut short, or a leaf does not match its fingerprint.
+    InputError: if there is no such folder, or the checkpoint has other leaves, shapes or dtypes
+      than `abstract`; the error lists the differences.
+    CorruptError: if the folder is cut short, or a leaf does not match its fingerprint.
   """
   folder = pathlib.Path(folder)
   marker = processes.on_main(lambda: MANIFEST.read(folder))
@@ -184,31 +196,31 @@ def metadata(folder: files.Path) -> dict[str, Any]:
   """The metadata that `save` was given.
 
   Raises:
-    InputError: no such folder. CorruptError: its marker is missing or damaged.
+    InputError: if there is no such folder.
+    CorruptError: if the marker is missing or damaged.
   """
   return processes.on_main(lambda: MANIFEST.read(pathlib.Path(folder)))['metadata']
 
 
 def verify(folder: files.Path) -> dict[str, jax.ShapeDtypeStruct]:
-  """{path: shape and dtype} of what a checkpoint holds, every array restored and found to match its
-  fingerprint.
+  """{path: shape and dtype} of a checkpoint's arrays, each restored and found whole.
 
   Raises:
-    InputError: no such folder. CorruptError: as `restore`.
+    InputError: if there is no such folder.
+    CorruptError: if the folder is cut short, or an array does not match its fingerprint.
   """
-  leaves = MANIFEST.read(pathlib.Path(folder))['leaves']
-  held = {
-    path: jax.ShapeDtypeStruct(tuple(leaf['shape']), leaf['dtype']) for path, leaf in leaves.items()
-  }
+  held = {}
+  for path, leaf in MANIFEST.read(pathlib.Path(folder))['leaves'].items():
+    held[path] = jax.ShapeDtypeStruct(tuple(leaf['shape']), leaf['dtype'])
   restore(folder, tree.unflatten(held))
   return held
 
 
 class Checkpoints:
-  """The checkpoints of one training run: `<folder>/<step>`, each one of its own. Every process
-  calls all of it.
+  """The checkpoints of one training run, in folders `<folder>/<step>`; a context manager.
 
-  A context manager: at its end the last save is on disk, or the error that went wrong is raised.
+  Every process calls every method. When the block ends, the last save is on disk, or the save's
+  error is raised.
   """
 
   def __init__(self, folder: files.Path):
@@ -218,12 +230,13 @@ class Checkpoints:
   def __enter__(self) -> 'Checkpoints':
     return self
 
-  def __exit__(self, kind, *_) -> None:
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
     if kind is None:
       self.wait()
-    elif self._saving and (
-      error := self._saving.join()
-    ):  # What is raised now came first; the others may be gone.
+      return
+    # The error of the block came first and is raised. The other processes may be gone: no barrier.
+    error = self._saving.join() if self._saving else None
+    if error is not None:
       logging.warning('%s', error)
 
   def path(self, step: int) -> pathlib.Path:
@@ -231,7 +244,7 @@ class Checkpoints:
     return self.folder / f'{step:08d}'
 
   def steps(self) -> list[int]:
-    """Steps that have a folder, ascending; whether it is whole shows when it is restored."""
+    """The steps with a folder, ascending; only restoring shows whether a folder is whole."""
     return processes.on_main(self._steps)
 
   @jax.profiler.annotate_function
@@ -243,29 +256,34 @@ class Checkpoints:
     metadata: Mapping[str, Any],
     keep: Iterable[int] | None = None,
   ) -> None:
-    """Begins to write the checkpoint of a step; when it is whole, those of steps that are not in
-    `keep` are removed.
+    """Begins to write the checkpoint of a step, in the background.
 
-    It goes on in the background, until the next `save`, or `wait`, which raise what went wrong (see
-    `save`).
+    The next `save` or `wait` raises what went wrong.
+
+    Args:
+      metadata: JSON values to keep beside the arrays.
+      keep: further steps whose checkpoints stay when this one is whole; None for all.
     """
     self.wait()
+    # Now, not when everything is written: the caller may go on changing its list.
     kept = None if keep is None else {step, *keep}
-    self._saving = Saving(
-      self.path(step),
-      tree_,
-      metadata=metadata,
-      after=lambda: None if kept is None else self._remove_others(kept),
-    )
+
+    def remove_others() -> None:
+      if kept is not None:
+        self._remove_others(kept)
+
+    self._saving = Saving(self.path(step), tree_, metadata=metadata, after=remove_others)
 
   @jax.profiler.annotate_function
   def wait(self) -> None:
     """Returns when the last save is on disk.
 
     Raises:
-      OutputError: it could not be written.
+      OutputError: if the save could not be written.
     """
-    saving, self._saving = self._saving, None
+    # A save that failed is not waited for twice.
+    saving = self._saving
+    self._saving = None
     if saving:
       saving.wait()
 
@@ -276,9 +294,10 @@ class Checkpoints:
     return restore(self.path(step), abstract)
 
   def newest(self, abstract: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
-    """(step, tree, metadata) of the newest checkpoint that is whole, None if there is none.
+    """(step, tree, metadata) of the newest whole checkpoint, or None.
 
-    A corrupt one is renamed to `<step>.corrupt` with a warning, and the one before it is taken.
+    A corrupt checkpoint is renamed to `<step>.corrupt` with a warning, and the previous step's is
+    taken.
     """
     self.wait()
     processes.on_main(self._remove_leftovers)
@@ -300,15 +319,14 @@ class Checkpoints:
       return False
 
   def set_aside(self, step: int) -> None:
-    """Renames a step's folder to `<step>.corrupt`, so that it is neither read nor in the way."""
+    """Renames a step's folder to `<step>.corrupt`, where nothing reads or misses it."""
     processes.on_main(lambda: self._set_aside(step))
 
   def _steps(self) -> list[int]:
     if not self.folder.is_dir():
       return []
-    return sorted(
-      int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir()
-    )
+    folders = [path for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir()]
+    return sorted(int(path.name) for path in folders)
 
   def _set_aside(self, step: int) -> None:
     aside = self.path(step).with_suffix('.corrupt')
@@ -322,7 +340,7 @@ class Checkpoints:
       shutil.rmtree(doomed, ignore_errors=True)
 
   def _remove_leftovers(self) -> None:
-    """Removes what a killed process was writing or removing."""
+    # A killed process was writing or removing these.
     for pattern in ('.*.partial', '.*.removed'):
       for path in self.folder.glob(pattern):
         shutil.rmtree(path, ignore_errors=True)
@@ -330,6 +348,7 @@ class Checkpoints:
 
 def _storable(path: str, leaf: Any) -> jax.Array:
   array = jnp.asarray(leaf)
+  # jax turns numbers of 64 bits into 32; what it would change is refused.
   if not hasattr(leaf, 'dtype') or array.dtype != leaf.dtype or array.dtype.itemsize > 4:
     raise InputError(
       f"the leaf '{path}' is {getattr(leaf, 'dtype', type(leaf).__name__)}; checkpoints hold "
@@ -341,41 +360,38 @@ def _storable(path: str, leaf: Any) -> jax.Array:
 def _load_arrays(
   folder: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
-  loaded, problem = {}, ''
+  loaded: PyTree = {}
+  problem = ''
   try:
     with _quiet(), _by_itself():
       loaded = ocp.load(folder.absolute(), tree.unflatten(wanted))
-  except (
-    Exception
-  ) as error:  # The marker agreed on every leaf, so whatever orbax cannot read is damage.
+  # The marker agreed on every leaf, so that anything orbax cannot read is damage.
+  except Exception as error:
     problem = first_line(error, LINE_LENGTH)
-  problems = [problem for problem in processes.gather(problem) if problem]
+  # One process may fail to read what the others can; all raise.
+  problems = [told for told in processes.gather(problem) if told]
   if problems:
-    raise CorruptError(
-      f'the checkpoint {folder} is cut short or damaged: {problems[0]}; copy it again, or remove '
-      'the folder'
-    )
+    raise _damaged(folder, problems[0])
   flat = tree.flatten(loaded)
   return {path: flat[path] for path in wanted}
 
 
 @contextlib.contextmanager
 def _by_itself() -> Iterator[None]:
-  """Orbax reading with this process only, which waits for no other: one may fail to read what the
-  others can.
-  """
-  own = processes.index()
+  """A block in which orbax reads with this process only, and waits for no other."""
+  process = processes.index()
   options = ocp.options.MultiprocessingOptions(
-    primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'process{own}'
+    primary_host=process, active_processes={process}, barrier_sync_key_prefix=f'process{process}'
   )
   context = ocp.Context(multiprocessing_options=options)
-  context.pytree.loading.partial_load = True  # What is wanted was compared with what is there.
+  # Which leaves are read was decided when they were compared with the marker.
+  context.pytree.loading.partial_load = True
   with context:
     yield
 
 
 def _check_files(folder: pathlib.Path, sizes: Mapping[str, int]) -> None:
-  """Raises CorruptError, on every process, where a file is missing or of another size; names it."""
+  """Raises CorruptError, on every process, if a file is missing or of another size."""
   wrong = []
   for name, size in sizes.items():
     path = folder / name
@@ -383,18 +399,21 @@ def _check_files(folder: pathlib.Path, sizes: Mapping[str, int]) -> None:
       wrong.append(f'{name} is missing')
     elif path.stat().st_size != size:
       wrong.append(f'{name} has {path.stat().st_size} bytes instead of {size}')
-  wrong = next(filter(None, processes.gather(wrong)), [])
-  if wrong:
-    raise CorruptError(
-      f'the checkpoint {folder} is cut short or damaged: {listed(wrong, NAMED)}; copy it '
-      'again, or remove the folder'
-    )
+  for told in processes.gather(wrong):
+    if told:
+      raise _damaged(folder, listed(told, NAMED))
+
+
+def _damaged(folder: pathlib.Path, reason: str) -> CorruptError:
+  return CorruptError(
+    f'the checkpoint {folder} is cut short or damaged: {reason}; {MANIFEST.remedy}'
+  )
 
 
 def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
-  sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(
-    jax.local_devices()[0]
-  )
+  sharding = getattr(leaf, 'sharding', None)
+  if sharding is None:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
@@ -404,30 +423,26 @@ def _compare(
   tree.same_keys(wanted, leaves, what=f'the checkpoint {folder}')
   lines = []
   for path, leaf in wanted.items():
-    found, asked = (
-      (tuple(leaves[path]['shape']), leaves[path]['dtype']),
-      (tuple(leaf.shape), str(leaf.dtype)),
-    )
-    if found != asked:
-      lines.append(f'  {path}: it has {found[1]} {found[0]}, asked for was {asked[1]} {asked[0]}')
+    there = f'{leaves[path]["dtype"]} {tuple(leaves[path]["shape"])}'
+    here = f'{leaf.dtype} {tuple(leaf.shape)}'
+    if there != here:
+      lines.append(f'  {path}: it has {there}, asked for was {here}')
   if lines:
-    raise InputError(
-      '\n'.join([f'the checkpoint {folder} holds other arrays than were asked for:', *lines])
-    )
+    first = f'the checkpoint {folder} holds other arrays than were asked for:'
+    raise InputError('\n'.join([first, *lines]))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Keeps orbax's reports of a failure, a traceback per thread and leaf, off the screen: the error
-  we raise says it.
+  """A block in which orbax's reports of a failure stay off the screen.
+
+  Orbax prints a traceback per thread and leaf; the error that we raise says the same.
   """
+  # Once and for good (a filter is added once): orbax's threads go on after the block.
   for name in ('absl', 'asyncio'):
-    standard_logging.getLogger(name).addFilter(
-      _not_of_orbax
-    )  # Once and for good: its threads go on after the block.
-  if (
-    threading.current_thread() is not threading.main_thread()
-  ):  # Filters of warnings are of the whole process.
+    standard_logging.getLogger(name).addFilter(_not_of_orbax)
+  # Filters of warnings belong to the whole process, and are not for other threads to change.
+  if threading.current_thread() is not threading.main_thread():
     yield
     return
   with warnings.catch_warnings():
@@ -435,7 +450,8 @@ def _quiet() -> Iterator[None]:
     try:
       yield
     except Exception:
-      gc.collect()  # Unawaited tasks report when they are collected; let them do it now.
+      # Tasks that were never awaited report when they are collected; let them report here.
+      gc.collect()
       raise
 
 

@@ -1,9 +1,10 @@
-"""Safetensors files as ranges of bytes: read at any place, and written from front to back, never
-whole in memory.
+"""Safetensors files: read whole, or as ranges of bytes, and written from front to back.
 
-The format: 8 bytes with the length of a JSON header, the header {name: {dtype, shape,
-data_offsets}}, the tensors one after the other. Source: github.com/huggingface/safetensors,
-"Format".
+A file of any size is read and written without being whole in memory. The format: 8 bytes with the
+length of a JSON header, the header {name: {dtype, shape, data_offsets}}, the tensors one after the
+other.
+
+Source: github.com/huggingface/safetensors, "Format".
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from concurrent import futures
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -22,18 +24,29 @@ from safetensors.numpy import load_file
 
 from weightsteer_jax.runtime.errors import CorruptError, OutputError
 
-# What an element is read as: bfloat16 as the upper half of a float32's bits, everything else as
-# numpy has it.
-STORED_AS = {'BF16': np.uint16, 'F16': np.float16, 'F32': np.float32, 'F64': np.float64}
+# The NumPy dtype of an element as read. NumPy has no bfloat16: its bits are the upper half of a
+# float32's.
+STORED_AS: dict[str, type[np.generic]] = {
+  'BF16': np.uint16,
+  'F16': np.float16,
+  'F32': np.float32,
+  'F64': np.float64,
+}
 DTYPES = {'bfloat16': 'BF16', 'float32': 'F32'}
 METADATA = '__metadata__'
-SYNC_BYTES = 2**27  # After so many the disk is set to work, while more are computed.
+# After so many bytes the disk is set to work, while more are computed.
+SYNC_BYTES = 2**27
 
 
 @dataclasses.dataclass(frozen=True)
 class Raw:
-  """Where a tensor lies: dtype as safetensors calls it, offset in bytes from the start of the
-  file.
+  """A tensor in a file, unread.
+
+  Attributes:
+    path: of the file.
+    name: of the tensor in the file.
+    dtype: as safetensors calls it, a key of STORED_AS.
+    offset: bytes from the start of the file to the tensor's first element.
   """
 
   path: pathlib.Path
@@ -44,45 +57,54 @@ class Raw:
 
   @property
   def size(self) -> int:
-    """Number of elements."""
+    """The number of elements."""
     return math.prod(self.shape)
 
   def read(self, start: int, out: np.ndarray) -> None:
-    """Fills `out` (of STORED_AS its dtype) with the elements from number `start` on.
+    """Fills an array with the elements from number `start` on.
+
+    Args:
+      out: contiguous, of the dtype that STORED_AS has for the tensor.
 
     Raises:
-      CorruptError: the file ends before.
+      CorruptError: if the file ends before `out` is full.
     """
-    view, at = memoryview(out).cast('B'), self.offset + start * out.itemsize
+    view = memoryview(out.data).cast('B')
+    position = self.offset + start * out.itemsize
     descriptor = os.open(self.path, os.O_RDONLY)
     try:
+      # One call reads at most 2 GiB.
       while view:
-        count = os.preadv(descriptor, [view], at)
+        count = os.preadv(descriptor, [view], position)
         if not count:
           raise CorruptError(f"{self.path} ends within '{self.name}'; copy or make it again")
-        view, at = view[count:], at + count
+        view = view[count:]
+        position += count
     finally:
       os.close(descriptor)
 
 
 def tensors_of(path: pathlib.Path) -> dict[str, Raw]:
-  """{name: where it lies}, in the order of the file.
+  """{name: tensor} of a file, in the order of the file.
 
   Raises:
-    CorruptError: it is no whole safetensors file.
+    CorruptError: if the file is no whole safetensors file.
   """
   try:
+    size = path.stat().st_size
     with open(path, 'rb') as file:
-      length, size = int.from_bytes(file.read(8), 'little'), path.stat().st_size
+      length = int.from_bytes(file.read(8), 'little')
+      # In a damaged file the length may be anything, and is not to be read at one go.
       header = json.loads(file.read(length)) if length <= size - 8 else {}
     header.pop(METADATA, None)
-    found = {
-      name: Raw(
-        path, name, entry['dtype'], tuple(entry['shape']), 8 + length + entry['data_offsets'][0]
-      )
-      for name, entry in header.items()
-    }
-    end = max(8 + length + entry['data_offsets'][1] for entry in header.values())
+    start = 8 + length
+    tensors = []
+    ends = []
+    for name, entry in header.items():
+      first, last = entry['data_offsets']
+      tensors.append(Raw(path, name, entry['dtype'], tuple(entry['shape']), start + first))
+      ends.append(start + last)
+    end = max(ends)
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise CorruptError(
       f'{path} is no whole safetensors file ({error}); copy or make it again'
@@ -91,7 +113,7 @@ def tensors_of(path: pathlib.Path) -> dict[str, Raw]:
     raise CorruptError(
       f'{path} is no whole safetensors file ({size} bytes, expected {end}); copy or make it again'
     )
-  return dict(sorted(found.items(), key=lambda item: item[1].offset))
+  return {tensor.name: tensor for tensor in sorted(tensors, key=lambda tensor: tensor.offset)}
 
 
 def read(path: pathlib.Path, *, remedy: str) -> dict[str, np.ndarray]:
@@ -121,11 +143,9 @@ def found_whole(path: pathlib.Path, *, remedy: str) -> Iterator[None]:
 
 
 class Writer:
-  """Writes a safetensors file, its tensors in the order given, as the bytes come; what was written
-  is read back.
+  """Writes a safetensors file from front to back; a context manager.
 
-  Attributes:
-    sha256: of the bytes that were meant to be written.
+  Every block is read back and compared.
   """
 
   def __init__(
@@ -137,41 +157,52 @@ class Writer:
     hashed: bool = True,
     sync: bool = True,
   ):
-    """`tensors`: {name: (dtype as safetensors calls it, shape)}."""
-    self.path, self._left, self._unsynced = path, 0, 0
-    header: dict = {METADATA: dict(metadata)} if metadata else {}
+    """Makes the file and writes the header.
+
+    Args:
+      tensors: {name: (dtype as safetensors calls it, shape)}, in the order in which they are going
+        to be written.
+      hashed: whether `sha256` is wanted.
+      sync: whether the disk is set to work while more is written.
+    """
+    header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    end = 0
     for name, (dtype, shape) in tensors.items():
-      size = math.prod(shape) * np.dtype(STORED_AS[dtype]).itemsize
-      header[name] = {
-        'dtype': dtype,
-        'shape': list(shape),
-        'data_offsets': [self._left, self._left + size],
-      }
-      self._left += size
+      start = end
+      end += math.prod(shape) * np.dtype(STORED_AS[dtype]).itemsize
+      header[name] = {'dtype': dtype, 'shape': list(shape), 'data_offsets': [start, end]}
     text = json.dumps(header, separators=(',', ':')).encode()
+    # As the library does, so that the tensors begin at a multiple of 8 bytes.
     text += b' ' * (-len(text) % 8)
+    self.path = path
     self._hash = hashlib.sha256() if hashed else None
     self._syncer = futures.ThreadPoolExecutor(1) if sync else None
     self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-    self._at, self._left = 0, self._left + 8 + len(text)
+    self._position = 0
+    self._left = end + 8 + len(text)
+    self._unsynced = 0
     self._scratch = np.empty(0, np.uint8)
     self.write(np.frombuffer(len(text).to_bytes(8, 'little') + text, np.uint8))
 
   def write(self, block: np.ndarray) -> None:
-    """Adds a contiguous block.
+    """Adds a contiguous block of any dtype.
 
     Raises:
-      OutputError: what is read back is not what was written.
+      OutputError: if the block, read back, is not what was written.
     """
     block = block.reshape(-1).view(np.uint8)
-    view, at = memoryview(block), self._at
+    view = block.data
+    position = self._position
     while view:
-      count = os.pwrite(self._descriptor, view, at)
-      view, at = view[count:], at + count
+      count = os.pwrite(self._descriptor, view, position)
+      view = view[count:]
+      position += count
     if self._hash:
-      self._hash.update(block)
+      self._hash.update(block.data)
     self._read_back(block)
-    self._at, self._left, self._unsynced = at, self._left - len(block), self._unsynced + len(block)
+    self._position = position
+    self._left -= len(block)
+    self._unsynced += len(block)
     if self._syncer and self._unsynced >= SYNC_BYTES:
       self._syncer.submit(os.fdatasync, self._descriptor)
       self._unsynced = 0
@@ -180,25 +211,27 @@ class Writer:
     if len(self._scratch) < len(block):
       self._scratch = np.empty(len(block), np.uint8)
     got = self._scratch[: len(block)]
-    if os.preadv(self._descriptor, [got], self._at) != len(block) or not np.array_equal(got, block):
+    count = os.preadv(self._descriptor, [got.data], self._position)
+    if count != len(block) or not np.array_equal(got, block):
       raise OutputError(
-        f'{self.path.name} was not written: read back, it differs near byte {self._at} from what '
+        f'{self.path.name} was not written: read back, it differs near byte {self._position} from what '
         'was to be written. Nothing was left behind'
       )
 
   @property
   def sha256(self) -> str:
-    """The SHA-256 of all that was written, in hex digits."""
+    """The SHA-256 of all bytes that were to be written, in hex digits."""
+    assert self._hash is not None, 'asked for with hashed=True only'
     return self._hash.hexdigest()
 
   def __enter__(self) -> 'Writer':
     return self
 
-  def __exit__(self, kind: type | None, *_) -> None:
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
     if self._syncer:
       self._syncer.shutdown()
     os.close(self._descriptor)
-    if kind is None and (self._left or self.path.stat().st_size != self._at):
+    if kind is None and (self._left or self.path.stat().st_size != self._position):
       raise OutputError(
         f'{self.path.name} was not written whole: {self._left} bytes are missing. Nothing was left '
         'behind'

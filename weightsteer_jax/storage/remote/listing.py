@@ -1,6 +1,4 @@
-"""The listing of a workdir in a bucket: which files, of which size and content, are the state of
-the run.
-"""
+"""The listing of a workdir in a bucket: the files of the run's state, with size and content."""
 
 import dataclasses
 import json
@@ -13,12 +11,21 @@ from weightsteer_jax.runtime.errors import CorruptError, InputError
 NAME = '.mirror.json'
 FORMAT = 1
 
-Entry = tuple[int, int, str]  # size, time of the last change in ns, sha256
+# (size in bytes, time of the last change in ns, SHA-256).
+Entry = tuple[int, int, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-  """A state of the run. `removed`: names of an earlier one whose files may still be there."""
+  """A state of the run.
+
+  Attributes:
+    owner: name of the staging that wrote the listing.
+    generation: number of the listing; 0 where there is none yet.
+    files: {name: entry}.
+    removed: names of an earlier state, whose files may still be there.
+    id: a random name of this very listing.
+  """
 
   owner: str = ''
   generation: int = 0
@@ -27,46 +34,48 @@ class Listing:
   id: str = ''
 
   def contents(self) -> dict[str, tuple[int, str]]:
-    """{name: (size, sha256)}."""
+    """{name: (size in bytes, SHA-256)}."""
     return {name: (size, sha) for name, (size, _, sha) in self.files.items()}
 
   def encode(self) -> bytes:
-    """As a file holds it."""
+    """The listing as the bytes of a file."""
     return json.dumps({'format': FORMAT, **dataclasses.asdict(self)}).encode()
 
 
 def parse(content: bytes, where: str) -> Listing:
-  """The listing in a file; `where` is how to call it.
+  """The listing in a file.
+
+  Args:
+    where: what the file is called in an error.
 
   Raises:
-    CorruptError: it is none. InputError: it is of another format.
+    CorruptError: if the content is no whole listing.
+    InputError: if the listing is of another format.
   """
   try:
     value = json.loads(content)
     if value.pop('format') != FORMAT:
       raise InputError(f'{where} is of a format that this version does not read')
-    found = Listing(**value)
-    entries = {
-      name: (int(size), int(changed), str(sha))
-      for name, (size, changed, sha) in found.files.items()
-    }
+    listing = Listing(**value)
+    entries = {}
+    for name, (size, changed, sha) in listing.files.items():
+      entries[name] = int(size), int(changed), str(sha)
   except (ValueError, TypeError, KeyError, AttributeError) as error:
     raise CorruptError(
       f'{where} is cut short or damaged ({type(error).__name__}: {error}); bring an earlier '
       'version of it back, or name another --workdir'
     ) from error
-  for name in (*entries, *found.removed):
+  # Names become paths below the staging folder, and must not lead out of it.
+  for name in (*entries, *listing.removed):
     if not name or any(part.startswith('.') or not part for part in name.split('/')):
       raise CorruptError(f'{where} names {name!r}, which is no file of a workdir')
   return dataclasses.replace(
-    found, generation=int(found.generation), files=entries, removed=tuple(found.removed)
+    listing, generation=int(listing.generation), files=entries, removed=tuple(listing.removed)
   )
 
 
 def walk(folder: pathlib.Path, prefix: str = '') -> Iterator[tuple[str, os.stat_result]]:
-  """(name, stat) of the files in a folder, but for hidden files and folders, and for folders that
-  are linked to.
-  """
+  """(name, stat) of the files in a folder, without hidden ones and without linked folders."""
   try:
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
   except (FileNotFoundError, NotADirectoryError):
@@ -80,9 +89,10 @@ def walk(folder: pathlib.Path, prefix: str = '') -> Iterator[tuple[str, os.stat_
       try:
         yield prefix + entry.name, os.stat(entry.path)
       except FileNotFoundError:
+        # Removed since the folder was listed, as the run goes on.
         pass
 
 
-def same(found: os.stat_result, entry: Entry) -> bool:
-  """Whether a file is the one that was listed, by size and time."""
-  return (found.st_size, found.st_mtime_ns) == entry[:2]
+def same(stat: os.stat_result, entry: Entry) -> bool:
+  """Whether a file is as listed, by size and time of the last change."""
+  return (stat.st_size, stat.st_mtime_ns) == entry[:2]

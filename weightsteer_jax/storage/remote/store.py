@@ -27,19 +27,25 @@ DRIVERS = {
 
 
 class Store:
-  """The files under a URL, by name. Errors are those of the driver.
+  """The files under a URL, by name.
+
+  Methods raise the driver's own errors.
 
   Attributes:
-    url: without a slash at its end.
+    url: the URL without a slash at the end.
   """
 
   def __init__(self, url: str):
-    """Raises InputError: an unknown scheme, a driver that is not installed or fails, or a secret in
-    the URL.
+    """Connects to the URL.
+
+    Raises:
+      InputError: if the scheme is unknown, its driver is not installed or fails, the URL names no
+        folder, or the URL holds a secret.
     """
     self.url = url.rstrip('/')
     scheme = url.partition('://')[0]
     parts = urllib.parse.urlsplit(url)
+    # Secrets in a URL would end up in logs, configs and shell histories. '::' chains file systems.
     if '::' in url or parts.password or parts.query or parts.fragment:
       raise InputError(
         f'{scheme}://{parts.hostname or ""}/...: expected an address without user:password, ?, # '
@@ -53,7 +59,7 @@ class Store:
   def _connect(self, scheme: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
       fsspec.get_filesystem_class(scheme)
-      # What others wrote a moment ago must be seen.
+      # Files that others wrote a moment ago must be seen: no cache of listings.
       fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
       return fs, root.rstrip('/')
     except ImportError as error:
@@ -65,24 +71,26 @@ class Store:
       raise InputError(f'{self.url} cannot be used: {type(error).__name__}: {error}') from error
 
   def refuse_inside(self, folder: pathlib.Path) -> None:
-    """Raises InputError: the URL is this local folder, or one of them is within the other."""
+    """Raises InputError if the URL is a local folder that contains, or lies in, another folder."""
     if isinstance(self._fs, LocalFileSystem):
-      one, other = pathlib.Path(self._root).resolve(), folder.resolve()
-      if one.is_relative_to(other) or other.is_relative_to(one):
+      root = pathlib.Path(self._root).resolve()
+      other = folder.resolve()
+      if root.is_relative_to(other) or other.is_relative_to(root):
         raise InputError(
           f'{self.url} and the staging folder {folder} are one within the other: name '
           'another --staging'
         )
 
   def read(self, name: str) -> bytes | None:
-    """What a small file holds, None if it is not there."""
+    """The content of a small file, or None if there is no such file."""
     try:
       return self._fs.cat_file(self._path(name))
     except FileNotFoundError:
       return None
 
   def write(self, name: str, content: bytes) -> None:
-    """Writes a small file in one piece, as object stores do."""
+    """Writes a small file in one piece."""
+    # Object stores write in one piece; a local folder takes a rename.
     if isinstance(self._fs, LocalFileSystem):
       files.write_bytes(self._path(name), content)
     else:
@@ -90,7 +98,7 @@ class Store:
       self._fs.pipe_file(self._path(name), content)
 
   def write_from(self, chunks: Iterable[bytes], name: str) -> str:
-    """The sha256 of the chunks, which are the file's now."""
+    """Writes chunks to a file, and returns their SHA-256."""
     self._make_parent(name)
     sha = hashlib.sha256()
     with self._fs.open(self._path(name), 'wb') as file:
@@ -100,7 +108,7 @@ class Store:
     return sha.hexdigest()
 
   def fetch(self, name: str, path: pathlib.Path) -> bool:
-    """Whether the file is there, and its copy at the local path."""
+    """Copies a file to a local path; False if there is no such file."""
     try:
       self._fs.get_file(self._path(name), str(path))
       return True
@@ -108,51 +116,54 @@ class Store:
       return False
 
   def copy(self, name: str, to: str) -> None:
-    """Copies within the store."""
+    """Copies a file within the store."""
     self._make_parent(to)
     self._fs.cp_file(self._path(name), self._path(to))
 
   def remove(self, name: str) -> None:
-    """Removes a file, if it is there, and the folders that are empty without it."""
+    """Removes a file, if it is there, and the folders left empty."""
     try:
       self._fs.rm_file(self._path(name))
     except FileNotFoundError:
       pass
-    if isinstance(
-      self._fs, LocalFileSystem
-    ):  # A folder is one here, and may mean something: a checkpoint's, say.
+    # Object stores know no folders. In a local file system an empty folder stays, and may be taken
+    # for something: for a checkpoint, say.
+    if isinstance(self._fs, LocalFileSystem):
       for folder in [*pathlib.PurePosixPath(name).parents][:-1]:
         try:
           os.rmdir(self._path(str(folder)))
-        except OSError:  # Not empty.
+        except OSError:
+          # Not empty.
           break
 
   def names(self, folder: str) -> list[str]:
-    """The files right in a folder, without its name."""
+    """The names of the files right in a folder, without the folder's name."""
     try:
-      found = self._fs.ls(self._path(folder), detail=True)
+      entries = self._fs.ls(self._path(folder), detail=True)
     except FileNotFoundError:
       return []
-    return sorted(
-      filter(None, (os.path.basename(entry['name']) for entry in found if entry['type'] == 'file'))
-    )
+    names = [os.path.basename(entry['name']) for entry in entries if entry['type'] == 'file']
+    # Some drivers list the folder itself, whose base name is ''.
+    return sorted(name for name in names if name)
 
   def first(self) -> str:
-    """The name of something right under the URL that is not hidden, '' if there is nothing."""
+    """The first name right under the URL that is not hidden, or ''."""
     try:
-      found = [path.rstrip('/') for path in self._fs.ls(self._root, detail=False)]
+      paths = [path.rstrip('/') for path in self._fs.ls(self._root, detail=False)]
     except FileNotFoundError:
       return ''
-    names = [
-      os.path.basename(path) for path in sorted(found) if path.strip('/') != self._root.strip('/')
-    ]
-    return next((name for name in names if not name.startswith('.')), '')
+    for path in sorted(paths):
+      name = os.path.basename(path)
+      # Some drivers list the folder itself.
+      is_root = path.strip('/') == self._root.strip('/')
+      if not is_root and not name.startswith('.'):
+        return name
+    return ''
 
   def _path(self, name: str) -> str:
     return f'{self._root}/{name}'
 
   def _make_parent(self, name: str) -> None:
-    if not isinstance(
-      self._fs, AsyncFileSystem
-    ):  # Object stores know no folders, and would look for the bucket.
+    # Object stores, whose drivers are asynchronous, know no folders, and would look for the bucket.
+    if not isinstance(self._fs, AsyncFileSystem):
       self._fs.makedirs(os.path.dirname(self._path(name)), exist_ok=True)
