@@ -125,7 +125,7 @@ def add_deltas(x: PyTree, y: PyTree) -> PyTree:
 
 def scale_delta(x: PyTree, factor: float) -> PyTree:
   """The delta factor * x, float32, with each leaf's scale folded into B."""
-  leaves = {}
+  leaves: dict[str, LowRank | Dense] = {}
   for path, leaf in tree.flatten(x, models.is_delta_leaf).items():
     if isinstance(leaf, Dense):
       change = np.asarray(leaf.value, np.float32)

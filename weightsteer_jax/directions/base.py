@@ -83,6 +83,7 @@ def digest_leaves(leaves: Iterable[tuple[str, Any]]) -> str:
   prints = {}
   for path, leaf in leaves:
     # On the host where NumPy is done before a program would be compiled.
+    rounded: tree.Array
     if tree.at_hand(leaf):
       rounded = np.asarray(leaf).astype(jnp.bfloat16)
     else:

@@ -65,7 +65,7 @@ def _route_at(
     plus = plus.reshape(-1)
     minus = minus.reshape(-1)
     # A bias that the base does not have starts from zero.
-    weight = np.float32(0)
+    weight = np.zeros(1, np.float32)
     if path in base.rows:
       weight = _round(base.layer(path, layer).reshape(-1))
     rounded = _round(weight + plus).astype(np.float64) - _round(weight + minus)

@@ -1,1 +1,7 @@
-"""Changes and checkpoints read from disk in pieces, so that no model is ever held whole."""
+"""Changes and checkpoints read from disk in pieces, so that no model is ever held whole.
+
+blocks.py            arithmetic on blocks of elements, several blocks at once
+on_disk.py           dense changes that stay on disk until used
+checkpoints.py       open checkpoints, and the difference of two
+direction_file.py    a direction written while its changes are computed
+"""

@@ -1,19 +1,17 @@
-"""Arithmetic on blocks of elements, in the order and the axes of the files they come from, several
-blocks at once.
+"""Arithmetic on blocks of elements, in the order and axes of their files, several blocks at once.
 
-All of it is elementwise, so that no axis is ever moved; blocks have one size, the last of a range
-padded with zeros, which add nothing to any sum. XLA compiles each step once, for the host.
+Every operation is elementwise, so that no axis is ever moved. Blocks have one size; the last of a
+range is padded with zeros, which add nothing to any sum. XLA compiles each step once, for the host.
 """
 
 import collections
 import ctypes
 import functools
-import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,38 +21,50 @@ from weightsteer_jax.runtime import tree
 from weightsteer_jax.storage.safetensors import STORED_AS, Raw
 
 SIZE = 2**19  # elements
+# Rows are summed in float32, so they are short.
 SHAPE = (1024, SIZE // 1024)
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # Source: malloc.h of glibc.
+# Source: malloc.h of glibc.
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+# XLA takes host arrays as they are where they are aligned to this many bytes, and copies others.
+ALIGNMENT = 64
 _local = threading.local()
+T = TypeVar('T')
 
 
 def workers() -> int:
-  """Blocks that are worked on at once."""
+  """Number of blocks that are computed at once."""
   return max(2, min(8, os.cpu_count() or 2))
 
 
-def in_order(tasks: Iterable[Callable[[], Any]], *, threads: int | None = None) -> Iterator[Any]:
-  """What the tasks return, in their order; a few are ahead of the one that is waited for."""
+def in_order(tasks: Iterable[Callable[[], T]], *, threads: int | None = None) -> Iterator[T]:
+  """Results of the tasks in their order, computed on threads.
+
+  Args:
+    threads: `workers()` by default. Tasks are begun a few ahead of the result that is waited for,
+      so that no thread is idle.
+  """
   threads = threads or workers()
   _keep_freed_memory()
-  tasks, ahead = iter(tasks), collections.deque()
+  ahead: collections.deque[futures.Future[T]] = collections.deque()
   with futures.ThreadPoolExecutor(threads) as pool:
     try:
-      for task in itertools.chain(tasks, [None] * (threads + 2)):
-        if task is not None:
-          ahead.append(pool.submit(task))
-        if ahead and (task is None or len(ahead) > threads + 1):
+      for task in tasks:
+        ahead.append(pool.submit(task))
+        if len(ahead) > threads + 1:
           yield ahead.popleft().result()
+      while ahead:
+        yield ahead.popleft().result()
     finally:
+      # After an error, or where the caller stops early, no further task is begun.
       for future in ahead:
         future.cancel()
 
 
 @functools.cache
 def _keep_freed_memory() -> None:
-  """Has glibc hand out the memory of the last block for the next: fresh pages of the kernel for
-  each block took as long as the arithmetic. Elsewhere nothing happens.
-  """
+  # glibc then hands out the memory of the last block for the next: fresh pages of the kernel for
+  # each block took as long as the arithmetic. Other C libraries have no mallopt.
   try:
     mallopt = ctypes.CDLL(None).mallopt
   except (OSError, AttributeError):
@@ -64,25 +74,35 @@ def _keep_freed_memory() -> None:
 
 
 def ranges(start: int, stop: int, step: int = 0) -> Iterator[tuple[int, int]]:
-  """(start, stop) of the blocks of a range of elements, of SIZE if no step is given."""
+  """(start, stop) of the blocks of a range of elements.
+
+  Args:
+    step: elements of a block, SIZE if 0.
+  """
   step = step or SIZE
   for at in range(start, stop, step):
     yield at, min(at + step, stop)
 
 
 def read(raw: Raw | None, start: int, stop: int, key: str) -> np.ndarray:
-  """The elements as a block, in buffers of this thread that the next call with the key fills anew;
-  zeros without a tensor. bfloat16 comes as its bits (uint16), everything else as float32.
+  """The elements as a block: bfloat16 as bits (uint16), every other dtype as float32.
+
+  Args:
+    raw: the tensor; None gives zeros.
+    key: names a buffer of this thread, which the next call with the key fills anew.
   """
-  stored = STORED_AS[raw.dtype] if raw is not None else np.float32
-  buffer = _buffer(key, stored)
-  if raw is not None:
-    raw.read(start, buffer[: stop - start])
-  buffer[stop - start if raw is not None else 0 :] = 0
-  if stored in (np.float16, np.float64):
-    wide = _buffer(f'{key} as float32', np.float32)
-    wide[...] = buffer
-    buffer = wide
+  if raw is None:
+    buffer = _buffer(key, np.float32)
+    buffer[:] = 0
+    return buffer.reshape(SHAPE)
+  dtype = STORED_AS[raw.dtype]
+  buffer = _buffer(key, dtype)
+  raw.read(start, buffer[: stop - start])
+  buffer[stop - start :] = 0
+  if dtype in (np.float16, np.float64):
+    converted = _buffer(f'{key} as float32', np.float32)
+    converted[...] = buffer
+    buffer = converted
   return buffer.reshape(SHAPE)
 
 
@@ -102,17 +122,19 @@ def difference(plus: np.ndarray, minus: np.ndarray) -> np.ndarray:
 def steer(
   base: np.ndarray, plus: np.ndarray, minus: np.ndarray | None, alpha: float, dtype: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(base + alpha * change rounded to `dtype`, bfloat16 as its bits; what the rounding lost of it;
-  the change).
+  """(steered block, loss of rounding, change).
 
-  The change is `plus - minus`, or plus alone; all is added in float32.
+  The steered block is base + alpha * change rounded to `dtype`, bfloat16 as bits. The loss is the
+  rounded sum minus the exact one. The change is `plus - minus`, or plus alone. All sums are
+  float32.
   """
+  # A scalar zero is broadcast, so there is no third block to read.
   minus = np.zeros((), np.float32) if minus is None else minus
   return _on_host(_steer, base, plus, minus, np.float32(alpha), dtype=dtype)
 
 
 def cast(base: np.ndarray, dtype: str) -> np.ndarray:
-  """The block rounded to `dtype`, bfloat16 as its bits."""
+  """The block rounded to `dtype`, bfloat16 as bits."""
   stored = np.uint16 if dtype == 'bfloat16' else np.float32
   return base if base.dtype == stored else _on_host(_cast, base, dtype=dtype)
 
@@ -124,27 +146,36 @@ def wide(block: np.ndarray) -> np.ndarray:
 
 def squares(block: np.ndarray) -> float:
   """The sum of the squares of a float32 block: float32 within a row, float64 over rows."""
+  # i rows and j columns of the block; no square is ever stored.
   return float(np.einsum('ij,ij->i', block, block).sum(dtype=np.float64))
 
 
 def finite(block: np.ndarray) -> bool:
   """Whether no element, float32 or the bits of a bfloat16, is NaN or infinite."""
-  return bool(
-    (block & 0x7F80 != 0x7F80).all() if block.dtype == np.uint16 else np.isfinite(block).all()
-  )
+  if block.dtype == np.uint16:
+    # All bits of the exponent are set in a bfloat16 that is not finite.
+    return bool((block & 0x7F80 != 0x7F80).all())
+  return bool(np.isfinite(block).all())
 
 
 def words(block: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> int:
-  """Its part of the tensor's `tree.fingerprint`, modulo 2^32; element (i, j) of the block, in
-  whatever shape, is number `rows[i] + columns[j]` of the tensor.
+  """The block's part of the tensor's `tree.fingerprint`, modulo 2^32.
+
+  Args:
+    block: of any shape of two axes.
+    rows, columns: uint32; element (i, j) of the block is number `rows[i] + columns[j]` of the
+      tensor.
   """
   return int(_on_host(_words, block, rows, columns))
 
 
 def words_from(block: np.ndarray, start: int) -> int:
-  """As `words`, of a block that is the tensor's elements from number `start` on."""
-  rows = np.uint32(start % 2**32) + np.arange(SHAPE[0], dtype=np.uint32) * np.uint32(SHAPE[1])
-  return words(block, rows, np.arange(SHAPE[1], dtype=np.uint32))
+  """The `words` of a block that holds the tensor's elements from number `start` on."""
+  num_rows, num_columns = SHAPE
+  # Numbers of elements are uint32 and wrap around, as in tree.fingerprint.
+  first = np.uint32(start % 2**32)
+  rows = first + np.arange(num_rows, dtype=np.uint32) * np.uint32(num_columns)
+  return words(block, rows, np.arange(num_columns, dtype=np.uint32))
 
 
 def fingerprint(total: int, shape: tuple[int, ...], dtype: str) -> str:
@@ -153,62 +184,65 @@ def fingerprint(total: int, shape: tuple[int, ...], dtype: str) -> str:
 
 
 def _buffer(key: str, dtype: Any) -> np.ndarray:
-  """SIZE elements, aligned so that XLA takes them as they lie."""
-  held = _local.__dict__.setdefault('buffers', {})
+  """SIZE elements that belong to this thread, under a key."""
+  buffers = _local.__dict__.setdefault('buffers', {})
   name = (key, np.dtype(dtype), SIZE)
-  if name not in held:
-    raw = np.empty(SIZE * np.dtype(dtype).itemsize + 64, np.uint8)
-    offset = -raw.ctypes.data % 64
-    held[name] = raw[offset : offset + SIZE * np.dtype(dtype).itemsize].view(dtype)
-  return held[name]
+  if name not in buffers:
+    size = SIZE * np.dtype(dtype).itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    offset = -memory.ctypes.data % ALIGNMENT
+    buffers[name] = memory[offset : offset + size].view(dtype)
+  return buffers[name]
 
 
 def _on_host(function: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
+  # Weights pass through once: moving them to an accelerator would cost more than the sums.
   with jax.default_device(jax.local_devices(backend='cpu')[0]):
     return jax.tree.map(np.asarray, function(*arrays, **options))
 
 
 def _wide(x: jax.Array) -> jax.Array:
-  """float32 of the bits of a bfloat16; what is wide already stays."""
-  return (
-    jax.lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
-    if x.dtype == jnp.uint16
-    else x
-  )
+  """float32 from the bits of bfloat16; float32 as it is."""
+  if x.dtype != jnp.uint16:
+    return x
+  return jax.lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
 
 
 def _rounded(x: jax.Array, dtype: str) -> jax.Array:
-  """To the nearest, ties to even; a NaN stays one."""
+  """float32 rounded to the nearest, ties to even, bfloat16 as bits."""
   if dtype == 'float32':
     return x
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-  return jnp.where(jnp.isnan(x), 0x7FC0, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(
-    jnp.uint16
-  )
+  # The carry of 0x7FFF, or of 0x8000 above an odd bit, rounds up; a NaN would become infinite.
+  rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+  return jnp.where(jnp.isnan(x), 0x7FC0, rounded).astype(jnp.uint16)
 
 
 @jax.jit
-def _difference(plus, minus):
+def _difference(plus: jax.Array, minus: jax.Array) -> jax.Array:
   return _wide(plus) - _wide(minus)
 
 
 @functools.partial(jax.jit, static_argnames='dtype')
-def _steer(base, plus, minus, alpha, dtype):
-  base, change = _wide(base), _wide(plus) - _wide(minus)
+def _steer(
+  base: jax.Array, plus: jax.Array, minus: jax.Array, alpha: jax.Array, dtype: str
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  base = _wide(base)
+  change = _wide(plus) - _wide(minus)
   out = _rounded(base + alpha * change, dtype)
-  return out, (_wide(out) - base) - alpha * change, change
+  lost = (_wide(out) - base) - alpha * change
+  return out, lost, change
 
 
 @functools.partial(jax.jit, static_argnames='dtype')
-def _cast(base, dtype):
+def _cast(base: jax.Array, dtype: str) -> jax.Array:
   return _rounded(_wide(base), dtype)
 
 
 @jax.jit
-def _words(block, rows, columns):
-  bits = (
-    jax.lax.bitcast_convert_type(block, jnp.uint32)
-    if block.dtype == jnp.float32
-    else block.astype(jnp.uint32)
-  )
+def _words(block: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+  if block.dtype == jnp.float32:
+    bits = jax.lax.bitcast_convert_type(block, jnp.uint32)
+  else:
+    bits = block.astype(jnp.uint32)
   return tree.mixed(bits, rows[:, None] + columns[None, :])

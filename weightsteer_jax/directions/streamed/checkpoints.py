@@ -1,6 +1,4 @@
-"""Hugging Face checkpoints read layer by layer in float32, never held whole: for what is to be
-compared with them.
-"""
+"""Hugging Face checkpoints read layer by layer in float32, never held whole."""
 
 import contextlib
 import dataclasses
@@ -26,10 +24,12 @@ class Checkpoint:
   """An open checkpoint.
 
   Attributes:
-    folder, source, revision: where it lies, what the user called it, its hub commit ('' for a
-    folder).
-    config, family: its architecture. tensors: its tensors, read when asked for.
-    rows: {path: how it is stored} of its parameters.
+    folder: where the files are.
+    source: the path or hub id that the user gave.
+    revision: the commit on the hub, '' of a folder.
+    config, family: the architecture.
+    tensors: the stored tensors, each read when used.
+    rows: {path: how the parameter is stored}.
   """
 
   folder: pathlib.Path
@@ -40,34 +40,37 @@ class Checkpoint:
   tensors: stored.Tensors
   rows: dict[str, TensorRow]
 
-  def layer(self, path: str, l: int) -> np.ndarray:
-    """The parameter's layer l (0 outside the layer stack), with all its experts, float32, in our
-    axes.
+  def layer(self, path: str, layer: int) -> np.ndarray:
+    """One layer of a parameter with all its experts, float32, in our axes.
+
+    Args:
+      layer: 0 for a parameter outside the layer stack.
 
     Raises:
-      NotFiniteError: a value that is NaN or infinite.
+      NotFiniteError: if a value is NaN or infinite.
     """
-    shape = models.sites(self.config)[path].shape
-    bounds = [(0, size) for size in shape]
+    row = self.rows[path]
+    bounds = [(0, size) for size in models.sites(self.config)[path].shape]
     if self.is_stacked(path):
-      bounds[0] = (l, l + 1)
-    ours = stored.read_slice(self.config, self.rows[path], self.tensors, bounds, np.float32)
+      bounds[0] = (layer, layer + 1)
+    ours = stored.read_slice(self.config, row, self.tensors, bounds, np.float32)
     if not np.isfinite(ours).all():
-      names = stored.stored_names(self.rows[path], self.config)
-      name = next(name for at, name in names.items() if not at or at[0] == l)
+      # Of experts, the first tensor of the layer is named.
+      names = stored.stored_names(row, self.config)
+      name = next(name for at, name in names.items() if not at or at[0] == layer)
       raise NotFiniteError(f"{self.folder}: '{name}' ({path}) holds NaN or infinite values")
     return ours[0] if self.is_stacked(path) else ours
 
   def num_layers(self, path: str) -> int:
-    """Number of layers of the parameter; 1 outside the layer stack."""
+    """Number of layers of a parameter; 1 outside the layer stack."""
     return self.config.num_layers if self.is_stacked(path) else 1
 
   def is_stacked(self, path: str) -> bool:
-    """Whether the parameter has a layer axis."""
+    """Whether a parameter has a layer axis."""
     return models.stack_axes(path).startswith('L')
 
   def raw(self) -> dict[str, raws.Raw]:
-    """{name: where it lies} of its tensors, file after file."""
+    """{tensor: range of bytes in a file}, file after file."""
     return {
       name: raw
       for path in stored.weight_files(self.folder)
@@ -75,30 +78,37 @@ class Checkpoint:
     }
 
   def digest(self) -> str:
-    """The digest of its weights (see base.digest), one parameter in memory at a time."""
+    """The digest of the weights (see base.digest), one parameter in memory at a time."""
     return bases.digest_leaves((path, self._whole(path)) for path in self.rows)
 
   def base(self) -> bases.Base:
     """The record of this checkpoint as a base model."""
     return bases.Base(
-      self.config, self.family.model_type, self.source, self.revision, self.digest()
+      config=self.config,
+      family=self.family.model_type,
+      source=self.source,
+      revision=self.revision,
+      digest=self.digest(),
     )
 
   def _whole(self, path: str) -> np.ndarray:
+    # In bfloat16, as digests are taken, so that only a layer is ever held in float32.
     whole = np.empty(models.sites(self.config)[path].shape, jnp.bfloat16)
-    for l, target in enumerate(whole if self.is_stacked(path) else whole[None]):
-      target[...] = self.layer(path, l).astype(jnp.bfloat16)
+    layers = whole if self.is_stacked(path) else whole[None]
+    for layer, target in enumerate(layers):
+      target[...] = self.layer(path, layer).astype(jnp.bfloat16)
     return whole
 
 
 @contextlib.contextmanager
 def open_checkpoint(source: str | pathlib.Path) -> Iterator[Checkpoint]:
-  """The checkpoint of a folder or a hub id, its tensors' names, shapes and dtypes checked against
-  its config.
+  """Opens the checkpoint of a folder or a hub id.
+
+  The names, shapes and dtypes of its tensors are checked against its config.
 
   Raises:
-    InputError: no such checkpoint, an unsupported one, or other tensors than its config asks for.
-      CorruptError: a file cut short, or an export of ours that is not as it was written.
+    InputError: if no supported checkpoint is there, or its tensors do not fit its config.
+    CorruptError: if a file was cut short, or an export of ours is not as it was written.
   """
   folder, revision = models.resolve(source)
   sealed.check_if_export(folder)
@@ -106,18 +116,24 @@ def open_checkpoint(source: str | pathlib.Path) -> Iterator[Checkpoint]:
   with stored.open_tensors(folder) as tensors:
     stored.check(config, family, tensors, folder=folder)
     yield Checkpoint(
-      folder, str(source), revision, config, family, tensors, stored.tensor_rows(config, family)
+      folder=folder,
+      source=str(source),
+      revision=revision,
+      config=config,
+      family=family,
+      tensors=tensors,
+      rows=stored.tensor_rows(config, family),
     )
 
 
 def difference(x: Checkpoint, y: Checkpoint) -> dict[str, Dense]:
   """{path: x - y} in float32, of the parameters that differ at all.
 
-  Beyond the differences, a tensor is in memory at a time.
+  Beyond the differences, one tensor is in memory at a time.
 
   Raises:
-    InputError: they are of different architectures. NotFiniteError: a value that is NaN or
-      infinite.
+    InputError: if the architectures differ.
+    NotFiniteError: if a value is NaN or infinite.
   """
   return {
     path: Dense(jnp.asarray(np.asarray(leaf.value)))
@@ -126,27 +142,32 @@ def difference(x: Checkpoint, y: Checkpoint) -> dict[str, Dense]:
 
 
 def unread_difference(x: Checkpoint, y: Checkpoint) -> dict[str, Dense]:
-  """As `difference`, its values left where they are (see on_disk): only as much is read as tells
-  that tensors differ.
+  """The same as `difference`, with the values left in the checkpoints (see on_disk).
 
-  The checkpoints need not stay open, but must stay there.
+  Of each tensor, only as much is read as shows a difference. The checkpoints need not stay open,
+  but their files must stay.
   """
   bases.same_architecture(x.config, y.config, what=f"the checkpoints '{x.source}' and '{y.source}'")
-  ours, theirs = x.raw(), y.raw()
+  raw_x = x.raw()
+  raw_y = y.raw()
   parts = [part for parts in on_disk.parts_of(x.config, x.family).values() for part in parts]
-  differ = blocks.in_order(
-    functools.partial(_differ, ours[part.name], theirs[part.name], part) for part in parts
-  )
-  changed = [part for part, different in zip(parts, differ) if different]
-  names, paths = {part.name for part in changed}, {part.path for part in changed}
-  values = {name: on_disk.Values(ours[name], theirs[name]) for name in ours if name in names}
+  tasks = (functools.partial(_differ, raw_x[part.name], raw_y[part.name], part) for part in parts)
+  names = set()
+  paths = set()
+  for part, differs in zip(parts, blocks.in_order(tasks)):
+    if differs:
+      names.add(part.name)
+      paths.add(part.path)
+  values = {name: on_disk.Values(raw, raw_y[name]) for name, raw in raw_x.items() if name in names}
   return on_disk.leaves(x.config, x.family, values, paths)
 
 
-def _differ(x: raws.Raw, y: raws.Raw, part: on_disk.Part) -> bool:
-  """Whether any element of the part does; reads no further than the first block that tells."""
+def _differ(raw_x: raws.Raw, raw_y: raws.Raw, part: on_disk.Part) -> bool:
+  """Whether any element of the part differs; stops at the first block with a difference."""
   for start, stop in blocks.ranges(part.start, part.stop):
-    ours, theirs = blocks.read(x, start, stop, 'plus'), blocks.read(y, start, stop, 'minus')
-    if not np.array_equal(ours, theirs) and blocks.difference(ours, theirs).any():
+    x = blocks.read(raw_x, start, stop, 'plus')
+    y = blocks.read(raw_y, start, stop, 'minus')
+    # Equal bits are the usual case, and much faster to see. Other bits may be equal numbers: 0, -0.
+    if not np.array_equal(x, y) and blocks.difference(x, y).any():
       return True
   return False

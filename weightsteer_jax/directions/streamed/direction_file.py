@@ -1,10 +1,9 @@
-"""A direction's tensors written as they are computed: changes that are on the disk go to another
-place on it.
-"""
+"""A direction's tensors written as they are computed: from files on disk to another file."""
 
+import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,51 +13,81 @@ from weightsteer_jax.directions.streamed.on_disk import Part, Values
 from weightsteer_jax.storage.safetensors import Writer
 
 
+@dataclasses.dataclass(frozen=True)
+class ChangeBlock:
+  """A block of a change, computed and ready to be written.
+
+  Attributes:
+    name, path: the tensor, and the parameter that the block belongs to.
+    values: float32, at least `count` elements; the rest are zeros.
+    square: the sum of squares of the values.
+    words: the block's part of the tensor's fingerprint.
+  """
+
+  name: str
+  path: str
+  count: int
+  values: np.ndarray
+  square: float
+  words: int
+
+
 def write(
   path: pathlib.Path, flat: Mapping[str, Any], parts: Mapping[str, list[Part]], *, sync: bool = True
 ) -> tuple[dict[str, float], dict[str, str]]:
-  """Writes the changes, all of them on disk, as float32 under the names of a checkpoint.
+  """Writes changes that are all on disk, as float32 under the names of a checkpoint.
 
   A few blocks are in memory at a time.
 
   Returns:
-    {path: squared norm of its change}, {tensor: fingerprint}.
+    {path: squared norm of the change}, {tensor: fingerprint}.
 
   Raises:
-    NotFiniteError: a value is NaN or infinite. CorruptError: a change that was read does not match
-      its fingerprint.
+    NotFiniteError: if a value is NaN or infinite.
+    CorruptError: if a change does not match its fingerprint.
   """
   tensors = on_disk.tensors_of(flat)
-  squares, totals = dict.fromkeys(flat, 0.0), dict.fromkeys(tensors, 0)
+  squares = dict.fromkeys(flat, 0.0)
+  totals = dict.fromkeys(tensors, 0)
   shapes = {name: values.plus.shape for name, values in tensors.items()}
-  with Writer(
-    path, {name: ('F32', shape) for name, shape in shapes.items()}, hashed=False, sync=sync
-  ) as file:
-    for name, part, count, block, square, words in blocks.in_order(_tasks(tensors, parts)):
-      if not np.isfinite(square) and not blocks.finite(block):
-        raise tensors[name].not_finite()
-      totals[name] += words
-      if part in squares:
-        squares[part] += square
-      file.write(block.reshape(-1)[:count])
+  header = {name: ('F32', shape) for name, shape in shapes.items()}
+  with Writer(path, header, hashed=False, sync=sync) as file:
+    for block in blocks.in_order(_tasks(tensors, parts)):
+      # A finite sum of squares says that all elements are finite; an infinite sum may overflow.
+      if not np.isfinite(block.square) and not blocks.finite(block.values):
+        raise tensors[block.name].not_finite()
+      totals[block.name] += block.words
+      # A fused tensor may hold parameters that the direction does not change.
+      if block.path in squares:
+        squares[block.path] += block.square
+      file.write(block.values.reshape(-1)[: block.count])
   for name, values in tensors.items():
     values.check(totals[name])
-  return squares, {
+  prints = {
     name: blocks.fingerprint(totals[name], shape, 'float32') for name, shape in shapes.items()
   }
+  return squares, prints
 
 
-def _tasks(tensors: Mapping[str, Values], parts: Mapping[str, list[Part]]) -> Iterator[Any]:
+def _tasks(
+  tensors: Mapping[str, Values], parts: Mapping[str, list[Part]]
+) -> Iterator[Callable[[], ChangeBlock]]:
   for name, values in tensors.items():
     for part in parts[name]:
       for start, stop in blocks.ranges(part.start, part.stop):
         yield functools.partial(_block, name, part.path, values, start, stop)
 
 
-def _block(
-  name: str, path: str, values: Values, start: int, stop: int
-) -> tuple[str, str, int, np.ndarray, float, int]:
+def _block(name: str, path: str, values: Values, start: int, stop: int) -> ChangeBlock:
   change = values.read(start, stop)
   if values.minus is None:
-    change = change.copy()  # Out of the buffer that the thread's next block is read into.
-  return name, path, stop - start, change, blocks.squares(change), blocks.words_from(change, start)
+    # Out of the buffer that the thread's next block is read into.
+    change = change.copy()
+  return ChangeBlock(
+    name=name,
+    path=path,
+    count=stop - start,
+    values=change,
+    square=blocks.squares(change),
+    words=blocks.words_from(change, start),
+  )

@@ -1,13 +1,13 @@
-"""Dense changes that stay on the disk, in the names and the axes of a Hugging Face checkpoint,
-until they are used.
+"""Dense changes that stay on disk, in the names and axes of a Hugging Face checkpoint, until used.
 
 Such a change is a tensor of a saved direction, or the difference of two checkpoints' tensors that
-nobody has written down. As an array (`np.asarray`) it is read whole, checked and brought into our
-axes; block by block, no axis is moved and nothing is held.
+was never written down. As an array (`np.asarray`) a change is read whole, checked and brought into
+our axes; block by block, no axis is moved and nothing is held.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -25,8 +25,13 @@ from weightsteer_jax.storage.safetensors import Raw
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """A layer (and expert) of a parameter as a range of elements of the tensor that holds it, beside
-  others or alone.
+  """A layer (and expert) of a parameter, as a range of elements of a stored tensor.
+
+  Attributes:
+    row: how the parameter is stored.
+    at: index into the parameter's stack: (), (layer,) or (layer, expert).
+    name: the tensor, which may hold other parameters too.
+    start, stop: the range of elements.
   """
 
   row: TensorRow
@@ -37,14 +42,16 @@ class Part:
 
   @property
   def path(self) -> str:
-    """The parameter's."""
+    """The parameter's path."""
     return self.row.path
 
 
 @dataclasses.dataclass(frozen=True)
 class Values:
-  """One tensor of changes: `plus - minus`, or plus alone, of a known fingerprint if there is
-  one.
+  """One stored tensor of changes: `plus - minus`, or plus alone.
+
+  Attributes:
+    fingerprint: of the change, '' where none is known.
   """
 
   plus: Raw
@@ -52,27 +59,25 @@ class Values:
   fingerprint: str = ''
 
   def read(self, start: int, stop: int) -> np.ndarray:
-    """The elements as a block (see blocks.read), float32, valid until this thread reads the
-    next.
-    """
+    """The elements as a float32 block (see blocks.read), valid until this thread's next read."""
     plus = blocks.read(self.plus, start, stop, 'plus')
-    plus = blocks.wide(plus) if self.minus is None else plus
-    return (
-      plus
-      if self.minus is None
-      else blocks.difference(plus, blocks.read(self.minus, start, stop, 'minus'))
-    )
+    if self.minus is None:
+      return blocks.wide(plus)
+    return blocks.difference(plus, blocks.read(self.minus, start, stop, 'minus'))
 
   def whole(self) -> np.ndarray:
-    """All of it, flat, float32.
+    """All elements, flat, float32.
 
     Raises:
-      CorruptError: it does not match its fingerprint. NotFiniteError: a value is NaN or infinite.
+      CorruptError: if the change does not match its fingerprint.
+      NotFiniteError: if a value is NaN or infinite.
     """
-    out, total = np.empty(self.plus.size, np.float32), 0
+    out = np.empty(self.plus.size, np.float32)
+    total = 0
     for start, stop in blocks.ranges(0, out.size):
       block = self.read(start, stop)
-      total += blocks.words_from(block, start) if self.fingerprint else 0
+      if self.fingerprint:
+        total += blocks.words_from(block, start)
       out[start:stop] = block.reshape(-1)[: stop - start]
     self.check(total)
     if not np.isfinite(out).all():
@@ -80,55 +85,61 @@ class Values:
     return out
 
   def check(self, total: int) -> None:
-    """Nothing, if the words of all blocks add up to the fingerprint.
+    """Raises CorruptError if the words of all blocks do not add up to the fingerprint.
 
-    Raises:
-      CorruptError: they do not.
+    Args:
+      total: the sum of `blocks.words` over the tensor.
     """
-    if (
-      self.fingerprint and blocks.fingerprint(total, self.plus.shape, 'float32') != self.fingerprint
-    ):
+    if not self.fingerprint:
+      return
+    if blocks.fingerprint(total, self.plus.shape, 'float32') != self.fingerprint:
       where = f'the direction {self.plus.path.parent}'
       raise sealed.mismatch(where, [self.plus.name], remedy='copy or make it again')
 
   def finite(self) -> bool:
-    """Whether all of it is."""
-    return all(np.isfinite(self.read(*part)).all() for part in blocks.ranges(0, self.plus.size))
+    """Whether no element is NaN or infinite."""
+    ranges = blocks.ranges(0, self.plus.size)
+    return all(np.isfinite(self.read(start, stop)).all() for start, stop in ranges)
 
   def not_finite(self) -> NotFiniteError:
-    """The error that names the file with a value that is NaN or infinite."""
-    for raw in (self.plus, self.minus):
-      if raw is not None and not Values(raw).finite():
+    """The error that names the file with a NaN or infinite value."""
+    sides = [self.plus] if self.minus is None else [self.plus, self.minus]
+    for raw in sides:
+      if not Values(raw).finite():
         return NotFiniteError(f"{raw.path.parent}: '{raw.name}' holds NaN or infinite values")
-    return NotFiniteError(
-      f"'{self.plus.name}' of {self.plus.path.parent} and of {self.minus.path.parent} are further "
-      'apart than float32 can say'
-    )
+    # Each side is finite, so their difference overflowed.
+    folders = ' and of '.join(str(raw.path.parent) for raw in sides)
+    return NotFiniteError(f"'{self.plus.name}' of {folders} are further apart than float32 can say")
 
 
 class OnDisk:
-  """A dense change of a parameter, as an array that is read when it is asked for.
+  """A dense change of a parameter, as an array that is read when used.
 
   Attributes:
-    row: how the parameter is stored. values: {index into its stack: tensor}; what is not there does
-      not change.
+    config: of the base model.
+    row: how the parameter is stored.
+    values: {index into the parameter's stack: tensor}; layers without a tensor do not change.
+    shape, ndim, size, dtype: of the parameter, as of an array.
   """
 
   dtype = np.dtype(np.float32)
 
   def __init__(self, config: ModelConfig, row: TensorRow, values: Mapping[tuple[int, ...], Values]):
-    self.config, self.row, self.values = config, row, dict(values)
+    self.config = config
+    self.row = row
+    self.values = dict(values)
     self.shape = models.sites(config)[row.path].shape
-    self.ndim, self.size = len(self.shape), int(np.prod(self.shape))
+    self.ndim = len(self.shape)
+    self.size = math.prod(self.shape)
 
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     out = np.zeros(self.shape, np.float32)
-    rows, shape = (
-      stored.stored_rows(self.row, self.config),
-      stored.stored_shape(self.row, self.config),
-    )
+    # A fused tensor holds several parameters: only this one's rows are taken.
+    rows = stored.stored_rows(self.row, self.config)
+    shape = stored.stored_shape(self.row, self.config)
     for at, values in self.values.items():
-      out[at] = stored.to_ours(values.whole().reshape(shape)[rows], self.row.pattern, self.config)
+      tensor = values.whole().reshape(shape)
+      out[at] = stored.to_ours(tensor[rows], self.row.pattern, self.config)
     return out if dtype is None else out.astype(dtype, copy=False)
 
   def __jax_array__(self) -> jax.Array:
@@ -136,36 +147,54 @@ class OnDisk:
 
 
 def parts_of(config: ModelConfig, family: Family) -> dict[str, list[Part]]:
-  """{tensor: what it holds, in the order it does}, of every tensor of a checkpoint."""
-  found: dict[str, list[Part]] = {}
+  """{tensor: the parts that it holds, in the order of its elements} of a whole checkpoint."""
+  parts: dict[str, list[Part]] = {}
   for row in stored.tensor_rows(config, family).values():
-    rows, shape = stored.stored_rows(row, config), stored.stored_shape(row, config)
-    width = int(np.prod(shape[1:]))
+    rows = stored.stored_rows(row, config)
+    width = math.prod(stored.stored_shape(row, config)[1:])
     for at, name in stored.stored_names(row, config).items():
-      found.setdefault(name, []).append(Part(row, at, name, rows.start * width, rows.stop * width))
-  return {name: sorted(parts, key=lambda part: part.start) for name, parts in found.items()}
+      part = Part(row, at, name, rows.start * width, rows.stop * width)
+      parts.setdefault(name, []).append(part)
+  for of_tensor in parts.values():
+    of_tensor.sort(key=lambda part: part.start)
+  return parts
 
 
 def leaves(
-  config: ModelConfig, family: Family, values: Mapping[str, Values], paths: Any
+  config: ModelConfig, family: Family, values: Mapping[str, Values], paths: Collection[str]
 ) -> dict[str, Dense]:
-  """{path: its change} of the paths, from the tensors that hold one."""
-  found: dict[str, dict[tuple[int, ...], Values]] = {}
+  """{path: change on disk} of the given paths that a tensor holds a change of.
+
+  Args:
+    values: {tensor: change}.
+  """
+  of_path: dict[str, dict[tuple[int, ...], Values]] = {}
   for name, parts in parts_of(config, family).items():
     for part in parts:
       if name in values and part.path in paths:
-        found.setdefault(part.path, {})[part.at] = values[name]
-  rows = stored.tensor_rows(config, family)
-  return {path: Dense(OnDisk(config, rows[path], found[path])) for path in rows if path in found}
+        of_path.setdefault(part.path, {})[part.at] = values[name]
+  return {
+    # jax and NumPy take an OnDisk for an array wherever a leaf is used.
+    path: Dense(OnDisk(config, row, of_path[path]))  # type: ignore[arg-type]
+    for path, row in stored.tensor_rows(config, family).items()
+    if path in of_path
+  }
 
 
 def tensors_of(flat: Mapping[str, Any]) -> dict[str, Values]:
-  """{tensor: its change} of the leaves that are on the disk, in the order of the files."""
-  there = [leaf.value for leaf in flat.values() if is_on_disk(leaf)]
-  found = {values.plus.name: values for change in there for values in change.values.values()}
-  return dict(sorted(found.items(), key=lambda item: (str(item[1].plus.path), item[1].plus.offset)))
+  """{tensor: change} of the leaves that are on disk, in the order of the files."""
+  tensors: dict[str, Values] = {}
+  for leaf in flat.values():
+    if is_on_disk(leaf):
+      for values in leaf.value.values.values():
+        tensors[values.plus.name] = values
+  # From front to back through each file, as disks read fastest.
+  in_order = sorted(
+    tensors.values(), key=lambda values: (str(values.plus.path), values.plus.offset)
+  )
+  return {values.plus.name: values for values in in_order}
 
 
 def is_on_disk(leaf: Any) -> bool:
-  """Whether a delta's leaf is one of these."""
+  """Whether a delta's leaf is a dense change on disk."""
   return isinstance(leaf, Dense) and isinstance(leaf.value, OnDisk)
