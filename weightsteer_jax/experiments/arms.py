@@ -335,8 +335,8 @@ def _prompts(
   return SweptArm(inference.Arm(_base(task), prompts), tuple(prompts))
 
 
-# In the order in which arms are made and swept.
-# Each takes the options of its own kind (`config.ARM_KINDS`).
+# In the order in which arms are made and swept. Each function takes the options of its own kind
+# (see `config.ARM_KINDS`).
 KINDS: dict[str, Callable[[Experiment, str, Any, Sides, PyTree | None], SweptArm]] = {
   'direction': _direction,
   'positive': _one_side,

@@ -156,11 +156,13 @@ class Experiment:
     name = f'{self.run.name}-{finetune_name}' if finetune_name else self.run.name
     return self.workdir / 'directions' / name
 
-  def _judge_engine(self, options: configs.ModelJudge) -> inference.Engine:
+  def _judge_engine(self, options: configs.Judge) -> inference.Engine:
+    # Judges of the other kinds ask for no engine.
+    assert isinstance(options, configs.ModelJudge)
     # A judge of the run's own choice of model is the model in memory, moved and not read again.
     choice = ModelChoice(options.model, options.revision, options.dtype)
-    # A model over the devices of all processes cannot be moved by the one process that asks.
-    if processes.joined():
+    # A model over the devices of several processes cannot be moved by the one process that asks.
+    if self._held.spans_processes():
       self._held.forget()
     # On one device, since the other processes take no part.
     model = self._held.load(choice, sharding.single())
@@ -185,6 +187,12 @@ class _HeldModel:
     # Arrays of the old layout are donated: weights are never there twice.
     self._model = placement.relay(self._model, layout)
     return self._model
+
+  def spans_processes(self) -> bool:
+    """Whether a part of the held model lies on devices of another process."""
+    if self._model is None:
+      return False
+    return not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(self._model.params))
 
   def forget(self) -> None:
     """Gives the held model up."""
