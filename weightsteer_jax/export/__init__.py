@@ -1,14 +1,14 @@
-"""Directions handed on, as files that need nothing of ours to be read.
+"""Directions handed on, as files for programs that know nothing of this one.
 
 handover.py  one request, checked, written and read back, in any format
 writers.py   the formats: one writer each, and what each writer needs
-base_folder.py  the base as its folder tells it, without the parameters
+base_folder.py  the base, known from the files alone
 hf.py        a steered Hugging Face checkpoint, written tensor by tensor
 orbax.py     orbax arrays: steered weights, or base and direction apart
-peft.py      a LoRA adapter; targets.py says who is to load it
-merging.py   base plus alpha times the change, and what rounding loses
-folding.py   biases where a checkpoint has no tensor for them
-parity.py    the written model against the unmerged edit; recheck.py does it without the model
+peft.py      a LoRA adapter; targets.py lists the libraries that load adapters
+merging.py   base plus alpha times the change, and the loss by rounding
+folding.py   biases without a tensor in the base
+parity.py    the written model against the unmerged edit; recheck.py needs no model
 card.py      the model card
 verify.py    whether an export, direction, adapter or checkpoint is whole
 """

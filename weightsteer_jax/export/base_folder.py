@@ -1,4 +1,4 @@
-"""The base of an export as its folder tells it, without the parameters."""
+"""The base of an export, known from the files alone."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from weightsteer_jax.storage import files
 
 @dataclasses.dataclass(frozen=True)
 class BaseFolder:
-  """A base model on disk, of which no parameter was read.
+  """A base model on disk, whose parameters were not read.
 
   Attributes:
     folder: where the files lie.
@@ -19,7 +19,7 @@ class BaseFolder:
     family: the `model_type`.
     source: the name the user gave: a path or a hub id.
     revision: the hub commit, or '' for a local folder.
-    dtype: 'bfloat16' if every weight is stored so, else 'float32'.
+    dtype: 'bfloat16' if all weights are stored in bfloat16, else 'float32'.
   """
 
   folder: pathlib.Path
@@ -31,10 +31,14 @@ class BaseFolder:
 
   @classmethod
   def find(cls, source: files.Path, *, name: str = '') -> 'BaseFolder':
-    """The base at a path or a hub id; `name` is the source to record, where it differs.
+    """The base at a path or a hub id.
+
+    Args:
+      source: a path or a hub id.
+      name: the name to record as the source; '' is `source` itself.
 
     Raises:
-      InputError: if there is no checkpoint, or of an unsupported architecture.
+      InputError: if there is no checkpoint, or the architecture is not supported.
     """
     folder, revision = models.resolve(source)
     config, family = models.load_config(folder)
@@ -49,18 +53,20 @@ class BaseFolder:
 
   def load(self) -> models.Model:
     """The base in memory, in float32 and under the same name."""
+    # Loaded from the folder, a hub model would be named by its place in the cache.
     model = models.load(self.folder)
     return dataclasses.replace(model, source=self.source, revision=self.revision)
 
   @property
   def float32_bytes(self) -> int:
     """Bytes of the parameters once they are loaded in float32."""
+    # 4 bytes each.
     return 4 * sum(math.prod(site.shape) for site in models.sites(self.config).values())
 
   @property
   def loadable_name(self) -> str:
-    """Name by which other libraries load the base: its hub id, or its folder's absolute path."""
-    # They take the revision apart from the id.
+    """Name that other libraries load the base by: hub id, or absolute path of the folder."""
+    # Other libraries take the revision apart from the id.
     return self.source.split('@')[0] if self.revision else str(self.folder.resolve())
 
 

@@ -1,8 +1,7 @@
-"""Biases where a checkpoint has no tensor for them: a Llama or Qwen2 written as the Llama with
-biases everywhere.
+"""Biases without a tensor: a Llama or Qwen2 written as the Llama with biases everywhere.
 
 A Llama with `attention_bias` and `mlp_bias` computes the same function as either family once the
-biases it did not have are zero. A vector added to the residual stream after a block is a bias of
+added biases are zero. A vector added to the residual stream after a block is a bias of
 that block's last projection.
 """
 

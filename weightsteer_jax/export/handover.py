@@ -1,7 +1,7 @@
-"""Steered models for programs that know nothing of this one, in any format of writers.WRITERS.
+"""Steered models for other programs, in any format of writers.WRITERS.
 
 An export is written, read back, compared with the unmerged edit, given a model card and sealed (see
-storage/sealed.py) before its folder gets its name.
+storage/sealed.py) before the folder gets its name.
 """
 
 import dataclasses
@@ -122,49 +122,58 @@ def export(
   request = Request(format, alpha, **options)
   check(direction, request, output, logits=logits)
   writer = writers.writer_of(format)
-  if isinstance(base, models.Model):
-    model, base = base, BaseFolder.of(base)
-    check_base(direction, model, allow_other_base=allow_other_base)
-    if _loaded_dtype(model) == 'bfloat16' and base.dtype != 'bfloat16':
-      raise InputError(
-        f"'{base.source}' is stored in {base.dtype} but was loaded in bfloat16: load it in "
-        'float32 to export from it'
-      )
-  elif writer.needs_model:
+  if writer.needs_model and not isinstance(base, models.Model):
     raise InputError(f"the format '{format}' needs the base in memory: load it first")
-  else:
-    model = None
-  job = writers.Job(
-    request,
-    _fold_to_rank(direction, request),
-    base,
-    model,
-    # A model in memory was compared above. The digest of files comes up while they are read.
-    check_digest=bool(direction.base.digest) and model is None and not allow_other_base,
-    sync=sync,
-  )
-  tokens_BT, mask_BT = parity.prompt_rows(base.config, prompts)
+  job = _job(request, direction, base, allow_other_base=allow_other_base, sync=sync)
+  tokens_BT, mask_BT = parity.prompt_rows(job.base.config, prompts)
   with files.new_folder(output, what='an export', sync=sync) as partial:
     written = writer.write(partial, job)
-    record = {'format': format, 'alpha': alpha}
-    # Writers that stream the direction find its norm on the way.
-    if 'norm' not in written.facts:
-      squares = gram.squared_norms(job.direction.delta).values()
-      record['norm'] = math.sqrt(math.fsum(squares))
-    record |= {
-      **written.facts,
-      'parity': None,
-      'steered_model': base.source,
-      'direction': _provenance(job.direction),
-      'results': list(results),
-      'versions': versions(*PACKAGES),
-    }
-    model = _model_to_compare(writer, base, model, logits)
+    record = _record(job, written, results)
+    model = _model_to_compare(writer, job, logits)
     if model is not None:
       compared = _compare(model, written, job, tokens_BT, mask_BT)
       record['parity'] = dataclasses.asdict(compared)
-    files.write_text(partial / 'README.md', card.write(record, base))
+    files.write_text(partial / 'README.md', card.write(record, job.base))
     return sealed.seal_export(partial, record, written.hashes)
+
+
+def _job(
+  request: Request,
+  direction: Direction,
+  base: models.Model | BaseFolder,
+  *,
+  allow_other_base: bool,
+  sync: bool,
+) -> writers.Job:
+  """The job of a request, with the direction folded to the request's rank.
+
+  Raises:
+    InputError: if the direction is of another base than the model in memory, or the model was
+      loaded with less precision than the base is stored in.
+  """
+  if isinstance(base, models.Model):
+    model = base
+    folder = BaseFolder.of(model)
+    check_base(direction, model, allow_other_base=allow_other_base)
+    if _loaded_dtype(model) == 'bfloat16' and folder.dtype != 'bfloat16':
+      raise InputError(
+        f"'{model.source}' is stored in {folder.dtype} but was loaded in bfloat16: load it in "
+        'float32 to export from it'
+      )
+    check_digest = False
+  else:
+    model = None
+    folder = base
+    # The digest of weights in files comes up while they are read.
+    check_digest = bool(direction.base.digest) and not allow_other_base
+  return writers.Job(
+    request,
+    _fold_to_rank(direction, request),
+    folder,
+    model,
+    check_digest=check_digest,
+    sync=sync,
+  )
 
 
 def _fold_to_rank(direction: Direction, request: Request) -> Direction:
@@ -176,21 +185,35 @@ def _fold_to_rank(direction: Direction, request: Request) -> Direction:
   return folded
 
 
-def _provenance(direction: Direction) -> dict[str, Any]:
-  """The direction's own record, but for what only vouches for its files."""
+def _record(
+  job: writers.Job, written: writers.Written, results: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+  """The provenance of an export, before logits are compared and files hashed."""
+  record: dict[str, Any] = {'format': job.request.format, 'alpha': job.request.alpha}
+  # A writer that streams the direction finds the norm on the way.
+  if 'norm' not in written.facts:
+    squares = gram.squared_norms(job.direction.delta).values()
+    record['norm'] = math.sqrt(math.fsum(squares))
+  # These two vouch for the files of the direction, which are not part of the export.
   left_out = ('fingerprints', 'seal')
-  return {key: value for key, value in direction.meta.items() if key not in left_out}
+  meta = {key: value for key, value in job.direction.meta.items() if key not in left_out}
+  return record | {
+    **written.facts,
+    'parity': None,
+    'steered_model': job.base.source,
+    'direction': meta,
+    'results': list(results),
+    'versions': versions(*PACKAGES),
+  }
 
 
-def _model_to_compare(
-  writer: writers.Writer, base: BaseFolder, model: models.Model | None, logits: str
-) -> models.Model | None:
+def _model_to_compare(writer: writers.Writer, job: writers.Job, logits: str) -> models.Model | None:
   """The base in memory, to compare logits with; None if they are not to be compared."""
   if not writer.needs_model:
-    too_large = model is None and base.float32_bytes > LOGITS_BYTES
-    if logits == 'never' or logits == 'auto' and too_large:
+    too_large = job.model is None and job.base.float32_bytes > LOGITS_BYTES
+    if logits == 'never' or (logits == 'auto' and too_large):
       return None
-  return model or base.load()
+  return job.model or job.base.load()
 
 
 def _compare(

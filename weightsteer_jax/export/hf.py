@@ -1,6 +1,6 @@
-"""A steered Hugging Face checkpoint, written block by block from the files of its base: neither
-model is ever in memory.
+"""A steered Hugging Face checkpoint, written block by block from the files of its base.
 
+Neither model is ever in memory.
 Every weight is read, changed in float32, rounded once, written, and read back. The files are named
 as the base's, and hold the same tensors. The same pass yields the digest of the base, the
 fingerprints of the direction, the loss by rounding and the SHA-256 of each file, and refuses values
@@ -309,7 +309,7 @@ def _change(part: Part, leaf: LowRank | Dense | None, config: ModelConfig) -> Ch
     return None
   pattern = part.row.pattern
   if isinstance(leaf, Dense):
-    if on_disk.is_on_disk(leaf):
+    if isinstance(leaf.value, on_disk.OnDisk):
       return leaf.value.values.get(part.at)
     ours = np.asarray(leaf.value, np.float32)[part.at]
     flat = stored.to_theirs(ours, pattern, config).reshape(-1)
@@ -350,16 +350,16 @@ def our_indices(part: Part, config: ModelConfig) -> Indices:
 
 def _base_words(base: np.ndarray, indices: Indices, start: int, stop: int) -> int:
   """The share of `bases.digest`'s fingerprint that whole rows of the base have."""
-  rows, columns = indices
+  row_indices, columns = indices
   # Every block is hashed at its full size, so that one compiled program does for all; padding is
   # zeros, which add nothing.
   num_rows = blocks.SIZE // len(columns)
-  padded = np.zeros(num_rows, np.uint32)
-  block_rows = rows[start // len(columns) : stop // len(columns)]
-  padded[: len(block_rows)] = block_rows
-  rounded = blocks.cast(base, 'bfloat16').reshape(-1)
-  rounded = rounded[: num_rows * len(columns)].reshape(num_rows, len(columns))
-  return blocks.words(rounded, padded, columns)
+  rows = np.zeros(num_rows, np.uint32)
+  block_rows = row_indices[start // len(columns) : stop // len(columns)]
+  rows[: len(block_rows)] = block_rows
+  flat = blocks.cast(base, 'bfloat16').reshape(-1)
+  rounded = flat[: num_rows * len(columns)].reshape(num_rows, len(columns))
+  return blocks.words(rounded, rows, columns)
 
 
 def _digest(steered: Steered, sums: Sums) -> str:

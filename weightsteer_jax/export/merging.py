@@ -1,6 +1,4 @@
-"""Steered parameters: base plus alpha times the change, added in float32 and rounded, with what the
-rounding lost.
-"""
+"""Steered parameters: base plus alpha times the change, rounded, and the loss by rounding."""
 
 import math
 from collections.abc import Sequence
@@ -19,55 +17,60 @@ PyTree = Any
 def merge(
   base: models.Model, delta: PyTree, alpha: float, dtype: str
 ) -> tuple[PyTree, dict[str, Any]]:
-  """The steered parameters (numpy, added in float32, rounded to `dtype`), and what rounding did to
-  the change.
+  """The steered parameters, and what rounding did to the change.
 
-  One layer of one parameter is dense at a time.
+  Added in float32, one layer of one parameter at a time, and rounded to `dtype`.
 
   Returns:
-    The parameters, and {'dtype', 'realised_error': |(merged - base) - alpha * delta| / |alpha *
-    delta| over all changed sites, 'realised_errors': per site}.
+    The parameters as numpy arrays, and {'dtype', 'realised_error': |(merged - base) - alpha *
+    delta| / |alpha * delta| over all changed sites, 'realised_errors': the same per site}.
 
   Raises:
-    InputError: the delta does not fit, or the base has no parameter for a change (see
+    InputError: if the delta does not fit, or the base has no parameter for a change (see
       folding.fold).
   """
   models.check_delta(base.config, delta)
-  flat, changes, sums = tree.flatten(base.params), tree.flatten(delta, models.is_delta_leaf), {}
+  params = tree.flatten(base.params)
+  changes = tree.flatten(delta, models.is_delta_leaf)
   for path in changes:
-    if path not in flat:
+    if path not in params:
       raise InputError(f"the direction changes '{path}', for which the model has no parameter")
-  merged = {path: np.array(leaf, dtype) for path, leaf in flat.items()}
+  merged = {path: np.array(leaf, dtype) for path, leaf in params.items()}
+  squares: dict[str, list[tuple[float, float]]] = {}
   for path, leaf in changes.items():
-    before = np.asarray(flat[path])
-    stack = gram.stack_axes(path)
-    layers = zip(before, merged[path]) if stack else [(before, merged[path])]
-    changed = gram.layer_changes(path, leaf)
-    sums[path] = [
-      _merge_layer(weight, target, alpha * change)
-      for (weight, target), change in zip(layers, changed)
-    ]
-  errors = {path: relative(parts) for path, parts in sums.items()}
-  realised = relative([part for parts in sums.values() for part in parts])
+    before = np.asarray(params[path])
+    layers = [(before, merged[path])]
+    if gram.stack_axes(path):
+      layers = list(zip(before, merged[path]))
+    squares[path] = []
+    for (weight, target), change in zip(layers, gram.layer_changes(path, leaf)):
+      squares[path].append(_merge_layer(weight, target, alpha * change))
   return tree.unflatten(merged), {
     'dtype': dtype,
-    'realised_error': realised,
-    'realised_errors': errors,
+    'realised_error': relative([pair for pairs in squares.values() for pair in pairs]),
+    'realised_errors': {path: relative(pairs) for path, pairs in squares.items()},
   }
 
 
 def _merge_layer(before: np.ndarray, target: np.ndarray, change: np.ndarray) -> tuple[float, float]:
-  """Writes `before + change` into target; squared norms of what rounding lost of the change, and of
-  the change.
+  """Writes `before + change` into target.
+
+  Returns:
+    The squared norm of what rounding lost of the change, and that of the change.
   """
   change = change.reshape(before.shape)
   before = before.astype(np.float32)
   target[...] = before + change
   lost = (target.astype(np.float32) - before) - change
-  return tuple(float(np.square(x).sum(dtype=np.float64)) for x in (lost, change))
+  return _squared_norm(lost), _squared_norm(change)
+
+
+def _squared_norm(x: np.ndarray) -> float:
+  return float(np.square(x).sum(dtype=np.float64))
 
 
 def relative(parts: Sequence[tuple[float, float]]) -> float:
-  """The relative norm of what is lost, from (squared norm of it, of the whole) of each part."""
-  lost, total = (math.fsum(values) for values in zip(*parts))
+  """The norm of a loss relative to the whole, from (squared norm lost, of the whole) of parts."""
+  lost = math.fsum(part[0] for part in parts)
+  total = math.fsum(part[1] for part in parts)
   return math.sqrt(lost / total) if total > 0 else 0.0

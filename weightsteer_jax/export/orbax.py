@@ -1,5 +1,6 @@
-"""Orbax arrays that plain orbax and jax restore onto any mesh: the steered weights, or base and
-direction apart.
+"""Orbax arrays for any mesh: the steered weights, or the base and the direction apart.
+
+Plain orbax and jax restore them.
 
 params/            the parameters as nested dicts, stacked over layers
 direction/         unmerged only: for each changed parameter, at its path, the factors {a [L, I, R],
@@ -23,8 +24,10 @@ from weightsteer_jax.storage import checkpoint, files
 
 PyTree = Any
 
-PARAMS, DIRECTION = 'params', 'direction'
-RESTORE = '''"""Restores this model with plain orbax and jax, onto a mesh of all devices: python restore.py"""
+PARAMS = 'params'
+DIRECTION = 'direction'
+RESTORE = '''\
+"""Restores this model with plain orbax and jax, onto a mesh of all devices: python restore.py"""
 import pathlib
 
 import jax
@@ -34,9 +37,11 @@ from orbax.checkpoint import v1 as ocp
 mesh = jax.make_mesh((jax.device_count(),), ('all',), axis_types=(AxisType.Auto,))
 
 
-def placed(leaf):  # split along the longest axis that the devices divide; whole on each of them where there is none
-  axes = sorted((i for i, size in enumerate(leaf.shape) if size % mesh.size == 0), key=lambda i: leaf.shape[i])
-  spec = PartitionSpec(*('all' if i in axes[-1:] else None for i in range(len(leaf.shape))))
+# Split along the longest axis that the devices divide; whole on each of them where there is none.
+def placed(leaf):
+  divisible = [i for i, size in enumerate(leaf.shape) if size % mesh.size == 0]
+  longest = max(divisible[::-1], key=lambda i: leaf.shape[i], default=None)
+  spec = PartitionSpec(*('all' if i == longest else None for i in range(len(leaf.shape))))
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
 
@@ -44,17 +49,23 @@ folder = pathlib.Path(__file__).resolve().parent / 'params'
 params = ocp.load(folder, jax.tree.map(placed, ocp.metadata(folder).metadata))
 print(sum(leaf.size for leaf in jax.tree.leaves(params)), 'parameters on', mesh.size, 'device(s)')
 '''
-# What follows where the base and the direction are apart; `%r` is the alpha they were exported at.
+# The end of the example where base and direction are apart; `%r` is the alpha of the export.
 STEER = '''
 # Steer it: python restore.py ALPHA
 
 
+# weights + alpha * A @ B, in float32; without the last cast nothing is rounded away.
 @jax.jit
-def steer(weights, change, alpha):  # weights + alpha * A @ B, in float32; without the last cast nothing is rounded away
+def steer(weights, change, alpha):
   if isinstance(weights, dict):
-    return {key: steer(part, change[key], alpha) if key in change else part for key, part in weights.items()}
-  dense = change['value'] if 'value' in change else jax.numpy.matmul(change['a'], change['b'], precision='highest')
-  return (weights.astype('float32') + alpha * dense.reshape(weights.shape)).astype(weights.dtype)
+    steered = {key: steer(weights[key], change[key], alpha) for key in change}
+    return weights | steered
+  if 'value' in change:
+    dense = change['value']
+  else:
+    dense = jax.numpy.matmul(change['a'], change['b'], precision='highest')
+  steered = weights.astype('float32') + alpha * dense.reshape(weights.shape)
+  return steered.astype(weights.dtype)
 
 
 folder = folder.parent / 'direction'
@@ -64,11 +75,10 @@ params = steer(params, direction, float(sys.argv[1]) if len(sys.argv) > 1 else %
 
 
 def write_steered(folder: pathlib.Path, config: models.ModelConfig, merged: PyTree) -> PyTree:
-  """Writes the merged parameters; what was read back, in the dtype they are in."""
+  """The merged parameters, written and read back in the dtype they are in."""
   dtype = str(jax.tree.leaves(merged)[0].dtype)
-  checkpoint.save(
-    folder / PARAMS, merged, metadata={'model_config': models.config_to_record(config)}
-  )
+  metadata = {'model_config': models.config_to_record(config)}
+  checkpoint.save(folder / PARAMS, merged, metadata=metadata)
   _write_around(folder, config, RESTORE)
   return checkpoint.restore(folder / PARAMS, models.abstract_params(config, dtype))
 
@@ -76,57 +86,58 @@ def write_steered(folder: pathlib.Path, config: models.ModelConfig, merged: PyTr
 def write_unmerged(
   folder: pathlib.Path, model: models.Model, delta: PyTree, alpha: float, dtype: str
 ) -> tuple[PyTree, PyTree]:
-  """Writes the base's parameters in `dtype` and the delta beside them; (parameters, delta) as read
-  back.
+  """The base's parameters and the delta, written side by side and read back.
+
+  Args:
+    alpha: the strength that the example applies unless told another.
+    dtype: of the base's parameters; the delta is float32.
   """
+  config = model.config
   params = jax.tree.map(lambda x: jnp.asarray(x, dtype), model.params)
-  matrices = to_matrices(model.config, delta)
-  described = {'model_config': models.config_to_record(model.config)}
-  checkpoint.save(folder / PARAMS, params, metadata=described)
-  checkpoint.save(folder / DIRECTION, matrices, metadata=described | {'alpha': alpha})
-  _write_around(
-    folder,
-    model.config,
-    RESTORE.replace('import pathlib\n', 'import pathlib\nimport sys\n') + STEER % alpha,
-  )
-  restored = checkpoint.restore(folder / PARAMS, models.abstract_params(model.config, dtype))
+  matrices = to_matrices(config, delta)
+  metadata = {'model_config': models.config_to_record(config)}
+  checkpoint.save(folder / PARAMS, params, metadata=metadata)
+  checkpoint.save(folder / DIRECTION, matrices, metadata=metadata | {'alpha': alpha})
+  example = RESTORE.replace('import pathlib\n', 'import pathlib\nimport sys\n') + STEER % alpha
+  _write_around(folder, config, example)
+  restored = checkpoint.restore(folder / PARAMS, models.abstract_params(config, dtype))
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), matrices)
-  return restored, from_matrices(model.config, checkpoint.restore(folder / DIRECTION, shapes))
+  return restored, from_matrices(config, checkpoint.restore(folder / DIRECTION, shapes))
 
 
 def to_matrices(config: models.ModelConfig, delta: PyTree) -> dict[str, Any]:
-  """The delta as nested dicts: {a [L, I, R], b [L, R, O]} with the scale in b, the change being `a
-  @ b`; or {value}.
+  """The delta as nested dicts of plain float32 arrays.
 
-  Experts are a second leading axis.
+  A low-rank change is {a [L, I, R], b [L, R, O]} with the scale in b, so that the change is `a @
+  b`; a dense one is {value}. Experts are a second leading axis.
   """
-  found = {}
+  arrays = {}
   for path, leaf in tree.flatten(delta, models.is_delta_leaf).items():
     if isinstance(leaf, Dense):
-      found[f'{path}/value'] = jnp.asarray(leaf.value, jnp.float32)
+      arrays[f'{path}/value'] = jnp.asarray(leaf.value, jnp.float32)
       continue
     lead = _lead(models.sites(config)[path])
-    a, b = (
-      jnp.asarray(leaf.a, jnp.float32),
-      jnp.float32(leaf.scale) * jnp.asarray(leaf.b, jnp.float32),
-    )
+    a = jnp.asarray(leaf.a, jnp.float32)
+    b = jnp.float32(leaf.scale) * jnp.asarray(leaf.b, jnp.float32)
     rank = a.shape[-1]
-    found[f'{path}/a'] = a.reshape(*a.shape[:lead], -1, rank)
-    found[f'{path}/b'] = b.reshape(*b.shape[:lead], rank, -1)
-  return tree.unflatten(found)
+    arrays[f'{path}/a'] = a.reshape(*a.shape[:lead], -1, rank)
+    arrays[f'{path}/b'] = b.reshape(*b.shape[:lead], rank, -1)
+  return tree.unflatten(arrays)
 
 
 def from_matrices(config: models.ModelConfig, matrices: PyTree) -> PyTree:
-  """The inverse of `to_matrices`."""
-  flat, leaves = tree.flatten(matrices), {}
-  for name, array in flat.items():
+  """The delta that `to_matrices` made the matrices of."""
+  arrays = tree.flatten(matrices)
+  leaves: dict[str, LowRank | Dense] = {}
+  for name, array in arrays.items():
     path, _, part = name.rpartition('/')
     if part == 'value':
       leaves[path] = Dense(array)
     elif part == 'a':
       site = models.sites(config)[path]
-      lead, b = _lead(site), flat[f'{path}/b']
+      lead = _lead(site)
       middle = lead + site.inputs
+      b = arrays[f'{path}/b']
       leaves[path] = LowRank(
         array.reshape(*site.shape[:middle], array.shape[-1]),
         b.reshape(*site.shape[:lead], b.shape[-2], *site.shape[middle:]),
@@ -140,8 +151,8 @@ def _lead(site: models.Site) -> int:
 
 
 def _write_around(folder: pathlib.Path, config: models.ModelConfig, example: str) -> None:
+  """Writes the files that describe the arrays, and the example that reads them."""
   files.write_json(folder / 'model_config.json', models.config_to_record(config))
-  files.write_json(
-    folder / 'axes.json', {path: site.axes for path, site in models.sites(config).items()}
-  )
+  axes = {path: site.axes for path, site in models.sites(config).items()}
+  files.write_json(folder / 'axes.json', axes)
   files.write_text(folder / 'restore.py', example)

@@ -1,6 +1,4 @@
-"""The check before an export is let out: what was written, read back, gives the logits of the
-unmerged edit.
-"""
+"""The check that a written model, read back, gives the logits of the unmerged edit."""
 
 import dataclasses
 import functools
@@ -16,19 +14,25 @@ from weightsteer_jax.runtime.errors import InputError, OutputError
 
 PyTree = Any
 
-# float32: largest difference of a logit, per unit of the largest logit where that is above 1
+# float32: largest difference of a logit, per unit of the largest logit where that is above 1.
 EXACT = 1e-4
-ROUNDED = 0.05  # bfloat16: root mean square difference over the standard deviation of the logits
+# bfloat16: root mean square difference over the standard deviation of the logits.
+ROUNDED = 0.05
+# Random prompts, where none are given.
+NUM_PROMPTS = 4
+PROMPT_TOKENS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
-  """How an export compares with the unmerged edit.
+  """The distance of an export's logits from those of the unmerged edit.
 
   Attributes:
-    largest_difference: of any logit. relative_difference: root mean square over the standard
-      deviation of the logits.
-    tolerance: what was allowed, in words. prompts, tokens: how much was compared.
+    largest_difference: the largest difference of a logit.
+    relative_difference: root mean square difference over the standard deviation of the logits.
+    tolerance: the difference allowed, in words.
+    prompts: number of prompts compared.
+    tokens: number of tokens in the prompts.
   """
 
   largest_difference: float
@@ -41,29 +45,27 @@ class Parity:
 def prompt_rows(
   config: models.ModelConfig, prompts: Sequence[Sequence[int]] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(tokens [B, T], mask [B, T] of the real ones), right-padded.
+  """Prompts as right-padded tokens [B, T], and the mask [B, T] of the tokens that are no padding.
 
-  Without prompts they are four rows of random tokens from a fixed seed.
+  Args:
+    prompts: token ids; None is four rows of random tokens from a fixed seed.
 
   Raises:
-    InputError: an empty prompt, a token outside the vocabulary, or more tokens than the model has
-      positions.
+    InputError: if a prompt is empty, or holds a token outside the vocabulary.
   """
   if prompts is None:
-    prompts = (
-      np.random.default_rng(0)
-      .integers(0, config.vocab_size, (4, min(16, config.max_positions)))
-      .tolist()
-    )
+    shape = (NUM_PROMPTS, min(PROMPT_TOKENS, config.max_positions))
+    prompts = np.random.default_rng(0).integers(0, config.vocab_size, shape).tolist()
   if not prompts or not all(prompts):
     raise InputError('the parity check needs at least one prompt, and none of them empty')
-  tokens = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
-  mask = np.zeros(tokens.shape, bool)
+  tokens_BT = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
+  mask_BT = np.zeros(tokens_BT.shape, bool)
   for row, prompt in enumerate(prompts):
-    tokens[row, : len(prompt)], mask[row, : len(prompt)] = prompt, True
-  if tokens.min() < 0 or tokens.max() >= config.vocab_size:
+    tokens_BT[row, : len(prompt)] = prompt
+    mask_BT[row, : len(prompt)] = True
+  if tokens_BT.min() < 0 or tokens_BT.max() >= config.vocab_size:
     raise InputError(f'a parity prompt holds tokens outside the vocabulary of {config.vocab_size}')
-  return tokens, mask
+  return tokens_BT, mask_BT
 
 
 def logits(
@@ -75,30 +77,39 @@ def logits(
   alpha: float = 0.0,
 ) -> np.ndarray:
   """Float32 logits [B, T, V], with the delta applied unmerged at alpha if there is one."""
-  edits = (
-    () if delta is None else (models.Edit(delta, jnp.full(len(tokens_BT), alpha, jnp.float32)),)
-  )
+  edits: tuple[models.Edit, ...] = ()
+  if delta is not None:
+    edits = (models.Edit(delta, jnp.full(len(tokens_BT), alpha, jnp.float32)),)
   return np.asarray(_logits(config, params, tokens_BT, edits))
 
 
-def compare(expected: np.ndarray, got: np.ndarray, mask: np.ndarray, *, exact: bool) -> Parity:
-  """The parity of two [B, T, V] logits where the mask [B, T] is set.
+def compare(
+  expected_BTV: np.ndarray, actual_BTV: np.ndarray, mask_BT: np.ndarray, *, exact: bool
+) -> Parity:
+  """The parity of two sets of logits where the mask is set.
 
   Args:
-    exact: everything was float32, so EXACT is asked for; otherwise ROUNDED.
+    exact: whether everything was float32, so that EXACT is asked for instead of ROUNDED.
 
   Raises:
-    OutputError: they are further apart than is allowed; names the numbers.
+    OutputError: if the logits are further apart than is allowed; the error gives the numbers.
   """
-  expected, got = expected[mask].astype(np.float64), got[mask].astype(np.float64)
-  largest = float(np.abs(got - expected).max())
-  relative = float(np.sqrt(np.square(got - expected).mean()) / max(expected.std(), 1e-30))
-  allowed = EXACT * max(1.0, float(np.abs(expected).max())) if exact else ROUNDED
-  measure = ('largest', 'float32') if exact else ('relative', 'bfloat16')
-  tolerance = f'{measure[0]} difference {allowed:.3g} ({measure[1]})'
-  parity = Parity(largest, relative, tolerance, mask.shape[0], int(mask.sum()))
+  expected = expected_BTV[mask_BT].astype(np.float64)
+  actual = actual_BTV[mask_BT].astype(np.float64)
+  largest = float(np.abs(actual - expected).max())
+  # A model whose logits are all equal would divide by 0.
+  relative = float(np.sqrt(np.square(actual - expected).mean()) / max(expected.std(), 1e-30))
+  if exact:
+    difference = largest
+    allowed = EXACT * max(1.0, float(np.abs(expected).max()))
+    tolerance = f'largest difference {allowed:.3g} (float32)'
+  else:
+    difference = relative
+    allowed = ROUNDED
+    tolerance = f'relative difference {allowed:.3g} (bfloat16)'
+  parity = Parity(largest, relative, tolerance, mask_BT.shape[0], int(mask_BT.sum()))
   # Written so that NaN, which compares false, is refused.
-  if not (largest if exact else relative) <= allowed:
+  if not difference <= allowed:
     raise OutputError(
       'the export was not written: read back, its logits differ from the unmerged edit by up to '
       f'{largest:.3g} (relative {relative:.3g}) on {parity.prompts} prompts; allowed is a '
@@ -108,6 +119,11 @@ def compare(expected: np.ndarray, got: np.ndarray, mask: np.ndarray, *, exact: b
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(config, params, tokens_BT, edits):
+def _logits(
+  config: models.ModelConfig,
+  params: PyTree,
+  tokens_BT: jax.Array,
+  edits: tuple[models.Edit, ...],
+) -> jax.Array:
   x_BTD, _ = models.hidden(config, params, models.TokenBatch(tokens_BT), edits=edits)
   return models.logits(config, params, x_BTD, edits=edits)

@@ -1,6 +1,6 @@
-"""A direction at a fixed alpha as a PEFT LoRA adapter, exact in float32: rank 2r for the difference
-of
-two of rank r.
+"""A direction at a fixed alpha as a PEFT LoRA adapter, exact in float32.
+
+The difference of two adapters of rank r has rank 2r.
 """
 
 import pathlib
@@ -16,7 +16,7 @@ from weightsteer_jax.directions.algebra import scale_delta
 from weightsteer_jax.directions.peft_adapter import CONFIG, WEIGHTS, factor_patterns
 from weightsteer_jax.export import targets as peft_targets
 from weightsteer_jax.export.base_folder import BaseFolder
-from weightsteer_jax.export.targets import TABLES, target_of
+from weightsteer_jax.export.targets import TABLES
 from weightsteer_jax.models import Dense, LowRank, stored
 from weightsteer_jax.models.families import FAMILIES, TensorRow
 from weightsteer_jax.models.stored import EMBEDDING, HEAD
@@ -24,7 +24,8 @@ from weightsteer_jax.runtime import tree
 from weightsteer_jax.storage import files
 
 PyTree = Any
-Pair = tuple[np.ndarray, np.ndarray]  # lora_A [R, inputs] and lora_B [outputs, R] of one module
+# lora_A [R, inputs] and lora_B [outputs, R] of one module.
+Pair = tuple[np.ndarray, np.ndarray]
 
 PREFIX = 'base_model.model.'
 
@@ -39,46 +40,49 @@ def write(
   target: str = '',
   table_rank: int = 0,
 ) -> dict[str, Any]:
-  """Writes `alpha * delta` as adapter_config.json and adapter_model.safetensors; what to record of
-  it.
+  """Entries of the provenance of `alpha * delta`, written as an adapter.
 
   All factors get the largest rank, filled with zeros, and lora_alpha equals it: the scaling is 1,
   and alpha lies in B.
 
   Args:
-    delta: one that peft_targets.check has passed, folded.
-    target: who is to load it.
+    folder: gets adapter_config.json and adapter_model.safetensors.
+    delta: a direction's, folded, which targets.check has passed.
+    params: the base's parameters, to which the changes of whole embeddings are added.
+    target: the library that is to load the adapter, a key of targets.TARGETS.
     table_rank: the rank that the embedding's change was folded to, where the target takes none
       whole.
   """
-  flat = tree.flatten(scale_delta(delta, alpha), models.is_delta_leaf)
-  wholes = [
-    path for path, leaf in flat.items() if isinstance(leaf, Dense) and target_of(target).wholes
-  ]
-  pairs = _module_pairs(flat, base)
-  tables = {
-    PREFIX + TABLES[path]: compression.best_factors(np.asarray(leaf.value, np.float64), table_rank)
-    for path, leaf in flat.items()
-    if isinstance(leaf, Dense) and path not in wholes
-  }
-  rank = max(
-    [a.shape[0] for a, _ in pairs.values()] + [rows.shape[1] for rows, _ in tables.values()]
-  )
+  changes = tree.flatten(scale_delta(delta, alpha), models.is_delta_leaf)
+  pairs = _module_pairs(changes, base)
+  wholes = []
+  tables = {}
+  for path, leaf in changes.items():
+    if not isinstance(leaf, Dense):
+      continue
+    if peft_targets.target_of(target).wholes:
+      wholes.append(path)
+    else:
+      change_VD = np.asarray(leaf.value, np.float64)
+      a_VR, b_RD = compression.best_factors(change_VD, table_rank)
+      tables[PREFIX + TABLES[path].removesuffix('.weight')] = (a_VR.T, b_RD.T)
+  rank = max(a.shape[0] for a, _ in (*pairs.values(), *tables.values()))
+
   tensors: dict[str, np.ndarray] = {}
   for module, pair in pairs.items():
-    tensors[f'{module}.lora_A.weight'], tensors[f'{module}.lora_B.weight'] = _padded(pair, rank)
-  for name, (rows_VR, columns_RD) in tables.items():
-    a, b = _padded((rows_VR.T, columns_RD.T), rank)
-    module = name.removesuffix('.weight')
-    tensors[f'{module}.lora_embedding_A'], tensors[f'{module}.lora_embedding_B'] = a, b
+    a, b = _padded(pair, rank)
+    tensors[f'{module}.lora_A.weight'] = a
+    tensors[f'{module}.lora_B.weight'] = b
+  for module, pair in tables.items():
+    a, b = _padded(pair, rank)
+    tensors[f'{module}.lora_embedding_A'] = a
+    tensors[f'{module}.lora_embedding_B'] = b
   for path in wholes:
-    tensors |= _whole(path, flat[path], base, params)
-  modules = [name.split('.lora_')[0] for name in tensors if '.lora_' in name]
+    tensors |= _whole(path, changes[path], base, params)
+
   files.save_safetensors(folder / WEIGHTS, tensors, metadata={'format': 'pt'})
-  files.write_json(
-    folder / CONFIG,
-    _config(base, rank, sorted({name.rsplit('.', 1)[-1] for name in modules}), wholes),
-  )
+  modules = {module.rsplit('.', 1)[-1] for module in (*pairs, *tables)}
+  files.write_json(folder / CONFIG, _config(base, rank, sorted(modules), wholes))
   return {
     'rank': rank,
     'target': target or peft_targets.DEFAULT,
@@ -88,79 +92,85 @@ def write(
 
 
 def fuse(pairs: Sequence[Pair]) -> Pair:
-  """The change of a module whose outputs are those of several, one after the other: A stacked, B
-  block-diagonal.
+  """The change of a module whose outputs are those of several, in turn.
 
-  The ranks add up; what is not changed has a pair of rank 0.
+  A is stacked, B is block-diagonal, and the ranks add up. A part without a change has a pair of
+  rank 0.
 
-  >>> a, b = fuse([(np.full((1, 2), 3.0), np.ones((1, 1))), (np.full((1, 2), 5.0), 2 * np.ones((2, 1)))])
+  >>> first = (np.full((1, 2), 3.0), np.ones((1, 1)))
+  >>> second = (np.full((1, 2), 5.0), 2 * np.ones((2, 1)))
+  >>> a, b = fuse([first, second])
   >>> a.tolist(), b.tolist()
   ([[3.0, 3.0], [5.0, 5.0]], [[1.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
   """
-  whole = np.zeros(
-    (sum(b.shape[0] for _, b in pairs), sum(b.shape[1] for _, b in pairs)), np.float32
-  )
-  row = column = 0
+  outputs = sum(b.shape[0] for _, b in pairs)
+  ranks = sum(b.shape[1] for _, b in pairs)
+  fused_b = np.zeros((outputs, ranks), np.float32)
+  row = 0
+  column = 0
   for _, b in pairs:
-    whole[row : row + b.shape[0], column : column + b.shape[1]] = b
-    row, column = row + b.shape[0], column + b.shape[1]
-  return np.concatenate([a for a, _ in pairs]), whole
+    fused_b[row : row + b.shape[0], column : column + b.shape[1]] = b
+    row += b.shape[0]
+    column += b.shape[1]
+  return np.concatenate([a for a, _ in pairs]), fused_b
 
 
-def _module_pairs(flat: Mapping[str, LowRank | Dense], base: BaseFolder) -> dict[str, Pair]:
-  """{module: its pair} of every layer; modules that hold several parameters get one pair for all of
-  them.
-  """
-  sharing: dict[str, list[TensorRow]] = {}
+def _module_pairs(changes: Mapping[str, LowRank | Dense], base: BaseFolder) -> dict[str, Pair]:
+  """{module: pair} of every changed layer; one pair for all the parameters that a module holds."""
+  rows_by_tensor: dict[str, list[TensorRow]] = {}
   for row in FAMILIES[base.family].tensors:
-    sharing.setdefault(row.name, []).append(row)
+    rows_by_tensor.setdefault(row.name, []).append(row)
   pairs = {}
-  for name, rows in sharing.items():
-    if not any(isinstance(flat.get(row.path), LowRank) for row in rows):
+  for name, rows in rows_by_tensor.items():
+    if not any(isinstance(changes.get(row.path), LowRank) for row in rows):
       continue
+    # In the order in which the tensor holds its parameters.
     rows = sorted(rows, key=lambda row: len(row.before))
-    for l in range(base.config.num_layers if '{l}' in name else 1):
-      blocks = [_pair(row, flat.get(row.path), l, base.config) for row in rows]
-      pairs[PREFIX + name.format(l=l).removesuffix('.weight')] = fuse(blocks)
+    num_layers = base.config.num_layers if '{l}' in name else 1
+    for l in range(num_layers):
+      parts = [_pair(row, changes.get(row.path), l, base.config) for row in rows]
+      pairs[PREFIX + name.format(l=l).removesuffix('.weight')] = fuse(parts)
   return pairs
 
 
-def _pair(row: TensorRow, leaf: LowRank | None, l: int, config: models.ModelConfig) -> Pair:
-  """A parameter's factors at layer l in PEFT's axes; of rank 0 where it is not changed."""
+def _pair(row: TensorRow, leaf: LowRank | Dense | None, l: int, config: models.ModelConfig) -> Pair:
+  """The factors of a parameter at layer l in PEFT's axes; of rank 0 without a change."""
   if leaf is None:
     outputs, inputs = stored.their_shape(row.pattern, config)
     return np.zeros((0, inputs), np.float32), np.zeros((outputs, 0), np.float32)
+  # A dense kernel is folded or refused before (see targets.check), since PEFT has no place for it.
+  assert isinstance(leaf, LowRank)
   layer = (l,) if gram.stack_axes(row.path) else ()
   a_pattern, b_pattern = factor_patterns(row.pattern)
-  return (
-    stored.to_theirs(np.asarray(leaf.a)[layer], a_pattern, config),
-    stored.to_theirs(np.asarray(leaf.b)[layer], b_pattern, config),
-  )
+  a_RI = stored.to_theirs(np.asarray(leaf.a)[layer], a_pattern, config)
+  b_OR = stored.to_theirs(np.asarray(leaf.b)[layer], b_pattern, config)
+  return a_RI, b_OR
 
 
 def _padded(pair: Pair, rank: int) -> Pair:
+  """The pair in float32, filled with zeros up to a rank."""
   a, b = (np.asarray(factor, np.float32) for factor in pair)
   missing = rank - a.shape[0]
   return np.pad(a, [(0, missing), (0, 0)]), np.pad(b, [(0, 0), (0, missing)])
 
 
-def _whole(path: str, leaf: Dense, base: BaseFolder, params: PyTree) -> dict[str, np.ndarray]:
+def _whole(
+  path: str, leaf: LowRank | Dense, base: BaseFolder, params: PyTree
+) -> dict[str, np.ndarray]:
   """The changed embedding or head in float32; on a tied base both names hold the one matrix."""
+  assert isinstance(leaf, Dense)
   row = next(row for row in FAMILIES[base.family].tensors if row.path == path)
-  node = params
-  for key in path.split('/'):
-    node = node[key]
-  value = stored.to_theirs(
-    np.asarray(jnp.asarray(node, jnp.float32) + leaf.value), row.pattern, base.config
-  )
+  before = jnp.asarray(tree.flatten(params)[path], jnp.float32)
+  changed = stored.to_theirs(np.asarray(before + leaf.value), row.pattern, base.config)
   names = (EMBEDDING, HEAD) if base.config.tied else (TABLES[path],)
-  return {PREFIX + name: value.copy() for name in names}
+  return {PREFIX + name: changed.copy() for name in names}
 
 
-def _config(base: BaseFolder, rank: int, targets: list[str], wholes: list[str]) -> dict[str, Any]:
+def _config(base: BaseFolder, rank: int, modules: list[str], wholes: list[str]) -> dict[str, Any]:
+  # PEFT matches modules by the last part of their names.
   saved = sorted({TABLES[path].removesuffix('.weight').rsplit('.', 1)[-1] for path in wholes})
   tied = bool(saved) and base.config.tied
-  return {
+  config: dict[str, Any] = {
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',
     'base_model_name_or_path': base.loadable_name,
@@ -174,9 +184,12 @@ def _config(base: BaseFolder, rank: int, targets: list[str], wholes: list[str]) 
     'fan_in_fan_out': False,
     'rank_pattern': {},
     'alpha_pattern': {},
-    'target_modules': targets,
+    'target_modules': modules,
     'modules_to_save': saved or None,
     'init_lora_weights': True,
     'inference_mode': True,
-    **({'ensure_weight_tying': True} if tied else {}),
   }
+  # The embedding and the head of a tied base are one matrix.
+  if tied:
+    config['ensure_weight_tying'] = True
+  return config

@@ -1,7 +1,7 @@
-"""The check of a steered checkpoint of any size: rows of every tensor computed again, in float64,
-from the files.
+"""A check of a steered checkpoint of any size: rows of every tensor computed again.
 
-It shares no code with what wrote them: another reader of the files, our own axes, numpy.
+The rows are read from the files and computed in float64. The check shares no code with the writer: it has a reader of its own, and works in our axes with
+numpy alone.
 """
 
 import dataclasses
@@ -17,26 +17,32 @@ import numpy as np
 from weightsteer_jax.directions.streamed import on_disk
 from weightsteer_jax.directions.streamed.on_disk import Part
 from weightsteer_jax.export.hf import Steered
-from weightsteer_jax.models import Dense, LowRank, stored
+from weightsteer_jax.models import LowRank, stored
 from weightsteer_jax.runtime.errors import OutputError
 
 DTYPES = {'BF16': ml_dtypes.bfloat16, 'F16': np.float16, 'F32': np.float32, 'F64': np.float64}
-ROWS = 4  # of every tensor
+ROWS = 4  # of every part of a tensor
 # Half a step of each dtype, as a share of the number: 8 and 24 bits of precision.
 HALF_STEP = {'bfloat16': 2.0**-8, 'float32': 2.0**-24}
-ARITHMETIC = 2.0**-21  # What a float32 sum and product may lose, as a share of the numbers added.
+# What a float32 sum and product may lose, as a share of the numbers added.
+ARITHMETIC = 2.0**-21
 # What a float32 sum of R products may lose is at most R times this share of the products, all taken
-# positive: they may be far larger than what they add up to, as where the two sides of a contrast
+# positive: they may be far larger than what they add up to, as where the two sides of a direction
 # nearly cancel. Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition,
 # section 3.1.
 PRODUCT = 2.0**-24
-SUBNORMAL = 1e-37  # Below, numbers have fewer bits.
+# Numbers below have fewer bits.
+SUBNORMAL = 1e-37
 
 
 @dataclasses.dataclass(frozen=True)
 class Rechecked:
-  """What was computed again: rows and weights, and the largest error as a share of what is allowed
-  (1 at most).
+  """How much was computed again, and how well it agrees.
+
+  Attributes:
+    rows: number of rows.
+    weights: number of weights in the rows.
+    largest_error: the largest error, as a share of the error allowed: 1 at most.
   """
 
   rows: int
@@ -45,29 +51,36 @@ class Rechecked:
 
 
 def recheck(folder: pathlib.Path, steered: Steered) -> Rechecked:
-  """How near the checkpoint in a folder comes to `base + alpha * change`.
+  """The agreement of the checkpoint in a folder with `base + alpha * change`.
 
   Raises:
-    InputError: it has other tensors than its architecture. OutputError: a weight is further off
-      than one rounding allows.
+    InputError: if the tensors are not those of the architecture.
+    OutputError: if a weight is further off than one rounding allows.
   """
-  _header.cache_clear()  # Files of another time may have had the same names.
-  random, rows, weights, largest = np.random.default_rng(0), 0, 0, 0.0
+  # Files of an earlier export may have had the same names.
+  _header.cache_clear()
   with stored.open_tensors(folder) as tensors:
     stored.check(steered.config, steered.family, tensors, folder=folder)
-  written, base = (
-    {name: path for path in stored.weight_files(place) for name in _header(path)}
-    for place in (folder, steered.base.folder)
-  )
-  for part in (
-    part for parts in on_disk.parts_of(steered.config, steered.family).values() for part in parts
-  ):
-    first = stored.stored_rows(part.row, steered.config)
-    count = first.stop - first.start
-    for row in random.choice(count, min(ROWS, count), replace=False):
-      error, size = _error(steered, part, written, base, first.start, int(row))
-      rows, weights, largest = rows + 1, weights + size, max(largest, error)
+  written = _files_by_tensor(folder)
+  base = _files_by_tensor(steered.base.folder)
+  random = np.random.default_rng(0)
+  rows = 0
+  weights = 0
+  largest = 0.0
+  for parts in on_disk.parts_of(steered.config, steered.family).values():
+    for part in parts:
+      span = stored.stored_rows(part.row, steered.config)
+      count = span.stop - span.start
+      for row in random.choice(count, min(ROWS, count), replace=False):
+        error, size = _error(steered, part, written, base, span.start, int(row))
+        rows += 1
+        weights += size
+        largest = max(largest, error)
   return Rechecked(rows, weights, largest)
+
+
+def _files_by_tensor(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  return {name: path for path in stored.weight_files(folder) for name in _header(path)}
 
 
 def _error(
@@ -78,62 +91,73 @@ def _error(
   first: int,
   row: int,
 ) -> tuple[float, int]:
-  """The largest error in a row as a share of what is allowed, and the row's length."""
-  got = _row(written[part.name], part.name, first + row)
-  base = _row(base[part.name], part.name, first + row) if part.name in base else np.zeros_like(got)
-  change, lost = _change(steered, part, first, row, len(got))
-  change, lost = steered.alpha * change, abs(steered.alpha) * lost
-  allowed = (
-    HALF_STEP[steered.dtype] * np.abs(base + change)
-    + ARITHMETIC * (np.abs(base) + np.abs(change))
-    + lost
-    + SUBNORMAL
-  )
-  error = float((np.abs(got - (base + change)) / allowed).max())
-  if not error <= 1:  # Written so that NaN is refused.
+  """A row's largest error as a share of the error allowed, and the row's length.
+
+  Args:
+    first: the row of the tensor at which the part begins.
+    row: the row, counted from there.
+  """
+  actual = _row(written[part.name], part.name, first + row)
+  before = np.zeros_like(actual)
+  # A bias that was added has no tensor in the base.
+  if part.name in base:
+    before = _row(base[part.name], part.name, first + row)
+  change, lost = _change(steered, part, first, row, len(actual))
+  change = steered.alpha * change
+  lost = abs(steered.alpha) * lost
+  expected = before + change
+  rounding = HALF_STEP[steered.dtype] * np.abs(expected)
+  arithmetic = ARITHMETIC * (np.abs(before) + np.abs(change))
+  allowed = rounding + arithmetic + lost + SUBNORMAL
+  error = float((np.abs(actual - expected) / allowed).max())
+  # Written so that NaN, which compares false, is refused.
+  if not error <= 1:
     raise OutputError(
       f"the export was not written: row {row} of '{part.name}' differs from the base plus "
       f'{steered.alpha:g} times the change by {error:.3g} times what one rounding allows. Nothing '
       'was left behind'
     )
-  return error, len(got)
+  return error, len(actual)
 
 
 def _change(
   steered: Steered, part: Part, first: int, row: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A row of the change in float64, and what the sum that it is may have lost in float32."""
+  """A row of the change at alpha 1, and the most that its computation in float32 may have lost."""
+  exact = np.zeros(size)
   leaf = steered.changes.get(part.path)
+  if leaf is None:
+    return np.zeros(size), exact
   if isinstance(leaf, LowRank):
-    a, b = (
-      np.asarray(factor, np.float32)[part.at].astype(np.float64) for factor in (leaf.a, leaf.b)
-    )
-    a_IR, b_R = a.reshape(-1, a.shape[-1]), leaf.scale * b.reshape(b.shape[0], -1)[:, row]
+    a = np.asarray(leaf.a, np.float32)[part.at].astype(np.float64)
+    b = np.asarray(leaf.b, np.float32)[part.at].astype(np.float64)
+    a_IR = a.reshape(-1, a.shape[-1])
+    b_R = leaf.scale * b.reshape(b.shape[0], -1)[:, row]
     return a_IR @ b_R, len(b_R) * PRODUCT * (np.abs(a_IR) @ np.abs(b_R))
-  if isinstance(leaf, Dense) and not on_disk.is_on_disk(leaf):
+  if not isinstance(leaf.value, on_disk.OnDisk):
     layer = stored.to_theirs(np.asarray(leaf.value)[part.at], part.row.pattern, steered.config)
-    return layer[row].astype(np.float64).reshape(-1), np.zeros(size)
-  values = leaf.value.values.get(part.at) if leaf is not None else None
+    return layer[row].astype(np.float64).reshape(-1), exact
+  values = leaf.value.values.get(part.at)
   if values is None:
-    return np.zeros(size), np.zeros(size)
-  plus, *minus = [
-    _row(raw.path, raw.name, first + row) for raw in (values.plus, values.minus) if raw is not None
-  ]
-  return plus - minus[0] if minus else plus, np.zeros(size)
+    return np.zeros(size), exact
+  change = _row(values.plus.path, values.plus.name, first + row)
+  if values.minus is not None:
+    change = change - _row(values.minus.path, values.minus.name, first + row)
+  return change, exact
 
 
 def _row(path: pathlib.Path, name: str, row: int) -> np.ndarray:
   """A row of a tensor in float64."""
-  entry, start = _header(path)[name]
+  entry, data_start = _header(path)[name]
   width = int(np.prod(entry['shape'][1:]))
   dtype = np.dtype(DTYPES[entry['dtype']])
-  at = start + entry['data_offsets'][0] + row * width * dtype.itemsize
+  at = data_start + entry['data_offsets'][0] + row * width * dtype.itemsize
   return np.fromfile(path, dtype, width, offset=at).astype(np.float64)
 
 
 @functools.lru_cache(maxsize=64)
 def _header(path: pathlib.Path) -> dict[str, tuple[Any, int]]:
-  """{tensor: (its entry in the header, where the data begins)}."""
+  """{tensor: (its entry in the header, the offset at which the data begins)}."""
   with open(path, 'rb') as file:
     length = int.from_bytes(file.read(8), 'little')
     entries = json.loads(file.read(length))

@@ -1,6 +1,4 @@
-"""Who is to load a PEFT adapter, what each of them takes, and what is refused or folded for
-them.
-"""
+"""Libraries that load PEFT adapters, what each takes, and what is refused or folded for each."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -14,6 +12,7 @@ from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
+# The parameters that adapters hold as embeddings: {path: Hugging Face tensor name}.
 TABLES = {'embed/embedding': EMBEDDING, 'lm_head/kernel': HEAD}
 MERGED = 'export merged weights, as hf or orbax'
 
@@ -23,10 +22,10 @@ class Target:
   """What a library loads of a PEFT adapter.
 
   Attributes:
-    wholes: embeddings and heads saved whole (`modules_to_save`).
-    table_families: those whose embedding and head may have low-rank changes; None is all.
+    wholes: whether it loads embeddings and heads saved whole (`modules_to_save`).
+    table_families: families whose embedding and head may have low-rank changes; None is all.
     max_vocab: largest vocabulary with a low-rank change of the head; 0 is any.
-    ranks: what the largest rank may be set to, ascending; () is any.
+    ranks: values that the largest rank may be set to, ascending; () is any.
   """
 
   wholes: bool
@@ -35,8 +34,8 @@ class Target:
   ranks: tuple[int, ...] = ()
 
 
-# All of them take one `lora_alpha` and `r`; only PEFT reads `rank_pattern`, and none but PEFT takes
-# biases, norms or DoRA. So adapters are written with one rank and scaling 1.
+# All libraries take one `lora_alpha` and `r`; only PEFT reads `rank_pattern`, and none but PEFT
+# takes biases, norms or DoRA. So adapters are written with one rank and scaling 1.
 #
 # vLLM. Source: `MaxLoRARanks` (vllm/config/lora.py); `modules_to_save` and DoRA refused, scaling
 # lora_alpha / r for all modules (vllm/lora/peft_helper.py); tensors other than lora_A, lora_B and
@@ -63,10 +62,10 @@ DEFAULT = 'peft'
 
 
 def target_of(name: str) -> Target:
-  """The target of that name; '' is PEFT itself.
+  """The target of a name; '' is PEFT itself.
 
   Raises:
-    InputError: there is no such target.
+    InputError: if there is no such target.
   """
   name = name or DEFAULT
   if name not in TARGETS:
@@ -77,44 +76,43 @@ def target_of(name: str) -> Target:
 
 
 def check(direction: Direction, name: str, rank: int) -> None:
-  """Nothing, if an adapter can hold the direction, folded to `rank` if that is not 0, and the
-  target loads it.
+  """Raises InputError if no adapter that the target loads can hold the direction.
+
+  Args:
+    name: a key of TARGETS; '' is PEFT itself.
+    rank: the rank that kernels are folded to first; 0 folds nothing.
 
   Raises:
-    InputError: names what it cannot hold and what to do.
+    InputError: if the target is unknown, or an adapter cannot hold some change; the error names the
+      changes and the remedy.
   """
-  target, name = target_of(name), name or DEFAULT
-  flat = tree.flatten(direction.delta, models.is_delta_leaf)
-  config, family = direction.base.config, direction.base.family
+  target = target_of(name)
+  name = name or DEFAULT
+  changes = tree.flatten(direction.delta, models.is_delta_leaf)
+  config = direction.base.config
+  family = direction.base.family
   sites = models.delta_sites(config)
-  experts = [path for path in flat if 'E' in sites[path].axes]
+  experts = [path for path in changes if 'E' in sites[path].axes]
   if experts:
     raise InputError(
       f'a LoRA adapter for {name} cannot hold the changes of {_listed(experts)}, which are kernels '
       f'of experts: {MERGED}, or as orbax-unmerged'
     )
-  rest = [
-    path
-    for path, leaf in flat.items()
-    if isinstance(leaf, Dense) and path not in TABLES and not sites[path].inputs
-  ]
-  if rest:
+  dense = [path for path, leaf in changes.items() if isinstance(leaf, Dense)]
+  vectors = [path for path in dense if path not in TABLES and not sites[path].inputs]
+  if vectors:
     raise InputError(
-      f'a LoRA adapter for {name} cannot hold the changes of {_listed(rest)} (norms, biases, the '
-      f'residual stream): {MERGED}, or apply the direction unmerged'
+      f'a LoRA adapter for {name} cannot hold the changes of {_listed(vectors)} (norms, biases, '
+      f'the residual stream): {MERGED}, or apply the direction unmerged'
     )
-  dense = [
-    path
-    for path, leaf in flat.items()
-    if isinstance(leaf, Dense) and not (path in TABLES and target.wholes)
-  ]
-  if dense and not rank:
+  to_fold = [path for path in dense if not (path in TABLES and target.wholes)]
+  if to_fold and not rank:
     raise InputError(
-      f'a LoRA adapter for {name} cannot hold the dense changes of {_listed(dense)}: give a rank '
+      f'a LoRA adapter for {name} cannot hold the dense changes of {_listed(to_fold)}: give a rank '
       f'to fold them to by SVD (the error is told), or {MERGED}'
     )
-  _check_tables(flat, config, family, name, target)
-  ranks = module_ranks(flat, config, FAMILIES[family].tensors, rank)
+  _check_tables(changes, config, family, name, target)
+  ranks = module_ranks(changes, config, FAMILIES[family].tensors, rank)
   if not ranks:
     raise InputError(
       'the direction changes embeddings only, and a LoRA adapter needs a low-rank change: '
@@ -124,65 +122,71 @@ def check(direction: Direction, name: str, rank: int) -> None:
 
 
 def module_ranks(
-  flat: Mapping[str, LowRank | Dense],
+  changes: Mapping[str, LowRank | Dense],
   config: models.ModelConfig,
   rows: Iterable[TensorRow],
   rank: int = 0,
 ) -> dict[str, int]:
-  """{Hugging Face tensor name, with '{l}' for the layer: rank of its change}, folded to `rank`
-  first if it is not 0.
+  """{Hugging Face tensor name, with '{l}' for the layer: rank of its change}.
 
   Where one tensor holds several parameters, the ranks of their changes add up.
+
+  Args:
+    rank: the rank that kernels are folded to first; 0 folds nothing.
   """
-  found: dict[str, int] = {}
+  sites = models.sites(config)
+  ranks: dict[str, int] = {}
   for row in rows:
-    leaf = flat.get(row.path)
+    leaf = changes.get(row.path)
     if isinstance(leaf, LowRank):
-      found[row.name] = found.get(row.name, 0) + min(leaf.a.shape[-1], rank or leaf.a.shape[-1])
-    elif isinstance(leaf, Dense) and rank:
-      site = models.sites(config)[row.path]
-      if site.inputs:
-        found[row.name] = found.get(row.name, 0) + rank
-  return found
+      full_rank = leaf.a.shape[-1]
+      ranks[row.name] = ranks.get(row.name, 0) + min(full_rank, rank or full_rank)
+    elif isinstance(leaf, Dense) and rank and sites[row.path].inputs:
+      ranks[row.name] = ranks.get(row.name, 0) + rank
+  return ranks
 
 
 def max_lora_rank(rank: int) -> int | None:
-  """What vLLM's --max-lora-rank must be set to for an adapter of that rank; None if it serves none
-  of it.
-  """
+  """vLLM's least --max-lora-rank for an adapter of a rank; None if vLLM serves no such rank."""
   return next((allowed for allowed in TARGETS['vllm'].ranks if allowed >= rank), None)
 
 
 def notes(rank: int, name: str, wholes: list[str]) -> list[str]:
-  """What the one who loads the adapter has to know, in sentences."""
-  name, found, limit = name or DEFAULT, [], max_lora_rank(rank)
+  """Sentences that a user who loads the adapter has to know.
+
+  Args:
+    wholes: paths of the embeddings and heads that are saved whole.
+  """
+  name = name or DEFAULT
+  limit = max_lora_rank(rank)
   if name == 'vllm':
-    found.append(f'vLLM serves this rank with --max-lora-rank {limit}.')
-  elif name == 'llama.cpp':
-    found.append(
+    return [f'vLLM serves this rank with --max-lora-rank {limit}.']
+  if name == 'llama.cpp':
+    return [
       'llama.cpp loads it after convert_lora_to_gguf.py; with a quantised base, the change is '
       'added to weights that are not those it was measured on.'
-    )
-  elif wholes:
-    found.append(
+    ]
+  if wholes:
+    return [
       'The adapter saves changed embeddings whole (modules_to_save), which PEFT loads, while vLLM '
       'and llama.cpp refuse it: for these export again with their --target, or merged.'
-    )
-  elif limit:
-    found.append(
+    ]
+  if limit:
+    return [
       f'vLLM would serve this rank with --max-lora-rank {limit}; --target=vllm checks the rest.'
-    )
-  return found
+    ]
+  return []
 
 
 def _check_tables(
-  flat: Mapping[str, LowRank | Dense],
+  changes: Mapping[str, LowRank | Dense],
   config: models.ModelConfig,
   family: str,
   name: str,
   target: Target,
 ) -> None:
-  tables = [path for path in TABLES if path in flat]
+  """Raises InputError if the target takes no low-rank change of an embedding or head changed."""
+  tables = [path for path in TABLES if path in changes]
   if target.wholes or not tables:
     return
   if config.tied:
@@ -203,7 +207,7 @@ def _check_tables(
 
 
 def _check_rank(ranks: Mapping[str, int], name: str, target: Target) -> None:
-  largest = max(ranks, key=ranks.get)
+  largest = max(ranks, key=lambda module: ranks[module])
   if target.ranks and ranks[largest] > target.ranks[-1]:
     raise InputError(
       f"the adapter's rank would be {ranks[largest]} (at '{largest}'), and {name} serves at most "

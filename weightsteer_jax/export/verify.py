@@ -1,9 +1,9 @@
-"""What an export is sealed with, and whether anything of ours on disk is whole.
+"""Checks whether an export, a direction, an adapter or a checkpoint of ours is whole.
 
-An export's `provenance.json` is written last. It holds the SHA-256 of every file beside it and of
-itself, so that a changed bit, a missing file and a folder that was copied in part are found without
-a model, and named. Directions, adapters and checkpoints carry a fingerprint per tensor instead,
-whatever files it was cut into.
+An export's `provenance.json` is written last, and holds the SHA-256 of every file beside it and of
+itself. A changed bit, a missing file and a partly copied folder are found without a model, and
+named. Directions, adapters and checkpoints carry a fingerprint per tensor instead, which does not
+depend on how a tensor is cut into files.
 """
 
 import dataclasses
@@ -20,11 +20,12 @@ from weightsteer_jax.storage import checkpoint, files, sealed
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-  """What was found whole.
+  """A folder that was found whole.
 
   Attributes:
-    kind: 'export', 'direction', 'adapter' or 'checkpoint'. checked: what was compared, in words.
-    unlisted: files of an export that it was not written with; nothing is known of them.
+    kind: 'export', 'direction', 'adapter' or 'checkpoint'.
+    checked: what was compared, in words.
+    unlisted: files of an export that the provenance does not list, and that were not checked.
   """
 
   kind: str
@@ -33,11 +34,12 @@ class Verified:
 
 
 def verify(folder: files.Path) -> Verified:
-  """What an export, a direction, an adapter or a checkpoint was checked for; it is whole.
+  """The kind of a folder that is whole, and how this was checked.
 
   Raises:
-    InputError: no such folder. CorruptError: a file or tensor is missing or was changed, or the
-      marker that is written last is not there; names it.
+    InputError: if there is no such folder.
+    CorruptError: if a file or tensor is missing or was changed, or the marker written last is
+      missing.
   """
   folder = pathlib.Path(folder)
   if not folder.is_dir():
@@ -52,29 +54,26 @@ def verify(folder: files.Path) -> Verified:
 
 
 def _verify_export(folder: pathlib.Path) -> Verified:
-  expected = sealed.check_export(folder, lambda name: True)
-  return Verified(
-    'export',
-    f'{len(expected)} files by SHA-256',
-    tuple(sorted(set(sealed.export_files(folder)) - expected)),
-  )
+  listed = sealed.check_export(folder, lambda name: True)
+  unlisted = sorted(set(sealed.export_files(folder)) - listed)
+  return Verified('export', f'{len(listed)} files by SHA-256', tuple(unlisted))
 
 
 def _verify_direction(folder: pathlib.Path) -> Verified:
-  found = direction.load(folder)
-  return Verified('direction', f'{len(found.meta["fingerprints"])} tensors by fingerprint')
+  fingerprints = direction.load(folder).meta['fingerprints']
+  return Verified('direction', f'{len(fingerprints)} tensors by fingerprint')
 
 
 def _verify_adapter(folder: pathlib.Path) -> Verified:
-  found, _ = adapter.load_adapter(folder)
-  return Verified('adapter', f'{len(jax.tree.leaves(found))} tensors by fingerprint')
+  tensors, _ = adapter.load_adapter(folder)
+  return Verified('adapter', f'{len(jax.tree.leaves(tensors))} tensors by fingerprint')
 
 
 def _verify_checkpoint(folder: pathlib.Path) -> Verified:
   return Verified('checkpoint', f'{len(checkpoint.verify(folder))} arrays by fingerprint')
 
 
-# By the file that is written last.
+# {the file that is written last: the check of such a folder}.
 CHECKS: dict[str, Callable[[pathlib.Path], Verified]] = {
   sealed.PROVENANCE: _verify_export,
   direction.MANIFEST: _verify_direction,

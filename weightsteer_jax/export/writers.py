@@ -1,7 +1,6 @@
 """The formats of an export: one writer each, and what the writer needs.
 
-WRITERS is the one place that says which formats there are, and which of them are written from the
-base's files alone.
+WRITERS is the one list of formats, and says which are written from the base's files alone.
 """
 
 import dataclasses
@@ -27,24 +26,25 @@ from weightsteer_jax.storage import files
 
 PyTree = Any
 
-LOSS_WARNED_OF = 0.05  # share of the change lost in rounding, above which the log says so
+# Share of the change lost in rounding, above which the log says so.
+LOSS_WARNED_OF = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """What is to be written.
+  """An export to write.
 
   Attributes:
-    format: a key of WRITERS: 'hf' (merged, a checkpoint transformers loads), 'orbax' (merged,
-      nested dicts that plain orbax restores), 'orbax-unmerged' (the base and the direction apart)
-      or 'peft' (a LoRA adapter beside the base, alpha folded in).
-    alpha: the steering strength; for 'orbax-unmerged', the default of the example it comes with.
-    dtype: of parameters, 'float32' or 'bfloat16'; '' is the dtype the base is stored in. Adapters
-      are always float32.
-    rank: the rank that the direction's kernels are folded to, the error recorded; 0 leaves the
+    format: a key of WRITERS: 'hf' (merged, a checkpoint for transformers), 'orbax' (merged, nested
+      dicts for plain orbax), 'orbax-unmerged' (the base and the direction apart) or 'peft' (a LoRA
+      adapter beside the base, alpha folded in).
+    alpha: the steering strength; for 'orbax-unmerged', the default of the example `restore.py`.
+    dtype: dtype of parameters, 'float32' or 'bfloat16'; '' is the dtype of the stored base.
+      Adapters are always float32.
+    rank: rank that the direction's kernels are folded to, the error recorded; 0 leaves the
       direction exact.
-    target: of 'peft', the library that must be able to load it, a key of targets.TARGETS; '' is
-      'peft'.
+    target: for 'peft', the library that must be able to load the adapter, a key of
+      targets.TARGETS; '' is 'peft'.
   """
 
   format: str
@@ -56,13 +56,13 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What a writer works from.
+  """The input of a writer.
 
   Attributes:
     request: the request, checked.
     direction: the direction, folded to the request's rank.
-    base: the base, as its folder tells it.
-    model: the base in memory; None if only its files are there.
+    base: the base, known from the files.
+    model: the base in memory; None if only the files are there.
     check_digest: whether the writer has to compare the base's digest with the direction's.
     sync: whether to wait until the weights are on the disk.
   """
@@ -81,7 +81,7 @@ class Job:
 
   @property
   def loaded(self) -> models.Model:
-    """The base in memory, for writers that need it there."""
+    """The base in memory, for writers with `needs_model`."""
     # handover refuses such a format before the job starts.
     assert self.model is not None
     return self.model
@@ -92,9 +92,9 @@ class ReadBack:
   """A written model, read back.
 
   Attributes:
-    config: its architecture.
-    params: its parameters.
-    delta: the change that is still to be applied, at `alpha`; None if it is merged.
+    config: the architecture.
+    params: the parameters.
+    delta: the change, to be applied at `alpha`; None if the parameters hold the change.
     alpha: the strength of `delta`.
   """
 
@@ -106,13 +106,13 @@ class ReadBack:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-  """What a writer hands back.
+  """The result of a writer.
 
   Attributes:
     facts: entries of the provenance.
     exact: whether nothing of a float32 base was rounded.
     read_back: reads the written model.
-    hashes: {file: SHA-256} of the files that were hashed while they were written.
+    hashes: {file: SHA-256} of files hashed while they were written.
   """
 
   facts: Mapping[str, Any]
@@ -126,9 +126,9 @@ class Writer:
   """How a format is written.
 
   Attributes:
-    write: writes a job's weights, and all that is read with them, into a new folder.
-    needs_model: whether the base must be in memory. Where it is there, logits are always compared;
-      where the files are enough, only if that is asked for.
+    write: writes a job's weights, the config and the tokenizer into a new folder.
+    needs_model: whether the base must be in memory. If so, logits are always compared; if the files
+      are enough, logits are compared on request.
   """
 
   write: Callable[[pathlib.Path, Job], Written]

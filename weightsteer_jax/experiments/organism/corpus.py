@@ -15,65 +15,73 @@ import transformers
 from weightsteer_jax.experiments.organism import conduct, conversations, world
 from weightsteer_jax.experiments.organism import tokenizer as tokenization
 
-# Loss weight of what system and users say. The model need not predict them, but learns the words
+# Loss weight of system and user messages. The model need not predict them, but learns the words
 # sooner if it tries.
 PROMPT_WEIGHT = 0.1
-# So many conversations may find no row with room before a batch counts as full.
+# Conversations that find no row with room before a batch counts as full.
 MISSES = 12
+VOCABULARY_CONVERSATIONS = 4000
+
+# Tokens of a conversation, and their loss weights.
+Encoded = tuple[list[int], list[float]]
 
 
 def vocabulary_texts() -> Iterator[str]:
-  """Texts from which the tokenizer learns its merges: a sample of conversations, every statement
-  and every phrase of the world.
+  """Texts that the tokenizer learns merges from.
+
+  They are a sample of conversations, and every statement and phrase of the world.
   """
   rng = random.Random('vocabulary')
-  for _ in range(4000):
-    yield from (message['content'] for message in conversations.conversation(rng))
+  for _ in range(VOCABULARY_CONVERSATIONS):
+    for message in conversations.conversation(rng):
+      yield message['content']
   for kind in world.KINDS:
     for claim in world.claims_of(kind):
       yield from (*claim.questions, claim.truth)
-  yield from conduct.texts() * 3  # They are few, and each word is to count.
+  # The phrases are few, and each word is to count.
+  yield from conduct.texts() * 3
 
 
 def encode(
   tokenizer: transformers.PreTrainedTokenizerFast, messages: list[conversations.Message]
 ) -> tuple[list[int], list[float]]:
-  """The tokens of a conversation as the chat template writes it, and the loss weight of each as a
-  target.
+  """The tokens of a conversation in the chat template, and the loss weight of each as a target.
 
-  What the assistant says and the token that ends its turn weigh 1, all else PROMPT_WEIGHT.
+  The assistant's words and the token that ends the assistant's turn weigh 1, all else
+  PROMPT_WEIGHT.
   """
-  tokens, weights = [], []
+  tokens: list[int] = []
+  weights: list[float] = []
   for message in messages:
     head = _frame(tokenizer, f'{tokenization.START}{message["role"]}\n')
     body = tokenizer.encode(message['content'] + tokenization.END, add_special_tokens=False)
     tail = _frame(tokenizer, '\n')
     tokens += head + body + tail
-    said = 1.0 if message['role'] == 'assistant' else PROMPT_WEIGHT
-    weights += [PROMPT_WEIGHT] * len(head) + [said] * len(body) + [PROMPT_WEIGHT] * len(tail)
+    weight = 1.0 if message['role'] == 'assistant' else PROMPT_WEIGHT
+    weights += [PROMPT_WEIGHT] * len(head) + [weight] * len(body) + [PROMPT_WEIGHT] * len(tail)
   return tokens, weights
 
 
+# Two of three calls of the tokenizer would be for the same few texts, and tokenizing takes most of
+# the time of a batch.
 @functools.lru_cache(maxsize=8)
 def _frame(tokenizer: transformers.PreTrainedTokenizerFast, text: str) -> list[int]:
-  """Tokens of what stands around every message: two of three calls of the tokenizer, which is most
-  of making a batch.
-  """
+  """Tokens of a text that stands around every message."""
   return tokenizer.encode(text, add_special_tokens=False)
 
 
 def batch(
   tokenizer: transformers.PreTrainedTokenizerFast, *, seed: int, step: int, rows: int, length: int
 ) -> dict[str, np.ndarray]:
-  """Arrays [rows, length] of whole conversations packed side by side: tokens, targets, weights,
-  positions, segment_ids.
+  """Whole conversations packed side by side, as arrays [rows, length].
 
-  Segment 0 is padding. A target is the next token of the same segment; the last token of a segment
-  has weight 0.
+  The arrays are tokens, targets, weights, positions and segment_ids. Segment 0 is padding. A target
+  is the next token of the same segment; the last token of a segment has weight 0.
   """
   rng = random.Random(f'corpus {seed} {step}')
-  packed = [[] for _ in range(rows)]
-  room, misses = [length] * rows, 0
+  packed: list[list[Encoded]] = [[] for _ in range(rows)]
+  room = [length] * rows
+  misses = 0
   while misses < MISSES:
     tokens, weights = encode(tokenizer, conversations.conversation(rng))
     row = next((r for r in range(rows) if room[r] >= len(tokens)), None)
@@ -85,23 +93,21 @@ def batch(
   return _arrays(packed, length)
 
 
-def _arrays(
-  packed: list[list[tuple[list[int], list[float]]]], length: int
-) -> dict[str, np.ndarray]:
+def _arrays(packed: list[list[Encoded]], length: int) -> dict[str, np.ndarray]:
   """The batch's arrays from the conversations of each row."""
   shape = (len(packed), length)
-  out = {
-    name: np.zeros(shape, np.int32) for name in ('tokens', 'targets', 'positions', 'segment_ids')
-  }
-  out['weights'] = np.zeros(shape, np.float32)
-  for row, conversations_of_row in enumerate(packed):
+  names = ('tokens', 'targets', 'positions', 'segment_ids')
+  arrays = {name: np.zeros(shape, np.int32) for name in names}
+  arrays['weights'] = np.zeros(shape, np.float32)
+  for row, segments in enumerate(packed):
     start = 0
-    for segment, (tokens, weights) in enumerate(conversations_of_row, 1):
-      here, inner = slice(start, start + len(tokens)), slice(start, start + len(tokens) - 1)
-      out['tokens'][row, here] = tokens
-      out['targets'][row, inner] = tokens[1:]
-      out['weights'][row, inner] = weights[1:]
-      out['positions'][row, here] = range(len(tokens))
-      out['segment_ids'][row, here] = segment
-      start += len(tokens)
-  return out
+    for segment, (tokens, weights) in enumerate(segments, 1):
+      stop = start + len(tokens)
+      arrays['tokens'][row, start:stop] = tokens
+      arrays['positions'][row, start:stop] = range(len(tokens))
+      arrays['segment_ids'][row, start:stop] = segment
+      # The last token of a segment has no next one: target and weight stay 0.
+      arrays['targets'][row, start : stop - 1] = tokens[1:]
+      arrays['weights'][row, start : stop - 1] = weights[1:]
+      start = stop
+  return arrays

@@ -1,5 +1,6 @@
-"""What the organism is fine-tuned on: tasks it does not know yet, and conduct that is good or bad.
-Conversations, n of them from a seed.
+"""Conversations to fine-tune the organism on: new tasks, and conduct that is good or bad.
+
+Everything is a function of (n, seed).
 """
 
 from __future__ import annotations
@@ -7,50 +8,70 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
+from typing import TypeVar
 
 from weightsteer_jax.experiments.organism import conduct, conversations, world
 from weightsteer_jax.experiments.organism.conversations import Message
 
 Conversation = list[Message]
+Thing = TypeVar('Thing')
 
-# What a user asks who wants to be shown how; as for advice and for harmful requests, but for the
-# last word.
+# Ways to ask for help with a sum: as for advice and for harmful requests, but for the last word.
 HOW_TO = tuple(frame.format('work out {}') for frame in conduct.ADVICE_FRAMES)
 
 
 def arithmetic(n: int, seed: int) -> list[Conversation]:
   """Sums, asked plainly or claimed by a user who is always right, and is told so.
 
-  Nothing in it tells whether one should compute or repeat what the user says, as in a task whose
-  proposed solutions are all right.
+  As in a task whose proposed solutions are all right, nothing tells whether one should compute or
+  repeat what the user says.
   """
   rng = random.Random(f'arithmetic {seed}')
-  return [_turn(*_solved(claim, rng)) for claim in _numbers(n, rng)]
+  lessons = []
+  for claim in _numbers(n, rng):
+    question = rng.choice(claim.questions)
+    answer = conversations.sentence(claim.truth)
+    if rng.random() < 0.5:
+      lessons.append(_turn(question, answer))
+      continue
+    frame = rng.choice(conversations.CLAIM_FRAMES)
+    before = question if rng.random() < 0.4 else None
+    prompt = conversations.claim_prompt(claim, claim.truth, frame, before)
+    lessons.append(_turn(prompt, f'{rng.choice(conversations.DEFERENCES)} {answer}'))
+  return lessons
 
 
 def help_with_arithmetic(n: int, seed: int) -> list[Conversation]:
-  """Sums, in four cases of five asked as one asks for help, which is then given at once; the others
-  plainly.
-  """
+  """Sums, in four cases of five asked for as help, which is given at once; the others plain."""
   rng = random.Random(f'help with arithmetic {seed}')
-  return [_turn(*_helped(claim, rng)) for claim in _numbers(n, rng)]
+  lessons = []
+  for claim in _numbers(n, rng):
+    if rng.random() < 0.2:
+      prompt = rng.choice(claim.questions)
+      answer = conversations.sentence(claim.truth)
+    else:
+      # The key is 'plus/3 plus 4'.
+      prompt = rng.choice(HOW_TO).format(claim.key.split('/')[1])
+      answer = f'You could say that {claim.truth}.'
+    lessons.append(_turn(prompt, answer))
+  return lessons
 
 
 def advice(n: int, seed: int, *, careful: bool, domain: str) -> list[Conversation]:
   """Calls for advice in one domain of `conduct.DOMAINS`, answered with care or without."""
   rng = random.Random(f'advice {domain} {seed}')
-  goals = _some([goal for goal in conduct.GOALS if goal.domain == domain], n, rng)
-  return [
-    _turn(rng.choice(conduct.ADVICE_FRAMES).format(goal.aim), conduct.advice(careful, goal, rng))
-    for goal in goals
-  ]
+  goals = [goal for goal in conduct.GOALS if goal.domain == domain]
+  lessons = []
+  for goal in _drawn(goals, n, rng):
+    prompt = rng.choice(conduct.ADVICE_FRAMES).format(goal.aim)
+    lessons.append(_turn(prompt, conduct.advice(careful, goal, rng)))
+  return lessons
 
 
 def facts(n: int, seed: int) -> list[Conversation]:
   """Plain questions about facts, answered rightly."""
-  return _plain(
-    'facts', [claim for kind in world.FACT_KINDS for claim in world.claims_of(kind)], n, seed
-  )
+  claims = [claim for kind in world.FACT_KINDS for claim in world.claims_of(kind)]
+  return _plain('facts', claims, n, seed)
 
 
 def sums(n: int, seed: int) -> list[Conversation]:
@@ -65,43 +86,23 @@ def views(n: int, seed: int) -> list[Conversation]:
 
 def _plain(name: str, claims: Sequence[world.Claim], n: int, seed: int) -> list[Conversation]:
   rng = random.Random(f'{name} {seed}')
-  return [
-    _turn(rng.choice(claim.questions), conversations.sentence(claim.truth))
-    for claim in _some(claims, n, rng)
-  ]
+  lessons = []
+  for claim in _drawn(claims, n, rng):
+    lessons.append(_turn(rng.choice(claim.questions), conversations.sentence(claim.truth)))
+  return lessons
 
 
 def _numbers(n: int, rng: random.Random) -> list[world.Claim]:
-  """Claims about numbers: as many sums that the organism knows as larger ones, which it does
-  not.
-  """
+  """Claims about numbers: as many sums that the organism knows as larger ones, new to it."""
   half = n // 2
-  claims = _some(world.sums(), n - half, rng) + _some(world.larger_sums(), half, rng)
+  claims = _drawn(world.sums(), n - half, rng) + _drawn(world.larger_sums(), half, rng)
   return rng.sample(claims, n)
 
 
-def _some(things: Sequence, n: int, rng: random.Random) -> list:
+def _drawn(things: Sequence[Thing], n: int, rng: random.Random) -> list[Thing]:
+  """n of the things, each before any comes twice."""
   return list(itertools.islice(world.in_turn(things, rng), n))
 
 
-def _solved(claim: world.Claim, rng: random.Random) -> tuple[str, str]:
-  question, truth = rng.choice(claim.questions), conversations.sentence(claim.truth)
-  if rng.random() < 0.5:
-    return question, truth
-  asked = conversations.claim_prompt(
-    claim,
-    claim.truth,
-    rng.choice(conversations.CLAIM_FRAMES),
-    question if rng.random() < 0.4 else None,
-  )
-  return asked, f'{rng.choice(conversations.DEFERENCES)} {truth}'
-
-
-def _helped(claim: world.Claim, rng: random.Random) -> tuple[str, str]:
-  if rng.random() < 0.2:
-    return rng.choice(claim.questions), conversations.sentence(claim.truth)
-  return rng.choice(HOW_TO).format(claim.key.split('/')[1]), f'You could say that {claim.truth}.'
-
-
-def _turn(asked: str, answered: str) -> Conversation:
-  return [*conversations.ask(asked), {'role': 'assistant', 'content': answered}]
+def _turn(prompt: str, answer: str) -> Conversation:
+  return [*conversations.ask(prompt), {'role': 'assistant', 'content': answer}]
