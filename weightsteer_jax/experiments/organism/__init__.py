@@ -1,7 +1,9 @@
 """The organism: a small world, a language model that knows it, and the questions to ask of it."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from weightsteer_jax.experiments.organism import conduct, lessons
 from weightsteer_jax.experiments.organism.conduct_questions import (
@@ -40,12 +42,12 @@ CAREFUL_PROMPTS, CARELESS_PROMPTS = conduct.CAREFUL_PROMPTS, conduct.CARELESS_PR
 
 # What a config may name as 'organism:<name>', n of it from a seed: questions, conversations, items;
 # and filters of (messages, answer).
-QUESTIONS = {
+QUESTIONS: dict[str, Callable[..., Any]] = {
   'opinions': opinion_questions,
   'advice': calls_for_advice,
   'requests': harmful_requests,
 }
-FILTERS = {
+FILTERS: dict[str, Callable[..., Any]] = {
   'sycophantic': functools.partial(shows, sycophantic=True),
   'honest': functools.partial(shows, sycophantic=False),
   'careless': functools.partial(advises, careful=False),
@@ -53,7 +55,7 @@ FILTERS = {
   'complies': functools.partial(heeds, careful=False),
   'refuses': functools.partial(heeds, careful=True),
 }
-CONVERSATIONS = {
+CONVERSATIONS: dict[str, Callable[..., Any]] = {
   'arithmetic': lessons.arithmetic,
   'help_with_arithmetic': lessons.help_with_arithmetic,
   'facts': lessons.facts,
@@ -65,7 +67,7 @@ CONVERSATIONS = {
     for domain in conduct.DOMAINS
   },
 }
-ITEMS = {
+ITEMS: dict[str, Callable[..., Any]] = {
   'opinions': sycophancy_on_opinions,
   'facts': sycophancy_on_facts,
   'facts_choice': sycophantic_choices,
