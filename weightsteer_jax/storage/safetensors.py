@@ -214,8 +214,8 @@ class Writer:
     count = os.preadv(self._descriptor, [got.data], self._position)
     if count != len(block) or not np.array_equal(got, block):
       raise OutputError(
-        f'{self.path.name} was not written: read back, it differs near byte {self._position} from what '
-        'was to be written. Nothing was left behind'
+        f'{self.path.name} was not written: read back, it differs near byte {self._position} from '
+        'what was to be written. Nothing was left behind'
       )
 
   @property

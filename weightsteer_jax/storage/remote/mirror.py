@@ -1,20 +1,20 @@
-"""A workdir at a URL: the staging, a local folder where all work is done, and its mirror in what
-fsspec reaches.
+"""A workdir at a URL: a local staging folder, where all work is done, and its mirror.
 
-The URL holds the files under their own names, and beside them
+The URL is anything that fsspec reaches. It holds the files under their own names, and beside them
 
-  .mirror.json       which files, of which size and content, are the state of the run; written last
-  .mirror/<sha256>   what is on its way: no file takes its place under its name before a listing
-                     names its content
+  .mirror.json       the listing: the files of the run's state, with size and content; written last
+  .mirror/<sha256>   contents on their way: a file takes its name after a listing names its content
 
-so that a push that was cut short at any point leaves the state that the last listing names, whole.
-Listings are numbered (generation), and say which staging wrote them (owner). A staging goes on
-where it is the owner and no generation behind; any other one begins with what the URL holds, and
-becomes the owner. Who is the owner no longer notices at the next push, and stops.
+A push that is cut short at any point leaves the state of the last listing whole. Listings are
+numbered (generation), and name the staging that wrote them (owner). A staging that owns the URL,
+and is no generation behind, goes on from its own files. Any other staging begins with the URL's
+files, and becomes the owner. A staging that has lost ownership finds out at its next push, and
+stops.
 """
 
 import concurrent.futures
 import dataclasses
+import functools
 import os
 import pathlib
 import secrets
@@ -41,13 +41,18 @@ from weightsteer_jax.storage.remote.listing import Entry, Listing
 
 LISTING = listing.NAME
 COMING = '.mirror'
-TRIES = 5  # of what a network may have refused by chance, with growing pauses
-FIRST_PAUSE = 1.0  # seconds
+# A network may refuse by chance. Pauses between tries double, from FIRST_PAUSE seconds on.
+TRIES = 5
+FIRST_PAUSE = 1.0
+# Seconds between two pushes when pushes keep failing.
 LONGEST_PAUSE = 600.0
-WORKERS = 4  # files on their way at once
+# Files on their way at once.
+WORKERS = 4
+# Bytes read at once.
 CHUNK = 1 << 22
-NAMED = 5  # files that an error lists
-LINE_LENGTH = 300  # characters of what a driver says
+# Files that an error lists, and characters of a driver's error that are shown.
+NAMED = 5
+LINE_LENGTH = 300
 
 
 class _Moved(Exception):
@@ -55,27 +60,39 @@ class _Moved(Exception):
 
 
 class Mirror:
-  """A staging and its URL. Process 0 has it, alone."""
+  """A staging folder and its URL; only process 0 has a mirror.
+
+  Attributes:
+    url: the URL without a slash at the end.
+    staging: the local folder.
+  """
 
   def __init__(self, url: str, staging: files.Path):
-    """Raises InputError: the URL's scheme is unknown, or its driver is not installed."""
+    """Connects to the URL.
+
+    Raises:
+      InputError: if the URL cannot be used (see `store.Store`), or contains the staging folder.
+    """
     self.staging = pathlib.Path(staging)
     self._store = store.Store(url)
     self.url = self._store.url
     self._store.refuse_inside(self.staging)
-    self._lock, self._closed = threading.Lock(), threading.Event()
-    self._listing, self._tried = Listing(), Listing()
+    self._lock = threading.Lock()
+    self._closed = threading.Event()
+    # The URL's state as this staging last wrote it, and as it last tried to.
+    self._listing = Listing()
+    self._tried = Listing()
+    # Whether files on their way, or removed files, may be left at the URL.
     self._unsettled = True
 
   def begin(self) -> None:
-    """Makes the staging hold what the URL does, or finds that it goes on from there; then the URL
-    is this staging's.
+    """Brings the staging to the URL's state, unless it goes on from there, and takes ownership.
 
     Raises:
-      InputError: the URL holds something else than a workdir, cannot be read, or is being written
-        to. CorruptError:
-        what it holds is not what its listing says. OutputError: the URL or the staging cannot be
-        written.
+      InputError: if the URL holds something else than a workdir, cannot be read, or is being
+        written to.
+      CorruptError: if a file at the URL is not what the listing says.
+      OutputError: if the URL or the staging cannot be written.
     """
     there = self._pulled()
     owner, generation = self._record()
@@ -96,11 +113,11 @@ class Mirror:
       raise OutputError(f'{self.url} cannot be written: {_reason(error)}') from error
 
   def push(self) -> None:
-    """Brings the URL to the state of the staging, if it is not.
+    """Brings the URL to the state of the staging.
 
     Raises:
-      Conflict: another staging, or another process on this one, has written there. OutputError: it
-        could not be done.
+      Conflict: if another staging, or another process on this staging, has written to the URL.
+      OutputError: if the URL could not be written.
     """
     with self._lock:
       if self._closed.is_set():
@@ -109,20 +126,22 @@ class Mirror:
         self._push()
       except WeightSteerError:
         raise
-      except Exception as error:  # Each driver has errors of its own.
+      # Each driver has errors of its own.
+      except Exception as error:
         raise OutputError(
           f'{self.url} could not be written: {_reason(error)}; {self._behind()}'
         ) from error
 
   def keep_pushing(self, seconds: float) -> None:
-    """Pushes every so many seconds, in a thread; after a failure less often."""
+    """Pushes every so many seconds, in a thread, and less often after a failure."""
     threading.Thread(target=self._keep_pushing, args=(seconds,), daemon=True).start()
 
   def finish(self) -> None:
-    """Pushes what is left, and ends.
+    """Pushes the rest of a run that is done, and closes the mirror.
 
     Raises:
-      Conflict, OutputError: as `push`, after some tries; names what is not there.
+      Conflict: if another staging has written to the URL.
+      OutputError: if the URL could not be written in TRIES tries; the error names what is missing.
     """
     try:
       _patiently(self.push)
@@ -134,10 +153,11 @@ class Mirror:
     say(f'pushed: {self.url} holds all {len(self._listing.files)} files ({file_size(size)})')
 
   def last_push(self) -> None:
-    """Pushes what is left of a run that ends otherwise, and ends; a failure is a warning."""
+    """Pushes the rest of a run that failed, and closes the mirror; a failure is a warning."""
     if self._closed.is_set():
       return
     try:
+      # Schedulers give a run that ends only so much time.
       _patiently(self.push, tries=2)
     except WeightSteerError as error:
       logging.warning('%s', error)
@@ -146,18 +166,20 @@ class Mirror:
   # Begin.
 
   def _pulled(self) -> Listing:
-    """The listing of the URL, which the staging now has all files of."""
+    """The listing of the URL, once the staging has all of its files."""
     for _ in range(TRIES):
       there = self._read()
       self._prepare(there)
+      corrupt = None
       try:
         self._pull(there)
-      except CorruptError:
-        if self._read() == there:
-          raise
-      else:
-        if self._read() == there:
-          return there
+      except CorruptError as error:
+        corrupt = error
+      # Where the listing has changed in the meantime, another run is writing: begin again.
+      if self._read() == there:
+        if corrupt is not None:
+          raise corrupt
+        return there
     raise InputError(
       f'{self.url}: another run is writing to it; end that one, or name another --workdir'
     )
@@ -166,9 +188,10 @@ class Mirror:
     """The listing of the URL; an empty one, of generation 0, where nothing is there."""
     try:
       content = _patiently(lambda: self._store.read(LISTING))
-      if content is None and (found := _patiently(self._store.first)):
+      stranger = '' if content is not None else _patiently(self._store.first)
+      if stranger:
         raise InputError(
-          f'{self.url} holds {found}, but no {LISTING}: it is no workdir that was pushed there; '
+          f'{self.url} holds {stranger}, but no {LISTING}: it is no workdir that was pushed there; '
           'name another --workdir'
         )
     except WeightSteerError:
@@ -180,8 +203,10 @@ class Mirror:
     return Listing() if content is None else listing.parse(content, f'{self.url}/{LISTING}')
 
   def _record(self) -> tuple[str, int]:
-    """(owner, generation) of the staging; owner '' while it is being filled, generation -1 where it
-    says nothing.
+    """(owner, generation) of the staging.
+
+    The owner is '' while the staging is being filled. A staging without a record is of generation
+    -1.
     """
     path = self.staging / LISTING
     if not path.exists():
@@ -194,24 +219,29 @@ class Mirror:
     files.write_json(self.staging / LISTING, record)
 
   def _prepare(self, there: Listing) -> None:
-    """Sees to it that the staging is one to go on from, or one to fill."""
+    """Leaves a staging to go on from, or one to fill with the URL's files."""
     owner, generation = self._record()
     held = any(self._scan())
     state = f'generation {there.generation}, {len(there.files)} files'
     say(f'workdir: {self.url} ({state}), staged in {self.staging}')
-    if not there.generation or owner == there.owner and generation >= there.generation:
+    is_new = not there.generation
+    is_current = owner == there.owner and generation >= there.generation
+    if is_new or is_current:
       if held:
         say(f'{self.staging} goes on from there')
       return
     if held and (owner or generation < 0):
       self._set_aside()
     self._note('', 0)
-    for name, found in self._scan().items():  # Of a pull that was cut short.
-      if name not in there.files or not listing.same(found, there.files[name]):
+    # Files of a pull that was cut short stay where they are what the listing says.
+    for name, stat in self._scan().items():
+      if name not in there.files or not listing.same(stat, there.files[name]):
         (self.staging / name).unlink()
 
   def _set_aside(self) -> None:
-    number = next(i for i in range(1, 10**6) if not self._aside(i).exists())
+    number = 1
+    while self._aside(number).exists():
+      number += 1
     try:
       self.staging.rename(self._aside(number))
     except OSError as error:
@@ -231,15 +261,17 @@ class Mirror:
     """Fetches what the listing names and the staging lacks."""
     held = self._scan()
     wanted = [name for name in there.files if name not in held]
-    if there.generation:
+    if there.generation and wanted:
       size = file_size(sum(there.files[name][0] for name in wanted))
-      say(
-        f'pulling {len(wanted)} files ({size}) from {self.url}'
-        if wanted
-        else f'{self.staging} lacks nothing of it'
-      )
+      say(f'pulling {len(wanted)} files ({size}) from {self.url}')
+    elif there.generation:
+      say(f'{self.staging} lacks nothing of it')
+
+    def fetch(name: str) -> None:
+      _patiently(lambda: self._fetch(name, there.files[name]))
+
     try:
-      _in_parallel(lambda name: _patiently(lambda: self._fetch(name, there.files[name])), wanted)
+      _in_parallel(fetch, wanted)
     except WeightSteerError:
       raise
     except Exception as error:
@@ -253,7 +285,8 @@ class Mirror:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.partial')
     try:
-      for source in (name, f'{COMING}/{entry[2]}', name):  # It may get its name just then.
+      # The file may be given its name between the first two looks.
+      for source in (name, f'{COMING}/{entry[2]}', name):
         if self._store.fetch(source, partial) and hashes.of_file(partial) == entry[2]:
           os.utime(partial, ns=(time.time_ns(), entry[1]))
           os.replace(partial, path)
@@ -272,10 +305,12 @@ class Mirror:
     self._check_owner()
     new = self._uploaded()
     if new.contents() != self._listing.contents():
-      self._check_owner()  # Uploads may have taken long.
+      # Uploads may have taken long, and another staging the URL.
+      self._check_owner()
       self._commit(new)
       self._unsettled = True
     else:
+      # Times may have changed without the contents.
       self._listing = dataclasses.replace(self._listing, files=new.files)
     if self._unsettled:
       self._settle()
@@ -283,7 +318,8 @@ class Mirror:
   def _check_owner(self) -> None:
     content = self._store.read(LISTING)
     there = Listing() if content is None else listing.parse(content, f'{self.url}/{LISTING}')
-    if there.id == self._tried.id:  # The answer to a write that was done may have been lost.
+    # A write may have been done whose answer was lost.
+    if there.id == self._tried.id:
       self._listing = self._tried
     if there.id != self._listing.id:
       self._closed.set()
@@ -294,44 +330,49 @@ class Mirror:
       )
 
   def _uploaded(self) -> Listing:
-    """The listing of the staging as it is now, all of which is at the URL now, if not under its
-    name.
+    """The listing of the staging as it is now, with every content at the URL.
+
+    A content need not be under its name yet.
     """
     for _ in range(TRIES):
-      found, known = self._scan(), self._listing.files
-      changed = {name: found[name] for name in self._differing(found)}
+      present = self._scan()
+      known = self._listing.files
+      changed = {name: present[name] for name in self._differing(present)}
+      upload = functools.partial(self._upload, stats=changed)
       try:
-        entries = dict(
-          _in_parallel(lambda name: (name, self._upload(name, changed[name])), changed)
-        )
-      except _Moved:  # The run went on: look again.
+        entries = dict(zip(changed, _in_parallel(upload, changed)))
+      except _Moved:
+        # The run went on: look again.
         continue
-      now = {name: entries.get(name) or known[name] for name in found}
+      now = {name: entries.get(name) or known[name] for name in present}
+      # Names of earlier states stay on the list until `_settle` has removed their files.
       gone = {*self._listing.removed, *known} - now.keys()
       return Listing(
-        self._listing.owner,
-        self._listing.generation + 1,
-        now,
-        tuple(sorted(gone)),
-        secrets.token_hex(8),
+        owner=self._listing.owner,
+        generation=self._listing.generation + 1,
+        files=now,
+        removed=tuple(sorted(gone)),
+        id=secrets.token_hex(8),
       )
     raise OutputError(f'{self.staging} changes faster than it can be pushed; {self._behind()}')
 
-  def _upload(self, name: str, found: os.stat_result) -> Entry:
-    """What is to be said of a file, whose first bytes, as many as it had when it was found, are at
-    the URL now.
+  def _upload(self, name: str, stats: Mapping[str, os.stat_result]) -> Entry:
+    """The entry of a file, once its content is at the URL.
+
+    The content is as many bytes as the file had when it was looked at: journals grow.
     """
+    stat = stats[name]
     with self._open(name) as file:
       now = os.fstat(file.fileno())
-      if now.st_ino != found.st_ino or now.st_size < found.st_size:
+      if now.st_ino != stat.st_ino or now.st_size < stat.st_size:
         raise _Moved
-      digest = hashes.of_chunks(_chunks(file, found.st_size))
+      digest = hashes.of_chunks(_chunks(file, stat.st_size))
       known = self._listing.contents().get(name)
-      if known != (found.st_size, digest):
+      if known != (stat.st_size, digest):
         file.seek(0)
-        if self._store.write_from(_chunks(file, found.st_size), f'{COMING}/{digest}') != digest:
+        if self._store.write_from(_chunks(file, stat.st_size), f'{COMING}/{digest}') != digest:
           raise _Moved
-    return found.st_size, found.st_mtime_ns, digest
+    return stat.st_size, stat.st_mtime_ns, digest
 
   def _open(self, name: str) -> BinaryIO:
     try:
@@ -340,31 +381,37 @@ class Mirror:
       raise _Moved from error
 
   def _commit(self, new: Listing) -> None:
-    # First here: a staging whose process ends in between must not look as if it were behind.
+    # The staging first: if the process ends in between, the staging must not look as if behind.
     self._note(new.owner, new.generation)
     self._tried = new
     self._store.write(LISTING, new.encode())
     self._listing = new
 
   def _settle(self) -> None:
-    """Gives what has come its names, and removes what is in no listing any more."""
-    names: dict[str, list[str]] = {}
-    for name, (_, _, sha) in self._listing.files.items():
-      names.setdefault(sha, []).append(name)
+    """Gives the contents that have come their names, and removes what no listing names."""
+    names_by_content: dict[str, list[str]] = {}
+    for name, (_, _, digest) in self._listing.files.items():
+      names_by_content.setdefault(digest, []).append(name)
     come = self._store.names(COMING)
-    moves = [(sha, name) for sha in come for name in names.get(sha, ())]
-    # Manifests and markers are JSON: whoever looks there by other means finds them only where the
-    # rest is, too.
-    for last in (False, True):
-      now = [move for move in moves if move[1].endswith('.json') == last]
-      _in_parallel(lambda move: self._store.copy(f'{COMING}/{move[0]}', move[1]), now)
-    _in_parallel(self._store.remove, [*(f'{COMING}/{sha}' for sha in come), *self._listing.removed])
+    moves = []
+    for digest in come:
+      for name in names_by_content.get(digest, ()):
+        moves.append((f'{COMING}/{digest}', name))
+    # Manifests and markers are JSON, and come last: other programs that look at the URL find them
+    # only where everything else is.
+    for is_json in (False, True):
+      now = [move for move in moves if move[1].endswith('.json') == is_json]
+      _in_parallel(lambda move: self._store.copy(*move), now)
+    done = [f'{COMING}/{digest}' for digest in come]
+    _in_parallel(self._store.remove, [*done, *self._listing.removed])
     self._listing = dataclasses.replace(self._listing, removed=())
     self._unsettled = False
 
   def _keep_pushing(self, seconds: float) -> None:
     failures = 0
-    while not self._closed.wait(min(seconds * 2 ** min(failures, 10), max(seconds, LONGEST_PAUSE))):
+    longest = max(seconds, LONGEST_PAUSE)
+    # The exponent is limited, since a float has only so large a range.
+    while not self._closed.wait(min(seconds * 2 ** min(failures, 10), longest)):
       try:
         self.push()
         failures = 0
@@ -375,38 +422,42 @@ class Mirror:
         logging.warning('%s; the run goes on, and it is tried again', error)
 
   def _behind(self) -> str:
-    """In words, what is not at the URL, and where it is."""
+    """The words of an error that say what is not at the URL, and where it is."""
     names = self._differing(self._scan())
-    missing = f'not there are {listed(names, NAMED)}' if names else 'all files are there'
-    return f'{missing}; {self.staging} holds everything, and the same command goes on from it'
+    state = f'not there are {listed(names, NAMED)}' if names else 'all files are there'
+    return f'{state}; {self.staging} holds everything, and the same command goes on from it'
 
-  def _differing(self, found: Mapping[str, os.stat_result]) -> list[str]:
-    """Those of the files that are not, or not as such, in the listing."""
+  def _differing(self, present: Mapping[str, os.stat_result]) -> list[str]:
+    """The names of files that are not in the listing, or have changed since."""
     known = self._listing.files
-    return [
-      name
-      for name, stat in found.items()
-      if name not in known or not listing.same(stat, known[name])
-    ]
+    names = []
+    for name, stat in present.items():
+      if name not in known or not listing.same(stat, known[name]):
+        names.append(name)
+    return names
 
   def _scan(self) -> dict[str, os.stat_result]:
-    """What the staging holds, but for hidden files and folders, as of one moment."""
+    """{name: stat} of the files in the staging at one moment, without hidden ones."""
     while True:
-      found = dict(listing.walk(self.staging))
-      if all(
-        (self.staging / name).exists() for name in found
-      ):  # Else a folder was renamed, and may be here in part.
-        return found
+      present = dict(listing.walk(self.staging))
+      # If a file is gone, a folder may have been renamed while we looked, and be here in part.
+      if all((self.staging / name).exists() for name in present):
+        return present
 
 
 def is_url(path: str) -> bool:
-  """Whether this is an address rather than a path."""
+  """Whether a workdir is given as an address, not as a path."""
   return '://' in path
 
 
 def begin(url: str, staging: files.Path, *, push_seconds: float) -> Mirror:
-  """The mirror of a run that begins: pulled, and pushed from now on; also where the run ends badly
-  (see lifeline).
+  """The mirror of a run that begins, pulled once, and pushed from now on.
+
+  Args:
+    push_seconds: seconds between two pushes.
+
+  Raises:
+    InputError, CorruptError, OutputError: as `Mirror` and `Mirror.begin`.
   """
   mirror = Mirror(url, staging)
   mirror.begin()
@@ -415,28 +466,33 @@ def begin(url: str, staging: files.Path, *, push_seconds: float) -> Mirror:
 
 
 def peek(url: str, name: str, folder: files.Path) -> None:
-  """Copies one file of a workdir at a URL into a folder, if it is there; nothing is written to the
-  URL.
+  """Copies one file of a workdir at a URL into a folder, if the URL holds that file.
+
+  Nothing is written to the URL.
 
   Raises:
-    InputError, CorruptError, OutputError: as Mirror.begin.
+    InputError, CorruptError, OutputError: as `Mirror.begin`.
   """
   mirror = Mirror(url, folder)
-  if name in (there := mirror._read()).files:
+  there = mirror._read()
+  if name in there.files:
     mirror._fetch(name, there.files[name])
 
 
 def probe(url: str) -> None:
-  """Nothing, if a file can be written to the URL, read back and removed.
+  """Writes a file to the URL, reads it back and removes it.
 
   Raises:
-    InputError: as `Store`. OutputError: it cannot.
+    InputError: if the URL cannot be used (see `store.Store`).
+    OutputError: if the file cannot be written, or is not read as it was written.
   """
-  there, name, content = store.Store(url), f'.probe-{secrets.token_hex(8)}', secrets.token_bytes(64)
+  target = store.Store(url)
+  name = f'.probe-{secrets.token_hex(8)}'
+  content = secrets.token_bytes(64)
   try:
-    there.write(name, content)
-    same = there.read(name) == content
-    there.remove(name)
+    target.write(name, content)
+    same = target.read(name) == content
+    target.remove(name)
   except Exception as error:
     raise OutputError(f'{url} cannot be written and read: {_reason(error)}') from error
   if not same:
@@ -444,20 +500,20 @@ def probe(url: str) -> None:
 
 
 def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
-  """The next so many bytes of a file, or fewer if it has no more."""
+  """The next `size` bytes of a file, or fewer if the file ends."""
   while size > 0 and (chunk := file.read(min(size, CHUNK))):
     yield chunk
     size -= len(chunk)
 
 
 def _in_parallel(action: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-  """The action's results, in order; the first error after all are done."""
+  """The results for all items, in order; raises the first error when all are done."""
   with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
     return list(pool.map(action, items))
 
 
 def _patiently(action: Callable[[], Any], *, tries: int = TRIES) -> Any:
-  """The action's result, tried again with growing pauses, but not where that is hopeless."""
+  """The action's result, tried again with growing pauses where another try may help."""
   for number in range(tries):
     try:
       return action()
