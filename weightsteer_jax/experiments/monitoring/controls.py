@@ -1,14 +1,14 @@
-"""What a cosine is by chance: with random directions of the same rank and spectrum.
+"""Cosines by chance: with random directions of the same rank and spectrum.
 
 A control of a direction is the direction with the inputs and the outputs of each matrix shuffled
-and their signs drawn anew: `P A B Q` with random signed permutations P and Q. They are orthogonal,
-so that each matrix keeps its rank and its singular values, exactly, and no decomposition is needed.
+and all signs drawn anew: `P A B Q` with random signed permutations P and Q. Signed permutations are
+orthogonal, so each matrix keeps rank and singular values exactly, and no decomposition is needed.
 As with rotations drawn uniformly, the product with a fixed matrix W has the mean 0 and the variance
 
   E <P M Q, W>^2 = |M|^2 |W|^2 / (I O)
 
-(the signs leave the terms with equal indices alone, and the permutations take each entry everywhere
-alike). It is never formed where the direction is low-rank.
+because the signs cancel all terms but those with equal indices, and the permutations take each
+entry everywhere alike. Where the direction is low-rank, the control is never formed as a matrix.
 
 Source: random signed permutations as a subgroup of the rotations in place of all of them;
 Weingarten, J. Math. Phys. 19 (1978), 999, for the moments of the latter.
@@ -25,16 +25,18 @@ import numpy as np
 
 from weightsteer_jax import models
 from weightsteer_jax.directions import gram
-from weightsteer_jax.experiments.monitoring.changes import Leaf
+from weightsteer_jax.experiments.monitoring.changes import Leaf, num_layers
 from weightsteer_jax.models import LowRank
 
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-  """The random controls of one direction, the same for each update they are compared with.
+  """The random controls of one direction, the same for every update.
 
   Attributes:
-    config: the model's. seed: what they are a function of. count: how many.
+    config: config of the model.
+    seed: seed that the controls are a function of.
+    count: number of controls.
   """
 
   config: models.ModelConfig
@@ -44,58 +46,68 @@ class Draws:
   def products(self, path: str, first: int, direction: Leaf, update: Leaf) -> np.ndarray:
     """<control, update> of each control at the layers from `first` on, float64 [count]."""
     inputs = models.delta_sites(self.config)[path].inputs
-    x, y = (_matrices(path, leaf, inputs) for leaf in (direction, update))
+    x = _matrices(path, direction, inputs)
+    y = _matrices(path, update, inputs)
+    # Matrices are numbered over the whole stack, several to a layer of experts, so that a control
+    # is the same however the stack is cut into pieces.
     matrices = x[0].shape[0]
-    start = first * (matrices // _layers(path, direction))
-    keys = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(path.encode()))
-    found = _products(keys, jnp.arange(start, start + matrices), x, y, self.count)
-    return np.asarray(found, np.float64).sum(axis=1)
+    start = first * (matrices // num_layers(path, direction))
+    numbers_L = jnp.arange(start, start + matrices)
+    key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(path.encode()))
+    products_CL = _products(key, numbers_L, x, y, self.count)
+    return np.asarray(products_CL, np.float64).sum(axis=1)
 
 
 def num_entries(path: str, leaf: Leaf) -> int:
-  """Entries of one matrix of the parameter: inputs times outputs."""
+  """Number of entries of one matrix of the parameter: inputs times outputs."""
   return math.prod(gram.change_shape(path, leaf)[gram.stack_axes(path) :])
 
 
-def _layers(path: str, leaf: Leaf) -> int:
-  return jax.tree.leaves(leaf)[0].shape[0] if models.stack_axes(path) else 1
-
-
 def _matrices(path: str, leaf: Leaf, inputs: int) -> tuple[jax.Array, ...]:
-  """The leaf as matrices, factors ([L, I, R], [L, R, O]) or whole ([L, I, O],); a vector is a
-  matrix of one row.
+  """The leaf as factors ([L, I, R], [L, R, O]) or whole ([L, I, O],).
+
+  A vector is a matrix of one row. L counts experts too.
+
+  Args:
+    inputs: number of input axes of the parameter; 0 for a table, a norm or a bias.
   """
   if isinstance(leaf, LowRank):
     return gram.factors(path, leaf)
-  stack, shape = gram.stack_axes(path), leaf.value.shape
-  inputs = inputs or len(shape) - stack - 1  # A table's rows are its inputs.
-  matrices, rows = math.prod(shape[:stack]), math.prod(shape[stack : stack + inputs])
+  stack = gram.stack_axes(path)
+  shape = leaf.value.shape
+  # A table's rows are its inputs.
+  inputs = inputs or len(shape) - stack - 1
+  matrices = math.prod(shape[:stack])
+  rows = math.prod(shape[stack : stack + inputs])
   return (jnp.asarray(leaf.value, jnp.float32).reshape(matrices, rows, -1),)
 
 
 @functools.partial(jax.jit, static_argnums=4)
 def _products(key, numbers_L, x, y, count):
-  """<control, y> of `count` controls of x, one of each matrix [count, L]; a matrix's luck goes by
-  its number.
+  """<control, y> of `count` controls of x, one number for each matrix [count, L].
+
+  Args:
+    numbers_L: numbers of the matrices, which a matrix's random bits depend on.
   """
 
-  def one(draw):
-    keys_L = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, draw), numbers_L)
+  def products_of_draw(draw):
+    draw_key = jax.random.fold_in(key, draw)
+    keys_L = jax.vmap(jax.random.fold_in, (None, 0))(draw_key, numbers_L)
     return jax.vmap(_product)(_shuffled(keys_L, x), y)
 
-  return jax.lax.map(one, jnp.arange(count))
+  # One control at a time: all at once would take `count` times the memory of the direction.
+  return jax.lax.map(products_of_draw, jnp.arange(count))
 
 
 def _shuffled(keys_L, x):
-  if len(x) == 1:
-    keys_L2 = jax.vmap(jax.random.split)(keys_L)
-    rows = jax.vmap(_shuffle)(keys_L2[:, 0], x[0])
-    return (jnp.swapaxes(jax.vmap(_shuffle)(keys_L2[:, 1], jnp.swapaxes(rows, 1, 2)), 1, 2),)
+  """Matrices with inputs and outputs shuffled, whole or as factors like `x`."""
   keys_L2 = jax.vmap(jax.random.split)(keys_L)
-  return (
-    jax.vmap(_shuffle)(keys_L2[:, 0], x[0]),
-    jnp.swapaxes(jax.vmap(_shuffle)(keys_L2[:, 1], jnp.swapaxes(x[1], 1, 2)), 1, 2),
-  )
+  # Whole, the matrix holds the inputs and the outputs; in factors, the first and the last do.
+  rows = jax.vmap(_shuffle)(keys_L2[:, 0], x[0])
+  last = rows if len(x) == 1 else x[1]
+  columns = jax.vmap(_shuffle)(keys_L2[:, 1], jnp.swapaxes(last, 1, 2))
+  shuffled = jnp.swapaxes(columns, 1, 2)
+  return (shuffled,) if len(x) == 1 else (rows, shuffled)
 
 
 def _shuffle(key, rows):
@@ -107,12 +119,11 @@ def _shuffle(key, rows):
 
 
 def _product(x, y):
-  """<x, y> of two matrices, each whole or as its factors."""
+  """<x, y> of two matrices, each whole or as factors."""
+  # The formulas of directions/gram.py: dense products are never formed.
   if len(x) == 2 and len(y) == 2:
-    inputs, outputs = (
-      jnp.matmul(x[0].T, y[0], precision='highest'),
-      jnp.matmul(x[1], y[1].T, precision='highest'),
-    )
+    inputs = jnp.matmul(x[0].T, y[0], precision='highest')
+    outputs = jnp.matmul(x[1], y[1].T, precision='highest')
     return jnp.sum(inputs * outputs)
   if len(x) == 1 and len(y) == 1:
     return jnp.sum(x[0] * y[0])

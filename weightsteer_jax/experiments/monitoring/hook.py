@@ -1,5 +1,6 @@
-"""The same cosines inside training: one small compiled program between two steps, from the factors
-that are there.
+"""Cosines inside training: one small compiled program between two steps.
+
+The program works from the factors that the training step holds anyway.
 """
 
 import functools
@@ -28,29 +29,29 @@ def watch(
   every: int,
   layout: Layout | None = None,
 ) -> Watch:
-  """What a fine-tune is watched for: its angles to these directions' deltas, which are placed as
-  its own is.
+  """A watch that logs a fine-tune's angles to these directions.
 
   Logged are `monitor/<direction>/cosine`, `.../alpha` (the update's component along the direction,
-  in multiples of it) and `.../null_std` (the cosine's standard deviation, were the direction a
-  random one of its rank and spectrum).
+  in multiples of the direction) and `.../null_std` (the standard deviation of the cosine with a
+  random direction of the same rank and spectrum).
+
+  Args:
+    directions: {name: delta}; placed as the delta that is trained.
+    every: steps from one look to the next.
 
   Raises:
-    InputError: a direction of another architecture.
+    InputError: if a direction is of another architecture.
   """
   layout = layout or sharding.single()
   placed = {
     name: jax.tree.map(sharding.put, delta, models.delta_shardings(config, delta, layout))
     for name, delta in directions.items()
   }
-  # From what this process holds: of placed arrays a process may hold a part only.
-  squares = {
-    name: {
-      path: gram.matrix_products(path, leaf, leaf)
-      for path, leaf in tree.flatten(delta, models.is_delta_leaf).items()
-    }
-    for name, delta in directions.items()
-  }
+  # From the deltas as given: of placed arrays a process may hold only a part.
+  squares: dict[str, dict[str, np.ndarray]] = {}
+  for name, delta in directions.items():
+    leaves = tree.flatten(delta, models.is_delta_leaf)
+    squares[name] = {path: gram.matrix_products(path, leaf, leaf) for path, leaf in leaves.items()}
   compiled = jax.jit(functools.partial(_angles, squares), out_shardings=layout.replicated)
 
   def look(delta):
@@ -63,35 +64,37 @@ def watch(
 def _angles(
   squares: Mapping[str, Mapping[str, np.ndarray]], delta: PyTree, directions: Mapping[str, PyTree]
 ) -> dict[str, jax.Array]:
-  """`squares`: {direction: {path: its squared norm in each matrix [L]}}, which are constants of the
-  program.
+  """The logged values of one look.
+
+  Args:
+    squares: {direction: {path: squared norm of each matrix [L]}}, constants of the program.
   """
   update = tree.flatten(delta, models.is_delta_leaf)
   norms_L = {path: _sums(path, leaf, leaf) for path, leaf in update.items()}
-  length = jnp.sqrt(sum(jnp.sum(found) for found in norms_L.values()))
-  found = {}
+  update_length = jnp.sqrt(sum(jnp.sum(norm_L) for norm_L in norms_L.values()))
+  values = {}
   for name, direction in directions.items():
-    product, variance = jnp.zeros(()), jnp.zeros(())
+    product = jnp.zeros(())
+    variance = jnp.zeros(())
     for path, leaf in tree.flatten(direction, models.is_delta_leaf).items():
       if path in update:
         product += jnp.sum(_sums(path, leaf, update[path]))
-        variance += jnp.sum(
-          norms_L[path] * (squares[name][path] / controls.num_entries(path, leaf))
-        )
-    own = math.sqrt(math.fsum(float(part.sum()) for part in squares[name].values()))
-    both = length * own
-    known = (
-      both > 0
-    )  # Before the first step nothing has changed; the cosine of nothing is told as 0.
-    found[f'monitor/{name}/cosine'] = jnp.where(known, product / jnp.where(known, both, 1.0), 0.0)
-    found[f'monitor/{name}/null_std'] = jnp.where(
-      known, jnp.sqrt(variance) / jnp.where(known, both, 1.0), 0.0
-    )
-    found[f'monitor/{name}/alpha'] = product / own**2 if own else jnp.zeros(())
-  return found
+        # See controls.py for the variance.
+        expected_L = squares[name][path] / controls.num_entries(path, leaf)
+        variance += jnp.sum(norms_L[path] * expected_L)
+    direction_length = math.sqrt(math.fsum(float(part.sum()) for part in squares[name].values()))
+    both = update_length * direction_length
+    # Before the first step nothing has changed; the cosine of nothing is logged as 0.
+    known = both > 0
+    divisor = jnp.where(known, both, 1.0)
+    values[f'monitor/{name}/cosine'] = jnp.where(known, product / divisor, 0.0)
+    values[f'monitor/{name}/null_std'] = jnp.where(known, jnp.sqrt(variance) / divisor, 0.0)
+    alpha = product / direction_length**2 if direction_length else jnp.zeros(())
+    values[f'monitor/{name}/alpha'] = alpha
+  return values
 
 
 def _sums(path: str, x: Any, y: Any) -> jax.Array:
   """Inner products [L] of the matrices of two leaves, float32."""
-  found = gram.terms(path, x, y)
-  return jnp.sum(found, axis=tuple(range(1, found.ndim)))
+  terms = gram.terms(path, x, y)
+  return jnp.sum(terms, axis=tuple(range(1, terms.ndim)))

@@ -1,6 +1,4 @@
-"""One arm against its own base: how far every task moved at every alpha, and which moves are too
-far.
-"""
+"""One arm against its own base: how far every task moved, and which moves are too far."""
 
 import dataclasses
 import math
@@ -15,16 +13,24 @@ ROUNDING = 1e-9
 
 @dataclasses.dataclass(frozen=True)
 class TaskChange:
-  """How far one task moved from the base at one alpha."""
+  """How far one task moved from the base at one alpha.
+
+  Attributes:
+    base: mean at alpha 0.
+    mean: mean at `alpha`.
+    sem: standard error of the difference, the two means taken as independent; NaN when either
+      standard error is unknown.
+  """
 
   task: str
   alpha: float
   base: float
   mean: float
-  sem: float  # of the difference, the two means taken as independent; NaN when either is unknown
+  sem: float
 
   @property
   def difference(self) -> float:
+    """The mean less the base."""
     return self.mean - self.base
 
   def __str__(self) -> str:
@@ -37,44 +43,59 @@ class TaskChange:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """One arm's numbers against its own base, and what counts as near it."""
+  """One arm's numbers against the arm's own base.
+
+  Attributes:
+    table: {task: {alpha: Cell}}.
+    behaviour: tasks whose mean is to move.
+    capability: tasks that are to stay.
+    tolerance: how far a capability mean may go from the base, in the metric's units.
+  """
 
   arm: str
   table: Cells
-  behaviour: tuple[str, ...]  # tasks whose mean is to move
-  capability: tuple[str, ...]  # tasks that are to stay
-  tolerance: float  # how far a capability mean may go from the base, in the metric's units
+  behaviour: tuple[str, ...]
+  capability: tuple[str, ...]
+  tolerance: float
 
   @property
   def alphas(self) -> list[float]:
+    """All alphas of the arm, ascending."""
     return study.alphas_of(self.table)
 
   def cell(self, task: str, alpha: float) -> Cell:
+    """The number of a task at an alpha; NaN where not measured."""
     return self.table.get(task, {}).get(alpha, Cell(math.nan, math.nan, 0))
 
   def behaviour_at(self, alpha: float) -> Cell:
+    """Mean over the behaviour tasks at an alpha."""
     return mean_cell([self.cell(task, alpha) for task in self.behaviour])
 
   def change(self, task: str, alpha: float) -> TaskChange:
-    base, cell = self.cell(task, 0.0), self.cell(task, alpha)
-    return TaskChange(
-      task, alpha, base.mean, cell.mean, 0.0 if alpha == 0 else math.hypot(base.sem, cell.sem)
-    )
+    """How far a task moved from the base at an alpha."""
+    base = self.cell(task, 0.0)
+    cell = self.cell(task, alpha)
+    # At alpha 0 both are the same number, not two independent ones.
+    sem = 0.0 if alpha == 0 else math.hypot(base.sem, cell.sem)
+    return TaskChange(task, alpha, base.mean, cell.mean, sem)
 
   def changes(self, alpha: float) -> list[TaskChange]:
+    """How far each capability task moved at an alpha."""
     return [self.change(task, alpha) for task in self.capability]
 
   def broken(self, alpha: float) -> tuple[TaskChange, ...]:
-    """Capability tasks outside the tolerance at `alpha`; a task that was not measured is not known
-    to be broken.
+    """Capability tasks outside the tolerance at `alpha`.
+
+    A task that was not measured is not known to be broken.
     """
-    return tuple(
-      change for change in self.changes(alpha) if abs(change.difference) > self.tolerance + ROUNDING
-    )
+    # NaN is not larger than the limit.
+    limit = self.tolerance + ROUNDING
+    return tuple(change for change in self.changes(alpha) if abs(change.difference) > limit)
 
   def worst(self, alpha: float) -> TaskChange | None:
-    """The largest capability change at `alpha`; None where a capability task is not measured, or
-    there is none.
+    """The largest capability change at `alpha`.
+
+    None without capability tasks, or where a capability task is not measured.
     """
     changes = self.changes(alpha)
     if not changes or any(math.isnan(change.difference) for change in changes):
@@ -82,27 +103,26 @@ class Comparison:
     return max(changes, key=lambda change: abs(change.difference))
 
   def unmeasured(self, alpha: float) -> list[str]:
-    return [
-      task for task in self.behaviour + self.capability if not self.cell(task, alpha).measured
-    ]
+    """Names of the tasks that have no number at `alpha`."""
+    tasks = self.behaviour + self.capability
+    return [task for task in tasks if not self.cell(task, alpha).measured]
 
   def admissible(self, alpha: float) -> bool:
+    """Whether everything is measured at `alpha` and every capability is kept."""
     return not self.unmeasured(alpha) and not self.broken(alpha)
 
   def gain(self, sign: int, alpha: float) -> float:
-    """Behaviour change in the direction of `sign`: positive when the behaviour moved the way the
-    side asks for.
-    """
+    """Change of the behaviour times `sign`: positive for a move the side's way."""
     return sign * (self.behaviour_at(alpha).mean - self.behaviour_at(0.0).mean)
 
 
 def mean_cell(parts: Sequence[Cell]) -> Cell:
-  """Mean over tasks, each counted once; NaN if any is missing. Its standard error takes the tasks
-  as independent.
+  """Mean over tasks, each counted once; NaN if any task is missing.
+
+  The standard error takes the tasks as independent.
   """
   if not parts:
     return Cell(math.nan, math.nan, 0)
   mean = math.fsum(part.mean for part in parts) / len(parts)
-  return Cell(
-    mean, math.hypot(*(part.sem for part in parts)) / len(parts), sum(part.n for part in parts)
-  )
+  sem = math.hypot(*(part.sem for part in parts)) / len(parts)
+  return Cell(mean, sem, sum(part.n for part in parts))

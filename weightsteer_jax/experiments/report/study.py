@@ -1,8 +1,8 @@
-"""What a workdir says about a finished sweep, read from its files alone: no model, no jax.
+"""A finished sweep, read from the files of a workdir alone: no model, no jax.
 
-The report trusts nothing it reads: a missing key, an unknown task or a repeated row is an error
-that names the file and the line, because a figure drawn from half a table looks exactly like a
-figure drawn from a whole one.
+The report trusts no file: a missing key, an unknown task or a repeated row is an error that names
+the file and the line, because a figure drawn from half a table looks exactly like a figure drawn
+from a whole one.
 """
 
 import dataclasses
@@ -29,18 +29,26 @@ FAILURES = (
 
 @dataclasses.dataclass(frozen=True)
 class SweptTask:
-  """One task of the sweep: what it measures and in which role."""
+  """One task of the sweep, as the config has the task.
+
+  Attributes:
+    role: 'behaviour', which the direction should move, or 'capability', which should stay.
+  """
 
   name: str
-  role: str  # 'behaviour': what the direction should move; 'capability': what it should leave alone
+  role: str
   kind: str = ''
   description: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One measured number: a mean, its standard error and the number of examples behind it. Not
-  measured is NaN.
+  """One measured number.
+
+  Attributes:
+    mean: NaN where not measured.
+    sem: standard error of the mean; NaN where not known.
+    n: number of examples behind the mean.
   """
 
   mean: float
@@ -49,6 +57,7 @@ class Cell:
 
   @property
   def measured(self) -> bool:
+    """Whether the number was measured."""
     return math.isfinite(self.mean)
 
 
@@ -58,8 +67,13 @@ Cells = dict[str, dict[float, Cell]]
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """A sweep's files, parsed: config, tasks in the order of the config, result rows, each
-  direction's provenance, and how far judges agree, if several were asked.
+  """The parsed files of a sweep.
+
+  Attributes:
+    tasks: in the order of the config.
+    results: rows of results.jsonl.
+    directions: {name: provenance} of each direction.
+    agreement: rows of agreement.jsonl, if several judges were asked.
   """
 
   workdir: Path
@@ -76,17 +90,19 @@ class Study:
 
   @property
   def roles(self) -> dict[str, str]:
+    """{task: role}."""
     return {task.name: task.role for task in self.tasks}
 
 
 def read(workdir: str | Path) -> Study:
-  """The `Study` in `workdir`: config.json, results.jsonl, directions/*/direction.json, and
-  agreement.jsonl if it is there.
+  """The sweep in a workdir.
+
+  Read are config.json, results.jsonl, directions/*/direction.json, and agreement.jsonl if present.
 
   Raises:
-    InputError: a file or a key is missing, a task has an unknown role, or results name a task that
-      the config does not.
-    CorruptError: a file is not JSON.
+    InputError: if a file or a key is missing, a task has an unknown role, or results name a task
+      that the config lacks.
+    CorruptError: if a file is not JSON.
   """
   workdir = Path(workdir)
   if not workdir.is_dir():
@@ -96,12 +112,12 @@ def read(workdir: str | Path) -> Study:
   config = files.read_json(workdir / 'config.json', what='the config of the run')
   tasks = _tasks(config, workdir / 'config.json')
   results = tuple(_results(workdir / 'results.jsonl', {task.name for task in tasks}))
-  directions = {
-    path.parent.name: files.read_json(path, what='the provenance of a direction')
+  directions = {}
+  for path in sorted(workdir.glob('directions/*/direction.json')):
     # A hidden folder is a direction still being written.
-    for path in sorted(workdir.glob('directions/*/direction.json'))
-    if path.parent.name[0] != '.'
-  }
+    if path.parent.name[0] != '.':
+      record = files.read_json(path, what='the provenance of a direction')
+      directions[path.parent.name] = record
   path = workdir / 'agreement.jsonl'
   agreement = tuple(row for _, row in _json_lines(path)) if path.is_file() else ()
   return Study(workdir, config, tasks, results, directions, agreement)
@@ -110,11 +126,11 @@ def read(workdir: str | Path) -> Study:
 def sample_rows(workdir: str | Path) -> Iterator[dict[str, Any]]:
   """The sweep's rows, one at a time, so that a long sweep never has to fit in memory.
 
-  A last line without its newline is what a running sweep has not finished writing: it is left out.
+  A last line without newline is left out: a running sweep has not finished writing.
 
   Raises:
-    InputError: there is no sweep/rows.jsonl, or a row lacks one of its naming keys.
-    CorruptError: a line is not JSON.
+    InputError: if there is no sweep/rows.jsonl, or a row lacks a naming key.
+    CorruptError: if a line is not JSON.
   """
   path = Path(workdir) / 'sweep' / 'rows.jsonl'
   for where, row in _json_lines(path, skip_unfinished=True):
@@ -123,21 +139,26 @@ def sample_rows(workdir: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def cells(results: Sequence[Mapping[str, Any]], arm: str) -> Cells:
-  """{task: {alpha: Cell}} of `arm`, from result rows; of a task with several metrics, the metric
-  that comes first.
+  """{task: {alpha: Cell}} of an arm, from result rows.
 
-  >>> cells([{'arm': 'a', 'task': 't', 'metric': 'rate', 'alpha': 0, 'mean': 0.5, 'sem': None, 'n': 4}], 'a')
+  A task with several metrics is shown by the metric that comes first.
+
+  >>> row = {'arm': 'a', 'task': 't', 'metric': 'rate', 'alpha': 0}
+  >>> cells([{**row, 'mean': 0.5, 'sem': None, 'n': 4}], 'a')
   {'t': {0.0: Cell(mean=0.5, sem=nan, n=4)}}
 
   Raises:
-    InputError: two rows give the same number twice.
+    InputError: if two rows give the same number.
   """
   metrics: dict[str, str] = {}
   table: Cells = {}
   for row in results:
-    if row['arm'] != arm or metrics.setdefault(row['task'], row['metric']) != row['metric']:
+    if row['arm'] != arm:
       continue
-    column, alpha = table.setdefault(row['task'], {}), float(row['alpha'])
+    if metrics.setdefault(row['task'], row['metric']) != row['metric']:
+      continue
+    column = table.setdefault(row['task'], {})
+    alpha = float(row['alpha'])
     if alpha in column:
       raise InputError(
         f'results hold {row["metric"]} of task {row["task"]!r} twice at arm {arm!r}, alpha '
@@ -158,7 +179,7 @@ def alphas_of(table: Cells) -> list[float]:
 
 
 def format_alpha(alpha: float) -> str:
-  """An alpha as the report writes it: signed, except for the base.
+  """An alpha as the report writes alphas: signed, except for the base.
 
   >>> [format_alpha(alpha) for alpha in (-0.5, 0.0, 1.0)]
   ['-0.5', '0', '+1']
@@ -167,8 +188,10 @@ def format_alpha(alpha: float) -> str:
 
 
 def _tasks(config: Mapping[str, Any], path: Path) -> tuple[SweptTask, ...]:
+  """The tasks of a config.json, checked."""
   _require(config, ('tasks',), str(path))
   entries = config['tasks']
+  # A config of ours names tasks by key; a list is as good.
   if isinstance(entries, Mapping):
     entries = [{'name': name, **entry} for name, entry in entries.items()]
   tasks = []
@@ -188,6 +211,7 @@ def _tasks(config: Mapping[str, Any], path: Path) -> tuple[SweptTask, ...]:
 
 
 def _results(path: Path, known: set[str]) -> Iterator[dict[str, Any]]:
+  """The rows of results.jsonl, checked against the known tasks."""
   for where, row in _json_lines(path):
     _require(row, ('arm', 'task', 'metric', 'alpha', 'mean', 'sem', 'n'), where)
     if row['task'] not in known:
@@ -198,32 +222,35 @@ def _results(path: Path, known: set[str]) -> Iterator[dict[str, Any]]:
 
 
 def _require(mapping: Any, keys: Sequence[str], where: str) -> None:
+  """Raises InputError if a JSON value is no object or lacks a key."""
   if not isinstance(mapping, Mapping):
     raise InputError(f'{where}: expected a JSON object, got {type(mapping).__name__}')
   missing = [key for key in keys if key not in mapping]
   if missing:
-    raise InputError(
-      f'{where}: missing {", ".join(missing)}; there are '
-      f'{", ".join(map(str, mapping)) or "no keys"}'
-    )
+    present = ', '.join(map(str, mapping)) or 'no keys'
+    raise InputError(f'{where}: missing {", ".join(missing)}; there are {present}')
 
 
 def _number(value: Any) -> float:
-  """A float, where JSON's null means not measured."""
+  """The number, or NaN for JSON's null, which means not measured."""
   return math.nan if value is None else float(value)
 
 
 def _json_lines(path: Path, skip_unfinished: bool = False) -> Iterator[tuple[str, Any]]:
+  """(file:line, value) of each line that is not blank."""
   if not path.is_file():
     raise InputError(f'no {path}; the report needs it: run the sweep first')
   with path.open(encoding='utf-8') as lines:
     for number, line in enumerate(lines, start=1):
       if skip_unfinished and not line.endswith('\n'):
         return
-      if line.strip():
-        try:
-          yield f'{path}:{number}', json.loads(line)
-        except ValueError as error:
-          raise CorruptError(
-            f'{path}:{number} is not JSON ({error}); remove that line, run the sweep again'
-          ) from None
+      if not line.strip():
+        continue
+      where = f'{path}:{number}'
+      try:
+        value = json.loads(line)
+      except ValueError as error:
+        raise CorruptError(
+          f'{where} is not JSON ({error}); remove that line, run the sweep again'
+        ) from None
+      yield where, value

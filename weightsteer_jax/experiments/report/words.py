@@ -1,5 +1,6 @@
-"""The operating point in plain sentences: what was picked, at what cost, what stops the next alpha,
-what stays open.
+"""The operating point in plain sentences.
+
+What was picked, at what cost, what stops the next alpha, and what stays open.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from weightsteer_jax.experiments.report.study import format_alpha
 
 
 def unusable(numbers: Comparison) -> str:
-  """Why no alpha can be picked at all, in words; '' when one can."""
+  """Why no alpha can be picked at all, in words; '' when some alpha can."""
   if not numbers.behaviour:
     return 'No alpha is picked: no behaviour task was measured, so there is nothing to move.'
   if 0.0 not in numbers.alphas:
@@ -30,12 +31,12 @@ def reason(
   outward: Sequence[float],
   breaks: Sequence[TaskChange],
 ) -> str:
-  """Why `chosen` is the pick on the side of `sign`.
+  """Why an alpha is the pick on a side of zero, in words.
 
   Args:
     numbers: the arm's numbers.
     sign: -1 or 1.
-    chosen: the picked alpha, 0 when no other was better.
+    chosen: the picked alpha; 0 when no other alpha was better.
     outward: the side's alphas, nearest to zero first.
     breaks: capability tasks out of tolerance at the nearest alpha that has any.
   """
@@ -44,20 +45,20 @@ def reason(
     return f'No {side} alpha was swept.'
   if chosen == 0:
     return f'No {side} alpha is picked: ' + _nothing_found(numbers, sign, outward, breaks)
-  base, moved = numbers.behaviour_at(0.0).mean, numbers.behaviour_at(chosen).mean
+  base = numbers.behaviour_at(0.0).mean
+  moved = numbers.behaviour_at(chosen).mean
   picked = (
     f'Picked alpha {format_alpha(chosen)}: {subject(numbers)} goes from {base:.2f} to {moved:.2f} '
     f'and {_kept(numbers, chosen)}.'
   )
-  return ' '.join(
-    [
-      picked,
-      _next(numbers, chosen, outward),
-      *_break(chosen, outward, breaks),
-      *_doubt(numbers, chosen),
-      *_thinned(numbers, chosen),
-    ]
-  )
+  sentences = [
+    picked,
+    _next(numbers, chosen, outward),
+    _break(chosen, outward, breaks),
+    _doubt(numbers, chosen),
+    _thinned(numbers, chosen),
+  ]
+  return ' '.join(sentence for sentence in sentences if sentence)
 
 
 def _nothing_found(
@@ -67,11 +68,12 @@ def _nothing_found(
   admissible = [alpha for alpha in outward if numbers.admissible(alpha)]
   if admissible:
     best = max(admissible, key=lambda alpha: numbers.gain(sign, alpha))
-    base, moved = numbers.behaviour_at(0.0).mean, numbers.behaviour_at(best).mean
+    base = numbers.behaviour_at(0.0).mean
+    moved = numbers.behaviour_at(best).mean
+    verb = 'lowers' if sign < 0 else 'raises'
     return (
-      f'none that keeps capability within {numbers.tolerance:g} of the base '
-      f'{"lowers" if sign < 0 else "raises"} {subject(numbers)} ({base:.2f} at alpha 0, '
-      f'{moved:.2f} at alpha {format_alpha(best)}).'
+      f'none that keeps capability within {numbers.tolerance:g} of the base {verb} '
+      f'{subject(numbers)} ({base:.2f} at alpha 0, {moved:.2f} at alpha {format_alpha(best)}).'
     )
   if breaks:
     return (
@@ -84,6 +86,7 @@ def _nothing_found(
 
 
 def _kept(numbers: Comparison, alpha: float) -> str:
+  """How well capability is kept at `alpha`."""
   worst = numbers.worst(alpha)
   if worst is None:
     return 'no capability task was measured, so what it costs is unknown'
@@ -100,7 +103,8 @@ def _next(numbers: Comparison, chosen: float, outward: Sequence[float]) -> str:
   further = [alpha for alpha in outward if abs(alpha) > abs(chosen)]
   if not further:
     return 'It is the last alpha of the grid on this side.'
-  following, missing = further[0], numbers.unmeasured(further[0])
+  following = further[0]
+  missing = numbers.unmeasured(following)
   broken = sorted(numbers.broken(following), key=lambda change: -abs(change.difference))
   if broken:
     others = f' (and {len(broken) - 1} more out of tolerance)' if len(broken) > 1 else ''
@@ -113,55 +117,57 @@ def _next(numbers: Comparison, chosen: float, outward: Sequence[float]) -> str:
   )
 
 
-def _break(chosen: float, outward: Sequence[float], breaks: Sequence[TaskChange]) -> list[str]:
-  """Where capability first leaves the tolerance, unless the sentence about the next alpha has said
-  so.
-  """
+def _break(chosen: float, outward: Sequence[float], breaks: Sequence[TaskChange]) -> str:
+  """Where capability first leaves the tolerance."""
   if not breaks:
-    return [f'Nothing breaks on this side, up to {format_alpha(outward[-1])}.']
+    return f'Nothing breaks on this side, up to {format_alpha(outward[-1])}.'
   if abs(breaks[0].alpha) < abs(chosen):
-    return [f'Beware: nearer to zero, {breaks[0]}, so the picked alpha lies beyond a break.']
+    return f'Beware: nearer to zero, {breaks[0]}, so the picked alpha lies beyond a break.'
+  # The sentence about the next alpha has named a break right there.
   following = next(alpha for alpha in outward if abs(alpha) > abs(chosen))
-  return [] if breaks[0].alpha == following else [f'The first break: {breaks[0]}.']
+  return '' if breaks[0].alpha == following else f'The first break: {breaks[0]}.'
 
 
-def _doubt(numbers: Comparison, alpha: float) -> list[str]:
-  """What the standard errors leave open about the capability at `alpha`; two of them make about
-  95%.
-  """
+def _doubt(numbers: Comparison, alpha: float) -> str:
+  """What the standard errors leave open about the capability at `alpha`."""
 
+  # Two standard errors either way make about 95%.
   def reach(change: TaskChange) -> float:
     return abs(change.difference) + 2 * change.sem
 
-  unsure = [
-    change for change in numbers.changes(alpha) if reach(change) > numbers.tolerance + ROUNDING
-  ]
+  limit = numbers.tolerance + ROUNDING
+  unsure = [change for change in numbers.changes(alpha) if reach(change) > limit]
   if not unsure:
-    return []
+    return ''
   widest = max(unsure, key=reach)
-  return [
+  return (
     f'With n = {numbers.cell(widest.task, alpha).n}, the change in {widest.task} is only known to '
     f'±{2 * widest.sem:.2f}, so more than {numbers.tolerance:g} is not excluded.'
-  ]
-
-
-def _thinned(numbers: Comparison, alpha: float) -> list[str]:
-  """Tasks with fewer examples at `alpha` than at the base: the answers that could be judged may be
-  the easy ones.
-  """
-  tasks = numbers.behaviour + numbers.capability
-  counts = [(task, numbers.cell(task, alpha).n, numbers.cell(task, 0.0).n) for task in tasks]
-  thinned = [f'{task} ({n} of {base})' for task, n, base in counts if n < base]
-  return (
-    [f'Fewer examples could be judged there than at the base: {_join(thinned)}.'] if thinned else []
   )
 
 
+def _thinned(numbers: Comparison, alpha: float) -> str:
+  """Tasks with fewer examples at `alpha` than at the base."""
+  # The answers that could still be judged may be the easy ones.
+  thinned = []
+  for task in numbers.behaviour + numbers.capability:
+    n = numbers.cell(task, alpha).n
+    base = numbers.cell(task, 0.0).n
+    if n < base:
+      thinned.append(f'{task} ({n} of {base})')
+  if not thinned:
+    return ''
+  return f'Fewer examples could be judged there than at the base: {_join(thinned)}.'
+
+
 def subject(numbers: Comparison) -> str:
-  """What the pick moves, as the subject of a sentence."""
+  """The behaviour that the pick moves, as the subject of a sentence."""
   names = numbers.behaviour
+  if len(names) == 1:
+    return names[0]
+  # Two names can still be read; more would drown the sentence.
   if len(names) <= 2:
-    return names[0] if len(names) == 1 else f'the mean of {_join(names)}'
+    return f'the mean of {_join(names)}'
   return f'the mean of the {len(names)} behaviour tasks'
 
 
@@ -171,4 +177,6 @@ def _join(names: Sequence[str]) -> str:
   >>> _join(['a', 'b', 'c'])
   'a, b and c'
   """
-  return ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]])) if names else ''
+  if len(names) < 2:
+    return ''.join(names)
+  return f'{", ".join(names[:-1])} and {names[-1]}'
