@@ -168,7 +168,7 @@ def decode(config, params, delta, args, rows) -> tuple[Callable, Work, dict]:
   import jax.numpy as jnp
   import numpy as np
 
-  from weightsteer_jax.inference import generation
+  from weightsteer_jax.inference import decoding, generation
   from weightsteer_jax.runtime import sharding, tree
 
   rows, length = int(rows), args.cache + DECODED
@@ -176,7 +176,7 @@ def decode(config, params, delta, args, rows) -> tuple[Callable, Work, dict]:
   apart = generation.takes_apart(config, params, sharding.single())
 
   def start():
-    state = generation.empty_state(
+    state = decoding.empty_state(
       config, rows, length, DECODED, 1, params['embed']['embedding'].dtype, apart
     )
     ones = jnp.ones(rows, jnp.int32)
@@ -189,7 +189,7 @@ def decode(config, params, delta, args, rows) -> tuple[Callable, Work, dict]:
     return dataclasses.replace(state, rows=held, active_B=ones > 0, finite_B=ones > 0)
 
   def run():
-    return generation.decode(
+    return decoding.decode(
       config, 'greedy', params, (delta,), stops, jax.jit(start)(), np.int32(0)
     )[1]
 

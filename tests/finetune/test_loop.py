@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_is_not_resumed_from(run, tmp_path, monkeypatch):
 
 def test_a_finished_run_is_not_run_again(run, tmp_path, monkeypatch):
   first = run('a')
-  monkeypatch.setattr(loop, '_fit', lambda *_: pytest.fail('it was finished'))
+  monkeypatch.setattr(loop, '_train', lambda *_: pytest.fail('it was finished'))
   assert_same(run('a'), first)
   data = bytearray((first.folder / 'adapter.safetensors').read_bytes())
   data[-1] ^= 1

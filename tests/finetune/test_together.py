@@ -157,7 +157,7 @@ def test_whoever_is_done_leaves_its_place_to_the_next(sides, tmp_path, monkeypat
   def scripted(trials, delta):
     beside.append([trial.rate for trial in trials])
     return [
-      next(losses[trial.rate]) if trial.job.workdir.name == 'one' else 1.0 for trial in trials
+      next(losses[trial.rate]) if trial.fit.workdir.name == 'one' else 1.0 for trial in trials
     ]
 
   monkeypatch.setattr(group, '_losses', scripted)

@@ -108,7 +108,7 @@ def check(
     ]
     try:
       if task.kind.GENERATES:
-        generation.jobs(asked, arms, config.max_positions)
+        generation.continuations(asked, arms, config.max_positions)
       else:
         packing.questions(asked, arms, config)
     except InputError as error:

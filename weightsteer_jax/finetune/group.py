@@ -1,9 +1,8 @@
-"""Several trials trained as one program: what each does is what it would do by itself, within
-rounding.
+"""Several trials trained as one program: each does what it would do alone, within rounding.
 
-They share the base model and its layout, the options and the length of a row. What each has for
-itself (its state, its batch, its learning rate, its seed) gets a leading axis; of one alone nothing
-does. A batch has as many rows as that of the trial with the most.
+The trials share the base model and its layout, the options and the length of a row. What each has
+for itself (its state, its batch, its learning rate, its seed) gets a leading axis; with one trial
+alone nothing does. A batch has as many rows as that of the trial with the most.
 """
 
 import dataclasses
@@ -24,21 +23,26 @@ PyTree = Any
 
 
 def advance(trials: Sequence[Trial], stop: preemption.Stop, *, remat: str) -> list[Trial]:
-  """The trials trained on to their next validation, which is as many steps away for all, and their
-  checkpoints begun; or trained as far as they come before the run is to stop, and saved there.
+  """The trials at their next validation, or as far as they come before the run is to stop.
+
+  Validated or not, their checkpoints are begun.
+
+  Args:
+    trials: equally many steps away from their next validation.
   """
-  befores, count = [trial.step for trial in trials], trials[0].goal - trials[0].step
+  befores = [trial.step for trial in trials]
+  count = trials[0].goal - trials[0].step
   state, taken = _train(trials, _join(trials), count, stop, remat)
   losses = _losses(trials, state.delta) if taken == count else None
-  trials = [
-    dataclasses.replace(trial, state=own, step=trial.step + taken)
-    for trial, own in zip(trials, _split(trials, state))
+  advanced = [
+    dataclasses.replace(trial, state=split, step=trial.step + taken)
+    for trial, split in zip(trials, _split(trials, state))
   ]
   if losses is not None:
-    trials = [trial.validated(loss) for trial, loss in zip(trials, losses)]
-  for trial, before in zip(trials, befores):
+    advanced = [trial.validated(loss) for trial, loss in zip(advanced, losses)]
+  for trial, before in zip(advanced, befores):
     trial.save(before)
-  return trials
+  return advanced
 
 
 def validate(trials: Sequence[Trial]) -> list[Trial]:
@@ -46,48 +50,51 @@ def validate(trials: Sequence[Trial]) -> list[Trial]:
   state = _join(trials)
   losses = _losses(trials, state.delta)
   return [
-    dataclasses.replace(trial, state=own).validated(loss)
-    for trial, own, loss in zip(trials, _split(trials, state), losses)
+    dataclasses.replace(trial, state=split).validated(loss)
+    for trial, split, loss in zip(trials, _split(trials, state), losses)
   ]
 
 
 def _train(
   trials: Sequence[Trial], state: steps.TrainState, count: int, stop: preemption.Stop, remat: str
 ) -> tuple[steps.TrainState, int]:
-  """(state, steps taken) after so many steps, or after fewer if the run is to stop.
+  """(state, steps taken) after `count` steps, or after fewer if the run is to stop.
 
   Step n + 1 is dispatched before the metrics of step n are read, so that the device does not wait
   for the host.
   """
-  job = trials[0].job
+  fit = trials[0].fit
   train_step = steps.train_step_fn(
-    job.model.config,
-    job.recipe,
-    job.layout,
+    fit.model.config,
+    fit.recipe,
+    fit.layout,
     remat=remat,
-    dropout=job.options.dropout,
+    dropout=fit.options.dropout,
     together=len(trials) > 1,
   )
-  schedule = _along(
-    [optimizer.schedule(job.options, peak=trial.rate, total=trial.job.steps) for trial in trials]
-  )
-  seed = _along([trial.job.seed for trial in trials])
-  pending = None
+  schedules = [
+    optimizer.schedule(fit.options, peak=trial.rate, total=trial.fit.steps) for trial in trials
+  ]
+  schedule = _along(schedules)
+  seed = _along([trial.fit.seed for trial in trials])
+  # (step, metrics, what was watched, tokens of each trial) of the step dispatched last.
+  pending: tuple[int, steps.Metrics, list[steps.Metrics], list[int]] | None = None
   for index in range(count):
-    parts = [trial.job.batches.batch(trial.step + index) for trial in trials]
-    batch = _put(
-      trials, [data.microbatches(part, job.options.accumulation) for part in parts], 'ABT'
-    )
-    with job.layout.context(), profiling.unit('train step', trials[0].step + index):
-      state, metrics = train_step(state, job.model.params, batch, schedule, seed)
-    found = [
-      _watched(trial, state.delta, index, place, len(trials)) for place, trial in enumerate(trials)
+    parts = [trial.fit.batches.batch(trial.step + index) for trial in trials]
+    microbatches = [data.microbatches(part, fit.options.accumulation) for part in parts]
+    batch = _put(trials, microbatches, 'ABT')
+    with fit.layout.context(), profiling.unit('train step', trials[0].step + index):
+      state, metrics = train_step(state, fit.model.params, batch, schedule, seed)
+    looks = [
+      _look(trial, state.delta, index, place, len(trials)) for place, trial in enumerate(trials)
     ]
     if pending:
       _read(trials, *pending)
-    pending = index, metrics, found, [int(np.count_nonzero(part.segment_ids_BT)) for part in parts]
+    tokens = [int(np.count_nonzero(part.segment_ids_BT)) for part in parts]
+    pending = index, metrics, looks, tokens
     if stop.reached():
       break
+  assert pending is not None, 'a group has at least one step to take'
   _read(trials, *pending)
   return state, pending[0] + 1
 
@@ -97,21 +104,22 @@ def _read(
   trials: Sequence[Trial],
   index: int,
   metrics: steps.Metrics,
-  found: Sequence[steps.Metrics],
+  looks: Sequence[steps.Metrics],
   tokens: Sequence[int],
 ) -> None:
   """Waits for a step's metrics and logs them."""
-  metrics, found = jax.device_get((metrics, found))
+  told: tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]
+  told = jax.device_get((metrics, looks))
   for place, trial in enumerate(trials):
-    own = {name: value[place] if len(trials) > 1 else value for name, value in metrics.items()}
-    trial.read(trial.step + index, own | found[place], tokens[place])
+    values, watched = told[0], told[1][place]
+    if len(trials) > 1:
+      values = {name: value[place] for name, value in values.items()}
+    trial.record_step(trial.step + index, values | watched, tokens[place])
 
 
-def _watched(
-  trial: Trial, delta: PyTree, index: int, place: int, count: int
-) -> dict[str, jax.Array]:
+def _look(trial: Trial, delta: PyTree, index: int, place: int, count: int) -> dict[str, jax.Array]:
   """What the trial at that place is watched for, if it is at this step."""
-  watch = trial.job.watch
+  watch = trial.fit.watch
   if not watch or (trial.step + index + 1) % watch.every:
     return {}
   return watch.look(delta if count == 1 else jax.tree.map(lambda x: x[place], delta))
@@ -120,62 +128,60 @@ def _watched(
 @jax.profiler.annotate_function
 def _losses(trials: Sequence[Trial], delta: PyTree) -> list[float]:
   """Validation losses, nats per target token over all validation examples of each."""
-  job = trials[0].job
-  eval_loss = steps.eval_loss_fn(job.model.config, together=len(trials) > 1)
-  most = max(len(trial.job.validation) for trial in trials)
-  rounds = [
-    [
-      trial.job.validation[i] if i < len(trial.job.validation) else _empty(trial.job.validation[0])
-      for trial in trials
-    ]
-    for i in range(most)
-  ]
-  with job.layout.context():
-    found = jax.device_get(
-      [eval_loss(delta, job.model.params, _put(trials, batches, 'BT')) for batches in rounds]
-    )
-  sums, counts = (
-    np.sum([np.atleast_1d(item[i]) for item in found], axis=0, dtype=np.float64) for i in (0, 1)
-  )
-  return [float(total / count) for total, count in zip(sums, counts)]
+  fit = trials[0].fit
+  eval_loss = steps.eval_loss_fn(fit.model.config, together=len(trials) > 1)
+  most = max(len(trial.fit.validation) for trial in trials)
+  sums_and_counts = []
+  with fit.layout.context():
+    for i in range(most):
+      batches = [_validation_batch(trial, i) for trial in trials]
+      sums_and_counts.append(eval_loss(delta, fit.model.params, _put(trials, batches, 'BT')))
+    sums_and_counts = jax.device_get(sums_and_counts)
+  # In float64: a sum over many batches of float32 sums. The second axis is the trials'.
+  totals = np.asarray([np.atleast_1d(total) for total, _ in sums_and_counts], np.float64)
+  counts = np.asarray([np.atleast_1d(count) for _, count in sums_and_counts], np.float64)
+  return (totals.sum(axis=0) / counts.sum(axis=0)).tolist()
 
 
-def _empty(batch: Batch) -> Batch:
-  return jax.tree.map(np.zeros_like, batch)
+def _validation_batch(trial: Trial, index: int) -> Batch:
+  """The trial's batch of that number; an empty one, which counts nothing, past the last."""
+  batches = trial.fit.validation
+  if index < len(batches):
+    return batches[index]
+  return jax.tree.map(np.zeros_like, batches[0])
 
 
 def _join(trials: Sequence[Trial]) -> steps.TrainState:
   """The states, consumed, as one."""
-  states, job = [trial.state for trial in trials], trials[0].job
-  return (
-    _consume(steps.stack_fn(job.model.config, job.recipe, job.layout), states)
-    if len(states) > 1
-    else states[0]
-  )
+  states = []
+  for trial in trials:
+    assert trial.state is not None, 'a trial that is done does not train'
+    states.append(trial.state)
+  fit = trials[0].fit
+  if len(states) == 1:
+    return states[0]
+  return _consume(steps.stack_fn(fit.model.config, fit.recipe, fit.layout), states)
 
 
 def _split(trials: Sequence[Trial], state: steps.TrainState) -> Sequence[steps.TrainState]:
   """The state, consumed, as those of the trials."""
-  job = trials[0].job
-  return (
-    _consume(steps.unstack_fn(job.model.config, job.recipe, job.layout), state)
-    if len(trials) > 1
-    else [state]
-  )
+  fit = trials[0].fit
+  if len(trials) == 1:
+    return [state]
+  return _consume(steps.unstack_fn(fit.model.config, fit.recipe, fit.layout), state)
 
 
 def _consume(function: Callable[[PyTree], PyTree], argument: PyTree) -> PyTree:
-  """What the function makes of arrays that are given up. They are not donated: no array of the
-  result has their shape.
-  """
+  """What the function makes of arrays that are given up."""
   result = function(argument)
+  # Deleted and not donated: no array of the result has the shape of one of these.
   jax.tree.map(lambda x: x.delete(), argument)
   return result
 
 
 def _put(trials: Sequence[Trial], batches: Sequence[Batch], axes: str) -> Batch:
   """The batches on the devices; several along a leading axis that is whole on each."""
-  layout = trials[0].job.layout
+  layout = trials[0].fit.layout
   if len(batches) == 1:
     return layout.put_batch(batches[0], axes)
   return layout.put_batch(data.side_by_side(batches), f'_{axes}')
@@ -183,4 +189,6 @@ def _put(trials: Sequence[Trial], batches: Sequence[Batch], axes: str) -> Batch:
 
 def _along(values: Sequence[PyTree]) -> PyTree:
   """One value as it is, several along a leading axis."""
-  return values[0] if len(values) == 1 else jax.tree.map(lambda *x: np.stack(x), *values)
+  if len(values) == 1:
+    return values[0]
+  return jax.tree.map(lambda *x: np.stack(x), *values)

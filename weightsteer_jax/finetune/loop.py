@@ -1,5 +1,4 @@
-"""The fine-tuning loop: train, validate, keep the best, stop early, and continue where an
-interrupted run stopped.
+"""The fine-tuning loop: train, validate, keep the best, stop early, and continue where it stopped.
 
 A workdir holds one fine-tune:
 
@@ -11,8 +10,8 @@ A workdir holds one fine-tune:
   adapter/            the product (see adapter.py), written when all learning rates are done
 
 Several fine-tunes, and the learning rates of each, are trained side by side (see group.py) as far
-as that helps and fits (see memory.py). It shows nowhere in what they leave: one that was begun by
-itself can go on beside others, and the other way round.
+as that helps and fits (see memory.py). Nothing that they leave shows it: a fine-tune that was begun
+alone can go on beside others, and the other way round.
 """
 
 import contextlib
@@ -23,11 +22,11 @@ from typing import Any
 
 from weightsteer_jax import config, models
 from weightsteer_jax.data import Example
-from weightsteer_jax.data.batches import row_length_for
 from weightsteer_jax.finetune import adapter, claim, group
 from weightsteer_jax.finetune import memory as memories
 from weightsteer_jax.finetune import trial as trials
-from weightsteer_jax.finetune.trial import Job, Trial, Watch, total_steps
+from weightsteer_jax.finetune.fit import Fit, PreparedFit, Watch, prepare, total_steps
+from weightsteer_jax.finetune.trial import Trial
 from weightsteer_jax.models import placement
 from weightsteer_jax.runtime import preemption, processes, sharding
 from weightsteer_jax.runtime.errors import InputError, Preempted
@@ -36,26 +35,7 @@ from weightsteer_jax.storage import checkpoint, files
 
 PyTree = Any
 
-__all__ = ['Fit', 'FineTuneResult', 'Watch', 'kept_steps', 'run', 'run_together', 'total_steps']
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Fit:
-  """One fine-tune of several of a model.
-
-  Attributes:
-    workdir: see the module; made if missing.
-    seed: of the initial factors, the order of examples and dropout. Give both sides of a contrast
-      the same (see steps.initial_state_fn).
-    row_length: tokens per row of a batch; 0 is the longest example, rounded up. Fine-tunes with
-      rows of one length can be trained together, and compile once.
-  """
-
-  train: Sequence[Example]
-  validation: Sequence[Example]
-  workdir: files.Path
-  seed: int = 0
-  row_length: int = 0
+__all__ = ['FineTuneResult', 'Fit', 'Watch', 'kept_steps', 'run', 'run_together', 'total_steps']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +44,10 @@ class FineTuneResult:
 
   Attributes:
     delta: the trained change, of the step with the lowest validation loss.
-    validation_loss: of it, nats per target token.
-    learning_rate: the peak it was trained with. step: steps taken until it. folder: the adapter's
-      folder.
+    validation_loss: of this step, nats per target token.
+    learning_rate: the peak that the change was trained with.
+    step: steps taken until then.
+    folder: the adapter's folder.
   """
 
   delta: PyTree
@@ -89,8 +70,7 @@ def run(
   layout: Layout | None = None,
   watch: Watch | None = None,
 ) -> FineTuneResult:
-  """The delta that `options` train on `train`, the best by validation loss over steps and learning
-  rates.
+  """The delta with the best validation loss over all steps and learning rates.
 
   For the arguments see `Fit`, for all else `run_together`, of which this is the case of one.
   """
@@ -108,176 +88,158 @@ def run_together(
   watch: Watch | None = None,
   memory: float = 0.0,
 ) -> list[FineTuneResult]:
-  """Of each fit the delta that `options` train, the best by validation loss over steps and learning
-  rates.
+  """The delta of each fit with the best validation loss over all steps and learning rates.
 
-  All that happens in a workdir is a function of (model, fit, options), within rounding: that it is
-  trained beside others moves no more than the last bits. Run again with the same, an interrupted
-  run continues from its last checkpoints, bit for bit (within rounding, where a crash came after
-  the save of one and before that of another), and a finished one returns its product; with others,
-  it is an error.
+  All that happens in a workdir is a function of (model, fit, options), within rounding: training
+  beside others moves no more than the last bits. Run again with the same, an interrupted run
+  continues from its last checkpoints, bit for bit (within rounding, where a crash came after the
+  save of one trial and before that of another), and a finished run returns its product; run again
+  with others, it is an error.
 
   Args:
     progress: whether to show progress bars on stderr.
-    layout: how the model's parameters lie, and all else is to; one device by default. Another one
-      gives the same result within rounding.
+    layout: how the model's parameters lie, and all else is to; one device by default. Another
+      layout gives the same result within rounding.
     watch: what else to log of the deltas; nothing else depends on it.
-    memory: bytes of a device, of which `options` choose rematerialisation and how many go together;
-      asked of it if 0.
+    memory: bytes of a device, from which rematerialisation and the number of trials that train
+      together are chosen; 0 asks the device.
 
   Raises:
-    InputError: bad data, a layout that does not divide the model, one workdir for two, or one that
-      belongs to another run (names what differs).
-    NotFiniteError: a loss or gradient became NaN or infinite; names the step, the learning rate and
-      the examples.
-    Preempted: SIGTERM or SIGINT came; the states of all are saved.
+    InputError: if data is bad, if the layout does not divide the model, if two fits have one
+      workdir, or if a workdir belongs to another run (names what differs).
+    NotFiniteError: if a loss or gradient became NaN or infinite; names the step, the learning rate
+      and the examples.
+    Preempted: if SIGTERM or SIGINT came; the states of all are saved.
     CorruptError, OutputError: see checkpoint.py and adapter.py.
   """
-  jobs = [_job(model, fit, options, progress, layout or sharding.single(), watch) for fit in fits]
-  folders = [str(job.workdir.absolute()) for job in jobs]
-  if twice := sorted({folder for folder in folders if folders.count(folder) > 1}):
-    raise InputError(f'two fine-tunes are to be made in one workdir, {twice[0]}: give each its own')
-  for job in jobs:
-    claim.claim(job.workdir, job.identity)
-  unfinished = [job for job in jobs if not processes.broadcast(_product(job).exists())]
+  layout = layout or sharding.single()
+  prepared = [
+    prepare(model, fit, options, progress=progress, layout=layout, watch=watch) for fit in fits
+  ]
+  _refuse_shared_workdirs(prepared)
+  for fit in prepared:
+    claim.claim(fit.workdir, fit.identity)
+  unfinished = [fit for fit in prepared if not processes.broadcast(fit.product.exists())]
   if unfinished:
     with preemption.watch() as stop:
-      for alike in _alike(unfinished):
+      # Fits with rows of one length can share programs.
+      for length in dict.fromkeys(fit.row_length for fit in unfinished):
         if stop.name:
           raise _preempted(stop, [])
-        _fit(alike, stop, memory or placement.least_memory())
+        alike = [fit for fit in unfinished if fit.row_length == length]
+        _train(alike, stop, memory or placement.least_memory())
     if stop.name:
       raise Preempted(
-        f'{stop.name} came while {_product(unfinished[-1])} was written; it is whole: start again '
+        f'{stop.name} came while {unfinished[-1].product} was written; it is whole: start again '
         'to go on from there'
       )
-  return [_result(job) for job in jobs]
+  return [_result(fit) for fit in prepared]
 
 
 def kept_steps(workdir: files.Path, learning_rate: float) -> dict[int, pathlib.Path]:
   """{step: adapter} of a run with `keep_steps`, ascending."""
   folder = pathlib.Path(workdir) / 'steps' / f'{learning_rate:g}'
-  return {
-    int(path.name): path for path in sorted(folder.glob('[0-9]*'), key=lambda path: int(path.name))
-  }
+  adapters = {int(path.name): path for path in folder.glob('[0-9]*')}
+  return dict(sorted(adapters.items()))
 
 
-def _job(
-  model: models.Model,
-  fit: Fit,
-  options: config.FineTune,
-  progress: bool,
-  layout: Layout,
-  watch: Watch | None,
-) -> Job:
-  longest = max(map(len, [*fit.train, *fit.validation]), default=1)
-  return trials.make_job(
-    model,
-    fit.train,
-    fit.validation,
-    options,
-    workdir=pathlib.Path(fit.workdir),
-    seed=fit.seed,
-    row_length=fit.row_length or row_length_for(longest),
-    progress=progress,
-    layout=layout,
-    watch=watch,
-  )
+def _refuse_shared_workdirs(fits: Sequence[PreparedFit]) -> None:
+  seen = set()
+  for folder in sorted(str(fit.workdir.absolute()) for fit in fits):
+    if folder in seen:
+      raise InputError(f'two fine-tunes are to be made in one workdir, {folder}: give each its own')
+    seen.add(folder)
 
 
-def _alike(jobs: Sequence[Job]) -> list[list[Job]]:
-  """The jobs by length of row: those of one length can share programs."""
-  lengths = list(dict.fromkeys(job.row_length for job in jobs))
-  return [[job for job in jobs if job.row_length == length] for length in lengths]
-
-
-def _fit(jobs: Sequence[Job], stop: preemption.Stop, memory: float) -> None:
-  """Trains all learning rates of the jobs, a number of them together, and writes each product when
-  it can be.
-  """
-  options, biggest = jobs[0].options, max((job.load for job in jobs), key=lambda load: load.rows)
-  waiting = [(job, rate) for job in jobs for rate in options.learning_rates]
+def _train(fits: Sequence[PreparedFit], stop: preemption.Stop, memory: float) -> None:
+  """Trains all learning rates of the fits, a number of them together, and writes each product."""
+  first = fits[0]
+  options = first.options
+  waiting = [(fit, rate) for fit in fits for rate in options.learning_rates]
   plan = memories.plan(
-    jobs[0].model.config, options, biggest, jobs[0].layout, count=len(waiting), memory=memory
+    first.model.config,
+    options,
+    max((fit.load for fit in fits), key=lambda load: load.rows),
+    first.layout,
+    count=len(waiting),
+    memory=memory,
   )
   active: list[Trial] = []
-  done: dict[pathlib.Path, list[Trial]] = {job.workdir: [] for job in jobs}
+  done: dict[pathlib.Path, list[Trial]] = {fit.workdir: [] for fit in fits}
   with contextlib.ExitStack() as stack:
     while waiting or active:
-      while (
-        waiting and len(active) < plan.together
-      ):  # Whoever is done gives its place in the program to the next one.
+      # A trial that is done gives its place in the program to the next one.
+      while waiting and len(active) < plan.together:
         active.append(_start(*waiting.pop(0), stack))
+      # The loss of where a trial begins comes first in its history.
       fresh = [trial for trial in active if not trial.history]
       if fresh:
         validated = iter(group.validate(fresh))
         active = [trial if trial.history else next(validated) for trial in active]
-      chosen = _chosen(active)
+      chosen = _next_group(active)
       if chosen:
-        advanced = dict(
-          zip(chosen, group.advance([active[i] for i in chosen], stop, remat=plan.remat))
-        )
-        active = [advanced.get(i, trial) for i, trial in enumerate(active)]
-      for trial in [trial for trial in active if trial.done]:
-        trial.log.close()
-        _finish(trial, done[trial.job.workdir])
+        advanced = group.advance([active[i] for i in chosen], stop, remat=plan.remat)
+        for i, trial in zip(chosen, advanced):
+          active[i] = trial
+      for trial in active:
+        if trial.done:
+          trial.log.close()
+          _finish(trial, done[trial.fit.workdir])
       active = [trial for trial in active if not trial.done]
       if stop.name and (waiting or active):
         raise _preempted(stop, active)
 
 
-def _start(job: Job, rate: float, stack: contextlib.ExitStack) -> Trial:
-  checkpoints = stack.enter_context(
-    checkpoint.Checkpoints(job.workdir / 'checkpoints' / f'{rate:g}')
-  )
-  trial = trials.start(job, rate, checkpoints)
+def _start(fit: PreparedFit, rate: float, stack: contextlib.ExitStack) -> Trial:
+  folder = fit.workdir / 'checkpoints' / f'{rate:g}'
+  checkpoints = stack.enter_context(checkpoint.Checkpoints(folder))
+  trial = trials.start(fit, rate, checkpoints)
   stack.callback(trial.log.close)
   return trial
 
 
-def _chosen(active: Sequence[Trial]) -> list[int]:
-  """Which go on together: of those that are not done the one that is furthest behind, and all that
-  have as many steps to go to their next validation.
+def _next_group(active: Sequence[Trial]) -> list[int]:
+  """Indices of the next group: the unfinished trial with the fewest steps, and its equals.
+
+  These are every trial equally far from its next validation.
   """
   going = [i for i, trial in enumerate(active) if not trial.done]
   if not going:
     return []
+  distances = {i: active[i].goal - active[i].step for i in going}
   last = min(going, key=lambda i: active[i].step)
-  return [
-    i for i in going if active[i].goal - active[i].step == active[last].goal - active[last].step
-  ]
+  return [i for i in going if distances[i] == distances[last]]
 
 
 def _finish(trial: Trial, finished: list[Trial]) -> None:
-  """Adds a trial that is done to those of its job, and writes the job's product if it is the last
-  one.
-  """
-  rates = trial.job.options.learning_rates
+  """Adds a trial to the finished ones of its fit, and writes the product after the last one."""
+  rates = trial.fit.options.learning_rates
+  # The state is in the checkpoint: its memory is the next trial's.
   finished.append(dataclasses.replace(trial, state=None))
   if len(finished) == len(rates):
-    trials.write_product(
-      sorted(finished, key=lambda trial: rates.index(trial.rate)), _product(trial.job)
-    )
+    in_order = sorted(finished, key=lambda trial: rates.index(trial.rate))
+    trials.write_product(in_order, trial.fit.product)
 
 
 def _preempted(stop: preemption.Stop, active: Sequence[Trial]) -> Preempted:
-  """The error, when all are saved."""
+  """The error, when all checkpoints are written."""
   for trial in active:
     trial.checkpoints.wait()
   saved = '; '.join(
-    f'step {trial.step} of {trial.job.steps} (learning rate {trial.rate:g}) is saved in '
+    f'step {trial.step} of {trial.fit.steps} (learning rate {trial.rate:g}) is saved in '
     f'{trial.checkpoints.folder}'
     for trial in active
   )
   return Preempted(f'{stop.name} came: {saved or "what is done is saved"}; start again to continue')
 
 
-def _product(job: Job) -> pathlib.Path:
-  return job.workdir / 'adapter'
-
-
-def _result(job: Job) -> FineTuneResult:
-  folder = _product(job)
-  processes.see(folder / adapter.MANIFEST)
-  delta, meta = adapter.load_adapter(folder)
-  return FineTuneResult(delta, meta['validation_loss'], meta['learning_rate'], meta['step'], folder)
+def _result(fit: PreparedFit) -> FineTuneResult:
+  processes.see(fit.product / adapter.MANIFEST)
+  delta, meta = adapter.load_adapter(fit.product)
+  return FineTuneResult(
+    delta=delta,
+    validation_loss=meta['validation_loss'],
+    learning_rate=meta['learning_rate'],
+    step=meta['step'],
+    folder=fit.product,
+  )

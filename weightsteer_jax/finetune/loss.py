@@ -1,5 +1,7 @@
-"""The loss of a batch as a sum and a count: whoever adds batches up divides once, so all target
-tokens weigh alike.
+"""The loss of a batch as a sum and a count.
+
+Who adds up batches divides once, so that all target tokens weigh alike. Axes as in
+models/decoder.py.
 """
 
 from typing import Any
@@ -24,22 +26,30 @@ def loss(
   dropout: float = 0.0,
   copies: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-  """(sum, count), float32 scalars: cross-entropy in nats over the target tokens of a batch [B, T],
-  and their number.
+  """(sum, count) of the cross-entropy over the target tokens of a batch [B, T], float32 scalars.
 
-  The model is the base with `delta` at strength 1. The mean, sum / count, is what transformers
-  reports for labels that are -100 wherever the weight is 0. With a `key`, inputs of LoRA branches
-  are dropped with probability `dropout`. `copies` of it are computed at once, where it is under a
-  `vmap`: they share a bound on memory.
+  The sum is in nats, the count in target tokens. The model is the base with `delta` at strength 1.
+
+  Args:
+    remat: see config.FineTune; not 'auto'.
+    key: of dropout; None drops nothing.
+    dropout: probability that an input of a LoRA branch is dropped.
+    copies: losses that are computed at once under a `vmap`, which share a bound on memory.
+
+  Source: the mean, sum / count, is what transformers reports for labels that are -100 wherever the
+  weight is 0.
   """
-  edits = (models.Edit(delta, jnp.ones(batch.tokens_BT.shape[0], jnp.float32), key, dropout),)
+  # The delta being trained is applied in full.
+  alpha_B = jnp.ones(batch.tokens_BT.shape[0], jnp.float32)
+  edits = (models.Edit(delta, alpha_B, key, dropout),)
   x_BTD, _ = models.hidden(config, params, batch.inputs, edits=edits, remat=remat)
+  # A Batch says numpy, as the host makes it; in a compiled function it holds jax's arrays.
   logprobs_BT = models.token_logprobs(
     config,
     params,
     x_BTD,
-    batch.targets_BT,
-    wanted_BT=batch.weights_BT > 0,
+    batch.targets_BT,  # type: ignore[arg-type]
+    wanted_BT=batch.weights_BT > 0,  # type: ignore[arg-type]
     frozen=not models.changes_head(config, delta),
     edits=edits,
     copies=copies,

@@ -2,9 +2,10 @@
 
 The compiled functions are cached by what is static about them: both sides of a contrast and every
 learning rate share them. Each comes in two kinds: of one fine-tune, and (`together`) of several at
-once. The second has a leading axis, say M, on all that a fine-tune has for itself (state, batch,
+once. The second kind has a leading axis on all that a fine-tune has for itself (state, batch,
 schedule, seed) and none on the base parameters: their products are then one matmul over the rows of
 all, and only the low-rank branches and what trains are batched.
+Axes as in models/decoder.py.
 """
 
 import dataclasses
@@ -30,11 +31,17 @@ Metrics = dict[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """All that a step changes. `step` counts the steps taken, int32."""
+  """All that a step changes, or in the same places the shapes or the shardings of the arrays.
+
+  Attributes:
+    delta: the change being trained, float32.
+    opt_state: the moments of AdamW, float32.
+    step: steps taken, int32.
+  """
 
   delta: PyTree
   opt_state: PyTree
-  step: jax.Array
+  step: Any
 
 
 def state_shardings(
@@ -45,17 +52,21 @@ def state_shardings(
   *,
   together: bool = False,
 ) -> TrainState:
-  """Where each array of a state (or of its shapes) lies: the moments as what they are moments of.
-  The leading axis of states that are trained `together` is whole on every device.
+  """Where each array of a state lies: the moments as the arrays that they are moments of.
+
+  Args:
+    state: the arrays, or their shapes.
+    together: whether the state is of several fine-tunes. Their leading axis is whole on every
+      device.
 
   Raises:
-    InputError: an axis that the mesh does not divide.
+    InputError: if the mesh does not divide an axis.
   """
   if together:
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
+    alone = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
     return jax.tree.map(
       lambda at: jax.sharding.NamedSharding(at.mesh, jax.P(None, *at.spec)),
-      state_shardings(config, recipe, layout, one),
+      state_shardings(config, recipe, layout, alone),
     )
   delta = models.delta_shardings(config, state.delta, layout)
   opt_state = optax.tree.map_params(
@@ -77,8 +88,9 @@ def initial_state_fn(
   recipe: optimizer.AdamW,
   layout: Layout | None = None,
 ) -> Callable[[int], TrainState]:
-  """The compiled function from a seed to the state before the first step, placed as
-  `state_shardings` says (on one device without a layout).
+  """The compiled function from a seed to the state before the first step.
+
+  The state is placed as `state_shardings` says, on one device without a layout.
 
   The random factors A are a function of the seed alone. Both sides of a contrast are given the same
   seed: B starts at zero and A moves little, so with one common A the difference of the two runs,
@@ -91,10 +103,8 @@ def initial_state_fn(
     return TrainState(delta, optimizer.transformation(recipe).init(delta), jnp.zeros((), jnp.int32))
 
   shapes = jax.eval_shape(initial_state, 0)
-  return jax.jit(
-    initial_state,
-    out_shardings=state_shardings(config, recipe, layout or sharding.single(), shapes),
-  )
+  placed = state_shardings(config, recipe, layout or sharding.single(), shapes)
+  return jax.jit(initial_state, out_shardings=placed)
 
 
 @functools.lru_cache(maxsize=16)
@@ -107,13 +117,12 @@ def train_step_fn(
   dropout: float = 0.0,
   together: bool = False,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-  """The compiled step (state, params, batch [A, B, T], schedule, seed) -> (state, metrics); it
-  consumes the state.
+  """The compiled step (state, params, batch [A, B, T], schedule, seed) -> (state, metrics).
 
-  metrics: float32 scalars `train_loss` (nats per target token), `target_tokens`, `grad_norm`
-  (before clipping), `learning_rate`, and the bool `finite`. Where the loss or the gradient is not
-  finite the state comes back as it was. Call it in `layout.context()`. `seed` is of dropout, whose
-  masks are a function of (seed, step, microbatch).
+  Call the step in `layout.context()`. The state is consumed; where the loss or the gradient is not
+  finite, the state comes back as it was. `seed` is of dropout, whose masks are a function of (seed,
+  step, microbatch). The metrics are float32 scalars `train_loss` (nats per target token),
+  `target_tokens`, `grad_norm` (before clipping) and `learning_rate`, and the bool `finite`.
 
   Args:
     remat: see config.FineTune; not 'auto'.
@@ -127,13 +136,15 @@ def train_step_fn(
     total, count, grads = accumulate(
       config, params, state.delta, batch, remat=remat, key=key, dropout=dropout, copies=copies
     )
-    mean, grads = total / count, jax.tree.map(lambda g: g / count, grads)
+    mean = total / count
+    grads = jax.tree.map(lambda g: g / count, grads)
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(mean) & jnp.isfinite(norm)
     rate = schedule(state.step)
     updates, opt_state = transformation.update(grads, state.opt_state, state.delta)
     delta = jax.tree.map(lambda x, update: x - rate * update, state.delta, updates)
     after = TrainState(delta, opt_state, state.step + 1)
+    # A broken step changes nothing, so that the last checkpoint is good.
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
     metrics = {
       'train_loss': mean,
@@ -148,7 +159,8 @@ def train_step_fn(
   def placed_step(state, params, batch, schedule, seed):
     placed = state_shardings(config, recipe, layout or sharding.single(), state, together=together)
     step = functools.partial(train_step, copies=seed.shape[0] if together else 1)
-    step = jax.vmap(step, in_axes=(0, None, 0, 0, 0)) if together else step
+    if together:
+      step = jax.vmap(step, in_axes=(0, None, 0, 0, 0))
     state, metrics = step(state, params, batch, schedule, seed)
     return jax.lax.with_sharding_constraint(state, placed), metrics
 
@@ -159,18 +171,20 @@ def train_step_fn(
 def eval_loss_fn(
   config: models.ModelConfig, *, together: bool = False
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  """The compiled (delta, params, batch [B, T]) -> (sum, count) of `loss`; `together` as in
-  `train_step_fn`.
+  """The compiled (delta, params, batch [B, T]) -> (sum, count) of `loss`.
+
+  Args:
+    together: as in `train_step_fn`.
   """
 
   @jax.jit
   def eval_loss(delta, params, batch):
     copies = batch.tokens_BT.shape[0] if together else 1
 
-    def one(delta, batch):
+    def loss_of(delta, batch):
       return loss(config, params, delta, batch, copies=copies)
 
-    return (jax.vmap(one) if together else one)(delta, batch)
+    return (jax.vmap(loss_of) if together else loss_of)(delta, batch)
 
   return eval_loss
 
@@ -179,16 +193,16 @@ def eval_loss_fn(
 def stack_fn(
   config: models.ModelConfig, recipe: optimizer.AdamW, layout: Layout
 ) -> Callable[[Sequence[TrainState]], TrainState]:
-  """The compiled function that joins states along a new leading axis, which is whole on every
-  device.
+  """The compiled function that joins states along a new leading axis.
+
+  The new axis is whole on every device.
   """
 
   @jax.jit
   def stack(states):
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    return jax.lax.with_sharding_constraint(
-      stacked, state_shardings(config, recipe, layout, stacked, together=True)
-    )
+    placed = state_shardings(config, recipe, layout, stacked, together=True)
+    return jax.lax.with_sharding_constraint(stacked, placed)
 
   return stack
 
@@ -220,11 +234,16 @@ def accumulate(
   dropout: float = 0.0,
   copies: int = 1,
 ) -> tuple[jax.Array, jax.Array, PyTree]:
-  """(sum, count, gradient of the sum) of the loss over the microbatches of a batch [A, B, T], one
-  after the other.
+  """(sum, count, gradient of the sum) of the loss over the microbatches of a batch [A, B, T].
 
-  Sums are added, not means: microbatches differ in their number of target tokens, and the large
-  batch weighs tokens alike.
+  Microbatches are computed one after the other. Sums are added, not means: microbatches differ in
+  their number of target tokens, and the large batch weighs tokens alike.
+
+  Args:
+    remat: see config.FineTune; not 'auto'.
+    key: of dropout; None drops nothing.
+    dropout: probability that an input of a LoRA branch is dropped.
+    copies: fine-tunes that are computed at once (see `loss`).
   """
 
   @functools.partial(jax.value_and_grad, has_aux=True)
@@ -235,9 +254,12 @@ def accumulate(
     )
 
   def add(carry, scanned):
-    (total, count), grads = sum_and_grads(delta, *scanned)
+    part, index = scanned
+    (total, count), grads = sum_and_grads(delta, part, index)
     return jax.tree.map(jnp.add, carry, (total, count, grads)), None
 
   zero = jnp.zeros((), jnp.float32)
+  zero_grads = jax.tree.map(jnp.zeros_like, delta)
   parts = (batch, jnp.arange(batch.tokens_BT.shape[0]))
-  return jax.lax.scan(add, (zero, zero, jax.tree.map(jnp.zeros_like, delta)), parts)[0]
+  sums, _ = jax.lax.scan(add, (zero, zero, zero_grads), parts)
+  return sums

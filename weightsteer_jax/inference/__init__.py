@@ -5,7 +5,8 @@ arms.py        named changes of the model or of its prompt, whose deltas are hel
 engine.py      the order in which requests run, and where their results go
 packing.py     questions packed into rows, rows into batches of few shapes
 scoring.py     the compiled program that scores a batch
-generation.py  greedy and sampled generation with a KV cache
+generation.py  greedy and sampled generation: who enters which slot when
+decoding.py    the compiled programs of generation, with a KV cache
 sampling.py    the next token of each row
 shapes.py      the few lengths that programs are compiled for
 programs.py    compiled programs, kept while the process lives

@@ -131,13 +131,13 @@ def bare(delta: PyTree) -> PyTree:
   return delta.delta if isinstance(delta, AnswerOnly) else delta
 
 
-def together(asked: Iterable[Sequence[float]]) -> dict[tuple[float, ...], tuple[int, ...]]:
+def delta_sets(asked: Iterable[Sequence[float]]) -> dict[tuple[float, ...], tuple[int, ...]]:
   """{coefficients: indices of the deltas that their rows are computed with}.
 
   Only deltas that some row of a batch needs are computed in it, and rows go to few kinds of
   batches: those whose deltas are all among another's go with it.
 
-  >>> together([(0.0, 0.0, 0.0), (1.0, 0.5, 0.0), (1.0, 0.0, 0.0), (1.0, 0.0, 2.0)])
+  >>> delta_sets([(0.0, 0.0, 0.0), (1.0, 0.5, 0.0), (1.0, 0.0, 0.0), (1.0, 0.0, 2.0)])
   {(0.0, 0.0, 0.0): (0, 1), (1.0, 0.5, 0.0): (0, 1), (1.0, 0.0, 0.0): (0, 1), (1.0, 0.0, 2.0): (0, 2)}
   """
   needed = {

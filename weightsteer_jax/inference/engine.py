@@ -130,18 +130,15 @@ class Engine:
       InputError: a request that cannot be run, before any is.
     """
     limit = self.config.max_positions
-    asked = generation.jobs(list(requests), self.arms, limit)
+    asked = generation.continuations(list(requests), self.arms, limit)
     # A shape of generation is two programs: prefill and decode.
     planned = generation.groups(asked, max_positions=limit, compile_tokens=2 * self._compile_tokens)
-    for mode, shape, active, members in planned:
-      deltas = tuple(self._deltas[i] for i in active)
+    for group in planned:
       yield from generation.run_group(
         self.config,
         self.params,
-        deltas,
-        mode,
-        shape,
-        members,
+        tuple(self._deltas[i] for i in group.deltas),
+        group,
         slots=self.batch_size,
         stops=self.stop_ids,
         layout=self.layout,

@@ -13,7 +13,7 @@ import numpy as np
 
 from weightsteer_jax import models
 from weightsteer_jax.data.batches import pack, round_up, row_length_for
-from weightsteer_jax.inference.arms import Arms, together
+from weightsteer_jax.inference.arms import Arms, delta_sets
 from weightsteer_jax.inference.requests import ScoreRequest, Tokens
 from weightsteer_jax.inference.scoring import ScoreBatch
 from weightsteer_jax.runtime.errors import InputError
@@ -125,7 +125,7 @@ def batches(
     compile_tokens: how many tokens are computed in the time that a compilation takes.
     groups: see ScoreBatch; the rows of a batch are a multiple of it.
   """
-  active = together(question.coefficients for question in asked)
+  active = delta_sets(question.coefficients for question in asked)
   alike = collections.defaultdict(list)
   for question in asked:
     pieces = _split(question, max(MOST_ROW, 2 * question.longest))

@@ -17,7 +17,7 @@ from weightsteer_jax.experiments.preflight.topology import Hardware
 from weightsteer_jax.finetune import memory as memories
 from weightsteer_jax.finetune import optimizer
 from weightsteer_jax.finetune import step as steps
-from weightsteer_jax.inference import generation, packing, scoring
+from weightsteer_jax.inference import decoding, generation, packing, scoring
 from weightsteer_jax.models import placement as layouts
 from weightsteer_jax.models.placement import Layouts
 from weightsteer_jax.runtime import sharding, tree
@@ -269,7 +269,7 @@ class _Evaluation:
     rows = jax.tree.map(
       lambda x: array('B' + '_' * (len(x.shape) - 1), (prompts, *x.shape[1:]), x.dtype), state.rows
     )
-    entry = generation.Entry(
+    entry = decoding.Entry(
       array('BT', (prompts, self.sizes.prompt_tokens)),
       array('B', (prompts,)),
       rows,
@@ -291,7 +291,7 @@ class _Evaluation:
       self.layout,
       args,
       work,
-      lambda: generation.admit.lower(self.config, self.weights, (self.direction,), state, entry),
+      lambda: decoding.admit.lower(self.config, self.weights, (self.direction,), state, entry),
     )
 
   def decode(self) -> Program:
@@ -317,7 +317,7 @@ class _Evaluation:
       self.layout,
       args,
       work,
-      lambda: generation.decode.lower(
+      lambda: decoding.decode.lower(
         self.config, 'greedy', self.weights, (self.direction,), stops, state, keep
       ),
     )
@@ -340,7 +340,7 @@ class _Evaluation:
       lambda: merge.lower(self.weights, self.direction, alpha),
     )
 
-  def _args(self, batch: PyTree, state: generation.State | None = None) -> Bytes:
+  def _args(self, batch: PyTree, state: decoding.DecodeState | None = None) -> Bytes:
     cache = bytes_on_device(state.cache) if state else 0
     rest = bytes_on_device(dataclasses.replace(state, cache=None)) if state else 0
     return Bytes(
@@ -351,16 +351,14 @@ class _Evaluation:
       bytes_on_device(batch) + rest,
     )
 
-  def _state(self) -> generation.State:
-    """As `generation.empty_state` places it."""
+  def _state(self) -> decoding.DecodeState:
+    """As `decoding.empty_state` places it."""
     answer = _multiple(self.sizes.answer_tokens, generation.ANSWER_MULTIPLE)
     length = _multiple(
       self.sizes.prompt_tokens + self.sizes.answer_tokens, generation.TOTAL_MULTIPLE
     )
     shapes = jax.eval_shape(
-      lambda: generation.empty_state(
-        self.config, self.rows, length, answer, 1, self.run.model.dtype
-      )
+      lambda: decoding.empty_state(self.config, self.rows, length, answer, 1, self.run.model.dtype)
     )
 
     def place(axes):

@@ -1,0 +1,328 @@
+"""The device programs of generation: prompts enter free slots, and slots decode token by token.
+
+A batch of B slots decodes on the device, one token per slot and step, until enough slots are free
+for the next prompts (or all rows are done); then new prompts are prefilled into the free slots. So
+a long answer holds one slot, not the batch. In the cache a token's place is its position: a new row
+overwrites the old one's keys before it can see them. `generation.py` decides who enters when.
+Axes as in models/decoder.py.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from weightsteer_jax import models
+from weightsteer_jax.inference import sampling
+from weightsteer_jax.inference.programs import edits_of, program
+from weightsteer_jax.runtime import sharding
+
+PyTree = Any
+# The arrays of DecodeState that say which rows have ended, and how.
+Progress = dict[str, jax.Array]
+PROGRESS = ('counts_B', 'active_B', 'stopped_B', 'finite_B', 'answers_BT')
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SlotRows:
+  """What each slot (or each entering row) is doing.
+
+  Attributes:
+    tokens_B: int32, the last token, which is not in the cache yet.
+    positions_B: int32, the last token's position.
+    limits_B: int32, tokens that the row may generate.
+    coefficients_BC: float32, one per edit.
+    keys_B2: uint32, the row's stream of random numbers.
+    temperatures_B: float32, as in Sampling.
+    top_ks_B: int32, as in Sampling.
+    top_ps_B: float32, as in Sampling.
+  """
+
+  tokens_B: Any
+  positions_B: Any
+  limits_B: Any
+  coefficients_BC: Any
+  keys_B2: Any
+  temperatures_B: Any
+  top_ks_B: Any
+  top_ps_B: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+  """Everything that lives on the device between calls.
+
+  Attributes:
+    cache: keys and values of all slots.
+    rows: what each slot is doing.
+    counts_B: int32, tokens generated.
+    active_B: bool, still going.
+    stopped_B: bool, ended by a stop token.
+    finite_B: bool, no NaN or infinity in the row's logits.
+    answers_BT: int32, the tokens generated, without the stop token.
+  """
+
+  cache: Any
+  rows: SlotRows
+  counts_B: Any
+  active_B: Any
+  stopped_B: Any
+  finite_B: Any
+  answers_BT: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """Rows that enter together.
+
+  Slots and entries are cut into as many groups as rows have shards, so that a prompt is prefilled
+  on the device that has its slot.
+
+  Attributes:
+    prompts_PT: int32, prompt tokens without the last one, padded on the right.
+    slots_P: int32, where each prompt goes, among the slots of its group; a number past the last
+      slot marks padding.
+    rows: what the rows do (keys_B2 is made on the device).
+    draws_P3: uint32 seed, hash of the example, sample.
+  """
+
+  prompts_PT: Any
+  slots_P: Any
+  rows: SlotRows
+  draws_P3: Any
+
+
+@functools.partial(jax.jit, static_argnums=range(7))
+def empty_state(
+  config: models.ModelConfig,
+  slots: int,
+  length: int,
+  answer: int,
+  edits: int,
+  dtype: Any,
+  unstacked: bool = False,
+) -> DecodeState:
+  """A state with every slot free.
+
+  Args:
+    length: positions of the cache.
+    answer: most tokens that a row generates.
+    unstacked: whether layers have caches of their own, and are decoded one by one (see
+      `models.unstacked`).
+  """
+
+  def zeros(dtype, *shape):
+    return jnp.zeros((slots, *shape), dtype)
+
+  rows = SlotRows(
+    tokens_B=zeros(jnp.int32),
+    positions_B=zeros(jnp.int32),
+    limits_B=zeros(jnp.int32),
+    coefficients_BC=zeros(jnp.float32, edits),
+    keys_B2=zeros(jnp.uint32, 2),
+    temperatures_B=jnp.ones(slots),
+    top_ks_B=zeros(jnp.int32),
+    top_ps_B=jnp.ones(slots),
+  )
+  cache = models.init_cache(config, slots, length, dtype)
+  if unstacked:
+    cache = _unstacked_cache(config, cache)
+  state = DecodeState(
+    cache=cache,
+    rows=rows,
+    counts_B=zeros(jnp.int32),
+    active_B=zeros(bool),
+    stopped_B=zeros(bool),
+    finite_B=zeros(bool),
+    answers_BT=zeros(jnp.int32, answer),
+  )
+  return _placed(state)
+
+
+@program(static_argnums=0, donate_argnums=3)
+def admit(
+  config: models.ModelConfig,
+  params: PyTree,
+  deltas: Sequence[PyTree],
+  state: DecodeState,
+  entry: Entry,
+) -> DecodeState:
+  """The state with the entry's prompts prefilled into its slots."""
+  # Prefill the prompts into a short cache of their own.
+  prompts, length = entry.prompts_PT.shape
+  cache = models.init_cache(config, prompts, length, jax.tree.leaves(state.cache)[0].dtype)
+  edits = edits_of(deltas, entry.rows.coefficients_BC, answers=False)
+  reach = models.cache_length(state.cache)
+  batch = models.TokenBatch(entry.prompts_PT)
+  _, cache = models.hidden(config, params, batch, edits=edits, cache=cache, reach=reach)
+  rows = dataclasses.replace(entry.rows, keys_B2=sampling.row_keys(*entry.draws_P3.T))
+
+  # Copy rows and cache into the slots, on each device by itself. Padding has a slot past the last
+  # one, which 'drop' leaves out.
+  shards = sharding.row_shards(math.gcd(prompts, state.counts_B.shape[0]))
+  put = sharding.by_shard(
+    lambda old, new, slots: old.at[slots].set(new, mode='drop'), shards, (0, 0, 0), 0
+  )
+  is_unstacked = _is_unstacked(state.cache)
+  if is_unstacked:
+    cache = _unstacked_cache(config, cache)
+  # A stacked cache has the layers before the rows.
+  rows_axis = 0 if is_unstacked else 1
+  put_cache = sharding.by_shard(
+    lambda old, new, slots: old.at[..., slots, :, :length, :].set(new, mode='drop'),
+    shards,
+    (rows_axis, rows_axis, 0),
+    rows_axis,
+  )
+
+  def put_all(old, value):
+    return put(old, jnp.full(prompts, value, old.dtype), entry.slots_P)
+
+  admitted = DecodeState(
+    cache=jax.tree.map(lambda old, new: put_cache(old, new, entry.slots_P), state.cache, cache),
+    rows=jax.tree.map(lambda old, new: put(old, new, entry.slots_P), state.rows, rows),
+    counts_B=put_all(state.counts_B, 0),
+    active_B=put_all(state.active_B, True),
+    stopped_B=put_all(state.stopped_B, False),
+    finite_B=put_all(state.finite_B, True),
+    answers_BT=state.answers_BT,
+  )
+  return _placed(admitted)
+
+
+@program(donate_argnums=0)
+def resume(state: DecodeState, limits_B: jax.Array) -> DecodeState:
+  """The state with the rows whose limit is given going on up to that; 0 leaves a row as it is."""
+  goes_on_B = limits_B > 0
+  raised_B = jnp.where(goes_on_B, limits_B, state.rows.limits_B)
+  rows = dataclasses.replace(state.rows, limits_B=raised_B)
+  return _placed(dataclasses.replace(state, rows=rows, active_B=state.active_B | goes_on_B))
+
+
+@program(static_argnums=(0, 1), donate_argnums=5)
+def decode(
+  config: models.ModelConfig,
+  mode: str,
+  params: PyTree,
+  deltas: Sequence[PyTree],
+  stops_X: jax.Array,
+  state: DecodeState,
+  keep: jax.Array,
+) -> tuple[DecodeState, Progress]:
+  """(the state when at most `keep` rows are active, what the host is to know).
+
+  Args:
+    mode: of `sampling.next_tokens`.
+    stops_X: int32, tokens that end an answer.
+  """
+  if _is_unstacked(state.cache):
+    # Factors are rounded once here, and not in each step again.
+    dtype = params['embed']['embedding'].dtype
+    params = _unstacked_layers(config, params)
+    deltas = tuple(_unstacked_delta(config, delta, dtype) for delta in deltas)
+
+  def step(state):
+    rows = state.rows
+    edits = edits_of(deltas, rows.coefficients_BC)
+    batch = models.TokenBatch(rows.tokens_B[:, None], rows.positions_B[:, None])
+    x_B1D, cache = models.hidden(config, params, batch, edits=edits, cache=state.cache)
+    logits_BV = models.logits(config, params, x_B1D, edits=edits)[:, 0]
+    tokens_B = sampling.next_tokens(
+      logits_BV,
+      rows.keys_B2,
+      state.counts_B,
+      rows.temperatures_B,
+      rows.top_ks_B,
+      rows.top_ps_B,
+      mode=mode,
+    )
+    finite_B = jnp.all(jnp.isfinite(logits_BV), axis=-1)
+    return _advance(dataclasses.replace(state, cache=cache), tokens_B, stops_X, finite_B)
+
+  state = _placed(jax.lax.while_loop(lambda state: jnp.sum(state.active_B) > keep, step, state))
+  return state, sharding.replicate({name: getattr(state, name) for name in PROGRESS})
+
+
+def _placed(state: DecodeState) -> DecodeState:
+  """The state with every array cut along its rows, so that all programs hand it on alike."""
+  without_cache = jax.tree.map(
+    lambda x: sharding.constrain(x, 'B' + '_' * (x.ndim - 1)),
+    dataclasses.replace(state, cache=None),
+  )
+  # One layer's cache has no L.
+  cache = jax.tree.map(lambda x: sharding.constrain(x, 'LBKSH'[-x.ndim :]), state.cache)
+  return dataclasses.replace(without_cache, cache=cache)
+
+
+def _is_unstacked(cache: models.Cache) -> bool:
+  return isinstance(cache['k'], tuple)
+
+
+def _unstacked_cache(config: models.ModelConfig, cache: models.Cache) -> models.Cache:
+  return {name: models.unstacked(config, stack) for name, stack in cache.items()}
+
+
+def _unstacked_layers(config: models.ModelConfig, params: PyTree) -> PyTree:
+  """Parameters or a delta with layers in place of their stack, if they have one."""
+  return {
+    name: models.unstacked(config, child) if name == 'layers' else child
+    for name, child in params.items()
+  }
+
+
+def _unstacked_delta(config: models.ModelConfig, delta: PyTree, dtype: Any) -> PyTree:
+  """The delta layer by layer, its factors rounded as they would be in each step."""
+
+  def rounded(leaf):
+    if isinstance(leaf, models.LowRank):
+      return models.LowRank(leaf.a.astype(dtype), leaf.b.astype(dtype), leaf.scale)
+    return leaf
+
+  def unstacked(tree_):
+    return _unstacked_layers(config, jax.tree.map(rounded, tree_, is_leaf=models.is_delta_leaf))
+
+  # The delta itself is a dict; around it may be an AnswerOnly.
+  return jax.tree.map(unstacked, delta, is_leaf=lambda x: isinstance(x, dict))
+
+
+def _advance(
+  state: DecodeState, tokens_B: jax.Array, stops_X: jax.Array, finite_B: jax.Array
+) -> DecodeState:
+  """The state with one more token in each active row, or the row ended."""
+  stopped_B = state.active_B & jnp.any(tokens_B[:, None] == stops_X, axis=-1)
+  emitted_B = state.active_B & ~stopped_B & finite_B
+  # A row that emits nothing writes past the end of its answer, where the write is dropped.
+  places_B = jnp.where(emitted_B, state.counts_B, state.answers_BT.shape[1])
+  counts_B = state.counts_B + emitted_B
+  rows = dataclasses.replace(
+    state.rows,
+    tokens_B=jnp.where(emitted_B, tokens_B, state.rows.tokens_B),
+    positions_B=state.rows.positions_B + emitted_B,
+  )
+  return dataclasses.replace(
+    state,
+    rows=rows,
+    counts_B=counts_B,
+    active_B=emitted_B & (counts_B < state.rows.limits_B),
+    stopped_B=state.stopped_B | stopped_B,
+    finite_B=state.finite_B & (finite_B | ~state.active_B),
+    answers_BT=_write(state.answers_BT, places_B, tokens_B),
+  )
+
+
+def _write(answers_BT: jax.Array, places_B: jax.Array, tokens_B: jax.Array) -> jax.Array:
+  """The answers with a token more in each row, at its place; one past the last is dropped."""
+
+  def write(answers_BT, places_B, tokens_B):
+    return answers_BT.at[jnp.arange(tokens_B.shape[0]), places_B].set(tokens_B, mode='drop')
+
+  # Every device writes the rows it has.
+  shards = sharding.row_shards(tokens_B.shape[0])
+  return sharding.by_shard(write, shards, (0, 0, 0), 0)(answers_BT, places_B, tokens_B)
