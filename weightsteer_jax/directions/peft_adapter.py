@@ -1,9 +1,9 @@
-"""LoRA adapters of PEFT as saved: factors, scales, and what else changes the result, or an error
-that names it.
+"""LoRA adapters of PEFT as saved: factors, scales, and modules that were saved whole.
 
-Beside the factors an adapter may carry whole modules (`modules_to_save`: embed_tokens and lm_head
-in the paper's recipe). PEFT saves them under plain names; state dicts written by hand keep
-`.modules_to_save.`.
+A setting that would change the result and is not read is an error that names the setting.
+
+PEFT saves whole modules (`modules_to_save`: embed_tokens and lm_head in the paper's recipe) under
+plain names; state dicts written by hand keep `.modules_to_save.`.
 """
 
 import dataclasses
@@ -64,10 +64,11 @@ class Adapter:
   """A PEFT adapter as saved.
 
   Attributes:
-    folder: where it lies. config: its adapter_config.json.
-    pairs: {Hugging Face module name: (A [R, inputs], B [outputs, R])}, of an embedding (A [R, V], B
-      [D, R]).
-    wholes: {Hugging Face tensor name: tensor} of saved modules.
+    folder: where the files are.
+    config: the contents of adapter_config.json.
+    pairs: {Hugging Face module name: (A [R, inputs], B [outputs, R])}, float32; the pair of an
+      embedding is (A [R, V], B [D, R]).
+    wholes: {Hugging Face tensor name: tensor}, float32, of the modules that were saved whole.
   """
 
   folder: pathlib.Path
@@ -85,42 +86,41 @@ def read(folder: pathlib.Path) -> Adapter:
   """The adapter in a folder.
 
   Raises:
-    InputError: a kind of adapter, or a setting, that is not a plain LoRA; a pickle. CorruptError: a
-      file that is cut short.
+    InputError: if the adapter is no plain LoRA, has a setting that is not read, or is a pickle.
+    CorruptError: if a file was cut short.
+    NotFiniteError: if a value is NaN or infinite.
   """
   config = read_config(folder)
-  pairs: dict[str, dict[str, np.ndarray]] = {}
+  factors: dict[str, dict[str, np.ndarray]] = {}
   wholes = {}
   for name, tensor in _read_tensors(folder).items():
     module, part = _parse(name, folder)
     if part in ('A', 'B'):
-      pairs.setdefault(module, {})[part] = tensor.astype(np.float32)
+      factors.setdefault(module, {})[part] = tensor.astype(np.float32)
     elif part == 'whole':
       wholes[module] = tensor.astype(np.float32)
-  halves = [module for module, pair in pairs.items() if len(pair) < 2]
+  halves = sorted(module for module, parts in factors.items() if len(parts) < 2)
   if halves:
     raise InputError(
-      f'{folder}: the modules {", ".join(sorted(halves)[:4])} have one of lora_A and '
-      'lora_B, not both'
+      f'{folder}: the modules {", ".join(halves[:4])} have one of lora_A and lora_B, not both'
     )
+  pairs = {module: (parts['A'], parts['B']) for module, parts in factors.items()}
   broken = [
-    name
-    for name, tensors in pairs.items()
-    if not all(np.isfinite(t).all() for t in tensors.values())
+    module
+    for module, (a, b) in pairs.items()
+    if not (np.isfinite(a).all() and np.isfinite(b).all())
   ]
   broken += [name for name, tensor in wholes.items() if not np.isfinite(tensor).all()]
   if broken:
     raise NotFiniteError(f'{folder}: NaN or infinite values in {", ".join(sorted(broken)[:4])}')
-  return Adapter(
-    folder, config, {module: (pair['A'], pair['B']) for module, pair in pairs.items()}, wholes
-  )
+  return Adapter(folder, config, pairs, wholes)
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
-  """The adapter's config, every field honoured or known to say nothing.
+  """The adapter's config, in which every field is honoured or known to be inert.
 
   Raises:
-    InputError: a field or value that would change the result and is not honoured; names it.
+    InputError: if a field that could change the result is not honoured; the text names the field.
   """
   path = folder / CONFIG
   config = files.read_json(path, what='the config of a PEFT adapter')
@@ -161,27 +161,33 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:
-  """(rank, scale) of a module: `lora_alpha / r`, or `lora_alpha / sqrt(r)` with rslora, after the
-  patterns.
+  """(rank, scale) of a module, after the config's patterns.
+
+  The scale is `lora_alpha / r`, or `lora_alpha / sqrt(r)` with rslora.
 
   Source: PEFT's `get_pattern_key` and `LoraLayer.update_layer`; rsLoRA is arXiv 2312.03732.
   """
   rank = _pattern_value(config.get('rank_pattern'), module, config['r'])
-  alpha = _pattern_value(config.get('alpha_pattern'), module, config['lora_alpha'])
-  return rank, alpha / (math.sqrt(rank) if config.get('use_rslora') else rank)
+  lora_alpha = _pattern_value(config.get('alpha_pattern'), module, config['lora_alpha'])
+  if config.get('use_rslora'):
+    return rank, lora_alpha / math.sqrt(rank)
+  return rank, lora_alpha / rank
 
 
 def factor_patterns(pattern: str) -> tuple[str, str]:
-  """The einops patterns of lora_A and lora_B from a kernel's, theirs to ours.
+  """The einops patterns of lora_A and lora_B, PEFT's axes to ours, from a kernel's pattern.
 
   >>> factor_patterns('(N H) D -> D N H')
   ('R D -> D R', '(N H) R -> R N H')
   """
-  outputs, inputs = re.findall(r'\([^)]*\)|\S+', pattern.split(' -> ')[0])
+  stored_axes = pattern.split(' -> ')[0]
+  # A group in brackets is an axis of the stored tensor.
+  outputs, inputs = re.findall(r'\([^)]*\)|\S+', stored_axes)
   return f'R {inputs} -> {inputs.strip("()")} R', f'{outputs} R -> R {outputs.strip("()")}'
 
 
 def _pattern_value(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+  # The first pattern that matches counts, as in PEFT.
   for key, value in (patterns or {}).items():
     try:
       matches = re.match(rf'(.*\.)?({key})$', module)
@@ -208,8 +214,9 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _parse(name: str, folder: pathlib.Path) -> tuple[str, str]:
-  """(module, 'A' or 'B'), (tensor name, 'whole'), or ('', 'original') for the untouched copy that a
-  wrapper keeps.
+  """(module, 'A' or 'B'), or (tensor name, 'whole'), or ('', 'original').
+
+  An original is the untouched copy that a wrapper keeps of a module.
 
   >>> _parse('base_model.model.model.layers.0.mlp.up_proj.lora_A.default.weight', pathlib.Path('x'))
   ('model.layers.0.mlp.up_proj', 'A')
@@ -222,11 +229,13 @@ def _parse(name: str, folder: pathlib.Path) -> tuple[str, str]:
       f"{folder}: '{name}' belongs to DoRA, whose change is no product A B: merge it and pass "
       'checkpoints'
     )
-  pair = re.fullmatch(r'(.+)\.lora_([AB])(?:\.[\w-]+)?\.weight', plain) or re.fullmatch(
-    r'(.+)\.lora_embedding_([AB])(?:\.[\w-]+)?', plain
-  )
-  if pair:
-    return pair[1], pair[2]
+  # The adapter's name may stand in between. The factors of an embedding are no `.weight`.
+  for pattern in (
+    r'(.+)\.lora_([AB])(?:\.[\w-]+)?\.weight',
+    r'(.+)\.lora_embedding_([AB])(?:\.[\w-]+)?',
+  ):
+    if pair := re.fullmatch(pattern, plain):
+      return pair[1], pair[2]
   if '.original_module.' in plain:
     return '', 'original'
   # PEFT also saves the base's own tensor of an embedding or head that is a LoRA target.

@@ -1,7 +1,7 @@
-"""What a PEFT adapter changes of a base, as a delta.
+"""The change that a PEFT adapter makes to a base, as a delta.
 
-A module that holds several of our parameters (a fused qkv_proj) is taken apart by its rows. Of a
-module that was saved whole, the change is what was saved minus the base's own tensor.
+A module that holds several of our parameters (a fused qkv_proj) is taken apart by its rows. The
+change of a module that was saved whole is the saved tensor minus the base's own.
 """
 
 import math
@@ -29,26 +29,31 @@ def to_delta(adapter: Adapter, base: Checkpoint) -> PyTree:
   """The adapter as a delta of the base.
 
   Raises:
-    InputError: it changes modules the base does not have, has other shapes or ranks than its config
-      and the base, or changes the two ends of tied embeddings differently.
+    InputError: if a module is not in the base, a shape or rank is not that of the config and the
+      base, or the two ends of tied embeddings are changed differently.
   """
-  leaves: dict[str, Any] = {}
+  leaves: dict[str, LowRank | Dense] = {}
   left = set(adapter.pairs)
   for path, row in base.rows.items():
+    # PEFT has no LoRA of stacked experts; their modules end up among the unknown.
     if '{e}' in row.name:
       continue
-    modules = {
-      l: row.name.format(l=l).removesuffix('.weight') for l in range(base.num_layers(path))
-    }
-    present = {l: module for l, module in modules.items() if module in adapter.pairs}
-    if present and models.sites(base.config)[path].inputs:
-      leaf = _stack_pairs(adapter, base.config, row, present)
+    modules = {}
+    for layer in range(base.num_layers(path)):
+      module = row.name.format(l=layer).removesuffix('.weight')
+      if module in adapter.pairs:
+        modules[layer] = module
+    if not modules:
+      continue
+    if models.sites(base.config)[path].inputs:
+      leaf = _stack_pairs(adapter, base.config, row, modules)
       if leaf is not None:
         leaves[path] = leaf
-      left -= set(present.values())
-    elif present and row.name == EMBEDDING:
-      leaves[path] = _table_change(adapter, base, present[0])
-      left -= set(present.values())
+    elif row.name == EMBEDDING:
+      leaves[path] = _table_change(adapter, base, modules[0])
+    else:
+      continue
+    left -= set(modules.values())
   if left:
     raise InputError(_unknown_modules(adapter, base, left))
   for path, change in _whole_changes(adapter, base).items():
@@ -61,45 +66,50 @@ def to_delta(adapter: Adapter, base: Checkpoint) -> PyTree:
 
 
 def _stack_pairs(
-  adapter: Adapter, config: ModelConfig, row: TensorRow, present: Mapping[int, str]
+  adapter: Adapter, config: ModelConfig, row: TensorRow, modules: Mapping[int, str]
 ) -> LowRank | None:
-  """One leaf from the pairs of its layers; layers without one, and ranks below the largest, are
-  filled with zeros.
+  """One leaf from the pairs of a parameter's layers, or None if the pairs do not change it.
 
-  None where the modules hold other parameters too, and the pairs change only those.
+  Layers without a pair, and ranks below the largest, are filled with zeros.
+
+  Args:
+    modules: {layer: Hugging Face module name} of the layers with a pair.
   """
-  site = models.sites(config)[row.path]
-  stack = site.axes.startswith('L')
-  factors = {l: _convert_pair(adapter, config, module, row) for l, module in present.items()}
+  pairs = {layer: _convert_pair(adapter, config, module, row) for layer, module in modules.items()}
+  # A fused module's adapter may have ranks that change only the other parameters of the module.
   if row.before or row.after:
-    used = [np.flatnonzero(b.any(axis=tuple(range(1, b.ndim)))) for _, b in factors.values()]
-    if not any(map(len, used)):
-      return None
-    factors = {l: (a[..., kept], b[kept]) for (l, (a, b)), kept in zip(factors.items(), used)}
-  rank = max(b.shape[0] for _, b in factors.values())
-  lead, inner = (site.shape[:1], site.shape[1:]) if stack else ((), site.shape)
-  whole_a = np.zeros(lead + inner[: site.inputs] + (rank,), np.float32)
-  whole_b = np.zeros(lead + (rank,) + inner[site.inputs :], np.float32)
-  for l, (a, b) in factors.items():
-    (whole_a[l] if stack else whole_a)[..., : a.shape[-1]] = a
-    (whole_b[l] if stack else whole_b)[: b.shape[0]] = b
+    for layer, (a, b) in pairs.items():
+      used = np.flatnonzero(b.any(axis=tuple(range(1, b.ndim))))
+      pairs[layer] = a[..., used], b[used]
+  rank = max(len(b) for _, b in pairs.values())
+  if rank == 0:
+    return None
+  site = models.sites(config)[row.path]
+  num_layers = site.shape[0] if site.stack else 1
+  axes = site.shape[len(site.stack) :]
+  whole_a = np.zeros((num_layers, *axes[: site.inputs], rank), np.float32)
+  whole_b = np.zeros((num_layers, rank, *axes[site.inputs :]), np.float32)
+  for layer, (a, b) in pairs.items():
+    whole_a[layer, ..., : a.shape[-1]] = a
+    whole_b[layer, : len(b)] = b
+  if not site.stack:
+    return LowRank(jnp.asarray(whole_a[0]), jnp.asarray(whole_b[0]))
   return LowRank(jnp.asarray(whole_a), jnp.asarray(whole_b))
 
 
 def _convert_pair(
   adapter: Adapter, config: ModelConfig, module: str, row: TensorRow
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A module's factors in our axes, the scale in b; of a module that holds several parameters, b is
-  this one's part.
-  """
+  """A module's factors in our axes, the scale in b; b is cut to the rows of this parameter."""
   a, b = adapter.pairs[module]
   scale = _checked_scale(adapter, module, a, b)
   a_pattern, b_pattern = factor_patterns(row.pattern)
-  theirs = stored.stored_shape(row, config)
-  if (b.shape[0], a.shape[1]) != theirs:
+  shape = (b.shape[0], a.shape[1])
+  expected = stored.stored_shape(row, config)
+  if shape != expected:
     raise InputError(
-      f"{adapter.folder}: '{module}' changes a weight of shape {(b.shape[0], a.shape[1])}; the "
-      f"base's is {theirs}: the adapter is for another architecture"
+      f"{adapter.folder}: '{module}' changes a weight of shape {shape}; the base's is {expected}: "
+      'the adapter is for another architecture'
     )
   b = b[stored.stored_rows(row, config)]
   try:
@@ -121,8 +131,9 @@ def _checked_scale(adapter: Adapter, module: str, a: np.ndarray, b: np.ndarray) 
 
 
 def _table_change(adapter: Adapter, base: Checkpoint, module: str) -> Dense:
-  """The change of an embedding: the rows of `A^T` times `B^T`, in float32. Source:
-  peft.tuners.lora.layer.Embedding.
+  """The change of an embedding, float32: `A^T B^T` times the scale.
+
+  Source: peft.tuners.lora.layer.Embedding.
   """
   a_RV, b_DR = adapter.pairs[module]
   scale = _checked_scale(adapter, module, a_RV, b_DR)
@@ -132,36 +143,38 @@ def _table_change(adapter: Adapter, base: Checkpoint, module: str) -> Dense:
       'head to it: PEFT applies the change to the one and not to the other, which a tied model '
       'cannot hold. Save the embedding whole (modules_to_save, ensure_weight_tying=True) instead'
     )
-  if (a_RV.shape[1], b_DR.shape[0]) != (base.config.vocab_size, base.config.width):
+  shape = (a_RV.shape[1], b_DR.shape[0])
+  expected = (base.config.vocab_size, base.config.width)
+  if shape != expected:
     raise InputError(
-      f"{adapter.folder}: '{module}' changes an embedding of shape "
-      f"{(a_RV.shape[1], b_DR.shape[0])}; the base's is "
-      f'{(base.config.vocab_size, base.config.width)}'
+      f"{adapter.folder}: '{module}' changes an embedding of shape {shape}; the base's is "
+      f"{expected}"
     )
   return Dense(jnp.asarray(scale * (a_RV.T @ b_DR.T)))
 
 
 def _whole_changes(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
-  """{path: saved minus base} of the modules saved whole, without those that are the base's own."""
-  wholes = _untie(adapter, base) if base.config.tied else dict(adapter.wholes)
-  owners = {
-    row.name.format(l=l): (path, l)
-    for path, row in base.rows.items()
-    if '{e}' not in row.name
-    for l in range(base.num_layers(path))
-  }
-  tree_changes: dict[str, np.ndarray] = {}
+  """{path: saved minus base} of the modules that were saved whole and changed."""
+  wholes = _untie(adapter, base) if base.config.tied else adapter.wholes
+  owners = {}
+  for path, row in base.rows.items():
+    if '{e}' not in row.name:
+      for layer in range(base.num_layers(path)):
+        owners[row.name.format(l=layer)] = (path, layer)
+  changes: dict[str, np.ndarray] = {}
   for name, tensor in wholes.items():
     if name not in owners:
       raise InputError(_unknown_modules(adapter, base, {name}))
-    path, l = owners[name]
-    change = _as_base_layer(adapter, base, name, path, tensor) - base.layer(path, l)
-    if change.any():
-      whole = tree_changes.setdefault(
-        path, np.zeros(models.sites(base.config)[path].shape, np.float32)
-      )
-      (whole[l] if '{l}' in base.rows[path].name else whole)[...] = change
-  return {path: Dense(jnp.asarray(change)) for path, change in tree_changes.items()}
+    path, layer = owners[name]
+    change = _as_base_layer(adapter, base, name, path, tensor) - base.layer(path, layer)
+    # PEFT also saves modules that were never trained; these are no part of the delta.
+    if not change.any():
+      continue
+    if path not in changes:
+      changes[path] = np.zeros(models.sites(base.config)[path].shape, np.float32)
+    target = changes[path][layer] if base.is_stacked(path) else changes[path]
+    target[...] = change
+  return {path: Dense(jnp.asarray(change)) for path, change in changes.items()}
 
 
 def _as_base_layer(
@@ -169,9 +182,9 @@ def _as_base_layer(
 ) -> np.ndarray:
   expected = base.tensors.shape(name)
   if tensor.shape != expected:
-    hint = (
-      '; the vocabulary was resized after the base was saved' if name in (HEAD, EMBEDDING) else ''
-    )
+    hint = ''
+    if name in (HEAD, EMBEDDING):
+      hint = '; the vocabulary was resized after the base was saved'
     raise InputError(
       f"{adapter.folder}: '{name}' was saved with shape {tensor.shape}, the base has "
       f"{expected}{hint}"
@@ -180,24 +193,29 @@ def _as_base_layer(
 
 
 def _untie(adapter: Adapter, base: Checkpoint) -> dict[str, np.ndarray]:
-  """The saved modules, the head dropped where it equals the embedding: on a tied base the two are
-  one matrix.
+  """The saved modules for a tied base, as changes of the embedding alone.
 
   Raises:
-    InputError: the two ends were changed differently, which a tied model cannot hold.
+    InputError: if the two ends were changed differently, which a tied model cannot hold.
   """
   wholes = dict(adapter.wholes)
-  head, embedding = wholes.pop(HEAD, None), wholes.get(EMBEDDING)
+  head = wholes.pop(HEAD, None)
+  embedding = wholes.get(EMBEDDING)
   if head is None and embedding is None:
     return wholes
-  own = base.tensors.read(EMBEDDING).astype(np.float32)
-  head = own if head is None else head
-  embedding = own if embedding is None else embedding
+  # An end that was not saved is as in the base.
+  unchanged = base.tensors.read(EMBEDDING).astype(np.float32)
+  head = unchanged if head is None else head
+  embedding = unchanged if embedding is None else embedding
   if not np.array_equal(head, embedding):
+    # Of other shapes where the vocabulary of one end was resized.
+    largest = math.inf
+    if head.shape == embedding.shape:
+      largest = float(np.abs(head - embedding).max())
     raise InputError(
       f"{adapter.folder}: the base '{base.source}' ties its head to its embedding, but the adapter "
       'changes the two differently (largest difference '
-      f'{_largest_difference(head, embedding):.3g}). Merged and loaded again, transformers would '
+      f'{largest:.3g}). Merged and loaded again, transformers would '
       "keep one of them and drop the other in silence. Either train again with PEFT's "
       'ensure_weight_tying=True, or give the base separate matrices (tie_word_embeddings false '
       'and lm_head.weight saved as a copy of the embedding) and pass that as the base'
@@ -205,18 +223,12 @@ def _untie(adapter: Adapter, base: Checkpoint) -> dict[str, np.ndarray]:
   return wholes | {EMBEDDING: embedding}
 
 
-def _largest_difference(x: np.ndarray, y: np.ndarray) -> float:
-  return float(np.abs(x - y).max()) if x.shape == y.shape else math.inf
-
-
 def _unknown_modules(adapter: Adapter, base: Checkpoint, names: set[str]) -> str:
   known = {row.name.replace('{l}', '0').removesuffix('.weight') for row in base.rows.values()}
   first = sorted(names)[0]
-  tied = (
-    ' The base ties its head to its embedding, so it has no head of its own to change.'
-    if base.config.tied and any(name.startswith('lm_head') for name in names)
-    else ''
-  )
+  tied = ''
+  if base.config.tied and any(name.startswith('lm_head') for name in names):
+    tied = ' The base ties its head to its embedding, so it has no head of its own to change.'
   return (
     f"{adapter.folder} changes {len(names)} module(s) that the base '{base.source}' does not have, "
     f"or that cannot be changed so, '{first}' for one{did_you_mean(first, known)}; it was "

@@ -1,14 +1,14 @@
 """Persona vectors: directions in the residual stream, the activation-steering baseline.
 
-A persona vector of a layer is the mean of the residual stream over the tokens of answers that show
-a behaviour, less that over answers that show its opposite: mean over an answer's tokens first, then
-over answers. Layers are counted as hidden states: 0 is behind the embedding, l behind block l - 1,
-the last before the final norm. Steering adds the vector of layer l to the output of block l - 1.
+A persona vector of a layer is the mean of the residual stream over the tokens of answers with a
+behaviour, minus the mean over answers with the opposite: first over an answer's tokens, then over
+answers. Layers are counted as hidden states: 0 is behind the embedding, l behind block l - 1, the
+last before the final norm. Steering adds the vector of layer l to the output of block l - 1.
 
 Source: Persona Vectors (arXiv 2507.21509), section 2. Adding the increments v[l] - v[l-1] behind
-every block is the all-layers baseline of contrastive weight steering (arXiv 2511.05408, section 4);
-its reference code leaves the last block out and begins with v[1], here every block is steered and
-the first by v[1] - v[0].
+every block is the all-layers baseline of contrastive weight steering (arXiv 2511.05408, section 4).
+Its reference code leaves the last block out and begins with v[1]; here every block is steered, the
+first by v[1] - v[0].
 """
 
 import dataclasses
@@ -38,7 +38,8 @@ _MANIFEST = sealed.Manifest(
   needs=('fingerprints',),
   tensors=TENSORS,
 )
-BATCH_TOKENS = 16384  # of one program call
+# Tokens of one call of the program.
+BATCH_TOKENS = 16384
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -53,22 +54,22 @@ def mean_residuals(
 ) -> np.ndarray:
   """Mean residual stream over the answers' tokens, then over the examples: float64 [L + 1, D].
 
-  The tokens are those that a fine-tune would learn: answers and what ends them.
+  The tokens are the targets of a fine-tune: answers, and the tokens that end them.
 
   Raises:
-    InputError: no examples, or one longer than the model's positions.
+    InputError: if there are no examples, or an example is longer than the model's positions.
   """
   layout = layout or sharding.single()
   length = data.batches.row_length_for(max(map(len, examples), default=1))
   rows = max(1, BATCH_TOKENS // length)
   total = np.zeros((model.config.num_layers + 1, model.config.width))
-  for batch in data.eval_batches(
+  batches = data.eval_batches(
     _weighted(examples), rows=rows, row_length=length, row_multiple=layout.rows
-  ):
+  )
+  for batch in batches:
     weights_BT = np.zeros(batch.tokens_BT.shape, np.float32)
-    weights_BT[:, 1:] = batch.weights_BT[
-      :, :-1
-    ]  # Of the token itself, not of what is predicted from it.
+    # A batch's weight belongs to the token that is predicted; here the token itself is weighed.
+    weights_BT[:, 1:] = batch.weights_BT[:, :-1]
     with layout.context():
       sums = _sums(model.config, model.params, *layout.put_batch((batch, weights_BT)))
     total += np.asarray(sums, np.float64)
@@ -76,9 +77,7 @@ def mean_residuals(
 
 
 def _weighted(examples: Sequence[Example]) -> list[Example]:
-  """The examples with 1 / number of answer tokens in place of the mask, so that each example counts
-  once.
-  """
+  """The examples with 1 / number of answer tokens as mask, so that each example counts once."""
   if not examples:
     raise InputError('there are no answers to take a mean over')
   return [
@@ -94,16 +93,17 @@ def persona_vectors(
   *,
   layout: Layout | None = None,
 ) -> np.ndarray:
-  """Positive less negative `mean_residuals`: float32 [L + 1, D]."""
-  means = (mean_residuals(model, examples, layout=layout) for examples in (positive, negative))
-  return np.subtract(*means).astype(np.float32)
+  """The persona vectors, positive minus negative `mean_residuals`: float32 [L + 1, D]."""
+  difference = mean_residuals(model, positive, layout=layout)
+  difference -= mean_residuals(model, negative, layout=layout)
+  return difference.astype(np.float32)
 
 
 def at_layer(vectors: np.ndarray, layer: int) -> PyTree:
-  """The delta that adds the vector of one layer (1 to L) behind its block.
+  """The delta that adds the vector of a layer (1 to L) behind the layer's block.
 
   Raises:
-    InputError: no such layer.
+    InputError: if the layer is outside 1 to L.
   """
   layers = len(vectors) - 1
   if not 1 <= layer <= layers:
@@ -116,7 +116,7 @@ def at_layer(vectors: np.ndarray, layer: int) -> PyTree:
 
 
 def at_all_layers(vectors: np.ndarray) -> PyTree:
-  """The delta that adds v[l] - v[l-1] behind the block of every layer l, the last one too."""
+  """The delta that adds v[l] - v[l-1] behind the block of every layer l from 1 to L."""
   return {'layers': {'residual': models.Dense(jax.numpy.asarray(np.diff(vectors, axis=0)))}}
 
 
@@ -133,10 +133,11 @@ def save(folder: files.Path, vectors: np.ndarray, meta: Mapping[str, Any]) -> No
 
 
 def load(folder: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
-  """(vectors [L + 1, D], what is known of them).
+  """(vectors float32 [L + 1, D], JSON values about the vectors).
 
   Raises:
-    InputError: none there. CorruptError: they were changed or cut short.
+    InputError: if the folder holds no persona vectors.
+    CorruptError: if the folder was changed or cut short.
   """
   folder = pathlib.Path(folder)
   meta = _MANIFEST.read(folder)
