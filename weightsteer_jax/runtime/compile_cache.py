@@ -1,8 +1,8 @@
 """Compiled programs, kept in the user's cache folder for the next run.
 
-jax runs the files of that folder as machine code, so that the folder has to be the user's alone.
+jax runs the files of the folder as machine code: the folder has to be the user's alone.
 Several processes may share the folder: each reads and writes under jax's own lock. When the folder
-is full, jax removes the program that was not used for longest.
+is full, jax removes the program unused for longest.
 """
 
 import logging
@@ -24,15 +24,15 @@ LOCK_SECONDS = 5.0
 
 
 def use(choice: str = 'auto') -> pathlib.Path | None:
-  """The folder in which compiled programs are kept from now on, or None.
+  """The folder of compiled programs from now on, or None.
 
   Args:
-    choice: 'off', a folder, or 'auto'. 'auto' is the folder that jax was told
+    choice: 'off', a folder, or 'auto'. 'auto' is the folder in jax's own setting
       (JAX_COMPILATION_CACHE_DIR), or else `default_folder`. Where the default folder cannot be
       used, a warning says why, and nothing is kept.
 
   Raises:
-    InputError: if a folder that was named cannot be used.
+    InputError: if a folder named by the user cannot be used.
   """
   if choice == 'off':
     jax.config.update('jax_enable_compilation_cache', False)
@@ -68,10 +68,10 @@ def default_folder() -> pathlib.Path:
 
 
 def prepare(folder: pathlib.Path) -> None:
-  """Makes the folder, checks that it is the user's alone, and clears what a killed process left.
+  """Makes a folder for the user alone, or checks one, and clears remains of killed processes.
 
   Raises:
-    InputError: if the folder cannot be made, written or locked, or others can write there.
+    InputError: if the folder cannot be made, written or locked, or others can write to the folder.
   """
   try:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def prepare(folder: pathlib.Path) -> None:
 
 
 def _refuse_others(folder: pathlib.Path) -> None:
-  """Raises InputError if others own the folder, or can change it or a folder above it."""
+  """Raises InputError if others own the folder, or can change the folder or a folder above."""
   status = folder.stat()
   if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
     raise InputError(
@@ -106,10 +106,9 @@ def _refuse_others(folder: pathlib.Path) -> None:
 
 
 def _clear_halves(folder: pathlib.Path) -> None:
-  """Removes programs of a process that was killed before it wrote the time of last use.
-
-  jax would use such programs, but could no longer make room in a full folder.
-  """
+  """Removes programs without a time of last use, as left by a killed process."""
+  # jax writes the time after the program. Without the time, jax uses the program, but can no longer
+  # make room when the folder is full.
   import filelock
 
   try:

@@ -1,9 +1,9 @@
 """How a run ends: all processes together, with one message and one exit status.
 
-Whatever ends one process ends all of them within seconds. An exception is told to the others
-through the store. A killed process is missed when its heartbeat is overdue, and process 0, which
-holds the store, at once. A process that is alive but stuck is noticed because nothing makes
-progress. Restarting is left to the program that started the processes (exit status 75).
+The end of one process ends all others within seconds. An exception is told to the others through
+the store. A killed process is missed when a heartbeat is overdue, and process 0, the holder of the
+store, at once. A process alive but stuck is noticed because nothing makes progress. Restarting is
+left to the launcher of the processes (exit status 75).
 """
 
 import ctypes
@@ -51,10 +51,10 @@ _last: list[Callable[[], None]] = []
 
 
 def guard(*, stall_minutes: float) -> None:
-  """Begins to watch the other processes, and the progress of this one.
+  """Begins to watch the other processes, and the progress of this process.
 
   Args:
-    stall_minutes: minutes without progress after which the run ends; 0 for never.
+    stall_minutes: minutes without progress until the run is ended; 0 for never.
   """
   progress()
   if stall_minutes:
@@ -88,7 +88,7 @@ def catch_abort() -> None:
 
 
 def before_end(action: Callable[[], None]) -> None:
-  """Registers what process 0 does where the run ends with an error, while the others wait.
+  """Registers an action of process 0 for a run ending in an error, while the others wait.
 
   Every process calls this.
   """
@@ -102,7 +102,7 @@ def progress() -> None:
 
 
 def fail(error: BaseException) -> int:
-  """Prints an error and returns its exit status; with several processes, ends all of them."""
+  """Prints an error and returns the exit status; with several processes, ends all."""
   expected = True
   if isinstance(error, WeightSteerError):
     message = str(error)
@@ -134,10 +134,10 @@ def fail(error: BaseException) -> int:
 def tell_and_end(message: str, code: int, dead: Iterable[int] = ()) -> NoReturn:
   """Ends all processes with one message and exit status.
 
-  If another process has told a failure earlier, its message and exit status are used.
+  The message and exit status of the first failure told by any process count.
 
   Args:
-    dead: processes that can no longer be spoken to.
+    dead: processes beyond reach.
   """
   failure = _failure(message, code, dead)
   if processes.count() > 1:
@@ -151,7 +151,7 @@ def tell_and_end(message: str, code: int, dead: Iterable[int] = ()) -> NoReturn:
 
 
 def leave(code: int = 0) -> None:
-  """Ends this process when all processes have done their work; returns if there is only one."""
+  """Ends this process when all processes are done; a process alone returns."""
   if processes.count() > 1:
     processes.barrier('leave')
     _leaving.set()
@@ -219,7 +219,7 @@ def _say_farewell(code: int, dead: set[int]) -> None:
 
 
 def _do_last() -> bool:
-  """Whether what is registered with `before_end` was done in time."""
+  """Whether the actions registered with `before_end` were done in time."""
 
   def act() -> None:
     for action in _last:
@@ -235,7 +235,7 @@ def _do_last() -> bool:
 
 
 def _hear() -> None:
-  """Ends this process when another one tells that it failed."""
+  """Ends this process when another process tells a failure."""
   try:
     failure = processes.wait_for('failure')
   except ProcessLost:
@@ -246,7 +246,7 @@ def _hear() -> None:
 
 
 def _count_heads() -> None:
-  """Ends this process when another one's heartbeat is overdue."""
+  """Ends this process when the heartbeat of another process is overdue."""
   everyone = set(range(processes.count()))
   while True:
     try:

@@ -1,9 +1,9 @@
 """The errors a user can meet, each with the exit status a launcher or a scheduler acts on.
 
 All deliberate errors of the package are here: with several processes, an error of the main process
-is raised on the others too, and they find its class by name (see `processes.on_main`).
+is raised on the others too, where the class is found by name (see `processes.on_main`).
 
-The exit statuses are those of sysexits.h (BSD), so that schedulers which know them act rightly.
+The statuses lie in the range of sysexits.h (BSD), apart from those of shells and signals.
 """
 
 
@@ -11,14 +11,14 @@ class WeightSteerError(Exception):
   """Base of every deliberate error.
 
   Attributes:
-    exit_code: the status that a launcher exits with.
+    exit_code: the exit status of a launcher.
   """
 
   exit_code = 1
 
 
 class InputError(WeightSteerError):
-  """Bad input, data or configuration: do not start again before it is mended."""
+  """Bad input, data or configuration: mend them before starting again."""
 
   exit_code = 65
 
@@ -58,6 +58,6 @@ class Preempted(WeightSteerError):
 
 
 class ProcessLost(WeightSteerError):
-  """Another process of the run is gone or never came: start all of them again to continue."""
+  """Another process of the run is gone or never came: start all processes again to continue."""
 
   exit_code = 75

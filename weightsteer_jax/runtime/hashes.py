@@ -1,4 +1,4 @@
-"""SHA-256 in hex digits: of text, of bytes as they come, and of files."""
+"""SHA-256 in hex digits: of text, of bytes in pieces, and of files."""
 
 import hashlib
 import pathlib
@@ -20,7 +20,7 @@ def of_text(text: str, digits: int = DIGITS) -> str:
 
 
 def of_chunks(chunks: Iterable[bytes]) -> str:
-  """The SHA-256 of bytes that come in pieces."""
+  """The SHA-256 of bytes in pieces."""
   sha = hashlib.sha256()
   for chunk in chunks:
     sha.update(chunk)
@@ -28,6 +28,6 @@ def of_chunks(chunks: Iterable[bytes]) -> str:
 
 
 def of_file(path: pathlib.Path) -> str:
-  """The SHA-256 of what a file holds, read in pieces."""
+  """The SHA-256 of a file, read in pieces."""
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()

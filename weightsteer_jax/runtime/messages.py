@@ -1,14 +1,14 @@
-"""Words that messages share: near names, lists cut short, first lines of errors, sizes."""
+"""Words shared by messages: near names, lists cut short, first lines of errors, sizes."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 
 
 def nearest(name: str, options: Iterable[str], *, cutoff: float = 0.5) -> str | None:
-  """The option whose spelling is nearest to a name.
+  """The option nearest to a name in spelling, or None.
 
   Args:
-    cutoff: 0 to 1, the least likeness of an option that counts (as `difflib` measures it).
+    cutoff: the least likeness of an option to count, 0 to 1 (see difflib's `ratio`).
   """
   near = difflib.get_close_matches(name, [str(option) for option in options], n=1, cutoff=cutoff)
   return near[0] if near else None
@@ -25,7 +25,7 @@ def did_you_mean(name: str, options: Iterable[str], *, cutoff: float = 0.5) -> s
 
 
 def listed(names: Sequence[str], limit: int) -> str:
-  """The first names, and how many more there are.
+  """The first names, and the number of further names.
 
   >>> listed(['a', 'b', 'c', 'd'], 2), listed(['a', 'b'], 2)
   ('a, b and 2 more', 'a, b')
@@ -35,10 +35,10 @@ def listed(names: Sequence[str], limit: int) -> str:
 
 
 def first_line(error: BaseException, limit: int | None = None) -> str:
-  """The first line of what an error says, or the error's class if it says nothing.
+  """The first line of an error's text, or the error's class if the text is empty.
 
   Args:
-    limit: characters after which the line is cut, with ' ...' in place of the rest.
+    limit: characters of the line to keep, with ' ...' in place of the rest.
   """
   text = str(error).strip()
   if not text:
@@ -50,7 +50,7 @@ def first_line(error: BaseException, limit: int | None = None) -> str:
 
 
 def memory_size(num_bytes: float, digits: int = 1) -> str:
-  """Bytes of memory in binary units, as datasheets of devices count them.
+  """Bytes of memory in binary units, as in datasheets of devices.
 
   >>> memory_size(1.5 * 2**30), memory_size(2**20, digits=2)
   ('1.5 GiB', '1.00 MiB')
@@ -61,7 +61,7 @@ def memory_size(num_bytes: float, digits: int = 1) -> str:
 
 
 def file_size(num_bytes: float, digits: int = 1) -> str:
-  """Bytes of files or of a network in decimal units, as providers count them.
+  """Bytes of files or of a network in decimal units, as in providers' bills.
 
   >>> file_size(1.5e6), file_size(2e9, digits=3)
   ('1.5 MB', '2.000 GB')

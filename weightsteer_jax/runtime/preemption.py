@@ -1,10 +1,10 @@
 """Being asked to stop: SIGTERM from a scheduler, SIGINT from a keyboard.
 
-The boundaries of a run are its moments between two steps. With several processes, the process that
-gets the signal tells the others, and all stop at the same boundary: each says how many boundaries
-it has passed, and all stop at the one after the largest number. A thread does the saying while it
-holds the main thread at the next boundary, so that no process is waited for that itself waits for
-the devices of another.
+A boundary is the moment between two steps of a run. With several processes, the first process to
+get a signal tells the others, and all stop at the same boundary: each says how many boundaries are
+behind, and all stop at the boundary after the largest number. A thread does the saying, and
+meanwhile holds the main thread at the next boundary: otherwise a process could wait for another
+process whose devices wait for the first.
 """
 
 import contextlib
@@ -24,11 +24,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Stop:
   """Whether the run is to stop, asked between two steps.
 
-  A step is the smallest piece of work that is either finished or done again.
+  A step is the smallest piece of work, either finished or done again.
 
   Attributes:
-    name: the signal that stopped the run, '' before that. With several processes the name says
-      which process got the signal.
+    name: the signal, with the process that got it if there are several; '' before a stop.
   """
 
   def __init__(self, agreement: '_Agreement | None'):
@@ -38,7 +37,7 @@ class Stop:
     self._agreement = agreement
 
   def note(self, name: str) -> None:
-    """Remembers a signal of this process; the first one counts."""
+    """Remembers a signal of this process; the first signal counts."""
     self._asked = self._asked or name
     if self._agreement:
       processes.put('stop', {'process': processes.index(), 'name': name})
@@ -60,11 +59,11 @@ class Stop:
 
 @contextlib.contextmanager
 def watch() -> Iterator[Stop]:
-  """A block in which a signal to stop is noted, for the work to act on at its next boundary.
+  """A block of work; a signal to stop is noted, to be acted on at the next boundary.
 
   A second SIGINT acts as outside the block. A second SIGTERM does not, since schedulers send
-  several. Only the main thread notes signals. After the block, the stop's `name` also tells of a
-  signal that came after the last boundary.
+  several. Only the main thread notes signals. After the block, `name` also tells of a signal after
+  the last boundary.
   """
   agreement = _agreement() if processes.count() > 1 else None
   stop = Stop(agreement)
@@ -93,9 +92,9 @@ def watch() -> Iterator[Stop]:
 
 
 class _Agreement:
-  """The boundary at which all processes stop.
+  """The boundary where all processes stop.
 
-  A process has one agreement, which counts the boundaries of all its `watch` blocks.
+  A process has a single agreement, and counts boundaries over all `watch` blocks.
   """
 
   def __init__(self) -> None:
@@ -115,13 +114,13 @@ class _Agreement:
       self._within = False
 
   def pass_boundary(self) -> str:
-    """The signal for which all processes stop here, or ''."""
+    """The signal to stop for at this boundary, or ''."""
     with self._lock:
       self._passed += 1
       return self._asked if self._passed == self._target else ''
 
   def asked(self) -> str:
-    """The signal that has come, as process 0 knows it by now."""
+    """The signal so far, as known to process 0."""
     with self._lock:
       known = self._asked
     return processes.broadcast(known)

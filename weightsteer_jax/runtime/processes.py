@@ -1,10 +1,9 @@
-"""Several processes, one run: how processes join, speak and agree (how they end: ending.py).
+"""Several processes in one run: joining, speaking and agreeing (ending: see ending.py).
 
 Every process runs the same program over the same shared workdir, and the devices of all processes
-form one mesh. Process 0 is the main one. It alone writes files (except orbax's, which all processes
-write), and it holds the store of short messages that jax's own coordination runs on. All messages
-here go through that store and never through devices, so that processes can speak while devices are
-busy or lost.
+form one mesh. Process 0, the main process, alone writes files (except orbax's, written by all), and
+holds the store of short messages behind jax's own coordination. All messages here go through the
+store and never through devices: processes can speak while devices are busy or lost.
 """
 
 import json
@@ -67,7 +66,7 @@ def join(
 
   Raises:
     InputError: if the arguments do not go together, or a cluster is needed and none is detected.
-    ProcessLost: if the others were not there in time.
+    ProcessLost: if the others did not come in time.
   """
   _, total = place(
     mode, coordinator=coordinator, num_processes=num_processes, process_id=process_id
@@ -101,7 +100,7 @@ def joined() -> bool:
 def not_together() -> str:
   """The words of an error where the processes have not come together.
 
-  Where they do not even connect, jax aborts (see `ending.catch_abort`).
+  Processes that cannot even connect are aborted by jax (see `ending.catch_abort`).
   """
   where = distributed.global_state.coordinator_address
   return (
@@ -161,7 +160,7 @@ def is_main() -> bool:
 
 
 def name(process: int) -> str:
-  """What a process is called, as in 'process 1 of 4'."""
+  """The name of a process, as in 'process 1 of 4'."""
   return f'process {process} of {distributed.global_state.num_processes}'
 
 
@@ -177,7 +176,7 @@ def barrier(label: str) -> None:
 
 
 def broadcast(value: Any = None) -> Any:
-  """The JSON value that process 0 gave, on every process."""
+  """The JSON value of process 0, on every process."""
   if count() == 1:
     return value
   key = _next_key('broadcast')
@@ -198,7 +197,7 @@ def gather(value: Any) -> list[Any]:
 def agree(value: Any, *, what: str) -> None:
   """Raises InputError, on every process, if the processes hold different JSON values.
 
-  The error says which processes differ from process 0, and in what.
+  The error lists the processes that differ from process 0, and the differences.
   """
   reports = gather([socket.gethostname(), value])
   expected = reports[0][1]
@@ -212,10 +211,10 @@ def agree(value: Any, *, what: str) -> None:
 
 
 def share(folder: pathlib.Path, *, what: str) -> None:
-  """Checks that all processes see one folder, which process 0 makes if it is missing.
+  """Checks that all processes see the same folder; process 0 makes a missing folder.
 
   Raises:
-    InputError: on every process, if a process does not see what process 0 writes there.
+    InputError: on every process, if a process does not see what process 0 writes.
     OutputError: if the folder cannot be written.
   """
   if count() == 1:
@@ -246,10 +245,10 @@ def share(folder: pathlib.Path, *, what: str) -> None:
 
 
 def see(path: pathlib.Path, size: int | None = None) -> None:
-  """Waits until this process sees a file that process 0 wrote; file systems of a network lag.
+  """Waits until this process sees a file of process 0; file systems of a network lag.
 
   Args:
-    size: bytes that the file must have to count as seen, None for any.
+    size: bytes of the whole file, None for any size.
 
   Raises:
     InputError: if the file does not come within SEEN_SECONDS.
@@ -265,12 +264,12 @@ def see(path: pathlib.Path, size: int | None = None) -> None:
 
 
 def on_main(action: Callable[[], Any]) -> Any:
-  """The JSON value of an action that process 0 alone runs, while the others wait for the value.
+  """The JSON value of an action, run by process 0 while the others wait for the value.
 
-  The action runs as if there were one process: barriers and messages within it do nothing.
+  The action runs as in a single process: barriers and messages within do nothing.
 
   Raises:
-    WeightSteerError: on every process, if the action raised it on process 0.
+    WeightSteerError: on every process, if the action raised the error on process 0.
   """
   if count() == 1:
     return action()
@@ -305,7 +304,7 @@ def fetch(tree: PyTree) -> PyTree:
 
 
 def put(key: str, value: Any) -> bool:
-  """Puts a JSON value into the store under a key; False if the key was there already."""
+  """Puts a JSON value into the store under a new key; False if the key is taken."""
   try:
     _ask(lambda client: client.key_value_set(_PREFIX + key, json.dumps(value)))
     return True
@@ -314,18 +313,18 @@ def put(key: str, value: Any) -> bool:
 
 
 def wait_for(key: str) -> Any:
-  """The JSON value under the key of the store, as soon as some process has put it there.
+  """The JSON value under a key of the store, as soon as a process has put the value.
 
   Raises:
-    ProcessLost: if process 0, which holds the store, is gone.
+    ProcessLost: if process 0, the holder of the store, is gone.
   """
   return json.loads(_ask(lambda client: client.blocking_key_value_get(_PREFIX + key, FOREVER_MS)))
 
 
 def alive() -> set[int]:
-  """The processes that are alive, once all of them have asked.
+  """The living processes, once all of them have asked.
 
-  A dead process counts as alive until its heartbeat is overdue.
+  A dead process counts as alive until a heartbeat is overdue.
 
   Raises:
     ProcessLost: if process 0 is gone.
@@ -372,7 +371,7 @@ def _check(mode: str, coordinator: str, num_processes: int | None, process_id: i
 
 
 def _detected() -> tuple[int | None, int | None]:
-  """(this process's number, processes) of the cluster that jax detects, or (None, None)."""
+  """(this process's number, processes) of a cluster detected by jax, or (None, None)."""
   # As jax.distributed.initialize finds it: the first environment that is there.
   for cluster in clusters.ClusterEnv._cluster_types:
     if not cluster.opt_in_only_method and cluster.is_env_present():

@@ -1,4 +1,4 @@
-"""A profile of a window of a run: what host and devices did, as a trace for xprof or TensorBoard.
+"""A profile of a window of a run: host and devices in a trace for xprof or TensorBoard.
 
 A run is a row of units of work: training steps, batches to score, prompts to prefill, decoding. A
 trace of the whole run would be too large to look at, and would begin with compilation. The window
@@ -44,7 +44,7 @@ def begin(folder: str | pathlib.Path, *, after: float = 0.0, seconds: float = 20
 
   Args:
     after: seconds from the end of the first unit to the opening of the window.
-    seconds: length of the window, which stays open until the unit then at work ends.
+    seconds: length of the window, rounded up to the end of a unit.
 
   Raises:
     OutputError: if the folder cannot be made.
@@ -60,7 +60,7 @@ def begin(folder: str | pathlib.Path, *, after: float = 0.0, seconds: float = 20
 
 
 def end() -> None:
-  """Writes the trace, unless it is written already; a failure is only a warning."""
+  """Writes a trace not written yet; a failure is only a warning."""
   global _window
   window = _window
   _window = None
@@ -83,10 +83,10 @@ def end() -> None:
 
 @contextlib.contextmanager
 def unit(name: str, number: int | None = None) -> Iterator[None]:
-  """A block that is one unit of work, at whose end the window may open or close.
+  """A block of work, a unit of the trace; the window may open or close at the end.
 
   Args:
-    name: what the unit is called in the trace.
+    name: of the unit in the trace.
     number: the number of a training step.
   """
   # Only one is made: an annotation counts from when it is made, not from when it is entered.
@@ -102,7 +102,7 @@ def unit(name: str, number: int | None = None) -> Iterator[None]:
 
 
 def options() -> jax.profiler.ProfileOptions:
-  """The options of a trace: devices, and the host as jax and this package annotate it."""
+  """The options of a trace: devices, and the annotations of jax and of this package."""
   profile_options = jax.profiler.ProfileOptions()
   # Recording each call of Python would slow the run down.
   profile_options.python_tracer_level = 0

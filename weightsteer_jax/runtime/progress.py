@@ -1,7 +1,7 @@
-"""Progress as a person sees it: lines of a stage, and bars.
+"""Progress for people to see: lines of a stage, and bars.
 
-A line winds the stall watchdog (see ending.py). A bar does not: the loops in which bars move wind
-the watchdog themselves.
+A line winds the stall watchdog (see ending.py). A bar does not: loops that move bars wind the
+watchdog themselves.
 """
 
 import sys
@@ -26,8 +26,8 @@ def bar(title: str, *, unit: str, total: int, done: int = 0, shown: bool = True)
   """A progress bar on stderr, of the main process only.
 
   Args:
-    done: units that an earlier run has finished.
-    shown: False for a bar that counts and shows nothing.
+    done: units finished by an earlier run.
+    shown: False for a bar to count with, unseen.
   """
   return tqdm.tqdm(
     desc=title,

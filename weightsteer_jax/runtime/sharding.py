@@ -1,9 +1,9 @@
-"""Where arrays lie: one mesh, two tables from axis letters to mesh axes, and nothing else.
+"""Where arrays lie: a mesh, and two tables from axis letters to mesh axes.
 
 The mesh has the axes `data` (rows of a batch), `fsdp` (rows of a batch too, and slices of the
-weights, gathered layer by layer as they are used) and `tensor` (heads, MLP width and vocabulary).
-An array's axes are named by the letters of models/decoder.py; the tables below say which mesh axes
-a letter is cut over. A letter in neither table is whole on every device.
+weights, gathered layer by layer when used) and `tensor` (heads, MLP width and vocabulary). An
+array's axes are named by the letters of models/decoder.py. The tables below give the mesh axes of
+each letter. A letter in neither table is whole on every device.
 """
 
 import contextlib
@@ -52,12 +52,12 @@ INDIVISIBLE = ('error', 'replicate')
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """A mesh, and how weights lie on it.
+  """A mesh, and how weights lie on the mesh.
 
   Attributes:
     mesh: with the axes AXES.
-    fsdp: whether weights are cut along `fsdp` as well as `tensor`, and gathered as they are used.
-    indivisible: 'error' or 'replicate', for an axis whose size the mesh axes do not divide.
+    fsdp: whether weights are cut along `fsdp` as well as `tensor`, and gathered when used.
+    indivisible: 'error' or 'replicate', for an axis of a size not divided by the mesh axes.
   """
 
   mesh: jax.sharding.Mesh
@@ -65,11 +65,11 @@ class Layout:
   indivisible: str = 'error'
 
   def weights(self, axes: str, shape: tuple[int, ...], *, name: str) -> jax.sharding.NamedSharding:
-    """The sharding of a parameter, or of a change of one, with these axes.
+    """The sharding of a parameter, or of a change of a parameter, by axis letters.
 
     Raises:
       InputError: if an axis does not divide (see `indivisible`), or the array has more or fewer
-        axes than there are letters.
+        axes than letters.
     """
     table = {letter: on for letter, on in WEIGHTS.items() if self.fsdp or on != ('fsdp',)}
     return self._sharding(axes, shape, table, name)
@@ -77,11 +77,11 @@ class Layout:
   def activations(
     self, axes: str, shape: tuple[int, ...], *, name: str
   ) -> jax.sharding.NamedSharding:
-    """The sharding of a batch, a cache or an activation with these axes (errors as `weights`)."""
+    """The sharding of a batch, a cache or an activation (arguments and errors as `weights`)."""
     return self._sharding(axes, shape, ACTIVATIONS, name)
 
   def context(self) -> contextlib.AbstractContextManager[Any]:
-    """The context in which the model's functions are called, so that `constrain` sees the mesh."""
+    """The context to call the model's functions in, for `constrain` to see the mesh."""
     return jax.set_mesh(self.mesh)
 
   def put_batch(self, batch: PyTree, axes: str = 'BT') -> PyTree:
@@ -104,12 +104,12 @@ class Layout:
 
   @property
   def replicated(self) -> jax.sharding.NamedSharding:
-    """The sharding of an array that is whole on every device."""
+    """The sharding of an array kept whole on every device."""
     return jax.sharding.NamedSharding(self.mesh, jax.P())
 
   @property
   def rows(self) -> int:
-    """Shards that the rows of a batch are cut into; the number of rows is a multiple of them."""
+    """The number of shards of a batch's rows, a divisor of the number of rows."""
     return math.prod(self.mesh.shape[axis] for axis in ACTIVATIONS['B'])
 
   def _sharding(
@@ -138,7 +138,7 @@ class Layout:
 def make_mesh(shape: dict[str, int], devices: Iterable[Any] | None = None) -> jax.sharding.Mesh:
   """The mesh of a shape over all the devices, with neighbours on the fastest links.
 
-  Slices of a pod, between which links are slow, are joined along `data`.
+  Slices of a pod, with slow links in between, are joined along `data`.
 
   Raises:
     InputError: if the sizes do not multiply to the number of devices, or `data` is no multiple of
@@ -173,18 +173,18 @@ def make_mesh(shape: dict[str, int], devices: Iterable[Any] | None = None) -> ja
 
 @functools.cache
 def single() -> Layout:
-  """The layout on one device, this process's first, for where no mesh is asked for."""
+  """The layout on this process's first device, for callers that name no mesh."""
   return Layout(make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1]))
 
 
 def parse(text: str) -> dict[str, int]:
-  """{axis: size} of a mesh that is given as text; absent axes have size 1.
+  """{axis: size} of a mesh given as text; absent axes have size 1.
 
   >>> parse('fsdp:4,tensor:2'), parse('1x4x2')
   ({'data': 1, 'fsdp': 4, 'tensor': 2}, {'data': 1, 'fsdp': 4, 'tensor': 2})
 
   Raises:
-    InputError: if the text is no such mesh.
+    InputError: if the text describes no mesh.
   """
   shape = dict.fromkeys(AXES, 1)
   if re.fullmatch(r'\d+x\d+x\d+', text):
@@ -202,19 +202,19 @@ def parse(text: str) -> dict[str, int]:
 
 
 def describe(shape: dict[str, int]) -> str:
-  """The mesh's shape as text that `parse` reads."""
+  """The mesh's shape as text for `parse`."""
   return ','.join(f'{axis}:{shape[axis]}' for axis in AXES)
 
 
 def constrain(x: jax.Array, axes: str) -> jax.Array:
   """The activation, constrained to lie as ACTIVATIONS says on the mesh of the context.
 
-  Without a mesh in the context (see `Layout.context`) the activation is returned as it is. An axis
-  that does not divide is left whole: whether it may be is checked where weights and batches are
-  placed.
+  Without a mesh in the context (see `Layout.context`) the activation is returned unchanged. An axis
+  of a size not divided by the mesh axes is left whole: `Layout` refuses such weights and batches
+  where needed.
 
   Raises:
-    ValueError: if there are more or fewer letters than the array has axes.
+    ValueError: if the number of letters is not the number of axes.
   """
   if len(axes) != x.ndim:
     raise ValueError(f'axes {axes} for an array of shape {x.shape}')
@@ -231,9 +231,9 @@ def is_cut() -> bool:
 
 
 def axes_of(letter: str, size: int) -> tuple[str, ...]:
-  """The mesh axes over which the context cuts an activation's axis of a letter and a size.
+  """The context's mesh axes for an activation's axis of a letter and a size.
 
-  There are none without a mesh, and where the mesh axes do not divide the size.
+  None without a mesh, and none if the mesh axes do not divide the size.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -251,7 +251,7 @@ def replicate(tree_: PyTree) -> PyTree:
 
 
 def row_shards(rows: int) -> int:
-  """The number of shards into which the mesh of the context cuts the rows of a batch.
+  """The number of shards of a batch's rows on the mesh of the context.
 
   The number is 1 without a mesh, and where the mesh axes do not divide the rows.
   """
@@ -267,8 +267,8 @@ def by_shard(
 ) -> Callable[..., PyTree]:
   """The function, applied to each of `shards` groups of rows, the results joined again.
 
-  A device holds whole groups. Indices from row to row, which then stay within a group, move nothing
-  between devices.
+  A device holds whole groups. Indices from row to row stay within a group, and move nothing between
+  devices.
 
   Args:
     in_axes: the axis of the rows in each argument, the same in all arrays of an argument.
@@ -306,7 +306,7 @@ def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
 
 
 def bytes_on_device(shapes: PyTree) -> int:
-  """The bytes that one device holds of arrays with these shapes and shardings."""
+  """The bytes on one device of arrays with given shapes and shardings."""
   total = 0
   for x in jax.tree.leaves(shapes):
     total += math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -316,7 +316,7 @@ def bytes_on_device(shapes: PyTree) -> int:
 def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
   """The array, placed on the devices of a sharding.
 
-  Each process holds the whole array in host memory, and sends to its own devices what they hold.
+  Each process holds the whole array in host memory, and fills its own devices.
   """
   if isinstance(x, jax.Array) or sharding.is_fully_addressable:
     return jax.device_put(x, sharding)

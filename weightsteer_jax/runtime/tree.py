@@ -1,8 +1,7 @@
-"""Pytrees whose leaves are named by path.
+"""Pytrees with leaves named by path.
 
-A path is the keys from the root joined by '/', as in `layers/attn/q/kernel`. Everything that passes
-between the rooms of the project (parameters, deltas, optimizer state, fingerprints) is spoken of by
-these names.
+A path is the keys from the root joined by '/', as in `layers/attn/q/kernel`. The rooms of the
+project share paths as names: of parameters, deltas, optimizer state, fingerprints.
 """
 
 import functools
@@ -97,7 +96,7 @@ def get(tree: PyTree, path: str) -> Any:
   """The subtree or leaf at `path`.
 
   Raises:
-    InputError: if no such path is there; the error lists the keys and names the nearest.
+    InputError: if the path is missing; the error lists the keys and names the nearest.
   """
   node = tree
   for name in path.split('/'):
@@ -116,7 +115,7 @@ def mask(
 ) -> PyTree:
   """A tree of values of the same structure, chosen by rules on the paths.
 
-  A leaf gets the value of the first rule whose regular expression is found in the leaf's path.
+  A leaf gets the value of the first rule with a regular expression found in the leaf's path.
 
   Raises:
     InputError: if a leaf is covered by no rule, or a rule covers no leaf.
@@ -141,7 +140,7 @@ def mask(
 def same_keys(expected: Iterable[str], got: Iterable[str], *, what: str) -> None:
   """Raises InputError if two sets of names differ.
 
-  The error lists what is missing and what is too many, with the nearest expected names.
+  The error lists missing and unexpected names, with the nearest expected names.
   """
   expected = set(expected)
   got = set(got)
@@ -171,7 +170,7 @@ def nbytes(tree: PyTree) -> int:
 def fingerprint(tree: PyTree) -> dict[str, str]:
   """{path: 8 hex digits} of every array leaf.
 
-  The digits change when a bit, the order of the elements, the shape or the dtype changes. They do
+  The digits change when a bit, the order of the elements, the shape or the dtype changes, and do
   not depend on how an array is sharded: the hash mixes each word with the word's index in the array
   and adds up modulo 2^32.
 
@@ -197,7 +196,7 @@ def fingerprint(tree: PyTree) -> dict[str, str]:
 def at_hand(x: Array) -> bool:
   """Whether NumPy is through with the array before a program for the same work is compiled.
 
-  That is so for small arrays, on this host.
+  True for small arrays on this host.
   """
   on_host = isinstance(x, np.ndarray) or x.is_fully_addressable
   return on_host and math.prod(x.shape) <= AT_HAND
@@ -213,11 +212,11 @@ def _hex_digits(total: int, label: str) -> str:
 
 
 def per_arrays(function: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
-  """The function, computed once for as long as the arrays of its argument live.
+  """The function, computed once for as long as the arrays of the argument live.
 
-  For functions of the arrays alone that go through all of a model's weights and are called again
-  and again. Results are kept for trees of jax arrays only, since those never change; a tree is
-  recognised by its structure and the identity of each leaf. No array is kept alive.
+  For functions of the arrays alone, called again and again on all of a model's weights. Results are
+  kept for trees of jax arrays only, since jax arrays never change. A tree is known again by its
+  structure and the identity of each leaf. No array is kept alive.
   """
   known: dict[Any, tuple[list[weakref.ref], Any]] = {}
 
@@ -247,9 +246,9 @@ def _is_concrete(leaf: Any) -> bool:
 
 @per_arrays
 def digest(tree: PyTree) -> str:
-  """16 hex digits that name a whole tree of arrays.
+  """16 hex digits to name a whole tree of arrays.
 
-  They are a hash of the sorted paths, each with shape, dtype and fingerprint of the leaf.
+  The digits are a hash of the sorted paths, each with shape, dtype and fingerprint of the leaf.
   """
   prints = fingerprint(tree)
   lines = []
@@ -259,7 +258,7 @@ def digest(tree: PyTree) -> str:
 
 
 def _label(path: str, leaf: Any) -> str:
-  """The shape and dtype of an array leaf, which the hash of the leaf's words does not see."""
+  """The shape and dtype of an array leaf, invisible in the hash of the words."""
   dtype = leaf.dtype if isinstance(leaf, jax.Array) else np.asarray(leaf).dtype
   is_number = jnp.issubdtype(dtype, np.number) and not jnp.issubdtype(dtype, np.complexfloating)
   is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)

@@ -6,7 +6,7 @@ resumable.py    work kept line by line, continued where an earlier run stopped
 checkpoint.py   orbax in and out: atomic, fingerprinted, verified
 sealed.py       manifests, by which a folder cut short or changed is noticed
 made_from.py    the inputs of finished work, kept beside the work
-versions.py     which versions computed something
+versions.py     versions of Python and packages, for provenance
 safetensors.py  safetensors files as ranges of bytes
 remote/         a workdir at a URL: a local staging folder and its mirror
 """

@@ -1,6 +1,6 @@
-"""Checkpoints through orbax: whole or not there, never overwritten, and verified when read.
+"""Checkpoints through orbax: whole or absent, never overwritten, and verified when read.
 
-Orbax restores a flipped bit in silence, takes a half-copied folder for a finished one, and casts to
+Orbax restores a flipped bit in silence, takes a half-copied folder for a whole folder, and casts to
 any dtype a caller names. So each folder carries our own marker beside orbax's files, written last:
 shape, dtype and fingerprint of every leaf, the size of every file, and the caller's metadata.
 Leaves are stored under their paths as plain nested dicts: `ocp.load(folder)` reads a checkpoint
@@ -51,8 +51,8 @@ def save(folder: files.Path, tree_: PyTree, *, metadata: Mapping[str, Any]) -> N
     metadata: JSON values to keep beside the arrays.
 
   Raises:
-    InputError: if the folder exists, a leaf is no array of a type that can be verified, or one
-      process of several saves by itself.
+    InputError: if the folder exists, a leaf is no array of a verifiable type, or a process of
+      several saves alone.
     OutputError: if the folder could not be written (a full disk, no permission); nothing is left
       behind.
   """
@@ -60,7 +60,7 @@ def save(folder: files.Path, tree_: PyTree, *, metadata: Mapping[str, Any]) -> N
 
 
 class Saving:
-  """A save under way: arrays are copied at its start, and written while other work goes on."""
+  """A save under way: arrays are copied at the start, and written while other work goes on."""
 
   def __init__(
     self,
@@ -100,7 +100,7 @@ class Saving:
     self._thread.start()
 
   def wait(self) -> None:
-    """Returns when the checkpoint is there, for every process to read.
+    """Returns when every process can read the checkpoint.
 
     Raises:
       OutputError: if the checkpoint could not be written.
@@ -111,7 +111,7 @@ class Saving:
     processes.barrier('checkpoint')
 
   def join(self) -> Exception | None:
-    """The error of this process's part of the save, or None; waits for that part alone."""
+    """Waits for this process's part of the save; the part's error, or None."""
     self._thread.join()
     return self._error
 
@@ -168,16 +168,16 @@ class Saving:
 
 
 def restore(folder: files.Path, abstract: PyTree, *, part: bool = False) -> PyTree:
-  """The tree of a checkpoint, each leaf found to match its fingerprint.
+  """The tree of a checkpoint, each leaf checked against the fingerprint.
 
   Args:
     abstract: the structure of the tree, with the shape, dtype and (if any) sharding of each leaf.
-    part: whether the checkpoint may hold further leaves, which are neither read nor verified.
+    part: whether the checkpoint may hold further leaves, neither read nor verified.
 
   Raises:
-    InputError: if there is no such folder, or the checkpoint has other leaves, shapes or dtypes
-      than `abstract`; the error lists the differences.
-    CorruptError: if the folder is cut short, or a leaf does not match its fingerprint.
+    InputError: if the folder is missing, or the checkpoint has other leaves, shapes or dtypes than
+      `abstract`; the error lists the differences.
+    CorruptError: if the folder is cut short, or a leaf does not match the fingerprint.
   """
   folder = pathlib.Path(folder)
   marker = processes.on_main(lambda: MANIFEST.read(folder))
@@ -193,10 +193,10 @@ def restore(folder: files.Path, abstract: PyTree, *, part: bool = False) -> PyTr
 
 
 def metadata(folder: files.Path) -> dict[str, Any]:
-  """The metadata that `save` was given.
+  """The metadata of a checkpoint, as given to `save`.
 
   Raises:
-    InputError: if there is no such folder.
+    InputError: if the folder is missing.
     CorruptError: if the marker is missing or damaged.
   """
   return processes.on_main(lambda: MANIFEST.read(pathlib.Path(folder)))['metadata']
@@ -206,8 +206,8 @@ def verify(folder: files.Path) -> dict[str, jax.ShapeDtypeStruct]:
   """{path: shape and dtype} of a checkpoint's arrays, each restored and found whole.
 
   Raises:
-    InputError: if there is no such folder.
-    CorruptError: if the folder is cut short, or an array does not match its fingerprint.
+    InputError: if the folder is missing.
+    CorruptError: if the folder is cut short, or an array does not match the fingerprint.
   """
   held = {}
   for path, leaf in MANIFEST.read(pathlib.Path(folder))['leaves'].items():
@@ -217,7 +217,7 @@ def verify(folder: files.Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 class Checkpoints:
-  """The checkpoints of one training run, in folders `<folder>/<step>`; a context manager.
+  """The checkpoints of a training run, in folders `<folder>/<step>`; a context manager.
 
   Every process calls every method. When the block ends, the last save is on disk, or the save's
   error is raised.
@@ -262,7 +262,7 @@ class Checkpoints:
 
     Args:
       metadata: JSON values to keep beside the arrays.
-      keep: further steps whose checkpoints stay when this one is whole; None for all.
+      keep: further steps to keep when this checkpoint is whole; None for all.
     """
     self.wait()
     # Now, not when everything is written: the caller may go on changing its list.
@@ -310,7 +310,7 @@ class Checkpoints:
     return None
 
   def is_whole(self, step: int, abstract: PyTree) -> bool:
-    """Whether a step's checkpoint is there and can be restored; a warning says why not."""
+    """Whether a step's checkpoint can be restored; a warning gives the reason if not."""
     try:
       self.restore(step, abstract)
       return True
@@ -319,7 +319,7 @@ class Checkpoints:
       return False
 
   def set_aside(self, step: int) -> None:
-    """Renames a step's folder to `<step>.corrupt`, where nothing reads or misses it."""
+    """Renames a step's folder to `<step>.corrupt`, out of the way."""
     processes.on_main(lambda: self._set_aside(step))
 
   def _steps(self) -> list[int]:
@@ -378,7 +378,7 @@ def _load_arrays(
 
 @contextlib.contextmanager
 def _by_itself() -> Iterator[None]:
-  """A block in which orbax reads with this process only, and waits for no other."""
+  """A block for orbax to read with this process only, without waiting for others."""
   process = processes.index()
   options = ocp.options.MultiprocessingOptions(
     primary_host=process, active_processes={process}, barrier_sync_key_prefix=f'process{process}'
@@ -434,9 +434,9 @@ def _compare(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """A block in which orbax's reports of a failure stay off the screen.
+  """A block to keep orbax's reports of a failure off the screen.
 
-  Orbax prints a traceback per thread and leaf; the error that we raise says the same.
+  Orbax prints a traceback per thread and leaf; our own error says the same.
   """
   # Once and for good (a filter is added once): orbax's threads go on after the block.
   for name in ('absl', 'asyncio'):

@@ -21,10 +21,10 @@ def read_json(path: Path, *, what: str) -> Any:
   """The JSON value in a file.
 
   Args:
-    what: what the file is, in an error's words, as in 'the config of a run'.
+    what: the file in an error's words, as in 'the config of a run'.
 
   Raises:
-    InputError: if there is no such file, or the user may not read it.
+    InputError: if the file is missing, or the user may not read the file.
     CorruptError: if the file holds no whole JSON.
   """
   path = pathlib.Path(path)
@@ -39,7 +39,7 @@ def read_json(path: Path, *, what: str) -> Any:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-  """Writes a file that appears whole, in place of an earlier file of the name.
+  """Writes a file whole, or not at all, in place of an earlier file of the name.
 
   Raises:
     OutputError: if the file could not be written; nothing is left behind.
@@ -138,8 +138,8 @@ def new_folder(folder: Path, *, what: str, sync: bool = True) -> Iterator[pathli
   If the block fails, the hidden folder is removed.
 
   Args:
-    what: what is written, in an error's words, as in 'an adapter'.
-    sync: wait until everything is on the disk, so that the folder is whole after a power cut.
+    what: the folder in an error's words, as in 'an adapter'.
+    sync: wait until everything is on the disk, safe from a power cut.
 
   Raises:
     InputError: if the folder exists already.
@@ -171,7 +171,7 @@ def new_folder(folder: Path, *, what: str, sync: bool = True) -> Iterator[pathli
 
 
 def refuse_existing(folder: Path, *, what: str) -> None:
-  """Raises InputError if a file or a folder that is not empty has the name."""
+  """Raises InputError if the name belongs to a file, or to a folder with entries."""
   folder = pathlib.Path(folder)
   is_empty = folder.is_dir() and not any(folder.iterdir())
   # A link to nowhere is in the way too.

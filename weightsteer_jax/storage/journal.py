@@ -24,12 +24,12 @@ class Journal:
 
   Args:
     path: of the file, made if missing.
-    key: from a line to the key under which the line is held.
+    key: the function from a line to its key.
     needs: the columns of every line.
     what: a line in an error's words, as in 'a row of a sweep'.
-    again: the program that makes the lines, as in 'the sweep'.
-    replaces: whether a later line may replace an earlier line of the same key; otherwise a key that
-      comes twice is an error.
+    again: the program to make lines, as in 'the sweep'.
+    replaces: whether a later line may replace an earlier line of the same key; otherwise the second
+      line of a key is an error.
 
   Attributes:
     done: {key: line} of the lines in the file.
@@ -90,7 +90,7 @@ class Journal:
       self.done[self._key(line)] = dict(line)
 
   def _open(self) -> int:
-    """Opens the file for writing, drops half a line at its end, and returns its size in bytes."""
+    """Opens the file for writing, drops half a line at the end, and returns the size in bytes."""
     try:
       self.path.parent.mkdir(parents=True, exist_ok=True)
       # Unbuffered: when `append` returns, the operating system has the whole line or no part of it.
@@ -127,12 +127,12 @@ class Journal:
 def read(
   path: str | os.PathLike, *, needs: tuple[str, ...], what: str, again: str
 ) -> Iterator[dict[str, Any]]:
-  """The lines of a file, in the order in which they finished.
+  """The lines of a file, in the order of finishing.
 
-  A last line that is cut short is left out: the process that writes the file may still be at work.
+  A last line cut short is left out: the writing process may still be at work.
 
   Raises:
-    InputError: if there is no such file.
+    InputError: if the file is missing.
     CorruptError: if a line is not JSON or lacks a column; the error names the line.
   """
   path = pathlib.Path(path)

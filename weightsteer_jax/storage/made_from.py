@@ -1,4 +1,4 @@
-"""The inputs of finished work, kept beside the work, so that no other inputs continue it."""
+"""The inputs of finished work, kept beside the work, for no other inputs to continue."""
 
 import json
 import pathlib
@@ -19,18 +19,18 @@ def check(
   rows: str = 'rows',
   remedy: str = 'Start in another workdir, or move that folder away',
 ) -> None:
-  """Compares the inputs of finished work with those on record, and records new inputs.
+  """Compares the inputs of finished work with the record, and records new inputs.
 
   Args:
     path: the JSON file of inputs, in the folder of the finished work.
     inputs: {name in an error's words: JSON value or hash}.
     fresh: whether nothing has been made yet.
-    what: whose inputs these are, in an error's words, as in 'a sweep'.
-    rows: what the finished work consists of, in an error's words.
-    remedy: what to do when the inputs differ, in an error's words.
+    what: the work in an error's words, as in 'a sweep'.
+    rows: the parts of the work in an error's words, as in 'rows'.
+    remedy: the advice of an error about other inputs.
 
   Raises:
-    InputError: if an input differs from the input on record; the error names each of them.
+    InputError: if an input differs from the input on record; the error names each such input.
     CorruptError: if finished work has no record of inputs.
   """
   known: dict[str, Any] = {}
@@ -57,5 +57,5 @@ def check(
 
 
 def digest(value: Any) -> str:
-  """16 hex digits that name a JSON value."""
+  """16 hex digits to name a JSON value."""
   return hashes.of_text(json.dumps(value, sort_keys=True, ensure_ascii=True), hashes.SHORT)

@@ -1,4 +1,4 @@
-"""Work that is kept line by line, so that what was interrupted goes on where it stopped."""
+"""Work kept line by line, for an interrupted run to be continued."""
 
 from collections.abc import Callable, Generator
 
@@ -18,16 +18,16 @@ def keep(
   unit: str,
   shown: bool = True,
 ) -> None:
-  """Appends lines to a journal as they finish, with a progress bar, until a signal comes.
+  """Appends finished lines to a journal, with a progress bar, until a signal comes.
 
-  Every process passes the same lines in the same order, and all of them stop behind the same one.
+  Every process passes the same lines in the same order, and all stop behind the same line.
 
   Args:
     lines: makes the missing lines; closed when a signal comes.
-    left: counts the lines that are still to be made.
-    total: lines of the whole work, those of earlier runs included.
+    left: counts the lines still to be made.
+    total: lines of the whole work, with lines of earlier runs.
     what: the lines in an error's words, as in 'rows of the sweep'.
-    title, unit: what the bar is called, and what one line is called there.
+    title, unit: names of the work and of a line, for the bar.
     shown: whether the bar is shown.
 
   Raises:

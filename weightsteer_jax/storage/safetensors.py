@@ -1,8 +1,7 @@
 """Safetensors files: read whole, or as ranges of bytes, and written from front to back.
 
 A file of any size is read and written without being whole in memory. The format: 8 bytes with the
-length of a JSON header, the header {name: {dtype, shape, data_offsets}}, the tensors one after the
-other.
+length of a JSON header, the header {name: {dtype, shape, data_offsets}}, the tensors in a row.
 
 Source: github.com/huggingface/safetensors, "Format".
 """
@@ -64,7 +63,7 @@ class Raw:
     """Fills an array with the elements from number `start` on.
 
     Args:
-      out: contiguous, of the dtype that STORED_AS has for the tensor.
+      out: contiguous, of the dtype in STORED_AS for the tensor.
 
     Raises:
       CorruptError: if the file ends before `out` is full.
@@ -120,7 +119,7 @@ def read(path: pathlib.Path, *, remedy: str) -> dict[str, np.ndarray]:
   """The tensors of a safetensors file, all in memory.
 
   Args:
-    remedy: what an error tells the user to do, as in 'copy or train the adapter again'.
+    remedy: the advice of an error, as in 'copy or train the adapter again'.
 
   Raises:
     CorruptError: if the file is missing or not whole.
@@ -131,10 +130,10 @@ def read(path: pathlib.Path, *, remedy: str) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def found_whole(path: pathlib.Path, *, remedy: str) -> Iterator[None]:
-  """A block that opens or reads a safetensors file with the library's own functions.
+  """A block to open or read a safetensors file with the library's own functions.
 
   Raises:
-    CorruptError: if the library finds that the file is missing or not whole.
+    CorruptError: if the library finds the file missing or not whole.
   """
   try:
     yield
@@ -160,8 +159,7 @@ class Writer:
     """Makes the file and writes the header.
 
     Args:
-      tensors: {name: (dtype as safetensors calls it, shape)}, in the order in which they are going
-        to be written.
+      tensors: {name: (dtype as safetensors calls it, shape)}, in the order of writing.
       hashed: whether `sha256` is wanted.
       sync: whether the disk is set to work while more is written.
     """
@@ -220,7 +218,7 @@ class Writer:
 
   @property
   def sha256(self) -> str:
-    """The SHA-256 of all bytes that were to be written, in hex digits."""
+    """The SHA-256 of all bytes as given to `write`, in hex digits."""
     assert self._hash is not None, 'asked for with hashed=True only'
     return self._hash.hexdigest()
 

@@ -1,11 +1,11 @@
-"""Sealed manifests: JSON that is written last, and notices any change of itself.
+"""Sealed manifests: JSON written last, under a hash of the JSON's own contents.
 
-Every folder that the project makes (an adapter, a direction, persona vectors, a checkpoint, an
-export) holds a manifest that is written when all else is there, under a hash of its own contents. A
-folder that was cut short has no manifest, and a changed manifest no longer fits its seal.
+Every folder made by the project (an adapter, a direction, persona vectors, a checkpoint, an export)
+holds a manifest, written when all else is complete. A folder cut short has no manifest, and a
+changed manifest no longer fits the seal.
 
-An export's `provenance.json` also holds the SHA-256 of every file beside it. A changed bit, a
-missing file and a folder that was copied in part are found, and named, without loading a model.
+An export's manifest, `provenance.json`, also holds the SHA-256 of every other file. A changed bit,
+a missing file and a folder copied in part are found, and named, without loading a model.
 """
 
 import dataclasses
@@ -25,18 +25,18 @@ NAMED = 8  # files or keys that an error lists
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """The manifest of one kind of folder.
+  """The manifest of a kind of folder.
 
   Attributes:
-    noun: what such a folder is called in an error, as in 'adapter'.
+    noun: the kind in an error's words, as in 'adapter'.
     name: the manifest's file name.
-    remedy: how a whole folder is had again, as in 'copy or train the adapter again'.
-    format: the format that this version writes; None where manifests have no format.
-    earlier_formats: other formats that this version reads.
-    unsealed_formats: formats that were written without a seal.
-    needs: keys that every manifest has.
-    tensors: the file beside the manifest; '' where every folder of this name should have one.
-    made_by: the program that makes such a folder.
+    remedy: how to get a whole folder again, as in 'copy or train the adapter again'.
+    format: the format written by this version; None where manifests have no format.
+    earlier_formats: other formats read by this version.
+    unsealed_formats: formats without a seal.
+    needs: keys of every manifest.
+    tensors: a file written before the manifest; '' if every such folder must have a manifest.
+    made_by: the program to make a folder with.
   """
 
   noun: str
@@ -50,7 +50,7 @@ class Manifest:
   made_by: str = ''
 
   def write(self, folder: pathlib.Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The sealed record, as it was written into a folder that holds all else already.
+    """Writes the manifest of a folder, complete but for the manifest, and returns it.
 
     Raises:
       OutputError: if the file cannot be written.
@@ -64,10 +64,10 @@ class Manifest:
     return manifest
 
   def read(self, folder: pathlib.Path) -> dict[str, Any]:
-    """The manifest of a folder, found to be as it was written.
+    """The manifest of a folder, checked against the seal.
 
     Raises:
-      InputError: if there is no such folder, it holds something else, or its format is unknown.
+      InputError: if the folder is missing or holds something else, or the format is unknown.
       CorruptError: if the folder was cut short, or the manifest was changed or lacks a key.
     """
     self._check_presence(folder)
@@ -129,7 +129,7 @@ EXPORT = Manifest(
 
 
 def mismatch(what: str, tensors: Iterable[str], *, remedy: str) -> CorruptError:
-  """The error that names tensors which do not match their fingerprints."""
+  """The error for tensors that do not match their fingerprints."""
   return CorruptError(
     f'{what} does not match its fingerprints at {", ".join(sorted(tensors))}: it was changed or '
     f'damaged after it was written; {remedy}'
@@ -137,13 +137,13 @@ def mismatch(what: str, tensors: Iterable[str], *, remedy: str) -> CorruptError:
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-  """A JSON object, as it comes back from a file, with a hash of its contents under 'seal'."""
+  """A JSON object, as if read from a file, with a hash of the contents under 'seal'."""
   text = json.dumps(dict(value), sort_keys=True, allow_nan=False)
   return {**json.loads(text), 'seal': hashes.of_text(text)}
 
 
 def is_sealed(value: Any) -> bool:
-  """Whether a JSON value is what `sealed` made, unchanged."""
+  """Whether a JSON value is an unchanged result of `sealed`."""
   if not isinstance(value, dict):
     return False
   return value == sealed({key: item for key, item in value.items() if key != 'seal'})
@@ -152,10 +152,10 @@ def is_sealed(value: Any) -> bool:
 def seal_export(
   folder: pathlib.Path, record: Mapping[str, Any], known: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-  """The provenance, as it was written into an export that is complete but for it.
+  """Writes the provenance of an export, otherwise complete, and returns the provenance.
 
   Args:
-    known: {file: SHA-256} of files that were hashed as they were written.
+    known: {file: SHA-256} of files hashed in writing.
   """
   known = known or {}
   sums = {name: known.get(name) or hashes.of_file(folder / name) for name in export_files(folder)}
@@ -163,19 +163,19 @@ def seal_export(
 
 
 def check_if_export(folder: pathlib.Path) -> None:
-  """Raises CorruptError if a checkpoint is an export of ours that is not as it was written.
+  """Raises CorruptError if a checkpoint is an export of ours with missing or changed files.
 
-  The model card and other pages may change: nothing is computed from them.
+  The model card and other pages may change: nothing is computed from pages.
   """
   if (folder / PROVENANCE).is_file():
     check_export(folder, lambda name: not name.endswith('.md'))
 
 
 def check_export(folder: pathlib.Path, wanted: Callable[[str], bool]) -> set[str]:
-  """The names of the wanted files of an export, each found to be as it was written.
+  """The names of the wanted files of an export, each checked against the SHA-256.
 
   Raises:
-    CorruptError: if a file is missing or was changed; the error names it.
+    CorruptError: if a file is missing or was changed; the error names the file.
   """
   sums = EXPORT.read(folder)['files']
   expected = {name: digest for name, digest in sums.items() if wanted(name)}
@@ -195,6 +195,6 @@ def check_export(folder: pathlib.Path, wanted: Callable[[str], bool]) -> set[str
 
 
 def export_files(folder: pathlib.Path) -> list[str]:
-  """Every file below an export but its provenance, by name relative to the export."""
+  """Every file below an export but the provenance, by name relative to the export."""
   names = (path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
   return sorted(name for name in names if name != PROVENANCE)

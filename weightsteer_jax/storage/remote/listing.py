@@ -20,10 +20,10 @@ class Listing:
   """A state of the run.
 
   Attributes:
-    owner: name of the staging that wrote the listing.
-    generation: number of the listing; 0 where there is none yet.
+    owner: name of the staging behind the listing.
+    generation: number of the listing; 0 for an empty URL.
     files: {name: entry}.
-    removed: names of an earlier state, whose files may still be there.
+    removed: names of an earlier state, with files perhaps still to be removed.
     id: a random name of this very listing.
   """
 
@@ -46,7 +46,7 @@ def parse(content: bytes, where: str) -> Listing:
   """The listing in a file.
 
   Args:
-    where: what the file is called in an error.
+    where: the file in an error's words.
 
   Raises:
     CorruptError: if the content is no whole listing.
@@ -75,7 +75,7 @@ def parse(content: bytes, where: str) -> Listing:
 
 
 def walk(folder: pathlib.Path, prefix: str = '') -> Iterator[tuple[str, os.stat_result]]:
-  """(name, stat) of the files in a folder, without hidden ones and without linked folders."""
+  """(name, stat) of the files in a folder, without hidden names and linked folders."""
   try:
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
   except (FileNotFoundError, NotADirectoryError):

@@ -1,15 +1,14 @@
-"""A workdir at a URL: a local staging folder, where all work is done, and its mirror.
+"""A workdir at a URL: a local staging folder, where all work is done, and a mirror.
 
-The URL is anything that fsspec reaches. It holds the files under their own names, and beside them
+The URL is anything within reach of fsspec. The URL holds the files under their own names, and
 
   .mirror.json       the listing: the files of the run's state, with size and content; written last
   .mirror/<sha256>   contents on their way: a file takes its name after a listing names its content
 
-A push that is cut short at any point leaves the state of the last listing whole. Listings are
-numbered (generation), and name the staging that wrote them (owner). A staging that owns the URL,
-and is no generation behind, goes on from its own files. Any other staging begins with the URL's
-files, and becomes the owner. A staging that has lost ownership finds out at its next push, and
-stops.
+A push cut short at any point leaves the state of the last listing whole. Listings are numbered
+(generation), and name the staging behind them (owner). The owner, if no generation behind, goes on
+from its own files. Any other staging begins with the URL's files, and becomes the owner. A staging
+that has lost ownership finds out at the next push, and stops.
 """
 
 import concurrent.futures
@@ -60,7 +59,7 @@ class _Moved(Exception):
 
 
 class Mirror:
-  """A staging folder and its URL; only process 0 has a mirror.
+  """A staging folder and a URL; only process 0 has a mirror.
 
   Attributes:
     url: the URL without a slash at the end.
@@ -86,12 +85,12 @@ class Mirror:
     self._unsettled = True
 
   def begin(self) -> None:
-    """Brings the staging to the URL's state, unless it goes on from there, and takes ownership.
+    """Brings the staging to the URL's state or a later one, and takes ownership.
 
     Raises:
       InputError: if the URL holds something else than a workdir, cannot be read, or is being
         written to.
-      CorruptError: if a file at the URL is not what the listing says.
+      CorruptError: if a file at the URL is not as listed.
       OutputError: if the URL or the staging cannot be written.
     """
     there = self._pulled()
@@ -137,11 +136,11 @@ class Mirror:
     threading.Thread(target=self._keep_pushing, args=(seconds,), daemon=True).start()
 
   def finish(self) -> None:
-    """Pushes the rest of a run that is done, and closes the mirror.
+    """Pushes the rest of a finished run, and closes the mirror.
 
     Raises:
       Conflict: if another staging has written to the URL.
-      OutputError: if the URL could not be written in TRIES tries; the error names what is missing.
+      OutputError: if the URL could not be written in TRIES tries; the error names missing files.
     """
     try:
       _patiently(self.push)
@@ -153,7 +152,7 @@ class Mirror:
     say(f'pushed: {self.url} holds all {len(self._listing.files)} files ({file_size(size)})')
 
   def last_push(self) -> None:
-    """Pushes the rest of a run that failed, and closes the mirror; a failure is a warning."""
+    """Pushes the rest of a failed run, and closes the mirror; a failure is a warning."""
     if self._closed.is_set():
       return
     try:
@@ -166,7 +165,7 @@ class Mirror:
   # Begin.
 
   def _pulled(self) -> Listing:
-    """The listing of the URL, once the staging has all of its files."""
+    """The listing of the URL, once the staging has all files."""
     for _ in range(TRIES):
       there = self._read()
       self._prepare(there)
@@ -185,7 +184,7 @@ class Mirror:
     )
 
   def _read(self) -> Listing:
-    """The listing of the URL; an empty one, of generation 0, where nothing is there."""
+    """The listing of the URL; a listing of generation 0 if the URL is empty."""
     try:
       content = _patiently(lambda: self._store.read(LISTING))
       stranger = '' if content is not None else _patiently(self._store.first)
@@ -219,7 +218,7 @@ class Mirror:
     files.write_json(self.staging / LISTING, record)
 
   def _prepare(self, there: Listing) -> None:
-    """Leaves a staging to go on from, or one to fill with the URL's files."""
+    """Leaves a staging to go on from, or a staging to fill with the URL's files."""
     owner, generation = self._record()
     held = any(self._scan())
     state = f'generation {there.generation}, {len(there.files)} files'
@@ -258,7 +257,7 @@ class Mirror:
     return self.staging.with_name(f'{self.staging.name}.aside-{number}')
 
   def _pull(self, there: Listing) -> None:
-    """Fetches what the listing names and the staging lacks."""
+    """Fetches the listed files missing from the staging."""
     held = self._scan()
     wanted = [name for name in there.files if name not in held]
     if there.generation and wanted:
@@ -330,9 +329,9 @@ class Mirror:
       )
 
   def _uploaded(self) -> Listing:
-    """The listing of the staging as it is now, with every content at the URL.
+    """The listing of the present staging, with every content at the URL.
 
-    A content need not be under its name yet.
+    A content may still be without a name there.
     """
     for _ in range(TRIES):
       present = self._scan()
@@ -357,9 +356,9 @@ class Mirror:
     raise OutputError(f'{self.staging} changes faster than it can be pushed; {self._behind()}')
 
   def _upload(self, name: str, stats: Mapping[str, os.stat_result]) -> Entry:
-    """The entry of a file, once its content is at the URL.
+    """The entry of a file, once the content is at the URL.
 
-    The content is as many bytes as the file had when it was looked at: journals grow.
+    The content is as many bytes as the file had at the time of `stats`: journals grow.
     """
     stat = stats[name]
     with self._open(name) as file:
@@ -388,7 +387,7 @@ class Mirror:
     self._listing = new
 
   def _settle(self) -> None:
-    """Gives the contents that have come their names, and removes what no listing names."""
+    """Gives contents their names, and removes files without a place in the listing."""
     names_by_content: dict[str, list[str]] = {}
     for name, (_, _, digest) in self._listing.files.items():
       names_by_content.setdefault(digest, []).append(name)
@@ -422,13 +421,13 @@ class Mirror:
         logging.warning('%s; the run goes on, and it is tried again', error)
 
   def _behind(self) -> str:
-    """The words of an error that say what is not at the URL, and where it is."""
+    """The words of an error about files missing at the URL."""
     names = self._differing(self._scan())
     state = f'not there are {listed(names, NAMED)}' if names else 'all files are there'
     return f'{state}; {self.staging} holds everything, and the same command goes on from it'
 
   def _differing(self, present: Mapping[str, os.stat_result]) -> list[str]:
-    """The names of files that are not in the listing, or have changed since."""
+    """The names of files missing from the listing, or changed since."""
     known = self._listing.files
     names = []
     for name, stat in present.items():
@@ -437,7 +436,7 @@ class Mirror:
     return names
 
   def _scan(self) -> dict[str, os.stat_result]:
-    """{name: stat} of the files in the staging at one moment, without hidden ones."""
+    """{name: stat} of the files in the staging at one moment, without hidden files."""
     while True:
       present = dict(listing.walk(self.staging))
       # If a file is gone, a folder may have been renamed while we looked, and be here in part.
@@ -451,7 +450,7 @@ def is_url(path: str) -> bool:
 
 
 def begin(url: str, staging: files.Path, *, push_seconds: float) -> Mirror:
-  """The mirror of a run that begins, pulled once, and pushed from now on.
+  """The mirror of a new run, pulled once, and pushed from now on.
 
   Args:
     push_seconds: seconds between two pushes.
@@ -466,7 +465,7 @@ def begin(url: str, staging: files.Path, *, push_seconds: float) -> Mirror:
 
 
 def peek(url: str, name: str, folder: files.Path) -> None:
-  """Copies one file of a workdir at a URL into a folder, if the URL holds that file.
+  """Copies a file of a workdir at a URL into a folder, if the URL holds the file.
 
   Nothing is written to the URL.
 
@@ -480,11 +479,11 @@ def peek(url: str, name: str, folder: files.Path) -> None:
 
 
 def probe(url: str) -> None:
-  """Writes a file to the URL, reads it back and removes it.
+  """Writes, reads and removes a file at the URL, as a test.
 
   Raises:
     InputError: if the URL cannot be used (see `store.Store`).
-    OutputError: if the file cannot be written, or is not read as it was written.
+    OutputError: if the file cannot be written, or is read with other content.
   """
   target = store.Store(url)
   name = f'.probe-{secrets.token_hex(8)}'

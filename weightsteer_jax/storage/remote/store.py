@@ -39,7 +39,7 @@ class Store:
     """Connects to the URL.
 
     Raises:
-      InputError: if the scheme is unknown, its driver is not installed or fails, the URL names no
+      InputError: if the scheme is unknown, the driver is not installed or fails, the URL names no
         folder, or the URL holds a secret.
     """
     self.url = url.rstrip('/')
@@ -71,7 +71,7 @@ class Store:
       raise InputError(f'{self.url} cannot be used: {type(error).__name__}: {error}') from error
 
   def refuse_inside(self, folder: pathlib.Path) -> None:
-    """Raises InputError if the URL is a local folder that contains, or lies in, another folder."""
+    """Raises InputError if the URL is a local folder around, or within, another folder."""
     if isinstance(self._fs, LocalFileSystem):
       root = pathlib.Path(self._root).resolve()
       other = folder.resolve()
@@ -82,7 +82,7 @@ class Store:
         )
 
   def read(self, name: str) -> bytes | None:
-    """The content of a small file, or None if there is no such file."""
+    """The content of a small file, or None if the file is missing."""
     try:
       return self._fs.cat_file(self._path(name))
     except FileNotFoundError:
@@ -108,7 +108,7 @@ class Store:
     return sha.hexdigest()
 
   def fetch(self, name: str, path: pathlib.Path) -> bool:
-    """Copies a file to a local path; False if there is no such file."""
+    """Copies a file to a local path; False if the file is missing."""
     try:
       self._fs.get_file(self._path(name), str(path))
       return True
@@ -121,7 +121,7 @@ class Store:
     self._fs.cp_file(self._path(name), self._path(to))
 
   def remove(self, name: str) -> None:
-    """Removes a file, if it is there, and the folders left empty."""
+    """Removes a file, if present, and the folders left empty."""
     try:
       self._fs.rm_file(self._path(name))
     except FileNotFoundError:
@@ -147,7 +147,7 @@ class Store:
     return sorted(name for name in names if name)
 
   def first(self) -> str:
-    """The first name right under the URL that is not hidden, or ''."""
+    """The first visible name right under the URL, or ''."""
     try:
       paths = [path.rstrip('/') for path in self._fs.ls(self._root, detail=False)]
     except FileNotFoundError:
