@@ -10,6 +10,7 @@ import pytest
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import models
+from weightsteer_jax.evaluation import JudgeRequest
 from weightsteer_jax.experiments import organism, stages
 from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.runtime import tree
@@ -122,3 +123,29 @@ def test_a_local_judge_takes_the_place_of_the_model_of_its_own_experiment(runs, 
   read.clear()
   judged.model(layout)
   assert read == [runs[1].model.source], 'after the judge the model is read anew'
+
+
+def test_two_local_judges_are_never_in_memory_together(runs, tmp_path, monkeypatch):
+  options = {str(i): configs.ModelJudge(model=run.model.source) for i, run in enumerate(runs)}
+  experiment = Experiment(dataclasses.replace(runs[0], judges=options), tmp_path / 'judged')
+  weights = []
+  load = models.load
+
+  def loaded(source, **layout):
+    gc.collect()
+    assert all(weight() is None for weight in weights), 'two models were held'
+    model = load(source, **layout)
+    weights.append(weakref.ref(tree.get(model.params, 'embed/embedding')))
+    return model
+
+  monkeypatch.setattr(models, 'load', loaded)
+  requests = [
+    JudgeRequest('q', 'coherence', {'question': 'Is 1 large?', 'answer': 'No.'}),
+  ]
+  with experiment.judges() as judges:
+    digests = {judge.inputs()['model'] for judge in judges}
+    judgements = [list(judge.judge(requests)) for judge in judges]
+  assert len(digests) == 2
+  assert [len(each) for each in judgements] == [1, 1]
+  # Each is read for its digest, and again when its turn to judge comes.
+  assert len(weights) == 4

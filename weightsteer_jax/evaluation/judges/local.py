@@ -37,12 +37,13 @@ class LocalModel:
   Args:
     name: the judge's, in judgements.
     options: of the config.
-    engine: makes the engine that holds the model; it is made when the first request comes.
+    engine: makes the engine that holds the model. An engine is asked for when the first request
+      comes, and let go with the last, so that several local judges need not fit in memory at once.
   """
 
   def __init__(self, name: str, options: config.ModelJudge, *, engine: Callable[[], Engine]):
     self.name, self._options, self._make = name, options, engine
-    self._made: Engine | None = None
+    self._digest = ''
     self._judged = 0
 
   def check(self, names: Iterable[str]) -> None:
@@ -52,11 +53,8 @@ class LocalModel:
 
   def inputs(self) -> dict[str, Any]:
     """Its weights, and the floor."""
-    return {
-      'kind': 'model',
-      'model': tree.digest(self._engine.params),
-      'floor': self._options.floor,
-    }
+    self._digest = self._digest or tree.digest(self._make().params)
+    return {'kind': 'model', 'model': self._digest, 'floor': self._options.floor}
 
   def judge(self, requests: Iterable[JudgeRequest]) -> Iterator[Judgement]:
     """The judgements, the shortest of each batch of requests first.
@@ -65,23 +63,19 @@ class LocalModel:
       InputError: a request that cannot be put into words. NotFiniteError: the judge itself is
         broken.
     """
+    engine = None
     for batch in _batched(requests, TOGETHER):
-      yield from self._judge_batch(batch)
+      engine = engine or self._make()
+      yield from self._judge_batch(engine, batch)
 
   def summary(self) -> str:
     """How many requests it scored."""
     return f'{self._judged} requests scored'
 
-  @property
-  def _engine(self) -> Engine:
-    self._made = self._made or self._make()
-    return self._made
-
-  def _judge_batch(self, batch: Sequence[JudgeRequest]) -> Iterator[Judgement]:
-    engine = self._engine
+  def _judge_batch(self, engine: Engine, batch: Sequence[JudgeRequest]) -> Iterator[Judgement]:
     scored, limit, answers, left = [], engine.config.max_positions, [], {}
     for index, request in enumerate(batch):
-      prompt, completions = self._tokens(request)
+      prompt, completions = self._tokens(engine.tokenizer, request)
       longest = len(prompt) + max(map(len, completions)) - 1
       if longest > limit:
         yield Judgement(
@@ -107,12 +101,12 @@ class LocalModel:
       if None not in left[index].values():
         yield self._judgement(batch[index], answers[index], left.pop(index))
 
-  def _tokens(self, request: JudgeRequest) -> tuple[Tokens, dict[Tokens, str]]:
+  def _tokens(self, tokenizer: Any, request: JudgeRequest) -> tuple[Tokens, dict[Tokens, str]]:
     """(the prompt, {an answer's tokens: its text}); spellings that the tokenizer does not tell
     apart are one.
     """
     messages = purposes.messages(request)
-    tokenizer, name = self._engine.tokenizer, str(request.key)
+    name = str(request.key)
     texts = purposes.PURPOSES[request.purpose].scale.values
     found = {
       tuple(chat.completion_tokens(tokenizer, messages, text, name=name)): text for text in texts
