@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError
-from weightsteer_jax.storage import files
+from weightsteer_jax.storage import files, safetensors
 
 
 def tree_of(folder):
@@ -88,7 +88,7 @@ def test_tensors_come_back_with_dtype_shape_and_order(tmp_path):
     'empty': np.zeros((0, 4), np.float32),
     'int': np.array([1, -2]),
   }
-  files.save_safetensors(tmp_path / 'x.safetensors', tensors, metadata={'k': 'v'})
+  safetensors.save(tmp_path / 'x.safetensors', tensors, metadata={'k': 'v'})
   back = load_file(tmp_path / 'x.safetensors')
   assert back.keys() == tensors.keys()
   for name, tensor in tensors.items():
@@ -104,22 +104,22 @@ def test_tensors_on_a_full_disk_leave_nothing(tmp_path, file_size_limit):
     file_size_limit(1000),
     pytest.raises(OutputError, match='could not be written.*nothing was left behind'),
   ):
-    files.save_safetensors(tmp_path / 'x.safetensors', {'a': np.zeros(1000)})
+    safetensors.save(tmp_path / 'x.safetensors', {'a': np.zeros(1000)})
   assert tree_of(tmp_path) == []
   with pytest.raises(OutputError, match='could not be written'):
-    files.save_safetensors(tmp_path / 'no' / 'x.safetensors', {'a': np.zeros(1)})
+    safetensors.save(tmp_path / 'no' / 'x.safetensors', {'a': np.zeros(1)})
 
 
 def test_tensors_never_overwrite(tmp_path):
   (tmp_path / 'x.safetensors').write_text('mine')
   with pytest.raises(InputError, match='exists already'):
-    files.save_safetensors(tmp_path / 'x.safetensors', {'a': np.zeros(1)})
+    safetensors.save(tmp_path / 'x.safetensors', {'a': np.zeros(1)})
   assert (tmp_path / 'x.safetensors').read_text() == 'mine'
 
 
 def test_permissions_are_those_the_user_asks_for(tmp_path, umask):
   with files.new_folder(tmp_path / 'out', what='it') as partial:
-    files.save_safetensors(partial / 'x.safetensors', {'a': np.zeros(1)})
+    safetensors.save(partial / 'x.safetensors', {'a': np.zeros(1)})
     files.write_text(partial / 'x.txt', 'text')
   assert {mode(path) for path in (tmp_path / 'out').iterdir()} == {0o666 & ~umask} and mode(
     tmp_path / 'out'

@@ -164,7 +164,7 @@ def _save_tensors(path: pathlib.Path, delta: PyTree) -> tuple[dict[str, float], 
   broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
   if broken:
     raise NotFiniteError(f'the direction is NaN or infinite at {", ".join(broken)}')
-  files.save_safetensors(path, tensors)
+  raws.save(path, tensors)
   return gram.squared_norms(delta), tree.fingerprint(tensors)
 
 

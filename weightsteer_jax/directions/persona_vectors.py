@@ -126,7 +126,7 @@ def save(folder: files.Path, vectors: np.ndarray, meta: Mapping[str, Any]) -> No
 
   def write():
     with files.new_folder(folder, what='persona vectors') as partial:
-      files.save_safetensors(partial / TENSORS, tensors)
+      safetensors.save(partial / TENSORS, tensors)
       _MANIFEST.write(partial, {**meta, 'fingerprints': tree.fingerprint(tensors)})
 
   processes.on_main(write)

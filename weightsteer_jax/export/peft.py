@@ -21,7 +21,7 @@ from weightsteer_jax.models import Dense, LowRank, stored
 from weightsteer_jax.models.families import FAMILIES, TensorRow
 from weightsteer_jax.models.stored import EMBEDDING, HEAD
 from weightsteer_jax.runtime import tree
-from weightsteer_jax.storage import files
+from weightsteer_jax.storage import files, safetensors
 
 PyTree = Any
 # lora_A [R, inputs] and lora_B [outputs, R] of one module.
@@ -80,7 +80,7 @@ def write(
   for path in wholes:
     tensors |= _whole(path, changes[path], base, params)
 
-  files.save_safetensors(folder / WEIGHTS, tensors, metadata={'format': 'pt'})
+  safetensors.save(folder / WEIGHTS, tensors, metadata={'format': 'pt'})
   modules = {module.rsplit('.', 1)[-1] for module in (*pairs, *tables)}
   files.write_json(folder / CONFIG, _config(base, rank, sorted(modules), wholes))
   return {

@@ -56,7 +56,7 @@ def save_adapter(folder: files.Path, delta: PyTree, meta: Mapping[str, Any]) -> 
 
   def write():
     with files.new_folder(folder, what='an adapter') as partial:
-      files.save_safetensors(partial / TENSORS, tensors)
+      safetensors.save(partial / TENSORS, tensors)
       _MANIFEST.write(partial, manifest)
 
   processes.on_main(write)

@@ -28,7 +28,7 @@ from weightsteer_jax.runtime import processes, sharding, tree
 from weightsteer_jax.runtime.errors import CorruptError, InputError, NotFiniteError
 from weightsteer_jax.runtime.messages import did_you_mean, first_line
 from weightsteer_jax.runtime.sharding import Layout
-from weightsteer_jax.storage import files
+from weightsteer_jax.storage import files, safetensors
 
 PyTree = Any
 
@@ -395,7 +395,7 @@ def _write_shards(folder: pathlib.Path, tensors: Iterator[tuple[str, np.ndarray]
 
   def flush():
     path = folder / f'shard-{len(shards)}.safetensors'
-    files.save_safetensors(path, held, metadata={'format': 'pt'})
+    safetensors.save(path, held, metadata={'format': 'pt'})
     shards.append((path, list(held)))
     held.clear()
 

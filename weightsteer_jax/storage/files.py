@@ -9,8 +9,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from weightsteer_jax.runtime import messages
 from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError
 
@@ -93,44 +91,6 @@ def append_json(path: Path, value: Any) -> None:
     raise OutputError(f'{path} could not be written: {error.strerror or error}') from error
 
 
-def save_safetensors(
-  path: Path, tensors: Mapping[str, np.ndarray], *, metadata: Mapping[str, str] | None = None
-) -> None:
-  """Writes a new safetensors file, with the permissions of any other new file.
-
-  Raises:
-    InputError: if the file exists.
-    OutputError: if the file could not be written whole; nothing is left behind.
-  """
-  from safetensors import SafetensorError
-  from safetensors.numpy import save_file
-
-  path = pathlib.Path(path)
-  try:
-    path.open('xb').close()
-    mode = path.stat().st_mode
-  except FileExistsError as error:
-    raise InputError(
-      f'{path} exists already and is never overwritten: name another output, or move it away'
-    ) from error
-  except OSError as error:
-    raise OutputError(f'{path} could not be written: {error.strerror or error}') from error
-  try:
-    save_file(
-      {name: np.asarray(tensor, order='C') for name, tensor in tensors.items()},
-      str(path),
-      metadata=dict(metadata or {}),
-    )
-    # safetensors makes files for the owner alone (0600).
-    path.chmod(mode)
-    _sync(path)
-  except BaseException as error:
-    path.unlink(missing_ok=True)
-    if isinstance(error, (SafetensorError, OSError)):
-      raise OutputError(f'{path} could not be written: {error}; nothing was left behind') from error
-    raise
-
-
 @contextlib.contextmanager
 def new_folder(folder: Path, *, what: str, sync: bool = True) -> Iterator[pathlib.Path]:
   """A hidden folder to write into, renamed to the wanted name when the block ends.
@@ -156,12 +116,12 @@ def new_folder(folder: Path, *, what: str, sync: bool = True) -> Iterator[pathli
     yield partial
     if sync:
       for path in (*partial.rglob('*'), partial):
-        _sync(path)
+        sync_to_disk(path)
     # Another process may have made the folder in the meantime.
     refuse_existing(folder, what=what)
     os.rename(partial, folder)
     if sync:
-      _sync(folder.parent)
+      sync_to_disk(folder.parent)
   except OSError as error:
     raise OutputError(
       f'{what} could not be written to {folder}: {error.strerror or error}; nothing was left behind'
@@ -181,7 +141,7 @@ def refuse_existing(folder: Path, *, what: str) -> None:
     )
 
 
-def _sync(path: pathlib.Path) -> None:
+def sync_to_disk(path: pathlib.Path) -> None:
   """Waits until a file, or the names in a folder, are on the disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from weightsteer_jax.runtime.errors import CorruptError, OutputError
+from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError
+from weightsteer_jax.storage import files
 
 # The NumPy dtype of an element as read. NumPy has no bfloat16: its bits are the upper half of a
 # float32's.
@@ -139,6 +140,41 @@ def found_whole(path: pathlib.Path, *, remedy: str) -> Iterator[None]:
     yield
   except (SafetensorError, OSError) as error:
     raise CorruptError(f'{path} is no whole safetensors file ({error}); {remedy}') from error
+
+
+def save(
+  path: files.Path, tensors: Mapping[str, np.ndarray], *, metadata: Mapping[str, str] | None = None
+) -> None:
+  """Writes a new safetensors file, with the permissions of any other new file.
+
+  Raises:
+    InputError: if the file exists.
+    OutputError: if the file could not be written whole; nothing is left behind.
+  """
+  path = pathlib.Path(path)
+  try:
+    path.open('xb').close()
+    mode = path.stat().st_mode
+  except FileExistsError as error:
+    raise InputError(
+      f'{path} exists already and is never overwritten: name another output, or move it away'
+    ) from error
+  except OSError as error:
+    raise OutputError(f'{path} could not be written: {error.strerror or error}') from error
+  try:
+    save_file(
+      {name: np.asarray(tensor, order='C') for name, tensor in tensors.items()},
+      str(path),
+      metadata=dict(metadata or {}),
+    )
+    # safetensors makes files for the owner alone (0600).
+    path.chmod(mode)
+    files.sync_to_disk(path)
+  except BaseException as error:
+    path.unlink(missing_ok=True)
+    if isinstance(error, (SafetensorError, OSError)):
+      raise OutputError(f'{path} could not be written: {error}; nothing was left behind') from error
+    raise
 
 
 class Writer:
