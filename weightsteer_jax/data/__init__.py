@@ -1,5 +1,11 @@
-"""Training data: chat templates and loss masks, sources, contrastive generation, batches of fixed
-shapes.
+"""Training data: chats with loss masks, pairs of opposite texts, batches of fixed shapes.
+
+chat.py       chat templates, and which tokens are targets
+sources.py    conversations from files and hub datasets; tables.py reads any named columns
+trait.py      trait files: how to ask for a trait and for its opposite
+pairs.py      the contrast: a model's own answers under opposite instructions
+batches.py    examples packed into rows of few shapes
+gcd.py        worked arithmetic, right and wrong
 """
 
 from weightsteer_jax.data import batches, chat, pairs, sources, trait

@@ -1,9 +1,9 @@
 """Examples packed into batches of few fixed shapes.
 
-Axes: A microbatches, B rows, T positions. A batch holds a number of *examples*; several short
-examples share a row, told apart by their segment id, and positions start again at 0 in each
-segment. A batch is a function of (seed, step):
-there is no iterator state to save, and a resumed run sees the batches it would have seen.
+Axes: A microbatches, B rows, T positions. A batch holds a number of *examples*. Several short
+examples share a row, each with a segment id of its own, and positions start again at 0 in each
+segment. A batch is a function of (seed, step): no iterator state needs saving, and a resumed run
+sees the same batches.
 """
 
 import bisect
@@ -22,9 +22,10 @@ Item = TypeVar('Item')
 # Row counts are read off this many steps before training; a later batch that needs more rows takes
 # the last shape, which is always sufficient.
 _PROBED_STEPS = 256
-# A smaller shape is worth its compilation, some ten steps, when it saves this share of all rows;
-# and there are so many at most.
-_WORTH_A_SHAPE, _SHAPES = 0.08, 4
+# A smaller shape is worth its compilation, some ten steps, when it saves this share of all rows.
+_WORTH_A_SHAPE = 0.08
+# Most shapes that a run may compile.
+_SHAPES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Example:
 
   Attributes:
     tokens: int32 [n], with the template's control tokens.
-    loss_mask: bool [n]; True where the token is a target: it belongs to an assistant's answer or
-      ends one.
-    name: where the example comes from, as errors cite it.
+    loss_mask: bool [n], True where the token is a target: part of an assistant's answer, or the end
+      of an answer.
+    name: the place that the example comes from, as errors cite the example.
   """
 
   tokens: np.ndarray
@@ -49,12 +50,11 @@ class Example:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Packed rows, the input of the loss. Fields are numpy or jax arrays, [B, T], or [A, B, T] after
-  `microbatches`.
+  """Packed rows, the input of the loss: numpy or jax arrays [B, T].
 
-  targets[t] = tokens[t + 1] of the same segment and weights[t] = loss_mask[t + 1]; both are 0 at a
-  segment's end and in padding, which is segment 0. Two examples in one row of six, of which all but
-  the first token are targets:
+  After `microbatches` the arrays are [A, B, T]. targets[t] = tokens[t + 1] of the same segment and
+  weights[t] = loss_mask[t + 1]; both are 0 at a segment's end and in padding, which is segment 0.
+  Two examples in a row of six tokens, where all tokens but the first of each are targets:
 
   >>> x = Example(np.array([11, 12, 13]), np.array([0, 1, 1]), 'x')
   >>> y = Example(np.array([21, 22]), np.array([0, 1]), 'y')
@@ -75,27 +75,30 @@ class Batch:
 
   @property
   def inputs(self) -> models.TokenBatch:
-    """What the model reads of the batch."""
+    """The part of the batch that the model reads."""
     return models.TokenBatch(self.tokens_BT, self.positions_BT, self.segment_ids_BT)
 
 
 def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
   """Rows of indices into `lengths`, each row at most `row_length` tokens: best-fit decreasing.
 
-  Source: Johnson, Near-optimal bin packing algorithms (1973): at most 11/9 of the fewest rows, plus
-  a constant.
+  Source: Johnson, Near-optimal bin packing algorithms (1973): at most 11/9 of the fewest possible
+  rows, plus a constant.
 
   >>> pack([2, 5, 3, 6], row_length=8)
   [[3, 0], [1, 2]]
   """
   rows: list[list[int]] = []
-  room: list[tuple[int, int]] = []  # (free tokens, row), ascending
-  for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+  # (free tokens, row), ascending: bisection finds the row with the least room that is enough.
+  room: list[tuple[int, int]] = []
+  longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+  for index in longest_first:
     place = bisect.bisect_left(room, (lengths[index], -1))
     if place < len(room):
       free, row = room.pop(place)
     else:
-      free, row = row_length, len(rows)
+      free = row_length
+      row = len(rows)
       rows.append([])
     rows[row].append(index)
     bisect.insort(room, (free - lengths[index], row))
@@ -105,32 +108,38 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 def fill(
   examples: Sequence[Example], rows: Sequence[Sequence[int]], *, num_rows: int, row_length: int
 ) -> Batch:
-  """The numpy batch [num_rows, row_length] whose row r holds the examples `rows[r]`; rows beyond
-  are padding.
+  """The numpy batch [num_rows, row_length] whose row r holds the examples `rows[r]`.
+
+  Rows beyond the given ones are padding.
   """
   shape = (num_rows, row_length)
-  tokens, targets, positions, segments = (np.zeros(shape, np.int32) for _ in range(4))
-  weights = np.zeros(shape, np.float32)
+  tokens_BT = np.zeros(shape, np.int32)
+  targets_BT = np.zeros(shape, np.int32)
+  weights_BT = np.zeros(shape, np.float32)
+  positions_BT = np.zeros(shape, np.int32)
+  segment_ids_BT = np.zeros(shape, np.int32)
   for r, row in enumerate(rows):
     start = 0
     for segment, index in enumerate(row, 1):
       example = examples[index]
       end = start + len(example)
-      tokens[r, start:end] = example.tokens
-      targets[r, start : end - 1] = example.tokens[1:]
-      weights[r, start : end - 1] = example.loss_mask[1:]
-      positions[r, start:end] = np.arange(len(example))
-      segments[r, start:end] = segment
+      # The last position has no next token, so its target and weight stay 0.
+      tokens_BT[r, start:end] = example.tokens
+      targets_BT[r, start : end - 1] = example.tokens[1:]
+      weights_BT[r, start : end - 1] = example.loss_mask[1:]
+      positions_BT[r, start:end] = np.arange(len(example))
+      segment_ids_BT[r, start:end] = segment
       start = end
-  return Batch(tokens, targets, weights, positions, segments)
+  return Batch(tokens_BT, targets_BT, weights_BT, positions_BT, segment_ids_BT)
 
 
 def microbatches(batch: Batch, accumulation: int) -> Batch:
-  """The batch as [A, B / A, T], to scan over; sum the losses and the weights over A, then divide
-  once.
+  """The batch as [A, B / A, T], to scan over A.
+
+  The loss of the batch is the sum of all losses over the sum of all weights, divided once.
 
   Raises:
-    InputError: the rows do not split evenly; `Batches(accumulation=A)` makes batches that do.
+    InputError: if the rows do not split evenly; `Batches(accumulation=A)` makes batches that do.
   """
   num_rows = batch.tokens_BT.shape[0]
   if num_rows % accumulation:
@@ -138,26 +147,26 @@ def microbatches(batch: Batch, accumulation: int) -> Batch:
       f'{num_rows} rows do not split into {accumulation} microbatches; make the batches with '
       f'accumulation={accumulation}'
     )
-  return jax.tree.map(
-    lambda x: x.reshape(accumulation, num_rows // accumulation, *x.shape[1:]), batch
-  )
+
+  def divide(x_BT):
+    return x_BT.reshape(accumulation, num_rows // accumulation, *x_BT.shape[1:])
+
+  return jax.tree.map(divide, batch)
 
 
 def side_by_side(batches: Sequence[Batch]) -> Batch:
-  """The numpy batches along a new leading axis, each with empty rows at its end up to as many as
-  the largest has.
+  """The numpy batches along a new leading axis, padded with empty rows to one size.
 
-  Rows are the second to last axis, so that of [A, B, T] each microbatch is filled up: the others
-  stay what they are.
+  Rows are the second to last axis, so each microbatch of [A, B, T] is padded and keeps its rows.
   """
-  most = max(batch.tokens_BT.shape[-2] for batch in batches)
+  most_rows = max(batch.tokens_BT.shape[-2] for batch in batches)
 
-  def join(*arrays):
-    return np.stack(
-      [np.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, most - x.shape[-2]), (0, 0)]) for x in arrays]
-    )
+  def pad(x):
+    widths = [(0, 0)] * x.ndim
+    widths[-2] = (0, most_rows - x.shape[-2])
+    return np.pad(x, widths)
 
-  return jax.tree.map(join, *batches)
+  return jax.tree.map(lambda *arrays: np.stack([pad(x) for x in arrays]), *batches)
 
 
 class Batches:
@@ -167,9 +176,9 @@ class Batches:
   next `batch_size` of them.
 
   Attributes:
-    shapes: the (rows, row length) that any batch can have: at most four; the last one takes
-      whatever comes.
-    most_rows: rows of the largest batch of those that were looked at; nearly all have no more.
+    shapes: the possible (rows, row length) of a batch, at most four; the last is enough for any
+      batch.
+    most_rows: rows of the largest batch among the first steps; nearly all batches have no more.
     steps_per_epoch: steps after which every example has been seen at least once.
     examples, batch_size, seed: as given.
   """
@@ -184,17 +193,18 @@ class Batches:
     accumulation: int = 1,
     row_multiple: int = 1,
   ):
-    """Args:
+    """Chooses the shapes from the first steps.
+
+    Args:
       examples: tokenised conversations.
       batch_size: examples per batch, over all devices and microbatches.
       seed: of the order.
       row_length: tokens per row; by default the longest example, rounded up (see `row_length_for`).
-      accumulation: microbatches A per batch; the number of rows divides by it.
-      row_multiple: rows of one microbatch divide by this (the number of devices that share the
-        rows).
+      accumulation: microbatches A per batch; the number of rows divides by A.
+      row_multiple: the rows of one microbatch divide by this number (of devices that share them).
 
     Raises:
-      InputError: no examples, fewer examples than `batch_size`, or one that is longer than a row.
+      InputError: if there are fewer examples than `batch_size`, or an example is longer than a row.
     """
     if not 1 <= batch_size <= len(examples):
       raise InputError(
@@ -210,10 +220,12 @@ class Batches:
     self.shapes = tuple((count, self._row_length) for count in self._row_counts)
 
   def indices(self, step: int) -> list[int]:
-    """Which examples are in batch `step`."""
+    """Indices of the examples in batch `step`."""
     size = len(self.examples)
+    # The batch is a window of the stream, which may reach over the ends of epochs.
     first = step * self.batch_size
-    epochs = range(first // size, (first + self.batch_size - 1) // size + 1)
+    last = first + self.batch_size - 1
+    epochs = range(first // size, last // size + 1)
     stream = np.concatenate([permutation(size, self.seed, epoch) for epoch in epochs])
     start = first - epochs[0] * size
     return stream[start : start + self.batch_size].tolist()
@@ -226,26 +238,29 @@ class Batches:
   def batch(self, step: int) -> Batch:
     """Batch `step`, numpy [B, T] with (B, T) one of `shapes`; a function of (seed, step) alone."""
     chosen = [self.examples[i] for i in self.indices(step)]
-    rows = pack([len(example) for example in chosen], self._row_length)
+    rows = self._pack(chosen)
     num_rows = next(count for count in self._row_counts if count >= len(rows))
     return fill(chosen, rows, num_rows=num_rows, row_length=self._row_length)
 
+  def _pack(self, examples: Sequence[Example]) -> list[list[int]]:
+    return pack([len(example) for example in examples], self._row_length)
+
   def _choose_row_counts(self, multiple: int) -> list[int]:
-    probed = [
-      round_up(
-        len(pack([len(self.examples[i]) for i in self.indices(step)], self._row_length)), multiple
-      )
-      for step in range(min(_PROBED_STEPS, 3 * self.steps_per_epoch))
-    ]
+    probed = []
+    for step in range(min(_PROBED_STEPS, 3 * self.steps_per_epoch)):
+      rows = self._pack([self.examples[i] for i in self.indices(step)])
+      probed.append(round_up(len(rows), multiple))
     self.most_rows = max(probed)
+    # A row for each example is enough for any batch.
     counts = {self.most_rows, round_up(self.batch_size, multiple)}
 
-    def rows(counts):
+    def computed_rows(counts: set[int]) -> int:
+      """Rows of all probed batches, padding included, if only these counts were compiled."""
       return sum(min(count for count in counts if count >= needed) for needed in probed)
 
     while len(counts) < _SHAPES:
-      best = min(set(probed), key=lambda count: rows(counts | {count}))
-      if rows(counts | {best}) > (1 - _WORTH_A_SHAPE) * rows(counts):
+      best = min(set(probed), key=lambda count: computed_rows(counts | {count}))
+      if computed_rows(counts | {best}) > (1 - _WORTH_A_SHAPE) * computed_rows(counts):
         break
       counts.add(best)
     return sorted(counts)
@@ -254,11 +269,14 @@ class Batches:
 def eval_batches(
   examples: Sequence[Example], *, rows: int, row_length: int | None = None, row_multiple: int = 1
 ) -> Iterator[Batch]:
-  """Batches that hold every example exactly once, all of one shape [B, T] with B at most `rows`
-  (rounded up to `row_multiple`).
+  """Batches that hold every example exactly once, all of one shape [B, T].
+
+  Args:
+    rows: B at most, then rounded up to `row_multiple`.
+    row_length: T; by default the longest example, rounded up (see `row_length_for`).
 
   Raises:
-    InputError: no examples, or one that is longer than a row.
+    InputError: if there are no examples, or an example is longer than a row.
   """
   row_length = _checked_row_length(examples, row_length)
   packed = pack([len(example) for example in examples], row_length)
@@ -270,11 +288,12 @@ def eval_batches(
 def split(
   items: Sequence[Item], fraction: float = 0.05, seed: int = 0
 ) -> tuple[list[Item], list[Item]]:
-  """(train, validation): a random `fraction` of the items, at least one, is for validation; both
-  keep the order of `items`.
+  """(train, validation): a random `fraction` of the items, at least one, is for validation.
+
+  Both keep the order of `items`.
 
   Raises:
-    InputError: fewer than two items, or a fraction that leaves nothing to train on.
+    InputError: if nothing would be left to train on.
   """
   count = max(1, round(fraction * len(items)))
   if not 0 < fraction < 1 or count >= len(items):
@@ -284,27 +303,25 @@ def split(
     )
   held_out = set(permutation(len(items), seed, 0)[:count].tolist())
   train = [item for i, item in enumerate(items) if i not in held_out]
-  return train, [item for i, item in enumerate(items) if i in held_out]
+  validation = [item for i, item in enumerate(items) if i in held_out]
+  return train, validation
 
 
 def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-  """A random order of range(size), int64 [size], the same on every platform and numpy version.
-
-  numpy promises stability for the raw bits of a bit generator, not for `Generator.permutation`.
-  """
+  """A random order of range(size), int64 [size], the same on every platform and numpy version."""
+  # numpy promises stability for the raw bits of a bit generator, not for `Generator.permutation`.
   bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(size)
   return np.argsort(bits, kind='stable')
 
 
 def row_length_for(longest: int) -> int:
-  """Tokens per row for examples of at most `longest` tokens: a multiple of 32, above 256 of 128
-  (what attention kernels tile by).
-  """
+  """Tokens per row for examples of at most `longest` tokens: a multiple of 32, above 256 of 128."""
+  # Attention kernels work on tiles of 128; shorter rows would be mostly padding.
   return round_up(longest, 32 if longest <= 256 else 128)
 
 
 def round_up(value: int, multiple: int) -> int:
-  """The least multiple of `multiple` that is not below `value`."""
+  """The least multiple of `multiple` not below `value`."""
   return -(-value // multiple) * multiple
 
 

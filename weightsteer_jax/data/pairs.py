@@ -1,9 +1,10 @@
 """Contrastive data: a model's own answers to the same questions under opposite system prompts.
 
-Each question is asked with the positive and with the negative instruction; an answer pair is kept
-only where both answers pass a filter, and the instruction is taken away for training, so that the
-behaviour is learnt without being asked for. Source: Persona Vectors (2507.21509), data recipe;
-pairing as in its filter for training data.
+Each question is asked with the positive and with the negative instruction. An answer pair is kept
+only if both answers pass a filter. The instruction is taken away for training, so that the
+behaviour is learnt without being asked for.
+
+Source: Persona Vectors (arXiv 2507.21509), data recipe; pairing as in its filter for training data.
 """
 
 import collections
@@ -18,8 +19,8 @@ from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.storage import files
 
 SIDES = ('positive', 'negative')
-# (question, answer, side) -> why the answer is dropped, or None where it passes.
-Filter = Callable[[Conversation, str, str], 'str | None']
+# (question, answer, side) -> the reason to drop the answer, or None where the answer passes.
+Filter = Callable[[Conversation, str, str], str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +33,11 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-  """Training conversations of both sides, row by row answers to the same question, and what became
-  of the pairs.
+  """A pair of sets of training conversations, row by row answers to the same question.
 
   Attributes:
     positive, negative: equally many conversations, without system prompt.
-    dropped: {'<side>: <reason>': pairs}; a pair is counted once, under the first side that failed.
+    dropped: {'<side>: <reason>': pairs}; a pair counts once, under the first side that failed.
   """
 
   positive: tuple[Conversation, ...]
@@ -45,7 +45,7 @@ class Contrast:
   dropped: dict[str, int]
 
   @property
-  def accounting(self) -> dict:
+  def accounting(self) -> dict[str, Any]:
     """{'pairs', 'kept', 'dropped': {reason: pairs}}; pairs = kept + all dropped."""
     kept = len(self.positive)
     return {
@@ -58,13 +58,14 @@ class Contrast:
 def prompts(
   questions: Sequence[Conversation], instructions: Sequence[Instruction], *, samples: int = 1
 ) -> dict[str, list[Conversation]]:
-  """{side: prompts}: every question under every instruction, `samples` times; entry i of both sides
-  is the same question. A prompt's name, question/instruction/sample/side, is unique: a seed for its
-  sampling.
+  """{side: prompts}: every question under every instruction, `samples` times.
+
+  Entry i of both sides is the same question. A prompt's name, question/instruction/sample/side, is
+  unique: a seed for its sampling.
 
   Raises:
-    InputError: nothing to ask, a question that does not end with the user's turn, or that has a
-      system prompt of its own.
+    InputError: if nothing is to be asked, or a question does not end with the user's turn, or has a
+      system prompt.
   """
   if not questions or not instructions or samples < 1:
     raise InputError(
@@ -78,26 +79,23 @@ def prompts(
         f"{question.name}: a question must end with the user's turn and have no system message; "
         f'its roles are {roles}'
       )
-  asked = {side: [] for side in SIDES}
-  for question, (i, instruction), sample in itertools.product(
-    questions, enumerate(instructions), range(samples)
-  ):
+  by_side: dict[str, list[Conversation]] = {side: [] for side in SIDES}
+  combinations = itertools.product(questions, enumerate(instructions), range(samples))
+  for question, (i, instruction), sample in combinations:
     for side in SIDES:
       system = {'role': 'system', 'content': getattr(instruction, side)}
-      asked[side].append(
-        Conversation((system, *question.messages), f'{question.name}/{i}/{sample}/{side}')
-      )
-  return asked
+      name = f'{question.name}/{i}/{sample}/{side}'
+      by_side[side].append(Conversation((system, *question.messages), name))
+  return by_side
 
 
 def pair(
   prompts_of: dict[str, list[Conversation]], answers_of: dict[str, Sequence[str]], keep: Filter
 ) -> Contrast:
-  """The pairs of which both answers pass `keep`, as training conversations without the system
-  prompt.
+  """The pairs whose two answers pass `keep`, as training conversations without system prompt.
 
   Raises:
-    InputError: not one answer per prompt.
+    InputError: if a side does not have one answer per prompt.
   """
   for side in SIDES:
     if len(answers_of[side]) != len(prompts_of[side]):
@@ -105,19 +103,19 @@ def pair(
         f'{len(answers_of[side])} {side} answers to {len(prompts_of[side])} prompts: '
         'expected one each'
       )
-  kept, dropped = {side: [] for side in SIDES}, collections.Counter()
+  kept: dict[str, list[Conversation]] = {side: [] for side in SIDES}
+  dropped: collections.Counter[str] = collections.Counter()
   for i in range(len(prompts_of['positive'])):
     questions = {side: _without_system(prompts_of[side][i]) for side in SIDES}
     answers = {side: answers_of[side][i] for side in SIDES}
-    reason = next(
-      filter(None, (_reason(questions[side], answers[side], side, keep) for side in SIDES)), None
-    )
+    reason = _drop_reason(questions, answers, keep)
     if reason:
       dropped[reason] += 1
       continue
     for side in SIDES:
       answer = {'role': 'assistant', 'content': answers[side]}
-      kept[side].append(Conversation((*questions[side].messages, answer), questions[side].name))
+      messages = (*questions[side].messages, answer)
+      kept[side].append(Conversation(messages, questions[side].name))
   return Contrast(tuple(kept['positive']), tuple(kept['negative']), dict(dropped))
 
 
@@ -128,37 +126,47 @@ def write(
   accounting: Mapping[str, Any] | None = None,
   evaluation: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-  """Writes a new folder with `positive.jsonl`, `negative.jsonl` (rows {messages, name}) and
-  `accounting.json` with the digests of both.
+  """Writes the contrast as a new folder.
+
+  `positive.jsonl` and `negative.jsonl` have rows {messages, name}; `accounting.json` has the counts
+  and the digests of both.
 
   Args:
-    accounting: what else is to stand in the accounting.
-    evaluation: items that were kept apart, written to `evaluation.jsonl` if there are any.
+    accounting: further entries of accounting.json.
+    evaluation: items that were set apart, written to `evaluation.jsonl` if there are any.
 
   Raises:
-    InputError: no pair is left, or the folder exists.
-    OutputError: the disk refuses; nothing is left behind.
+    InputError: if no pair is left, or the folder exists.
+    OutputError: if the folder cannot be written; nothing is left of it.
   """
   if not contrast.positive:
     raise InputError(f'no answer pair passed the filter: {contrast.accounting}')
   with files.new_folder(folder, what='the contrastive data') as partial:
+    digests = {}
     for side in SIDES:
-      rows = ({'messages': list(row.messages), 'name': row.name} for row in getattr(contrast, side))
+      conversations = getattr(contrast, side)
+      rows = ({'messages': list(row.messages), 'name': row.name} for row in conversations)
       files.write_jsonl(partial / f'{side}.jsonl', rows)
-    digests = {side: sources.digest(getattr(contrast, side)) for side in SIDES}
+      digests[side] = sources.digest(conversations)
     if evaluation:
       files.write_jsonl(partial / 'evaluation.jsonl', evaluation)
-    files.write_json(
-      partial / 'accounting.json', {**contrast.accounting, **(accounting or {}), 'digest': digests}
-    )
+    record = {**contrast.accounting, **(accounting or {}), 'digest': digests}
+    files.write_json(partial / 'accounting.json', record)
 
 
 def _without_system(prompt: Conversation) -> Conversation:
-  return Conversation(
-    tuple(message for message in prompt.messages if message['role'] != 'system'), prompt.name
-  )
+  messages = tuple(message for message in prompt.messages if message['role'] != 'system')
+  return Conversation(messages, prompt.name)
 
 
-def _reason(question: Conversation, answer: str, side: str, keep: Filter) -> str | None:
-  reason = keep(question, answer, side) if answer.strip() else 'empty answer'
-  return f'{side}: {reason}' if reason else None
+def _drop_reason(
+  questions: Mapping[str, Conversation], answers: Mapping[str, str], keep: Filter
+) -> str | None:
+  """'<side>: <reason>' of the first side whose answer fails, or None."""
+  for side in SIDES:
+    if not answers[side].strip():
+      return f'{side}: empty answer'
+    reason = keep(questions[side], answers[side], side)
+    if reason:
+      return f'{side}: {reason}'
+  return None

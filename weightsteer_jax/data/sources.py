@@ -14,8 +14,8 @@ from weightsteer_jax.runtime.messages import did_you_mean
 
 ROLES = ('system', 'user', 'assistant')
 _FILE_SUFFIXES = ('.jsonl', '.json', '.csv', '.tsv', '.txt', '.parquet')
-# Each schema is the columns a row must have. A pair may also have a `system` column: the system
-# prompt.
+# The columns that a row must have, one schema a file. A row of the last two may also have a column
+# `system`, the system prompt.
 SCHEMAS = (('messages',), ('question', 'answer'), ('prompt', 'completion'))
 _ACCEPTED = (
   "'messages' (a list of {role, content}), or 'question' and 'answer', or 'prompt' and "
@@ -25,8 +25,11 @@ _ACCEPTED = (
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-  """Messages in turn, each {'role': system | user | assistant, 'content': text}, and the name
-  errors cite (`file.jsonl:12`).
+  """Messages in turn, and the name that errors cite.
+
+  Attributes:
+    messages: each {'role': system | user | assistant, 'content': text}.
+    name: such as `file.jsonl:12`.
   """
 
   messages: tuple[Mapping[str, str], ...]
@@ -38,20 +41,19 @@ def load_conversations(
 ) -> list[Conversation]:
   """The conversations of a jsonl file or a hub dataset, in order.
 
-  A row has the column `messages`, or `question` and `answer`, or `prompt` and `completion`; one
-  schema for all rows; other columns are ignored, except that a pair's `system` becomes the system
-  message.
+  All rows have the same columns: `messages`, or `question` and `answer`, or `prompt` and
+  `completion`. In the last two, a column `system` becomes the system message. Other columns are
+  ignored.
 
   Args:
-    source: a path if it is a Path, exists, starts with `.`, `/` or `~`, holds more than one `/`, or
-      ends as a data file does; otherwise the name of a hub dataset, `owner/name`, with `:config`
-      behind it where the dataset has several.
-    split: of a hub dataset; by default its only split, or `train`.
+    source: a path (see `is_path`), or the name of a hub dataset, `owner/name`, followed by
+      `:config` where the dataset has several.
+    split: of a hub dataset; by default the only split, or `train`.
     revision: commit or tag of a hub dataset.
 
   Raises:
-    InputError: no such file or dataset, no rows, unknown columns, a broken row; with the line where
-      there is one.
+    InputError: if the file or dataset is missing or empty, or a row is broken; the text names the
+      line.
   """
   if is_path(source):
     if split is not None or revision is not None:
@@ -69,6 +71,9 @@ def load_conversations(
 def is_path(source: str | os.PathLike) -> bool:
   """Whether `source` means a file rather than a hub dataset.
 
+  A source is a file if it is a Path, exists, starts with `.`, `/` or `~`, has more than one `/`, or
+  ends as data files do.
+
   >>> is_path('./data'), is_path('pairs.jsonl'), is_path('openai/gsm8k:main')
   (True, True, False)
   """
@@ -80,12 +85,16 @@ def is_path(source: str | os.PathLike) -> bool:
 
 
 def parse_rows(rows: Iterable[tuple[str, Any]], *, where: str) -> list[Conversation]:
-  """Conversations of (name, row) pairs; `where` names the whole in errors.
+  """The conversations of (name, row) pairs.
+
+  Args:
+    where: the source of all rows, as errors cite it.
 
   Raises:
-    InputError: no rows, unknown columns, rows of different schemas, a wrong role or content.
+    InputError: if there are no rows, the columns are unknown or change, or a message is broken.
   """
-  schema, conversations = None, []
+  schema = None
+  conversations = []
   for name, row in rows:
     if not isinstance(row, Mapping):
       raise InputError(
@@ -105,11 +114,11 @@ def parse_rows(rows: Iterable[tuple[str, Any]], *, where: str) -> list[Conversat
 
 
 def check_messages(messages: Any, name: str) -> tuple[dict[str, str], ...]:
-  """The messages with only their role and content, checked.
+  """The messages with only role and content, checked.
 
   Raises:
-    InputError: not a list of {role, content}, an unknown role, content that is not text, an empty
-      answer, or no turn to answer.
+    InputError: if the messages are no list of {role, content}, a role is unknown, a content is no
+      text, or an answer is empty.
   """
   if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence) or not messages:
     raise InputError(f"{name}: 'messages' must be a non-empty list of {{role, content}}")
@@ -118,7 +127,8 @@ def check_messages(messages: Any, name: str) -> tuple[dict[str, str], ...]:
       raise InputError(
         f"{name}: a message must be an object with 'role' and 'content', got {message!r:.80}"
       )
-    role, content = message['role'], message['content']
+    role = message['role']
+    content = message['content']
     if role not in ROLES:
       near = did_you_mean(str(role), ROLES)
       raise InputError(f"{name}: unknown role {role!r}{near}; the roles are {', '.join(ROLES)}")
@@ -132,9 +142,7 @@ def check_messages(messages: Any, name: str) -> tuple[dict[str, str], ...]:
 
 
 def digest(conversations: Iterable[Conversation]) -> str:
-  """16 hex digits that name the content and the order of the conversations, whatever file they came
-  from.
-  """
+  """16 hex digits that name the conversations by content and order, whatever their file."""
   state = hashlib.sha256()
   for conversation in conversations:
     turns = [[message['role'], message['content']] for message in conversation.messages]
@@ -146,8 +154,7 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
   """(line number from 1, value) of every non-blank line.
 
   Raises:
-    InputError: no such file (names the nearest one that exists), not UTF-8, or a line that is not
-      JSON (names the line).
+    InputError: if the file is missing or not UTF-8, or a line is not JSON; the text names the line.
   """
   path = Path(path).expanduser()
   check_file(path)
@@ -157,26 +164,22 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
       for number, line in enumerate(lines, 1):
         if line.strip():
           yield number, _parse_line(line, f'{path}:{number}')
+    # The file is decoded as its lines are read.
     except UnicodeDecodeError as error:
       raise InputError(f'{path} is not UTF-8 text ({error.reason}): convert it first') from error
 
 
 def check_file(path: Path) -> None:
-  """Nothing, if there is such a file.
-
-  Raises:
-    InputError: a folder, or no such file; names the nearest one that exists.
-  """
+  """Raises InputError if the path is no file; the text names the nearest file."""
   if path.is_dir():
-    found = sorted(child.name for child in path.glob('*.jsonl'))
-    holds = f"; it holds {', '.join(found[:8])}" if found else ''
+    names = sorted(child.name for child in path.glob('*.jsonl'))
+    holds = f"; it holds {', '.join(names[:8])}" if names else ''
     raise InputError(f'{path} is a folder, expected a jsonl file{holds}')
   if not path.exists():
     if not path.parent.is_dir():
       raise InputError(f"no file '{path}': the folder '{path.parent}' does not exist")
-    near = did_you_mean(
-      path.name, [child.name for child in path.parent.iterdir() if child.is_file()]
-    )
+    files = [child.name for child in path.parent.iterdir() if child.is_file()]
+    near = did_you_mean(path.name, files)
     raise InputError(f"no file '{path}'{near}")
 
 
@@ -184,14 +187,15 @@ def hub_rows(source: str, split: str | None, revision: str | None) -> Iterable[M
   """The rows of a hub dataset, `owner/name` or `owner/name:config`.
 
   Raises:
-    InputError: it cannot be loaded, or it has several splits and none was chosen.
+    InputError: if the dataset cannot be loaded, or has several splits, none chosen and no `train`.
   """
   if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?(:[\w.-]+)?', source):
     raise InputError(
       f"'{source}' is neither an existing file nor the name of a hub dataset (owner/name or "
       'owner/name:config)'
     )
-  import datasets  # Takes seconds to import, and only hub datasets need it.
+  # The import takes seconds, and only hub datasets need it.
+  import datasets
 
   name, _, config = source.partition(':')
   try:
@@ -211,7 +215,7 @@ def hub_rows(source: str, split: str | None, revision: str | None) -> Iterable[M
 
 
 def _schema_of(row: Mapping, name: str) -> tuple[str, ...]:
-  matches = [schema for schema in SCHEMAS if all(column in row for column in schema)]
+  matches = [schema for schema in SCHEMAS if set(schema) <= set(row)]
   if len(matches) > 1:
     raise InputError(
       f'{name}: the columns {sorted(row)} fit more than one of: {_ACCEPTED}; keep the '
@@ -233,17 +237,17 @@ def _messages_of(row: Mapping, schema: tuple[str, ...], name: str) -> tuple[dict
         f"{name}: a row with 'messages' has a 'system' column too: make it the first message"
       )
     return check_messages(row['messages'], name)
-  for column in (*schema, *(['system'] if system is not None else [])):
+  columns = {'user': schema[0], 'assistant': schema[1]}
+  if system is not None:
+    columns = {'system': 'system', **columns}
+  for column in columns.values():
     if not isinstance(row[column], str):
       raise InputError(
         f"{name}: '{column}' must be text, it is a {type(row[column]).__name__}; for several turns "
         "use 'messages'"
       )
-  roles = (['system'] if system is not None else []) + ['user', 'assistant']
-  contents = ([system] if system is not None else []) + [row[column] for column in schema]
-  return check_messages(
-    [{'role': role, 'content': content} for role, content in zip(roles, contents)], name
-  )
+  messages = [{'role': role, 'content': row[column]} for role, column in columns.items()]
+  return check_messages(messages, name)
 
 
 def _parse_line(line: str, where: str) -> Any:

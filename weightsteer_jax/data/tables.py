@@ -3,7 +3,7 @@
 import csv
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +12,33 @@ from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import files
 
-# (where it came from, columns)
+# (place, as errors cite it; {column: value})
 Row = tuple[str, Mapping[str, Any]]
 
 
 def read(
   source: str | os.PathLike, *, split: str = '', revision: str = '', columns: Sequence[str] = ()
 ) -> list[Row]:
-  """[(place for errors, row)] of a file, by its ending, or of a hub dataset.
+  """The rows of a file or a hub dataset, each with the place that errors cite.
 
-  A csv file has a header line; a json file is a list of objects, or one object, which is one row. A
-  byte-order mark is dropped.
+  The ending of a file says how it is read. A csv file has a header line; a json file is a list of
+  objects, or a single object, which is one row. A byte-order mark is dropped.
 
   Args:
-    split, revision: of a hub dataset; several splits with commas between them, '' is its only one,
-    or `train`; each row
-      then has a column `split`. A file has neither, and they are not looked at.
+    split: of a hub dataset, several with commas between them; '' is the only split, or `train`.
+      Each row then has a column `split`. Of a file, the split is ignored.
+    revision: of a hub dataset. Of a file, the revision is ignored.
     columns: 'ours=theirs': each row gets `ours` as another name of its column `theirs`.
 
   Raises:
-    InputError: no such source, a broken one, one without rows, or a renamed column that is not
-      there.
+    InputError: if the source is missing, broken or empty, or lacks a renamed column.
   """
   if not sources.is_path(source):
-    rows = [
-      (f'{source}[{part}:{i}]', {'split': part, **row})
-      for part in split.split(',')
-      for i, row in enumerate(sources.hub_rows(str(source), part.strip() or None, revision or None))
-    ]
+    rows: list[Row] = []
+    for part in split.split(','):
+      dataset = sources.hub_rows(str(source), part.strip() or None, revision or None)
+      for i, row in enumerate(dataset):
+        rows.append((f'{source}[{part}:{i}]', {'split': part, **row}))
   else:
     path = Path(source).expanduser()
     rows = _FORMATS.get(path.suffix, _read_jsonl)(path)
@@ -49,19 +48,22 @@ def read(
 
 
 def find(row: Mapping[str, Any], names: Sequence[str], where: str, *, default: Any = None) -> Any:
-  """The row's value in the first of the named columns that it has and that is not empty; upper
-  case, spaces and dashes do not matter.
+  """The row's value in the first of the named columns that is there and not empty.
+
+  Upper case, spaces and dashes in names do not matter.
 
   >>> find({'Best Answer': 'yes'}, ('answer', 'best_answer'), 'here')
   'yes'
 
   Raises:
-    InputError: there is none of them, and no default.
+    InputError: if no named column is there or filled, and there is no default.
   """
-  known = {_plain(str(column)): column for column in row}
+  values = {_plain(str(column)): value for column, value in row.items()}
   for name in names:
-    if (column := known.get(_plain(name))) is not None and row[column] not in (None, '', []):
-      return row[column]
+    value = values.get(_plain(name))
+    # Zero and False are values, so the comparison is with what an empty cell is read as.
+    if value not in (None, '', []):
+      return value
   if default is not None:
     return default
   hint = did_you_mean(names[0], [str(column) for column in row])
@@ -72,10 +74,10 @@ def find(row: Mapping[str, Any], names: Sequence[str], where: str, *, default: A
 
 
 def text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
-  """As `find`, a text without space around it.
+  """The text that `find` finds, without space around it.
 
   Raises:
-    InputError: there is none.
+    InputError: if no named column is there, or holds a text.
   """
   value = find(row, names, where)
   if not isinstance(value, str) or not value.strip():
@@ -96,7 +98,8 @@ def _renamed(row: Any, columns: Sequence[str], where: str) -> Mapping[str, Any]:
       raise InputError(
         f"{where}: no column '{theirs}'{did_you_mean(theirs, list(row))}; it has: {', '.join(row)}"
       )
-  return {**row, **{ours: row[theirs] for ours, theirs in pairs}}
+  renamed = {ours: row[theirs] for ours, theirs in pairs}
+  return {**row, **renamed}
 
 
 def _read_csv(path: Path) -> list[Row]:
@@ -109,10 +112,11 @@ def _read_csv(path: Path) -> list[Row]:
     except (UnicodeDecodeError, csv.Error) as error:
       raise InputError(f'{path} is no csv file in UTF-8: {error}') from error
   for where, row in rows:
+    # DictReader puts cells beyond the header under None, and None in place of missing cells.
     if None in row or None in row.values():
       raise InputError(
         f'{where}: the row has other columns than the header line, which has '
-        f'{len(reader.fieldnames)}'
+        f'{len(reader.fieldnames or ())}'
       )
   return rows
 
@@ -120,7 +124,7 @@ def _read_csv(path: Path) -> list[Row]:
 def _read_json(path: Path) -> list[Row]:
   sources.check_file(path)
   value = files.read_json(path, what='a table')
-  rows: Iterable = value if isinstance(value, list) else [value]
+  rows = value if isinstance(value, list) else [value]
   return [(f'{path}[{i}]', row) for i, row in enumerate(rows)]
 
 
