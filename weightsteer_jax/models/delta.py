@@ -1,16 +1,15 @@
-"""Deltas: changes to a model's parameters, kept apart from them and applied at a strength chosen
-per row.
+"""Deltas: changes of parameters, kept apart from the model and applied at a strength per row.
 
 A delta is a nested dict parallel to the parameters, whose leaves say how one site is changed:
 
   LowRank at a projection's kernel       y = x W + alpha * scale * (x A) B
   Dense at any parameter                 its own matmul, look-up or elementwise sum, times alpha
-  Dense at `<projection>/bias`           also where the base model has no bias there
+  Dense at `<projection>/bias`           also if the base model has no bias
   Dense at `layers/residual` [L, D]      a vector added to the residual stream after each block
 
 LoRA training is a delta being trained at alpha 1, weight steering a direction applied at alpha,
-activation steering a residual delta: one forward pass serves them all. An `Edit` pairs a delta with
-its coefficients, one per row of the batch (or per token).
+activation steering a residual delta: one forward pass serves every method. An `Edit` pairs a delta
+with its coefficients, one per row of the batch (or per token).
 """
 
 import dataclasses
@@ -30,8 +29,12 @@ PyTree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-  """The change `scale * a @ b` of a kernel: a [L, inputs..., R], b [L, R, outputs...] (no L outside
-  the stack).
+  """The change `scale * a @ b` of a kernel.
+
+  Attributes:
+    a: [L, inputs..., R]; no L outside the layer stack, and [L, E, ...] for experts.
+    b: [L, R, outputs...], likewise.
+    scale: LoRA's lora_alpha / R; 1 if the factors hold the whole change.
   """
 
   a: jax.Array
@@ -50,9 +53,13 @@ class Dense:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Edit:
-  """A delta and its strength: alpha float32, [B] one per row, or [B, T] one per token.
+  """A delta and its strength.
 
-  With a key, low-rank branches drop each of their inputs with probability `dropout`, for training.
+  Attributes:
+    delta: nested dict of LowRank and Dense leaves, parallel to the parameters.
+    alpha: float32, [B] one per row, or [B, T] one per token.
+    key: random key for dropout in training; None for none.
+    dropout: probability with which a low-rank branch drops each input.
   """
 
   delta: PyTree
@@ -65,12 +72,13 @@ Edits = Sequence[Edit]
 
 
 def is_delta_leaf(node: Any) -> bool:
-  """Whether the node is a leaf of a delta (and not a dict on the way to one)."""
+  """Whether the node is a leaf of a delta, not a dict on the way to a leaf."""
   return isinstance(node, (LowRank, Dense))
 
 
 def at(edits: Edits, name: str) -> tuple[Edit, ...]:
-  """The edits below the child `name`, those that have one."""
+  """The edits below the child `name`; edits without such a child are left out."""
+  # Unlike Python's hash, the same number in every process.
   number = zlib.crc32(name.encode())
   return tuple(
     dataclasses.replace(fold(edit, number), delta=edit.delta[name])
@@ -80,12 +88,10 @@ def at(edits: Edits, name: str) -> tuple[Edit, ...]:
 
 
 def fold(edit: Edit, number: int | jax.Array) -> Edit:
-  """The edit with its random key, if it has one, made particular to a site or a layer."""
-  return (
-    edit
-    if edit.key is None
-    else dataclasses.replace(edit, key=jax.random.fold_in(edit.key, number))
-  )
+  """The edit with its random key, if any, made particular to a site or a layer."""
+  if edit.key is None:
+    return edit
+  return dataclasses.replace(edit, key=jax.random.fold_in(edit.key, number))
 
 
 def add_kernel_edits(
@@ -96,43 +102,48 @@ def add_kernel_edits(
   *,
   dot: Callable[..., jax.Array] | None = None,
 ) -> jax.Array:
-  """y plus alpha * (x . delta) for each edit of a kernel that maps x to y by `einsum`, computed by
-  `dot`, if there is one:
-  (einsum, x, kernel, dtype of the result).
+  """Outputs y plus alpha * (x . delta) for each edit of the kernel that maps x to y.
+
+  Products are computed in the dtype of x; alpha multiplies in float32.
+
+  Args:
+    einsum: the kernel's product, 'inputs,kernel->outputs'.
+    dot: computes a product from (einsum, x, kernel, dtype of the result); an einsum if None.
   """
   for edit in edits:
     leaf = edit.delta
     if isinstance(leaf, LowRank):
       down, up = factor_einsums(einsum)
-      z = (dot or narrow_einsum)(down, _drop(x, edit), leaf.a.astype(x.dtype), x.dtype)
+      product = dot or narrow_einsum
+      z = product(down, _drop(x, edit), leaf.a.astype(x.dtype), x.dtype)
+      # At the rank, where the array is smallest, strength and scale multiply in one step.
       z = (z.astype(jnp.float32) * _align(edit.alpha * leaf.scale, z)).astype(x.dtype)
-      y = y + (dot or narrow_einsum)(up, z, leaf.b.astype(x.dtype), y.dtype)
+      y = y + product(up, z, leaf.b.astype(x.dtype), y.dtype)
     else:
       change = leaf.value.astype(x.dtype)
-      wide = y.dtype == jnp.float32 != x.dtype
-      dy = (
-        dot(einsum, x, change, y.dtype)
-        if dot
-        else (wide_einsum if wide else jnp.einsum)(einsum, x, change)
-      )
+      if dot:
+        dy = dot(einsum, x, change, y.dtype)
+      elif y.dtype == jnp.float32 != x.dtype:
+        dy = wide_einsum(einsum, x, change)
+      else:
+        dy = jnp.einsum(einsum, x, change)
       y = y + (dy.astype(jnp.float32) * _align(edit.alpha, dy)).astype(y.dtype)
   return y
 
 
 def add_vector_edits(y: jax.Array, edits: Edits) -> jax.Array:
-  """y [B, T, ...] plus alpha * vector for each edit of a bias or of the residual stream."""
+  """Array y [B, T, ...] plus alpha * vector for each edit of a bias or the residual stream."""
   for edit in edits:
     y = y + (_align(edit.alpha, y) * edit.delta.value).astype(y.dtype)
   return y
 
 
 def look_up(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-  """The tokens' rows of a table [B, T, D]; NaN for ids beyond the table, where an index would be
-  clamped in silence.
-  """
-  # Cut over V alone: rows cut along D would be moved between devices token by token, when fsdp
-  # gathers them once.
+  """The tokens' rows of a table [B, T, D]; NaN for ids beyond the table."""
+  # Cut over V alone: fsdp gathers the table once, but rows cut along D would move between devices
+  # token by token.
   table_VD = sharding.constrain(jnp.asarray(table_VD), 'VD')
+  # Plain indexing would clamp an id beyond the table in silence.
   return table_VD.at[tokens_BT].get(mode='fill', fill_value=jnp.nan)
 
 
@@ -144,20 +155,20 @@ def add_lookup_edits(x_BTD: jax.Array, tokens_BT: jax.Array, edits: Edits) -> ja
   return x_BTD
 
 
-def edited_scale(scale_D: jax.Array, x_BTD: jax.Array, edits: Edits) -> jax.Array:
-  """A norm's scale in float32 with its edits added, ready to multiply x."""
-  scale = scale_D.astype(jnp.float32)
+def edited_scale(scale: jax.Array, x: jax.Array, edits: Edits) -> jax.Array:
+  """A norm's scale in float32 with all edits added, ready to multiply x [B, T, ...]."""
+  scale = scale.astype(jnp.float32)
   for edit in edits:
-    scale = scale + _align(edit.alpha, x_BTD) * edit.delta.value
+    scale = scale + _align(edit.alpha, x) * edit.delta.value
   return scale
 
 
 def pin(x: jax.Array) -> jax.Array:
-  """x, rounded to its dtype where the program says so.
+  """Array x, rounded to its dtype at this place of the program.
 
-  The compiler may keep more bits of a bfloat16 value than the dtype has while it flows from one
-  operation into the next, depending on what follows it. A program with edits at alpha 0 then
-  differs from one without. What is pinned is the same number in both.
+  Between two operations the compiler may keep more bits of a bfloat16 value than the dtype has,
+  depending on the operations. A program with edits at alpha 0 would then differ from a program
+  without edits. A pinned value is the same number in both.
   """
   if x.dtype == jnp.float32:
     return x
@@ -166,8 +177,9 @@ def pin(x: jax.Array) -> jax.Array:
 
 
 def factor_einsums(einsum: str) -> tuple[str, str]:
-  """The two einsums of a low-rank kernel: inputs to rank, rank to outputs; one kernel of a stack
-  (E) for each row or all.
+  """The two einsums of a low-rank kernel: inputs to rank, and rank to outputs.
+
+  A kernel axis that is neither in x nor in y (E) counts kernels of a stack; both factors have it.
 
   >>> factor_einsums('BTD,DNH->BTNH')
   ('BTD,DR->BTR', 'BTR,RNH->BTNH')
@@ -190,6 +202,6 @@ def _drop(x: jax.Array, edit: Edit) -> jax.Array:
 
 
 def _align(alpha: jax.Array, y: jax.Array) -> jax.Array:
-  """alpha [B] or [B, T] with trailing axes of size one, so that it multiplies y [B, T, ...]."""
+  """Strengths [B] or [B, T] with trailing axes of size 1, ready to multiply y [B, T, ...]."""
   alpha = jnp.asarray(alpha, jnp.float32)
   return alpha.reshape(alpha.shape + (1,) * (y.ndim - alpha.ndim))

@@ -1,5 +1,6 @@
-"""Log-probabilities of tokens, without the logits of all of them in memory at once. Axes as in
-decoder.py.
+"""Log-probabilities of tokens, without holding the logits of all tokens at once.
+
+Axes as in decoder.py.
 """
 
 import dataclasses
@@ -19,12 +20,13 @@ from weightsteer_jax.runtime import sharding
 
 PyTree = Any
 
-# Logits that are held at once on a device: half a GiB in float32. The backward pass has two to
-# three arrays of that size, which is little beside the weights of a model with a vocabulary for
-# which it matters; and its matmul has rows enough to be efficient: some 900 with 152k tokens.
+# Logits that a device holds at once: half a GiB in float32. The backward pass has two to three
+# arrays of that size: little beside the weights of a model whose vocabulary is large enough to
+# matter. Its matmul still has enough rows to be efficient: some 900 for 152k tokens.
 LOGITS = 2**27
-# Where what is wanted is chosen: in so many chunks, of at least so many tokens.
-CHUNKS, TOKENS = 8, 256
+# Wanted tokens are picked out of at most this many chunks, of at least this many tokens each.
+CHUNKS = 8
+TOKENS = 256
 
 
 def token_logprobs(
@@ -39,101 +41,124 @@ def token_logprobs(
   chunk: int | None = None,
   copies: int = 1,
 ) -> jax.Array:
-  """log p(target) in nats, float32 [B, T], of final-normed hidden states, holding LOGITS logits at
-  most.
+  """log p(target) in nats, float32 [B, T], of final-normed hidden states.
 
-  Tokens are taken in chunks, one after the other, whose logits are not kept for the backward pass.
+  Tokens are taken in chunks, one after the other. A device holds the logits of one chunk, at most
+  LOGITS, and does not keep them for the backward pass.
 
   Args:
-    wanted_BT: where the result is wanted; elsewhere it is 0. On one device, what is not wanted is
-      not computed, but for the rest of a chunk.
-    frozen: promises that only `x_BTD` is differentiated, and that no edit is of the head. Its
-      gradient is then computed from the logits while they are there; otherwise they are computed
-      again.
-    chunk: positions of a chunk at most; by default what `chunk_length` says.
-    copies: that are computed at once, where this is under a `vmap`, which does not show in the
-      shapes.
+    wanted_BT: where the result is wanted; elsewhere the result is 0. One device computes only the
+      wanted tokens and the rest of their chunks.
+    frozen: promises that only `x_BTD` is differentiated, and that no edit changes the head. The
+      gradient is then computed from the logits while they are in memory, not from recomputed ones.
+    chunk: most positions of a chunk; `chunk_length` of the shapes if None.
+    copies: how many calls run at once under a `vmap`, which the shapes do not show.
   """
   batch, length = targets_BT.shape
   check_edits(config, edits, batch, length)
   if chunk is None:
-    mesh = jax.sharding.get_abstract_mesh()
-    shards = math.prod(1 if mesh.empty else mesh.shape[axis] for axis in sharding.ACTIVATIONS['V'])
-    chunk = chunk_length(
-      config.vocab_size // shards, copies * batch // sharding.row_shards(batch), length
+    rows = copies * batch // sharding.row_shards(batch)
+    chunk = chunk_length(config.vocab_size // _vocab_shards(), rows, length)
+  # Devices, or copies, would have to agree on what to leave out.
+  if wanted_BT is None or sharding.is_cut() or copies > 1:
+    logprobs_BT = _in_chunks(
+      config, params, x_BTD, targets_BT, edits=edits, chunk=chunk, frozen=frozen
     )
-  if (
-    wanted_BT is None or sharding.is_cut() or copies > 1
-  ):  # Devices, or copies, would have to agree on what to leave out.
-    logprobs_BT = _in_chunks(config, params, x_BTD, targets_BT, None, edits, chunk, frozen)
     return logprobs_BT if wanted_BT is None else jnp.where(wanted_BT, logprobs_BT, 0.0)
-  # All tokens in one row, those that are wanted first.
+
+  # All tokens go into one row, the wanted ones first, so that most chunks hold none of the others.
   order_Z = jnp.argsort(~jnp.ravel(wanted_BT), stable=True)
 
-  def ordered(x_BT):
-    return (
-      jnp.reshape(jnp.asarray(x_BT), (-1, *x_BT.shape[2:]))
-      .at[order_Z]
-      .get(unique_indices=True)[None]
-    )
+  def in_one_row(x_BT):
+    x_Z = jnp.reshape(jnp.asarray(x_BT), (-1, *x_BT.shape[2:]))
+    return x_Z.at[order_Z].get(unique_indices=True)[None]
 
-  def whole(alpha):
-    return jnp.broadcast_to(alpha[:, None] if jnp.ndim(alpha) == 1 else alpha, (batch, length))
+  def per_token(alpha):
+    alpha = alpha[:, None] if jnp.ndim(alpha) == 1 else alpha
+    return jnp.broadcast_to(alpha, (batch, length))
 
-  edits = [dataclasses.replace(edit, alpha=ordered(whole(edit.alpha))) for edit in edits]
-  chunk = min(batch * chunk, max(math.ceil(batch * length / CHUNKS), TOKENS))
+  edits = [dataclasses.replace(edit, alpha=in_one_row(per_token(edit.alpha))) for edit in edits]
   logprobs_1Z = _in_chunks(
-    config, params, ordered(x_BTD), ordered(targets_BT), ordered(wanted_BT), edits, chunk, frozen
+    config,
+    params,
+    in_one_row(x_BTD),
+    in_one_row(targets_BT),
+    wanted_BT=in_one_row(wanted_BT),
+    edits=edits,
+    chunk=min(batch * chunk, max(math.ceil(batch * length / CHUNKS), TOKENS)),
+    frozen=frozen,
   )
   logprobs_Z = jnp.zeros(batch * length).at[order_Z].set(logprobs_1Z[0], unique_indices=True)
   return jnp.where(wanted_BT, logprobs_Z.reshape(batch, length), 0.0)
 
 
 def changes_head(config: ModelConfig, delta: PyTree) -> bool:
-  """Whether the delta is of the head, which is the embedding where they are tied."""
+  """Whether the delta changes the head, which is the embedding of a tied model."""
   return ('embed' if config.tied else 'lm_head') in delta
 
 
 def chunk_length(vocab_size: int, rows: int, length: int) -> int:
-  """Positions of a chunk of `token_logprobs`, for so many of the vocabulary, rows and positions on
-  a device.
+  """Positions of a chunk of `token_logprobs`, from one device's share of the sizes.
 
-  >>> chunk_length(152064, rows=8, length=4096), chunk_length(2560, rows=8, length=256), chunk_length(10**9, 1, 9)
-  (110, 256, 1)
+  >>> chunk_length(152064, rows=8, length=4096), chunk_length(2560, rows=8, length=256)
+  (110, 256)
+  >>> chunk_length(10**9, rows=1, length=9)
+  1
   """
   return min(length, max(1, LOGITS // (rows * vocab_size)))
 
 
-def _in_chunks(config, params, x_BTD, targets_BT, wanted_BT, edits, chunk, frozen):
-  batch, length = targets_BT.shape
+def _vocab_shards() -> int:
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return 1
+  return math.prod(mesh.shape[axis] for axis in sharding.ACTIVATIONS['V'])
+
+
+def _in_chunks(
+  config: ModelConfig,
+  params: PyTree,
+  x_BTD: jax.Array,
+  targets_BT: jax.Array,
+  *,
+  wanted_BT: jax.Array | None = None,
+  edits: deltas.Edits,
+  chunk: int,
+  frozen: bool,
+) -> jax.Array:
+  """log p(target) [B, T], scanned over chunks; 0 in chunks where nothing is wanted."""
+  length = targets_BT.shape[1]
   chunks = math.ceil(length / chunk)
   padding = -length % chunks
 
-  def split(array):
-    padded = jnp.pad(array, [(0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 2))
-    return rearrange(padded, 'B (C t) ... -> C B t ...', C=chunks)
+  def split(x_BT):
+    padded = jnp.pad(x_BT, [(0, 0), (0, padding)] + [(0, 0)] * (x_BT.ndim - 2))
+    return rearrange(padded, 'B (c t) ... -> c B t ...', c=chunks)
 
   def compute(index, x_BtD, targets_Bt, alphas):
     if frozen:
       return _frozen_logprobs(config, params, x_BtD, targets_Bt)
-    here = [
+    chunk_edits = [
+      # Folded: each chunk draws its own dropout.
       deltas.fold(edit if alpha is None else dataclasses.replace(edit, alpha=alpha), index)
-      for edit, alpha in zip(edits, alphas)
+      for edit, alpha in zip(edits, alphas, strict=True)
     ]
-    return _logprobs(config, params, x_BtD, targets_Bt, here)
+    return _logprobs(config, params, x_BtD, targets_Bt, chunk_edits)
 
   def chunk_logprobs(carry, scanned):
     *arguments, wanted_Bt = scanned
     if wanted_Bt is None:
       return carry, compute(*arguments)
-    return carry, jax.lax.cond(
-      jnp.any(wanted_Bt), compute, lambda *_: jnp.zeros(wanted_Bt.shape, jnp.float32), *arguments
-    )
 
-  if (
-    not frozen
-  ):  # prevent_cse: inside a scan there is nothing that a common subexpression could keep alive.
+    def nothing(*_):
+      return jnp.zeros(wanted_Bt.shape, jnp.float32)
+
+    return carry, jax.lax.cond(jnp.any(wanted_Bt), compute, nothing, *arguments)
+
+  if not frozen:
+    # prevent_cse: inside a scan, a common subexpression cannot keep anything alive.
     chunk_logprobs = jax.checkpoint(chunk_logprobs, prevent_cse=False)
+  # None: a strength per row holds for all chunks.
   alphas = [split(edit.alpha) if jnp.ndim(edit.alpha) == 2 else None for edit in edits]
   scanned = (
     jnp.arange(chunks),
@@ -142,7 +167,8 @@ def _in_chunks(config, params, x_BTD, targets_BT, wanted_BT, edits, chunk, froze
     alphas,
     None if wanted_BT is None else split(wanted_BT),
   )
-  return rearrange(jax.lax.scan(chunk_logprobs, None, scanned)[1], 'C B t -> B (C t)')[:, :length]
+  _, logprobs_cBt = jax.lax.scan(chunk_logprobs, None, scanned)
+  return rearrange(logprobs_cBt, 'c B t -> B (c t)')[:, :length]
 
 
 def _logprobs(
@@ -165,7 +191,11 @@ def _frozen_logprobs(
 
 
 def _frozen_forward(config, params, x_BTD, targets_BT):
-  logprobs_BT, pull = jax.vjp(lambda x_BTD: _logprobs(config, params, x_BTD, targets_BT, ()), x_BTD)
+  def logprobs(x_BTD):
+    return _logprobs(config, params, x_BTD, targets_BT, ())
+
+  # One token's log-probability depends on one row of x: the gradient of their sum is all rows'.
+  logprobs_BT, pull = jax.vjp(logprobs, x_BTD)
   return logprobs_BT, pull(jnp.ones_like(logprobs_BT))[0]
 
 

@@ -1,4 +1,4 @@
-"""The places of a model: its parameters by path, and where a delta may change it."""
+"""The sites of a model: its parameters by path, and the places that a delta may change."""
 
 import dataclasses
 import functools
@@ -22,10 +22,10 @@ class Site:
   """A parameter, or a place a delta may change.
 
   Attributes:
-    axes: letters of its shape, 'L' first inside the layer stack.
-    shape: sizes of those axes.
-    inputs: number of its axes that are contracted with the input, 0 if it is no projection's
-      kernel.
+    axes: letters of the shape, 'L' first inside the layer stack.
+    shape: sizes of the axes.
+    inputs: number of axes that are contracted with the input; 0 for everything but kernels of
+      projections.
   """
 
   axes: str
@@ -34,22 +34,22 @@ class Site:
 
   @property
   def stack(self) -> str:
-    """Letters of a kernel's first axes, those that count layers and experts: '', 'L' or 'LE'."""
-    return 'LE' if self.axes.startswith('LE') else 'L' if self.axes.startswith('L') else ''
+    """Letters of the first axes, which count layers and experts: '', 'L' or 'LE'."""
+    if self.axes.startswith('LE'):
+      return 'LE'
+    return 'L' if self.axes.startswith('L') else ''
 
 
 def stack_axes(path: str) -> str:
-  """Letters of the axes that a parameter at this path, or a change of it, is stacked along: '', 'L'
-  or 'LE'.
-  """
+  """Letters of the axes that a parameter at this path is stacked along: '', 'L' or 'LE'."""
   if not path.startswith('layers/'):
     return ''
   return 'LE' if path.startswith('layers/mlp/experts/') else 'L'
 
 
 @functools.cache
-def definition(config: ModelConfig):
-  """(graph, state of shapes and dtypes) of the decoder, as `nnx.split` gives them."""
+def definition(config: ModelConfig) -> tuple[nnx.GraphDef[Decoder], nnx.State]:
+  """The decoder's graph and its state of shapes and dtypes, as from `nnx.split`."""
   abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
   return nnx.split(abstract)
 
@@ -58,37 +58,40 @@ def definition(config: ModelConfig):
 def sites(config: ModelConfig) -> dict[str, Site]:
   """{path: Site} of every parameter of the model."""
   _, state = definition(config)
-  found = {}
-  for path, variable in nnx.to_flat_state(state):
-    name = '/'.join(map(str, path))
+  by_path = {}
+  for names, variable in nnx.to_flat_state(state):
+    path = '/'.join(map(str, names))
     metadata = variable.get_metadata()
-    axes = ('L' if name.startswith('layers/') else '') + metadata['axes']
-    found[name] = Site(axes, tuple(variable.shape), metadata['inputs'])
-  return found
+    # A module names the axes of one layer; nnx.vmap stacked the layers along a new first axis.
+    lead = 'L' if path.startswith('layers/') else ''
+    by_path[path] = Site(lead + metadata['axes'], tuple(variable.shape), metadata['inputs'])
+  return by_path
 
 
 def delta_sites(config: ModelConfig) -> dict[str, Site]:
-  """{path: Site} of all that a delta may change: parameters, a bias on each projection, and the
-  residual stream.
+  """{path: Site} of every place that a delta may change.
+
+  The places are the parameters, a bias on each projection of a layer, and the residual stream.
   """
-  found = dict(sites(config))
+  by_path = dict(sites(config))
   for path, site in sites(config).items():
-    if site.inputs and path.startswith('layers/'):
-      bias, stack = path.removesuffix('kernel') + 'bias', len(site.stack)
-      outputs = slice(stack + site.inputs, None)
-      found.setdefault(
-        bias, Site(site.stack + site.axes[outputs], site.shape[:stack] + site.shape[outputs], 0)
-      )
-  found['layers/residual'] = Site('LD', (config.num_layers, config.width), 0)
-  return found
+    if not site.inputs or not path.startswith('layers/'):
+      continue
+    # A bias has the axes of its kernel's outputs.
+    stack = len(site.stack)
+    outputs = slice(stack + site.inputs, None)
+    bias = Site(site.stack + site.axes[outputs], site.shape[:stack] + site.shape[outputs], 0)
+    by_path.setdefault(path.removesuffix('kernel') + 'bias', bias)
+  by_path['layers/residual'] = Site('LD', (config.num_layers, config.width), 0)
+  return by_path
 
 
 def check_delta(config: ModelConfig, delta: PyTree) -> None:
-  """Nothing, if the delta fits the model.
+  """Raises InputError if the delta does not fit the model.
 
   Raises:
-    InputError: a path that the model does not have, a leaf of another kind, or a shape that does
-      not fit; names both shapes.
+    InputError: if the model does not have a path of the delta, a leaf is of another kind, or a
+      shape does not fit; names both shapes.
   """
   known = delta_sites(config)
   for path, leaf in tree.flatten(delta, is_delta_leaf).items():
@@ -115,52 +118,50 @@ def check_delta(config: ModelConfig, delta: PyTree) -> None:
 def low_rank_shapes(site: Site, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
   """Shapes of the factors a and b of a low-rank change of a projection's kernel."""
   stack = len(site.stack)
-  lead = site.shape[:stack]
-  return site.shape[: stack + site.inputs] + (rank,), lead + (rank,) + site.shape[
-    stack + site.inputs :
-  ]
+  outputs = stack + site.inputs
+  a_shape = (*site.shape[:outputs], rank)
+  b_shape = (*site.shape[:stack], rank, *site.shape[outputs:])
+  return a_shape, b_shape
 
 
-def leaf_axes(site: Site, leaf: LowRank | Dense) -> LowRank | Dense:
-  """The leaf with axis letters in place of its arrays; the rank is R.
+def leaf_axes(site: Site, leaf: LowRank | Dense) -> dict[str, str]:
+  """{field: axis letters} of the leaf's arrays; the rank is R.
 
-  >>> leaf_axes(Site('LDNH', (2, 8, 4, 2), 1), LowRank(None, None)).b
-  'LRNH'
+  >>> leaf_axes(Site('LDNH', (2, 8, 4, 2), 1), LowRank(None, None))
+  {'a': 'LDR', 'b': 'LRNH'}
   """
   if isinstance(leaf, Dense):
-    return dataclasses.replace(leaf, value=site.axes)
-  inputs = len(site.stack) + site.inputs
-  return dataclasses.replace(
-    leaf, a=site.axes[:inputs] + 'R', b=site.stack + 'R' + site.axes[inputs:]
-  )
+    return {'value': site.axes}
+  outputs = len(site.stack) + site.inputs
+  return {'a': site.axes[:outputs] + 'R', 'b': site.stack + 'R' + site.axes[outputs:]}
 
 
 def param_shardings(config: ModelConfig, layout: sharding.Layout) -> PyTree:
   """Where each parameter lies, as a tree parallel to the parameters.
 
   Raises:
-    InputError: an axis that the mesh does not divide.
+    InputError: if the mesh does not divide an axis.
   """
-  return tree.unflatten(
-    {path: layout.weights(site.axes, site.shape, name=path) for path, site in sites(config).items()}
-  )
+  placed = {
+    path: layout.weights(site.axes, site.shape, name=path) for path, site in sites(config).items()
+  }
+  return tree.unflatten(placed)
 
 
 def delta_shardings(config: ModelConfig, delta: PyTree, layout: sharding.Layout) -> PyTree:
-  """Where each array of a delta (or of its shapes) lies: a factor as the axes of the kernel that it
-  has.
+  """Where each array of a delta (or of its shapes) lies, as a tree parallel to the delta.
+
+  A factor of a kernel is cut as the kernel is, along the axes that both have.
 
   Raises:
-    InputError: a delta that does not fit, or an axis that the mesh does not divide.
+    InputError: if the delta does not fit, or the mesh does not divide an axis.
   """
   check_delta(config, delta)
-  known, axes = delta_sites(config), {}
+  known = delta_sites(config)
+  axes: dict[str, str] = {}
   for path, leaf in tree.flatten(delta, is_delta_leaf).items():
-    axes |= {
-      f'{path}/{name}': letters
-      for name, letters in vars(leaf_axes(known[path], leaf)).items()
-      if name != 'scale'
-    }
+    for field, letters in leaf_axes(known[path], leaf).items():
+      axes[f'{path}/{field}'] = letters
   placed = [
     layout.weights(axes[path], x.shape, name=path) for path, x in tree.flatten(delta).items()
   ]
@@ -173,7 +174,8 @@ def _check_low_rank(path: str, site: Site, leaf: LowRank) -> None:
       f"the delta at '{path}' is low-rank, but only kernels of projections can be; use a "
       "dense change there"
     )
-  expected = low_rank_shapes(site, leaf.a.shape[-1] if leaf.a.ndim else 0)
+  rank = leaf.a.shape[-1] if leaf.a.ndim else 0
+  expected = low_rank_shapes(site, rank)
   got = (tuple(leaf.a.shape), tuple(leaf.b.shape))
   if got != expected:
     raise InputError(
