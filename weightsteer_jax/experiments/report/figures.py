@@ -1,8 +1,8 @@
 """Figures of a sweep: every task against alpha, and behaviour against capability.
 
 One colour per arm everywhere (Okabe and Ito's palette, told apart in every common form of colour
-blindness), one panel per task. matplotlib is imported inside the functions: whoever only wants the
-table does not pay for it.
+blindness), one panel per task. matplotlib, which takes a second to import, is imported inside the
+functions, for the sake of programs that only want the table.
 
 Source: Okabe and Ito, "Color Universal Design" (2008), for the palette.
 """
@@ -11,19 +11,28 @@ import functools
 import io
 import math
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from weightsteer_jax.experiments.report import labels, words
 from weightsteer_jax.experiments.report.pick import Pick
-from weightsteer_jax.experiments.report.study import format_alpha
+from weightsteer_jax.experiments.report.study import Cell, format_alpha
 
 if TYPE_CHECKING:
+  import numpy as np
+  from matplotlib.artist import Artist
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-# Every colour is one of these, so that the page can swap the whole theme of an SVG by name.
-INK, MUTED, GRID, BAND, PAPER = '#22272e', '#68707a', '#e3e6ea', '#e9f1ec', '#fefefe'
+P = ParamSpec('P')
+T = TypeVar('T')
+
+# Figures use no other colours, so that the page can swap the whole theme of an SVG by name.
+INK = '#22272e'
+MUTED = '#68707a'
+GRID = '#e3e6ea'
+BAND = '#e9f1ec'
+PAPER = '#fefefe'
 ARM_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 THEME = {
   INK: 'ink',
@@ -37,8 +46,10 @@ THEME = {
 # colours begin again.
 ARM_MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '<', '>', 'h')
 ARM_LINES = ('-', (0, (4, 1.5)))
-LABELLED_ARMS = 2  # Of more arms, points carry no alpha: their labels would hide each other.
-RING = {
+# With more arms, points carry no alpha: the labels would hide each other.
+LABELLED_ARMS = 2
+# Around a marker: a picked alpha, or an alarm.
+RING: dict[str, Any] = {
   'linestyle': 'none',
   'marker': 'o',
   'markersize': 8.5,
@@ -47,6 +58,7 @@ RING = {
   'zorder': 4,
 }
 STYLE = {
+  # Task names may hold dollar signs.
   'text.parse_math': False,
   'font.family': 'sans-serif',
   'font.size': 9,
@@ -76,16 +88,19 @@ STYLE = {
   'grid.linewidth': 0.7,
   'lines.linewidth': 1.6,
   'legend.frameon': False,
+  # Text stays text, which can be searched and follows the page's fonts.
   'svg.fonttype': 'none',
+  # Ids that are the same in every run make the same bytes.
   'svg.hashsalt': 'weightsteer',
 }
 
 
-def styled(draw):
-  """The function run under STYLE, which text reads when it is made and axes when they are drawn."""
+def styled(draw: Callable[P, T]) -> Callable[P, T]:
+  """The function, run under STYLE."""
 
+  # Text reads the style when made, axes when drawn: so drawing and saving both run here.
   @functools.wraps(draw)
-  def inside(*args, **kwargs):
+  def inside(*args: P.args, **kwargs: P.kwargs) -> T:
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
@@ -96,21 +111,26 @@ def styled(draw):
 
 @styled
 def curves(picks: Sequence[Pick]) -> 'Figure':
-  """One panel per task, mean ± standard error against alpha: behaviours above, capabilities with
-  their band below.
+  """One panel per task, mean ± standard error against alpha.
 
-  Alphas stand at even distances when the grid itself is uneven, so that the useful range around
-  zero and the breaking points far out can be read in one figure; the axis says so.
+  Behaviours stand above, capabilities below, with a band within tolerance of the base. Alphas stand
+  at even distances when the grid itself is uneven, so that the useful range around zero and the
+  breaking points far out can be read in one figure; the axis says so.
   """
   from matplotlib.figure import Figure
 
-  rows = [
-    [task for task in tasks if any(task in pick.comparison.table for pick in picks)]
-    for tasks in _tasks_by_role(picks)
+  behaviours, capabilities = _tasks_by_role(picks)
+  measured = {task for pick in picks for task in pick.comparison.table}
+  shown = [
+    [task for task in behaviours if task in measured],
+    [task for task in capabilities if task in measured],
   ]
-  rows = [row for row in rows if row]
-  columns = min(max(map(len, rows), default=1), 3)
-  rows = [row[start : start + columns] for row in rows for start in range(0, len(row), columns)]
+  columns = min(max(len(tasks) for tasks in shown) or 1, 3)
+  # Each role begins a row of its own.
+  rows = []
+  for tasks in shown:
+    for start in range(0, len(tasks), columns):
+      rows.append(tasks[start : start + columns])
   figure = Figure(figsize=(3.1 * columns + 0.4, 2.3 * len(rows) + 0.6), layout='constrained')
   grid = figure.subplots(max(len(rows), 1), columns, squeeze=False)
   alphas = sorted({alpha for pick in picks for alpha in pick.comparison.alphas})
@@ -120,7 +140,7 @@ def curves(picks: Sequence[Pick]) -> 'Figure':
       _draw_task(panel, picks, task, alphas, limits)
     for panel in panels[len(row) :]:
       panel.set_axis_off()
-  _label_edges(grid, rows, alphas, _tasks_by_role(picks)[1])
+  _label_edges(grid, rows, alphas, capabilities)
   _legend(figure, picks)
   return figure
 
@@ -141,6 +161,7 @@ def tradeoff(picks: Sequence[Pick]) -> 'Figure':
     labelled = _draw_path(axes, pick, index)
     if len(picks) <= LABELLED_ARMS:
       texts += labelled
+    # All arms share the base's point, nearly: one label is enough.
     elif not texts:
       texts += [label for label in labelled if label.text == 'base']
   axes.margins(x=0.08, y=0.09)
@@ -162,28 +183,33 @@ def png(figure: 'Figure') -> bytes:
 
 @styled
 def svg(figure: 'Figure', title: str) -> str:
-  """The figure as an SVG element to put into a page; its colours are CSS variables `--fig-ink`,
-  `--fig-arm-0`, ...
+  """The figure as an SVG element to put into a page.
 
-  `title` is what a screen reader says; it must hold no markup.
+  Colours are CSS variables `--fig-ink`, `--fig-arm-0`, and so on.
+
+  Args:
+    title: what a screen reader says; must hold no markup.
   """
   buffer = io.StringIO()
-  figure.savefig(
-    buffer, format='svg', metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None}
-  )
+  # Without the date, the same numbers make the same bytes.
+  metadata = {'Date': None, 'Creator': None, 'Format': None, 'Type': None}
+  figure.savefig(buffer, format='svg', metadata=metadata)
   text = buffer.getvalue()
+  # Inside a page, the XML declaration and the metadata have no place.
   text = text[text.index('<svg') :]
   text = re.sub(r'<metadata>.*?</metadata>\s*', '', text, flags=re.DOTALL)
   for colour, name in THEME.items():
     text = text.replace(colour, f'var(--fig-{name})')
+  # Without a size of its own the element fills the page's column.
   size = r'width="[\d.]+pt" height="[\d.]+pt"'
   text = re.sub(f'<svg ([^>]*?){size}', r'<svg \1', text, count=1)
   return text.replace('<svg ', f'<svg role="img" aria-label="{title}" ', 1).strip()
 
 
 def positions(alphas: Sequence[float]) -> dict[float, float]:
-  """Where each alpha stands on the axis: its value when the grid is even, its rank from the zero
-  when it is not.
+  """{alpha: place on the axis}.
+
+  The place is the value when the grid is even, and the rank from zero when the grid is uneven.
 
   >>> positions([-3.0, -0.5, 0.0, 0.5])
   {-3.0: -2.0, -0.5: -1.0, 0.0: 0.0, 0.5: 1.0}
@@ -202,7 +228,7 @@ def is_even(alphas: Sequence[float]) -> bool:
   return not steps or max(steps) - min(steps) <= 0.01 * max(steps)
 
 
-def _look(index: int) -> tuple[str, str, 'str | tuple']:
+def _look(index: int) -> tuple[str, str, Any]:
   """(colour, marker, line style) of an arm."""
   return (
     ARM_COLOURS[index % len(ARM_COLOURS)],
@@ -212,39 +238,50 @@ def _look(index: int) -> tuple[str, str, 'str | tuple']:
 
 
 def _tasks_by_role(picks: Sequence[Pick]) -> tuple[list[str], list[str]]:
-  capability = list(dict.fromkeys(task for pick in picks for task in pick.comparison.capability))
-  every = dict.fromkeys(
-    task for pick in picks for task in (*pick.comparison.behaviour, *pick.comparison.table)
-  )
-  return [task for task in every if task not in capability], capability
+  """(behaviours, capabilities) of all arms, each once, in the order of the arms' tasks."""
+  # Dictionaries as ordered sets.
+  capabilities: dict[str, None] = {}
+  every: dict[str, None] = {}
+  for pick in picks:
+    capabilities.update(dict.fromkeys(pick.comparison.capability))
+    every.update(dict.fromkeys(pick.comparison.behaviour))
+    every.update(dict.fromkeys(pick.comparison.table))
+  behaviours = [task for task in every if task not in capabilities]
+  return behaviours, list(capabilities)
 
 
 def _shared_limits(picks: Sequence[Pick]) -> tuple[float, float] | None:
   """The same 0 to 1 for all panels when every mean is a rate; None lets a panel find its own."""
-  means = [
-    cell.mean
-    for pick in picks
-    for column in pick.comparison.table.values()
-    for cell in column.values()
-  ]
-  return (-0.04, 1.04) if all(0 <= mean <= 1 for mean in means if math.isfinite(mean)) else None
+  for pick in picks:
+    for column in pick.comparison.table.values():
+      for cell in column.values():
+        if cell.measured and not 0 <= cell.mean <= 1:
+          return None
+  # A little more than 0 to 1, so that markers at the ends are whole.
+  return -0.04, 1.04
 
 
 def _draw_task(
-  axes: 'Axes', picks: Sequence[Pick], task: str, alphas: Sequence[float], limits
+  axes: 'Axes',
+  picks: Sequence[Pick],
+  task: str,
+  alphas: Sequence[float],
+  limits: tuple[float, float] | None,
 ) -> None:
+  """Draws the panel of a task: every arm's means, bands and picks."""
   where = positions(alphas)
   axes.set_title(task)
   axes.grid(axis='y')
   for index, pick in enumerate(picks):
-    numbers, (colour, marker, line) = pick.comparison, _look(index)
+    numbers = pick.comparison
+    colour, marker, line = _look(index)
     measured = [alpha for alpha in numbers.alphas if numbers.cell(task, alpha).measured]
     cells = [numbers.cell(task, alpha) for alpha in measured]
     if task in numbers.capability and 0.0 in measured:
       base = numbers.cell(task, 0.0).mean
-      axes.axhspan(
-        base - numbers.tolerance, base + numbers.tolerance, color=BAND, linewidth=0, zorder=0.5
-      )
+      low = base - numbers.tolerance
+      high = base + numbers.tolerance
+      axes.axhspan(low, high, color=BAND, linewidth=0, zorder=0.5)
     for alpha in pick.alphas:
       axes.axvline(where[alpha], color=colour, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
     axes.errorbar(
@@ -272,13 +309,14 @@ def _draw_task(
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ['0', '', '0.5', '', '1'])
 
 
-def _bars(cells) -> list[float]:
-  """Error bars, nothing where the standard error is not known."""
+def _bars(cells: Sequence[Cell]) -> list[float]:
+  """Lengths of the error bars; 0 where the standard error is not known."""
   return [cell.sem if math.isfinite(cell.sem) else 0.0 for cell in cells]
 
 
 def _tick_labels(alphas: Sequence[float]) -> list[str]:
-  """At most nine labels; the zero, the ends and every other alpha in between keep theirs."""
+  """A label for each alpha, most of them blank where alphas are many."""
+  # At most nine or so fit; counted from zero, so that the zero keeps a label.
   stride = math.ceil(len(alphas) / 9)
   centre = sum(alpha < 0 for alpha in alphas)
   return [
@@ -288,10 +326,14 @@ def _tick_labels(alphas: Sequence[float]) -> list[str]:
 
 
 def _label_edges(
-  grid, rows: Sequence[Sequence[str]], alphas: Sequence[float], capability: Sequence[str]
+  grid: 'np.ndarray',
+  rows: Sequence[Sequence[str]],
+  alphas: Sequence[float],
+  capabilities: Sequence[str],
 ) -> None:
+  """Labels the first panel of each row and the lowest panel of each column."""
   for panels, row in zip(grid, rows):
-    panels[0].set_ylabel('capability' if row[0] in capability else 'behaviour')
+    panels[0].set_ylabel('capability' if row[0] in capabilities else 'behaviour')
   label = 'alpha' if is_even(alphas) else 'alpha (evenly spaced, not to scale)'
   for column in range(len(grid[0])):
     filled = [index for index, row in enumerate(rows) if column < len(row)]
@@ -300,11 +342,11 @@ def _label_edges(
 
 
 def _legend(figure: 'Figure', picks: Sequence[Pick]) -> None:
-  """Arms, where there are several, and what the marks mean."""
+  """Adds a legend: the arms, where there are several, and the marks."""
   from matplotlib.lines import Line2D
   from matplotlib.patches import Patch
 
-  handles = []
+  handles: list[Artist] = []
   for index, pick in enumerate(picks if len(picks) > 1 else ()):
     colour, marker, line = _look(index)
     handles.append(
@@ -315,10 +357,9 @@ def _legend(figure: 'Figure', picks: Sequence[Pick]) -> None:
   if any(pick.comparison.capability for pick in picks):
     tolerance = max(pick.comparison.tolerance for pick in picks)
     handles.append(Patch(color=BAND, label=f'within {tolerance:g} of the base'))
+  error = '± one standard error'
   handles.append(
-    Line2D(
-      [], [], color=MUTED, marker='|', markersize=9, linestyle='none', label='± one standard error'
-    )
+    Line2D([], [], color=MUTED, marker='|', markersize=9, linestyle='none', label=error)
   )
   figure.legend(
     handles=handles,
@@ -330,6 +371,7 @@ def _legend(figure: 'Figure', picks: Sequence[Pick]) -> None:
 
 
 def _tradeoff_frame(axes: 'Axes', picks: Sequence[Pick]) -> None:
+  """Draws the band of the tolerance, and the labels of both axes."""
   tolerance = max((pick.comparison.tolerance for pick in picks), default=0.0)
   axes.axvspan(-tolerance, tolerance, color=BAND, linewidth=0, zorder=0.5)
   axes.grid()
@@ -340,21 +382,26 @@ def _tradeoff_frame(axes: 'Axes', picks: Sequence[Pick]) -> None:
 
 def _draw_path(axes: 'Axes', pick: Pick, index: int) -> list[labels.Label]:
   """The labels of one arm's points, after drawing them and the line through them."""
-  numbers, (colour, marker, line) = pick.comparison, _look(index)
-  usable = [
-    alpha
-    for alpha in numbers.alphas
-    if numbers.worst(alpha) and numbers.behaviour_at(alpha).measured
-  ]
-  xs = [numbers.worst(alpha).difference for alpha in usable]
-  cells = [numbers.behaviour_at(alpha) for alpha in usable]
+  numbers = pick.comparison
+  colour, marker, line = _look(index)
+  usable = []
+  xs = []
+  x_bars = []
+  cells = []
+  for alpha in numbers.alphas:
+    worst = numbers.worst(alpha)
+    behaviour = numbers.behaviour_at(alpha)
+    if worst and behaviour.measured:
+      usable.append(alpha)
+      xs.append(worst.difference)
+      x_bars.append(worst.sem if math.isfinite(worst.sem) else 0.0)
+      cells.append(behaviour)
   ys = [cell.mean for cell in cells]
-  sems = [numbers.worst(alpha).sem for alpha in usable]
   axes.errorbar(
     xs,
     ys,
     _bars(cells),
-    [sem if math.isfinite(sem) else 0.0 for sem in sems],
+    x_bars,
     color=colour,
     linewidth=1.1,
     marker=marker,
@@ -364,12 +411,13 @@ def _draw_path(axes: 'Axes', pick: Pick, index: int) -> list[labels.Label]:
     capsize=0,
     zorder=3,
   )
+  texts = []
   for alpha, x, y in zip(usable, xs, ys):
-    if alpha in pick.alphas or alpha == 0:
-      axes.plot(
-        [x], [y], **{**RING, 'markerfacecolor': 'none' if alpha else PAPER}, markeredgecolor=colour
-      )
-  return [
-    labels.Label(x, y, format_alpha(alpha) if alpha else 'base', alpha in pick.alphas or alpha == 0)
-    for alpha, x, y in zip(usable, xs, ys)
-  ]
+    marked = alpha in pick.alphas or alpha == 0
+    if marked:
+      # The base's ring is filled: on a printout too, it is no pick.
+      ring = {**RING, 'markerfacecolor': 'none' if alpha else PAPER}
+      axes.plot([x], [y], **ring, markeredgecolor=colour)
+    text = format_alpha(alpha) if alpha else 'base'
+    texts.append(labels.Label(x, y, text, bold=marked))
+  return texts

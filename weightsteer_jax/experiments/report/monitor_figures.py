@@ -10,20 +10,25 @@ from typing import TYPE_CHECKING, Any
 from weightsteer_jax.experiments.report.figures import ARM_COLOURS, GRID, INK, MUTED, styled
 
 if TYPE_CHECKING:
+  from matplotlib.artist import Artist
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
-# Numbers stand in cells whose colours do not follow the page's theme, and so must theirs not.
-DARK, LIGHT = '#101317', '#fdfdfd'
-NULL_ALPHA = 0.35  # Of the band of the random controls, which is thin.
-SHOWN = 6  # Directions, each with a panel.
+# Colours of numbers in heat maps: the cells do not follow the page's theme, nor may the numbers.
+DARK = '#101317'
+LIGHT = '#fdfdfd'
+# Opacity of the band of the random controls, which is thin.
+BAND_OPACITY = 0.35
+# Directions that are shown, each in a panel; more would not be read.
+SHOWN = 6
 
 
 @styled
 def cosines(rows: Sequence[Row], summary: Mapping[str, Any]) -> 'Figure':
-  """A panel per direction: its cosine against the step, the range of random ones, given controls,
-  threshold, alarm.
+  """A panel for each direction: the cosine over the steps.
+
+  With the cosine stand the range of random directions, given controls, threshold and alarm.
   """
   from matplotlib.figure import Figure
 
@@ -44,23 +49,24 @@ def cosines(rows: Sequence[Row], summary: Mapping[str, Any]) -> 'Figure':
 
 @styled
 def layers(rows: Sequence[Row], summary: Mapping[str, Any]) -> 'Figure':
-  """A heat map per direction: its cosine with the last update in each layer and kind of module."""
+  """A heat map for each direction: cosines with the last update by layer and module."""
   from matplotlib.figure import Figure
 
   names = list(summary['directions'])[:SHOWN]
   last = max(row['step'] for row in rows)
   cells = [row for row in rows if row['step'] == last and row.get('role') == 'direction']
+  # Modules in the order of the model, layers by number.
   modules = list(dict.fromkeys(row['module'] for row in cells if row['module'] is not None))
   numbers = sorted({row['layer'] for row in cells if row['layer'] is not None})
   columns = min(len(names), 2)
   lines = math.ceil(len(names) / columns)
+  # Inches: a cell's size times the cells, with room for the labels.
   width = 0.42 * (len(numbers) + 1) + 1.9
-  figure = Figure(
-    figsize=(max(width * columns, 6.4), (0.3 * (len(modules) + 1) + 1.1) * lines),
-    layout='constrained',
-  )
+  height = 0.3 * (len(modules) + 1) + 1.1
+  figure = Figure(figsize=(max(width * columns, 6.4), height * lines), layout='constrained')
   grid = figure.subplots(lines, columns, squeeze=False).ravel()
   tables = {name: _layer_table(cells, name, modules, numbers) for name in names}
+  # One scale for all panels.
   limit = _limit([value for table in tables.values() for line in table for value in line])
   for axes, name in zip(grid, names):
     mesh = _heat(axes, tables[name], ['whole', *modules], ['all', *map(str, numbers)], limit)
@@ -77,47 +83,49 @@ def similarity(summary: Mapping[str, Any]) -> 'Figure':
   """The cosines of all pairs of directions, controls and task vectors."""
   from matplotlib.figure import Figure
 
-  found = summary['similarity']
-  names = [
-    f'{name} ({role.replace("_", " ")})' if role != 'direction' else name
-    for name, role in zip(found['names'], found['roles'])
-  ]
+  table = summary['similarity']['cosines']
+  names = []
+  for name, role in zip(summary['similarity']['names'], summary['similarity']['roles']):
+    names.append(name if role == 'direction' else f'{name} ({role.replace("_", " ")})')
   size = max(0.62 * len(names) + 2.6, 4.2)
   figure = Figure(figsize=(size + 0.8, size * 0.8), layout='constrained')
   axes = figure.subplots()
-  off = [value for i, line in enumerate(found['cosines']) for j, value in enumerate(line) if i != j]
-  mesh = _heat(axes, found['cosines'], names, names, _limit(off) if off else 1.0)
+  # The diagonal is 1 and would hide all other differences of colour.
+  off_diagonal = []
+  for i, line in enumerate(table):
+    off_diagonal += line[:i] + line[i + 1 :]
+  mesh = _heat(axes, table, names, names, _limit(off_diagonal))
   axes.set_xticks(axes.get_xticks(), names, rotation=35, ha='right')
   _colour_bar(figure, mesh, axes)
   return figure
 
 
 def _draw_cosine(axes: 'Axes', rows: Sequence[Row], summary: Mapping[str, Any], name: str) -> None:
+  """Draws the panel of one direction."""
   alarm = summary['directions'][name]['alarm']
   band = _random_range(rows, name)
   if band:
     steps = sorted(band)
     axes.fill_between(
       steps,
-      [band[s][0] for s in steps],
-      [band[s][1] for s in steps],
+      [band[step][0] for step in steps],
+      [band[step][1] for step in steps],
       color=MUTED,
-      alpha=NULL_ALPHA,
+      alpha=BAND_OPACITY,
       linewidth=0,
       zorder=0.5,
     )
   for control in summary['controls']:
-    _plot(
-      axes, _whole(rows, control), color=MUTED, linewidth=1.0, marker='.', markersize=3, zorder=2
-    )
+    points = _whole(rows, control)
+    _plot(axes, points, color=MUTED, linewidth=1.0, marker='.', markersize=3, zorder=2)
   if alarm['threshold'] is not None:
-    axes.axhline(
-      alarm['threshold'], color=ARM_COLOURS[1], linewidth=1.0, linestyle=(0, (4, 2)), zorder=1.5
-    )
-  found = _whole(rows, name)
-  _plot(axes, found, color=ARM_COLOURS[0], marker='o', markersize=3.6, zorder=3)
+    dashed = (0, (4, 2))
+    height = alarm['threshold']
+    axes.axhline(height, color=ARM_COLOURS[1], linewidth=1.0, linestyle=dashed, zorder=1.5)
+  points = _whole(rows, name)
+  _plot(axes, points, color=ARM_COLOURS[0], marker='o', markersize=3.6, zorder=3)
   if alarm['step'] is not None:
-    value = dict(found)[alarm['step']]
+    value = dict(points)[alarm['step']]
     axes.plot(
       [alarm['step']],
       [value],
@@ -141,6 +149,7 @@ def _draw_cosine(axes: 'Axes', rows: Sequence[Row], summary: Mapping[str, Any], 
   axes.grid(axis='y')
   axes.set_title(name)
   axes.set_xlabel('step')
+  # No half steps on the axis.
   axes.xaxis.get_major_locator().set_params(integer=True)
   axes.margins(x=0.04, y=0.1)
 
@@ -150,37 +159,40 @@ def _plot(axes: 'Axes', points: Sequence[tuple[int, float]], **style) -> None:
 
 
 def _whole(rows: Sequence[Row], name: str) -> list[tuple[int, float]]:
-  """(step, cosine) of the whole updates, where it is defined."""
-  return [
-    (row['step'], row['cosine'])
-    for row in rows
-    if row['name'] == name
-    and row['role'] != 'random'
-    and row['module'] is None
-    and row['layer'] is None
-    and row['cosine'] is not None
-  ]
+  """(step, cosine) of the whole updates, where there is a cosine."""
+  points = []
+  for row in rows:
+    # Rows of random controls bear the direction's name, and no module.
+    if row['name'] != name or row['role'] == 'random':
+      continue
+    is_whole = row['module'] is None and row['layer'] is None
+    if is_whole and row['cosine'] is not None:
+      points.append((row['step'], row['cosine']))
+  return points
 
 
 def _random_range(rows: Sequence[Row], name: str) -> dict[int, tuple[float, float]]:
   """{step: (lowest, highest) cosine of the direction's random controls}."""
-  found: dict[int, list[float]] = {}
+  cosines_of: dict[int, list[float]] = {}
   for row in rows:
     if row['role'] == 'random' and row['name'] == name and row['cosine'] is not None:
-      found.setdefault(row['step'], []).append(row['cosine'])
-  return {step: (min(values), max(values)) for step, values in found.items()}
+      cosines_of.setdefault(row['step'], []).append(row['cosine'])
+  return {step: (min(values), max(values)) for step, values in cosines_of.items()}
 
 
 def _layer_table(
   cells: Sequence[Row], name: str, modules: Sequence[str], numbers: Sequence[int]
 ) -> list[list[Any]]:
-  """Cosines: lines the whole and each module, columns all layers and each."""
-  found = {(row['module'], row['layer']): row['cosine'] for row in cells if row['name'] == name}
-  return [[found.get((module, layer)) for layer in (None, *numbers)] for module in (None, *modules)]
+  """Cosines: lines are the whole and each module, columns are all layers and each."""
+  cosine_at = {(row['module'], row['layer']): row['cosine'] for row in cells if row['name'] == name}
+  table = []
+  for module in (None, *modules):
+    table.append([cosine_at.get((module, layer)) for layer in (None, *numbers)])
+  return table
 
 
 def _limit(values: Sequence[float | None]) -> float:
-  """The end of a symmetric scale of colours."""
+  """The end of a symmetric scale of colours; 1 if all is zero or blank."""
   return max((abs(value) for value in values if value is not None), default=0.0) or 1.0
 
 
@@ -191,14 +203,14 @@ def _heat(
   columns: Sequence[str],
   limit: float,
 ) -> Any:
-  """Draws a heat map, vector cells with numbers where there is room; empty cells are blank."""
+  """The mesh of a heat map just drawn, with numbers in the cells where there is room."""
   import numpy as np
 
-  values = np.array(
-    [[np.nan if value is None else value for value in line] for line in table], float
-  )
+  # None becomes NaN, and NaN a blank cell.
+  values = np.array(table, float)
   mesh = axes.pcolormesh(values, cmap='RdBu_r', vmin=-limit, vmax=limit, edgecolors='none')
   axes.set_yticks(np.arange(len(lines)) + 0.5, lines)
+  # At most 33 labels fit side by side.
   stride = math.ceil(len(columns) / 33)
   axes.set_xticks(np.arange(len(columns))[::stride] + 0.5, columns[::stride])
   axes.invert_yaxis()
@@ -207,21 +219,25 @@ def _heat(
     spine.set_visible(False)
   if len(columns) <= 16:
     for (i, j), value in np.ndenumerate(values):
-      if np.isfinite(value):
-        axes.text(
-          j + 0.5,
-          i + 0.5,
-          f'{value:.2f}'.replace('0.', '.', 1),
-          ha='center',
-          va='center',
-          fontsize=6.5,
-          color=LIGHT if abs(value) > 0.6 * limit else DARK,
-        )
+      if not np.isfinite(value):
+        continue
+      axes.text(
+        j + 0.5,
+        i + 0.5,
+        # Cells are narrow: .12 for 0.12.
+        f'{value:.2f}'.replace('0.', '.', 1),
+        ha='center',
+        va='center',
+        fontsize=6.5,
+        # Cells are dark at both ends of the scale.
+        color=LIGHT if abs(value) > 0.6 * limit else DARK,
+      )
   return mesh
 
 
 def _colour_bar(figure: 'Figure', mesh: Any, axes: Any) -> None:
-  """The scale of a heat map, as vectors too: a page that loads nothing cannot show an image."""
+  """Adds the scale of a heat map."""
+  # As vectors: the page's policy allows no images.
   figure.colorbar(mesh, ax=axes, label='cosine', shrink=0.8).solids.set_rasterized(False)
 
 
@@ -229,16 +245,17 @@ def _legend(figure: 'Figure', summary: Mapping[str, Any]) -> None:
   from matplotlib.lines import Line2D
   from matplotlib.patches import Patch
 
-  handles = [Line2D([], [], color=ARM_COLOURS[0], marker='o', markersize=4, label='direction')]
+  direction = Line2D([], [], color=ARM_COLOURS[0], marker='o', markersize=4, label='direction')
+  handles: list[Artist] = [direction]
   if summary['random']:
     label = f'range of {summary["random"]} random directions'
-    handles.append(Patch(color=MUTED, alpha=NULL_ALPHA, linewidth=0, label=label))
+    handles.append(Patch(color=MUTED, alpha=BAND_OPACITY, linewidth=0, label=label))
   if summary['controls']:
     handles.append(Line2D([], [], color=MUTED, marker='.', label='controls'))
   if summary['random'] or summary['controls']:
-    handles.append(
-      Line2D([], [], color=ARM_COLOURS[1], linestyle=(0, (4, 2)), linewidth=1.0, label='threshold')
-    )
+    dashed = (0, (4, 2))
+    line = Line2D([], [], color=ARM_COLOURS[1], linestyle=dashed, linewidth=1.0, label='threshold')
+    handles.append(line)
   figure.legend(
     handles=handles,
     loc='outside upper left',

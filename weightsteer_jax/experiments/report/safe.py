@@ -5,8 +5,8 @@ import json
 import re
 from typing import Any
 
-# Settings whose values are secrets. `max_tokens` and `tokenizer` are not: a token key must say
-# whose token it is.
+# Settings whose values are secrets. `max_tokens` and `tokenizer` are none: the key of a secret token
+# says whose token it is.
 _OWNERS = 'hf|hub|auth|access|api|github|wandb|bearer'
 _SECRETS = rf'secret|passw|credential|(?:api|private)_?key|(?:^|_|\b)(?:{_OWNERS})_?token\b'
 SECRET = re.compile(_SECRETS + r'|^token$', re.IGNORECASE)
@@ -15,25 +15,29 @@ HIDDEN = '(hidden)'
 
 
 def escape(text: str) -> str:
-  """Text that is safe in HTML, in elements and in quoted attributes; characters that HTML forbids
-  become U+FFFD.
+  """Text that is safe in HTML, in elements and in quoted attributes.
+
+  Characters that HTML forbids become U+FFFD.
   """
-  return html.escape(re.sub(r'[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]', '\ufffd', text))
+  # Control characters other than tab and newlines, and halves of surrogate pairs.
+  legal = re.sub(r'[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]', '\ufffd', text)
+  return html.escape(legal)
 
 
 def script_json(value: Any) -> str:
-  """JSON that can stand inside a script element: no `<`, `>` or `&`, and nothing but ASCII.
+  r"""JSON that can stand inside a script element: ASCII without `<`, `>` and `&`.
 
   >>> script_json({'a': '</script>'})
-  '{"a":"\\\\u003c/script\\\\u003e"}'
+  '{"a":"\\u003c/script\\u003e"}'
   """
   text = json.dumps(value, allow_nan=False, separators=(',', ':'))
   return text.replace('<', '\\u003c').replace('>', '\\u003e').replace('&', '\\u0026')
 
 
 def redact(value: Any, key: str = '') -> Any:
-  """The value without its secrets: texts under a secret's key, and what follows a secret's flag in
-  a command.
+  """A JSON value without secrets.
+
+  Hidden are texts under the key of a secret, and what follows the flag of a secret in a command.
 
   >>> redact({'hub_token': 'hf_x', 'max_tokens': 48, 'nested': [{'password': 'p'}]})
   {'hub_token': '(hidden)', 'max_tokens': 48, 'nested': [{'password': '(hidden)'}]}
@@ -44,4 +48,6 @@ def redact(value: Any, key: str = '') -> Any:
     return [redact(inner, key) for inner in value]
   if not isinstance(value, str):
     return value
-  return HIDDEN if value and SECRET.search(key) else SECRET_FLAG.sub(rf'\1{HIDDEN}', value)
+  if value and SECRET.search(key):
+    return HIDDEN
+  return SECRET_FLAG.sub(rf'\1{HIDDEN}', value)

@@ -1,29 +1,40 @@
 """The results as text: alphas in rows, tasks in columns, for a terminal or for Markdown."""
 
+import math
+import re
 from collections.abc import Sequence
 
 from weightsteer_jax.experiments.report.comparison import Comparison
 from weightsteer_jax.experiments.report.pick import Pick
 from weightsteer_jax.experiments.report.study import Cell, format_alpha
 
-PICKED, BASE, BROKEN = '>', '=', '!'
+# Marks of a picked alpha, of alpha 0, and of a capability outside the tolerance.
+PICKED = '>'
+BASE = '='
+BROKEN = '!'
 
 
 def text(pick: Pick) -> str:
-  """One arm's results as an aligned table for a terminal, with its legend and the pick in words.
+  """One arm's results as an aligned table for a terminal, with legend and pick in words.
 
   Cells are mean ± standard error. `>` marks a picked alpha, `=` the base, `!` a capability outside
   the tolerance.
   """
   numbers = pick.comparison
-  columns = [_column(numbers, task) for task in _tasks(numbers)]
-  alphas = ['alpha', '', '', *(format_alpha(alpha) for alpha in numbers.alphas)]
-  marks = ['', '', '', *(_mark(pick, alpha) for alpha in numbers.alphas)]
-  lines = [f'{mark:1} {alpha:>{max(map(len, alphas))}}' for mark, alpha in zip(marks, alphas)]
-  for column in columns:
-    width = max(map(len, column))
+  # Three lines of heads (role, task, n), then a line for each alpha.
+  marks = ['', '', ''] + [_mark(pick, alpha) for alpha in numbers.alphas]
+  alphas = ['alpha', '', ''] + [format_alpha(alpha) for alpha in numbers.alphas]
+  width = max(len(alpha) for alpha in alphas)
+  lines = [f'{mark:1} {alpha:>{width}}' for mark, alpha in zip(marks, alphas)]
+  for task in _tasks(numbers):
+    column = [f'{head} ' for head in (_role(numbers, task), task, count(numbers, task))]
+    for alpha in numbers.alphas:
+      entry = _entry(numbers, task, alpha)
+      # A blank stands where a mark could be: the digits stay under each other.
+      column.append(entry if entry.endswith(BROKEN) else f'{entry} ')
+    width = max(len(entry) for entry in column)
     lines = [f'{line}  {entry:>{width}}' for line, entry in zip(lines, column)]
-  lines.insert(3, '-' * max(map(len, lines)))
+  lines.insert(3, '-' * max(len(line) for line in lines))
   legend = (
     f'{PICKED} picked   {BASE} base   {BROKEN} capability more than {numbers.tolerance:g} from the '
     'base   ± one standard error'
@@ -32,43 +43,37 @@ def text(pick: Pick) -> str:
 
 
 def markdown(pick: Pick) -> str:
-  """One arm's results as a Markdown table; picked rows and the base are marked in the first column,
-  breaks with `!`.
+  """One arm's results as a Markdown table, with the pick in words.
+
+  Picked alphas and the base are marked in the first column, breaks with `!`.
   """
-  numbers, tasks = pick.comparison, _tasks(pick.comparison)
-  header = [
-    'alpha',
-    *(f'{_plain(task)} ({_role(numbers, task)}, {count(numbers, task)})' for task in tasks),
-  ]
-  rule = ['---:'] * len(header)
+  numbers = pick.comparison
+  tasks = _tasks(numbers)
+  header = ['alpha']
+  for task in tasks:
+    header.append(f'{_plain(task)} ({_role(numbers, task)}, {count(numbers, task)})')
+  rows = [header, ['---:'] * len(header)]
   names = {PICKED: ' (picked)', BASE: ' (base)', '': ''}
-  body = [
-    [
-      format_alpha(alpha) + names[_mark(pick, alpha)],
-      *(_entry(numbers, task, alpha) for task in tasks),
-    ]
-    for alpha in numbers.alphas
-  ]
-  lines = ['| ' + ' | '.join(row) + ' |' for row in (header, rule, *body)]
+  for alpha in numbers.alphas:
+    name = format_alpha(alpha) + names[_mark(pick, alpha)]
+    rows.append([name] + [_entry(numbers, task, alpha) for task in tasks])
+  lines = [f'| {" | ".join(row)} |' for row in rows]
   return '\n'.join([*lines, '', *map(_plain, pick.sentences)])
 
 
 def format_cell(cell: Cell) -> str:
   """Mean ± standard error, or a dash where nothing was measured.
 
-  >>> [format_cell(cell) for cell in (Cell(0.954, 0.021, 40), Cell(0.5, float('nan'), 1), Cell(float('nan'), 0.0, 0))]
-  ['0.95 ±0.02', '0.50', '-']
+  >>> nan = float('nan')
+  >>> format_cell(Cell(0.954, 0.021, 40)), format_cell(Cell(0.5, nan, 1))
+  ('0.95 ±0.02', '0.50')
+  >>> format_cell(Cell(nan, 0.0, 0))
+  '-'
   """
   if not cell.measured:
     return '-'
-  return f'{cell.mean:.2f}' + (f' ±{cell.sem:.2f}' if cell.sem == cell.sem else '')
-
-
-def _column(numbers: Comparison, task: str) -> list[str]:
-  body = [_entry(numbers, task, alpha) for alpha in numbers.alphas]
-  # A blank stands where a mark could be: the digits stay under each other.
-  aligned = [entry if entry.endswith(BROKEN) else f'{entry} ' for entry in body]
-  return [f'{entry} ' for entry in (_role(numbers, task), task, count(numbers, task))] + aligned
+  mean = f'{cell.mean:.2f}'
+  return mean if math.isnan(cell.sem) else f'{mean} ±{cell.sem:.2f}'
 
 
 def _entry(numbers: Comparison, task: str, alpha: float) -> str:
@@ -77,7 +82,9 @@ def _entry(numbers: Comparison, task: str, alpha: float) -> str:
 
 
 def _mark(pick: Pick, alpha: float) -> str:
-  return PICKED if alpha in pick.alphas else BASE if alpha == 0 else ''
+  if alpha in pick.alphas:
+    return PICKED
+  return BASE if alpha == 0 else ''
 
 
 def _role(numbers: Comparison, task: str) -> str:
@@ -91,20 +98,15 @@ def count(numbers: Comparison, task: str) -> str:
 
 
 def _tasks(numbers: Comparison) -> Sequence[str]:
-  """Measured tasks, behaviours first; a behaviour that the pick does not look at is shown all the
-  same.
-  """
+  """Measured tasks, behaviours first."""
+  behaviours = [task for task in numbers.behaviour if task in numbers.table]
+  capabilities = [task for task in numbers.capability if task in numbers.table]
+  # Behaviours that the pick does not look at are shown all the same.
   others = [task for task in numbers.table if task not in numbers.behaviour + numbers.capability]
-  measured = [task for task in numbers.behaviour if task in numbers.table], others
-  return [
-    *measured[0],
-    *measured[1],
-    *(task for task in numbers.capability if task in numbers.table),
-  ]
+  return behaviours + others + capabilities
 
 
 def _plain(words: str) -> str:
   """Text that cannot end a Markdown table cell or start markup."""
-  return ''.join(f'\\{letter}' if letter in '\\|`*_<>[]' else letter for letter in words).replace(
-    '\n', ' '
-  )
+  escaped = re.sub(r'[\\|`*_<>\[\]]', r'\\\g<0>', words)
+  return escaped.replace('\n', ' ')
