@@ -1,8 +1,9 @@
-"""Flash attention in plain JAX: blocks of queries against blocks of keys, those alone in which some
-query sees a key.
+"""Flash attention in plain JAX: only pairs of blocks in which some query sees a key.
 
-The pairs of blocks that are computed are found on the device, and a loop runs over as many as there
-are: of a row of packed segments few, of a whole row half. No array [T, S] is ever in memory.
+The pairs (a block of queries, a block of keys) are found on the device, and a loop runs over as
+many pairs as were found: few for a row of packed segments, half of all for a whole row. No array
+[T, S] is ever in memory.
+
 Source: Dao, FlashAttention-2, arXiv 2307.08691, algorithms 1 and 2.
 
 Axes as in decoder.py: t positions of a block, Q queries of a block with all heads that share a kv
@@ -16,17 +17,23 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from weightsteer_jax.models import kernels
 
+Array = jax.Array | np.ndarray
+
+# In place of -inf, whose difference with itself is NaN.
 LOWEST = jnp.finfo(jnp.float32).min
+# A segment number behind every other.
 LAST = jnp.iinfo(jnp.int32).max
 
 
 def block_length(length: int, head_dim: int) -> int:
-  """Positions of a block, or 0 where a row of that length is not worth cutting (measured by
-  benchmarks/attention.py).
+  """Positions of a block, or 0 if a row of that length is not worth cutting.
+
+  The sizes are the fastest in benchmarks/attention.py.
 
   >>> block_length(512, 32), block_length(192, 128), block_length(512, 128), block_length(64, 32)
   (64, 64, 128, 0)
@@ -39,36 +46,39 @@ def attend(
   q_BTNH: jax.Array,
   k_BTKH: jax.Array,
   v_BTKH: jax.Array,
-  slots_BT: jax.Array,
-  segment_ids_BT: jax.Array | None,
-  branches_BT: jax.Array | None,
+  slots_BT: Array,
+  segment_ids_BT: Array | None,
+  branches_BT: Array | None,
   window: jax.Array | None,
   *,
   scale: float,
   block: int,
 ) -> jax.Array:
-  """Softmax attention [B, T, N, H] in blocks of so many positions; the other arguments are those of
-  attention.attend.
+  """Softmax attention [B, T, N, H] in blocks of `block` positions.
+
+  The other arguments are those of `attention.attend` and the fields of `attention.Seen`.
   """
   batch, length, *_ = q_BTNH.shape
-  segment_ids_BT = (
-    jnp.ones((batch, length), jnp.int32) if segment_ids_BT is None else segment_ids_BT
-  )
+  if segment_ids_BT is None:
+    segment_ids_BT = jnp.ones((batch, length), jnp.int32)
   windows_BT = jnp.broadcast_to(jnp.int32(length) if window is None else window, (batch, length))
-  where_BT = (slots_BT, segment_ids_BT, windows_BT) + (
-    () if branches_BT is None else (branches_BT,)
-  )
+  where_BT = [slots_BT, segment_ids_BT, windows_BT]
+  if branches_BT is not None:
+    where_BT.append(branches_BT)
   return kernels.by_device(_attention(scale, block))(q_BTNH, k_BTKH, v_BTKH, *where_BT)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Blocks:
-  """Where queries and keys are, block by block.
+  """Where queries and keys are, block by block, and the pairs of blocks to compute.
 
   Attributes:
-    slots_Yt, segment_ids_Yt, windows_Yt, branches_Yt: of each query, or key; see attention.Seen.
-    queries, keys: the blocks of the pairs, those to compute first. count: how many these are.
+    slots_Yt, segment_ids_Yt, branches_Yt: see attention.Seen.
+    windows_Yt: keys that each query sees at most.
+    queries: the block of queries of each pair; pairs to compute come first.
+    keys: the block of keys of each pair.
+    count: number of pairs to compute.
     per_row: blocks of a row.
   """
 
@@ -82,9 +92,7 @@ class _Blocks:
   per_row: int = dataclasses.field(metadata=dict(static=True))
 
   def seen(self, i: jax.Array, j: jax.Array, heads: int) -> jax.Array:
-    """Whether a query of block i sees a key of block j, bool [Q, t], alike for all of so many
-    heads.
-    """
+    """Whether a query of block i sees a key of block j, bool [Q, t], alike for all heads."""
     behind = self.slots_Yt[i][:, None] - self.slots_Yt[j]
     seen = (
       (behind >= 0)
@@ -97,70 +105,78 @@ class _Blocks:
 
 
 def _blocks(where_BT, length: int) -> _Blocks:
-  """Finds the pairs by the first and last slot and segment of each block: a few more than there
-  are, never fewer.
+  """The blocks of all rows, with pairs found by the first and last slot and segment of a block.
+
+  A few pairs more than necessary are found, never fewer.
   """
   slots, segments, windows, *branches = (
-    rearrange(x, 'B (n t) -> B n t', t=length) for x in where_BT
+    rearrange(x_BT, 'B (n t) -> B n t', t=length) for x_BT in where_BT
   )
-  batch, per_row, _ = slots.shape
-  segments_up = jnp.where(
-    segments == 0, LAST, segments
-  )  # Padding comes last; blocks of nothing else are left out.
-  low, high = segments_up.min(-1), segments_up.max(-1)
+  per_row = slots.shape[1]
+  # Padding comes last, so that blocks of nothing else are left out.
+  segments_up = jnp.where(segments == 0, LAST, segments)
+  low = segments_up.min(-1)
+  high = segments_up.max(-1)
   live = (low[:, :, None] <= high[:, None]) & (low[:, None] <= high[:, :, None])
   live &= (low < LAST)[:, :, None] & (low < LAST)[:, None]
-  live &= jnp.tri(per_row, dtype=bool)  # No key lies before a query that it is farther than.
+  # Causal: no block of keys lies behind the block of queries.
+  live &= jnp.tri(per_row, dtype=bool)
   live &= (slots - windows).min(-1)[:, :, None] < slots.max(-1)[:, None]
-  live |= jnp.eye(per_row, dtype=bool)  # What sees nothing gets a number too.
+  # Queries that see no key need a number too.
+  live |= jnp.eye(per_row, dtype=bool)
   row, query, key = jnp.nonzero(live, size=live.size)
-  flat = [x.reshape(-1, length) for x in (slots, segments, windows, *branches)]
   return _Blocks(
-    *flat,
-    *[None] * (4 - len(flat)),
-    row * per_row + query,
-    row * per_row + key,
-    live.sum(),
-    per_row,
+    slots_Yt=slots.reshape(-1, length),
+    segment_ids_Yt=segments.reshape(-1, length),
+    windows_Yt=windows.reshape(-1, length),
+    branches_Yt=branches[0].reshape(-1, length) if branches else None,
+    queries=row * per_row + query,
+    keys=row * per_row + key,
+    count=live.sum(),
+    per_row=per_row,
   )
 
 
 @functools.cache
 def _attention(scale: float, length: int) -> Callable[..., jax.Array]:
-  """(q, k, v, slots, segments, windows, branches if any) -> [B, T, N, H]; it may be differentiated
-  once, and then mapped over fine-tunes.
+  """The function (q, k, v, slots, segments, windows, branches if any) -> [B, T, N, H].
+
+  The function may be differentiated once, and then mapped over fine-tunes.
   """
   forward = kernels.as_rows(functools.partial(_forward, scale=scale, length=length))
   backward = kernels.as_rows(functools.partial(_backward, scale=scale, length=length))
 
-  def keep(*arrays):
+  def forward_and_kept(*arrays):
     out, log_sums = forward(*arrays)
     return out, (*arrays, out, log_sums)
 
+  def gradients(kept, dout):
+    # q, k and v have gradients; the integers after them, less out and log_sums, have none.
+    integers = len(kept) - 5
+    return (*backward(*kept, dout), *[None] * integers)
+
   differentiable = jax.custom_vjp(lambda *arrays: forward(*arrays)[0])
-  differentiable.defvjp(
-    keep, lambda kept, dout: (*backward(*kept, dout), *[None] * (len(kept) - 5))
-  )
+  differentiable.defvjp(forward_and_kept, gradients)
   return differentiable
 
 
 def _forward(q_BTNH, k_BTKH, v_BTKH, *where_BT, scale, length):
   """(attention [B, T, N, H], the log of each query's sum of exponentials [B, T, N])."""
   blocks = _blocks(where_BT, length)
-  q_YKQH, k_YKtH, v_YKtH = (
-    _cut_queries(q_BTNH, k_BTKH, length),
-    _cut(k_BTKH, length),
-    _cut(v_BTKH, length),
-  )
+  q_YKQH = _cut_queries(q_BTNH, k_BTKH, length)
+  k_YKtH = _cut(k_BTKH, length)
+  v_YKtH = _cut(v_BTKH, length)
   heads = q_BTNH.shape[2] // k_BTKH.shape[2]
 
   def add(pair, carry):
     top_YKQ, sum_YKQ, out_YKQH = carry
-    i, j = blocks.queries[pair], blocks.keys[pair]
+    i = blocks.queries[pair]
+    j = blocks.keys[pair]
     scores_KQt = _dot('KQH,KtH->KQt', q_YKQH[i], k_YKtH[j]) * scale
     scores_KQt = jnp.where(blocks.seen(i, j, heads), scores_KQt, LOWEST)
     top_KQ = jnp.maximum(top_YKQ[i], scores_KQt.max(-1))
     weights_KQt = jnp.exp(scores_KQt - top_KQ[..., None])
+    # What was summed under an earlier, lower top is scaled down to the new one.
     before_KQ = jnp.exp(top_YKQ[i] - top_KQ)
     out_KQH = out_YKQH[i] * before_KQ[..., None] + _dot(
       'KQt,KtH->KQH', weights_KQt.astype(v_YKtH.dtype), v_YKtH[j]
@@ -172,39 +188,39 @@ def _forward(q_BTNH, k_BTKH, v_BTKH, *where_BT, scale, length):
     )
 
   zeros_YKQH = jnp.zeros(q_YKQH.shape, jnp.float32)
-  start = jnp.full(q_YKQH.shape[:3], LOWEST), zeros_YKQH[..., 0], zeros_YKQH
+  start = (jnp.full(q_YKQH.shape[:3], LOWEST), zeros_YKQH[..., 0], zeros_YKQH)
   top_YKQ, sum_YKQ, out_YKQH = jax.lax.fori_loop(0, blocks.count, add, start)
   log_sums_YKQ = top_YKQ + jnp.log(sum_YKQ)
 
   def join(x):
     return _join_queries(x, blocks.per_row, heads)
 
-  return join(out_YKQH / sum_YKQ[..., None]).astype(q_BTNH.dtype), join(log_sums_YKQ[..., None])[
-    ..., 0
-  ]
+  out_BTNH = join(out_YKQH / sum_YKQ[..., None]).astype(q_BTNH.dtype)
+  log_sums_BTN = join(log_sums_YKQ[..., None])[..., 0]
+  return out_BTNH, log_sums_BTN
 
 
 def _backward(q_BTNH, k_BTKH, v_BTKH, *others, scale, length):
   """The gradients of q, k and v."""
   *where_BT, out_BTNH, log_sums_BTN, dout_BTNH = others
   blocks = _blocks(where_BT, length)
-  k_YKtH, v_YKtH = _cut(k_BTKH, length), _cut(v_BTKH, length)
+  k_YKtH = _cut(k_BTKH, length)
+  v_YKtH = _cut(v_BTKH, length)
   heads = q_BTNH.shape[2] // k_BTKH.shape[2]
 
   def cut(x):
     return _cut_queries(x, k_BTKH, length)
 
-  q_YKQH, dout_YKQH, log_sums_YKQ = (
-    cut(q_BTNH),
-    cut(dout_BTNH),
-    cut(log_sums_BTN[..., None])[..., 0],
-  )
+  q_YKQH = cut(q_BTNH)
+  dout_YKQH = cut(dout_BTNH)
+  log_sums_YKQ = cut(log_sums_BTN[..., None])[..., 0]
   # The sum over keys of weight times its gradient.
   mean_YKQ = cut(jnp.sum(out_BTNH.astype(jnp.float32) * dout_BTNH, axis=-1, keepdims=True))[..., 0]
 
   def add(pair, carry):
     dq_YKQH, dk_YKtH, dv_YKtH = carry
-    i, j = blocks.queries[pair], blocks.keys[pair]
+    i = blocks.queries[pair]
+    j = blocks.keys[pair]
     scores_KQt = _dot('KQH,KtH->KQt', q_YKQH[i], k_YKtH[j]) * scale
     weights_KQt = jnp.where(
       blocks.seen(i, j, heads), jnp.exp(scores_KQt - log_sums_YKQ[i][..., None]), 0
@@ -220,11 +236,13 @@ def _backward(q_BTNH, k_BTKH, v_BTKH, *others, scale, length):
     )
 
   start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q_YKQH, k_YKtH, v_YKtH))
-  dq, dk, dv = jax.lax.fori_loop(0, blocks.count, add, start)
-  return tuple(
-    _join_queries(x, blocks.per_row, number).astype(q_BTNH.dtype)
-    for x, number in ((dq, heads), (dk, 1), (dv, 1))
-  )
+  dq_YKQH, dk_YKtH, dv_YKtH = jax.lax.fori_loop(0, blocks.count, add, start)
+
+  def join(x, heads):
+    return _join_queries(x, blocks.per_row, heads).astype(q_BTNH.dtype)
+
+  # A kv head stands for itself alone.
+  return join(dq_YKQH, heads), join(dk_YKtH, 1), join(dv_YKtH, 1)
 
 
 def _dot(einsum: str, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -1,24 +1,29 @@
-"""Attention kernels of libraries, made to be called as attention.py calls them. Axes as in
-decoder.py.
+"""Attention kernels of libraries, with the signatures that attention.py calls.
+
+Axes as in decoder.py.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from weightsteer_jax.runtime import sharding
 
 PyTree = Any
+Array = jax.Array | np.ndarray
 
-# What splash tiles a sequence by. Source: jax.experimental.pallas.ops.tpu.splash_attention,
-# NUM_LANES.
+# Splash cuts a sequence into tiles of this length. Source:
+# jax.experimental.pallas.ops.tpu.splash_attention, NUM_LANES.
 TILE = 128
-IMPLEMENTATION = 'cudnn'  # of jax.nn.dot_product_attention
-INTERPRET = False  # run Pallas kernels without their hardware, slowly
+# The implementation of jax.nn.dot_product_attention; tests take 'xla', which runs anywhere.
+IMPLEMENTATION: Literal['cudnn', 'xla'] = 'cudnn'
+# Whether Pallas kernels run without their hardware, slowly; for tests.
+INTERPRET = False
 
 
 def cudnn(
@@ -29,7 +34,7 @@ def cudnn(
   *,
   scale: float,
 ) -> jax.Array:
-  """Attention [B, T, N, H], causal or by a mask."""
+  """Attention [B, T, N, H] of cuDNN, causal or by a mask."""
   if mask_BTS is None:
     return _library(q_BTNH, k_BTKH, v_BTKH, scale=scale, is_causal=True)
   return _masked(scale)(q_BTNH, k_BTKH, v_BTKH, mask_BTS[:, None])
@@ -43,22 +48,25 @@ def _library(q_BTNH, k_BTKH, v_BTKH, **options):
 
 @functools.cache
 def _masked(scale: float) -> Callable[..., jax.Array]:
-  """(q, k, v, mask [B, 1, T, S]) -> attention, which may be differentiated and then mapped over
-  fine-tunes.
+  """The function (q, k, v, mask [B, 1, T, S]) -> attention [B, T, N, H].
 
-  jax's rule for that (0.10, 0.11) asks for a mask of each head; here what is mapped over becomes
-  rows. The gradient computes the forward kernel once more, a fiftieth of a training step.
+  The function may be differentiated and then mapped over fine-tunes. jax's own batching rule (0.10,
+  0.11) asks for a mask of each head; here the mapped axis becomes rows. The gradient computes the
+  forward kernel once more, a fiftieth of a training step.
   """
 
   def attention(q_BTNH, k_BTKH, v_BTKH, mask_B1TS):
     return _library(q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TS, scale=scale)
 
   def gradient(q_BTNH, k_BTKH, v_BTKH, mask_B1TS, dy_BTNH):
-    return jax.vjp(lambda q, k, v: attention(q, k, v, mask_B1TS), q_BTNH, k_BTKH, v_BTKH)[1](
-      dy_BTNH
-    )
+    def of_mask(q_BTNH, k_BTKH, v_BTKH):
+      return attention(q_BTNH, k_BTKH, v_BTKH, mask_B1TS)
 
-  forward, backward = as_rows(attention), as_rows(gradient)
+    _, pull = jax.vjp(of_mask, q_BTNH, k_BTKH, v_BTKH)
+    return pull(dy_BTNH)
+
+  forward = as_rows(attention)
+  backward = as_rows(gradient)
   differentiable = jax.custom_vjp(lambda *arrays: forward(*arrays))
   differentiable.defvjp(
     lambda *arrays: (forward(*arrays), arrays), lambda arrays, dy: (*backward(*arrays, dy), None)
@@ -67,18 +75,19 @@ def _masked(scale: float) -> Callable[..., jax.Array]:
 
 
 def as_rows(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-  """The function of arrays [B, ...], under `vmap` called once with all there is as rows."""
+  """The function of arrays [B, ...]; under `vmap` one call, with the mapped axis as rows."""
   mapped = jax.custom_batching.custom_vmap(function)
 
   @mapped.def_vmap
   def rule(size, is_mapped, *arrays):
-    whole = [
-      x if there else jnp.broadcast_to(x, (size, *x.shape)) for x, there in zip(arrays, is_mapped)
-    ]
-    found = mapped(*(rearrange(x, 'n B ... -> (n B) ...') for x in whole))
-    return jax.tree.map(
-      lambda y: rearrange(y, '(n B) ... -> n B ...', n=size), found
-    ), jax.tree.map(lambda y: True, found)
+    rows = []
+    for x, has_axis in zip(arrays, is_mapped, strict=True):
+      x = x if has_axis else jnp.broadcast_to(x, (size, *x.shape))
+      rows.append(rearrange(x, 'n B ... -> (n B) ...'))
+    results = mapped(*rows)
+    results = jax.tree.map(lambda y: rearrange(y, '(n B) ... -> n B ...', n=size), results)
+    # Each result is mapped too.
+    return results, jax.tree.map(lambda y: True, results)
 
   return mapped
 
@@ -87,36 +96,39 @@ def splash(
   q_BTNH: jax.Array,
   k_BTKH: jax.Array,
   v_BTKH: jax.Array,
-  segment_ids_BT: jax.Array | None,
-  branches_BT: jax.Array | None = None,
+  segment_ids_BT: Array | None,
+  branches_BT: Array | None = None,
   *,
   scale: float,
 ) -> jax.Array:
-  """Attention [B, T, N, H], causal, within segments and their branches; these cannot be
-  differentiated.
+  """Attention [B, T, N, H] of splash, causal, within segments and their branches.
+
+  With branches the result cannot be differentiated.
   """
-  segment_ids_BT = (
-    jnp.ones(q_BTNH.shape[:2], jnp.int32) if segment_ids_BT is None else segment_ids_BT
-  )
+  if segment_ids_BT is None:
+    segment_ids_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
 
   def local(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, *branches_BT):
-    q, k, v = (
-      jnp.swapaxes(x, 1, 2) for x in (q_BTNH * jnp.asarray(scale, q_BTNH.dtype), k_BTKH, v_BTKH)
-    )
+    # splash takes heads before positions, and has no scale of its own.
+    q_BNTH = jnp.swapaxes(q_BTNH * jnp.asarray(scale, q_BTNH.dtype), 1, 2)
+    k_BKTH = jnp.swapaxes(k_BTKH, 1, 2)
+    v_BKTH = jnp.swapaxes(v_BTKH, 1, 2)
     if branches_BT:
-      return jnp.swapaxes(_splash_branches(q, k, v, segment_ids_BT, *branches_BT), 1, 2)
-    return jnp.swapaxes(
-      jax.vmap(_splash_kernel(*q.shape[1:3]))(q, k, v, _ids(segment_ids_BT, segment_ids_BT)), 1, 2
-    )
+      out_BNTH = _splash_branches(q_BNTH, k_BKTH, v_BKTH, segment_ids_BT, *branches_BT)
+    else:
+      kernel = jax.vmap(_splash_kernel(*q_BNTH.shape[1:3]))
+      out_BNTH = kernel(q_BNTH, k_BKTH, v_BKTH, _ids(segment_ids_BT, segment_ids_BT))
+    return jnp.swapaxes(out_BNTH, 1, 2)
 
-  return by_device(local)(
-    q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, *(() if branches_BT is None else (branches_BT,))
-  )
+  branches = () if branches_BT is None else (branches_BT,)
+  return by_device(local)(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, *branches)
 
 
 def _splash_branches(q_BNTH, k_BKTH, v_BKTH, segment_ids_BT, branches_BT):
-  """Branches' queries over the keys of their trunks, and all over their own pieces of a row: two
-  calls, whose softmaxes are joined by their sums.
+  """Attention [B, N, T, H] within segments and branches, of two calls joined by their sums.
+
+  In the first call the queries of branches see the keys of their trunks; in the second, every query
+  sees the keys of its own piece of the row.
   """
   kernel = jax.vmap(_splash_kernel(*q_BNTH.shape[1:3], save_residuals=True))
   in_branch_BT = branches_BT > 0
@@ -126,13 +138,13 @@ def _splash_branches(q_BNTH, k_BKTH, v_BKTH, segment_ids_BT, branches_BT):
     jnp.where(in_branch_BT, segment_ids_BT, -1), jnp.where(in_branch_BT, -2, segment_ids_BT)
   )
   parts = [kernel(q_BNTH, k_BKTH, v_BKTH, ids) for ids in (trunks, _ids(pieces_BT, pieces_BT))]
-  log_sums = [
-    log_sums_BNT for _, (log_sums_BNT,) in parts
-  ]  # Of a query that sees nothing, finite and far below any other.
-  shares = jax.nn.softmax(jnp.stack(log_sums), axis=0)[..., None]
-  return sum(
-    share * out_BNTH.astype(jnp.float32) for share, (out_BNTH, _) in zip(shares, parts)
-  ).astype(q_BNTH.dtype)
+  # The log-sum of a query that sees nothing is finite, and far below any other.
+  log_sums = jnp.stack([log_sums_BNT for _, (log_sums_BNT,) in parts])
+  shares = jax.nn.softmax(log_sums, axis=0)[..., None]
+  joined_BNTH = sum(
+    share * out_BNTH.astype(jnp.float32) for share, (out_BNTH, _) in zip(shares, parts, strict=True)
+  )
+  return joined_BNTH.astype(q_BNTH.dtype)
 
 
 def _ids(queries_BT: jax.Array, keys_BT: jax.Array) -> Any:
@@ -142,21 +154,23 @@ def _ids(queries_BT: jax.Array, keys_BT: jax.Array) -> Any:
 
 
 def by_device(local: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-  """The function (q, k, v, *others [B, T]) -> [B, T, N, H] on each device's rows and heads by
-  themselves.
+  """The function (q, k, v, *others [B, T]) -> [B, T, N, H], run on each device's rows and heads.
 
-  For what the partitioner cannot look into: a Pallas call, a loop over blocks of rows.
+  For programs that the partitioner cannot look into: a Pallas call, a loop over blocks of rows.
   """
 
   def attention(q_BTNH, k_BTKH, v_BTKH, *others_BT):
-    rows, cut = sharding.axes_of('B', q_BTNH.shape[0]), sharding.axes_of('K', k_BTKH.shape[2])
-    if not rows and not cut:
+    row_axes = sharding.axes_of('B', q_BTNH.shape[0])
+    head_axes = sharding.axes_of('K', k_BTKH.shape[2])
+    if not row_axes and not head_axes:
       return local(q_BTNH, k_BTKH, v_BTKH, *others_BT)
-    heads, row = jax.P(rows or None, None, cut or None, None), jax.P(rows or None, None)
+    spec_BTNH = jax.P(row_axes or None, None, head_axes or None, None)
+    spec_BT = jax.P(row_axes or None, None)
     mapped = jax.shard_map(
       local,
-      in_specs=(heads, heads, heads, *(row for _ in others_BT)),
-      out_specs=heads,
+      in_specs=(spec_BTNH, spec_BTNH, spec_BTNH, *(spec_BT for _ in others_BT)),
+      out_specs=spec_BTNH,
+      # A Pallas call does not say over which mesh axes its results vary.
       check_vma=False,
     )
     return mapped(q_BTNH, k_BTKH, v_BTKH, *others_BT)
@@ -168,6 +182,7 @@ def _splash_kernel(heads: int, length: int, **options: Any) -> Any:
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+  # The largest block of whole tiles that divides the length.
   block = next(size for size in (512, 384, 256, TILE) if length % size == 0)
   sizes = splash_attention_kernel.BlockSizes(
     block_q=block,

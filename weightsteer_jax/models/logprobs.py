@@ -65,7 +65,6 @@ def token_logprobs(
       config, params, x_BTD, targets_BT, edits=edits, chunk=chunk, frozen=frozen
     )
     return logprobs_BT if wanted_BT is None else jnp.where(wanted_BT, logprobs_BT, 0.0)
-
   # All tokens go into one row, the wanted ones first, so that most chunks hold none of the others.
   order_Z = jnp.argsort(~jnp.ravel(wanted_BT), stable=True)
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def wide_einsum(einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """The einsum of two arrays, in float32; its gradients are computed from a cotangent rounded to
-  their dtype.
+  """The einsum of two arrays, in float32, with gradients in the dtype of the arrays.
 
-  For logits: their cotangent in float32 would make the two largest products of a bfloat16 model's
-  backward pass float32 ones. torch rounds it too, where the logits are made float32.
+  The cotangent is rounded to the arrays' dtype. Otherwise the two largest products of a bfloat16
+  model's backward pass, those of the logits, would be float32. torch rounds at the same place,
+  where logits are cast to float32.
   """
   return jnp.einsum(einsum, x, kernel, preferred_element_type=jnp.float32)
 
@@ -26,9 +26,9 @@ def _wide_backward(einsum, kept, dy):
   x, kernel = kept
   x_axes, kernel_axes, y_axes = einsum.replace('->', ',').split(',')
   dy = dy.astype(x.dtype)
-  return jnp.einsum(f'{y_axes},{kernel_axes}->{x_axes}', dy, kernel), jnp.einsum(
-    f'{y_axes},{x_axes}->{kernel_axes}', dy, x
-  )
+  dx = jnp.einsum(f'{y_axes},{kernel_axes}->{x_axes}', dy, kernel)
+  dkernel = jnp.einsum(f'{y_axes},{x_axes}->{kernel_axes}', dy, x)
+  return dx, dkernel
 
 
 wide_einsum.defvjp(_wide_forward, _wide_backward)
@@ -36,12 +36,12 @@ wide_einsum.defvjp(_wide_forward, _wide_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def narrow_einsum(einsum: str, x: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
-  """The einsum with a factor of a low-rank change, of which R is an axis, in that dtype.
+  """The einsum with a factor of a low-rank change, which has an axis R, in the given dtype.
 
-  The gradient of the factor is a product over all tokens of something narrow and something wide.
-  Written as jax's rule has it, the compiler for CPUs turns the wide one around, in memory, and
-  computes again what it came from: a fifth of a training step of the 3M model of
-  benchmarks/cases.py. Here the narrow one comes first, and is turned.
+  The gradient of the factor is a product over all tokens of a narrow and a wide array. With jax's
+  own rule, the compiler for CPUs transposes the wide array in memory and recomputes its origin: a
+  fifth of a training step of the 3M model of benchmarks/cases.py. Here the narrow array comes
+  first, and is transposed.
   """
   return jnp.einsum(einsum, x, kernel, preferred_element_type=dtype)
 
@@ -55,10 +55,12 @@ def _narrow_backward(einsum, dtype, kept, dy):
   x_axes, kernel_axes, y_axes = einsum.replace('->', ',').split(',')
   dy = dy.astype(x.dtype)
   dx = jnp.einsum(f'{y_axes},{kernel_axes}->{x_axes}', dy, kernel)
+  # The second factor: x is narrow already, and comes first.
   if 'R' in x_axes:
     return dx, jnp.einsum(f'{x_axes},{y_axes}->{kernel_axes}', x, dy)
-  turned = 'R' + kernel_axes.replace('R', '')
-  dkernel = jnp.einsum(f'{y_axes},{x_axes}->{turned}', dy, x)
+  # The narrow cotangent first, and R as the first axis of the result.
+  rank_first = 'R' + kernel_axes.replace('R', '')
+  dkernel = jnp.einsum(f'{y_axes},{x_axes}->{rank_first}', dy, x)
   return dx, jnp.moveaxis(dkernel, 0, kernel_axes.index('R'))
 
 
