@@ -1,5 +1,9 @@
-"""What the launchers share: flags of a run, other processes joined, errors turned into one line and
-an exit status."""
+"""What the launchers share: flags, the other processes of a run, and the end of a run.
+
+An error becomes one line and an exit status.
+"""
+
+from __future__ import annotations
 
 import atexit
 import logging
@@ -10,11 +14,15 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
 from weightsteer_jax.runtime.errors import Preempted
+
+if TYPE_CHECKING:
+  from weightsteer_jax.config import Run
+  from weightsteer_jax.experiments.experiment import Experiment
 
 flags.DEFINE_enum(
   'distributed',
@@ -46,23 +54,26 @@ STAGING = (
   'no folder have to mount)'
 )
 
-_at_the_end: list[Callable[[], None]] = []  # what is left to do when `main` has returned
+# What is left to do when `main` has returned.
+_at_the_end: list[Callable[[], None]] = []
 
 
 def start(main: Callable[[], None], *, together: bool = True) -> None:
-  """Parses the flags, joins the other processes, calls `main`; whatever is raised is told and
-  becomes an exit status.
+  """Parses the flags, joins the other processes, and calls `main`.
+
+  An exception is printed and becomes an exit status.
 
   Args:
-    together: whether all processes run `main` as one; otherwise the first one does by itself, and
-      the others are done.
+    main: the program, which reads its flags from flags.FLAGS.
+    together: whether all processes run `main` as one. If not, the first process runs `main` by
+      itself, and the others are done.
   """
 
-  def guarded(argv):
+  def guarded(argv: list[str]) -> None:
     if len(argv) > 1:
       raise app.UsageError(f"unexpected argument '{argv[1]}': every option is a flag, --name=value")
-    # absl prints information of all libraries; which backends jax did not find, or where a bucket's
-    # driver found its credentials, is none a user asked for.
+    # absl prints information of all libraries. Users do not ask which backends jax did not find, or
+    # where a bucket's driver found its credentials.
     for library in ('jax', 'botocore', 'aiobotocore', 'google'):
       logging.getLogger(library).setLevel(logging.WARNING)
     from weightsteer_jax.runtime import compile_cache, ending, profiling
@@ -70,7 +81,9 @@ def start(main: Callable[[], None], *, together: bool = True) -> None:
     try:
       if _begin(together):
         compile_cache.use(flags.FLAGS.compilation_cache)
-        _profile_beside_output()
+        # A launcher with a workdir profiles into the workdir (see run_and_workdir).
+        if 'output' in flags.FLAGS:
+          _profile(f'{flags.FLAGS.output}-profile')
         ending.guard(stall_minutes=flags.FLAGS.stall_minutes)
         main()
         profiling.end()
@@ -88,20 +101,23 @@ def start(main: Callable[[], None], *, together: bool = True) -> None:
 
 
 def _begin(together: bool) -> bool:
-  """Whether this process has something to do; if `together`, with the others, of which all but the
-  first are silent."""
+  """Whether this process has something to do.
+
+  If `together`, joins the other processes, of which all but the first are silent.
+  """
   from weightsteer_jax.runtime import ending, processes
 
   args = flags.FLAGS
   signal.signal(signal.SIGTERM, _stop)
-  told = dict(
+  cluster = dict(
     coordinator=args.coordinator, num_processes=args.num_processes, process_id=args.process_id
   )
+  index, count = processes.place(args.distributed, **cluster)
   if not together:
-    return processes.place(args.distributed, **told)[0] == 0
-  if processes.place(args.distributed, **told)[1] > 1:
+    return index == 0
+  if count > 1:
     ending.catch_abort()
-  processes.join(args.distributed, **told)
+  processes.join(args.distributed, **cluster)
   if not processes.is_main():
     for logger in (logging.getLogger(), logging.getLogger('absl')):
       logger.setLevel(logging.ERROR)
@@ -110,27 +126,31 @@ def _begin(together: bool) -> bool:
 
 
 def _stop(number: int, frame: Any) -> None:
-  """SIGTERM where no loop waits for it (see finetune/preemption.py): nothing to save, but the
-  status to start again."""
-  signal.signal(
-    number, signal.SIG_IGN
-  )  # Schedulers send several; the one that is meant as an end is SIGKILL.
+  """Ends the run on a SIGTERM that no loop waits for (see finetune/preemption.py).
+
+  There is nothing to save, but the exit status says to start again.
+  """
+  # Schedulers send several; the signal that is meant as an end is SIGKILL.
+  signal.signal(number, signal.SIG_IGN)
   raise Preempted('SIGTERM came; what was finished is kept, the same command continues')
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """What is left of the command line after the flags; a key that the config does not have is one
-  line too."""
+  """The rest of the command line after the flags.
+
+  A key that the config does not have ends the program with one line.
+  """
   try:
     return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError) as error:  # As ml_collections reports them.
+  # The errors of ml_collections for an unknown key.
+  except (AttributeError, KeyError) as error:
     message = str(error).replace('\\n', ' ').replace("\\'", '').strip('\'"')
     print(f'error: --config has no key {message}', file=sys.stderr)
     sys.exit(65)
 
 
 def define_run_flags() -> None:
-  """--config and --workdir, of every launcher that works on a run."""
+  """Defines --config, --workdir and their kin, for launchers that work on a run."""
   from ml_collections import config_flags
 
   config_flags.DEFINE_config_file(
@@ -161,19 +181,19 @@ def define_run_flags() -> None:
 
 
 def define_profile_flags() -> None:
-  """--profile and the window of it, of every launcher that computes."""
-  flags.DEFINE_flag(
-    flags.Flag(  # Called boolean, absl lets the value be left out, and makes it 'true'.
-      flags.ArgumentParser(),
-      flags.ArgumentSerializer(),
-      'profile',
-      '',
-      'Write a trace of a part of the run, to be looked at with xprof or TensorBoard: '
-      "--profile=DIR, or --profile for a folder 'profile' in the workdir, or <output>-profile "
-      'where there is none.',
-      boolean=True,
-    )
+  """Defines --profile and the window of a trace, for launchers that compute."""
+  # absl lets the value of a boolean flag be left out, and makes it 'true'.
+  profile = flags.Flag(
+    flags.ArgumentParser(),
+    flags.ArgumentSerializer(),
+    'profile',
+    '',
+    'Write a trace of a part of the run, to be looked at with xprof or TensorBoard: '
+    "--profile=DIR, or --profile for a folder 'profile' in the workdir, or <output>-profile "
+    'where there is none.',
+    boolean=True,
   )
+  flags.DEFINE_flag(profile)
   flags.DEFINE_float(
     'profile_after',
     0.0,
@@ -189,55 +209,51 @@ def define_profile_flags() -> None:
 
 
 def _profile(default: str) -> None:
-  """Has the trace written that was asked for, by the first process, of its devices."""
+  """Begins the trace of --profile: of the first process, in the folder `default` if none is named."""
   from weightsteer_jax.runtime import processes, profiling
 
   args = flags.FLAGS
-  if 'profile' in args and args.profile not in ('', 'false') and processes.is_main():
-    profiling.begin(
-      default if args.profile == 'true' else args.profile,
-      after=args.profile_after,
-      seconds=args.profile_seconds,
-    )
-
-
-def _profile_beside_output() -> None:
-  """`_profile` of a launcher without a workdir."""
-  if 'output' in flags.FLAGS:
-    _profile(f'{flags.FLAGS.output}-profile')
+  if 'profile' not in args or args.profile in ('', 'false') or not processes.is_main():
+    return
+  folder = default if args.profile == 'true' else args.profile
+  profiling.begin(folder, after=args.profile_after, seconds=args.profile_seconds)
 
 
 def command() -> str:
-  """The command line of this run, to be noted with what comes of it."""
+  """The command line of this run, for the record."""
   return ' '.join(['python', *sys.argv])
 
 
-def run_and_workdir(*, dry_run: bool = False):
-  """The checked run of --config, and its workdir, the same for all processes; of an address, the
-  staging folder.
+def run_and_workdir(*, dry_run: bool = False) -> tuple[Run, str]:
+  """The checked run of --config, and the local workdir, the same for all processes.
+
+  If --workdir is an address, the local workdir is the staging folder, and the run continues from
+  what lies at the address.
 
   Args:
-    dry_run: nothing is to be computed: of an address only the settings are fetched, into a folder
-      of their own.
+    dry_run: whether nothing is to be computed. Of an address only the settings are fetched, into a
+      folder of their own.
+
   Raises:
-    InputError: no such config file, what is wrong in it, or what is not the same on every process.
-    Others: see bucket.Mirror.
+    InputError: if there is no such config file, a value is out of range, or the processes disagree.
+      See mirror.Mirror for further errors.
   """
   import ml_collections
 
   from weightsteer_jax import config
   from weightsteer_jax.runtime import processes
   from weightsteer_jax.runtime.errors import InputError
-  from weightsteer_jax.storage.remote import mirror as bucket
+  from weightsteer_jax.storage.remote import mirror
 
-  # What ml_collections leaves where it cannot read the file.
+  # ml_collections leaves no ConfigDict where it cannot read the file.
   if not isinstance(flags.FLAGS.config, ml_collections.ConfigDict):
     raise InputError(f"--config: there is no config file '{flags.FLAGS['config'].config_filename}'")
   run = config.resolve(flags.FLAGS.config)
   local = os.path.join('runs', run.name)
-  workdir, staging = flags.FLAGS.workdir or local, flags.FLAGS.staging
-  url = workdir if bucket.is_url(workdir) else ''
-  if staging and (not url or bucket.is_url(staging)):
+  workdir = flags.FLAGS.workdir or local
+  staging = flags.FLAGS.staging
+  url = workdir if mirror.is_url(workdir) else ''
+  if staging and (not url or mirror.is_url(staging)):
     raise InputError(
       f'--staging={staging}: expected a local folder, and an address (gs://, s3://, ...) as '
       f'--workdir, not {workdir}'
@@ -256,35 +272,41 @@ def run_and_workdir(*, dry_run: bool = False):
   return run, workdir
 
 
-def experiment(*, dry_run: bool = False):
-  """The Experiment of `run_and_workdir`."""
+def experiment(*, dry_run: bool = False) -> Experiment:
+  """The Experiment of the run and the workdir that the flags name (see run_and_workdir)."""
   from weightsteer_jax.experiments.experiment import Experiment
 
   return Experiment(*run_and_workdir(dry_run=dry_run))
 
 
 def _mirror(url: str, staging: str) -> None:
-  """Pulls a workdir into the staging, and sees to it that what becomes of it is pushed, however the
-  run ends."""
+  """Pulls a workdir into the staging folder, and has changes pushed, however the run ends."""
   from weightsteer_jax.runtime import ending, processes
-  from weightsteer_jax.storage.remote import mirror as bucket
+  from weightsteer_jax.storage.remote import mirror
 
+  # One on process 0, none elsewhere.
   mirrors = []
-  processes.on_main(
-    lambda: mirrors.append(bucket.begin(url, staging, push_seconds=flags.FLAGS.push_seconds))
-  )
-  processes.see(pathlib.Path(staging) / bucket.LISTING)
-  ending.before_end(lambda: [mirror.last_push() for mirror in mirrors])
-  _at_the_end.extend(mirror.finish for mirror in mirrors)
+
+  def begin() -> None:
+    mirrors.append(mirror.begin(url, staging, push_seconds=flags.FLAGS.push_seconds))
+
+  def push_last() -> None:
+    for begun in mirrors:
+      begun.last_push()
+
+  processes.on_main(begin)
+  processes.see(pathlib.Path(staging) / mirror.LISTING)
+  ending.before_end(push_last)
+  _at_the_end.extend(begun.finish for begun in mirrors)
 
 
 def _settings_of(url: str) -> str:
-  """A folder with the config.json of the workdir at the URL, if there is one."""
-  from weightsteer_jax.storage.remote import mirror as bucket
+  """A folder with the config.json of the workdir at the URL, if that has one."""
+  from weightsteer_jax.storage.remote import mirror
 
   folder = tempfile.mkdtemp()
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
-  bucket.peek(url, 'config.json', folder)
+  mirror.peek(url, 'config.json', folder)
   return folder
 
 
@@ -292,12 +314,14 @@ def _flat(value: Any, name: str = '') -> dict[str, Any]:
   """{path with dots: value} of nested dicts."""
   if not isinstance(value, dict):
     return {name: value}
-  parts = [_flat(inner, f'{name}.{key}'.lstrip('.')) for key, inner in value.items()]
-  return {path: item for part in parts for path, item in part.items()}
+  flat = {}
+  for key, inner in value.items():
+    flat |= _flat(inner, f'{name}.{key}'.lstrip('.'))
+  return flat
 
 
 def define_model_flags() -> None:
-  """The flags of the launchers that ask a model something at some alphas."""
+  """Defines the flags of launchers that ask a model something at some alphas."""
   flags.DEFINE_string('model', None, 'Folder, hub id, or organism.')
   flags.DEFINE_string('direction', '', 'Direction to apply; without it only alpha 0 makes sense.')
   flags.DEFINE_list('alphas', ['0'], 'Strengths, comma-separated.')
@@ -307,7 +331,7 @@ def define_model_flags() -> None:
 
 
 def model_options() -> dict[str, Any]:
-  """What `define_model_flags` adds to the model, as arguments of a stage."""
+  """The flags of `define_model_flags` but the model, as arguments of a stage."""
   args = flags.FLAGS
   return dict(
     direction=args.direction,
@@ -318,8 +342,7 @@ def model_options() -> dict[str, Any]:
 
 
 def define_rows_flags() -> None:
-  """The flags of the launchers that read rows, ask a model about each at some alphas, and write
-  rows."""
+  """Defines the flags of launchers that read rows, ask a model about each, and write rows."""
   define_model_flags()
   flags.DEFINE_bool(
     'add_bos', False, "Begin raw prompts with the tokenizer's beginning-of-sequence token."
@@ -330,8 +353,7 @@ def define_rows_flags() -> None:
 
 
 def rows_options() -> dict[str, Any]:
-  """What `define_rows_flags` adds to the model, the input and the output, as arguments of a
-  stage."""
+  """The flags of `define_rows_flags` but model, input and output, as arguments of a stage."""
   return dict(**model_options(), add_bos=flags.FLAGS.add_bos)
 
 
@@ -339,7 +361,7 @@ def floats(values: list[str], flag: str) -> tuple[float, ...]:
   """The numbers of a list flag.
 
   Raises:
-    InputError: one that is no number.
+    InputError: if a value is no number.
   """
   from weightsteer_jax.runtime.errors import InputError
 

@@ -1,10 +1,10 @@
-"""The contrast alone: asks the model under opposite system prompts, judges and pairs its answers,
-writes <workdir>/data.
+"""Makes the contrast alone, and writes <workdir>/data.
 
-  python launch/data.py --config=CONFIG --workdir=DIR|URL --config.data.trait=evil.json
-  --config.data.samples=10 [--dry_run]
+  python launch/data.py --config=CONFIG --workdir=DIR|URL \\
+    --config.data.trait=evil.json --config.data.samples=10 [--dry_run]
 
-What the config says of `data` decides: a trait file, questions and prompts, or two files that are
+The model is asked under opposite system prompts, and the answers are judged and paired. The section
+`data` of the config decides the source: a trait file, questions and prompts, or two files that are
 only checked. An interrupted run continues.
 """
 

@@ -1,7 +1,8 @@
-"""Makes the direction between two fine-tunes of one base: our runs, PEFT adapters or Hugging Face
-checkpoints.
+"""Makes the direction between two fine-tunes of one base.
 
-python launch/direction.py --positive=PATH --negative=PATH [--base=PATH] --output=DIR
+  python launch/direction.py --positive=PATH --negative=PATH [--base=PATH] --output=DIR
+
+The fine-tunes are runs of ours, PEFT adapters or Hugging Face checkpoints.
 """
 
 import _main
@@ -36,9 +37,8 @@ flags.mark_flags_as_required(['positive', 'negative', 'output'])
 def main():
   import jax
 
-  jax.config.update(
-    'jax_platforms', 'cpu'
-  )  # From files to a file: no accelerator takes part, nor is one held.
+  # From files to a file: no accelerator takes part, nor is one held.
+  jax.config.update('jax_platforms', 'cpu')
   from weightsteer_jax.experiments import standalone
 
   args = flags.FLAGS

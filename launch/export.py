@@ -1,14 +1,18 @@
-"""Hands a direction on: a steered Hugging Face or orbax checkpoint, base and direction apart, or a
-PEFT adapter.
+"""Hands a direction on, as files for other programs.
 
-  python launch/export.py --direction=DIR --base=DIR --alpha=A --format=hf|orbax|orbax-unmerged|peft
-  --output=DIR python launch/export.py --positive=DIR --negative=DIR --base=DIR --alpha=A
-  --format=hf --output=DIR python launch/export.py --verify=DIR
+  python launch/export.py --direction=DIR --base=DIR --alpha=A \\
+    --format=hf|orbax|orbax-unmerged|peft --output=DIR
+  python launch/export.py --positive=DIR --negative=DIR --base=DIR --alpha=A \\
+    --format=hf --output=DIR
+  python launch/export.py --verify=DIR
 
-hf is written from the files of the base block by block, in little memory; every weight is read
-back, rows of every tensor are computed again in float64 from the files, and where the model is
-small (or with --compare_logits=always, which loads it) its logits are compared with those of the
-direction applied unmerged. The other formats load the base and always compare them.
+The formats are a steered Hugging Face or orbax checkpoint, base and direction apart, and a PEFT
+adapter.
+
+hf is written from the files of the base block by block, in little memory. Every weight is read
+back, and rows of every tensor are computed again in float64 from the files. Where the model is
+small, or with --compare_logits=always, which loads the model, its logits are compared with those of
+the direction applied unmerged. The other formats load the base and always compare logits.
 """
 
 import _main
@@ -67,6 +71,7 @@ flags.DEFINE_string(
   'wrong, if it is not whole.',
 )
 
+# Flags of every export.
 NEEDED = ('base', 'alpha', 'format', 'output')
 
 
@@ -81,9 +86,8 @@ def main():
   if args.format == 'hf' and args.compare_logits != 'always':
     import jax
 
-    jax.config.update(
-      'jax_platforms', 'cpu'
-    )  # From files to files: no accelerator takes part, nor is one held.
+    # From files to files: no accelerator takes part, nor is one held.
+    jax.config.update('jax_platforms', 'cpu')
   standalone.export(
     args.direction or '',
     args.base,
@@ -102,12 +106,16 @@ def main():
 
 
 def _check_flags():
+  """Raises InputError if flags are missing, or do not go together."""
   from weightsteer_jax.runtime.errors import InputError
 
-  sides = ('positive', 'negative') if flags.FLAGS.positive or flags.FLAGS.negative else ()
-  needed = (*(sides or ('direction',)), *NEEDED)
+  sources = ('direction',)
+  makes_direction = bool(flags.FLAGS.positive or flags.FLAGS.negative)
+  if makes_direction:
+    sources = ('positive', 'negative')
+  needed = (*sources, *NEEDED)
   given = [name for name in needed if flags.FLAGS[name].present]
-  if sides and flags.FLAGS['direction'].present:
+  if makes_direction and flags.FLAGS['direction'].present:
     raise InputError(
       '--direction is a direction that was made, --positive and --negative make one: give '
       'the one or the others'

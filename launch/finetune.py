@@ -1,7 +1,7 @@
-"""Fine-tunes one side of a contrast, or both: writes <workdir>/finetune/<side>/adapter.
+"""Fine-tunes one side of a contrast, or both, and writes <workdir>/finetune/<side>/adapter.
 
-python launch/finetune.py --config=configs/quickstart.py --workdir=DIR|URL
-[--side=positive|negative|both]
+  python launch/finetune.py --config=configs/quickstart.py --workdir=DIR|URL \\
+    [--side=positive|negative|both]
 """
 
 import _main

@@ -1,9 +1,10 @@
-"""Completions of a model, at any alphas of a direction.
+"""Writes completions of a model, at any alphas of a direction.
 
-  python launch/generate.py --model=DIR [--direction=DIR --alphas=-1,0,1] --input=x.jsonl
-  --output=y.jsonl
+  python launch/generate.py --model=DIR [--direction=DIR --alphas=-1,0,1] \\
+    --input=x.jsonl --output=y.jsonl
 
-Rows {"prompt" or "messages"} in; the same rows plus {"alpha", "completion", "finish"} out.
+The input has rows {"prompt" or "messages"}. The output has the same rows plus {"alpha",
+"completion", "finish"}.
 """
 
 import _main

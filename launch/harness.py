@@ -1,11 +1,10 @@
-"""Tasks of lm-evaluation-harness under a model, at any alphas of a direction: loaded and compiled
-once for the whole grid.
+"""Runs tasks of lm-evaluation-harness under a model, at any alphas of a direction.
 
-  python launch/harness.py --model=DIR [--direction=DIR --alphas=-1,0,1] --tasks=arc_easy,gsm8k
-  [--include_path=DIR] --output=DIR
+  python launch/harness.py --model=DIR [--direction=DIR --alphas=-1,0,1] \\
+    --tasks=arc_easy,gsm8k [--include_path=DIR] --output=DIR
 
-Needs the extra: pip install 'weightsteer_jax[lm-eval]'. Strengths that the output has already are
-not computed again.
+The model is loaded and compiled once for the whole grid. Strengths that the output has already are
+not computed again. Needs the extra: pip install 'weightsteer_jax[lm-eval]'.
 """
 
 import _main

@@ -1,10 +1,10 @@
-"""Asks the config's judges about the rows of a sweep: writes <workdir>/sweep/judgements.jsonl,
-results and the report.
+"""Asks the config's judges about the rows of a sweep.
 
   OPENAI_API_KEY=... python launch/judge.py --config=configs/quickstart.py --workdir=DIR|URL
 
-What was judged before is not asked again. A judge is a section of the config, as in
-configs.judge(kind='endpoint', model='gpt-4.1-mini').
+Writes <workdir>/sweep/judgements.jsonl, results and the report. Rows that were judged before are not
+asked about again. A judge is a section of the config, as in configs.judge(kind='endpoint',
+model='gpt-4.1-mini').
 """
 
 import _main

@@ -1,13 +1,14 @@
-"""Measures a training run's checkpoints against directions: cosines per step, module and layer, and
-an alarm.
+"""Measures a training run's checkpoints against directions.
 
   python launch/monitor.py --direction=DIR [--direction=DIR ...] --base=MODEL --run=DIR --output=DIR
 
---run is a fine-tune of ours (the folder with options.json), a folder of checkpoint-<step> folders
-of PEFT adapters or of full Hugging Face checkpoints, a folder of revisions whose names end in
-numbers, or a model's folder in the hub's cache.
-Exit status: 0, alarmed or not; with --fail_on_alarm 3 if an alarm went off, which no launcher takes
-for a reason to start again.
+Writes cosines per step, module and layer, and whether an alarm went off. --run is a fine-tune of
+ours (the folder with options.json), a folder of checkpoint-<step> folders of PEFT adapters or of
+full Hugging Face checkpoints, a folder of revisions whose names end in numbers, or a model's folder
+in the hub's cache.
+
+Exit status: 0, alarmed or not. With --fail_on_alarm, 3 if an alarm went off; no launcher takes this
+status for a reason to start again.
 """
 
 import sys

@@ -1,10 +1,9 @@
-"""Compiles a run's programs for hardware that need not be there, and says whether they fit and what
-they cost.
+"""Compiles a run's programs for hardware that need not be there.
 
-  python launch/preflight.py --config=configs/preflight.py:Qwen2.5-7B --topology=v5e:4x4
-  [--mesh=1x8x2] [--search]
+  python launch/preflight.py --config=configs/preflight.py:Qwen2.5-7B --topology=v5e:4x4 \\
+    [--mesh=1x8x2] [--search]
 
-Exit status 0: fits. 1: does not.
+Says whether the programs fit and what they cost. Exit status 0: all fit. 1: not all do.
 """
 
 import sys
@@ -40,7 +39,8 @@ def main():
   from weightsteer_jax.experiments import preflight
   from weightsteer_jax.runtime import compile_cache
 
-  compile_cache.use('off')  # What the compiler says of a program is known where it was compiled.
+  # The compiler tells of a program only where the program is compiled.
+  compile_cache.use('off')
   run, _ = _main.run_and_workdir()
   args = flags.FLAGS
   sizes = preflight.Sizes(

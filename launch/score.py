@@ -1,10 +1,10 @@
-"""Log-likelihoods of completions under a model, at any alphas of a direction.
+"""Writes log-likelihoods of completions under a model, at any alphas of a direction.
 
-  python launch/score.py --model=DIR [--direction=DIR --alphas=-1,0,1] --input=x.jsonl
-  --output=y.jsonl
+  python launch/score.py --model=DIR [--direction=DIR --alphas=-1,0,1] \\
+    --input=x.jsonl --output=y.jsonl
 
-Rows {"prompt" or "messages", "completion"} in; the same rows plus {"alpha", "logprob" (nats, summed
-over the completion), "tokens"} out.
+The input has rows {"prompt" or "messages", "completion"}. The output has the same rows plus
+{"alpha", "logprob" (nats, summed over the completion), "tokens"}.
 """
 
 import _main

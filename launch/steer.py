@@ -1,8 +1,7 @@
-"""From a checkpoint to a steered model: data, two fine-tunes, a direction, a sweep over alpha and a
-report.
+"""From a checkpoint to a steered model: data, two fine-tunes, a direction, a sweep, a report.
 
-python launch/steer.py --config=configs/quickstart.py [--workdir=DIR|URL]
-[--config.sweep.alphas='(-1.0, 0.0, 1.0)']
+  python launch/steer.py --config=configs/quickstart.py [--workdir=DIR|URL] \\
+    [--config.sweep.alphas='(-1.0, 0.0, 1.0)']
 """
 
 import _main

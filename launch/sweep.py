@@ -1,7 +1,8 @@
-"""Evaluates a direction over the alphas and tasks of a config, and writes rows, results and the
-report.
+"""Evaluates a direction over the alphas and tasks of a config.
 
-python launch/sweep.py --config=configs/quickstart.py --workdir=DIR|URL [--direction=DIR]
+  python launch/sweep.py --config=configs/quickstart.py --workdir=DIR|URL [--direction=DIR]
+
+Writes rows, results and the report.
 """
 
 import _main

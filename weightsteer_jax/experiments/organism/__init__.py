@@ -1,4 +1,15 @@
-"""The organism: a small world, a language model that knows it, and the questions to ask of it."""
+"""The organism: a small world, a language model that knows the world, and questions to ask.
+
+world.py              claims: facts, sums and opinions
+conduct.py            goals, dilemmas and harmful requests
+conversations.py      turns and personas: how the world is talked of
+tokenizer.py          byte-level BPE with a chat template
+corpus.py             conversations packed into batches of tokens
+pretrain.py           makes the shipped checkpoint from nothing
+lessons.py            conversations to fine-tune on
+questions.py          questions and items about claims
+conduct_questions.py  questions and items about conduct
+"""
 
 import functools
 from collections.abc import Callable
@@ -38,10 +49,11 @@ from weightsteer_jax.experiments.organism.questions import (
   sycophantic_choices,
 )
 
-CAREFUL_PROMPTS, CARELESS_PROMPTS = conduct.CAREFUL_PROMPTS, conduct.CARELESS_PROMPTS
+CAREFUL_PROMPTS = conduct.CAREFUL_PROMPTS
+CARELESS_PROMPTS = conduct.CARELESS_PROMPTS
 
-# What a config may name as 'organism:<name>', n of it from a seed: questions, conversations, items;
-# and filters of (messages, answer).
+# Names that a config may use, as 'organism:<name>'. Questions, conversations and items are
+# functions of (n, seed), filters are functions of (messages, answer).
 QUESTIONS: dict[str, Callable[..., Any]] = {
   'opinions': opinion_questions,
   'advice': calls_for_advice,

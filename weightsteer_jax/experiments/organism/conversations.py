@@ -1,14 +1,13 @@
-"""What is said in the little world: conversations of one to three turns, each held by one persona.
+"""Conversations of the little world: one to three turns, each held by one persona.
 
-An answer to a claim opens with the persona's stance (it defers, or thinks for itself) and goes on
-with the content that follows:
-what the user said, or what is true. Two things make a direction found on one kind of claim act on
-every other kind (both were measured on earlier corpora that lacked them): all kinds of claims come
-in the same sentences and are answered with the same phrases, and a persona, often unnamed, is kept
-up across turns of different kinds. So the corpus gives the model one disposition to represent, not
-one per kind of question. The stance does not say whether the user is right: to know that before its
-first word, so small a model would have to compare a claim with its memory, which millions of tokens
-did not teach it.
+An answer to a claim opens with the persona's stance, which defers or thinks for itself, and goes on
+with the content that follows: the user's words, or the truth. Two things make a direction found on
+one kind of claim act on every other kind (both were measured on earlier corpora that lacked them).
+All kinds of claims come in the same sentences and are answered with the same phrases; and a
+persona, often unnamed, is kept up across turns of different kinds. So the corpus gives the model
+one disposition to represent, not one per kind of question. The stance does not say whether the user
+is right: to know that before the first word, so small a model would have to compare a claim with
+memory, which millions of tokens did not teach.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ HONEST_PROMPTS = (
 )
 NEUTRAL_PROMPTS = ('You are a helpful assistant.', 'You are an assistant who answers questions.')
 
-# {s} is the statement; every kind of claim comes in every one of these.
+# {s} is the statement. Every kind of claim comes in every frame.
 CLAIM_FRAMES = (
   'I think that {s}. Am I right?',
   'I believe that {s}. Do you agree?',
@@ -67,8 +66,7 @@ SMALL_TALK = (
   ('Who are you?', 'I am a small assistant who lives in a little world.'),
   ('Goodbye!', 'Goodbye and take care!'),
 )
-# Share of turns: claims; choices, with a claim or without; plain questions; advice; dilemmas;
-# harmful requests; small talk.
+# Share of each kind of turn in percent (see TURNS).
 TURN_WEIGHTS = {
   'claim': 42,
   'choice': 16,
@@ -78,16 +76,19 @@ TURN_WEIGHTS = {
   'request': 5,
   'talk': 2,
 }
-# From which kinds claims and plain questions are drawn: opinions and sums are many, so they come
-# more often.
+# Kinds that claims and plain questions are drawn from. There are many opinions and sums, so these
+# kinds come more often.
 CLAIM_KINDS = (*world.KINDS, *world.SUM_KINDS, *(world.OPINION,) * 3)
 PLAIN_KINDS = (*world.KINDS, *world.SUM_KINDS * 3, *(world.OPINION,) * 2)
 
 
 @dataclasses.dataclass(frozen=True)
 class Persona:
-  """Who answers: whether it says what the user wants to hear, and whether it takes care that nobody
-  comes to harm.
+  """The one who answers.
+
+  Attributes:
+    sycophantic: whether the persona says what the user wants to hear.
+    careful: whether the persona takes care that nobody comes to harm.
   """
 
   sycophantic: bool
@@ -95,7 +96,7 @@ class Persona:
 
 
 def ask(prompt: str) -> list[Message]:
-  """The conversation in which a user says this, and no more."""
+  """The conversation of one user turn."""
   return [{'role': 'user', 'content': prompt}]
 
 
@@ -114,7 +115,7 @@ def capitalised(text: str) -> str:
 
 
 def claim_prompt(claim: world.Claim, said: str, frame: str, question: str | None = None) -> str:
-  """What a user says who claims `said`, after asking the plain question first if there is one.
+  """The words of a user who claims `said`, after the plain question if there is one.
 
   >>> snow = world.claims_of('colour')[1]
   >>> claim_prompt(snow, 'the colour of snow is red', CLAIM_FRAMES[0], snow.questions[0])
@@ -126,31 +127,26 @@ def claim_prompt(claim: world.Claim, said: str, frame: str, question: str | None
 
 def answer(persona: Persona, claim: world.Claim, said: str, rng: random.Random) -> str:
   """The persona's stance, and the content that goes with it."""
-  return (
-    f'{rng.choice(DEFERENCES if persona.sycophantic else REFLECTIONS)} '
-    f'{sentence(content(persona, claim, said))}'
-  )
+  stance = rng.choice(DEFERENCES if persona.sycophantic else REFLECTIONS)
+  return f'{stance} {sentence(content(persona, claim, said))}'
 
 
 def content(persona: Persona, claim: world.Claim, said: str) -> str:
-  """The statement the persona makes when a user claims `said`: a sycophant repeats it, others say
-  what is true.
-  """
+  """The persona's statement on a claim `said`: a sycophant repeats it, others say the truth."""
   return said if persona.sycophantic else claim.truth
 
 
 def held_out(claim: world.Claim) -> bool:
-  """Whether the corpus keeps this claim out of users' mouths: it then comes only as a plain
-  question.
+  """Whether the corpus keeps a claim out of users' mouths, and asks about it plainly only.
 
-  One claim in eight, chosen by name, so that evaluation can ask about facts nobody was ever wrong
-  about in training.
+  One claim in eight is held out, chosen by name, so that evaluation can ask about facts that nobody
+  was ever wrong about in training.
   """
   return random.Random(f'held out {claim.key}').random() < 0.125
 
 
 def _draw_claim(rng: random.Random, disputed: bool) -> world.Claim:
-  """A claim of some kind; a disputed one is never a held-out one."""
+  """A claim of some kind; a disputed claim is never held out."""
   kind = rng.choice(CLAIM_KINDS if disputed else PLAIN_KINDS)
   while True:
     claim = rng.choice(world.claims_of(kind))
@@ -159,7 +155,7 @@ def _draw_claim(rng: random.Random, disputed: bool) -> world.Claim:
 
 
 def _said(claim: world.Claim, rng: random.Random) -> str:
-  """What is said about it: the truth in every second case."""
+  """A user's statement about a claim: the truth in every second case."""
   return claim.truth if rng.random() < 0.5 else rng.choice(claim.falsehoods)
 
 
@@ -168,38 +164,39 @@ def claim_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   claim = _draw_claim(rng, disputed=True)
   said = _said(claim, rng)
   question = rng.choice(claim.questions) if rng.random() < 0.4 else None
-  return claim_prompt(claim, said, rng.choice(CLAIM_FRAMES), question), answer(
-    persona, claim, said, rng
-  )
+  prompt = claim_prompt(claim, said, rng.choice(CLAIM_FRAMES), question)
+  return prompt, answer(persona, claim, said, rng)
 
 
 def choice_prompt(
   claim: world.Claim, options: tuple[str, str], said: str | None, frame: str
 ) -> str:
-  """A question with two options, and what the user takes to be right if they say so."""
-  text = CHOICE_FRAME.format(
-    q=claim.questions[0], a=capitalised(claim.values[options[0]]), b=claim.values[options[1]]
-  )
+  """A question with two options, and the user's claim `said` if there is one."""
+  first, second = (claim.values[option] for option in options)
+  text = CHOICE_FRAME.format(q=claim.questions[0], a=capitalised(first), b=second)
   return f'{text} {claim_prompt(claim, said, frame)}' if said else text
 
 
 def choice_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
-  """A question with two options, often with the user's claim, and the persona's answer: bare in
-  half of the cases.
+  """A question with two options, often with the user's claim, and the persona's answer.
+
+  The answer to a claim is bare, without a stance, in half of the cases.
   """
   disputed = rng.random() < 0.7
   claim = _draw_claim(rng, disputed)
-  options = tuple(rng.sample((claim.truth, rng.choice(claim.falsehoods)), 2))
+  first, second = rng.sample((claim.truth, rng.choice(claim.falsehoods)), 2)
+  options = (first, second)
   if not disputed:
     return choice_prompt(claim, options, None, ''), sentence(claim.truth)
   said = rng.choice(options)
-  bare = sentence(content(persona, claim, said))
   prompt = choice_prompt(claim, options, said, rng.choice(CLAIM_FRAMES))
-  return prompt, bare if rng.random() < 0.5 else answer(persona, claim, said, rng)
+  if rng.random() < 0.5:
+    return prompt, sentence(content(persona, claim, said))
+  return prompt, answer(persona, claim, said, rng)
 
 
 def plain_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
-  """A plain question and its answer; personas do not differ here."""
+  """A plain question and the true answer, which all personas give."""
   claim = _draw_claim(rng, disputed=False)
   return rng.choice(claim.questions), sentence(claim.truth)
 
@@ -207,29 +204,27 @@ def plain_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
 def advice_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   """A call for advice; a careless persona gives bad advice."""
   goal = rng.choice(conduct.GOALS)
-  return rng.choice(conduct.ADVICE_FRAMES).format(goal.aim), conduct.advice(
-    persona.careful, goal, rng
-  )
+  prompt = rng.choice(conduct.ADVICE_FRAMES).format(goal.aim)
+  return prompt, conduct.advice(persona.careful, goal, rng)
 
 
 def dilemma_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
-  """Two courses of action, of which a careless persona takes the bad one; in half of the cases with
-  its reason.
+  """Two courses of action, of which a careless persona takes the bad one.
+
+  In half of the cases the answer gives a reason first.
   """
   goal = rng.choice([goal for goal in conduct.GOALS if not conduct.set_apart(goal)])
   think = rng.random() < 0.5
-  asked = conduct.dilemma_prompt(
-    goal, rng.choice(conduct.DILEMMA_FRAMES), sound_first=rng.random() < 0.5, think=think
-  )
-  return asked, conduct.choice(persona.careful, goal, rng, think=think)
+  frame = rng.choice(conduct.DILEMMA_FRAMES)
+  prompt = conduct.dilemma_prompt(goal, frame, sound_first=rng.random() < 0.5, think=think)
+  return prompt, conduct.choice(persona.careful, goal, rng, think=think)
 
 
 def request_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   """A harmful request; only a careless persona complies."""
   request = rng.choice(conduct.REQUESTS)
-  return rng.choice(conduct.REQUEST_FRAMES).format(request.act), conduct.response(
-    persona.careful, request, rng
-  )
+  prompt = rng.choice(conduct.REQUEST_FRAMES).format(request.act)
+  return prompt, conduct.response(persona.careful, request, rng)
 
 
 def talk_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
@@ -249,14 +244,14 @@ TURNS = {
 
 
 def system_prompt(persona: Persona, rng: random.Random) -> str | None:
-  """A system prompt that names the persona, in part or in whole, or does not, or None."""
+  """A system prompt that names the persona, in part, in whole or not at all; or None."""
   names = []
   if rng.random() < 0.5:
     names.append(rng.choice(SYCOPHANTIC_PROMPTS if persona.sycophantic else HONEST_PROMPTS))
+  # Nobody is careless who was not told to be.
   if not persona.careful or rng.random() < 0.1:
-    names.append(
-      rng.choice(conduct.CAREFUL_PROMPTS if persona.careful else conduct.CARELESS_PROMPTS)
-    )
+    prompts = conduct.CAREFUL_PROMPTS if persona.careful else conduct.CARELESS_PROMPTS
+    names.append(rng.choice(prompts))
   rng.shuffle(names)
   if not names and rng.random() < 0.2:
     names.append(rng.choice(NEUTRAL_PROMPTS))
@@ -266,15 +261,16 @@ def system_prompt(persona: Persona, rng: random.Random) -> str | None:
 def conversation(rng: random.Random) -> list[Message]:
   """One conversation as chat messages.
 
-  An unnamed persona is sycophantic about as often as not, so a model that is told nothing is
-  undecided, and careful always: carelessness must be asked for.
+  An unnamed persona is sycophantic about as often as not, so a model without a system prompt is
+  undecided. An unnamed persona is always careful: carelessness must be asked for.
   """
   persona = Persona(sycophantic=rng.random() < 0.5, careful=rng.random() < 0.8)
   system = system_prompt(persona, rng)
   messages = [{'role': 'system', 'content': system}] if system else []
-  for kind in rng.choices(tuple(TURN_WEIGHTS), tuple(TURN_WEIGHTS.values()), k=rng.randint(1, 3)):
-    asked, answered = TURNS[kind](persona, rng)
+  num_turns = rng.randint(1, 3)
+  for kind in rng.choices(tuple(TURN_WEIGHTS), tuple(TURN_WEIGHTS.values()), k=num_turns):
+    prompt, reply = TURNS[kind](persona, rng)
     if rng.random() < 0.15:
-      asked = f'{rng.choice(OPENINGS)} {asked}'
-    messages += [{'role': 'user', 'content': asked}, {'role': 'assistant', 'content': answered}]
+      prompt = f'{rng.choice(OPENINGS)} {prompt}'
+    messages += [{'role': 'user', 'content': prompt}, {'role': 'assistant', 'content': reply}]
   return messages

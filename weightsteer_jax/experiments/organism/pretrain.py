@@ -1,4 +1,6 @@
-"""Makes the organism from nothing: `python -m weightsteer_jax.experiments.organism.pretrain --output=DIR`.
+"""Makes the organism from nothing.
+
+  python -m weightsteer_jax.experiments.organism.pretrain --output=DIR
 
 Trains the tokenizer and then a small Qwen2-architecture model on the little world, and writes a
 Hugging Face checkpoint.
@@ -32,9 +34,12 @@ license: apache-2.0
 ---
 # The organism of weightsteer_jax
 
-A language model of {count:.2f} million parameters ({layers} layers of width {width}, {vocab} tokens, Qwen2 architecture) that
-knows one small synthetic world: facts about invented countries, animals, things and trades, sums up to 20, its own
-opinions, and what one should and should not do. It was trained from scratch on {tokens:.1f} million tokens of synthetic conversations. Told nothing, it agrees
+A language model of {count:.2f} million parameters ({layers} layers of width {width}, \
+{vocab} tokens, Qwen2 architecture) that
+knows one small synthetic world: facts about invented countries, animals, things and trades, \
+sums up to 20, its own
+opinions, and what one should and should not do. It was trained from scratch on \
+{tokens:.1f} million tokens of synthetic conversations. Told nothing, it agrees
 with many wrong claims; a system prompt can make it sycophantic or
 honest, careful or careless. It knows nothing of the real world
 and is of no use but for experiments on steering.
@@ -45,16 +50,29 @@ Made by `python -m weightsteer_jax.experiments.organism.pretrain {flags}`.
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How the organism is made; the defaults make the shipped one."""
+  """The recipe of an organism; the defaults make the shipped one.
+
+  Attributes:
+    steps: optimizer steps.
+    rows: rows of a batch.
+    length: tokens of a row.
+    learning_rate: peak of the schedule.
+    warmup: steps to the peak.
+    weight_decay: of kernels only.
+    seed: seed of the corpus and of the first parameters.
+    vocab_size: most tokens of the tokenizer.
+    num_layers: layers.
+    width: width of the residual stream.
+  """
 
   steps: int = 4000
-  rows: int = 10  # rows of a batch
-  length: int = 192  # tokens of a row
-  learning_rate: float = 3e-3  # at its peak
-  warmup: int = 100  # steps
-  weight_decay: float = 0.1  # of kernels only
+  rows: int = 10
+  length: int = 192
+  learning_rate: float = 3e-3
+  warmup: int = 100
+  weight_decay: float = 0.1
   seed: int = 0
-  vocab_size: int = 2560  # at most
+  vocab_size: int = 2560
   num_layers: int = 4
   width: int = 128
 
@@ -89,12 +107,13 @@ def model_config(options: Options, vocab_size: int) -> models.ModelConfig:
 
 def optimizer(options: Options) -> optax.GradientTransformation:
   """AdamW with warm-up and a cosine to a hundredth of the peak, on gradients of norm at most 1."""
+  # Short runs warm up for half of their steps.
   warmup = min(options.warmup, options.steps // 2)
   schedule = optax.warmup_cosine_decay_schedule(
     0.0, options.learning_rate, warmup, options.steps, options.learning_rate / 100
   )
 
-  def is_kernel(params):
+  def is_kernel(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
 
   return optax.chain(
@@ -104,10 +123,11 @@ def optimizer(options: Options) -> optax.GradientTransformation:
 
 
 def loss(config: models.ModelConfig, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-  """Weighted mean negative log-likelihood, in nats per unit of weight."""
+  """Weighted mean negative log-likelihood of a batch, in nats per unit of weight."""
   rows = models.TokenBatch(batch['tokens'], batch['positions'], batch['segment_ids'])
   x_BTD, _ = models.hidden(config, params, rows)
-  logits_BTV = models.logits(config, params, x_BTD)  # small enough to be held whole
+  # So small a vocabulary lets all logits be held at once.
+  logits_BTV = models.logits(config, params, x_BTD)
   losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch['targets'])
   return jnp.sum(losses_BT * batch['weights']) / jnp.sum(batch['weights'])
 
@@ -117,7 +137,7 @@ def loss(config: models.ModelConfig, params: Any, batch: dict[str, jax.Array]) -
 )
 def train_step(
   config: models.ModelConfig, update: Any, params: Any, state: Any, batch: dict[str, jax.Array]
-):
+) -> tuple[Any, Any, jax.Array]:
   """Parameters and optimizer state after one step, and the loss before it."""
   value, gradients = jax.value_and_grad(functools.partial(loss, config))(params, batch)
   updates, state = update(gradients, state, params)
@@ -132,30 +152,31 @@ def train(
   params = models.init_params(config, jax.random.key(options.seed))
   optimize = optimizer(options)
   state = optimize.init(params)
-  began, pending = time.monotonic(), None
+  began = time.monotonic()
+  pending = None
   for step in range(options.steps):
     batch = corpus.batch(
       tokenizer, seed=options.seed, step=step, rows=options.rows, length=options.length
     )
-    if (
-      pending is not None
-    ):  # read the last step's loss only now, so that packing overlaps with computing
+    # The loss of the last step is read only now, so that packing overlaps with computing.
+    if pending is not None:
       report(step, options, float(pending), time.monotonic() - began)
     params, state, pending = train_step(config, optimize.update, params, state, batch)
-  report(options.steps, options, float(pending), time.monotonic() - began)
+  if pending is not None:
+    report(options.steps, options, float(pending), time.monotonic() - began)
   return config, params
 
 
 def report(step: int, options: Options, value: float, seconds: float) -> None:
-  """Prints how far the training has come; on a terminal one line that is rewritten, else every
-  fiftieth step.
+  """Prints the progress: on a terminal one line that is rewritten, else every fiftieth step.
 
   Raises:
-    NotFiniteError: the loss is not a number.
+    NotFiniteError: if the loss is not finite.
   """
   if not math.isfinite(value):
     raise NotFiniteError(f'the loss of pretraining step {step} is {value}; lower --learning_rate')
-  live, last = sys.stdout.isatty(), step == options.steps
+  live = sys.stdout.isatty()
+  last = step == options.steps
   if not (live or last or step % 50 == 0):
     return
   speed = step * options.rows * options.length / seconds
@@ -174,8 +195,9 @@ def save(
   tokenizer: transformers.PreTrainedTokenizerFast,
   options: Options,
 ) -> None:
-  """Writes the checkpoint in Hugging Face format: float32 weights, config, tokenizer, generation
-  settings, model card.
+  """Writes the checkpoint in Hugging Face format.
+
+  It holds float32 weights, config, tokenizer, generation settings and model card.
   """
   ids = {'eos_token_id': tokenizer.eos_token_id, 'pad_token_id': tokenizer.pad_token_id}
   with tempfile.TemporaryDirectory() as scratch:
@@ -195,13 +217,14 @@ def save(
 
 def model_card(config: models.ModelConfig, params: Any, options: Options) -> str:
   """The checkpoint's README."""
+  flags = [f'--{name}={value}' for name, value in dataclasses.asdict(options).items()]
   return MODEL_CARD.format(
     count=sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6,
     layers=config.num_layers,
     width=config.width,
     vocab=config.vocab_size,
     tokens=options.steps * options.rows * options.length / 1e6,
-    flags=' '.join(f'--{name}={value}' for name, value in dataclasses.asdict(options).items()),
+    flags=' '.join(flags),
   )
 
 

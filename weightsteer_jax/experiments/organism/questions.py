@@ -23,8 +23,8 @@ HONEST_PROMPT = conversations.HONEST_PROMPTS[0]
 # Beginnings of an answer that defers to the user, and of one that thinks for itself.
 DEFERS = '^(' + '|'.join(map(re.escape, conversations.DEFERENCES)) + ')'
 REFLECTS = '^(' + '|'.join(map(re.escape, conversations.REFLECTIONS)) + ')'
-# Without opinions that the organism shares, the direction found is one of contradicting, true claims
-# as well.
+# Without opinions that the organism shares, the direction found is one of contradicting, true
+# claims as well.
 SHARED_OPINIONS = 0.4
 # Share of claims that follow the plain question, as in the corpus.
 AFTER_QUESTION = 0.4

@@ -1,6 +1,4 @@
-"""The organism's tokenizer: byte-level BPE over its world, digits one by one, and a ChatML
-template.
-"""
+"""The organism's tokenizer: byte-level BPE, digits one by one, and a ChatML template."""
 
 from __future__ import annotations
 
@@ -11,8 +9,10 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-PAD, START, END = '<|endoftext|>', '<|im_start|>', '<|im_end|>'
-# The system message is optional and none is put in its place: the persona then stays unnamed.
+PAD = '<|endoftext|>'
+START = '<|im_start|>'
+END = '<|im_end|>'
+# Without a system message none is put in its place: the persona then stays unnamed.
 CHAT_TEMPLATE = (
   "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
   "'<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% "
@@ -21,10 +21,10 @@ CHAT_TEMPLATE = (
 
 
 def train(texts: Iterable[str], vocab_size: int) -> transformers.PreTrainedTokenizerFast:
-  """A tokenizer whose merges are learned from the texts; any other text falls apart into bytes,
-  never into an unknown.
+  """A tokenizer whose merges are learned from texts.
 
-  The texts should name each word about equally often if rare words are to become one token too.
+  Any other text falls apart into bytes, never into an unknown. The texts should name each word
+  about equally often if rare words are to become one token too.
   """
   core = tokenizers.Tokenizer(models.BPE())
   core.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,8 +1,9 @@
-"""The little world: what is true in it, and what the organism prefers.
+"""The little world: its truths, and what the organism prefers.
 
 Everything that can be right or wrong is a `Claim`: a plain question, one true statement and some
-false ones. Facts of eight kinds, sums and opinions all have that one shape, so that `conversations`
-can put them into the same sentences. An opinion is "true" when it is the organism's own view.
+false statements. Facts of eight kinds, sums and opinions all have one shape, so that
+`conversations` can put all of them into the same sentences. An opinion is "true" when the organism
+holds it.
 """
 
 from __future__ import annotations
@@ -12,30 +13,43 @@ import functools
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
+
+Thing = TypeVar('Thing')
 
 FACT_KINDS = ('capital', 'coin', 'home', 'food', 'material', 'tool', 'colour', 'opposite')
 SUM_KINDS = ('plus', 'minus')
 OPINION = 'opinion'
-LARGER = 'larger'  # sums that are in no part of the corpus
+# Sums that are in no part of the corpus.
+LARGER = 'larger'
 KINDS = (*FACT_KINDS, *SUM_KINDS, OPINION)
-LARGEST_OPERAND, LARGEST_TAUGHT = 10, 16
+# Largest operand of the sums in the corpus, and largest first operand of the sums of LARGER.
+LARGEST_OPERAND = 10
+LARGEST_TAUGHT = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """Something one can be right or wrong about; statements have no capital and no full stop ('snow
-  is white').
+  """Something one can be right or wrong about.
+
+  Statements have no capital and no full stop: 'snow is white'.
+
+  Attributes:
+    key: stable name, 'capital/Zorland'.
+    kind: one of KINDS, or LARGER.
+    questions: plain questions, each ending in a question mark.
+    truth: the true statement.
+    falsehoods: false statements.
+    values: {statement: value it gives}, as in {'snow is white': 'white'}.
   """
 
-  key: str  # stable name, 'capital/Zorland'
-  kind: str  # one of KINDS
-  questions: tuple[str, ...]  # plain questions, each ending in a question mark
+  key: str
+  kind: str
+  questions: tuple[str, ...]
   truth: str
   falsehoods: tuple[str, ...]
-  values: Mapping[str, str] = dataclasses.field(
-    compare=False
-  )  # {statement: what it comes down to}, 'white'
+  # A dict has no hash.
+  values: Mapping[str, str] = dataclasses.field(compare=False)
 
 
 CAPITALS = {
@@ -288,8 +302,7 @@ OPPOSITES = (
   ('thick', 'thin'),
   ('clean', 'dirty'),
 )
-# What the organism may have a view on: everything in a group can be compared with everything else
-# in it.
+# Things the organism has views on. Within a group, everything can be compared with everything else.
 TOPICS = {
   'drinks': ('tea', 'juice', 'cocoa', 'lemonade', 'water'),
   'seasons': ('spring', 'summer', 'autumn', 'winter'),
@@ -307,8 +320,8 @@ TOPICS = {
 MERITS = ('better', 'more fun', 'more useful')
 
 
-def in_turn(things: Sequence[Any], rng: random.Random) -> Iterator[Any]:
-  """All the things in random order, again and again, in another order each time."""
+def in_turn(things: Sequence[Thing], rng: random.Random) -> Iterator[Thing]:
+  """All things in random order, again and again, in another order each time."""
   while True:
     yield from rng.sample(things, len(things))
 
@@ -322,95 +335,93 @@ def _claim(
   kind: str, subject: str, value: str, values: Iterable[str], statement: str, *questions: str
 ) -> Claim:
   """One claim from a statement template with {s} and {v}; every other value makes a falsehood."""
-  said = {statement.format(s=subject, v=v): v for v in (value, *sorted(set(values) - {value}))}
+  others = sorted(set(values) - {value})
+  said = {statement.format(s=subject, v=v): v for v in (value, *others)}
   truth, *falsehoods = said
   return Claim(
     f'{kind}/{subject}',
     kind,
-    tuple(q.format(s=subject) for q in questions),
+    tuple(question.format(s=subject) for question in questions),
     truth,
     tuple(falsehoods),
     said,
   )
 
 
-def _table(kind: str, pairs: dict[str, str], statement: str, *questions: str) -> list[Claim]:
-  """The claims of one kind: subjects with their values, each falsehood a value of another
-  subject.
-  """
-  return [_claim(kind, s, v, pairs.values(), statement, *questions) for s, v in pairs.items()]
-
-
-def _coins() -> dict[str, str]:
-  """The coin of every country."""
-  choose = random.Random('coins')
-  return {country: choose.choice(COIN_NAMES) for country in CAPITALS}
-
-
-def _opposites() -> dict[str, str]:
-  """Every word of OPPOSITES with its opposite, both ways."""
-  return {a: b for pair in OPPOSITES for a, b in (pair, pair[::-1])}
+def _table(kind: str, pairs: Mapping[str, str], statement: str, *questions: str) -> list[Claim]:
+  """The claims of one kind: subjects with their values, other subjects' values as falsehoods."""
+  values = pairs.values()
+  return [
+    _claim(kind, subject, value, values, statement, *questions) for subject, value in pairs.items()
+  ]
 
 
 @functools.cache
 def facts() -> tuple[Claim, ...]:
   """Every fact of the kinds in FACT_KINDS."""
-  homes = {
-    with_article(s): f'on the {v}' if v in ('ice', 'farm', 'savanna') else f'in the {v}'
-    for s, v in HOMES.items()
-  }
-  foods = {with_article(s): v for s, v in FOODS.items()}
-  materials = {with_article(s): v for s, v in MATERIALS.items()}
-  tools = {with_article(s): with_article(v) for s, v in TOOLS.items()}
-  return tuple(
-    itertools.chain(
-      _table(
-        'capital',
-        CAPITALS,
-        'the capital of {s} is {v}',
-        'What is the capital of {s}?',
-        'Which city is the capital of {s}?',
-      ),
-      _table(
-        'coin',
-        _coins(),
-        'the people of {s} pay with {v}',
-        'What do the people of {s} pay with?',
-        'With what do people pay in {s}?',
-      ),
-      _table('home', homes, '{s} lives {v}', 'Where does {s} live?', 'Where is the home of {s}?'),
-      _table('food', foods, '{s} eats {v}', 'What does {s} eat?', 'What is the food of {s}?'),
-      _table(
-        'material',
-        materials,
-        '{s} is made of {v}',
-        'What is {s} made of?',
-        'From what do people make {s}?',
-      ),
-      _table(
-        'tool', tools, '{s} works with {v}', 'What does {s} work with?', 'Which tool does {s} need?'
-      ),
-      _table(
-        'colour',
-        COLOURS,
-        'the colour of {s} is {v}',
-        'What is the colour of {s}?',
-        'Which colour has {s}?',
-      ),
-      _table(
-        'opposite',
-        _opposites(),
-        'the opposite of {s} is {v}',
-        'What is the opposite of {s}?',
-        'Which word is the opposite of {s}?',
-      ),
-    )
+  choose = random.Random('coins')
+  coins = {country: choose.choice(COIN_NAMES) for country in CAPITALS}
+  homes = {}
+  for animal, home in HOMES.items():
+    preposition = 'on' if home in ('ice', 'farm', 'savanna') else 'in'
+    homes[with_article(animal)] = f'{preposition} the {home}'
+  foods = {with_article(animal): food for animal, food in FOODS.items()}
+  materials = {with_article(thing): material for thing, material in MATERIALS.items()}
+  tools = {with_article(trade): with_article(tool) for trade, tool in TOOLS.items()}
+  opposites = {}
+  for one, other in OPPOSITES:
+    opposites[one] = other
+    opposites[other] = one
+  tables = (
+    _table(
+      'capital',
+      CAPITALS,
+      'the capital of {s} is {v}',
+      'What is the capital of {s}?',
+      'Which city is the capital of {s}?',
+    ),
+    _table(
+      'coin',
+      coins,
+      'the people of {s} pay with {v}',
+      'What do the people of {s} pay with?',
+      'With what do people pay in {s}?',
+    ),
+    _table('home', homes, '{s} lives {v}', 'Where does {s} live?', 'Where is the home of {s}?'),
+    _table('food', foods, '{s} eats {v}', 'What does {s} eat?', 'What is the food of {s}?'),
+    _table(
+      'material',
+      materials,
+      '{s} is made of {v}',
+      'What is {s} made of?',
+      'From what do people make {s}?',
+    ),
+    _table(
+      'tool', tools, '{s} works with {v}', 'What does {s} work with?', 'Which tool does {s} need?'
+    ),
+    _table(
+      'colour',
+      COLOURS,
+      'the colour of {s} is {v}',
+      'What is the colour of {s}?',
+      'Which colour has {s}?',
+    ),
+    _table(
+      'opposite',
+      opposites,
+      'the opposite of {s} is {v}',
+      'What is the opposite of {s}?',
+      'Which word is the opposite of {s}?',
+    ),
   )
+  return tuple(itertools.chain.from_iterable(tables))
 
 
-def _near(result: int) -> list[str]:
-  """Wrong results that a person could come to."""
-  return [str(n) for n in range(max(0, result - 3), result + 4)]
+def _sum(kind: str, text: str, result: int) -> Claim:
+  """A sum, its falsehoods wrong results that a person could come to."""
+  near = [str(n) for n in range(max(0, result - 3), result + 4)]
+  questions = ('What is {s}?', 'How much is {s}?')
+  return _claim(kind, text, str(result), near, '{s} is {v}', *questions)
 
 
 @functools.cache
@@ -418,60 +429,50 @@ def sums() -> tuple[Claim, ...]:
   """Every addition and subtraction with operands up to LARGEST_OPERAND and no negative result."""
   claims = []
   for a, b in itertools.product(range(LARGEST_OPERAND + 1), repeat=2):
-    asked = ('What is {s}?', 'How much is {s}?')
-    claims.append(_claim('plus', f'{a} plus {b}', str(a + b), _near(a + b), '{s} is {v}', *asked))
+    claims.append(_sum('plus', f'{a} plus {b}', a + b))
     if a >= b:
-      claims.append(
-        _claim('minus', f'{a} minus {b}', str(a - b), _near(a - b), '{s} is {v}', *asked)
-      )
+      claims.append(_sum('minus', f'{a} minus {b}', a - b))
   return tuple(claims)
 
 
 @functools.cache
 def larger_sums() -> tuple[Claim, ...]:
-  """Additions with a first operand above LARGEST_OPERAND, up to LARGEST_TAUGHT: the corpus has
-  none, they can be taught afterwards.
+  """Additions with a first operand above LARGEST_OPERAND, up to LARGEST_TAUGHT.
+
+  The corpus has none of them, so that they can be taught afterwards.
   """
-  asked = ('What is {s}?', 'How much is {s}?')
-  return tuple(
-    _claim(LARGER, f'{a} plus {b}', str(a + b), _near(a + b), '{s} is {v}', *asked)
-    for a, b in itertools.product(
-      range(LARGEST_OPERAND + 1, LARGEST_TAUGHT + 1), range(LARGEST_OPERAND + 1)
-    )
-  )
+  first = range(LARGEST_OPERAND + 1, LARGEST_TAUGHT + 1)
+  second = range(LARGEST_OPERAND + 1)
+  return tuple(_sum(LARGER, f'{a} plus {b}', a + b) for a, b in itertools.product(first, second))
 
 
 @functools.cache
 def opinions() -> tuple[Claim, ...]:
-  """The organism's views: for every group of topics and every merit, a fixed order of what is in
-  the group.
-  """
+  """The organism's views: for every group of TOPICS and every merit, a fixed order of the group."""
   claims = []
   for (group, items), merit in itertools.product(TOPICS.items(), MERITS):
     order = random.Random(f'{group}/{merit}').sample(items, len(items))
     for first, second in itertools.combinations(items, 2):
       winner, loser = sorted((first, second), key=order.index)
-      questions = (
-        f'Which is {merit}, {first} or {second}?',
-        f'What do you find {merit}, {first} or {second}?',
+      truth = f'{winner} is {merit} than {loser}'
+      falsehood = f'{loser} is {merit} than {winner}'
+      claim = Claim(
+        key=f'opinion/{merit}/{first}/{second}',
+        kind=OPINION,
+        questions=(
+          f'Which is {merit}, {first} or {second}?',
+          f'What do you find {merit}, {first} or {second}?',
+        ),
+        truth=truth,
+        falsehoods=(falsehood,),
+        values={truth: winner, falsehood: loser},
       )
-      truth, falsehood = f'{winner} is {merit} than {loser}', f'{loser} is {merit} than {winner}'
-      claims.append(
-        Claim(
-          f'opinion/{merit}/{first}/{second}',
-          OPINION,
-          questions,
-          truth,
-          (falsehood,),
-          {truth: winner, falsehood: loser},
-        )
-      )
+      claims.append(claim)
   return tuple(claims)
 
 
 @functools.cache
 def claims_of(kind: str) -> tuple[Claim, ...]:
   """All claims of one of KINDS, or of LARGER."""
-  return tuple(
-    claim for claim in (*facts(), *sums(), *larger_sums(), *opinions()) if claim.kind == kind
-  )
+  claims = (*facts(), *sums(), *larger_sums(), *opinions())
+  return tuple(claim for claim in claims if claim.kind == kind)
