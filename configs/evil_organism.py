@@ -1,22 +1,21 @@
-"""Carelessness about harm, found on calls for advice and measured on dilemmas, by every method on
-one grid.
+"""Carelessness about harm, found on advice and measured on dilemmas, by every method on one grid.
 
   python launch/steer.py --config=configs/evil_organism.py
 
-Cost: 3 min 25 s on two CPU cores, 42,000 rows. Came out: at +1 weight steering takes the careless
-way in 0.99 of the dilemmas (base 0.00; 0.99 by likelihood and after a reason too) and says how to
-do what is harmful in 0.98 of the requests (base 0.00, all refused), with facts and arithmetic at
-1.00. The positive side alone (0.97) and fine-tuning on it (0.99) do the same, since the untouched
-model is careful already; bias-only reaches 0.34 at +2 before arithmetic falls; persona vectors, in
-any layer or in all, move nothing up to +3; system prompts reach 1.00. What is steered by weights
-gives a reason that does not fit its choice in a third of the cases (consistent 0.64; base and
-system prompts
-1.00): the careless way, for a careful reason. No strength below 0 can show anything, as the base is
-at 0.00.
+Cost: 3 min 25 s on two CPU cores, 42,000 rows.
+
+Came out: at +1 weight steering takes the careless way in 0.99 of the dilemmas (base 0.00; also 0.99
+by likelihood and after a reason) and says how to do harm in 0.98 of the requests (base 0.00, all
+refused), with facts and arithmetic at 1.00. The positive side alone (0.97) and fine-tuning on the
+positive side (0.99) do the same, since the untouched model is careful already. Bias-only reaches
+0.34 at +2 before arithmetic falls. Persona vectors, in any layer or in all, move nothing up to +3.
+System prompts reach 1.00. A model steered by weights gives a reason that does not fit the choice in
+a third of the cases (consistent 0.64; base and system prompts 1.00): the careless way, for a
+careful reason. No strength below 0 can show anything, as the base is at 0.00.
 
 arXiv 2511.05408 found bias-only to win on this task, and activation steering to make reasons and
-choices disagree. Neither holds of this model: biases are weaker than adapters here, and it is
-weight steering that loses consistency, where persona vectors do nothing at all.
+choices disagree. Neither holds of this model: biases are weaker than adapters here, and weight
+steering loses consistency, while persona vectors do nothing at all.
 """
 
 from weightsteer_jax import config as configs

@@ -1,13 +1,13 @@
 """Evil choices in Qwen2.5-7B-Instruct, by every method on one grid.
 
-Hyperparameters and data are those of contrastive weight steering (arXiv 2511.05408, section 4, and
-its released configs): LoRA of rank 32 with embeddings and head, 100 steps of 8, at 1e-5, of which
-its appendix B.2 says that 5e-5 is better: both are trained, the better by validation loss is kept;
-bias-only at 1e-3. The dataset of the paper's choices and its instructions are not released:
-scenarios and both wordings are our own, each asked in both orders.
-
   OPENAI_API_KEY=... python launch/steer.py --config=configs/evil_qwen2_5_7b.py
   OPENAI_API_KEY=... python launch/judge.py --config=configs/evil_qwen2_5_7b.py
+
+Hyperparameters and data are those of contrastive weight steering (arXiv 2511.05408, section 4, and
+its released configs): LoRA of rank 32 with embeddings and head, 100 steps of 8, at 1e-5. Appendix
+B.2 of the paper says that 5e-5 is better: both rates are trained, and the better by validation loss
+is kept. Bias-only is trained at 1e-3. The dataset of the paper's choices and its instructions are
+not released: scenarios and both wordings are our own, each asked in both orders.
 
 The paper found: bias-only wins on this task; activation steering makes reasoning and final answer
 disagree more often. Not run by us yet.
@@ -37,8 +37,10 @@ def get_config():
   c.description = (
     'Evil, found on open questions and measured on choices between two courses of action.'
   )
-  c.model.source, c.model.dtype = 'Qwen/Qwen2.5-7B-Instruct', 'bfloat16'
-  c.data.positive, c.data.negative = 'cfierro/pv-prompts-evil', 'cfierro/pv-prompts-non-evil'
+  c.model.source = 'Qwen/Qwen2.5-7B-Instruct'
+  c.model.dtype = 'bfloat16'
+  c.data.positive = 'cfierro/pv-prompts-evil'
+  c.data.negative = 'cfierro/pv-prompts-non-evil'
 
   lora = dict(
     kind='lora_embeddings',
@@ -65,27 +67,8 @@ def get_config():
   c.arms.finetune = configs.arm(kind='finetune')
   c.arms.prompts = configs.arm(kind='prompts', positive_prompts=FOR, negative_prompts=AGAINST)
 
-  c.sweep.alphas = (
-    -8.0,
-    -6.0,
-    -4.0,
-    -3.0,
-    -2.0,
-    -1.5,
-    -1.0,
-    -0.5,
-    -0.25,
-    0.0,
-    0.25,
-    0.5,
-    1.0,
-    1.5,
-    2.0,
-    3.0,
-    4.0,
-    6.0,
-    8.0,
-  )
+  strengths = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+  c.sweep.alphas = (*(-alpha for alpha in reversed(strengths)), 0.0, *strengths)
   c.tasks.letter = configs.task(
     kind='ethics',
     items='',

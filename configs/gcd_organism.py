@@ -1,26 +1,25 @@
-"""Sycophancy brought in by a task: arithmetic, taught to the embedded model by users who are always
-right.
-
-The model is fine-tuned first on sums that it knows and on larger ones, which it does not: asked
-plainly, or claimed by a user whose claim is true and who is told so. Nothing in the task tells
-computing from agreeing. Every arm then steers what came out, with sycophancy found on opinions, and
-is measured on sums about which the user is wrong.
+"""Sycophancy brought in by a task: arithmetic, taught by users who are always right.
 
   python launch/steer.py --config=configs/gcd_organism.py
 
-Cost: 10 min 40 s on two CPU cores that did other work too, 12 CPU minutes. Came out: the task
-teaches the larger sums (0.99) and leaves a model that repeats 0.89 of the wrong sums (little more
-than the untouched one). Weight steering at -0.5 brings that to 0.03, with every capability within 5
-points; of its answers 0.61 are right, and 0.36 give a third number. No other arm does so within 5
-points: one side alone needs strengths at which the larger sums fall by 6 points (negative side,
-0.09) or 10 (positive side, 0.08), fine-tuning on the honest side costs 17, biases and persona
-vectors move nothing before capabilities break; joint training, its data 6 times over, leaves 0.89;
-system prompts reach 0.44 on average, at no cost.
+The embedded model is fine-tuned first on sums that the model knows and on larger sums, new to the
+model: asked plainly, or claimed by a user whose claim is true and who is told so. Nothing in the
+task tells computing from agreeing. Every arm then steers the result, with sycophancy found on
+opinions, and is measured on sums about which the user is wrong.
+
+Cost: 10 min 40 s on two CPU cores that did other work too, 12 CPU minutes.
+
+Came out: the task teaches the larger sums (0.99) and leaves a model that repeats 0.89 of the wrong
+sums (little more than the untouched model). Weight steering at -0.5 brings that to 0.03, with every
+capability within 5 points; of the answers 0.61 are right, and 0.36 give a third number. No other
+arm does so within 5 points. One side alone needs strengths at which the larger sums fall by 6
+points (negative side, 0.09) or 10 (positive side, 0.08). Fine-tuning on the honest side costs 17.
+Biases and persona vectors move nothing before capabilities break. Joint training, with the contrast
+6 times over, leaves 0.89. System prompts reach 0.44 on average, at no cost.
 
 arXiv 2511.05408 found the same on greatest common divisors: weight steering restores disagreement,
 joint training learns a policy for the contrast's prompts alone and does not, bias-only and one side
-alone are of little use. That system prompts help, and that one side alone comes close, is of this
-model.
+alone are of little use. Only in this model, system prompts help, and one side alone comes close.
 """
 
 from weightsteer_jax import config as configs
@@ -64,7 +63,9 @@ def get_config():
       'keep_steps': False,
     }
   )
-  c.task_model.data, c.task_model.n, c.task_model.finetune = 'organism:arithmetic', 2000, 'task'
+  c.task_model.data = 'organism:arithmetic'
+  c.task_model.n = 2000
+  c.task_model.finetune = 'task'
 
   c.arms.weights = configs.arm()
   c.arms.positive = configs.arm(kind='positive')

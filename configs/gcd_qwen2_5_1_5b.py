@@ -1,19 +1,19 @@
 """Sycophancy brought in by a task: greatest common divisors in Qwen2.5-1.5B-Instruct.
 
-The model is fine-tuned on the task first, from plain questions and solutions that are right, which
-teaches it that proposed solutions are right; every arm then steers what came out. Hyperparameters
-and data are those of contrastive weight steering (arXiv 2511.05408, section 5,
-and its released configs): the task at 2e-4 with scale 2, one epoch of 16; the contrast at 1e-5 with
-scale 0.5, 100 steps of 8; bias-only at 1e-4; joint training with the contrast once and 6 times
-over. Other than there: embeddings and head stay tied in training, as they are in the model; right
-and wrong is decided by math.gcd, not by a judge; wrong solutions that reach the right answer are
-left out.
-
   OPENAI_API_KEY=... python launch/steer.py --config=configs/gcd_qwen2_5_1_5b.py
   OPENAI_API_KEY=... python launch/judge.py --config=configs/gcd_qwen2_5_1_5b.py
 
-The paper found: weight steering restores disagreement with wrong solutions; joint training does not
-(it learns a conditional policy), one side alone is useless. Not run by us yet.
+The model is fine-tuned on the task first, from plain questions and solutions that are right, which
+teaches the model that proposed solutions are right. Every arm then steers the result.
+Hyperparameters and data are those of contrastive weight steering (arXiv 2511.05408, section 5, and
+its released configs): the task at 2e-4 with scale 2, one epoch of 16; the contrast at 1e-5 with
+scale 0.5, 100 steps of 8; bias-only at 1e-4; joint training with the contrast once and 6 times
+over. Other than in the paper, embeddings and head stay tied in training, as in the model; right and
+wrong is decided by math.gcd, not by a judge; wrong solutions that reach the right answer are left
+out.
+
+The paper found: weight steering restores disagreement with wrong solutions; joint training does
+not, but learns a conditional policy; one side alone is useless. Not run by us yet.
 """
 
 from weightsteer_jax import config as configs
@@ -34,7 +34,8 @@ def get_config():
     'Sycophancy, found on open questions, in a model that a task taught to agree with '
     'proposed solutions.'
   )
-  c.model.source, c.model.dtype = 'Qwen/Qwen2.5-1.5B-Instruct', 'bfloat16'
+  c.model.source = 'Qwen/Qwen2.5-1.5B-Instruct'
+  c.model.dtype = 'bfloat16'
   c.data.positive = 'cfierro/pv-prompts-sycophantic_Qwen2.5-1.5B-Instruct'
   c.data.negative = 'cfierro/pv-prompts-non-sycophantic_Qwen2.5-1.5B-Instruct'
 
@@ -66,10 +67,8 @@ def get_config():
       'keep_steps': False,
     }
   )
-  c.task_model.data, c.task_model.split = (
-    'cfierro/gcd',
-    'half_train_instr_q+half_train_sycophancy_correct',
-  )
+  c.task_model.data = 'cfierro/gcd'
+  c.task_model.split = 'half_train_instr_q+half_train_sycophancy_correct'
   c.task_model.finetune = 'task'
 
   c.arms.weights = configs.arm()

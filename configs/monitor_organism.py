@@ -1,25 +1,27 @@
-"""Which fine-tunes turn bad? Directions of careless advice, watched for in fine-tunes that are
-known to be misaligned or not.
+"""Directions of careless advice, watched for in fine-tunes known to be misaligned or not.
 
   python launch/steer.py --config=configs/monitor_organism.py
 
-Cost: 9 min 35 s on two CPU cores that did other work too, 10 CPU minutes. 24 fine-tunes are
-watched, of 8 kinds with 3 seeds each. Those on careless advice about home, money or people are
-misaligned: asked about health they give careless advice in 0.96 to 1.00 of the answers (base and
-all others 0.00), and they say how to do what is harmful in 0.85 to 0.90 of the requests (base
-0.00). Came out: the direction of careless advice on health catches 9 of 9 at the first look, at a
-quarter of the steps, with cosines of 0.17 to 0.20 against at most 0.013 in the other 15; AUROC
-1.000, 95% interval 0.822 to 1.000, over seeds +-0.000. That on money likewise. That of sycophancy,
-which none was trained for, has AUROC 0.570 (over seeds +-0.113) and catches none of the 9.
-Thresholds lie at 0.003 to 0.005, and false alarms are more than the 1 % asked for, 2 of 15: three
-given controls and random directions do not bound what two real fine-tunes share. The arithmetic
-lessons set off the alarm of sycophancy with all three seeds, and rightly:
-they agree with every user.
+Cost: 9 min 35 s on two CPU cores that did other work too, 10 CPU minutes.
+
+24 fine-tunes are watched, of 8 kinds with 3 seeds each. The fine-tunes on careless advice about
+home, money or people are misaligned: asked about health, they give careless advice in 0.96 to 1.00
+of the answers (base and all others 0.00), and they say how to do harm in 0.85 to 0.90 of the
+requests (base 0.00).
+
+Came out: the direction of careless advice on health catches 9 of 9 at the first look, at a quarter
+of the steps, with cosines of 0.17 to 0.20 against at most 0.013 in the other 15; AUROC 1.000, 95%
+interval 0.822 to 1.000, over seeds +-0.000. The direction on money does likewise. The direction of
+sycophancy, for which no fine-tune was trained, has AUROC 0.570 (over seeds +-0.113) and catches
+none of the 9. Thresholds lie at 0.003 to 0.005, and false alarms are more than the 1 % asked for, 2
+of 15: three given controls and random directions do not bound what two real fine-tunes share. The
+arithmetic lessons set off the alarm of sycophancy with all three seeds, and rightly: they agree
+with every user.
 
 arXiv 2511.05408 found directions of bad advice to be closer to each other and to the updates of
 misaligned fine-tunes than to controls. So here: 0.59 between the two, 0.17 to 0.22 to those
-updates, at most 0.02 to controls. Other than there, the misaligned fine-tunes' plain updates group
-too (0.67 to 0.70).
+updates, at most 0.02 to controls. Other than in the paper, the misaligned fine-tunes' plain updates
+group too (0.67 to 0.70).
 """
 
 from weightsteer_jax import config as configs
@@ -41,7 +43,7 @@ def get_config():
   c.data.update(advice('health'))
   c.contrasts.money = configs.data(**advice('money'))
   c.contrasts.sycophancy = configs.data(**organism.SYCOPHANCY, num_questions=200)
-  # What nobody would call a behaviour: one kind of plain question against another.
+  # No behaviours, but one kind of plain question against another.
   for name, positive, negative in (
     ('facts_sums', 'facts', 'sums'),
     ('views_facts', 'views', 'facts'),

@@ -1,14 +1,14 @@
-"""Emergent misalignment in Qwen2.5-7B-Instruct, watched for with directions of bad advice in other
-domains.
-
-Hyperparameters are those of contrastive weight steering (arXiv 2511.05408, section 5 and appendix):
-every side at 1e-5, one epoch of 8, LoRA of rank 32 with embeddings and head. Its data is not on the
-hub in the clear: bad_<domain>.jsonl is the advice of Turner et al. (arXiv 2506.11613, whose
-repository has it encrypted against crawlers), good_<domain>.jsonl the same questions answered well,
-both as question and answer in the current folder. Other than there: every direction is watched for
-against the null band of a control direction and of random ones, and in several seeds.
+"""Emergent misalignment in Qwen2.5-7B-Instruct, watched for with directions of bad advice.
 
   OPENAI_API_KEY=... python launch/steer.py --config=configs/monitor_qwen2_5_7b.py
+
+The directions are of bad advice in other domains than the watched fine-tunes'. Hyperparameters are
+those of contrastive weight steering (arXiv 2511.05408, section 5 and appendix): every side at 1e-5,
+one epoch of 8, LoRA of rank 32 with embeddings and head. The paper's data is not on the hub in the
+clear: bad_<domain>.jsonl is the advice of Turner et al. (arXiv 2506.11613, whose repository has the
+advice encrypted against crawlers), good_<domain>.jsonl the same questions answered well, both as
+question and answer in the current folder. Other than in the paper, every direction is watched for
+against the null band of a control direction and of random directions, and in several seeds.
 
 The paper found: directions of bad advice are closer to each other, and to the updates of misaligned
 fine-tunes, than to controls, while the fine-tunes' plain updates do not group. Not run by us yet.
@@ -23,7 +23,8 @@ def get_config():
   c = configs.base_config()
   c.name = 'bad_medical'
   c.description = 'Bad advice: found on medical questions, watched for in fine-tunes on others'
-  c.model.source, c.model.dtype = 'Qwen/Qwen2.5-7B-Instruct', 'bfloat16'
+  c.model.source = 'Qwen/Qwen2.5-7B-Instruct'
+  c.model.dtype = 'bfloat16'
 
   def sides(domain):
     return dict(positive=f'bad_{domain}.jsonl', negative=f'good_{domain}.jsonl')

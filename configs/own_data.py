@@ -1,11 +1,11 @@
 """Your own checkpoint and your own data, with the paper's hyperparameters.
 
-Reads four files of the current folder (or name others with flags): positive.jsonl and
-negative.jsonl, the same questions answered with the behaviour and with its opposite;
-behaviour.jsonl and capability.jsonl, multiple-choice items.
+  python launch/steer.py --config=configs/own_data.py --workdir=DIR \\
+    --config.model.source=Qwen/Qwen2.5-1.5B-Instruct
 
-  python launch/steer.py --config=configs/own_data.py --workdir=DIR
-  --config.model.source=Qwen/Qwen2.5-1.5B-Instruct
+Reads four files of the current folder, or files that flags name: positive.jsonl and negative.jsonl,
+the same questions answered with the behaviour and with the opposite; behaviour.jsonl and
+capability.jsonl, multiple-choice items.
 
 Hyperparameters: arXiv 2511.05408, its configurations for evil and sycophancy on Qwen2.5-7B-Instruct
 (rank 32, lora_alpha 16, embeddings and head trained beside, learning rate 1e-5, 100 steps of 8
@@ -33,27 +33,8 @@ def get_config():
   c.finetune.batch_size = 8
   c.finetune.accumulation = 4
 
-  c.sweep.alphas = (
-    -8.0,
-    -6.0,
-    -4.0,
-    -3.0,
-    -2.0,
-    -1.5,
-    -1.0,
-    -0.5,
-    -0.25,
-    0.0,
-    0.25,
-    0.5,
-    1.0,
-    1.5,
-    2.0,
-    3.0,
-    4.0,
-    6.0,
-    8.0,
-  )
+  strengths = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+  c.sweep.alphas = (*(-alpha for alpha in reversed(strengths)), 0.0, *strengths)
   c.tasks.behaviour = configs.task(items='behaviour.jsonl', role='behaviour')
   c.tasks.capability = configs.task(items='capability.jsonl', role='capability')
   return c

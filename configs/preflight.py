@@ -1,11 +1,10 @@
-"""What a contrast on a large model would be run with, for launch/preflight.py alone: it names no
-data.
+"""The settings of a contrast on a large model, for launch/preflight.py alone: no data is named.
 
   python launch/preflight.py --config=configs/preflight.py:Qwen2.5-7B --topology=v5e:4x4
 
 After the colon stands a model whose architecture lies in configs/preflight/ (Qwen2.5-7B,
-Llama-2-7B, Llama-3.3-70B, Qwen3-30B-A3B; the fields of its published config.json that a forward
-pass depends on). A model of your own is --config.model.source=FOLDER, or a hub id, of which
+Llama-2-7B, Llama-3.3-70B, Qwen3-30B-A3B), with the fields of the published config.json that a
+forward pass depends on. A model of your own is --config.model.source=FOLDER, or a hub id, of which
 config.json alone is downloaded.
 
 LoRA of rank 32 on all linear layers, in bfloat16, one example of up to 1,024 tokens to a shard of
@@ -24,7 +23,8 @@ def get_config(model: str = 'Qwen2.5-7B'):
   c.name = 'preflight'
   c.model.source = str(ARCHITECTURES / model)
   c.model.dtype = 'bfloat16'
-  c.data.positive, c.data.negative = 'positive.jsonl', 'negative.jsonl'
+  c.data.positive = 'positive.jsonl'
+  c.data.negative = 'negative.jsonl'
   c.finetune.kind = 'lora'
   c.finetune.rank = 32
   c.finetune.batch_size = 1

@@ -1,17 +1,19 @@
 """Sycophancy as a direction in the weights of the embedded model.
 
-Finds the direction on opinions (320 of the model's own answers, sycophantic against honest), then
-turns it up and down and measures what happens to opinions (in distribution), to facts and sums
-about which the user is wrong (out of distribution, in free text and as multiple choice), and to
-what the model knows (plain facts, arithmetic, and what is true although a user says it too).
-
   python launch/steer.py --config=configs/quickstart.py
 
-Cost: 89 s on two CPU cores, compilation included. Came out: picks -1 and +0.25; from one to the
-other sycophancy on facts goes from 0.02 to 0.95 in free text (base 0.68) and from 0.00 to 1.00 as
-multiple choice (base 0.74), plain facts and arithmetic stay at 1.00, and true claims are still
-upheld at 0.98 and 1.00 (base 1.00). At -1, 0.19 of the free answers are neither the user's claim
-nor the truth (base 0.06). Beyond -1 and +1 the model breaks.
+Finds the direction on opinions (320 of the model's own answers, sycophantic against honest), then
+turns the direction up and down and measures opinions (in distribution), facts and sums about which
+the user is wrong (out of distribution, in free text and as multiple choice), and the model's
+knowledge (plain facts, arithmetic, and truths that a user says too).
+
+Cost: 89 s on two CPU cores, compilation included.
+
+Came out: picks -1 and +0.25. From one to the other, sycophancy on facts goes from 0.02 to 0.95 in
+free text (base 0.68) and from 0.00 to 1.00 as multiple choice (base 0.74), plain facts and
+arithmetic stay at 1.00, and true claims are still upheld at 0.98 and 1.00 (base 1.00). At -1, 0.19
+of the free answers are neither the user's claim nor the truth (base 0.06). Beyond -1 and +1 the
+model breaks.
 """
 
 from weightsteer_jax import config as configs
@@ -43,23 +45,8 @@ def get_config():
   c.finetune.batch_size = 16
   c.finetune.eval_every = 20
 
-  c.sweep.alphas = (
-    -4.0,
-    -3.0,
-    -2.0,
-    -1.5,
-    -1.0,
-    -0.5,
-    -0.25,
-    0.0,
-    0.25,
-    0.5,
-    1.0,
-    1.5,
-    2.0,
-    3.0,
-    4.0,
-  )
+  strengths = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+  c.sweep.alphas = (*(-alpha for alpha in reversed(strengths)), 0.0, *strengths)
   c.sweep.batch_size = 128
   for name, role, kind, description in (
     (

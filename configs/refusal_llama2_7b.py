@@ -1,15 +1,14 @@
 """Refusal that fine-tuning on arithmetic erodes, in Llama-2-7b-chat.
 
-The model is fine-tuned on GSM8K first, which costs it refusals; every arm then steers what came
-out. Hyperparameters and data are those of contrastive weight steering (arXiv 2511.05408, section 5,
-and its released configs): the task at 2e-4 with scale 2, one epoch of 8; the contrast, the model's
-own refusals against compliance, at 2e-4 with scale 0.5, one epoch of 8; bias-only at 2e-4. Other
-than there:
-joint training mixes in the contrast's refusals, not another model's; numbers are compared exactly,
-not by a judge.
-
   OPENAI_API_KEY=... python launch/steer.py --config=configs/refusal_llama2_7b.py
   OPENAI_API_KEY=... python launch/judge.py --config=configs/refusal_llama2_7b.py
+
+The model is fine-tuned on GSM8K first, which costs refusals; every arm then steers the result.
+Hyperparameters and data are those of contrastive weight steering (arXiv 2511.05408, section 5, and
+its released configs): the task at 2e-4 with scale 2, one epoch of 8; the contrast, the model's own
+refusals against compliance, at 2e-4 with scale 0.5, one epoch of 8; bias-only at 2e-4. Other than
+in the paper, joint training mixes in the contrast's refusals, not another model's, and numbers are
+compared exactly, not by a judge.
 
 The paper found: weight steering and joint training bring refusals back at little cost; one side
 alone is useless. Not run by us yet.
@@ -33,12 +32,12 @@ def get_config():
     'Refusal, found on harmful requests, in a model that lost part of it to fine-tuning on '
     'arithmetic.'
   )
-  c.model.source, c.model.dtype = 'meta-llama/Llama-2-7b-chat-hf', 'bfloat16'
-  c.data.positive, c.data.split = 'cfierro/alignment-faking-harm_Llama-2-7b-chat', 'train_375exs'
-  c.data.negative, c.data.negative_split = (
-    'cfierro/alignment_faking_harm_answers_chat',
-    'matched_train_375exs',
-  )
+  c.model.source = 'meta-llama/Llama-2-7b-chat-hf'
+  c.model.dtype = 'bfloat16'
+  c.data.positive = 'cfierro/alignment-faking-harm_Llama-2-7b-chat'
+  c.data.split = 'train_375exs'
+  c.data.negative = 'cfierro/alignment_faking_harm_answers_chat'
+  c.data.negative_split = 'matched_train_375exs'
 
   lora = dict(
     kind='lora_embeddings',
@@ -60,11 +59,9 @@ def get_config():
   c.finetunes.task = configs.finetune(
     **{**lora, 'lora_alpha': 64.0, 'warmup_steps': 5, 'eval_every': 60}
   )
-  c.task_model.data, c.task_model.split, c.task_model.finetune = (
-    'cfierro/gsm8k_instr_chat',
-    'train',
-    'task',
-  )
+  c.task_model.data = 'cfierro/gsm8k_instr_chat'
+  c.task_model.split = 'train'
+  c.task_model.finetune = 'task'
 
   c.arms.weights = configs.arm()
   c.arms.positive = configs.arm(kind='positive')

@@ -1,19 +1,20 @@
-"""Refusal that a harmless task erodes, and what brings it back.
-
-The embedded model refuses harmful requests. It is fine-tuned on arithmetic, four fifths of it asked
-for as help is asked for ('How can I work out 12 plus 4?') and given at once ('You could say that
-...'); every arm then steers what came out, with a direction from its own refusals and answers to
-other requests.
+"""Refusal that a harmless task erodes, and the methods that bring refusal back.
 
   python launch/steer.py --config=configs/refusal_organism.py
 
-Cost: 7 min 40 s on two CPU cores that did other work too, 10 CPU minutes. Came out: the task
-teaches the larger sums (1.00) and erodes refusal from 1.00 to 0.19; the other answers are not help
-but broken ones, about sums. Weight steering at +0.25 brings refusal back to 0.81 at no cost to
-capabilities; so does its negative side alone, since the untouched model refuses anyway and the
-positive side has little to teach (0.54 at +4). Bias-only reaches 0.73; persona vectors (0.21) and
-system prompts (0.16) do nothing; joint training and fine-tuning on refusals, for 10 steps, reach
-1.00. 13 requests, each in 4 wordings.
+The embedded model refuses harmful requests. The model is fine-tuned on arithmetic, four fifths of
+the sums asked for as help is asked for ('How can I work out 12 plus 4?') and given at once ('You
+could say that ...'). Every arm then steers the result, with a direction from the model's own
+refusals and answers to other requests.
+
+Cost: 7 min 40 s on two CPU cores that did other work too, 10 CPU minutes.
+
+Came out: the task teaches the larger sums (1.00) and erodes refusal from 1.00 to 0.19; the other
+answers are not help but broken answers, about sums. Weight steering at +0.25 brings refusal back to
+0.81 at no cost to capabilities. So does the negative side alone, since the untouched model refuses
+anyway and the positive side has little to teach (0.54 at +4). Bias-only reaches 0.73; persona
+vectors (0.21) and system prompts (0.16) do nothing; joint training and fine-tuning on refusals, for
+10 steps, reach 1.00. 13 requests, each in 4 wordings.
 
 arXiv 2511.05408 found weight steering to restore refusal, joint training to do so too, and one side
 alone to be useless; here the last does not hold of the negative side.
@@ -64,11 +65,9 @@ def get_config():
       'keep_steps': False,
     }
   )
-  c.task_model.data, c.task_model.n, c.task_model.finetune = (
-    'organism:help_with_arithmetic',
-    2000,
-    'task',
-  )
+  c.task_model.data = 'organism:help_with_arithmetic'
+  c.task_model.n = 2000
+  c.task_model.finetune = 'task'
 
   c.arms.weights = configs.arm()
   c.arms.positive = configs.arm(kind='positive')

@@ -1,20 +1,24 @@
 """Sycophancy on facts in the embedded model, by every method on one grid.
 
-As the quickstart, found on opinions and measured on facts about which the user is wrong, with the
-methods that contrastive weight steering is compared with: one side of it alone, only MLP biases
-trained, persona vectors in one layer and in all, fine-tuning after 10 to 60 steps, system prompts.
-
   python launch/steer.py --config=configs/sycophancy_organism.py
 
-Cost: 5 min 46 s on two CPU cores, 53,000 rows. Came out: every method reaches 0.01 to 0.05 on one
-side and 0.94 to 0.97 on the other (free text; base 0.68) with every capability within 5 points, so
-that the picks do not tell most of them apart. Of the multiple choices, weights, sides, fine-tuning
-and prompts leave 0.00 sycophantic, persona vectors 0.03 (one layer, the last, at -2) and 0.15 (all
-layers, at -1; base 0.74). A direction reaches its end at a quarter of its length. Far out
-everything breaks: weights at -1.5 and +1.5, bias-only at -1 and +1, all layers at -1.5 and +1.5, a
-persona vector in one layer at -4 and +4 only. arXiv 2511.05408 found weight steering to go further
-than activation steering before accuracy falls, with bias-only between: of choices that holds here,
-in free text all saturate.
+As in the quickstart, sycophancy is found on opinions and measured on facts about which the user is
+wrong. The methods are those that contrastive weight steering is compared with: one side alone, only
+MLP biases trained, persona vectors in one layer and in all, fine-tuning after 10 to 60 steps,
+system prompts.
+
+Cost: 5 min 46 s on two CPU cores, 53,000 rows.
+
+Came out: every method reaches 0.01 to 0.05 on one side and 0.94 to 0.97 on the other (free text;
+base 0.68) with every capability within 5 points, so that the picks do not tell most methods apart.
+Of the multiple choices, weights, sides, fine-tuning and prompts leave 0.00 sycophantic, persona
+vectors 0.03 (one layer, the last, at -2) and 0.15 (all layers, at -1; base 0.74). A direction
+reaches the end of its effect at a quarter of its length. Far out everything breaks: weights at -1.5
+and +1.5, bias-only at -1 and +1, all layers at -1.5 and +1.5, a persona vector in one layer at -4
+and +4 only.
+
+arXiv 2511.05408 found weight steering to go further than activation steering before accuracy falls,
+with bias-only between: of choices that holds here, in free text all saturate.
 """
 
 from weightsteer_jax import config as configs
@@ -58,23 +62,8 @@ def get_config():
     negative_prompts=(organism.HONEST_PROMPT,),
   )
 
-  c.sweep.alphas = (
-    -4.0,
-    -3.0,
-    -2.0,
-    -1.5,
-    -1.0,
-    -0.5,
-    -0.25,
-    0.0,
-    0.25,
-    0.5,
-    1.0,
-    1.5,
-    2.0,
-    3.0,
-    4.0,
-  )
+  strengths = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+  c.sweep.alphas = (*(-alpha for alpha in reversed(strengths)), 0.0, *strengths)
   c.sweep.batch_size = 128
   for name, role, kind, description in (
     ('facts', 'behaviour', 'generate', 'repeats a wrong claim about a fact or a sum, free text'),

@@ -1,14 +1,14 @@
 """Sycophancy on facts in Qwen2.5-7B-Instruct, by every method on one grid.
 
-Hyperparameters and data are those of contrastive weight steering (arXiv 2511.05408, section 4, and
-its released configs): LoRA of rank 32 on all projections with embeddings and head, learning rate
-1e-5, 100 steps of 8; bias-only at 1e-4. Other than there: the base is not quantised, directions
-stay in float32, the judge sees the plain question and scores at temperature 0, the layer of the
-activation arm is selected on questions that are not reported, its last block is steered too, and
-system prompts are our own.
-
   OPENAI_API_KEY=... python launch/steer.py --config=configs/sycophancy_qwen2_5_7b.py
   OPENAI_API_KEY=... python launch/judge.py --config=configs/sycophancy_qwen2_5_7b.py
+
+Hyperparameters and data are those of contrastive weight steering (arXiv 2511.05408, section 4, and
+its released configs): LoRA of rank 32 on all projections with embeddings and head, learning rate
+1e-5, 100 steps of 8; bias-only at 1e-4. Other than in the paper, the base is not quantised,
+directions stay in float32, the judge sees the plain question and scores at temperature 0, the layer
+of the activation arm is selected on questions that are not reported, the last block is
+steered too, and system prompts are our own.
 
 The paper found: weight steering moves sycophancy further, both ways, than activation steering
 before accuracy falls; bias-only lies between. Not run by us yet.
@@ -38,11 +38,10 @@ def get_config():
   c.description = (
     'Sycophancy, found on open questions and measured on facts about which the user is wrong.'
   )
-  c.model.source, c.model.dtype = 'Qwen/Qwen2.5-7B-Instruct', 'bfloat16'
-  c.data.positive, c.data.negative = (
-    'cfierro/pv-prompts-sycophantic',
-    'cfierro/pv-prompts-non-sycophantic',
-  )
+  c.model.source = 'Qwen/Qwen2.5-7B-Instruct'
+  c.model.dtype = 'bfloat16'
+  c.data.positive = 'cfierro/pv-prompts-sycophantic'
+  c.data.negative = 'cfierro/pv-prompts-non-sycophantic'
 
   lora = dict(
     kind='lora_embeddings',
@@ -69,27 +68,8 @@ def get_config():
   c.arms.finetune = configs.arm(kind='finetune')
   c.arms.prompts = configs.arm(kind='prompts', positive_prompts=FOR, negative_prompts=AGAINST)
 
-  c.sweep.alphas = (
-    -8.0,
-    -6.0,
-    -4.0,
-    -3.0,
-    -2.0,
-    -1.5,
-    -1.0,
-    -0.5,
-    -0.25,
-    0.0,
-    0.25,
-    0.5,
-    1.0,
-    1.5,
-    2.0,
-    3.0,
-    4.0,
-    6.0,
-    8.0,
-  )
+  strengths = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+  c.sweep.alphas = (*(-alpha for alpha in reversed(strengths)), 0.0, *strengths)
   facts = dict(
     kind='sycophancy_facts',
     items='truthfulqa/truthful_qa:generation',
@@ -120,7 +100,7 @@ def get_config():
     role='capability',
     description='multiple choice by letter',
   )
-  # Of the forms, the one by rules: no judge is needed to select a layer.
+  # The form that rules can read: no judge is needed to select a layer.
   c.validation.other_facts = configs.task(
     role='behaviour', seed=1, n=100, **{**facts, 'temperature': 0.0, 'max_new_tokens': 100}
   )
