@@ -1,10 +1,12 @@
-"""How the cost of scoring grows with alphas, questions, prompt length, layers and devices, one at a time.
+"""The growth of the cost of scoring with alphas, questions, prompt length, layers and devices.
 
-  python benchmarks/growth.py            # a few minutes on two CPU cores; writes results/growth.json and growth.png
+  python benchmarks/growth.py
 
-Seconds are those of a second run of the same requests, so without compilation, and the median of three. Devices are
-fake ones, as many as there are on no CPU: for them the compiler's own count of operations and of memory on each device
-is told, not a time. A slope is that of the logarithms, over the larger half of the sizes: 1 is proportional.
+Takes a few minutes on two CPU cores; writes results/growth.json and growth.png. One size grows at a
+time. Seconds are the median of three second runs of the same requests, so without compilation.
+Devices are fake: for them the compiler's own count of operations and of memory on each device is
+given, not a time. A slope is the slope of the logarithms, over the larger half of the sizes: 1 is
+proportional.
 """
 
 import os
@@ -28,12 +30,23 @@ USUAL = {'alphas': 3, 'questions': 8, 'prompt_length': 64, 'layers': 4}
 DEVICES = (1, 2, 4, 8)
 # What the slope ought to be, and why.
 WHY = {
-  'alphas': "each alpha but 0 is one more set of rows through the same program; nothing is compiled or loaded again; more rows fill batches better",
-  'questions': "rows are filled with questions to the brim, and batches are alike; what the host does once is the constant",
-  'prompt_length': 'products with weights grow with it, attention with its square: at 512 tokens half of the time '
-  'of a model this narrow',
+  'alphas': (
+    'each alpha but 0 is one more set of rows through the same program; nothing is compiled or '
+    'loaded again; more rows fill batches better'
+  ),
+  'questions': (
+    'rows are filled with questions to the brim, and batches are alike; what the host does once is '
+    'the constant'
+  ),
+  'prompt_length': (
+    'products with weights grow with it, attention with its square: at 512 tokens half of the time '
+    'of a model this narrow'
+  ),
   'layers': "each layer costs the same; the head, and what the host does, are the constant",
-  'devices': "rows are cut over devices, weights are whole on each: operations fall as 1 / devices, the weights' memory stays",
+  'devices': (
+    "rows are cut over devices, weights are whole on each: operations fall as 1 / devices, the "
+    "weights' memory stays"
+  ),
 }
 
 
@@ -112,7 +125,10 @@ def of_process(devices: int) -> dict[str, float]:
 
 
 def on_devices(count: int) -> tuple[float, int, int]:
-  """(operations, bytes of weights, bytes of temporaries) of one device, for one batch whose rows are cut over all."""
+  """(operations, bytes of weights, bytes of temporaries) of one device.
+
+  They are for one batch whose rows are cut over all devices.
+  """
   import jax
 
   from weightsteer_jax import models

@@ -45,7 +45,8 @@ HOST = (
   ('pack', r'^Batches\.batch'),
   (
     'dispatch',
-    r'PjitFunction|shard_args|DevicePut|PjRt|Execute|Buffer|ParseArguments|input|output|CollectGarbage',
+    r'PjitFunction|shard_args|DevicePut|PjRt|Execute|Buffer|ParseArguments|input|output|'
+    r'CollectGarbage',
   ),
 )
 REST = 'other Python'

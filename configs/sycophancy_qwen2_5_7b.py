@@ -7,8 +7,8 @@ Hyperparameters and data are those of contrastive weight steering (arXiv 2511.05
 its released configs): LoRA of rank 32 on all projections with embeddings and head, learning rate
 1e-5, 100 steps of 8; bias-only at 1e-4. Other than in the paper, the base is not quantised,
 directions stay in float32, the judge sees the plain question and scores at temperature 0, the layer
-of the activation arm is selected on questions that are not reported, the last block is
-steered too, and system prompts are our own.
+of the activation arm is selected on questions that are not reported, the last block is steered too,
+and system prompts are our own.
 
 The paper found: weight steering moves sycophancy further, both ways, than activation steering
 before accuracy falls; bias-only lies between. Not run by us yet.

@@ -209,7 +209,11 @@ def define_profile_flags() -> None:
 
 
 def _profile(default: str) -> None:
-  """Begins the trace of --profile: of the first process, in the folder `default` if none is named."""
+  """Begins the trace of --profile, by the first process alone.
+
+  Args:
+    default: folder of the trace, if --profile names none.
+  """
   from weightsteer_jax.runtime import processes, profiling
 
   args = flags.FLAGS

@@ -1,6 +1,6 @@
-"""Makes the contrast alone, and writes <workdir>/data.
+r"""Makes the contrast alone, and writes <workdir>/data.
 
-  python launch/data.py --config=CONFIG --workdir=DIR|URL \\
+  python launch/data.py --config=CONFIG --workdir=DIR|URL \
     --config.data.trait=evil.json --config.data.samples=10 [--dry_run]
 
 The model is asked under opposite system prompts, and the answers are judged and paired. The section

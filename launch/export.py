@@ -1,8 +1,8 @@
-"""Hands a direction on, as files for other programs.
+r"""Hands a direction on, as files for other programs.
 
-  python launch/export.py --direction=DIR --base=DIR --alpha=A \\
+  python launch/export.py --direction=DIR --base=DIR --alpha=A \
     --format=hf|orbax|orbax-unmerged|peft --output=DIR
-  python launch/export.py --positive=DIR --negative=DIR --base=DIR --alpha=A \\
+  python launch/export.py --positive=DIR --negative=DIR --base=DIR --alpha=A \
     --format=hf --output=DIR
   python launch/export.py --verify=DIR
 

@@ -1,6 +1,6 @@
-"""Fine-tunes one side of a contrast, or both, and writes <workdir>/finetune/<side>/adapter.
+r"""Fine-tunes one side of a contrast, or both, and writes <workdir>/finetune/<side>/adapter.
 
-  python launch/finetune.py --config=configs/quickstart.py --workdir=DIR|URL \\
+  python launch/finetune.py --config=configs/quickstart.py --workdir=DIR|URL \
     [--side=positive|negative|both]
 """
 

@@ -1,6 +1,6 @@
-"""Writes completions of a model, at any alphas of a direction.
+r"""Writes completions of a model, at any alphas of a direction.
 
-  python launch/generate.py --model=DIR [--direction=DIR --alphas=-1,0,1] \\
+  python launch/generate.py --model=DIR [--direction=DIR --alphas=-1,0,1] \
     --input=x.jsonl --output=y.jsonl
 
 The input has rows {"prompt" or "messages"}. The output has the same rows plus {"alpha",

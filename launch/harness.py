@@ -1,6 +1,6 @@
-"""Runs tasks of lm-evaluation-harness under a model, at any alphas of a direction.
+r"""Runs tasks of lm-evaluation-harness under a model, at any alphas of a direction.
 
-  python launch/harness.py --model=DIR [--direction=DIR --alphas=-1,0,1] \\
+  python launch/harness.py --model=DIR [--direction=DIR --alphas=-1,0,1] \
     --tasks=arc_easy,gsm8k [--include_path=DIR] --output=DIR
 
 The model is loaded and compiled once for the whole grid. Strengths that the output has already are

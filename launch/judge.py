@@ -2,8 +2,8 @@
 
   OPENAI_API_KEY=... python launch/judge.py --config=configs/quickstart.py --workdir=DIR|URL
 
-Writes <workdir>/sweep/judgements.jsonl, results and the report. Rows that were judged before are not
-asked about again. A judge is a section of the config, as in configs.judge(kind='endpoint',
+Writes <workdir>/sweep/judgements.jsonl, results and the report. Rows that were judged before are
+not judged again. A judge is a section of the config, as in configs.judge(kind='endpoint',
 model='gpt-4.1-mini').
 """
 

@@ -1,6 +1,6 @@
-"""Compiles a run's programs for hardware that need not be there.
+r"""Compiles a run's programs for hardware that need not be there.
 
-  python launch/preflight.py --config=configs/preflight.py:Qwen2.5-7B --topology=v5e:4x4 \\
+  python launch/preflight.py --config=configs/preflight.py:Qwen2.5-7B --topology=v5e:4x4 \
     [--mesh=1x8x2] [--search]
 
 Says whether the programs fit and what they cost. Exit status 0: all fit. 1: not all do.

@@ -1,6 +1,6 @@
-"""Writes log-likelihoods of completions under a model, at any alphas of a direction.
+r"""Writes log-likelihoods of completions under a model, at any alphas of a direction.
 
-  python launch/score.py --model=DIR [--direction=DIR --alphas=-1,0,1] \\
+  python launch/score.py --model=DIR [--direction=DIR --alphas=-1,0,1] \
     --input=x.jsonl --output=y.jsonl
 
 The input has rows {"prompt" or "messages", "completion"}. The output has the same rows plus

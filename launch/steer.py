@@ -1,6 +1,6 @@
-"""From a checkpoint to a steered model: data, two fine-tunes, a direction, a sweep, a report.
+r"""From a checkpoint to a steered model: data, two fine-tunes, a direction, a sweep, a report.
 
-  python launch/steer.py --config=configs/quickstart.py [--workdir=DIR|URL] \\
+  python launch/steer.py --config=configs/quickstart.py [--workdir=DIR|URL] \
     [--config.sweep.alphas='(-1.0, 0.0, 1.0)']
 """
 
