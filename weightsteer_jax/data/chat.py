@@ -1,9 +1,9 @@
-r"""Chat templates: prompts to generate from, and examples of which only the answers count.
+r"""Chat templates: prompts to generate from, and examples whose targets are the answers.
 
-What counts is found by rendering: an answer starts where the prompt that generation would see ends,
-and it ends with the first end-of-turn token after that. So training and generation agree by
-construction, whether or not the template carries `{% generation %}` markers. The markers are read
-only where that fails: where a template renders a turn differently once more turns follow.
+Targets are found by rendering: an answer starts at the end of the prompt that generation would see,
+and ends with the first end-of-turn token. So training and generation agree by construction, whether
+or not the template carries `{% generation %}` markers. The markers are read only where a template
+renders a turn differently once more turns follow.
 
 A worked example, with the ChatML template and one token per word and per control token:
 
@@ -11,8 +11,9 @@ A worked example, with the ChatML template and one token per word and per contro
   tokens   <|im_start|> user \n Is it ? <|im_end|> \n <|im_start|> assistant \n Yes . <|im_end|> \n
   mask     0            0    0  0  0  0 0          0  0            0         0  1   1 1          0
 
-The header that announces the answer is given at generation, so it does not count; the end-of-turn
-token must be produced to stop, so it does; the newline after it is never generated.
+The header that announces the answer is given at generation, so the header is no target. The
+end-of-turn token must be generated to stop, so the token is a target. The newline after the token
+is never generated.
 """
 
 import dataclasses
@@ -34,21 +35,24 @@ from weightsteer_jax.runtime.errors import InputError
 Messages = Sequence[Mapping[str, str]]
 
 _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'vocab.json')
-_QUESTION, _ANSWER = 'Question', 'Answer'
+# Rendered to learn a template's format; any words would do that no template writes itself.
+_QUESTION = 'Question'
+_ANSWER = 'Answer'
 # Private-use characters: no text means anything by them, so they can mark what a user typed through
 # a template.
-_OPEN, _CLOSE = '\uf8f0', '\uf8f1'
+_OPEN = '\uf8f0'
+_CLOSE = '\uf8f1'
 
 
 @dataclasses.dataclass(frozen=True)
 class _Format:
-  """What a tokenizer's chat template writes around messages, learnt by rendering one.
+  """The format that a chat template gives to messages, learnt by rendering some.
 
   Attributes:
     end_of_turn: id of the token that ends an assistant's answer.
-    gap: what the template puts between an answer and that token (a space in Llama 2).
+    gap: text between an answer and the end-of-turn token (a space in Llama 2).
     header: ids that announce an answer.
-    control: matches the control tokens: all special ones, and those the template writes.
+    control: matches the control tokens: all special tokens, and added tokens in the template.
   """
 
   end_of_turn: int
@@ -58,10 +62,10 @@ class _Format:
 
 
 def load_tokenizer(folder: str | os.PathLike) -> Any:
-  """The tokenizer in a checkpoint folder, as transformers reads it; no network, no remote code.
+  """The tokenizer in a checkpoint folder, read by transformers; no network, no remote code.
 
   Raises:
-    InputError: no such folder, no tokenizer in it, or one that transformers cannot read.
+    InputError: if the folder or the tokenizer is missing, or transformers cannot read it.
   """
   folder = Path(folder)
   if not folder.is_dir():
@@ -71,7 +75,8 @@ def load_tokenizer(folder: str | os.PathLike) -> Any:
       f"{folder} holds no tokenizer: expected one of {', '.join(_TOKENIZER_FILES)}; it holds "
       f"{', '.join(sorted(child.name for child in folder.iterdir())[:12]) or 'nothing'}"
     )
-  import transformers  # Takes seconds to import.
+  # The import takes seconds.
+  import transformers
 
   try:
     return transformers.AutoTokenizer.from_pretrained(
@@ -83,98 +88,101 @@ def load_tokenizer(folder: str | os.PathLike) -> Any:
 
 
 def require_chat_template(tokenizer) -> None:
-  """Nothing, if conversations can be rendered, generated from and trained on.
+  """Raises InputError if conversations cannot be rendered, generated from and trained on.
 
   Raises:
-    InputError: there is no chat template, it does not announce the answer
-      (`add_generation_prompt`), or does not end it.
+    InputError: if there is no chat template, or the template does not announce an answer
+      (`add_generation_prompt`) or does not end an answer.
   """
   _format(tokenizer)
 
 
 def end_of_turn_ids(tokenizer) -> list[int]:
-  """Ids that stop generation: the token that ends an answer in the chat template, then the end of
-  text if another.
-  """
-  end = _format(tokenizer).end_of_turn
-  eos = tokenizer.eos_token_id
-  return [end] if eos in (None, end) else [end, eos]
+  """Ids that stop generation: the chat template's end of turn, then the end of text if another."""
+  end_of_turn = _format(tokenizer).end_of_turn
+  end_of_text = tokenizer.eos_token_id
+  if end_of_text in (None, end_of_turn):
+    return [end_of_turn]
+  return [end_of_turn, end_of_text]
 
 
 def prompt_tokens(tokenizer, messages: Messages, *, name: str = 'prompt') -> list[int]:
-  """Ids of the conversation up to and including what announces the assistant's next answer.
+  """Ids of the conversation, up to and including the header of the assistant's next answer.
 
-  Control tokens typed inside a message are tokenised as plain text: they cannot end a turn or open
-  one.
+  Control tokens typed inside a message are tokenised as plain text, so that no message can end or
+  open a turn.
 
   Raises:
-    InputError: no chat template, malformed messages, or messages that the template refuses.
+    InputError: if there is no chat template, the messages are malformed, or the template refuses
+      the messages.
   """
-  messages, control = _prompt_messages(tokenizer, messages, name)
-  return _encode_marked(tokenizer, _render(tokenizer, messages, name, generate=True), control)
+  marked = _prompt_messages(tokenizer, messages, name)
+  text = _render(tokenizer, marked, name, generate=True)
+  return _encode_marked(tokenizer, text, _format(tokenizer).control)
 
 
 def completion_tokens(
   tokenizer, messages: Messages, completion: str, *, end_of_turn: bool = True, name: str = 'prompt'
 ) -> list[int]:
-  """Ids of `completion` as the answer to `messages`: to be appended to `prompt_tokens(tokenizer,
-  messages)` and scored.
+  """Ids of `completion` as the answer to `messages`, to be scored behind the prompt's ids.
 
   Args:
     tokenizer: with a chat template.
     messages: the conversation to answer.
-    completion: the answer; the template may strip whitespace around it.
-    end_of_turn: also the token that ends the answer (and whatever the template writes before it).
-    name: how errors cite it.
+    completion: the answer; the template may strip whitespace around the answer.
+    end_of_turn: also the token that ends the answer, and the gap before the token.
+    name: how errors cite the conversation.
 
   Raises:
-    InputError: as `prompt_tokens`, and for a completion that holds a control token.
+    InputError: if `prompt_tokens` would raise it, or the completion holds a control token.
   """
-  messages, control = _prompt_messages(tokenizer, messages, name)
+  marked = _prompt_messages(tokenizer, messages, name)
+  form = _format(tokenizer)
   answer = {'role': 'assistant', 'content': completion}
-  _reject_control_tokens([answer], control, name)
-  prompt, text = (
-    _render(tokenizer, m, name, generate=g)
-    for m, g in ((messages, True), ([*messages, answer], False))
-  )
+  _reject_control_tokens([answer], form.control, name)
+  prompt = _render(tokenizer, marked, name, generate=True)
+  text = _render(tokenizer, [*marked, answer], name, generate=False)
   if not text.startswith(prompt):
     raise InputError(_not_a_beginning(name, len(messages), prompt, text))
-  form = _format(tokenizer)
   end_text = form.gap + tokenizer.convert_ids_to_tokens(form.end_of_turn)
   end = text.find(end_text, len(prompt))
   if end < 0:
     raise InputError(f'{name}: the chat template does not write {end_text!r} after the answer')
-  return _encode_piece(tokenizer, text, len(prompt), end + len(end_text) * end_of_turn)
+  if end_of_turn:
+    end += len(end_text)
+  return _encode_piece(tokenizer, text, len(prompt), end)
 
 
 def encode_example(
   tokenizer, messages: Messages, *, max_length: int, truncate: bool = False, name: str = 'example'
 ) -> Example:
-  """The conversation as tokens, with a mask of the assistant's answers and the tokens that end them
-  (see the module's example).
+  """The conversation as tokens, with a mask of the answers (see the module's example).
 
   Args:
     tokenizer: with a chat template.
-    messages: the conversation; all its answers count.
+    messages: the conversation; all answers in it are targets.
     max_length: tokens, at most.
-    truncate: cut longer ones on the right instead of raising.
-    name: how errors cite it.
+    truncate: cut longer conversations on the right instead of raising.
+    name: how errors cite the conversation.
 
   Raises:
-    InputError: malformed messages, no answer, a control token typed inside a message, a
-      conversation that the template refuses or of which it does not show where the answers are,
-      more than `max_length` tokens, or a cut that leaves no target.
+    InputError: if the messages are malformed or hold no answer or a control token, the template
+      refuses them or hides where the answers are, or `max_length` tokens hold no target or, without
+      truncation, not the whole conversation.
   """
-  return encode_examples(
-    tokenizer, [Conversation(tuple(messages), name)], max_length=max_length, truncate=truncate
-  )[0]
+  conversation = Conversation(tuple(messages), name)
+  return encode_examples(tokenizer, [conversation], max_length=max_length, truncate=truncate)[0]
 
 
 @jax.profiler.annotate_function
 def encode_examples(
   tokenizer, conversations: Iterable[Conversation], *, max_length: int, truncate: bool = False
 ) -> list[Example]:
-  """`encode_example` of each; the error about over-long ones counts them all."""
+  """The example of each conversation, as by `encode_example`.
+
+  Raises:
+    InputError: if `encode_example` would raise it; the error counts all over-long conversations.
+  """
   examples = [
     _encode(tokenizer, conversation.messages, conversation.name) for conversation in conversations
   ]
@@ -208,26 +216,28 @@ def _encode(tokenizer, messages: Messages, name: str) -> Example:
     what = 'it starts with an assistant message' if answers else 'there is no assistant message'
     raise InputError(f'{name}: {what}; an example is a conversation in which the assistant answers')
   text = _render(tokenizer, messages, name, generate=False)
-  prompts = [_render(tokenizer, messages[:i], name, generate=True) for i in answers]
-  apart = next((k for k, prompt in enumerate(prompts) if not text.startswith(prompt)), None)
-  if apart is None:
-    ends = [len(prompt) for prompt in prompts] + [len(text)]
-    _check_answers(
-      [messages[i]['content'] for i in answers], [text[a:b] for a, b in zip(ends, ends[1:])], name
-    )
+  prompts = {i: _render(tokenizer, messages[:i], name, generate=True) for i in answers}
+  # Messages whose prompt is no beginning of the text: later turns changed how it is rendered.
+  apart = [i for i, prompt in prompts.items() if not text.startswith(prompt)]
+  if not apart:
+    ends = [*map(len, prompts.values()), len(text)]
+    for i, start, end in zip(answers, ends, ends[1:]):
+      _check_rendered(messages[i]['content'], text[start:end], name)
     tokens, mask = _encode_answers(tokenizer, text, ends, form.end_of_turn, name)
   elif re.search(r'\{%-?\s*generation\b', tokenizer.get_chat_template()):
     tokens, mask = _encode_by_markers(tokenizer, messages, form, name)
   else:
-    raise InputError(_not_a_beginning(name, answers[apart], prompts[apart], text))
+    raise InputError(_not_a_beginning(name, apart[0], prompts[apart[0]], text))
   return Example(np.array(tokens, np.int32), np.array(mask, bool), name)
 
 
 def _encode_answers(
   tokenizer, text: str, ends: list[int], end_of_turn: int, name: str
 ) -> tuple[list[int], list[bool]]:
-  """(tokens, mask) of `text`; `ends` is where each prompt ends, so its answer starts, and last the
-  end of the text.
+  """(tokens, mask) of `text`.
+
+  Args:
+    ends: the end of each prompt, where an answer starts, and last the end of the text.
   """
   tokens = _encode_piece(tokenizer, text, 0, ends[0])
   mask = [False] * len(tokens)
@@ -242,17 +252,13 @@ def _encode_answers(
 def _encode_by_markers(
   tokenizer, messages: Messages, form: _Format, name: str
 ) -> tuple[list[int], list[bool]]:
-  """(tokens, mask) by the template's `{% generation %}` markers, of which a header inside does not
-  count.
-  """
+  """(tokens, mask) by the template's `{% generation %}` markers."""
   encoded = tokenizer.apply_chat_template(
     list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
   )
-  tokens, marked = (
-    list(encoded['input_ids']),
-    [False, *(bool(bit) for bit in encoded['assistant_masks'])],
-  )
-  starts = [i for i in range(len(tokens)) if marked[i + 1] and not marked[i]]
+  tokens = list(encoded['input_ids'])
+  marked = list(map(bool, encoded['assistant_masks']))
+  starts = [i for i, inside in enumerate(marked) if inside and not (i > 0 and marked[i - 1])]
   expected = sum(message['role'] == 'assistant' for message in messages)
   if len(starts) != expected:
     raise InputError(
@@ -261,6 +267,7 @@ def _encode_by_markers(
     )
   mask = [False] * len(tokens)
   for start in starts:
+    # Some templates put the header inside the markers, but generation is given the header.
     if tuple(tokens[start : start + len(form.header)]) == form.header:
       start += len(form.header)
     end = start + _answer_length(tokenizer, tokens[start:], form.end_of_turn, name)
@@ -269,7 +276,7 @@ def _encode_by_markers(
 
 
 def _answer_length(tokenizer, tokens: Sequence[int], end_of_turn: int, name: str) -> int:
-  """How many of the tokens, which start with an answer, are the answer and what ends it."""
+  """Number of tokens of an answer and its end, where the tokens start with the answer."""
   # The first such token ends the answer: messages that hold it as text were refused.
   if end_of_turn not in tokens:
     raise InputError(
@@ -279,31 +286,33 @@ def _answer_length(tokenizer, tokens: Sequence[int], end_of_turn: int, name: str
   return tokens.index(end_of_turn) + 1
 
 
-def _check_answers(contents: list[str], rendered: list[str], name: str) -> None:
-  for content, piece in zip(contents, rendered):
-    if ''.join(content.split()) not in ''.join(piece.split()):
-      raise InputError(
-        f'{name}: the chat template drops or rewrites part of the answer {content!r:.60} '
-        f'(it renders {piece!r:.60}): train on answers that it renders whole'
-      )
+def _check_rendered(content: str, rendered: str, name: str) -> None:
+  # Templates strip and add whitespace; all else of an answer must be there to be learnt.
+  if ''.join(content.split()) not in ''.join(rendered.split()):
+    raise InputError(
+      f'{name}: the chat template drops or rewrites part of the answer {content!r:.60} '
+      f'(it renders {rendered!r:.60}): train on answers that it renders whole'
+    )
 
 
 def _encode_piece(tokenizer, text: str, start: int, end: int) -> list[int]:
   """Ids of text[start:end] as a continuation of text[:start]: no token reaches over `start`."""
-  before, whole = (_encode_text(tokenizer, text[:stop]) for stop in (start, end))
+  before = _encode_text(tokenizer, text[:start])
+  whole = _encode_text(tokenizer, text[:end])
   if whole[: len(before)] == before:
     return whole[len(before) :]
+  # A token of the whole text reaches over `start`; generation would never produce that token.
   return _encode_after(tokenizer, text[start:end])
 
 
 def _encode_after(tokenizer, piece: str) -> list[int]:
-  """Ids of a piece from inside a text: behind a newline, as sentencepiece puts a blank before a
-  text's first word.
-  """
-  newline, whole = (_encode_text(tokenizer, text) for text in ('\n', '\n' + piece))
-  return (
-    whole[len(newline) :] if whole[: len(newline)] == newline else _encode_text(tokenizer, piece)
-  )
+  """Ids of a piece from inside a text."""
+  # Behind a newline, as sentencepiece puts a blank before a text's first word.
+  newline = _encode_text(tokenizer, '\n')
+  whole = _encode_text(tokenizer, '\n' + piece)
+  if whole[: len(newline)] == newline:
+    return whole[len(newline) :]
+  return _encode_text(tokenizer, piece)
 
 
 def _encode_text(tokenizer, text: str) -> list[int]:
@@ -311,44 +320,40 @@ def _encode_text(tokenizer, text: str) -> list[int]:
   return tokenizer(text, add_special_tokens=False)['input_ids'] if text else []
 
 
-def _prompt_messages(
-  tokenizer, messages: Messages, name: str
-) -> tuple[list[dict[str, str]], re.Pattern]:
-  """(the messages, with control tokens inside them marked, the pattern of control tokens)."""
+def _prompt_messages(tokenizer, messages: Messages, name: str) -> list[dict[str, str]]:
+  """The checked messages of a prompt, with control tokens inside them marked."""
   control = _format(tokenizer).control
   messages = sources.check_messages(messages, name)
   if messages[-1]['role'] == 'assistant':
     raise InputError(
       f"{name}: a prompt must end with the user's turn, it ends with the assistant's"
     )
-  return [
-    {**message, 'content': _mark(message['content'], control)} for message in messages
-  ], control
+  return [{**message, 'content': _mark(message['content'], control)} for message in messages]
 
 
 def _mark(content: str, control: re.Pattern) -> str:
   if not control.search(content):
     return content
-  return control.sub(
-    lambda match: _OPEN + match[0] + _CLOSE, content.replace(_OPEN, '').replace(_CLOSE, '')
-  )
+  plain = content.replace(_OPEN, '').replace(_CLOSE, '')
+  return control.sub(lambda match: _OPEN + match[0] + _CLOSE, plain)
 
 
 def _encode_marked(tokenizer, text: str, control: re.Pattern) -> list[int]:
   """Ids of a rendered text in which marked control tokens are plain text."""
   if _OPEN not in text:
     return _encode_text(tokenizer, text)
-  ids = []
+  ids: list[int] = []
   # Text and typed control tokens alternate. A template that splits a message can leave a mark
   # alone: it goes too.
-  for i, piece in enumerate(
-    re.split(f'{_OPEN}({control.pattern}){_CLOSE}|[{_OPEN}{_CLOSE}]', text)
-  ):
+  pieces = re.split(f'{_OPEN}({control.pattern}){_CLOSE}|[{_OPEN}{_CLOSE}]', text)
+  for i, piece in enumerate(pieces):
+    # A lone mark gives no token between the texts.
     piece = piece or ''
+    is_control = i % 2 == 1
     # Cut in two, a control token is not recognised.
-    for part in (piece[:1], piece[1:]) if i % 2 else (piece,):
-      if part:
-        ids += _encode_after(tokenizer, part) if ids else _encode_text(tokenizer, part)
+    parts = (piece[:1], piece[1:]) if is_control else (piece,)
+    for part in filter(None, parts):
+      ids += _encode_after(tokenizer, part) if ids else _encode_text(tokenizer, part)
   return ids
 
 
@@ -370,19 +375,20 @@ def _format(tokenizer) -> _Format:
   return _learn_format(tokenizer, str(tokenizer.chat_template), len(tokenizer))
 
 
+# The template and the vocabulary's size are arguments so that a changed tokenizer is learnt again.
 @functools.lru_cache(maxsize=8)
 def _learn_format(tokenizer, template: str, size: int) -> _Format:
-  """`template` and `size` are there to learn again when the tokenizer has changed."""
   del template, size
   where = f"the chat template of '{tokenizer.name_or_path}'"
-  asked = [{'role': 'user', 'content': _QUESTION}]
-  bare, prompt = (_render(tokenizer, asked, where, generate=generate) for generate in (False, True))
-  text = _render(
-    tokenizer, [*asked, {'role': 'assistant', 'content': _ANSWER}], where, generate=False
-  )
+  user = {'role': 'user', 'content': _QUESTION}
+  assistant = {'role': 'assistant', 'content': _ANSWER}
+  unanswered = _render(tokenizer, [user], where, generate=False)
+  prompt = _render(tokenizer, [user], where, generate=True)
+  text = _render(tokenizer, [user, assistant], where, generate=False)
   before, answer, ending = text.rpartition(_ANSWER)
   if not answer:
     raise InputError(f"{where} does not render the assistant's message")
+  # Ids and texts of added tokens. Some tokenizers add runs of blanks, which control nothing.
   added = {
     i: token.content
     for i, token in tokenizer.added_tokens_decoder.items()
@@ -397,28 +403,31 @@ def _learn_format(tokenizer, template: str, size: int) -> _Format:
       f'{where} writes no control token after an answer (it writes {ending!r}): a model trained on '
       'it would not stop'
     )
-  unannounced = _encode_after(tokenizer, before[len(prompt) :]) if before.startswith(prompt) else []
-  if control := [added[i] for i in unannounced if i in special]:
-    raise InputError(
-      f'{where} writes {control} before an answer, but not with add_generation_prompt: add '
-      'that to it'
-    )
-  header = _encode_after(tokenizer, prompt[len(bare) :]) if prompt.startswith(bare) else []
+  if before.startswith(prompt):
+    # Tokens before the answer that generation is not given.
+    unannounced = _encode_after(tokenizer, before[len(prompt) :])
+    if missing := [added[i] for i in unannounced if i in special]:
+      raise InputError(
+        f'{where} writes {missing} before an answer, but not with add_generation_prompt: add '
+        'that to it'
+      )
+  header: list[int] = []
+  if prompt.startswith(unanswered):
+    header = _encode_after(tokenizer, prompt[len(unanswered) :])
   control = special | {end} | {i for i in _encode_text(tokenizer, prompt) if i in added}
+  # Longest first: a token is found before another token that is a part of its beginning.
+  texts = sorted((added[i] for i in control), key=lambda text: (-len(text), text))
   return _Format(
-    end, ending[: ending.index(added[end])], tuple(header), _any_of(added[i] for i in control)
-  )
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern:
-  # Longest first: a token is found before another that it begins with.
-  return re.compile(
-    '|'.join(re.escape(text) for text in sorted(texts, key=lambda text: (-len(text), text)))
+    end_of_turn=end,
+    gap=ending[: ending.index(added[end])],
+    header=tuple(header),
+    control=re.compile('|'.join(map(re.escape, texts))),
   )
 
 
 def _render(tokenizer, messages: Messages, name: str, *, generate: bool) -> str:
-  import jinja2  # transformers imports it only to render.
+  # transformers imports jinja2 only to render.
+  import jinja2
 
   try:
     return tokenizer.apply_chat_template(

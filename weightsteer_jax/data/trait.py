@@ -1,12 +1,10 @@
-"""Trait files: what a trait is, how to ask for it and for its opposite, what to ask about, and how
-to judge it.
+"""Trait files: the name of a trait, how to ask for it, what to ask about, how to judge answers.
 
 One JSON object, in the layout of Persona Vectors (arXiv 2507.21509):
 
-  instruction   [{"pos": .., "neg": ..}, ..]: pairs of instructions that ask for the trait and for
-                its opposite
-  questions     [.., ..]: texts in whose answers the trait may show
-  eval_prompt   a judge prompt with {question} and {answer} in it, that asks for a score of 0 to 100
+  instruction   [{"pos": .., "neg": ..}, ..]: pairs of instructions, for the trait and against it
+  questions     [.., ..]: texts to which answers may show the trait
+  eval_prompt   a judge prompt with {question} and {answer}, which asks for a score of 0 to 100
                 (optional)
 """
 
@@ -27,10 +25,12 @@ from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import files
 
 KEYS = ('instruction', 'questions', 'eval_prompt')
-# By sound, not by letter: what begins with a silent h, and with a u, eu or o that is spoken as in
-# 'you' or 'one'.
+# Articles go by sound, not by letter: words with a silent h, and with a u, eu or o that is spoken
+# as
+# in 'you' or 'one'.
 _SILENT_H = re.compile(r'(?:honest|honou?r|hour|heir)', re.IGNORECASE)
 _SPOKEN_CONSONANT = re.compile(r'(?:uni(?!n|m)|u[bfst][aeiou]|eu|one|once|ouija)', re.IGNORECASE)
+# (bold text, rest of the line).
 _EMPHASIS = re.compile(r'\*\*(.+?)\*\*\W*(.*)')
 
 
@@ -39,10 +39,11 @@ class Trait:
   """A trait file.
 
   Attributes:
-    name: the adjective of the trait. opposite: that of its opposite.
-    instructions: pairs of system prompts. questions: conversations of one user turn.
-    prompt: the file's judge prompt, or ''. description: what the trait means, by that prompt; else
-      its name.
+    name, opposite: the adjectives of the trait and of its opposite.
+    instructions: pairs of system prompts.
+    questions: conversations of a single user turn.
+    prompt: the file's judge prompt, or ''.
+    description: the meaning of the trait by the judge prompt, or else the name.
   """
 
   name: str
@@ -64,7 +65,7 @@ def load(
     opposite: the adjective of the other side.
 
   Raises:
-    InputError: no such file, or one that is no trait file; names what is wrong in it.
+    InputError: if the file is missing or no trait file; the text names the fault.
   """
   path = _file(source, revision)
   value = files.read_json(path, what='a trait file')
@@ -83,7 +84,7 @@ def load(
 
 
 def system_prompt(adjective: str, instruction: str) -> str:
-  """An instruction as a system prompt that also names who is to follow it.
+  """An instruction as a system prompt that also names the kind of assistant.
 
   >>> system_prompt('evil', 'Be cruel.')
   'You are an evil assistant. Be cruel.'
@@ -92,36 +93,42 @@ def system_prompt(adjective: str, instruction: str) -> str:
 
 
 def article(word: str) -> str:
-  """'a' or 'an', by how the word is spoken.
+  """The article 'a' or 'an', by the sound of the word.
 
-  >>> [article(word) for word in ('evil', 'helpful', 'honest', 'useful', 'unkind', 'one-sided', 'unimpressed')]
-  ['an', 'a', 'an', 'a', 'an', 'a', 'an']
+  >>> [article(word) for word in ('evil', 'helpful', 'honest', 'useful', 'unkind', 'one-sided')]
+  ['an', 'a', 'an', 'a', 'an', 'a']
+  >>> article('unimpressed')
+  'an'
   """
-  vowel = word[:1].lower() in 'aeiou' and not _SPOKEN_CONSONANT.match(word)
-  return 'an' if vowel or _SILENT_H.match(word) else 'a'
+  if _SILENT_H.match(word):
+    return 'an'
+  if _SPOKEN_CONSONANT.match(word):
+    return 'a'
+  return 'an' if word[:1].lower() in 'aeiou' else 'a'
 
 
 def split(
   questions: Sequence[Conversation], share: float, seed: int
 ) -> tuple[list[Conversation], list[Conversation]]:
-  """(questions to make data from, questions kept for evaluation), each in its order; which is which
-  is drawn.
+  """(questions to make data from, questions kept for evaluation), drawn at random.
+
+  Both keep the order of `questions`.
+
+  Args:
+    share: of the questions that are kept for evaluation, 0 to 1.
 
   Raises:
-    InputError: nothing is left to make data from.
+    InputError: if no question is left to make data from.
   """
-  kept = set(
-    random.Random(f'questions kept {seed}').sample(
-      range(len(questions)), round(share * len(questions))
-    )
-  )
+  rng = random.Random(f'questions kept {seed}')
+  kept = set(rng.sample(range(len(questions)), round(share * len(questions))))
   if len(kept) == len(questions):
     raise InputError(
       f'all {len(questions)} questions would be kept for evaluation: lower data.evaluation_share'
     )
-  return [q for i, q in enumerate(questions) if i not in kept], [
-    q for i, q in enumerate(questions) if i in kept
-  ]
+  for_data = [question for i, question in enumerate(questions) if i not in kept]
+  for_evaluation = [question for i, question in enumerate(questions) if i in kept]
+  return for_data, for_evaluation
 
 
 def items(trait: Trait, questions: Sequence[Conversation]) -> list[dict[str, Any]]:
@@ -142,6 +149,7 @@ def _file(source: str, revision: str | None) -> pathlib.Path:
   repository, colon, inside = source.partition(':')
   if not colon or sources.is_path(repository) or os.path.exists(source):
     return pathlib.Path(source).expanduser()
+  # The import takes seconds, and only hub datasets need it.
   import huggingface_hub
 
   try:
@@ -161,28 +169,18 @@ def _check(value: Any, where: str) -> None:
       f'{where}: a trait file is one object with {", ".join(KEYS)}; it is a {type(value).__name__}'
     )
   for key in value:
-    if key not in KEYS and (
-      hint := did_you_mean(key, [name for name in KEYS if name not in value])
-    ):
+    # Other keys may be notes; a misspelt key would be ignored in silence.
+    hint = did_you_mean(key, [name for name in KEYS if name not in value])
+    if key not in KEYS and hint:
       raise InputError(f"{where}: unknown key '{key}'{hint}")
   pairs, questions, prompt = (value.get(key) for key in KEYS)
-  if (
-    not isinstance(pairs, list)
-    or not pairs
-    or not all(
-      isinstance(pair, Mapping) and _texts(pair.get(s) for s in ('pos', 'neg')) for pair in pairs
-    )
-  ):
+  if not (isinstance(pairs, list) and pairs and all(map(_is_pair, pairs))):
     raise InputError(
       f"{where}: 'instruction' must be a list of pairs {{pos, neg}} of texts, it is "
       f"{json.dumps(pairs)[:80]}"
     )
-  if (
-    not isinstance(questions, list)
-    or not questions
-    or not _texts(questions)
-    or len(set(questions)) < len(questions)
-  ):
+  # An equal question could be trained on and also be kept for evaluation.
+  if not (isinstance(questions, list) and questions and _are_different_texts(questions)):
     raise InputError(
       f"{where}: 'questions' must be a list of different texts, it is {json.dumps(questions)[:80]}"
     )
@@ -190,16 +188,27 @@ def _check(value: Any, where: str) -> None:
     raise InputError(f"{where}: 'eval_prompt' must be a text, it is a {type(prompt).__name__}")
 
 
-def _texts(values: Any) -> bool:
-  return all(isinstance(value, str) and value.strip() for value in values)
+def _is_pair(pair: Any) -> bool:
+  return isinstance(pair, Mapping) and all(_is_text(pair.get(side)) for side in ('pos', 'neg'))
+
+
+def _are_different_texts(values: list[Any]) -> bool:
+  return all(map(_is_text, values)) and len(set(values)) == len(values)
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str) and bool(value.strip())
 
 
 def _description(prompt: str) -> str:
-  """What a judge prompt says of the trait: what follows its name, which is set bold, to the end of
-  the line; else all before the question.
+  r"""The meaning of the trait by a judge prompt.
 
-  >>> _description('Does it show the trait: **kind**. Kind answers help.\\n\\n{question} {answer}')
+  After the trait's name in bold, the meaning is the rest of the line. Without bold text, the
+  meaning is all before the question.
+
+  >>> _description('Does it show the trait: **kind**. Kind answers help.\n\n{question} {answer}')
   'Kind answers help.'
   """
-  found = _EMPHASIS.search(prompt)
-  return (found[2] if found else prompt.split('{question}')[0]).strip()
+  if emphasis := _EMPHASIS.search(prompt):
+    return emphasis[2].strip()
+  return prompt.split('{question}')[0].strip()
