@@ -242,6 +242,7 @@ def _hear() -> None:
     if not _leaving.is_set():
       _end(_main_is_gone())
     return
+  # If the failure is this process's own, another thread is ending the process: `_end` waits for it.
   _end(failure)
 
 

@@ -10,6 +10,7 @@ def nearest(name: str, options: Iterable[str], *, cutoff: float = 0.5) -> str | 
   Args:
     cutoff: the least likeness of an option to count, 0 to 1 (see difflib's `ratio`).
   """
+  # Options may be keys of a user's data, which need not be text.
   near = difflib.get_close_matches(name, [str(option) for option in options], n=1, cutoff=cutoff)
   return near[0] if near else None
 
@@ -55,6 +56,7 @@ def memory_size(num_bytes: float, digits: int = 1) -> str:
   >>> memory_size(1.5 * 2**30), memory_size(2**20, digits=2)
   ('1.5 GiB', '1.00 MiB')
   """
+  # From half a GiB on: '0.5 GiB' reads better than '512.0 MiB'.
   if num_bytes >= 2**29:
     return f'{num_bytes / 2**30:.{digits}f} GiB'
   return f'{num_bytes / 2**20:.{digits}f} MiB'

@@ -39,6 +39,7 @@ class Stop:
   def note(self, name: str) -> None:
     """Remembers a signal of this process; the first signal counts."""
     self._asked = self._asked or name
+    # The store keeps the first of all processes' signals.
     if self._agreement:
       processes.put('stop', {'process': processes.index(), 'name': name})
 
@@ -71,6 +72,7 @@ def watch() -> Iterator[Stop]:
 
   def note(number: int, frame: types.FrameType | None) -> None:
     received = signal.Signals(number)
+    # The next Ctrl-C acts at once.
     if received == signal.SIGINT:
       signal.signal(received, previous[received])
     stop.note(received.name)
@@ -133,6 +135,7 @@ class _Agreement:
         self._asked = f'{request["name"]} (to {processes.name(request["process"])})'
         processes.put(f'passed/{processes.index()}', self._passed if self._within else None)
         passed = [processes.wait_for(f'passed/{process}') for process in range(processes.count())]
+        # None: that process is between two blocks, where it passes no boundaries.
         if None not in passed:
           self._target = max(passed) + 1
           return

@@ -199,6 +199,7 @@ def agree(value: Any, *, what: str) -> None:
 
   The error lists the processes that differ from process 0, and the differences.
   """
+  # Host names, since a process's number does not say which machine to look at.
   reports = gather([socket.gethostname(), value])
   expected = reports[0][1]
   differing = []
@@ -219,6 +220,7 @@ def share(folder: pathlib.Path, *, what: str) -> None:
   """
   if count() == 1:
     return
+  # A new name each time: a folder of another host may hold the marker of an earlier run.
   marker = folder / broadcast(f'.shared-{secrets.token_hex(8)}')
   made = on_main(lambda: _make_marker(marker))
   try:
@@ -226,6 +228,7 @@ def share(folder: pathlib.Path, *, what: str) -> None:
     seen = True
   except InputError:
     seen = False
+  # The marker stays until all have looked.
   missing = []
   for process, (host, sees) in enumerate(gather([socket.gethostname(), seen])):
     if not sees:
@@ -276,13 +279,16 @@ def on_main(action: Callable[[], Any]) -> Any:
   key = _next_key('on_main')
   if not is_main():
     outcome = wait_for(key)
+    # errors.py holds every class that a message can name.
     if 'error' in outcome:
       raise getattr(errors, outcome['error'])(outcome['message'])
     return outcome['value']
+  # For this thread only: others of this process go on speaking to the other processes.
   _thread.alone = True
   try:
     value = action()
   except WeightSteerError as error:
+    # Any other error ends this process, which tells the others (see `ending.fail`).
     put(key, {'error': type(error).__name__, 'message': str(error)})
     raise
   finally:
@@ -363,6 +369,7 @@ def _check(mode: str, coordinator: str, num_processes: int | None, process_id: i
     )
   if num_processes is not None and num_processes < 1:
     raise InputError(f'--num_processes={num_processes}: expected 1 or more')
+  # Without the number of processes, any process number is in range.
   if process_id is not None and not 0 <= process_id < (num_processes or process_id + 1):
     raise InputError(
       f'--process_id={process_id}: expected 0 to {(num_processes or 1) - 1}, another one for each '

@@ -36,6 +36,7 @@ class _Window:
   opened: float | None = None
 
 
+# One at a time: jax's profiler is of the whole process.
 _window: _Window | None = None
 
 
@@ -116,6 +117,7 @@ def _turn(window: _Window) -> None:
     window.first = now
   if window.opened is None and now - window.first >= window.after:
     jax.profiler.start_trace(window.folder, profiler_options=options())
+    # Starting takes a while, which is not part of the window.
     window.opened = time.monotonic()
   elif window.opened is not None and now - window.opened >= window.seconds:
     end()

@@ -71,7 +71,9 @@ class Layout:
       InputError: if an axis does not divide (see `indivisible`), or the array has more or fewer
         axes than letters.
     """
-    table = {letter: on for letter, on in WEIGHTS.items() if self.fsdp or on != ('fsdp',)}
+    table = dict(WEIGHTS)
+    if not self.fsdp:
+      table = {letter: on for letter, on in WEIGHTS.items() if on != ('fsdp',)}
     return self._sharding(axes, shape, table, name)
 
   def activations(
@@ -123,6 +125,7 @@ class Layout:
       shards = math.prod(self.mesh.shape[axis] for axis in mesh_axes)
       divides = size % shards == 0
       if not divides and self.indivisible == 'error':
+        # The sizes that would do, for the error to name.
         product = ' x '.join(mesh_axes)
         fitting = ', '.join(str(n) for n in range(1, shards) if size % n == 0)
         raise InputError(
@@ -131,6 +134,7 @@ class Layout:
           '--config.mesh.shape=data:1,fsdp:1,tensor:1, or keep such axes whole with '
           '--config.mesh.indivisible=replicate'
         )
+      # A single shard is a whole axis, written as such, so that equal shardings compare equal.
       parts.append(mesh_axes if divides and shards > 1 else None)
     return jax.sharding.NamedSharding(self.mesh, jax.P(*parts))
 
@@ -151,6 +155,7 @@ def make_mesh(shape: dict[str, int], devices: Iterable[Any] | None = None) -> ja
       f'a mesh of {describe(shape)} needs {math.prod(sizes)} devices, there are {len(devices)}: '
       'the sizes must multiply to the number of devices'
     )
+  # Devices of a single slice have no slice_index, or None.
   slices = len({getattr(device, 'slice_index', 0) or 0 for device in devices})
   if sizes[0] % slices:
     raise InputError(
@@ -168,12 +173,14 @@ def make_mesh(shape: dict[str, int], devices: Iterable[Any] | None = None) -> ja
     )
   else:
     grid = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
+  # Auto: between our constraints the compiler chooses how activations lie.
   return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
 
 
 @functools.cache
 def single() -> Layout:
   """The layout on this process's first device, for callers that name no mesh."""
+  # Local: a process can only read what lies on its own devices.
   return Layout(make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1]))
 
 
@@ -187,6 +194,7 @@ def parse(text: str) -> dict[str, int]:
     InputError: if the text describes no mesh.
   """
   shape = dict.fromkeys(AXES, 1)
+  # The short form becomes the long form.
   if re.fullmatch(r'\d+x\d+x\d+', text):
     text = ','.join(f'{axis}:{size}' for axis, size in zip(AXES, text.split('x')))
   for part in text.split(','):
@@ -233,11 +241,12 @@ def is_cut() -> bool:
 def axes_of(letter: str, size: int) -> tuple[str, ...]:
   """The context's mesh axes for an activation's axis of a letter and a size.
 
-  None without a mesh, and none if the mesh axes do not divide the size.
+  Empty without a mesh, and if the mesh axes do not divide the size.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return ()
+  # Mesh axes of size 1 cut nothing.
   mesh_axes = tuple(axis for axis in ACTIVATIONS.get(letter, ()) if mesh.shape[axis] > 1)
   divides = size % math.prod(mesh.shape[axis] for axis in mesh_axes) == 0
   return mesh_axes if divides else ()
@@ -320,5 +329,6 @@ def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
   """
   if isinstance(x, jax.Array) or sharding.is_fully_addressable:
     return jax.device_put(x, sharding)
+  # device_put would first compare the whole array between all processes.
   array = np.asarray(x)
   return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -59,6 +59,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     InputError: if a path is both a leaf and on the way to another leaf.
   """
+  # Every proper beginning of a path, of which none may be a leaf.
   inner_nodes = set()
   for path in flat:
     for depth in range(1, path.count('/') + 1):
@@ -208,6 +209,7 @@ def named_hash(total: int, shape: tuple[int, ...], dtype: str) -> str:
 
 
 def _hex_digits(total: int, label: str) -> str:
+  # The label is added as one more word, so that parts need not know it.
   return f'{(total + zlib.crc32(label.encode())) % 2**32:08x}'
 
 
@@ -231,6 +233,7 @@ def per_arrays(function: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
       # Python gives an id to another array when the first owner is gone; the references tell.
       if all(reference() is leaf for reference, leaf in zip(references, leaves)):
         return result
+    # Results of trees that are gone are dropped, or the table would grow for ever.
     for key_, (references, _) in list(known.items()):
       if any(reference() is None for reference in references):
         del known[key_]
@@ -251,6 +254,7 @@ def digest(tree: PyTree) -> str:
   The digits are a hash of the sorted paths, each with shape, dtype and fingerprint of the leaf.
   """
   prints = fingerprint(tree)
+  # Shape and dtype are in the fingerprints too, but only as 32 bits with everything else.
   lines = []
   for path, leaf in flatten(tree).items():
     lines.append(f'{path} {_label(path, leaf)} {prints[path]}')
@@ -293,6 +297,7 @@ def _hash_in_jax(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _hash_leaf(x: jax.Array) -> jax.Array:
+  # A truth value cannot be bitcast.
   if x.dtype == jnp.bool_:
     x = x.astype(jnp.uint8)
   words = jax.lax.bitcast_convert_type(x, WORDS[x.dtype.itemsize]).astype(jnp.uint32)
@@ -310,7 +315,8 @@ def mixed(words: AnyArray, index: AnyArray) -> AnyArray:
   at least one axis: of a scalar NumPy warns that bits are lost.
   """
   # Odd multipliers are invertible modulo 2^32, so that a single changed word always changes its
-  # term of the sum.
+  # term of the sum. Source of the multipliers: the golden ratio (Knuth, The Art of Computer
+  # Programming, volume 3, section 6.4), and the finaliser of MurmurHash3.
   salt = index * np.uint32(2654435761) + np.uint32(0x9E3779B9)
   salt = (salt ^ (salt >> np.uint32(15))) * np.uint32(0x85EBCA6B) | np.uint32(1)
   terms = words * salt

@@ -84,6 +84,7 @@ class Saving:
     self._after = after
     self._error: Exception | None = None
     arrays = {path: _storable(path, leaf) for path, leaf in tree.flatten(tree_).items()}
+    # Before orbax has the arrays: whatever it does to them shows when they are read.
     prints = tree.fingerprint(arrays)
     leaves = {}
     for path, x in arrays.items():
@@ -180,6 +181,7 @@ def restore(folder: files.Path, abstract: PyTree, *, part: bool = False) -> PyTr
     CorruptError: if the folder is cut short, or a leaf does not match the fingerprint.
   """
   folder = pathlib.Path(folder)
+  # Read once: every process gets the same marker, or the same error.
   marker = processes.on_main(lambda: MANIFEST.read(folder))
   processes.see(folder / MARKER)
   wanted = {path: _with_sharding(leaf) for path, leaf in tree.flatten(abstract).items()}
@@ -329,6 +331,7 @@ class Checkpoints:
     return sorted(int(path.name) for path in folders)
 
   def _set_aside(self, step: int) -> None:
+    # One of an earlier time, of the same step, gives way.
     aside = self.path(step).with_suffix('.corrupt')
     shutil.rmtree(aside, ignore_errors=True)
     self.path(step).rename(aside)

@@ -50,6 +50,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     with open(temporary, 'wb') as file:
       file.write(content)
       file.flush()
+      # Before the rename: after a power cut the name must not stand for an empty file.
       os.fsync(file.fileno())
     os.replace(temporary, path)
   except OSError as error:
@@ -107,6 +108,7 @@ def new_folder(folder: Path, *, what: str, sync: bool = True) -> Iterator[pathli
   """
   folder = pathlib.Path(folder)
   refuse_existing(folder, what=what)
+  # Random digits, since several processes of several hosts may write beside each other.
   partial = folder.with_name(f'.{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.partial')
   try:
     partial.mkdir(parents=True)
@@ -127,6 +129,7 @@ def new_folder(folder: Path, *, what: str, sync: bool = True) -> Iterator[pathli
       f'{what} could not be written to {folder}: {error.strerror or error}; nothing was left behind'
     ) from error
   finally:
+    # After the rename nothing of this name is left.
     shutil.rmtree(partial, ignore_errors=True)
 
 

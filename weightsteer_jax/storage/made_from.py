@@ -46,6 +46,7 @@ def check(
     # Through JSON, as the inputs on record went: tuples are lists in both.
     if name in known and known[name] != json.loads(json.dumps(value)):
       changed.append(name)
+  # A record without rows is of a run that was interrupted early: other inputs may take its place.
   if changed and not fresh:
     raise InputError(
       f'{path.parent} holds {rows} that were made from other inputs; changed: '
@@ -53,6 +54,7 @@ def check(
     )
   # The main process must not write before all have read.
   processes.barrier('plan')
+  # Inputs of earlier arms or tasks stay on record, since their rows stay.
   processes.on_main(lambda: files.write_json(path, {'inputs': {**known, **inputs}}))
 
 

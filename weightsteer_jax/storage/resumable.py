@@ -44,6 +44,8 @@ def keep(
         # Within the watch: what the generator waits for when it is closed may take long.
         lines.close()
         break
+  # Also where the signal came after the last boundary, and every line is there: the stages that
+  # follow must not begin.
   if stop.name:
     raise Preempted(
       f'{stop.name} came: {left()} of {total} {what} are left, the others are in {journal.path}; '

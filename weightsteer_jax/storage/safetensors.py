@@ -152,6 +152,7 @@ def save(
     OutputError: if the file could not be written whole; nothing is left behind.
   """
   path = pathlib.Path(path)
+  # Opening exclusively refuses a file that exists, and tells which permissions a new file has here.
   try:
     path.open('xb').close()
     mode = path.stat().st_mode
@@ -170,6 +171,7 @@ def save(
     # safetensors makes files for the owner alone (0600).
     path.chmod(mode)
     files.sync_to_disk(path)
+  # An interrupt leaves no half behind either.
   except BaseException as error:
     path.unlink(missing_ok=True)
     if isinstance(error, (SafetensorError, OSError)):
@@ -215,6 +217,7 @@ class Writer:
     self._position = 0
     self._left = end + 8 + len(text)
     self._unsynced = 0
+    # Kept between blocks: new memory of this size would be cleared by the system each time.
     self._scratch = np.empty(0, np.uint8)
     self.write(np.frombuffer(len(text).to_bytes(8, 'little') + text, np.uint8))
 

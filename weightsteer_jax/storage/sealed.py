@@ -94,9 +94,10 @@ class Manifest:
     Args:
       expected, got: {tensor: fingerprint}.
     """
-    changed = [
-      name for name in {*expected, *got} if name not in expected or expected[name] != got.get(name)
-    ]
+    changed = []
+    for name in {*expected, *got}:
+      if name not in expected or expected[name] != got.get(name):
+        changed.append(name)
     if changed:
       raise mismatch(f'the {self.noun} {folder}', changed, remedy=self.remedy)
 
@@ -105,6 +106,7 @@ class Manifest:
       raise InputError(f'no {self.noun} at {folder}{files.nearest(folder)}')
     if (folder / self.name).is_file():
       return
+    # The manifest is written last: a folder with tensors and no manifest was not finished.
     if not self.tensors or (folder / self.tensors).exists():
       raise CorruptError(
         f'{folder} has no {self.name}, which is written last: it is no {self.noun} of ours, or was '
@@ -123,6 +125,7 @@ class Manifest:
     )
 
 
+# Whether an export must be there at all is for callers to know: any checkpoint may be one.
 EXPORT = Manifest(
   noun='export', name=PROVENANCE, remedy='copy or make the export again', needs=('files',)
 )
@@ -138,6 +141,8 @@ def mismatch(what: str, tensors: Iterable[str], *, remedy: str) -> CorruptError:
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
   """A JSON object, as if read from a file, with a hash of the contents under 'seal'."""
+  # Sorted, so that the hash does not depend on the order of keys. NaN is no JSON, and other readers
+  # of the file would refuse it.
   text = json.dumps(dict(value), sort_keys=True, allow_nan=False)
   return {**json.loads(text), 'seal': hashes.of_text(text)}
 
@@ -158,7 +163,10 @@ def seal_export(
     known: {file: SHA-256} of files hashed in writing.
   """
   known = known or {}
-  sums = {name: known.get(name) or hashes.of_file(folder / name) for name in export_files(folder)}
+  sums = {}
+  for name in export_files(folder):
+    # Large files were hashed on their way to the disk.
+    sums[name] = known.get(name) or hashes.of_file(folder / name)
   return EXPORT.write(folder, {**record, 'files': sums})
 
 
@@ -177,6 +185,7 @@ def check_export(folder: pathlib.Path, wanted: Callable[[str], bool]) -> set[str
   Raises:
     CorruptError: if a file is missing or was changed; the error names the file.
   """
+  # Files beyond the manifest's are no fault: users add notes and tokenizers.
   sums = EXPORT.read(folder)['files']
   expected = {name: digest for name, digest in sums.items() if wanted(name)}
   present = set(export_files(folder)) & set(expected)

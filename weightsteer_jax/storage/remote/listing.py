@@ -54,6 +54,7 @@ def parse(content: bytes, where: str) -> Listing:
   """
   try:
     value = json.loads(content)
+    # A later version may write fields that this version would lose.
     if value.pop('format') != FORMAT:
       raise InputError(f'{where} is of a format that this version does not read')
     listing = Listing(**value)
@@ -81,6 +82,7 @@ def walk(folder: pathlib.Path, prefix: str = '') -> Iterator[tuple[str, os.stat_
   except (FileNotFoundError, NotADirectoryError):
     return
   for entry in entries:
+    # Hidden names are of work under way, as `files.new_folder` has it, and of the mirror.
     if entry.name.startswith('.'):
       continue
     if entry.is_dir(follow_symlinks=False):

@@ -94,6 +94,7 @@ class Mirror:
       OutputError: if the URL or the staging cannot be written.
     """
     there = self._pulled()
+    # A number above both, so that neither an earlier push nor the listing there looks newer.
     owner, generation = self._record()
     mine = dataclasses.replace(
       there,
@@ -258,6 +259,7 @@ class Mirror:
 
   def _pull(self, there: Listing) -> None:
     """Fetches the listed files missing from the staging."""
+    # Present files are as listed: `_prepare` has removed or set aside all others.
     held = self._scan()
     wanted = [name for name in there.files if name not in held]
     if there.generation and wanted:
@@ -282,11 +284,13 @@ class Mirror:
   def _fetch(self, name: str, entry: Entry) -> None:
     path = self.staging / name
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Hidden until it is whole, so that it is neither read nor pushed.
     partial = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.partial')
     try:
       # The file may be given its name between the first two looks.
       for source in (name, f'{COMING}/{entry[2]}', name):
         if self._store.fetch(source, partial) and hashes.of_file(partial) == entry[2]:
+          # The listed time, by which the file counts as unchanged at the next push.
           os.utime(partial, ns=(time.time_ns(), entry[1]))
           os.replace(partial, path)
           ending.progress()
@@ -366,6 +370,7 @@ class Mirror:
       if now.st_ino != stat.st_ino or now.st_size < stat.st_size:
         raise _Moved
       digest = hashes.of_chunks(_chunks(file, stat.st_size))
+      # A file that was only touched need not travel.
       known = self._listing.contents().get(name)
       if known != (stat.st_size, digest):
         file.seek(0)
