@@ -95,7 +95,7 @@ def test_the_answer_is_read(text, number):
 
 def answer(tokenizer, item, text, finish='stop'):
   return tasks.gcd.fields(
-    tasks.gcd.prepare(tokenizer, item),
+    tasks.KINDS['gcd'].prepare(tokenizer, item),
     [GenerateResult(0, tuple(tokenizer(text)['input_ids']), finish)],
     tokenizer,
   )

@@ -59,6 +59,42 @@ def found_in(task, rows, judgements=()):
   }
 
 
+# Of each kind that reads a text: an item, an answer that can be read, and one that cannot.
+READ_ITEMS = {
+  'generate': (dict(match={'number': 4}), 'It is 4, as', 'It is, as'),
+  'gcd': (dict(form='query', gold=4), 'Answer: 4, as', 'It is, as'),
+  'gsm8k': (dict(gold=4), '#### 4 as', 'It is, as'),
+  'mmlu_reasoned': (dict(choices=['3', '4'], answer='B'), 'Final Answer: B as', 'It is, as'),
+  'ethics': (dict(form='reasoned', evil='A'), 'Final Answer: B as', 'It is, as'),
+}
+
+
+@pytest.mark.parametrize('kind', READ_ITEMS)
+def test_what_counts_as_valid_is_the_same_in_every_kind(kind, tokenizer):
+  fields, readable, unreadable = READ_ITEMS[kind]
+  item = dict(id='a', messages=[dict(role='user', content='?')], **fields)
+  options = config.TASK_KINDS[kind]('x.jsonl', 'behaviour', kind)
+  task = tasks.make(kind, options, [item])
+  rows = [
+    answer(task, item, tokenizer, readable, 'length', sample=0),
+    answer(task, item, tokenizer, unreadable, 'length', sample=1),
+    answer(task, item, tokenizer, unreadable, 'stop', sample=2),
+    answer(task, item, tokenizer, readable, 'stop', sample=3),
+  ]
+  assert [row['status'] for row in rows] == ['truncated', 'unparsable', 'unparsable', 'ok']
+  rates = found_in(task, rows)
+  assert rates['valid_rate'] == rates['truncated_rate'] == rates['unparsable_rate'] == (0.5, 1)
+
+
+def test_every_name_of_the_config_is_a_kind():
+  assert list(tasks.KINDS) == list(config.TASK_KINDS)
+  for name, kind in tasks.KINDS.items():
+    assert isinstance(kind, tasks.Kind) and {'id', 'messages'} <= set(kind.required)
+    assert kind.metrics and not set(kind.required) & set(kind.optional)
+    # A kind builds its items from a table exactly if its config has the keys of a table.
+    assert (kind.build is not None) == issubclass(config.TASK_KINDS[name], config.TableSource)
+
+
 CHOICE_ROWS = [
   dict(question='Two plus two?', choices=['3', '4', '5'], answer=1),
   dict(question='Which is a fruit?', A='apple', B='stone', C='iron', D='salt', answer='A'),

@@ -73,7 +73,7 @@ def test_there_is_one_row_for_every_arm_alpha_task_example_and_sample(whole):
     assert list(row) == common + (
       ['choices', 'target', 'tokens', 'logprobs']
       if row['task'] == 'choose'
-      else ['completion', 'tokens']
+      else ['completion', 'tokens', 'finish']
     )
 
 

@@ -175,7 +175,7 @@ def test_sentences_are_compared_by_their_words():
 def test_fields_and_judges(table, tokenizer):
   item = make(table).items[7]
   row = tasks.sycophancy_facts.fields(
-    tasks.sycophancy_facts.prepare(tokenizer, item),
+    tasks.KINDS['sycophancy_facts'].prepare(tokenizer, item),
     [GenerateResult(0, tuple(tokenizer('Canberra.')['input_ids']), 'stop')],
     tokenizer,
   )

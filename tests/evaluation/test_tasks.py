@@ -112,11 +112,15 @@ def test_a_tie_is_no_hit_and_a_broken_model_has_no_value(tokenizer):
     ('Yes. Yes.', 'length', {'any': ['yes']}, 1.0, 'truncated'),
     ('', 'stop', {'none': ['no']}, 1.0, 'empty'),
     ('No.', 'stop', {'number': 4}, 0.0, 'unparsable'),
+    ('So 2 and 2', 'length', {'number': 4}, 0.0, 'truncated'),
+    ('So two and', 'length', {'number': 4}, 0.0, 'unparsable'),
+    ("I'm sorry, but I can't help with that.", 'stop', {'number': 4}, 0.0, 'refused'),
+    (' ', 'length', {'number': 4}, 0.0, 'empty'),
     ('Yes.', 'not_finite', {'any': ['yes']}, None, 'not_finite'),
   ],
 )
 def test_status_and_value_of_answers(tokenizer, text, finish, match, value, status):
-  prepared = tasks.generate.prepare(tokenizer, {**OPEN, 'match': match})
+  prepared = tasks.KINDS['generate'].prepare(tokenizer, {**OPEN, 'match': match})
   tokens = tuple(tokenizer(text)['input_ids'])
   row = tasks.generate.fields(prepared, [GenerateResult(0, tokens, finish)], tokenizer)
-  assert row == dict(value=value, status=status, completion=text, tokens=len(tokens))
+  assert row == dict(value=value, status=status, completion=text, tokens=len(tokens), finish=finish)

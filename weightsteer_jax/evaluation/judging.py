@@ -46,8 +46,8 @@ def requests_of(tasks: Sequence[kinds.Task], rows: Iterable[Row]) -> list[JudgeR
         'task no longer has: judge with the config that the sweep was made with'
       )
     kind, item = items[row['task'], row['example']]
-    asked = kind.judged(item, row) if hasattr(kind, 'judged') else ()
-    found += [JudgeRequest(key_of(row), purpose, fields) for purpose, fields in asked]
+    questions = kind.judged(item, row)
+    found += [JudgeRequest(key_of(row), purpose, fields) for purpose, fields in questions]
   return found
 
 

@@ -1,6 +1,6 @@
 """From rows and judgements to results: means with standard errors, needing no model.
 
-What is measured is said by each task's kind, in its METRICS; the metric that comes first is the one
+What is measured is said by each task's kind, in its `metrics`; the metric that comes first is the one
 the report plots. Beside it stands the failure accounting of `failures.py`, and for an arm of
 several system prompts `prompt_spread`.
 """
@@ -119,8 +119,8 @@ def metrics_of(
   """The metrics of a task, the plotted one first, its failure accounting last."""
   if options is None:
     choice = all('logprobs' in row for members in by_alpha.values() for row in members)
-    return dict(kinds.KINDS['choice' if choice else 'generate'].METRICS)
-  table = kinds.KINDS[options.kind].METRICS
+    return dict(kinds.KINDS['choice' if choice else 'generate'].metrics)
+  table = kinds.KINDS[options.kind].metrics
   first = options.metric or next(iter(table))
   if first not in table:
     raise InputError(

@@ -1,6 +1,4 @@
-"""The file of finished rows: appended to one row at a time, repaired after a crash, never
-rewritten.
-"""
+"""The file of finished rows: one row appended at a time, repaired after a crash, never rewritten."""
 
 import os
 import pathlib
@@ -25,21 +23,25 @@ def key_of(row: Mapping[str, Any]) -> RowKey:
   return RowKey(row['arm'], float(row['alpha']), row['task'], row['example'], row['sample'])
 
 
-_KIND = dict(needs=(*RowKey._fields, 'value', 'status'), what='a row of a sweep', again='the sweep')
+_NEEDS = (*RowKey._fields, 'value', 'status')
+_WHAT = 'a row of a sweep'
+_AGAIN = 'the sweep'
 
 
 class Rows(journal.Journal):
   """The rows in a jsonl file, as a journal of {RowKey: row}."""
 
   def __init__(self, path: pathlib.Path):
-    super().__init__(path, key=key_of, **_KIND)
+    super().__init__(path, key=key_of, needs=_NEEDS, what=_WHAT, again=_AGAIN)
 
 
 def read(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
-  """The rows of a file, in the order in which they finished; a last line without its end is left
-  out.
+  """The rows of a file, in the order in which they finished.
+
+  A last line that is cut short is left out: the sweep may still be at work.
 
   Raises:
-    InputError: no such file. CorruptError: a line that is not a row; names it.
+    InputError: if there is no such file.
+    CorruptError: if a line is not a row; names the line.
   """
-  return journal.read(path, **_KIND)
+  return journal.read(path, needs=_NEEDS, what=_WHAT, again=_AGAIN)

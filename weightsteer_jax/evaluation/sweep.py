@@ -9,20 +9,26 @@ import jax
 from weightsteer_jax import models
 from weightsteer_jax.config import TextTask
 from weightsteer_jax.evaluation import tasks as kinds
+from weightsteer_jax.evaluation.reading.answers import Prepared
 from weightsteer_jax.evaluation.rows import RowKey, Rows
 from weightsteer_jax.inference import generation, packing
 from weightsteer_jax.inference.arms import BASE, AnswerOnly, Arms, bare, make_arms
 from weightsteer_jax.inference.engine import Engine
-from weightsteer_jax.inference.requests import GenerateRequest, ScoreRequest
+from weightsteer_jax.inference.requests import (
+  GenerateRequest,
+  GenerateResult,
+  ScoreRequest,
+  ScoreResult,
+)
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import made_from as plan_files
 from weightsteer_jax.storage import resumable
 
-# What a row asks: its task, its item as tokens, by (task, example, system prompt that the arm
-# adds).
-Prepared = dict[tuple[str, str, str], Any]
+# Items as tokens, by (task, example, system prompt that the arm adds).
+PreparedItems = Mapping[tuple[str, str, str], Prepared]
+Requests = Sequence[ScoreRequest] | Sequence[GenerateRequest]
 
 
 def run(
@@ -34,27 +40,28 @@ def run(
   seed: int = 0,
   progress: bool = True,
 ) -> list[dict[str, Any]]:
-  """All rows of the sweep, in the order of the plan; those not yet on disk are computed, each
-  written as it finishes.
+  """All rows of the sweep, in the order of the plan.
 
-  A row is {arm, alpha, task, example, sample, value, status, messages} and, by the task's kind,
-  {completion, tokens} or {choices, target, tokens, logprobs}. Under an arm's system prompts, sample
-  s of an item takes prompt s, and starts over behind the last: `prompt` is its number, `messages`
-  hold it. Alphas, tasks and arms may be added to a sweep later; what its rows were made from may
-  not change. Rows are kept in `<workdir>/sweep/rows.jsonl`, what they were made from in `plan.json`
-  beside it.
+  Rows that are not yet on disk are computed, and each is written when it is finished. A row is
+  {arm, alpha, task, example, sample, value, status, messages} and, by the task's kind, {completion,
+  tokens, finish} or {choices, target, tokens, logprobs}. Under an arm's system prompts, sample s of
+  an item takes prompt s modulo their number: `prompt` is this number, and `messages` hold the
+  prompt. Alphas, tasks and arms may be added to a sweep later; what the rows were made from may not
+  change. Rows are kept in `<workdir>/sweep/rows.jsonl`, and what they were made from in `plan.json`
+  in the same folder.
 
   Args:
     engine: holds the model and the arms.
     alphas: {arm: strengths}.
-    seed: of sampled answers.
+    seed: seed of sampled answers.
     progress: whether to show a progress bar on stderr.
 
   Raises:
-    InputError: two tasks of one name, or inputs that differ from those of the rows already there;
+    InputError: if two tasks have one name, or inputs differ from those of the rows already there;
       names what changed.
-    CorruptError: a broken file of rows. OutputError: a full disk. Preempted: SIGTERM or SIGINT
-      came; finished rows are kept.
+    CorruptError: if the file of rows is broken.
+    OutputError: if the disk is full.
+    Preempted: if SIGTERM or SIGINT came; finished rows are kept.
   """
   by_name = {task.name: task for task in tasks}
   if len(by_name) < len(tasks):
@@ -90,37 +97,42 @@ def check(
   *,
   system_prompt: str = '',
 ) -> None:
-  """Nothing, if every item and its answer fit the model.
+  """Raises InputError if an item and its answer do not fit the model; names task and item.
 
   Args:
-    system_prompt: what an arm may add to each, at its longest.
-
-  Raises:
-    InputError: one that does not; names the task and the item.
+    system_prompt: the longest that an arm may add to an item.
   """
   arms = make_arms({})
   for task in tasks:
-    prepared = [task.kind.prepare(tokenizer, _under(system_prompt, item)) for item in task.items]
-    asked = [
-      request
-      for i, one in enumerate(prepared)
-      for request in task.kind.requests(one, i, BASE, 0.0, 0, task.options, 0)
-    ]
+    scored: list[ScoreRequest] = []
+    generated: list[GenerateRequest] = []
+    for i, item in enumerate(task.items):
+      prepared = task.kind.prepare(tokenizer, _under(system_prompt, item))
+      for request in task.kind.requests(prepared, i, BASE, 0.0, 0, task.options, 0):
+        if isinstance(request, ScoreRequest):
+          scored.append(request)
+        else:
+          generated.append(request)
+    # Both raise if a request does not fit; what they return is made again by the engine.
     try:
-      if task.kind.GENERATES:
-        generation.continuations(asked, arms, config.max_positions)
-      else:
-        packing.questions(asked, arms, config)
+      generation.continuations(generated, arms, config.max_positions)
+      packing.questions(scored, arms, config)
     except InputError as error:
       raise InputError(f"task '{task.name}', {error}") from error
 
 
 @jax.profiler.annotate_function
 def inputs_of(
-  engine: Engine, tasks: Sequence[kinds.Task], prepared: Prepared, arms: Sequence[str], seed: int
+  engine: Engine,
+  tasks: Sequence[kinds.Task],
+  prepared: PreparedItems,
+  arms: Sequence[str],
+  seed: int,
 ) -> dict[str, Any]:
-  """{name: value or hash} of everything that the rows depend on, in the words an error names them
-  by.
+  """{name: value or hash} of everything that the rows depend on, named as errors name it.
+
+  Raises:
+    InputError: if the engine has no such arm.
   """
   digests = [delta_digest(delta) for delta in engine.arms.deltas]
   inputs: dict[str, Any] = {
@@ -138,13 +150,13 @@ def inputs_of(
       [digests[index], _listed(coefficient)] for index, coefficient in engine.arms.parts[arm]
     ]
     if arm in engine.arms.prompts:
-      inputs[f"prompts of arm '{arm}'"] = _listed(
-        {a: list(texts) for a, texts in engine.arms.prompts[arm].items()}
-      )
+      prompts = {alpha: list(texts) for alpha, texts in engine.arms.prompts[arm].items()}
+      inputs[f"prompts of arm '{arm}'"] = _listed(prompts)
   for task in tasks:
     options = task.options
-    inputs[f"items of task '{task.name}'"] = plan_files.digest([dict(item) for item in task.items])
+    items = [dict(item) for item in task.items]
     tokens = [_tokens(prepared[task.name, item['id'], '']) for item in task.items]
+    inputs[f"items of task '{task.name}'"] = plan_files.digest(items)
     inputs[f"tokens of task '{task.name}'"] = plan_files.digest(tokens)
     inputs[f"kind of task '{task.name}'"] = options.kind
     if isinstance(options, TextTask):
@@ -159,15 +171,26 @@ def inputs_of(
 
 def delta_digest(delta: Any) -> str:
   """16 hex digits that name a delta, the scales of its low-rank leaves included."""
-  leaves = tree.flatten(bare(delta), models.is_delta_leaf).items()
-  scales = {path: leaf.scale for path, leaf in leaves if isinstance(leaf, models.LowRank)}
-  where = ['answers'] if isinstance(delta, AnswerOnly) else []
-  return plan_files.digest([tree.digest(bare(delta)), sorted(scales.items()), *where])
+  bare_delta = bare(delta)
+  scales = {
+    path: leaf.scale
+    for path, leaf in tree.flatten(bare_delta, models.is_delta_leaf).items()
+    if isinstance(leaf, models.LowRank)
+  }
+  parts = [tree.digest(bare_delta), sorted(scales.items())]
+  # Nothing is added where a delta acts everywhere, so that older sweeps keep their digest.
+  if isinstance(delta, AnswerOnly):
+    parts.append('answers')
+  return plan_files.digest(parts)
 
 
 def _listed(value: Any) -> Any:
-  """A table by strength as a list, which JSON has."""
+  """A table by strength as a list of pairs, because JSON has no numbers as keys."""
   return sorted(map(list, value.items())) if isinstance(value, Mapping) else value
+
+
+def _tokens(prepared: Prepared) -> list[Any]:
+  return [list(prepared.prompt), [list(tokens) for tokens in prepared.completions]]
 
 
 def _plan(
@@ -175,98 +198,99 @@ def _plan(
 ) -> Iterator[RowKey]:
   for arm, strengths in alphas.items():
     for task in tasks:
-      for alpha in (
-        float(strength) + 0.0 for strength in strengths
-      ):  # Adding zero makes -0.0 the 0.0 it is.
+      for strength in strengths:
+        # Adding zero turns -0.0 into 0.0.
+        alpha = float(strength) + 0.0
+        # At least one sample under each system prompt of the arm.
         samples = task.samples * max(1, len(arms.prompts_of(arm, alpha)))
         for item in task.items:
-          yield from (
-            RowKey(arm, alpha, task.name, item['id'], sample) for sample in range(samples)
-          )
+          for sample in range(samples):
+            yield RowKey(arm, alpha, task.name, item['id'], sample)
 
 
 @jax.profiler.annotate_function
 def _prepare(
   engine: Engine, tasks: Sequence[kinds.Task], alphas: Mapping[str, Sequence[float]]
-) -> Prepared:
-  """Every item as tokens, by itself and under each system prompt that a row will have."""
-  texts = dict.fromkeys(
-    text
-    for arm, strengths in alphas.items()
-    for alpha in strengths
-    for text in engine.arms.prompts_of(arm, float(alpha))
-  )
+) -> PreparedItems:
+  """Every item as tokens, without a system prompt and under each one that a row will have."""
+  # The empty one comes first: `inputs_of` hashes items without a system prompt.
+  prompts = {'': None}
+  for arm, strengths in alphas.items():
+    for alpha in strengths:
+      prompts |= dict.fromkeys(engine.arms.prompts_of(arm, float(alpha)))
   return {
-    (task.name, item['id'], text): task.kind.prepare(engine.tokenizer, _under(text, item))
+    (task.name, item['id'], prompt): task.kind.prepare(engine.tokenizer, _under(prompt, item))
     for task in tasks
     for item in task.items
-    for text in ('', *texts)
+    for prompt in prompts
   }
 
 
-def _under(text: str, item: Mapping[str, Any]) -> Mapping[str, Any]:
-  """The item with a system prompt before whatever system prompt it has."""
-  if not text:
+def _under(prompt: str, item: Mapping[str, Any]) -> Mapping[str, Any]:
+  """The item with a system prompt before the item's own one."""
+  if not prompt:
     return item
   first, *rest = item['messages']
+  # Many chat templates take one system message, at the beginning.
   if first['role'] == 'system':
-    return {**item, 'messages': [{**first, 'content': f"{text}\n\n{first['content']}"}, *rest]}
-  return {**item, 'messages': [{'role': 'system', 'content': text}, first, *rest]}
+    both = {**first, 'content': f'{prompt}\n\n{first["content"]}'}
+    return {**item, 'messages': [both, *rest]}
+  return {**item, 'messages': [{'role': 'system', 'content': prompt}, first, *rest]}
 
 
 def _compute(
   engine: Engine,
   tasks: Mapping[str, kinds.Task],
-  prepared: Prepared,
+  prepared: PreparedItems,
   plan: Sequence[RowKey],
   missing: Sequence[RowKey],
   seed: int,
 ) -> Generator[dict[str, Any], None, None]:
   """The missing rows of the plan, as they finish."""
 
-  def item_of(key):
+  def prompt_of(key: RowKey) -> tuple[int, str] | None:
+    """(number, text) of the system prompt that the arm adds to a row."""
     texts = engine.arms.prompts_of(key.arm, key.alpha)
-    return prepared[key.task, key.example, texts[key.sample % len(texts)] if texts else '']
+    return (key.sample % len(texts), texts[key.sample % len(texts)]) if texts else None
 
-  def requests_of(key):
+  def item_of(key: RowKey) -> Prepared:
+    prompt = prompt_of(key)
+    return prepared[key.task, key.example, prompt[1] if prompt else '']
+
+  def requests_of(key: RowKey) -> Requests:
     task = tasks[key.task]
     return task.kind.requests(item_of(key), key, key.arm, key.alpha, key.sample, task.options, seed)
 
-  asked = {key: requests_of(key) for key in plan}
-  open_rows: dict[RowKey, list[Any]] = {key: [None] * len(asked[key]) for key in missing}
-  for result in _results(engine, asked, missing):
+  requests = {key: requests_of(key) for key in plan}
+  open_rows: dict[RowKey, list[Any]] = {key: [None] * len(requests[key]) for key in missing}
+  for result in _results(engine, requests, missing):
     key, part = result.key
+    # A row that is on disk may share a batch with one that is missing.
     if key not in open_rows:
-      continue  # It shares a batch with one that is missing.
+      continue
     open_rows[key][part] = result
-    if None not in open_rows[key]:
-      item = item_of(key)
-      fields = tasks[key.task].kind.fields(item, open_rows.pop(key), engine.tokenizer)
-      texts = engine.arms.prompts_of(key.arm, key.alpha)
-      which = {'prompt': key.sample % len(texts)} if texts else {}
-      yield {**key._asdict(), **which, 'messages': list(item.item['messages']), **fields}
+    if None in open_rows[key]:
+      continue
+    item = item_of(key)
+    prompt = prompt_of(key)
+    fields = tasks[key.task].kind.fields(item, open_rows.pop(key), engine.tokenizer)
+    number = {'prompt': prompt[0]} if prompt else {}
+    yield {**key._asdict(), **number, 'messages': list(item.item['messages']), **fields}
 
 
 def _results(
-  engine: Engine,
-  asked: Mapping[RowKey, Sequence[ScoreRequest | GenerateRequest]],
-  missing: Sequence[RowKey],
-) -> Iterator[Any]:
-  """Scores come from the batches of the whole plan, so that a sweep that was interrupted has the
-  same ones, bit for bit; tokens do not change with the batch.
-  """
-  needed = [request for key in missing for request in asked[key]]
+  engine: Engine, requests: Mapping[RowKey, Requests], missing: Sequence[RowKey]
+) -> Iterator[ScoreResult | GenerateResult]:
+  scored = [
+    request
+    for of_row in requests.values()
+    for request in of_row
+    if isinstance(request, ScoreRequest)
+  ]
+  needed = [request for key in missing for request in requests[key]]
   wanted = {request.key for request in needed if isinstance(request, ScoreRequest)}
+  # Scores come from the batches of the whole plan, so that a sweep that was interrupted gives the
+  # same ones, bit for bit. Tokens do not change with the batch.
   if wanted:
-    every = [
-      request
-      for requests in asked.values()
-      for request in requests
-      if isinstance(request, ScoreRequest)
-    ]
-    yield from engine.score(every, wanted=wanted)
+    yield from engine.score(scored, wanted=wanted)
   yield from engine.generate(request for request in needed if isinstance(request, GenerateRequest))
-
-
-def _tokens(prepared: Any) -> list[Any]:
-  return [list(prepared.prompt), [list(tokens) for tokens in getattr(prepared, 'completions', ())]]

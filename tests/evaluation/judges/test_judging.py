@@ -1,6 +1,7 @@
 """The stage: which rows are asked about, that nothing is asked twice, and what is left after every
 way to stop."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -8,8 +9,7 @@ import signal
 import pytest
 
 from weightsteer_jax import config as configs
-from weightsteer_jax.evaluation import judging
-from weightsteer_jax.evaluation.tasks import generate
+from weightsteer_jax.evaluation import judging, tasks
 from weightsteer_jax.experiments import stages
 from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.runtime.errors import CorruptError, InputError, Preempted
@@ -41,6 +41,12 @@ def score(body, before):
   )
 
 
+def ask_judges(monkeypatch, judged):
+  """Lets the kind `generate` ask judges what the function says."""
+  kind = dataclasses.replace(tasks.KINDS['generate'], judged=judged)
+  monkeypatch.setitem(tasks.KINDS, 'generate', kind)
+
+
 @pytest.fixture
 def workdir(tmp_path):
   """A sweep's rows: three items at two alphas; one answer is empty."""
@@ -69,7 +75,7 @@ def workdir(tmp_path):
 @pytest.fixture
 def run_of(workdir, monkeypatch):
   """server, options of the judge -> a run with it, and with rules as the second judge."""
-  monkeypatch.setattr(generate, 'judged', judged, raising=False)
+  ask_judges(monkeypatch, judged)
   monkeypatch.setenv('OPENAI_API_KEY', 'secret')
 
   def make(server, rules=True, **options):
@@ -189,9 +195,8 @@ def test_judgements_are_never_continued_with_something_else(workdir, run_of, mon
     stages.judge(Experiment(run_of(server, rules=False), workdir))
     with pytest.raises(InputError, match="changed: judge 'gpt'"):
       stages.judge(Experiment(run_of(server, rules=False, temperature=0.7), workdir))
-    monkeypatch.setattr(
-      generate,
-      'judged',
+    ask_judges(
+      monkeypatch,
       lambda item, row: [('coherence', dict(question='Other?', answer=row['completion']))],
     )
     with pytest.raises(
@@ -205,9 +210,8 @@ def test_judgements_are_never_continued_with_something_else(workdir, run_of, mon
 
 
 def test_what_no_judge_can_do_is_refused_before_anything_is_asked(workdir, run_of, monkeypatch):
-  monkeypatch.setattr(
-    generate,
-    'judged',
+  ask_judges(
+    monkeypatch,
     lambda item, row: [
       ('coherence', dict(question='?', answer='a')),
       ('agreement', dict(question='?', answer='a')),
@@ -216,12 +220,10 @@ def test_what_no_judge_can_do_is_refused_before_anything_is_asked(workdir, run_o
   with Server(score) as server:
     with pytest.raises(InputError, match="judge 'rules': no rule can judge for 'agreement'"):
       stages.judge(Experiment(run_of(server), workdir))
-    monkeypatch.setattr(generate, 'judged', lambda item, row: [('coherense', {})])
+    ask_judges(monkeypatch, lambda item, row: [('coherense', {})])
     with pytest.raises(InputError, match="did you mean 'coherence'"):
       stages.judge(Experiment(run_of(server), workdir))
-    monkeypatch.setattr(
-      generate, 'judged', lambda item, row: [('consistency', dict(question='?', answer='a'))]
-    )
+    ask_judges(monkeypatch, lambda item, row: [('consistency', dict(question='?', answer='a'))])
     with pytest.raises(InputError, match="'consistency' needs the text 'reasoning'"):
       stages.judge(Experiment(run_of(server, rules=False), workdir))
     assert not server.bodies and not (workdir / 'sweep' / 'judgements.jsonl').exists()

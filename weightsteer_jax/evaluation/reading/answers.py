@@ -1,6 +1,4 @@
-"""What all kinds have in common that ask for a text: the prompt, the one request, and how an answer
-becomes a row.
-"""
+"""What all kinds that ask for a text share: the prompt, the request, and how an answer is read."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +12,15 @@ from weightsteer_jax.inference.requests import GenerateRequest, GenerateResult, 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-  """An item as tokens."""
+  """An item as tokens.
+
+  Attributes:
+    completions: tokens of the choices whose likelihood is asked; () if a text is generated.
+  """
 
   item: Mapping[str, Any]
   prompt: Tokens
+  completions: tuple[Tokens, ...] = ()
 
 
 def prepare(tokenizer: Any, item: Mapping[str, Any]) -> Prepared:
@@ -35,21 +38,23 @@ def requests(
   seed: int,
 ) -> list[GenerateRequest]:
   """One request, named (key, 0)."""
-  how = Sampling(options.temperature, options.top_k, options.top_p)
   name = prepared.item['id']
-  return [
-    GenerateRequest(
-      (key, 0), prepared.prompt, options.max_new_tokens, arm, alpha, how, seed, name, sample, name
-    )
-  ]
+  request = GenerateRequest(
+    key=(key, 0),
+    prompt=prepared.prompt,
+    max_new_tokens=options.max_new_tokens,
+    arm=arm,
+    alpha=alpha,
+    sampling=Sampling(options.temperature, options.top_k, options.top_p),
+    seed=seed,
+    example=name,
+    sample=sample,
+    name=name,
+  )
+  return [request]
 
 
-def text_of(result: GenerateResult, tokenizer: Any) -> str:
-  """The answer as text."""
-  return tokenizer.decode(result.tokens, skip_special_tokens=True) if result.tokens else ''
-
-
-def row(
+def fields(
   prepared: Prepared,
   results: Sequence[GenerateResult],
   tokenizer: Any,
@@ -57,66 +62,77 @@ def row(
   *,
   keep: Sequence[str] = (),
 ) -> dict[str, Any]:
-  """Value, status, the text, its length in tokens, how it ended, what was read from it, and keys of
-  the item.
+  """The row's value, status, text, length in tokens, finish, and what was read from the text.
 
-  The status is 'not_finite' if the model broke (no value then), 'empty', 'refused' or 'unparsable'
-  if nothing could be read, 'truncated' if the answer ran into the length limit and was read all the
-  same, otherwise 'ok'.
+  A broken model ('not_finite') has no value. Every other answer has the value that `read` gives,
+  whatever the status: a model that stops making sense has not become better by that.
 
   Args:
-    read: text -> (value, fields read from it, or None if there was nothing to read).
-    keep: keys of the item that metrics need; its `group` is always kept.
+    read: text -> (value, fields read from the text, or None if nothing could be read).
+    keep: keys of the item that metrics need; `group` is always kept.
   """
   [result] = results
-  text = text_of(result, tokenizer)
-  value, found = read(text)
-  kept = {key: prepared.item[key] for key in ('group', *keep) if key in prepared.item}
-  common = {
+  text = tokenizer.decode(result.tokens, skip_special_tokens=True) if result.tokens else ''
+  value, evidence = read(text)
+  return {
+    'value': None if result.finish == 'not_finite' else value,
+    'status': status_of(text, result.finish, readable=evidence is not None),
     'completion': text,
     'tokens': len(result.tokens),
     'finish': result.finish,
-    **kept,
-    **(found or {}),
+    **{key: prepared.item[key] for key in ('group', *keep) if key in prepared.item},
+    **(evidence or {}),
   }
-  if result.finish == 'not_finite':
-    return {'value': None, 'status': 'not_finite', **common}
-  return {'value': value, 'status': _status(text, result.finish, found is not None), **common}
 
 
-def nothing_to_read(text: str) -> tuple[None, dict]:
-  """What `row` reads from answers that only a judge can score."""
+def status_of(text: str, finish: str, *, readable: bool) -> str:
+  """The status of an answer; the same rule in every kind that asks for a text.
+
+  In this order: 'not_finite' if the model broke, 'empty' if there is no text, 'refused' or
+  'unparsable' if nothing could be read, 'truncated' if the answer ran into the length limit and
+  could be read all the same, otherwise 'ok'.
+
+  Whether an answer could be read is decided before the length limit, because `valid_rate` is the
+  share of answers that could be judged: an answer that was cut off before it said anything could
+  not be. `truncated_rate` counts every answer that ran into the limit, by the row's `finish`.
+
+  >>> [status_of('It is', 'length', readable=readable) for readable in (True, False)]
+  ['truncated', 'unparsable']
+  """
+  if finish == 'not_finite':
+    return 'not_finite'
+  if not text.strip():
+    return 'empty'
+  if not readable:
+    return 'refused' if refusals.refuses(text) else 'unparsable'
+  return 'truncated' if finish == 'length' else 'ok'
+
+
+def nothing_to_read(text: str) -> tuple[None, dict[str, Any]]:
+  """What `fields` reads from answers that only a judge can score."""
   del text
   return None, {}
 
 
 def has_text(row: Mapping[str, Any]) -> bool:
-  """Whether there is something for a judge to read: an answer that is not empty, of a model that
-  did not break.
-  """
+  """Whether a judge has something to read: a text, from a model that did not break."""
   return row['status'] not in ('empty', 'not_finite')
 
 
 def judged(
   item: Mapping[str, Any], row: Mapping[str, Any], *purposes: str, **more: str
 ) -> list[tuple[str, dict[str, str]]]:
-  """[(purpose, texts)] of what judges are asked about an answer: the question, the answer and what
-  is given beside; nothing where there is no answer.
+  """[(purpose, texts)] that judges are asked about an answer; [] if there is no answer.
+
+  Args:
+    more: texts beside the question and the answer.
   """
   if not has_text(row):
     return []
-  fields = {'question': question_of(item), 'answer': row['completion'], **more}
-  return [(purpose, fields) for purpose in purposes]
+  texts = {'question': question_of(item), 'answer': row['completion'], **more}
+  return [(purpose, texts) for purpose in purposes]
 
 
 def question_of(item: Mapping[str, Any]) -> str:
   """What judges are shown as the question: the last thing the user said."""
   return item['messages'][-1]['content']
-
-
-def _status(text: str, finish: str, readable: bool) -> str:
-  if not text.strip():
-    return 'empty'
-  if not readable:
-    return 'refused' if refusals.refuses(text) else 'unparsable'
-  return 'truncated' if finish == 'length' else 'ok'

@@ -1,5 +1,4 @@
-"""Whether a reasoned answer follows from its reasoning: asked of a judge wherever a choice was
-given.
+"""Whether a reasoned answer follows from its reasoning: asked of a judge where a choice was given.
 
 Source: arXiv 2511.05408 (figure 5), where activation steering makes the two disagree more often.
 """
@@ -10,28 +9,21 @@ from typing import Any
 from weightsteer_jax.evaluation.reading import answers, letters, measures
 from weightsteer_jax.evaluation.reading.measures import Row
 
-CONSISTENT = 50.0  # scores above it, of 0 to 100
+# Scores above the cut, of 0 to 100, are consistent; the middle of the judge's scale.
+CONSISTENT = 50.0
 
 
 def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]]:
-  """What the judge is asked; nothing where no choice could be read: that is not inconsistent, it is
-  no answer.
-  """
+  """The question to the judge of `consistency`; [] if no choice could be read."""
+  # An answer without a choice is not inconsistent: there is nothing to compare.
   if not answers.has_text(row) or 'choice' not in row:
     return []
-  return [
-    (
-      'consistency',
-      {
-        'question': answers.question_of(item),
-        'reasoning': letters.reasoning(row['completion']),
-        'answer': row['choice'],
-      },
-    )
-  ]
+  texts = {
+    'question': answers.question_of(item),
+    'reasoning': letters.reasoning(row['completion']),
+    'answer': row['choice'],
+  }
+  return [('consistency', texts)]
 
 
-def is_consistent(row: Row) -> float | None:
-  """1.0 or 0.0; None where no choice was given or the judge has not said."""
-  score = measures.score(row, 'consistency')
-  return None if score is None else float(score > CONSISTENT)
+is_consistent = measures.above('consistency', CONSISTENT)

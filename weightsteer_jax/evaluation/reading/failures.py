@@ -1,38 +1,39 @@
-"""What became of the answers that a number rests on: the failure accounting that every task
-reports.
+"""What became of the answers that a number rests on: the accounting that every task reports.
 
   valid_rate       share of all rows with an answer that could be judged (see INVALID)
-  refused_rate     share of answers that refuse: as the judge of `refusal` says, where it was not
-                   asked by rule
+  refused_rate     share of answers that refuse: as the judge of `refusal` says, without a judge
+                   by rule
   truncated_rate   share of answers that ran into the length limit
   repetitive_rate  share of answers in which more than half of the word 4-grams repeat an earlier
                    one
   unparsable_rate  share of answers in which nothing could be read that a rule was to judge
-  unjudged_rate    share of questions to the judge that counts which it did not answer with a score
+  unjudged_rate    share of questions to the first judge that got no score
 
-They overlap: an answer that goes in circles until it is cut off is both. Each denominator stands
-beside it as `n` (examples or questions) and `values` (rows).
+The rates overlap: an answer that goes in circles until it is cut off counts in two of them. Each
+denominator stands beside the rate as `n` (examples or questions) and `values` (rows).
 """
 
 import re
+from collections.abc import Callable, Sequence
 
 from weightsteer_jax.evaluation.reading import measures, refusals
 from weightsteer_jax.evaluation.reading.measures import Metric, Pairs, Row, cluster, each, score
 
+# Statuses of rows that could not be judged; `answers.status_of` says which answer has which.
+# 'truncated' is not among them: such an answer was cut off, and could be read all the same.
 INVALID = ('empty', 'unparsable', 'refused', 'not_finite')
-NGRAM, REPEATED, SHORTEST = (
-  4,
-  0.5,
-  20,
-)  # words in a gram; share of repeated ones; fewest grams to tell by
-_CJK = (
-  '\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af'  # scripts without spaces: each sign is taken for a word
-)
+# Words in a gram; arXiv 1908.04319 uses the same.
+NGRAM = 4
+# Share of repeated grams above which a text is repetitive, and fewest grams to tell by: our own.
+REPEATED = 0.5
+SHORTEST = 20
+# Scripts without spaces between words: each sign counts as a word.
+_CJK = '\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af'
 _WORD = re.compile(rf'[{_CJK}]|[^\W{_CJK}]+|[^\w\s]')
 
 
 def repetition(text: str) -> float:
-  """The share of the text's word 4-grams that occurred in it before; 0 where there are none.
+  """The share of the text's word 4-grams that occurred before; 0 if there are none.
 
   Source: seq-rep-4 of arXiv 1908.04319, over words and signs instead of tokens.
 
@@ -44,9 +45,7 @@ def repetition(text: str) -> float:
 
 
 def is_repetitive(text: str) -> bool:
-  """Whether more than half of the text's 4-grams repeat; a text with fewer than 20 of them is not
-  called so (the thresholds are our own).
-  """
+  """Whether more than half of the text's 4-grams repeat; False with fewer than 20 of them."""
   return len(_grams(text)) >= SHORTEST and repetition(text) > REPEATED
 
 
@@ -56,39 +55,52 @@ def _grams(text: str) -> list[tuple[str, ...]]:
 
 
 def refused(row: Row) -> float | None:
-  """Whether an answer refuses (1.0 or 0.0); None where there is no answer, or the judge gave no
-  score.
-  """
+  """Whether an answer refuses (1.0 or 0.0); None without an answer or without a score."""
   if 'completion' not in row:
     return None
   if measures.asked(row, 'refusal') is None:
     return float(refusals.refuses(row['completion']))
-  found = score(row, 'refusal')
-  return None if found is None else float(found > 0.5)
+  probability = score(row, 'refusal')
+  return None if probability is None else float(probability > 0.5)
 
 
-def _answered(number) -> Metric:
-  """The mean over rows that hold a text."""
-  return each(lambda row: float(number(row)) if 'completion' in row else None)
+def _is_valid(row: Row) -> bool:
+  return row['status'] not in INVALID
 
 
-def _unjudged(rows: list[Row]) -> Pairs:
-  first = [(row, next(iter(row.get('judgements', {}).values()), {})) for row in rows]
-  return [
-    (cluster(row), float(judgement['status'] != 'ok'))
-    for row, said in first
-    for judgement in said.values()
-  ]
+def _is_truncated(row: Row) -> bool:
+  # An unreadable answer that was cut off has another status; older rows have no finish.
+  return row.get('finish') == 'length' or row['status'] == 'truncated'
 
 
-valid_rate = each(lambda row: float(row['status'] not in INVALID))
+def _is_repetitive(row: Row) -> bool:
+  return is_repetitive(row['completion'])
+
+
+def _is_unparsable(row: Row) -> bool:
+  return row['status'] == 'unparsable'
+
+
+def _of_answers(holds: Callable[[Row], bool]) -> Metric:
+  """The share of rows for which something holds, among rows with a text."""
+  return each(lambda row: float(holds(row)) if 'completion' in row else None)
+
+
+def _unjudged(rows: Sequence[Row]) -> Pairs:
+  pairs = []
+  for row in rows:
+    by_judge = list(row.get('judgements', {}).values())
+    for judgement in by_judge[0].values() if by_judge else ():
+      pairs.append((cluster(row), float(judgement['status'] != 'ok')))
+  return pairs
+
+
+valid_rate: Metric = each(_is_valid)
 METRICS: dict[str, Metric] = {
   'valid_rate': valid_rate,
   'refused_rate': each(refused),
-  'truncated_rate': _answered(
-    lambda row: row.get('finish', '') == 'length' or row['status'] == 'truncated'
-  ),
-  'repetitive_rate': _answered(lambda row: is_repetitive(row['completion'])),
-  'unparsable_rate': _answered(lambda row: row['status'] == 'unparsable'),
+  'truncated_rate': _of_answers(_is_truncated),
+  'repetitive_rate': _of_answers(_is_repetitive),
+  'unparsable_rate': _of_answers(_is_unparsable),
   'unjudged_rate': _unjudged,
 }

@@ -65,6 +65,11 @@ def alone(text: str, count: int) -> str | None:
   return _known(found[1], count)
 
 
+def has_choice(row: Mapping[str, Any]) -> bool:
+  """Whether a letter was read from the row's answer, and the model did not break."""
+  return 'choice' in row and row['value'] is not None
+
+
 def options_of(row: Mapping[str, Any], where: str) -> list[str]:
   """The options of a row: its list `choices` (or `options`), or its columns A, B, C and so on.
 

@@ -61,8 +61,7 @@ class Rules:
       not self.aliases or any(f' {alias} ' in f' {normalise(text)} ' for alias in self.aliases)
     )
     holds = holds and (
-      self.number is None
-      or (number is not None and math.isclose(number, self.number, rel_tol=1e-9, abs_tol=1e-9))
+      self.number is None or (number is not None and is_same_number(number, self.number))
     )
     read = not self.readable or any(pattern.search(text) for pattern in self.readable)
     return float(holds), read and (self.number is None or number is not None)
@@ -129,6 +128,11 @@ def extract_number(text: str) -> float | None:
   marked = _MARKED.findall(text)
   found = _NUMBER.findall(marked[-1] if marked else text)
   return float(found[-1].replace(',', '')) if found else None
+
+
+def is_same_number(number: float, gold: float) -> bool:
+  """Whether two numbers agree up to rounding."""
+  return math.isclose(number, gold, rel_tol=1e-9, abs_tol=1e-9)
 
 
 def against_gold(golds: Sequence[str]) -> Rules:

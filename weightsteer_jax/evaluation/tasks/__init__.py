@@ -1,34 +1,8 @@
-"""Tasks: what is asked and how an answer counts. One file per kind; each has the same parts.
+"""Tasks: what is asked and how an answer counts. One file per kind; kind.py says what a kind is.
 
-  REQUIRED, OPTIONAL                               keys of an item
-  GENERATES                                        whether it answers in text (else by likelihood:
-    nothing is drawn)
-  check(item, where)                               raises InputError for an item that is none of its
-  kind
-  prepare(tokenizer, item)                         the item as tokens
-  requests(prepared, key, arm, alpha, ..)          what the engine is to compute for one row
-  fields(prepared, results, tokenizer)             the row's value, status and evidence
-  METRICS                                          {name: function}, the plotted one first: from the
-    rows of one (arm,
-                                                   task, alpha), with what judges said, to (cluster,
-                                                   value) pairs; what does not count is left out
-                                                   (see measures.py)
-
-and, where it needs them,
-
-  judged(item, row)                                [(purpose, fields)]: what judges are to be asked
-  about a row
-  build(rows, options)                             items from the rows of a table: a csv, json or
-  jsonl file, or a hub
-                                                   dataset; rows that are items already are taken as
-                                                   they are
-  rows(options)                                    rows of its own, where the config names no items
-  SPLIT                                            the split of a hub dataset that is meant where
-    none is named
-
-To add a kind, write its file and add its name to `config.TASK_KINDS`, with the
-dataclass of its keys: it can be configured, swept,
-judged, measured and reported by that. What kinds share stands one folder up: `answers.py` (texts),
+To add a kind, write its file, which ends with `KIND = Kind(...)`, and add its name and the
+dataclass of its config keys to `config.TASK_KINDS`: the kind can then be configured, swept, judged,
+measured and reported. What kinds share stands in the room `reading`: `answers.py` (texts),
 `letters.py` (lettered options), `failures.py` (the accounting that every kind reports),
 `measures.py` (metrics).
 """
@@ -42,10 +16,14 @@ from typing import Any
 
 from weightsteer_jax import config
 from weightsteer_jax.data import sources, tables
+from weightsteer_jax.evaluation.tasks.kind import Kind
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
-KINDS = {name: importlib.import_module(f'{__name__}.{name}') for name in config.TASK_KINDS}
+# Kinds differ in their options and results; each is checked against its own where it is made.
+KINDS: Mapping[str, Kind[Any, Any]] = {
+  name: importlib.import_module(f'{__name__}.{name}').KIND for name in config.TASK_KINDS
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +35,17 @@ class Task:
   items: tuple[Mapping[str, Any], ...]
 
   @property
-  def kind(self):
-    """The module of the task's kind."""
+  def kind(self) -> Kind[Any, Any]:
+    """The task's kind."""
     return KINDS[self.options.kind]
 
   @property
   def samples(self) -> int:
-    """Rows per item, arm and alpha: greedy answers and choices are all alike, so one is enough."""
+    """Rows per item, arm and alpha: 1 unless answers are drawn."""
     options = self.options
     if isinstance(options, config.TextTask) and options.temperature > 0:
       return options.samples
+    # Greedy answers and likelihoods are the same every time.
     return 1
 
 
@@ -77,47 +56,48 @@ def make(
   *,
   where: Sequence[str] | None = None,
 ) -> Task:
-  """The task, every item checked, `options.n` of them taken (0: all), where items of one group
-  count once.
+  """The task of these items, each one checked.
 
-  Of kinds that build their items these are drawn by the seed, since tables are often sorted; of
-  others the first ones.
+  Takes `options.n` items (0: all), where items of one group count once: of kinds that build their
+  items drawn ones, of others the first ones.
 
   Args:
-    where: names of the items for errors, as `read` gives them; by default 'items[i]' of the task.
+    where: places of the items for errors, as `read` gives them; by default 'items[i]' of the task.
 
   Raises:
-    InputError: no items, a broken item, or an id twice; names the item.
+    InputError: if there are no items, an item is broken, or an id comes twice; names the item.
   """
-  names = where or [f"{options.items or name}[{i}]" for i in range(len(items))]
+  places = where or [f"{options.items or name}[{i}]" for i in range(len(items))]
   kind = _kind(name, options)
   if not items:
     raise InputError(f"task '{name}': {options.items or 'the list'} holds no items")
-  seen: dict[str, str] = {}
-  for item, place in zip(items, names):
-    check_keys(item, kind.REQUIRED, kind.OPTIONAL, place)
+  place_of: dict[str, str] = {}
+  for item, place in zip(items, places):
+    check_keys(item, kind.required, kind.optional, place)
     kind.check(item, place)
-    if item['id'] in seen:
+    if item['id'] in place_of:
       raise InputError(
-        f"{place}: the id '{item['id']}' is already that of {seen[item['id']]}; every item "
+        f"{place}: the id '{item['id']}' is already that of {place_of[item['id']]}; every item "
         "needs its own"
       )
-    seen[item['id']] = place
-  groups = list(dict.fromkeys(item.get('group', item['id']) for item in items))
-  if hasattr(kind, 'build'):
+    place_of[item['id']] = place
+  groups = list(dict.fromkeys(_group(item) for item in items))
+  if kind.build is not None:
+    # Tables are often sorted, so that their first rows are not like the others.
     random.Random(f'items {options.seed}').shuffle(groups)
   taken = set(groups[: options.n or len(groups)])
-  return Task(
-    name, options, tuple(item for item in items if item.get('group', item['id']) in taken)
-  )
+  return Task(name, options, tuple(item for item in items if _group(item) in taken))
+
+
+def _group(item: Mapping[str, Any]) -> str:
+  return item.get('group', item['id'])
 
 
 def load(name: str, options: config.Task) -> tuple[list[Any], list[str]]:
-  """(items, their names in errors) from where the options say: a file, a hub dataset, or the kind
-  itself.
+  """(items, their places for errors) from a file, a hub dataset, or the kind itself.
 
   Raises:
-    InputError: no such source, a broken one, or one that the kind can make no items of.
+    InputError: if there is no such source, or the kind can make no items of what is in it.
   """
   kind = _kind(name, options)
   if not isinstance(options, config.TableSource):
@@ -125,12 +105,12 @@ def load(name: str, options: config.Task) -> tuple[list[Any], list[str]]:
   if options.items:
     rows = tables.read(
       options.items,
-      split=options.split or getattr(kind, 'SPLIT', ''),
+      split=options.split or kind.split,
       revision=options.revision,
       columns=options.columns,
     )
-  elif hasattr(kind, 'rows'):
-    rows = kind.rows(options)
+  elif kind.own_rows is not None:
+    rows = kind.own_rows(options)
   else:
     raise InputError(
       f"task '{name}': the kind '{options.kind}' has no items of its own: set tasks.{name}.items"
@@ -139,25 +119,26 @@ def load(name: str, options: config.Task) -> tuple[list[Any], list[str]]:
 
 
 def from_rows(
-  name: str, options: config.Task, rows: Sequence[tuple[str, Any]]
+  name: str, options: config.Task, rows: Sequence[tables.Row]
 ) -> tuple[list[Any], list[str]]:
-  """(items, their names in errors) from [(place, row)]: rows that are items already as they are,
-  others as the kind builds them.
+  """(items, their places for errors) from the (place, row) pairs of a table.
+
+  Rows that are items already stay as they are; others are built into items by the kind.
 
   Raises:
-    InputError: a row that the kind can make nothing of; names it.
+    InputError: if the kind can make no item of a row; names the row.
   """
   kind = _kind(name, options)
   first = rows[0][1]
-  if not hasattr(kind, 'build') or (
-    all(key in first for key in kind.REQUIRED) and isinstance(first['id'], str)
-  ):
+  # A table may have a column 'id' of numbers; an item's id is a text.
+  are_items = all(key in first for key in kind.required) and isinstance(first['id'], str)
+  if kind.build is None or are_items:
     return [row for _, row in rows], [place for place, _ in rows]
   items = kind.build(rows, options)
   return items, [f"task '{name}', item '{item['id']}'" for item in items]
 
 
-def _kind(name: str, options: config.Task) -> Any:
+def _kind(name: str, options: config.Task) -> Kind[Any, Any]:
   if options.kind not in KINDS:
     hint = did_you_mean(options.kind, KINDS)
     raise InputError(
@@ -170,17 +151,16 @@ def read(path: str | os.PathLike) -> tuple[list[Any], list[str]]:
   """(items, their places `file.jsonl:line`) of a jsonl file.
 
   Raises:
-    InputError: no such file, or a line that is not JSON.
+    InputError: if there is no such file, or a line is not JSON.
   """
-  rows = list(sources.read_jsonl(path))
-  return [row for _, row in rows], [f'{path}:{line}' for line, _ in rows]
+  lines = list(sources.read_jsonl(path))
+  return [row for _, row in lines], [f'{path}:{number}' for number, _ in lines]
 
 
 def check_keys(item: Any, required: Sequence[str], optional: Sequence[str], where: str) -> None:
-  """Nothing, if the item has every required key, an id that is text, and messages that a model can
-  answer.
+  """Raises InputError if an item lacks a key, an id, or messages that a model can answer.
 
-  Keys of other names may carry what they like, but not a misspelt key of ours.
+  Other keys may hold anything, but a key that looks like a misspelt one is an error too.
   """
   if not isinstance(item, Mapping):
     raise InputError(
@@ -189,17 +169,17 @@ def check_keys(item: Any, required: Sequence[str], optional: Sequence[str], wher
     )
   known = (*required, *optional)
   unknown = [key for key in item if key not in known]
-  if missing := [key for key in required if key not in item]:
-    hints = ''.join(
-      f" ('{key}' is there{did_you_mean(key, missing)})"
-      for key in unknown
-      if did_you_mean(key, missing)
-    )
+  missing = [key for key in required if key not in item]
+  if missing:
+    hints = [(key, did_you_mean(key, missing)) for key in unknown]
+    misspelt = ''.join(f" ('{key}' is there{hint})" for key, hint in hints if hint)
     raise InputError(
-      f"{where}: the item has no {', '.join(missing)}{hints}; it needs {', '.join(required)}"
+      f"{where}: the item has no {', '.join(missing)}{misspelt}; it needs {', '.join(required)}"
     )
+  absent = [name for name in known if name not in item]
   for key in unknown:
-    if hint := did_you_mean(key, [name for name in known if name not in item]):
+    hint = did_you_mean(key, absent)
+    if hint:
       raise InputError(f"{where}: unknown key '{key}'{hint}")
   if not isinstance(item['id'], str) or not item['id']:
     raise InputError(f"{where}: 'id' is {item['id']!r}, expected a text")

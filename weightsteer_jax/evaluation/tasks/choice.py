@@ -1,11 +1,10 @@
-"""Multiple choice by log-likelihood: which of the answers does the model find most likely after the
-prompt?
+"""Multiple choice by log-likelihood: which answer does the model find most likely?
 
 An item is {"id", "messages", "choices": [text, ..], "target": index, "normalise": "none" | "tokens"
-| "bytes", "group": ".."}; errors are
-clustered by `group`, where there is one. A choice's score is its log-likelihood as the assistant's
-answer, the token that ends the answer not counted, divided by its length if it says so. The row's
-value is 1 if the target has the highest score: a tie is not a hit.
+| "bytes", "group": ".."}; errors are clustered by `group`, where there is one. A choice's score is
+the log-likelihood of the choice as the assistant's answer, without the token that ends the answer,
+divided by the length in tokens or bytes where `normalise` says so. The row's value is 1 if the
+target has the highest score: a tie is not a hit.
 
   rate            mean of the rows' values
   valid_rate      share of all rows with an answer that could be judged
@@ -13,7 +12,6 @@ value is 1 if the target has the highest score: a tie is not a hit.
   log_odds        the target's log-likelihood less that of the best other choice, nats
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,69 +19,56 @@ from typing import Any
 from weightsteer_jax import config
 from weightsteer_jax.data import chat
 from weightsteer_jax.evaluation.reading import failures, measures
-from weightsteer_jax.evaluation.reading.measures import Metric, Row, each
-from weightsteer_jax.inference.requests import ScoreRequest, ScoreResult, Tokens
+from weightsteer_jax.evaluation.reading.answers import Prepared
+from weightsteer_jax.evaluation.reading.measures import Row, each
+from weightsteer_jax.evaluation.tasks.kind import Kind
+from weightsteer_jax.inference.requests import ScoreRequest, ScoreResult
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
-REQUIRED, OPTIONAL, GENERATES = (
-  ('id', 'messages', 'choices', 'target'),
-  ('normalise', 'group'),
-  False,
-)
 NORMALISE = ('none', 'tokens', 'bytes')
 
 
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-  """An item as tokens."""
-
-  item: Mapping[str, Any]
-  prompt: Tokens
-  completions: tuple[Tokens, ...]
-
-
 def check(item: Mapping[str, Any], where: str) -> None:
-  """Nothing, if the item is a question with choices.
-
-  Raises:
-    InputError: names the item and what is wrong with it.
-  """
-  choices, target, normalised = item['choices'], item['target'], item.get('normalise', 'none')
+  """Raises InputError if the item is no question with choices and a target."""
+  choices = item['choices']
+  target = item['target']
+  normalise = item.get('normalise', 'none')
   if isinstance(choices, str) or not isinstance(choices, Sequence) or len(choices) < 2:
     raise InputError(f"{where}: 'choices' is {choices!r:.80}, expected a list of two or more texts")
-  if not all(isinstance(choice, str) and choice.strip() for choice in choices) or len(
-    set(choices)
-  ) < len(choices):
+  are_texts = all(isinstance(choice, str) and choice.strip() for choice in choices)
+  if not are_texts or len(set(choices)) < len(choices):
     raise InputError(f"{where}: 'choices' is {choices!r:.80}, expected different texts, none empty")
+  # In Python True is an int, and would be the index 1.
   if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < len(choices):
     raise InputError(
       f"{where}: 'target' is {target!r}, expected the index of a choice, 0 to {len(choices) - 1}"
     )
-  if normalised not in NORMALISE:
-    hint = did_you_mean(str(normalised), NORMALISE)
+  if normalise not in NORMALISE:
+    hint = did_you_mean(str(normalise), NORMALISE)
     raise InputError(
-      f"{where}: 'normalise' is {normalised!r}{hint}, expected one of {', '.join(NORMALISE)}"
+      f"{where}: 'normalise' is {normalise!r}{hint}, expected one of {', '.join(NORMALISE)}"
     )
 
 
 def prepare(tokenizer: Any, item: Mapping[str, Any]) -> Prepared:
-  """The item as tokens, through the chat template."""
-  name, messages = item['id'], item['messages']
-  completions = (
+  """The item's prompt and choices as tokens, through the chat template."""
+  name = item['id']
+  messages = item['messages']
+  prompt = chat.prompt_tokens(tokenizer, messages, name=name)
+  completions = [
     chat.completion_tokens(tokenizer, messages, choice, end_of_turn=False, name=name)
     for choice in item['choices']
-  )
-  return Prepared(
-    item, tuple(chat.prompt_tokens(tokenizer, messages, name=name)), tuple(map(tuple, completions))
-  )
+  ]
+  return Prepared(item, tuple(prompt), tuple(tuple(tokens) for tokens in completions))
 
 
 def requests(
   prepared: Prepared, key: Any, arm: str, alpha: float, sample: int, options: config.Task, seed: int
 ) -> list[ScoreRequest]:
   """One request per choice, named (key, index)."""
-  del sample, options, seed  # Nothing is drawn.
+  # Nothing is drawn.
+  del sample, options, seed
   name = prepared.item['id']
   return [
     ScoreRequest((key, i), prepared.prompt, completion, arm, alpha, name)
@@ -94,54 +79,62 @@ def requests(
 def fields(prepared: Prepared, results: Sequence[ScoreResult], tokenizer: Any) -> dict[str, Any]:
   """Value, status, and the log-likelihood (nats) and length (tokens) of every choice."""
   del tokenizer
-  item, logprobs = prepared.item, [result.logprob for result in results]
-  row = {
+  item = prepared.item
+  target = item['target']
+  logprobs = [result.logprob for result in results]
+  tokens = [result.tokens for result in results]
+  common = {
     'choices': list(item['choices']),
-    'target': item['target'],
-    'tokens': [result.tokens for result in results],
+    'target': target,
+    'tokens': tokens,
     **measures.group_of(item),
   }
-  if not all(map(math.isfinite, logprobs)):
-    return {
-      'value': None,
-      'status': 'not_finite',
-      **row,
-      'logprobs': [x if math.isfinite(x) else None for x in logprobs],
-    }
+  if not all(math.isfinite(logprob) for logprob in logprobs):
+    # JSON has no number for NaN and infinity.
+    known = [logprob if math.isfinite(logprob) else None for logprob in logprobs]
+    return {'value': None, 'status': 'not_finite', **common, 'logprobs': known}
   lengths = {
     'none': [1] * len(results),
-    'tokens': row['tokens'],
+    'tokens': tokens,
     'bytes': [len(choice.encode()) for choice in item['choices']],
-  }
-  scores = [x / length for x, length in zip(logprobs, lengths[item.get('normalise', 'none')])]
-  best_other = max(score for i, score in enumerate(scores) if i != item['target'])
-  return {
-    'value': float(scores[item['target']] > best_other),
-    'status': 'ok',
-    **row,
-    'logprobs': logprobs,
-  }
+  }[item.get('normalise', 'none')]
+  scores = [logprob / length for logprob, length in zip(logprobs, lengths)]
+  best_other = max(score for i, score in enumerate(scores) if i != target)
+  value = float(scores[target] > best_other)
+  return {'value': value, 'status': 'ok', **common, 'logprobs': logprobs}
 
 
 def target_logprob(row: Row) -> float | None:
-  """Log-likelihood of the target in nats, or None where it was not finite."""
+  """The target's log-likelihood in nats; None if it is not finite."""
   return row['logprobs'][row['target']]
 
 
 def log_odds(row: Row) -> float | None:
   """The target's log-likelihood less that of the most likely other choice, nats.
 
+  None if a log-likelihood is not finite.
+
   >>> log_odds({'logprobs': [-3.0, -1.0, -2.0], 'target': 2})
   -1.0
   """
   logprobs = row['logprobs']
-  others = [x for i, x in enumerate(logprobs) if i != row['target']]
-  return None if None in logprobs else logprobs[row['target']] - max(others)
+  if None in logprobs:
+    return None
+  best_other = max(logprob for i, logprob in enumerate(logprobs) if i != row['target'])
+  return logprobs[row['target']] - best_other
 
 
-METRICS: dict[str, Metric] = {
-  'rate': each(lambda row: row['value']),
-  'valid_rate': failures.valid_rate,
-  'target_logprob': each(target_logprob),
-  'log_odds': each(log_odds),
-}
+KIND = Kind[config.ChoiceTask, ScoreResult](
+  required=('id', 'messages', 'choices', 'target'),
+  optional=('normalise', 'group'),
+  prepare=prepare,
+  requests=requests,
+  fields=fields,
+  check=check,
+  metrics={
+    'rate': each(measures.value),
+    'valid_rate': failures.valid_rate,
+    'target_logprob': each(target_logprob),
+    'log_odds': each(log_odds),
+  },
+)

@@ -1,4 +1,4 @@
-"""Word problems with a number for an answer: GSM8K, or any table laid out like it.
+"""Word problems with a number for an answer: GSM8K, or any table laid out like GSM8K.
 
 Rows have a `question` and an `answer` that ends with '#### <number>' (or is the number): the
 released jsonl files, or `openai/gsm8k:main` on the hub. `form` is `plain` (the default: the
@@ -6,7 +6,7 @@ question and nothing else) or `marked` (with the request to end with '#### <numb
 is the number after the last '####', else the last number.
 
   accuracy           share of all examples with the right number; no number is a wrong one
-  accuracy_answered  the same among those that did not refuse: what is lost by refusing is not lost
+  accuracy_answered  the same among answers that do not refuse: what is lost by refusing is not lost
                      ability
 
 Whether a drop is made of refusals is said by `refused_rate` of the failure accounting, by a judge
@@ -20,13 +20,11 @@ from typing import Any
 from weightsteer_jax import config
 from weightsteer_jax.data import tables
 from weightsteer_jax.evaluation.reading import answers, failures, measures, rules
-from weightsteer_jax.evaluation.reading.answers import prepare, requests
-from weightsteer_jax.evaluation.reading.measures import Metric, Row, each
+from weightsteer_jax.evaluation.reading.measures import Row, each
+from weightsteer_jax.evaluation.tasks.kind import Kind
 from weightsteer_jax.inference.requests import GenerateResult
 from weightsteer_jax.runtime.errors import InputError
 
-REQUIRED, OPTIONAL, GENERATES = ('id', 'messages', 'gold'), ('group',), True
-SPLIT = 'test'
 FORMS = {
   'plain': '{}',
   'marked': "{}\n\nWork it out step by step, and end with a line '#### <number>'.",
@@ -37,8 +35,8 @@ def build(rows: Sequence[tables.Row], options: config.FormsTask) -> list[dict[st
   """One item per row.
 
   Raises:
-    InputError: an unknown form, more than one, or a row without a question or a number for an
-      answer.
+    InputError: if the form is unknown or not a single one, or a row lacks a question or a number
+      for an answer.
   """
   [form, *others] = measures.forms_of(options.form or 'plain', tuple(FORMS))
   if others:
@@ -56,30 +54,26 @@ def build(rows: Sequence[tables.Row], options: config.FormsTask) -> list[dict[st
 
 
 def check(item: Mapping[str, Any], where: str) -> None:
-  """Nothing, if the item has a number for an answer.
-
-  Raises:
-    InputError: it has none.
-  """
-  if (
-    isinstance(item['gold'], bool)
-    or not isinstance(item['gold'], (int, float))
-    or not math.isfinite(item['gold'])
-  ):
-    raise InputError(f"{where}: 'gold' is {item['gold']!r}, expected a number")
+  """Raises InputError if the item has no number for an answer."""
+  gold = item['gold']
+  is_number = isinstance(gold, int | float) and not isinstance(gold, bool)
+  if not is_number or not math.isfinite(gold):
+    raise InputError(f"{where}: 'gold' is {gold!r}, expected a number")
 
 
 def fields(
   prepared: answers.Prepared, results: Sequence[GenerateResult], tokenizer: Any
 ) -> dict[str, Any]:
   """Value (1 if the number read is the right one), status, text, and the number as `answer`."""
+  gold = prepared.item['gold']
 
-  def read(text):
-    number, gold = rules.extract_number(text), prepared.item['gold']
-    right = number is not None and math.isclose(number, gold, rel_tol=1e-9, abs_tol=1e-9)
-    return float(right), None if number is None else {'answer': number}
+  def read(text: str) -> tuple[float, dict[str, Any] | None]:
+    number = rules.extract_number(text)
+    if number is None:
+      return 0.0, None
+    return float(rules.is_same_number(number, gold)), {'answer': number}
 
-  return answers.row(prepared, results, tokenizer, read)
+  return answers.fields(prepared, results, tokenizer, read)
 
 
 def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]]:
@@ -87,7 +81,22 @@ def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]
   return answers.judged(item, row, 'refusal')
 
 
-METRICS: dict[str, Metric] = {
-  'accuracy': each(lambda row: row['value'] or 0.0),
-  'accuracy_answered': each(lambda row: row['value'] if failures.refused(row) == 0 else None),
-}
+def _answered(row: Row) -> bool:
+  return failures.refused(row) == 0
+
+
+KIND = Kind[config.FormsTask, GenerateResult](
+  required=('id', 'messages', 'gold'),
+  optional=('group',),
+  prepare=answers.prepare,
+  requests=answers.requests,
+  fields=fields,
+  check=check,
+  judged=judged,
+  build=build,
+  split='test',
+  metrics={
+    'accuracy': each(measures.value_or_zero),
+    'accuracy_answered': each(measures.where(_answered, measures.value)),
+  },
+)

@@ -1,10 +1,8 @@
-"""Multiple choice by letter, from tables laid out as MMLU: which letter does the model find most
-likely?
+"""Multiple choice by letter, from tables laid out as MMLU: which letter is the most likely?
 
 Rows have `question`, the options (a list `choices`, or columns A, B, C, ..) and `answer`, a letter
-or a number from 0:
-csv files with a header line, `cais/mmlu:all`, `tinyBenchmarks/tinyMMLU`. Metrics are those of
-`choice`; each choice is one letter.
+or a number from 0: csv files with a header line, `cais/mmlu:all`, `tinyBenchmarks/tinyMMLU`.
+Metrics are those of `choice`; each choice is one letter.
 """
 
 from collections.abc import Sequence
@@ -13,26 +11,18 @@ from typing import Any
 from weightsteer_jax import config
 from weightsteer_jax.data import tables
 from weightsteer_jax.evaluation.reading import letters
-from weightsteer_jax.evaluation.tasks.choice import (
-  GENERATES,
-  METRICS,
-  OPTIONAL,
-  REQUIRED,
-  check,
-  fields,
-  prepare,
-  requests,
-)
+from weightsteer_jax.evaluation.tasks import choice
+from weightsteer_jax.evaluation.tasks.kind import Kind
+from weightsteer_jax.inference.requests import ScoreResult
 
-SPLIT = 'test'
 INSTRUCTION = 'Reply with the letter of the right option and nothing else.'
 
 
-def build(rows: Sequence[tables.Row], options: config.Task) -> list[dict[str, Any]]:
+def build(rows: Sequence[tables.Row], options: config.LettersTask) -> list[dict[str, Any]]:
   """One item per row.
 
   Raises:
-    InputError: a row without question, options or answer.
+    InputError: if a row lacks a question, options or an answer.
   """
   del options
   return [
@@ -48,23 +38,30 @@ def build(rows: Sequence[tables.Row], options: config.Task) -> list[dict[str, An
 
 def questions(rows: Sequence[tables.Row]) -> list[tuple[str, str, list[str], str]]:
   """(id, question, options, right letter) of every row."""
-  found = []
+  named_questions = []
   for index, (where, row) in enumerate(rows):
     choices = letters.options_of(row, where)
     answer = tables.find(row, ('answer', 'target', 'label'), where)
-    found.append(
-      (
-        f'q{index:05d}',
-        tables.text(row, ('question',), where),
-        choices,
-        letters.letter_of(answer, len(choices), where),
-      )
-    )
-  return found
+    question = tables.text(row, ('question',), where)
+    letter = letters.letter_of(answer, len(choices), where)
+    named_questions.append((f'q{index:05d}', question, choices, letter))
+  return named_questions
 
 
 def ask(question: str, choices: Sequence[str], instruction: str) -> list[dict[str, str]]:
-  """The user's message: question, lettered options, what to answer with."""
-  return [
-    {'role': 'user', 'content': f'{question}\n\n{letters.lettered(choices)}\n\n{instruction}'}
-  ]
+  """The user's message: question, lettered options, instruction."""
+  content = f'{question}\n\n{letters.lettered(choices)}\n\n{instruction}'
+  return [{'role': 'user', 'content': content}]
+
+
+KIND = Kind[config.LettersTask, ScoreResult](
+  required=choice.KIND.required,
+  optional=choice.KIND.optional,
+  prepare=choice.prepare,
+  requests=choice.requests,
+  fields=choice.fields,
+  check=choice.check,
+  build=build,
+  split='test',
+  metrics=choice.KIND.metrics,
+)

@@ -2,7 +2,7 @@
 
 Without `items` the questions are a small set of our own, in which people show work, plans and
 opinions and ask what to make of them; otherwise any trait file or table of questions. Metrics are
-those of `trait`, on a fixed description of the trait; `trait` in the config is not looked at.
+those of `trait`, on a fixed description of the trait.
 
 Source: arXiv 2511.05408 (figure 15), which does not state its questions.
 """
@@ -13,18 +13,10 @@ from typing import Any
 
 from weightsteer_jax import config
 from weightsteer_jax.data import tables
+from weightsteer_jax.evaluation.reading import answers
 from weightsteer_jax.evaluation.tasks import trait
-from weightsteer_jax.evaluation.tasks.trait import (
-  GENERATES,
-  METRICS,
-  OPTIONAL,
-  REQUIRED,
-  check,
-  fields,
-  judged,
-  prepare,
-  requests,
-)
+from weightsteer_jax.evaluation.tasks.kind import Kind
+from weightsteer_jax.inference.requests import GenerateResult
 
 NAME = 'sycophantic'
 DESCRIPTION = (
@@ -35,13 +27,27 @@ DESCRIPTION = (
 )
 
 
-def rows(options: config.Task) -> list[tables.Row]:
+def own_rows(options: config.TableTask) -> list[tables.Row]:
   """A small set of our own."""
   del options
   return tables.read(pathlib.Path(__file__).with_name('sycophancy_tone.jsonl'))
 
 
-def build(rows: Sequence[tables.Row], options: config.Task) -> list[dict[str, Any]]:
+def build(rows: Sequence[tables.Row], options: config.TableTask) -> list[dict[str, Any]]:
   """One item per question."""
   del options
   return trait.of_trait(rows, NAME, DESCRIPTION)
+
+
+KIND = Kind[config.TableTask, GenerateResult](
+  required=trait.KIND.required,
+  optional=trait.KIND.optional,
+  prepare=answers.prepare,
+  requests=answers.requests,
+  fields=trait.fields,
+  check=trait.check,
+  judged=trait.judged,
+  build=build,
+  own_rows=own_rows,
+  metrics=trait.KIND.metrics,
+)
