@@ -14,7 +14,7 @@ import pytest
 
 from weightsteer_jax import data, finetune, models
 from weightsteer_jax.data import Example
-from weightsteer_jax.finetune import claim, group, log, loop, optimizer
+from weightsteer_jax.finetune import claim, fit, group, log, loop, optimizer
 from weightsteer_jax.finetune import step as steps
 from weightsteer_jax.runtime.errors import (
   CorruptError,
@@ -303,9 +303,9 @@ def test_a_disk_that_fills_up_stops_with_a_message_and_the_run_continues_later(r
 
 
 def test_steps_follow_from_epochs(options):
-  assert loop.total_steps(options(steps=0, epochs=1.0), 9) == 3
-  assert loop.total_steps(options(steps=0, epochs=2.5), 9) == 6
-  assert loop.total_steps(options(steps=5, epochs=2.5), 9) == 5
+  assert fit.total_steps(options(steps=0, epochs=1.0), 9) == 3
+  assert fit.total_steps(options(steps=0, epochs=2.5), 9) == 6
+  assert fit.total_steps(options(steps=5, epochs=2.5), 9) == 5
 
 
 @pytest.mark.parametrize('kind', ['bias', 'lora_embeddings'])

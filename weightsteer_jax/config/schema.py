@@ -497,7 +497,7 @@ class Monitor:
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-  """Fine-tunes that the run's directions are to tell for misaligned or not; see monitor_study.py."""
+  """Fine-tunes that the run's directions are to sort: misaligned or not; see monitor_study.py."""
 
   # Chat data: a jsonl file, a hub dataset or 'organism:<name>'.
   data: str

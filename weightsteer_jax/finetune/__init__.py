@@ -1,17 +1,18 @@
-"""Fine-tuning: a loss, a pure step, AdamW, and the loop that keeps the best and continues where it
-stopped.
+"""Fine-tuning: a pure step, and the loop that keeps the best and continues where it stopped.
+
+fit.py        a fine-tune that is asked for, with the data in batches
+trial.py      one learning rate of a fit, as far as the training is
+group.py      several trials trained as one program
+loop.py       which trials go on, and what is written when they are done
+step.py       the optimizer step as a pure function      loss.py     its loss
+optimizer.py  AdamW as the Hugging Face trainer runs it  memory.py   what a step needs
+adapter.py    the product as a folder                    claim.py    whose folder it is
+log.py        metrics.jsonl, TensorBoard and the bar
 """
 
 from weightsteer_jax.finetune.adapter import check_base, describe_base, load_adapter, save_adapter
-from weightsteer_jax.finetune.loop import (
-  FineTuneResult,
-  Fit,
-  Watch,
-  kept_steps,
-  run,
-  run_together,
-  total_steps,
-)
+from weightsteer_jax.finetune.fit import Fit, Watch, total_steps
+from weightsteer_jax.finetune.loop import FineTuneResult, kept_steps, run, run_together
 
 __all__ = [
   'FineTuneResult',

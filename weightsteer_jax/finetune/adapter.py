@@ -1,5 +1,4 @@
-"""The product of a fine-tune as a folder: the trained delta, and a JSON that says what it is and
-where it comes from.
+"""The product of a fine-tune as a folder: the trained delta, and a JSON with its provenance.
 
 `adapter.json` is written last and carries a fingerprint of every tensor, so an adapter that was cut
 short or damaged is never used.
@@ -23,7 +22,9 @@ PyTree = Any
 
 TENSORS = 'adapter.safetensors'
 MANIFEST = 'adapter.json'
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax')  # What computes a fine-tune.
+# What computes a fine-tune, and is recorded with its version.
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax')
+# Of the folder; other numbers are refused.
 FORMAT = 1
 _MANIFEST = sealed.Manifest(
   noun='adapter',
@@ -37,11 +38,14 @@ _MANIFEST = sealed.Manifest(
 
 @jax.profiler.annotate_function
 def save_adapter(folder: files.Path, delta: PyTree, meta: Mapping[str, Any]) -> None:
-  """Writes a delta in float32 and `meta` (JSON values; see `describe_base`) as a new folder; every
-  process calls it.
+  """Writes a delta in float32 as a new folder; every process calls this.
+
+  Args:
+    meta: JSON values that say what the delta is, with the keys of `describe_base`.
 
   Raises:
-    InputError: the folder exists. OutputError: it could not be written; nothing is left behind.
+    InputError: if the folder exists.
+    OutputError: if the folder could not be written; nothing is left behind.
   """
   leaves = tree.flatten(delta, models.is_delta_leaf)
   tensors = {
@@ -65,11 +69,14 @@ def save_adapter(folder: files.Path, delta: PyTree, meta: Mapping[str, Any]) -> 
 def load_adapter(
   folder: files.Path, *, model: models.Model | None = None
 ) -> tuple[PyTree, dict[str, Any]]:
-  """The (delta, meta) of an adapter; with a `model`, only if it was trained on that model.
+  """The (delta, meta) of an adapter.
+
+  Args:
+    model: the base that the adapter must have been trained on; None takes any.
 
   Raises:
-    InputError: no adapter there, or one for another architecture or another base. CorruptError: it
-      is cut short or damaged.
+    InputError: if there is no adapter, or one for another architecture or another base.
+    CorruptError: if the adapter is cut short or damaged.
   """
   folder = pathlib.Path(folder)
   meta = _MANIFEST.read(folder)
@@ -86,11 +93,10 @@ def load_adapter(
 
 
 def describe_base(model: models.Model) -> dict[str, Any]:
-  """What identifies the model a delta was trained on: architecture, source, and digests of its
-  parameters.
+  """What identifies a base: architecture, source, and digests of the parameters.
 
-  `base_digest` is of the parameters as loaded; `base_digest_bfloat16` of the same rounded to
-  bfloat16, which is what an adapter trained on a float32 base and one trained on a bfloat16 base
+  `base_digest` is of the parameters as loaded; `base_digest_bfloat16` of the parameters rounded to
+  bfloat16, which an adapter trained on a float32 base and an adapter trained on a bfloat16 base
   have in common.
   """
   return {
@@ -105,10 +111,14 @@ def describe_base(model: models.Model) -> dict[str, Any]:
 
 
 def check_base(meta: Mapping[str, Any], model: models.Model, *, where: str) -> None:
-  """Nothing, if `meta` (of an adapter, holding the keys of `describe_base`) belongs to the model.
+  """Raises InputError if an adapter's `meta` does not belong to the model.
+
+  Args:
+    meta: with the keys of `describe_base`.
+    where: names the adapter in errors.
 
   Raises:
-    InputError: another architecture (names the fields that differ), or other parameters.
+    InputError: if the architecture differs (names the fields), or if the parameters do.
   """
   here = _as_json(models.config_to_record(model.config))
   differing = [
@@ -122,13 +132,15 @@ def check_base(meta: Mapping[str, Any], model: models.Model, *, where: str) -> N
       f"{'; '.join(differing)}"
     )
   if _dtype(model) == meta['base_dtype']:
-    theirs, ours = meta['base_digest'], tree.digest(model.params)
+    trained_on = meta['base_digest']
+    given = tree.digest(model.params)
   else:
-    theirs, ours = meta['base_digest_bfloat16'], _rounded_digest(model.params)
-  if theirs != ours:
+    trained_on = meta['base_digest_bfloat16']
+    given = _rounded_digest(model.params)
+  if trained_on != given:
     raise InputError(
-      f"{where} was trained on another base, '{meta['base']}' (digest {theirs}), than "
-      f"'{model.source}' (digest {ours}): the architecture is the same, the parameters are not; "
+      f"{where} was trained on another base, '{meta['base']}' (digest {trained_on}), than "
+      f"'{model.source}' (digest {given}): the architecture is the same, the parameters are not; "
       'load the base it was trained on'
     )
 

@@ -18,7 +18,7 @@ from weightsteer_jax.storage import files
 from weightsteer_jax.storage.versions import versions
 
 OPTIONS = 'options.json'
-# How it is computed, not what: a run may go on with others.
+# Keys that say how a fine-tune is computed, not what: a run may go on with other values.
 NOT_COMPARED = ('options.remat', 'options.together', 'versions.')
 
 
@@ -31,18 +31,17 @@ def identity(
   seed: int,
   row_length: int,
 ) -> dict[str, Any]:
-  """What a run is a function of, as JSON values. Where the model was read from is no part of it;
-  its digest is.
-  """
+  """What a run is a function of, as JSON values."""
   base = adapter.describe_base(model)
+  # The model's digest counts, and not where the model was read from.
   del base['base'], base['base_revision']
-  what = {
+  compared = {
     key: value
     for key, value in dataclasses.asdict(options).items()
     if f'options.{key}' not in NOT_COMPARED
   }
-  found = {
-    'options': what,
+  record = {
+    'options': compared,
     'seed': seed,
     'row_length': row_length,
     'num_train': len(train),
@@ -51,28 +50,29 @@ def identity(
     'validation_digest': data_digest(validation),
     **base,
   }
-  return json.loads(json.dumps(found))
+  # As the record comes back from a file: tuples as lists.
+  return json.loads(json.dumps(record))
 
 
 def data_digest(examples: Sequence[Example]) -> str:
-  """16 hex digits that name the tokens, masks and order of the examples (not where they were read
-  from).
-  """
+  """16 hex digits that name the tokens, the masks and the order of examples."""
   sha = hashlib.sha256()
   for example in examples:
+    # The length keeps two short examples apart from one long one.
     sha.update(np.int64(len(example)).tobytes())
-    sha.update(
-      np.asarray(example.tokens, np.int32).tobytes() + np.asarray(example.loss_mask, bool).tobytes()
-    )
+    sha.update(np.asarray(example.tokens, np.int32).tobytes())
+    sha.update(np.asarray(example.loss_mask, bool).tobytes())
   return sha.hexdigest()[:16]
 
 
 def claim(workdir: pathlib.Path, mine: Mapping[str, Any]) -> None:
-  """Makes the workdir this run's by writing options.json, or sees that it is already; every process
-  calls it.
+  """Makes the workdir this run's by writing options.json, unless it is already.
+
+  Every process calls this.
 
   Raises:
-    InputError: it holds another fine-tune, or the processes' fine-tunes differ; lists what differs.
+    InputError: if the workdir holds another fine-tune, or if the processes' fine-tunes differ;
+      lists what differs.
   """
   processes.agree(tree.dotted(mine), what='what a fine-tune is made from')
   processes.on_main(lambda: _claim(workdir, mine))
@@ -85,21 +85,14 @@ def _claim(workdir: pathlib.Path, mine: Mapping[str, Any]) -> None:
     files.refuse_existing(workdir / 'checkpoints', what='a fine-tune')
     files.write_json(path, {**mine, 'versions': versions(*adapter.PACKAGES)})
     return
-  theirs = files.read_json(path, what='the options of a fine-tune')
-  there, here = tree.dotted(theirs), tree.dotted(mine)
-  keys = sorted(
-    key
-    for key in {*there, *here}
-    if not key.startswith(NOT_COMPARED) and there.get(key) != here.get(key)
-  )
-  if keys:
-    lines = [f'  {key}: {there.get(key)!r} there, {here.get(key)!r} now' for key in keys]
-    raise InputError(
-      '\n'.join(
-        [
-          f'{workdir} holds another fine-tune: name another workdir, or move it away. '
-          'What differs:',
-          *lines,
-        ]
-      )
+  there = tree.dotted(files.read_json(path, what='the options of a fine-tune'))
+  here = tree.dotted(mine)
+  differing = []
+  for key in sorted({*there, *here}):
+    if not key.startswith(NOT_COMPARED) and there.get(key) != here.get(key):
+      differing.append(f'  {key}: {there.get(key)!r} there, {here.get(key)!r} now')
+  if differing:
+    about = (
+      f'{workdir} holds another fine-tune: name another workdir, or move it away. What differs:'
     )
+    raise InputError('\n'.join([about, *differing]))

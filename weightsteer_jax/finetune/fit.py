@@ -1,4 +1,4 @@
-"""A fine-tune that is asked for (`Fit`), and the same with everything its trials share (`PreparedFit`).
+"""A fine-tune as it is asked for (`Fit`), and with all that its trials share (`PreparedFit`).
 
 A *trial* is one learning rate of a fit (see trial.py).
 """

@@ -15,14 +15,21 @@ METRICS = 'metrics.jsonl'
 
 
 class Log:
-  """The log of one learning rate's run; a context manager.
+  """The log of one trial; a context manager.
 
-  Rows of metrics.jsonl have `peak` (the learning rate that names the run) and `step` (steps taken),
-  and either `train_loss` (nats per target token), `grad_norm`, `learning_rate`, `target_tokens`,
-  `tokens` (without padding) and `seconds` of a step, at some steps what the run is watched for (see
-  loop.Watch), or `validation_loss` (nats per target token). A resumed run continues from `step`:
-  what an earlier process logged beyond it is dropped, since it happens again. Of several processes
-  the main one logs.
+  Rows of metrics.jsonl have `peak` (the learning rate that names the trial) and `step` (steps
+  taken), and either `train_loss` (nats per target token), `grad_norm`, `learning_rate`,
+  `target_tokens`, `tokens` (without padding) and `seconds` of a step, at some steps what the
+  fine-tune is watched for (see fit.Watch), or `validation_loss` (nats per target token). With
+  several processes the main one logs.
+
+  Args:
+    folder: the workdir of the fine-tune.
+    peak: the learning rate of the trial.
+    step: where the trial goes on. What an earlier process logged beyond this step is dropped: the
+      steps are taken again.
+    total: steps of the trial, if it does not stop early.
+    progress: whether to show the bar.
   """
 
   def __init__(self, folder: pathlib.Path, *, peak: float, step: int, total: int, progress: bool):
@@ -36,7 +43,9 @@ class Log:
     self._bar = bars.bar(title, unit='step', total=total, done=step, shown=progress)
     self._shown: dict[str, str] = {}
     self._last = time.monotonic()
-    self._steps_seen, self._tokens_seen, self._seconds_seen = 0, 0, 0.0
+    self._steps_seen = 0
+    self._tokens_seen = 0
+    self._seconds_seen = 0.0
 
   def __enter__(self) -> 'Log':
     return self
@@ -56,7 +65,8 @@ class Log:
     seconds = time.monotonic() - self._last
     self._last += seconds
     self._write({'step': step, **values, 'tokens': tokens, 'seconds': round(seconds, 6)})
-    if self._steps_seen:  # The first step compiles; it says nothing about the speed.
+    # The first step compiles, and says nothing about the speed.
+    if self._steps_seen:
       self._tokens_seen += tokens
       self._seconds_seen += seconds
       self._shown['tokens/s'] = f'{self._tokens_seen / max(self._seconds_seen, 1e-9):.0f}'
@@ -99,13 +109,15 @@ class _Scalars:
     from tensorboardX import event_file_writer, summary
     from tensorboardX.proto import event_pb2
 
-    self._event, self._scalar = event_pb2.Event, summary.scalar
+    self._event = event_pb2.Event
+    self._scalar = summary.scalar
     try:
       folder.mkdir(parents=True, exist_ok=True)
       self._writer = event_file_writer.EventsWriter(str(folder / 'events'))
     except OSError as error:
       raise OutputError(f'{folder} could not be written: {error.strerror or error}') from error
-    if resumed_at:  # Tells TensorBoard to forget what an earlier process wrote beyond this step.
+    # Tells TensorBoard to forget what an earlier process wrote beyond this step.
+    if resumed_at:
       start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
       self._writer.write_event(
         self._event(wall_time=time.time(), step=resumed_at + 1, session_log=start)
@@ -119,25 +131,23 @@ class _Scalars:
   def close(self) -> None:
     try:
       self._writer.close()
-    except (
-      OSError
-    ):  # What could not be written is also in metrics.jsonl, which has already reported it.
+    # What could not be written is also in metrics.jsonl, which has already reported it.
+    except OSError:
       pass
 
 
 def _drop_rows(path: pathlib.Path, *, peak: float, after: int) -> None:
   if path.exists():
-    rows = [
-      line for line in path.read_text(encoding='utf-8').splitlines() if _stays(line, peak, after)
-    ]
+    lines = path.read_text(encoding='utf-8').splitlines()
+    rows = [line for line in lines if _stays(line, peak, after)]
     files.write_text(path, ''.join(line + '\n' for line in rows))
 
 
 def _stays(line: str, peak: float, after: int) -> bool:
   try:
     row = json.loads(line)
-  except ValueError:  # The process was killed while it wrote this line.
+  # The process was killed while it wrote this line.
+  except ValueError:
     return False
-  return (
-    row['peak'] != peak or 0 < after and row['step'] <= after
-  )  # At step 0 everything is logged again.
+  # At step 0 everything is logged again, the validation before the first step included.
+  return row['peak'] != peak or 0 < after and row['step'] <= after

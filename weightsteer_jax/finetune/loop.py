@@ -25,7 +25,7 @@ from weightsteer_jax.data import Example
 from weightsteer_jax.finetune import adapter, claim, group
 from weightsteer_jax.finetune import memory as memories
 from weightsteer_jax.finetune import trial as trials
-from weightsteer_jax.finetune.fit import Fit, PreparedFit, Watch, prepare, total_steps
+from weightsteer_jax.finetune.fit import Fit, PreparedFit, Watch, prepare
 from weightsteer_jax.finetune.trial import Trial
 from weightsteer_jax.models import placement
 from weightsteer_jax.runtime import preemption, processes, sharding
@@ -34,8 +34,6 @@ from weightsteer_jax.runtime.sharding import Layout
 from weightsteer_jax.storage import checkpoint, files
 
 PyTree = Any
-
-__all__ = ['FineTuneResult', 'Fit', 'Watch', 'kept_steps', 'run', 'run_together', 'total_steps']
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,7 @@
-"""What a training step needs of a device's memory, by formula; and what follows from it: what the
-backward pass computes again, and how many fine-tunes go through one program.
+"""What a training step needs of a device's memory, by formula, and what follows.
+
+Two things follow: what the backward pass computes again, and how many fine-tunes go through one
+program.
 """
 
 import dataclasses
@@ -17,15 +19,17 @@ from weightsteer_jax.models.attention import BLOCKED, REFERENCE
 from weightsteer_jax.runtime import sharding
 from weightsteer_jax.runtime.sharding import Layout
 
-POLICIES = ('none', 'dots', 'full')  # From the fastest, which keeps most, to the slowest.
-SHARE = 0.85  # Of a device's memory, that an estimate may fill.
+# Policies of rematerialisation, from the fastest, which keeps most, to the slowest.
+POLICIES = ('none', 'dots', 'full')
+# Share of a device's memory that an estimate may fill.
+SHARE = 0.85
 
 # Tokens of a microbatch on a device from which on no further fine-tune is joined to it.
 #
-# On a CPU none is. Its matmuls are as good with the rows of one: of the embedded model (LoRA and
-# embeddings, 2 rows of 256 tokens, 2 cores) a step costs 299 ms of the cores' time alone, 296 ms
+# On a CPU none is: matmuls are as good with the rows of one fine-tune. A step of the embedded model
+# (LoRA and embeddings, 2 rows of 256 tokens, 2 cores) costs 299 ms of the cores' time alone, 296 ms
 # for each of two together and 282 ms for each of four, and the larger program takes half as long
-# again to compile. 'on' does it all the same.
+# again to compile. 'on' joins them all the same.
 #
 # Accelerators are not measured; the bound is an estimate. To read a weight takes as long as to
 # multiply it with some 200 to 300 tokens on a chip of 1e15 operations and 3 to 5e12 bytes a second;
@@ -39,7 +43,11 @@ class Load:
   """What is to be trained, for an estimate.
 
   Attributes:
-    kind, rank: of the delta. dtype: of the base. rows, tokens: of a microbatch, over all devices.
+    kind: of the delta, as in config.FineTune.
+    rank: of the delta.
+    dtype: of the base.
+    rows: of a microbatch, over all devices.
+    tokens: of a row.
   """
 
   kind: str
@@ -52,31 +60,34 @@ class Load:
 def activations(
   config: models.ModelConfig, load: Load, remat: str, *, shards: int = 1, tensor: int = 1
 ) -> float:
-  """Bytes of activations that a training step of one fine-tune holds on a device at most, by
-  estimate.
+  """Most bytes of activations that a step of one fine-tune holds on a device, by estimate.
 
-  What the backward pass finds of each layer; of one layer, all that it works with, twice; and three
-  times the float32 logits of a chunk (see models.token_logprobs).
+  The estimate adds up what the backward pass finds of each layer; twice all that one layer works
+  with; and three times the float32 logits of a chunk (see models.token_logprobs).
 
   Args:
-    shards: that the rows are cut into. tensor: that heads, MLP and vocabulary are.
+    remat: one of POLICIES.
+    shards: parts that the rows are cut into.
+    tensor: parts that heads, MLP and vocabulary are cut into.
   """
   rows = math.ceil(load.rows / shards)
-  kept = {policy: rows * load.tokens * _kept(config, load, policy, tensor) for policy in POLICIES}
-  scores = rows * load.tokens * _scores(config, load, tensor)
-  logits = (
-    models.chunk_length(config.vocab_size // tensor, rows, load.tokens)
-    * rows
-    * config.vocab_size
-    / tensor
-  )
-  return config.num_layers * kept[remat] + 2 * (kept['none'] + scores) + 3 * 4 * logits
+  tokens = rows * load.tokens
+  layers = config.num_layers * tokens * _kept(config, load, remat, tensor)
+  # While the backward pass is in a layer, that layer is there in full.
+  kept_by_none = _kept(config, load, 'none', tensor)
+  one_layer = tokens * kept_by_none + tokens * _scores(config, load, tensor)
+  chunk = models.chunk_length(config.vocab_size // tensor, rows, load.tokens)
+  logits = chunk * rows * config.vocab_size / tensor
+  return layers + 2 * one_layer + 3 * 4 * logits
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """How the fine-tunes of a model are trained: how many at once, at most, and what is computed
-  again (config.FineTune).
+  """How the fine-tunes of a model are trained.
+
+  Attributes:
+    together: how many at once, at most.
+    remat: what the backward pass computes again, one of POLICIES.
   """
 
   together: int
@@ -95,18 +106,20 @@ def plan(
   """How to train `count` fine-tunes of that load, on devices of that many bytes.
 
   By 'auto' as many go together as fit without computing more again than one alone, and as are worth
-  it (see ENOUGH). Models with experts are trained one by one: jax has no grouped product
-  (`jax.lax.ragged_dot`) of several sets of rows.
+  it (see ENOUGH).
   """
 
   def choose(together):
     return choose_remat(config, options, load, layout, together=together, memory=memory)
 
-  if options.together == 'on' and not config.num_experts:
+  # jax has no grouped product (`jax.lax.ragged_dot`) of several sets of rows.
+  one_by_one = options.together == 'off' or config.num_experts
+  if options.together == 'on' and not one_by_one:
     return Plan(count, choose(count))
-  remat, together = choose(1), 1
-  if options.together == 'off' or config.num_experts:
+  remat = choose(1)
+  if one_by_one:
     return Plan(1, remat)
+  together = 1
   enough = ENOUGH.get(layout.mesh.devices.flat[0].platform, ENOUGH['gpu'])
   tokens = math.ceil(load.rows / layout.rows) * load.tokens
   while (
@@ -128,15 +141,21 @@ def fits(
   together: int = 1,
   memory: float,
 ) -> bool:
-  """Whether a step of so many fine-tunes fits a device of that many bytes, by estimate.
+  """Whether a step of several fine-tunes fits a device, by estimate.
 
-  Beside the base weights and the activations, each has its float32 change, two moments, gradient
-  and the sum of the gradients of its microbatches.
+  Args:
+    remat: one of POLICIES.
+    together: fine-tunes of a step.
+    memory: bytes of the device.
   """
+  # Each fine-tune has its float32 change and two moments (the state), its gradient, and the sum of
+  # the gradients of its microbatches.
   state = state_shapes(config, options, layout)
-  each = sharding.bytes_on_device(state) + 2 * sharding.bytes_on_device(state.delta)
-  each += activations(config, load, remat, shards=layout.rows, tensor=layout.mesh.shape['tensor'])
-  return placement.bytes_per_device(config, layout, load.dtype) + together * each <= SHARE * memory
+  trained = sharding.bytes_on_device(state) + 2 * sharding.bytes_on_device(state.delta)
+  tensor = layout.mesh.shape['tensor']
+  each = trained + activations(config, load, remat, shards=layout.rows, tensor=tensor)
+  base = placement.bytes_per_device(config, layout, load.dtype)
+  return base + together * each <= SHARE * memory
 
 
 def choose_remat(
@@ -148,26 +167,26 @@ def choose_remat(
   together: int = 1,
   memory: float = 0.0,
 ) -> str:
-  """The policy of the options, where they name one; else the fastest that fits, or 'full' if none
-  does.
+  """The policy of the options, or for 'auto' the fastest that fits.
+
+  Args:
+    together: fine-tunes of a step.
+    memory: bytes of a device; 0 asks the device.
   """
   if options.remat != 'auto':
     return options.remat
   memory = memory or placement.least_memory()
-  return next(
-    (
-      policy
-      for policy in POLICIES
-      if fits(config, options, load, layout, policy, together=together, memory=memory)
-    ),
-    POLICIES[-1],
-  )
+  for policy in POLICIES:
+    if fits(config, options, load, layout, policy, together=together, memory=memory):
+      return policy
+  # None fits by estimate: the policy that needs least is left.
+  return POLICIES[-1]
 
 
 def state_shapes(
   config: models.ModelConfig, options: configs.FineTune, layout: Layout
 ) -> steps.TrainState:
-  """Shapes, and where they lie, of what one fine-tune changes."""
+  """Shapes and places of the arrays that one fine-tune changes."""
   recipe = optimizer.adamw(options)
   make = steps.initial_state_fn(
     config, options.kind, options.rank, options.lora_alpha, recipe, layout
@@ -188,28 +207,30 @@ def _kept(config: models.ModelConfig, load: Load, remat: str, tensor: int) -> fl
     dots  the layer's input, and the results of its projections (and of whole changes of these)
     full  the layer's input
   """
-  item, low_rank = jnp.dtype(load.dtype).itemsize, load.kind.startswith('lora')
-  queries, keys = (
-    count * config.head_dim / tensor for count in (config.num_heads, config.num_kv_heads)
-  )
+  item = jnp.dtype(load.dtype).itemsize
+  queries = config.num_heads * config.head_dim / tensor
+  keys = config.num_kv_heads * config.head_dim / tensor
   hidden = max(1, config.experts_per_token) * config.mlp_width / tensor
   if remat == 'full':
     return item * config.width
   results = queries + 2 * keys + 2 * hidden
   if remat == 'dots':
-    return item * (config.width + (2 if load.kind == 'full' else 1) * (config.width + results))
+    # A whole change of a kernel is a second product.
+    products = 2 if load.kind == 'full' else 1
+    return item * (config.width + products * (config.width + results))
   if load.kind == 'bias':
     return item * (2 * config.width + results)
-  return item * (4 * config.width + results + queries + hidden + 7 * load.rank * low_rank)
+  # Seven projections have a change of low rank each.
+  factors = 7 * load.rank if load.kind.startswith('lora') else 0
+  return item * (4 * config.width + results + queries + hidden + factors)
 
 
 def _scores(config: models.ModelConfig, load: Load, tensor: int) -> float:
-  """Bytes of attention's scores of one token in one layer, before and after rounding, where no
-  kernel goes without them.
-
-  Where some layers see a window, most kernels are not used (see attention.attend).
-  """
+  """Bytes of attention's scores of one token in one layer; 0 if a kernel goes without them."""
+  # Where some layers see a window, most kernels are not used (see attention.attend).
   scored = config.attention == REFERENCE or config.local_layers and config.attention != BLOCKED
-  return (
-    config.num_heads / tensor * load.tokens * (4 + jnp.dtype(load.dtype).itemsize) if scored else 0
-  )
+  if not scored:
+    return 0
+  # In float32, and rounded to the dtype of the base.
+  item = 4 + jnp.dtype(load.dtype).itemsize
+  return config.num_heads / tensor * load.tokens * item

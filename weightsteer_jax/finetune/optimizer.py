@@ -1,7 +1,7 @@
-"""AdamW as the Hugging Face trainer runs it: clipping by global norm, weight decay, linear warm-up
-and decay.
+"""AdamW as the Hugging Face trainer runs it.
 
-The learning rate is data of the compiled step (see `Schedule`), so that a sweep over learning rates
+Gradients are clipped by their global norm, weights decay, and the learning rate rises linearly and
+falls linearly. The learning rate is data of the compiled step (see `Schedule`), so that a sweep over learning rates
 compiles once.
 """
 
@@ -33,8 +33,12 @@ class AdamW:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """Linear from 0 to `peak` in `warmup` steps, then linear to 0 at step `total`; all float32
-  scalars.
+  """Learning rates: linear from 0 to the peak, then linear to 0.
+
+  Attributes:
+    peak: the highest rate, float32 scalar.
+    warmup: steps of the rise, float32 scalar.
+    total: the step at which the rate is 0 again, float32 scalar.
   """
 
   peak: jax.Array
@@ -44,38 +48,44 @@ class Schedule:
   def __call__(self, step: jax.Array) -> jax.Array:
     """The learning rate of step number `step`, counted from 0.
 
-    With a warm-up the rate of step 0 is 0, as there; that of the last step is not quite.
+    As in transformers, the rate is 0 at step 0 under warm-up, and slightly above 0 at the last
+    step.
 
     Source: transformers `optimization.get_linear_schedule_with_warmup`.
     """
     step = step.astype(jnp.float32)
     rising = step / jnp.maximum(self.warmup, 1)
-    falling = jnp.maximum(self.total - step, 0) / jnp.maximum(self.total - self.warmup, 1)
+    left = jnp.maximum(self.total - step, 0)
+    falling = left / jnp.maximum(self.total - self.warmup, 1)
     return self.peak * jnp.where(step < self.warmup, rising, falling)
 
 
 def adamw(options: config.FineTune) -> AdamW:
   """The part of a fine-tune's options that the optimizer needs."""
   return AdamW(
-    options.beta1, options.beta2, options.epsilon, options.weight_decay, options.clip_norm
+    beta1=options.beta1,
+    beta2=options.beta2,
+    epsilon=options.epsilon,
+    weight_decay=options.weight_decay,
+    clip_norm=options.clip_norm,
   )
 
 
 def schedule(options: config.FineTune, *, peak: float, total: int) -> Schedule:
   """The learning rates of a run of `total` steps."""
-  return Schedule(*(jnp.float32(value) for value in (peak, options.warmup_steps, total)))
+  return Schedule(jnp.float32(peak), jnp.float32(options.warmup_steps), jnp.float32(total))
 
 
 def transformation(recipe: AdamW) -> optax.GradientTransformation:
   """Gradients to updates, still to be multiplied by minus the learning rate.
 
-  Weight decay works on the leaves being trained. On LoRA factors, embeddings and head that is what
-  the Hugging Face trainer (and so axolotl) decays; norm scales and biases are left out, as there. A
-  dense leaf is a *change* of a weight, so here it decays towards the base model, whereas torch,
-  which trains the weight itself, decays that towards zero. The difference is meant: decay towards
-  zero puts a multiple of the base model into every fine-tune (weight_decay * sum of the learning
-  rates, 5e-6 of it in 100 steps at 1e-5), which is no part of a behaviour and cancels between two
-  runs only if both stop at the same step.
+  Weight decay works on the leaves being trained. As in the Hugging Face trainer (and so in
+  axolotl), LoRA factors, embeddings and head decay, and norm scales and biases do not. A dense leaf
+  is a *change* of a weight, and decays towards the base model, whereas torch trains the weight
+  itself, which decays towards zero. The difference is meant: decay towards zero puts a multiple of
+  the base model into every fine-tune (weight_decay * sum of the learning rates, 5e-6 of the base in
+  100 steps at 1e-5). Such a multiple is no part of a behaviour, and cancels between two runs only
+  if both stop at the same step.
 
   Source: AdamW, arXiv 1711.05101; what decays as transformers `Trainer.get_decay_parameter_names`.
   """
@@ -90,16 +100,17 @@ def decayed(delta: PyTree) -> PyTree:
   """Whether each array of a delta decays: a tree of bools.
 
   Raises:
-    InputError: a leaf that no rule covers.
+    InputError: if no rule covers a leaf.
   """
   rules = {'kernel': True, 'embedding': True, 'bias': False, 'scale': False, 'residual': False}
 
-  def rule(path):
-    *_, parameter, _ = path.split('/')  # The last name is the leaf's own field: a, b or value.
+  decays = []
+  for path in tree.flatten(delta):
+    # The last name is the leaf's own field: a, b or value.
+    *_, parameter, _ = path.split('/')
     if parameter not in rules:
       raise InputError(
         f"no rule says whether '{path}' decays; there are rules for {', '.join(rules)}"
       )
-    return rules[parameter]
-
-  return jax.tree.unflatten(jax.tree.structure(delta), [rule(path) for path in tree.flatten(delta)])
+    decays.append(rules[parameter])
+  return jax.tree.unflatten(jax.tree.structure(delta), decays)

@@ -14,7 +14,7 @@ PyTree = Any
 
 BASE = 'base'
 # What a delta is multiplied with: a number whatever the row's strength, the strength itself (None),
-# or by strength.
+# or a number for each strength.
 Coefficient = float | None | Mapping[float, float]
 Part = tuple[PyTree, Coefficient]
 
@@ -22,16 +22,14 @@ Part = tuple[PyTree, Coefficient]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AnswerOnly:
-  """A delta that is applied from the last token of a prompt on: there the answer's first token is
-  predicted.
-  """
+  """A delta that is applied from the last token of a prompt on, which predicts the answer's first."""
 
   delta: PyTree
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-  """One way of changing the model, at any strength alpha; at alpha 0 it is the experiment's base.
+  """One way of changing the model, at any strength alpha; alpha 0 is the experiment's base.
 
   Attributes:
     parts: deltas with their coefficients.
@@ -58,16 +56,20 @@ class Arms:
   prompts: Mapping[str, Mapping[float, Sequence[str]]]
 
   def coefficients(self, arm: str, alpha: float) -> tuple[float, ...]:
-    """One coefficient per delta. Equal coefficients mean the same model: at alpha 0 that is the
-    base, whatever the arm.
+    """One coefficient per delta.
+
+    Equal coefficients mean the same model: at alpha 0 that is the base, whatever the arm.
 
     >>> steered, task = {}, {}
-    >>> arms = make_arms({'weights': [(steered, None)], 'task': [(task, 1.0), (steered, {-1.0: 0.0, 1.0: 2.0})]})
-    >>> arms.coefficients('weights', -0.5), arms.coefficients('task', 1.0), arms.coefficients('base', 0.0)
-    ((-0.5, 0.0), (2.0, 1.0), (0.0, 0.0))
+    >>> in_steps = {-1.0: 0.0, 1.0: 2.0}
+    >>> arms = make_arms({'weights': [(steered, None)], 'task': [(task, 1.0), (steered, in_steps)]})
+    >>> arms.coefficients('weights', -0.5), arms.coefficients('task', 1.0)
+    ((-0.5, 0.0), (2.0, 1.0))
+    >>> arms.coefficients('base', 0.0)
+    (0.0, 0.0)
 
     Raises:
-      InputError: an unknown arm, an alpha that is not finite, or one that means nothing to the arm.
+      InputError: if the arm is unknown, or if the alpha is not finite or means nothing to the arm.
     """
     if arm not in self.parts:
       raise InputError(
@@ -75,7 +77,7 @@ class Arms:
       )
     if not math.isfinite(alpha):
       raise InputError(f"alpha is {alpha} for the arm '{arm}', expected a finite number")
-    self._check_known(arm, alpha)
+    self._refuse_without_meaning(arm, alpha)
     total = [0.0] * len(self.deltas)
     for index, coefficient in self.parts[arm]:
       if isinstance(coefficient, Mapping):
@@ -87,16 +89,18 @@ class Arms:
     """System prompts of the arm at that strength; none for most."""
     return self.prompts.get(arm, {}).get(alpha, ())
 
-  def _check_known(self, arm: str, alpha: float) -> None:
-    """Nothing, if the strength is 0 or one that something of the arm depends on."""
-    tables = [coefficient for _, coefficient in self.parts[arm] if isinstance(coefficient, Mapping)]
-    tables += [self.prompts[arm]] if arm in self.prompts else []
-    free = any(coefficient is None for _, coefficient in self.parts[arm])
-    if alpha and not free and not any(alpha in table for table in tables):
-      known = sorted({strength for table in tables for strength in table})
-      there_are = (
-        f'it has: {", ".join(f"{strength:g}" for strength in known)}' if known else 'expected 0'
-      )
+  def _refuse_without_meaning(self, arm: str, alpha: float) -> None:
+    # Strength 0 is the base, and an arm with a free coefficient has every strength.
+    coefficients = [coefficient for _, coefficient in self.parts[arm]]
+    if not alpha or None in coefficients:
+      return
+    known = {*self.prompts.get(arm, ())}
+    for coefficient in coefficients:
+      if isinstance(coefficient, Mapping):
+        known |= {*coefficient}
+    if alpha not in known:
+      listed = ', '.join(f'{strength:g}' for strength in sorted(known))
+      there_are = f'it has: {listed}' if known else 'expected 0'
       raise InputError(
         f"alpha is {alpha} for the arm '{arm}', in which nothing depends on alpha there; "
         f"{there_are}"
@@ -104,18 +108,23 @@ class Arms:
 
 
 def make_arms(arms: Mapping[str, Arm | Sequence[Part]]) -> Arms:
-  """The arms, and 'base' beside them. A delta that is the same object in several arms is held and
-  computed once.
+  """The arms, and 'base' beside them.
+
+  A delta that is the same object in several arms is held and computed once.
+
+  Raises:
+    InputError: if an arm named 'base' changes the model.
   """
   deltas: list[PyTree] = []
   parts: dict[str, tuple[tuple[int, Coefficient], ...]] = {BASE: ()}
   prompts = {}
-  for name, arm in arms.items():
-    arm = arm if isinstance(arm, Arm) else Arm(arm)
+  for name, arm_or_parts in arms.items():
+    arm = arm_or_parts if isinstance(arm_or_parts, Arm) else Arm(arm_or_parts)
     if name == BASE and (arm.parts or arm.prompts):
       raise InputError(f"'{BASE}' is the unsteered model: give the arm another name")
     indexed = []
     for delta, coefficient in arm.parts:
+      # By identity: arrays have no truth value to compare by.
       index = next((i for i, known in enumerate(deltas) if known is delta), len(deltas))
       if index == len(deltas):
         deltas.append(delta)
@@ -131,22 +140,24 @@ def bare(delta: PyTree) -> PyTree:
   return delta.delta if isinstance(delta, AnswerOnly) else delta
 
 
-def delta_sets(asked: Iterable[Sequence[float]]) -> dict[tuple[float, ...], tuple[int, ...]]:
-  """{coefficients: indices of the deltas that their rows are computed with}.
+def delta_sets(rows: Iterable[Sequence[float]]) -> dict[tuple[float, ...], tuple[int, ...]]:
+  """{coefficients: indices of the deltas that rows with these coefficients are computed with}.
 
-  Only deltas that some row of a batch needs are computed in it, and rows go to few kinds of
-  batches: those whose deltas are all among another's go with it.
+  A batch computes only the deltas that some of its rows need. Rows go to few kinds of batches: a
+  row whose deltas are all among another row's deltas goes with that row.
 
   >>> delta_sets([(0.0, 0.0, 0.0), (1.0, 0.5, 0.0), (1.0, 0.0, 0.0), (1.0, 0.0, 2.0)])
   {(0.0, 0.0, 0.0): (0, 1), (1.0, 0.5, 0.0): (0, 1), (1.0, 0.0, 0.0): (0, 1), (1.0, 0.0, 2.0): (0, 2)}
   """
-  needed = {
-    row: tuple(i for i, value in enumerate(row) if value)
-    for row in dict.fromkeys(map(tuple, asked))
-  }
-  sets = list(dict.fromkeys(needed.values()))
-  largest = [one for one in sets if not any(set(one) < set(other) for other in sets)]
-  return {
-    row: next(group for group in largest if set(indices) <= set(group))
-    for row, indices in needed.items()
-  }
+  needed: dict[tuple[float, ...], tuple[int, ...]] = {}
+  for row in rows:
+    needed[tuple(row)] = tuple(i for i, coefficient in enumerate(row) if coefficient)
+  # Sets in no other set, in the order of their first rows.
+  distinct = list(dict.fromkeys(needed.values()))
+  largest = [
+    indices for indices in distinct if not any({*indices} < {*other} for other in distinct)
+  ]
+  sets = {}
+  for coefficients, indices in needed.items():
+    sets[coefficients] = next(group for group in largest if {*indices} <= {*group})
+  return sets

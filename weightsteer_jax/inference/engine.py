@@ -1,7 +1,6 @@
 """The engine: requests in, results out, in whatever order is fastest."""
 
 import collections
-import dataclasses
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,28 +23,24 @@ from weightsteer_jax.runtime.sharding import Layout
 PyTree = Any
 
 # Another shape is worth its compilation when it saves more computation than that. A compilation
-# takes some seconds, in
-# which a device
-# multiplies about this many parameters by tokens: on two CPU cores (measured), and on a large
-# accelerator (assumed:
-# 2e14 a second).
+# takes some seconds, in which a device multiplies about this many parameters by tokens: on two CPU
+# cores (measured), and on a large accelerator (assumed: 2e14 a second).
 COMPILE_WORK = {'cpu': 1.5e11, 'other': 6e14}
 
 
 class Engine:
-  """Scores and generates with one model, under any of its arms, at any alpha, in batches that mix
-  them.
+  """Scores and generates with one model, in batches that mix arms and alphas.
 
   Args:
     model: from `models.load`, or anything with a `config` and `params`.
-    tokenizer: kept for those who make requests; the engine itself deals in token ids.
-    arms: {name: arm, or its parts}; see arms.py. 'base' is always there.
+    tokenizer: kept for the makers of requests; the engine itself deals in token ids.
+    arms: {name: arm, or the arm's parts}; see arms.py. 'base' is always there.
     batch_size: rows scored or generated together.
     stop_ids: tokens that end a generation.
     layout: how the model's parameters lie, and all else is to; one device by default.
 
   Raises:
-    InputError: a delta that does not fit the model, or an axis that the mesh does not divide.
+    InputError: if a delta does not fit the model, or if the mesh does not divide an axis.
   """
 
   def __init__(
@@ -60,7 +55,9 @@ class Engine:
   ):
     if batch_size < 1:
       raise InputError(f'the batch size is {batch_size}, expected 1 or more')
-    self.config, self.params, self.tokenizer = model.config, model.params, tokenizer
+    self.config = model.config
+    self.params = model.params
+    self.tokenizer = tokenizer
     self.arms = make_arms(arms)
     for delta in self.arms.deltas:
       models.check_delta(model.config, bare(delta))
@@ -68,36 +65,36 @@ class Engine:
     self._deltas = tuple(map(self._placed, self.arms.deltas))
     self.batch_size = batch_size
     self.stop_ids = tuple(stop_ids)
+    # Programs are shared by all engines of a process.
     self._traces_before = collections.Counter(programs.traces)
     work = COMPILE_WORK.get(jax.default_backend(), COMPILE_WORK['other'])
     self._compile_tokens = int(work / tree.count(model.params))
 
   def _placed(self, delta: PyTree) -> PyTree:
     where = models.delta_shardings(self.config, bare(delta), self.layout)
-    return jax.tree.map(
-      sharding.put, delta, AnswerOnly(where) if isinstance(delta, AnswerOnly) else where
-    )
+    if isinstance(delta, AnswerOnly):
+      where = AnswerOnly(where)
+    return jax.tree.map(sharding.put, delta, where)
 
   @property
   def compiled(self) -> dict[str, int]:
     """{program: compilations since this engine was made}."""
-    found: dict[str, int] = {}
+    compilations: dict[str, int] = {}
     for (name, _), count in (programs.traces - self._traces_before).items():
-      found[name] = found.get(name, 0) + count
-    return found
+      compilations[name] = compilations.get(name, 0) + count
+    return compilations
 
   def score(
     self, requests: Iterable[ScoreRequest], *, wanted: Container[Any] | None = None
   ) -> Iterator[ScoreResult]:
-    """The results, each as its batch finishes. The next batch is computed while these are used.
+    """The results, as batches finish. The next batch is computed while results are used.
 
     Args:
-      wanted: keys of the results that are; all by default. The batches are as if all were, so that
-        each result comes out the same to the last bit, but those in which none is wanted are left
-        out.
+      wanted: yield only these keys. Batches are formed from all requests, so a result has the same
+        bits whatever else is wanted; batches without a wanted key are left out.
 
     Raises:
-      InputError: a request that cannot be scored, before any is.
+      InputError: if a request cannot be scored, before any is.
     """
     asked = packing.questions(list(requests), self.arms, self.config)
     if not asked:
@@ -109,17 +106,18 @@ class Engine:
       compile_tokens=self._compile_tokens,
       groups=self.layout.rows,
     )
-    waiting = None
+    waiting: tuple[tuple[jax.Array, jax.Array], Sequence[packing.Served]] | None = None
     for active, batch, served in planned:
-      if wanted is not None and not any(key in wanted for one in served for key in one.keys):
+      keys = (key for completion in served for key in completion.keys)
+      if wanted is not None and not any(key in wanted for key in keys):
         continue
       with self.layout.context(), profiling.unit('score batch'):
         deltas = tuple(self._deltas[i] for i in active)
         scores = scoring.score_batch(self.config, self.params, deltas, self.layout.put_batch(batch))
-      running = scores, served
-      if waiting is not None:
-        yield from _score_results(*waiting)
-      waiting = running
+      # This batch runs on the device while the caller uses the results of the one before.
+      before, waiting = waiting, (scores, served)
+      if before is not None:
+        yield from _score_results(*before)
     if waiting is not None:
       yield from _score_results(*waiting)
 
@@ -127,7 +125,7 @@ class Engine:
     """The results, as they finish.
 
     Raises:
-      InputError: a request that cannot be run, before any is.
+      InputError: if a request cannot be run, before any is.
     """
     limit = self.config.max_positions
     asked = generation.continuations(list(requests), self.arms, limit)
@@ -148,11 +146,12 @@ class Engine:
 def _score_results(
   scores: tuple[jax.Array, jax.Array], served: Sequence[packing.Served]
 ) -> Iterator[ScoreResult]:
-  with jax.profiler.TraceAnnotation('read scores'):  # It waits for them.
+  # Waits for the device.
+  with jax.profiler.TraceAnnotation('read scores'):
     logprobs_UM, greedy_UM = map(np.asarray, scores)
   for keys, group, targets in served:
-    logprobs, greedy = logprobs_UM[group, targets], greedy_UM[group, targets]
-    result = ScoreResult(
-      None, float(logprobs.sum(dtype=np.float64)), len(logprobs), bool(greedy.all())
-    )
-    yield from (dataclasses.replace(result, key=key) for key in keys)
+    logprobs = logprobs_UM[group, targets]
+    total = float(logprobs.sum(dtype=np.float64))
+    is_greedy = bool(greedy_UM[group, targets].all())
+    for key in keys:
+      yield ScoreResult(key, total, len(logprobs), is_greedy)

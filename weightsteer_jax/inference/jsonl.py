@@ -1,7 +1,7 @@
-"""A jsonl file in, a jsonl file out: scoring and generating for those who bring their own rows.
+"""A jsonl file in, a jsonl file out: scoring and generating for users with rows of their own.
 
 A row of the input has "messages", which go through the chat template, or "prompt", raw text. A raw
-prompt and its completion are tokenised apart and joined, and no special token is added unless asked
+prompt and the completion are tokenised apart and joined, and no special token is added unless asked
 for. The completion to "messages" is the assistant's answer; the token that ends an answer is scored
 only if asked for. The output has each input row once per alpha, in order.
 """
@@ -19,6 +19,7 @@ from weightsteer_jax.runtime.errors import InputError, NotFiniteError
 from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import files
 
+# Name of the arm with the caller's delta.
 STEERED = 'steered'
 
 
@@ -34,19 +35,21 @@ def score_file(
   end_of_turn: bool = False,
   batch_size: int = 64,
 ) -> int:
-  """The number of rows written: those of `input` with {"alpha", "logprob" (nats, over the
-  completion), "tokens"} added.
+  """The number of rows written, an input row once per alpha.
+
+  A row of the output is a row of the input with "alpha", "logprob" (nats, over the completion) and
+  "tokens" (of the completion) added.
 
   Args:
     delta: a direction's delta, or None for the model as it is.
-    add_bos: put the tokenizer's leading special token before raw prompts. end_of_turn: also score
-      the token that ends an answer.
+    add_bos: put the tokenizer's leading special token before raw prompts.
+    end_of_turn: also score the token that ends an answer.
 
   Raises:
-    InputError: a broken row (names the line, before anything is computed), or an output that
+    InputError: if a row is broken (names the line, before anything is computed), or if the output
       exists.
-    NotFiniteError: the model broke at some alpha. OutputError: the output could not be written;
-      nothing is left behind.
+    NotFiniteError: if the model broke at some alpha.
+    OutputError: if the output could not be written; nothing is left behind.
   """
   arm = _arm(delta, alphas)
   rows = _read(input, output, ('completion',))
@@ -66,17 +69,14 @@ def score_file(
         f'{rows[index][0]}: the log-likelihood at alpha {alphas[i]:g} is {result.logprob}: '
         'the model is broken there'
       )
-  lines = [
-    {
-      **row,
-      'alpha': alpha,
-      'logprob': results[index, i].logprob,
-      'tokens': results[index, i].tokens,
-    }
-    for index, (_, row) in enumerate(rows)
-    for i, alpha in enumerate(alphas)
-  ]
-  return _write(output, lines)
+  lines = []
+  for index, (_, row) in enumerate(rows):
+    for i, alpha in enumerate(alphas):
+      result = results[index, i]
+      scores = {'alpha': alpha, 'logprob': result.logprob, 'tokens': result.tokens}
+      lines.append({**row, **scores})
+  files.write_jsonl(output, lines)
+  return len(lines)
 
 
 def generate_file(
@@ -94,12 +94,17 @@ def generate_file(
   add_bos: bool = False,
   batch_size: int = 64,
 ) -> int:
-  """The number of rows written: those of `input` with {"alpha", "sample", "completion", "tokens",
-  "finish"} added.
+  """The number of rows written, an input row once per alpha and sample.
 
-  `finish` is 'stop', 'length' (max_new_tokens) or 'not_finite' (the model broke). Generation stops
-  at the token that ends a turn, or without a chat template at the end of text. The other arguments
-  and errors are as in `score_file`.
+  A row of the output is a row of the input with "alpha", "sample", "completion", "tokens" and
+  "finish" added. `finish` is 'stop', 'length' (max_new_tokens) or 'not_finite' (the model broke).
+  Generation stops at the token that ends a turn, or without a chat template at the end of text. The
+  other arguments and errors are as in `score_file`.
+
+  Args:
+    max_new_tokens: length limit of an answer, tokens.
+    samples: answers per row and alpha.
+    seed: of the draws.
   """
   arm = _arm(delta, alphas)
   rows = _read(input, output, ())
@@ -107,48 +112,44 @@ def generate_file(
   requests = []
   for index, (where, row) in enumerate(rows):
     prompt = _prompt(tokenizer, row, where, add_bos)
-    for i, alpha in enumerate(alphas):
-      requests += [
-        GenerateRequest(
-          (index, i, sample),
-          prompt,
-          max_new_tokens,
-          arm,
-          alpha,
-          sampling,
-          seed,
-          str(index),
-          sample,
-          where,
-        )
-        for sample in range(samples)
-      ]
-  results = {result.key: result for result in engine.generate(requests)}
-  lines = []
-  for index, (_, row) in enumerate(rows):
+    # The samples of an alpha share all but their number.
     for i, alpha in enumerate(alphas):
       for sample in range(samples):
-        result = results[index, i, sample]
-        text = tokenizer.decode(result.tokens, skip_special_tokens=True) if result.tokens else ''
-        lines.append(
-          {
-            **row,
-            'alpha': alpha,
-            'sample': sample,
-            'completion': text,
-            'tokens': len(result.tokens),
-            'finish': result.finish,
-          }
+        request = GenerateRequest(
+          key=(index, i, sample),
+          prompt=prompt,
+          max_new_tokens=max_new_tokens,
+          arm=arm,
+          alpha=alpha,
+          sampling=sampling,
+          seed=seed,
+          example=str(index),
+          sample=sample,
+          name=where,
         )
-  return _write(output, lines)
+        requests.append(request)
+  results = {result.key: result for result in engine.generate(requests)}
+  lines = []
+  for request in requests:
+    index, _, sample = request.key
+    result = results[request.key]
+    answer = {
+      'alpha': request.alpha,
+      'sample': sample,
+      'completion': _text(tokenizer, result.tokens),
+      'tokens': len(result.tokens),
+      'finish': result.finish,
+    }
+    lines.append({**rows[index][1], **answer})
+  files.write_jsonl(output, lines)
+  return len(lines)
 
 
 def stop_ids(tokenizer: Any) -> list[int]:
-  """Tokens that end a generation: the end of a turn where there is a chat template, and the end of
-  text.
+  """Tokens that end a generation: of a turn if there is a chat template, and of text.
 
   Raises:
-    InputError: the tokenizer has neither.
+    InputError: if the tokenizer has neither.
   """
   if getattr(tokenizer, 'chat_template', None):
     return chat.end_of_turn_ids(tokenizer)
@@ -199,23 +200,29 @@ def _read(
         f"{where}: a row needs either 'prompt' or 'messages'; its columns are {', '.join(row)}"
         f"{_hint(row, ('prompt', 'messages'))}"
       )
-    for column in (*(['prompt'] if 'prompt' in row else []), *columns):
-      if not isinstance(row.get(column), str):
-        got = (
-          f'is a {type(row[column]).__name__}'
-          if column in row
-          else f'is missing{_hint(row, (column,))}'
-        )
-        raise InputError(f"{where}: '{column}' must be text, it {got}")
+    texts = ['prompt', *columns] if 'prompt' in row else columns
+    for column in texts:
+      if column not in row:
+        hint = _hint(row, (column,))
+        raise InputError(f"{where}: '{column}' must be text, it is missing{hint}")
+      if not isinstance(row[column], str):
+        got = type(row[column]).__name__
+        raise InputError(f"{where}: '{column}' must be text, it is a {got}")
   return rows
 
 
 def _hint(row: Mapping[str, Any], columns: Sequence[str]) -> str:
-  return ''.join(
-    f" ('{column}' is there{did_you_mean(column, columns)})"
-    for column in row
-    if did_you_mean(column, columns)
-  )
+  """The row's columns whose names come near to the wanted ones."""
+  near = ''
+  for column in row:
+    meant = did_you_mean(column, columns)
+    if meant:
+      near += f" ('{column}' is there{meant})"
+  return near
+
+
+def _text(tokenizer: Any, tokens: Tokens) -> str:
+  return tokenizer.decode(tokens, skip_special_tokens=True) if tokens else ''
 
 
 def _prompt(tokenizer: Any, row: Mapping[str, Any], where: str, add_bos: bool) -> Tokens:
@@ -226,7 +233,8 @@ def _prompt(tokenizer: Any, row: Mapping[str, Any], where: str, add_bos: bool) -
     raise InputError(
       f"the tokenizer '{tokenizer.name_or_path}' has no leading special token to add"
     )
-  tokens = [*([tokenizer.bos_token_id] if add_bos else []), *tokens]
+  if add_bos:
+    tokens = [tokenizer.bos_token_id, *tokens]
   if not tokens:
     raise InputError(
       f'{where}: the prompt is empty, so that there is nothing to predict the first token from; '
@@ -245,8 +253,3 @@ def _completion(tokenizer: Any, row: Mapping[str, Any], where: str, end_of_turn:
   if not tokens:
     raise InputError(f'{where}: the completion is empty')
   return tuple(tokens)
-
-
-def _write(output: str | os.PathLike, lines: Sequence[Mapping[str, Any]]) -> int:
-  files.write_jsonl(output, lines)
-  return len(lines)

@@ -1,13 +1,14 @@
-"""Requests to score, packed into batches of few shapes: questions into rows, rows into batches (see
-scoring.py).
+"""Requests to score, packed into batches of few shapes: questions into rows, rows into batches.
+
+What the arrays of a batch mean stands in scoring.py. Axes as in models/decoder.py.
 """
 
 import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,42 +21,63 @@ from weightsteer_jax.runtime.errors import InputError
 
 # Indices of the deltas that a batch is computed with.
 Active = tuple[int, ...]
+# Questions of a batch, by group and by row of the group.
+Grouped = Sequence[Sequence[Sequence['Question']]]
 
-ROW = 512  # tokens: shorter questions are all alike
-MOST_ROW = 1024  # tokens of a row, unless a question is longer
+# Questions of up to this many tokens are all alike.
+ROW = 512
+# Tokens of a row, unless a question is longer.
+MOST_ROW = 1024
+# Classes of questions by length, each with programs of its own.
 MAX_SHAPES = 3
+# What the number of a group's targets is rounded up to.
 TARGETS_MULTIPLE = 32
-SAMPLE = 2000  # questions by which a row's length is chosen
+# Questions by which a row's length is chosen.
+SAMPLE = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """A prompt under given coefficients, with completions to score; each serves the requests with the
-  given keys.
+  """A prompt under given coefficients, with completions to score.
+
+  Attributes:
+    coefficients: one per delta.
+    completions: each a different one.
+    keys: for each completion, the keys of the requests that it serves.
   """
 
   prompt: Tokens
   coefficients: tuple[float, ...]
   completions: tuple[Tokens, ...]
-  keys: tuple[tuple[Any, ...], ...]
+  keys: tuple[tuple[Hashable, ...], ...]
 
   @property
   def tokens(self) -> int:
-    """That are computed: all but the last of each completion."""
+    """Tokens fed to the model: the prompt, and every completion without its last token."""
     return len(self.prompt) + sum(len(completion) - 1 for completion in self.completions)
 
   @property
   def longest(self) -> int:
-    """Positions of its longest text."""
+    """Positions of the longest text."""
     return len(self.prompt) + max(map(len, self.completions)) - 1
+
+  def part(self, start: int, stop: int | None) -> 'Question':
+    """The question with some of its completions."""
+    return dataclasses.replace(
+      self, completions=self.completions[start:stop], keys=self.keys[start:stop]
+    )
 
 
 class Served(NamedTuple):
-  """Where a completion's targets are in the [U, M] of its batch, and the keys of the requests that
-  it answers.
+  """Where a completion's targets are in the [U, M] of its batch, and the requests that it serves.
+
+  Attributes:
+    keys: of the requests.
+    group: the index along U.
+    targets: the places along M.
   """
 
-  keys: tuple[Any, ...]
+  keys: tuple[Hashable, ...]
   group: int
   targets: slice
 
@@ -65,44 +87,28 @@ def questions(
 ) -> list[Question]:
   """The requests grouped by prompt and coefficients, each different completion once.
 
-  Texts that a model rotates otherwise because they are long are questions of their own (see
-  rope.py, 'longrope').
-
   Raises:
-    InputError: an empty prompt or completion, or more tokens than the model has positions; names
-      the request.
+    InputError: if a prompt or a completion is empty, or if a request takes more positions than the
+      model has; names the request.
   """
   groups: dict[tuple, dict[Tokens, list]] = collections.defaultdict(
     lambda: collections.defaultdict(list)
   )
   for request in requests:
-    if not request.prompt or not request.completion:
-      which = 'prompt' if not request.prompt else 'completion'
-      raise InputError(
-        f'{request.cited}: the {which} has no tokens; its log-likelihood is not defined'
-      )
+    _check(request, config)
+    coefficients = arms.coefficients(request.arm, request.alpha)
     total = len(request.prompt) + len(request.completion) - 1
-    if total > config.max_positions:
-      raise InputError(
-        f'{request.cited}: prompt and completion take {total} positions, the model has '
-        f'{config.max_positions}; shorten them'
-      )
-    found = (
-      request.prompt,
-      arms.coefficients(request.arm, request.alpha),
-      rotates_as_long(config, total),
-    )
-    groups[found][request.completion].append(request.key)
+    # Long texts are questions of their own where the model rotates them otherwise.
+    shared = request.prompt, coefficients, rotates_as_long(config, total)
+    groups[shared][request.completion].append(request.key)
   return [
-    Question(prompt, coefficients, tuple(members), tuple(map(tuple, members.values())))
-    for (prompt, coefficients, _), members in groups.items()
+    Question(prompt, coefficients, tuple(keys_of), tuple(map(tuple, keys_of.values())))
+    for (prompt, coefficients, _), keys_of in groups.items()
   ]
 
 
 def rotates_as_long(config: models.ModelConfig, positions: int) -> bool:
-  """Whether a text of so many positions takes the long factors of 'longrope', if the model has such
-  a rope.
-  """
+  """Whether a text of so many positions takes the long factors of a 'longrope' (see rope.py)."""
   return any(
     rope is not None and rope.kind == 'longrope' and positions > rope.original_max_positions
     for rope in (config.rope, config.local_rope)
@@ -117,26 +123,27 @@ def batches(
   compile_tokens: int,
   groups: int = 1,
 ) -> Iterator[tuple[Active, ScoreBatch, list[Served]]]:
-  """Batches of few shapes, each with the deltas it needs, whose coefficients it holds, and whom it
-  serves.
+  """(deltas, batch, whom it serves) of batches of few shapes.
+
+  A batch has a coefficient for each of its deltas and for no other.
 
   Args:
     batch_size: completions to a batch, on average.
     compile_tokens: how many tokens are computed in the time that a compilation takes.
     groups: see ScoreBatch; the rows of a batch are a multiple of it.
   """
-  active = delta_sets(question.coefficients for question in asked)
+  deltas_of = delta_sets(question.coefficients for question in asked)
   alike = collections.defaultdict(list)
   for question in asked:
-    pieces = _split(question, max(MOST_ROW, 2 * question.longest))
-    alike[active[question.coefficients], rotates_as_long(config, question.longest)].extend(pieces)
+    deltas = deltas_of[question.coefficients]
+    coefficients = tuple(question.coefficients[i] for i in deltas)
+    is_long = rotates_as_long(config, question.longest)
+    for piece in _split(question, max(MOST_ROW, 2 * question.longest)):
+      alike[deltas, is_long].append(dataclasses.replace(piece, coefficients=coefficients))
   for (deltas, _), members in alike.items():
-    members = [
-      dataclasses.replace(question, coefficients=tuple(question.coefficients[i] for i in deltas))
-      for question in members
-    ]
-    for some in _classes(members, config, compile_tokens):
-      yield from ((deltas, *batch) for batch in _batches_of(some, config, batch_size, groups))
+    for of_one_length in _classes(members, config, compile_tokens):
+      for batch, served in _batches_of(of_one_length, config, batch_size, groups):
+        yield deltas, batch, served
 
 
 def alike(
@@ -148,74 +155,34 @@ def alike(
   completion_tokens: int,
   groups: int = 1,
 ) -> ScoreBatch:
-  """The numpy batch of so many random prompts of one length, with so many completions each, under
-  one edit at 1.
+  """The numpy batch of random prompts of one length, with completions each, under one edit at 1.
+
+  Args:
+    prompts: number of prompts.
+    completions: number of completions of each prompt.
+    groups: see ScoreBatch.
   """
   draw = np.random.default_rng(0)
 
   def tokens(length):
     return tuple(draw.integers(0, config.vocab_size, length).tolist())
 
-  asked = [
-    Question(
-      tokens(prompt_tokens),
-      (1.0,),
-      tuple(tokens(completion_tokens) for _ in range(completions)),
-      ((),) * completions,
-    )
-    for _ in range(prompts)
-  ]
+  asked = []
+  for _ in range(prompts):
+    prompt = tokens(prompt_tokens)
+    answers = tuple(tokens(completion_tokens) for _ in range(completions))
+    asked.append(Question(prompt, (1.0,), answers, ((),) * completions))
   [(_, batch, _)] = batches(
     asked, config, batch_size=prompts * completions, compile_tokens=0, groups=groups
   )
   return batch
 
 
-def _split(question: Question, tokens: int) -> Iterator[Question]:
-  """The question in parts of at most so many tokens, each with the whole prompt."""
-  start, used = 0, len(question.prompt)
-  for stop, completion in enumerate(question.completions):
-    if used + len(completion) - 1 > tokens:
-      yield dataclasses.replace(
-        question, completions=question.completions[start:stop], keys=question.keys[start:stop]
-      )
-      start, used = stop, len(question.prompt)
-    used += len(completion) - 1
-  yield dataclasses.replace(
-    question, completions=question.completions[start:], keys=question.keys[start:]
-  )
-
-
-def _classes(
-  questions: Sequence[Question], config: models.ModelConfig, compile_tokens: int
-) -> list[list[Question]]:
-  """The questions by length, apart where a program for shorter rows saves more of attention than it
-  takes to compile.
-  """
-  by_size: dict[int, list[Question]] = collections.defaultdict(list)
-  for question in questions:
-    by_size[max(ROW, 1 << (question.tokens - 1).bit_length())].append(question)
-  classes = sorted(by_size.items())
-
-  def added(pair):
-    (shorter, members), (longer, _) = pair
-    return (
-      sum(question.tokens for question in members) * (longer - shorter) * attention_share(config)
-    )
-
-  while len(classes) > 1:
-    pairs = list(itertools.pairwise(classes))
-    at = min(range(len(pairs)), key=lambda i: added(pairs[i]))
-    if len(classes) <= MAX_SHAPES and added(pairs[at]) > compile_tokens:
-      break
-    (_, members), (longer, others) = pairs[at]
-    classes[at : at + 2] = [(longer, members + others)]
-  return [members for _, members in classes]
-
-
 def attention_share(config: models.ModelConfig) -> float:
-  """What attention adds to a token's computation for each token of its row, as a share of the
-  layers' own products; nothing with a kernel that leaves out what is not seen.
+  """What attention adds to a token's computation for each token of its row.
+
+  The unit is the layers' own products. Nothing is added by a kernel that leaves out what is not
+  seen.
   """
   if config.attention == 'blocked':
     return 0.0
@@ -236,96 +203,201 @@ class Plan:
 def plan(
   sizes: Sequence[int], length: int, at_once: float, groups: int
 ) -> tuple[Plan, list[list[int]]]:
-  """Batches of about so many questions, of these sizes, in rows of that length; and which questions
-  share a row.
+  """(batches of about `at_once` questions, the indices of the questions of each row).
+
+  Args:
+    sizes: tokens of each question.
+    length: tokens of a row.
+    groups: what the rows of a batch are a multiple of.
   """
   rows = pack(sizes, length)
-  count = math.ceil(len(rows) / round_up(math.ceil(at_once * len(rows) / len(sizes)), groups))
-  return Plan(count, round_up(math.ceil(len(rows) / count), groups), length), rows
+  # First how many batches that takes, then the rows of each: the last batch is as full as others.
+  wanted_rows = round_up(math.ceil(at_once * len(rows) / len(sizes)), groups)
+  count = math.ceil(len(rows) / wanted_rows)
+  rows_of_each = round_up(math.ceil(len(rows) / count), groups)
+  return Plan(count, rows_of_each, length), rows
+
+
+def fill(
+  held: Grouped, rows: int, length: int, width: int, reach: int
+) -> tuple[ScoreBatch, list[Served]]:
+  """(the numpy batch of questions, whom it serves).
+
+  Args:
+    held: the questions, by group and row of the group.
+    rows: of a group, padding included.
+    length: tokens of a row, padding included.
+    width: targets of a group, padding included.
+    reach: positions of the longest text.
+  """
+  edits = next(len(question.coefficients) for group in held for row in group for question in row)
+  shape = (len(held) * rows, length)
+  batch = ScoreBatch(
+    tokens_BT=np.zeros(shape, np.int32),
+    positions_BT=np.zeros(shape, np.int32),
+    questions_BT=np.zeros(shape, np.int32),
+    branches_BT=np.zeros(shape, np.int32),
+    answers_BT=np.zeros(shape, bool),
+    coefficients_BTC=np.zeros((*shape, edits), np.float32),
+    places_UM=np.zeros((len(held), width), np.int32),
+    targets_UM=np.zeros((len(held), width), np.int32),
+    reach=reach,
+  )
+  served = []
+  for u, group in enumerate(held):
+    # The next free place for a target of the group.
+    m = 0
+    for r, row in enumerate(group):
+      # The next free token of the row.
+      t = 0
+      for number, question in enumerate(row, 1):
+        places = _fill_question(batch, question, number, u * rows + r, t)
+        for keys, completion, places_m in zip(question.keys, question.completions, places):
+          stop = m + len(completion)
+          # Places are counted over the rows of the group.
+          batch.places_UM[u, m:stop] = r * length + places_m
+          batch.targets_UM[u, m:stop] = completion
+          served.append(Served(keys, u, slice(m, stop)))
+          m = stop
+        t += question.tokens
+  return batch, served
+
+
+def _fill_question(
+  batch: ScoreBatch, question: Question, number: int, b: int, start: int
+) -> list[np.ndarray]:
+  """Writes a question into row b from a token on; for each completion, where it is predicted.
+
+  Args:
+    number: of the question in its row, from 1.
+
+  Returns:
+    For each completion the tokens of the row that its tokens are predicted from.
+  """
+  prompt = len(question.prompt)
+  answers = start + prompt
+  end = start + question.tokens
+  batch.tokens_BT[b, start:answers] = question.prompt
+  batch.positions_BT[b, start:answers] = np.arange(prompt)
+  batch.questions_BT[b, start:end] = number
+  # The prompt's last token predicts the answers' first.
+  batch.answers_BT[b, answers - 1 : end] = True
+  batch.coefficients_BTC[b, start:end] = question.coefficients
+  places = []
+  t = answers
+  for branch, completion in enumerate(question.completions, 1):
+    fed = len(completion) - 1
+    batch.tokens_BT[b, t : t + fed] = completion[:-1]
+    batch.positions_BT[b, t : t + fed] = prompt + np.arange(fed)
+    batch.branches_BT[b, t : t + fed] = branch
+    places.append(np.array([answers - 1, *range(t, t + fed)]))
+    t += fed
+  return places
+
+
+def _check(request: ScoreRequest, config: models.ModelConfig) -> None:
+  if not request.prompt or not request.completion:
+    which = 'prompt' if not request.prompt else 'completion'
+    raise InputError(
+      f'{request.cited}: the {which} has no tokens; its log-likelihood is not defined'
+    )
+  total = len(request.prompt) + len(request.completion) - 1
+  if total > config.max_positions:
+    raise InputError(
+      f'{request.cited}: prompt and completion take {total} positions, the model has '
+      f'{config.max_positions}; shorten them'
+    )
+
+
+def _split(question: Question, tokens: int) -> Iterator[Question]:
+  """The question in parts of at most so many tokens, each with the whole prompt."""
+  start = 0
+  used = len(question.prompt)
+  for stop, completion in enumerate(question.completions):
+    if used + len(completion) - 1 > tokens:
+      yield question.part(start, stop)
+      start = stop
+      used = len(question.prompt)
+    used += len(completion) - 1
+  yield question.part(start, None)
+
+
+def _classes(
+  questions: Sequence[Question], config: models.ModelConfig, compile_tokens: int
+) -> list[list[Question]]:
+  """The questions by length.
+
+  Two lengths stay apart where a program for the shorter rows saves more of attention than it takes
+  to compile.
+  """
+  by_size: dict[int, list[Question]] = collections.defaultdict(list)
+  for question in questions:
+    power_of_two = 1 << (question.tokens - 1).bit_length()
+    by_size[max(ROW, power_of_two)].append(question)
+  classes = sorted(by_size.items())
+  share = attention_share(config)
+  while len(classes) > 1:
+    # What merging each class with the next longer one would add, in tokens' computation.
+    added = []
+    for (shorter, members), (longer, _) in itertools.pairwise(classes):
+      tokens = sum(question.tokens for question in members)
+      added.append(tokens * (longer - shorter) * share)
+    at = min(range(len(added)), key=added.__getitem__)
+    if len(classes) <= MAX_SHAPES and added[at] > compile_tokens:
+      break
+    (_, members), (longer, others) = classes[at : at + 2]
+    classes[at : at + 2] = [(longer, members + others)]
+  return [members for _, members in classes]
 
 
 def _row_length(
   sizes: Sequence[int], config: models.ModelConfig, at_once: float, groups: int
 ) -> int:
   """The length with the least to compute, padding and attention included."""
-  shortest = row_length_for(max(sizes))
   sample = sizes[:: -(-len(sizes) // SAMPLE)]
+  share = attention_share(config)
 
   def cost(length):
-    found, _ = plan(sample, length, at_once, groups)
-    return found.batches * found.rows * length * (1 + length * attention_share(config)), length
+    planned, _ = plan(sample, length, at_once, groups)
+    tokens = planned.batches * planned.rows * length
+    # Of equal costs the shorter row.
+    return tokens * (1 + length * share), length
 
-  most = min(MOST_ROW, at_once * sum(sizes) / len(sizes))  # No longer than a batch is large.
-  lengths = itertools.accumulate(
-    itertools.repeat(shortest), lambda length, _: row_length_for(length + 1)
-  )
-  return min({shortest, *itertools.takewhile(lambda length: length <= most, lengths)}, key=cost)
+  shortest = row_length_for(max(sizes))
+  candidates = {shortest}
+  # A row is no longer than a batch is large.
+  most = min(MOST_ROW, at_once * sum(sizes) / len(sizes))
+  length = shortest
+  while length <= most:
+    candidates.add(length)
+    length = row_length_for(length + 1)
+  return min(candidates, key=cost)
 
 
 def _batches_of(
   questions: Sequence[Question], config: models.ModelConfig, batch_size: int, groups: int
 ) -> Iterator[tuple[ScoreBatch, list[Served]]]:
+  """The batches of questions with the same deltas, all of one shape."""
   sizes = [question.tokens for question in questions]
-  at_once = batch_size * len(questions) / sum(len(question.completions) for question in questions)
-  planned, rows = plan(sizes, _row_length(sizes, config, at_once, groups), at_once, groups)
+  completions = sum(len(question.completions) for question in questions)
+  at_once = batch_size * len(questions) / completions
+  length = _row_length(sizes, config, at_once, groups)
+  planned, rows = plan(sizes, length, at_once, groups)
   # Rows come in the order of their longest questions: dealt out in turns, batches are alike.
-  dealt = [
-    [rows[number :: planned.batches][group::groups] for group in range(groups)]
-    for number in range(planned.batches)
-  ]
-  targets = [
-    sum(
-      len(completion)
-      for row in group
-      for index in row
-      for completion in questions[index].completions
-    )
-    for batch in dealt
-    for group in batch
-  ]
-  width = round_up(max(targets), TARGETS_MULTIPLE)
+  dealt: list[Grouped] = []
+  for number in range(planned.batches):
+    in_batch = [[questions[index] for index in row] for row in rows[number :: planned.batches]]
+    dealt.append([in_batch[group::groups] for group in range(groups)])
+  most = max(_num_targets(group) for batch in dealt for group in batch)
+  width = round_up(most, TARGETS_MULTIPLE)
   reach = max(question.longest for question in questions)
   for batch in dealt:
-    held = [[[questions[index] for index in row] for row in group] for group in batch]
-    yield fill(held, planned.rows // groups, planned.length, width, reach)
+    yield fill(batch, planned.rows // groups, planned.length, width, reach)
 
 
-def fill(
-  held: Sequence[Sequence[Sequence[Question]]], rows: int, length: int, width: int, reach: int
-) -> tuple[ScoreBatch, list[Served]]:
-  """The numpy batch of questions, by group and row of the group: so many rows and targets of each
-  group, padding included.
-  """
-  shape, edits = (
-    (len(held) * rows, length),
-    len(next(question for group in held for row in group for question in row).coefficients),
-  )
-  tokens, positions, questions, branches = (np.zeros(shape, np.int32) for _ in range(4))
-  answers, coefficients = np.zeros(shape, bool), np.zeros((*shape, edits), np.float32)
-  places, targets = (np.zeros((len(held), width), np.int32) for _ in range(2))
-  served = []
-  for u, group in enumerate(held):
-    m = 0
-    for r, row in enumerate(group):
-      at, end = u * rows + r, 0
-      for number, question in enumerate(row, 1):
-        start, end = end, end + len(question.prompt)
-        tokens[at, start:end], positions[at, start:end] = question.prompt, np.arange(end - start)
-        begun, last = end, r * length + end - 1
-        for branch, (completion, keys) in enumerate(zip(question.completions, question.keys), 1):
-          start_of, end = end, end + len(completion) - 1
-          tokens[at, start_of:end], branches[at, start_of:end] = completion[:-1], branch
-          positions[at, start_of:end] = len(question.prompt) + np.arange(end - start_of)
-          stop = m + len(completion)
-          places[u, m:stop] = last, *range(r * length + start_of, r * length + end)
-          targets[u, m:stop] = completion
-          served.append(Served(keys, u, slice(m, stop)))
-          m = stop
-        questions[at, start:end], answers[at, begun - 1 : end], coefficients[at, start:end] = (
-          number,
-          True,
-          question.coefficients,
-        )
-  return ScoreBatch(
-    tokens, positions, questions, branches, answers, coefficients, places, targets, reach
-  ), served
+def _num_targets(group: Sequence[Sequence[Question]]) -> int:
+  total = 0
+  for row in group:
+    for question in row:
+      total += sum(map(len, question.completions))
+  return total

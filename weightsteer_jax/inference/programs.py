@@ -1,5 +1,6 @@
-"""What is compiled: pure functions of (config, params, deltas, arrays), each jitted once and traced
-once per shape.
+"""What is compiled: pure functions of (config, params, deltas, arrays).
+
+Each function is jitted once and traced once per shape.
 """
 
 import collections
@@ -20,14 +21,19 @@ traces: collections.Counter = collections.Counter()
 
 
 def program(function: Callable | None = None, **jit_options: Any) -> Callable:
-  """A decorator: `jax.jit`, with every trace counted in `traces`. The last positional argument is
-  the batch that names the shape.
+  """A decorator: `jax.jit`, with every trace counted in `traces`.
+
+  The last positional argument of the function is the batch that names the shape.
+
+  Args:
+    jit_options: of `jax.jit`.
   """
   if function is None:
     return functools.partial(program, **jit_options)
 
   @functools.wraps(function)
   def traced(*args, **kwargs):
+    # Runs only while jax traces: a call of the compiled program does not come here.
     shapes = tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(args[-1]))
     traces[function.__name__, shapes] += 1
     return function(*args, **kwargs)
@@ -38,18 +44,22 @@ def program(function: Callable | None = None, **jit_options: Any) -> Callable:
 def edits_of(
   deltas: Sequence[PyTree], coefficients: jax.Array, *, answers: bool | jax.Array = True
 ) -> tuple[models.Edit, ...]:
-  """One edit per delta, at its column of the coefficients, [B, C] or [B, T, C].
+  """One edit per delta, at its column of the coefficients.
 
   Args:
-    answers: whether what is computed belongs to an answer, which a prompt's last token does; bool
-      [B, T] where that differs from token to token. Elsewhere no edit is made that is AnswerOnly.
+    coefficients: float32 [B, C] or [B, T, C].
+    answers: whether what is computed belongs to an answer, to which a prompt's last token counts;
+      bool [B, T] where that differs from token to token. A delta that is AnswerOnly is applied
+      there alone.
   """
   edits = []
   for i, delta in enumerate(deltas):
     alpha = coefficients[..., i]
     if isinstance(delta, AnswerOnly):
+      # Known while tracing: the delta costs no computation.
       if answers is False:
         continue
-      alpha = alpha if answers is True else jnp.where(answers, alpha, 0.0)
+      if answers is not True:
+        alpha = jnp.where(answers, alpha, 0.0)
     edits.append(models.Edit(bare(delta), alpha))
   return tuple(edits)

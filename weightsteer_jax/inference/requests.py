@@ -7,6 +7,7 @@ from typing import Any
 
 from weightsteer_jax.runtime.errors import InputError
 
+# Token ids of one text.
 Tokens = tuple[int, ...]
 
 
@@ -35,7 +36,7 @@ class Sampling:
 
   @property
   def mode(self) -> str:
-    """'greedy', 'sampled' or 'filtered': what a program must be able to do for it."""
+    """'greedy', 'sampled' or 'filtered': what a program must be able to do (see sampling.py)."""
     if self.temperature == 0:
       return 'greedy'
     return 'filtered' if self.top_k or self.top_p < 1 else 'sampled'
@@ -43,17 +44,23 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRequest:
-  """How likely is `completion` after `prompt`, under `arm` at strength `alpha`?"""
+  """How likely is `completion` after `prompt`, under `arm` at strength `alpha`?
 
-  key: Hashable  # names the request in its result
+  Attributes:
+    key: names the request in the result.
+    name: how errors cite the request; '' cites the key.
+  """
+
+  key: Hashable
   prompt: Tokens
   completion: Tokens
   arm: str = 'base'
   alpha: float = 0.0
-  name: str = ''  # how errors cite it; by the key if empty
+  name: str = ''
 
   @property
   def cited(self) -> str:
+    """How errors cite the request."""
     return self.name or str(self.key)
 
 
@@ -62,6 +69,7 @@ class ScoreResult:
   """The log-likelihood of a completion.
 
   Attributes:
+    key: of the request.
     logprob: nats, summed over the completion's tokens; NaN or infinite where the model broke.
     tokens: of the completion.
     is_greedy: whether every token of the completion is the most likely one in its place.
@@ -82,11 +90,15 @@ class GenerateRequest:
   than two independent draws.
 
   Attributes:
-    until: says of the tokens so far whether the answer is over, a stop text has appeared say; asked
-      after every few tokens (generation.UNTIL_EVERY), so that the result may have some too many.
+    key: names the request in the result.
+    max_new_tokens: length limit of the answer, tokens.
+    name: how errors cite the request; '' cites the key.
+    until: tokens so far -> whether the answer is over, for instance because a stop text has
+      appeared. Asked after every few tokens (generation.UNTIL_EVERY), so that the result may have
+      some tokens too many.
   """
 
-  key: Hashable  # names the request in its result
+  key: Hashable
   prompt: Tokens
   max_new_tokens: int
   arm: str = 'base'
@@ -95,11 +107,12 @@ class GenerateRequest:
   seed: int = 0
   example: str = ''
   sample: int = 0
-  name: str = ''  # how errors cite it; by the key if empty
+  name: str = ''
   until: Callable[[Tokens], bool] | None = None
 
   @property
   def cited(self) -> str:
+    """How errors cite the request."""
     return self.name or str(self.key)
 
 
@@ -108,10 +121,10 @@ class GenerateResult:
   """A continuation.
 
   Attributes:
-    tokens: without the stop token that ended it.
+    key: of the request.
+    tokens: the answer, without the stop token that ended it.
     finish: 'stop' (a stop token, or `until` was true), 'length' (max_new_tokens) or 'not_finite'
-      (the model broke:
-      logits with NaN or infinity).
+      (the model broke: logits with NaN or infinity).
   """
 
   key: Any

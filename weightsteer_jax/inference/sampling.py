@@ -16,14 +16,13 @@ def example_hash(name: str) -> int:
 def row_keys(seeds_B: jax.Array, examples_B: jax.Array, samples_B: jax.Array) -> jax.Array:
   """Each row's key, from (seed, hash of the example, sample); uint32 [B, 2]."""
 
-  def key(seed, example, sample):
-    return jax.random.key_data(
-      jax.random.fold_in(
-        jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), example), sample
-      )
-    )
+  def key_of(seed, example, sample):
+    # By name: the draws must not change with jax's default.
+    key = jax.random.key(seed, impl='threefry2x32')
+    key = jax.random.fold_in(key, example)
+    return jax.random.key_data(jax.random.fold_in(key, sample))
 
-  return jax.vmap(key)(seeds_B, examples_B, samples_B)
+  return jax.vmap(key_of)(seeds_B, examples_B, samples_B)
 
 
 def next_tokens(
@@ -40,7 +39,11 @@ def next_tokens(
 
   Args:
     logits_BV: float32.
-    keys_B2: from `row_keys`. steps_B: tokens each row has drawn so far.
+    keys_B2: uint32, from `row_keys`.
+    steps_B: int32, tokens that each row has drawn so far.
+    temperatures_B: float32, above 0 where the mode draws.
+    top_ks_B: int32, likeliest tokens to draw from; 0 is all.
+    top_ps_B: float32, probability that the drawn-from tokens hold together.
     mode: 'greedy' ignores the rest; 'sampled' ignores top k and top p; 'filtered' honours all.
   """
   if mode == 'greedy':
@@ -50,22 +53,24 @@ def next_tokens(
     scaled_BV = jnp.where(kept(scaled_BV, top_ks_B, top_ps_B), scaled_BV, -jnp.inf)
   # The largest of logits plus Gumbel noise is a draw from their softmax, with no sum over V that
   # could round differently.
-  return jnp.argmax(scaled_BV + _gumbel(keys_B2, steps_B, logits_BV.shape[-1]), axis=-1).astype(
-    jnp.int32
-  )
+  noisy_BV = scaled_BV + _gumbel(keys_B2, steps_B, logits_BV.shape[-1])
+  return jnp.argmax(noisy_BV, axis=-1).astype(jnp.int32)
 
 
 def kept(logits_BV: jax.Array, top_ks_B: jax.Array, top_ps_B: jax.Array) -> jax.Array:
-  """Which tokens may be drawn: the top k (0: all), and of those the fewest that hold probability
-  top p, at least one; bool [B, V].
+  """Which tokens may be drawn, bool [B, V].
 
-  Tokens as likely as the last one kept are kept too. Source: nucleus sampling, arXiv 1904.09751;
-  the order as in transformers.
+  The top k (0: all), and among the top k the fewest that hold probability top p, at least one.
+  Tokens as likely as the last one kept are kept too.
+
+  Source: nucleus sampling, arXiv 1904.09751; first top k, then top p, as in transformers.
   """
   sorted_BV = -jnp.sort(-logits_BV, axis=-1)
   ranks_V = jnp.arange(logits_BV.shape[-1])
   in_k_BV = (top_ks_B[:, None] == 0) | (ranks_V < top_ks_B[:, None])
   probabilities_BV = jax.nn.softmax(jnp.where(in_k_BV, sorted_BV, -jnp.inf), axis=-1)
+  # A token is kept if the likelier ones alone do not hold top p. Rounding may leave their sum below
+  # 1: a top p of 1 keeps all.
   before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
   in_p_BV = (before_BV < top_ps_B[:, None]) | (top_ps_B[:, None] >= 1)
   last_B1 = jnp.sum(in_k_BV & in_p_BV, axis=-1, keepdims=True) - 1
@@ -73,9 +78,8 @@ def kept(logits_BV: jax.Array, top_ks_B: jax.Array, top_ps_B: jax.Array) -> jax.
 
 
 def _gumbel(keys_B2: jax.Array, steps_B: jax.Array, size: int) -> jax.Array:
-  def draw(key, step):
-    return jax.random.gumbel(
-      jax.random.fold_in(jax.random.wrap_key_data(key, impl='threefry2x32'), step), (size,)
-    )
+  def draw(key_data, step):
+    key = jax.random.wrap_key_data(key_data, impl='threefry2x32')
+    return jax.random.gumbel(jax.random.fold_in(key, step), (size,))
 
   return jax.vmap(draw)(keys_B2, steps_B)

@@ -1,12 +1,12 @@
 """Log-likelihoods of completions, many prompts, arms and alphas to a batch.
 
-A batch is rows of questions. A question is a prompt, and behind it the completions that are asked
-of it, each of which sees the prompt and itself, but not the others: a tree. So the choices share
-the prompt's computation, one forward pass is all there is, and nothing is kept for a second one.
-Logits are computed in the places of completions alone. Which questions share a row, and how many
-rows a batch has, is decided in packing.py.
+A batch is rows of questions. A question is a prompt, and behind the prompt its completions: each
+completion sees the prompt and itself, but no other completion, as the branches of a tree. So the
+choices share the prompt's computation, one forward pass is enough, and nothing is kept for a second
+one. Logits are computed in the places of completions alone. Which questions share a row, and how
+many rows a batch has, is decided in packing.py.
 
-Axes beside the decoder's: C edits; U groups of rows, as many as devices share them; M places of a
+Axes as in models/decoder.py: U groups of rows, as many as devices share the rows; M places of a
 group where a token of a completion is predicted.
 """
 
@@ -30,16 +30,16 @@ class ScoreBatch:
   """Arrays of one batch, int32 unless said.
 
   Attributes:
-    tokens_BT, positions_BT: of prompts and of completions without their last token; a completion's
-    positions go on where
-      the prompt's end.
-    questions_BT: which question of its row a token is of, from 1; 0 in padding. branches_BT: and
-      which completion, from 1; 0 in the prompt.
-    answers_BT: bool, whether an answer is predicted from here: of a prompt, only from its last
+    tokens_BT: prompts, and completions without their last token.
+    positions_BT: of the tokens; a completion's positions go on where the prompt's end.
+    questions_BT: the token's question in the row, from 1; 0 in padding.
+    branches_BT: the token's completion in the question, from 1; 0 in the prompt.
+    answers_BT: bool, whether an answer is predicted from here: of a prompt, only from the last
       token.
     coefficients_BTC: float32, one per edit.
-    places_UM: where the next token is a completion's, counted over the rows of the group.
-      targets_UM: that token. Padding points to the first token.
+    places_UM: tokens from which a completion's next token is predicted, counted over the rows of
+      the group. Padding points to the first token.
+    targets_UM: the next token in each of these places.
     reach: positions of the longest text.
   """
 
@@ -58,14 +58,11 @@ class ScoreBatch:
 def score_batch(
   config: models.ModelConfig, params: PyTree, deltas: Sequence[PyTree], batch: ScoreBatch
 ) -> tuple[jax.Array, jax.Array]:
-  """Of each target: (its log-likelihood in nats, float32 [U, M]; whether it is the most likely
-  token, bool [U, M]).
-  """
+  """(log p(target) in nats, whether the target is the most likely token), [U, M] each."""
 
   def at_places(x_BT):
-    x_UZ = x_BT.reshape(
-      len(batch.places_UM), -1, *x_BT.shape[2:]
-    )  # Rows of a group lie on one device.
+    # Rows of a group lie on one device: the reshape moves nothing.
+    x_UZ = x_BT.reshape(len(batch.places_UM), -1, *x_BT.shape[2:])
     return jax.vmap(lambda x_Z, places_M: x_Z[places_M])(x_UZ, batch.places_UM)
 
   edits = edits_of(deltas, batch.coefficients_BTC, answers=batch.answers_BT)
@@ -86,19 +83,18 @@ def target_logprobs(
   targets_UM: jax.Array,
   edits: Sequence[models.Edit],
 ) -> tuple[jax.Array, jax.Array]:
-  """(log p(target) in nats, whether the target is the most likely token), [U, M] each; M is taken
-  in chunks.
+  """(log p(target) in nats, whether the target is the most likely token), [U, M] each.
+
+  M is taken in chunks of m, so that the logits [U, m, V] stay small.
   """
   groups, length = targets_UM.shape
   chunk = models.chunk_length(config.vocab_size, groups // sharding.row_shards(groups), length)
-  pieces = []
+  logprobs, greedy = [], []
   for start in range(0, length, chunk):
     part = slice(start, start + chunk)
     here = [dataclasses.replace(edit, alpha=edit.alpha[:, part]) for edit in edits]
     logits_UmV = models.logits(config, params, x_UMD[:, part], edits=here)
     picked_Um = jnp.take_along_axis(logits_UmV, targets_UM[:, part, None], axis=-1)[..., 0]
-    pieces.append(
-      (picked_Um - jax.nn.logsumexp(logits_UmV, axis=-1), picked_Um >= jnp.max(logits_UmV, axis=-1))
-    )
-  logprobs, greedy = zip(*pieces)
+    logprobs.append(picked_Um - jax.nn.logsumexp(logits_UmV, axis=-1))
+    greedy.append(picked_Um >= jnp.max(logits_UmV, axis=-1))
   return jnp.concatenate(logprobs, axis=1), jnp.concatenate(greedy, axis=1)

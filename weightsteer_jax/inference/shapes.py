@@ -1,13 +1,16 @@
-"""Few fixed shapes for many rows of different lengths: each shape costs a compilation, each padded
-token a computation.
+"""Few fixed shapes for many rows of different lengths.
+
+Each shape costs a compilation, each padded token a computation.
 """
 
 import collections
 import itertools
 from collections.abc import Sequence
 
+# Lengths along one or more axes, tokens.
 Shape = tuple[int, ...]
-MOST_CANDIDATES = 40  # merging looks at all pairs, again and again
+# Shapes to begin to merge with: merging looks at all pairs, again and again.
+MOST_CANDIDATES = 40
 
 
 def plan_shapes(
@@ -18,12 +21,15 @@ def plan_shapes(
   Shapes start as the sizes rounded up, and are merged two by two, the pair first that adds least
   padding, until there are few enough and another merge would cost more than a compilation saves.
 
-  >>> plan_shapes([(5,), (7,), (90,)] * 100, multiples=(8,), most=(512,), max_shapes=2, compile_tokens=0)
+  >>> rows = [(5,), (7,), (90,)] * 100
+  >>> plan_shapes(rows, multiples=(8,), most=(512,), max_shapes=2, compile_tokens=0)
   [(8,), (96,)]
 
   Args:
     sizes: lengths of each row, in tokens, along one or more axes.
-    multiples: what each axis is rounded up to. most: the longest each axis may get by rounding.
+    multiples: what each axis is rounded up to.
+    most: the longest that each axis may get by rounding.
+    max_shapes: shapes at most.
     compile_tokens: how many tokens are computed in the time that a compilation takes.
   """
   counts = collections.Counter(_round(size, multiples, most) for size in sizes)
@@ -31,9 +37,13 @@ def plan_shapes(
     multiples = tuple(2 * multiple for multiple in multiples)
     counts = collections.Counter(_round(size, multiples, most) for size in sizes)
   while len(counts) > 1:
-    added, a, b = min(
-      (_added(counts, a, b), a, b) for a, b in itertools.combinations(sorted(counts), 2)
-    )
+    # (tokens of padding that merging two shapes adds, the shapes); of equals the smallest shapes.
+    candidates = []
+    for a, b in itertools.combinations(sorted(counts), 2):
+      whole = sum(_cover(a, b))
+      added = counts[a] * (whole - sum(a)) + counts[b] * (whole - sum(b))
+      candidates.append((added, a, b))
+    added, a, b = min(candidates)
     if len(counts) <= max_shapes and added > compile_tokens:
       break
     number = counts.pop(a) + counts.pop(b)
@@ -56,17 +66,12 @@ def rows_for(count: int, batch_size: int) -> int:
 
 
 def _round(size: Shape, multiples: Shape, most: Shape) -> Shape:
-  return tuple(
-    min(-(-max(n, 1) // multiple) * multiple, max(limit, n))
-    for n, multiple, limit in zip(size, multiples, most)
-  )
+  rounded = []
+  for length, multiple, limit in zip(size, multiples, most):
+    up = -(-max(length, 1) // multiple) * multiple
+    rounded.append(min(up, max(limit, length)))
+  return tuple(rounded)
 
 
 def _cover(a: Shape, b: Shape) -> Shape:
   return tuple(max(pair) for pair in zip(a, b))
-
-
-def _added(counts: dict[Shape, int], a: Shape, b: Shape) -> int:
-  """Tokens of padding that merging two shapes adds."""
-  whole = sum(_cover(a, b))
-  return counts[a] * (whole - sum(a)) + counts[b] * (whole - sum(b))
