@@ -28,10 +28,10 @@ from weightsteer_jax.runtime.errors import (
   Preempted,
 )
 from weightsteer_jax.storage.remote import listing
-from weightsteer_jax.storage.remote import mirror as bucket
+from weightsteer_jax.storage.remote import mirror as mirrors
 
 ROOT = pathlib.Path(__file__).parents[2]
-LISTING = bucket.LISTING
+LISTING = mirrors.LISTING
 
 
 class Flaky(MemoryFileSystem):
@@ -81,7 +81,7 @@ class Flaky(MemoryFileSystem):
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
   """No pauses, and stores that are empty and there."""
-  monkeypatch.setattr(bucket, 'FIRST_PAUSE', 0.01)
+  monkeypatch.setattr(mirrors, 'FIRST_PAUSE', 0.01)
   fsspec.register_implementation('flaky', Flaky, clobber=True)
   Flaky.left, Flaky.order = 10**9, []
   for kind in (Flaky, MemoryFileSystem):
@@ -118,7 +118,7 @@ def url(request, tmp_path, monkeypatch):
 
 
 def begun(url, staging):
-  mirror = bucket.Mirror(url, staging)
+  mirror = mirrors.Mirror(url, staging)
   mirror.begin()
   return mirror
 
@@ -139,7 +139,7 @@ def held(folder):
 def fresh(url, tmp_path):
   """What an empty staging gets, without becoming the owner."""
   folder = tmp_path / f'fresh-{time.time_ns()}'
-  bucket.Mirror(url, folder)._pulled()
+  mirrors.Mirror(url, folder)._pulled()
   return held(folder)
 
 
@@ -186,7 +186,7 @@ def test_what_is_pushed_comes_back_in_an_empty_staging(url, tmp_path, capsys):
     f'pushed: {url} holds all 5 files' in said and f'pulling 5 files (0.0 MB) from {url}' in said
   )
   # Whoever looks there by other means finds the same, and nothing else.
-  store = bucket.Mirror(url, tmp_path / 'three')._store
+  store = mirrors.Mirror(url, tmp_path / 'three')._store
   fs, root = store._fs, store._root
   seen = {path.removeprefix(root).strip('/'): fs.cat_file(path).decode() for path in fs.find(root)}
   assert json.loads(seen.pop(LISTING))['format'] == 1 and seen == expected
@@ -413,7 +413,7 @@ def test_who_goes_on_from_what(tmp_path, capsys):
 
 
 def test_a_pull_that_was_cut_short_goes_on(tmp_path, monkeypatch):
-  url, fetch = 'memory://b/run', bucket.Mirror._fetch
+  url, fetch = 'memory://b/run', mirrors.Mirror._fetch
   mirror = begun(url, tmp_path / 'one')
   write(tmp_path / 'one', a_txt='1', b_txt='2', c_txt='3')
   mirror.finish()
@@ -423,7 +423,7 @@ def test_a_pull_that_was_cut_short_goes_on(tmp_path, monkeypatch):
       raise KeyboardInterrupt
     fetch(self, name, entry)
 
-  monkeypatch.setattr(bucket.Mirror, '_fetch', cut)
+  monkeypatch.setattr(mirrors.Mirror, '_fetch', cut)
   with pytest.raises(KeyboardInterrupt):
     begun(url, tmp_path / 'two')
   assert 'c.txt' not in held(tmp_path / 'two')
@@ -491,7 +491,7 @@ def test_a_driver_that_is_not_installed_is_named(scheme, package, tmp_path, monk
   with pytest.raises(
     InputError, match=f'the driver of {scheme}:// is not installed: pip install {package}'
   ):
-    bucket.Mirror(f'{scheme}://bucket/run', tmp_path)
+    mirrors.Mirror(f'{scheme}://bucket/run', tmp_path)
 
 
 def test_pushing_goes_on_after_failures_and_a_conflict_ends_the_run(
@@ -591,7 +591,7 @@ def test_a_fine_tune_that_is_preempted_goes_on_from_an_empty_staging_bit_for_bit
 
 def fresh_names(url, tmp_path):
   folder = tmp_path / 'names'
-  bucket.Mirror(url, folder)._pulled()
+  mirrors.Mirror(url, folder)._pulled()
   return {name for name, _ in listing.walk(folder)}
 
 
@@ -611,8 +611,8 @@ class Away(LocalFileSystem):
     return super()._open(path, mode, **kwargs)
 
 fsspec.register_implementation('file', Away, clobber=True)
-from weightsteer_jax.storage.remote import mirror as bucket
-bucket.FIRST_PAUSE = 0.01
+from weightsteer_jax.storage.remote import mirror as mirrors
+mirrors.FIRST_PAUSE = 0.01
 program = importlib.import_module(sys.argv.pop(1))
 import _main
 _main.start(program.main)

@@ -222,7 +222,7 @@ def share(folder: pathlib.Path, *, what: str) -> None:
     return
   # A new name each time: a folder of another host may hold the marker of an earlier run.
   marker = folder / broadcast(f'.shared-{secrets.token_hex(8)}')
-  made = on_main(lambda: _make_marker(marker))
+  was_missing = on_main(lambda: _make_marker(marker))
   try:
     see(marker)
     seen = True
@@ -236,7 +236,7 @@ def share(folder: pathlib.Path, *, what: str) -> None:
 
   def remove_marker() -> None:
     marker.unlink(missing_ok=True)
-    if made:
+    if was_missing:
       marker.parent.rmdir()
 
   on_main(remove_marker)
@@ -398,7 +398,7 @@ def _difference(expected: Any, got: Any) -> str:
 
 def _make_marker(marker: pathlib.Path) -> bool:
   """Whether the folder of the marker had to be made."""
-  made = not marker.parent.exists()
+  was_missing = not marker.parent.exists()
   try:
     marker.parent.mkdir(parents=True, exist_ok=True)
     marker.touch()
@@ -406,4 +406,4 @@ def _make_marker(marker: pathlib.Path) -> bool:
     raise errors.OutputError(
       f'{marker.parent} cannot be written: {error.strerror or error}'
     ) from error
-  return made
+  return was_missing

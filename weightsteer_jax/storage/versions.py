@@ -6,7 +6,7 @@ import platform
 
 def versions(*packages: str) -> dict[str, str]:
   """{'python' or package: version}; every package must be installed."""
-  found = {'python': platform.python_version()}
+  numbers = {'python': platform.python_version()}
   for name in packages:
-    found[name] = importlib.metadata.version(name)
-  return found
+    numbers[name] = importlib.metadata.version(name)
+  return numbers

@@ -93,17 +93,17 @@ class Mirror:
       CorruptError: if a file at the URL is not as listed.
       OutputError: if the URL or the staging cannot be written.
     """
-    there = self._pulled()
+    remote = self._pulled()
     # A number above both, so that neither an earlier push nor the listing there looks newer.
     owner, generation = self._record()
-    mine = dataclasses.replace(
-      there,
+    claim = dataclasses.replace(
+      remote,
       owner=owner or secrets.token_hex(8),
       id=secrets.token_hex(8),
-      generation=max(generation, there.generation) + 1,
+      generation=max(generation, remote.generation) + 1,
     )
     try:
-      _patiently(lambda: self._commit(mine))
+      _patiently(lambda: self._commit(claim))
     except (FileNotFoundError, PermissionError) as error:
       raise InputError(
         f'{self.url} cannot be written: {_reason(error)}; is there such a bucket, and may you '
@@ -168,18 +168,18 @@ class Mirror:
   def _pulled(self) -> Listing:
     """The listing of the URL, once the staging has all files."""
     for _ in range(TRIES):
-      there = self._read()
-      self._prepare(there)
+      remote = self._read()
+      self._prepare(remote)
       corrupt = None
       try:
-        self._pull(there)
+        self._pull(remote)
       except CorruptError as error:
         corrupt = error
       # Where the listing has changed in the meantime, another run is writing: begin again.
-      if self._read() == there:
+      if self._read() == remote:
         if corrupt is not None:
           raise corrupt
-        return there
+        return remote
     raise InputError(
       f'{self.url}: another run is writing to it; end that one, or name another --workdir'
     )
@@ -218,24 +218,24 @@ class Mirror:
     record = {'owner': owner, 'generation': generation, 'url': self.url}
     files.write_json(self.staging / LISTING, record)
 
-  def _prepare(self, there: Listing) -> None:
+  def _prepare(self, remote: Listing) -> None:
     """Leaves a staging to go on from, or a staging to fill with the URL's files."""
     owner, generation = self._record()
-    held = any(self._scan())
-    state = f'generation {there.generation}, {len(there.files)} files'
+    has_files = any(self._scan())
+    state = f'generation {remote.generation}, {len(remote.files)} files'
     say(f'workdir: {self.url} ({state}), staged in {self.staging}')
-    is_new = not there.generation
-    is_current = owner == there.owner and generation >= there.generation
+    is_new = not remote.generation
+    is_current = owner == remote.owner and generation >= remote.generation
     if is_new or is_current:
-      if held:
+      if has_files:
         say(f'{self.staging} goes on from there')
       return
-    if held and (owner or generation < 0):
+    if has_files and (owner or generation < 0):
       self._set_aside()
     self._note('', 0)
     # Files of a pull that was cut short stay where they are what the listing says.
     for name, stat in self._scan().items():
-      if name not in there.files or not listing.same(stat, there.files[name]):
+      if name not in remote.files or not listing.same(stat, remote.files[name]):
         (self.staging / name).unlink()
 
   def _set_aside(self) -> None:
@@ -257,22 +257,22 @@ class Mirror:
   def _aside(self, number: int) -> pathlib.Path:
     return self.staging.with_name(f'{self.staging.name}.aside-{number}')
 
-  def _pull(self, there: Listing) -> None:
+  def _pull(self, remote: Listing) -> None:
     """Fetches the listed files missing from the staging."""
     # Present files are as listed: `_prepare` has removed or set aside all others.
-    held = self._scan()
-    wanted = [name for name in there.files if name not in held]
-    if there.generation and wanted:
-      size = file_size(sum(there.files[name][0] for name in wanted))
-      say(f'pulling {len(wanted)} files ({size}) from {self.url}')
-    elif there.generation:
+    present = self._scan()
+    missing = [name for name in remote.files if name not in present]
+    if remote.generation and missing:
+      size = file_size(sum(remote.files[name][0] for name in missing))
+      say(f'pulling {len(missing)} files ({size}) from {self.url}')
+    elif remote.generation:
       say(f'{self.staging} lacks nothing of it')
 
     def fetch(name: str) -> None:
-      _patiently(lambda: self._fetch(name, there.files[name]))
+      _patiently(lambda: self._fetch(name, remote.files[name]))
 
     try:
-      _in_parallel(fetch, wanted)
+      _in_parallel(fetch, missing)
     except WeightSteerError:
       raise
     except Exception as error:
@@ -320,14 +320,14 @@ class Mirror:
 
   def _check_owner(self) -> None:
     content = self._store.read(LISTING)
-    there = Listing() if content is None else listing.parse(content, f'{self.url}/{LISTING}')
+    remote = Listing() if content is None else listing.parse(content, f'{self.url}/{LISTING}')
     # A write may have been done whose answer was lost.
-    if there.id == self._tried.id:
+    if remote.id == self._tried.id:
       self._listing = self._tried
-    if there.id != self._listing.id:
+    if remote.id != self._listing.id:
       self._closed.set()
       raise Conflict(
-        f'{self.url}: another run has taken it over (generation {there.generation} there, '
+        f'{self.url}: another run has taken it over (generation {remote.generation} there, '
         f'{self._listing.generation} was the last of this one), so that this one stops; '
         f'{self.staging} keeps what it has made'
       )
@@ -478,9 +478,9 @@ def peek(url: str, name: str, folder: files.Path) -> None:
     InputError, CorruptError, OutputError: as `Mirror.begin`.
   """
   mirror = Mirror(url, folder)
-  there = mirror._read()
-  if name in there.files:
-    mirror._fetch(name, there.files[name])
+  remote = mirror._read()
+  if name in remote.files:
+    mirror._fetch(name, remote.files[name])
 
 
 def probe(url: str) -> None:
