@@ -1,5 +1,6 @@
-"""What a compiled program sends between devices, read off its HLO, loops counted as often as they
-run.
+"""Bytes that a compiled program sends between devices, read off the program's HLO.
+
+Loops count as often as they run.
 """
 
 import collections
@@ -7,24 +8,36 @@ import dataclasses
 import math
 import re
 
+# A computation begins with 'name (parameters) -> result {'.
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.-]+) \(.*\{$')
-_COLLECTIVE = re.compile(
-  r'= (.+?) '
-  r'(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast)'
-  r'(-start)?\('
+_KINDS = (
+  'all-gather',
+  'all-reduce',
+  'reduce-scatter',
+  'all-to-all',
+  'ragged-all-to-all',
+  'collective-permute',
+  'collective-broadcast',
 )
+# '= result kind(' or, of a collective that runs beside others, '= result kind-start('.
+_COLLECTIVE = re.compile(rf'= (.+?) ({"|".join(_KINDS)})(-start)?\(')
+# An array's type, as in 'bf16[3,5]'.
 _ARRAY = re.compile(r'([a-z]+)(\d*)\w*\[([\d,]*)\]')
-_CALLED = re.compile(
-  r'(?:calls|to_apply|branch_computations|true_computation|false_computation)=\{?((?:%?[\w.-]+(?:, '
-  r')?)+)\}?'
-)
+# Computations that an operation runs, one or several in braces.
+_CALLERS = 'calls|to_apply|branch_computations|true_computation|false_computation'
+_CALLED = re.compile(rf'(?:{_CALLERS})=\{{?((?:%?[\w.-]+(?:, )?)+)\}}?')
 _NOTED_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _COMPARED = re.compile(r'compare\((?:\S+ )?%([\w.-]+), (?:\S+ )?%([\w.-]+)\), direction=LT')
 
 
 @dataclasses.dataclass(frozen=True)
 class Moved:
-  """Of one kind of collective: how often it runs, and bytes that a device sends for all of them."""
+  """The collectives of one kind.
+
+  Attributes:
+    count: how often such a collective runs.
+    sent: bytes that a device sends for all of them.
+  """
 
   count: int
   sent: int
@@ -33,130 +46,136 @@ class Moved:
 def collectives(text: str) -> dict[str, Moved]:
   """{kind: Moved} of a program's text after compilation.
 
-  A loop's collectives count as often as it runs: its trip count as the compiler notes it, or else
-  the constant that its condition compares with; a loop that runs until something happens counts
-  once. What the compiler overlaps with computation stands in several places under one channel,
-  inner loops included, and counts as the outermost of them.
+  A loop's collectives count as often as the loop runs: the trip count noted by the compiler, or
+  else the constant that the condition compares with; a loop that runs until something happens
+  counts once. A collective that the compiler overlaps with computation stands in several places
+  under one channel, inner loops included, and counts as the outermost place.
   """
   computations, entry = _split(text)
-  found: dict[str, tuple[int, str, int]] = {}  # {channel: (times, kind, bytes of one)}
+  # {channel: (times, kind, bytes of one)}.
+  found: dict[str, tuple[int, str, int]] = {}
+  # Computations to read, and how often each runs.
   stack = [(entry, 1)]
   while stack:
     name, times = stack.pop()
     for line in computations.get(name, ()):
       if ' while(' in line:
-        condition, body = (
-          re.search(rf'{part}=%?([\w.-]+)', line)[1] for part in ('condition', 'body')
-        )
-        stack.append(
-          (body, times * _trips(line, computations.get(condition, []), computations.get(body, [])))
-        )
+        condition = _field(r'condition=%?([\w.-]+)', line)
+        body = _field(r'body=%?([\w.-]+)', line)
+        trips = _trips(line, computations.get(condition, []), computations.get(body, []))
+        stack.append((body, times * trips))
       elif match := _COLLECTIVE.search(line):
-        channel, operation = (
-          re.search(pattern, line) for pattern in (r'channel_id=(\d+)', r'op_name="([^"]*)"')
-        )
-        # What shard_map sends stands under one channel all together, so a channel alone does not
-        # tell two apart.
-        key = (
-          f'{match[2]} {channel[1]} {operation and operation[1]}' if channel else f'{name} {line}'
-        )
-        one = times, match[2], _sent(match[2], line, match[1], started=bool(match[3]))
-        found[key] = min(found.get(key, one), one)
+        result, kind, start = match.groups()
+        channel = _field(r'channel_id=(\d+)', line)
+        # Whatever one shard_map sends stands under one channel, so a channel alone does not tell
+        # two collectives apart.
+        operation = _field(r'op_name="([^"]*)"', line)
+        key = f'{kind} {channel} {operation}' if channel else f'{name} {line}'
+        entry_of_key = (times, kind, _sent(kind, line, result, started=bool(start)))
+        found[key] = min(found.get(key, entry_of_key), entry_of_key)
       else:
-        stack += [
-          (called.lstrip('%'), times)
-          for group in _CALLED.findall(line)
-          for called in group.split(', ')
-        ]
-  moved = collections.defaultdict(lambda: (0, 0))
+        for group in _CALLED.findall(line):
+          stack += [(called.lstrip('%'), times) for called in group.split(', ')]
+  counts: dict[str, int] = collections.Counter()
+  sent: dict[str, int] = collections.Counter()
   for times, kind, size in found.values():
-    moved[kind] = moved[kind][0] + times, moved[kind][1] + times * size
-  return {kind: Moved(*moved[kind]) for kind in sorted(moved)}
+    counts[kind] += times
+    sent[kind] += times * size
+  return {kind: Moved(counts[kind], sent[kind]) for kind in sorted(counts)}
+
+
+def _field(pattern: str, line: str) -> str:
+  """The first group of a pattern in a line; '' where the pattern is not found."""
+  match = re.search(pattern, line)
+  return match[1] if match else ''
 
 
 def _split(text: str) -> tuple[dict[str, list[str]], str]:
-  """({computation: lines}, name of the first to run)."""
-  computations, name, entry = {}, '', ''
+  """({computation: lines}, name of the computation that runs first)."""
+  computations: dict[str, list[str]] = {}
+  name = ''
+  entry = ''
   for line in text.splitlines():
     if match := _COMPUTATION.match(line):
       name = match[2]
       computations[name] = []
-      entry = name if match[1] else entry
+      if match[1]:
+        entry = name
     elif name:
       computations[name].append(line)
   return computations, entry
 
 
 def _trips(line: str, condition: list[str], body: list[str]) -> int:
-  """How often a loop runs: as noted, or (limit - 0) / step of the counter that its condition
-  compares with a constant.
-  """
+  """How often a loop runs: the noted count, or limit / step of a counter that begins at 0."""
   if noted := _NOTED_TRIPS.search(line):
     return int(noted[1])
-  limits, steps = _constants(condition), _constants(body)
+  # The condition compares one counter with a constant.
+  limits = _constants(condition)
   compared = [match for each in condition if (match := _COMPARED.search(each))]
   if len(compared) != 1 or compared[0][2] not in limits:
     return 1
-  index = next(
-    (
-      match[1]
-      for each in condition
-      if (match := re.search(rf'%{re.escape(compared[0][1])} = .*index=(\d+)', each))
-    ),
-    '',
-  )
-  results = next(
-    (
-      re.findall(r'%([\w.-]+)', each.split(' tuple(')[1])
-      for each in body
-      if 'ROOT' in each and ' tuple(' in each
-    ),
-    [],
-  )
+  counter, limit = compared[0].groups()
+  # The counter's place among the values that the loop carries.
+  index = _first(rf'%{re.escape(counter)} = .*index=(\d+)', condition)
+  results: list[str] = []
+  for each in body:
+    if 'ROOT' in each and ' tuple(' in each:
+      results = re.findall(r'%([\w.-]+)', each.split(' tuple(')[1])
+      break
   if not index or int(index) >= len(results):
-    return limits[compared[0][2]]
-  added = next(
-    (
-      match[1]
-      for each in body
-      if (match := re.search(rf'%{re.escape(results[int(index)])} = .* add\(.*%([\w.-]+)\)', each))
-    ),
-    '',
-  )
-  return max(1, limits[compared[0][2]] // steps.get(added, 1))
+    return limits[limit]
+  # The constant that the body adds at that place.
+  added = _first(rf'%{re.escape(results[int(index)])} = .* add\(.*%([\w.-]+)\)', body)
+  return max(1, limits[limit] // _constants(body).get(added, 1))
+
+
+def _first(pattern: str, lines: list[str]) -> str:
+  """The first group of a pattern in the first line that has the pattern; '' if none has."""
+  return next((match[1] for line in lines if (match := re.search(pattern, line))), '')
 
 
 def _constants(lines: list[str]) -> dict[str, int]:
-  found = (re.search(r'%([\w.-]+) = [su]32\[\]\S* constant\((\d+)\)', each) for each in lines)
-  return {match[1]: int(match[2]) for match in found if match}
+  """{name: value} of the integers among a computation's constants."""
+  constants = {}
+  for line in lines:
+    if match := re.search(r'%([\w.-]+) = [su]32\[\]\S* constant\((\d+)\)', line):
+      constants[match[1]] = int(match[2])
+  return constants
 
 
 def _sent(kind: str, line: str, result: str, *, started: bool) -> int:
-  """Bytes a device sends of a collective among n: (n - 1) / n of the whole, twice that where all
-  get a sum.
+  """Bytes that a device sends for one collective.
+
+  Of n devices each sends (n - 1) / n of the whole, twice as much where all get a sum.
+
+  Args:
+    result: types of the results, as HLO has them.
+    started: whether the collective runs beside others.
   """
-  sizes = [_size(match) for match in _ARRAY.finditer(re.sub(r'\{[^{}]*\}', '', result))]
-  n = _group(line)
+  sizes = []
+  # Without the layouts in braces.
+  for match in _ARRAY.finditer(re.sub(r'\{[^{}]*\}', '', result)):
+    entries = math.prod(int(size) for size in match[3].split(',') if size)
+    # 'pred' has no bits in its name and takes a byte.
+    bits = max(int(match[2] or 8), 8)
+    sizes.append(entries * bits // 8)
   if kind == 'collective-permute':
     return sizes[0]
-  if (
-    started and kind == 'all-gather'
-  ):  # What is started gives back its inputs too, which are the smaller.
-    size = max(sizes)
-  else:
-    size = sum(sizes)
+  # A started collective gives back the inputs too, which are the smaller.
+  size = max(sizes) if started and kind == 'all-gather' else sum(sizes)
+  n = _group(line)
+  # The result is a device's share of the whole already.
   if kind == 'reduce-scatter':
     return size * (n - 1)
-  return size * (n - 1) // n * (2 if kind == 'all-reduce' else 1)
-
-
-def _size(match: re.Match) -> int:
-  bits = int(match[2] or 8)
-  return math.prod(int(n) for n in match[3].split(',') if n) * max(bits, 8) // 8
+  sent = size * (n - 1) // n
+  # A sum for all is a reduce-scatter and an all-gather.
+  return 2 * sent if kind == 'all-reduce' else sent
 
 
 def _group(line: str) -> int:
-  """Devices that take part together."""
+  """Number of devices that take part together."""
+  # The three ways in which XLA writes groups.
   if match := re.search(r'replica_groups=\[(\d+),(\d+)\]<=', line):
     return int(match[2])
   if match := re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', line):

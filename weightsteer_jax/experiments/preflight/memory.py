@@ -1,12 +1,15 @@
-"""Bytes of a program's arrays on one device, by what they are."""
+"""Bytes of a program's arrays on one device, by kind."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
-  """Of one device: what goes into a program by kind, and what the compiler needs beside it
-  (`activations`).
+  """Bytes on one device.
+
+  Attributes:
+    weights, deltas, optimizer, cache, batch: arguments of the program.
+    activations: what the compiler needs beside the arguments.
   """
 
   weights: int = 0
@@ -18,4 +21,5 @@ class Bytes:
 
   @property
   def total(self) -> int:
+    """Sum of all kinds."""
     return sum(dataclasses.astuple(self))

@@ -29,6 +29,7 @@ HEAD = (
   'estimate',
   'compiled',
 )
+LEFT = ('program', 'collectives, sent')
 ASSUMPTIONS = (
   "GiB and operations are of one device. Peak is the compiler's.",
   'TFLOP and GB moved are by formula, since the compiler counts a loop once.',
@@ -40,24 +41,26 @@ ASSUMPTIONS = (
 def lines(plan: RunPlan, results: Sequence[Result]) -> list[str]:
   """The table, aligned, with the assumptions under it."""
   rows = [HEAD, *(_row(result, plan.hardware.memory) for result in results)]
-  widths = [max(map(len, column)) for column in zip(*rows)]
-  table = [
-    '  '.join(
-      cell.ljust(w) if i in (0, 11) else cell.rjust(w)
-      for i, (cell, w) in enumerate(zip(row, widths))
-    ).rstrip()
-    for row in rows
-  ]
-  return [
-    table[0],
-    '-' * len(table[0]),
-    *table[1:],
-    '',
-    *(ASSUMPTIONS if plan.hardware.chip else ASSUMPTIONS[:2]),
-  ]
+  widths = [max(len(cell) for cell in column) for column in zip(*rows)]
+  table = []
+  for row in rows:
+    cells = []
+    for name, cell, width in zip(HEAD, row, widths):
+      # Words are aligned left, numbers right.
+      cells.append(cell.ljust(width) if name in LEFT else cell.rjust(width))
+    table.append('  '.join(cells).rstrip())
+  # Without a known speed there are no estimates to explain.
+  assumptions = ASSUMPTIONS if plan.hardware.chip else ASSUMPTIONS[:2]
+  return [table[0], '-' * len(table[0]), *table[1:], '', *assumptions]
 
 
 def _row(result: Result, memory: float) -> tuple[str, ...]:
+  """The cells of one program, under HEAD."""
+  # Where the compiler gave up there are no collectives to read.
+  nothing = '?' if result.error else '-'
+  estimate = '?'
+  if result.time:
+    estimate = f'{result.time.estimate * 1e3:.3g} ms ({result.time.bound})'
   kinds = (
     result.bytes.weights,
     result.bytes.deltas,
@@ -73,20 +76,20 @@ def _row(result: Result, memory: float) -> tuple[str, ...]:
     f'{result.peak / memory:.0%}',
     f'{result.work.flops / 1e12:.3g}',
     f'{result.work.moved / 1e9:.3g}',
-    words(result.collectives) or ('-' if not result.error else '?'),
-    f'{result.time.estimate * 1e3:.3g} ms ({result.time.bound})' if result.time else '?',
+    words(result.collectives) or nothing,
+    estimate,
     f'{result.seconds:.0f} s',
   )
 
 
 def words(collectives: dict[str, Moved]) -> str:
-  """As in 'all-gather 12 GB in 793, all-reduce 3 GB in 248'."""
+  """Collectives in words, as in 'all-gather 12 GB in 793, all-reduce 3 GB in 248'."""
   sent = sorted(collectives.items(), key=lambda item: -item[1].sent)
   return ', '.join(f'{kind} {file_size(moved.sent, 3)} in {moved.count}' for kind, moved in sent)
 
 
 def verdict(plan: RunPlan, results: Sequence[Result]) -> str:
-  """One line: whether everything fits and by how much, or what does not."""
+  """One line: whether all programs fit and by how much, or which do not."""
   mesh = sharding.describe(dict(plan.layouts.train.mesh.shape))
   fullest = max(results, key=lambda result: result.peak)
   if all(result.fits for result in results):
@@ -95,9 +98,10 @@ def verdict(plan: RunPlan, results: Sequence[Result]) -> str:
       f'FITS: {plan.hardware.name} with {mesh} leaves {memory_size(left, 2)} of '
       f'{memory_size(plan.hardware.memory, 2)} free at the fullest ({fullest.name})'
     )
-  failing = [
-    f'{result.name} needs {memory_size(result.peak, 2)}' for result in results if not result.fits
-  ]
+  failing = []
+  for result in results:
+    if not result.fits:
+      failing.append(f'{result.name} needs {memory_size(result.peak, 2)}')
   return (
     f'DOES NOT FIT: {plan.hardware.name} with {mesh} has {memory_size(plan.hardware.memory, 2)} a '
     f'device; {", ".join(failing)}'
@@ -107,20 +111,21 @@ def verdict(plan: RunPlan, results: Sequence[Result]) -> str:
 def advice(
   run: configs.Run, config: models.ModelConfig, hardware: Hardware, sizes: Sizes
 ) -> list[str]:
-  """What would fit by estimate, the fastest first."""
-  found = candidates(run, config, hardware, sizes)
-  if not found:
+  """Lines with ways to run that would fit by estimate, the fastest first."""
+  fitting = candidates(run, config, hardware, sizes)
+  if not fitting:
     return [
       'By estimate nothing fits here with this model and these rows: take more devices, '
       'shorter rows or a smaller rank.'
     ]
-  return [
-    'By estimate (not compiled; --search compiles the best) these fit:',
-    *(
-      f'  {memory_size(candidate.bytes, 2)}{candidate.pace}: {candidate}' for candidate in found[:3]
-    ),
-  ]
+  lines = ['By estimate (not compiled; --search compiles the best) these fit:']
+  for candidate in fitting[:3]:
+    lines.append(f'  {memory_size(candidate.bytes, 2)}{candidate.pace}: {candidate}')
+  return lines
 
 
 def _gib(count: float) -> str:
-  return '-' if not count else f'{count / GIB:.2f}' if count >= 0.005 * GIB else '<0.01'
+  if not count:
+    return '-'
+  # Less would round to 0.00, as if there were nothing.
+  return f'{count / GIB:.2f}' if count >= 0.005 * GIB else '<0.01'

@@ -29,8 +29,12 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """Of one device: operations, and bytes from and to its memory. `tokens`: of the whole batch,
-  padding included.
+  """The work of one device.
+
+  Attributes:
+    flops: operations.
+    moved: bytes from and to the device's memory.
+    tokens: tokens of the whole batch, padding included.
   """
 
   flops: float
@@ -40,9 +44,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Time:
-  """Seconds that each resource is busy at its peak; the longest is the estimate, which takes all
-  else to overlap.
-  """
+  """Seconds that each resource is busy at the resource's peak."""
 
   compute: float
   memory: float
@@ -50,20 +52,19 @@ class Time:
 
   @property
   def estimate(self) -> float:
+    """Seconds of the busiest resource, all else taken to overlap."""
     return max(self.compute, self.memory, self.links)
 
   @property
   def bound(self) -> str:
+    """Name of the busiest resource."""
     return max(('compute', 'memory', 'links'), key=lambda name: getattr(self, name))
 
 
 def time(work: Work, collectives: dict[str, Moved], chip: Chip) -> Time:
-  """The time of a program on that chip. Half precision is assumed throughout."""
-  return Time(
-    work.flops / chip.flops,
-    work.moved / chip.bandwidth,
-    sum(kind.sent for kind in collectives.values()) / chip.link,
-  )
+  """The time of a program on a chip, half precision assumed throughout."""
+  sent = sum(moved.sent for moved in collectives.values())
+  return Time(work.flops / chip.flops, work.moved / chip.bandwidth, sent / chip.link)
 
 
 def forward(
@@ -77,16 +78,25 @@ def forward(
   keys: Sequence[int],
   heads: Sequence[int],
 ) -> Work:
-  """The work of forward passes one after another: rows and tokens of each, keys a row sees, places
-  with logits.
+  """The work of forward passes one after another.
+
+  Args:
+    rows, tokens: rows of each pass, and tokens of a row.
+    keys: positions that each token of a pass attends to.
+    heads: positions of each pass with logits.
   """
   body, head = matmul_parameters(config)
-  flops = sum(
-    2 * (body + _changed(config, delta)) * r * t + attention(config, r, t, s) + 2 * head * h
-    for r, t, s, h in zip(rows, tokens, keys, heads)
-  )
+  kernels = body + _changed(config, delta)
+  flops = 0
+  count = 0
+  for num_rows, num_tokens, num_keys, num_heads in zip(rows, tokens, keys, heads):
+    flops += 2 * kernels * num_rows * num_tokens
+    flops += attention(config, num_rows, num_tokens, num_keys)
+    flops += 2 * head * num_heads
+    count += num_rows * num_tokens
+  # Each pass reads the weights once; the cache is read once in all.
   moved = len(rows) * (_gathered(args.weights, layout) + args.deltas) + args.cache
-  return Work(flops / layout.mesh.size, moved, sum(r * t for r, t in zip(rows, tokens)))
+  return Work(flops / layout.mesh.size, moved, count)
 
 
 def train_step(
@@ -104,46 +114,45 @@ def train_step(
   """The work of one optimizer step."""
   body, head = matmul_parameters(config)
   count = microbatches * rows * tokens
-  again, some = (
-    remat == 'full',
-    remat != 'none',
-  )  # 'dots' keeps the products with weights of the base alone.
-  passes = 2 + trains_dense  # forward, backward, gradients of dense changes
-  layers = (passes + again) * 2 * body * count + (passes + some) * microbatches * attention(
-    config, rows, tokens, tokens
-  )
-  changed = (3 + some) * 2 * _changed(config, delta) * count
-  flops = layers + changed + (2 + models.changes_head(config, delta)) * 2 * head * count
-  item = 2  # bytes of an activation in half precision
-  residual = 2 * config.num_layers * count * config.width * item / layout.rows
-  moved = (
-    microbatches * (2 + again) * _gathered(args.weights, layout)
-    + 2 * (args.deltas + args.optimizer)
-    + residual
-  )
+  # Passes that compute again: 'dots' keeps only the products with weights of the base.
+  kernels_again = remat == 'full'
+  others_again = remat != 'none'
+  # Forward, backward, and the gradients of dense changes.
+  passes = 2 + trains_dense
+  flops = (passes + kernels_again) * 2 * body * count
+  scores = microbatches * attention(config, rows, tokens, tokens)
+  flops += (passes + others_again) * scores
+  # Low-rank changes are always trained: forward, backward, and their own gradients.
+  flops += (3 + others_again) * 2 * _changed(config, delta) * count
+  flops += (2 + models.changes_head(config, delta)) * 2 * head * count
+  # An activation in half precision has 2 bytes; written once and read once a layer.
+  residual = 2 * config.num_layers * count * config.width * 2 / layout.rows
+  weights = microbatches * (2 + kernels_again) * _gathered(args.weights, layout)
+  moved = weights + 2 * (args.deltas + args.optimizer) + residual
   return Work(flops / layout.mesh.size, moved, count)
 
 
 def merge(config: models.ModelConfig, delta: PyTree, layout: Layout, args: Bytes) -> Work:
-  """The work of adding a direction to the weights: they are read and written once."""
-  pairs = [
-    (leaf.a.shape, leaf.b.shape)
-    for leaf in tree.flatten(delta, models.is_delta_leaf).values()
-    if isinstance(leaf, models.LowRank)
-  ]
-  flops = sum(2 * math.prod(a) * math.prod(b) / a[-1] / math.prod(b[:1]) for a, b in pairs)
+  """The work of adding a direction to the weights, which are read and written once."""
+  flops = 0.0
+  for leaf in tree.flatten(delta, models.is_delta_leaf).values():
+    if isinstance(leaf, models.LowRank):
+      # a [L, I, R] times b [L, R, O]: L and R stand in both and count once.
+      rank = leaf.a.shape[-1]
+      layers = leaf.b.shape[0]
+      flops += 2 * math.prod(leaf.a.shape) * math.prod(leaf.b.shape) / rank / layers
   return Work(flops / layout.mesh.size, 2 * args.weights + args.deltas, 0)
 
 
 def matmul_parameters(config: models.ModelConfig) -> tuple[int, int]:
-  """(of the layers, of the head) that multiply each token; of experts, those that a token goes
-  through.
+  """(parameters of the layers, parameters of the head) that multiply each token.
+
+  Of experts only those count that a token goes through.
   """
-  body = sum(
-    int(math.prod(site.shape) * _share(config, site))
-    for path, site in models.sites(config).items()
-    if site.inputs and path.startswith('layers/')
-  )
+  body = 0
+  for path, site in models.sites(config).items():
+    if site.inputs and path.startswith('layers/'):
+      body += int(math.prod(site.shape) * _share(config, site))
   return body, config.vocab_size * config.width
 
 
@@ -154,19 +163,21 @@ def attention(config: models.ModelConfig, rows: int, tokens: int, keys: int) -> 
 
 def _changed(config: models.ModelConfig, delta: PyTree) -> int:
   """Parameters of a delta that multiply each token."""
-  known = models.delta_sites(config)
-  return sum(
-    int(math.prod(x.shape) * _share(config, known[path.rpartition('/')[0]]))
-    for path, x in tree.flatten(delta).items()
-    if '/kernel/' in path
-  )
+  sites = models.delta_sites(config)
+  count = 0
+  for path, array in tree.flatten(delta).items():
+    # Paths are those of the sites, with the leaf's field at the end.
+    if '/kernel/' in path:
+      site = sites[path.rpartition('/')[0]]
+      count += int(math.prod(array.shape) * _share(config, site))
+  return count
 
 
 def _share(config: models.ModelConfig, site: models.Site) -> float:
-  """Of a parameter, what one token goes through."""
+  """The share of a parameter that one token goes through."""
   return config.experts_per_token / config.num_experts if site.axes.startswith('LE') else 1.0
 
 
 def _gathered(weights: int, layout: Layout) -> float:
-  """Bytes of the weights that a device computes with: what fsdp cuts is gathered first."""
+  """Bytes of the weights that a device computes with, after fsdp has gathered them."""
   return weights * (layout.mesh.shape['fsdp'] if layout.fsdp else 1)

@@ -1,4 +1,4 @@
-"""Compiling a plan's programs, one after the other, and what came of each."""
+"""The programs of a plan compiled, one after the other, and the result of each."""
 
 import dataclasses
 import re
@@ -18,15 +18,17 @@ from weightsteer_jax.runtime.messages import did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What compiling a program told.
+  """The result of compiling a program.
 
   Attributes:
-    bytes: on a device, by kind. peak: bytes at the fullest moment, by the compiler; where it gave
-      up, what it asked for.
-    fits: whether that is within the device's memory. error: the compiler's words where it gave up,
-      else ''.
-    collectives: see hlo.py. time: None where the device's speed is not known. seconds: of
-      compilation.
+    bytes: bytes on a device, by kind.
+    peak: bytes at the fullest moment, by the compiler; what the compiler asked for where it gave
+      up.
+    fits: whether the peak is within the device's memory.
+    error: the compiler's words where the compiler gave up, else ''.
+    collectives: {kind: Moved}; see hlo.py.
+    time: None where the device's speed is not known.
+    seconds: time that compilation took.
   """
 
   name: str
@@ -41,18 +43,18 @@ class Result:
 
 
 def check(plan: RunPlan, names: tuple[str, ...] = ()) -> Iterator[Result]:
-  """The results of the plan's programs (of those names, if any), as they are compiled."""
+  """The results of the plan's programs, each as soon as compiled.
+
+  Args:
+    names: programs to compile; all by default.
+  """
   for program in plan.programs:
     if not names or program.name in names:
       yield compile_one(program, plan.hardware)
 
 
 def check_names(plan: RunPlan, names: Sequence[str]) -> None:
-  """Nothing, if the plan has programs of these names.
-
-  Raises:
-    InputError: it has not.
-  """
+  """Raises InputError if the plan has no program of one of these names."""
   known = [program.name for program in plan.programs]
   for name in names:
     if name not in known:
@@ -62,7 +64,7 @@ def check_names(plan: RunPlan, names: Sequence[str]) -> None:
 
 
 def compile_one(program: Program, hardware: Hardware) -> Result:
-  """What compiling the program tells; not fitting is a result, not an error."""
+  """The result of compiling a program; not fitting is a result, not an error."""
   start = time.monotonic()
   try:
     with program.layout.context():
@@ -74,33 +76,49 @@ def compile_one(program: Program, hardware: Hardware) -> Result:
   seconds = time.monotonic() - start
   memory = compiled.memory_analysis()
   moved = hlo.collectives(compiled.as_text())
-  # What is aliased is counted among the arguments.
+  # Outputs in the place of arguments are counted among the arguments.
   fresh = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
   needed = dataclasses.replace(program.args, activations=memory.temp_size_in_bytes + fresh)
-  peak = (
-    max(memory.peak_memory_in_bytes or 0, memory.argument_size_in_bytes)
-    if hardware.name != 'local'
-    else needed.total
-  )
-  clock = roofline.time(program.work, moved, hardware.chip) if hardware.chip else None
+  peak = needed.total
+  # The compilers of local devices do not all tell a peak; libtpu's does.
+  if hardware.name != 'local':
+    peak = max(memory.peak_memory_in_bytes or 0, memory.argument_size_in_bytes)
   return Result(
-    program.name, needed, peak, peak <= hardware.memory, '', program.work, moved, clock, seconds
+    program.name,
+    needed,
+    peak,
+    fits=peak <= hardware.memory,
+    error='',
+    work=program.work,
+    collectives=moved,
+    time=roofline.time(program.work, moved, hardware.chip) if hardware.chip else None,
+    seconds=seconds,
   )
 
 
 def _too_large(program: Program, message: str, seconds: float) -> Result:
-  """The result where the compiler found no way to fit; it says how much it would have needed."""
-  line = next(
-    (line for line in message.splitlines() if 'memory' in line.lower()), message.splitlines()[0]
-  )
+  """The result where the compiler found no way to fit."""
+  lines = message.splitlines()
+  # Other lines of the message list allocations.
+  error = next((line for line in lines if 'memory' in line.lower()), lines[0])
+  # 'Used 20.5G of 15.75G hbm', or '... required: 123 (20.5G)'.
   used = re.search(r'(?:Used|required[^(]*\()\s*([\d.]+)([KMG])', message)
-  peak = (
-    int(float(used[1]) * {'K': 2**10, 'M': 2**20, 'G': 2**30}[used[2]])
-    if used
-    else program.args.total
-  )
+  peak = program.args.total
+  if used:
+    unit = {'K': 2**10, 'M': 2**20, 'G': 2**30}[used[2]]
+    peak = int(float(used[1]) * unit)
   needed = dataclasses.replace(program.args, activations=max(0, peak - program.args.total))
-  return Result(program.name, needed, peak, False, line.strip(), program.work, {}, None, seconds)
+  return Result(
+    program.name,
+    needed,
+    peak,
+    fits=False,
+    error=error.strip(),
+    work=program.work,
+    collectives={},
+    time=None,
+    seconds=seconds,
+  )
 
 
 def as_json(plan: RunPlan, result: Result) -> dict[str, Any]:

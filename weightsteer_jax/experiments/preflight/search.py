@@ -1,6 +1,4 @@
-"""Other meshes, batches and rematerialisation: an estimate of each, and the best of them
-compiled.
-"""
+"""Other meshes, batches and rematerialisation: all estimated, the best compiled."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -22,7 +20,8 @@ from weightsteer_jax.runtime import sharding
 from weightsteer_jax.runtime.errors import InputError
 
 ROWS_PER_SHARD = (1, 2, 4, 8, 16)
-SPARE = 0.9  # Share of a device's memory that an estimate may fill.
+# Share of a device's memory that an estimate may fill.
+SPARE = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +29,10 @@ class Candidate:
   """A way to run.
 
   Attributes:
-    mesh, base, remat: as in the config. rows: of a microbatch.
-    bytes: estimated, of the fullest program on a device. speed: tokens of training per second,
-      estimated; 0 where the device's speed is not known.
+    mesh, base, remat: as in the config.
+    rows: rows of a microbatch.
+    bytes: estimated bytes of the fullest program on a device.
+    speed: estimated tokens of training per second; 0 where the device's speed is not known.
   """
 
   mesh: str
@@ -50,45 +50,48 @@ class Candidate:
 
   @property
   def pace(self) -> str:
-    """As in ', about 12,000 tokens/s'."""
+    """The speed in words, as in ', about 12,000 tokens/s'; '' where not known."""
     return f', about {self.speed:,.0f} tokens/s' if self.speed else ''
 
   def plan(
     self, run: configs.Run, config: models.ModelConfig, hardware: Hardware, sizes: Sizes
   ) -> RunPlan:
-    """The run, done so."""
+    """The plan of a run done this way."""
     mesh = dataclasses.replace(run.mesh, shape=self.mesh, base=self.base)
     finetune = dataclasses.replace(run.finetune, remat=self.remat)
-    return plan(
-      dataclasses.replace(run, mesh=mesh, finetune=finetune),
-      config,
-      hardware,
-      dataclasses.replace(sizes, train_rows=self.rows),
-    )
+    run = dataclasses.replace(run, mesh=mesh, finetune=finetune)
+    sizes = dataclasses.replace(sizes, train_rows=self.rows)
+    return plan(run, config, hardware, sizes)
 
 
 def candidates(
   run: configs.Run, config: models.ModelConfig, hardware: Hardware, sizes: Sizes
 ) -> list[Candidate]:
   """All ways to run that fit by estimate, the fastest by estimate first."""
-  found = []
+  fitting: list[Candidate] = []
   for mesh in _meshes(len(hardware.devices)):
     fsdp = sharding.parse(mesh)['fsdp']
     # Replicated for training, the weights lie alike on every mesh: one without fsdp stands for all.
     for base in ('shard', 'replicate') if fsdp == 1 else ('shard',):
       try:
-        made = Candidate(mesh, base, 1, 'none', 0, 0).plan(run, config, hardware, sizes)
-      except InputError:  # An axis that does not divide.
+        one_row = Candidate(mesh, base, 1, 'none', 0, 0).plan(run, config, hardware, sizes)
+      # An axis of the mesh that does not divide the model's.
+      except InputError:
         continue
-      found += _variants(run, config, hardware, sizes, made, mesh, base)
-  return sorted(found, key=lambda candidate: (-candidate.speed, -candidate.rows))
+      fitting += _variants(run, config, hardware, sizes, one_row, mesh, base)
+  # Of equal speeds, as where none is known, the most rows.
+  return sorted(fitting, key=lambda candidate: (-candidate.speed, -candidate.rows))
 
 
 def search(
   run: configs.Run, config: models.ModelConfig, hardware: Hardware, sizes: Sizes, *, tries: int = 3
 ) -> Iterator[tuple[Candidate, Result]]:
-  """The best candidates and what compiling their training step tells; ends with the first that
-  fits.
+  """The best candidates with the results of compiling the training step.
+
+  The first candidate that fits is the last one.
+
+  Args:
+    tries: the most candidates to compile.
   """
   for candidate in candidates(run, config, hardware, sizes)[:tries]:
     result = compile_one(candidate.plan(run, config, hardware, sizes).programs[0], hardware)
@@ -98,28 +101,42 @@ def search(
 
 
 def _variants(
-  run, config, hardware, sizes, made: RunPlan, mesh: str, base: str
+  run: configs.Run,
+  config: models.ModelConfig,
+  hardware: Hardware,
+  sizes: Sizes,
+  one_row: RunPlan,
+  mesh: str,
+  base: str,
 ) -> Iterator[Candidate]:
-  """The candidates of one mesh: rows to a shard, and what is computed again."""
-  train, options = made.programs[0], run.finetune
-  shape, shards = train.layout.mesh.shape, train.layout.rows
-  gathered = (
-    2 * train.args.weights * shape['fsdp'] / config.num_layers if train.layout.fsdp else 0
-  )  # this layer's and the next one's
+  """The candidates of one mesh that fit: rows to a shard, and rematerialisation.
+
+  Args:
+    one_row: the plan of the run on this mesh.
+  """
+  train = one_row.programs[0]
+  options = run.finetune
+  shape = train.layout.mesh.shape
+  shards = train.layout.rows
+  # Evaluation needs the same bytes whatever training does.
+  evaluation = max(program.args.total for program in one_row.programs[1:])
+  gathered = 0.0
+  if train.layout.fsdp:
+    # This layer's weights and the next layer's.
+    gathered = 2 * train.args.weights * shape['fsdp'] / config.num_layers
   for per_shard in ROWS_PER_SHARD:
     for remat in memory.POLICIES:
-      load = training_load(run, sizes, per_shard * shards)
+      rows = per_shard * shards
+      load = training_load(run, sizes, rows)
       kept = memory.activations(config, load, remat, shards=shards, tensor=shape['tensor'])
-      needed = max(
-        train.args.total + kept + gathered, *(program.args.total for program in made.programs[1:])
-      )
+      needed = max(train.args.total + kept + gathered, evaluation)
       if needed > SPARE * hardware.memory:
         continue
-      rows, speed = per_shard * shards, 0.0
+      speed = 0.0
       if hardware.chip:
         work = roofline.train_step(
           config,
-          made.delta,
+          one_row.delta,
           train.layout,
           train.args,
           microbatches=options.accumulation,
@@ -138,28 +155,25 @@ def _variants(
 
 
 def _sent(train: Program, config: models.ModelConfig, tokens: int, remat: str) -> float:
-  """Estimated bytes that a device sends in a step: fsdp's gathers in each pass through the weights,
-  tensor's sums of the residual stream (two to a layer and pass), and the sum of the gradients.
-  """
-  shape, rows, args = train.layout.mesh.shape, train.layout.rows, train.args
-  gathers = (2 + (remat == 'full')) * args.weights * (shape['fsdp'] - 1) if train.layout.fsdp else 0
-  streams = (
-    (2 + (remat != 'none'))
-    * 2
-    * config.num_layers
-    * 2
-    * 2
-    * tokens
-    / rows
-    * config.width
-    * (shape['tensor'] - 1)
-    / shape['tensor']
-  )
-  return gathers + streams + 2 * args.deltas * (rows - 1) / rows
+  """Estimated bytes that a device sends in a step."""
+  shape = train.layout.mesh.shape
+  rows = train.layout.rows
+  # fsdp gathers the weights in each pass: forward, backward, and the forward pass done again.
+  gathers = 0
+  if train.layout.fsdp:
+    gathers = (2 + (remat == 'full')) * train.args.weights * (shape['fsdp'] - 1)
+  # tensor sums the residual stream twice a layer and pass, with 2 bytes an entry, and an all-reduce
+  # sends twice its size.
+  passes = 2 + (remat != 'none')
+  sums = passes * 2 * config.num_layers
+  streams = sums * 2 * 2 * tokens / rows * config.width * (shape['tensor'] - 1) / shape['tensor']
+  # The gradients are summed over all rows.
+  gradients = 2 * train.args.deltas * (rows - 1) / rows
+  return gathers + streams + gradients
 
 
 def _meshes(count: int) -> Iterator[str]:
-  """All shapes of so many devices, as in '1x8x2'."""
+  """All shapes of a mesh of `count` devices, as in '1x8x2'."""
   for data in range(1, count + 1):
     for fsdp in range(1, count // data + 1):
       if count % (data * fsdp) == 0:
