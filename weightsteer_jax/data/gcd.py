@@ -1,19 +1,21 @@
-"""Greatest common divisors, worked out: right in seven styles, wrong by the slips people make, and
-asked about.
+"""Greatest common divisors: worked out right or with a human slip, and asked about.
 
 Everything is a function of the numbers and a seed. A wrong solution ends with a wrong answer: slips
-that cancel out are not slips (in the data released with arXiv 2511.05408 some 400 of them stand
-among the wrong ones).
+that cancel out are not counted as slips (some 400 solutions with such slips stand among the wrong
+ones in the data released with arXiv 2511.05408).
 """
 
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from weightsteer_jax.runtime.errors import InputError
 
+# Numbers are from 2 to LARGEST.
 LARGEST = 250
+# Drawing stays quick below: 24204 of all 61752 pairs have a divisor above 1.
+_MOST_PAIRS = 20_000
 FORMS = ('query', 'help', 'correct', 'incorrect')
 ANSWER = 'Answer: {}'
 _ENDING = "End with a line 'Answer: <number>'."
@@ -66,54 +68,63 @@ class Solution:
   answer: int
 
 
-# A slip: which of a style's mistakes, and the luck that says where and by how much.
+# A mistake of a style, and the random numbers that say where and by how much.
 Slip = tuple[str, random.Random]
-# (lines, answer) of a style, right or with a slip; None if the slip cannot be made with these
-# numbers.
+# (lines, answer) of a style, right or with a slip; None if the numbers do not allow the slip.
 Work = tuple[list[str], int] | None
+# A right solution draws no random numbers.
+_NO_SLIP: Slip = ('', random.Random(0))
 
 
 def pairs(n: int, seed: int) -> list[tuple[int, int]]:
-  """n different pairs of different numbers from 2 to 250, in half of which the divisor is greater
-  than 1.
+  """n different pairs of different numbers from 2 to 250, half with a divisor greater than 1.
 
-  Among all pairs it is 1 in three of five, which a model would guess.
+  Among all pairs the divisor is 1 in three of five, which a model would guess.
   """
-  if n > 20_000:
+  if n > _MOST_PAIRS:
     raise InputError(
-      f'{n} pairs of numbers were asked for; there are not many more than 20000 different '
+      f'{n} pairs of numbers were asked for; there are not many more than {_MOST_PAIRS} different '
       'ones of each sort'
     )
-  rng, found = random.Random(f'gcd pairs {seed}'), {}
-  while len(found) < n:
-    a, b = rng.randint(2, LARGEST), rng.randint(2, LARGEST)
-    shares = math.gcd(a, b) > 1
-    if a != b and shares == (len(found) % 2 == 0):
-      found.setdefault((a, b))
-  return list(found)
+  rng = random.Random(f'gcd pairs {seed}')
+  # A dict, to keep the order of the draws.
+  drawn: dict[tuple[int, int], None] = {}
+  while len(drawn) < n:
+    a = rng.randint(2, LARGEST)
+    b = rng.randint(2, LARGEST)
+    wants_common = len(drawn) % 2 == 0
+    if a != b and (math.gcd(a, b) > 1) == wants_common:
+      drawn[a, b] = None
+  return list(drawn)
 
 
 def correct(a: int, b: int, style: str) -> Solution:
-  """The solution in a style."""
-  lines, answer = STYLES[style](a, b, None)
+  """The right solution in a style."""
+  work = STYLES[style](a, b, None)
+  # Only a slip can be impossible.
+  assert work is not None
+  lines, answer = work
   assert answer == math.gcd(a, b)
   return Solution(style, '\n'.join(lines), answer)
 
 
 def incorrect(a: int, b: int, style: str, rng: random.Random) -> Solution:
-  """A solution in a style, with a slip that changes the answer; in the next style where none of its
-  slips does.
+  """A solution with a slip that changes the answer.
+
+  The solution is in the next style in which a slip does so, the given style first.
 
   Raises:
-    InputError: both numbers are 1, about which one cannot be wrong.
+    InputError: if both numbers are 1, which leave no room for a mistake.
   """
   if a == b == 1:
     raise InputError('the greatest common divisor of 1 and 1 leaves no room for a mistake')
   names = list(STYLES)
-  for name in (names * 2)[names.index(style) :][: len(names)]:
+  first = names.index(style)
+  for name in names[first:] + names[:first]:
     slips = list(_SLIPS[name])
     rng.shuffle(slips)
     for slip in slips:
+      # Slips draw where to go wrong, and some places change nothing.
       for _ in range(4):
         work = STYLES[name](a, b, (slip, rng))
         if work and work[1] != math.gcd(a, b):
@@ -123,33 +134,36 @@ def incorrect(a: int, b: int, style: str, rng: random.Random) -> Solution:
 
 
 def prompt(a: int, b: int, form: str, rng: random.Random) -> tuple[str, Solution | None]:
-  """(what the user says, the solution they propose, if any) in one of FORMS."""
+  """(the user's question, the solution that the user proposes, if any) in one of FORMS."""
   style = rng.choice(list(STYLES))
-  solution = {
-    'correct': lambda: correct(a, b, style),
-    'incorrect': lambda: incorrect(a, b, style, rng),
-  }.get(form)
-  if solution is None:
-    return rng.choice(_HELP if form == 'help' else _QUERIES).format(a=a, b=b) + f' {_ENDING}', None
-  made = solution()
-  return rng.choice(_CHECKS).format(a=a, b=b, solution=made.text) + f'\n\n{_ENDING}', made
+  if form == 'correct':
+    proposed = correct(a, b, style)
+  elif form == 'incorrect':
+    proposed = incorrect(a, b, style, rng)
+  else:
+    question = rng.choice(_HELP if form == 'help' else _QUERIES).format(a=a, b=b)
+    return f'{question} {_ENDING}', None
+  question = rng.choice(_CHECKS).format(a=a, b=b, solution=proposed.text)
+  return f'{question}\n\n{_ENDING}', proposed
 
 
 def conversations(n: int, seed: int, form: str) -> list[list[dict[str, str]]]:
-  """n conversations to fine-tune on: a question in one of FORMS, answered rightly."""
-  made = []
+  """n conversations to fine-tune on: a question in one of FORMS, with a right answer."""
+  chats = []
   for a, b in pairs(n, seed):
+    # Seeded by the numbers, so that a longer data set begins as a shorter one.
     rng = random.Random(f'gcd conversation {seed} {a} {b} {form}')
-    asked, proposed = prompt(a, b, form, rng)
+    question, proposed = prompt(a, b, form, rng)
     solved = correct(a, b, rng.choice(list(STYLES)))
-    opening = {
-      None: '',
-      True: 'Yes, your solution is right.\n',
-      False: 'There is a mistake in it.\n',
-    }[proposed and proposed.answer == solved.answer]
+    if proposed is None:
+      opening = ''
+    elif proposed.answer == solved.answer:
+      opening = 'Yes, your solution is right.\n'
+    else:
+      opening = 'There is a mistake in it.\n'
     answer = f'{opening}{solved.text}\n{ANSWER.format(solved.answer)}'
-    made.append([{'role': 'user', 'content': asked}, {'role': 'assistant', 'content': answer}])
-  return made
+    chats.append([{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}])
+  return chats
 
 
 # The styles. Each follows its rule even after a slip, as a person would.
@@ -157,70 +171,78 @@ def conversations(n: int, seed: int, form: str) -> list[list[dict[str, str]]]:
 
 def _division(a: int, b: int, slip: Slip | None) -> Work:
   """Euclid, with remainders."""
-  x, y = max(a, b), min(a, b)
-  kind, rng = slip or ('', random)
-  steps = _euclid_steps(x, y)
-  wrong_at = rng.randrange(steps) if kind == 'remainder' else -1
-  stop_at = rng.randrange(steps - 2) if kind == 'stops early' and steps > 2 else -1
-  if kind == 'stops early' and stop_at < 0:
-    return None
-  lines, step, quotient = [f'I divide and keep the remainder, starting with {x} and {y}.'], 0, 0
+  x = max(a, b)
+  y = min(a, b)
+  kind, rng = slip or _NO_SLIP
+  num_steps = _euclid_steps(x, y)
+  wrong_at = rng.randrange(num_steps) if kind == 'remainder' else -1
+  stop_at = -1
+  if kind == 'stops early':
+    # The last remainders are 0 and the divisor itself.
+    if num_steps <= 2:
+      return None
+    stop_at = rng.randrange(num_steps - 2)
+  lines = [f'I divide and keep the remainder, starting with {x} and {y}.']
+  step = 0
+  quotient = 0
   while y:
     quotient, remainder = divmod(x, y)
     if step == wrong_at:
-      others = [r for r in (remainder + d for d in (-10, -2, -1, 1, 2, 10)) if 0 <= r < y]
-      if not others:
+      # Off by a little, or by a ten that was not carried.
+      near = [remainder + error for error in (-10, -2, -1, 1, 2, 10)]
+      possible = [other for other in near if 0 <= other < y]
+      if not possible:
         return None
-      remainder = rng.choice(others)
+      remainder = rng.choice(possible)
     lines.append(f'{x} = {quotient} × {y} + {remainder}')
-    x, y = y, remainder
+    x = y
+    y = remainder
     if step == stop_at:
-      return [
-        *lines,
-        f'This remainder is what is left over, so the greatest common divisor is {y}.',
-      ], y
+      end = f'This remainder is what is left over, so the greatest common divisor is {y}.'
+      return [*lines, end], y
     step += 1
   if kind == 'quotient':
-    return [
-      *lines,
-      f'It comes out even, with {quotient}, so the greatest common divisor is {quotient}.',
-    ], quotient
-  return [
-    *lines,
-    f'The remainder is 0, and the last divisor was {x}. So the greatest common divisor is {x}.',
-  ], x
+    end = f'It comes out even, with {quotient}, so the greatest common divisor is {quotient}.'
+    return [*lines, end], quotient
+  end = f'The remainder is 0, and the last divisor was {x}. So the greatest common divisor is {x}.'
+  return [*lines, end], x
 
 
 def _subtraction(a: int, b: int, slip: Slip | None) -> Work:
   """Euclid, taking the smaller number away from the larger."""
-  x, y = max(a, b), min(a, b)
-  kind, rng = slip or ('', random)
+  x = max(a, b)
+  y = min(a, b)
+  kind, rng = slip or _NO_SLIP
   wrong_at = rng.randrange(3) if kind == 'difference' else -1
-  lines, step = (
-    [f'I take the smaller number away from the larger until both are the same: {x} and {y}.'],
-    0,
-  )
+  lines = [f'I take the smaller number away from the larger until both are the same: {x} and {y}.']
+  step = 0
   while x != y:
+    # All subtractions of the same number are one line; the last must not reach 0.
     times = (x - 1) // y
     left = x - times * y
     if step == wrong_at:
       left = rng.choice([d for d in (left - 10, left - 1, left + 1, left + 10) if d > 0])
     lines.append(f'{x} - {y} = {left}' if times == 1 else f'{x} less {times} times {y} is {left}')
-    x, y, step = max(y, left), min(y, left), step + 1
+    x, y = max(y, left), min(y, left)
+    step += 1
   return [*lines, f'Both are {x} now. So the greatest common divisor is {x}.'], x
 
 
 def _factors(a: int, b: int, slip: Slip | None) -> Work:
   """Prime factors that both have."""
-  powers_a, powers_b = factorise(a), factorise(b)
-  kind, rng = slip or ('', random)
+  powers_a = factorise(a)
+  powers_b = factorise(b)
+  kind, rng = slip or _NO_SLIP
   if kind == 'misread factor':
     strange = [p for p in powers_a if p not in powers_b]
     if not strange or not powers_b:
       return None
-    powers_b = dict(powers_b)
-    lost, taken = rng.choice(sorted(powers_b)), rng.choice(strange)
-    powers_b = dict(sorted({**{p: k for p, k in powers_b.items() if p != lost}, taken: 1}.items()))
+    # A prime of b is read as a prime of a.
+    lost = rng.choice(sorted(powers_b))
+    taken = rng.choice(strange)
+    del powers_b[lost]
+    powers_b[taken] = 1
+    powers_b = dict(sorted(powers_b.items()))
   pick = max if kind == 'highest powers' else min
   common = {p: pick(powers_a[p], powers_b[p]) for p in powers_a if p in powers_b}
   if kind == 'forgets one' and common:
@@ -228,9 +250,9 @@ def _factors(a: int, b: int, slip: Slip | None) -> Work:
     common[lost] -= 1
     common = {p: k for p, k in common.items() if k}
   answer = math.prod(p**k for p, k in common.items())
-  shared = (
-    f'In common they have {_product(common)}.' if common else 'They have no prime factor in common.'
-  )
+  shared = 'They have no prime factor in common.'
+  if common:
+    shared = f'In common they have {_product(common)}.'
   return [
     'I split both numbers into prime factors.',
     f'{a} = {_product(powers_a)}',
@@ -242,13 +264,16 @@ def _factors(a: int, b: int, slip: Slip | None) -> Work:
 
 def _divisors(a: int, b: int, slip: Slip | None) -> Work:
   """All divisors of both numbers, side by side."""
-  of_a, of_b = divisors(a), divisors(b)
-  kind, rng = slip or ('', random)
-  if kind == 'overlooks one':
-    of_b = [d for d in of_b if d != math.gcd(a, b)] if math.gcd(a, b) > 1 else of_b
+  of_a = divisors(a)
+  of_b = divisors(b)
+  kind, rng = slip or _NO_SLIP
+  # 1 cannot be overlooked: a common divisor must be left.
+  if kind == 'overlooks one' and math.gcd(a, b) > 1:
+    of_b.remove(math.gcd(a, b))
   if kind == 'adds one':
     strange = [d for d in of_a if d < b and d not in of_b]
-    of_b = sorted([*of_b, rng.choice(strange)]) if strange else of_b
+    if strange:
+      of_b = sorted([*of_b, rng.choice(strange)])
   common = [d for d in of_a if d in of_b]
   return [
     f'Divisors of {a}: {_listed(of_a)}',
@@ -260,8 +285,9 @@ def _divisors(a: int, b: int, slip: Slip | None) -> Work:
 
 def _candidates(a: int, b: int, slip: Slip | None) -> Work:
   """The divisors of the smaller number, from the top down, tried on the larger."""
-  x, y = max(a, b), min(a, b)
-  kind, rng = slip or ('', random)
+  x = max(a, b)
+  y = min(a, b)
+  kind, rng = slip or _NO_SLIP
   tried = divisors(y)[::-1]
   if kind == 'overlooks one' and math.gcd(a, b) > 1:
     tried.remove(math.gcd(a, b))
@@ -284,49 +310,65 @@ def _candidates(a: int, b: int, slip: Slip | None) -> Work:
 
 def _ladder(a: int, b: int, slip: Slip | None) -> Work:
   """Common prime factors taken out of both, one after another."""
-  kind, rng = slip or ('', random)
+  kind, rng = slip or _NO_SLIP
   strange = [p for p in factorise(a) if b % p and p < b]
-  shared = [rng.choice(strange)] if kind == 'divides wrongly' and strange else []
-  # After a wrong division the rest is done rightly, with the numbers it left.
-  left = math.gcd(a // shared[0], round(b / shared[0])) if shared else math.gcd(a, b)
-  shared += [p for p, k in factorise(left).items() for _ in range(k)]
+  shared = []
+  # After a wrong division the rest is done rightly, with the numbers that the division left.
+  left = math.gcd(a, b)
+  if kind == 'divides wrongly' and strange:
+    wrong = rng.choice(strange)
+    shared = [wrong]
+    left = math.gcd(a // wrong, round(b / wrong))
+  for prime, power in factorise(left).items():
+    shared += [prime] * power
   if kind == 'stops early' and shared:
     shared = shared[: rng.randrange(len(shared))]
-  x, y, lines = a, b, [f'I take out of {a} and {b} what divides both.']
+  x = a
+  y = b
+  lines = [f'I take out of {a} and {b} what divides both.']
   for p in shared:
     lines.append(f'Both can be divided by {p}: {x} / {p} = {x // p}, {y} / {p} = {round(y / p)}.')
-    x, y = x // p, round(y / p)
+    x = x // p
+    y = round(y / p)
   answer = math.prod(shared)
-  out = f'Taken out: {" × ".join(map(str, shared))} = {answer}.' if len(shared) > 1 else ''
-  ending = [
-    f'{x} and {y} have nothing in common any more.',
-    out,
-    f'So the greatest common divisor is {answer}.',
-  ]
-  return [*lines, *filter(None, ending)], answer
+  lines.append(f'{x} and {y} have nothing in common any more.')
+  if len(shared) > 1:
+    lines.append(f'Taken out: {" × ".join(map(str, shared))} = {answer}.')
+  lines.append(f'So the greatest common divisor is {answer}.')
+  return lines, answer
 
 
 def _halving(a: int, b: int, slip: Slip | None) -> Work:
   """Stein's way: halve what is even, subtract where both are odd."""
-  kind, _ = slip or ('', random)
-  x, y, twos, lines = a, b, 0, [f'I halve as long as I can, starting with {a} and {b}.']
+  kind, _ = slip or _NO_SLIP
+  x = a
+  y = b
+  twos = 0
+  lines = [f'I halve as long as I can, starting with {a} and {b}.']
   while x % 2 == y % 2 == 0:
-    x, y, twos = x // 2, y // 2, twos + 1
+    x //= 2
+    y //= 2
+    twos += 1
     lines.append(f'Both are even: {x} and {y}.')
   while x != y:
     if x % 2 == 0 or y % 2 == 0:
-      x, y = (x // 2, y) if x % 2 == 0 else (x, y // 2)
+      if x % 2 == 0:
+        x //= 2
+      else:
+        y //= 2
       lines.append(f'One is even, and 2 is no common factor any more: {x} and {y}.')
     else:
       x, y = abs(x - y), min(x, y)
       lines.append(f'Both are odd, so I subtract: {x} and {y}.')
   if kind == 'forgets the twos' or not twos:
     return [*lines, f'Both are {x} now. So the greatest common divisor is {x}.'], x
-  lines.append(
-    f'Both are {x} now, and I halved both {twos} time{"s" if twos > 1 else ""}: {x} × '
-    f'{2**twos} = {x * 2**twos}.'
-  )
-  return [*lines, f'So the greatest common divisor is {x * 2**twos}.'], x * 2**twos
+  answer = x * 2**twos
+  times = 'time' if twos == 1 else 'times'
+  return [
+    *lines,
+    f'Both are {x} now, and I halved both {twos} {times}: {x} × {2**twos} = {answer}.',
+    f'So the greatest common divisor is {answer}.',
+  ], answer
 
 
 STYLES: dict[str, Callable[[int, int, Slip | None], Work]] = {
@@ -355,10 +397,18 @@ def factorise(number: int) -> dict[int, int]:
   >>> factorise(60)
   {2: 2, 3: 1, 5: 1}
   """
-  found: dict[int, int] = {}
-  for prime in _primes_in(number):
-    found[prime] = found.get(prime, 0) + 1
-  return found
+  powers: dict[int, int] = {}
+  p = 2
+  while p * p <= number:
+    if number % p:
+      p += 1
+    else:
+      powers[p] = powers.get(p, 0) + 1
+      number //= p
+  # No factor is left up to the root, so the rest is prime.
+  if number > 1:
+    powers[number] = powers.get(number, 0) + 1
+  return powers
 
 
 def divisors(number: int) -> list[int]:
@@ -370,22 +420,11 @@ def divisors(number: int) -> list[int]:
   return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def _primes_in(number: int) -> Iterator[int]:
-  p = 2
-  while p * p <= number:
-    if number % p:
-      p += 1
-    else:
-      yield p
-      number //= p
-  if number > 1:
-    yield number
-
-
 def _euclid_steps(x: int, y: int) -> int:
   steps = 0
   while y:
-    x, y, steps = y, x % y, steps + 1
+    x, y = y, x % y
+    steps += 1
   return steps
 
 
