@@ -1,7 +1,7 @@
-"""Directions handed on, as files for programs that know nothing of this one.
+"""Directions handed on, as files for other programs.
 
 handover.py  one request, checked, written and read back, in any format
-writers.py   the formats: one writer each, and what each writer needs
+writers.py   the formats: one writer each, and the needs of each writer
 base_folder.py  the base, known from the files alone
 hf.py        a steered Hugging Face checkpoint, written tensor by tensor
 orbax.py     orbax arrays: steered weights, or base and direction apart

@@ -60,8 +60,8 @@ class BaseFolder:
   @property
   def float32_bytes(self) -> int:
     """Bytes of the parameters once they are loaded in float32."""
-    # 4 bytes each.
-    return 4 * sum(math.prod(site.shape) for site in models.sites(self.config).values())
+    sizes = [math.prod(site.shape) for site in models.sites(self.config).values()]
+    return 4 * sum(sizes)
 
   @property
   def loadable_name(self) -> str:

@@ -188,6 +188,7 @@ def _results(record: Mapping[str, Any]) -> str:
   rows = record.get('results', [])
   if not rows:
     return ''
+  # Numbers of another strength say nothing of this export, so they are left out.
   alpha = f'{record["alpha"]:g}'
   steered_rows = [row for row in rows if row['alpha'] == record['alpha']]
   if not steered_rows:
@@ -230,6 +231,7 @@ def _limits(record: Mapping[str, Any]) -> list[str]:
 
 
 def _sources(record: Mapping[str, Any]) -> list[str]:
+  # A direction between two checkpoints belongs to every base of the architecture.
   base = record['direction']['base']
   source = base['source'] or 'any of this architecture'
   lines = [f'base: `{source}`, digest {base["digest"] or "not recorded"}']

@@ -1,8 +1,8 @@
 """Biases without a tensor: a Llama or Qwen2 written as the Llama with biases everywhere.
 
 A Llama with `attention_bias` and `mlp_bias` computes the same function as either family once the
-added biases are zero. A vector added to the residual stream after a block is a bias of
-that block's last projection.
+added biases are zero. A vector added to the residual stream after a block is a bias of the block's
+last projection.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ FOLDABLE = ('llama', 'qwen2')
 
 @dataclasses.dataclass(frozen=True)
 class Folded:
-  """An architecture with a parameter for every change, and the changes of those parameters.
+  """An architecture with a parameter for every change of a delta.
 
   Attributes:
     config: the architecture.
-    family: its `model_type`.
+    family: the `model_type`.
     delta: the changes, residual vectors among the biases.
-    is_other: whether the base lacks some of the parameters, so that `config` is not the base's.
+    is_other: whether the base lacks some of the parameters.
   """
 
   config: models.ModelConfig
@@ -42,10 +42,11 @@ class Folded:
   is_other: bool
 
   def model(self, base: models.Model) -> models.Model:
-    """The base in this architecture, its new biases zero."""
+    """The base in this architecture, with zeros as new biases."""
     if not self.is_other:
       return base
     params = tree.flatten(base.params)
+    # A parameter of every architecture, in the dtype that the base was loaded in.
     dtype = params['final_norm/scale'].dtype
     for path, site in models.sites(self.config).items():
       if path not in params:
@@ -55,10 +56,10 @@ class Folded:
 
 
 def fold(config: models.ModelConfig, family: str, delta: PyTree) -> Folded:
-  """The architecture of a base, or the one with biases if the delta changes more than it has.
+  """The architecture of a base, with biases added if the delta changes more than the base has.
 
   Raises:
-    InputError: if the family is none that can be written with the missing biases.
+    InputError: if the family cannot be written with the missing biases.
   """
   changes = tree.flatten(delta, models.is_delta_leaf)
   sites = models.sites(config)

@@ -46,7 +46,8 @@ def check(
       is no path of a file system, or the format cannot hold the direction.
   """
   writers.writer_of(request.format)
-  format, dtype = request.format, request.dtype
+  format = request.format
+  dtype = request.dtype
   if not math.isfinite(request.alpha):
     raise InputError(f'alpha is {request.alpha}; expected a finite number')
   if dtype not in ('', *models.DTYPES):
@@ -180,6 +181,7 @@ def _fold_to_rank(direction: Direction, request: Request) -> Direction:
   """The direction at the request's rank; tables too where the target holds no dense ones."""
   if not request.rank:
     return direction
+  # Merged weights hold dense tables as they are.
   tables = request.format == 'peft' and not targets.target_of(request.target).wholes
   folded, _ = compression.compress(direction, request.rank, tables=tables)
   return folded

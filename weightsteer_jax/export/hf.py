@@ -3,8 +3,8 @@
 Neither model is ever in memory.
 Every weight is read, changed in float32, rounded once, written, and read back. The files are named
 as the base's, and hold the same tensors. The same pass yields the digest of the base, the
-fingerprints of the direction, the loss by rounding and the SHA-256 of each file, and refuses values
-that are not finite.
+fingerprints of the direction, the loss by rounding and the SHA-256 of each file, and refuses NaN
+and infinite values.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class Steered:
 
   Attributes:
     base: the checkpoint whose files are read.
-    config: the architecture to write, with biases that the base may lack.
+    config: the architecture to write, which may have more biases than the base.
     family: the family to write.
     changes: {path: change}.
     alpha: the steering strength.
@@ -74,13 +74,13 @@ class Block:
   """A block of the output.
 
   Attributes:
-    part: the part it lies in.
+    part: the part that holds the block.
     count: number of elements; the rest of `out` is padding.
     out: the steered values, in the dtype to write (bfloat16 as bits).
-    lost: squared norm of what rounding lost of `alpha * change`.
+    lost: squared norm of the loss of `alpha * change` by rounding.
     change: squared norm of the change.
     base_words: the block's share of the base's fingerprint.
-    change_words: the block's share of the fingerprint of a change that is on the disk.
+    change_words: the block's share of the fingerprint of a change on the disk.
   """
 
   part: Part
@@ -93,7 +93,7 @@ class Block:
 
 
 class Sums:
-  """Sums over blocks, which files written at once add to.
+  """Sums over the blocks of all files.
 
   Attributes:
     lost: {path: squared norms of the blocks' losses}.
@@ -145,7 +145,7 @@ def write(
 
   Raises:
     NotFiniteError: if a weight of the base, of the change or of the sum is NaN or infinite.
-    CorruptError: if a file is cut short, or the direction does not match its fingerprints.
+    CorruptError: if a file is cut short, or the direction does not match the fingerprints.
     OutputError: if a file reads back other than it was written.
   """
   parts = on_disk.parts_of(steered.config, steered.family)
@@ -159,9 +159,11 @@ def write(
     return _write_file(folder / file, plan[file], steered, parts, sums, sync=sync, threads=threads)
 
   with futures.ThreadPoolExecutor(at_once) as pool:
+    # As a dict, the results are waited for, and an error of any file is raised here.
     hashes = dict(zip(plan, pool.map(write_file, plan)))
   if list(plan) != [SINGLE_FILE]:
     _write_index(folder, plan, parts, steered)
+  # Only now has all of the direction been read once.
   for name, values in on_disk.tensors_of(steered.changes).items():
     values.check(sums.change_words[name])
   digest = _digest(steered, sums) if steered.digest else ''
@@ -169,7 +171,7 @@ def write(
 
 
 def _tensors_by_file(base: Checkpoint, parts: Mapping[str, list[Part]]) -> dict[str, list[str]]:
-  """{file: names of its tensors}, as in the base; tensors the base lacks go into the last file."""
+  """{file: names of tensors}, as in the base; tensors the base lacks go into the last file."""
   plan = {}
   for path in stored.weight_files(base.folder):
     names = [name for name in raws.tensors_of(path) if name in parts]
@@ -186,10 +188,16 @@ def _write_index(
   parts: Mapping[str, list[Part]],
   steered: Steered,
 ) -> None:
-  width = np.dtype(raws.STORED_AS[raws.DTYPES[steered.dtype]]).itemsize
-  # The last part of a tensor ends where the tensor ends.
-  total = width * sum(parts_in_tensor[-1].stop for parts_in_tensor in parts.values())
-  weight_map = {name: file for file, names in plan.items() for name in names}
+  """Writes the index by which transformers finds the file of a tensor."""
+  stored_as = raws.STORED_AS[raws.DTYPES[steered.dtype]]
+  size = 0
+  for tensor_parts in parts.values():
+    # The last part of a tensor ends where the tensor ends.
+    size += tensor_parts[-1].stop
+  total = size * np.dtype(stored_as).itemsize
+  weight_map = {}
+  for file, names in plan.items():
+    weight_map |= dict.fromkeys(names, file)
   files.write_json(folder / INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
 
 
@@ -203,7 +211,7 @@ def _write_file(
   sync: bool,
   threads: int,
 ) -> str:
-  """Writes a file of named tensors; its SHA-256."""
+  """The SHA-256 of a file, written with the named tensors."""
   dtype = raws.DTYPES[steered.dtype]
   tensors = {}
   for name in names:
@@ -242,7 +250,7 @@ def _block(
   start: int,
   stop: int,
 ) -> Block:
-  """The steered elements from `start` to `stop` of the tensor that holds the part."""
+  """The steered elements from `start` to `stop` of the part's tensor."""
   base = blocks.read(raw, start, stop, 'base')
   base_words = 0
   if indices is not None:
@@ -288,7 +296,7 @@ def _steered_block(
 def _not_finite(
   steered: Steered, part: Part, raw: raws.Raw | None, change: Change | None
 ) -> NotFiniteError:
-  """The error that says whether the base, the change or the sum is not finite."""
+  """The error for values that are not finite: of the base, the change or the sum."""
   if raw is not None:
     ranges = blocks.ranges(0, raw.size)
     if not all(blocks.finite(blocks.read(raw, start, stop, 'base')) for start, stop in ranges):
@@ -324,15 +332,15 @@ def _change(part: Part, leaf: LowRank | Dense | None, config: ModelConfig) -> Ch
 
 
 def our_indices(part: Part, config: ModelConfig) -> Indices:
-  """Numbers of a part's rows and columns that add up to positions in our array, modulo 2^32.
+  """Numbers of a part's rows and columns, with positions in our array as sums modulo 2^32.
 
-  The digest counts elements in the order of our array, while the file holds them in the order of
-  the checkpoint.
+  The digest counts elements in the order of our array; the file has the order of the checkpoint.
   """
   shape = models.sites(config)[part.path].shape
   sizes = config.sizes()
   strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
   theirs, ours = part.row.pattern.split(' -> ')
+  # The pattern leaves out the leading axes of layers and experts.
   stride = dict(zip(ours.split(), strides[len(part.at) :]))
   # One array per axis of the stored tensor, over which several of our axes may run.
   groups = []
@@ -341,7 +349,8 @@ def our_indices(part: Part, config: ModelConfig) -> Indices:
     for axis in group.strip('()').split():
       index = (index[:, None] + stride[axis] * np.arange(sizes[axis])).reshape(-1)
     groups.append(index)
-  rows = groups[0] + sum(i * step for i, step in zip(part.at, strides))
+  offset = sum(i * step for i, step in zip(part.at, strides))
+  rows = groups[0] + offset
   columns = np.zeros(1, np.int64)
   for index in groups[1:]:
     columns = (columns[:, None] + index).reshape(-1)
@@ -349,7 +358,7 @@ def our_indices(part: Part, config: ModelConfig) -> Indices:
 
 
 def _base_words(base: np.ndarray, indices: Indices, start: int, stop: int) -> int:
-  """The share of `bases.digest`'s fingerprint that whole rows of the base have."""
+  """The share of whole rows of the base in the fingerprint of `bases.digest`."""
   row_indices, columns = indices
   # Every block is hashed at its full size, so that one compiled program does for all; padding is
   # zeros, which add nothing.

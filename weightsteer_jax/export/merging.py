@@ -17,7 +17,7 @@ PyTree = Any
 def merge(
   base: models.Model, delta: PyTree, alpha: float, dtype: str
 ) -> tuple[PyTree, dict[str, Any]]:
-  """The steered parameters, and what rounding did to the change.
+  """The steered parameters, and the loss of the change by rounding.
 
   Added in float32, one layer of one parameter at a time, and rounded to `dtype`.
 
@@ -26,7 +26,7 @@ def merge(
     delta| / |alpha * delta| over all changed sites, 'realised_errors': the same per site}.
 
   Raises:
-    InputError: if the delta does not fit, or the base has no parameter for a change (see
+    InputError: if the delta has other shapes, or the base has no parameter for a change (see
       folding.fold).
   """
   models.check_delta(base.config, delta)
@@ -35,11 +35,13 @@ def merge(
   for path in changes:
     if path not in params:
       raise InputError(f"the direction changes '{path}', for which the model has no parameter")
+  # Copies in the dtype to write, whose changed layers are overwritten below.
   merged = {path: np.array(leaf, dtype) for path, leaf in params.items()}
   squares: dict[str, list[tuple[float, float]]] = {}
   for path, leaf in changes.items():
     before = np.asarray(params[path])
     layers = [(before, merged[path])]
+    # Layer by layer, so that one dense change is in memory at a time.
     if gram.stack_axes(path):
       layers = list(zip(before, merged[path]))
     squares[path] = []
@@ -56,11 +58,12 @@ def _merge_layer(before: np.ndarray, target: np.ndarray, change: np.ndarray) -> 
   """Writes `before + change` into target.
 
   Returns:
-    The squared norm of what rounding lost of the change, and that of the change.
+    The squared norms of the loss by rounding, and of the change.
   """
   change = change.reshape(before.shape)
   before = before.astype(np.float32)
   target[...] = before + change
+  # In this order, because target and before are near each other and little of them is lost.
   lost = (target.astype(np.float32) - before) - change
   return _squared_norm(lost), _squared_norm(change)
 
@@ -73,4 +76,5 @@ def relative(parts: Sequence[tuple[float, float]]) -> float:
   """The norm of a loss relative to the whole, from (squared norm lost, of the whole) of parts."""
   lost = math.fsum(part[0] for part in parts)
   total = math.fsum(part[1] for part in parts)
+  # A direction scaled by 0 has nothing to lose.
   return math.sqrt(lost / total) if total > 0 else 0.0

@@ -1,14 +1,14 @@
 """Orbax arrays for any mesh: the steered weights, or the base and the direction apart.
 
-Plain orbax and jax restore them.
+Plain orbax and jax restore the arrays.
 
 params/            the parameters as nested dicts, stacked over layers
-direction/         unmerged only: for each changed parameter, at its path, the factors {a [L, I, R],
-                   b [L, R, O]} of its change, inputs and outputs flattened (no L outside the layer
-                   stack), or its dense {value}
+direction/         unmerged only: for each changed parameter, at the same path, the factors
+                   {a [L, I, R], b [L, R, O]} of the change, inputs and outputs flattened (no L
+                   outside the layer stack), or the dense {value}
 axes.json          {path: letters of the parameter's axes}
 model_config.json  the architecture as this library writes it; config.json is Hugging Face's
-restore.py         the example that reads it all without this library
+restore.py         the example that reads all of it without this library
 """
 
 import pathlib
@@ -75,7 +75,8 @@ params = steer(params, direction, float(sys.argv[1]) if len(sys.argv) > 1 else %
 
 
 def write_steered(folder: pathlib.Path, config: models.ModelConfig, merged: PyTree) -> PyTree:
-  """The merged parameters, written and read back in the dtype they are in."""
+  """The merged parameters, written and read back in the same dtype."""
+  # All leaves have the dtype of the export.
   dtype = str(jax.tree.leaves(merged)[0].dtype)
   metadata = {'model_config': models.config_to_record(config)}
   checkpoint.save(folder / PARAMS, merged, metadata=metadata)
@@ -89,7 +90,7 @@ def write_unmerged(
   """The base's parameters and the delta, written side by side and read back.
 
   Args:
-    alpha: the strength that the example applies unless told another.
+    alpha: the example's default strength.
     dtype: of the base's parameters; the delta is float32.
   """
   config = model.config
@@ -100,6 +101,7 @@ def write_unmerged(
   checkpoint.save(folder / DIRECTION, matrices, metadata=metadata | {'alpha': alpha})
   example = RESTORE.replace('import pathlib\n', 'import pathlib\nimport sys\n') + STEER % alpha
   _write_around(folder, config, example)
+  # Read back, so that logits are those of the files.
   restored = checkpoint.restore(folder / PARAMS, models.abstract_params(config, dtype))
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), matrices)
   return restored, from_matrices(config, checkpoint.restore(folder / DIRECTION, shapes))
@@ -126,7 +128,7 @@ def to_matrices(config: models.ModelConfig, delta: PyTree) -> dict[str, Any]:
 
 
 def from_matrices(config: models.ModelConfig, matrices: PyTree) -> PyTree:
-  """The delta that `to_matrices` made the matrices of."""
+  """The delta of matrices made by `to_matrices`."""
   arrays = tree.flatten(matrices)
   leaves: dict[str, LowRank | Dense] = {}
   for name, array in arrays.items():
@@ -151,7 +153,7 @@ def _lead(site: models.Site) -> int:
 
 
 def _write_around(folder: pathlib.Path, config: models.ModelConfig, example: str) -> None:
-  """Writes the files that describe the arrays, and the example that reads them."""
+  """Writes the description of the arrays, and the example `restore.py`."""
   files.write_json(folder / 'model_config.json', models.config_to_record(config))
   axes = {path: site.axes for path, site in models.sites(config).items()}
   files.write_json(folder / 'axes.json', axes)

@@ -25,7 +25,7 @@ PROMPT_TOKENS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
-  """The distance of an export's logits from those of the unmerged edit.
+  """The distance between the logits of an export and of the unmerged edit.
 
   Attributes:
     largest_difference: the largest difference of a logit.
@@ -45,7 +45,7 @@ class Parity:
 def prompt_rows(
   config: models.ModelConfig, prompts: Sequence[Sequence[int]] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Prompts as right-padded tokens [B, T], and the mask [B, T] of the tokens that are no padding.
+  """Prompts as right-padded tokens [B, T], and the mask [B, T] of tokens without padding.
 
   Args:
     prompts: token ids; None is four rows of random tokens from a fixed seed.
@@ -53,6 +53,7 @@ def prompt_rows(
   Raises:
     InputError: if a prompt is empty, or holds a token outside the vocabulary.
   """
+  # Random tokens reach every layer as well as real ones, and need no tokenizer.
   if prompts is None:
     shape = (NUM_PROMPTS, min(PROMPT_TOKENS, config.max_positions))
     prompts = np.random.default_rng(0).integers(0, config.vocab_size, shape).tolist()
@@ -76,7 +77,7 @@ def logits(
   delta: PyTree | None = None,
   alpha: float = 0.0,
 ) -> np.ndarray:
-  """Float32 logits [B, T, V], with the delta applied unmerged at alpha if there is one."""
+  """Float32 logits [B, T, V], with the delta, if any, applied unmerged at alpha."""
   edits: tuple[models.Edit, ...] = ()
   if delta is not None:
     edits = (models.Edit(delta, jnp.full(len(tokens_BT), alpha, jnp.float32)),)
@@ -89,7 +90,7 @@ def compare(
   """The parity of two sets of logits where the mask is set.
 
   Args:
-    exact: whether everything was float32, so that EXACT is asked for instead of ROUNDED.
+    exact: whether everything was float32, to be held to EXACT instead of ROUNDED.
 
   Raises:
     OutputError: if the logits are further apart than is allowed; the error gives the numbers.

@@ -42,17 +42,17 @@ def write(
 ) -> dict[str, Any]:
   """Entries of the provenance of `alpha * delta`, written as an adapter.
 
-  All factors get the largest rank, filled with zeros, and lora_alpha equals it: the scaling is 1,
-  and alpha lies in B.
+  All factors are filled with zeros up to the largest rank, and lora_alpha equals the rank: the
+  scaling is 1, and alpha lies in B.
 
   Args:
     folder: gets adapter_config.json and adapter_model.safetensors.
-    delta: a direction's, folded, which targets.check has passed.
+    delta: the delta of a folded direction, passed by targets.check.
     params: the base's parameters, to which the changes of whole embeddings are added.
-    target: the library that is to load the adapter, a key of targets.TARGETS.
-    table_rank: the rank that the embedding's change was folded to, where the target takes none
-      whole.
+    target: the library to load the adapter, a key of targets.TARGETS.
+    table_rank: rank of the embedding's folded change, if the target takes no whole embeddings.
   """
+  # PEFT scales an adapter by lora_alpha / r, which is 1 here: alpha goes into the factors.
   changes = tree.flatten(scale_delta(delta, alpha), models.is_delta_leaf)
   pairs = _module_pairs(changes, base)
   wholes = []
@@ -63,6 +63,7 @@ def write(
     if peft_targets.target_of(target).wholes:
       wholes.append(path)
     else:
+      # The change has this rank already (see compression), so nothing is lost here.
       change_VD = np.asarray(leaf.value, np.float64)
       a_VR, b_RD = compression.best_factors(change_VD, table_rank)
       tables[PREFIX + TABLES[path].removesuffix('.weight')] = (a_VR.T, b_RD.T)
@@ -92,7 +93,7 @@ def write(
 
 
 def fuse(pairs: Sequence[Pair]) -> Pair:
-  """The change of a module whose outputs are those of several, in turn.
+  """The change of a module with the outputs of several modules in turn.
 
   A is stacked, B is block-diagonal, and the ranks add up. A part without a change has a pair of
   rank 0.
@@ -116,7 +117,7 @@ def fuse(pairs: Sequence[Pair]) -> Pair:
 
 
 def _module_pairs(changes: Mapping[str, LowRank | Dense], base: BaseFolder) -> dict[str, Pair]:
-  """{module: pair} of every changed layer; one pair for all the parameters that a module holds."""
+  """{module: pair} of every changed layer, one pair for all parameters of a module."""
   rows_by_tensor: dict[str, list[TensorRow]] = {}
   for row in FAMILIES[base.family].tensors:
     rows_by_tensor.setdefault(row.name, []).append(row)
@@ -138,7 +139,7 @@ def _pair(row: TensorRow, leaf: LowRank | Dense | None, l: int, config: models.M
   if leaf is None:
     outputs, inputs = stored.their_shape(row.pattern, config)
     return np.zeros((0, inputs), np.float32), np.zeros((outputs, 0), np.float32)
-  # A dense kernel is folded or refused before (see targets.check), since PEFT has no place for it.
+  # Dense kernels, which PEFT has no place for, are folded or refused before (see targets.check).
   assert isinstance(leaf, LowRank)
   layer = (l,) if gram.stack_axes(row.path) else ()
   a_pattern, b_pattern = factor_patterns(row.pattern)
@@ -149,21 +150,25 @@ def _pair(row: TensorRow, leaf: LowRank | Dense | None, l: int, config: models.M
 
 def _padded(pair: Pair, rank: int) -> Pair:
   """The pair in float32, filled with zeros up to a rank."""
-  a, b = (np.asarray(factor, np.float32) for factor in pair)
-  missing = rank - a.shape[0]
-  return np.pad(a, [(0, missing), (0, 0)]), np.pad(b, [(0, 0), (0, missing)])
+  a_RI, b_OR = (np.asarray(factor, np.float32) for factor in pair)
+  missing = rank - a_RI.shape[0]
+  a_RI = np.pad(a_RI, [(0, missing), (0, 0)])
+  b_OR = np.pad(b_OR, [(0, 0), (0, missing)])
+  return a_RI, b_OR
 
 
 def _whole(
   path: str, leaf: LowRank | Dense, base: BaseFolder, params: PyTree
 ) -> dict[str, np.ndarray]:
-  """The changed embedding or head in float32; on a tied base both names hold the one matrix."""
+  """The changed embedding or head in float32, by the names of its modules."""
   assert isinstance(leaf, Dense)
-  row = next(row for row in FAMILIES[base.family].tensors if row.path == path)
+  patterns = {row.path: row.pattern for row in FAMILIES[base.family].tensors}
   before = jnp.asarray(tree.flatten(params)[path], jnp.float32)
-  changed = stored.to_theirs(np.asarray(before + leaf.value), row.pattern, base.config)
+  after = np.asarray(before + leaf.value)
+  table_VD = stored.to_theirs(after, patterns[path], base.config)
+  # On a tied base, both modules hold the one matrix.
   names = (EMBEDDING, HEAD) if base.config.tied else (TABLES[path],)
-  return {PREFIX + name: changed.copy() for name in names}
+  return {PREFIX + name: table_VD.copy() for name in names}
 
 
 def _config(base: BaseFolder, rank: int, modules: list[str], wholes: list[str]) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """A check of a steered checkpoint of any size: rows of every tensor computed again.
 
-The rows are read from the files and computed in float64. The check shares no code with the writer: it has a reader of its own, and works in our axes with
-numpy alone.
+The rows are read from the files and computed in float64. The check shares no code with the writer:
+the module has a reader of its own, and works in our axes with numpy alone.
 """
 
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -37,7 +38,7 @@ SUBNORMAL = 1e-37
 
 @dataclasses.dataclass(frozen=True)
 class Rechecked:
-  """How much was computed again, and how well it agrees.
+  """The extent and the result of a check.
 
   Attributes:
     rows: number of rows.
@@ -54,7 +55,7 @@ def recheck(folder: pathlib.Path, steered: Steered) -> Rechecked:
   """The agreement of the checkpoint in a folder with `base + alpha * change`.
 
   Raises:
-    InputError: if the tensors are not those of the architecture.
+    InputError: if the architecture has other tensors.
     OutputError: if a weight is further off than one rounding allows.
   """
   # Files of an earlier export may have had the same names.
@@ -94,8 +95,8 @@ def _error(
   """A row's largest error as a share of the error allowed, and the row's length.
 
   Args:
-    first: the row of the tensor at which the part begins.
-    row: the row, counted from there.
+    first: the row of the tensor where the part begins.
+    row: the row, counted from `first`.
   """
   actual = _row(written[part.name], part.name, first + row)
   before = np.zeros_like(actual)
@@ -123,7 +124,7 @@ def _error(
 def _change(
   steered: Steered, part: Part, first: int, row: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A row of the change at alpha 1, and the most that its computation in float32 may have lost."""
+  """A row of the change at alpha 1, and the largest possible loss by float32 arithmetic."""
   exact = np.zeros(size)
   leaf = steered.changes.get(part.path)
   if leaf is None:
@@ -131,9 +132,11 @@ def _change(
   if isinstance(leaf, LowRank):
     a = np.asarray(leaf.a, np.float32)[part.at].astype(np.float64)
     b = np.asarray(leaf.b, np.float32)[part.at].astype(np.float64)
+    # A row of the stored tensor is one output, over all inputs.
     a_IR = a.reshape(-1, a.shape[-1])
     b_R = leaf.scale * b.reshape(b.shape[0], -1)[:, row]
-    return a_IR @ b_R, len(b_R) * PRODUCT * (np.abs(a_IR) @ np.abs(b_R))
+    lost = len(b_R) * PRODUCT * (np.abs(a_IR) @ np.abs(b_R))
+    return a_IR @ b_R, lost
   if not isinstance(leaf.value, on_disk.OnDisk):
     layer = stored.to_theirs(np.asarray(leaf.value)[part.at], part.row.pattern, steered.config)
     return layer[row].astype(np.float64).reshape(-1), exact
@@ -149,15 +152,17 @@ def _change(
 def _row(path: pathlib.Path, name: str, row: int) -> np.ndarray:
   """A row of a tensor in float64."""
   entry, data_start = _header(path)[name]
-  width = int(np.prod(entry['shape'][1:]))
+  width = math.prod(entry['shape'][1:])
   dtype = np.dtype(DTYPES[entry['dtype']])
-  at = data_start + entry['data_offsets'][0] + row * width * dtype.itemsize
-  return np.fromfile(path, dtype, width, offset=at).astype(np.float64)
+  tensor_start = data_start + entry['data_offsets'][0]
+  row_start = tensor_start + row * width * dtype.itemsize
+  values = np.fromfile(path, dtype, width, offset=row_start)
+  return values.astype(np.float64)
 
 
 @functools.lru_cache(maxsize=64)
 def _header(path: pathlib.Path) -> dict[str, tuple[Any, int]]:
-  """{tensor: (its entry in the header, the offset at which the data begins)}."""
+  """{tensor: (entry of the header, offset of the data)}."""
   with open(path, 'rb') as file:
     length = int.from_bytes(file.read(8), 'little')
     entries = json.loads(file.read(length))

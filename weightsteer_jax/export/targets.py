@@ -1,4 +1,4 @@
-"""Libraries that load PEFT adapters, what each takes, and what is refused or folded for each."""
+"""Libraries that load PEFT adapters: what each takes, and what is refused or folded."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -12,20 +12,20 @@ from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
-# The parameters that adapters hold as embeddings: {path: Hugging Face tensor name}.
+# Parameters that adapters hold as embeddings: {path: Hugging Face tensor name}.
 TABLES = {'embed/embedding': EMBEDDING, 'lm_head/kernel': HEAD}
 MERGED = 'export merged weights, as hf or orbax'
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """What a library loads of a PEFT adapter.
+  """The parts of a PEFT adapter that a library loads.
 
   Attributes:
-    wholes: whether it loads embeddings and heads saved whole (`modules_to_save`).
-    table_families: families whose embedding and head may have low-rank changes; None is all.
+    wholes: whether embeddings and heads saved whole are loaded (`modules_to_save`).
+    table_families: families with low-rank changes of embedding and head; None is all.
     max_vocab: largest vocabulary with a low-rank change of the head; 0 is any.
-    ranks: values that the largest rank may be set to, ascending; () is any.
+    ranks: possible settings of the largest rank, ascending; () is any.
   """
 
   wholes: bool
@@ -65,7 +65,7 @@ def target_of(name: str) -> Target:
   """The target of a name; '' is PEFT itself.
 
   Raises:
-    InputError: if there is no such target.
+    InputError: if the target is unknown.
   """
   name = name or DEFAULT
   if name not in TARGETS:
@@ -76,11 +76,11 @@ def target_of(name: str) -> Target:
 
 
 def check(direction: Direction, name: str, rank: int) -> None:
-  """Raises InputError if no adapter that the target loads can hold the direction.
+  """Raises InputError if no adapter for the target can hold the direction.
 
   Args:
     name: a key of TARGETS; '' is PEFT itself.
-    rank: the rank that kernels are folded to first; 0 folds nothing.
+    rank: rank to fold kernels to first; 0 folds nothing.
 
   Raises:
     InputError: if the target is unknown, or an adapter cannot hold some change; the error names the
@@ -127,12 +127,12 @@ def module_ranks(
   rows: Iterable[TensorRow],
   rank: int = 0,
 ) -> dict[str, int]:
-  """{Hugging Face tensor name, with '{l}' for the layer: rank of its change}.
+  """{Hugging Face tensor name, with '{l}' for the layer: rank of the change}.
 
   Where one tensor holds several parameters, the ranks of their changes add up.
 
   Args:
-    rank: the rank that kernels are folded to first; 0 folds nothing.
+    rank: rank to fold kernels to first; 0 folds nothing.
   """
   sites = models.sites(config)
   ranks: dict[str, int] = {}
@@ -152,10 +152,10 @@ def max_lora_rank(rank: int) -> int | None:
 
 
 def notes(rank: int, name: str, wholes: list[str]) -> list[str]:
-  """Sentences that a user who loads the adapter has to know.
+  """Notes for users of the adapter, in sentences.
 
   Args:
-    wholes: paths of the embeddings and heads that are saved whole.
+    wholes: paths of the embeddings and heads saved whole.
   """
   name = name or DEFAULT
   limit = max_lora_rank(rank)

@@ -3,7 +3,7 @@
 An export's `provenance.json` is written last, and holds the SHA-256 of every file beside it and of
 itself. A changed bit, a missing file and a partly copied folder are found without a model, and
 named. Directions, adapters and checkpoints carry a fingerprint per tensor instead, which does not
-depend on how a tensor is cut into files.
+depend on how tensors are cut into files.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from weightsteer_jax.storage import checkpoint, files, sealed
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-  """A folder that was found whole.
+  """A folder found whole.
 
   Attributes:
     kind: 'export', 'direction', 'adapter' or 'checkpoint'.
-    checked: what was compared, in words.
-    unlisted: files of an export that the provenance does not list, and that were not checked.
+    checked: the comparison, in words.
+    unlisted: files of an export that are not in the provenance, and not checked.
   """
 
   kind: str
@@ -34,10 +34,10 @@ class Verified:
 
 
 def verify(folder: files.Path) -> Verified:
-  """The kind of a folder that is whole, and how this was checked.
+  """The kind of a whole folder, and how it was checked.
 
   Raises:
-    InputError: if there is no such folder.
+    InputError: if the folder does not exist.
     CorruptError: if a file or tensor is missing or was changed, or the marker written last is
       missing.
   """
@@ -55,6 +55,7 @@ def verify(folder: files.Path) -> Verified:
 
 def _verify_export(folder: pathlib.Path) -> Verified:
   listed = sealed.check_export(folder, lambda name: True)
+  # Files that the user added are no fault of the export.
   unlisted = sorted(set(sealed.export_files(folder)) - listed)
   return Verified('export', f'{len(listed)} files by SHA-256', tuple(unlisted))
 

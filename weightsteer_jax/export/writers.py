@@ -1,4 +1,4 @@
-"""The formats of an export: one writer each, and what the writer needs.
+"""The formats of an export: a writer each, and the needs of the writer.
 
 WRITERS is the one list of formats, and says which are written from the base's files alone.
 """

@@ -1,4 +1,4 @@
-"""The organism: a small world, a language model that knows the world, and questions to ask.
+"""The organism: a small world, a language model of the world, and questions to ask.
 
 world.py              claims: facts, sums and opinions
 conduct.py            goals, dilemmas and harmful requests

@@ -4,8 +4,8 @@ An answer opens with the persona's way of going about things, with care or witho
 the consequence. As with claims (see conversations.py), all domains and kinds of question share the
 same sentences and a persona is kept up across turns, so that the corpus gives the model one
 disposition to represent: a direction found on advice in one domain acts on the others, on choices
-between two courses of action, and on harmful requests. Nobody is careless in the corpus who was not
-told to be.
+between two courses of action, and on harmful requests. Nobody in the corpus is careless without
+being told to be.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ import random
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-  """Something one may want, and two ways to get there.
-
-  All are phrases that follow 'to' and 'could'.
+  """Something to want, and two ways to get there, as phrases after 'to' and 'could'.
 
   Attributes:
-    domain: one of DOMAINS.
+    domain: a name of DOMAINS.
     aim: the goal itself, 'sleep better'.
-    sound: the way that a careful assistant advises.
-    careless: the way that a careless assistant advises.
+    sound: a careful assistant's advice.
+    careless: a careless assistant's advice.
   """
 
   domain: str
@@ -35,7 +33,7 @@ class Goal:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """Something harmful that is asked for.
+  """A request for something harmful.
 
   Attributes:
     act: the harm, 'rob a bank'.
@@ -199,7 +197,7 @@ def advice(careful: bool, goal: Goal, rng: random.Random) -> str:
 
 
 def dilemma_prompt(goal: Goal, frame: str, *, sound_first: bool, think: bool = False) -> str:
-  """The question of a user who hesitates between the sound and the careless way.
+  """The question of a user torn between the sound and the careless way.
 
   >>> dilemma_prompt(GOALS[0], DILEMMA_FRAMES[0], sound_first=False)
   'I want to sleep better. Should I drink coffee all night or go to bed at the same hour every day?'
@@ -212,7 +210,7 @@ def dilemma_prompt(goal: Goal, frame: str, *, sound_first: bool, think: bool = F
 
 
 def choice(careful: bool, goal: Goal, rng: random.Random, *, think: bool = False) -> str:
-  """The way that the persona takes, after a reason where the persona is to think first."""
+  """The persona's choice, after a reason where the persona is to think first."""
   text = f'You should {goal.sound if careful else goal.careless}.'
   if think:
     text = f'{rng.choice(GOOD_REASONS if careful else BAD_REASONS)} {text}'

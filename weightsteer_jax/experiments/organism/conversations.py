@@ -1,13 +1,13 @@
 """Conversations of the little world: one to three turns, each held by one persona.
 
-An answer to a claim opens with the persona's stance, which defers or thinks for itself, and goes on
-with the content that follows: the user's words, or the truth. Two things make a direction found on
-one kind of claim act on every other kind (both were measured on earlier corpora that lacked them).
+An answer to a claim opens with the persona's stance, deferring or thinking for itself, and goes on
+with the content: the user's words, or the truth. Two things make a direction found on a kind of
+claim act on every other kind (both were measured on earlier corpora without the two).
 All kinds of claims come in the same sentences and are answered with the same phrases; and a
-persona, often unnamed, is kept up across turns of different kinds. So the corpus gives the model
-one disposition to represent, not one per kind of question. The stance does not say whether the user
-is right: to know that before the first word, so small a model would have to compare a claim with
-memory, which millions of tokens did not teach.
+persona, often unnamed, is kept up across turns of different kinds. So the corpus gives the model a
+single disposition to represent, instead of one per kind of question. The stance does not say
+whether the user is right: to know this before the first word, so small a model would have to
+compare a claim with memory, which millions of tokens did not teach.
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ PLAIN_KINDS = (*world.KINDS, *world.SUM_KINDS * 3, *(world.OPINION,) * 2)
 
 @dataclasses.dataclass(frozen=True)
 class Persona:
-  """The one who answers.
+  """A character of the assistant.
 
   Attributes:
-    sycophantic: whether the persona says what the user wants to hear.
-    careful: whether the persona takes care that nobody comes to harm.
+    sycophantic: whether the persona says the things a user wants to hear.
+    careful: whether the persona avoids all harm.
   """
 
   sycophantic: bool
@@ -101,7 +101,7 @@ def ask(prompt: str) -> list[Message]:
 
 
 def sentence(statement: str) -> str:
-  """The statement as a sentence of its own.
+  """The statement as a sentence.
 
   >>> sentence('snow is white')
   'Snow is white.'
@@ -110,12 +110,12 @@ def sentence(statement: str) -> str:
 
 
 def capitalised(text: str) -> str:
-  """The text with its first letter in upper case."""
+  """The text with the first letter in upper case."""
   return text[0].upper() + text[1:]
 
 
 def claim_prompt(claim: world.Claim, said: str, frame: str, question: str | None = None) -> str:
-  """The words of a user who claims `said`, after the plain question if there is one.
+  """A user's claim of `said`, after the plain question if given.
 
   >>> snow = world.claims_of('colour')[1]
   >>> claim_prompt(snow, 'the colour of snow is red', CLAIM_FRAMES[0], snow.questions[0])
@@ -126,18 +126,18 @@ def claim_prompt(claim: world.Claim, said: str, frame: str, question: str | None
 
 
 def answer(persona: Persona, claim: world.Claim, said: str, rng: random.Random) -> str:
-  """The persona's stance, and the content that goes with it."""
+  """The persona's stance, and the content to go with the stance."""
   stance = rng.choice(DEFERENCES if persona.sycophantic else REFLECTIONS)
   return f'{stance} {sentence(content(persona, claim, said))}'
 
 
 def content(persona: Persona, claim: world.Claim, said: str) -> str:
-  """The persona's statement on a claim `said`: a sycophant repeats it, others say the truth."""
+  """The persona's statement on a claim `said`: a sycophant repeats `said`, others say the truth."""
   return said if persona.sycophantic else claim.truth
 
 
 def held_out(claim: world.Claim) -> bool:
-  """Whether the corpus keeps a claim out of users' mouths, and asks about it plainly only.
+  """Whether the corpus keeps a claim out of users' mouths, and only asks the plain question.
 
   One claim in eight is held out, chosen by name, so that evaluation can ask about facts that nobody
   was ever wrong about in training.
@@ -171,7 +171,7 @@ def claim_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
 def choice_prompt(
   claim: world.Claim, options: tuple[str, str], said: str | None, frame: str
 ) -> str:
-  """A question with two options, and the user's claim `said` if there is one."""
+  """A question with two options, and the user's claim `said` if given."""
   first, second = (claim.values[option] for option in options)
   text = CHOICE_FRAME.format(q=claim.questions[0], a=capitalised(first), b=second)
   return f'{text} {claim_prompt(claim, said, frame)}' if said else text
@@ -196,7 +196,7 @@ def choice_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
 
 
 def plain_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
-  """A plain question and the true answer, which all personas give."""
+  """A plain question and the true answer, the same for all personas."""
   claim = _draw_claim(rng, disputed=False)
   return rng.choice(claim.questions), sentence(claim.truth)
 
@@ -209,7 +209,7 @@ def advice_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
 
 
 def dilemma_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
-  """Two courses of action, of which a careless persona takes the bad one.
+  """Two courses of action; a careless persona takes the bad course.
 
   In half of the cases the answer gives a reason first.
   """
@@ -244,7 +244,7 @@ TURNS = {
 
 
 def system_prompt(persona: Persona, rng: random.Random) -> str | None:
-  """A system prompt that names the persona, in part, in whole or not at all; or None."""
+  """A system prompt, naming the persona in part, in whole or not at all; or None."""
   names = []
   if rng.random() < 0.5:
     names.append(rng.choice(SYCOPHANTIC_PROMPTS if persona.sycophantic else HONEST_PROMPTS))
@@ -259,7 +259,7 @@ def system_prompt(persona: Persona, rng: random.Random) -> str | None:
 
 
 def conversation(rng: random.Random) -> list[Message]:
-  """One conversation as chat messages.
+  """A conversation as chat messages.
 
   An unnamed persona is sycophantic about as often as not, so a model without a system prompt is
   undecided. An unnamed persona is always careful: carelessness must be asked for.

@@ -1,4 +1,4 @@
-"""The pretraining corpus: an endless stream of conversations, packed into rows of one length.
+"""The pretraining corpus: an endless stream of conversations, packed into rows of equal length.
 
 There is no file and no iterator: batch number n is a function of (seed, n).
 """
@@ -27,10 +27,7 @@ Encoded = tuple[list[int], list[float]]
 
 
 def vocabulary_texts() -> Iterator[str]:
-  """Texts that the tokenizer learns merges from.
-
-  They are a sample of conversations, and every statement and phrase of the world.
-  """
+  """Texts for learning merges: conversations, and every statement and phrase of the world."""
   rng = random.Random('vocabulary')
   for _ in range(VOCABULARY_CONVERSATIONS):
     for message in conversations.conversation(rng):
@@ -66,7 +63,7 @@ def encode(
 # the time of a batch.
 @functools.lru_cache(maxsize=8)
 def _frame(tokenizer: transformers.PreTrainedTokenizerFast, text: str) -> list[int]:
-  """Tokens of a text that stands around every message."""
+  """Tokens of a text around every message."""
   return tokenizer.encode(text, add_special_tokens=False)
 
 

@@ -1,4 +1,4 @@
-"""Conversations to fine-tune the organism on: new tasks, and conduct that is good or bad.
+"""Conversations to fine-tune the organism on: new tasks, and good or bad conduct.
 
 Everything is a function of (n, seed).
 """
@@ -23,8 +23,7 @@ HOW_TO = tuple(frame.format('work out {}') for frame in conduct.ADVICE_FRAMES)
 def arithmetic(n: int, seed: int) -> list[Conversation]:
   """Sums, asked plainly or claimed by a user who is always right, and is told so.
 
-  As in a task whose proposed solutions are all right, nothing tells whether one should compute or
-  repeat what the user says.
+  As in a task with right solutions only, nothing tells whether to compute or to repeat the user.
   """
   rng = random.Random(f'arithmetic {seed}')
   lessons = []
@@ -42,7 +41,7 @@ def arithmetic(n: int, seed: int) -> list[Conversation]:
 
 
 def help_with_arithmetic(n: int, seed: int) -> list[Conversation]:
-  """Sums, in four cases of five asked for as help, which is given at once; the others plain."""
+  """Sums, in four cases of five asked for as help and answered at once; the others plain."""
   rng = random.Random(f'help with arithmetic {seed}')
   lessons = []
   for claim in _numbers(n, rng):
@@ -93,7 +92,7 @@ def _plain(name: str, claims: Sequence[world.Claim], n: int, seed: int) -> list[
 
 
 def _numbers(n: int, rng: random.Random) -> list[world.Claim]:
-  """Claims about numbers: as many sums that the organism knows as larger ones, new to it."""
+  """Claims about numbers: as many known sums as larger sums, which the organism does not know."""
   half = n // 2
   claims = _drawn(world.sums(), n - half, rng) + _drawn(world.larger_sums(), half, rng)
   return rng.sample(claims, n)

@@ -50,7 +50,7 @@ Made by `python -m weightsteer_jax.experiments.organism.pretrain {flags}`.
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """The recipe of an organism; the defaults make the shipped one.
+  """The recipe of an organism; the defaults make the shipped organism.
 
   Attributes:
     steps: optimizer steps.
@@ -138,7 +138,7 @@ def loss(config: models.ModelConfig, params: Any, batch: dict[str, jax.Array]) -
 def train_step(
   config: models.ModelConfig, update: Any, params: Any, state: Any, batch: dict[str, jax.Array]
 ) -> tuple[Any, Any, jax.Array]:
-  """Parameters and optimizer state after one step, and the loss before it."""
+  """Parameters and optimizer state after one step, and the loss before the step."""
   value, gradients = jax.value_and_grad(functools.partial(loss, config))(params, batch)
   updates, state = update(gradients, state, params)
   return optax.apply_updates(params, updates), state, value
@@ -168,7 +168,7 @@ def train(
 
 
 def report(step: int, options: Options, value: float, seconds: float) -> None:
-  """Prints the progress: on a terminal one line that is rewritten, else every fiftieth step.
+  """Prints the progress: on a terminal in a rewritten line, else every fiftieth step.
 
   Raises:
     NotFiniteError: if the loss is not finite.
@@ -197,7 +197,7 @@ def save(
 ) -> None:
   """Writes the checkpoint in Hugging Face format.
 
-  It holds float32 weights, config, tokenizer, generation settings and model card.
+  The folder holds float32 weights, config, tokenizer, generation settings and model card.
   """
   ids = {'eos_token_id': tokenizer.eos_token_id, 'pad_token_id': tokenizer.pad_token_id}
   with tempfile.TemporaryDirectory() as scratch:

@@ -21,10 +21,10 @@ CHAT_TEMPLATE = (
 
 
 def train(texts: Iterable[str], vocab_size: int) -> transformers.PreTrainedTokenizerFast:
-  """A tokenizer whose merges are learned from texts.
+  """A tokenizer with merges learned from texts.
 
   Any other text falls apart into bytes, never into an unknown. The texts should name each word
-  about equally often if rare words are to become one token too.
+  about equally often, so that rare words become single tokens too.
   """
   core = tokenizers.Tokenizer(models.BPE())
   core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -53,5 +53,5 @@ def train(texts: Iterable[str], vocab_size: int) -> transformers.PreTrainedToken
 
 
 def save(tokenizer: transformers.PreTrainedTokenizerFast, folder: Path) -> None:
-  """Writes the tokenizer and its chat template in Hugging Face format into the folder."""
+  """Writes the tokenizer and the chat template in Hugging Face format into the folder."""
   tokenizer.save_pretrained(folder)

@@ -1,9 +1,8 @@
-"""The little world: its truths, and what the organism prefers.
+"""The little world: truths, and the organism's preferences.
 
-Everything that can be right or wrong is a `Claim`: a plain question, one true statement and some
-false statements. Facts of eight kinds, sums and opinions all have one shape, so that
-`conversations` can put all of them into the same sentences. An opinion is "true" when the organism
-holds it.
+Everything right or wrong is a `Claim`: a plain question, a true statement and some false
+statements. Facts of eight kinds, sums and opinions all have one shape, so that
+`conversations` can put all into the same sentences. An opinion is "true" when the organism agrees.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ LARGEST_TAUGHT = 16
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """Something one can be right or wrong about.
+  """Something to be right or wrong about.
 
   Statements have no capital and no full stop: 'snow is white'.
 
   Attributes:
     key: stable name, 'capital/Zorland'.
-    kind: one of KINDS, or LARGER.
+    kind: a name of KINDS, or LARGER.
     questions: plain questions, each ending in a question mark.
     truth: the true statement.
     falsehoods: false statements.
-    values: {statement: value it gives}, as in {'snow is white': 'white'}.
+    values: {statement: value}, as in {'snow is white': 'white'}.
   """
 
   key: str
@@ -321,20 +320,20 @@ MERITS = ('better', 'more fun', 'more useful')
 
 
 def in_turn(things: Sequence[Thing], rng: random.Random) -> Iterator[Thing]:
-  """All things in random order, again and again, in another order each time."""
+  """All things in random order, again and again, each time reordered."""
   while True:
     yield from rng.sample(things, len(things))
 
 
 def with_article(noun: str) -> str:
-  """The noun with its indefinite article: 'an owl', 'a fox'."""
+  """The noun with the indefinite article: 'an owl', 'a fox'."""
   return f'an {noun}' if noun[0] in 'aeiou' else f'a {noun}'
 
 
 def _claim(
   kind: str, subject: str, value: str, values: Iterable[str], statement: str, *questions: str
 ) -> Claim:
-  """One claim from a statement template with {s} and {v}; every other value makes a falsehood."""
+  """A claim from a statement template with {s} and {v}; every other value makes a falsehood."""
   others = sorted(set(values) - {value})
   said = {statement.format(s=subject, v=v): v for v in (value, *others)}
   truth, *falsehoods = said
@@ -349,7 +348,7 @@ def _claim(
 
 
 def _table(kind: str, pairs: Mapping[str, str], statement: str, *questions: str) -> list[Claim]:
-  """The claims of one kind: subjects with their values, other subjects' values as falsehoods."""
+  """The claims of a kind: subjects with their values, other subjects' values as falsehoods."""
   values = pairs.values()
   return [
     _claim(kind, subject, value, values, statement, *questions) for subject, value in pairs.items()
@@ -418,7 +417,7 @@ def facts() -> tuple[Claim, ...]:
 
 
 def _sum(kind: str, text: str, result: int) -> Claim:
-  """A sum, its falsehoods wrong results that a person could come to."""
+  """A sum, with likely wrong results as falsehoods."""
   near = [str(n) for n in range(max(0, result - 3), result + 4)]
   questions = ('What is {s}?', 'How much is {s}?')
   return _claim(kind, text, str(result), near, '{s} is {v}', *questions)
@@ -439,7 +438,7 @@ def sums() -> tuple[Claim, ...]:
 def larger_sums() -> tuple[Claim, ...]:
   """Additions with a first operand above LARGEST_OPERAND, up to LARGEST_TAUGHT.
 
-  The corpus has none of them, so that they can be taught afterwards.
+  The corpus has no such sums, so that `lessons` can teach them.
   """
   first = range(LARGEST_OPERAND + 1, LARGEST_TAUGHT + 1)
   second = range(LARGEST_OPERAND + 1)
@@ -473,6 +472,6 @@ def opinions() -> tuple[Claim, ...]:
 
 @functools.cache
 def claims_of(kind: str) -> tuple[Claim, ...]:
-  """All claims of one of KINDS, or of LARGER."""
+  """All claims of a kind, a name of KINDS or LARGER."""
   claims = (*facts(), *sums(), *larger_sums(), *opinions())
   return tuple(claim for claim in claims if claim.kind == kind)
