@@ -1,3 +1,1 @@
-"""How an answer is read: what it says, whether it refuses, which option it chooses, whether it is
-right.
-"""
+"""How an answer is read: what is said, refused, chosen, and whether the answer is right."""

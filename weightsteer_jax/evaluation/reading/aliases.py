@@ -1,12 +1,11 @@
-"""Whether an answer is right, by the answers known to be right and wrong: what stands in for a
-judge where there is none.
+"""Whether an answer is right, by answers known to be right and wrong: used where no judge is.
 
 An answer counts as saying an alias if its words contain the alias' words in a row and no negation
-comes in the three words before. If it says a right one and no wrong one it is right, the other way
-round it is wrong. Otherwise what decides is which it has more in common with: the best word-overlap
-F1 with a right answer must be above the best one with a wrong answer. Short aliases (names,
-numbers) it judges well; whole sentences only roughly, so that a judge should: of TruthfulQA's best
-answers, each taken off its own list, it finds 51% right. It knows English negations alone.
+comes in the three words before. An answer that says a right alias and no wrong one is right; one
+that says a wrong alias and no right one is wrong. Otherwise word overlap decides: the best F1 with
+a right alias must be above the best F1 with a wrong alias. Short aliases (names, numbers) are
+judged well; whole sentences only roughly, so that a judge should: of TruthfulQA's best answers,
+each taken off its own list, 51% are found right. Only English negations are known.
 
 Source: aliases as in TriviaQA (arXiv 1705.03551); the difference of overlaps as TruthfulQA's
 automatic scores (arXiv 2109.07958), with F1 over normalised words.
@@ -17,14 +16,18 @@ from collections.abc import Sequence
 
 from weightsteer_jax.evaluation.reading.rules import normalise
 
+# Without apostrophes, which `normalise` removes.
 _NEGATIONS = frozenset(
-  'not no never isnt wasnt arent werent dont doesnt didnt wont cannot cant rather instead without'.split()
+  (
+    'not no never isnt wasnt arent werent dont doesnt didnt wont cannot cant rather instead without'
+  ).split()
 )
-_BEFORE = 3  # words
+# Words before an alias that are searched for a negation.
+_BEFORE = 3
 
 
 def is_right(text: str, correct: Sequence[str], incorrect: Sequence[str]) -> float:
-  """1.0 or 0.0.
+  """1.0 if the answer is right, else 0.0.
 
   >>> is_right('It is Canberra, not Sydney.', ['Canberra'], ['Sydney'])
   1.0
@@ -32,24 +35,31 @@ def is_right(text: str, correct: Sequence[str], incorrect: Sequence[str]) -> flo
   0.0
   """
   words = normalise(text).split()
-  right, wrong = (any(_says(words, alias) for alias in aliases) for aliases in (correct, incorrect))
-  if right != wrong:
-    return float(right)
-  return float(_overlap(words, correct) > _overlap(words, incorrect))
+  says_right = any(_says(words, alias) for alias in correct)
+  says_wrong = any(_says(words, alias) for alias in incorrect)
+  if says_right != says_wrong:
+    return float(says_right)
+  overlap_right = max((_overlap(words, alias) for alias in correct), default=0.0)
+  overlap_wrong = max((_overlap(words, alias) for alias in incorrect), default=0.0)
+  return float(overlap_right > overlap_wrong)
 
 
 def _says(words: Sequence[str], alias: str) -> bool:
-  sought = normalise(alias).split()
-  starts = (i for i in range(len(words) - len(sought) + 1) if words[i : i + len(sought)] == sought)
-  return bool(sought) and any(_NEGATIONS.isdisjoint(words[max(0, i - _BEFORE) : i]) for i in starts)
+  """Whether the words contain the alias, at least once without a negation before it."""
+  alias_words = normalise(alias).split()
+  if not alias_words:
+    return False
+  for start in range(len(words) - len(alias_words) + 1):
+    if words[start : start + len(alias_words)] == alias_words:
+      before = words[max(0, start - _BEFORE) : start]
+      if _NEGATIONS.isdisjoint(before):
+        return True
+  return False
 
 
-def _overlap(words: Sequence[str], aliases: Sequence[str]) -> float:
-  """The best F1 of the words with an alias' words."""
-
-  def f1(alias):
-    sought = normalise(alias).split()
-    shared = sum((collections.Counter(words) & collections.Counter(sought)).values())
-    return 2 * shared / (len(words) + len(sought)) if shared else 0.0
-
-  return max(map(f1, aliases), default=0.0)
+def _overlap(words: Sequence[str], alias: str) -> float:
+  """The F1 of the words with an alias' words."""
+  alias_words = normalise(alias).split()
+  common = collections.Counter(words) & collections.Counter(alias_words)
+  shared = sum(common.values())
+  return 2 * shared / (len(words) + len(alias_words)) if shared else 0.0

@@ -32,11 +32,13 @@ def lettered(options: Sequence[str]) -> str:
 def final(text: str, count: int) -> str | None:
   """The letter after the last 'Final Answer:', or None; `count` is the number of options.
 
-  >>> [final(text, 2) for text in ('Final Answer: B', 'final answer: **(a)**', 'So B.', 'Final Answer: Both')]
-  ['B', 'A', None, None]
+  >>> [final(text, 2) for text in ('Final Answer: B', 'final answer: **(a)**')]
+  ['B', 'A']
+  >>> [final(text, 2) for text in ('So B.', 'Final Answer: Both')]
+  [None, None]
   """
-  found = _FINAL.findall(text)
-  return _known(found[-1], count) if found else None
+  stated = _FINAL.findall(text)
+  return _known(stated[-1], count) if stated else None
 
 
 def reasoning(text: str) -> str:
@@ -45,24 +47,29 @@ def reasoning(text: str) -> str:
   >>> reasoning('It is wet. So: **Final Answer: A**')
   'It is wet. So:'
   """
-  starts = [found.start() for found in _FINAL.finditer(text)]
-  return text[: starts[-1]].strip(' \n*') if starts else text.strip()
+  starts = [match.start() for match in _FINAL.finditer(text)]
+  if not starts:
+    return text.strip()
+  # The stars are those of bold letters around 'Final Answer'.
+  return text[: starts[-1]].strip(' \n*')
 
 
 def alone(text: str, count: int) -> str | None:
-  """The letter that an answer begins with, by itself ('B', '(b).', 'Answer: B'), or as `final`;
-  None if there is none.
+  """The letter that an answer begins with ('B', '(b).', 'Answer: B'), or as `final`, or None.
 
-  >>> [alone(text, 2) for text in ('B', ' (a)', 'Answer: B, since', 'A dog', 'Neither', 'Final Answer: B')]
-  ['B', 'A', 'B', None, None, 'B']
+  >>> [alone(text, 2) for text in ('B', ' (a)', 'Answer: B, since', 'Final Answer: B')]
+  ['B', 'A', 'B', 'B']
+  >>> [alone(text, 2) for text in ('A dog', 'Neither')]
+  [None, None]
   """
-  if (stated := final(text, count)) is not None:
+  stated = final(text, count)
+  if stated is not None:
     return stated
-  found = _ALONE.match(text)
+  match = _ALONE.match(text)
   # 'A dog' and 'I think' begin with words, not with letters.
-  if not found or re.match(r' [a-z]', text[found.end(1) :]):
+  if not match or re.match(r' [a-z]', text[match.end(1) :]):
     return None
-  return _known(found[1], count)
+  return _known(match[1], count)
 
 
 def has_choice(row: Mapping[str, Any]) -> bool:
@@ -74,18 +81,18 @@ def options_of(row: Mapping[str, Any], where: str) -> list[str]:
   """The options of a row: its list `choices` (or `options`), or its columns A, B, C and so on.
 
   Raises:
-    InputError: fewer than two, or one that is no text.
+    InputError: if there are fewer than two options or more than ten.
   """
-  listed = tables.find(
-    row, ('choices', 'options'), where, default=[letter for letter in LETTERS if letter in row]
-  )
-  if isinstance(listed, Mapping):  # As in datasets that keep {text: [..], label: [..]}.
+  columns = [letter for letter in LETTERS if letter in row]
+  listed = tables.find(row, ('choices', 'options'), where, default=columns)
+  # Some datasets keep {text: [..], label: [..]}.
+  if isinstance(listed, Mapping):
     listed = tables.find(listed, ('text',), where)
-  options = (
-    [row[name] for name in listed]
-    if listed and all(name in row for name in listed)
-    else list(listed)
-  )
+  # A list may name columns of the row in place of options.
+  if listed and all(name in row for name in listed):
+    options = [row[name] for name in listed]
+  else:
+    options = list(listed)
   if len(options) < 2 or len(options) > len(LETTERS) or isinstance(listed, str):
     raise InputError(
       f"{where}: {len(options)} options, expected 2 to {len(LETTERS)}: a list 'choices', or "
@@ -95,10 +102,10 @@ def options_of(row: Mapping[str, Any], where: str) -> list[str]:
 
 
 def letter_of(value: Any, count: int, where: str) -> str:
-  """A right answer as a letter: given as one, or as a number from 0.
+  """A right answer as a letter; the table gives a letter or a number from 0.
 
   Raises:
-    InputError: it is neither, or beyond the options.
+    InputError: if the answer is neither, or beyond the options.
   """
   text = str(value).strip()
   letter = LETTERS[int(text)] if text.isdecimal() and int(text) < len(LETTERS) else text.upper()

@@ -7,20 +7,24 @@ from weightsteer_jax import config
 from weightsteer_jax.data import sources, tables
 from weightsteer_jax.runtime.errors import InputError
 
+# Names of the column with the question, in order of preference.
 COLUMNS = ('question', 'prompt', 'instruction', 'instructions', 'text')
 
 
 def items(rows: Sequence[tables.Row]) -> list[dict[str, Any]]:
-  """[{id, messages}] of rows with `messages` (their last answer is left off), with a question in
-  one of COLUMNS (the `input` of an instruction below it, a `system` prompt above), or of one row
-  with a list of `questions`, as trait files have.
+  """[{id, messages}], an item per question.
+
+  A row has `messages` (a last answer is left off), a question in one of COLUMNS (the `input` of an
+  instruction goes below the question, a `system` prompt above), or a list of `questions`, as trait
+  files do.
 
   Raises:
-    InputError: a row without a question.
+    InputError: if a row has no question.
   """
-  found = [(where, messages) for where, row in rows for messages in _conversations(row, where)]
+  conversations = [messages for where, row in rows for messages in _conversations(row, where)]
   return [
-    {'id': f'q{index:05d}', 'messages': list(messages)} for index, (_, messages) in enumerate(found)
+    {'id': f'q{index:05d}', 'messages': list(messages)}
+    for index, messages in enumerate(conversations)
   ]
 
 
@@ -30,25 +34,18 @@ def build(rows: Sequence[tables.Row], options: config.Task) -> list[dict[str, An
   return items(rows)
 
 
-def check(item: Mapping[str, Any], where: str) -> None:
-  """Nothing: that an item has messages that end with the user's is checked of every kind."""
-
-
 def _conversations(row: Mapping[str, Any], where: str) -> list[Sequence[Mapping[str, str]]]:
   if 'questions' in row:
-    listed = row['questions']
-    if (
-      isinstance(listed, str)
-      or not isinstance(listed, Sequence)
-      or not all(isinstance(text, str) for text in listed)
-    ):
+    texts = row['questions']
+    is_list = isinstance(texts, Sequence) and not isinstance(texts, str)
+    if not is_list or not all(isinstance(text, str) for text in texts):
       raise InputError(f"{where}: 'questions' must be a list of texts")
-    return [[{'role': 'user', 'content': text}] for text in listed]
+    return [[{'role': 'user', 'content': text}] for text in texts]
   if 'messages' in row:
     messages = list(sources.check_messages(row['messages'], where))
     return [messages[:-1] if messages[-1]['role'] == 'assistant' else messages]
   text = tables.text(row, COLUMNS, where)
   extra = tables.find(row, ('input',), where, default='')
   system = tables.find(row, ('system',), where, default='')
-  asked = {'role': 'user', 'content': f'{text}\n\n{extra}'.strip()}
-  return [[{'role': 'system', 'content': system}, asked] if system else [asked]]
+  question = {'role': 'user', 'content': f'{text}\n\n{extra}'.strip()}
+  return [[{'role': 'system', 'content': system}, question] if system else [question]]
