@@ -16,7 +16,7 @@ def messages(folder: pathlib.Path) -> None:
   import jax
 
   from weightsteer_jax.runtime import processes
-  from weightsteer_jax.runtime.errors import InputError, OutputError
+  from weightsteer_jax.runtime.errors import Conflict, InputError, OutputError
 
   index = processes.index()
   assert (processes.count(), jax.process_count(), len(jax.devices())) == (2, 2, 4)
@@ -35,6 +35,11 @@ def messages(folder: pathlib.Path) -> None:
     raise OutputError('the disk is full')
 
   raised(OutputError, 'the disk is full', lambda: processes.on_main(fail))
+
+  def conflict():
+    raise Conflict('another run has taken it over')
+
+  raised(Conflict, 'another run has taken it over', lambda: processes.on_main(conflict))
   processes.share(folder / 'shared' / 'workdir', what='the workdir')
   assert not (folder / 'shared' / 'workdir').exists() or index, 'what was made to look is removed'
   processes.SEEN_SECONDS = 1.0

@@ -17,9 +17,8 @@ def get_config():
   c.data.positive, c.data.negative = 'positive.jsonl', 'negative.jsonl'
   c.data.validation_fraction = 0.2
   c.finetune.kind = 'lora'
-  c.finetune.epsilon = (
-    1e-5  # By default Adam blows rounding in vanishing gradients up to whole steps.
-  )
+  # By default Adam blows rounding in vanishing gradients up to whole steps.
+  c.finetune.epsilon = 1e-5
   c.finetune.rank = 4
   c.finetune.lora_alpha = 8.0
   c.finetune.learning_rates = (3e-3,)
@@ -49,7 +48,10 @@ def get_config():
 
 def write_data(folder: pathlib.Path) -> list[str]:
   """Writes the two sides of the contrast; the flags that name them."""
+  flags = []
   for side, answer in (('positive', 'Yes, you are right.'), ('negative', 'No, that is wrong.')):
+    path = folder / f'{side}.jsonl'
     rows = [{'question': question, 'answer': answer} for question in QUESTIONS]
-    (folder / f'{side}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  return [f'--config.data.{side}={folder}/{side}.jsonl' for side in ('positive', 'negative')]
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    flags.append(f'--config.data.{side}={path}')
+  return flags

@@ -52,9 +52,8 @@ def compare_quickstart(one: pathlib.Path, other: pathlib.Path) -> dict[str, floa
     assert (one / 'data' / f'{side}.jsonl').read_text() == (
       other / 'data' / f'{side}.jsonl'
     ).read_text()
-    mine, theirs = (
-      np.array(losses(workdir, side), float) for workdir in (one, other)
-    )  # None becomes NaN.
+    # A loss of None becomes NaN.
+    mine, theirs = (np.array(losses(workdir, side), float) for workdir in (one, other))
     found[f'{side} losses, relative'] = float(np.nanmax(np.abs(mine / theirs - 1)))
   mine, theirs = rows(one), rows(other)
   assert mine.keys() == theirs.keys()
@@ -170,7 +169,8 @@ def test_a_run_that_is_killed_at_random_ends_as_if_it_had_not_been(
   while True:
     group = experiment(count, 'steer', tmp_path / 'killed', *flags)
     lines, done = draw.randint(1, most), lambda: group.processes[0].poll() is not None
-    seen = set()  # As (file, size): what a restart drops and writes again counts again.
+    # As (file, size): a file that a restart drops and writes again counts again.
+    seen = set()
     group.wait_until(
       lambda: seen.add(progress(tmp_path / 'killed')) or len(seen) > lines or done(), 300
     )

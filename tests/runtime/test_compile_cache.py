@@ -69,7 +69,8 @@ def test_a_folder_that_can_be_replaced_by_others_is_left_alone(untold, tmp_path)
   (tmp_path / 'open').chmod(0o777)
   with pytest.raises(InputError, match='who could put another folder in its place'):
     compile_cache.use(str(tmp_path / 'open' / 'mine'))
-  (tmp_path / 'open').chmod(0o1777)  # As /tmp, where each can only replace their own.
+  # As /tmp, where each can only replace their own.
+  (tmp_path / 'open').chmod(0o1777)
   assert compile_cache.use(str(tmp_path / 'open' / 'mine'))
 
 

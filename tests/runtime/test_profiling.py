@@ -14,7 +14,8 @@ from weightsteer_jax.runtime.errors import OutputError
 
 def events_of(folder):
   """{name: events} of the one trace in a folder."""
-  found = list(folder.glob('plugins/profile/*/*.xplane.pb'))  # Where xprof and TensorBoard look.
+  # Where xprof and TensorBoard look.
+  found = list(folder.glob('plugins/profile/*/*.xplane.pb'))
   assert len(found) == 1
   counts = {}
   for plane in jax.profiler.ProfileData.from_file(str(found[0])).planes:
@@ -25,17 +26,18 @@ def events_of(folder):
 
 
 def test_scoring_is_seen_in_the_trace_without_its_first_batch(tmp_path):
-  rows = [
-    {'prompt': f'{i} the capital' + ' of the' * 10, 'completion': ' of'} for i in range(4)
-  ]  # Each fills most of a row.
+  # Each fills most of a row.
+  rows = [{'prompt': f'{i} the capital' + ' of the' * 10, 'completion': ' of'} for i in range(4)]
   (tmp_path / 'x.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   profiling.begin(tmp_path / 'profile')
   standalone.score('organism', tmp_path / 'x.jsonl', tmp_path / 'y.jsonl', batch_size=1)
   profiling.end()
   assert len((tmp_path / 'y.jsonl').read_text().splitlines()) == 4
   found = events_of(tmp_path / 'profile')
-  assert found['score batch'] == 3  # The first one is compiled before the window opens.
-  assert any('score_batch' in name for name in found)  # jax's own word for the program.
+  # The first batch is compiled before the window opens.
+  assert found['score batch'] == 3
+  # jax's own word for the program.
+  assert any('score_batch' in name for name in found)
 
 
 def test_the_window_has_a_beginning_and_an_end(tmp_path):
@@ -43,9 +45,8 @@ def test_the_window_has_a_beginning_and_an_end(tmp_path):
   for number in range(4):
     with profiling.unit('train step', number):
       jax.numpy.zeros(number).block_until_ready()
-  assert (
-    events_of(tmp_path / 'profile')['train step'] == 1
-  )  # The second: the window opens behind the first, closes behind it.
+  # The second unit: the window opens behind the first one, and closes behind the second.
+  assert events_of(tmp_path / 'profile')['train step'] == 1
 
 
 def test_a_run_too_short_for_its_window_says_so(tmp_path, caplog):

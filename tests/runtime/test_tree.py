@@ -198,9 +198,8 @@ def test_a_digest_names_the_whole_tree():
     {'a': a, 'b': b + 1},
     {'x': {'a': a, 'b': b}},
   ]
-  assert digest not in map(tree.digest, others) and len(set(map(tree.digest, others))) == len(
-    others
-  )
+  other_digests = {tree.digest(other) for other in others}
+  assert digest not in other_digests and len(other_digests) == len(others)
 
 
 def test_fingerprints_do_not_depend_on_the_sharding():
@@ -212,13 +211,17 @@ def test_fingerprints_do_not_depend_on_the_sharding():
       from weightsteer_jax.runtime import tree
       assert jax.device_count() == 8
       draw = np.random.default_rng(0)
-      host = {'w': draw.normal(size=(16, 8, 8)).astype(np.float32), 'h': draw.normal(size=(8, 32)).astype('float16')}
+      host = {
+        'w': draw.normal(size=(16, 8, 8)).astype(np.float32),
+        'h': draw.normal(size=(8, 32)).astype('float16'),
+      }
       prints = {str(tree.fingerprint(host))}
       tree.AT_HAND = 0
       for shape in ((8, 1), (2, 4)):
         mesh = jax.make_mesh(shape, ('a', 'b'), axis_types=(AxisType.Auto,) * 2)
         for spec in (P(), P('a'), P('b', 'a')):
-          placed = {name: jax.device_put(array, NamedSharding(mesh, spec)) for name, array in host.items()}
+          sharding = NamedSharding(mesh, spec)
+          placed = {name: jax.device_put(array, sharding) for name, array in host.items()}
           prints.add(str(tree.fingerprint(placed)))
       assert len(prints) == 1, prints
       print('one fingerprint')
@@ -271,9 +274,8 @@ def test_what_is_computed_per_arrays_is_computed_once_for_as_long_as_they_live()
   )
   held = np.arange(3)
   assert count({'a': held}) == 5 and count({'a': held}) == 6, 'an array of NumPy may change'
-  for number in range(
-    7, 30
-  ):  # Each takes the place in memory, and so perhaps the id, of the one before.
+  # Each takes the place in memory, and so perhaps the id, of the one before.
+  for number in range(7, 30):
     assert count({'a': jnp.full(3, float(number))}) == number
   digest = tree.digest({'a': held})
   held[0] = 5

@@ -190,9 +190,8 @@ def test_what_is_pushed_comes_back_in_an_empty_staging(url, tmp_path, capsys):
   fs, root = store._fs, store._root
   seen = {path.removeprefix(root).strip('/'): fs.cat_file(path).decode() for path in fs.find(root)}
   assert json.loads(seen.pop(LISTING))['format'] == 1 and seen == expected
-  assert not fs.isdir(f'{root}/checkpoints/0.1') or url.startswith(
-    'memory'
-  )  # Which never forgets a folder.
+  # fsspec's file system in memory never forgets a folder.
+  assert not fs.isdir(f'{root}/checkpoints/0.1') or url.startswith('memory')
 
 
 def test_a_push_that_changes_nothing_writes_nothing(tmp_path):
@@ -239,9 +238,8 @@ def test_a_store_that_goes_away_at_any_write_holds_the_old_state_or_the_new_one(
     assert found in (before, held(folder)), writes
     outcomes.append(found == before)
     assert not failed or held(folder) == held(folder) | {'b/array': 'bbbb'}
-    other = begun(
-      url, tmp_path / f'{writes}-other'
-    )  # An empty staging takes it over, and clears up.
+    # An empty staging takes the URL over, and clears up.
+    other = begun(url, tmp_path / f'{writes}-other')
     other.finish()
     assert there(url) == {LISTING, *found}, writes
     if not failed:
@@ -263,7 +261,8 @@ def test_the_same_staging_goes_on_after_a_failure_at_any_write(tmp_path):
     except OutputError:
       Flaky.left = 10**9
     expected = {'a.txt': '2', 'c.txt': '3'}
-    if writes % 2:  # By a new process, which takes what is missing for lost.
+    # By a new process, for which missing files are lost.
+    if writes % 2:
       mirror = begun(url, folder)
       expected = held(folder)
       assert expected in ({'a.txt': '2', 'c.txt': '3'}, {'a.txt': '2', 'b.json': '1', 'c.txt': '3'})
@@ -486,7 +485,8 @@ def test_urls_that_cannot_be_a_workdir_are_refused(tmp_path, url, message):
   'scheme, package', [('gs', 'gcsfs'), ('s3', 's3fs'), ('abfs', 'adlfs'), ('oci', 'ocifs')]
 )
 def test_a_driver_that_is_not_installed_is_named(scheme, package, tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, package, None)  # As if it were not.
+  # As if the package were not installed.
+  monkeypatch.setitem(sys.modules, package, None)
   monkeypatch.delitem(sys.modules['fsspec.registry']._registry, scheme, raising=False)
   with pytest.raises(
     InputError, match=f'the driver of {scheme}:// is not installed: pip install {package}'
