@@ -2,10 +2,10 @@
 
   schema.py   every key with its unit and default, a dataclass per section and per kind
   build.py    plain values made into these dataclasses
-  checks.py   what the values must be, and what goes together
+  checks.py   the values that a run may have, and the combinations
 
-A config file starts from `base_config()`, changes what its experiment changes, and `resolve` turns
-the result into a checked `Run`. A key that is not in the schema is an error, wherever it is set.
+A config file starts from `base_config()` and changes the keys of the experiment; `resolve` turns
+the result into a checked `Run`. An unknown key is an error, wherever it is set.
 """
 
 import dataclasses

@@ -25,8 +25,8 @@ def defaults(cls: type, kind: str | None = None) -> dict[str, Any]:
 
   Args:
     cls: the section's dataclass, or the base where the section has kinds.
-    kind: the section's kind, where it has kinds; by default the first. A kind that nobody knows
-      gives the first one's keys too: `section` refuses the kind, and names the key.
+    kind: the section's kind, if sections of this class have kinds; by default the first. An unknown
+      kind gives the first kind's keys too: `section` refuses the kind, and names the key.
   """
   if cls in KINDS:
     kinds = KINDS[cls]
@@ -66,7 +66,10 @@ def section(cls: type, plain: Any, where: str) -> Any:
         f"{', '.join(fields)}"
       )
   for key, field in fields.items():
-    if key not in plain and _is_required(field):
+    has_default = (
+      field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+    )
+    if key not in plain and not has_default:
       raise InputError(f"the config key '{where}{key}' is required")
   hints = typing.get_type_hints(cls)
   values = {key: _cast(hints[key], value, where + key) for key, value in plain.items()}
@@ -90,9 +93,13 @@ def _of_its_kind(
   kept = {'kind': kind}
   for key, value in plain.items():
     owners = _kinds_with(kinds, key)
+    # A key that no kind has stays: `section` refuses it with the nearest name.
     if key in own_keys or not owners:
       kept[key] = value
-    elif not _same(value, _defaults_of(kinds[owners[0]])[key]):
+      continue
+    default = _defaults_of(kinds[owners[0]])[key]
+    # JSON has lists for tuples.
+    if (tuple(value) if isinstance(value, list) else value) != default:
       known = ', '.join(own_keys)
       raise InputError(
         f"the config key '{where}{key}' is {value!r}, but '{key}' is a key of the kind "
@@ -115,15 +122,6 @@ def _defaults_of(cls: type) -> dict[str, Any]:
     for field in dataclasses.fields(cls)
     if field.default is not dataclasses.MISSING
   }
-
-
-def _is_required(field: dataclasses.Field) -> bool:
-  return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _same(value: Any, default: Any) -> bool:
-  # JSON has no tuples.
-  return (tuple(value) if isinstance(value, list) else value) == default
 
 
 def _cast(hint: Any, value: Any, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the values of a run must be, and which of them go together.
+"""The values that a run may have, and the combinations of values.
 
 Keys, types and kinds are checked where a run is built (build.py).
 """
@@ -48,13 +48,15 @@ def check(run: Run) -> None:
 
 
 def _check_names(run: Run) -> None:
-  """Names of a run and of its sections: they become names of files, of rows and of columns."""
+  # Names become names of files, of rows and of columns.
   _name('name', run.name)
   for key in ('tasks', 'judges', 'contrasts', 'finetunes', 'arms', 'validation', 'watched'):
     for name in getattr(run, key):
       _name(key, name)
+  # Rows name their task, whichever section it stands in.
   both = sorted({*run.tasks} & {*run.validation})
   _require(not both, 'validation', both, 'other names than those of tasks')
+  # Every sweep has an arm of this name (see inference/arms.py).
   _require('base' not in run.arms, 'arms', 'base', 'another name: base is the model itself')
   _require(
     run.name not in run.contrasts,
@@ -106,6 +108,7 @@ def _check_watched(run: Run) -> None:
     _one_of('monitor.controls', name, tuple(run.contrasts))
   if not run.watched:
     return
+  # The study measures how well directions tell the two classes apart (an AUROC needs both).
   classes = {watched.misaligned for watched in run.watched.values()}
   _require(
     len(classes) == 2,
@@ -136,7 +139,7 @@ def _check_data(where: str, data: Data) -> None:
 
 
 def _check_data_source(where: str, data: Data) -> None:
-  """Where the examples come from: read, generated from questions, or generated from a trait."""
+  # Examples are read, generated from questions, or generated from a trait.
   generated = not data.positive and not data.negative
   _require(
     not generated or data.trait or (data.questions and data.positive_prompts),
@@ -233,6 +236,7 @@ def _check_activation_arm(where: str, arm: schema.ActivationArm, run: Run) -> No
   )
   if arm.layer != 'select':
     return
+  # What a selection needs.
   _require(
     any(task.role == 'behaviour' for task in run.validation.values()),
     'validation',
@@ -302,7 +306,7 @@ def _at_least(least: int, where: str, section: Any, *keys: str, also: str = '') 
   """Raises InputError if one of the section's keys has a value below `least`.
 
   Args:
-    also: the words for what was expected, where they say more than '<least> or more'.
+    also: the words for the expected values, in place of '<least> or more'.
   """
   for key in keys:
     value = getattr(section, key)

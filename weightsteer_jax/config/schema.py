@@ -136,7 +136,7 @@ class FineTune:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """One evaluation: items, how they are answered, and what a hit means. The keys of all kinds."""
+  """One evaluation: the keys of all kinds."""
 
   # A jsonl file, or 'organism:<name>'. Kinds with tables (TableSource) also take csv, json, a hub
   # dataset, or '' for items of their own, where the kind has any.
@@ -271,9 +271,9 @@ class TaskModel:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-  """One method of a comparison, at signed strengths alpha. The keys of all kinds.
+  """One method of a comparison, at signed strengths alpha: the keys of all kinds.
 
-  Alpha 0 is the base that all arms share; above 0 is more of the behaviour.
+  Alpha 0 is the common base of all arms; above 0 is more of the behaviour.
   """
 
   # One of ARM_KINDS; see experiments/arms.py.
@@ -284,7 +284,7 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedArm(Arm):
-  """What the arms that come from fine-tunes have in common."""
+  """The common keys of arms that come from fine-tunes."""
 
   # Which of `finetunes` the arm's fine-tunes take; '' is `finetune`.
   finetune: str = ''
@@ -360,7 +360,7 @@ ARM_KINDS: Mapping[str, type[Arm]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-  """Who says how an answer counts where no rule can. The keys of all kinds.
+  """Who says how an answer counts where no rule can: the keys of all kinds.
 
   The first judge of a run counts; the other judges' scores are compared with the first one's.
   """
@@ -371,7 +371,7 @@ class Judge:
 
 @dataclasses.dataclass(frozen=True)
 class AskedJudge(Judge):
-  """What the judges that ask a model have in common."""
+  """The common keys of judges that ask a model."""
 
   # 'endpoint': the model's name there; 'model': a folder, a hub id, or 'organism'.
   model: str = ''
@@ -453,7 +453,7 @@ JUDGE_KINDS: Mapping[str, type[Judge]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-  """The grid that is evaluated, and the shapes it runs in."""
+  """The grid to evaluate, and the shapes of its batches."""
 
   # Strengths; 0 is the base model.
   alphas: tuple[float, ...] = (
@@ -484,7 +484,7 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Monitor:
-  """What fine-tunes are watched for while they run; nothing they produce depends on it."""
+  """Directions to watch fine-tunes for; no product of a fine-tune depends on these keys."""
 
   # Folders of directions; the update's cosine with each is logged.
   directions: tuple[str, ...] = ()

@@ -1,12 +1,15 @@
 """Fine-tuning: a pure step, and the loop that keeps the best and continues where it stopped.
 
-fit.py        a fine-tune that is asked for, with the data in batches
+fit.py        the request for a fine-tune, and the same with batches
 trial.py      one learning rate of a fit, as far as the training is
 group.py      several trials trained as one program
-loop.py       which trials go on, and what is written when they are done
-step.py       the optimizer step as a pure function      loss.py     its loss
-optimizer.py  AdamW as the Hugging Face trainer runs it  memory.py   what a step needs
-adapter.py    the product as a folder                    claim.py    whose folder it is
+loop.py       the order of trials, validation, products
+step.py       the optimizer step as a pure function
+loss.py       the loss as a sum and a count
+optimizer.py  AdamW as the Hugging Face trainer runs it
+memory.py     bytes of a step, and the number of trials that train together
+adapter.py    the product as a folder
+claim.py      the claim of a workdir by one fine-tune
 log.py        metrics.jsonl, TensorBoard and the bar
 """
 

@@ -1,4 +1,4 @@
-"""What a fine-tune is a function of, and the claim of a workdir by it."""
+"""The identity of a fine-tune, and the claim of a workdir by one fine-tune."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""A fine-tune as it is asked for (`Fit`), and with all that its trials share (`PreparedFit`).
+"""The request for a fine-tune (`Fit`), and the same with batches (`PreparedFit`).
 
 A *trial* is one learning rate of a fit (see trial.py).
 """
@@ -60,14 +60,14 @@ class Watch:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedFit:
-  """A fit with what all its learning rates share.
+  """A fit with the common parts of all its trials.
 
   Attributes:
     batches: the training batches, each a function of the seed and the step.
     validation: the validation batches.
     steps: optimizer steps of a learning rate, if it does not stop early.
     progress: whether to show progress bars on stderr.
-    identity: what the fine-tune is a function of (see claim.identity).
+    identity: everything that decides the result (see claim.identity).
   """
 
   model: models.Model

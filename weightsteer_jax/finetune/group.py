@@ -1,8 +1,8 @@
-"""Several trials trained as one program: each does what it would do alone, within rounding.
+"""Several trials trained as one program, each as if alone, within rounding.
 
-The trials share the base model and its layout, the options and the length of a row. What each has
-for itself (its state, its batch, its learning rate, its seed) gets a leading axis; with one trial
-alone nothing does. A batch has as many rows as that of the trial with the most.
+The trials share the base model and the layout, the options and the length of a row. State, batch,
+learning rate and seed differ, and get a leading axis if there are several trials. A joint batch has
+as many rows as the largest batch among the trials.
 """
 
 import dataclasses
@@ -88,6 +88,7 @@ def _train(
     looks = [
       _look(trial, state.delta, index, place, len(trials)) for place, trial in enumerate(trials)
     ]
+    # The step before this one is read while this one runs.
     if pending:
       _read(trials, *pending)
     tokens = [int(np.count_nonzero(part.segment_ids_BT)) for part in parts]
@@ -118,7 +119,7 @@ def _read(
 
 
 def _look(trial: Trial, delta: PyTree, index: int, place: int, count: int) -> dict[str, jax.Array]:
-  """What the trial at that place is watched for, if it is at this step."""
+  """The watched scalars of the trial at a place; nothing between two looks."""
   watch = trial.fit.watch
   if not watch or (trial.step + index + 1) % watch.every:
     return {}
@@ -144,10 +145,10 @@ def _losses(trials: Sequence[Trial], delta: PyTree) -> list[float]:
 
 
 def _validation_batch(trial: Trial, index: int) -> Batch:
-  """The trial's batch of that number; an empty one, which counts nothing, past the last."""
   batches = trial.fit.validation
   if index < len(batches):
     return batches[index]
+  # Past the last batch, an empty one, which counts nothing.
   return jax.tree.map(np.zeros_like, batches[0])
 
 
@@ -172,7 +173,7 @@ def _split(trials: Sequence[Trial], state: steps.TrainState) -> Sequence[steps.T
 
 
 def _consume(function: Callable[[PyTree], PyTree], argument: PyTree) -> PyTree:
-  """What the function makes of arrays that are given up."""
+  """The function's result; the arrays of the argument are deleted."""
   result = function(argument)
   # Deleted and not donated: no array of the result has the shape of one of these.
   jax.tree.map(lambda x: x.delete(), argument)
@@ -188,7 +189,7 @@ def _put(trials: Sequence[Trial], batches: Sequence[Batch], axes: str) -> Batch:
 
 
 def _along(values: Sequence[PyTree]) -> PyTree:
-  """One value as it is, several along a leading axis."""
+  """A single value unchanged, several values along a leading axis."""
   if len(values) == 1:
     return values[0]
   return jax.tree.map(lambda *x: np.stack(x), *values)

@@ -1,4 +1,4 @@
-"""What a fine-tune tells while it runs: metrics.jsonl, TensorBoard scalars and a progress bar."""
+"""The log of a running fine-tune: metrics.jsonl, TensorBoard scalars and a progress bar."""
 
 import json
 import pathlib
@@ -100,8 +100,7 @@ class Log:
 class _Scalars:
   """A TensorBoard event file, written by the caller's thread.
 
-  SummaryWriter writes from a thread of its own, which dies on a full disk and leaves its callers
-  waiting for ever.
+  The thread of a SummaryWriter dies on a full disk, and leaves its callers waiting for ever.
   """
 
   def __init__(self, folder: pathlib.Path, *, resumed_at: int):

@@ -2,7 +2,7 @@
 
 A workdir holds one fine-tune:
 
-  options.json        what the run is a function of; a rerun must agree with it
+  options.json        the identity of the run; a rerun must agree
   metrics.jsonl       see log.py; the same scalars are under tensorboard/
   checkpoints/<learning rate>/<step>
   steps/<learning rate>/<step>
@@ -10,8 +10,8 @@ A workdir holds one fine-tune:
   adapter/            the product (see adapter.py), written when all learning rates are done
 
 Several fine-tunes, and the learning rates of each, are trained side by side (see group.py) as far
-as that helps and fits (see memory.py). Nothing that they leave shows it: a fine-tune that was begun
-alone can go on beside others, and the other way round.
+as that helps and fits (see memory.py). The files do not depend on it: a fine-tune begun alone can
+go on beside others, and the other way round.
 """
 
 import contextlib
@@ -70,7 +70,7 @@ def run(
 ) -> FineTuneResult:
   """The delta with the best validation loss over all steps and learning rates.
 
-  For the arguments see `Fit`, for all else `run_together`, of which this is the case of one.
+  The case of one fit of `run_together`; for the arguments see `Fit` and `run_together`.
   """
   fit = Fit(train, validation, workdir, seed, row_length or 0)
   return run_together(model, [fit], options, progress=progress, layout=layout, watch=watch)[0]
@@ -197,9 +197,9 @@ def _start(fit: PreparedFit, rate: float, stack: contextlib.ExitStack) -> Trial:
 
 
 def _next_group(active: Sequence[Trial]) -> list[int]:
-  """Indices of the next group: the unfinished trial with the fewest steps, and its equals.
+  """Indices of the next group.
 
-  These are every trial equally far from its next validation.
+  The unfinished trial with the fewest steps, and every trial equally far from its next validation.
   """
   going = [i for i, trial in enumerate(active) if not trial.done]
   if not going:

@@ -1,6 +1,6 @@
 """The loss of a batch as a sum and a count.
 
-Who adds up batches divides once, so that all target tokens weigh alike. Axes as in
+After adding up batches, divide once: then all target tokens weigh alike. Axes as in
 models/decoder.py.
 """
 
@@ -34,10 +34,9 @@ def loss(
     remat: see config.FineTune; not 'auto'.
     key: of dropout; None drops nothing.
     dropout: probability that an input of a LoRA branch is dropped.
-    copies: losses that are computed at once under a `vmap`, which share a bound on memory.
+    copies: losses computed at once under a `vmap`, with one common bound on memory.
 
-  Source: the mean, sum / count, is what transformers reports for labels that are -100 wherever the
-  weight is 0.
+  Source: sum / count is the loss of transformers for labels of -100 wherever the weight is 0.
   """
   # The delta being trained is applied in full.
   alpha_B = jnp.ones(batch.tokens_BT.shape[0], jnp.float32)

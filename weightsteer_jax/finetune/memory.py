@@ -1,7 +1,6 @@
-"""What a training step needs of a device's memory, by formula, and what follows.
+"""The memory that a training step needs on a device, by formula, and two choices by it.
 
-Two things follow: what the backward pass computes again, and how many fine-tunes go through one
-program.
+The choices: what the backward pass computes again, and how many fine-tunes go through one program.
 """
 
 import dataclasses
@@ -60,15 +59,15 @@ class Load:
 def activations(
   config: models.ModelConfig, load: Load, remat: str, *, shards: int = 1, tensor: int = 1
 ) -> float:
-  """Most bytes of activations that a step of one fine-tune holds on a device, by estimate.
+  """Peak bytes of activations on a device in a step of one fine-tune, by estimate.
 
-  The estimate adds up what the backward pass finds of each layer; twice all that one layer works
-  with; and three times the float32 logits of a chunk (see models.token_logprobs).
+  The sum of the residuals of all layers, twice the working set of one layer, and three times the
+  float32 logits of a chunk (see models.token_logprobs).
 
   Args:
     remat: one of POLICIES.
-    shards: parts that the rows are cut into.
-    tensor: parts that heads, MLP and vocabulary are cut into.
+    shards: parts of the rows.
+    tensor: parts of heads, MLP and vocabulary.
   """
   rows = math.ceil(load.rows / shards)
   tokens = rows * load.tokens
@@ -103,10 +102,14 @@ def plan(
   count: int,
   memory: float,
 ) -> Plan:
-  """How to train `count` fine-tunes of that load, on devices of that many bytes.
+  """How to train several fine-tunes of one load.
 
-  By 'auto' as many go together as fit without computing more again than one alone, and as are worth
-  it (see ENOUGH).
+  By 'auto' as many go together as fit without more rematerialisation than one alone needs, and up
+  to ENOUGH tokens.
+
+  Args:
+    count: fine-tunes to train.
+    memory: bytes of a device.
   """
 
   def choose(together):
@@ -196,14 +199,14 @@ def state_shapes(
 
 
 def _kept(config: models.ModelConfig, load: Load, remat: str, tensor: int) -> float:
-  """Bytes that the backward pass finds of one token in one layer.
+  """Bytes of one token's residuals in one layer.
 
-  Counted off the residuals of the traced step (what `jax.vjp` of the loss holds), for a delta on
-  all projections. What norms, the gate of the MLP and low-rank changes are made of, and attention's
-  scores, is computed again by all policies:
+  Counted off the residuals of the traced step (`jax.vjp` of the loss), for a delta on all
+  projections. The parts of norms, of the gate of the MLP and of low-rank changes, and attention's
+  scores, are computed again by all policies:
     none  the stream before attention and before the MLP; queries, keys, values; the MLP's gate and
-          what it multiplies. Where kernels change, the inputs of all projections too, and what
-          comes out of the first factor of each change
+          the factor beside the gate. Where kernels change, the inputs of all projections too, and
+          the output of the first factor of each change
     dots  the layer's input, and the results of its projections (and of whole changes of these)
     full  the layer's input
   """

@@ -1,10 +1,10 @@
 """One optimizer step as a pure function of (state, params, batch), compiled once per batch shape.
 
-The compiled functions are cached by what is static about them: both sides of a contrast and every
-learning rate share them. Each comes in two kinds: of one fine-tune, and (`together`) of several at
-once. The second kind has a leading axis on all that a fine-tune has for itself (state, batch,
-schedule, seed) and none on the base parameters: their products are then one matmul over the rows of
-all, and only the low-rank branches and what trains are batched.
+The compiled functions are cached by their static arguments: both sides of a contrast and every
+learning rate share a program. Each function comes in two kinds: of one fine-tune, and (`together`)
+of several at once. The second kind has a leading axis on state, batch, schedule and seed, and none
+on the base parameters: products with the base are then one matmul over the rows of all fine-tunes,
+and only the low-rank branches and the trained arrays are batched.
 Axes as in models/decoder.py.
 """
 
@@ -52,7 +52,7 @@ def state_shardings(
   *,
   together: bool = False,
 ) -> TrainState:
-  """Where each array of a state lies: the moments as the arrays that they are moments of.
+  """The shardings of a state: moments lie as the arrays of the delta.
 
   Args:
     state: the arrays, or their shapes.
@@ -94,8 +94,8 @@ def initial_state_fn(
 
   The random factors A are a function of the seed alone. Both sides of a contrast are given the same
   seed: B starts at zero and A moves little, so with one common A the difference of the two runs,
-  about A (B+ - B-), is the difference of what they learned; with two, the part that depends on the
-  draw of A would not cancel.
+  about A (B+ - B-), is the difference of the two behaviours; with two draws of A, the part due to
+  the draw would not cancel.
   """
 
   def initial_state(seed):

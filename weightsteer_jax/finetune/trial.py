@@ -1,4 +1,4 @@
-"""One learning rate of a fit: how far it is, what it keeps on disk, and when it is done."""
+"""One learning rate of a fit: its progress, its checkpoints, and its end."""
 
 import dataclasses
 import math
@@ -81,7 +81,7 @@ class Trial:
     self.log.step(number + 1, values, tokens=tokens)
 
   def validated(self, loss: float) -> 'Trial':
-    """The trial with the validation loss of its step, which is logged.
+    """The trial with one more validation, which is logged.
 
     Raises:
       NotFiniteError: if the loss is not finite.
@@ -98,7 +98,7 @@ class Trial:
   def save(self, before: int) -> None:
     """Begins to write a checkpoint of this step.
 
-    Of the other checkpoints the best one and that of the step `before` stay.
+    Of the other checkpoints the best and the checkpoint of the step `before` stay.
     """
     assert self.state is not None, 'a trial that is done has no state to save'
     if self.fit.options.keep_steps and self.history[-1][0] == self.step:
@@ -157,7 +157,7 @@ def _restored(
 
 
 def _record(trial: Trial, validation: tuple[int, float]) -> dict[str, Any]:
-  """What is said of an adapter: what made it, and its (step, loss)."""
+  """The record of an adapter: its origin, and its (step, loss)."""
   fit = trial.fit
   step, loss = validation
   return {

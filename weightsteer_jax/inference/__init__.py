@@ -1,14 +1,14 @@
 """Requests in, results out: scoring and generation under arms, at any strength, in few batches.
 
-requests.py    what is asked: a text to score or to continue, under an arm at an alpha
+requests.py    requests: a text to score or to continue, under an arm at an alpha
 arms.py        named changes of the model or of its prompt, whose deltas are held once
-engine.py      the order in which requests run, and where their results go
+engine.py      the order in which requests run, and the way of the results
 packing.py     questions packed into rows, rows into batches of few shapes
 scoring.py     the compiled program that scores a batch
 generation.py  greedy and sampled generation: who enters which slot when
 decoding.py    the compiled programs of generation, with a KV cache
 sampling.py    the next token of each row
-shapes.py      the few lengths that programs are compiled for
+shapes.py      the few lengths for which programs are compiled
 programs.py    compiled programs, kept while the process lives
 jsonl.py       files of rows in, files of results out
 """

@@ -22,7 +22,7 @@ Part = tuple[PyTree, Coefficient]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AnswerOnly:
-  """A delta that is applied from the last token of a prompt on, which predicts the answer's first."""
+  """A delta applied from a prompt's last token on, where the answer's first is predicted."""
 
   delta: PyTree
 
@@ -33,8 +33,7 @@ class Arm:
 
   Attributes:
     parts: deltas with their coefficients.
-    prompts: {strength: system prompts that a row of that strength is asked under, one sample under
-      each}.
+    prompts: {strength: system prompts for a row of this strength, one sample under each}.
   """
 
   parts: Sequence[Part] = ()
@@ -43,12 +42,12 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Arms:
-  """The deltas of all arms, each once, and which coefficients a row of an arm gives them.
+  """The deltas of all arms, each once, and the coefficients that a row of an arm gives the deltas.
 
   Attributes:
     deltas: the distinct deltas, in order; bare, or AnswerOnly.
-    parts: {arm: ((index of a delta, its coefficient), ...)}.
-    prompts: {arm: {strength: system prompts}} of the arms that have any.
+    parts: {arm: ((index of a delta, coefficient), ...)}.
+    prompts: {arm: {strength: system prompts}} of the arms with prompts.
   """
 
   deltas: tuple[PyTree, ...]
@@ -143,11 +142,12 @@ def bare(delta: PyTree) -> PyTree:
 def delta_sets(rows: Iterable[Sequence[float]]) -> dict[tuple[float, ...], tuple[int, ...]]:
   """{coefficients: indices of the deltas that rows with these coefficients are computed with}.
 
-  A batch computes only the deltas that some of its rows need. Rows go to few kinds of batches: a
-  row whose deltas are all among another row's deltas goes with that row.
+  A batch computes only the deltas of its rows. Rows go to few kinds of batches: a row with a subset
+  of another row's deltas goes with the other row.
 
-  >>> delta_sets([(0.0, 0.0, 0.0), (1.0, 0.5, 0.0), (1.0, 0.0, 0.0), (1.0, 0.0, 2.0)])
-  {(0.0, 0.0, 0.0): (0, 1), (1.0, 0.5, 0.0): (0, 1), (1.0, 0.0, 0.0): (0, 1), (1.0, 0.0, 2.0): (0, 2)}
+  >>> sets = delta_sets([(0.0, 0.0, 0.0), (1.0, 0.5, 0.0), (1.0, 0.0, 0.0), (1.0, 0.0, 2.0)])
+  >>> sets[0.0, 0.0, 0.0], sets[1.0, 0.5, 0.0], sets[1.0, 0.0, 0.0], sets[1.0, 0.0, 2.0]
+  ((0, 1), (0, 1), (0, 1), (0, 2))
   """
   needed: dict[tuple[float, ...], tuple[int, ...]] = {}
   for row in rows:

@@ -30,12 +30,12 @@ PROGRESS = ('counts_B', 'active_B', 'stopped_B', 'finite_B', 'answers_BT')
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SlotRows:
-  """What each slot (or each entering row) is doing.
+  """The task and the state of each slot, or of each entering row.
 
   Attributes:
-    tokens_B: int32, the last token, which is not in the cache yet.
+    tokens_B: int32, the last token, not in the cache yet.
     positions_B: int32, the last token's position.
-    limits_B: int32, tokens that the row may generate.
+    limits_B: int32, most tokens to generate.
     coefficients_BC: float32, one per edit.
     keys_B2: uint32, the row's stream of random numbers.
     temperatures_B: float32, as in Sampling.
@@ -82,14 +82,14 @@ class DecodeState:
 class Entry:
   """Rows that enter together.
 
-  Slots and entries are cut into as many groups as rows have shards, so that a prompt is prefilled
-  on the device that has its slot.
+  Slots and entries are cut into as many groups as rows have shards, so that the device of a slot
+  also prefills the prompt.
 
   Attributes:
     prompts_PT: int32, prompt tokens without the last one, padded on the right.
     slots_P: int32, where each prompt goes, among the slots of its group; a number past the last
       slot marks padding.
-    rows: what the rows do (keys_B2 is made on the device).
+    rows: the rows (keys_B2 is made on the device).
     draws_P3: uint32 seed, hash of the example, sample.
   """
 
@@ -113,7 +113,7 @@ def empty_state(
 
   Args:
     length: positions of the cache.
-    answer: most tokens that a row generates.
+    answer: most tokens of an answer.
     unstacked: whether layers have caches of their own, and are decoded one by one (see
       `models.unstacked`).
   """
@@ -199,7 +199,7 @@ def admit(
 
 @program(donate_argnums=0)
 def resume(state: DecodeState, limits_B: jax.Array) -> DecodeState:
-  """The state with the rows whose limit is given going on up to that; 0 leaves a row as it is."""
+  """The state with some rows going on up to a new limit; 0 leaves a row as before."""
   goes_on_B = limits_B > 0
   raised_B = jnp.where(goes_on_B, limits_B, state.rows.limits_B)
   rows = dataclasses.replace(state.rows, limits_B=raised_B)
@@ -216,7 +216,7 @@ def decode(
   state: DecodeState,
   keep: jax.Array,
 ) -> tuple[DecodeState, Progress]:
-  """(the state when at most `keep` rows are active, what the host is to know).
+  """(the state when at most `keep` rows are active, the progress for the host).
 
   Args:
     mode: of `sampling.next_tokens`.
@@ -251,7 +251,7 @@ def decode(
 
 
 def _placed(state: DecodeState) -> DecodeState:
-  """The state with every array cut along its rows, so that all programs hand it on alike."""
+  # Every array is cut along its rows, so that all programs hand the state on alike.
   without_cache = jax.tree.map(
     lambda x: sharding.constrain(x, 'B' + '_' * (x.ndim - 1)),
     dataclasses.replace(state, cache=None),
@@ -270,7 +270,7 @@ def _unstacked_cache(config: models.ModelConfig, cache: models.Cache) -> models.
 
 
 def _unstacked_layers(config: models.ModelConfig, params: PyTree) -> PyTree:
-  """Parameters or a delta with layers in place of their stack, if they have one."""
+  """Parameters or a delta with a tuple of layers in place of the stack, if there is one."""
   return {
     name: models.unstacked(config, child) if name == 'layers' else child
     for name, child in params.items()
@@ -278,7 +278,7 @@ def _unstacked_layers(config: models.ModelConfig, params: PyTree) -> PyTree:
 
 
 def _unstacked_delta(config: models.ModelConfig, delta: PyTree, dtype: Any) -> PyTree:
-  """The delta layer by layer, its factors rounded as they would be in each step."""
+  """The delta layer by layer, its factors rounded as in a step."""
 
   def rounded(leaf):
     if isinstance(leaf, models.LowRank):
@@ -318,7 +318,7 @@ def _advance(
 
 
 def _write(answers_BT: jax.Array, places_B: jax.Array, tokens_B: jax.Array) -> jax.Array:
-  """The answers with a token more in each row, at its place; one past the last is dropped."""
+  """The answers with a token more in each row; a place past the last column drops the token."""
 
   def write(answers_BT, places_B, tokens_B):
     return answers_BT.at[jnp.arange(tokens_B.shape[0]), places_B].set(tokens_B, mode='drop')

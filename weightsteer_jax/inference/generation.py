@@ -1,6 +1,6 @@
-"""Greedy and sampled generation: which requests run together, and which prompt enters which slot.
+"""Greedy and sampled generation: requests in groups, and the order in which prompts enter slots.
 
-The programs that the host calls here, and what a slot is, stand in `decoding.py`.
+The host's side; slots and the device programs stand in `decoding.py`.
 """
 
 import collections
@@ -39,12 +39,12 @@ UNTIL_EVERY = 16
 
 @dataclasses.dataclass(frozen=True)
 class Continuation:
-  """An answer to compute once, for all the requests with these keys.
+  """An answer to compute once, for several requests alike.
 
   Attributes:
-    request: one of the requests.
+    request: the first of the requests.
     coefficients: of all arms' deltas; in a Group, of the group's deltas.
-    keys: of the requests that the answer serves.
+    keys: of the requests.
   """
 
   request: GenerateRequest
@@ -69,8 +69,8 @@ class Group(NamedTuple):
   Attributes:
     mode: of sampling.
     shape: (prompt length, cache length), tokens.
-    deltas: indices of the deltas that all rows are computed with.
-    members: the continuations, with a coefficient for each of these deltas.
+    deltas: indices of the deltas to compute.
+    members: the continuations, with a coefficient for each delta of the group.
   """
 
   mode: str
@@ -82,7 +82,7 @@ class Group(NamedTuple):
 def continuations(
   requests: Sequence[GenerateRequest], arms: Arms, max_positions: int
 ) -> list[Continuation]:
-  """The answers to compute: requests that must come out the same share one.
+  """The answers to compute: requests with the same answer share one.
 
   Raises:
     InputError: if a prompt is empty, if there is nothing to generate, or if a request takes more
@@ -91,6 +91,7 @@ def continuations(
   alike: dict[tuple, list[GenerateRequest]] = collections.defaultdict(list)
   for request in requests:
     _check(request, max_positions)
+    # Greedy answers are alike whatever the seed.
     draw: tuple = ()
     if request.sampling.mode != 'greedy':
       draw = (request.seed, request.example, request.sample)
@@ -109,7 +110,7 @@ def groups(
   """The continuations in groups: by sampling mode, shape and deltas.
 
   Args:
-    compile_tokens: tokens that are computed in the time of one compilation (see shapes.py).
+    compile_tokens: tokens computed in the time of one compilation (see shapes.py).
   """
   by_mode = collections.defaultdict(list)
   for continuation in asked:
@@ -155,7 +156,7 @@ def run_group(
   stops: Sequence[int],
   layout: Layout,
 ) -> Iterator[GenerateResult]:
-  """The results of one group, as they finish.
+  """The results of one group, as answers finish.
 
   Args:
     deltas: the group's, placed.
@@ -230,10 +231,11 @@ def _entry(
   edits: int,
   shards: int,
 ) -> decoding.Entry:
-  """The next continuations of the queue as rows for free slots, which `held` is filled with.
+  """The next continuations of the queue as rows for free slots.
 
   Args:
-    entering: rows of the entry; the last ones may be padding.
+    held: the continuation of each slot, or None; the entering ones are added.
+    entering: rows of the entry, padding included.
     length: tokens of a padded prompt.
   """
   rows = decoding.SlotRows(
@@ -275,7 +277,7 @@ def _entry(
 def _free(
   held: Sequence[Continuation | None], entering: int, shards: int
 ) -> Iterator[tuple[int, int]]:
-  """(place in the entry, free slot) pairs, both of one shard; one shard after the other gives one.
+  """(place in the entry, free slot) pairs of one shard; the shards take turns.
 
   >>> list(_free([None, 'answer', None, None], entering=2, shards=2))
   [(0, 0), (1, 2)]
@@ -295,10 +297,10 @@ def _free(
 def _collect(
   progress: decoding.Progress, held: list[Continuation | None]
 ) -> tuple[list[GenerateResult], np.ndarray]:
-  """(results of the rows that have ended, limits of the rows that go on).
+  """(results of the ended rows, int32 limits in tokens of the rows to resume).
 
-  The ended rows' slots in `held` become free. A row that only waited, to be asked whether its
-  answer is over, gets the next limit, tokens; all other rows get 0.
+  The ended rows' slots in `held` become free. A row that only waited for its request's `until` gets
+  the next limit; all other rows get 0.
   """
   told = jax.device_get(progress)
   results = []
@@ -308,6 +310,7 @@ def _collect(
       continue
     request = continuation.request
     tokens = tuple(told['answers_BT'][slot, : told['counts_B'][slot]].tolist())
+    # A stop token, a limit or a broken model has ended the row.
     is_finite = told['finite_B'][slot]
     is_over = told['stopped_B'][slot] or (request.until is not None and request.until(tokens))
     if is_finite and not is_over and len(tokens) < request.max_new_tokens:

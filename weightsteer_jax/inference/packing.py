@@ -42,8 +42,8 @@ class Question:
 
   Attributes:
     coefficients: one per delta.
-    completions: each a different one.
-    keys: for each completion, the keys of the requests that it serves.
+    completions: all different.
+    keys: for each completion, the keys of the requests for it.
   """
 
   prompt: Tokens
@@ -69,7 +69,7 @@ class Question:
 
 
 class Served(NamedTuple):
-  """Where a completion's targets are in the [U, M] of its batch, and the requests that it serves.
+  """The place of a completion's targets in the [U, M] of a batch, and the requests for it.
 
   Attributes:
     keys: of the requests.
@@ -123,13 +123,13 @@ def batches(
   compile_tokens: int,
   groups: int = 1,
 ) -> Iterator[tuple[Active, ScoreBatch, list[Served]]]:
-  """(deltas, batch, whom it serves) of batches of few shapes.
+  """(deltas, batch, completions of the batch), in few shapes.
 
   A batch has a coefficient for each of its deltas and for no other.
 
   Args:
     batch_size: completions to a batch, on average.
-    compile_tokens: how many tokens are computed in the time that a compilation takes.
+    compile_tokens: tokens computed in the time of one compilation.
     groups: see ScoreBatch; the rows of a batch are a multiple of it.
   """
   deltas_of = delta_sets(question.coefficients for question in asked)
@@ -179,11 +179,11 @@ def alike(
 
 
 def attention_share(config: models.ModelConfig) -> float:
-  """What attention adds to a token's computation for each token of its row.
+  """Attention's part of a token's computation, for each token of the row.
 
-  The unit is the layers' own products. Nothing is added by a kernel that leaves out what is not
-  seen.
+  The unit is the products of the layers' kernels.
   """
+  # The blocked kernel leaves out the keys that no query sees.
   if config.attention == 'blocked':
     return 0.0
   layer = 2 * config.width * (config.num_heads + config.num_kv_heads) * config.head_dim
@@ -221,7 +221,7 @@ def plan(
 def fill(
   held: Grouped, rows: int, length: int, width: int, reach: int
 ) -> tuple[ScoreBatch, list[Served]]:
-  """(the numpy batch of questions, whom it serves).
+  """(the numpy batch of questions, its completions).
 
   Args:
     held: the questions, by group and row of the group.
@@ -266,13 +266,11 @@ def fill(
 def _fill_question(
   batch: ScoreBatch, question: Question, number: int, b: int, start: int
 ) -> list[np.ndarray]:
-  """Writes a question into row b from a token on; for each completion, where it is predicted.
+  """Writes a question into row b; returns the predicting tokens of each completion.
 
   Args:
     number: of the question in its row, from 1.
-
-  Returns:
-    For each completion the tokens of the row that its tokens are predicted from.
+    start: the question's first token in the row.
   """
   prompt = len(question.prompt)
   answers = start + prompt

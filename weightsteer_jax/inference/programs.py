@@ -48,9 +48,8 @@ def edits_of(
 
   Args:
     coefficients: float32 [B, C] or [B, T, C].
-    answers: whether what is computed belongs to an answer, to which a prompt's last token counts;
-      bool [B, T] where that differs from token to token. A delta that is AnswerOnly is applied
-      there alone.
+    answers: whether the tokens belong to an answer, to which a prompt's last token counts; bool
+      [B, T] if tokens differ. An AnswerOnly delta is applied to an answer's tokens alone.
   """
   edits = []
   for i, delta in enumerate(deltas):

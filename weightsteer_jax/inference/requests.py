@@ -1,4 +1,4 @@
-"""What is asked of a model, row by row, and what comes back."""
+"""Requests to a model, row by row, and their results."""
 
 import dataclasses
 import math

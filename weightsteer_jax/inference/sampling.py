@@ -58,10 +58,10 @@ def next_tokens(
 
 
 def kept(logits_BV: jax.Array, top_ks_B: jax.Array, top_ps_B: jax.Array) -> jax.Array:
-  """Which tokens may be drawn, bool [B, V].
+  """The tokens to draw from, bool [B, V].
 
-  The top k (0: all), and among the top k the fewest that hold probability top p, at least one.
-  Tokens as likely as the last one kept are kept too.
+  The top k (0: all), and among the top k the fewest tokens with probability top p, at least one.
+  Ties with the last token kept are kept too.
 
   Source: nucleus sampling, arXiv 1904.09751; first top k, then top p, as in transformers.
   """

@@ -18,8 +18,8 @@ def plan_shapes(
 ) -> list[Shape]:
   """The shapes to compile, smallest first; every size fits into at least one of them.
 
-  Shapes start as the sizes rounded up, and are merged two by two, the pair first that adds least
-  padding, until there are few enough and another merge would cost more than a compilation saves.
+  Shapes start as the sizes rounded up, and are merged two by two, the pair with the least padding
+  first, until there are few enough and another merge would cost more than a compilation.
 
   >>> rows = [(5,), (7,), (90,)] * 100
   >>> plan_shapes(rows, multiples=(8,), most=(512,), max_shapes=2, compile_tokens=0)
@@ -30,7 +30,7 @@ def plan_shapes(
     multiples: what each axis is rounded up to.
     most: the longest that each axis may get by rounding.
     max_shapes: shapes at most.
-    compile_tokens: how many tokens are computed in the time that a compilation takes.
+    compile_tokens: tokens computed in the time of one compilation.
   """
   counts = collections.Counter(_round(size, multiples, most) for size in sizes)
   while len(counts) > MOST_CANDIDATES:
