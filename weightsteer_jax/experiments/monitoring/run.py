@@ -106,9 +106,7 @@ def monitor(
   if not sources.get(DIRECTION):
     raise InputError('no direction to look for; name at least one with --direction')
   with contextlib.ExitStack() as stack:
-    opened = stack.enter_context(open_base((), base))
-    if opened is None:
-      raise InputError('the base that the run was trained from is needed; name it with --base')
+    opened = _open_base(stack, base)
     vectors = _open_vectors(stack, sources, opened, options.allow_other_base)
     squares = {vector.name: measure.squared_norms(vector.change) for vector in vectors}
     # Task vectors are compared with the directions only, not with the run.
@@ -148,7 +146,7 @@ def similarities(
     InputError, CorruptError: as of `monitor`.
   """
   with contextlib.ExitStack() as stack:
-    opened = stack.enter_context(open_base((), base))
+    opened = _open_base(stack, base)
     vectors = _open_vectors(stack, sources, opened, allow_other_base)
     squares = {vector.name: measure.squared_norms(vector.change) for vector in vectors}
     return _similarities(vectors, squares)
@@ -279,6 +277,14 @@ def _similarities(
     'norms': norms,
     'cosines': matrix,
   }
+
+
+def _open_base(stack: contextlib.ExitStack, base: BaseSource) -> OpenBase:
+  """The base, open as long as the stack is."""
+  opened = stack.enter_context(open_base((), base))
+  if opened is None:
+    raise InputError('the base that the run was trained from is needed; name it with --base')
+  return opened
 
 
 def _open_vectors(

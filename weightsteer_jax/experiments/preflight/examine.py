@@ -1,5 +1,6 @@
-"""A preflight as a user sees it: what is compiled, the table, the verdict, and what would do
-instead.
+"""A preflight from the flags to the verdict.
+
+Said are the programs, the table, the verdict, and what would do instead.
 """
 
 import dataclasses
@@ -30,33 +31,30 @@ def examine(
   programs: Sequence[str] = (),
   output: str | pathlib.Path = '',
 ) -> bool:
-  """Whether the run's programs (those of these names, if any) fit that hardware, with a table of
-  what they cost.
+  """Whether a run's programs fit some hardware, with a table of the costs.
 
   Args:
-    mesh: in place of the config's. output: a jsonl file to which a line per program is added.
+    topology: the hardware's name; see `find_hardware`.
+    mesh: a mesh in place of the config's.
+    programs: names of the programs to compile; all by default.
+    output: a jsonl file to which a line for each program is added.
 
   Raises:
-    InputError: no such hardware, model or program, or a mesh that fits neither.
+    InputError: if there is no such hardware, model or program, or the mesh fits neither hardware
+      nor model.
   """
   run, config, hardware, sizes = _prepare(run, topology, sizes, mesh)
-  made = plan(run, config, hardware, sizes)
-  check_names(made, programs)
-  _say_all(*made.layouts.words, *made.words(sizes))
+  run_plan = plan(run, config, hardware, sizes)
+  check_names(run_plan, programs)
+  _say_all(*run_plan.layouts.words, *run_plan.words(sizes))
+  about = {'model': run.model.source, 'topology': hardware.name, **run_plan.as_json(sizes)}
   results = []
-  for result in check(made, programs):
+  for result in check(run_plan, tuple(programs)):
     results.append(result)
+    # At once: compiling the next program may take minutes.
     if output:
-      files.append_json(
-        output,
-        {
-          'model': run.model.source,
-          'topology': hardware.name,
-          **made.as_json(sizes),
-          **as_json(made, result),
-        },
-      )
-  _say_all('', *report.lines(made, results), '', report.verdict(made, results))
+      files.append_json(output, {**about, **as_json(run_plan, result)})
+  _say_all('', *report.lines(run_plan, results), '', report.verdict(run_plan, results))
   fits = all(result.fits for result in results)
   if not fits:
     _say_all(*report.advice(run, config, hardware, sizes))
@@ -64,26 +62,24 @@ def examine(
 
 
 def recommend(run: configs.Run, topology: str, sizes: Sizes = Sizes()) -> bool:
-  """Whether one of the fastest ways to run by estimate fits by the compiler; says which one, with
-  all its programs.
+  """Whether one of the fastest ways to run fits, by the compiler.
+
+  Says the first way that fits, with all programs compiled.
 
   Raises:
-    InputError: no such hardware or model.
+    InputError: if there is no such hardware or model.
   """
   run, config, hardware, sizes = _prepare(run, topology, sizes, '')
   for candidate, result in search(run, config, hardware, sizes):
     fits = 'fits' if result.fits else 'does not fit'
     say(f'{fits}, {memory_size(result.peak, 2)}{candidate.pace}: {candidate}')
     if result.fits:
-      made = candidate.plan(run, config, hardware, sizes)
-      results = [result, *check(made, tuple(program.name for program in made.programs[1:]))]
-      _say_all(
-        '',
-        *report.lines(made, results),
-        '',
-        report.verdict(made, results),
-        f'recommended: {candidate}',
-      )
+      run_plan = candidate.plan(run, config, hardware, sizes)
+      # The search has compiled the training step, the first program.
+      others = tuple(program.name for program in run_plan.programs[1:])
+      results = [result, *check(run_plan, others)]
+      _say_all('', *report.lines(run_plan, results), '', report.verdict(run_plan, results))
+      say(f'recommended: {candidate}')
       return all(each.fits for each in results)
   say('nothing that was tried fits: take more devices, shorter rows or a smaller rank')
   return False
@@ -92,6 +88,7 @@ def recommend(run: configs.Run, topology: str, sizes: Sizes = Sizes()) -> bool:
 def _prepare(
   run: configs.Run, topology: str, sizes: Sizes, mesh: str
 ) -> tuple[configs.Run, models.ModelConfig, Hardware, Sizes]:
+  """The run on its mesh, the model's config, the hardware, and sizes within the model's."""
   if mesh:
     run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, shape=mesh))
   hardware = find_hardware(topology)

@@ -71,8 +71,9 @@ def collectives(text: str) -> dict[str, Moved]:
         # two collectives apart.
         operation = _field(r'op_name="([^"]*)"', line)
         key = f'{kind} {channel} {operation}' if channel else f'{name} {line}'
-        entry_of_key = (times, kind, _sent(kind, line, result, started=bool(start)))
-        found[key] = min(found.get(key, entry_of_key), entry_of_key)
+        sent_here = (times, kind, _sent(kind, line, result, started=bool(start)))
+        # Of several places under one channel the outermost runs the fewest times.
+        found[key] = min(found.get(key, sent_here), sent_here)
       else:
         for group in _CALLED.findall(line):
           stack += [(called.lstrip('%'), times) for called in group.split(', ')]

@@ -29,9 +29,15 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """What a config leaves to the data: tokens of the longest training row, and of a prompt, a scored
-  completion and an answer in evaluation; `train_rows` and `rows` of a batch, 0 for what the config
-  says.
+  """Sizes that a config leaves to the data.
+
+  Attributes:
+    row_tokens: tokens of the longest training row.
+    prompt_tokens: tokens of a prompt in evaluation.
+    completion_tokens: tokens of a scored completion.
+    answer_tokens: tokens of a generated answer.
+    train_rows: rows of a microbatch; 0 for the config's.
+    rows: rows of an evaluation batch; 0 for the config's.
   """
 
   row_tokens: int = 1024
@@ -42,15 +48,14 @@ class Sizes:
   rows: int = 0
 
   def within(self, positions: int) -> 'Sizes':
-    """The same, but no longer than a model has positions."""
-    answer = min(self.answer_tokens, positions // 4)
-    completion = min(self.completion_tokens, positions // 4)
+    """The sizes, cut to a model's positions."""
+    # Half for the prompt, a quarter for the answer: what is generated fits with room to spare.
     return dataclasses.replace(
       self,
       row_tokens=min(self.row_tokens, positions),
       prompt_tokens=min(self.prompt_tokens, positions // 2),
-      completion_tokens=completion,
-      answer_tokens=answer,
+      completion_tokens=min(self.completion_tokens, positions // 4),
+      answer_tokens=min(self.answer_tokens, positions // 4),
     )
 
 
@@ -59,9 +64,10 @@ class Program:
   """A program to compile.
 
   Attributes:
-    name: of it. layout: whose context it is compiled in. args: its arguments' bytes on a device, by
-      kind.
-    work: operations and bytes by formula (see roofline.py). lower: gives what jax lowers.
+    layout: layout whose context the program is compiled in.
+    args: bytes of the arguments on a device, by kind.
+    work: operations and bytes by formula (see roofline.py).
+    lower: returns the program as jax lowers it.
   """
 
   name: str
@@ -76,12 +82,12 @@ class RunPlan:
   """A run on some hardware.
 
   Attributes:
-    delta: shapes of what is trained. rows: of a microbatch and of an evaluation batch, padding
-      included.
+    delta: shapes of the trained delta.
+    rows: (rows of a microbatch, rows of an evaluation batch), padding included.
     remat: what the backward pass computes again, as the config or the memory says (see
       config.FineTune).
-    relaid: bytes of weights that a device receives between training and evaluation, where they lie
-      in two ways.
+    relaid: bytes of weights that a device receives between training and evaluation; 0 where both
+      lay the weights out alike.
   """
 
   config: models.ModelConfig
@@ -109,7 +115,7 @@ class RunPlan:
     return tuple(lines)
 
   def as_json(self, sizes: Sizes) -> dict[str, Any]:
-    """What the programs were compiled for, as JSON values."""
+    """The mesh, layouts, rows and sizes of the programs, as JSON values."""
     return {
       'mesh': sharding.describe(dict(self.layouts.evaluate.mesh.shape)),
       'train': _cut(self.layouts.train),
@@ -124,11 +130,12 @@ class RunPlan:
 def plan(
   run: configs.Run, config: models.ModelConfig, hardware: Hardware, sizes: Sizes = Sizes()
 ) -> RunPlan:
-  """The programs of a run of that model: a training step, scoring, prefill, a decoding step, and a
-  merge for export.
+  """The programs of a run of a model.
+
+  They are a training step, scoring, prefill, a decoding step, and a merge for export.
 
   Raises:
-    InputError: a mesh that does not fit the devices or the model.
+    InputError: if the mesh does not fit the devices or the model.
   """
   options = run.finetune
   delta = jax.eval_shape(lambda: _delta(config, options, options.rank))
@@ -140,18 +147,16 @@ def plan(
     devices=hardware.devices,
     memory=hardware.memory,
   )
-  weights = {
-    layout: placed(
-      models.abstract_params(config, run.model.dtype), models.param_shardings(config, layout)
-    )
-    for layout in (chosen.train, chosen.evaluate)
-  }
-  train_rows = _multiple(
-    sizes.train_rows or options.batch_size // options.accumulation, chosen.train.rows
-  )
+  params = models.abstract_params(config, run.model.dtype)
+  weights = {}
+  for layout in (chosen.train, chosen.evaluate):
+    weights[layout] = placed(params, models.param_shardings(config, layout))
+  # Batches are padded to whole rows on each shard.
+  train_rows = sizes.train_rows or options.batch_size // options.accumulation
+  train_rows = _multiple(train_rows, chosen.train.rows)
   rows = _multiple(sizes.rows or run.sweep.batch_size, chosen.evaluate.rows)
   evaluate = _Evaluation(run, config, chosen.evaluate, weights[chosen.evaluate], sizes, rows)
-  options, load = run.finetune, training_load(run, sizes, train_rows)
+  load = training_load(run, sizes, train_rows)
   remat = memories.choose_remat(config, options, load, chosen.train, memory=hardware.memory)
   programs = (
     _train_step(run, config, chosen.train, weights[chosen.train], load, remat),
@@ -160,41 +165,50 @@ def plan(
     evaluate.decode(),
     evaluate.export(),
   )
-  moved = bytes_on_device(weights[chosen.evaluate]) if chosen.train != chosen.evaluate else 0
-  return RunPlan(config, delta, hardware, chosen, programs, (train_rows, rows), remat, moved)
+  relaid = bytes_on_device(weights[chosen.evaluate]) if chosen.train != chosen.evaluate else 0
+  return RunPlan(config, delta, hardware, chosen, programs, (train_rows, rows), remat, relaid)
 
 
 def training_load(run: configs.Run, sizes: Sizes, rows: int) -> memories.Load:
-  """What a fine-tune of the run trains, on so many rows a microbatch."""
+  """The load of a fine-tune of the run, on microbatches of `rows` rows."""
   return memories.Load(
     run.finetune.kind, run.finetune.rank, run.model.dtype, rows, sizes.row_tokens
   )
 
 
-def _train_step(run, config, layout, weights, load, remat) -> Program:
-  options, recipe = run.finetune, optimizer.adamw(run.finetune)
+def _train_step(
+  run: configs.Run,
+  config: models.ModelConfig,
+  layout: Layout,
+  weights: PyTree,
+  load: memories.Load,
+  remat: str,
+) -> Program:
+  options = run.finetune
+  recipe = optimizer.adamw(options)
   make = steps.initial_state_fn(
     config, options.kind, options.rank, options.lora_alpha, recipe, layout
   )
   shapes = jax.eval_shape(make, 0)
   state = placed(shapes, steps.state_shardings(config, recipe, layout, shapes))
-  shape = options.accumulation, load.rows, load.tokens
+  # A microbatches, B rows, T tokens.
+  shape = (options.accumulation, load.rows, load.tokens)
 
-  def array(dtype):
+  # Any: shapes stand in for arrays, and jax lowers with either.
+  def array(dtype: Any) -> Any:
     return _array(layout, 'ABT', shape, dtype)
 
   batch = Batch(
     array(jnp.int32), array(jnp.int32), array(jnp.float32), array(jnp.int32), array(jnp.int32)
   )
-  number = jax.ShapeDtypeStruct((), jnp.float32, sharding=layout.replicated)
+  number: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=layout.replicated)
+  schedule = optimizer.Schedule(number, number, number)
   function = steps.train_step_fn(config, recipe, layout, remat=remat, dropout=options.dropout)
-  arguments = state, weights, batch, optimizer.Schedule(number, number, number), 0
   args = Bytes(
-    bytes_on_device(weights),
-    bytes_on_device(state.delta),
-    bytes_on_device(state.opt_state),
-    0,
-    bytes_on_device(batch),
+    weights=bytes_on_device(weights),
+    deltas=bytes_on_device(state.delta),
+    optimizer=bytes_on_device(state.opt_state),
+    batch=bytes_on_device(batch),
   )
   work = roofline.train_step(
     config,
@@ -207,11 +221,23 @@ def _train_step(run, config, layout, weights, load, remat) -> Program:
     remat=remat,
     trains_dense=options.kind in ('full', 'bias'),
   )
-  return Program('training step', layout, args, work, lambda: function.lower(*arguments))
+
+  def lower() -> jax.stages.Lowered:
+    # The step is jitted; its annotation tells only how to call the step.
+    return function.lower(state, weights, batch, schedule, 0)  # type: ignore[attr-defined]
+
+  return Program('training step', layout, args, work, lower)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Evaluation:
+  """The programs of evaluation, for one layout and batch.
+
+  Attributes:
+    weights: shapes of the model's parameters, with shardings.
+    rows: rows of a batch, a multiple of the layout's.
+  """
+
   run: configs.Run
   config: models.ModelConfig
   layout: Layout
@@ -221,13 +247,14 @@ class _Evaluation:
 
   @property
   def direction(self) -> PyTree:
-    """A direction of the run: its factors have twice the rank of a fine-tune's."""
-    shapes = jax.eval_shape(
-      lambda: _delta(self.config, self.run.finetune, 2 * self.run.finetune.rank)
-    )
+    """Shapes of a direction of the run."""
+    options = self.run.finetune
+    # The factors of both fine-tunes stand side by side.
+    shapes = jax.eval_shape(lambda: _delta(self.config, options, 2 * options.rank))
     return placed(shapes, models.delta_shardings(self.config, shapes, self.layout))
 
   def score(self) -> Program:
+    """Scoring of two completions for each prompt."""
     batch = packing.alike(
       self.config,
       prompts=math.ceil(self.rows / 2),
@@ -237,9 +264,12 @@ class _Evaluation:
       groups=self.layout.rows,
     )
     rows, length = batch.tokens_BT.shape
-    batch = jax.tree.map(
-      lambda x: _array(self.layout, 'BT'.ljust(x.ndim, '_'), x.shape, x.dtype), batch
-    )
+
+    # Arrays without rows and tokens have axes that no mesh axis cuts.
+    def place(array: Any) -> jax.ShapeDtypeStruct:
+      return _array(self.layout, 'BT'.ljust(array.ndim, '_'), array.shape, array.dtype)
+
+    batch = jax.tree.map(place, batch)
     args = self._args(batch)
     work = roofline.forward(
       self.config,
@@ -260,15 +290,19 @@ class _Evaluation:
     )
 
   def prefill(self) -> Program:
+    """Prefill of the prompts that enter a running batch together."""
     state = self._state()
     prompts = _multiple(self.rows // generation.REFILL_SHARE, self.layout.rows)
 
-    def array(axes, shape, dtype=jnp.int32):
+    def array(axes: str, shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
       return _array(self.layout, axes, shape, dtype)
 
-    rows = jax.tree.map(
-      lambda x: array('B' + '_' * (len(x.shape) - 1), (prompts, *x.shape[1:]), x.dtype), state.rows
-    )
+    # What each of the batch's rows holds, for as many rows as enter.
+    def entering(held: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+      axes = 'B'.ljust(len(held.shape), '_')
+      return array(axes, (prompts, *held.shape[1:]), held.dtype)
+
+    rows = jax.tree.map(entering, state.rows)
     entry = decoding.Entry(
       array('BT', (prompts, self.sizes.prompt_tokens)),
       array('B', (prompts,)),
@@ -295,11 +329,12 @@ class _Evaluation:
     )
 
   def decode(self) -> Program:
+    """One decoding step of a full batch."""
     state = self._state()
-    stops, keep = (
-      jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.layout.replicated)
-      for shape in ((2,), ())
-    )
+    replicated = self.layout.replicated
+    # Two stop tokens are usual.
+    stops = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=replicated)
+    keep = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
     args = self._args((stops, keep), state)
     keys = self.sizes.prompt_tokens + self.sizes.answer_tokens
     work = roofline.forward(
@@ -323,7 +358,7 @@ class _Evaluation:
     )
 
   def export(self) -> Program:
-    """base + alpha * direction, in float32 and rounded, cut as in evaluation."""
+    """The merge base + alpha * direction, in float32 and rounded, laid out as in evaluation."""
     shardings = jax.tree.map(lambda x: x.sharding, self.weights)
     merge = jax.jit(
       lambda params, delta, alpha: models.merge(self.config, params, delta, alpha),
@@ -341,14 +376,17 @@ class _Evaluation:
     )
 
   def _args(self, batch: PyTree, state: decoding.DecodeState | None = None) -> Bytes:
-    cache = bytes_on_device(state.cache) if state else 0
-    rest = bytes_on_device(dataclasses.replace(state, cache=None)) if state else 0
+    """Bytes of a program's arguments; all of the state but the cache counts as batch."""
+    cache = 0
+    rest = 0
+    if state:
+      cache = bytes_on_device(state.cache)
+      rest = bytes_on_device(dataclasses.replace(state, cache=None))
     return Bytes(
-      bytes_on_device(self.weights),
-      bytes_on_device(self.direction),
-      0,
-      cache,
-      bytes_on_device(batch) + rest,
+      weights=bytes_on_device(self.weights),
+      deltas=bytes_on_device(self.direction),
+      cache=cache,
+      batch=bytes_on_device(batch) + rest,
     )
 
   def _state(self) -> decoding.DecodeState:
@@ -369,10 +407,9 @@ class _Evaluation:
 
 
 def _cut(layout: Layout) -> str:
-  """How weights lie, as in 'fsdp:8,tensor:2'."""
-  return (
-    f'fsdp:{layout.mesh.shape["fsdp"] if layout.fsdp else 1},tensor:{layout.mesh.shape["tensor"]}'
-  )
+  """How weights are cut, as in 'fsdp:8,tensor:2'."""
+  fsdp = layout.mesh.shape['fsdp'] if layout.fsdp else 1
+  return f'fsdp:{fsdp},tensor:{layout.mesh.shape["tensor"]}'
 
 
 def _delta(config: models.ModelConfig, options: configs.FineTune, rank: int) -> PyTree:

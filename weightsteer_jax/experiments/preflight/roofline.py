@@ -122,7 +122,7 @@ def train_step(
   flops = (passes + kernels_again) * 2 * body * count
   scores = microbatches * attention(config, rows, tokens, tokens)
   flops += (passes + others_again) * scores
-  # Low-rank changes are always trained: forward, backward, and their own gradients.
+  # The changes of kernels: forward, backward, and the gradients of the changes themselves.
   flops += (3 + others_again) * 2 * _changed(config, delta) * count
   flops += (2 + models.changes_head(config, delta)) * 2 * head * count
   # An activation in half precision has 2 bytes; written once and read once a layer.

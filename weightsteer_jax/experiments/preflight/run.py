@@ -74,13 +74,15 @@ def compile_one(program: Program, hardware: Hardware) -> Result:
       raise
     return _too_large(program, str(error), time.monotonic() - start)
   seconds = time.monotonic() - start
+  moved = hlo.collectives(compiled.as_text() or '')
   memory = compiled.memory_analysis()
-  moved = hlo.collectives(compiled.as_text())
+  # jax allows for backends that tell nothing; CPU, GPU and TPU tell.
+  assert memory is not None
   # Outputs in the place of arguments are counted among the arguments.
   fresh = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
   needed = dataclasses.replace(program.args, activations=memory.temp_size_in_bytes + fresh)
   peak = needed.total
-  # The compilers of local devices do not all tell a peak; libtpu's does.
+  # libtpu tells the peak for a pod; on local devices the sum of the parts stands for the peak.
   if hardware.name != 'local':
     peak = max(memory.peak_memory_in_bytes or 0, memory.argument_size_in_bytes)
   return Result(
@@ -99,9 +101,8 @@ def compile_one(program: Program, hardware: Hardware) -> Result:
 def _too_large(program: Program, message: str, seconds: float) -> Result:
   """The result where the compiler found no way to fit."""
   lines = message.splitlines()
-  # Other lines of the message list allocations.
   error = next((line for line in lines if 'memory' in line.lower()), lines[0])
-  # 'Used 20.5G of 15.75G hbm', or '... required: 123 (20.5G)'.
+  # The compiler's size, as in 'Used 20.5G of 15.75G'; without one, the arguments alone.
   used = re.search(r'(?:Used|required[^(]*\()\s*([\d.]+)([KMG])', message)
   peak = program.args.total
   if used:

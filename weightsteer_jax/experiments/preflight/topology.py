@@ -22,13 +22,14 @@ class Chip:
   """What one chip can do.
 
   Attributes:
-    memory: bytes that its compiler lets a program use; 0 where the device is asked.
-    flops: dense bfloat16 operations per second, at the peak. bandwidth: bytes per second from and
-      to its memory.
-    link: bytes per second out of the chip over its links to other chips, all of them together.
-    bounds: chips of a host along each axis of a pod. most: chips of the largest pod. cores: what
-      the number in a pod's name counts to a chip.
-    source: of the figures.
+    memory: bytes that the compiler lets a program use; 0 where the device is asked.
+    flops: dense bfloat16 operations per second, at the peak.
+    bandwidth: bytes per second from and to the chip's memory.
+    link: bytes per second out of the chip over all links to other chips together.
+    bounds: chips of a host along each axis of a pod.
+    most: chips of the largest pod.
+    cores: units to a chip that the number in a pod's name counts.
+    source: where the figures come from.
   """
 
   memory: float
@@ -53,12 +54,13 @@ CHIPS = {
   ),
   'v6e': Chip(31.25 * GIB, 918e12, 1640e9, 400e9, (2, 2), 256, 1, 'cloud.google.com/tpu/docs/v6e'),
 }
-# By what jax calls the device; memory is asked of it.
+# By a part of jax's name for the device; the device is asked for the memory.
 LOCAL_CHIPS = {
   'H200': Chip(0, 989e12, 4800e9, 450e9, source='nvidia.com/en-us/data-center/h200'),
   'H100': Chip(0, 989e12, 3350e9, 450e9, source='nvidia.com/en-us/data-center/h100'),
   'A100': Chip(0, 312e12, 2039e9, 300e9, source='nvidia.com/en-us/data-center/a100'),
 }
+# Other names of the generations, as pods are sold and libtpu has them.
 ALIASES = {'v5litepod': 'v5e', 'v5lite': 'v5e', 'v5': 'v5p', 'trillium': 'v6e'}
 
 
@@ -67,9 +69,10 @@ class Hardware:
   """Hardware to compile for.
 
   Attributes:
-    name: as jax names the topology ('v5e:4x4'), or 'local'. chip: None where nothing is known of
-      the device's speed.
-    devices: all of it. memory: bytes of one that a program may use.
+    name: jax's name of the topology ('v5e:4x4'), or 'local'.
+    chip: None where nothing is known of the device's speed.
+    devices: all devices.
+    memory: bytes of one device that a program may use.
   """
 
   name: str
@@ -79,21 +82,24 @@ class Hardware:
 
 
 def find_hardware(name: str) -> Hardware:
-  """The hardware of that name: 'local', 'v5e:4x4' (chips along each axis), or as it is sold,
-  'v5litepod-16', 'v5p-32'.
+  """The hardware of a name.
+
+  Args:
+    name: 'local', chips along each axis as in 'v5e:4x4', or a pod as sold, as in 'v5litepod-16' or
+      'v5p-32'.
 
   Raises:
-    InputError: no such hardware, a pod larger than there are, or no libtpu to compile for it.
+    InputError: if there is no such hardware, no pod as large, or no libtpu to compile with.
   """
   if name == 'local':
     devices = tuple(jax.devices())
-    chip = next(
-      (chip for part, chip in LOCAL_CHIPS.items() if part in devices[0].device_kind), None
-    )
+    kind = devices[0].device_kind
+    chip = next((chip for part, chip in LOCAL_CHIPS.items() if part in kind), None)
     return Hardware('local', chip, devices, placement.device_memory(devices[0]))
   generation, sizes = parse(name)
-  chip, full = CHIPS[generation], f'{generation}:{"x".join(map(str, sizes))}'
-  return Hardware(full, chip, _absent_devices(generation, full), chip.memory)
+  pod = CHIPS[generation]
+  full = f'{generation}:{"x".join(map(str, sizes))}'
+  return Hardware(full, pod, _absent_devices(generation, full), pod.memory)
 
 
 def parse(name: str) -> tuple[str, tuple[int, ...]]:
@@ -103,7 +109,7 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
   (('v5e', (4, 4)), ('v5e', (4, 4)), ('v5p', (2, 2, 4)))
 
   Raises:
-    InputError: no such generation, shape or size.
+    InputError: if there is no such generation, shape or size.
   """
   match = re.fullmatch(r'([a-z0-9]+?)(?::(\d+(?:x\d+){1,2})|-(\d+))', name.lower())
   generation = ALIASES.get(match[1], match[1]) if match else re.split('[:-]', name)[0]
@@ -115,9 +121,10 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
     )
   chip = CHIPS[generation]
   sizes = tuple(map(int, match[2].split('x'))) if match[2] else _shape(name, int(match[3]), chip)
-  whole = len(sizes) == len(chip.bounds) and not any(
-    size % bound for size, bound in zip(sizes, chip.bounds)
-  )
+  # Pods are made of whole hosts.
+  whole = len(sizes) == len(chip.bounds)
+  if whole:
+    whole = all(size % bound == 0 for size, bound in zip(sizes, chip.bounds))
   if not whole or math.prod(sizes) > chip.most:
     raise InputError(
       f"no topology '{name}': {generation} has {len(chip.bounds)} axes, multiples of "
@@ -142,8 +149,10 @@ def _shape(name: str, number: int, chip: Chip) -> tuple[int, ...]:
 
 
 def _absent_devices(generation: str, name: str) -> tuple[Any, ...]:
+  """The devices of a topology that is not there, for the compiler."""
   from jax.experimental import topologies
 
+  # Without these libtpu looks for the metadata server and for other hosts, and holds a lock.
   os.environ.update(
     TPU_SKIP_MDS_QUERY='1',
     TPU_WORKER_HOSTNAMES='localhost',
@@ -156,7 +165,8 @@ def _absent_devices(generation: str, name: str) -> tuple[Any, ...]:
       return tuple(
         topologies.get_topology_desc(platform='tpu', topology_name=name, **options).devices
       )
-  except Exception as error:  # A plugin that is missing and one that refuses come as several kinds.
+  # A plugin that is missing and a plugin that refuses raise errors of several classes.
+  except Exception as error:
     raise InputError(
       f"cannot compile for '{name}' here: {first_line(error)}. It takes libtpu: pip install "
       "'weightsteer_jax[tpu]'"
@@ -165,8 +175,11 @@ def _absent_devices(generation: str, name: str) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Nothing on stderr: libtpu complains there of a TPU that is not attached, which is the point."""
-  kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+  """A context without stderr."""
+  # libtpu complains there of a TPU that is not attached, which is the point. The library writes to
+  # the descriptor, so sys.stderr alone would not do.
+  kept = os.dup(2)
+  nothing = os.open(os.devnull, os.O_WRONLY)
   os.dup2(nothing, 2)
   try:
     yield

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 # Coordinates in pixels: a point, and a rectangle as left, bottom, right, top.
-Point = Sequence[float]
+Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 
 
@@ -39,7 +39,8 @@ def place(figure: 'Figure', axes: 'Axes', labels: Sequence[Label]) -> None:
   frame = axes.get_window_extent()
   # Pixels per point, the unit of font sizes.
   scale = figure.dpi / 72
-  spots = axes.transData.transform([(label.x, label.y) for label in labels])
+  pixels = axes.transData.transform([(label.x, label.y) for label in labels])
+  spots = [(float(px), float(py)) for px, py in pixels]
   # Markers are some 4 points wide, the lines between them 1.
   taken = [_around(spot, 4 * scale) for spot in spots]
   taken += [_around(spot, scale) for spot in _along(spots, 5 * scale)]

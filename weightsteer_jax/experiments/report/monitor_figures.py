@@ -150,7 +150,7 @@ def _draw_cosine(axes: 'Axes', rows: Sequence[Row], summary: Mapping[str, Any], 
   axes.set_title(name)
   axes.set_xlabel('step')
   # No half steps on the axis.
-  axes.xaxis.get_major_locator().set_params(integer=True)
+  axes.locator_params(axis='x', integer=True)
   axes.margins(x=0.04, y=0.1)
 
 
@@ -237,8 +237,11 @@ def _heat(
 
 def _colour_bar(figure: 'Figure', mesh: Any, axes: Any) -> None:
   """Adds the scale of a heat map."""
+  solids = figure.colorbar(mesh, ax=axes, label='cosine', shrink=0.8).solids
+  # A mesh has filled colours; only contour lines have none.
+  assert solids is not None
   # As vectors: the page's policy allows no images.
-  figure.colorbar(mesh, ax=axes, label='cosine', shrink=0.8).solids.set_rasterized(False)
+  solids.set_rasterized(False)
 
 
 def _legend(figure: 'Figure', summary: Mapping[str, Any]) -> None:
