@@ -61,7 +61,7 @@ _CHECKS = (
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
-  """A worked solution and the answer it ends with."""
+  """A worked solution and the answer at its end."""
 
   style: str
   text: str
@@ -111,7 +111,7 @@ def correct(a: int, b: int, style: str) -> Solution:
 def incorrect(a: int, b: int, style: str, rng: random.Random) -> Solution:
   """A solution with a slip that changes the answer.
 
-  The solution is in the next style in which a slip does so, the given style first.
+  If no slip of the given style does, the styles after it are tried in turn.
 
   Raises:
     InputError: if both numbers are 1, which leave no room for a mistake.
@@ -309,7 +309,7 @@ def _candidates(a: int, b: int, slip: Slip | None) -> Work:
 
 
 def _ladder(a: int, b: int, slip: Slip | None) -> Work:
-  """Common prime factors taken out of both, one after another."""
+  """Common prime factors taken out of both numbers in turn."""
   kind, rng = slip or _NO_SLIP
   strange = [p for p in factorise(a) if b % p and p < b]
   shared = []
@@ -339,7 +339,7 @@ def _ladder(a: int, b: int, slip: Slip | None) -> Work:
 
 
 def _halving(a: int, b: int, slip: Slip | None) -> Work:
-  """Stein's way: halve what is even, subtract where both are odd."""
+  """Stein's way: halve even numbers, subtract where both are odd."""
   kind, _ = slip or _NO_SLIP
   x = a
   y = b

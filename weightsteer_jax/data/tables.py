@@ -21,7 +21,7 @@ def read(
 ) -> list[Row]:
   """The rows of a file or a hub dataset, each with the place that errors cite.
 
-  The ending of a file says how it is read. A csv file has a header line; a json file is a list of
+  The format follows from the file's ending. A csv file has a header line; a json file is a list of
   objects, or a single object, which is one row. A byte-order mark is dropped.
 
   Args:
@@ -48,7 +48,7 @@ def read(
 
 
 def find(row: Mapping[str, Any], names: Sequence[str], where: str, *, default: Any = None) -> Any:
-  """The row's value in the first of the named columns that is there and not empty.
+  """The row's value in the first named column that is not empty.
 
   Upper case, spaces and dashes in names do not matter.
 
@@ -56,7 +56,7 @@ def find(row: Mapping[str, Any], names: Sequence[str], where: str, *, default: A
   'yes'
 
   Raises:
-    InputError: if no named column is there or filled, and there is no default.
+    InputError: if no named column is filled, and no default is given.
   """
   values = {_plain(str(column)): value for column, value in row.items()}
   for name in names:
@@ -77,7 +77,7 @@ def text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
   """The text that `find` finds, without space around it.
 
   Raises:
-    InputError: if no named column is there, or holds a text.
+    InputError: if no named column is filled, or the value is no text.
   """
   value = find(row, names, where)
   if not isinstance(value, str) or not value.strip():

@@ -1,14 +1,17 @@
 """Directions in weight space: made exactly from fine-tunes, and measured in factors.
 
-direction.py         the artifact: an exact change of a model's weights, and its folder
-base.py              the model that a direction changes
-between.py           positive minus negative: two fine-tunes, two adapters, two checkpoints
+direction.py         an exact change of a model's weights, and its folder
+base.py              the model of a direction
+between.py           the difference of two fine-tunes: two adapters, or two checkpoints
 algebra.py           sums, multiples, norms and angles; gram.py has the inner products
 compression.py       fewer factors for the same change, or the nearest change of a given rank
-bfloat16_route.py    what is lost by merging into bfloat16 before subtracting
+bfloat16_route.py    the loss of merging into bfloat16 before subtracting
 persona_vectors.py   activation steering, the baseline
-peft_adapter.py      PEFT adapters as saved; peft_delta.py is what one changes of a base
-streamed/            changes and checkpoints that are read from disk layer by layer
+peft_adapter.py      PEFT adapters as saved; peft_delta.py makes deltas of them
+streamed/            changes and checkpoints read from disk layer by layer
+
+`directions.between` is the function; import the module's other names from
+`weightsteer_jax.directions.between`.
 """
 
 from weightsteer_jax.directions.algebra import (

@@ -30,20 +30,28 @@ def add(x: Direction, y: Direction, *, allow_other_base: bool = False) -> Direct
     InputError: if the architectures differ, or the bases do and `allow_other_base` is false.
   """
   base = _common_base(x, y, allow_other_base=allow_other_base)
-  meta = {'kind': 'sum', 'base': base.to_json(), 'sources': [dict(x.meta), dict(y.meta)]}
-  return Direction(add_deltas(x.delta, y.delta), meta)
+  delta = add_deltas(x.delta, y.delta)
+  sources = [dict(x.meta), dict(y.meta)]
+  return Direction(delta, {'kind': 'sum', 'base': base.to_json(), 'sources': sources})
 
 
 def subtract(x: Direction, y: Direction, *, allow_other_base: bool = False) -> Direction:
   """The direction x - y, with the ranks and errors of `add`."""
   base = _common_base(x, y, allow_other_base=allow_other_base)
-  meta = {'kind': 'difference', 'base': base.to_json(), 'sources': [dict(x.meta), dict(y.meta)]}
-  return Direction(add_deltas(x.delta, scale_delta(y.delta, -1.0)), meta)
+  minus_y = scale_delta(y.delta, -1.0)
+  delta = add_deltas(x.delta, minus_y)
+  sources = [dict(x.meta), dict(y.meta)]
+  return Direction(delta, {'kind': 'difference', 'base': base.to_json(), 'sources': sources})
 
 
 def scale(x: Direction, factor: float) -> Direction:
   """The direction factor * x; of a low-rank change, B takes the multiple."""
-  meta = {'kind': 'multiple', 'factor': factor, 'base': x.meta['base'], 'sources': [dict(x.meta)]}
+  meta = {
+    'kind': 'multiple',
+    'factor': factor,
+    'base': x.meta['base'],
+    'sources': [dict(x.meta)],
+  }
   return Direction(scale_delta(x.delta, factor), meta)
 
 
@@ -62,6 +70,7 @@ def project(x: Direction, y: Direction) -> Direction:
 
 def dot(x: Direction, y: Direction) -> float:
   """The inner product over all sites, each site taken as a flat vector."""
+  # Sites may nearly cancel, so their sum is exact.
   return math.fsum(dot_per_site(x, y).values())
 
 
@@ -105,11 +114,11 @@ def cosine_per_site(x: Direction, y: Direction) -> dict[str, float]:
 
 def to_dense(x: Direction) -> Direction:
   """The same change with every site dense: as large as the model, for tests and small models."""
-  dense = {
-    path: Dense(jnp.asarray(dense_change(path, leaf)))
-    for path, leaf in tree.flatten(x.delta, models.is_delta_leaf).items()
-  }
-  return Direction(tree.unflatten(dense), x.meta)
+  leaves = tree.flatten(x.delta, models.is_delta_leaf)
+  for path, leaf in leaves.items():
+    change = dense_change(path, leaf)
+    leaves[path] = Dense(jnp.asarray(change))
+  return Direction(tree.unflatten(leaves), x.meta)
 
 
 def add_deltas(x: PyTree, y: PyTree) -> PyTree:
@@ -128,11 +137,12 @@ def scale_delta(x: PyTree, factor: float) -> PyTree:
   leaves: dict[str, LowRank | Dense] = {}
   for path, leaf in tree.flatten(x, models.is_delta_leaf).items():
     if isinstance(leaf, Dense):
-      change = np.asarray(leaf.value, np.float32)
-      leaves[path] = Dense(jnp.asarray(np.float32(factor) * change))
+      change = np.float32(factor) * np.asarray(leaf.value, np.float32)
+      leaves[path] = Dense(jnp.asarray(change))
     else:
       a, b = _factors(leaf)
-      leaves[path] = LowRank(jnp.asarray(a), jnp.asarray(np.float32(factor) * b))
+      b = np.float32(factor) * b
+      leaves[path] = LowRank(jnp.asarray(a), jnp.asarray(b))
   return tree.unflatten(leaves)
 
 
@@ -144,7 +154,8 @@ def dense_change(path: str, leaf: LowRank | Dense) -> np.ndarray:
 
 def _add_leaves(path: str, x: LowRank | Dense, y: LowRank | Dense) -> LowRank | Dense:
   if isinstance(x, Dense) or isinstance(y, Dense):
-    return Dense(jnp.asarray(dense_change(path, x) + dense_change(path, y)))
+    change = dense_change(path, x) + dense_change(path, y)
+    return Dense(jnp.asarray(change))
   a_x, b_x = _factors(x)
   a_y, b_y = _factors(y)
   # R is the last axis of A, and the first axis of B behind layers and experts.

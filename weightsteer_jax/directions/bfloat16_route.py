@@ -38,6 +38,7 @@ def bfloat16_route(positive: PyTree, negative: PyTree, base: Checkpoint) -> dict
     path: _route_at(path, flat_positive.get(path), flat_negative.get(path), base)
     for path in {**flat_positive, **flat_negative}
   }
+  # Sites may nearly cancel, so their sums are exact.
   product = math.fsum(product for product, _, _ in sums.values())
   route = math.fsum(route for _, route, _ in sums.values())
   exact = math.fsum(exact for _, _, exact in sums.values())
@@ -55,7 +56,8 @@ def _route_at(
   path: str, positive: LowRank | Dense | None, negative: LowRank | Dense | None, base: Checkpoint
 ) -> tuple[float, float, float]:
   """Three sums over a site: route times exact change, squared route, squared exact change."""
-  layers = models.delta_sites(base.config)[path].shape[0] if gram.stack_axes(path) else 1
+  site = models.delta_sites(base.config)[path]
+  layers = site.shape[0] if site.stack else 1
   plus_changes = _changes(path, positive, layers)
   minus_changes = _changes(path, negative, layers)
   product = 0.0
@@ -68,7 +70,10 @@ def _route_at(
     weight = np.zeros(1, np.float32)
     if path in base.rows:
       weight = _round(base.layer(path, layer).reshape(-1))
-    rounded = _round(weight + plus).astype(np.float64) - _round(weight + minus)
+    # What the merged checkpoints hold is subtracted in full precision.
+    merged_plus = _round(weight + plus).astype(np.float64)
+    merged_minus = _round(weight + minus)
+    rounded = merged_plus - merged_minus
     difference = plus.astype(np.float64) - minus
     product += float((rounded * difference).sum())
     route += float(np.square(rounded).sum())

@@ -36,7 +36,9 @@ def recompress(direction: Direction) -> Direction:
     if isinstance(leaf, LowRank):
       left_LIR, values_LR, right_LRO = _svd_of_product(path, leaf)
       largest = values_LR.max(axis=-1, keepdims=True)
-      ranks = (values_LR > ROUNDING * largest).sum(axis=-1)
+      is_signal = values_LR > ROUNDING * largest
+      ranks = is_signal.sum(axis=-1)
+      # A change of zero keeps rank 1, so that its site stays low-rank.
       rank = max(1, int(ranks.max()))
       leaves[path] = _from_svd(path, leaf, left_LIR, values_LR, right_LRO, rank)
   return Direction(tree.unflatten(leaves), direction.meta)
@@ -77,8 +79,9 @@ def _cut_low_rank(path: str, leaf: LowRank, rank: int) -> tuple[LowRank, float]:
     return leaf, 0.0
   left_LIR, values_LR, right_LRO = _svd_of_product(path, leaf)
   # The squared norm of a matrix is the sum of its squared singular values.
-  lost = np.square(values_LR[:, rank:]).sum()
-  whole = np.square(values_LR).sum()
+  squares_LR = np.square(values_LR)
+  lost = squares_LR[:, rank:].sum()
+  whole = squares_LR.sum()
   return _from_svd(path, leaf, left_LIR, values_LR, right_LRO, rank), _relative(lost, whole)
 
 
@@ -87,12 +90,15 @@ def _svd_of_product(path: str, leaf: LowRank) -> tuple[np.ndarray, np.ndarray, n
   a, b = gram.factors(path, leaf)
   a_LIR = np.asarray(a, np.float64)
   b_LRO = np.asarray(b, np.float64)
+  b_LOR = np.swapaxes(b_LRO, 1, 2)
   q_in, r_in = np.linalg.qr(a_LIR)
-  q_out, r_out = np.linalg.qr(np.swapaxes(b_LRO, 1, 2))
+  q_out, r_out = np.linalg.qr(b_LOR)
   # A B = q_in (r_in r_out^T) q_out^T, and both q are orthonormal: the SVD in the middle is whole.
   middle = r_in @ np.swapaxes(r_out, 1, 2)
   left, values_LR, right = np.linalg.svd(middle, full_matrices=False)
-  return q_in @ left, values_LR, right @ np.swapaxes(q_out, 1, 2)
+  left_LIR = q_in @ left
+  right_LRO = right @ np.swapaxes(q_out, 1, 2)
+  return left_LIR, values_LR, right_LRO
 
 
 def _from_svd(
@@ -108,9 +114,12 @@ def _from_svd(
   root_LR = np.sqrt(values_LR[:, :rank])
   a_LIR = left_LIR[..., :rank] * root_LR[:, None, :]
   b_LRO = root_LR[..., None] * right_LRO[:, :rank]
-  # A leaf of a smaller rank than `rank` keeps its own.
-  a = a_LIR.reshape(*leaf.a.shape[:-1], -1)
-  b = b_LRO.reshape(*leaf.b.shape[:stack], -1, *leaf.b.shape[stack + 1 :])
+  # Back to the leaf's own axes of layers, experts, inputs and outputs.
+  stack_shape = leaf.b.shape[:stack]
+  inputs = leaf.a.shape[stack:-1]
+  outputs = leaf.b.shape[stack + 1 :]
+  a = a_LIR.reshape(*stack_shape, *inputs, -1)
+  b = b_LRO.reshape(*stack_shape, -1, *outputs)
   return LowRank(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
 
 
@@ -126,12 +135,14 @@ def _factor_dense(leaf: Dense, site: models.Site, rank: int) -> tuple[LowRank, f
   factors_b = []
   lost = []
   whole = []
-  for change_IO in change_LIO:
-    a_IR, b_RO = best_factors(change_IO.astype(np.float64), rank)
+  # In float64 one layer at a time, so that no second model is held.
+  for change in change_LIO:
+    change_IO = change.astype(np.float64)
+    a_IR, b_RO = best_factors(change_IO, rank)
     factors_a.append(a_IR)
     factors_b.append(b_RO)
     lost.append(np.square(change_IO - a_IR @ b_RO).sum())
-    whole.append(np.square(change_IO.astype(np.float64)).sum())
+    whole.append(np.square(change_IO).sum())
   a = np.stack(factors_a).reshape(*stack, *inputs, rank)
   b = np.stack(factors_b).reshape(*stack, rank, *outputs)
   factors = LowRank(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
@@ -162,7 +173,8 @@ def best_factors(change_IO: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarr
     outputs_OR, inputs_RI = best_factors(change_IO.T, rank)
     return inputs_RI.T, outputs_OR.T
   # Eigenvectors of the smaller Gram matrix cost far less than an SVD of the whole.
-  _, vectors = np.linalg.eigh(change_IO @ change_IO.T)
+  gram_II = change_IO @ change_IO.T
+  _, vectors = np.linalg.eigh(gram_II)
   # eigh sorts eigenvalues in ascending order; the largest come first here.
   basis_IR = vectors[:, ::-1][:, :rank]
   return basis_IR, basis_IR.T @ change_IO

@@ -36,11 +36,12 @@ def inner_products(x: PyTree, y: PyTree) -> dict[str, float]:
   """
   flat_x = tree.flatten(x, models.is_delta_leaf)
   flat_y = tree.flatten(y, models.is_delta_leaf)
-  return {
-    path: float(np.sum(matrix_products(path, leaf, flat_y[path])))
-    for path, leaf in flat_x.items()
-    if path in flat_y
-  }
+  products = {}
+  for path, leaf in flat_x.items():
+    if path in flat_y:
+      products_L = matrix_products(path, leaf, flat_y[path])
+      products[path] = float(np.sum(products_L))
+  return products
 
 
 def squared_norms(delta: PyTree) -> dict[str, float]:
@@ -105,8 +106,10 @@ def matrix_products(path: str, x: LowRank | Dense, y: LowRank | Dense) -> np.nda
   Raises:
     InputError: if the leaves have different shapes.
   """
-  products = np.asarray(jax.device_get(terms(path, x, y)), np.float64)
-  return products.reshape(products.shape[0], -1).sum(axis=1)
+  summands = jax.device_get(terms(path, x, y))
+  # Summed here and not in the program, which has no float64.
+  summands = np.asarray(summands, np.float64)
+  return summands.reshape(summands.shape[0], -1).sum(axis=1)
 
 
 def terms(path: str, x: LowRank | Dense, y: LowRank | Dense) -> jax.Array:

@@ -38,6 +38,7 @@ def to_delta(adapter: Adapter, base: Checkpoint) -> PyTree:
     # PEFT has no LoRA of stacked experts; their modules end up among the unknown.
     if '{e}' in row.name:
       continue
+    # Of a fused module, each parameter takes its own rows below.
     modules = {}
     for layer in range(base.num_layers(path)):
       module = row.name.format(l=layer).removesuffix('.weight')

@@ -163,7 +163,7 @@ def parts_of(config: ModelConfig, family: Family) -> dict[str, list[Part]]:
 def leaves(
   config: ModelConfig, family: Family, values: Mapping[str, Values], paths: Collection[str]
 ) -> dict[str, Dense]:
-  """{path: change on disk} of the given paths that a tensor holds a change of.
+  """{path: change on disk} of the given paths, where a tensor holds a change.
 
   Args:
     values: {tensor: change}.
