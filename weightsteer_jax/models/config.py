@@ -1,10 +1,12 @@
-"""What a decoder is made of: every number and choice of the architecture, and nothing else."""
+"""The architecture of a decoder: every number and choice, and nothing else."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+# Activations of the MLP, by their name in a Hugging Face config.
 ACTIVATIONS = ('silu', 'gelu', 'gelu_pytorch_tanh', 'relu')
+# How much of a query or a key is normed together.
 QK_NORMS = ('none', 'head', 'projection')
 
 
@@ -17,14 +19,15 @@ class Rope:
     kind: 'default', 'linear' (all frequencies divided by `factor`), 'llama3' (low frequencies
       divided, high ones kept, the band between interpolated) or 'longrope' (each frequency divided
       by a number of its own).
-    factor: stretch of 'linear' and 'llama3'. low_freq_factor, high_freq_factor: edges of the
-    'llama3' band, in wavelengths per original context.
-    original_max_positions: context length, in tokens, the model was trained on first ('llama3',
+    factor: stretch of 'linear' and 'llama3'.
+    low_freq_factor: lower edge of the 'llama3' band, in wavelengths per original context.
+    high_freq_factor: upper edge of the band.
+    original_max_positions: context length, in tokens, of the first training ('llama3',
       'longrope').
-    short_factors, long_factors: what 'longrope' divides each frequency by, in calls of up to
-    `original_max_positions`
-      positions and in longer ones.
-    attention_factor: 'longrope' multiplies cosines and sines by it.
+    short_factors: divisors of the 'longrope' frequencies, in calls of up to
+      `original_max_positions` positions.
+    long_factors: divisors in longer calls.
+    attention_factor: factor of cosines and sines ('longrope').
   """
 
   theta: float
@@ -43,36 +46,41 @@ class ModelConfig:
   """A decoder-only transformer, in the letters of `decoder.py`.
 
   Attributes:
-    vocab_size: V. num_layers: L. width: D. num_heads: N. num_kv_heads: K. head_dim: H. mlp_width:
-      F.
+    vocab_size: V.
+    num_layers: L.
+    width: D.
+    num_heads: N.
+    num_kv_heads: K.
+    head_dim: H.
+    mlp_width: F.
     norm_eps: added to the mean square in RMSNorm.
     rope: rotary position embedding.
-    tied: the head is the transposed embedding.
-    qkv_bias, o_bias, mlp_bias: which projections carry a bias.
+    tied: whether the head is the transposed embedding.
+    qkv_bias, o_bias, mlp_bias: whether these projections have a bias.
     activation: of the MLP gate, one of ACTIVATIONS.
-    max_positions: longest sequence, in tokens; the forward pass refuses longer ones.
-    pre_norm, post_norm: attention and MLP are normed before, and after, before they join the
-    residual stream.
-    norm_offset: added to the scale of every norm; the scale is kept as it is stored.
-    qk_norm: queries and keys are normed before they are rotated: 'none', each 'head', or the whole
+    max_positions: longest sequence, in tokens; the forward pass refuses longer sequences.
+    pre_norm: whether the inputs of attention and MLP are normed.
+    post_norm: whether the outputs are normed before they join the residual stream.
+    norm_offset: added to the scale of every norm; the parameter is the scale as stored.
+    qk_norm: how queries and keys are normed before the rotation: 'none', each 'head', or the whole
       'projection'.
-    score_scale: attention scores are multiplied by it; by 1 / sqrt(head_dim) if None.
-    score_softcap, logit_softcap: scores, and logits, are bent to stay within plus and minus that:
-    cap tanh(x / cap).
-    local_layers: indices of the layers in which a query sees only the last `window` tokens, itself
-      included.
-    window: see there; None where no layer is local.
-    local_rope: the rotary embedding of local layers, `rope` if None.
-    unrotated_layers: indices of the layers without a rotary embedding.
-    rotary_fraction: share of each head's dimensions, the first ones, that is rotated.
-    embedding_scale: embeddings are multiplied by it. residual_scale: what joins the residual stream
-      is.
-    logit_divisor: logits are divided by it.
-    num_experts: E, experts of each layer's MLP, all of width F; 0 if it is one dense MLP.
-    experts_per_token: how many of them, those with the highest probability, a token goes through.
-    normalise_choices: the probabilities of those are made to sum to one.
-    attention: which kernel computes attention (see attention.py); no part of the architecture, nor
-      of its record.
+    score_scale: factor of attention scores; 1 / sqrt(head_dim) if None.
+    score_softcap: bound of the scores: cap tanh(x / cap); None for no bound.
+    logit_softcap: the same of the logits.
+    local_layers: indices of layers in which a query sees only the last `window` tokens, its own
+      token included.
+    window: tokens that a query of a local layer sees; None if no layer is local.
+    local_rope: rotary embedding of local layers; `rope` if None.
+    unrotated_layers: indices of layers without a rotary embedding.
+    rotary_fraction: share of each head's dimensions, from the first on, that is rotated.
+    embedding_scale: factor of the embeddings.
+    residual_scale: factor of what attention and MLP add to the residual stream.
+    logit_divisor: divisor of the logits.
+    num_experts: E, the experts of each layer's MLP, all of width F; 0 for one dense MLP.
+    experts_per_token: how many experts, the most probable ones, a token goes through.
+    normalise_choices: whether the probabilities of a token's experts are made to sum to one.
+    attention: the kernel that computes attention (see attention.py); no part of the architecture,
+      nor of its record.
   """
 
   vocab_size: int
@@ -90,8 +98,8 @@ class ModelConfig:
   mlp_bias: bool
   activation: str
   max_positions: int
-  # Defaults are what a model was before there was the choice: directions written then are read with
-  # them.
+  # A default is what every model was before the field existed: directions written then are read
+  # with the defaults.
   pre_norm: bool = True
   post_norm: bool = False
   norm_offset: float = 0.0
@@ -119,9 +127,7 @@ class ModelConfig:
 
   @property
   def architecture(self) -> 'ModelConfig':
-    """The config without the choice of a kernel, which a checkpoint knows nothing of: what is to be
-    compared.
-    """
+    """The config without the choice of a kernel: the part that two checkpoints can share."""
     return dataclasses.replace(self, attention='reference')
 
   def sizes(self) -> dict[str, int]:
@@ -140,19 +146,23 @@ class ModelConfig:
 
 def to_record(config: ModelConfig) -> dict[str, Any]:
   """The architecture as nested dicts of plain values."""
-  return {key: value for key, value in dataclasses.asdict(config).items() if key != 'attention'}
+  record = dataclasses.asdict(config)
+  # The kernel is a choice of this machine, not of the model.
+  del record['attention']
+  return record
 
 
 def from_record(record: Mapping[str, Any]) -> ModelConfig:
-  """The inverse of `to_record`, also after JSON; fields that are not there have their defaults.
+  """The inverse of `to_record`, also after JSON; absent fields have their defaults.
 
   Raises:
-    TypeError: a field that is not known, or one without a default that is missing.
+    TypeError: if a field is unknown, or a field without a default is missing.
   """
-  plain = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
-  ropes = {
-    key: Rope(**{name: tuple(x) if isinstance(x, list) else x for name, x in value.items()})
-    for key, value in plain.items()
-    if isinstance(value, Mapping)
-  }
-  return ModelConfig(**plain | ropes)
+
+  def as_written(value: Any) -> Any:
+    if isinstance(value, Mapping):
+      return Rope(**{key: as_written(inner) for key, inner in value.items()})
+    # JSON has no tuples.
+    return tuple(value) if isinstance(value, list) else value
+
+  return ModelConfig(**{key: as_written(value) for key, value in record.items()})

@@ -1,7 +1,6 @@
-"""Hugging Face checkpoints in and out: safetensors only, tensor by tensor, key sets exactly equal
-both ways.
+"""Hugging Face checkpoints in and out: safetensors only, with exactly equal sets of keys.
 
-On a mesh a process reads only the slices that its own devices hold, and what is saved is gathered
+On a mesh a process reads only the slices that its own devices hold. Parameters to save are gathered
 one layer of one parameter at a time: the model is never whole in the memory of a host.
 """
 
@@ -33,12 +32,12 @@ from weightsteer_jax.storage import files, safetensors
 PyTree = Any
 
 DTYPES = ('float32', 'bfloat16')
-SHARD_BYTES = 5 * 1000**3  # As transformers' default `max_shard_size`.
-HUB_TIMEOUT_SECONDS = (
-  10.0  # For the first answer of the hub, which its client would wait for without end.
-)
-# What a tokenizer, generation settings or a licence consist of; nothing else is copied or
-# downloaded beside weights.
+# Most bytes of a file of weights: transformers' default `max_shard_size` of 5 GB.
+SHARD_BYTES = 5 * 1000**3
+# For the hub's first answer: its client would wait without end.
+HUB_TIMEOUT_SECONDS = 10.0
+# Files of tokenizers, generation settings and licences: the only ones copied or downloaded beside
+# config and weights.
 COMPANIONS = (
   'tokenizer.json',
   'tokenizer_config.json',
@@ -64,10 +63,12 @@ class Model:
   """A checkpoint in memory.
 
   Attributes:
-    config: its architecture. params: its parameters (see forward.sites). folder: where its files
-      lie. family: its `model_type`.
-    source: what the user called it: a path or a hub id. revision: the hub commit, or '' for a local
-      folder.
+    config: the architecture.
+    params: the parameters (see sites.sites).
+    folder: the local folder of the checkpoint's files.
+    family: the `model_type` in `config.json`.
+    source: the path or hub id that the user gave.
+    revision: the hub commit, or '' for a local folder.
   """
 
   config: ModelConfig
@@ -86,18 +87,20 @@ def load(
   layout: Layout | None = None,
   attention: str = 'auto',
 ) -> Model:
-  """The model of a folder or a hub id, its parameters cast to `dtype` ('float32' or 'bfloat16') and
-  laid out so, by default on one device.
+  """The model of a folder or a hub id, on the devices of a layout.
 
   Args:
-    attention: the kernel (see attention.py); 'auto' is the fastest there is for this model on these
-      devices.
+    source: a folder, or a hub id (see `resolve`).
+    dtype: of the parameters: 'float32' or 'bfloat16'.
+    revision: branch, tag or commit on the hub; 'main' if None.
+    layout: how the parameters lie on devices; whole on one device if None.
+    attention: the kernel (see attention.py); 'auto' is the fastest for this model on these devices.
 
   Raises:
-    InputError: no such checkpoint, an unsupported one, a kernel that is not for it, or key sets or
-      shapes that differ from the config's.
-    CorruptError: a weights file that is cut short. NotFiniteError: a weight that is NaN or
-      infinite.
+    InputError: if the checkpoint is missing or unsupported, the kernel is not for the model, or
+      names or shapes of tensors differ from those that the config asks for.
+    CorruptError: if a file of weights is cut short.
+    NotFiniteError: if a weight is NaN or infinite.
   """
   if dtype not in DTYPES:
     raise InputError(
@@ -107,9 +110,8 @@ def load(
   folder, commit = resolve(source, revision=revision)
   config, family = load_config(folder)
   layout = layout or sharding.single()
-  config = attentions.with_kernel(
-    config, attention, platform=layout.mesh.devices.flat[0].platform, dtype=dtype
-  )
+  platform = layout.mesh.devices.flat[0].platform
+  config = attentions.with_kernel(config, attention, platform=platform, dtype=dtype)
   with open_tensors(folder) as tensors:
     try:
       stored.check(config, family, tensors, folder=folder)
@@ -132,14 +134,16 @@ def load_config(folder: pathlib.Path) -> tuple[ModelConfig, Family]:
 def resolve(
   source: str | pathlib.Path, *, revision: str | None = None, weights: bool = True
 ) -> tuple[pathlib.Path, str]:
-  """The local folder of a path or a hub id, and the hub commit ('' for a path). 'org/name@revision'
-  pins a hub id.
+  """The local folder of a path or a hub id, and the hub commit ('' for a path).
+
+  'org/name@revision' pins a hub id.
 
   Args:
-    weights: whether to download them too; without, config.json alone.
+    weights: whether to download weights and tokenizer too; otherwise config.json alone.
 
   Raises:
-    InputError: neither a folder nor a repository that can be had, or a revision of a folder.
+    InputError: if the source is neither a folder nor a repository that can be downloaded, or a
+      revision is asked of a folder.
   """
   folder = pathlib.Path(source).expanduser()
   if folder.is_dir() and str(source):
@@ -168,27 +172,24 @@ def resolve(
 
 
 def _download(repository: str, revision: str, weights: bool) -> tuple[pathlib.Path, str]:
-  """The local copy of a hub repository and its commit; without the hub, the copy that is there from
-  before.
-  """
+  """The local copy of a hub repository and its commit; an earlier copy if the hub is away."""
   import huggingface_hub
 
-  tensors = ('model.safetensors', 'model-*.safetensors', 'model.safetensors.index.json')
-  wanted = dict(
-    allow_patterns=[*tensors, 'config.json', *COMPANIONS] if weights else ['config.json']
-  )
+  patterns = ['config.json']
+  if weights:
+    patterns += ['model.safetensors', 'model-*.safetensors', 'model.safetensors.index.json']
+    patterns += COMPANIONS
+  hub = huggingface_hub.HfApi()
   try:
-    commit = (
-      huggingface_hub.HfApi()
-      .model_info(repository, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
-      .sha
+    info = hub.model_info(repository, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
+    folder = huggingface_hub.snapshot_download(
+      repository, revision=info.sha, allow_patterns=patterns
     )
-    folder = huggingface_hub.snapshot_download(repository, revision=commit, **wanted)
   # The hub's client raises many kinds; each means that the repository could not be had.
   except Exception as error:
     try:
       folder = huggingface_hub.snapshot_download(
-        repository, revision=revision, local_files_only=True, **wanted
+        repository, revision=revision, local_files_only=True, allow_patterns=patterns
       )
     except Exception:
       reason = first_line(error)
@@ -204,20 +205,15 @@ def _read_params(
   config: ModelConfig, family: Family, tensors: Tensors, dtype: str, layout: Layout
 ) -> PyTree:
   shardings = tree.flatten(param_shardings(config, layout))
-  return tree.unflatten(
-    {
-      path: _read_param(config, row, tensors, dtype, shardings[path])
-      for path, row in stored.tensor_rows(config, family).items()
-    }
-  )
-
-
-def _read_param(
-  config: ModelConfig, row: TensorRow, tensors: Tensors, dtype: str, where: jax.sharding.Sharding
-) -> jax.Array:
-  shape = sites(config)[row.path].shape
-  shards = read_shards(config, row, tensors, dtype, where.addressable_devices_indices_map(shape))
-  return jax.make_array_from_single_device_arrays(shape, where, shards, dtype=jnp.dtype(dtype))
+  params = {}
+  for path, row in stored.tensor_rows(config, family).items():
+    shape = sites(config)[path].shape
+    indices = shardings[path].addressable_devices_indices_map(shape)
+    shards = read_shards(config, row, tensors, dtype, indices)
+    params[path] = jax.make_array_from_single_device_arrays(
+      shape, shardings[path], shards, dtype=jnp.dtype(dtype)
+    )
+  return tree.unflatten(params)
 
 
 def read_shards(
@@ -227,33 +223,35 @@ def read_shards(
   dtype: str,
   indices: Mapping[jax.Device, tuple[slice, ...]],
 ) -> list[jax.Array]:
-  """The slices of a parameter, each on its device; what several devices hold is read once.
+  """The slices of a parameter, each on its device.
 
-  One slice is in host memory at a time.
+  A slice that several devices hold is read once. One slice is in host memory at a time.
   """
   shape = sites(config)[row.path].shape
   holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
   for device, index in indices.items():
-    holders.setdefault(
-      tuple(part.indices(size)[:2] for part, size in zip(index, shape)), []
-    ).append(device)
-  shards = []
+    bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+    holders.setdefault(bounds, []).append(device)
+  shards: list[jax.Array] = []
   for bounds, devices in holders.items():
     piece = stored.read_slice(config, row, tensors, bounds, jnp.dtype(dtype))
+    # Transfers end before the next slice is read, so that host memory holds one.
     shards += jax.block_until_ready([jax.device_put(piece, device) for device in devices])
   return shards
 
 
 def _check_finite(params: PyTree, folder: pathlib.Path, layout: Layout) -> None:
-  """Nothing, if all are; every process comes to the same answer."""
+  """Raises NotFiniteError, in every process alike, if a weight is NaN or infinite."""
   flat = tree.flatten(params)
   finite = {path: np.isfinite(np.asarray(x)).all() for path, x in flat.items() if tree.at_hand(x)}
+  # Parameters that no host holds whole are checked on the devices.
   large = {path: x for path, x in flat.items() if path not in finite}
-  check = jax.jit(
-    lambda large: jax.tree.map(lambda x: jnp.isfinite(x).all(), large),
-    out_shardings=layout.replicated,
-  )
-  finite |= check(large) if large else {}
+
+  def all_finite(large):
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), large)
+
+  if large:
+    finite |= jax.jit(all_finite, out_shardings=layout.replicated)(large)
   bad = [path for path in flat if not finite[path]]
   if bad:
     raise NotFiniteError(f'{folder}: the weights {", ".join(bad)} hold NaN or infinite values')
@@ -273,19 +271,21 @@ def save(
   All processes take part in gathering the parameters, and the first one writes them.
 
   Args:
+    family: the `model_type` to save as.
     like: folder whose config.json, tokenizer and generation settings are carried over.
     extra: more files, {name: JSON value or text}.
 
   Raises:
-    InputError: the folder exists, or `like` describes another architecture. OutputError: it could
-      not be written whole.
+    InputError: if the folder exists, or `like` describes another architecture.
+    OutputError: if the folder could not be written whole.
   """
   if family not in FAMILIES:
     raise InputError(
       f"unknown family '{family}'{did_you_mean(family, FAMILIES)}; there are: "
       f"{', '.join(sorted(FAMILIES))}"
     )
-  spec, like = FAMILIES[family], pathlib.Path(like) if like is not None else None
+  spec = FAMILIES[family]
+  like = None if like is None else pathlib.Path(like)
   raw = _config_json(config, params, spec, like)
   _check_params(config, params)
   files.refuse_existing(folder, what='the checkpoint')
@@ -293,6 +293,7 @@ def save(
   if processes.is_main():
     _write(pathlib.Path(folder), tensors, raw, like, extra or {})
   else:
+    # Gathering is collective: every process walks through all tensors.
     for _ in tensors:
       pass
   processes.barrier('checkpoint saved')
@@ -313,9 +314,8 @@ def _write(
       if like is not None and (like / name).exists():
         shutil.copyfile(like / name, target / name)
     for name, content in extra.items():
-      files.write_text(
-        target / name, content if isinstance(content, str) else json.dumps(content, indent=2)
-      )
+      text = content if isinstance(content, str) else json.dumps(content, indent=2)
+      files.write_text(target / name, text)
 
 
 def _config_json(
@@ -335,15 +335,12 @@ def _config_json(
     }
     return raw | {'dtype': dtypes[0], 'torch_dtype': dtypes[0]}
   raw = files.read_json(like / 'config.json', what='the config of a checkpoint')
-  if (
-    read_config(raw, where=str(like)) != config.architecture
-    or raw['model_type'] != family.model_type
-  ):
+  described = read_config(raw, where=str(like))
+  if described != config.architecture or raw['model_type'] != family.model_type:
     raise InputError(f'{like} describes another architecture than the parameters to save')
   # transformers before 5 reads 'torch_dtype', later ones 'dtype' first.
-  return raw | {
-    key: dtypes[0] for key in ('dtype', 'torch_dtype') if key in raw or 'dtype' not in raw
-  }
+  keys = [key for key in ('dtype', 'torch_dtype') if key in raw or 'dtype' not in raw]
+  return raw | dict.fromkeys(keys, dtypes[0])
 
 
 def _check_params(config: ModelConfig, params: PyTree) -> None:
@@ -360,35 +357,43 @@ def _check_params(config: ModelConfig, params: PyTree) -> None:
 def _hf_tensors(
   config: ModelConfig, family: Family, params: PyTree
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """(name, tensor), one at a time; a tensor that holds several parameters is put together from
-  their blocks of rows.
-  """
+  """(name, tensor), one at a time."""
   flat = tree.flatten(params)
+  # Parameters that share a tensor are blocks of its rows.
   sharing: dict[str, list[TensorRow]] = {}
   for row in stored.tensor_rows(config, family).values():
     sharing.setdefault(row.name, []).append(row)
   for rows in sharing.values():
     rows = sorted(rows, key=lambda row: len(row.before))
+    # The experts of a layer are gathered together, and then written one by one.
     layers: dict[tuple[int, ...], list[tuple[tuple[int, ...], str]]] = {}
-    for at, name in stored.stored_names(rows[0], config).items():
-      layers.setdefault(at[:1], []).append((at[1:], name))
+    for index, name in stored.stored_names(rows[0], config).items():
+      layers.setdefault(index[:1], []).append((index[1:], name))
     for layer, names in layers.items():
-      whole = [(_gather(flat[row.path], layer), row.pattern) for row in rows]
+      arrays = [_gather(flat[row.path], layer) for row in rows]
       for expert, name in names:
-        blocks = [to_theirs(array[expert], pattern, config) for array, pattern in whole]
+        blocks = [
+          to_theirs(array[expert], row.pattern, config)
+          for array, row in zip(arrays, rows, strict=True)
+        ]
         yield name, blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
-def _gather(x: Any, at: tuple[int, ...]) -> np.ndarray:
-  """The layer (or all, without an index) of a parameter in host memory, on every process."""
+def _gather(x: Any, index: tuple[int, ...]) -> np.ndarray:
+  """One layer of a parameter in host memory, on every process; all of it for the index ()."""
   if not isinstance(x, jax.Array) or x.is_fully_addressable:
-    return np.asarray(x[at])
+    return np.asarray(x[index])
+  assert isinstance(x.sharding, jax.sharding.NamedSharding)
   whole = jax.sharding.NamedSharding(x.sharding.mesh, jax.P())
-  return np.asarray(jax.jit(lambda x, at: x[at], out_shardings=whole)(x, at))
+
+  def layer_of(x, index):
+    return x[index]
+
+  return np.asarray(jax.jit(layer_of, out_shardings=whole)(x, index))
 
 
 def _write_shards(folder: pathlib.Path, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
-  """Writes safetensors files of at most SHARD_BYTES, and an index if they are several."""
+  """Writes safetensors files of at most SHARD_BYTES, and an index beside several files."""
   shards: list[tuple[pathlib.Path, list[str]]] = []
   held: dict[str, np.ndarray] = {}
   total = 0
@@ -400,7 +405,8 @@ def _write_shards(folder: pathlib.Path, tensors: Iterator[tuple[str, np.ndarray]
     held.clear()
 
   for name, tensor in tensors:
-    if held and sum(t.nbytes for t in held.values()) + tensor.nbytes > SHARD_BYTES:
+    held_bytes = sum(held_tensor.nbytes for held_tensor in held.values())
+    if held and held_bytes + tensor.nbytes > SHARD_BYTES:
       flush()
     held[name] = tensor
     total += tensor.nbytes
@@ -408,12 +414,11 @@ def _write_shards(folder: pathlib.Path, tensors: Iterator[tuple[str, np.ndarray]
   if len(shards) == 1:
     shards[0][0].rename(folder / 'model.safetensors')
     return
-  weight_map = {}
-  for i, (path, names) in enumerate(shards):
-    final = folder / f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
+  # The names hold the number of files, which is known only now.
+  weight_map: dict[str, str] = {}
+  for number, (path, names) in enumerate(shards, start=1):
+    final = folder / f'model-{number:05d}-of-{len(shards):05d}.safetensors'
     path.rename(final)
-    weight_map |= {name: final.name for name in names}
-  files.write_json(
-    folder / 'model.safetensors.index.json',
-    {'metadata': {'total_size': total}, 'weight_map': weight_map},
-  )
+    weight_map |= dict.fromkeys(names, final.name)
+  index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
+  files.write_json(folder / 'model.safetensors.index.json', index)

@@ -1,5 +1,6 @@
-"""Which mesh a run takes, and how the weights lie on it in training and in evaluation: the rule,
-and its words.
+"""The mesh of a run, and how weights lie on the mesh in training and evaluation.
+
+The module holds the rule, and the words that tell a user what the rule chose.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from weightsteer_jax.runtime.sharding import AXES, WEIGHTS, Layout
 
 # Share of a device's memory that weights and training state may fill; the rest is for activations.
 WHOLE_SHARE = 0.6
-# Float32 change, its gradient and two moments, of every trained parameter.
+# Of every trained parameter: its change, gradient and two moments, 4 bytes each in float32.
 STATE_BYTES = 16
 
 
@@ -27,7 +28,8 @@ class Layouts:
   """How a run lies on its devices.
 
   Attributes:
-    train, evaluate: of the weights in fine-tuning, and in scoring and generation.
+    train: of the weights in fine-tuning.
+    evaluate: of the weights in scoring and generation.
     words: lines that say what was chosen, and why.
   """
 
@@ -47,22 +49,24 @@ def choose(
 ) -> Layouts:
   """The layouts of a run.
 
-  The rule. Where a device holds the base and the training state whole, the mesh is `data` alone: no
-  weight is ever gathered. Otherwise `tensor` is the smallest number with which a device holds its
-  share of the weights (and that divides heads, MLP and vocabulary), and `fsdp` the rest. Training
+  The rule: if a device holds the base and the training state whole, the mesh is `data` alone, and
+  no weight is ever gathered. Otherwise `tensor` is the smallest number that divides heads, MLP and
+  vocabulary and leaves each device a share of the weights that fits; `fsdp` is the rest. Training
   lies on fsdp and tensor. Evaluation lies on tensor alone, since fsdp would gather the weights at
-  every token, unless a device cannot hold that.
+  every token, unless a device cannot hold its share without fsdp.
 
   Args:
-    dtype: of the weights. trained: parameters of the change that is trained; 0 if nothing is.
-    devices: all of them; those that are there if empty. memory: bytes of one; asked of the device
-      if 0.
+    choice: the mesh that the config asks for.
+    dtype: of the weights.
+    trained: number of parameters of the trained change; 0 if nothing is trained.
+    devices: the devices of the mesh; all of jax's if empty.
+    memory: bytes of one device; asked of the devices if 0.
 
   Raises:
-    InputError: a mesh that does not fit the devices, or an axis of the model that it does not
-      divide.
+    InputError: if the mesh does not fit the devices, or does not divide an axis of the model.
   """
-  memory = memory or (device_memory(devices[0]) if devices else least_memory())
+  if not memory:
+    memory = device_memory(devices[0]) if devices else least_memory()
   devices = list(devices) or jax.devices()
   weights = tree.count(models.abstract_params(config)) * jnp.dtype(dtype).itemsize
   whole = weights + STATE_BYTES * trained
@@ -79,59 +83,66 @@ def choose(
     indivisible=choice.indivisible,
   )
   for layout in (train, evaluate):
-    models.param_shardings(config, layout)  # What does not divide is told now.
+    # An axis that does not divide is an error now, not after the weights were read.
+    models.param_shardings(config, layout)
+
   kind = getattr(devices[0], 'device_kind', devices[0].platform)
-  words = (
-    f'mesh: {sharding.describe(shape)}{" (auto)" if choice.shape == "auto" else ""} on '
-    f'{len(devices)} device(s), {kind}, {memory_size(memory)} each; weights {memory_size(weights)}'
-    + (f', with training state {memory_size(whole)}' if trained else ''),
-    *([f'training: {_say(config, train, dtype)}'] if trained else []),
-    f'scoring and generation: {_say(config, evaluate, dtype)}',
+  automatic = ' (auto)' if choice.shape == 'auto' else ''
+  chosen = (
+    f'mesh: {sharding.describe(shape)}{automatic} on {len(devices)} device(s), {kind}, '
+    f'{memory_size(memory)} each; weights {memory_size(weights)}'
   )
-  return Layouts(train, evaluate, words)
+  words = [f'scoring and generation: {_say(config, evaluate, dtype)}']
+  if trained:
+    chosen += f', with training state {memory_size(whole)}'
+    words.insert(0, f'training: {_say(config, train, dtype)}')
+  return Layouts(train, evaluate, (chosen, *words))
 
 
 def device_memory(device: Any) -> float:
-  """Bytes of a device's memory; of a CPU's, its share of what the machine has."""
+  """Bytes of a device's memory; for a CPU device, its share of the machine's memory."""
   stats = device.memory_stats() if hasattr(device, 'memory_stats') else None
   if stats and stats.get('bytes_limit'):
     return float(stats['bytes_limit'])
-  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / max(1, jax.local_device_count())
+  machine = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return machine / max(1, jax.local_device_count())
 
 
 def least_memory() -> float:
-  """Bytes of the smallest device of all processes, so that all choose alike; every process calls
-  it.
+  """Bytes of the smallest device of all processes, so that all processes choose alike.
+
+  Every process calls this function.
   """
   return min(processes.gather(device_memory(jax.local_devices()[0])))
 
 
 def bytes_per_device(config: models.ModelConfig, layout: Layout, dtype: str) -> int:
-  """Of the weights."""
-  return sharding.bytes_on_device(
-    sharding.placed(models.abstract_params(config, dtype), models.param_shardings(config, layout))
-  )
+  """Bytes of the weights on one device."""
+  shapes = models.abstract_params(config, dtype)
+  shardings = models.param_shardings(config, layout)
+  return sharding.bytes_on_device(sharding.placed(shapes, shardings))
 
 
 def relay(model: models.Model, layout: Layout) -> models.Model:
-  """The model with its parameters moved to another layout (those of the old one are given up)."""
+  """The model with its parameters moved to another layout; the old arrays are given up."""
   shardings = models.param_shardings(model.config, layout)
-  if jax.tree.all(
-    jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), model.params, shardings)
-  ):
+
+  def is_there(x, where):
+    return x.sharding.is_equivalent_to(where, x.ndim)
+
+  if jax.tree.all(jax.tree.map(is_there, model.params, shardings)):
     return model
-  params = jax.tree.map(lambda x, s: jax.device_put(x, s, donate=True), model.params, shardings)
+  # Donated: two copies of the weights may not fit.
+  params = jax.tree.map(
+    lambda x, where: jax.device_put(x, where, donate=True), model.params, shardings
+  )
   return dataclasses.replace(model, params=params)
 
 
 def _train_layout(mesh: jax.sharding.Mesh, choice: configs.Mesh, *, fits: bool) -> Layout:
-  """Fine-tuning's: of an automatic mesh, `data` alone where the base fits; of a mesh that was asked
-  for, that mesh.
-  """
-  replicate = choice.base == 'replicate' or (
-    choice.base == 'auto' and choice.shape == 'auto' and fits
-  )
-  if not replicate:
+  """The layout of fine-tuning: `data` alone if an automatic mesh fits, otherwise the mesh."""
+  automatic = choice.base == 'auto' and choice.shape == 'auto'
+  if choice.base != 'replicate' and not (automatic and fits):
     return Layout(mesh, fsdp=True, indivisible=choice.indivisible)
   # The same devices in the same order, so that the weights move between the two layouts without a
   # copy through hosts.
@@ -144,17 +155,18 @@ def _auto_shape(
 ) -> dict[str, int]:
   if n == 1 or whole <= WHOLE_SHARE * memory:
     return {'data': n, 'fsdp': 1, 'tensor': 1}
-  sizes = config.sizes()
-  tensors = [t for t in range(1, n + 1) if n % t == 0 and _divides(sizes, 'tensor', t)]
-  tensor = next((t for t in tensors if weights / t <= WHOLE_SHARE * memory), tensors[-1])
-  fsdp = max(
-    f for f in range(1, n // tensor + 1) if (n // tensor) % f == 0 and _divides(sizes, 'fsdp', f)
-  )
+  # The least `tensor` with which the weights fit, or the most there can be.
+  tensors = _sizes_of('tensor', config, n)
+  tensor = next((size for size in tensors if weights / size <= WHOLE_SHARE * memory), tensors[-1])
+  fsdp = _sizes_of('fsdp', config, n // tensor)[-1]
   return {'data': n // tensor // fsdp, 'fsdp': fsdp, 'tensor': tensor}
 
 
-def _divides(sizes: dict[str, int], axis: str, n: int) -> bool:
-  return all(size % n == 0 for letter, size in sizes.items() if WEIGHTS.get(letter) == (axis,))
+def _sizes_of(axis: str, config: models.ModelConfig, n: int) -> list[int]:
+  """Sizes, ascending, that a mesh axis of n devices can have for this model."""
+  lengths = [length for letter, length in config.sizes().items() if WEIGHTS.get(letter) == (axis,)]
+  divisors = [size for size in range(1, n + 1) if n % size == 0]
+  return [size for size in divisors if all(length % size == 0 for length in lengths)]
 
 
 def _say(config: models.ModelConfig, layout: Layout, dtype: str) -> str:
@@ -164,7 +176,5 @@ def _say(config: models.ModelConfig, layout: Layout, dtype: str) -> str:
     if layout.mesh.shape[axis] > 1 and (axis != 'fsdp' or layout.fsdp)
   ]
   how = f'weights cut over {" and ".join(cut)}' if cut else 'weights whole on every device'
-  return (
-    f'{how}, {memory_size(bytes_per_device(config, layout, dtype))} each; rows of a batch cut in '
-    f'{layout.rows}'
-  )
+  size = memory_size(bytes_per_device(config, layout, dtype))
+  return f'{how}, {size} each; rows of a batch cut in {layout.rows}'

@@ -18,7 +18,8 @@ from weightsteer_jax.models.families import (
   qwen3_moe,
   smollm3,
 )
-from weightsteer_jax.models.families.family import Family, TensorRow
+from weightsteer_jax.models.families.family import Family as Family
+from weightsteer_jax.models.families.family import TensorRow as TensorRow
 from weightsteer_jax.models.families.fields import Fields
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
@@ -46,7 +47,7 @@ def family_of(raw: Mapping[str, Any], *, where: str) -> Family:
   """The family a `config.json` belongs to.
 
   Raises:
-    InputError: none, or one that is not supported; names those that are.
+    InputError: if the family is missing or not supported; names the supported ones.
   """
   if not isinstance(raw, Mapping):
     raise InputError(
@@ -79,10 +80,12 @@ def read_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
   """The model a `config.json` describes, every field of it honoured.
 
   Raises:
-    InputError: an unsupported family, field or value, by name.
+    InputError: if the family, a field or a value is not supported; names it.
   """
-  family, fields = family_of(raw, where=where), Fields(raw, where=where)
+  family = family_of(raw, where=where)
+  fields = Fields(raw, where=where)
   config = family.read(fields)
+  # transformers takes these fields in every config, and builds another model at another value.
   fields.expect('is_encoder_decoder', False)
   fields.expect('is_decoder', False, True)
   fields.finish()

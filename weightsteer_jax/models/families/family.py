@@ -1,6 +1,4 @@
-"""What a family of models is: how its `config.json` is read and written, and what its tensors are
-called.
-"""
+"""A family of models: how `config.json` is read and written, and the names of the tensors."""
 
 import dataclasses
 import math
@@ -12,19 +10,21 @@ from weightsteer_jax.models.families.fields import Fields
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
-ROPES = ('default', 'linear', 'llama3')  # Kinds of rotary embeddings that any family can have.
+# Kinds of rotary embeddings that any family can have.
+ROPES = ('default', 'linear', 'llama3')
 
 
 class TensorRow(NamedTuple):
   """How one parameter is stored in a Hugging Face checkpoint.
 
   Attributes:
-    path: the parameter's. name: of the tensor; '{l}' is the layer, '{e}' the expert, where there is
-      one tensor each.
-    pattern: einops, from their axes (of one layer and expert) to ours.
-    before, after: where one tensor holds several parameters as blocks of rows, the axes of the
-    blocks before and after
-      this one: ('N H',) and ('K H',) for k in a fused (q, k, v).
+    path: the parameter's path in our tree.
+    name: the tensor's name; '{l}' stands for the layer and '{e}' for the expert, if each has a
+      tensor.
+    pattern: einops, from the axes of the tensor (of one layer and expert) to ours.
+    before: axes of the blocks of rows before this parameter, if one tensor holds several
+      parameters: ('N H',) for k in a fused (q, k, v).
+    after: axes of the blocks of rows behind this parameter: ('K H',) for the same k.
   """
 
   path: str
@@ -41,7 +41,7 @@ class Family:
   Attributes:
     model_type: the key in `config.json`.
     architecture: the class transformers loads it with.
-    about: the models that are of it, and what is particular to them.
+    about: the models of the family, and their particulars.
     read: fields of `config.json` -> ModelConfig.
     describe: ModelConfig -> fields of `config.json` (without the bookkeeping ones).
     tensors: a row for every parameter that a model of the family may have.
@@ -58,17 +58,19 @@ class Family:
     """The fields of a `config.json` of this family that describe the model.
 
     Raises:
-      InputError: they would be read as another model: it has something that the family does not;
-        names it.
+      InputError: if the fields would be read as another model, because the model has a feature that
+        the family does not; names the feature.
     """
     config = config.architecture
     raw = self.describe(config)
-    said = self.read(Fields(raw, where=f'the {self.model_type} config to write'))
-    unsaid = [
-      f'{field.name} {getattr(config, field.name)!r} (it would be {getattr(said, field.name)!r})'
-      for field in dataclasses.fields(config)
-      if getattr(config, field.name) != getattr(said, field.name)
-    ]
+    # Read back: a feature without a field of the family is found here, not in somebody's results.
+    reread = self.read(Fields(raw, where=f'the {self.model_type} config to write'))
+    unsaid = []
+    for field in dataclasses.fields(config):
+      value = getattr(config, field.name)
+      read_as = getattr(reread, field.name)
+      if value != read_as:
+        unsaid.append(f'{field.name} {value!r} (it would be {read_as!r})')
     if unsaid:
       raise InputError(
         f'a {self.model_type} checkpoint cannot hold this model, for its config has no words for '
@@ -78,7 +80,11 @@ class Family:
 
 
 def read_activation(fields: Fields, key: str = 'hidden_act', default: str = 'silu') -> str:
-  """The MLP's activation, one that the decoder has."""
+  """The activation of the MLP.
+
+  Raises:
+    InputError: if the decoder does not have the activation.
+  """
   name = fields.take(key, default, kind=str)
   if name not in ACTIVATIONS:
     near = did_you_mean(name, ACTIVATIONS)
@@ -99,12 +105,14 @@ def read_sizes(
 ) -> dict[str, Any]:
   """The fields of a ModelConfig that every family reads alike.
 
-  Args: what stands for a field that is absent, as in transformers' class of the family.
-    shared_heads: without `num_key_value_heads` there are as many as query heads; otherwise it must
-      be there.
+  The arguments stand in for absent fields, as in transformers' class of the family.
+
+  Args:
+    shared_heads: whether `num_key_value_heads` may be absent; it is then the number of query heads.
     head_dim: the width divided by the heads if None.
   """
-  width, heads = fields.count('hidden_size'), fields.count('num_attention_heads')
+  width = fields.count('hidden_size')
+  heads = fields.count('num_attention_heads')
   return dict(
     vocab_size=fields.count('vocab_size'),
     num_layers=fields.count('num_hidden_layers'),
@@ -125,12 +133,12 @@ def read_windows(
   """`local_layers` and `window`, from `layer_types`.
 
   Args:
-    default: the kinds of the layers where the field is absent. window: in tokens; needed if a layer
-      is local.
+    default: the kinds of the layers if the field is absent.
+    window: in tokens; needed if a layer is local.
 
   Raises:
-    InputError: a kind that the decoder does not have, another number of them than layers, or no
-      window.
+    InputError: if the decoder does not have a kind, the number of kinds is not that of layers, or a
+      local layer has no window.
   """
   kinds = fields.take('layer_types', default, kind=list)
   if len(kinds) != layers or not set(kinds) <= {'full_attention', 'sliding_attention'}:
@@ -148,7 +156,7 @@ def read_windows(
 
 
 def layer_types(config: ModelConfig) -> list[str]:
-  """The field of that name: which layers are local."""
+  """The field `layer_types`, which says of each layer whether it is local."""
   return [
     'sliding_attention' if i in config.local_layers else 'full_attention'
     for i in range(config.num_layers)
@@ -156,14 +164,15 @@ def layer_types(config: ModelConfig) -> list[str]:
 
 
 def read_rope(fields: Fields, *, max_positions: int, theta: float = 1e4) -> Rope:
-  """The rotary embedding of the whole head, from `rope_parameters` (transformers 5) or `rope_theta`
-  and `rope_scaling` (before).
+  """The rotary embedding of the whole head.
+
+  transformers 5 writes `rope_parameters`, earlier versions `rope_theta` and `rope_scaling`.
 
   Args:
-    theta: where the config names none.
+    theta: base frequency if the config names none.
 
   Raises:
-    InputError: a kind of scaling, or a key of it, that the decoder does not have.
+    InputError: if the decoder does not have the kind of scaling, or a key of the scaling.
   """
   inside, theta = rope_fields(fields, theta)
   for place in (fields, inside):
@@ -173,20 +182,19 @@ def read_rope(fields: Fields, *, max_positions: int, theta: float = 1e4) -> Rope
 
 
 def rope_fields(fields: Fields, theta: float) -> tuple[Fields, float]:
-  """What stands in `rope_parameters` or `rope_scaling`, and the base frequency, the given one if
-  there is none.
+  """The fields inside `rope_parameters` or `rope_scaling`, and the base frequency.
+
+  Args:
+    theta: base frequency if the config names none.
   """
-  raw, old = (
-    fields.take('rope_parameters', {}, kind=dict),
-    fields.take('rope_scaling', {}, kind=dict),
-  )
-  if raw and old and raw != old:
+  parameters = fields.take('rope_parameters', {}, kind=dict)
+  scaling = fields.take('rope_scaling', {}, kind=dict)
+  if parameters and scaling and parameters != scaling:
     raise InputError(
       f"{fields.where}: 'rope_parameters' and 'rope_scaling' are both there and differ; keep one"
     )
-  inside = Fields(
-    raw or old, where=f"{fields.where}, in '{'rope_parameters' if raw else 'rope_scaling'}'"
-  )
+  key = 'rope_parameters' if parameters else 'rope_scaling'
+  inside = Fields(parameters or scaling, where=f"{fields.where}, in '{key}'")
   return inside, inside.positive('rope_theta', fields.positive('rope_theta', theta))
 
 
@@ -198,23 +206,26 @@ def read_rope_kind(
   original: int | None = None,
   kinds: tuple[str, ...] = ROPES,
 ) -> Rope:
-  """The rotary embedding of the fields that stand together in `rope_parameters` or `rope_scaling`.
+  """The rotary embedding of the fields inside `rope_parameters` or `rope_scaling`.
 
   Args:
-    original: length of the original context where these do not tell, `max_positions` if None.
+    original: length of the original context if the fields do not say; `max_positions` if None.
   """
   # Older checkpoints say 'type'; where both are there, transformers reads 'rope_type'.
   kind = inside.take('rope_type', inside.take('type', 'default', kind=str), kind=str)
-  kind = 'longrope' if kind == 'su' else kind  # Its first name.
+  if kind == 'su':
+    # The first name of longrope, in early Phi-3 checkpoints.
+    kind = 'longrope'
   if kind not in kinds:
     raise InputError(
       f"{inside.where}: the rope type '{kind}' is not supported; supported: {', '.join(kinds)}"
     )
-  if kind in ('default', 'linear'):
-    inside.ignore('original_max_position_embeddings', *(['factor'] if kind == 'default' else []))
-    rope = Rope(
-      theta, kind, 1.0 if kind == 'default' else inside.positive('factor'), 1.0, 1.0, max_positions
-    )
+  if kind == 'default':
+    inside.ignore('original_max_position_embeddings', 'factor')
+    rope = Rope(theta, kind, 1.0, 1.0, 1.0, max_positions)
+  elif kind == 'linear':
+    inside.ignore('original_max_position_embeddings')
+    rope = Rope(theta, kind, inside.positive('factor'), 1.0, 1.0, max_positions)
   elif kind == 'llama3':
     rope = Rope(
       theta,
@@ -236,29 +247,33 @@ def read_rope_kind(
 
 
 def _read_longrope(inside: Fields, theta: float, max_positions: int, original: int) -> Rope:
-  """The attention factor is, if it is not there, a function of the stretch. Source: arXiv
-  2402.13753.
-  """
   original = inside.count('original_max_position_embeddings', original)
   factor = inside.positive('factor', max_positions / original)
   attention = inside.positive('attention_factor', longrope_attention_factor(factor, original))
-  factors = {key: inside.take(key, kind=list) for key in ('short_factor', 'long_factor')}
-  for key, values in factors.items():
-    if not values or not all(
-      isinstance(x, (int, float)) and not isinstance(x, bool) and x > 0 for x in values
-    ):
-      raise InputError(f"{inside.where}: '{key}' is {values!r}, expected a list of numbers above 0")
-  short, long = (tuple(map(float, values)) for values in factors.values())
+  short = _read_factors(inside, 'short_factor')
+  long = _read_factors(inside, 'long_factor')
   return Rope(theta, 'longrope', 1.0, 1.0, 1.0, original, short, long, attention)
 
 
+def _read_factors(inside: Fields, key: str) -> tuple[float, ...]:
+  values = inside.take(key, kind=list)
+  # bool is a kind of int in Python, and true is no factor.
+  numbers = [x for x in values if isinstance(x, (int, float)) and not isinstance(x, bool)]
+  if not values or len(numbers) < len(values) or min(numbers) <= 0:
+    raise InputError(f"{inside.where}: '{key}' is {values!r}, expected a list of numbers above 0")
+  return tuple(map(float, numbers))
+
+
 def longrope_attention_factor(factor: float, original: int) -> float:
-  """What 'longrope' multiplies cosines and sines by, when a context is stretched by that factor."""
+  """The factor of cosines and sines in 'longrope', for a context stretched by `factor`.
+
+  Source: LongRoPE, arXiv 2402.13753; transformers `modeling_rope_utils.py`.
+  """
   return 1.0 if factor <= 1.0 else math.sqrt(1 + math.log(factor) / math.log(original))
 
 
 def write_scaling(rope: Rope) -> dict[str, Any]:
-  """What stands in `rope_scaling`, or beside `rope_theta` in `rope_parameters`."""
+  """The content of `rope_scaling`, or of `rope_parameters` beside `rope_theta`."""
   if rope.kind == 'default':
     return {'rope_type': 'default'}
   if rope.kind == 'longrope':
@@ -279,9 +294,7 @@ def write_scaling(rope: Rope) -> dict[str, Any]:
 
 
 def write_rope(rope: Rope) -> dict[str, Any]:
-  """The fields of `config.json` for the rotary embedding, as transformers before and after 5 read
-  them.
-  """
+  """The rotary embedding's fields, which transformers before and after 5 read alike."""
   scaling = {} if rope.kind == 'default' else {'rope_scaling': write_scaling(rope)}
   return {'rope_theta': rope.theta, **scaling}
 
@@ -300,8 +313,8 @@ def write_sizes(config: ModelConfig) -> dict[str, Any]:
     'tie_word_embeddings': config.tied,
     'hidden_act': config.activation,
     'max_position_embeddings': config.max_positions,
-    # The tokenizer's business; absent, transformers' class puts in one of its own, perhaps beyond
-    # the vocabulary.
+    # Padding is the tokenizer's business. Without the field, transformers' class puts in an id of
+    # its own, perhaps beyond the vocabulary.
     'pad_token_id': None,
     **write_rope(config.rope),
   }
@@ -337,7 +350,7 @@ END = (
 
 
 def block_norms(**names: str) -> tuple[TensorRow, ...]:
-  """Rows of the norms of a block, {ours: theirs}."""
+  """Rows of a block's norms, from {our name: Hugging Face's name}."""
   return tuple(
     TensorRow(f'layers/{ours}/scale', f'model.layers.{{l}}.{theirs}.weight', 'D -> D')
     for ours, theirs in names.items()
@@ -345,6 +358,5 @@ def block_norms(**names: str) -> tuple[TensorRow, ...]:
 
 
 PRE_NORMS = block_norms(attn_norm='input_layernorm', mlp_norm='post_attention_layernorm')
-# The tensors of a pre-norm decoder with a gated MLP, as Llama names them and most families after
-# it.
+# The tensors of a pre-norm decoder with a gated MLP, by the names of Llama and most later families.
 PRE_NORM_TENSORS = (*EMBEDDING, *PRE_NORMS, *ATTENTION, *GATED_MLP, *END)

@@ -1,4 +1,4 @@
-"""The fields of a `config.json`, none of which is passed over in silence."""
+"""The fields of a `config.json`; no field is passed over in silence."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -72,16 +72,15 @@ INERT = frozenset(
 
 
 class Fields:
-  """The fields of a `config.json`, each to be taken or known to say nothing: `finish` refuses what
-  is left.
+  """The fields of a `config.json`; `finish` refuses fields that nobody took.
 
-  A field that is null is as good as absent, but where null has a meaning of its own (see
-  `optional`).
+  A null field counts as absent, except in `optional`, where null has a meaning.
 
   Attributes:
-    left: the fields that were not asked for yet.
-    asked: what was done with each field that was, for the page that says so: 'honoured', 'without
-      effect', or the only values that are supported.
+    where: the file, as errors cite it.
+    left: fields not taken yet.
+    asked: how each field taken so far is treated, for docs/families.md: 'honoured', 'without
+      effect', or 'only' and the supported values.
   """
 
   def __init__(self, raw: Mapping[str, Any], *, where: str):
@@ -94,11 +93,10 @@ class Fields:
     self._nulls = {key for key, value in raw.items() if value is None}
 
   def take(self, key: str, *default: Any, kind: type | tuple[type, ...] = object) -> Any:
-    """The value of the field, which must be of the kind; where it is absent, the default, if one is
-    given.
+    """The value of the field, or the default, if any, where the field is absent.
 
     Raises:
-      InputError: the field is absent and has no default, or is of another kind.
+      InputError: if the field is absent without a default, or not of the kind.
     """
     self.asked.setdefault(key, 'honoured')
     if key not in self.left:
@@ -108,8 +106,11 @@ class Fields:
         )
       return default[0]
     value = self.left.pop(key)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
-      names = ' or '.join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+    # bool is a kind of int in Python, and true is no number.
+    unwanted_bool = isinstance(value, bool) and kind not in (bool, object)
+    if not isinstance(value, kind) or unwanted_bool:
+      kinds = kind if isinstance(kind, tuple) else (kind,)
+      names = ' or '.join(kind.__name__ for kind in kinds)
       raise InputError(f"{self.where}: '{key}' is {value!r}, expected {names}")
     return value
 
@@ -128,8 +129,10 @@ class Fields:
     return value
 
   def optional(self, take: Callable[..., Any], key: str, default: Any) -> Any:
-    """The field as `take` (one of the methods above) gives it, or None where it is null; the
-    default where absent.
+    """The field as read by `take`, None if the field is null, the default if absent.
+
+    Args:
+      take: one of the methods above.
     """
     if key in self._nulls or (key not in self.left and default is None):
       self.asked.setdefault(key, 'honoured')
@@ -137,33 +140,32 @@ class Fields:
     return take(key, default)
 
   def expect(self, key: str, *allowed: Any) -> None:
-    """Takes a field that may be absent, or one of the values that change nothing.
+    """Raises InputError if the field is present with a value that is not allowed.
 
-    Raises:
-      InputError: another value; the port would not honour it.
+    Args:
+      allowed: values at which the field changes nothing in the forward pass.
     """
     self.asked.setdefault(key, f'only {", ".join(map(json.dumps, allowed)) or "null"}')
     value = self.left.pop(key, None)
-    if value is not None and not any(
-      value == other and isinstance(value, bool) == isinstance(other, bool) for other in allowed
-    ):
-      raise InputError(
-        f"{self.where}: '{key}' is {value!r}, which is not supported (supported: "
-        f"{', '.join(map(repr, allowed)) or 'null'})"
-      )
+    if value is None:
+      return
+    for other in allowed:
+      # In Python, 0 == False and 1 == True; in a config they are different values.
+      if value == other and isinstance(value, bool) == isinstance(other, bool):
+        return
+    raise InputError(
+      f"{self.where}: '{key}' is {value!r}, which is not supported (supported: "
+      f"{', '.join(map(repr, allowed)) or 'null'})"
+    )
 
   def ignore(self, *keys: str) -> None:
-    """Drops fields that have no effect at the values the others have."""
+    """Drops fields that have no effect at the values of the other fields."""
     for key in keys:
       self.asked.setdefault(key, 'without effect')
       self.left.pop(key, None)
 
   def finish(self) -> None:
-    """Nothing, if all fields were taken.
-
-    Raises:
-      InputError: names the fields the port does not honour.
-    """
+    """Raises InputError, with the names, if fields are left that nobody took."""
     if self.left:
       fields = ', '.join(f'{key}={value!r}' for key, value in sorted(self.left.items()))
       raise InputError(

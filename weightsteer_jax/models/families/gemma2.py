@@ -32,12 +32,12 @@ TENSORS = (
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a Gemma 2 `config.json` describes: without `layer_types`, every other layer is
-  local.
-  """
+  """The model that a Gemma 2 `config.json` describes."""
   sizes = read_sizes(fields, max_positions=8192, shared_heads=False, head_dim=256, tied=True)
   window = fields.optional(fields.count, 'sliding_window', 4096)
-  fields.expect('sliding_window_size', window)  # Stands beside it in published configs.
+  # A second name of the window, beside the first in published configs.
+  fields.expect('sliding_window_size', window)
+  # Without `layer_types`, every other layer is local.
   kinds = [('sliding_attention', 'full_attention')[i % 2] for i in range(sizes['num_layers'])]
   return ModelConfig(
     **sizes,
@@ -50,10 +50,11 @@ def read(fields: Fields) -> ModelConfig:
 
 
 def read_gemma(fields: Fields, width: int) -> dict:
-  """What Gemma 2 and 3 have in common beyond sizes."""
+  """The fields of a ModelConfig that Gemma 2 and 3 share, beyond sizes."""
   bias = fields.take('attention_bias', False, kind=bool)
   activation = read_activation(fields, 'hidden_activation', 'gelu_pytorch_tanh')
-  fields.expect('hidden_act', activation)  # transformers reads the other one.
+  # transformers reads `hidden_activation` only.
+  fields.expect('hidden_act', activation)
   fields.expect('attention_dropout', 0.0)
   fields.expect('use_bidirectional_attention', False)
   return dict(
@@ -79,6 +80,7 @@ def describe(config: ModelConfig) -> dict:
     'attn_logit_softcapping': config.score_softcap,
     'final_logit_softcapping': config.logit_softcap,
   }
+  # Gemma says `hidden_activation`.
   fields.pop('hidden_act')
   return fields
 

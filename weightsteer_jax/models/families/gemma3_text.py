@@ -1,6 +1,6 @@
-"""Gemma 3, the models of text alone. Source: transformers `modeling_gemma3.py`, arXiv
-2503.19786.
-"""
+"""Gemma 3 for text alone. Source: transformers `modeling_gemma3.py`, arXiv 2503.19786."""
+
+from typing import Any
 
 from weightsteer_jax.models.config import ModelConfig, Rope
 from weightsteer_jax.models.families import gemma2
@@ -20,15 +20,16 @@ GLOBAL, LOCAL = 'full_attention', 'sliding_attention'
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a Gemma 3 `config.json` describes: without `layer_types`, five layers of six are
-  local.
-  """
+  """The model that a Gemma 3 `config.json` describes."""
   sizes = read_sizes(fields, max_positions=131072, shared_heads=False, head_dim=256, tied=True)
   period = fields.count('sliding_window_pattern', 6)
-  fields.ignore('_sliding_window_pattern')  # transformers writes it, and never reads it.
+  # transformers writes this field, and never reads it.
+  fields.ignore('_sliding_window_pattern')
+  # Without `layer_types`, five layers of six are local.
   kinds = [LOCAL if (i + 1) % period else GLOBAL for i in range(sizes['num_layers'])]
   window = fields.optional(fields.count, 'sliding_window', 4096)
-  fields.expect('attn_logit_softcapping')  # transformers has the field and passes it over.
+  # transformers has this field and passes it over.
+  fields.expect('attn_logit_softcapping')
   return ModelConfig(
     **sizes,
     **read_windows(fields, sizes['num_layers'], default=kinds, window=window),
@@ -39,14 +40,14 @@ def read(fields: Fields) -> ModelConfig:
   )
 
 
-def read_ropes(fields: Fields, max_positions: int) -> dict[str, Rope]:
-  """The ropes of global and local layers: `rope_parameters` by kind of layer, or the fields before
-  transformers 5.
+def read_ropes(fields: Fields, max_positions: int) -> dict[str, Any]:
+  """The ropes of global and local layers.
+
+  transformers 5 writes `rope_parameters` by kind of layer. Earlier versions write `rope_theta` and
+  `rope_scaling` for global layers and `rope_local_base_freq` for local ones.
   """
-  nested, scaling = (
-    fields.take('rope_parameters', {}, kind=dict),
-    fields.take('rope_scaling', {}, kind=dict),
-  )
+  nested = fields.take('rope_parameters', {}, kind=dict)
+  scaling = fields.take('rope_scaling', {}, kind=dict)
   thetas = {
     GLOBAL: fields.positive('rope_theta', 1e6),
     LOCAL: fields.positive('rope_local_base_freq', 1e4),
@@ -58,13 +59,11 @@ def read_ropes(fields: Fields, max_positions: int) -> dict[str, Rope]:
     )
   by_kind = Fields(nested or {GLOBAL: scaling}, where=f"{fields.where}, in 'rope_parameters'")
   ropes = {}
-  for kind, theta in thetas.items():
-    inside = Fields(
-      by_kind.take(kind, {}, kind=dict), where=f"{fields.where}, in the rope of '{kind}'"
-    )
-    ropes[kind] = read_rope_kind(
-      inside, inside.positive('rope_theta', theta), max_positions=max_positions
-    )
+  for kind, default in thetas.items():
+    raw = by_kind.take(kind, {}, kind=dict)
+    inside = Fields(raw, where=f"{fields.where}, in the rope of '{kind}'")
+    theta = inside.positive('rope_theta', default)
+    ropes[kind] = read_rope_kind(inside, theta, max_positions=max_positions)
   by_kind.finish()
   return dict(rope=ropes[GLOBAL], local_rope=ropes[LOCAL])
 
@@ -73,6 +72,7 @@ def describe(config: ModelConfig) -> dict:
   """The fields of a Gemma 3 `config.json` that describe this model."""
   fields = gemma2.describe(config) | {'attn_logit_softcapping': None}
   local = config.local_rope or config.rope
+  # The older fields can say a local base frequency, but no other kind of local rope.
   if local.kind == 'default':
     return fields | {'rope_local_base_freq': local.theta}
   for key in ('rope_theta', 'rope_scaling'):

@@ -1,5 +1,6 @@
-"""Llama 2, 3, 3.1, 3.2, 3.3 and models of the same architecture. Source: transformers
-`modeling_llama.py`.
+"""Llama 2, 3, 3.1, 3.2, 3.3 and models of the same architecture.
+
+Source: transformers `modeling_llama.py`.
 """
 
 from weightsteer_jax.models.config import ModelConfig

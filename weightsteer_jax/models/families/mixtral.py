@@ -1,6 +1,9 @@
-"""Mixtral: Mistral with a mixture of experts for every MLP. Source: transformers
-`modeling_mixtral.py`.
+"""Mixtral: Mistral with a mixture of experts for every MLP.
+
+Source: transformers `modeling_mixtral.py`.
 """
+
+from typing import Any
 
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families.family import (
@@ -20,14 +23,13 @@ from weightsteer_jax.runtime.errors import InputError
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a Mixtral `config.json` describes: all layers are local, or none is."""
+  """The model that a Mixtral `config.json` describes; all layers are local, or none is."""
   sizes = read_sizes(fields, max_positions=131072, shared_heads=False, norm_eps=1e-5)
   window = fields.optional(fields.count, 'sliding_window', None)
   fields.expect('attention_dropout', 0.0)
   fields.expect('router_jitter_noise', 0.0)
-  fields.ignore(
-    'output_router_logits', 'router_aux_loss_coef'
-  )  # Of a loss in training, which there is not here.
+  # These fields belong to transformers' auxiliary loss, which does not exist here.
+  fields.ignore('output_router_logits', 'router_aux_loss_coef')
   return ModelConfig(
     **sizes,
     rope=read_rope(fields, max_positions=sizes['max_positions'], theta=1e6),
@@ -42,15 +44,14 @@ def read(fields: Fields) -> ModelConfig:
   )
 
 
-def read_experts(fields: Fields, *, num_experts: int, experts_per_token: int) -> dict[str, int]:
-  """`num_experts` and `experts_per_token`, the given numbers where they are absent.
+def read_experts(fields: Fields, *, num_experts: int, experts_per_token: int) -> dict[str, Any]:
+  """`num_experts` and `experts_per_token`; the arguments stand in for absent fields.
 
   Raises:
-    InputError: a token goes through more experts than there are.
+    InputError: if a token goes through more experts than there are.
   """
-  named = {
-    fields.optional(fields.count, key, None) for key in ('num_local_experts', 'num_experts')
-  } - {None}
+  keys = ('num_local_experts', 'num_experts')
+  named = {fields.optional(fields.count, key, None) for key in keys} - {None}
   if len(named) > 1:
     raise InputError(
       f"{fields.where}: 'num_local_experts' and 'num_experts' are two names for one number, "
@@ -75,7 +76,10 @@ def describe(config: ModelConfig) -> dict:
 
 
 def experts(router: str, gate: str, up: str, down: str) -> tuple[TensorRow, ...]:
-  """Rows of a mixture of experts, stored expert by expert."""
+  """Rows of a mixture of experts that is stored expert by expert.
+
+  The arguments are Hugging Face's names within a layer.
+  """
   return (
     TensorRow('layers/mlp/router/kernel', f'model.layers.{{l}}.{router}.weight', 'E D -> D E'),
     TensorRow('layers/mlp/experts/gate/kernel', f'model.layers.{{l}}.{gate}.weight', 'F D -> D F'),

@@ -17,10 +17,9 @@ from weightsteer_jax.models.families.family import (
 from weightsteer_jax.models.families.fields import Fields
 
 ROPES = ('default', 'longrope')
-QKV, GATE_UP = (
-  'model.layers.{l}.self_attn.qkv_proj.weight',
-  'model.layers.{l}.mlp.gate_up_proj.weight',
-)
+# Tensors that hold several projections.
+QKV = 'model.layers.{l}.self_attn.qkv_proj.weight'
+GATE_UP = 'model.layers.{l}.mlp.gate_up_proj.weight'
 TENSORS = (
   *EMBEDDING,
   *PRE_NORMS,
@@ -36,7 +35,7 @@ TENSORS = (
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a Phi-3 `config.json` describes: all layers are local, or none is."""
+  """The model that a Phi-3 `config.json` describes; all layers are local, or none is."""
   sizes = read_sizes(fields, max_positions=4096, norm_eps=1e-5)
   window = fields.optional(fields.count, 'sliding_window', None)
   for key in ('attention_dropout', 'embd_pdrop', 'resid_pdrop'):
@@ -55,12 +54,11 @@ def read(fields: Fields) -> ModelConfig:
 
 
 def read_partial_rope(fields: Fields, max_positions: int) -> dict:
-  """`rope` and `rotary_fraction`; the original context beside the rope's fields goes before that
-  among them.
-  """
+  """`rope` and `rotary_fraction`."""
   inside, theta = rope_fields(fields, 1e4)
   fraction = inside.positive('partial_rotary_factor', fields.positive('partial_rotary_factor', 1.0))
   original = fields.count('original_max_position_embeddings', 4096)
+  # transformers reads the field of this name in the config, not among the rope's.
   inside.ignore('original_max_position_embeddings')
   fields.asked['rope_type'] = f'only {", ".join(ROPES)}'
   rope = read_rope_kind(inside, theta, max_positions=max_positions, original=original, kinds=ROPES)
@@ -76,10 +74,10 @@ def describe(config: ModelConfig) -> dict:
   if config.rope.kind == 'longrope':
     original = config.rope.original_max_positions
     fields['original_max_position_embeddings'] = original
-    if config.rope.attention_factor == longrope_attention_factor(
-      config.max_positions / original, original
-    ):
-      del fields['rope_scaling']['attention_factor']  # Which transformers before 4.50 refused.
+    stretch = config.max_positions / original
+    if config.rope.attention_factor == longrope_attention_factor(stretch, original):
+      # transformers before 4.50 refused the field, and computes the same number.
+      del fields['rope_scaling']['attention_factor']
   return fields
 
 

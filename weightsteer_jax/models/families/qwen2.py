@@ -31,13 +31,13 @@ def read(fields: Fields) -> ModelConfig:
 
 
 def read_last_layers_local(fields: Fields, layers: int) -> dict:
-  """`local_layers` and `window`: where windows are in use, the layers from `max_window_layers` on
-  are local.
-  """
+  """`local_layers` and `window`; with windows, layers from `max_window_layers` on are local."""
   in_use = fields.take('use_sliding_window', False, kind=bool)
   window = fields.optional(fields.count, 'sliding_window', 4096)
   first = fields.take('max_window_layers', 28, kind=int)
-  local = range(first if in_use and window is not None else layers, layers)
+  if not in_use or window is None:
+    first = layers
+  local = range(first, layers)
   default = ['sliding_attention' if i in local else 'full_attention' for i in range(layers)]
   return read_windows(fields, layers, default=default, window=window if in_use else None)
 

@@ -19,19 +19,19 @@ from weightsteer_jax.runtime.errors import InputError
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a Qwen3-MoE `config.json` describes: all layers are local, or none is."""
+  """The model that a Qwen3-MoE `config.json` describes; all layers are local, or none is."""
   sizes = read_sizes(fields, max_positions=32768, shared_heads=False)
   layers = tuple(range(sizes['num_layers']))
   _refuse_dense_layers(fields, layers)
   sizes['mlp_width'] = fields.count('moe_intermediate_size', 768)
-  fields.asked['intermediate_size'] = 'without effect'  # It is of dense layers.
+  # The width of dense layers, of which there are none.
+  fields.asked['intermediate_size'] = 'without effect'
   bias = fields.take('attention_bias', False, kind=bool)
   window = fields.optional(fields.count, 'sliding_window', 4096)
   window = window if fields.take('use_sliding_window', False, kind=bool) else None
   fields.ignore('max_window_layers')
-  fields.ignore(
-    'output_router_logits', 'router_aux_loss_coef'
-  )  # Of a loss in training, which there is not here.
+  # These fields belong to transformers' auxiliary loss, which does not exist here.
+  fields.ignore('output_router_logits', 'router_aux_loss_coef')
   fields.expect('attention_dropout', 0.0)
   return ModelConfig(
     **sizes,
@@ -49,17 +49,14 @@ def read(fields: Fields) -> ModelConfig:
 
 
 def _refuse_dense_layers(fields: Fields, layers: tuple[int, ...]) -> None:
-  step, named = (
-    fields.count('decoder_sparse_step', 1),
-    fields.take('mlp_only_layers', [], kind=list),
-  )
+  step = fields.count('decoder_sparse_step', 1)
+  named = fields.take('mlp_only_layers', [], kind=list)
   dense = [i for i in layers if i in named or (i + 1) % step]
   if dense:
     raise InputError(
       f"{fields.where}: 'decoder_sparse_step' {step} and 'mlp_only_layers' {named} make the MLP of "
-      f'layers {", ".join(map(str, dense))} dense and the others a mixture of experts, '
-      'which is not '
-      'supported: the layers are stacked into one, so all of them must be of one kind'
+      f'layers {", ".join(map(str, dense))} dense and the others a mixture of experts, which is '
+      'not supported: the layers are stacked into one, so all of them must be of one kind'
     )
 
 

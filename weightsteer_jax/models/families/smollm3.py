@@ -16,22 +16,19 @@ from weightsteer_jax.runtime.errors import InputError
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a SmolLM3 `config.json` describes: where windows are in use, the layers without
-  a rope are local.
-  """
+  """The model that a SmolLM3 `config.json` describes."""
   sizes = read_sizes(fields, max_positions=32768, shared_heads=False, tied=True)
   layers = sizes['num_layers']
   unrotated = read_unrotated(fields, layers)
   window = fields.optional(fields.count, 'sliding_window', None)
   window = window if fields.take('use_sliding_window', False, kind=bool) else None
-  kinds = [
-    'sliding_attention' if window and i in unrotated else 'full_attention' for i in range(layers)
-  ]
+  # With windows, the layers without a rope are local.
+  local = unrotated if window else ()
+  kinds = ['sliding_attention' if i in local else 'full_attention' for i in range(layers)]
   bias = fields.take('attention_bias', False, kind=bool)
   fields.expect('attention_dropout', 0.0)
-  fields.ignore(
-    'max_window_layers', 'pretraining_tp'
-  )  # Published with it; not SmolLM3's, and read by nothing.
+  # Published with SmolLM3, but no fields of its class: nothing reads them.
+  fields.ignore('max_window_layers', 'pretraining_tp')
   return ModelConfig(
     **sizes,
     **read_windows(fields, layers, default=kinds, window=window),
@@ -45,11 +42,11 @@ def read(fields: Fields) -> ModelConfig:
 
 
 def read_unrotated(fields: Fields, layers: int) -> tuple[int, ...]:
-  """The layers without a rope: those at a 0 of `no_rope_layers`; without that, every so many."""
+  """The layers without a rope, which have a 0 in `no_rope_layers`."""
   interval = fields.count('no_rope_layer_interval', 4)
-  flags = fields.take(
-    'no_rope_layers', [int((i + 1) % interval != 0) for i in range(layers)], kind=list
-  )
+  # Without the field, every layer at the interval.
+  default = [int((i + 1) % interval != 0) for i in range(layers)]
+  flags = fields.take('no_rope_layers', default, kind=list)
   if len(flags) < layers or not all(flag in (0, 1) for flag in flags):
     raise InputError(
       f"{fields.where}: 'no_rope_layers' is {flags}, expected a 0 or a 1 for each of "
