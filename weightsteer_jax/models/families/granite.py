@@ -16,9 +16,8 @@ def read(fields: Fields) -> ModelConfig:
   """The model that a Granite `config.json` describes."""
   sizes = read_sizes(fields, max_positions=2048)
   bias = fields.take('attention_bias', False, kind=bool)
-  fields.ignore(
-    'attention_dropout'
-  )  # Published as 0.1: of the pretraining; nothing is dropped where it is run.
+  # Published as 0.1, the value in pretraining; nothing is dropped when the model is run.
+  fields.ignore('attention_dropout')
   return ModelConfig(
     **sizes,
     rope=read_rope(fields, max_positions=sizes['max_positions']),
