@@ -48,7 +48,7 @@ def small_config(**changes):
     learning_rates=(3e-3,),
     steps=6,
     eval_every=3,
-    batch_size=8,
+    batch_size=4,
     patience=0,
     keep_steps=True,
     warmup_steps=1,

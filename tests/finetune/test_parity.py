@@ -17,6 +17,10 @@ from weightsteer_jax.finetune import optimizer
 from weightsteer_jax.finetune import step as steps
 from weightsteer_jax.runtime import tree
 
+# What a compiler could break: see tests/README.md.
+pytestmark = pytest.mark.optimised
+
+
 STEPS = 6
 TARGETS = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
 

@@ -9,6 +9,10 @@ from weightsteer_jax import models
 from weightsteer_jax.inference import Engine, GenerateRequest, Sampling, generation
 from weightsteer_jax.runtime.errors import InputError
 
+# What a compiler could break: see tests/README.md.
+pytestmark = pytest.mark.optimised
+
+
 PROMPTS = (1, 3, 40, 17, 16, 5, 33, 2, 60, 9, 21)
 WARM = Sampling(temperature=1.0)
 

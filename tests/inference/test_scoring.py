@@ -5,6 +5,10 @@ import torch
 from weightsteer_jax.inference import ScoreRequest
 from weightsteer_jax.runtime.errors import InputError
 
+# What a compiler could break: see tests/README.md.
+pytestmark = pytest.mark.optimised
+
+
 LENGTHS = [(1, 1), (2, 9), (17, 1), (40, 3), (33, 20), (5, 5), (90, 30), (60, 2)]
 
 

@@ -15,6 +15,10 @@ from weightsteer_jax.models import Dense, Edit, LowRank, ModelConfig, Rope, laye
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
 
+# What a compiler could break: see tests/README.md.
+pytestmark = pytest.mark.optimised
+
+
 CONFIG = ModelConfig(
   vocab_size=40,
   num_layers=3,

@@ -17,6 +17,10 @@ from weightsteer_jax.directions import peft_adapter, peft_delta
 from weightsteer_jax.directions.streamed import checkpoints
 from weightsteer_jax.runtime import tree
 
+# What a compiler could break: see tests/README.md.
+pytestmark = pytest.mark.optimised
+
+
 TOLERANCE = 1e-4  # Largest difference of a logit.
 
 
