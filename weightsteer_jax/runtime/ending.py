@@ -74,6 +74,7 @@ def catch_abort() -> None:
   # Python's own handlers of signals never run in an abort; a handler in C does.
   @ctypes.CFUNCTYPE(None, ctypes.c_int)
   def aborted(_: int) -> None:
+    # The work is done, and process 0 has left first.
     if _leaving.is_set():
       os._exit(0)
     if processes.joined():

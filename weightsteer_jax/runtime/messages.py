@@ -44,6 +44,7 @@ def first_line(error: BaseException, limit: int | None = None) -> str:
   text = str(error).strip()
   if not text:
     return type(error).__name__
+  # Libraries put the reason first, and pages of context below.
   line = text.splitlines()[0]
   if limit is not None and len(line) > limit:
     return line[:limit] + ' ...'

@@ -81,6 +81,7 @@ def watch() -> Iterator[Stop]:
   if threading.current_thread() is threading.main_thread():
     for watched in SIGNALS:
       previous[watched] = signal.signal(watched, note)
+  # From here on this process counts among those that pass boundaries.
   if agreement:
     agreement.enter()
   try:
@@ -125,6 +126,7 @@ class _Agreement:
     """The signal so far, as known to process 0."""
     with self._lock:
       known = self._asked
+    # Some processes may have heard of the signal, others not yet: all take process 0's word.
     return processes.broadcast(known)
 
   def _settle(self) -> None:

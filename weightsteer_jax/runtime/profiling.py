@@ -112,6 +112,7 @@ def options() -> jax.profiler.ProfileOptions:
 
 def _turn(window: _Window) -> None:
   """Opens or closes the window, if the time has come."""
+  # The first unit compiles, and is over now.
   now = time.monotonic()
   if window.first is None:
     window.first = now

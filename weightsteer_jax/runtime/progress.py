@@ -17,6 +17,7 @@ LOG_SECONDS = 10.0
 
 def say(line: str) -> None:
   """Prints a line of a stage, at once and on the main process only."""
+  # On every process, since each has a watchdog.
   ending.progress()
   if processes.is_main():
     print(line, flush=True)

@@ -121,6 +121,7 @@ class Layout:
       raise InputError(f"'{name}' has shape {shape}, but axes {axes}: they must be as many")
     parts: list[tuple[str, ...] | None] = []
     for letter, size in zip(axes, shape):
+      # A letter in neither table is whole.
       mesh_axes = table.get(letter, ())
       shards = math.prod(self.mesh.shape[axis] for axis in mesh_axes)
       divides = size % shards == 0

@@ -132,6 +132,7 @@ def mask(
       )
     used.add(matching[0])
     values.append(rules[matching[0]][1])
+  # A rule that covers nothing is a slip in its pattern, and would otherwise go unseen.
   idle = [pattern for i, (pattern, _) in enumerate(rules) if i not in used]
   if idle:
     raise InputError(f'rules {idle} cover no leaf of the tree')

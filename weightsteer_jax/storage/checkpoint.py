@@ -183,6 +183,7 @@ def restore(folder: files.Path, abstract: PyTree, *, part: bool = False) -> PyTr
   folder = pathlib.Path(folder)
   # Read once: every process gets the same marker, or the same error.
   marker = processes.on_main(lambda: MANIFEST.read(folder))
+  # The marker is written last: a process that sees it sees the arrays' files.
   processes.see(folder / MARKER)
   wanted = {path: _with_sharding(leaf) for path, leaf in tree.flatten(abstract).items()}
   held = {path: leaf for path, leaf in marker['leaves'].items() if not part or path in wanted}
@@ -317,6 +318,7 @@ class Checkpoints:
       self.restore(step, abstract)
       return True
     except (CorruptError, InputError) as error:
+      # The caller decides what to do without the checkpoint.
       logging.warning('%s', error)
       return False
 
@@ -376,6 +378,7 @@ def _load_arrays(
   if problems:
     raise _damaged(folder, problems[0])
   flat = tree.flatten(loaded)
+  # In the order of the caller's tree.
   return {path: flat[path] for path in wanted}
 
 

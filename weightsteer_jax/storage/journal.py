@@ -56,6 +56,7 @@ class Journal:
     self._file: io.FileIO | None = None
     self._end = 0
     self._lock = threading.Lock()
+    # The main process repairs the file first, and the others wait until they see that size.
     processes.see(self.path, processes.on_main(self._open))
     for line in read(self.path, needs=needs, what=what, again=again):
       line_key = key(line)
@@ -140,6 +141,7 @@ def read(
     raise InputError(f'no {path.stem} at {path}: run {again} first')
   with path.open('rb') as lines:
     for number, line in enumerate(lines, 1):
+      # Only a whole line ends so.
       if line.endswith(b'\n'):
         yield _parse(line, f'{path}:{number}', needs, what, again)
 
@@ -153,6 +155,7 @@ def _parse(
     raise CorruptError(
       f'{where} is not JSON ({error}); remove that line and run {again} again'
     ) from error
+  # JSON that is no object lacks every column.
   columns = line if isinstance(line, dict) else {}
   missing = [name for name in needs if name not in columns]
   if missing:

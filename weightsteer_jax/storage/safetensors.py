@@ -96,6 +96,7 @@ def tensors_of(path: pathlib.Path) -> dict[str, Raw]:
       length = int.from_bytes(file.read(8), 'little')
       # In a damaged file the length may be anything, and is not to be read at one go.
       header = json.loads(file.read(length)) if length <= size - 8 else {}
+    # The metadata stands among the tensors.
     header.pop(METADATA, None)
     start = 8 + length
     tensors = []
@@ -109,6 +110,7 @@ def tensors_of(path: pathlib.Path) -> dict[str, Raw]:
     raise CorruptError(
       f'{path} is no whole safetensors file ({error}); copy or make it again'
     ) from error
+  # A file that was cut short has a whole header, and one that was appended to is not ours.
   if size != end:
     raise CorruptError(
       f'{path} is no whole safetensors file ({size} bytes, expected {end}); copy or make it again'
@@ -265,6 +267,7 @@ class Writer:
     return self
 
   def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    # The last sync may be under way, and needs the descriptor.
     if self._syncer:
       self._syncer.shutdown()
     os.close(self._descriptor)

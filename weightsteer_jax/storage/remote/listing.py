@@ -85,6 +85,7 @@ def walk(folder: pathlib.Path, prefix: str = '') -> Iterator[tuple[str, os.stat_
     # Hidden names are of work under way, as `files.new_folder` has it, and of the mirror.
     if entry.name.startswith('.'):
       continue
+    # A link to a folder may lead out of the staging, or in circles; a link to a file is that file.
     if entry.is_dir(follow_symlinks=False):
       yield from walk(folder / entry.name, f'{prefix}{entry.name}/')
     elif entry.is_file():

@@ -512,6 +512,7 @@ def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 def _in_parallel(action: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
   """The results for all items, in order; raises the first error when all are done."""
+  # The block ends when all are done, and only then an error is raised.
   with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
     return list(pool.map(action, items))
 
@@ -521,6 +522,7 @@ def _patiently(action: Callable[[], Any], *, tries: int = TRIES) -> Any:
   for number in range(tries):
     try:
       return action()
+    # Another try would meet the same.
     except (InputError, CorruptError, FileNotFoundError, PermissionError):
       raise
     except Exception as error:
