@@ -1,16 +1,16 @@
 """Judging: what judges say of the rows of a sweep, each asked once and kept on disk.
 
 `<workdir>/sweep/judgements.jsonl` has a line for each (row, judge, purpose): {arm, alpha, task,
-example, sample, judge, purpose, score, status, text, asked}, `asked` a hash of the words that the
-judge was asked in. What failed is asked again the next time, and the later line counts.
-`judges.json` beside it says what the judgements were made with.
+example, sample, judge, purpose, score, status, text, asked}, where `asked` is a hash of the words
+that the judge was asked in. A request that failed is asked again the next time, and the later line
+counts. `judges.json` in the same folder says what the judgements were made with.
 """
 
 import collections
 import contextlib
 import pathlib
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypedDict
 
 from weightsteer_jax.evaluation import judges as judging
 from weightsteer_jax.evaluation import tasks as kinds
@@ -20,7 +20,18 @@ from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.storage import journal, made_from, resumable
 
 Row = Mapping[str, Any]
-_KIND = dict(
+LineKey = Callable[[Mapping[str, Any]], tuple[Hashable, ...]]
+
+
+class LineWords(TypedDict):
+  """What a journal is told about its lines: their columns, and what errors call them."""
+
+  needs: tuple[str, ...]
+  what: str
+  again: str
+
+
+_JUDGEMENT = LineWords(
   needs=(*RowKey._fields, 'judge', 'purpose', 'score', 'status', 'text'),
   what='a judgement',
   again='the judges',
@@ -28,27 +39,29 @@ _KIND = dict(
 
 
 def requests_of(tasks: Sequence[kinds.Task], rows: Iterable[Row]) -> list[JudgeRequest]:
-  """What judges are to be asked about the rows, by the kinds of their tasks; the key of a request
-  is that of its row.
+  """What judges are asked about the rows, by the kinds of their tasks.
+
+  The key of a request is the key of its row.
 
   Raises:
-    InputError: a row of an item that its task does not have.
+    InputError: if a row is of an item that its task does not have.
   """
   items = {(task.name, item['id']): (task.kind, item) for task in tasks for item in task.items}
   names = {task.name for task in tasks}
-  found = []
+  requests = []
   for row in rows:
+    # Rows of tasks that the config no longer has stay in the file.
     if row['task'] not in names:
-      continue  # An earlier sweep's.
+      continue
     if (row['task'], row['example']) not in items:
       raise InputError(
         f"the sweep has rows of the item '{row['example']}' of task '{row['task']}', which the "
         'task no longer has: judge with the config that the sweep was made with'
       )
     kind, item = items[row['task'], row['example']]
-    questions = kind.judged(item, row)
-    found += [JudgeRequest(key_of(row), purpose, fields) for purpose, fields in questions]
-  return found
+    for purpose, fields in kind.judged(item, row):
+      requests.append(JudgeRequest(key_of(row), purpose, fields))
+  return requests
 
 
 def run(
@@ -58,15 +71,17 @@ def run(
   workdir: str | pathlib.Path,
   progress: bool = True,
 ) -> list[dict[str, Any]]:
-  """The judgements of all requests by all judges, in that order; those not on disk yet are asked
-  for, each written as it comes.
+  """The judgements of all requests, judge by judge.
+
+  Judgements that are not on disk yet are asked for, and each is written as it comes; what was
+  judged is kept whatever happens.
 
   Raises:
-    InputError: judgements that were made from other words, by another judge, or for a purpose that
-      a judge cannot judge for; before anything is asked. A spend cap that is reached, and what else
-      a judge cannot go on after.
-    EndpointError: an endpoint that does not answer. Preempted: SIGTERM or SIGINT came. What was
-      judged is kept.
+    InputError: before anything is asked, if earlier judgements were made from other words or by
+      another judge, or a judge cannot judge for a purpose; later, if a spend cap is reached or a
+      judge cannot go on.
+    EndpointError: if an endpoint does not answer.
+    Preempted: if SIGTERM or SIGINT came.
   """
   for judge in judges:
     judge.check(dict.fromkeys(request.purpose for request in requests))
@@ -74,11 +89,17 @@ def run(
     judges,
     requests,
     pathlib.Path(workdir) / 'sweep',
-    key=lambda line: (*key_of(line), line['judge'], line['purpose']),
-    columns=lambda request: request.key._asdict(),
-    kind=_KIND,
+    key=_key,
+    columns=_columns,
+    kind=_JUDGEMENT,
     progress=progress,
   )
+
+
+def _columns(request: JudgeRequest) -> dict[str, Any]:
+  # Requests about rows come from `requests_of`.
+  assert isinstance(request.key, RowKey)
+  return request.key._asdict()
 
 
 def keep(
@@ -86,16 +107,18 @@ def keep(
   requests: Sequence[JudgeRequest],
   folder: pathlib.Path,
   *,
-  key,
-  columns,
-  kind: Mapping[str, Any],
+  key: LineKey,
+  columns: Callable[[JudgeRequest], Mapping[str, Any]],
+  kind: LineWords,
   progress: bool = True,
 ) -> list[dict[str, Any]]:
-  """As `run`, for lines of any key: `judgements.jsonl` and `judges.json` in the folder.
+  """The judgements of all requests, as `run`, for lines of any key.
 
   Args:
-    key: a line -> its key. columns: a request -> the columns that name what is judged. kind: the
-      journal's words.
+    folder: where `judgements.jsonl` and `judges.json` are kept.
+    key: a line -> its key, which ends with the judge and the purpose.
+    columns: a request -> the columns that name what is judged.
+    kind: what the journal is told about a line.
   """
   lines = [
     {
@@ -116,11 +139,12 @@ def keep(
         'Give the judge another name in the config, or move judgements.jsonl and judges.json away'
       ),
     )
+    judgements = []
     for judge in judges:
-      _judge(
-        judge, requests, [{**line, 'judge': judge.name} for line in lines], said, key, progress
-      )
-    return [said.done[key({**line, 'judge': judge.name})] for judge in judges for line in lines]
+      of_judge = [{**line, 'judge': judge.name} for line in lines]
+      _judge(judge, requests, of_judge, said, key, progress)
+      judgements += [said.done[key(line)] for line in of_judge]
+    return judgements
 
 
 def _judge(
@@ -128,10 +152,10 @@ def _judge(
   requests: Sequence[JudgeRequest],
   lines: Sequence[dict[str, Any]],
   said: journal.Journal,
-  key,
+  key: LineKey,
   progress: bool,
 ) -> None:
-  """Asks one judge for what is not said yet."""
+  """Asks one judge for the judgements that are missing."""
   missing = [
     JudgeRequest(i, requests[i].purpose, requests[i].fields)
     for i, line in enumerate(lines)
@@ -163,7 +187,7 @@ def _is_open(said: journal.Journal, key: Any, line: Mapping[str, Any]) -> bool:
   """Whether a judgement is still to be made.
 
   Raises:
-    InputError: it was made, from other words.
+    InputError: if the judgement was made from other words.
   """
   known = said.done.get(key)
   if known is None or known['status'] == 'failed':
@@ -191,41 +215,37 @@ def _line(line: Mapping[str, Any], judgement: Judgement) -> dict[str, Any]:
 
 
 def read(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
-  """The judgements of a workdir, the last of each key; none where nothing was judged.
+  """The judgements of a workdir, the last of each key; [] if nothing was judged.
 
   Raises:
-    CorruptError: a broken line.
+    CorruptError: if a line is broken.
   """
   path = pathlib.Path(workdir) / 'sweep' / 'judgements.jsonl'
   if not path.is_file():
     return []
-  return list(
-    {
-      (*key_of(line), line['judge'], line['purpose']): line for line in journal.read(path, **_KIND)
-    }.values()
-  )
+  # A request that failed and was asked again has two lines.
+  last = {_key(line): line for line in journal.read(path, **_JUDGEMENT)}
+  return list(last.values())
+
+
+def _key(line: Mapping[str, Any]) -> tuple[Hashable, ...]:
+  return (*key_of(line), line['judge'], line['purpose'])
 
 
 def accounting(judgements: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """Rows {judge, purpose, asked, ok, refused, unparsable, failed}: what became of what was
-  asked.
-  """
+  """Rows {judge, purpose, asked, ok, refused, unparsable, failed}: counts of requests."""
   counts: dict[tuple[str, str], collections.Counter] = collections.defaultdict(collections.Counter)
   for line in judgements:
     counts[line['judge'], line['purpose']][line['status']] += 1
-  return [
-    {
-      'judge': judge,
-      'purpose': purpose,
-      'asked': sum(found.values()),
-      **{status: found[status] for status in judging.STATUSES},
-    }
-    for (judge, purpose), found in counts.items()
-  ]
+  rows = []
+  for (judge, purpose), by_status in counts.items():
+    row = {'judge': judge, 'purpose': purpose, 'asked': sum(by_status.values())}
+    rows.append(row | {status: by_status[status] for status in judging.STATUSES})
+  return rows
 
 
 def words(judgements: Iterable[Mapping[str, Any]]) -> Iterator[str]:
   """The accounting, a line each, as in 'gpt, trait: 40 asked, 38 ok, 2 unparsable'."""
   for row in accounting(judgements):
-    rest = ', '.join(f'{row[status]} {status}' for status in judging.STATUSES if row[status])
-    yield f"{row['judge']}, {row['purpose']}: {row['asked']} asked, {rest}"
+    counts = [f'{row[status]} {status}' for status in judging.STATUSES if row[status]]
+    yield f'{row["judge"]}, {row["purpose"]}: {row["asked"]} asked, {", ".join(counts)}'

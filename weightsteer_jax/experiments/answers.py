@@ -35,7 +35,7 @@ PURPOSES = ('trait', 'coherence')
 _ANSWER: dict[str, Any] = dict(
   needs=('name', 'text', 'finish'), what='an answer', again='the data stage'
 )
-_JUDGEMENT: dict[str, Any] = dict(
+_JUDGEMENT = judging.LineWords(
   needs=('name', 'judge', 'purpose', 'score', 'status', 'text'),
   what='a judgement',
   again='the data stage',

@@ -15,13 +15,14 @@ class Answer:
   """An endpoint's answer.
 
   Attributes:
-    text: what it said.
-    finish: why it stopped, in the endpoint's words: 'stop', 'length', 'content_filter'.
-    refusal: what it says in place of an answer, where the endpoint sets refusals apart.
+    text: the answer's text.
+    finish: why the answer ended, in the endpoint's words: 'stop', 'length', 'content_filter'.
+    refusal: the text of a refusal, where the endpoint sets refusals apart.
     first: [[token, log-probability in nats], ..] of the most likely first tokens, likeliest first;
       empty where none are given.
-    tokens_in, tokens_out: what was counted, or estimated where the endpoint counts nothing.
-    model: what the endpoint says that it is.
+    tokens_in: tokens of the prompt, estimated where the endpoint does not count.
+    tokens_out: tokens of the answer, estimated where the endpoint does not count.
+    model: the model's name, as the endpoint gives it.
   """
 
   text: str
@@ -36,11 +37,12 @@ class Answer:
 class Answers:
   """The answers in a jsonl file; use as a context manager.
 
-  A line is {key, model, messages, parameters, answer}, the key a hash of the three before the
-  answer. Several threads may add to it.
+  A line is {key, model, messages, parameters, answer}, the key a hash of model, messages and
+  parameters. Several threads may add answers.
 
   Attributes:
-    tokens_in, tokens_out: of all answers that the file holds.
+    tokens_in: tokens of the prompts of all answers in the file.
+    tokens_out: tokens of all answers in the file.
   """
 
   def __init__(self, path: pathlib.Path):
@@ -52,7 +54,8 @@ class Answers:
       again='the judge',
       replaces=True,
     )
-    self._known = {key: _answer_of(line) for key, line in self._journal.done.items()}
+    # A journal's keys are hashable values of any type; here they are hashes in hexadecimal.
+    self._known = {str(key): Answer(**line['answer']) for key, line in self._journal.done.items()}
     self.tokens_in = sum(answer.tokens_in for answer in self._known.values())
     self.tokens_out = sum(answer.tokens_out for answer in self._known.values())
 
@@ -66,14 +69,14 @@ class Answers:
     return len(self._known)
 
   def get(self, messages: Messages, parameters: Mapping[str, Any]) -> Answer | None:
-    """The answer, if it is there."""
+    """The kept answer to a question; None if there is none."""
     return self._known.get(key_of(messages, parameters))
 
   def add(self, messages: Messages, parameters: Mapping[str, Any], answer: Answer) -> None:
     """Keeps an answer.
 
     Raises:
-      OutputError: the disk refuses.
+      OutputError: if the answer could not be written.
     """
     key = key_of(messages, parameters)
     rest = {name: value for name, value in parameters.items() if name != 'model'}
@@ -90,9 +93,5 @@ class Answers:
 
 
 def key_of(messages: Messages, parameters: Mapping[str, Any]) -> str:
-  """The hash of a question: of the model's name, the messages and all parameters."""
+  """The hash of a question: of the messages and all parameters, the model's name among them."""
   return made_from.digest([list(messages), dict(parameters)])
-
-
-def _answer_of(line: Mapping[str, Any]) -> Answer:
-  return Answer(**line['answer'])

@@ -1,4 +1,4 @@
-"""What may be spent, and what was."""
+"""What a judge may spend, and what was spent."""
 
 import threading
 
@@ -6,20 +6,24 @@ from weightsteer_jax import config
 
 
 class Budget:
-  """Tokens and cost against their caps; what is under way counts by its estimate. Threads may share
-  it.
+  """Tokens and cost against their caps.
+
+  Requests under way count by their estimates. Several threads may share a budget.
 
   Attributes:
     tokens_in, tokens_out: spent so far, earlier runs included.
   """
 
   def __init__(self, options: config.EndpointJudge, tokens_in: int, tokens_out: int):
-    self._options, self._lock = options, threading.Lock()
-    self.tokens_in, self.tokens_out = tokens_in, tokens_out
-    self._reserved_in = self._reserved_out = 0
+    self.tokens_in = tokens_in
+    self.tokens_out = tokens_out
+    self._options = options
+    self._lock = threading.Lock()
+    self._reserved_in = 0
+    self._reserved_out = 0
 
   def reserve(self, tokens_in: int, tokens_out: int) -> bool:
-    """Whether that much more may be spent; if so, it is set aside."""
+    """Whether so many more tokens may be spent; if so, they are set aside."""
     options = self._options
     with self._lock:
       total_in = self.tokens_in + self._reserved_in + tokens_in
@@ -33,7 +37,7 @@ class Budget:
       return True
 
   def settle(self, reserved: tuple[int, int], spent: tuple[int, int]) -> None:
-    """Puts what was spent in the place of what had been set aside."""
+    """Replaces (in, out) tokens that were set aside by those spent."""
     with self._lock:
       self._reserved_in -= reserved[0]
       self._reserved_out -= reserved[1]
@@ -42,13 +46,18 @@ class Budget:
 
   @property
   def cost(self) -> float:
-    """Of what was spent, in the unit of the prices."""
+    """The cost of the tokens spent, in the unit of the prices."""
     return self._cost(self.tokens_in, self.tokens_out)
 
   def words(self) -> str:
-    """As in '1200 tokens in, 40 out, cost 0.02'."""
-    priced = f', cost {self.cost:.4g}' if self._options.price_in or self._options.price_out else ''
-    return f'{self.tokens_in} tokens in, {self.tokens_out} out{priced}'
+    """What was spent, as in '1200 tokens in, 40 out, cost 0.02'."""
+    tokens = f'{self.tokens_in} tokens in, {self.tokens_out} out'
+    if self._options.price_in or self._options.price_out:
+      return f'{tokens}, cost {self.cost:.4g}'
+    return tokens
 
   def _cost(self, tokens_in: int, tokens_out: int) -> float:
-    return (tokens_in * self._options.price_in + tokens_out * self._options.price_out) / 1e6
+    # Prices are for a million tokens.
+    priced_in = tokens_in * self._options.price_in
+    priced_out = tokens_out * self._options.price_out
+    return (priced_in + priced_out) / 1e6

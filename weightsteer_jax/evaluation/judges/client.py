@@ -15,14 +15,23 @@ from weightsteer_jax import config
 from weightsteer_jax.evaluation.judges.answers import Answer, Messages
 from weightsteer_jax.runtime.errors import EndpointError, InputError
 
-AGAIN = (408, 409, 425, 429)  # and everything from 500: the same request may succeed later
-LONGEST_WAIT_S = 300.0  # an endpoint that asks for more is not waited for
+# HTTP statuses after which the same request may succeed later; so may it from 500 on.
+AGAIN = (408, 409, 425, 429)
+# Seconds; an endpoint that asks for a longer wait is not waited for.
+LONGEST_WAIT_S = 300.0
 LONGEST_BACKOFF_S = 60.0
-BYTES_PER_TOKEN = 3  # of an estimate that rather says too many tokens (English has about 4)
+# English has about 4; a spend cap is better served by an estimate of too many tokens.
+BYTES_PER_TOKEN = 3
+# What a message costs beside its text: role and separators.
+TOKENS_PER_MESSAGE = 8
 
 
 class Failed(Exception):
-  """This request got no answer; others may. `retried`: although it was asked again and again."""
+  """This request got no answer; others may.
+
+  Attributes:
+    retried: whether the request was made again and again.
+  """
 
   def __init__(self, reason: str, *, retried: bool = False):
     super().__init__(reason)
@@ -30,7 +39,7 @@ class Failed(Exception):
 
 
 class Refused(Exception):
-  """The endpoint's own filter would not have this request answered."""
+  """The endpoint's own filter refused this request."""
 
 
 class Stopped(Exception):
@@ -38,7 +47,7 @@ class Stopped(Exception):
 
 
 class _Again(Exception):
-  """To be asked again, `after` so many seconds if the endpoint said so."""
+  """The request may be made again, `after` so many seconds if the endpoint said so."""
 
   def __init__(self, reason: str, after: float | None = None):
     super().__init__(reason)
@@ -46,16 +55,17 @@ class _Again(Exception):
 
 
 class Client:
-  """Asks with the address and the key that the environment holds. Threads may share it.
+  """A client with the address and the key of the environment; several threads may share one.
 
-  The key stands in nothing that it returns, raises or prints, whatever the endpoint writes.
+  The key stands in nothing that is returned, raised or printed, whatever the endpoint writes.
 
   Attributes:
     retries: requests that had to be made again.
     stop: once set, waiting ends and `ask` raises Stopped.
+    logprobs: whether the endpoint is still asked for log-probabilities.
 
   Raises:
-    InputError: no `openai` package, or no key in the environment.
+    InputError: if there is no `openai` package, or no key in the environment.
   """
 
   def __init__(self, options: config.EndpointJudge):
@@ -82,18 +92,23 @@ class Client:
         f'the environment has {options.url_variable} = {self.scrub(address)!r}, expected an '
         'address such as http://localhost:8000/v1'
       )
-    self._openai, self._options = openai, options
+    self._openai = openai
+    self._options = options
     self._client = openai.OpenAI(
       api_key=self._key,
       base_url=address or 'https://api.openai.com/v1',
       timeout=options.timeout_s,
       max_retries=0,
     )
-    self._lock, self._hold_until = threading.Lock(), 0.0
-    self.stop, self.retries, self.logprobs = threading.Event(), 0, True
+    self._lock = threading.Lock()
+    # On the clock of time.monotonic: no thread asks before.
+    self._hold_until = 0.0
+    self.stop = threading.Event()
+    self.retries = 0
+    self.logprobs = True
 
   def close(self) -> None:
-    """Closes its connections."""
+    """Closes the connections."""
     self._client.close()
 
   def scrub(self, text: str) -> str:
@@ -101,13 +116,14 @@ class Client:
     return text.replace(self._key, '[key]')
 
   def ask(self, messages: Messages, parameters: Mapping[str, Any]) -> Answer:
-    """The answer.
+    """The endpoint's answer.
 
     Raises:
-      Failed: none came, after all retries. Refused: the endpoint filters the request. Stopped: see
-        `stop`.
-      InputError: no request can succeed: a wrong key, model, or address. EndpointError: nor one
-        until the account has means again.
+      Failed: if no answer came, after all retries.
+      Refused: if the endpoint filters the request.
+      Stopped: if `stop` is set.
+      InputError: if no request can succeed: the key, the model or the address is wrong.
+      EndpointError: if the account has no means left.
     """
     for attempt in range(self._options.retries + 1):
       self._wait_for_hold()
@@ -119,22 +135,25 @@ class Client:
           break
         with self._lock:
           self.retries += 1
-          if again.after:  # Holds for all that ask: the endpoint has too much to do.
+          # An endpoint that has too much to do is left alone by every thread.
+          if again.after:
             self._hold_until = max(self._hold_until, time.monotonic() + again.after)
-        backoff = min(self._options.backoff_s * 2.0**attempt, LONGEST_BACKOFF_S) * random.uniform(
-          0.5, 1.0
-        )
-        self._wait(backoff if again.after is None else 0.0)
+        if again.after is None:
+          backoff = min(self._options.backoff_s * 2.0**attempt, LONGEST_BACKOFF_S)
+          self._wait(backoff * random.uniform(0.5, 1.0))
     raise Failed(f'{reason} (asked {attempt + 1} times)', retried=True)
 
   def _wait_for_hold(self) -> None:
-    """Waits until the endpoint may be asked, and then a little at random: not all at once."""
+    """Waits until the endpoint may be asked."""
+    # A little longer, at random, so that the threads do not ask all at once.
     while (left := self._hold_until - time.monotonic()) > 0:
       self._wait(left + random.uniform(0.0, self._options.backoff_s))
     self._wait(0.0)
 
   def _wait(self, seconds: float) -> None:
-    if self.stop.wait(max(seconds, 0.0)) if seconds > 0 else self.stop.is_set():
+    if seconds > 0:
+      self.stop.wait(seconds)
+    if self.stop.is_set():
       raise Stopped()
 
   def _once(self, messages: Messages, parameters: Mapping[str, Any]) -> Answer:
@@ -144,9 +163,8 @@ class Client:
       )
       body = raw.http_response.text
     except self._openai.APIStatusError as error:
-      raise self._refusal_of(
-        error
-      ) from None  # The chain would show the request, and with it the key.
+      # Here and below: the chain of errors would show the request, and the key in it.
+      raise self._refusal_of(error) from None
     except self._openai.APITimeoutError:
       raise _Again(f'no answer within {self._options.timeout_s:g} s') from None
     except self._openai.APIConnectionError as error:
@@ -154,9 +172,11 @@ class Client:
     return self._read(body, messages)
 
   def _refusal_of(self, error: Any) -> Exception:
-    """What an HTTP status that is no success means for this request and for all others."""
+    """The error that an HTTP status means for this request, or for all requests."""
     status = error.status_code
-    said = self.scrub(f'{status}: {_message(error)}')[:300]
+    body = error.body
+    message = body.get('message') if isinstance(body, Mapping) else None
+    said = self.scrub(f'{status}: {message or error.message}')[:300]
     if status == 429 and error.code == 'insufficient_quota':
       return EndpointError(
         f'the endpoint says that the account has no means left ({said}); what was answered is '
@@ -179,7 +199,8 @@ class Client:
     try:
       value = json.loads(body)
       choice = value['choices'][0]
-      message, text = choice['message'], choice['message'].get('content') or ''
+      message = choice['message']
+      text = message.get('content') or ''
       refusal = message.get('refusal') or ''
       if not isinstance(text, str) or not isinstance(refusal, str):
         raise TypeError('the content is no text')
@@ -187,40 +208,36 @@ class Client:
       finish = str(choice.get('finish_reason') or 'stop')
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
       raise _Again(f'the answer is not of the protocol: {self.scrub(body)[:120]!r}') from None
-    tokens = _usage(value.get('usage')) or (
-      estimate(messages),
-      -(-len(text.encode('utf-8', 'backslashreplace')) // BYTES_PER_TOKEN),
-    )
+    counted = _usage(value.get('usage'))
+    tokens_in, tokens_out = counted or (estimate(messages), _tokens(text))
     return Answer(
-      self.scrub(text),
-      finish,
-      self.scrub(refusal),
-      first,
-      *tokens,
-      self.scrub(str(value.get('model') or '')),
+      text=self.scrub(text),
+      finish=finish,
+      refusal=self.scrub(refusal),
+      first=first,
+      tokens_in=tokens_in,
+      tokens_out=tokens_out,
+      model=self.scrub(str(value.get('model') or '')),
     )
 
 
 def estimate(messages: Messages) -> int:
   """About how many tokens the messages are, rather too many."""
-  return sum(
-    -(-len(message['content'].encode('utf-8', 'backslashreplace')) // BYTES_PER_TOKEN) + 8
-    for message in messages
-  )
+  return sum(_tokens(message['content']) + TOKENS_PER_MESSAGE for message in messages)
 
 
-def _message(error: Any) -> str:
-  body = error.body
-  said = body.get('message') if isinstance(body, Mapping) else None
-  return str(said or error.message)
+def _tokens(text: str) -> int:
+  size = len(text.encode('utf-8', 'backslashreplace'))
+  return math.ceil(size / BYTES_PER_TOKEN)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-  """Seconds to wait, where the endpoint says so: in milliseconds, in seconds, or until a date."""
-  with contextlib.suppress(TypeError, ValueError):
-    return _seconds(float(headers.get('retry-after-ms')) / 1000.0)
-  value = headers.get('retry-after')
-  with contextlib.suppress(TypeError, ValueError):
+  """Seconds to wait, if the endpoint says so: in milliseconds, in seconds, or until a date."""
+  milliseconds = headers.get('retry-after-ms') or ''
+  with contextlib.suppress(ValueError):
+    return _seconds(float(milliseconds) / 1000.0)
+  value = headers.get('retry-after') or ''
+  with contextlib.suppress(ValueError):
     return _seconds(float(value))
   with contextlib.suppress(TypeError, ValueError):
     return _seconds(email.utils.parsedate_to_datetime(value).timestamp() - time.time())
@@ -232,19 +249,20 @@ def _seconds(value: float) -> float | None:
 
 
 def _first_tokens(logprobs: Any) -> tuple[tuple[str, float], ...]:
-  """(token, log-probability) of the most likely first tokens; the one that was drawn is not put
-  first.
-  """
+  """(token, log-probability in nats) of the most likely first tokens."""
   content = logprobs.get('content') if isinstance(logprobs, Mapping) else None
   if not content or not content[0].get('top_logprobs'):
     return ()
-  return tuple(
-    (str(entry['token']), float(entry['logprob'])) for entry in content[0]['top_logprobs']
-  )
+  entries = content[0]['top_logprobs']
+  return tuple((str(entry['token']), float(entry['logprob'])) for entry in entries)
 
 
 def _usage(usage: Any) -> tuple[int, int] | None:
+  """(tokens in, tokens out) as the endpoint counts; None if there are no such counts."""
   if not isinstance(usage, Mapping):
     return None
-  counts = usage.get('prompt_tokens'), usage.get('completion_tokens')
-  return counts if all(isinstance(count, int) and count >= 0 for count in counts) else None
+  tokens_in = usage.get('prompt_tokens')
+  tokens_out = usage.get('completion_tokens')
+  if not isinstance(tokens_in, int) or not isinstance(tokens_out, int):
+    return None
+  return (tokens_in, tokens_out) if tokens_in >= 0 and tokens_out >= 0 else None

@@ -3,7 +3,7 @@
 import concurrent.futures
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from weightsteer_jax import config
@@ -14,46 +14,51 @@ from weightsteer_jax.evaluation.judges.requests import Judgement, JudgeRequest
 from weightsteer_jax.runtime.errors import EndpointError, InputError
 
 Parameters = Mapping[str, Any]
-SHOWN = 300  # characters of a judge's answer that a judgement keeps; the cache has them all
+# Characters of a judge's answer that a judgement keeps; the cache has all.
+SHOWN = 300
 
 
 class Endpoint:
-  """Asks a model over HTTP; every answer is kept in a file, so that what was asked before costs
-  nothing.
+  """A judge that asks a model over HTTP; a question that was asked before costs nothing.
 
   Args:
-    name: the judge's, in judgements.
-    options: of the config; the address and the key are in the environment variables that it names.
+    name: the judge's name, in judgements.
+    options: the judge's section of the config; the address and the key are in the environment
+      variables that the section names.
     cache: the file of answers.
   """
 
   def __init__(self, name: str, options: config.EndpointJudge, *, cache: pathlib.Path):
-    self.name, self._options, self._cache = name, options, cache
+    self.name = name
+    self._options = options
+    self._cache = cache
     self._words = ''
 
   def check(self, names: Iterable[str]) -> None:
-    """Nothing, if it can judge for these purposes, and there is a key to ask with."""
+    """Raises InputError if a purpose is unknown, or there is no key to ask with."""
     for name in names:
       purposes.purpose_of(name)
     client.Client(self._options).close()
 
   def inputs(self) -> dict[str, Any]:
-    """Its model and parameters; where it stands is no part of what it says."""
+    """The judge's model and parameters; the address is no part of what a judge says."""
     return {
       'kind': 'endpoint',
       'floor': self._options.floor,
       **self._parameters(purposes.HUNDRED, True),
     }
 
-  def judge(self, requests: Iterable[JudgeRequest]) -> Iterator[Judgement]:
-    """The judgements, as they come; at most `concurrency` requests are under way at a time, and
-    alike ones are asked once.
+  def judge(self, requests: Iterable[JudgeRequest]) -> Generator[Judgement, None, None]:
+    """The judgements, as they come.
+
+    At most `concurrency` requests are under way at a time, and equal ones are asked once. Whatever
+    is raised, the judgements before the error were given, and the answers that came are kept.
 
     Raises:
-      InputError: a request that cannot be put into words, a spend cap that is reached, or a key,
-        model or address that is wrong.
-      EndpointError: request after request gets no answer. OutputError: an answer could not be kept.
-      In all cases the judgements before it were given, and the answers that came are kept.
+      InputError: if a request cannot be put into words, a spend cap is reached, or the key, the
+        model or the address is wrong.
+      EndpointError: if request after request gets no answer.
+      OutputError: if an answer could not be kept.
     """
     with Answers(self._cache) as answers:
       asking = _Asking(self._options, answers)
@@ -69,52 +74,51 @@ class Endpoint:
 
   def _judge(self, asking: '_Asking', requests: Iterable[JudgeRequest]) -> Iterator[Judgement]:
     for request in requests:
-      messages, scale = purposes.messages(request), purposes.PURPOSES[request.purpose].scale
-      likeliest = (
-        self._options.top_logprobs and scale is purposes.HUNDRED and asking.client.logprobs
-      )
-      choices = [
-        self._parameters(scale, logprobs) for logprobs in ((True, False) if likeliest else (False,))
-      ]
-      known = next(
-        filter(None, (asking.answers.get(messages, parameters) for parameters in choices)), None
-      )
-      if known:
+      messages = purposes.messages(request)
+      scale = purposes.PURPOSES[request.purpose].scale
+      choices = [self._parameters(scale, False)]
+      # Log-probabilities first, as long as the endpoint is not known to refuse them.
+      if self._options.top_logprobs and scale is purposes.HUNDRED and asking.client.logprobs:
+        choices.insert(0, self._parameters(scale, True))
+      kept = [asking.answers.get(messages, parameters) for parameters in choices]
+      answer = next((answer for answer in kept if answer), None)
+      if answer:
         asking.reused += 1
-        yield self._judgement(request, known)
-      elif not asking.join(messages, choices[0], request):
-        # What is under way may turn out cheaper than it was estimated.
-        while asking.is_full() or (not asking.send(messages, choices, request) and asking.running):
-          yield from self._finished(asking)
-        if not asking.running:
-          raise InputError(
-            f"judge '{self.name}': the next request would pass the cap (spent: "
-            f'{asking.budget.words()}); what was answered is kept: raise cost_cap or token_cap to '
-            'continue'
-          )
+        yield self._judgement(request, answer)
+        continue
+      if asking.join(messages, choices[0], request):
+        continue
+      # What is under way may turn out cheaper than its estimate.
+      while asking.is_full() or (not asking.send(messages, choices, request) and asking.running):
+        yield from self._finished(asking)
+      if not asking.running:
+        raise InputError(
+          f"judge '{self.name}': the next request would pass the cap (spent: "
+          f'{asking.budget.words()}); what was answered is kept: raise cost_cap or token_cap to '
+          'continue'
+        )
     while asking.running:
       yield from self._finished(asking)
 
   def _finished(self, asking: '_Asking') -> Iterator[Judgement]:
     """Judgements of the requests that have ended since, at least one."""
     for outcome, served in asking.collect():
-      yield from (self._judgement(request, outcome) for request in served)
+      for request in served:
+        yield self._judgement(request, outcome)
 
   def _judgement(self, request: JudgeRequest, outcome: Answer | Exception) -> Judgement:
     if isinstance(outcome, Exception):
       status = 'refused' if isinstance(outcome, client.Refused) else 'failed'
       return Judgement(request.key, request.purpose, None, status, str(outcome)[:SHOWN])
     score, status = self._read(outcome, purposes.PURPOSES[request.purpose].scale)
-    return Judgement(
-      request.key, request.purpose, score, status, (outcome.text or outcome.refusal)[:SHOWN]
-    )
+    text = outcome.text or outcome.refusal
+    return Judgement(request.key, request.purpose, score, status, text[:SHOWN])
 
   def _read(self, answer: Answer, scale: purposes.Scale) -> tuple[float | None, str]:
-    """(score, status): the expectation where the likeliest numbers are told, else what the text
-    says.
-    """
+    """(score, status) by the expectation over the likeliest numbers, else by the text."""
     if answer.refusal or answer.finish == 'content_filter':
       return None, 'refused'
+    # Behind a first token that is no number, numbers among the likeliest are chance.
     is_number = scale is purposes.HUNDRED and answer.text.strip()[:1].isdigit()
     numbers = expectation.number_tokens(answer.first) if is_number else None
     if numbers:
@@ -124,30 +128,37 @@ class Endpoint:
 
   def _parameters(self, scale: purposes.Scale, logprobs: bool) -> dict[str, Any]:
     options = self._options
-    made = {
+    parameters = {
       'model': options.model,
       'temperature': options.temperature,
       'max_tokens': options.max_tokens,
     }
     if logprobs and options.top_logprobs and scale is purposes.HUNDRED:
-      made |= {'logprobs': True, 'top_logprobs': options.top_logprobs}
-    made |= json.loads(options.parameters or '{}')
-    return {name: value for name, value in made.items() if value is not None}
+      parameters |= {'logprobs': True, 'top_logprobs': options.top_logprobs}
+    parameters |= json.loads(options.parameters or '{}')
+    # A null in the config's parameters takes one of ours away.
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
 class _Asking:
-  """The requests under way, in threads; only the thread that made it may call it.
+  """The requests under way, in threads; only the thread that made the object may call it.
 
   Attributes:
-    running: {request under way: those whose question it is}.
+    running: {future of a question: the requests that get its answer}.
+    sent: requests sent.
+    reused: requests served by the answer to an equal one.
   """
 
   def __init__(self, options: config.EndpointJudge, answers: Answers):
-    self._options, self.answers = options, answers
+    self._options = options
+    self.answers = answers
     self.client = client.Client(options)
     self.budget = Budget(options, answers.tokens_in, answers.tokens_out)
     self.running: dict[concurrent.futures.Future, list[JudgeRequest]] = {}
-    self.sent = self.reused = self._failed_in_a_row = 0
+    self.sent = 0
+    self.reused = 0
+    self._failed_in_a_row = 0
+    # Whether any request ever got an answer or a refusal.
     self._answered = False
     self._pool = concurrent.futures.ThreadPoolExecutor(
       options.concurrency, thread_name_prefix='judge'
@@ -159,7 +170,7 @@ class _Asking:
     return len(self.running) >= self._options.concurrency
 
   def join(self, messages: Messages, parameters: Parameters, request: JudgeRequest) -> bool:
-    """Whether the same question is under way, whose answer this request then gets."""
+    """Whether an equal question is under way; if so, the request gets the same answer."""
     future = self._by_key.get(key_of(messages, parameters))
     if future is None:
       return False
@@ -167,15 +178,17 @@ class _Asking:
     self.reused += 1
     return True
 
-  def send(self, messages: Messages, choices: list[Parameters], request: JudgeRequest) -> bool:
-    """Asks, unless that would pass a cap; whether it does.
+  def send(self, messages: Messages, choices: Sequence[Parameters], request: JudgeRequest) -> bool:
+    """Whether the request was sent: not if a cap would be passed.
 
     Args:
       choices: parameters, and those to fall back to.
     """
+    parameters = choices[0]
+    # The config's own parameters may limit the answer under either name.
     longest = (
-      choices[0].get('max_tokens')
-      or choices[0].get('max_completion_tokens')
+      parameters.get('max_tokens')
+      or parameters.get('max_completion_tokens')
       or self._options.max_tokens
     )
     reserved = client.estimate(messages), int(longest)
@@ -183,16 +196,17 @@ class _Asking:
       return False
     future = self._pool.submit(self._ask, messages, choices, reserved)
     self.running[future] = [request]
-    self._by_key[key_of(messages, choices[0])] = future
+    self._by_key[key_of(messages, parameters)] = future
     self.sent += 1
     return True
 
   def collect(self) -> list[tuple[Answer | Exception, list[JudgeRequest]]]:
-    """(answer, or why there is none; the requests it is for) of those that have ended, at least one
-    of them.
+    """(answer or failure, the requests that get it) of questions that ended, at least one.
 
     Raises:
-      InputError, EndpointError, OutputError: one that no further request can succeed after.
+      InputError: if no request can succeed: the key, the model or the address is wrong.
+      EndpointError: if request after request gets no answer.
+      OutputError: if an answer could not be kept.
     """
     done, _ = concurrent.futures.wait(self.running, return_when=concurrent.futures.FIRST_COMPLETED)
     self._by_key = {key: future for key, future in self._by_key.items() if future not in done}
@@ -204,34 +218,30 @@ class _Asking:
       # right.
       in_a_row = failed and (outcome.retried or not self._answered)
       self._failed_in_a_row = self._failed_in_a_row + 1 if in_a_row else 0
-    self._give_up([outcome for outcome, _ in outcomes])
+    if self._failed_in_a_row >= max(3, self._options.concurrency):
+      raise EndpointError(
+        f'the endpoint gave no answer to {self._failed_in_a_row} requests in a row, the last: '
+        f'{outcomes[-1][0]}; what was answered is kept: start again to continue'
+      )
     return outcomes
 
   def end(self) -> None:
-    """Calls off what waits, and waits for what is being answered."""
+    """Calls off requests that wait, and waits for those being answered."""
     self.client.stop.set()
     self._pool.shutdown(wait=True, cancel_futures=True)
     self.client.close()
 
   def words(self) -> str:
-    """As in '12 requests sent, 3 again, 40 answers reused; 900 tokens in, 12 out'."""
+    """What was asked, as in '12 requests sent, 3 again, 40 answers reused; 900 tokens in, 12 out'."""
     return (
       f'{self.sent} requests sent, {self.client.retries} retries, {self.reused} answers reused; '
       f'in all {self.budget.words()}'
     )
 
-  def _give_up(self, outcomes: list[Answer | Exception]) -> None:
-    limit = max(3, self._options.concurrency)
-    if self._failed_in_a_row >= limit:
-      raise EndpointError(
-        f'the endpoint gave no answer to {self._failed_in_a_row} requests in a row, the last: '
-        f'{outcomes[-1]}; what was answered is kept: start again to continue'
-      )
-
   def _ask(
-    self, messages: Messages, choices: list[Parameters], reserved: tuple[int, int]
+    self, messages: Messages, choices: Sequence[Parameters], reserved: tuple[int, int]
   ) -> Answer | Exception:
-    """The answer, kept; or why this request has none."""
+    """The answer, which is also kept; or why this request has none."""
     spent = (0, 0)
     try:
       parameters, answer = self._first_that_works(messages, choices)
@@ -244,13 +254,14 @@ class _Asking:
       self.budget.settle(reserved, spent)
 
   def _first_that_works(
-    self, messages: Messages, choices: list[Parameters]
+    self, messages: Messages, choices: Sequence[Parameters]
   ) -> tuple[Parameters, Answer]:
-    """(parameters, answer); an endpoint that refuses to tell log-probabilities is asked without
-    them, from then on.
-    """
+    """(parameters, answer) of the first choice that the endpoint takes."""
     *better, last = choices
-    for parameters in better if self.client.logprobs else ():
+    for parameters in better:
+      # An endpoint that refused log-probabilities once is not asked for them again.
+      if not self.client.logprobs:
+        break
       try:
         return parameters, self.client.ask(messages, parameters)
       except client.Failed as reason:

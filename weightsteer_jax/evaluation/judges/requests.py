@@ -1,7 +1,7 @@
-"""What a judge is asked, and what it says."""
+"""What a judge is asked, and what a judge says."""
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Generator, Hashable, Iterable, Mapping
 from typing import Any, Protocol
 
 STATUSES = ('ok', 'refused', 'unparsable', 'failed')
@@ -14,9 +14,9 @@ class JudgeRequest:
   Attributes:
     key: names the request in its judgement.
     purpose: a name of `purposes.PURPOSES`.
-    fields: the texts which that purpose needs ('question', 'answer', 'reference', ...). For 'trait'
-      a 'prompt' may take the place of 'trait' and 'description': a judge prompt of one's own, with
-      {question} and {answer} in it.
+    fields: the texts that the purpose needs ('question', 'answer', 'reference', ...). For 'trait' a
+      'prompt' may take the place of 'trait' and 'description': a judge prompt of the user's, with
+      {question} and {answer}.
   """
 
   key: Hashable
@@ -30,10 +30,10 @@ class Judgement:
 
   Attributes:
     score: in the purpose's own scale; None unless the status is 'ok'.
-    status: 'ok'; 'refused': the judge would not say, or used the word that its prompt has for
-      answers that cannot be scored; 'unparsable': it said something else than what was asked for;
-      'failed': no answer, after all retries.
-    text: the judge's raw answer, cut to 300 characters; of 'failed' the reason.
+    status: 'ok'; 'refused' (the judge declined, or used the prompt's word for answers that cannot
+      be scored); 'unparsable' (the judge said anything else); 'failed' (no answer, after all
+      retries).
+    text: the judge's raw answer, cut to 300 characters; the reason if the status is 'failed'.
   """
 
   key: Any
@@ -49,15 +49,13 @@ class Judge(Protocol):
   name: str
 
   def check(self, purposes: Iterable[str]) -> None:
-    """Nothing, if it can judge for all of them; otherwise an InputError, before anything is
-    asked.
-    """
+    """Raises InputError if the judge cannot judge for all purposes; nothing is asked."""
 
   def inputs(self) -> dict[str, Any]:
-    """What its judgements depend on, beside the requests: JSON values."""
+    """What judgements depend on, apart from the requests: JSON values."""
 
-  def judge(self, requests: Iterable[JudgeRequest]) -> Iterator[Judgement]:
-    """One judgement for each request, as they come, in any order."""
+  def judge(self, requests: Iterable[JudgeRequest]) -> Generator[Judgement, None, None]:
+    """One judgement for each request, as they come, in any order; closing ends the asking."""
 
   def summary(self) -> str:
-    """What it took, in one line."""
+    """What the judging took, in one line."""
