@@ -1,5 +1,4 @@
-"""Tiny random models in torch, real PEFT adapters of them, and what torch says in float64 they
-change."""
+"""Tiny random models in torch, real PEFT adapters, and their changes by torch in float64."""
 
 import pathlib
 import warnings
@@ -16,9 +15,8 @@ from weightsteer_jax.export import parity
 from weightsteer_jax.models import Dense, LowRank
 
 LORA_TARGETS = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
-TOKENS = np.random.default_rng(7).integers(
-  0, 40, (4, 16)
-)  # As many as the default prompts: nothing compiles twice.
+# As many as the default prompts: nothing compiles twice.
+TOKENS = np.random.default_rng(7).integers(0, 40, (4, 16))
 TORCH_NAMES = {
   'embed/embedding': 'model.embed_tokens.weight',
   'lm_head/kernel': 'lm_head.weight',
@@ -34,8 +32,11 @@ TORCH_NAMES = {
 def make_checkpoint(
   folder: pathlib.Path, *, tied: bool, seed: int = 0, width: int = 16, moved: float = 0.0
 ) -> pathlib.Path:
-  """A saved Qwen2 of two layers, biases and norms not at their defaults; `moved`, a fine-tune of
-  the one that is not."""
+  """A saved Qwen2 of two layers, with biases and norms away from their defaults.
+
+  Args:
+    moved: size of random changes; of the same seed, a fine-tune of the model with 0.
+  """
   torch.manual_seed(seed)
   config = transformers.Qwen2Config(
     vocab_size=40,
@@ -83,8 +84,7 @@ def make_adapter(
 
 
 def torch_weights(base: pathlib.Path, adapter: pathlib.Path | None = None) -> dict[str, np.ndarray]:
-  """{tensor name: float64 array} of a checkpoint, with an adapter merged in by PEFT if one is
-  given."""
+  """{tensor name: float64 array} of a checkpoint, with an adapter merged in by PEFT if given."""
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     model = transformers.AutoModelForCausalLM.from_pretrained(base).double()
@@ -99,14 +99,13 @@ def torch_weights(base: pathlib.Path, adapter: pathlib.Path | None = None) -> di
 
 def dense_in_torch_axes(delta) -> dict[str, np.ndarray]:
   """{torch tensor name: float64 change} of a delta, computed here from its leaves alone."""
-  found = {}
+  changes = {}
   for path, leaf in leaves_of(delta).items():
     stacked = path.startswith('layers/')
-    for l, change in enumerate(_layers(leaf, stacked)):
-      if path.endswith('kernel'):
-        change = change.T
-      found[f'model.layers.{l}.{TORCH_NAMES[path]}' if stacked else TORCH_NAMES[path]] = change
-  return found
+    for layer, change in enumerate(_layers(leaf, stacked)):
+      name = f'model.layers.{layer}.{TORCH_NAMES[path]}' if stacked else TORCH_NAMES[path]
+      changes[name] = change.T if path.endswith('kernel') else change
+  return changes
 
 
 def leaves_of(delta) -> dict[str, LowRank | Dense]:
@@ -117,21 +116,23 @@ def leaves_of(delta) -> dict[str, LowRank | Dense]:
 def _layers(leaf, stacked):
   """Each layer's change in float64; kernels as [inputs, outputs]."""
   if isinstance(leaf, LowRank):
-    a, b = np.asarray(leaf.a, np.float64), leaf.scale * np.asarray(leaf.b, np.float64)
-    a, b = (a, b) if stacked else (a[None], b[None])
+    a = np.asarray(leaf.a, np.float64)
+    b = leaf.scale * np.asarray(leaf.b, np.float64)
+    if not stacked:
+      a = a[None]
+      b = b[None]
     return [x.reshape(-1, x.shape[-1]) @ y.reshape(y.shape[0], -1) for x, y in zip(a, b)]
   value = np.asarray(leaf.value, np.float64)
   value = value if stacked else value[None]
   if value.ndim <= 3 and not (stacked and value.ndim == 3 and value.shape[1] == 4):
-    return [layer for layer in value]
+    return list(value)
   raise AssertionError('dense attention kernels are compared in our own axes')
 
 
 def random_direction(
   model: models.Model, seed: int, *, kinds: str = 'mixed', rank: int = 3, size: float = 0.1
 ) -> Direction:
-  """A direction drawn at random: factors at the kernels and, if 'mixed', dense embedding and
-  head."""
+  """A random direction: factors at the kernels and, if 'mixed', dense embedding and head."""
   random = np.random.default_rng(seed)
   kind = 'lora_embeddings' if kinds == 'mixed' else 'lora'
   delta = models.init_delta(

@@ -214,6 +214,7 @@ class Batches:
     self.examples = list(examples)
     self.batch_size = batch_size
     self.seed = seed
+    # Rounded up: the last batch of an epoch reaches into the next.
     self.steps_per_epoch = -(-len(self.examples) // batch_size)
     self._row_length = _checked_row_length(self.examples, row_length)
     self._row_counts = self._choose_row_counts(accumulation * row_multiple)
@@ -225,9 +226,11 @@ class Batches:
     # The batch is a window of the stream, which may reach over the ends of epochs.
     first = step * self.batch_size
     last = first + self.batch_size - 1
-    epochs = range(first // size, last // size + 1)
-    stream = np.concatenate([permutation(size, self.seed, epoch) for epoch in epochs])
-    start = first - epochs[0] * size
+    first_epoch = first // size
+    epochs = range(first_epoch, last // size + 1)
+    orders = [permutation(size, self.seed, epoch) for epoch in epochs]
+    stream = np.concatenate(orders)
+    start = first - first_epoch * size
     return stream[start : start + self.batch_size].tolist()
 
   def names(self, step: int) -> list[str]:
@@ -239,6 +242,7 @@ class Batches:
     """Batch `step`, numpy [B, T] with (B, T) one of `shapes`; a function of (seed, step) alone."""
     chosen = [self.examples[i] for i in self.indices(step)]
     rows = self._pack(chosen)
+    # The least of the compiled shapes that holds the rows; the counts are in ascending order.
     num_rows = next(count for count in self._row_counts if count >= len(rows))
     return fill(chosen, rows, num_rows=num_rows, row_length=self._row_length)
 
@@ -247,7 +251,8 @@ class Batches:
 
   def _choose_row_counts(self, multiple: int) -> list[int]:
     probed = []
-    for step in range(min(_PROBED_STEPS, 3 * self.steps_per_epoch)):
+    num_steps = min(_PROBED_STEPS, 3 * self.steps_per_epoch)
+    for step in range(num_steps):
       rows = self._pack([self.examples[i] for i in self.indices(step)])
       probed.append(round_up(len(rows), multiple))
     self.most_rows = max(probed)
@@ -258,6 +263,7 @@ class Batches:
       """Rows of all probed batches, padding included, if only these counts were compiled."""
       return sum(min(count for count in counts if count >= needed) for needed in probed)
 
+    # Greedily: the count that saves most rows, until none is worth a compilation.
     while len(counts) < _SHAPES:
       best = min(set(probed), key=lambda count: computed_rows(counts | {count}))
       if computed_rows(counts | {best}) > (1 - _WORTH_A_SHAPE) * computed_rows(counts):
@@ -282,7 +288,9 @@ def eval_batches(
   packed = pack([len(example) for example in examples], row_length)
   num_rows = round_up(min(rows, len(packed)), row_multiple)
   for start in range(0, len(packed), num_rows):
-    yield fill(examples, packed[start : start + num_rows], num_rows=num_rows, row_length=row_length)
+    # The last batch is filled up with empty rows, so that one program takes them all.
+    chosen = packed[start : start + num_rows]
+    yield fill(examples, chosen, num_rows=num_rows, row_length=row_length)
 
 
 def split(

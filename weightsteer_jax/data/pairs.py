@@ -83,6 +83,7 @@ def prompts(
   combinations = itertools.product(questions, enumerate(instructions), range(samples))
   for question, (i, instruction), sample in combinations:
     for side in SIDES:
+      # The instruction is the only difference between the sides.
       system = {'role': 'system', 'content': getattr(instruction, side)}
       name = f'{question.name}/{i}/{sample}/{side}'
       by_side[side].append(Conversation((system, *question.messages), name))
@@ -110,6 +111,7 @@ def pair(
     answers = {side: answers_of[side][i] for side in SIDES}
     reason = _drop_reason(questions, answers, keep)
     if reason:
+      # Both answers go, so that the sides stay row by row answers to the same questions.
       dropped[reason] += 1
       continue
     for side in SIDES:
@@ -142,6 +144,7 @@ def write(
   if not contrast.positive:
     raise InputError(f'no answer pair passed the filter: {contrast.accounting}')
   with files.new_folder(folder, what='the contrastive data') as partial:
+    # The digests name the data, whatever the files are called.
     digests = {}
     for side in SIDES:
       conversations = getattr(contrast, side)
@@ -164,6 +167,7 @@ def _drop_reason(
 ) -> str | None:
   """'<side>: <reason>' of the first side whose answer fails, or None."""
   for side in SIDES:
+    # Filters expect text.
     if not answers[side].strip():
       return f'{side}: empty answer'
     reason = keep(questions[side], answers[side], side)

@@ -79,6 +79,7 @@ def is_path(source: str | os.PathLike) -> bool:
   """
   if not isinstance(source, str) or Path(source).exists():
     return True
+  # A missing source that looks like a path is a file, so that the error is about the file.
   return (
     source.startswith(('.', '/', '~')) or source.endswith(_FILE_SUFFIXES) or source.count('/') > 1
   )
@@ -101,6 +102,7 @@ def parse_rows(rows: Iterable[tuple[str, Any]], *, where: str) -> list[Conversat
         f'{name}: a row must be an object with the columns {_ACCEPTED}; it is a '
         f'{type(row).__name__}'
       )
+    # The first row decides; later rows may have more columns, not fewer.
     schema = schema or _schema_of(row, name)
     if missing := [column for column in schema if column not in row]:
       raise InputError(
@@ -208,6 +210,7 @@ def hub_rows(source: str, split: str | None, revision: str | None) -> Iterable[M
     ) from error
   if not isinstance(loaded, Mapping):
     return loaded
+  # Without a split, `load_dataset` gives a mapping of all splits.
   chosen = next(iter(loaded)) if len(loaded) == 1 else 'train'
   if chosen not in loaded:
     raise InputError(f"dataset '{source}' has the splits {sorted(loaded)}: choose one with split=")

@@ -86,6 +86,7 @@ def text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
 
 
 def _plain(name: str) -> str:
+  # 'Best Answer', 'best-answer' and 'best_answer' are the same name.
   return re.sub(r'[\s_-]+', '_', name.strip().lower())
 
 

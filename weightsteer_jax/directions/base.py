@@ -128,6 +128,7 @@ def same_base(x: Base, y: Base, *, what: str, allow_other_base: bool = False) ->
     InputError: if the architectures differ, or the digests do where both are known.
   """
   same_architecture(x.config, y.config, what=what)
+  # A digest may be unknown, and then says nothing.
   if x.digest and y.digest and x.digest != y.digest and not allow_other_base:
     raise InputError(
       f'{what} belong to different base models: {x.source or "unnamed"} (digest {x.digest}) and '

@@ -97,6 +97,7 @@ def save(folder: files.Path, direction: Direction, *, sync: bool = True) -> None
   """
   flat = tree.flatten(direction.delta, models.is_delta_leaf)
   with files.new_folder(folder, what='a direction', sync=sync) as partial:
+    # The two kinds are not mixed in a file: a single change in memory brings all into our axes.
     if all(map(on_disk.is_on_disk, flat.values())):
       base = direction.base
       parts = on_disk.parts_of(base.config, models.FAMILIES[base.family])

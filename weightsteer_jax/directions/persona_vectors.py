@@ -62,6 +62,7 @@ def mean_residuals(
   layout = layout or sharding.single()
   length = data.batches.row_length_for(max(map(len, examples), default=1))
   rows = max(1, BATCH_TOKENS // length)
+  # float64, as the sums of all batches are far larger than the differences of means.
   total = np.zeros((model.config.num_layers + 1, model.config.width))
   batches = data.eval_batches(
     _weighted(examples), rows=rows, row_length=length, row_multiple=layout.rows
@@ -110,6 +111,7 @@ def at_layer(vectors: np.ndarray, layer: int) -> PyTree:
     raise InputError(
       f'there is no layer {layer} to steer: behind its blocks the model has layers 1 to {layers}'
     )
+  # Row l - 1 of the delta is added behind block l - 1, whose output is hidden state l.
   residual = np.zeros_like(vectors[1:])
   residual[layer - 1] = vectors[layer]
   return {'layers': {'residual': models.Dense(jax.numpy.asarray(residual))}}

@@ -158,6 +158,7 @@ def unread_difference(x: Checkpoint, y: Checkpoint) -> dict[str, Dense]:
     if differs:
       names.add(part.name)
       paths.add(part.path)
+  # A fused tensor is one change of several parameters, even where only one of them differs.
   values = {name: on_disk.Values(raw, raw_y[name]) for name, raw in raw_x.items() if name in names}
   return on_disk.leaves(x.config, x.family, values, paths)
 
