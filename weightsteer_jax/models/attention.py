@@ -37,6 +37,7 @@ AUTO = 'auto'
 # The platform of each kernel that does not run everywhere.
 PLATFORMS = {BLOCKED: 'cpu', CUDNN: 'gpu', SPLASH: 'tpu'}
 
+# Inputs of a program, which tests and callers may give as numpy arrays.
 Array = jax.Array | np.ndarray
 
 
@@ -61,7 +62,7 @@ class Seen:
   branches_BT: Array | None = None
   own: bool = dataclasses.field(default=True, metadata=dict(static=True))
 
-  def mask(self, keys: int, window: jax.Array | None = None) -> jax.Array:
+  def mask(self, keys: int, window: jax.Array | None = None) -> Array:
     """Whether query t sees key s, bool [B, T, S].
 
     Args:

@@ -71,7 +71,7 @@ class Attention(nnx.Module):
     edits: deltas.Edits,
     cache: Cache | None,
     layer: jax.Array | int,
-    positions_BT: jax.Array,
+    positions_BT: attention.Array,
   ) -> tuple[jax.Array, Cache | None]:
     """What attention adds to the residual stream [B, T, D], and the cache with keys and values."""
     q_BTNH = self.q(x_BTD, deltas.at(edits, 'q'))
@@ -85,7 +85,9 @@ class Attention(nnx.Module):
 
     if cache is not None:
       cache = write_cache(cache, layer, positions_BT, k_BTKH, v_BTKH)
-    options = dict(scale=self.score_scale, softcap=self.score_softcap, window=window)
+    options: dict[str, Any] = dict(
+      scale=self.score_scale, softcap=self.score_softcap, window=window
+    )
     if seen.own or cache is None:
       attended_BTNH = attention.attend(q_BTNH, k_BTKH, v_BTKH, seen, kernel=self.kernel, **options)
     else:
@@ -148,7 +150,7 @@ class Embedding(nnx.Module):
       0.02 * jax.random.normal(rngs.params(), shape, dtype), axes='VD', inputs=0
     )
 
-  def __call__(self, tokens_BT: jax.Array, edits: deltas.Edits) -> jax.Array:
+  def __call__(self, tokens_BT: attention.Array, edits: deltas.Edits) -> jax.Array:
     """Embeddings of the tokens [B, T, D], scaled as the config says."""
     x_BTD = deltas.look_up(self.embedding[...], tokens_BT)
     x_BTD = deltas.pin(deltas.add_lookup_edits(x_BTD, tokens_BT, deltas.at(edits, 'embedding')))
@@ -187,15 +189,15 @@ class Decoder(nnx.Module):
 
   def hidden(
     self,
-    tokens_BT: jax.Array,
+    tokens_BT: attention.Array,
     *,
-    positions_BT: jax.Array,
+    positions_BT: attention.Array,
     seen: attention.Seen,
     edits: deltas.Edits,
     cache: Cache | None,
     remat: str,
     reach: int,
-    weights_BT: jax.Array | None = None,
+    weights_BT: attention.Array | None = None,
     layers: tuple[PyTree, ...] | None = None,
   ) -> tuple[jax.Array, Cache | None, tuple[Any, Any]]:
     """Final-normed hidden states [B, T, D], the updated cache, and sums of the residual stream.
@@ -265,7 +267,7 @@ def _rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]
   return jax.checkpoint(layer, prevent_cse=False, policy=policies[remat])
 
 
-def _weighted_sum(x_BTD: jax.Array, weights_BT: jax.Array | None) -> jax.Array | None:
+def _weighted_sum(x_BTD: jax.Array, weights_BT: attention.Array | None) -> jax.Array | None:
   if weights_BT is None:
     return None
   x32_BTD = x_BTD.astype(jnp.float32)
@@ -328,7 +330,7 @@ def layer_codes(config: ModelConfig, keys: int) -> tuple[list[Rope | None], dict
 def write_cache(
   cache: Cache,
   layer: jax.Array | int,
-  positions_BT: jax.Array,
+  positions_BT: attention.Array,
   k_BTKH: jax.Array,
   v_BTKH: jax.Array,
 ) -> Cache:

@@ -19,11 +19,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from weightsteer_jax.models.products import narrow_einsum, wide_einsum
 from weightsteer_jax.runtime import sharding
 
 PyTree = Any
+Array = jax.Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass
@@ -138,7 +140,7 @@ def add_vector_edits(y: jax.Array, edits: Edits) -> jax.Array:
   return y
 
 
-def look_up(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+def look_up(table_VD: jax.Array, tokens_BT: Array) -> jax.Array:
   """The tokens' rows of a table [B, T, D]; NaN for ids beyond the table."""
   # Cut over V alone: fsdp gathers the table once, but rows cut along D would move between devices
   # token by token.
@@ -147,7 +149,7 @@ def look_up(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
   return table_VD.at[tokens_BT].get(mode='fill', fill_value=jnp.nan)
 
 
-def add_lookup_edits(x_BTD: jax.Array, tokens_BT: jax.Array, edits: Edits) -> jax.Array:
+def add_lookup_edits(x_BTD: jax.Array, tokens_BT: Array, edits: Edits) -> jax.Array:
   """Embeddings plus alpha * the same rows of each edit's dense change of the table."""
   for edit in edits:
     dx_BTD = look_up(edit.delta.value, tokens_BT)

@@ -9,11 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from weightsteer_jax.models import delta as deltas
-from weightsteer_jax.models.attention import Seen
+from weightsteer_jax.models.attention import Array, Seen
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.decoder import Cache, Decoder, cache_length
 from weightsteer_jax.models.sites import check_delta, definition, sites
@@ -21,7 +20,6 @@ from weightsteer_jax.runtime import sharding, tree
 from weightsteer_jax.runtime.errors import InputError
 
 PyTree = Any
-Array = jax.Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass

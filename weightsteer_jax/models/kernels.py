@@ -30,7 +30,7 @@ def cudnn(
   q_BTNH: jax.Array,
   k_BTKH: jax.Array,
   v_BTKH: jax.Array,
-  mask_BTS: jax.Array | None,
+  mask_BTS: Array | None,
   *,
   scale: float,
 ) -> jax.Array:

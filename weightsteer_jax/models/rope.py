@@ -31,7 +31,9 @@ def rotate(x_BTNH: jax.Array, tables: Tables) -> jax.Array:
   return jnp.concatenate(parts, axis=-1).astype(x_BTNH.dtype)
 
 
-def tables(rope: Rope | None, rotary_dim: int, positions_BT: jax.Array, *, length: int) -> Tables:
+def tables(
+  rope: Rope | None, rotary_dim: int, positions_BT: jax.Array | np.ndarray, *, length: int
+) -> Tables:
   """Cosines and sines [B, T, 1, h] of the positions' angles, float32.
 
   Without a rope all angles are 0, which turn nothing. `length` as in `rope_frequencies`.
@@ -51,7 +53,11 @@ def tables(rope: Rope | None, rotary_dim: int, positions_BT: jax.Array, *, lengt
 
 
 def stacked_tables(
-  ropes: Sequence[Rope | None], rotary_dim: int, positions_BT: jax.Array, *, length: int
+  ropes: Sequence[Rope | None],
+  rotary_dim: int,
+  positions_BT: jax.Array | np.ndarray,
+  *,
+  length: int,
 ) -> Tables:
   """The tables of several ropes, [rope, B, T, 1, h]."""
   pairs = [tables(rope, rotary_dim, positions_BT, length=length) for rope in ropes]
