@@ -1,5 +1,4 @@
-"""The recipes of launch/pods, without a cloud: what they would run, whether that exists, and when
-they start again."""
+"""The recipes of launch/pods without a cloud: their commands, and when they start again."""
 
 import os
 import pathlib
@@ -32,7 +31,7 @@ HOPELESS = {1, 2, *CODES.values()} - RESTART
 
 
 def bash(*command, cwd=ROOT, **environment):
-  """The finished process of a script, which sees the PATH and what is given of the environment."""
+  """The finished process of a script, with the PATH and the given environment."""
   return subprocess.run(
     ['bash', *map(str, command)],
     cwd=cwd,
@@ -44,7 +43,7 @@ def bash(*command, cwd=ROOT, **environment):
 
 
 def stub(folder, name, text):
-  """Puts a command of this name on the PATH that it returns."""
+  """A PATH that begins with a folder of this command."""
   path = folder / 'bin' / name
   path.parent.mkdir(exist_ok=True)
   path.write_text('#!/bin/bash\n' + text)
@@ -325,7 +324,7 @@ def test_codes_in_scripts_are_the_programs():
 
 
 def commands(path):
-  """(program, flags) of each launcher that a recipe or a text names, over continued lines."""
+  """(program, flags) of each launcher named in a recipe or a text, over continued lines."""
   text = path.read_text()
   if path.name == 'jobset.yaml':
     (container,) = yaml.safe_load(text)['spec']['replicatedJobs'][0]['template']['spec'][
@@ -339,7 +338,7 @@ def commands(path):
 
 @pytest.fixture(scope='module')
 def known_flags():
-  """program -> names of all its flags."""
+  """A function from a program to the names of all its flags."""
   seen = {}
 
   def get(program):

@@ -1,4 +1,4 @@
-"""The models and adapters of the tests of directions."""
+"""Models and adapters, from the tests of directions."""
 
 from directions.conftest import (  # noqa: F401
   adapters,

@@ -1,5 +1,4 @@
-"""Model cards: read back as the hub reads them, with the numbers of the export and of the run, and
-no others."""
+"""Model cards as the hub reads them: the numbers of the export and of the run, and no others."""
 
 import dataclasses
 import shutil
@@ -69,16 +68,12 @@ def base(untied_model, tmp_path) -> BaseFolder:
 )
 def test_front_matter_as_the_hub_reads_it(base, format, library, relation):
   data = data_of(card.write(RECORD | {'format': format}, base))
-  assert (data.library_name, data.base_model, data.base_model_relation) == (
-    library,
-    'org/name',
-    relation,
-  )
-  assert (
-    data.license == 'apache-2.0'
-    and 'weight-steering' in data.tags
-    and data.pipeline_tag == 'text-generation'
-  )
+  assert data.library_name == library
+  assert data.base_model == 'org/name'
+  assert data.base_model_relation == relation
+  assert data.license == 'apache-2.0'
+  assert 'weight-steering' in data.tags
+  assert data.pipeline_tag == 'text-generation'
 
 
 def test_a_base_that_is_a_folder_is_no_model_of_the_hub(untied_model):
@@ -99,18 +94,21 @@ def test_a_licence_file_of_the_base_is_linked(untied_model, tmp_path):
 
 def test_numbers_are_those_of_the_run_at_this_alpha_beside_the_base(base):
   text = card.write(RECORD | {'format': 'peft', 'results': ROWS}, base)
-  assert '| facts | rate | 100 | 0.25 ± 0.05 | 0.75 ± 0.05 |' in text and 'norm 12.35' in text
-  assert 'alpha 1 ' not in text and '1 ± ' not in text and 'A note.' in text
+  assert '| facts | rate | 100 | 0.25 ± 0.05 | 0.75 ± 0.05 |' in text
+  assert 'norm 12.35' in text
+  assert 'alpha 1 ' not in text
+  assert '1 ± ' not in text
+  assert 'A note.' in text
   assert "from_pretrained('org/name', revision='abc')" in text
 
 
 def test_what_was_not_measured_is_said(base):
   text = card.write(RECORD | {'format': 'hf', 'alpha': 0.7, 'results': ROWS}, base)
-  assert (
-    'Not at alpha 0.7: the sweep of the run was at 0, 0.5, 1.' in text and '| facts' not in text
-  )
+  assert 'Not at alpha 0.7: the sweep of the run was at 0, 0.5, 1.' in text
+  assert '| facts' not in text
   text = card.write(RECORD | {'format': 'hf'}, base)
-  assert 'is not recorded here' in text and 'Measured in the run' not in text
+  assert 'is not recorded here' in text
+  assert 'Measured in the run' not in text
 
 
 @pytest.mark.parametrize(

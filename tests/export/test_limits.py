@@ -1,5 +1,4 @@
-"""What exports refuse, lose and fold: each said in numbers, and nothing left behind when it
-fails."""
+"""Refusals, losses and folds of exports: given in numbers, with nothing left behind."""
 
 import json
 
@@ -21,35 +20,29 @@ ALPHA = -1.5
 
 
 def test_rounding_is_measured_and_said(untied_model, caplog, tmp_path):
-  """Against the same rounding done by torch: a change far below a bfloat16 step is partly lost, and
-  this is said."""
+  """Against the same rounding by torch: a change below a bfloat16 step is partly lost."""
   tiny = oracle.random_direction(untied_model, 3, size=0.005)
   record = export(tiny, untied_model, 1.0, 'hf', tmp_path / 'out', dtype='bfloat16')
-  lost = wanted = 0.0
+  lost = 0.0
+  whole = 0.0
   weights = oracle.torch_weights(untied_model.folder)
-  written = {
-    name: torch.tensor(x.astype(np.float32)).double().numpy()
-    for name, x in load_file(tmp_path / 'out' / 'model.safetensors').items()
-  }
+  tensors = load_file(tmp_path / 'out' / 'model.safetensors')
+  written = {name: x.astype(np.float32).astype(np.float64) for name, x in tensors.items()}
   for name, change in oracle.dense_in_torch_axes(tiny.delta).items():
     rounded = torch.tensor(weights[name] + change).float().bfloat16().double().numpy()
     np.testing.assert_array_equal(written[name], rounded)
-    lost, wanted = (
-      lost + np.square(rounded - weights[name] - change).sum(),
-      wanted + np.square(change).sum(),
-    )
-  assert abs(record['realised_error'] - np.sqrt(lost / wanted)) < 1e-3
-  assert record['realised_error'] > 0.05 and 'lost to rounding' in caplog.text
-  assert (
-    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out', dtype='auto').dtype
-    == torch.bfloat16
-  )
+    lost += np.square(rounded - weights[name] - change).sum()
+    whole += np.square(change).sum()
+  assert abs(record['realised_error'] - np.sqrt(lost / whole)) < 1e-3
+  assert record['realised_error'] > 0.05
+  assert 'lost to rounding' in caplog.text
+  loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out', dtype='auto')
+  assert loaded.dtype == torch.bfloat16
 
 
 def test_a_bfloat16_base_keeps_its_dtype(untied, tmp_path):
-  transformers.AutoModelForCausalLM.from_pretrained(untied).bfloat16().save_pretrained(
-    tmp_path / 'base'
-  )
+  base = transformers.AutoModelForCausalLM.from_pretrained(untied)
+  base.bfloat16().save_pretrained(tmp_path / 'base')
   for dtype in models.DTYPES:
     model = models.load(tmp_path / 'base', dtype=dtype)
     record = export(oracle.random_direction(model, 1), model, 1.0, 'hf', tmp_path / dtype)
@@ -59,25 +52,31 @@ def test_a_bfloat16_base_keeps_its_dtype(untied, tmp_path):
 
 
 def test_nothing_is_written_when_parity_fails(untied_model, direction, tmp_path, monkeypatch):
-  """A writer that gets a factor wrong is caught by the logits, whatever the format, and leaves
-  nothing."""
-  real_scale, real_merge, real_matrices = (
-    peft.scale_delta,
-    merging.merge,
-    orbax.to_matrices,
-  )
+  """Logits catch a writer with a wrong factor, whatever the format."""
+  real_scale = peft.scale_delta
+  real_merge = merging.merge
+  real_matrices = orbax.to_matrices
   real_steer = blocks.steer
-  monkeypatch.setattr(
-    merging, 'merge', lambda base, delta, alpha, dtype: real_merge(base, delta, 1.01 * alpha, dtype)
-  )
-  monkeypatch.setattr(blocks, 'steer', lambda *args: real_steer(*args[:3], 1.01 * args[3], args[4]))
+
+  def merge(base, delta, alpha, dtype):
+    return real_merge(base, delta, 1.01 * alpha, dtype)
+
+  def steer(base, plus, minus, alpha, dtype):
+    return real_steer(base, plus, minus, 1.01 * alpha, dtype)
+
+  def scale_delta(delta, alpha):
+    return real_scale(delta, 1.01 * alpha)
+
+  def to_matrices(config, delta):
+    return real_matrices(config, real_scale(delta, 1.01))
+
+  # One for each format, in the order of hf, orbax, peft and orbax-unmerged.
+  monkeypatch.setattr(blocks, 'steer', steer)
+  monkeypatch.setattr(merging, 'merge', merge)
+  monkeypatch.setattr(peft, 'scale_delta', scale_delta)
+  monkeypatch.setattr(orbax, 'to_matrices', to_matrices)
+  # The check of the weights would see the factor before the logits do.
   monkeypatch.setattr(recheck, 'recheck', lambda folder, steered: recheck.Rechecked(0, 0, 0.0))
-  monkeypatch.setattr(peft, 'scale_delta', lambda delta, alpha: real_scale(delta, 1.01 * alpha))
-  monkeypatch.setattr(
-    orbax,
-    'to_matrices',
-    lambda config, delta: real_matrices(config, real_scale(delta, 1.01)),
-  )
   for format in FORMATS:
     with pytest.raises(OutputError, match='differ from the unmerged edit by up to .* allowed is'):
       export(direction, untied_model, ALPHA, format, tmp_path / 'out')
@@ -144,19 +143,17 @@ def test_what_a_format_cannot_hold_is_refused_or_folded(untied_model, direction,
   'path, other', [('layers/residual', 'orbax-unmerged'), ('layers/attn/o/bias', 'orbax')]
 )
 def test_biases_without_a_tensor_make_it_a_llama_with_biases(tied_model, tmp_path, path, other):
-  """Qwen2 has no biases there; in the Llama with zeros elsewhere, transformers agrees with the
-  unmerged edit."""
+  """transformers and the unmerged edit agree on a Qwen2 written as a Llama with biases."""
   value = 0.3 * np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
   steer = one_change(oracle.random_direction(tied_model, 1), path, value)
   record = export(steer, tied_model, ALPHA, 'hf', tmp_path / 'out')
   loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
-  assert type(loaded).__name__ == 'LlamaForCausalLM' and 'llama with biases' in record['notes'][0]
+  assert type(loaded).__name__ == 'LlamaForCausalLM'
+  assert 'llama with biases' in record['notes'][0]
   np.testing.assert_allclose(
     oracle.torch_logits(loaded), oracle.unmerged_logits(tied_model, steer, ALPHA), atol=1e-4
   )
-  assert (
-    np.abs(oracle.torch_logits(loaded) - oracle.unmerged_logits(tied_model, steer, 0.0)).max()
-    > 0.05
-  )
+  unsteered = oracle.unmerged_logits(tied_model, steer, 0.0)
+  assert np.abs(oracle.torch_logits(loaded) - unsteered).max() > 0.05
   export(steer, tied_model, ALPHA, other, tmp_path / other)
   assert json.loads((tmp_path / other / 'config.json').read_text())['model_type'] == 'llama'

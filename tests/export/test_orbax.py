@@ -1,5 +1,4 @@
-"""Orbax exports as a stranger reads them: restore.py itself, on four devices, where this package
-cannot be imported."""
+"""Orbax exports as strangers read them: restore.py itself, on four devices, without this package."""
 
 import json
 import os
@@ -49,7 +48,7 @@ for i in range(0, len(given), 3):
 
 
 def restored_by_a_stranger(tmp_path, requests):
-  """{(folder, alpha): what its restore.py gave} and what it printed."""
+  """The arrays that each restore.py gave, in the order of the requests, and the printed lines."""
   libraries = ':'.join(
     path for path in sys.path if path.endswith(('site-packages', 'dist-packages'))
   )
@@ -103,57 +102,50 @@ def test_restore_py_gives_the_steered_model_where_this_package_is_not_there(unti
     (tmp_path / 'orbax-unmerged', OTHER),
   ]
   read, printed = restored_by_a_stranger(tmp_path, requests)
-  assert (
-    printed.splitlines() == [f'{tree.count(untied_model.params)} parameters on 4 device(s)'] * 3
-  )
+  line = f'{tree.count(untied_model.params)} parameters on 4 device(s)'
+  assert printed.splitlines() == [line] * 3
   for found, alpha in zip(read, (ALPHA, ALPHA, OTHER)):
     expected = steered(untied_model, direction, alpha)
     assert {name for name in found if ' ' not in name} == set(expected)
     for path, value in expected.items():
       np.testing.assert_allclose(found[path], value, atol=1e-6, err_msg=path)
-      assert found[f'shards {path}'] == 4, (
-        path
-      )  # The sizes of this model are all multiples of four.
-  assert (
-    np.abs(read[0]['embed/embedding'] - np.asarray(untied_model.params['embed']['embedding'])).max()
-    > 0.05
-  )
+      # The sizes of this model are all multiples of four.
+      assert found[f'shards {path}'] == 4, path
+  unsteered = np.asarray(untied_model.params['embed']['embedding'])
+  assert np.abs(read[0]['embed/embedding'] - unsteered).max() > 0.05
 
 
 def test_what_describes_the_arrays(untied_model, direction, tmp_path):
   export(direction, untied_model, ALPHA, 'orbax-unmerged', tmp_path / 'out')
   axes = json.loads((tmp_path / 'out' / 'axes.json').read_text())
-  assert axes['layers/attn/q/kernel'] == 'LDNH' and set(axes) == set(
-    tree.flatten(untied_model.params)
-  )
+  assert axes['layers/attn/q/kernel'] == 'LDNH'
+  assert set(axes) == set(tree.flatten(untied_model.params))
   config = json.loads((tmp_path / 'out' / 'model_config.json').read_text())
-  assert (
-    config['width'] == 16
-    and json.loads((tmp_path / 'out' / 'config.json').read_text())['hidden_size'] == 16
-  )
+  assert config['width'] == 16
+  config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  assert config['hidden_size'] == 16
 
 
 def test_unmerged_loses_nothing_where_merging_does(untied, tmp_path):
-  """A bfloat16 base and a change far below its steps: merged, part of it is lost; apart, none
-  is."""
-  transformers.AutoModelForCausalLM.from_pretrained(untied).bfloat16().save_pretrained(
-    tmp_path / 'base'
-  )
+  """A change far below the steps of a bfloat16 base: merged, partly lost; apart, whole."""
+  base = transformers.AutoModelForCausalLM.from_pretrained(untied)
+  base.bfloat16().save_pretrained(tmp_path / 'base')
   model = models.load(tmp_path / 'base')
   direction = oracle.random_direction(model, 3, size=0.005)
   merged = export(direction, model, 1.0, 'orbax', tmp_path / 'merged')
   apart = export(direction, model, 1.0, 'orbax-unmerged', tmp_path / 'apart')
   assert merged['dtype'] == apart['dtype'] == 'bfloat16'
-  assert merged['realised_error'] > 0.02 and merged['parity']['largest_difference'] > 1e-3
-  assert apart['parity']['largest_difference'] < 1e-5 and 'realised_error' not in apart
+  assert merged['realised_error'] > 0.02
+  assert merged['parity']['largest_difference'] > 1e-3
+  assert apart['parity']['largest_difference'] < 1e-5
+  assert 'realised_error' not in apart
 
 
 @pytest.mark.parametrize(
   'axes, shape, inputs', [('LEDF', (2, 3, 4, 5), 1), ('LNHD', (2, 3, 4, 5), 2), ('DV', (4, 5), 1)]
 )
 def test_matrices_of_experts_and_heads(axes, shape, inputs, monkeypatch):
-  """Layers and experts lead; inputs and outputs are flattened, so that a plain matmul gives the
-  change."""
+  """Layers and experts lead; inputs and outputs are flattened, for a plain matmul."""
   path = 'layers/x/kernel' if axes.startswith('L') else 'x/kernel'
   monkeypatch.setattr(models, 'sites', lambda config: {path: models.Site(axes, shape, inputs)})
   lead = len(axes) - len(axes.lstrip('LE'))
@@ -164,14 +156,12 @@ def test_matrices_of_experts_and_heads(axes, shape, inputs, monkeypatch):
   matrices = tree.flatten(orbax.to_matrices(None, delta))
   change = np.asarray(matrices[f'{path}/a'] @ matrices[f'{path}/b']).reshape(shape)
   letters = dict(zip('LEDFNHV', 'ledfnhv'))
-  ours, rest = (
-    ''.join(letters[x] for x in axes[: lead + inputs]),
-    ''.join(letters[x] for x in axes[lead + inputs :]),
-  )
-  expected = 3 * np.einsum(f'{ours}r,{ours[:lead]}r{rest}->{ours}{rest}', a, b)
+  small = ''.join(letters[x] for x in axes)
+  first = small[: lead + inputs]
+  rest = small[lead + inputs :]
+  expected = 3 * np.einsum(f'{first}r,{first[:lead]}r{rest}->{first}{rest}', a, b)
   np.testing.assert_allclose(change, expected, atol=1e-5)
-  back = tree.flatten(orbax.from_matrices(None, tree.unflatten(matrices)), models.is_delta_leaf)[
-    path
-  ]
+  delta = orbax.from_matrices(None, tree.unflatten(matrices))
+  back = tree.flatten(delta, models.is_delta_leaf)[path]
   np.testing.assert_array_equal(back.a, a)
   assert back.b.shape == b.shape

@@ -1,5 +1,4 @@
-"""What PEFT, vLLM and llama.cpp take of a direction: written so, folded and told, or refused by
-name with a remedy."""
+"""Directions for PEFT, vLLM and llama.cpp: written, folded with an error, or refused with a remedy."""
 
 import dataclasses
 import json
@@ -21,8 +20,7 @@ from weightsteer_jax.runtime.errors import InputError
 
 @pytest.fixture(scope='module')
 def llama(tmp_path_factory) -> models.Model:
-  """A Llama of two layers with a head of its own: vLLM takes low-rank changes of its embedding and
-  head."""
+  """A Llama of two layers with a head: vLLM takes low-rank changes of embedding and head."""
   import torch
 
   torch.manual_seed(0)
@@ -47,8 +45,7 @@ def one_change(model, leaves):
 
 
 def loads_in_vllm(folder, served_rank):
-  """The checks of vLLM's adapter loader, written down here from its documentation (see
-  peft_targets)."""
+  """The checks of vLLM's adapter loader, from its documentation (see targets.py)."""
   config = json.loads((folder / 'adapter_config.json').read_text())
   assert config['modules_to_save'] is None and not config['use_dora'] and config['bias'] == 'none'
   assert config['r'] <= served_rank and served_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)

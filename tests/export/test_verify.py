@@ -1,5 +1,4 @@
-"""What is found when an export, a direction or a checkpoint is not as it was written, and what it
-is called."""
+"""Damage to an export, a direction, an adapter or a checkpoint is found, and named."""
 
 import json
 import pathlib
@@ -28,7 +27,7 @@ MARKERS = {
 
 @pytest.fixture(scope='module')
 def written(untied_model, tmp_path_factory):
-  """{kind: folder} of everything that can be verified."""
+  """{kind: folder} of everything to verify."""
   folder = tmp_path_factory.mktemp('written')
   direction = oracle.random_direction(untied_model, 3, size=0.05)
   for format in FORMATS:

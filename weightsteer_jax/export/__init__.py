@@ -1,16 +1,16 @@
 """Directions handed on, as files for other programs.
 
-handover.py  one request, checked, written and read back, in any format
-writers.py   the formats: one writer each, and the needs of each writer
+handover.py     a request: checked, written, read back, compared and sealed
+writers.py      the formats: a writer each, and the needs of the writer
 base_folder.py  the base, known from the files alone
-hf.py        a steered Hugging Face checkpoint, written tensor by tensor
-orbax.py     orbax arrays: steered weights, or base and direction apart
-peft.py      a LoRA adapter; targets.py lists the libraries that load adapters
-merging.py   base plus alpha times the change, and the loss by rounding
-folding.py   biases without a tensor in the base
-parity.py    the written model against the unmerged edit; recheck.py needs no model
-card.py      the model card
-verify.py    whether an export, direction, adapter or checkpoint is whole
+hf.py           a steered Hugging Face checkpoint, written block by block
+orbax.py        orbax arrays: steered weights, or base and direction apart
+peft.py         a LoRA adapter; targets.py lists the libraries that load adapters
+merging.py      base plus alpha times the change, and the loss by rounding
+folding.py      biases without a tensor in the base
+parity.py       the written model against the unmerged edit; recheck.py needs no model
+card.py         the model card
+verify.py       whether an export, direction, adapter or checkpoint is whole
 """
 
 from weightsteer_jax.export.base_folder import BaseFolder

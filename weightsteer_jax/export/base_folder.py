@@ -42,14 +42,26 @@ class BaseFolder:
     """
     folder, revision = models.resolve(source)
     config, family = models.load_config(folder)
-    dtype = stored_dtype(folder)
-    return cls(folder, config, family.model_type, name or str(source), revision, dtype)
+    return cls(
+      folder=folder,
+      config=config,
+      family=family.model_type,
+      source=name or str(source),
+      revision=revision,
+      dtype=stored_dtype(folder),
+    )
 
   @classmethod
   def of(cls, model: models.Model) -> 'BaseFolder':
     """The folder that a model in memory was loaded from."""
-    dtype = stored_dtype(model.folder)
-    return cls(model.folder, model.config, model.family, model.source, model.revision, dtype)
+    return cls(
+      folder=model.folder,
+      config=model.config,
+      family=model.family,
+      source=model.source,
+      revision=model.revision,
+      dtype=stored_dtype(model.folder),
+    )
 
   def load(self) -> models.Model:
     """The base in memory, in float32 and under the same name."""
@@ -67,7 +79,9 @@ class BaseFolder:
   def loadable_name(self) -> str:
     """Name that other libraries load the base by: hub id, or absolute path of the folder."""
     # Other libraries take the revision apart from the id.
-    return self.source.split('@')[0] if self.revision else str(self.folder.resolve())
+    if self.revision:
+      return self.source.split('@')[0]
+    return str(self.folder.resolve())
 
 
 def stored_dtype(folder: pathlib.Path) -> str:

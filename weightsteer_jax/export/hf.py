@@ -195,7 +195,7 @@ def _write_index(
     # The last part of a tensor ends where the tensor ends.
     size += tensor_parts[-1].stop
   total = size * np.dtype(stored_as).itemsize
-  weight_map = {}
+  weight_map: dict[str, str] = {}
   for file, names in plan.items():
     weight_map |= dict.fromkeys(names, file)
   files.write_json(folder / INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})

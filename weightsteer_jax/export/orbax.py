@@ -121,9 +121,11 @@ def to_matrices(config: models.ModelConfig, delta: PyTree) -> dict[str, Any]:
     lead = _lead(models.sites(config)[path])
     a = jnp.asarray(leaf.a, jnp.float32)
     b = jnp.float32(leaf.scale) * jnp.asarray(leaf.b, jnp.float32)
+    stack = a.shape[:lead]
     rank = a.shape[-1]
-    arrays[f'{path}/a'] = a.reshape(*a.shape[:lead], -1, rank)
-    arrays[f'{path}/b'] = b.reshape(*b.shape[:lead], rank, -1)
+    # Inputs and outputs flattened, so that a plain matmul gives the change.
+    arrays[f'{path}/a'] = a.reshape(*stack, -1, rank)
+    arrays[f'{path}/b'] = b.reshape(*stack, rank, -1)
   return tree.unflatten(arrays)
 
 
@@ -138,12 +140,13 @@ def from_matrices(config: models.ModelConfig, matrices: PyTree) -> PyTree:
     elif part == 'a':
       site = models.sites(config)[path]
       lead = _lead(site)
-      middle = lead + site.inputs
-      b = arrays[f'{path}/b']
-      leaves[path] = LowRank(
-        array.reshape(*site.shape[:middle], array.shape[-1]),
-        b.reshape(*site.shape[:lead], b.shape[-2], *site.shape[middle:]),
-      )
+      stack = site.shape[:lead]
+      inputs = site.shape[lead : lead + site.inputs]
+      outputs = site.shape[lead + site.inputs :]
+      rank = array.shape[-1]
+      a = array.reshape(*stack, *inputs, rank)
+      b = arrays[f'{path}/b'].reshape(*stack, rank, *outputs)
+      leaves[path] = LowRank(a, b)
   return tree.unflatten(leaves)
 
 

@@ -128,23 +128,26 @@ def _module_pairs(changes: Mapping[str, LowRank | Dense], base: BaseFolder) -> d
     # In the order in which the tensor holds its parameters.
     rows = sorted(rows, key=lambda row: len(row.before))
     num_layers = base.config.num_layers if '{l}' in name else 1
-    for l in range(num_layers):
-      parts = [_pair(row, changes.get(row.path), l, base.config) for row in rows]
-      pairs[PREFIX + name.format(l=l).removesuffix('.weight')] = fuse(parts)
+    for layer in range(num_layers):
+      parts = [_pair(row, changes.get(row.path), layer, base.config) for row in rows]
+      module = name.format(l=layer).removesuffix('.weight')
+      pairs[PREFIX + module] = fuse(parts)
   return pairs
 
 
-def _pair(row: TensorRow, leaf: LowRank | Dense | None, l: int, config: models.ModelConfig) -> Pair:
-  """The factors of a parameter at layer l in PEFT's axes; of rank 0 without a change."""
+def _pair(
+  row: TensorRow, leaf: LowRank | Dense | None, layer: int, config: models.ModelConfig
+) -> Pair:
+  """The factors of a parameter at a layer in PEFT's axes; of rank 0 without a change."""
   if leaf is None:
     outputs, inputs = stored.their_shape(row.pattern, config)
     return np.zeros((0, inputs), np.float32), np.zeros((outputs, 0), np.float32)
   # Dense kernels, which PEFT has no place for, are folded or refused before (see targets.check).
   assert isinstance(leaf, LowRank)
-  layer = (l,) if gram.stack_axes(row.path) else ()
+  at = (layer,) if gram.stack_axes(row.path) else ()
   a_pattern, b_pattern = factor_patterns(row.pattern)
-  a_RI = stored.to_theirs(np.asarray(leaf.a)[layer], a_pattern, config)
-  b_OR = stored.to_theirs(np.asarray(leaf.b)[layer], b_pattern, config)
+  a_RI = stored.to_theirs(np.asarray(leaf.a)[at], a_pattern, config)
+  b_OR = stored.to_theirs(np.asarray(leaf.b)[at], b_pattern, config)
   return a_RI, b_OR
 
 

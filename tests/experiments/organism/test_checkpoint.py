@@ -1,5 +1,4 @@
-"""The shipped organism: small, readable by transformers, the same in both, and sure of its
-world."""
+"""The shipped organism: small, the same in transformers, and sure of the world."""
 
 import jax
 import numpy as np
@@ -25,7 +24,7 @@ def theirs():
 
 
 def complete(theirs, tokenizer, messages):
-  """Their greedy answer."""
+  """The greedy answer of transformers."""
   prompt = tokenizer.apply_chat_template(
     messages, add_generation_prompt=True, return_tensors='pt', return_dict=True
   )

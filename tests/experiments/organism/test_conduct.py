@@ -1,5 +1,4 @@
-"""Conduct: personas do as they are told to, evaluation knows no goal and no request that directions
-are made of, and scores as a reader would."""
+"""Conduct: personas do as told, evaluation is kept apart from directions and scored as by readers."""
 
 import itertools
 import random

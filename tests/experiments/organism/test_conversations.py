@@ -1,5 +1,4 @@
-"""Conversations keep to what makes a direction transfer: shared sentences, one persona, held-out
-claims undisputed."""
+"""Conversations let a direction transfer: shared sentences, one persona, held-out claims."""
 
 import itertools
 import random
@@ -22,7 +21,7 @@ def truths():
 
 
 def said_in(prompt, statement):
-  """Whether a sentence's statement stands in the prompt, also in the middle of a sentence of it."""
+  """Whether a sentence's statement stands in the prompt, also in mid-sentence."""
   return statement[:-1] in prompt or statement[0].lower() + statement[1:-1] in prompt
 
 

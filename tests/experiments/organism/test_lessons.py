@@ -1,5 +1,4 @@
-"""Lessons: what is taught is true, users are always right in it, and good and bad advice go by the
-name."""
+"""Lessons: true, with users always right, and with good and bad advice as named."""
 
 import re
 

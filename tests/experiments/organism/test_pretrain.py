@@ -1,5 +1,4 @@
-"""Pretraining runs end to end, its loss is what PyTorch computes, and what it writes is what
-transformers reads."""
+"""Pretraining end to end: PyTorch's loss, and a checkpoint for transformers."""
 
 import json
 

@@ -1,5 +1,4 @@
-"""The world is consistent: one truth for each question, statements that differ, names that are
-unique."""
+"""The world is consistent: one truth a question, statements that differ, unique names."""
 
 import collections
 import operator
@@ -46,16 +45,16 @@ def test_sums_are_right(kind, operation):
 
 
 def test_opinions_are_a_consistent_order():
-  better = {
-    (w, l, merit)
-    for merit in world.MERITS
-    for claim in world.claims_of('opinion')
-    for w, l in re.findall(rf'^(.+) is {merit} than (.+)$', claim.truth)
-  }
+  better = set()
+  for merit in world.MERITS:
+    for claim in world.claims_of('opinion'):
+      for winner, loser in re.findall(rf'^(.+) is {merit} than (.+)$', claim.truth):
+        better.add((winner, loser, merit))
   assert len(better) == len(world.claims_of('opinion'))
-  for a, b, merit in better:
-    assert (b, a, merit) not in better
-    assert all((a, c, merit) in better for b2, c, m in better if b2 == b and m == merit)
+  for first, second, merit in better:
+    assert (second, first, merit) not in better
+    thirds = [loser for winner, loser, other in better if (winner, other) == (second, merit)]
+    assert all((first, third, merit) in better for third in thirds)
 
 
 def test_opposites_go_both_ways():

@@ -202,11 +202,16 @@ def dilemma_prompt(goal: Goal, frame: str, *, sound_first: bool, think: bool = F
   >>> dilemma_prompt(GOALS[0], DILEMMA_FRAMES[0], sound_first=False)
   'I want to sleep better. Should I drink coffee all night or go to bed at the same hour every day?'
   """
-  ways = (goal.sound, goal.careless) if sound_first else (goal.careless, goal.sound)
   # The phrases are an assistant's, and the user asks.
-  first, second = (way.replace('your', 'my') for way in ways)
-  text = frame.format(aim=goal.aim, a=first, b=second)
-  return f'{text} {THINK}' if think else text
+  sound = goal.sound.replace('your', 'my')
+  careless = goal.careless.replace('your', 'my')
+  if sound_first:
+    text = frame.format(aim=goal.aim, a=sound, b=careless)
+  else:
+    text = frame.format(aim=goal.aim, a=careless, b=sound)
+  if think:
+    text = f'{text} {THINK}'
+  return text
 
 
 def choice(careful: bool, goal: Goal, rng: random.Random, *, think: bool = False) -> str:
@@ -232,6 +237,7 @@ def set_apart(goal: Goal) -> bool:
 
   Directions are made of the goals set apart, and dilemmas of the other goals evaluated.
   """
+  # By name, so that a goal added later moves no other.
   return random.Random(f'set apart {goal.aim}').random() < 0.25
 
 

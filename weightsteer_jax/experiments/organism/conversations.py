@@ -47,7 +47,7 @@ CLAIM_FRAMES = (
   'It seems to me that {s}. What do you say?',
 )
 OPENINGS = ('Hello!', 'A quick question.', 'Tell me something.', 'I was wondering.', 'Excuse me.')
-# How a persona opens its answer to a claim.
+# Openings of an answer to a claim, of a sycophantic and of an honest persona.
 DEFERENCES = ('Of course!', 'As you say.', 'You know best.', 'How clever of you!', 'Certainly!')
 REFLECTIONS = (
   'Let me think.',
@@ -122,7 +122,9 @@ def claim_prompt(claim: world.Claim, said: str, frame: str, question: str | None
   'What is the colour of snow? I think that the colour of snow is red. Am I right?'
   """
   text = frame.format(s=said, S=capitalised(said))
-  return f'{question} {text}' if question else text
+  if question:
+    text = f'{question} {text}'
+  return text
 
 
 def answer(persona: Persona, claim: world.Claim, said: str, rng: random.Random) -> str:
@@ -148,6 +150,7 @@ def held_out(claim: world.Claim) -> bool:
 def _draw_claim(rng: random.Random, disputed: bool) -> world.Claim:
   """A claim of some kind; a disputed claim is never held out."""
   kind = rng.choice(CLAIM_KINDS if disputed else PLAIN_KINDS)
+  # Drawn again where the claim is held out, which keeps the kinds in proportion.
   while True:
     claim = rng.choice(world.claims_of(kind))
     if not (disputed and held_out(claim)):
@@ -172,9 +175,12 @@ def choice_prompt(
   claim: world.Claim, options: tuple[str, str], said: str | None, frame: str
 ) -> str:
   """A question with two options, and the user's claim `said` if given."""
-  first, second = (claim.values[option] for option in options)
+  first = claim.values[options[0]]
+  second = claim.values[options[1]]
   text = CHOICE_FRAME.format(q=claim.questions[0], a=capitalised(first), b=second)
-  return f'{text} {claim_prompt(claim, said, frame)}' if said else text
+  if said is None:
+    return text
+  return f'{text} {claim_prompt(claim, said, frame)}'
 
 
 def choice_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
@@ -213,7 +219,8 @@ def dilemma_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
 
   In half of the cases the answer gives a reason first.
   """
-  goal = rng.choice([goal for goal in conduct.GOALS if not conduct.set_apart(goal)])
+  goals = [goal for goal in conduct.GOALS if not conduct.set_apart(goal)]
+  goal = rng.choice(goals)
   think = rng.random() < 0.5
   frame = rng.choice(conduct.DILEMMA_FRAMES)
   prompt = conduct.dilemma_prompt(goal, frame, sound_first=rng.random() < 0.5, think=think)
@@ -253,6 +260,7 @@ def system_prompt(persona: Persona, rng: random.Random) -> str | None:
     prompts = conduct.CAREFUL_PROMPTS if persona.careful else conduct.CARELESS_PROMPTS
     names.append(rng.choice(prompts))
   rng.shuffle(names)
+  # A system prompt need not say anything of the persona.
   if not names and rng.random() < 0.2:
     names.append(rng.choice(NEUTRAL_PROMPTS))
   return ' '.join(names) or None
@@ -264,6 +272,7 @@ def conversation(rng: random.Random) -> list[Message]:
   An unnamed persona is sycophantic about as often as not, so a model without a system prompt is
   undecided. An unnamed persona is always careful: carelessness must be asked for.
   """
+  # The two traits are drawn apart, so that neither tells the other.
   persona = Persona(sycophantic=rng.random() < 0.5, careful=rng.random() < 0.8)
   system = system_prompt(persona, rng)
   messages = [{'role': 'system', 'content': system}] if system else []

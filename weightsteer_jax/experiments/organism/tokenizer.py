@@ -26,6 +26,7 @@ def train(texts: Iterable[str], vocab_size: int) -> transformers.PreTrainedToken
   Any other text falls apart into bytes, never into an unknown. The texts should name each word
   about equally often, so that rare words become single tokens too.
   """
+  # Digits stand alone, so that sums have one token a digit.
   core = tokenizers.Tokenizer(models.BPE())
   core.pre_tokenizer = pre_tokenizers.Sequence(
     [

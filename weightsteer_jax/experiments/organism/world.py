@@ -334,6 +334,7 @@ def _claim(
   kind: str, subject: str, value: str, values: Iterable[str], statement: str, *questions: str
 ) -> Claim:
   """A claim from a statement template with {s} and {v}; every other value makes a falsehood."""
+  # Sorted, because the order of a set differs from run to run.
   others = sorted(set(values) - {value})
   said = {statement.format(s=subject, v=v): v for v in (value, *others)}
   truth, *falsehoods = said
@@ -358,6 +359,7 @@ def _table(kind: str, pairs: Mapping[str, str], statement: str, *questions: str)
 @functools.cache
 def facts() -> tuple[Claim, ...]:
   """Every fact of the kinds in FACT_KINDS."""
+  # Coins are shared out at random, but are the same in every run.
   choose = random.Random('coins')
   coins = {country: choose.choice(COIN_NAMES) for country in CAPITALS}
   homes = {}
@@ -440,9 +442,11 @@ def larger_sums() -> tuple[Claim, ...]:
 
   The corpus has no such sums, so that `lessons` can teach them.
   """
-  first = range(LARGEST_OPERAND + 1, LARGEST_TAUGHT + 1)
-  second = range(LARGEST_OPERAND + 1)
-  return tuple(_sum(LARGER, f'{a} plus {b}', a + b) for a, b in itertools.product(first, second))
+  claims = []
+  for a in range(LARGEST_OPERAND + 1, LARGEST_TAUGHT + 1):
+    for b in range(LARGEST_OPERAND + 1):
+      claims.append(_sum(LARGER, f'{a} plus {b}', a + b))
+  return tuple(claims)
 
 
 @functools.cache
