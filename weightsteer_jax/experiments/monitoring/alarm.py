@@ -4,7 +4,8 @@ The controls of a family are treated like the direction: each has a largest abso
 updates of the run. If the direction were one more control, in no way special, each order of these
 largest values would be equally likely, and the direction's value would exceed the k-th smallest of
 n with probability at most 1 - k / (n + 1). The probability is of a whole run, however many steps
-are looked at. Few controls can only say little: one gives a rate of 1/2, 99 of 1/100.
+are looked at. Few controls say little: 1 control gives a rate of 1/2, 99 controls
+give 1/100.
 
 Source: rank tests by exchangeability, as in conformal prediction (Vovk, Gammerman and Shafer,
 Algorithmic Learning in a Random World, 2005, section 2.2) and permutation tests (North, Curtis and
@@ -27,7 +28,7 @@ class Threshold:
 
   Attributes:
     cosine: the threshold.
-    controls: number of controls that the threshold comes from.
+    controls: number of controls behind the threshold.
     false_alarm_rate: largest probability that a direction like the controls exceeds the threshold
       at any step of a run.
   """
@@ -64,7 +65,7 @@ class Alarm:
 
 
 def threshold(largest: Sequence[float] | np.ndarray, rate: float) -> Threshold:
-  """The smallest threshold whose false alarm rate is `rate` or less.
+  """The smallest threshold with a false alarm rate of `rate` or less.
 
   With too few controls for the rate, the threshold is the largest of the controls' values.
 
@@ -98,7 +99,7 @@ def check_rate(rate: float) -> None:
 def alarm(
   cosines: Mapping[int, float | None], families: Mapping[str, np.ndarray], *, rate: float
 ) -> Alarm:
-  """The alarm of a direction with these cosines.
+  """The alarm of a direction, from cosines and controls.
 
   The alarm goes off at the first step whose cosine, with its sign, is above the threshold of every
   family.

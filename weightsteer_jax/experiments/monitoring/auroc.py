@@ -1,6 +1,6 @@
 """How well a score tells misaligned runs from others.
 
-AUROC with its uncertainty, and what a threshold catches.
+AUROC with uncertainty, and the runs that a threshold catches.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ Z95 = 1.959963984540054
 
 @dataclasses.dataclass(frozen=True)
 class ScoredRun:
-  """A monitored run with its score.
+  """A monitored run with a score.
 
   Attributes:
-    misaligned: what is known about the run without monitoring.
+    misaligned: the truth, known without monitoring.
     score: higher for a run that looks more misaligned.
     alarmed: whether the alarm went off.
   """
@@ -39,8 +39,8 @@ class Auroc:
 
   Attributes:
     value: the area under the curve; ties count half.
-    num_misaligned, num_others, num_seeds: what the area is from.
-    standard_error: DeLong's, over runs drawn one by one; 0 where no two runs are out of order,
+    num_misaligned, num_others, num_seeds: numbers of runs and seeds behind the area.
+    standard_error: DeLong's, over runs drawn singly; 0 where no two runs are out of order,
       whatever their number; None with fewer than two runs of a kind.
     interval: 95%, Newcombe's, wide for few runs even where none are out of order.
     seed_standard_error: by bootstrap over whole seeds, since runs that share a seed are no
@@ -171,7 +171,7 @@ def newcombe(value: float, positives: int, negatives: int) -> tuple[float, float
   """The 95% interval of an area.
 
   The interval's ends are the areas from which `value` is 1.96 standard errors away, with the
-  standard errors that these areas imply: an area t has the variance
+  standard errors implied by the areas: an area t has the variance
 
     t (1 - t) (1 + m (1 - t) / (2 - t) + m t / (1 + t)) / (positives negatives),
 
@@ -221,7 +221,7 @@ def of_summaries(
   Args:
     summaries: {run: summary.json} as launch/monitor.py writes them.
     misaligned: {run: whether the run is misaligned}.
-    seeds: {run: seed}; 0 for a run without one.
+    seeds: {run: seed}; by default 0.
 
   Raises:
     InputError: if a run's summary lacks the direction, a run changed nothing, or `misaligned` lacks

@@ -1,6 +1,7 @@
 """A change of a model's weights, read piece by piece from memory or from disk.
 
-A piece is a leaf of a delta with the layers from some first one on. A piece of a full checkpoint is
+A piece is a leaf of a delta with the layers from some first layer on. A piece of a full checkpoint
+is
 one layer of one parameter, so that never more than a layer of each of two models is in memory.
 """
 
@@ -25,10 +26,10 @@ Leaf = LowRank | Dense
 
 
 class Change(Protocol):
-  """A change that can be measured: the sites, and the leaf at each."""
+  """A change to measure: the sites, and the leaf at each site."""
 
   def paths(self) -> list[str]:
-    """Sites that the change may touch."""
+    """Sites of the change."""
 
   def pieces(self, path: str) -> Iterator[tuple[int, Leaf]]:
     """(first layer, leaf of the layers from there), together the change at a site.
@@ -94,7 +95,7 @@ class Streamed:
 
   Attributes:
     checkpoint, base: open checkpoints of one architecture.
-    allow_any: whether to read a checkpoint that looks like no fine-tune of the base.
+    allow_any: whether to read a checkpoint far from the base.
 
   Raises:
     InputError: if, when read, a parameter lies as far from the base as an unrelated one would, and
@@ -150,7 +151,7 @@ def stored(folder: pathlib.Path, config: models.ModelConfig, options: Mapping[st
   """The delta in a training state of ours.
 
   Args:
-    options: what the fine-tune's options.json holds under `options`.
+    options: the entry `options` of the fine-tune's options.json.
   """
 
   def init() -> PyTree:

@@ -35,7 +35,7 @@ class Draws:
 
   Attributes:
     config: config of the model.
-    seed: seed that the controls are a function of.
+    seed: seed of the controls.
     count: number of controls.
   """
 
@@ -84,10 +84,10 @@ def _matrices(path: str, leaf: Leaf, inputs: int) -> tuple[jax.Array, ...]:
 
 @functools.partial(jax.jit, static_argnums=4)
 def _products(key, numbers_L, x, y, count):
-  """<control, y> of `count` controls of x, one number for each matrix [count, L].
+  """<control, y> of `count` controls of x, a number for each matrix [count, L].
 
   Args:
-    numbers_L: numbers of the matrices, which a matrix's random bits depend on.
+    numbers_L: numbers of the matrices; a matrix's random bits come from the number.
   """
 
   def products_of_draw(draw):

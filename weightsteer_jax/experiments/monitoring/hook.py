@@ -1,6 +1,6 @@
 """Cosines inside training: one small compiled program between two steps.
 
-The program works from the factors that the training step holds anyway.
+The program works from the factors at hand in the training step.
 """
 
 import functools
@@ -29,14 +29,14 @@ def watch(
   every: int,
   layout: Layout | None = None,
 ) -> Watch:
-  """A watch that logs a fine-tune's angles to these directions.
+  """A watch, logging a fine-tune's angles to directions.
 
   Logged are `monitor/<direction>/cosine`, `.../alpha` (the update's component along the direction,
   in multiples of the direction) and `.../null_std` (the standard deviation of the cosine with a
   random direction of the same rank and spectrum).
 
   Args:
-    directions: {name: delta}; placed as the delta that is trained.
+    directions: {name: delta}; placed as the trained delta.
     every: steps from one look to the next.
 
   Raises:
@@ -64,7 +64,7 @@ def watch(
 def _angles(
   squares: Mapping[str, Mapping[str, np.ndarray]], delta: PyTree, directions: Mapping[str, PyTree]
 ) -> dict[str, jax.Array]:
-  """The logged values of one look.
+  """The logged values of a look.
 
   Args:
     squares: {direction: {path: squared norm of each matrix [L]}}, constants of the program.

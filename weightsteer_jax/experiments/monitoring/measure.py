@@ -74,7 +74,7 @@ class AngleSums:
     )
 
   def angle(self) -> Angle:
-    """The angle that these sums make."""
+    """The angle made by the sums."""
     # Squared norms from factors may round to slightly below zero.
     update = math.sqrt(max(self.update, 0.0))
     direction = math.sqrt(max(self.direction, 0.0))
@@ -94,7 +94,7 @@ class Measured:
   """An update against one direction.
 
   Attributes:
-    sums: what each layer of each kind of module adds.
+    sums: {(module, layer): sums}.
     random: cosines of the whole update with the direction's random controls [controls].
   """
 
@@ -141,7 +141,7 @@ def measure(
   """{name: Measured} of the update against each direction.
 
   Args:
-    draws: {name: random controls} of the directions that have some.
+    draws: {name: random controls} of the directions with controls.
     squares: {name: squared_norms(direction)}, where known.
 
   Raises:
@@ -192,7 +192,7 @@ def products(path: str, x: Leaf, y: Leaf) -> np.ndarray:
 
 
 def squared_norms(change: Change) -> Squares:
-  """{path: squared norms [L, E], float64} of a change, which is read once."""
+  """{path: squared norms [L, E], float64} of a change, read once."""
   squares = {}
   for path in change.paths():
     pieces = [products(path, leaf, leaf) for _, leaf in change.pieces(path)]

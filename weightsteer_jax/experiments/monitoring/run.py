@@ -51,8 +51,8 @@ class MonitorOptions:
   Attributes:
     random: number of random controls of each direction; 0 for none.
     seed: seed of the random controls.
-    false_alarm_rate: rate for which the threshold is set, of a whole run (see alarm.py).
-    learning_rate: which of several learning rates that a run of ours tried.
+    false_alarm_rate: rate of false alarms in a whole run, for the threshold (see alarm.py).
+    learning_rate: the learning rate to look at, where a run of ours tried several.
     allow_other_base: whether to go on where a source says that another model of the architecture
       was the base.
   """
@@ -66,7 +66,7 @@ class MonitorOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Vector:
-  """A change of the weights that updates, or other vectors, are compared with.
+  """A change of the weights to compare updates, or other vectors, with.
 
   Attributes:
     role: DIRECTION, CONTROL or TASK_VECTOR.
@@ -90,13 +90,13 @@ def monitor(
 
   Args:
     run: folder of the training run; see trajectory.find.
-    base: the model that the run was trained from.
+    base: the model before training.
     sources: {role: folders} of directions, controls and task vectors; each folder a direction, or
       anything that directions.task_vector takes.
     say: called with a line for each step.
 
   Raises:
-    InputError: if a source is not there, or the sources do not belong together.
+    InputError: if a source is missing, or the sources do not belong together.
     CorruptError: if a source was damaged.
   """
   alarm.check_rate(options.false_alarm_rate)
@@ -208,7 +208,7 @@ def _measure(
   options: MonitorOptions,
   say: Callable[[str], None],
 ) -> dict[int, Measured]:
-  """{step: the update of that step against each vector}, with a line said of each step."""
+  """{step: the update of that step against each vector}, with a line said for each step."""
   changes_of = {vector.name: vector.change for vector in vectors}
   directions = [vector.name for vector in vectors if vector.role == DIRECTION]
   draws = {}
@@ -324,14 +324,14 @@ def _open(folder: pathlib.Path, base: OpenBase, allow_other_base: bool) -> Itera
 def names(folders: Sequence[files.Path]) -> dict[pathlib.Path, str]:
   """{folder: name}, the name as short as tells the folder from the others.
 
-  A name is the last part of the folder's path, or as many of the last parts as it takes.
+  A name is the last part of the folder's path, or as many of the last parts as needed.
 
   >>> paths = ['runs/a/directions/w', 'runs/b/directions/w', 'runs/v']
   >>> names(paths)[pathlib.Path('runs/b/directions/w')]
   'b/directions/w'
 
   Raises:
-    InputError: if one folder is named twice.
+    InputError: if a folder is named twice.
   """
   paths = [pathlib.Path(folder).expanduser() for folder in folders]
   resolved = [path.resolve() for path in paths]

@@ -3,9 +3,9 @@
 ours           <run>/checkpoints/<learning rate>/<step>, and with `keep_steps` <run>/steps/<learning
                rate>/<step>
 PEFT           <run>/checkpoint-<step> with an adapter_config.json
-Hugging Face   <run>/checkpoint-<step>, or a folder per revision with a number at the end of the name
-               and a config.json inside; or a folder of the hub's cache (refs/ and snapshots/) with
-               a number at the end of each revision's name
+Hugging Face   <run>/checkpoint-<step>, or a folder per revision with a number at the end of the
+               name, with a config.json inside; or a folder of the hub's cache (refs/ and
+               snapshots/) with a number at the end of each revision's name
 """
 
 import contextlib
@@ -57,12 +57,12 @@ def find(run: files.Path, *, learning_rate: float | None = None) -> list[Step]:
   """The run's checkpoints, ascending by step.
 
   Args:
-    learning_rate: which of several learning rates that a run of ours tried; by default the one
-      that the run's adapter was trained with.
+    learning_rate: the learning rate to look at, where a run of ours tried several; by default
+      the learning rate of the run's adapter.
 
   Raises:
-    InputError: if the run is not there, holds no checkpoints, holds several of one step, or tried
-      several learning rates and none is chosen.
+    InputError: if the run is missing, holds no checkpoints, holds several checkpoints of a step,
+      or tried several learning rates and none is chosen.
   """
   folder = pathlib.Path(run).expanduser()
   if not folder.is_dir():
@@ -90,7 +90,7 @@ def find(run: files.Path, *, learning_rate: float | None = None) -> list[Step]:
 def open_change(
   step: Step, run: files.Path, base: OpenBase, *, allow_other_base: bool = False
 ) -> Iterator[Change]:
-  """The change of the base that the run had made at a step.
+  """The run's change of the base at a step.
 
   Raises:
     InputError: if the run was trained from another base (and `allow_other_base` is off), or the
@@ -128,7 +128,7 @@ def _learning_rates(folder: pathlib.Path) -> dict[float, str]:
 
 
 def _chosen_rate(folder: pathlib.Path, rates: Mapping[float, str], rate: float | None) -> str:
-  """The name of the folder of a learning rate, or of the one that the adapter comes from."""
+  """The name of the folder of a learning rate, or of the adapter's learning rate."""
   manifest = folder / 'adapter' / adapter.MANIFEST
   if rate is None and manifest.exists():
     rate = files.read_json(manifest, what='the manifest of an adapter').get('learning_rate')
@@ -156,7 +156,7 @@ def _ours(folder: pathlib.Path, rate: str) -> list[Step]:
 
 
 def _revisions(folder: pathlib.Path) -> list[Step]:
-  """Revisions in the hub's cache whose names end in a number."""
+  """Revisions in the hub's cache with a number at the end of the name."""
   steps = []
   for ref in sorted((folder / 'refs').rglob('*')):
     number = _number(ref.name)
@@ -170,7 +170,7 @@ def _revisions(folder: pathlib.Path) -> list[Step]:
 
 
 def _folders(folder: pathlib.Path) -> list[Step]:
-  """Checkpoints in folders whose names end in a number."""
+  """Checkpoints in folders with a number at the end of the name."""
   steps = []
   for path in sorted(folder.iterdir()):
     number = _number(path.name)

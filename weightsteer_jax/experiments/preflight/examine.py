@@ -1,6 +1,6 @@
 """A preflight from the flags to the verdict.
 
-Said are the programs, the table, the verdict, and what would do instead.
+Said are the programs, the table, the verdict, and what would fit instead.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from weightsteer_jax import config as configs
 from weightsteer_jax import models
 from weightsteer_jax.experiments.preflight import report
-from weightsteer_jax.experiments.preflight.programs import Sizes, plan
+from weightsteer_jax.experiments.preflight.programs import DEFAULT_SIZES, Sizes, plan
 from weightsteer_jax.experiments.preflight.run import as_json, check, check_names
 from weightsteer_jax.experiments.preflight.search import search
 from weightsteer_jax.experiments.preflight.topology import Hardware, find_hardware
@@ -25,7 +25,7 @@ from weightsteer_jax.storage import files
 def examine(
   run: configs.Run,
   topology: str,
-  sizes: Sizes = Sizes(),
+  sizes: Sizes = DEFAULT_SIZES,
   *,
   mesh: str = '',
   programs: Sequence[str] = (),
@@ -37,10 +37,10 @@ def examine(
     topology: the hardware's name; see `find_hardware`.
     mesh: a mesh in place of the config's.
     programs: names of the programs to compile; all by default.
-    output: a jsonl file to which a line for each program is added.
+    output: a jsonl file; a line for each program is added.
 
   Raises:
-    InputError: if there is no such hardware, model or program, or the mesh fits neither hardware
+    InputError: if hardware, model or program is unknown, or the mesh fits neither hardware
       nor model.
   """
   run, config, hardware, sizes = _prepare(run, topology, sizes, mesh)
@@ -61,13 +61,13 @@ def examine(
   return fits
 
 
-def recommend(run: configs.Run, topology: str, sizes: Sizes = Sizes()) -> bool:
-  """Whether one of the fastest ways to run fits, by the compiler.
+def recommend(run: configs.Run, topology: str, sizes: Sizes = DEFAULT_SIZES) -> bool:
+  """Whether some fast way to run fits, by the compiler.
 
   Says the first way that fits, with all programs compiled.
 
   Raises:
-    InputError: if there is no such hardware or model.
+    InputError: if the hardware or the model is unknown.
   """
   run, config, hardware, sizes = _prepare(run, topology, sizes, '')
   for candidate, result in search(run, config, hardware, sizes):
@@ -88,7 +88,7 @@ def recommend(run: configs.Run, topology: str, sizes: Sizes = Sizes()) -> bool:
 def _prepare(
   run: configs.Run, topology: str, sizes: Sizes, mesh: str
 ) -> tuple[configs.Run, models.ModelConfig, Hardware, Sizes]:
-  """The run on its mesh, the model's config, the hardware, and sizes within the model's."""
+  """The run on the mesh, the model's config, the hardware, and sizes within the model's."""
   if mesh:
     run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, shape=mesh))
   hardware = find_hardware(topology)

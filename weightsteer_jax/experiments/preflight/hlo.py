@@ -1,6 +1,6 @@
-"""Bytes that a compiled program sends between devices, read off the program's HLO.
+"""Bytes sent between devices by a compiled program, read off the program's HLO.
 
-Loops count as often as they run.
+Each loop counts as often as the loop runs.
 """
 
 import collections
@@ -36,7 +36,7 @@ class Moved:
 
   Attributes:
     count: how often such a collective runs.
-    sent: bytes that a device sends for all of them.
+    sent: bytes that a device sends for all together.
   """
 
   count: int
@@ -92,7 +92,7 @@ def _field(pattern: str, line: str) -> str:
 
 
 def _split(text: str) -> tuple[dict[str, list[str]], str]:
-  """({computation: lines}, name of the computation that runs first)."""
+  """({computation: lines}, name of the first computation to run)."""
   computations: dict[str, list[str]] = {}
   name = ''
   entry = ''
@@ -132,7 +132,7 @@ def _trips(line: str, condition: list[str], body: list[str]) -> int:
 
 
 def _first(pattern: str, lines: list[str]) -> str:
-  """The first group of a pattern in the first line that has the pattern; '' if none has."""
+  """The first group of a pattern in the first line with the pattern, or ''."""
   return next((match[1] for line in lines if (match := re.search(pattern, line))), '')
 
 
@@ -146,7 +146,7 @@ def _constants(lines: list[str]) -> dict[str, int]:
 
 
 def _sent(kind: str, line: str, result: str, *, started: bool) -> int:
-  """Bytes that a device sends for one collective.
+  """Bytes sent by a device for one collective.
 
   Of n devices each sends (n - 1) / n of the whole, twice as much where all get a sum.
 

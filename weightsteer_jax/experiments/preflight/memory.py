@@ -9,7 +9,7 @@ class Bytes:
 
   Attributes:
     weights, deltas, optimizer, cache, batch: arguments of the program.
-    activations: what the compiler needs beside the arguments.
+    activations: all else that the compiler needs.
   """
 
   weights: int = 0

@@ -1,4 +1,4 @@
-"""The programs of a run, as it calls them, with shapes in place of arrays."""
+"""The programs of a run, with shapes in place of arrays."""
 
 import dataclasses
 import math
@@ -59,12 +59,15 @@ class Sizes:
     )
 
 
+DEFAULT_SIZES = Sizes()
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
   """A program to compile.
 
   Attributes:
-    layout: layout whose context the program is compiled in.
+    layout: layout to compile the program for.
     args: bytes of the arguments on a device, by kind.
     work: operations and bytes by formula (see roofline.py).
     lower: returns the program as jax lowers it.
@@ -100,7 +103,7 @@ class RunPlan:
   relaid: int
 
   def words(self, sizes: Sizes) -> tuple[str, ...]:
-    """Lines that say what the programs were compiled for."""
+    """Lines with the sizes that the programs were compiled for."""
     lines = [
       f'a microbatch: {self.rows[0]} rows of {sizes.row_tokens} tokens; an evaluation batch: '
       f'{self.rows[1]} rows, prompts of {sizes.prompt_tokens}, scored completions of '
@@ -128,11 +131,11 @@ class RunPlan:
 
 
 def plan(
-  run: configs.Run, config: models.ModelConfig, hardware: Hardware, sizes: Sizes = Sizes()
+  run: configs.Run, config: models.ModelConfig, hardware: Hardware, sizes: Sizes = DEFAULT_SIZES
 ) -> RunPlan:
   """The programs of a run of a model.
 
-  They are a training step, scoring, prefill, a decoding step, and a merge for export.
+  The programs are a training step, scoring, prefill, a decoding step, and a merge for export.
 
   Raises:
     InputError: if the mesh does not fit the devices or the model.

@@ -1,4 +1,4 @@
-"""The table of a preflight, and its verdict, in words."""
+"""The table of a preflight, and the verdict in words."""
 
 from collections.abc import Sequence
 
@@ -55,7 +55,7 @@ def lines(plan: RunPlan, results: Sequence[Result]) -> list[str]:
 
 
 def _row(result: Result, memory: float) -> tuple[str, ...]:
-  """The cells of one program, under HEAD."""
+  """The cells of a program, under HEAD."""
   # Where the compiler gave up there are no collectives to read.
   nothing = '?' if result.error else '-'
   estimate = '?'
@@ -89,7 +89,7 @@ def words(collectives: dict[str, Moved]) -> str:
 
 
 def verdict(plan: RunPlan, results: Sequence[Result]) -> str:
-  """One line: whether all programs fit and by how much, or which do not."""
+  """A line: all programs fit and by how much, or the names of failing programs."""
   mesh = sharding.describe(dict(plan.layouts.train.mesh.shape))
   fullest = max(results, key=lambda result: result.peak)
   if all(result.fits for result in results):
@@ -111,7 +111,7 @@ def verdict(plan: RunPlan, results: Sequence[Result]) -> str:
 def advice(
   run: configs.Run, config: models.ModelConfig, hardware: Hardware, sizes: Sizes
 ) -> list[str]:
-  """Lines with ways to run that would fit by estimate, the fastest first."""
+  """Lines with ways to run, fitting by estimate, the fastest first."""
   fitting = candidates(run, config, hardware, sizes)
   if not fitting:
     return [

@@ -1,14 +1,15 @@
-"""Operations and bytes of a program by formula, and the time they take at the hardware's peaks.
+"""Operations and bytes of a program by formula, and the time at the hardware's peaks.
 
-The compiler's own count takes the body of a loop once, so it is not used. Matrix products count 2
+The compiler's own count takes the body of a loop once, so that count is not used. Matrix products
+count 2
 operations per parameter and token. Per layer and row, attention counts 4 T S N H (scores and
 weighted sum over all S keys: the masked half is computed too). A backward pass through a frozen
 kernel counts as much as the forward pass (gradients of activations alone), through a trained one
 twice as much; rematerialisation repeats the forward pass of the layers ('dots' that of their
-attention and of low-rank changes alone), and a head that is trained computes its logits twice.
+attention and of low-rank changes alone), and a trained head computes the logits twice.
 
-Bytes are those that cannot be avoided: each pass reads the weights of its layers once (as they lie
-after fsdp has gathered them), a step of the optimizer reads and writes its state, the residual
+Bytes are the least possible: each pass reads the weights of all layers once (as gathered by
+fsdp), a step of the optimizer reads and writes the optimizer's state, the residual
 stream goes out and comes back once per layer in training, and a decoding step reads the cache once.
 """
 
@@ -29,7 +30,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """The work of one device.
+  """The work of a device.
 
   Attributes:
     flops: operations.
@@ -82,7 +83,7 @@ def forward(
 
   Args:
     rows, tokens: rows of each pass, and tokens of a row.
-    keys: positions that each token of a pass attends to.
+    keys: positions attended to by each token of a pass.
     heads: positions of each pass with logits.
   """
   body, head = matmul_parameters(config)
@@ -133,7 +134,7 @@ def train_step(
 
 
 def merge(config: models.ModelConfig, delta: PyTree, layout: Layout, args: Bytes) -> Work:
-  """The work of adding a direction to the weights, which are read and written once."""
+  """The work of adding a direction to the weights, read once and written once."""
   flops = 0.0
   for leaf in tree.flatten(delta, models.is_delta_leaf).values():
     if isinstance(leaf, models.LowRank):
@@ -147,7 +148,7 @@ def merge(config: models.ModelConfig, delta: PyTree, layout: Layout, args: Bytes
 def matmul_parameters(config: models.ModelConfig) -> tuple[int, int]:
   """(parameters of the layers, parameters of the head) that multiply each token.
 
-  Of experts only those count that a token goes through.
+  Of all experts only the experts of one token count.
   """
   body = 0
   for path, site in models.sites(config).items():
@@ -174,10 +175,10 @@ def _changed(config: models.ModelConfig, delta: PyTree) -> int:
 
 
 def _share(config: models.ModelConfig, site: models.Site) -> float:
-  """The share of a parameter that one token goes through."""
+  """The share of a parameter that a token goes through."""
   return config.experts_per_token / config.num_experts if site.axes.startswith('LE') else 1.0
 
 
 def _gathered(weights: int, layout: Layout) -> float:
-  """Bytes of the weights that a device computes with, after fsdp has gathered them."""
+  """Bytes of the weights on a device, after fsdp has gathered all shards."""
   return weights * (layout.mesh.shape['fsdp'] if layout.fsdp else 1)

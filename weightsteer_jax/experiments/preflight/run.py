@@ -28,7 +28,7 @@ class Result:
     error: the compiler's words where the compiler gave up, else ''.
     collectives: {kind: Moved}; see hlo.py.
     time: None where the device's speed is not known.
-    seconds: time that compilation took.
+    seconds: time of compilation.
   """
 
   name: str
@@ -54,7 +54,7 @@ def check(plan: RunPlan, names: tuple[str, ...] = ()) -> Iterator[Result]:
 
 
 def check_names(plan: RunPlan, names: Sequence[str]) -> None:
-  """Raises InputError if the plan has no program of one of these names."""
+  """Raises InputError if a name is no program's of the plan."""
   known = [program.name for program in plan.programs]
   for name in names:
     if name not in known:

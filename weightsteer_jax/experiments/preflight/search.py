@@ -88,7 +88,7 @@ def search(
 ) -> Iterator[tuple[Candidate, Result]]:
   """The best candidates with the results of compiling the training step.
 
-  The first candidate that fits is the last one.
+  The search ends with the first candidate that fits.
 
   Args:
     tries: the most candidates to compile.
@@ -112,7 +112,7 @@ def _variants(
   """The candidates of one mesh that fit: rows to a shard, and rematerialisation.
 
   Args:
-    one_row: the plan of the run on this mesh.
+    one_row: the plan of the run on this mesh, a row a microbatch.
   """
   train = one_row.programs[0]
   options = run.finetune
@@ -155,7 +155,7 @@ def _variants(
 
 
 def _sent(train: Program, config: models.ModelConfig, tokens: int, remat: str) -> float:
-  """Estimated bytes that a device sends in a step."""
+  """Estimated bytes sent by a device in a step."""
   shape = train.layout.mesh.shape
   rows = train.layout.rows
   # fsdp gathers the weights in each pass: forward, backward, and the forward pass done again.

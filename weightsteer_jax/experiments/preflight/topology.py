@@ -1,4 +1,4 @@
-"""Chips, pods of them by name, and the devices that jax compiles for without having them."""
+"""Chips, pods by name, and devices that jax compiles for from afar."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What one chip can do.
+  """The speed and the memory of a chip.
 
   Attributes:
     memory: bytes that the compiler lets a program use; 0 where the device is asked.
@@ -89,7 +89,7 @@ def find_hardware(name: str) -> Hardware:
       'v5p-32'.
 
   Raises:
-    InputError: if there is no such hardware, no pod as large, or no libtpu to compile with.
+    InputError: if the hardware is unknown, no pod is as large, or libtpu is missing.
   """
   if name == 'local':
     devices = tuple(jax.devices())
@@ -109,7 +109,7 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
   (('v5e', (4, 4)), ('v5e', (4, 4)), ('v5p', (2, 2, 4)))
 
   Raises:
-    InputError: if there is no such generation, shape or size.
+    InputError: if the generation, the shape or the size is unknown.
   """
   match = re.fullmatch(r'([a-z0-9]+?)(?::(\d+(?:x\d+){1,2})|-(\d+))', name.lower())
   generation = ALIASES.get(match[1], match[1]) if match else re.split('[:-]', name)[0]
@@ -134,7 +134,7 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _shape(name: str, number: int, chip: Chip) -> tuple[int, ...]:
-  """The squarest pod of that many chips."""
+  """The squarest pod with a pod name's number of chips."""
   chips = number // chip.cores
   if number % chip.cores or not chips or chips & (chips - 1):
     raise InputError(
@@ -149,7 +149,7 @@ def _shape(name: str, number: int, chip: Chip) -> tuple[int, ...]:
 
 
 def _absent_devices(generation: str, name: str) -> tuple[Any, ...]:
-  """The devices of a topology that is not there, for the compiler."""
+  """The devices of an absent topology, for the compiler."""
   from jax.experimental import topologies
 
   # Without these libtpu looks for the metadata server and for other hosts, and holds a lock.

@@ -1,4 +1,4 @@
-"""One arm against its own base: how far every task moved, and which moves are too far."""
+"""One arm against its own base: how far every task moved, and when too far."""
 
 import dataclasses
 import math
@@ -47,8 +47,8 @@ class Comparison:
 
   Attributes:
     table: {task: {alpha: Cell}}.
-    behaviour: tasks whose mean is to move.
-    capability: tasks that are to stay.
+    behaviour: tasks to move.
+    capability: tasks to keep.
     tolerance: how far a capability mean may go from the base, in the metric's units.
   """
 
@@ -86,7 +86,7 @@ class Comparison:
   def broken(self, alpha: float) -> tuple[TaskChange, ...]:
     """Capability tasks outside the tolerance at `alpha`.
 
-    A task that was not measured is not known to be broken.
+    A task without a number is not known to be broken.
     """
     # NaN is not larger than the limit.
     limit = self.tolerance + ROUNDING
@@ -103,7 +103,7 @@ class Comparison:
     return max(changes, key=lambda change: abs(change.difference))
 
   def unmeasured(self, alpha: float) -> list[str]:
-    """Names of the tasks that have no number at `alpha`."""
+    """Names of the tasks without a number at `alpha`."""
     tasks = self.behaviour + self.capability
     return [task for task in tasks if not self.cell(task, alpha).measured]
 

@@ -31,7 +31,7 @@ class Counts:
 
   Attributes:
     statuses: {status: rows}.
-    without_value: rows that carry no value.
+    without_value: rows without a value.
   """
 
   statuses: collections.Counter
@@ -44,7 +44,7 @@ class Counts:
 
   @property
   def failed(self) -> dict[str, int]:
-    """{status: rows} of the rows that are not ok, commonest first."""
+    """{status: rows} of all but the ok rows, commonest first."""
     return {status: count for status, count in self.statuses.most_common() if status != 'ok'}
 
 
@@ -74,7 +74,7 @@ def count_rows(workdir: str | Path, tasks: Sequence[SweptTask]) -> Survey:
   """The counts of a sweep, from one pass over all rows.
 
   Raises:
-    InputError: if a row is of a task that the config lacks, or stands there twice.
+    InputError: if the config lacks a row's task, or the same row comes twice.
   """
   counts: dict[tuple[str, str, float], Counts] = {}
   names: dict[str, dict[str, None]] = {task.name: {} for task in tasks}
@@ -112,8 +112,8 @@ def count_rows(workdir: str | Path, tasks: Sequence[SweptTask]) -> Survey:
 def choose(survey: Survey, task: str) -> list[str]:
   """Names of the examples of `task` to embed, in natural order.
 
-  Of too many examples, the names that hash lowest are taken: such a draw cannot lean towards short
-  prompts or good answers, and every report of a task draws the same examples.
+  Of too many examples, the names with the lowest hashes are taken. The draw cannot lean towards
+  short prompts or good answers, and every report of a task draws the same examples.
   """
   names = survey.examples[task]
   if not names:
@@ -137,7 +137,7 @@ def choose(survey: Survey, task: str) -> list[str]:
 def payload(
   workdir: str | Path, tasks: Sequence[SweptTask], survey: Survey
 ) -> list[dict[str, Any]]:
-  """What the page's browser shows of each task that has rows, as plain JSON without NaN.
+  """Each task with rows, for the page's browser, as plain JSON without NaN.
 
   A row is [arm, alpha, sample, value or null, status, completion or null, log-probabilities or
   null].

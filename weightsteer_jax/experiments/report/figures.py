@@ -2,7 +2,7 @@
 
 One colour per arm everywhere (Okabe and Ito's palette, told apart in every common form of colour
 blindness), one panel per task. matplotlib, which takes a second to import, is imported inside the
-functions, for the sake of programs that only want the table.
+functions, for the sake of programs with no figures.
 
 Source: Okabe and Ito, "Color Universal Design" (2008), for the palette.
 """
@@ -147,9 +147,9 @@ def curves(picks: Sequence[Pick]) -> 'Figure':
 
 @styled
 def tradeoff(picks: Sequence[Pick]) -> 'Figure':
-  """Behaviour against the largest capability change, one curve per arm through its alphas in order.
+  """Behaviour against the largest capability change, a curve for each arm, by alpha.
 
-  The band holds exactly the alphas that the picking rule admits.
+  The band holds exactly the alphas admitted by the picking rule.
   """
   from matplotlib.figure import Figure
 
@@ -188,7 +188,7 @@ def svg(figure: 'Figure', title: str) -> str:
   Colours are CSS variables `--fig-ink`, `--fig-arm-0`, and so on.
 
   Args:
-    title: what a screen reader says; must hold no markup.
+    title: words for a screen reader; must hold no markup.
   """
   buffer = io.StringIO()
   # Without the date, the same numbers make the same bytes.
@@ -315,7 +315,7 @@ def _bars(cells: Sequence[Cell]) -> list[float]:
 
 
 def _tick_labels(alphas: Sequence[float]) -> list[str]:
-  """A label for each alpha, most of them blank where alphas are many."""
+  """A label for each alpha, blank for most alphas where alphas are many."""
   # At most nine or so fit; counted from zero, so that the zero keeps a label.
   stride = math.ceil(len(alphas) / 9)
   centre = sum(alpha < 0 for alpha in alphas)
@@ -381,7 +381,7 @@ def _tradeoff_frame(axes: 'Axes', picks: Sequence[Pick]) -> None:
 
 
 def _draw_path(axes: 'Axes', pick: Pick, index: int) -> list[labels.Label]:
-  """The labels of one arm's points, after drawing them and the line through them."""
+  """The labels of one arm's points, after drawing points and line."""
   numbers = pick.comparison
   colour, marker, line = _look(index)
   usable = []

@@ -1,6 +1,6 @@
-"""HTML that all pages share: the page around the sections, figures, tables, and folded JSON.
+"""HTML shared by all pages: the page around the sections, figures, tables, and folded JSON.
 
-A page is self-contained: style, script, figures and data stand inside. Its policy forbids every
+A page is self-contained: style, script, figures and data stand inside. The policy forbids every
 load and every script but the page's own, so nothing can reach out or run by accident. Texts are
 HTML already; whoever calls has put foreign text through `safe.escape`.
 """
@@ -26,7 +26,7 @@ def document(
 
   Args:
     title: HTML of the browser's title.
-    sections: HTML of the body, from the heading on; empty ones leave no trace.
+    sections: HTML of the body, from the heading on; empty texts leave no trace.
     scripts: files of this folder to run, as 'page.js'.
     data: JSON for the scripts to read, in the element `data`.
   """
@@ -62,14 +62,14 @@ def section(title: str, *parts: str) -> str:
 
 
 def figure(drawing: str, caption: str = '', *, narrow: bool = False) -> str:
-  """A figure from an SVG element and its caption."""
+  """A figure from an SVG element and a caption."""
   kind = ' class="narrow"' if narrow else ''
   below = f'<figcaption>{caption}</figcaption>' if caption else ''
   return f'<figure{kind}>{drawing}{below}</figure>'
 
 
 def table(head: str, rows: Sequence[str], *, kind: str = '') -> str:
-  """A table that scrolls sideways by itself where the window is narrow.
+  """A table, scrolled sideways on its own in a narrow window.
 
   Args:
     head: HTML of the rows at the top.
@@ -90,7 +90,7 @@ def column_heads(names: Sequence[str]) -> str:
 
 
 def folded_json(name: str, content: Any) -> str:
-  """JSON under its name, folded away and without secrets."""
+  """JSON under a name, folded away and without secrets."""
   text = json.dumps(redact(content), indent=2, ensure_ascii=False)
   return f'<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>'
 

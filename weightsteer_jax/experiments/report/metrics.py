@@ -1,6 +1,6 @@
-"""Tables of the metrics that no figure shows.
+"""Tables of the metrics without figures.
 
-What else a task measures, the shares of what failed, and how far judges agree.
+Further metrics of the tasks, shares of failures, and agreement of judges.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 
 
 def further(sweep: Study) -> str:
-  """What tasks measure beside what is plotted, folded away; '' if nothing."""
+  """The tasks' further metrics, folded away; '' without further metrics."""
   plotted = {task.name: metric_of(sweep.results, task.name) for task in sweep.tasks}
   rows = [row for row in sweep.results if row['metric'] not in (plotted[row['task']], *FAILURES)]
   if not rows:
@@ -24,7 +24,7 @@ def further(sweep: Study) -> str:
 
 
 def accounted(sweep: Study) -> str:
-  """The failure accounting as counts with denominators; '' if there is none."""
+  """The failure accounting as counts with denominators; '' without rows."""
   rows = [row for row in sweep.results if row['metric'] in FAILURES and 'values' in row]
   if not rows:
     return ''

@@ -1,6 +1,6 @@
 """Figures of a monitored run: cosines over steps with their null band, and heat maps.
 
-They are drawn from the rows and the summary alone (see monitoring.run), in the style of figures.py.
+The figures need the rows and the summary alone (see monitoring.run). The style is of figures.py.
 """
 
 import math
@@ -159,7 +159,7 @@ def _plot(axes: 'Axes', points: Sequence[tuple[int, float]], **style) -> None:
 
 
 def _whole(rows: Sequence[Row], name: str) -> list[tuple[int, float]]:
-  """(step, cosine) of the whole updates, where there is a cosine."""
+  """(step, cosine) of the whole updates, zero updates left out."""
   points = []
   for row in rows:
     # Rows of random controls bear the direction's name, and no module.
@@ -203,7 +203,7 @@ def _heat(
   columns: Sequence[str],
   limit: float,
 ) -> Any:
-  """The mesh of a heat map just drawn, with numbers in the cells where there is room."""
+  """The mesh of a heat map just drawn, with numbers in cells of some size."""
   import numpy as np
 
   # None becomes NaN, and NaN a blank cell.

@@ -1,4 +1,4 @@
-"""index.html of a monitored run: what was seen, the figures, the threshold and its origin."""
+"""index.html of a monitored run: figures, the threshold, and the origin of the threshold."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ FAMILIES = {'random': 'random directions of the same rank and spectrum', 'given'
 
 
 def write(folder: pathlib.Path, rows: Sequence[Row], summary: Mapping[str, Any]) -> None:
-  """Writes index.html, and cosines.png, layers.png and similarity.png beside it.
+  """Writes index.html, and cosines.png, layers.png and similarity.png beside.
 
   Raises:
     OutputError: if a file cannot be written.
@@ -30,7 +30,7 @@ def write(folder: pathlib.Path, rows: Sequence[Row], summary: Mapping[str, Any])
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
-  """One line for each direction: the alarm, the peak and the threshold."""
+  """A line for each direction: the alarm, the peak and the threshold."""
   return [_line(name, about['alarm']) for name, about in summary['directions'].items()]
 
 
@@ -85,7 +85,7 @@ def _page(summary: Mapping[str, Any], drawings: Mapping[str, str]) -> str:
 
 
 def _headline(summary: Mapping[str, Any]) -> str:
-  """The outcome in one sentence: an alarm and its first step, or none."""
+  """The outcome in one sentence: an alarm with the first step, or no alarm."""
   alarm_steps = {}
   for name, about in summary['directions'].items():
     if about['alarm']['step'] is not None:

@@ -1,4 +1,4 @@
-"""report/index.html: one file that shows a sweep to whoever opens it, offline, years later.
+"""report/index.html: a sweep in one file, to be opened offline, years later.
 
 Figures, style, script and data all stand inside (see markup.py).
 """

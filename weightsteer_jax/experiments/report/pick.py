@@ -31,8 +31,8 @@ class Side:
     sign: -1 or 1.
     alpha: the picked alpha; None without a base to compare with.
     behaviour: mean over the behaviour tasks at the picked alpha.
-    worst: the capability task that moved most at the picked alpha.
-    breaks: capability tasks outside the tolerance, at the alpha nearest to zero that has any.
+    worst: the largest change of a capability task at the picked alpha.
+    breaks: capability tasks outside the tolerance, at the nearest alpha with any.
     reason: the pick in words.
   """
 
@@ -83,8 +83,8 @@ def choose(
     results: rows {arm, task, metric, alpha, mean, sem, n} of results.jsonl; a mean that is null or
       NaN counts as not measured, never as zero.
     roles: {task: 'behaviour' or 'capability'}.
-    arm: which arm to pick for.
-    behaviour: the task whose movement is maximised; by default the mean over all behaviour tasks.
+    arm: name of the arm.
+    behaviour: the task to move furthest; by default the mean over all behaviour tasks.
     tolerance: how far a capability mean may move from the base, either way, in the metric's units.
 
   Raises:

@@ -5,8 +5,8 @@ import json
 import re
 from typing import Any
 
-# Settings whose values are secrets. `max_tokens` and `tokenizer` are none: the key of a secret token
-# says whose token it is.
+# Settings whose values are secrets. `max_tokens` and `tokenizer` are none: the key of a secret
+# token says whose token it is.
 _OWNERS = 'hf|hub|auth|access|api|github|wandb|bearer'
 _SECRETS = rf'secret|passw|credential|(?:api|private)_?key|(?:^|_|\b)(?:{_OWNERS})_?token\b'
 SECRET = re.compile(_SECRETS + r'|^token$', re.IGNORECASE)

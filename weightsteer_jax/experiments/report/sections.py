@@ -1,4 +1,4 @@
-"""The sections of the sweep's page, each a piece of HTML from what was measured.
+"""The sections of the sweep's page, each a piece of HTML.
 
 Every text from outside goes through `escape`.
 """
@@ -19,7 +19,7 @@ def headline(choice: Pick, several: bool) -> str:
   """The outcome of one arm: a sentence, three numbers, and the reasons in words.
 
   Args:
-    several: whether the page shows several arms, so that each needs a heading.
+    several: whether the page shows several arms, each under a heading.
   """
   heading = f'<h3>{escape(choice.arm)}</h3>' if several else ''
   lede = f'<p class="lede">{escape(_lede(choice))}</p>'
@@ -84,7 +84,7 @@ def _tile(name: str, value: str, note: str, *, kind: str = 'tile') -> str:
 
 
 def results(sweep: Study, picks: Sequence[Pick]) -> str:
-  """The table of every arm, what the tasks measure, and the rows of results.jsonl."""
+  """The table of every arm, the tasks in words, and the rows of results.jsonl."""
   descriptions = []
   for task in sweep.tasks:
     kinds = ', '.join(word for word in (task.role, task.kind) if word)
@@ -198,7 +198,7 @@ def charts(curves: str, tradeoff: str) -> str:
 
 
 def browser() -> str:
-  """The frame that page.js fills with examples."""
+  """The frame for the examples, filled by page.js."""
   # page.js finds the elements by their ids.
   return """<section id="browser"><h2>Examples</h2>
 <p class="note">The same prompt at every alpha. Bars in the list: one per alpha, filled by its
@@ -223,7 +223,7 @@ autocomplete="off"></label>
 
 
 def accounting(sweep: Study, survey: Survey) -> str:
-  """How many rows every number rests on, and what became of the others."""
+  """Counts of rows behind every number, and of rows that failed."""
   counts = survey.counts.values()
   total = sum(count.total for count in counts)
   ok = sum(count.statuses['ok'] for count in counts)
@@ -269,7 +269,7 @@ def _counts_cell(count: Counts | None) -> str:
 
 
 def origin(sweep: Study) -> str:
-  """The command that made the run, the config, and the provenance of the directions."""
+  """The run's command, the config, and the provenance of the directions."""
   config = sweep.config
   again = '<p>The config names no command.</p>'
   command = config.get('command')

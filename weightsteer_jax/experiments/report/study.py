@@ -32,7 +32,7 @@ class SweptTask:
   """One task of the sweep, as the config has the task.
 
   Attributes:
-    role: 'behaviour', which the direction should move, or 'capability', which should stay.
+    role: 'behaviour', to be moved by the direction, or 'capability', to be kept.
   """
 
   name: str
@@ -85,7 +85,7 @@ class Study:
 
   @property
   def arms(self) -> list[str]:
-    """Names of the arms, in the order in which the results first mention them."""
+    """Names of the arms, in the order of the results."""
     return list(dict.fromkeys(row['arm'] for row in self.results))
 
   @property
@@ -129,7 +129,7 @@ def sample_rows(workdir: str | Path) -> Iterator[dict[str, Any]]:
   A last line without newline is left out: a running sweep has not finished writing.
 
   Raises:
-    InputError: if there is no sweep/rows.jsonl, or a row lacks a naming key.
+    InputError: if sweep/rows.jsonl is missing, or a row lacks a naming key.
     CorruptError: if a line is not JSON.
   """
   path = Path(workdir) / 'sweep' / 'rows.jsonl'
@@ -141,7 +141,7 @@ def sample_rows(workdir: str | Path) -> Iterator[dict[str, Any]]:
 def cells(results: Sequence[Mapping[str, Any]], arm: str) -> Cells:
   """{task: {alpha: Cell}} of an arm, from result rows.
 
-  A task with several metrics is shown by the metric that comes first.
+  A task with several metrics is shown by the first metric.
 
   >>> row = {'arm': 'a', 'task': 't', 'metric': 'rate', 'alpha': 0}
   >>> cells([{**row, 'mean': 0.5, 'sem': None, 'n': 4}], 'a')
@@ -232,12 +232,12 @@ def _require(mapping: Any, keys: Sequence[str], where: str) -> None:
 
 
 def _number(value: Any) -> float:
-  """The number, or NaN for JSON's null, which means not measured."""
+  """The number, or NaN for JSON's null: not measured."""
   return math.nan if value is None else float(value)
 
 
 def _json_lines(path: Path, skip_unfinished: bool = False) -> Iterator[tuple[str, Any]]:
-  """(file:line, value) of each line that is not blank."""
+  """(file:line, value) of each line, blank lines left out."""
   if not path.is_file():
     raise InputError(f'no {path}; the report needs it: run the sweep first')
   with path.open(encoding='utf-8') as lines:

@@ -1,7 +1,7 @@
 """The page of a study of watched fine-tunes.
 
-Which fine-tunes were caught, how well each direction tells misaligned fine-tunes from others, and
-how similar directions and updates are.
+Fine-tunes caught by the alarm, how well each direction tells misaligned fine-tunes from others,
+and how similar directions and updates are.
 """
 
 import math
@@ -24,7 +24,7 @@ OTHER = figures.ARM_COLOURS[0]
 
 
 def write(path: pathlib.Path, study: StudyJson, *, title: str) -> None:
-  """Writes the page, and watched-cosines.png and watched-similarity.png beside it.
+  """Writes the page, and watched-cosines.png and watched-similarity.png beside.
 
   Args:
     study: see monitor_study.py.
@@ -44,7 +44,7 @@ def write(path: pathlib.Path, study: StudyJson, *, title: str) -> None:
 
 
 def lines(study: StudyJson) -> list[str]:
-  """One line for each direction: AUROC, what was caught, and false alarms."""
+  """A line for each direction: AUROC, detections and false alarms."""
   return [
     _line(name, worth['auroc'], worth['detections']) for name, worth in study['worth'].items()
   ]
@@ -52,7 +52,7 @@ def lines(study: StudyJson) -> list[str]:
 
 @figures.styled
 def cosines(study: StudyJson) -> 'Figure':
-  """A panel for each direction: every fine-tune's cosine over its steps.
+  """A panel for each direction: every fine-tune's cosine over the steps.
 
   The colour says whether a fine-tune is misaligned, a ring where the alarm went off first.
   """
@@ -154,7 +154,7 @@ def _page(study: StudyJson, drawings: Mapping[str, str], title: str) -> str:
 
 
 def _table(study: StudyJson) -> str:
-  """A row for the untouched model, then one for each kind of fine-tune."""
+  """A row for the untouched model, then a row for each kind of fine-tune."""
   tasks = list(study['base'])
   directions = study['directions']
   groups: dict[str, list[Mapping[str, Any]]] = {}
@@ -170,7 +170,7 @@ def _table(study: StudyJson) -> str:
 def _group_cells(
   name: str, runs: Sequence[Mapping[str, Any]], tasks: Sequence[str], directions: Sequence[str]
 ) -> list[str]:
-  """The cells of one kind of fine-tune, means over its seeds."""
+  """The cells of a kind of fine-tune, means over the seeds."""
   cells = [name, 'yes' if runs[0]['misaligned'] else 'no']
   for task in tasks:
     cells.append(_rate(_mean([run['rates'][task]['mean'] for run in runs])))

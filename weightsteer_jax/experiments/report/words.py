@@ -1,6 +1,6 @@
 """The operating point in plain sentences.
 
-What was picked, at what cost, what stops the next alpha, and what stays open.
+The pick, the cost, the reason to stop before the next alpha, and open doubts.
 """
 
 from collections.abc import Sequence
@@ -99,7 +99,7 @@ def _kept(numbers: Comparison, alpha: float) -> str:
 
 
 def _next(numbers: Comparison, chosen: float, outward: Sequence[float]) -> str:
-  """What stands at the next alpha outward."""
+  """The reason to stop before the next alpha outward."""
   further = [alpha for alpha in outward if abs(alpha) > abs(chosen)]
   if not further:
     return 'It is the last alpha of the grid on this side.'
@@ -129,7 +129,7 @@ def _break(chosen: float, outward: Sequence[float], breaks: Sequence[TaskChange]
 
 
 def _doubt(numbers: Comparison, alpha: float) -> str:
-  """What the standard errors leave open about the capability at `alpha`."""
+  """The doubt that standard errors leave about the capability at `alpha`."""
 
   # Two standard errors either way make about 95%.
   def reach(change: TaskChange) -> float:
@@ -161,7 +161,7 @@ def _thinned(numbers: Comparison, alpha: float) -> str:
 
 
 def subject(numbers: Comparison) -> str:
-  """The behaviour that the pick moves, as the subject of a sentence."""
+  """The behaviour moved by the pick, as the subject of a sentence."""
   names = numbers.behaviour
   if len(names) == 1:
     return names[0]
