@@ -1,5 +1,4 @@
-"""The schema of a run: what is unknown, of the wrong type or impossible is an error with the key's
-full name."""
+"""The schema of a run: an unknown key, a wrong type or an impossible value is named in full."""
 
 import dataclasses
 import json
@@ -14,7 +13,8 @@ from weightsteer_jax.runtime.errors import InputError
 def base() -> ml_collections.ConfigDict:
   """A config that is complete: the defaults, some data, and one task."""
   config = schema.base_config()
-  config.data.positive, config.data.negative = 'plus.jsonl', 'minus.jsonl'
+  config.data.positive = 'plus.jsonl'
+  config.data.negative = 'minus.jsonl'
   config.tasks.opinions = schema.task(items='organism:opinions', role='behaviour')
   return config
 
@@ -44,11 +44,9 @@ def test_defaults_are_those_of_the_dataclasses():
 
 def test_a_run_survives_json_and_config_dicts():
   config = base()
-  config.finetune.learning_rates, config.sweep.alphas, config.name = (
-    (1e-4, 3e-4),
-    (0.0, 1.0),
-    'round-trip',
-  )
+  config.finetune.learning_rates = (1e-4, 3e-4)
+  config.sweep.alphas = (0.0, 1.0)
+  config.name = 'round-trip'
   run = schema.resolve(config)
   assert run.finetune.learning_rates == (1e-4, 3e-4)
   assert schema.resolve(json.loads(json.dumps(schema.to_dict(run)))) == run
@@ -173,12 +171,13 @@ def test_a_task_needs_items_and_a_role():
 def test_tuples_as_the_command_line_gives_them_become_floats():
   """absl turns `--config.sweep.alphas='-1,0,1'` into integers."""
   config = base()
-  config.sweep.alphas, config.finetune.lora_alpha = (-1, 0, 1), 8
+  config.sweep.alphas = (-1, 0, 1)
+  config.finetune.lora_alpha = 8
   run = schema.resolve(config.to_dict() | {'finetune': {'learning_rates': [1], 'lora_alpha': 8}})
-  assert run.sweep.alphas == (-1.0, 0.0, 1.0) and all(
-    type(alpha) is float for alpha in run.sweep.alphas
-  )
-  assert run.finetune.learning_rates == (1.0,) and type(run.finetune.learning_rates[0]) is float
+  assert run.sweep.alphas == (-1.0, 0.0, 1.0)
+  assert all(type(alpha) is float for alpha in run.sweep.alphas)
+  assert run.finetune.learning_rates == (1.0,)
+  assert type(run.finetune.learning_rates[0]) is float
   assert type(run.finetune.lora_alpha) is float
 
 

@@ -34,10 +34,9 @@ def advance(trials: Sequence[Trial], stop: preemption.Stop, *, remat: str) -> li
   count = trials[0].goal - trials[0].step
   state, taken = _train(trials, _join(trials), count, stop, remat)
   losses = _losses(trials, state.delta) if taken == count else None
-  advanced = [
-    dataclasses.replace(trial, state=split, step=trial.step + taken)
-    for trial, split in zip(trials, _split(trials, state))
-  ]
+  advanced = []
+  for trial, split in zip(trials, _split(trials, state)):
+    advanced.append(dataclasses.replace(trial, state=split, step=trial.step + taken))
   if losses is not None:
     advanced = [trial.validated(loss) for trial, loss in zip(advanced, losses)]
   for trial, before in zip(advanced, befores):
@@ -49,10 +48,10 @@ def validate(trials: Sequence[Trial]) -> list[Trial]:
   """The trials with the loss of where they begin."""
   state = _join(trials)
   losses = _losses(trials, state.delta)
-  return [
-    dataclasses.replace(trial, state=split).validated(loss)
-    for trial, split, loss in zip(trials, _split(trials, state), losses)
-  ]
+  validated = []
+  for trial, split, loss in zip(trials, _split(trials, state), losses):
+    validated.append(dataclasses.replace(trial, state=split).validated(loss))
+  return validated
 
 
 def _train(
@@ -109,13 +108,15 @@ def _read(
   tokens: Sequence[int],
 ) -> None:
   """Waits for a step's metrics and logs them."""
-  told: tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]
-  told = jax.device_get((metrics, looks))
+  told_metrics: dict[str, np.ndarray]
+  told_looks: list[dict[str, np.ndarray]]
+  # One transfer for both.
+  told_metrics, told_looks = jax.device_get((metrics, looks))
   for place, trial in enumerate(trials):
-    values, watched = told[0], told[1][place]
+    values = told_metrics
     if len(trials) > 1:
-      values = {name: value[place] for name, value in values.items()}
-    trial.record_step(trial.step + index, values | watched, tokens[place])
+      values = {name: value[place] for name, value in told_metrics.items()}
+    trial.record_step(trial.step + index, values | told_looks[place], tokens[place])
 
 
 def _look(trial: Trial, delta: PyTree, index: int, place: int, count: int) -> dict[str, jax.Array]:

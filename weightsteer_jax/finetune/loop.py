@@ -110,6 +110,7 @@ def run_together(
     Preempted: if SIGTERM or SIGINT came; the states of all are saved.
     CorruptError, OutputError: see checkpoint.py and adapter.py.
   """
+  # Check everything, and claim the workdirs.
   layout = layout or sharding.single()
   prepared = [
     prepare(model, fit, options, progress=progress, layout=layout, watch=watch) for fit in fits
@@ -117,6 +118,7 @@ def run_together(
   _refuse_shared_workdirs(prepared)
   for fit in prepared:
     claim.claim(fit.workdir, fit.identity)
+  # Train the fits without a product; what process 0 sees counts for all processes.
   unfinished = [fit for fit in prepared if not processes.broadcast(fit.product.exists())]
   if unfinished:
     with preemption.watch() as stop:
@@ -137,7 +139,9 @@ def run_together(
 def kept_steps(workdir: files.Path, learning_rate: float) -> dict[int, pathlib.Path]:
   """{step: adapter} of a run with `keep_steps`, ascending."""
   folder = pathlib.Path(workdir) / 'steps' / f'{learning_rate:g}'
-  adapters = {int(path.name): path for path in folder.glob('[0-9]*')}
+  adapters = {}
+  for path in folder.glob('[0-9]*'):
+    adapters[int(path.name)] = path
   return dict(sorted(adapters.items()))
 
 

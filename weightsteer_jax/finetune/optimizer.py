@@ -1,8 +1,8 @@
 """AdamW as the Hugging Face trainer runs it.
 
 Gradients are clipped by their global norm, weights decay, and the learning rate rises linearly and
-falls linearly. The learning rate is data of the compiled step (see `Schedule`), so that a sweep over learning rates
-compiles once.
+falls linearly. The learning rate is data of the compiled step (see `Schedule`), so that a sweep
+over learning rates compiles once.
 """
 
 import dataclasses

@@ -133,11 +133,13 @@ def train_step_fn(
 
   def train_step(state, params, batch, schedule, seed, *, copies):
     key = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
+    # The loss and its gradient, per target token of the whole batch.
     total, count, grads = accumulate(
       config, params, state.delta, batch, remat=remat, key=key, dropout=dropout, copies=copies
     )
     mean = total / count
     grads = jax.tree.map(lambda g: g / count, grads)
+    # AdamW; the learning rate is applied here, as data of the program.
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(mean) & jnp.isfinite(norm)
     rate = schedule(state.step)
@@ -215,9 +217,12 @@ def unstack_fn(
 
   @jax.jit
   def unstack(stacked):
-    placed = state_shardings(config, recipe, layout, jax.tree.map(lambda x: x[0], stacked))
+    first = jax.tree.map(lambda x: x[0], stacked)
+    placed = state_shardings(config, recipe, layout, first)
     count = stacked.step.shape[0]
-    states = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)]
+    states = []
+    for i in range(count):
+      states.append(jax.tree.map(lambda x, i=i: x[i], stacked))
     return jax.lax.with_sharding_constraint(states, [placed] * count)
 
   return unstack

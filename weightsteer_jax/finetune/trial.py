@@ -121,8 +121,15 @@ class Trial:
 def start(fit: PreparedFit, rate: float, checkpoints: checkpoint.Checkpoints) -> Trial:
   """The trial of a learning rate, from scratch or from its last checkpoint."""
   state, step, history = _restored(fit, checkpoints)
-  log = Log(fit.workdir, peak=rate, step=step, total=fit.steps, progress=fit.progress)
-  return Trial(fit, rate, checkpoints, log, state, step, history)
+  return Trial(
+    fit=fit,
+    rate=rate,
+    checkpoints=checkpoints,
+    log=Log(fit.workdir, peak=rate, step=step, total=fit.steps, progress=fit.progress),
+    state=state,
+    step=step,
+    history=history,
+  )
 
 
 def best(history: History) -> tuple[int, float]:

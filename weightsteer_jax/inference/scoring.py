@@ -65,15 +65,16 @@ def score_batch(
     x_UZ = x_BT.reshape(len(batch.places_UM), -1, *x_BT.shape[2:])
     return jax.vmap(lambda x_Z, places_M: x_Z[places_M])(x_UZ, batch.places_UM)
 
+  # One forward pass over all rows, then logits in the places that count alone.
   edits = edits_of(deltas, batch.coefficients_BTC, answers=batch.answers_BT)
   rows = models.TokenBatch(
     batch.tokens_BT, batch.positions_BT, batch.questions_BT, batch.branches_BT
   )
   x_BTD, _ = models.hidden(config, params, rows, edits=edits, reach=batch.reach)
-  edits = [dataclasses.replace(edit, alpha=at_places(edit.alpha)) for edit in edits]
-  return sharding.replicate(
-    target_logprobs(config, params, at_places(x_BTD), batch.targets_UM, edits)
-  )
+  edits_UM = [dataclasses.replace(edit, alpha=at_places(edit.alpha)) for edit in edits]
+  x_UMD = at_places(x_BTD)
+  scores = target_logprobs(config, params, x_UMD, batch.targets_UM, edits_UM)
+  return sharding.replicate(scores)
 
 
 def target_logprobs(
