@@ -259,7 +259,7 @@ class Mirror:
 
   def _pull(self, remote: Listing) -> None:
     """Fetches the listed files missing from the staging."""
-    # Present files are as listed: `_prepare` has removed or set aside all others.
+    # Present files are as listed, or newer ones of a staging that goes on.
     present = self._scan()
     missing = [name for name in remote.files if name not in present]
     if remote.generation and missing:
