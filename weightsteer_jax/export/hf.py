@@ -216,7 +216,7 @@ def _write_file(
   tensors = {}
   for name in names:
     tensors[name] = (dtype, stored.stored_shape(parts[name][0].row, steered.config))
-  with raws.Writer(path, tensors, {'format': 'pt'}, sync=sync) as file:
+  with raws.FileWriter(path, tensors, {'format': 'pt'}, sync=sync) as file:
     for block in blocks.in_order(_tasks(names, steered, parts), threads=threads):
       sums.add(block)
       file.write(block.out.reshape(-1)[: block.count])

@@ -181,7 +181,7 @@ def save(
     raise
 
 
-class Writer:
+class FileWriter:
   """Writes a safetensors file from front to back; a context manager.
 
   Every block is read back and compared.
@@ -263,7 +263,7 @@ class Writer:
     assert self._hash is not None, 'asked for with hashed=True only'
     return self._hash.hexdigest()
 
-  def __enter__(self) -> 'Writer':
+  def __enter__(self) -> 'FileWriter':
     return self
 
   def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

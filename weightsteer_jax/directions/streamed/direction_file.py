@@ -10,7 +10,7 @@ import numpy as np
 
 from weightsteer_jax.directions.streamed import blocks, on_disk
 from weightsteer_jax.directions.streamed.on_disk import Part, Values
-from weightsteer_jax.storage.safetensors import Writer
+from weightsteer_jax.storage.safetensors import FileWriter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ def write(
   totals = dict.fromkeys(tensors, 0)
   shapes = {name: values.plus.shape for name, values in tensors.items()}
   header = {name: ('F32', shape) for name, shape in shapes.items()}
-  with Writer(path, header, hashed=False, sync=sync) as file:
+  with FileWriter(path, header, hashed=False, sync=sync) as file:
     for block in blocks.in_order(_tasks(tensors, parts)):
       # A finite sum of squares says that all elements are finite; an infinite sum may overflow.
       if not np.isfinite(block.square) and not blocks.finite(block.values):
