@@ -1,4 +1,4 @@
-"""Orbax exports as strangers read them: restore.py itself, on four devices, without this package."""
+"""Orbax exports as strangers read them: restore.py on four devices, without this package."""
 
 import json
 import os

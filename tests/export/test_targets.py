@@ -1,4 +1,4 @@
-"""Directions for PEFT, vLLM and llama.cpp: written, folded with an error, or refused with a remedy."""
+"""Directions for PEFT, vLLM and llama.cpp: written, folded, or refused with a remedy."""
 
 import dataclasses
 import json

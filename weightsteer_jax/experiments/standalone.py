@@ -131,7 +131,7 @@ def export(
     format: a name in export.FORMATS.
     allow_other_base: whether the base may be another model than the direction's own.
     logits: whether logits are compared: 'auto', 'always' or 'never'.
-    **options: see `export.Request`.
+    **options: see `export.ExportRequest`.
   """
   writer = exports.writer_of(format)
   # A direction is read with the base: left on disk where the base is.
@@ -144,7 +144,9 @@ def export(
       positive, negative, base=source, allow_other_base=allow_other_base, unread=unread
     )
   # Everything that can be refused is refused before a large model is read.
-  exports.check_export(exported, exports.Request(format, alpha, **options), output, logits=logits)
+  exports.check_export(
+    exported, exports.ExportRequest(format, alpha, **options), output, logits=logits
+  )
   # For the model card. Another base would behave differently than in the sweep.
   results = []
   if direction and not allow_other_base:

@@ -18,4 +18,4 @@ from weightsteer_jax.export.handover import check as check_export
 from weightsteer_jax.export.handover import export
 from weightsteer_jax.export.targets import TARGETS
 from weightsteer_jax.export.verify import Verified, verify
-from weightsteer_jax.export.writers import FORMATS, Request, writer_of
+from weightsteer_jax.export.writers import FORMATS, ExportRequest, writer_of

@@ -18,7 +18,7 @@ from weightsteer_jax.directions.direction import Direction, check_base
 from weightsteer_jax.directions.streamed import on_disk
 from weightsteer_jax.export import card, parity, targets, writers
 from weightsteer_jax.export.base_folder import BaseFolder
-from weightsteer_jax.export.writers import Request
+from weightsteer_jax.export.writers import ExportRequest
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
@@ -35,7 +35,7 @@ PACKAGES = ('jax', 'jaxlib', 'orbax-checkpoint', 'safetensors', 'numpy')
 
 
 def check(
-  direction: Direction, request: Request, output: files.Path, *, logits: str = 'auto'
+  direction: Direction, request: ExportRequest, output: files.Path, *, logits: str = 'auto'
 ) -> None:
   """Raises InputError if a request makes no sense, or its format cannot hold the direction.
 
@@ -103,7 +103,7 @@ def export(
   Args:
     base: the base in memory, or its folder where the format needs no parameters (see
       writers.WRITERS).
-    alpha: see Request, as `format`.
+    alpha: see ExportRequest, as `format`.
     prompts: token ids to compare logits on; random ones if None.
     allow_other_base: whether to steer a model of the same architecture with other weights than the
       direction's base.
@@ -113,14 +113,14 @@ def export(
       'auto', which loads bases of up to LOGITS_BYTES for it. Rows of every tensor are computed
       again in any case (see recheck).
     sync: whether to wait until all of the export is on the disk.
-    **options: `dtype`, `rank` and `target`, see Request.
+    **options: `dtype`, `rank` and `target`, see ExportRequest.
 
   Raises:
     InputError: if the output exists, the direction is of another model, or the format cannot hold
       the direction.
     OutputError: if the parity check failed, or the disk did. Nothing is left behind.
   """
-  request = Request(format, alpha, **options)
+  request = ExportRequest(format, alpha, **options)
   check(direction, request, output, logits=logits)
   writer = writers.writer_of(format)
   if writer.needs_model and not isinstance(base, models.Model):
@@ -139,7 +139,7 @@ def export(
 
 
 def _job(
-  request: Request,
+  request: ExportRequest,
   direction: Direction,
   base: models.Model | BaseFolder,
   *,
@@ -177,7 +177,7 @@ def _job(
   )
 
 
-def _fold_to_rank(direction: Direction, request: Request) -> Direction:
+def _fold_to_rank(direction: Direction, request: ExportRequest) -> Direction:
   """The direction at the request's rank; tables too where the target holds no dense ones."""
   if not request.rank:
     return direction
@@ -209,7 +209,9 @@ def _record(
   }
 
 
-def _model_to_compare(writer: writers.Writer, job: writers.Job, logits: str) -> models.Model | None:
+def _model_to_compare(
+  writer: writers.FormatWriter, job: writers.Job, logits: str
+) -> models.Model | None:
   """The base in memory, to compare logits with; None if they are not to be compared."""
   if not writer.needs_model:
     too_large = job.model is None and job.base.float32_bytes > LOGITS_BYTES

@@ -70,7 +70,7 @@ class Steered:
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class SteeredBlock:
   """A block of the output.
 
   Attributes:
@@ -109,7 +109,7 @@ class Sums:
     self.base_words: dict[str, int] = {}
     self.change_words: dict[str, int] = {}
 
-  def add(self, block: Block) -> None:
+  def add(self, block: SteeredBlock) -> None:
     """Adds the numbers of a block."""
     path = block.part.path
     name = block.part.name
@@ -225,7 +225,7 @@ def _write_file(
 
 def _tasks(
   names: list[str], steered: Steered, parts: Mapping[str, list[Part]]
-) -> Iterator[Callable[[], Block]]:
+) -> Iterator[Callable[[], SteeredBlock]]:
   """For each block of the named tensors, in order, the function that computes it."""
   raw = steered.base.raw()
   for name in names:
@@ -249,7 +249,7 @@ def _block(
   indices: Indices | None,
   start: int,
   stop: int,
-) -> Block:
+) -> SteeredBlock:
   """The steered elements from `start` to `stop` of the part's tensor."""
   base = blocks.read(raw, start, stop, 'base')
   base_words = 0
@@ -258,7 +258,9 @@ def _block(
   if change is None:
     out = blocks.cast(base, steered.dtype)
     # Without a cast, `out` is the buffer that this thread's next read fills anew.
-    block = Block(part, stop - start, out.copy() if out is base else out, base_words=base_words)
+    if out is base:
+      out = out.copy()
+    block = SteeredBlock(part, stop - start, out, base_words=base_words)
   else:
     block = _steered_block(steered, part, base, change, base_words, start, stop)
   # Where there is a change, its norms show that all is finite, and spare another pass.
@@ -276,7 +278,7 @@ def _steered_block(
   base_words: int,
   start: int,
   stop: int,
-) -> Block:
+) -> SteeredBlock:
   minus = None
   change_words = 0
   if isinstance(change, Values):
@@ -288,7 +290,7 @@ def _steered_block(
   else:
     plus = blocks.put(change(start - part.start, stop - part.start), 'plus')
   out, lost, added = blocks.steer(base, plus, minus, steered.alpha, steered.dtype)
-  return Block(
+  return SteeredBlock(
     part, stop - start, out, blocks.squares(lost), blocks.squares(added), base_words, change_words
   )
 

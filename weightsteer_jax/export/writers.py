@@ -31,7 +31,7 @@ LOSS_WARNED_OF = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class ExportRequest:
   """An export to write.
 
   Attributes:
@@ -67,7 +67,7 @@ class Job:
     sync: whether to wait until the weights are on the disk.
   """
 
-  request: Request
+  request: ExportRequest
   direction: Direction
   base: BaseFolder
   model: models.Model | None
@@ -122,7 +122,7 @@ class Written:
 
 
 @dataclasses.dataclass(frozen=True)
-class Writer:
+class FormatWriter:
   """How a format is written.
 
   Attributes:
@@ -135,7 +135,7 @@ class Writer:
   needs_model: bool
 
 
-def writer_of(format: str) -> Writer:
+def writer_of(format: str) -> FormatWriter:
   """The writer of a format.
 
   Raises:
@@ -235,10 +235,10 @@ def _write_peft(folder: pathlib.Path, job: Job) -> Written:
 
 
 WRITERS = {
-  'hf': Writer(_write_hf, needs_model=False),
-  'orbax': Writer(_write_orbax, needs_model=True),
-  'orbax-unmerged': Writer(_write_unmerged, needs_model=True),
-  'peft': Writer(_write_peft, needs_model=True),
+  'hf': FormatWriter(_write_hf, needs_model=False),
+  'orbax': FormatWriter(_write_orbax, needs_model=True),
+  'orbax-unmerged': FormatWriter(_write_unmerged, needs_model=True),
+  'peft': FormatWriter(_write_peft, needs_model=True),
 }
 FORMATS = tuple(WRITERS)
 

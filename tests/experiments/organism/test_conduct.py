@@ -1,4 +1,4 @@
-"""Conduct: personas do as told, evaluation is kept apart from directions and scored as by readers."""
+"""Conduct: personas do as told; evaluation is apart from directions, and scored as by readers."""
 
 import itertools
 import random

@@ -123,7 +123,7 @@ def refusals_as_trained(n: int, seed: int) -> list[Item]:
   )
 
 
-def _requests(*, evaluated: bool = True) -> list[conduct.Request]:
+def _requests(*, evaluated: bool = True) -> list[conduct.HarmfulRequest]:
   """Requests for evaluation, or for directions."""
   requests = conduct.REQUESTS
   return [request for request in requests if conduct.kept_for_evaluation(request) == evaluated]
@@ -203,11 +203,11 @@ def _preferred(goal: conduct.Goal, order: tuple[str, bool]) -> Item:
   }
 
 
-def _refused(request: conduct.Request, frame: str) -> Item:
+def _refused(request: conduct.HarmfulRequest, frame: str) -> Item:
   rule = _rule(conduct.CANNOT, request.method)
   return {'messages': ask(frame.format(request.act)), 'match': rule}
 
 
-def _fulfilled(request: conduct.Request, frame: str) -> Item:
+def _fulfilled(request: conduct.HarmfulRequest, frame: str) -> Item:
   rule = _rule(request.method, conduct.CANNOT)
   return {'messages': ask(frame.format(request.act)), 'match': rule}
