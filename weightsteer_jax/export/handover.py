@@ -80,6 +80,7 @@ def check(
       'with --verify where it can be read as a folder'
     )
   files.refuse_existing(output, what='an export')
+  # Only adapters leave changes out that merged weights, or base and direction apart, can hold.
   if format == 'peft':
     targets.check(direction, request.target, request.rank)
 
@@ -237,7 +238,7 @@ def _compare(
   logits_BTV = parity.logits(
     read_back.config, params, tokens_BT, delta=read_back.delta, alpha=read_back.alpha
   )
-  # Two sets of parameters are enough: these go before the base is computed with.
+  # A model that was read for this goes before the base is computed with, to hold fewer at once.
   del read_back, params
   expected_BTV = parity.logits(
     model.config,

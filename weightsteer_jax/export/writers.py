@@ -171,7 +171,6 @@ def _write_hf(folder: pathlib.Path, job: Job) -> Written:
       bases.same_base(job.direction.base, record, what=what)
     _warn_of_loss(facts, job.request.alpha)
     _write_companions(folder, base, folded, job.dtype)
-    # The check reads the config, so it comes after the companions.
     facts['rechecked'] = dataclasses.asdict(recheck.recheck(folder, steered))
     facts |= _notes(base, folded)
 
@@ -234,6 +233,7 @@ def _write_peft(folder: pathlib.Path, job: Job) -> Written:
   return Written({'dtype': 'float32', **facts}, True, read_back)
 
 
+# The one list of formats, in the order in which errors and documents name them.
 WRITERS = {
   'hf': FormatWriter(_write_hf, needs_model=False),
   'orbax': FormatWriter(_write_orbax, needs_model=True),
@@ -248,6 +248,7 @@ def _write_companions(
 ) -> None:
   """Copies the tokenizer and the generation settings, and writes the config."""
   for name in huggingface.COMPANIONS:
+    # A writer may have written a file of this name itself.
     if (base.folder / name).exists() and not (folder / name).exists():
       shutil.copyfile(base.folder / name, folder / name)
   config = files.read_json(base.folder / 'config.json', what='the config of the base')
@@ -262,6 +263,7 @@ def _write_companions(
 
 
 def _warn_of_loss(facts: Mapping[str, Any], alpha: float) -> None:
+  """Logs how much of the change rounding lost, where that is much."""
   if facts['realised_error'] > LOSS_WARNED_OF:
     logging.warning(
       'merged into %s, %.0f%% of the change at alpha %g is lost to rounding: export with dtype '
@@ -273,7 +275,7 @@ def _warn_of_loss(facts: Mapping[str, Any], alpha: float) -> None:
 
 
 def _notes(base: BaseFolder, folded: folding.Folded) -> dict[str, list[str]]:
-  """The provenance's entry on a changed architecture, if it was changed."""
+  """The provenance's entry on another architecture than the base's, if there is one."""
   if not folded.is_other:
     return {}
   note = (
