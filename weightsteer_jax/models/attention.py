@@ -209,7 +209,7 @@ def attend_cached(
     'BKGTH,BKSH->BKGTS', q_BKGTH, k_BKSH, preferred_element_type=jnp.float32
   )
   scores_BKGTS = scores_BKGTS * scale
-  # The lowest finite number, not -inf: padding that sees no key then gets a number, not NaN.
+  # The lowest finite number, not -inf, from which a row without any seen key would become NaN.
   lowest = jnp.finfo(jnp.float32).min
   scores_BKGTS = jnp.where(mask_BTS[:, None, None], soften(scores_BKGTS, softcap), lowest)
   weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BKSH.dtype)

@@ -127,7 +127,7 @@ class ModelConfig:
 
   @property
   def architecture(self) -> 'ModelConfig':
-    """The config without the choice of a kernel: the part that two checkpoints can share."""
+    """The config without the choice of a kernel, of which a checkpoint says nothing."""
     return dataclasses.replace(self, attention='reference')
 
   def sizes(self) -> dict[str, int]:

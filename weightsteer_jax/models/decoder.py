@@ -56,6 +56,7 @@ class Attention(nnx.Module):
     self.k = Projection('BTD,DKH->BTKH', sizes, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
     self.v = Projection('BTD,DKH->BTKH', sizes, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
     self.o = Projection('BTNH,NHD->BTD', sizes, bias=config.o_bias, dtype=dtype, rngs=rngs)
+    # Axes of the queries' and of the keys' scale.
     norm_axes = {'none': ('', ''), 'head': ('H', 'H'), 'projection': ('NH', 'KH')}
     q_axes, k_axes = norm_axes[config.qk_norm]
     self.q_norm = RMSNorm(config, q_axes, dtype=dtype) if q_axes else None
@@ -85,6 +86,7 @@ class Attention(nnx.Module):
 
     if cache is not None:
       cache = write_cache(cache, layer, positions_BT, k_BTKH, v_BTKH)
+    # A query that brings its own keys may use a kernel; decoding reads the cache.
     options: dict[str, Any] = dict(
       scale=self.score_scale, softcap=self.score_softcap, window=window
     )
@@ -113,6 +115,7 @@ class Block(nnx.Module):
     self.attn = Attention(config, dtype=dtype, rngs=rngs)
     self.attn_post_norm = norm(config.post_norm)
     self.mlp_norm = norm(config.pre_norm)
+    # Both have the same signature; a model has one kind in all layers, which are stacked.
     self.mlp = (MoE if config.num_experts else MLP)(config, dtype=dtype, rngs=rngs)
     self.mlp_post_norm = norm(config.post_norm)
 
@@ -162,6 +165,7 @@ class Embedding(nnx.Module):
   def head(self, x_BTD: jax.Array, edits: deltas.Edits) -> jax.Array:
     """Float32 logits [B, T, V] of a tied model."""
     einsum = 'BTD,VD->BTV'
+    # The transposed table is a kernel, also to the edits of the embedding.
     logits_BTV = wide_einsum(einsum, x_BTD, self.embedding[...])
     logits_BTV = deltas.add_kernel_edits(logits_BTV, x_BTD, einsum, deltas.at(edits, 'embedding'))
     return sharding.constrain(logits_BTV, 'BTV')
@@ -174,6 +178,7 @@ class Decoder(nnx.Module):
     self.config = config
     self.embed = Embedding(config, dtype=dtype, rngs=rngs)
 
+    # One module whose parameters have a first axis L, drawn from a key for each layer.
     @nnx.split_rngs(splits=config.num_layers)
     @nnx.vmap(in_axes=(0,), out_axes=0)
     def stack(rngs):
@@ -202,7 +207,7 @@ class Decoder(nnx.Module):
   ) -> tuple[jax.Array, Cache | None, tuple[Any, Any]]:
     """Final-normed hidden states [B, T, D], the updated cache, and sums of the residual stream.
 
-    The sums are (after the embedding [D], after each block [L, D]), float32, over all tokens times
+    The float32 sums (behind the embedding [D], behind each block [L, D]) are over all tokens times
     their weights; (None, None) without weights.
 
     Args:
@@ -213,6 +218,7 @@ class Decoder(nnx.Module):
     x_BTD = self.embed(tokens_BT, deltas.at(edits, 'embed'))
     kinds, codes = layer_codes(self.config, min(reach, keys))
     tables = ropes.stacked_tables(kinds, self.config.rotary_dim, positions_BT, length=reach)
+    # A scan takes plain arrays: each step merges its layer's parameters into the block.
     definition, stacked = nnx.split(self.layers)
     layer_edits = deltas.at(edits, 'layers')
 
@@ -235,18 +241,17 @@ class Decoder(nnx.Module):
       )
       return (x_BTD, cache), _weighted_sum(x_BTD, weights_BT)
 
-    run_layer = _rematerialised(run_layer, remat)
     embedded_D = _weighted_sum(x_BTD, weights_BT)
+    step = _rematerialised(run_layer, remat)
     layer_deltas = [edit.delta for edit in layer_edits]
     if layers is None:
-      indices_L = jnp.arange(self.config.num_layers)
-      inputs = (indices_L, stacked, layer_deltas, codes)
-      (x_BTD, cache), blocks_LD = jax.lax.scan(run_layer, (x_BTD, cache), inputs)
+      inputs = (jnp.arange(self.config.num_layers), stacked, layer_deltas, codes)
+      (x_BTD, cache), blocks_LD = jax.lax.scan(step, (x_BTD, cache), inputs)
     else:
       each = _by_layer(layers, layer_deltas, codes)
-      (x_BTD, cache), blocks_LD = one_after_the_other(run_layer, (x_BTD, cache), each)
-    x_BTD = self.final_norm(x_BTD, deltas.at(edits, 'final_norm'))
-    return x_BTD, cache, (embedded_D, blocks_LD)
+      (x_BTD, cache), blocks_LD = one_after_the_other(step, (x_BTD, cache), each)
+    normed_BTD = self.final_norm(x_BTD, deltas.at(edits, 'final_norm'))
+    return normed_BTD, cache, (embedded_D, blocks_LD)
 
   def logits(self, x_BTD: jax.Array, *, edits: deltas.Edits) -> jax.Array:
     """Float32 logits [B, T, V] of final-normed hidden states."""
@@ -318,6 +323,7 @@ def layer_codes(config: ModelConfig, keys: int) -> tuple[list[Rope | None], dict
   for local, rotated in zip(local_L, rotated_L, strict=True):
     rope = config.local_rope if local and config.local_rope else config.rope
     layer_ropes.append(rope if rotated else None)
+  # Distinct ropes, in the order of their first layer.
   kinds = list(dict.fromkeys(layer_ropes))
   codes = {}
   if len(kinds) > 1:

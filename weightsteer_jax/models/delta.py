@@ -122,6 +122,7 @@ def add_kernel_edits(
       z = (z.astype(jnp.float32) * _align(edit.alpha * leaf.scale, z)).astype(x.dtype)
       y = y + product(up, z, leaf.b.astype(x.dtype), y.dtype)
     else:
+      # A product of the kernel's size: x @ change in place of merging the change into W.
       change = leaf.value.astype(x.dtype)
       if dot:
         dy = dot(einsum, x, change, y.dtype)
@@ -174,6 +175,7 @@ def pin(x: jax.Array) -> jax.Array:
   """
   if x.dtype == jnp.float32:
     return x
+  # The compiler may remove a pair of casts, but not a reduce_precision.
   bits = jnp.finfo(x.dtype)
   return jax.lax.reduce_precision(x.astype(jnp.float32), bits.nexp, bits.nmant).astype(x.dtype)
 
@@ -188,6 +190,7 @@ def factor_einsums(einsum: str) -> tuple[str, str]:
   >>> factor_einsums('JD,EDF->JF')
   ('JD,EDR->JR', 'JR,ERF->JF')
   """
+  # Kernel axes belong to the inputs (in x), the outputs (in y alone) or a stack (in neither).
   x, kernel, y = einsum.replace('->', ',').split(',')
   inputs = ''.join(axis for axis in kernel if axis in x)
   outputs = ''.join(axis for axis in kernel if axis in y and axis not in x)
@@ -199,6 +202,7 @@ def factor_einsums(einsum: str) -> tuple[str, str]:
 def _drop(x: jax.Array, edit: Edit) -> jax.Array:
   if edit.key is None or not edit.dropout:
     return x
+  # Dropout as in PEFT: of the inputs to the first factor, rescaled to keep their mean.
   kept = jax.random.bernoulli(edit.key, 1 - edit.dropout, x.shape)
   return jnp.where(kept, x / (1 - edit.dropout), 0).astype(x.dtype)
 

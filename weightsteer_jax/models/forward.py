@@ -30,12 +30,12 @@ class TokenBatch:
   Attributes:
     tokens_BT: token ids.
     positions_BT: each token's place in its text. None counts from 0 along T; a cache is then filled
-      from its start.
-    segment_ids_BT: texts packed into one row, numbered from 1; 0 is padding, which no text sees.
+      from the start.
+    segment_ids_BT: texts packed into a row, numbered from 1; 0 is padding, never seen by a text.
       None means one text a row. Segments and a cache exclude each other.
-    branches_BT: continuations of one segment, numbered from 1; 0 is the beginning that they share.
-      A branch sees the beginning and itself. Its positions go on where the beginning ends; its
-      tokens lie behind the beginning, in one piece. None means that no segment branches.
+    branches_BT: continuations of a segment, numbered from 1; 0 is their common beginning. A branch
+      sees the beginning and itself. The branch lies behind the beginning in one piece, and goes on
+      counting positions where the beginning ends. None means no branches.
   """
 
   tokens_BT: Array
@@ -153,7 +153,7 @@ def logits(
 def check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: int) -> None:
   """Raises InputError if an edit does not fit the model, or its alpha the rows [batch, length]."""
   for edit in edits:
-    # A delta taken apart by layer was checked when it was whole.
+    # A delta taken apart by layer (see `unstacked`) no longer has the paths of sites.
     if not isinstance(edit.delta.get('layers'), tuple):
       check_delta(config, edit.delta)
     shape = jnp.shape(edit.alpha)
@@ -195,6 +195,7 @@ def _run(
     remat=remat,
     reach=reach or keys,
     weights_BT=weights_BT,
+    # Parameters taken apart by `unstacked` come as a tuple.
     layers=params['layers'] if isinstance(params['layers'], tuple) else None,
   )
 

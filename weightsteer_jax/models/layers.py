@@ -83,9 +83,10 @@ class RMSNorm(nnx.Module):
     @cheap
     def normed(x, scale):
       x32 = x.astype(jnp.float32)
-      variance = jnp.mean(jnp.square(x32), axis=normed_axes, keepdims=True)
+      mean_square = jnp.mean(jnp.square(x32), axis=normed_axes, keepdims=True)
+      normed32 = x32 * jax.lax.rsqrt(mean_square + self.eps)
       # The scale multiplies in float32, before the one rounding to the dtype of x.
-      return (x32 * jax.lax.rsqrt(variance + self.eps) * scale).astype(x.dtype)
+      return (normed32 * scale).astype(x.dtype)
 
     return deltas.pin(normed(x, scale))
 

@@ -193,7 +193,7 @@ def _frozen_forward(config, params, x_BTD, targets_BT):
   def logprobs(x_BTD):
     return _logprobs(config, params, x_BTD, targets_BT, ())
 
-  # One token's log-probability depends on one row of x: the gradient of their sum is all rows'.
+  # A log-probability depends on its own row of x alone, so the gradient of the sum holds each.
   logprobs_BT, pull = jax.vjp(logprobs, x_BTD)
   return logprobs_BT, pull(jnp.ones_like(logprobs_BT))[0]
 

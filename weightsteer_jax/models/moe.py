@@ -65,6 +65,7 @@ class MoE(nnx.Module):
   def __call__(self, x_BTD: jax.Array, edits: deltas.Edits) -> jax.Array:
     """What the experts add to the residual stream, [B, T, D]."""
     scores_BTE = self.router(x_BTD, deltas.at(edits, 'router'), wide=True)
+    # Plain arrays, which shard_map can hand to each device.
     kernels = {name: getattr(self.experts, name).kernel[...] for name in EINSUMS}
     edits = [
       dataclasses.replace(edit, alpha=_per_token(edit.alpha, x_BTD))
@@ -223,6 +224,7 @@ def _by_device(
   edits: list[deltas.Edit],
 ) -> jax.Array:
   """`mixture` run by each device of the context's mesh on its own rows and its own part of F."""
+  # On one device nothing is cut.
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return mix(x_BTD, scores_BTE, token_BT, kernels, edits)

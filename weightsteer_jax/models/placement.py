@@ -68,7 +68,9 @@ def choose(
   if not memory:
     memory = device_memory(devices[0]) if devices else least_memory()
   devices = list(devices) or jax.devices()
-  weights = tree.count(models.abstract_params(config)) * jnp.dtype(dtype).itemsize
+  # Bytes of the weights, and of weights and training state together.
+  num_params = tree.count(models.abstract_params(config))
+  weights = num_params * jnp.dtype(dtype).itemsize
   whole = weights + STATE_BYTES * trained
   if choice.shape == 'auto':
     shape = _auto_shape(config, len(devices), weights, whole, memory)
@@ -76,12 +78,9 @@ def choose(
     shape = sharding.parse(choice.shape)
   mesh = sharding.make_mesh(shape, devices)
   train = _train_layout(mesh, choice, fits=whole <= WHOLE_SHARE * memory)
-  by_tensor = weights / shape['tensor']
-  evaluate = Layout(
-    mesh,
-    fsdp=shape['fsdp'] > 1 and by_tensor > WHOLE_SHARE * memory,
-    indivisible=choice.indivisible,
-  )
+  # Cut over tensor alone, do the weights still fill too much of a device?
+  too_large = weights / shape['tensor'] > WHOLE_SHARE * memory
+  evaluate = Layout(mesh, fsdp=shape['fsdp'] > 1 and too_large, indivisible=choice.indivisible)
   for layout in (train, evaluate):
     # An axis that does not divide is an error now, not after the weights were read.
     models.param_shardings(config, layout)
@@ -164,17 +163,17 @@ def _auto_shape(
 
 def _sizes_of(axis: str, config: models.ModelConfig, n: int) -> list[int]:
   """Sizes, ascending, that a mesh axis of n devices can have for this model."""
-  lengths = [length for letter, length in config.sizes().items() if WEIGHTS.get(letter) == (axis,)]
-  divisors = [size for size in range(1, n + 1) if n % size == 0]
-  return [size for size in divisors if all(length % size == 0 for length in lengths)]
+  # The size divides the devices and the length of every axis of a weight that is cut over it.
+  lengths = [n]
+  for letter, length in config.sizes().items():
+    if WEIGHTS.get(letter) == (axis,):
+      lengths.append(length)
+  return [size for size in range(1, n + 1) if all(length % size == 0 for length in lengths)]
 
 
 def _say(config: models.ModelConfig, layout: Layout, dtype: str) -> str:
-  cut = [
-    axis
-    for axis in ('fsdp', 'tensor')
-    if layout.mesh.shape[axis] > 1 and (axis != 'fsdp' or layout.fsdp)
-  ]
+  axes = ('fsdp', 'tensor') if layout.fsdp else ('tensor',)
+  cut = [axis for axis in axes if layout.mesh.shape[axis] > 1]
   how = f'weights cut over {" and ".join(cut)}' if cut else 'weights whole on every device'
   size = memory_size(bytes_per_device(config, layout, dtype))
   return f'{how}, {size} each; rows of a batch cut in {layout.rows}'

@@ -47,6 +47,7 @@ def stack_axes(path: str) -> str:
   return 'LE' if path.startswith('layers/mlp/experts/') else 'L'
 
 
+# Cached: building the graph takes longer than tracing a small model's forward pass.
 @functools.cache
 def definition(config: ModelConfig) -> tuple[nnx.GraphDef[Decoder], nnx.State]:
   """The decoder's graph and its state of shapes and dtypes, as from `nnx.split`."""
@@ -95,6 +96,7 @@ def check_delta(config: ModelConfig, delta: PyTree) -> None:
   """
   known = delta_sites(config)
   for path, leaf in tree.flatten(delta, is_delta_leaf).items():
+    # A path passed over in silence would steer with a part of the direction.
     if path not in known:
       raise InputError(
         f"the delta changes '{path}', which this model does not "
@@ -118,6 +120,7 @@ def check_delta(config: ModelConfig, delta: PyTree) -> None:
 def low_rank_shapes(site: Site, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
   """Shapes of the factors a and b of a low-rank change of a projection's kernel."""
   stack = len(site.stack)
+  # The index of the first output axis, behind stack and inputs.
   outputs = stack + site.inputs
   a_shape = (*site.shape[:outputs], rank)
   b_shape = (*site.shape[:stack], rank, *site.shape[outputs:])
@@ -158,6 +161,7 @@ def delta_shardings(config: ModelConfig, delta: PyTree, layout: sharding.Layout)
   """
   check_delta(config, delta)
   known = delta_sites(config)
+  # {path of an array, e.g. 'layers/attn/q/kernel/a': its axis letters}
   axes: dict[str, str] = {}
   for path, leaf in tree.flatten(delta, is_delta_leaf).items():
     for field, letters in leaf_axes(known[path], leaf).items():

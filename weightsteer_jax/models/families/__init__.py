@@ -44,7 +44,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(raw: Mapping[str, Any], *, where: str) -> Family:
-  """The family a `config.json` belongs to.
+  """The family of a `config.json`.
 
   Raises:
     InputError: if the family is missing or not supported; names the supported ones.
@@ -61,12 +61,14 @@ def family_of(raw: Mapping[str, Any], *, where: str) -> Family:
       f'{where}: model_type {model_type!r} is not supported{near}; supported: '
       f"{', '.join(sorted(FAMILIES))}"
     )
+  # The tensors of a quantised checkpoint have the right names, and numbers of another meaning.
   if raw.get('quantization_config'):
     raise InputError(
       f"{where}: the checkpoint is quantised (quantization_config={raw['quantization_config']!r}); "
       'use the unquantised one'
     )
   family = FAMILIES[model_type]
+  # A classifier, say, has the model_type of its base and another head.
   architectures = raw.get('architectures') or [family.architecture]
   if family.architecture not in architectures:
     raise InputError(
@@ -77,7 +79,7 @@ def family_of(raw: Mapping[str, Any], *, where: str) -> Family:
 
 
 def read_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
-  """The model a `config.json` describes, every field of it honoured.
+  """The model described by a `config.json`, with every field honoured.
 
   Raises:
     InputError: if the family, a field or a value is not supported; names it.
@@ -85,7 +87,7 @@ def read_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
   family = family_of(raw, where=where)
   fields = Fields(raw, where=where)
   config = family.read(fields)
-  # transformers takes these fields in every config, and builds another model at another value.
+  # transformers has these fields in the configs of all families.
   fields.expect('is_encoder_decoder', False)
   fields.expect('is_decoder', False, True)
   fields.finish()

@@ -32,7 +32,7 @@ TENSORS = (
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a Gemma 2 `config.json` describes."""
+  """The model described by a `config.json` of Gemma 2."""
   sizes = read_sizes(fields, max_positions=8192, shared_heads=False, head_dim=256, tied=True)
   window = fields.optional(fields.count, 'sliding_window', 4096)
   # A second name of the window, beside the first in published configs.
@@ -70,7 +70,7 @@ def read_gemma(fields: Fields, width: int) -> dict:
 
 
 def describe(config: ModelConfig) -> dict:
-  """The fields of a Gemma 2 `config.json` that describe this model."""
+  """This model as the fields of a `config.json` of Gemma 2."""
   fields = write_sizes(config) | {
     'hidden_activation': config.activation,
     'attention_bias': config.qkv_bias,

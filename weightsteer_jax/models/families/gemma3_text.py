@@ -20,7 +20,7 @@ GLOBAL, LOCAL = 'full_attention', 'sliding_attention'
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a Gemma 3 `config.json` describes."""
+  """The model described by a `config.json` of Gemma 3."""
   sizes = read_sizes(fields, max_positions=131072, shared_heads=False, head_dim=256, tied=True)
   period = fields.count('sliding_window_pattern', 6)
   # transformers writes this field, and never reads it.
@@ -69,7 +69,7 @@ def read_ropes(fields: Fields, max_positions: int) -> dict[str, Any]:
 
 
 def describe(config: ModelConfig) -> dict:
-  """The fields of a Gemma 3 `config.json` that describe this model."""
+  """This model as the fields of a `config.json` of Gemma 3."""
   fields = gemma2.describe(config) | {'attn_logit_softcapping': None}
   local = config.local_rope or config.rope
   # The older fields can say a local base frequency, but no other kind of local rope.

@@ -13,7 +13,7 @@ from weightsteer_jax.models.families.fields import Fields
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a Granite `config.json` describes."""
+  """The model described by a `config.json` of Granite."""
   sizes = read_sizes(fields, max_positions=2048)
   bias = fields.take('attention_bias', False, kind=bool)
   # Published as 0.1, the value in pretraining; nothing is dropped when the model is run.
@@ -33,7 +33,7 @@ def read(fields: Fields) -> ModelConfig:
 
 
 def describe(config: ModelConfig) -> dict:
-  """The fields of a Granite `config.json` that describe this model."""
+  """This model as the fields of a `config.json` of Granite."""
   scale = config.head_dim**-0.5 if config.score_scale is None else config.score_scale
   return write_sizes(config) | {
     'attention_bias': config.qkv_bias,

@@ -16,7 +16,7 @@ from weightsteer_jax.models.families.fields import Fields
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a Llama `config.json` describes."""
+  """The model described by a `config.json` of Llama."""
   attention_bias = fields.take('attention_bias', False, kind=bool)
   # Splits matmuls without changing what they compute; older checkpoints were saved with it.
   fields.ignore('pretraining_tp')
@@ -35,7 +35,7 @@ def read(fields: Fields) -> ModelConfig:
 
 
 def describe(config: ModelConfig) -> dict:
-  """The fields of a Llama `config.json` that describe this model."""
+  """This model as the fields of a `config.json` of Llama."""
   return write_sizes(config) | {'attention_bias': config.qkv_bias, 'mlp_bias': config.mlp_bias}
 
 

@@ -13,7 +13,7 @@ from weightsteer_jax.models.families.fields import Fields
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a Mistral `config.json` describes: all layers are local, or none is."""
+  """The model described by a `config.json` of Mistral; all layers are local, or none is."""
   sizes = read_sizes(fields, max_positions=131072, shared_heads=False)
   window = fields.optional(fields.count, 'sliding_window', 4096)
   fields.expect('attention_dropout', 0.0)
@@ -31,7 +31,7 @@ def read(fields: Fields) -> ModelConfig:
 
 
 def describe(config: ModelConfig) -> dict:
-  """The fields of a Mistral `config.json` that describe this model."""
+  """This model as the fields of a `config.json` of Mistral."""
   return write_sizes(config) | {'sliding_window': config.window}
 
 

@@ -23,7 +23,7 @@ from weightsteer_jax.runtime.errors import InputError
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a Mixtral `config.json` describes; all layers are local, or none is."""
+  """The model described by a `config.json` of Mixtral; all layers are local, or none is."""
   sizes = read_sizes(fields, max_positions=131072, shared_heads=False, norm_eps=1e-5)
   window = fields.optional(fields.count, 'sliding_window', None)
   fields.expect('attention_dropout', 0.0)
@@ -67,7 +67,7 @@ def read_experts(fields: Fields, *, num_experts: int, experts_per_token: int) ->
 
 
 def describe(config: ModelConfig) -> dict:
-  """The fields of a Mixtral `config.json` that describe this model."""
+  """This model as the fields of a `config.json` of Mixtral."""
   return write_sizes(config) | {
     'sliding_window': config.window,
     'num_local_experts': config.num_experts,

@@ -30,7 +30,7 @@ TENSORS = (
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that an OLMo 2 `config.json` describes."""
+  """The model described by a `config.json` of OLMo 2."""
   sizes = read_sizes(fields, max_positions=2048, norm_eps=1e-5)
   bias = fields.take('attention_bias', False, kind=bool)
   fields.expect('attention_dropout', 0.0)
@@ -48,7 +48,7 @@ def read(fields: Fields) -> ModelConfig:
 
 
 def describe(config: ModelConfig) -> dict:
-  """The fields of an OLMo 2 `config.json` that describe this model."""
+  """This model as the fields of a `config.json` of OLMo 2."""
   return write_sizes(config) | {'attention_bias': config.qkv_bias}
 
 

@@ -35,7 +35,7 @@ TENSORS = (
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a Phi-3 `config.json` describes; all layers are local, or none is."""
+  """The model described by a `config.json` of Phi-3; all layers are local, or none is."""
   sizes = read_sizes(fields, max_positions=4096, norm_eps=1e-5)
   window = fields.optional(fields.count, 'sliding_window', None)
   for key in ('attention_dropout', 'embd_pdrop', 'resid_pdrop'):
@@ -58,7 +58,7 @@ def read_partial_rope(fields: Fields, max_positions: int) -> dict:
   inside, theta = rope_fields(fields, 1e4)
   fraction = inside.positive('partial_rotary_factor', fields.positive('partial_rotary_factor', 1.0))
   original = fields.count('original_max_position_embeddings', 4096)
-  # transformers reads the field of this name in the config, not among the rope's.
+  # The field beside the rope's fields goes before the field among them.
   inside.ignore('original_max_position_embeddings')
   fields.asked['rope_type'] = f'only {", ".join(ROPES)}'
   rope = read_rope_kind(inside, theta, max_positions=max_positions, original=original, kinds=ROPES)
@@ -66,7 +66,7 @@ def read_partial_rope(fields: Fields, max_positions: int) -> dict:
 
 
 def describe(config: ModelConfig) -> dict:
-  """The fields of a Phi-3 `config.json` that describe this model."""
+  """This model as the fields of a `config.json` of Phi-3."""
   fields = write_sizes(config) | {
     'sliding_window': config.window,
     'partial_rotary_factor': config.rotary_fraction,

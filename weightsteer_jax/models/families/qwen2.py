@@ -15,7 +15,7 @@ from weightsteer_jax.models.families.fields import Fields
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a Qwen2 `config.json` describes."""
+  """The model described by a `config.json` of Qwen2."""
   sizes = read_sizes(fields, max_positions=32768, shared_heads=False)
   fields.expect('attention_dropout', 0.0)
   fields.expect('use_mrope', False)
@@ -54,7 +54,7 @@ def write_windows(config: ModelConfig) -> dict:
 
 
 def describe(config: ModelConfig) -> dict:
-  """The fields of a Qwen2 `config.json` that describe this model."""
+  """This model as the fields of a `config.json` of Qwen2."""
   return write_sizes(config) | write_windows(config)
 
 

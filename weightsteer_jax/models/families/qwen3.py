@@ -15,7 +15,7 @@ from weightsteer_jax.models.families.qwen2 import read_last_layers_local, write_
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a Qwen3 `config.json` describes."""
+  """The model described by a `config.json` of Qwen3."""
   sizes = read_sizes(fields, max_positions=32768, shared_heads=False, head_dim=128)
   bias = fields.take('attention_bias', False, kind=bool)
   fields.expect('attention_dropout', 0.0)
@@ -32,7 +32,7 @@ def read(fields: Fields) -> ModelConfig:
 
 
 def describe(config: ModelConfig) -> dict:
-  """The fields of a Qwen3 `config.json` that describe this model."""
+  """This model as the fields of a `config.json` of Qwen3."""
   return write_sizes(config) | write_windows(config) | {'attention_bias': config.qkv_bias}
 
 

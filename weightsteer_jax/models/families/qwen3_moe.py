@@ -19,7 +19,7 @@ from weightsteer_jax.runtime.errors import InputError
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a Qwen3-MoE `config.json` describes; all layers are local, or none is."""
+  """The model described by a `config.json` of Qwen3-MoE; all layers are local, or none is."""
   sizes = read_sizes(fields, max_positions=32768, shared_heads=False)
   layers = tuple(range(sizes['num_layers']))
   _refuse_dense_layers(fields, layers)
@@ -61,7 +61,7 @@ def _refuse_dense_layers(fields: Fields, layers: tuple[int, ...]) -> None:
 
 
 def describe(config: ModelConfig) -> dict:
-  """The fields of a Qwen3-MoE `config.json` that describe this model."""
+  """This model as the fields of a `config.json` of Qwen3-MoE."""
   return write_sizes(config) | {
     'moe_intermediate_size': config.mlp_width,
     'num_local_experts': config.num_experts,

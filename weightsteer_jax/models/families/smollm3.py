@@ -16,7 +16,7 @@ from weightsteer_jax.runtime.errors import InputError
 
 
 def read(fields: Fields) -> ModelConfig:
-  """The model that a SmolLM3 `config.json` describes."""
+  """The model described by a `config.json` of SmolLM3."""
   sizes = read_sizes(fields, max_positions=32768, shared_heads=False, tied=True)
   layers = sizes['num_layers']
   unrotated = read_unrotated(fields, layers)
@@ -56,7 +56,7 @@ def read_unrotated(fields: Fields, layers: int) -> tuple[int, ...]:
 
 
 def describe(config: ModelConfig) -> dict:
-  """The fields of a SmolLM3 `config.json` that describe this model."""
+  """This model as the fields of a `config.json` of SmolLM3."""
   flags = [int(i not in config.unrotated_layers) for i in range(config.num_layers)]
   return (
     write_sizes(config)
