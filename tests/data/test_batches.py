@@ -26,26 +26,30 @@ def make_examples(count, *, longest=60, seed=0):
 
 def unpack(batch):
   """(tokens, {position: target}) of each segment, read off the batch without our packing code."""
-  found = []
+  segments = []
   for r in range(batch.tokens_BT.shape[0]):
     for segment in range(1, batch.segment_ids_BT[r].max() + 1):
       at = np.flatnonzero(batch.segment_ids_BT[r] == segment)
-      assert (np.diff(at) == 1).all() and (batch.positions_BT[r, at] == np.arange(len(at))).all()
-      targets = {
-        int(t): int(batch.targets_BT[r, p]) for t, p in enumerate(at) if batch.weights_BT[r, p]
-      }
-      found.append((tuple(batch.tokens_BT[r, at].tolist()), targets))
-  return found
+      assert (np.diff(at) == 1).all()
+      assert (batch.positions_BT[r, at] == np.arange(len(at))).all()
+      targets = {}
+      for t, place in enumerate(at):
+        if batch.weights_BT[r, place]:
+          targets[t] = int(batch.targets_BT[r, place])
+      segments.append((tuple(batch.tokens_BT[r, at].tolist()), targets))
+  return segments
 
 
 def expected(examples):
-  return [
-    (
-      tuple(x.tokens.tolist()),
-      {t: int(x.tokens[t + 1]) for t in range(len(x) - 1) if x.loss_mask[t + 1]},
-    )
-    for x in examples
-  ]
+  """(tokens, {position: target}) of each example."""
+  segments = []
+  for example in examples:
+    targets = {}
+    for t in range(len(example) - 1):
+      if example.loss_mask[t + 1]:
+        targets[t] = int(example.tokens[t + 1])
+    segments.append((tuple(example.tokens.tolist()), targets))
+  return segments
 
 
 def as_counter(rows):
@@ -81,7 +85,9 @@ def test_an_epoch_sees_every_example_once():
 def test_batches_are_full_across_epochs():
   stream = Batches(make_examples(10), batch_size=4, seed=0)
   names = [name for step in range(5) for name in stream.names(step)]
-  assert stream.steps_per_epoch == 3 and all(len(stream.names(step)) == 4 for step in range(7))
+  assert stream.steps_per_epoch == 3
+  assert all(len(stream.names(step)) == 4 for step in range(7))
+  # Five batches of four go twice through ten examples.
   assert set(collections.Counter(names).values()) == {2}
 
 
@@ -91,8 +97,9 @@ def test_a_batch_is_a_function_of_seed_and_step():
   ahead = a.batch(11)
   for step in range(11):
     a.batch(step)
-  for x, y, z in zip(*(jax.tree.leaves(batch) for batch in (ahead, a.batch(11), b.batch(11)))):
-    assert (x == y).all() and (y == z).all()
+  for again in (a.batch(11), b.batch(11)):
+    for x, y in zip(jax.tree.leaves(ahead), jax.tree.leaves(again)):
+      assert (x == y).all()
   assert a.names(11) != other.names(11)
 
 
@@ -116,9 +123,8 @@ def test_few_shapes(longest, accumulation, row_multiple):
   assert all(rows % (accumulation * row_multiple) == 0 for rows, _ in stream.shapes)
   assert max(rows for rows, _ in seen) < 16 or accumulation > 1
   row_length = stream.shapes[0][1]
-  assert (
-    row_length % (32 if row_length <= 256 else 128) == 0 and longest <= row_length < longest + 128
-  )
+  assert row_length % (32 if row_length <= 256 else 128) == 0
+  assert longest <= row_length < longest + 128
 
 
 def test_a_shape_is_there_where_it_saves_rows_and_not_where_it_does_not():
@@ -127,12 +133,12 @@ def test_a_shape_is_there_where_it_saves_rows_and_not_where_it_does_not():
   def example(length):
     return Example(np.arange(length, dtype=np.int32), np.ones(length, bool), 'one')
 
-  assert Batches([example(30)] * 64, batch_size=2, seed=0).shapes == ((2, 32),)
-  assert Batches([example(30)] * 32 + [example(9)] * 32, batch_size=2, seed=0).shapes == (
-    (1, 32),
-    (2, 32),
-  )
-  assert Batches([example(30)] * 63 + [example(2)], batch_size=2, seed=0).shapes == ((2, 32),)
+  def shapes(*lengths):
+    return Batches([example(length) for length in lengths], batch_size=2, seed=0).shapes
+
+  assert shapes(*[30] * 64) == ((2, 32),)
+  assert shapes(*[30] * 32, *[9] * 32) == ((1, 32), (2, 32))
+  assert shapes(*[30] * 63, 2) == ((2, 32),)
 
 
 def test_any_draw_fits_the_last_shape():
@@ -151,7 +157,8 @@ def test_packing_is_tight():
   rows = batches.pack(lengths, 64)
   sums = sorted(sum(lengths[i] for i in row) for row in rows)
   assert sorted(i for row in rows for i in row) == list(range(300))
-  assert sums[-1] <= 64 and sums[0] + sums[1] > 64
+  assert sums[-1] <= 64
+  assert sums[0] + sums[1] > 64
   assert len(rows) <= 11 / 9 * np.ceil(sum(lengths) / 64) + 1
 
 
@@ -160,8 +167,10 @@ def test_microbatches_split_the_rows():
   micro = batches.microbatches(batch, 4)
   rows, length = batch.tokens_BT.shape
   assert micro.tokens_BT.shape == micro.weights_BT.shape == (4, rows // 4, length)
-  parts = [jax.tree.map(lambda x, i=i: x[i], micro) for i in range(4)]
-  assert as_counter(sum(map(unpack, parts), [])) == as_counter(unpack(batch))
+  segments = []
+  for i in range(4):
+    segments += unpack(jax.tree.map(lambda x, i=i: x[i], micro))
+  assert as_counter(segments) == as_counter(unpack(batch))
   with pytest.raises(InputError, match=f'{rows} rows do not split into 7'):
     batches.microbatches(batch, 7)
 
@@ -169,11 +178,17 @@ def test_microbatches_split_the_rows():
 @pytest.mark.parametrize('rows, row_multiple', [(4, 1), (4, 3), (1000, 1)])
 def test_eval_batches_cover_every_example_once(rows, row_multiple):
   examples = make_examples(33)
-  found = list(batches.eval_batches(examples, rows=rows, row_multiple=row_multiple))
-  assert as_counter(sum(map(unpack, found), [])) == as_counter(expected(examples))
-  shapes = {batch.tokens_BT.shape for batch in found}
-  assert len(shapes) == 1 and shapes.pop()[0] % row_multiple == 0
-  assert rows < 1000 or len(found) == 1 and (found[0].segment_ids_BT[:, 0] == 1).all()
+  all_batches = list(batches.eval_batches(examples, rows=rows, row_multiple=row_multiple))
+  segments = []
+  for batch in all_batches:
+    segments += unpack(batch)
+  assert as_counter(segments) == as_counter(expected(examples))
+  (shape,) = {batch.tokens_BT.shape for batch in all_batches}
+  assert shape[0] % row_multiple == 0
+  if rows == 1000:
+    # A single batch, and no row of it is empty.
+    (batch,) = all_batches
+    assert (batch.segment_ids_BT[:, 0] == 1).all()
 
 
 def test_batches_pass_through_jit():

@@ -88,12 +88,12 @@ def test_means_count_examples_not_tokens_and_do_not_depend_on_the_batch(model, m
 
 def test_deltas_of_a_layer_and_of_all(model):
   vectors = np.random.default_rng(0).standard_normal((4, model.config.width)).astype(np.float32)
-  one = np.asarray(persona_vectors.at_layer(vectors, 3)['layers']['residual'].value)
-  np.testing.assert_array_equal(one, [0 * vectors[0], 0 * vectors[0], vectors[3]])
-  every = np.asarray(persona_vectors.at_all_layers(vectors)['layers']['residual'].value)
-  np.testing.assert_array_equal(
-    every, vectors[1:] - vectors[:-1]
-  )  # Behind every block, the last one too.
+  at_layer = np.asarray(persona_vectors.at_layer(vectors, 3)['layers']['residual'].value)
+  zero = np.zeros(model.config.width)
+  np.testing.assert_array_equal(at_layer, [zero, zero, vectors[3]])
+  at_all = np.asarray(persona_vectors.at_all_layers(vectors)['layers']['residual'].value)
+  # Behind every block, the last included.
+  np.testing.assert_array_equal(at_all, vectors[1:] - vectors[:-1])
   for layer in (0, 4):
     with pytest.raises(InputError, match='layers 1 to 3'):
       persona_vectors.at_layer(vectors, layer)
@@ -106,11 +106,8 @@ def steered(case, shifts_LD, first):
   hooks, seen = [], [0]
 
   def before(module, args, kwargs):
-    seen.append(
-      seen[-1] + kwargs['hidden_states'].shape[1]
-      if 'hidden_states' in kwargs
-      else seen[-1] + args[0].shape[1]
-    )
+    states = kwargs['hidden_states'] if 'hidden_states' in kwargs else args[0]
+    seen.append(seen[-1] + states.shape[1])
 
   def behind(shift):
     def add(module, inputs, output):
