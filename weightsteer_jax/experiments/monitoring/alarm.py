@@ -4,8 +4,7 @@ The controls of a family are treated like the direction: each has a largest abso
 updates of the run. If the direction were one more control, in no way special, each order of these
 largest values would be equally likely, and the direction's value would exceed the k-th smallest of
 n with probability at most 1 - k / (n + 1). The probability is of a whole run, however many steps
-are looked at. Few controls say little: 1 control gives a rate of 1/2, 99 controls
-give 1/100.
+are looked at. Few controls say little: 1 control gives a rate of 1/2, 99 controls give 1/100.
 
 Source: rank tests by exchangeability, as in conformal prediction (Vovk, Gammerman and Shafer,
 Algorithmic Learning in a Random World, 2005, section 2.2) and permutation tests (North, Curtis and

@@ -161,6 +161,7 @@ def delong(positive: Sequence[float], negative: Sequence[float]) -> float | None
   positives, negatives = wins.shape
   if min(positives, negatives) < 2:
     return None
+  # For each run, the share of the other side on the right side of the run.
   beaten_by_positive = wins.mean(axis=1)
   beating_negative = wins.mean(axis=0)
   variance = beaten_by_positive.var(ddof=1) / positives + beating_negative.var(ddof=1) / negatives
@@ -185,6 +186,7 @@ def newcombe(value: float, positives: int, negatives: int) -> tuple[float, float
     # Just outside 0 to 1, rounding makes the variance negative.
     return abs(value - t) - Z95 * math.sqrt(max(variance, 0.0))
 
+  # The excess is below zero around `value` and above zero far from there.
   return _root(excess, value, 0.0), _root(excess, value, 1.0)
 
 
@@ -237,6 +239,7 @@ def of_summaries(
         f'{", ".join(summary["directions"])}'
       )
     alarm = summary['directions'][direction]['alarm']
+    # A run that changed nothing has no score to rank.
     if alarm['peak'] is None:
       raise InputError(f"the run '{name}' has no step at which it differs from its base")
     alarmed = alarm['step'] is not None
@@ -273,6 +276,7 @@ def _seed_standard_error(runs: Sequence[ScoredRun], draws: int, seed: int) -> fl
   """Standard deviation of the area over bootstrap draws of whole seeds."""
   seeds, seed_of_run = np.unique([run.seed for run in runs], return_inverse=True)
   uniform = np.full(len(seeds), 1 / len(seeds))
+  # How often each seed is drawn: seeds with replacement, as many as there are.
   counts = np.random.default_rng(seed).multinomial(len(seeds), uniform, size=draws)
   # [draws, runs]: how often each run is in each draw.
   times = counts[:, seed_of_run]

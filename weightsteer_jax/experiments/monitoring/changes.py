@@ -1,8 +1,7 @@
 """A change of a model's weights, read piece by piece from memory or from disk.
 
 A piece is a leaf of a delta with the layers from some first layer on. A piece of a full checkpoint
-is
-one layer of one parameter, so that never more than a layer of each of two models is in memory.
+is one layer of one parameter, so that never more than a layer of each of two models is in memory.
 """
 
 import dataclasses
@@ -137,6 +136,7 @@ class Streamed:
 
 def layers_of(path: str, leaf: Leaf, first: int, count: int) -> Leaf:
   """The leaf with `count` layers from `first` on; outside the stack the leaf itself."""
+  # All layers are the usual case, which needs no copy.
   if not models.stack_axes(path) or (first, count) == (0, num_layers(path, leaf)):
     return leaf
   return jax.tree.map(lambda x: x[first : first + count], leaf)

@@ -52,6 +52,7 @@ def watch(
   for name, delta in directions.items():
     leaves = tree.flatten(delta, models.is_delta_leaf)
     squares[name] = {path: gram.matrix_products(path, leaf, leaf) for path, leaf in leaves.items()}
+  # Squared norms of the directions never change, so they are constants of the program.
   compiled = jax.jit(functools.partial(_angles, squares), out_shardings=layout.replicated)
 
   def look(delta):
@@ -77,6 +78,7 @@ def _angles(
     product = jnp.zeros(())
     variance = jnp.zeros(())
     for path, leaf in tree.flatten(direction, models.is_delta_leaf).items():
+      # A site that only one of the two changes adds nothing to the product.
       if path in update:
         product += jnp.sum(_sums(path, leaf, update[path]))
         # See controls.py for the variance.

@@ -174,6 +174,7 @@ def _alarms(
       given.append(list(_cosines(by_step, vector.name).values()))
   # [steps, controls] also without controls; float64 makes NaN of None, where an update was zero.
   given_cosines = np.array(given, np.float64).reshape(len(given), len(by_step)).T
+  # Each direction has random controls of its own; the given controls are shared by all.
   about = {}
   for vector in vectors:
     if vector.role != DIRECTION:
@@ -334,6 +335,7 @@ def names(folders: Sequence[files.Path]) -> dict[pathlib.Path, str]:
     InputError: if a folder is named twice.
   """
   paths = [pathlib.Path(folder).expanduser() for folder in folders]
+  # Resolved, since two paths may lead to one folder.
   resolved = [path.resolve() for path in paths]
   counts = collections.Counter(resolved)
   for path in counts:
@@ -342,6 +344,7 @@ def names(folders: Sequence[files.Path]) -> dict[pathlib.Path, str]:
   names_of = {}
   for path, whole in zip(paths, resolved):
     depth = 1
+    # Ends, because no two resolved paths are equal.
     while sum(other.parts[-depth:] == whole.parts[-depth:] for other in resolved) > 1:
       depth += 1
     names_of[path] = '/'.join(whole.parts[-depth:])

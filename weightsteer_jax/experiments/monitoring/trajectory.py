@@ -67,6 +67,7 @@ def find(run: files.Path, *, learning_rate: float | None = None) -> list[Step]:
   folder = pathlib.Path(run).expanduser()
   if not folder.is_dir():
     raise InputError(f'no training run at {folder}{files.nearest(folder)}')
+  # By what lies in the folder: ours, then a cache of the hub, then folders named by steps.
   rates = _learning_rates(folder)
   if rates:
     steps = _ours(folder, _chosen_rate(folder, rates, learning_rate))
@@ -193,6 +194,7 @@ def _number(name: str) -> int | None:
 def _nothing(folder: pathlib.Path) -> str:
   """The message for a folder without checkpoints."""
   names = sorted(path.name for path in folder.iterdir())
+  # A common slip: the workdir in place of a fine-tune in there.
   inner = sorted(str(path.parent) for path in folder.glob('finetune/*/checkpoints'))
   hint = ''
   if inner:

@@ -56,6 +56,7 @@ def examine(
       files.append_json(output, {**about, **as_json(run_plan, result)})
   _say_all('', *report.lines(run_plan, results), '', report.verdict(run_plan, results))
   fits = all(result.fits for result in results)
+  # What would fit is an estimate of its own, which takes a moment.
   if not fits:
     _say_all(*report.advice(run, config, hardware, sizes))
   return fits

@@ -150,6 +150,7 @@ def plan(
     devices=hardware.devices,
     memory=hardware.memory,
   )
+  # Training and evaluation may lay the weights out in two ways.
   params = models.abstract_params(config, run.model.dtype)
   weights = {}
   for layout in (chosen.train, chosen.evaluate):
@@ -258,6 +259,7 @@ class _Evaluation:
 
   def score(self) -> Program:
     """Scoring of two completions for each prompt."""
+    # Two completions share a prompt, as where a right and a wrong answer are compared.
     batch = packing.alike(
       self.config,
       prompts=math.ceil(self.rows / 2),
@@ -339,6 +341,7 @@ class _Evaluation:
     stops = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=replicated)
     keep = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
     args = self._args((stops, keep), state)
+    # The cache at its fullest.
     keys = self.sizes.prompt_tokens + self.sizes.answer_tokens
     work = roofline.forward(
       self.config,
@@ -362,6 +365,7 @@ class _Evaluation:
 
   def export(self) -> Program:
     """The merge base + alpha * direction, in float32 and rounded, laid out as in evaluation."""
+    # In the place of the base weights, which are given up.
     shardings = jax.tree.map(lambda x: x.sharding, self.weights)
     merge = jax.jit(
       lambda params, delta, alpha: models.merge(self.config, params, delta, alpha),

@@ -12,6 +12,7 @@ from weightsteer_jax.experiments.preflight.topology import Hardware
 from weightsteer_jax.runtime import sharding
 from weightsteer_jax.runtime.messages import file_size, memory_size
 
+# The unit of the table.
 GIB = 2**30
 HEAD = (
   'program',
@@ -84,6 +85,7 @@ def _row(result: Result, memory: float) -> tuple[str, ...]:
 
 def words(collectives: dict[str, Moved]) -> str:
   """Collectives in words, as in 'all-gather 12 GB in 793, all-reduce 3 GB in 248'."""
+  # The largest first.
   sent = sorted(collectives.items(), key=lambda item: -item[1].sent)
   return ', '.join(f'{kind} {file_size(moved.sent, 3)} in {moved.count}' for kind, moved in sent)
 

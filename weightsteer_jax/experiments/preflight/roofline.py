@@ -1,16 +1,15 @@
 """Operations and bytes of a program by formula, and the time at the hardware's peaks.
 
 The compiler's own count takes the body of a loop once, so that count is not used. Matrix products
-count 2
-operations per parameter and token. Per layer and row, attention counts 4 T S N H (scores and
-weighted sum over all S keys: the masked half is computed too). A backward pass through a frozen
+count 2 operations per parameter and token. Per layer and row, attention counts 4 T S N H (scores
+and weighted sum over all S keys: the masked half is computed too). A backward pass through a frozen
 kernel counts as much as the forward pass (gradients of activations alone), through a trained one
 twice as much; rematerialisation repeats the forward pass of the layers ('dots' that of their
 attention and of low-rank changes alone), and a trained head computes the logits twice.
 
-Bytes are the least possible: each pass reads the weights of all layers once (as gathered by
-fsdp), a step of the optimizer reads and writes the optimizer's state, the residual
-stream goes out and comes back once per layer in training, and a decoding step reads the cache once.
+Bytes are the least possible: each pass reads the weights of all layers once (as gathered by fsdp),
+a step of the optimizer reads and writes the optimizer's state, the residual stream goes out and
+comes back once per layer in training, and a decoding step reads the cache once.
 """
 
 import dataclasses

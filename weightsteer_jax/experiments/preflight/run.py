@@ -70,6 +70,7 @@ def compile_one(program: Program, hardware: Hardware) -> Result:
     with program.layout.context():
       compiled = program.lower().compile()
   except jax.errors.JaxRuntimeError as error:
+    # The compiler's error for a program that cannot fit; others are real errors.
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     return _too_large(program, str(error), time.monotonic() - start)

@@ -19,6 +19,7 @@ from weightsteer_jax.finetune import memory
 from weightsteer_jax.runtime import sharding
 from weightsteer_jax.runtime.errors import InputError
 
+# Rows of a microbatch on each shard that are tried.
 ROWS_PER_SHARD = (1, 2, 4, 8, 16)
 # Share of a device's memory that an estimate may fill.
 SPARE = 0.9
@@ -150,6 +151,7 @@ def _variants(
           work.moved / hardware.chip.bandwidth,
           _sent(train, config, work.tokens, remat) / hardware.chip.link,
         )
+        # The busiest resource sets the pace, all else overlapping.
         speed = work.tokens / max(seconds)
       yield Candidate(mesh, base, rows, remat, needed, speed)
 

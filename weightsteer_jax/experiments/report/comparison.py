@@ -98,6 +98,7 @@ class Comparison:
     None without capability tasks, or where a capability task is not measured.
     """
     changes = self.changes(alpha)
+    # What is not measured may be the worst.
     if not changes or any(math.isnan(change.difference) for change in changes):
       return None
     return max(changes, key=lambda change: abs(change.difference))

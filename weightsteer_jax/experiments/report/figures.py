@@ -131,9 +131,11 @@ def curves(picks: Sequence[Pick]) -> 'Figure':
   for tasks in shown:
     for start in range(0, len(tasks), columns):
       rows.append(tasks[start : start + columns])
+  # Inches for each panel, and for the legend above.
   figure = Figure(figsize=(3.1 * columns + 0.4, 2.3 * len(rows) + 0.6), layout='constrained')
   grid = figure.subplots(max(len(rows), 1), columns, squeeze=False)
   alphas = sorted({alpha for pick in picks for alpha in pick.comparison.alphas})
+  # The same scale everywhere, so that panels can be compared by eye.
   limits = _shared_limits(picks)
   for panels, row in zip(grid, rows):
     for panel, task in zip(panels, row):
@@ -296,6 +298,7 @@ def _draw_task(
       capsize=0,
       zorder=3,
     )
+    # Rings around the picks; a task need not be measured at a pick.
     picked = [alpha for alpha in pick.alphas if alpha in measured]
     axes.plot(
       [where[alpha] for alpha in picked],
@@ -376,6 +379,7 @@ def _tradeoff_frame(axes: 'Axes', picks: Sequence[Pick]) -> None:
   axes.axvspan(-tolerance, tolerance, color=BAND, linewidth=0, zorder=0.5)
   axes.grid()
   axes.set_xlabel('largest change of a capability task from the base')
+  # Arms with different behaviours share only the word.
   names = {words.subject(pick.comparison) for pick in picks if pick.comparison.behaviour}
   axes.set_ylabel(names.pop() if len(names) == 1 else 'behaviour')
 

@@ -34,10 +34,12 @@ def document(
   programs = [_asset(name) for name in scripts]
   body = '\n'.join(section for section in sections if section)
   elements = []
+  # Data first: scripts run where they stand and read the data.
   if data is not None:
     elements.append(f'<script type="application/json" id="data">{script_json(data)}</script>\n')
   for program in programs:
     elements.append(f'<script>{program}</script>\n')
+  # The policy stands before anything that could load or run.
   return (
     '<!doctype html>\n'
     '<html lang="en">\n'
@@ -103,10 +105,12 @@ def _policy(programs: Sequence[str]) -> str:
     digests = [hashlib.sha256(program.encode()).digest() for program in programs]
     allowed = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
     rules.append(f'script-src {" ".join(allowed)}')
+  # default-src does not cover these two.
   rules += ["base-uri 'none'", "form-action 'none'"]
   return '; '.join(rules)
 
 
 def _asset(name: str) -> str:
+  # Through importlib: the package may be installed as a zip.
   folder = importlib.resources.files('weightsteer_jax.experiments.report')
   return folder.joinpath(name).read_text(encoding='utf-8')

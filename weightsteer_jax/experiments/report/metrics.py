@@ -15,6 +15,7 @@ Row = Mapping[str, Any]
 
 def further(sweep: Study) -> str:
   """The tasks' further metrics, folded away; '' without further metrics."""
+  # Shares of failures have a table of their own.
   plotted = {task.name: metric_of(sweep.results, task.name) for task in sweep.tasks}
   rows = [row for row in sweep.results if row['metric'] not in (plotted[row['task']], *FAILURES)]
   if not rows:
@@ -25,6 +26,7 @@ def further(sweep: Study) -> str:
 
 def accounted(sweep: Study) -> str:
   """The failure accounting as counts with denominators; '' without rows."""
+  # Counts need a denominator, which only rows with 'values' have.
   rows = [row for row in sweep.results if row['metric'] in FAILURES and 'values' in row]
   if not rows:
     return ''

@@ -9,6 +9,7 @@ from weightsteer_jax.experiments.report.safe import escape
 from weightsteer_jax.storage import files
 
 Row = Mapping[str, Any]
+# The families of controls in summary.json, in words.
 FAMILIES = {'random': 'random directions of the same rank and spectrum', 'given': 'given controls'}
 
 
@@ -35,6 +36,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _line(name: str, alarm: Mapping[str, Any]) -> str:
+  # No step had a cosine: all updates were zero, or the direction is.
   if alarm['peak'] is None:
     return f'{name}: the run changed nothing that the direction does'
   peak = f'largest cosine {alarm["peak"]:+.4f} at step {alarm["peak_step"]}'
@@ -116,6 +118,7 @@ def _table(summary: Mapping[str, Any]) -> str:
       alarm['peak_step'],
       _number(alarm['threshold']),
     ]
+    # A family without controls has no p value.
     values += [_number(alarm['p_values'].get(family)) for family in FAMILIES]
     texts = ['–' if value is None else escape(str(value)) for value in values]
     cells = ''.join(f'<td>{text}</td>' for text in texts)

@@ -40,6 +40,7 @@ def _lede(choice: Pick) -> str:
     return (
       f'No alpha moves {subject} while capability stays within {numbers.tolerance:g} of the base.'
     )
+  # A side on which nothing better was found stands at the base.
   start = f'alpha {format_alpha(low.alpha)}' if low.alpha else 'the base'
   end = format_alpha(high.alpha) if high.alpha else 'the base'
   cost = 'at a cost not measured'
@@ -53,6 +54,7 @@ def _lede(choice: Pick) -> str:
 
 def _tiles(choice: Pick) -> str:
   """Three numbers: the base, and the pick on each side of zero."""
+  # Without a base there is nothing to compare with.
   if choice.negative.alpha is None:
     return ''
   numbers = choice.comparison
@@ -92,6 +94,7 @@ def results(sweep: Study, picks: Sequence[Pick]) -> str:
     descriptions.append(f'<li><b>{escape(task.name)}</b> ({escape(kinds)}): {about}</li>')
   arms = []
   for choice in picks:
+    # The only arm of a page needs no heading.
     if len(picks) > 1:
       arms.append(f'<h3>{escape(choice.arm)}</h3>')
     arms.append(_table(sweep, choice))
@@ -138,6 +141,7 @@ def _table(sweep: Study, choice: Pick) -> str:
     elif alpha == 0:
       mark = 'base'
     note = f'<span class="mark">{mark}</span>' if mark else ''
+    # Arm and alpha with all digits, for programs that read the page.
     rows.append(
       f'<tr class="{mark}" data-arm="{escape(choice.arm)}" data-alpha="{alpha!r}">'
       f'<th scope="row" class="left">{format_alpha(alpha)}{note}</th>{cells}</tr>'
@@ -261,6 +265,7 @@ def _counts_cell(count: Counts | None) -> str:
   if count is None:
     return '<td>–</td>'
   notes = [f'{number} {escape(status)}' for status, number in count.failed.items()]
+  # Rows that failed carry no value either; they are told once.
   if count.without_value and not notes:
     notes = [f'{count.without_value} without value']
   kind = ' class="failing"' if notes else ''

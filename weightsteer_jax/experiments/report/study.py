@@ -155,6 +155,7 @@ def cells(results: Sequence[Mapping[str, Any]], arm: str) -> Cells:
   for row in results:
     if row['arm'] != arm:
       continue
+    # The first metric of a task is the task's; others are shown in a table only.
     if metrics.setdefault(row['task'], row['metric']) != row['metric']:
       continue
     column = table.setdefault(row['task'], {})
@@ -242,6 +243,7 @@ def _json_lines(path: Path, skip_unfinished: bool = False) -> Iterator[tuple[str
     raise InputError(f'no {path}; the report needs it: run the sweep first')
   with path.open(encoding='utf-8') as lines:
     for number, line in enumerate(lines, start=1):
+      # A sweep may be running.
       if skip_unfinished and not line.endswith('\n'):
         return
       if not line.strip():

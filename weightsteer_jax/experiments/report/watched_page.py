@@ -71,6 +71,7 @@ def cosines(study: StudyJson) -> 'Figure':
     axes.grid(axis='y')
     axes.set_title(name)
     axes.set_xlabel('step')
+  # Places of the grid without a panel.
   for axes in grid[len(names) :]:
     axes.set_axis_off()
   for row in range(rows):
@@ -160,6 +161,7 @@ def _table(study: StudyJson) -> str:
   groups: dict[str, list[Mapping[str, Any]]] = {}
   for run in study['runs']:
     groups.setdefault(run['name'], []).append(run)
+  # The untouched model has no update, so no cosines.
   base_rates = [_rate(study['base'][task]['mean']) for task in tasks]
   rows = [_row(['base', '', *base_rates, *([''] * len(directions))])]
   for name, runs in groups.items():
@@ -189,6 +191,7 @@ def _row(texts: Sequence[str]) -> str:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
+  # A seed without a number enters no mean.
   known = [value for value in values if value is not None]
   return sum(known) / len(known) if known else None
 

@@ -43,6 +43,7 @@ def reason(
   side = 'negative' if sign < 0 else 'positive'
   if not outward:
     return f'No {side} alpha was swept.'
+  # At alpha 0 nothing is edited, so there is no cost and no next alpha to tell of.
   if chosen == 0:
     return f'No {side} alpha is picked: ' + _nothing_found(numbers, sign, outward, breaks)
   base = numbers.behaviour_at(0.0).mean
@@ -105,6 +106,7 @@ def _next(numbers: Comparison, chosen: float, outward: Sequence[float]) -> str:
     return 'It is the last alpha of the grid on this side.'
   following = further[0]
   missing = numbers.unmeasured(following)
+  # The largest change first: the sentence has room for one.
   broken = sorted(numbers.broken(following), key=lambda change: -abs(change.difference))
   if broken:
     others = f' (and {len(broken) - 1} more out of tolerance)' if len(broken) > 1 else ''
