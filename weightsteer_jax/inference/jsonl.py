@@ -21,6 +21,7 @@ from weightsteer_jax.storage import files
 
 # Name of the arm with the caller's delta.
 STEERED = 'steered'
+GREEDY = Sampling()
 
 
 def score_file(
@@ -88,7 +89,7 @@ def generate_file(
   output: str | os.PathLike,
   *,
   max_new_tokens: int = 256,
-  sampling: Sampling = Sampling(),
+  sampling: Sampling = GREEDY,
   samples: int = 1,
   seed: int = 0,
   add_bos: bool = False,
