@@ -1,10 +1,10 @@
-"""lm-evaluation-harness over a grid of strengths, into a folder:
+"""lm-evaluation-harness over a grid of strengths, into a folder.
 
-plan.json                         what the results were made from
-alpha=<alpha>/results.json        lm-eval's own results
-alpha=<alpha>/samples_<task>.jsonl   lm-eval's own record of every document: what was asked,
-answered and counted
-results.jsonl                     a row per arm, alpha, task and metric
+plan.json                           what the results were made from
+alpha=<alpha>/results.json          lm-eval's own results
+alpha=<alpha>/samples_<task>.jsonl  lm-eval's own record of every document: what was asked,
+                                    answered and counted
+results.jsonl                       a row per arm, alpha, task and metric
 """
 
 import json
@@ -29,25 +29,24 @@ from weightsteer_jax.runtime.errors import InputError, NotFiniteError
 from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import files, made_from
 
-BOOTSTRAPS = (
-  1000  # resamples behind the standard error of a metric that has no formula for it; few have none
-)
+# Resamples behind the standard error of a metric without a formula for the error; few have none.
+BOOTSTRAPS = 1000
 
 
 def find_tasks(
   names: Sequence[str], include_path: str | os.PathLike = '', *, include_defaults: bool = True
 ) -> tuple[list[str], TaskManager]:
-  """(names of lm-eval's tasks, groups and tags, patterns such as 'mmlu_*' resolved; what loads
-  them).
+  """(names of lm-eval's tasks, groups and tags with patterns resolved, what loads the tasks).
 
-  Reads lm-eval's own thousands of tasks, which takes a while, only where the folder of
-  `include_path` has not all that is asked for.
+  A pattern is 'mmlu_*', say. lm-eval's own thousands of tasks, which take a while to read, are read
+  only if the folder of `include_path` lacks a task.
 
   Args:
-    include_path: folder with further tasks. include_defaults: whether lm-eval's own are there too.
+    include_path: folder with further tasks.
+    include_defaults: whether lm-eval's own tasks may be used.
 
   Raises:
-    InputError: no names, no such folder, a task that is not there, or one whose options are not
+    InputError: if there are no names, no such folder, no such task, or a task's options are not
       supported.
   """
   if not names:
@@ -56,7 +55,9 @@ def find_tasks(
     raise InputError(
       f'no folder {include_path} to read tasks from{files.nearest(pathlib.Path(include_path))}'
     )
-  for defaults in [*[False] * bool(include_path), *[True] * include_defaults]:
+  # The folder alone first, if there is one; then with lm-eval's own tasks, if they may be used.
+  attempts = [False] * bool(include_path) + [True] * include_defaults
+  for defaults in attempts:
     manager = TaskManager(include_path=str(include_path) or None, include_defaults=defaults)
     found = {name: manager.match_tasks([name]) for name in names}
     if all(found.values()):
@@ -86,17 +87,18 @@ def run(
   inputs: Mapping[str, Any],
   **options: Any,
 ) -> list[dict[str, Any]]:
-  """The rows of all strengths; those that the folder has no results of yet are computed, all of
-  them together.
+  """The result rows of all strengths.
+
+  Strengths without results in the folder are computed, all of them together.
 
   Args:
     lm: makes the model of the strengths that are missing.
     inputs: {name: value} of what the results depend on, as errors name it.
-    options: of lm-eval's `simple_evaluate`.
+    options: keywords of lm-eval's `simple_evaluate`.
 
   Raises:
-    InputError: a folder with results of other inputs. NotFiniteError: the model broke at some
-      strengths; the results of the others are written.
+    InputError: if the folder holds results of other inputs.
+    NotFiniteError: if the model broke at some strengths; the results of the others are written.
   """
   folder = pathlib.Path(output)
   fresh = not (folder / 'plan.json').exists()
@@ -110,29 +112,29 @@ def run(
     rows='results',
     remedy='Name another --output, or move that folder away',
   )
+  # Adding zero turns -0.0 into 0.0.
   alphas = [float(alpha) + 0.0 for alpha in dict.fromkeys(alphas)]
   missing = [alpha for alpha in alphas if not (folder / _place(alpha)).exists()]
-  broken = []
+  broken: list[str] = []
+  # Models at one strength each, which share what is computed.
   grid = lm(missing) if missing else None
-  for alpha in missing:
+  models = [grid.at(alpha) for alpha in missing] if grid is not None else []
+  for model in models:
     try:
-      found = simple_evaluate(
-        grid.at(alpha),
-        tasks=list(tasks),
-        task_manager=manager,
-        bootstrap_iters=BOOTSTRAPS,
-        **options,
+      evaluated = simple_evaluate(
+        model, tasks=list(tasks), task_manager=manager, bootstrap_iters=BOOTSTRAPS, **options
       )
     except NotFiniteError as error:
       broken.append(str(error))
       continue
-    _write(folder / _place(alpha), found)
-  rows = [
-    row
-    for alpha in alphas
-    if (folder / _place(alpha)).exists()
-    for row in rows_of(_read(folder, alpha))
-  ]
+    _write(folder / _place(model.alpha), evaluated)
+  rows = []
+  for alpha in alphas:
+    place = folder / _place(alpha)
+    # A broken strength has no results.
+    if place.exists():
+      evaluated = files.read_json(place / 'results.json', what='the results of lm-eval')
+      rows += rows_of(evaluated)
   files.write_jsonl(folder / 'results.jsonl', rows)
   if broken:
     raise NotFiniteError(
@@ -141,60 +143,56 @@ def run(
   return rows
 
 
-def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows_of(evaluated: Mapping[str, Any]) -> list[dict[str, Any]]:
   """Result rows {arm, task, metric, alpha, mean, sem, n} of lm-eval's results at one strength.
 
-  A metric of a filter that has a name is 'metric,filter'. A mean or an error that is not there, or
-  not finite, is null.
+  A metric of a named filter is 'metric,filter'. A mean or an error that is missing or not finite is
+  null.
   """
-  arm, alpha = found['config']['arm'], found['config']['alpha']
   rows = []
-  for task, values in found['results'].items():
+  for task, values in evaluated['results'].items():
+    documents = evaluated['n-samples'].get(task, {}).get('effective')
     for key, value in values.items():
-      name, comma, kept = key.partition(',')
+      # Keys are 'metric,filter'; those without a comma ('alias', 'sample_count') are no metrics.
+      name, comma, filtered_by = key.partition(',')
       if not comma or name.endswith('_stderr'):
         continue
-      counted = values.get('sample_count', {}).get(key) or found['n-samples'].get(task, {}).get(
-        'effective'
-      )
       rows.append(
-        dict(
-          arm=arm,
-          task=task,
-          metric=name if kept == 'none' else key,
-          alpha=alpha,
-          mean=_number(value),
-          sem=_number(values.get(f'{name}_stderr,{kept}')),
-          n=counted,
-        )
+        {
+          'arm': evaluated['config']['arm'],
+          'task': task,
+          # lm-eval's name for no filter is 'none'.
+          'metric': name if filtered_by == 'none' else key,
+          'alpha': evaluated['config']['alpha'],
+          'mean': _number(value),
+          'sem': _number(values.get(f'{name}_stderr,{filtered_by}')),
+          'n': values.get('sample_count', {}).get(key) or documents,
+        }
       )
   return rows
 
 
 def _number(value: Any) -> float | None:
-  return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+  is_number = isinstance(value, (int, float)) and math.isfinite(value)
+  return float(value) if is_number else None
 
 
 def _place(alpha: float) -> str:
   return f'alpha={alpha:g}'
 
 
-def _read(folder: pathlib.Path, alpha: float) -> Any:
-  return files.read_json(folder / _place(alpha) / 'results.json', what='the results of lm-eval')
-
-
-def _write(folder: pathlib.Path, found: dict[str, Any]) -> None:
-  samples = found.pop('samples')
+def _write(folder: pathlib.Path, evaluated: dict[str, Any]) -> None:
+  samples = evaluated.pop('samples')
   with files.new_folder(folder, what='the results of lm-eval') as partial:
-    files.write_json(partial / 'results.json', _plain(found))
+    files.write_json(partial / 'results.json', _plain(evaluated))
     for task, documents in samples.items():
-      files.write_jsonl(
-        partial / f'samples_{re.sub("[^A-Za-z0-9_.-]", "_", task)}.jsonl', map(_plain, documents)
-      )
+      # Tasks may be named by a path.
+      name = re.sub('[^A-Za-z0-9_.-]', '_', task)
+      files.write_jsonl(partial / f'samples_{name}.jsonl', map(_plain, documents))
 
 
 def _plain(value: Any) -> Any:
-  """The value as JSON has it; lm-eval's objects as it writes them, NaN and infinities as null."""
-  return json.loads(
-    json.dumps(value, default=handle_non_serializable), parse_constant=lambda name: None
-  )
+  """The value as JSON has it: lm-eval's objects as lm-eval writes them, no NaN, no infinity."""
+  text = json.dumps(value, default=handle_non_serializable)
+  # NaN and infinities, which JSON does not have, become null.
+  return json.loads(text, parse_constant=lambda name: None)

@@ -1,8 +1,8 @@
-"""A model for lm-evaluation-harness: any of its tasks on our engine, at every strength of a grid.
+"""A model for lm-evaluation-harness: any task on our engine, at every strength of a grid.
 
-lm-eval asks one model at one strength at a time. Here the first to be asked answers for all
-strengths of the grid, in batches that mix them, and the others answer from memory. What is asked,
-and of which tokens, is as with lm-eval's own Hugging Face backend at batch size 1. Needs the extra
+lm-eval asks one model at one strength at a time. Here the first model that is asked answers for all
+strengths of the grid, in batches that mix the strengths, and the others answer from memory. Texts
+are turned into tokens as by lm-eval's own Hugging Face backend at batch size 1. Needs the extra
 `lm-eval`.
 
 Source: EleutherAI/lm-evaluation-harness 0.4.13, lm_eval/models/huggingface.py (HFLM).
@@ -38,8 +38,10 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Continuation:
-  """What to generate once, at every strength: a prompt, and the texts of which the first to appear
-  ends the answer.
+  """What to generate once, at every strength.
+
+  Attributes:
+    until: stop texts; the first to appear ends the answer.
   """
 
   context: str
@@ -51,27 +53,27 @@ class Continuation:
 
 
 class SteeredLM(TemplateLM):
-  """The engine's model under one arm at one strength of a grid, as lm-eval calls it:
-  `simple_evaluate(model=lm)`.
+  """The engine's model under one arm at one strength of a grid, for lm-eval.
+
+  lm-eval calls it by `simple_evaluate(model=lm)`.
 
   Attributes:
-    alpha: the strength it answers at. alphas: those it computes. `at` gives the same grid at
-      another one.
-    computed: how many answers were computed so far, all strengths counted; they are shared by the
-      whole grid.
+    alpha: the strength of the answers; `at` gives the same grid at another one.
+    alphas: the strengths that are computed.
+    computed: number of answers computed so far, over all strengths of the grid.
 
   Args:
-    engine: its stop_ids end a generation (see `end_ids`).
-    alphas: the grid; the first is the one that it answers at.
-    arm: of the engine.
-    max_length: tokens that the model sees at most; its positions by default.
-    add_bos_token: whether the tokenizer adds its special tokens; None leaves it to the tokenizer.
+    engine: the engine, whose stop_ids end a generation (see `end_ids`).
+    alphas: the grid; answers are given at the first strength.
+    arm: an arm of the engine.
+    max_length: most tokens that the model sees; by default the model's positions.
+    add_bos_token: whether the tokenizer adds special tokens; None leaves this to the tokenizer.
     chat_template_args: further arguments of the chat template, {'enable_thinking': False} say.
-    seed: of sampled answers.
+    seed: seed of sampled answers.
 
   Raises:
-    InputError: no alphas, a max_length that the model does not have, or a tokenizer without an
-      end-of-text token.
+    InputError: if there are no alphas, the model has fewer positions than max_length, or the
+      tokenizer has no end-of-text token.
   """
 
   def __init__(
@@ -98,38 +100,44 @@ class SteeredLM(TemplateLM):
         f"the tokenizer '{engine.tokenizer.name_or_path}' has no end-of-text token, which "
         "lm-eval needs"
       )
+    # Raises if the arm does not have a strength, before anything is computed.
     for alpha in alphas:
       engine.arms.coefficients(arm, alpha)
-    self.engine, self.tokenizer, self.arm = engine, engine.tokenizer, arm
+    self.engine = engine
+    self.tokenizer = engine.tokenizer
+    self.arm = arm
+    # Adding zero turns -0.0 into 0.0.
     self.alphas = tuple(float(alpha) + 0.0 for alpha in alphas)
     self.alpha = self.alphas[0]
     self.max_length = max_length or positions
-    self.add_bos_token, self.chat_template_args = add_bos_token, dict(chat_template_args or {})
+    self.add_bos_token = add_bos_token
+    self.chat_template_args = dict(chat_template_args or {})
     self.seed = seed
-    self._memory: dict[
-      bytes, list[Any]
-    ] = {}  # the answers at each alpha, None where the model broke
+    # Digest of a request -> the answers at each alpha, None where the model broke.
+    self._memory: dict[bytes, list[Any]] = {}
 
   def at(self, alpha: float) -> 'SteeredLM':
     """The same grid, answering at this strength.
 
     Raises:
-      InputError: it is none of the grid.
+      InputError: if the grid does not have the strength.
     """
     if alpha not in self.alphas:
-      raise InputError(
-        f'alpha {alpha:g} is none of the grid: {", ".join(f"{one:g}" for one in self.alphas)}'
-      )
+      grid = ', '.join(f'{known:g}' for known in self.alphas)
+      raise InputError(f'alpha {alpha:g} is none of the grid: {grid}')
+    # A shallow copy: the memory of answers is shared.
     other = copy.copy(self)
     other.alpha = float(alpha) + 0.0
     return other
 
   @property
   def computed(self) -> int:
+    """Number of answers computed so far, over all strengths of the grid."""
     return sum(map(len, self._memory.values()))
 
   @property
   def eot_token_id(self) -> int:
+    """The tokenizer's end-of-text token."""
     return self.tokenizer.eos_token_id
 
   @property
@@ -140,12 +148,13 @@ class SteeredLM(TemplateLM):
 
   @property
   def tokenizer_name(self) -> str:
+    """The tokenizer's name, without the slashes of paths."""
     return self.tokenizer.name_or_path.replace('/', '__')
 
   def tok_encode(
     self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
   ) -> list[int]:
-    """Ids of a text; the tokenizer adds no leading token where the text brings one."""
+    """Ids of a text; no leading special token is added to a text that begins with one."""
     if add_special_tokens is None:
       add_special_tokens = self.add_bos_token
       if has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
@@ -155,9 +164,9 @@ class SteeredLM(TemplateLM):
   def apply_chat_template(
     self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
   ) -> str:
-    """The conversation as text; without its system message where the template knows none."""
+    """The conversation as text, without system messages if the template refuses them."""
 
-    def render(messages):
+    def render(messages: list[dict[str, str]]) -> str:
       return self.tokenizer.apply_chat_template(
         messages,
         tokenize=False,
@@ -179,8 +188,10 @@ class SteeredLM(TemplateLM):
   def loglikelihood_rolling(
     self, requests: list[Instance], disable_tqdm: bool = False
   ) -> list[float]:
-    """Nats of whole texts; one longer than the model is cut into windows, in which each token is
-    predicted once.
+    """Log-likelihoods of whole texts, nats.
+
+    A text longer than the model's positions is cut into windows, so that each token is predicted
+    once.
     """
     windows = []
     for (text,) in (request.args for request in requests):
@@ -198,7 +209,7 @@ class SteeredLM(TemplateLM):
     return totals
 
   def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-    """Answers, each up to the first of its stop texts. Repeats of one request are other samples."""
+    """Answers up to their first stop text; repeats of one request are further samples."""
     seen: collections.Counter = collections.Counter()
     asked = {}
     names = []
@@ -217,12 +228,14 @@ class SteeredLM(TemplateLM):
   def _loglikelihood_tokens(
     self, requests: list[tuple[tuple[str, str] | None, list[int], list[int]]], **kwargs: Any
   ) -> list[tuple[float, bool]]:
-    """(nats, whether greedy decoding would give it) of each continuation, cut on the left to what
-    the model sees.
+    """(log-likelihood in nats, whether it is the greedy one) of each continuation.
+
+    Contexts are cut on the left to what the model sees.
     """
     asked = {}
     names = []
-    shared: dict[Tokens, Tokens] = {}  # The choices of a question have one prompt: it is kept once.
+    # The choices of a question have one prompt, which is kept once.
+    shared: dict[Tokens, Tokens] = {}
     for texts, context, continuation in requests:
       if not continuation or len(continuation) > self.max_length:
         raise InputError(
@@ -231,7 +244,8 @@ class SteeredLM(TemplateLM):
         )
       kept = (context + continuation)[-(self.max_length + 1) :]
       prompt = tuple(kept[: -len(continuation)])
-      prompt, completion = shared.setdefault(prompt, prompt), tuple(continuation)
+      prompt = shared.setdefault(prompt, prompt)
+      completion = tuple(continuation)
       names.append(_name('score', prompt, completion))
       asked[names[-1]] = prompt, completion, _cite(texts)
     self._score({name: one for name, one in asked.items() if name not in self._memory})
@@ -242,26 +256,35 @@ class SteeredLM(TemplateLM):
     return answers
 
   def _continuation(self, context: str, options: Mapping[str, Any], sample: int) -> Continuation:
-    """Raises:
-    InputError: an option that is not honoured, or no room for a prompt.
+    """What a request of lm-eval asks to generate.
+
+    Raises:
+      InputError: if an option is not honoured, or there is no room for a prompt.
     """
     kwargs = check_generation(options, where=_cite((context,)))
     until = handle_stop_sequences(kwargs['until'], eos=self.tokenizer.decode(self.eot_token_id))
-    new = kwargs['max_gen_toks']
-    how = Sampling(
-      float(kwargs.get('temperature', 0.0)) if kwargs['do_sample'] else 0.0,
-      int(kwargs.get('top_k') or 0),
-      float(kwargs.get('top_p') or 1.0),
+    max_new_tokens = kwargs['max_gen_toks']
+    sampling = Sampling(
+      temperature=float(kwargs.get('temperature', 0.0)) if kwargs['do_sample'] else 0.0,
+      top_k=int(kwargs.get('top_k') or 0),
+      top_p=float(kwargs.get('top_p') or 1.0),
     )
-    if new >= self.max_length:
+    if max_new_tokens >= self.max_length:
       raise InputError(
-        f'the task asks for {new} new tokens (max_gen_toks) of a model that sees '
+        f'the task asks for {max_new_tokens} new tokens (max_gen_toks) of a model that sees '
         f'{self.max_length}: nothing is left for the prompt'
       )
     special = False if has_bos_prefix(context, self.tokenizer.bos_token) else self.add_bos_token
-    prompt = (self._encode(context, special) or [self.prefix_token_id])[-(self.max_length - new) :]
+    # An empty context is the prefix token, as in scoring.
+    tokens = self._encode(context, special) or [self.prefix_token_id]
+    room = self.max_length - max_new_tokens
     return Continuation(
-      context, tuple(prompt), new, how, tuple(stop for stop in until if stop), sample
+      context=context,
+      prompt=tuple(tokens[-room:]),
+      max_new_tokens=max_new_tokens,
+      sampling=sampling,
+      until=tuple(stop for stop in until if stop),
+      sample=sample,
     )
 
   def _encode(self, text: str, add_special_tokens: bool | None) -> list[int]:
@@ -274,35 +297,34 @@ class SteeredLM(TemplateLM):
       for name, (prompt, completion, cited) in missing.items()
       for i, alpha in enumerate(self.alphas)
     ]
-    answers = {}
+    answers: dict[Any, tuple[float, bool] | None] = {}
     for result in self.engine.score(requests) if requests else ():
       ending.progress()
-      answers[result.key] = (
-        (result.logprob, result.is_greedy) if math.isfinite(result.logprob) else None
-      )
+      is_finite = math.isfinite(result.logprob)
+      answers[result.key] = (result.logprob, result.is_greedy) if is_finite else None
     self._keep(missing, answers)
 
   def _generate(self, missing: Mapping[bytes, Continuation]) -> None:
     requests = []
-    for name, one in missing.items():
-      over = functools.partial(has_ended, self.tokenizer, one.until)
+    for name, continuation in missing.items():
+      until = functools.partial(has_ended, self.tokenizer, continuation.until)
       requests += [
         GenerateRequest(
-          (name, i),
-          one.prompt,
-          one.max_new_tokens,
-          self.arm,
-          alpha,
-          one.sampling,
-          self.seed,
-          one.context,
-          one.sample,
-          _cite((one.context,)),
-          over,
+          key=(name, i),
+          prompt=continuation.prompt,
+          max_new_tokens=continuation.max_new_tokens,
+          arm=self.arm,
+          alpha=alpha,
+          sampling=continuation.sampling,
+          seed=self.seed,
+          example=continuation.context,
+          sample=continuation.sample,
+          name=_cite((continuation.context,)),
+          until=until,
         )
         for i, alpha in enumerate(self.alphas)
       ]
-    answers = {}
+    answers: dict[Any, str | None] = {}
     for result in self.engine.generate(requests) if requests else ():
       ending.progress()
       text = text_until(self.tokenizer, missing[result.key[0]].until, result.tokens)
@@ -310,9 +332,8 @@ class SteeredLM(TemplateLM):
     self._keep(missing, answers)
 
   def _keep(self, names: Mapping[bytes, Any], answers: Mapping[tuple[bytes, int], Any]) -> None:
-    self._memory.update(
-      {name: [answers[name, i] for i in range(len(self.alphas))] for name in names}
-    )
+    for name in names:
+      self._memory[name] = [answers[name, i] for i in range(len(self.alphas))]
 
   def _recall(self, name: bytes, cited: str) -> Any:
     answer = self._memory[name][self.alphas.index(self.alpha)]
@@ -328,13 +349,13 @@ def _cite(texts: tuple[str, ...] | None) -> str:
 
 
 def _name(kind: str, *parts: Any) -> bytes:
-  """A digest of what is asked."""
+  """A digest of a request: 16 bytes, where keys of whole prompts would fill the memory."""
   digest = hashlib.blake2b(kind.encode(), digest_size=16)
   for part in parts:
-    data = (
-      np.asarray(part, np.int64).tobytes()
-      if isinstance(part, (tuple, int))
-      else part.encode('utf-8', 'replace')
-    )
+    if isinstance(part, (tuple, int)):
+      data = np.asarray(part, np.int64).tobytes()
+    else:
+      data = part.encode('utf-8', 'replace')
+    # With its length, so that no two lists of parts give the same bytes.
     digest.update(len(data).to_bytes(8, 'little') + data)
   return digest.digest()

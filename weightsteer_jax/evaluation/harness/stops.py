@@ -10,10 +10,11 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.storage import files
 
-MAX_GEN_TOKS = 256  # new tokens where a task names no number, as in HFLM
+# New tokens where a task names no number, as in HFLM.
+MAX_GEN_TOKS = 256
+# Keywords of a generation that are honoured.
 HONOURED = ('until', 'max_gen_toks', 'do_sample', 'temperature', 'top_k', 'top_p')
-# Keywords of a generation that change nothing at these values; at others they would, and are
-# refused.
+# Further keywords, which change nothing at these values; other values are refused.
 NEUTRAL = {
   'num_beams': 1,
   'num_return_sequences': 1,
@@ -26,22 +27,26 @@ NEUTRAL = {
 
 
 def end_ids(folder: pathlib.Path, tokenizer: Any) -> list[int]:
-  """Tokens that end a generation, as in transformers: those of generation_config.json, or without
-  one of config.json, and the tokenizer's end of text.
+  """Tokens that end a generation, as in transformers.
+
+  They are those of generation_config.json, or of config.json without such a file, and the
+  tokenizer's end of text.
   """
-  path = next(
-    path for name in ('generation_config.json', 'config.json') if (path := folder / name).is_file()
-  )
-  found = files.read_json(path, what='the settings of generation').get('eos_token_id')
-  found = found if isinstance(found, list) else [found]
-  return sorted({int(token) for token in (*found, tokenizer.eos_token_id) if token is not None})
+  path = folder / 'generation_config.json'
+  if not path.is_file():
+    path = folder / 'config.json'
+  stops = files.read_json(path, what='the settings of generation').get('eos_token_id')
+  # A checkpoint names one token, several, or none.
+  listed = stops if isinstance(stops, list) else [stops]
+  ids = [*listed, tokenizer.eos_token_id]
+  return sorted({int(token) for token in ids if token is not None})
 
 
 def check_generation(options: Mapping[str, Any], *, where: str) -> dict[str, Any]:
   """The generation_kwargs of a task, in lm-eval's normal form.
 
   Raises:
-    InputError: an option that is not honoured.
+    InputError: if an option is not honoured.
   """
   kwargs = dict(normalize_gen_kwargs(dict(options), MAX_GEN_TOKS))
   refused = [
@@ -57,20 +62,22 @@ def check_generation(options: Mapping[str, Any], *, where: str) -> dict[str, Any
 
 
 def has_ended(tokenizer: Any, until: Sequence[str], tokens: Sequence[int]) -> bool:
-  """Whether one of the stop texts is in the text of the tokens."""
+  """Whether the text of the tokens contains a stop text."""
   text = tokenizer.decode(tokens) if tokens else ''
   return any(stop in text for stop in until)
 
 
 def text_until(tokenizer: Any, until: Sequence[str], tokens: Sequence[int]) -> str:
-  """The text of the tokens before the first stop text, which may begin and end within tokens, or be
-  a special token.
+  """The text of the tokens before the first stop text.
+
+  A stop text may begin and end within tokens, or be a special token.
   """
   if has_ended(tokenizer, until, tokens):
 
-    def ended(n):
-      return has_ended(tokenizer, until, tokens[:n])
+    def ended(count: int) -> bool:
+      return has_ended(tokenizer, until, tokens[:count])
 
+    # The fewest tokens that contain a stop text; more tokens contain it too.
     tokens = tokens[: bisect.bisect_left(range(len(tokens)), True, key=ended)]
   text = tokenizer.decode(tokens, skip_special_tokens=True) if tokens else ''
   return postprocess_generated_text(text, list(until), think_end_token=None)

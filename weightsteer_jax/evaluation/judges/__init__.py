@@ -1,7 +1,7 @@
 """Judges: who says how an answer counts. One interface, three kinds; see `requests.Judge`.
 
-requests.py     what is asked and what comes back
-purposes.py     what for: prompt files, scales, and how an answer is read
+requests.py     the request, the judgement, and what every judge can do
+purposes.py     the purposes: prompt files, scales, and how an answer is read
 endpoint.py     a model behind HTTP: client.py (one question, retried), answers.py (the cache),
                 budget.py (the cap)
 local.py        a checkpoint through our engine, by probabilities
@@ -23,11 +23,11 @@ from weightsteer_jax.inference.engine import Engine
 def make(
   name: str, options: config.Judge, *, cache: pathlib.Path, engine: Callable[[], Engine]
 ) -> Judge:
-  """The judge of that name.
+  """The judge of a section of the config.
 
   Args:
     cache: folder for the answers of endpoints, where the options name none.
-    engine: makes an engine with the judge's model; called only if it is a local one.
+    engine: makes an engine with the judge's model; called only for the kind `model`.
   """
   match options:
     case config.EndpointJudge():
