@@ -1,4 +1,4 @@
-"""A family of models: how `config.json` is read and written, and the names of the tensors."""
+"""A family of models: how a `config.json` is read and written, and how tensors are named."""
 
 import dataclasses
 import math
@@ -15,16 +15,16 @@ ROPES = ('default', 'linear', 'llama3')
 
 
 class TensorRow(NamedTuple):
-  """How one parameter is stored in a Hugging Face checkpoint.
+  """How a parameter is stored in a Hugging Face checkpoint.
 
   Attributes:
-    path: the parameter's path in our tree.
-    name: the tensor's name; '{l}' stands for the layer and '{e}' for the expert, if each has a
-      tensor.
-    pattern: einops, from the axes of the tensor (of one layer and expert) to ours.
-    before: axes of the blocks of rows before this parameter, if one tensor holds several
-      parameters: ('N H',) for k in a fused (q, k, v).
-    after: axes of the blocks of rows behind this parameter: ('K H',) for the same k.
+    path: the path of the parameter.
+    name: the name of the tensor. '{l}' stands for the layer and '{e}' for the expert, where each
+      has a tensor.
+    pattern: einops, from the axes of the tensor (of a layer and expert) to ours.
+    before: in a tensor of several parameters, the axes of the blocks of rows before this parameter:
+      ('N H',) for k in a fused (q, k, v).
+    after: likewise the axes of the blocks after this parameter: ('K H',).
   """
 
   path: str
@@ -36,14 +36,14 @@ class TensorRow(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """One architecture.
+  """An architecture.
 
   Attributes:
-    model_type: the key in `config.json`.
-    architecture: the class transformers loads it with.
-    about: the models of the family, and their particulars.
+    model_type: the value of `model_type` in `config.json`.
+    architecture: the class of transformers that loads the family.
+    about: the models of the family, and after a colon their particularities.
     read: fields of `config.json` -> ModelConfig.
-    describe: ModelConfig -> fields of `config.json` (without the bookkeeping ones).
+    describe: ModelConfig -> fields of `config.json` (without bookkeeping fields).
     tensors: a row for every parameter that a model of the family may have.
   """
 
@@ -58,23 +58,22 @@ class Family:
     """The fields of a `config.json` of this family that describe the model.
 
     Raises:
-      InputError: if the fields would be read as another model, because the model has a feature that
-        the family does not; names the feature.
+      InputError: if the family cannot express the model; names the parts.
     """
     config = config.architecture
     raw = self.describe(config)
-    # Read back: a feature without a field of the family is found here, not in somebody's results.
-    reread = self.read(Fields(raw, where=f'the {self.model_type} config to write'))
-    unsaid = []
+    # Reading back shows what the family's fields cannot say.
+    read_back = self.read(Fields(raw, where=f'the {self.model_type} config to write'))
+    lost = []
     for field in dataclasses.fields(config):
-      value = getattr(config, field.name)
-      read_as = getattr(reread, field.name)
-      if value != read_as:
-        unsaid.append(f'{field.name} {value!r} (it would be {read_as!r})')
-    if unsaid:
+      before = getattr(config, field.name)
+      after = getattr(read_back, field.name)
+      if before != after:
+        lost.append(f'{field.name} {before!r} (it would be {after!r})')
+    if lost:
       raise InputError(
         f'a {self.model_type} checkpoint cannot hold this model, for its config has no words for '
-        f'{", ".join(unsaid)}: save it as the family it was'
+        f'{", ".join(lost)}: save it as the family it was'
       )
     return raw
 
@@ -105,20 +104,21 @@ def read_sizes(
 ) -> dict[str, Any]:
   """The fields of a ModelConfig that every family reads alike.
 
-  The arguments stand in for absent fields, as in transformers' class of the family.
-
   Args:
-    shared_heads: whether `num_key_value_heads` may be absent; it is then the number of query heads.
-    head_dim: the width divided by the heads if None.
+    max_positions: as for `norm_eps` and `tied`, the value of an absent field, from transformers'
+      class of the family.
+    shared_heads: whether `num_key_value_heads` may be absent; then K = N.
+    head_dim: the value of an absent `head_dim`; if None, the width divided by the query heads.
   """
   width = fields.count('hidden_size')
   heads = fields.count('num_attention_heads')
+  kv_default = [heads] if shared_heads else []
   return dict(
     vocab_size=fields.count('vocab_size'),
     num_layers=fields.count('num_hidden_layers'),
     width=width,
     num_heads=heads,
-    num_kv_heads=fields.count('num_key_value_heads', *([heads] if shared_heads else [])),
+    num_kv_heads=fields.count('num_key_value_heads', *kv_default),
     head_dim=fields.count('head_dim', head_dim or width // heads),
     mlp_width=fields.count('intermediate_size'),
     norm_eps=fields.positive('rms_norm_eps', norm_eps),
@@ -130,15 +130,16 @@ def read_sizes(
 def read_windows(
   fields: Fields, layers: int, *, default: list[str], window: int | None
 ) -> dict[str, Any]:
-  """`local_layers` and `window`, from `layer_types`.
+  """`local_layers` and `window` of a ModelConfig, from `layer_types`.
 
   Args:
-    default: the kinds of the layers if the field is absent.
-    window: in tokens; needed if a layer is local.
+    layers: the number of layers.
+    default: the kind of each layer if the field is absent.
+    window: length of the window in tokens, or None if the config has no window.
 
   Raises:
-    InputError: if the decoder does not have a kind, the number of kinds is not that of layers, or a
-      local layer has no window.
+    InputError: if the decoder does not have a kind, if the kinds are not as many as the layers, or
+      if a layer is local without a window.
   """
   kinds = fields.take('layer_types', default, kind=list)
   if len(kinds) != layers or not set(kinds) <= {'full_attention', 'sliding_attention'}:
@@ -156,37 +157,43 @@ def read_windows(
 
 
 def layer_types(config: ModelConfig) -> list[str]:
-  """The field `layer_types`, which says of each layer whether it is local."""
+  """The field `layer_types`: the kind of each layer."""
   return [
-    'sliding_attention' if i in config.local_layers else 'full_attention'
-    for i in range(config.num_layers)
+    'sliding_attention' if layer in config.local_layers else 'full_attention'
+    for layer in range(config.num_layers)
   ]
 
 
 def read_rope(fields: Fields, *, max_positions: int, theta: float = 1e4) -> Rope:
-  """The rotary embedding of the whole head.
+  """The rotary embedding, which turns the whole head.
 
   transformers 5 writes `rope_parameters`, earlier versions `rope_theta` and `rope_scaling`.
 
   Args:
-    theta: base frequency if the config names none.
+    theta: the base frequency if the config names none.
 
   Raises:
     InputError: if the decoder does not have the kind of scaling, or a key of the scaling.
   """
   inside, theta = rope_fields(fields, theta)
-  for place in (fields, inside):
-    place.expect('partial_rotary_factor', 1.0)
-  fields.asked['rope_type'] = f'only {", ".join(ROPES)}'
+  # The fraction of the head that is turned stands inside since transformers 5.
+  fields.expect('partial_rotary_factor', 1.0)
+  inside.expect('partial_rotary_factor', 1.0)
+  # Recorded for docs/families.md: the type is read from the inner fields.
+  fields.handling['rope_type'] = f'only {", ".join(ROPES)}'
   return read_rope_kind(inside, theta, max_positions=max_positions)
 
 
 def rope_fields(fields: Fields, theta: float) -> tuple[Fields, float]:
-  """The fields inside `rope_parameters` or `rope_scaling`, and the base frequency.
+  """(fields of `rope_parameters` or `rope_scaling`, base frequency) of a config.
 
   Args:
-    theta: base frequency if the config names none.
+    theta: the base frequency if the config names none.
+
+  Raises:
+    InputError: if the config has both, and both differ.
   """
+  # The first is of transformers 5, the second of earlier versions.
   parameters = fields.take('rope_parameters', {}, kind=dict)
   scaling = fields.take('rope_scaling', {}, kind=dict)
   if parameters and scaling and parameters != scaling:
@@ -195,7 +202,8 @@ def rope_fields(fields: Fields, theta: float) -> tuple[Fields, float]:
     )
   key = 'rope_parameters' if parameters else 'rope_scaling'
   inside = Fields(parameters or scaling, where=f"{fields.where}, in '{key}'")
-  return inside, inside.positive('rope_theta', fields.positive('rope_theta', theta))
+  outer_theta = fields.positive('rope_theta', theta)
+  return inside, inside.positive('rope_theta', outer_theta)
 
 
 def read_rope_kind(
@@ -209,12 +217,19 @@ def read_rope_kind(
   """The rotary embedding of the fields inside `rope_parameters` or `rope_scaling`.
 
   Args:
-    original: length of the original context if the fields do not say; `max_positions` if None.
+    original: length of the original context in tokens if the fields do not tell; `max_positions`
+      if None.
+    kinds: the supported kinds.
+
+  Raises:
+    InputError: if the kind is not supported, or a field is missing, unknown or out of range.
   """
+  if original is None:
+    original = max_positions
   # Older checkpoints say 'type'; where both are there, transformers reads 'rope_type'.
   kind = inside.take('rope_type', inside.take('type', 'default', kind=str), kind=str)
+  # The first Phi-3 checkpoints call 'longrope' 'su'.
   if kind == 'su':
-    # The first name of longrope, in early Phi-3 checkpoints.
     kind = 'longrope'
   if kind not in kinds:
     raise InputError(
@@ -233,7 +248,7 @@ def read_rope_kind(
       inside.positive('factor'),
       inside.positive('low_freq_factor'),
       inside.positive('high_freq_factor'),
-      inside.count('original_max_position_embeddings', original or max_positions),
+      inside.count('original_max_position_embeddings', original),
     )
     if rope.high_freq_factor <= rope.low_freq_factor:
       raise InputError(
@@ -241,15 +256,20 @@ def read_rope_kind(
         f"'low_freq_factor', {rope.low_freq_factor}"
       )
   else:
-    rope = _read_longrope(inside, theta, max_positions, original or max_positions)
+    rope = _read_longrope(inside, theta, max_positions, original)
   inside.finish()
   return rope
 
 
 def _read_longrope(inside: Fields, theta: float, max_positions: int, original: int) -> Rope:
+  """The rotary embedding of kind 'longrope'.
+
+  Source: arXiv 2402.13753.
+  """
   original = inside.count('original_max_position_embeddings', original)
-  factor = inside.positive('factor', max_positions / original)
-  attention = inside.positive('attention_factor', longrope_attention_factor(factor, original))
+  # Without its own field, the attention factor follows from how far the context is stretched.
+  stretch = inside.positive('factor', max_positions / original)
+  attention = inside.positive('attention_factor', longrope_attention_factor(stretch, original))
   short = _read_factors(inside, 'short_factor')
   long = _read_factors(inside, 'long_factor')
   return Rope(theta, 'longrope', 1.0, 1.0, 1.0, original, short, long, attention)
@@ -257,23 +277,32 @@ def _read_longrope(inside: Fields, theta: float, max_positions: int, original: i
 
 def _read_factors(inside: Fields, key: str) -> tuple[float, ...]:
   values = inside.take(key, kind=list)
-  # bool is a kind of int in Python, and true is no factor.
-  numbers = [x for x in values if isinstance(x, (int, float)) and not isinstance(x, bool)]
-  if not values or len(numbers) < len(values) or min(numbers) <= 0:
+  factors = []
+  for value in values:
+    # In Python a bool is an int; in JSON true is no number.
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
+      factors.append(float(value))
+  if not values or len(factors) < len(values):
     raise InputError(f"{inside.where}: '{key}' is {values!r}, expected a list of numbers above 0")
-  return tuple(map(float, numbers))
+  return tuple(factors)
 
 
 def longrope_attention_factor(factor: float, original: int) -> float:
-  """The factor of cosines and sines in 'longrope', for a context stretched by `factor`.
+  """The factor by which 'longrope' multiplies cosines and sines.
 
-  Source: LongRoPE, arXiv 2402.13753; transformers `modeling_rope_utils.py`.
+  Args:
+    factor: length of the context divided by that of the original context.
+    original: length of the original context in tokens.
+
+  Source: arXiv 2402.13753, as in transformers `_compute_longrope_parameters`.
   """
-  return 1.0 if factor <= 1.0 else math.sqrt(1 + math.log(factor) / math.log(original))
+  if factor <= 1.0:
+    return 1.0
+  return math.sqrt(1 + math.log(factor) / math.log(original))
 
 
 def write_scaling(rope: Rope) -> dict[str, Any]:
-  """The content of `rope_scaling`, or of `rope_parameters` beside `rope_theta`."""
+  """The fields of `rope_scaling`, or the fields beside `rope_theta` in `rope_parameters`."""
   if rope.kind == 'default':
     return {'rope_type': 'default'}
   if rope.kind == 'longrope':
@@ -283,7 +312,7 @@ def write_scaling(rope: Rope) -> dict[str, Any]:
       'long_factor': list(rope.long_factors),
       'attention_factor': rope.attention_factor,
     }
-  scaling = {'rope_type': rope.kind, 'factor': rope.factor}
+  scaling: dict[str, Any] = {'rope_type': rope.kind, 'factor': rope.factor}
   if rope.kind == 'llama3':
     scaling |= {
       'low_freq_factor': rope.low_freq_factor,
@@ -294,9 +323,12 @@ def write_scaling(rope: Rope) -> dict[str, Any]:
 
 
 def write_rope(rope: Rope) -> dict[str, Any]:
-  """The rotary embedding's fields, which transformers before and after 5 read alike."""
-  scaling = {} if rope.kind == 'default' else {'rope_scaling': write_scaling(rope)}
-  return {'rope_theta': rope.theta, **scaling}
+  """The fields of `config.json` for the rotary embedding."""
+  # transformers 5 still reads the fields that earlier versions wrote.
+  fields: dict[str, Any] = {'rope_theta': rope.theta}
+  if rope.kind != 'default':
+    fields['rope_scaling'] = write_scaling(rope)
+  return fields
 
 
 def write_sizes(config: ModelConfig) -> dict[str, Any]:
@@ -313,13 +345,15 @@ def write_sizes(config: ModelConfig) -> dict[str, Any]:
     'tie_word_embeddings': config.tied,
     'hidden_act': config.activation,
     'max_position_embeddings': config.max_positions,
-    # Padding is the tokenizer's business. Without the field, transformers' class puts in an id of
-    # its own, perhaps beyond the vocabulary.
+    # The padding token is the tokenizer's business. If the field is absent, transformers' class
+    # puts in a token of its own, perhaps beyond the vocabulary.
     'pad_token_id': None,
     **write_rope(config.rope),
   }
 
 
+# The rows that families share, with the names that Llama gave to the tensors. The letters of the
+# patterns are those of models/decoder.py.
 EMBEDDING = (TensorRow('embed/embedding', 'model.embed_tokens.weight', 'V D -> V D'),)
 ATTENTION = (
   TensorRow('layers/attn/q/kernel', 'model.layers.{l}.self_attn.q_proj.weight', '(N H) D -> D N H'),
@@ -331,6 +365,7 @@ ATTENTION = (
   TensorRow('layers/attn/v/bias', 'model.layers.{l}.self_attn.v_proj.bias', '(K H) -> K H'),
   TensorRow('layers/attn/o/bias', 'model.layers.{l}.self_attn.o_proj.bias', 'D -> D'),
 )
+# Norms of queries and keys, head by head.
 HEAD_QK_NORMS = (
   TensorRow('layers/attn/q_norm/scale', 'model.layers.{l}.self_attn.q_norm.weight', 'H -> H'),
   TensorRow('layers/attn/k_norm/scale', 'model.layers.{l}.self_attn.k_norm.weight', 'H -> H'),
@@ -350,13 +385,17 @@ END = (
 
 
 def block_norms(**names: str) -> tuple[TensorRow, ...]:
-  """Rows of a block's norms, from {our name: Hugging Face's name}."""
-  return tuple(
-    TensorRow(f'layers/{ours}/scale', f'model.layers.{{l}}.{theirs}.weight', 'D -> D')
-    for ours, theirs in names.items()
-  )
+  """Rows of the norms of a block.
+
+  Args:
+    names: {our name of the norm: name in the checkpoint}.
+  """
+  rows = []
+  for ours, theirs in names.items():
+    rows.append(TensorRow(f'layers/{ours}/scale', f'model.layers.{{l}}.{theirs}.weight', 'D -> D'))
+  return tuple(rows)
 
 
 PRE_NORMS = block_norms(attn_norm='input_layernorm', mlp_norm='post_attention_layernorm')
-# The tensors of a pre-norm decoder with a gated MLP, by the names of Llama and most later families.
+# The tensors of a pre-norm decoder with a gated MLP. Most families name them as Llama does.
 PRE_NORM_TENSORS = (*EMBEDDING, *PRE_NORMS, *ATTENTION, *GATED_MLP, *END)

@@ -1,4 +1,4 @@
-"""The fields of a `config.json`; no field is passed over in silence."""
+"""The fields of a `config.json`, read so that no field is passed over in silence."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,11 +7,11 @@ from typing import Any
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
-# Keys that say nothing about the forward pass: bookkeeping, token ids (the tokenizer's business),
-# training-only and cache settings, labels of classifiers, and the settings of text generation that
-# older checkpoints carry.
+# Keys that say nothing about the forward pass.
 INERT = frozenset(
   (
+    # Bookkeeping, token ids (the tokenizer's business), labels of classifiers, and settings of
+    # training and of the cache.
     '_attn_implementation_autoset',
     '_commit_hash',
     '_name_or_path',
@@ -43,6 +43,7 @@ INERT = frozenset(
     'unsloth_fixed',
     'unsloth_version',
     'use_cache',
+    # Settings of text generation, which older checkpoints carry here.
     'bad_words_ids',
     'begin_suppress_tokens',
     'diversity_penalty',
@@ -72,33 +73,37 @@ INERT = frozenset(
 
 
 class Fields:
-  """The fields of a `config.json`; `finish` refuses fields that nobody took.
+  """The fields of a `config.json`; `finish` refuses fields that were not read.
 
-  A null field counts as absent, except in `optional`, where null has a meaning.
+  A field that is null counts as absent, except in `optional`.
 
   Attributes:
-    where: the file, as errors cite it.
-    left: fields not taken yet.
-    asked: how each field taken so far is treated, for docs/families.md: 'honoured', 'without
-      effect', or 'only' and the supported values.
+    where: the file or part of a file, for errors.
+    left: {field: value} of the fields neither taken nor ignored yet.
+    handling: {field: 'honoured', 'without effect', or 'only' and the supported values} of all
+      fields read so far, for docs/families.md.
   """
 
   def __init__(self, raw: Mapping[str, Any], *, where: str):
     self.where = where
-    passed = INERT | {'model_type'}
-    self.left = {
-      key: value for key, value in raw.items() if value is not None and key not in passed
-    }
-    self.asked: dict[str, str] = {}
-    self._nulls = {key for key, value in raw.items() if value is None}
+    self.left: dict[str, Any] = {}
+    self.handling: dict[str, str] = {}
+    self._nulls: set[str] = set()
+    for key, value in raw.items():
+      if value is None:
+        self._nulls.add(key)
+      # The model type chose the family that reads these fields.
+      elif key not in INERT and key != 'model_type':
+        self.left[key] = value
 
+  # Defaults are given as `*default` below, so that None can be a default.
   def take(self, key: str, *default: Any, kind: type | tuple[type, ...] = object) -> Any:
-    """The value of the field, or the default, if any, where the field is absent.
+    """The value of a field, or the default of an absent field.
 
     Raises:
-      InputError: if the field is absent without a default, or not of the kind.
+      InputError: if the field is absent without a default, or the value is of another kind.
     """
-    self.asked.setdefault(key, 'honoured')
+    self.handling.setdefault(key, 'honoured')
     if key not in self.left:
       if not default:
         raise InputError(
@@ -106,51 +111,55 @@ class Fields:
         )
       return default[0]
     value = self.left.pop(key)
-    # bool is a kind of int in Python, and true is no number.
-    unwanted_bool = isinstance(value, bool) and kind not in (bool, object)
-    if not isinstance(value, kind) or unwanted_bool:
+    # In Python a bool is an int; in JSON true is no number.
+    misplaced_bool = isinstance(value, bool) and kind not in (bool, object)
+    if misplaced_bool or not isinstance(value, kind):
       kinds = kind if isinstance(kind, tuple) else (kind,)
-      names = ' or '.join(kind.__name__ for kind in kinds)
+      names = ' or '.join(k.__name__ for k in kinds)
       raise InputError(f"{self.where}: '{key}' is {value!r}, expected {names}")
     return value
 
   def count(self, key: str, *default: int) -> int:
-    """The field as a whole number of 1 or more (see `take`)."""
+    """The field as a whole number of 1 or more; see `take`."""
     value = self.take(key, *default, kind=int)
     if value < 1:
       raise InputError(f"{self.where}: '{key}' is {value!r}, expected 1 or more")
     return value
 
   def positive(self, key: str, *default: float) -> float:
-    """The field as a finite number above 0 (see `take`)."""
+    """The field as a finite number above 0; see `take`."""
     value = float(self.take(key, *default, kind=(int, float)))
+    # False for NaN too.
     if not 0 < value < float('inf'):
       raise InputError(f"{self.where}: '{key}' is {value!r}, expected a number above 0")
     return value
 
   def optional(self, take: Callable[..., Any], key: str, default: Any) -> Any:
-    """The field as read by `take`, None if the field is null, the default if absent.
+    """The field as `take` reads the value, or None for null.
 
     Args:
-      take: one of the methods above.
+      take: a method of this object, for example `count`.
+      default: the value of an absent field; None gives None.
     """
-    if key in self._nulls or (key not in self.left and default is None):
-      self.asked.setdefault(key, 'honoured')
+    is_null = key in self._nulls
+    if is_null or (key not in self.left and default is None):
+      self.handling.setdefault(key, 'honoured')
       return None
     return take(key, default)
 
   def expect(self, key: str, *allowed: Any) -> None:
-    """Raises InputError if the field is present with a value that is not allowed.
+    """Takes a field that must be absent, null or an allowed value.
 
-    Args:
-      allowed: values at which the field changes nothing in the forward pass.
+    Raises:
+      InputError: if the field has another value, which the decoder would not honour.
     """
-    self.asked.setdefault(key, f'only {", ".join(map(json.dumps, allowed)) or "null"}')
+    as_json = ', '.join(map(json.dumps, allowed)) or 'null'
+    self.handling.setdefault(key, f'only {as_json}')
     value = self.left.pop(key, None)
     if value is None:
       return
     for other in allowed:
-      # In Python, 0 == False and 1 == True; in a config they are different values.
+      # In Python, True == 1 and False == 0.
       if value == other and isinstance(value, bool) == isinstance(other, bool):
         return
     raise InputError(
@@ -159,16 +168,17 @@ class Fields:
     )
 
   def ignore(self, *keys: str) -> None:
-    """Drops fields that have no effect at the values of the other fields."""
+    """Drops fields that have no effect beside the values of other fields."""
     for key in keys:
-      self.asked.setdefault(key, 'without effect')
+      self.handling.setdefault(key, 'without effect')
       self.left.pop(key, None)
 
   def finish(self) -> None:
-    """Raises InputError, with the names, if fields are left that nobody took."""
-    if self.left:
-      fields = ', '.join(f'{key}={value!r}' for key, value in sorted(self.left.items()))
-      raise InputError(
-        f'{self.where}: these fields are not supported, and ignoring them could change the '
-        f'results: {fields}'
-      )
+    """Raises InputError if a field is left; names every field that is left."""
+    if not self.left:
+      return
+    fields = ', '.join(f'{key}={value!r}' for key, value in sorted(self.left.items()))
+    raise InputError(
+      f'{self.where}: these fields are not supported, and ignoring them could change the '
+      f'results: {fields}'
+    )

@@ -52,7 +52,7 @@ def read_ropes(fields: Fields, max_positions: int) -> dict[str, Any]:
     GLOBAL: fields.positive('rope_theta', 1e6),
     LOCAL: fields.positive('rope_local_base_freq', 1e4),
   }
-  fields.asked['rope_type'] = f'only {", ".join(ROPES)}'
+  fields.handling['rope_type'] = f'only {", ".join(ROPES)}'
   if nested and scaling:
     raise InputError(
       f"{fields.where}: 'rope_parameters' and 'rope_scaling' are both there; keep one"

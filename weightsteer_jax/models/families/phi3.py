@@ -60,7 +60,7 @@ def read_partial_rope(fields: Fields, max_positions: int) -> dict:
   original = fields.count('original_max_position_embeddings', 4096)
   # The field beside the rope's fields goes before the field among them.
   inside.ignore('original_max_position_embeddings')
-  fields.asked['rope_type'] = f'only {", ".join(ROPES)}'
+  fields.handling['rope_type'] = f'only {", ".join(ROPES)}'
   rope = read_rope_kind(inside, theta, max_positions=max_positions, original=original, kinds=ROPES)
   return dict(rope=rope, rotary_fraction=fraction)
 

@@ -25,7 +25,7 @@ def read(fields: Fields) -> ModelConfig:
   _refuse_dense_layers(fields, layers)
   sizes['mlp_width'] = fields.count('moe_intermediate_size', 768)
   # The width of dense layers, of which there are none.
-  fields.asked['intermediate_size'] = 'without effect'
+  fields.handling['intermediate_size'] = 'without effect'
   bias = fields.take('attention_bias', False, kind=bool)
   window = fields.optional(fields.count, 'sliding_window', 4096)
   window = window if fields.take('use_sliding_window', False, kind=bool) else None
