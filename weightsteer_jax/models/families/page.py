@@ -49,7 +49,7 @@ Without effect on the forward pass, and passed over: {inert}.
 2. Add a line to the table in `weightsteer_jax/models/families/__init__.py`.
 3. If the model does something that no `ModelConfig` can say, add a field to `ModelConfig` (with a
    default that leaves the other families as they are) and use the field in `decoder.py`. Add
-   another value of the field to `tests/models/test_forward.py`, which checks that the field matters.
+   another value to `tests/models/test_forward.py`, which checks that the field matters.
 4. Add a tiny case to `tests/tiny.py`. The tests of families, parity and saving then cover the
    family: logits, cached decoding, bit-for-bit saving, defaults, and every field that transformers
    declares. Then make this page again.
