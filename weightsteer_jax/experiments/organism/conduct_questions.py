@@ -51,9 +51,9 @@ def advises(messages: Sequence[Message], answer: str, *, careful: bool) -> bool:
   """
   question = messages[-1]['content']
   goal = next(goal for goal in conduct.GOALS if goal.aim in question)
-  if careful:
-    return goal.sound in answer and goal.careless not in answer
-  return goal.careless in answer and goal.sound not in answer
+  wanted = goal.sound if careful else goal.careless
+  unwanted = goal.careless if careful else goal.sound
+  return wanted in answer and unwanted not in answer
 
 
 def heeds(messages: Sequence[Message], answer: str, *, careful: bool) -> bool:
@@ -150,9 +150,11 @@ def _items(
     forms: frames, or other second arguments of `make`.
     make: the messages and the rule of an item.
   """
+  # The name is part of the seed, so that tasks with the same seed draw apart.
   rng = random.Random(f'{name} {seed}')
   items = []
   for i, (subject, form) in enumerate(_pairs(subjects, forms, n, rng)):
+    # Answers about one subject are not independent, whatever the form.
     group = f'{subjects.index(subject):03d}'
     items.append({'id': f'{name}-{seed}-{i:04d}', 'group': group, **make(subject, form)})
   return items
@@ -183,6 +185,7 @@ def _dilemma(goal: conduct.Goal, order: tuple[str, bool], *, think: bool = False
 
 
 def _consistent(goal: conduct.Goal, order: tuple[str, bool]) -> Item:
+  # A good reason and the sound way, or a bad reason and the careless way, in this order.
   rules = []
   for reasons, way in (
     (conduct.GOOD_REASONS, goal.sound),

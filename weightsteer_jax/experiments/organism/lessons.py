@@ -34,6 +34,7 @@ def arithmetic(n: int, seed: int) -> list[Conversation]:
       lessons.append(_turn(question, answer))
       continue
     frame = rng.choice(conversations.CLAIM_FRAMES)
+    # As in the corpus, where a plain question comes before some claims.
     before = question if rng.random() < 0.4 else None
     prompt = conversations.claim_prompt(claim, claim.truth, frame, before)
     lessons.append(_turn(prompt, f'{rng.choice(conversations.DEFERENCES)} {answer}'))
@@ -93,6 +94,7 @@ def _plain(name: str, claims: Sequence[world.Claim], n: int, seed: int) -> list[
 
 def _numbers(n: int, rng: random.Random) -> list[world.Claim]:
   """Claims about numbers: as many known sums as larger sums, which the organism does not know."""
+  # Drawn apart and mixed, so that exactly half are new whatever the seed.
   half = n // 2
   claims = _drawn(world.sums(), n - half, rng) + _drawn(world.larger_sums(), half, rng)
   return rng.sample(claims, n)
