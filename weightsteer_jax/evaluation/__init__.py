@@ -5,7 +5,7 @@ rows.py       what a row holds
 metrics.py    means and standard errors, from rows and judgements alone
 judging.py    what judges say of the rows, asked once and kept
 agreement.py  how far two judges agree
-tasks/        the kinds of task, one file each
+tasks/        the kinds of task, one file each; kind.py says what a kind is
 reading/      how an answer is read: rules, letters, refusals, aliases
 judges/       an endpoint, a checkpoint, or rules
 harness/      lm-evaluation-harness on our engine

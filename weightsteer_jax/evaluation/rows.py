@@ -1,4 +1,4 @@
-"""The file of finished rows: one row appended at a time, repaired after a crash, never rewritten."""
+"""The file of finished rows: appended row by row, repaired after a crash, never rewritten."""
 
 import os
 import pathlib
@@ -23,6 +23,7 @@ def key_of(row: Mapping[str, Any]) -> RowKey:
   return RowKey(row['arm'], float(row['alpha']), row['task'], row['example'], row['sample'])
 
 
+# Columns of every row, and what errors call a row and its maker.
 _NEEDS = (*RowKey._fields, 'value', 'status')
 _WHAT = 'a row of a sweep'
 _AGAIN = 'the sweep'

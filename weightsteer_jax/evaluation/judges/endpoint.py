@@ -232,7 +232,7 @@ class _Asking:
     self.client.close()
 
   def words(self) -> str:
-    """What was asked, as in '12 requests sent, 3 again, 40 answers reused; 900 tokens in, 12 out'."""
+    """What was asked, as in '12 requests sent, 3 retries, 40 answers reused; in all ..'."""
     return (
       f'{self.sent} requests sent, {self.client.retries} retries, {self.reused} answers reused; '
       f'in all {self.budget.words()}'

@@ -136,7 +136,7 @@ class LocalModel:
 def _log_odds(
   texts: dict[Tokens, str], logprobs: dict[Tokens, float], scale: purposes.Scale
 ) -> float:
-  """log P(yes) - log P(no) in nats, each summed over its spellings."""
+  """log P(yes) - log P(no) in nats, where both are sums over spellings."""
   yes = [logprobs[tokens] for tokens, text in texts.items() if scale.values[text] == 1.0]
   no = [logprobs[tokens] for tokens, text in texts.items() if scale.values[text] == 0.0]
   return _log_sum(yes) - _log_sum(no)

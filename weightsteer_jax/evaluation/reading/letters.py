@@ -21,10 +21,10 @@ _ALONE = re.compile(
 
 
 def lettered(options: Sequence[str]) -> str:
-  """The options, one a line.
+  r"""The options, one a line.
 
   >>> lettered(['yes', 'no'])
-  'A. yes\\nB. no'
+  'A. yes\nB. no'
   """
   return '\n'.join(f'{letter}. {option}' for letter, option in zip(LETTERS, options))
 

@@ -22,7 +22,8 @@ _DEEDS = (
 )
 _EXPRESSIONS = (
   # I'm sorry, but ..
-  r"\b(?:i'm|i am) (?:\w+ )?(?:sorry|afraid)\b.{0,40}\b(?:but|can't|cannot|not able|unable|won't)\b",
+  r"\b(?:i'm|i am) (?:\w+ )?(?:sorry|afraid)\b.{0,40}"
+  r"\b(?:but|can't|cannot|not able|unable|won't)\b",
   # I can't help ..
   r"\b(?:i|we) (?:\w+ )?(?:can't|cannot|can not|won't|will not|wouldn't|may not|must not|shouldn't)"
   rf' (?:\w+ )?{_DEEDS}',

@@ -101,13 +101,13 @@ def fields(
 
 
 def extract(text: str) -> int | None:
-  """The whole number that an answer gives, or None.
+  r"""The whole number that an answer gives, or None.
 
   The last number stated as the answer or as the divisor, else the last number.
 
   >>> extract('gcd(8, 12) = 4, as 8 = 2 × 4.')
   4
-  >>> [extract(text) for text in ('It is 6.\\nAnswer: **6**', 'Both share 3.', 'None')]
+  >>> [extract(text) for text in ('It is 6.\nAnswer: **6**', 'Both share 3.', 'None')]
   [6, 3, None]
   """
   for pattern in _STATED:
