@@ -239,11 +239,19 @@ def every_default(section):
 
 
 @pytest.mark.parametrize('section, kind', EVERY_KIND)
-def test_a_section_has_the_keys_of_its_kind_with_their_defaults(section, kind):
-  make, kinds, required = SECTIONS[section]
+def test_a_section_has_the_keys_of_all_kinds_with_their_defaults(section, kind):
+  make, _, required = SECTIONS[section]
   made = make(kind=kind, **required)
-  expected = kinds[kind](**required, kind=kind)
-  assert {key: made[key] for key in made} == dataclasses.asdict(expected)
+  assert made.to_dict() == {**every_default(section), **required, 'kind': kind}
+
+
+def test_a_flag_may_choose_another_kind_and_set_its_keys():
+  config = base()
+  config.judges.a = schema.judge(kind='endpoint', model='')
+  # As --config.judges.a.kind=rules --config.judges.a.pattern=yes.
+  config.update_from_flattened_dict({'judges.a.kind': 'rules', 'judges.a.pattern': 'yes'})
+  judge = schema.resolve(config).judges['a']
+  assert judge == schema.RulesJudge(kind='rules', pattern='yes')
 
 
 @pytest.mark.parametrize('section, kind', EVERY_KIND)

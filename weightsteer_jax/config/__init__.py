@@ -66,17 +66,17 @@ def base_config() -> ml_collections.ConfigDict:
 
 
 def task(**fields: Any) -> ml_collections.ConfigDict:
-  """A section of `tasks`: the given fields over the defaults of the `kind`."""
+  """A section of `tasks`: the given fields over the defaults of all kinds."""
   return _section(Task, fields)
 
 
 def arm(**fields: Any) -> ml_collections.ConfigDict:
-  """A section of `arms`: the given fields over the defaults of the `kind`."""
+  """A section of `arms`: the given fields over the defaults of all kinds."""
   return _section(Arm, fields)
 
 
 def judge(**fields: Any) -> ml_collections.ConfigDict:
-  """A section of `judges`: the given fields over the defaults of the `kind`."""
+  """A section of `judges`: the given fields over the defaults of all kinds."""
   return _section(Judge, fields)
 
 

@@ -23,18 +23,20 @@ KINDS: Mapping[type, Mapping[str, type]] = {
 def defaults(cls: type, kind: str | None = None) -> dict[str, Any]:
   """The defaults of a section's keys; keys without one are left out.
 
+  A section with a `kind` has the keys of all kinds, so that a flag may choose another kind and set
+  the keys of that kind; `section` leaves the keys of other kinds out.
+
   Args:
     cls: the section's dataclass, or the base where the section has kinds.
-    kind: the section's kind, if sections of this class have kinds; by default the first. An unknown
-      kind gives the first kind's keys too: `section` refuses the kind, and names the key.
+    kind: the section's kind, if sections of this class have kinds; by default the first.
   """
-  if cls in KINDS:
-    kinds = KINDS[cls]
-    first = next(iter(kinds))
-    kind = first if kind is None else kind
-    values = _defaults_of(kinds.get(kind, kinds[first]))
-    return {**values, 'kind': kind}
-  return _defaults_of(cls)
+  if cls not in KINDS:
+    return _defaults_of(cls)
+  values: dict[str, Any] = {}
+  for of_kind in KINDS[cls].values():
+    values |= _defaults_of(of_kind)
+  values['kind'] = next(iter(KINDS[cls])) if kind is None else kind
+  return values
 
 
 def section(cls: type, plain: Any, where: str) -> Any:

@@ -2,8 +2,7 @@
 
 Tasks, arms and judges come in kinds: the section's `kind` chooses the dataclass, and with it the
 keys. `TASK_KINDS`, `ARM_KINDS` and `JUDGE_KINDS` at the end of each part say which kind has which
-dataclass; the first kind of each is the default. A flag sets keys of the kind that the config file
-chose.
+dataclass; the first kind of each is the default.
 """
 
 import dataclasses
