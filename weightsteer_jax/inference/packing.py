@@ -24,15 +24,15 @@ Active = tuple[int, ...]
 # Questions of a batch, by group and by row of the group.
 Grouped = Sequence[Sequence[Sequence['Question']]]
 
-# Questions of up to this many tokens are all alike.
+# Questions of up to this many tokens are all alike: attention is then a small part of the work.
 ROW = 512
-# Tokens of a row, unless a question is longer.
+# Tokens of a row, unless a question is longer: attention costs more with each token of the row.
 MOST_ROW = 1024
 # Classes of questions by length, each with programs of its own.
 MAX_SHAPES = 3
-# What the number of a group's targets is rounded up to.
+# What the number of a group's targets is rounded up to, for fewer different shapes.
 TARGETS_MULTIPLE = 32
-# Questions by which a row's length is chosen.
+# Questions by which a row's length is chosen: each candidate length packs all of these questions.
 SAMPLE = 2000
 
 
@@ -54,12 +54,15 @@ class Question:
   @property
   def tokens(self) -> int:
     """Tokens fed to the model: the prompt, and every completion without its last token."""
-    return len(self.prompt) + sum(len(completion) - 1 for completion in self.completions)
+    # A completion's last token is only predicted, never fed.
+    fed = sum(len(completion) - 1 for completion in self.completions)
+    return len(self.prompt) + fed
 
   @property
   def longest(self) -> int:
     """Positions of the longest text."""
-    return len(self.prompt) + max(map(len, self.completions)) - 1
+    longest_completion = max(map(len, self.completions))
+    return len(self.prompt) + longest_completion - 1
 
   def part(self, start: int, stop: int | None) -> 'Question':
     """The question with some of its completions."""
@@ -99,20 +102,27 @@ def questions(
     coefficients = arms.coefficients(request.arm, request.alpha)
     total = len(request.prompt) + len(request.completion) - 1
     # Long texts are questions of their own where the model rotates them otherwise.
-    shared = request.prompt, coefficients, rotates_as_long(config, total)
-    groups[shared][request.completion].append(request.key)
-  return [
-    Question(prompt, coefficients, tuple(keys_of), tuple(map(tuple, keys_of.values())))
-    for (prompt, coefficients, _), keys_of in groups.items()
-  ]
+    is_long = rotates_as_long(config, total)
+    keys_of = groups[request.prompt, coefficients, is_long]
+    keys_of[request.completion].append(request.key)
+  grouped = []
+  # Dicts keep the order of the requests, and with it the batches.
+  for (prompt, coefficients, _), keys_of in groups.items():
+    completions = tuple(keys_of)
+    keys = tuple(map(tuple, keys_of.values()))
+    grouped.append(Question(prompt, coefficients, completions, keys))
+  return grouped
 
 
 def rotates_as_long(config: models.ModelConfig, positions: int) -> bool:
   """Whether a text of so many positions takes the long factors of a 'longrope' (see rope.py)."""
-  return any(
-    rope is not None and rope.kind == 'longrope' and positions > rope.original_max_positions
-    for rope in (config.rope, config.local_rope)
-  )
+  for rope in (config.rope, config.local_rope):
+    # A model may have no rotation, or none of its own in the layers with local attention.
+    if rope is None or rope.kind != 'longrope':
+      continue
+    if positions > rope.original_max_positions:
+      return True
+  return False
 
 
 def batches(
@@ -137,9 +147,12 @@ def batches(
   for question in asked:
     deltas = deltas_of[question.coefficients]
     coefficients = tuple(question.coefficients[i] for i in deltas)
+    question = dataclasses.replace(question, coefficients=coefficients)
+    # The longest text of a batch decides on the factors of the whole batch.
     is_long = rotates_as_long(config, question.longest)
-    for piece in _split(question, max(MOST_ROW, 2 * question.longest)):
-      alike[deltas, is_long].append(dataclasses.replace(piece, coefficients=coefficients))
+    # A part always has room for the prompt and any completion.
+    parts = _split(question, max(MOST_ROW, 2 * question.longest))
+    alike[deltas, is_long].extend(parts)
   for (deltas, _), members in alike.items():
     for of_one_length in _classes(members, config, compile_tokens):
       for batch, served in _batches_of(of_one_length, config, batch_size, groups):
@@ -167,11 +180,14 @@ def alike(
   def tokens(length):
     return tuple(draw.integers(0, config.vocab_size, length).tolist())
 
+  # Nobody waits for the scores.
+  no_keys = ((),) * completions
   asked = []
   for _ in range(prompts):
     prompt = tokens(prompt_tokens)
     answers = tuple(tokens(completion_tokens) for _ in range(completions))
-    asked.append(Question(prompt, (1.0,), answers, ((),) * completions))
+    asked.append(Question(prompt, (1.0,), answers, no_keys))
+  # One batch holds all: the unpacking fails if there are two.
   [(_, batch, _)] = batches(
     asked, config, batch_size=prompts * completions, compile_tokens=0, groups=groups
   )
@@ -186,9 +202,13 @@ def attention_share(config: models.ModelConfig) -> float:
   # The blocked kernel leaves out the keys that no query sees.
   if config.attention == 'blocked':
     return 0.0
+  # Queries and outputs have N heads, keys and values K; the MLP has three kernels, once for each
+  # expert that a token goes to.
   layer = 2 * config.width * (config.num_heads + config.num_kv_heads) * config.head_dim
   layer += 3 * config.width * config.mlp_width * max(1, config.experts_per_token)
-  return 2 * config.num_heads * config.head_dim / layer
+  # Each key of the row costs a product with the query, and a product of its weight and value.
+  attention = 2 * config.num_heads * config.head_dim
+  return attention / layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,9 +231,9 @@ def plan(
     groups: what the rows of a batch are a multiple of.
   """
   rows = pack(sizes, length)
-  # First how many batches that takes, then the rows of each: the last batch is as full as others.
-  wanted_rows = round_up(math.ceil(at_once * len(rows) / len(sizes)), groups)
-  count = math.ceil(len(rows) / wanted_rows)
+  # First the number of batches, then the rows of each: the last batch is as full as others.
+  wanted_rows = math.ceil(at_once * len(rows) / len(sizes))
+  count = math.ceil(len(rows) / round_up(wanted_rows, groups))
   rows_of_each = round_up(math.ceil(len(rows) / count), groups)
   return Plan(count, rows_of_each, length), rows
 
@@ -230,7 +250,9 @@ def fill(
     width: targets of a group, padding included.
     reach: positions of the longest text.
   """
-  edits = next(len(question.coefficients) for group in held for row in group for question in row)
+  # All questions of a batch have the same deltas. A group may be empty, the first one never is.
+  edits = len(held[0][0][0].coefficients)
+  # Zeros are padding: question 0 is none.
   shape = (len(held) * rows, length)
   batch = ScoreBatch(
     tokens_BT=np.zeros(shape, np.int32),
@@ -251,7 +273,8 @@ def fill(
       # The next free token of the row.
       t = 0
       for number, question in enumerate(row, 1):
-        places = _fill_question(batch, question, number, u * rows + r, t)
+        b = u * rows + r
+        places = _fill_question(batch, question, number, b, t)
         for keys, completion, places_m in zip(question.keys, question.completions, places):
           stop = m + len(completion)
           # Places are counted over the rows of the group.
@@ -275,12 +298,14 @@ def _fill_question(
   prompt = len(question.prompt)
   answers = start + prompt
   end = start + question.tokens
+  # The prompt, branch 0, and all that prompt and completions have in common.
   batch.tokens_BT[b, start:answers] = question.prompt
   batch.positions_BT[b, start:answers] = np.arange(prompt)
   batch.questions_BT[b, start:end] = number
   # The prompt's last token predicts the answers' first.
   batch.answers_BT[b, answers - 1 : end] = True
   batch.coefficients_BTC[b, start:end] = question.coefficients
+  # The completions, one behind the other; the positions of each go on from the prompt.
   places = []
   t = answers
   for branch, completion in enumerate(question.completions, 1):
@@ -288,6 +313,7 @@ def _fill_question(
     batch.tokens_BT[b, t : t + fed] = completion[:-1]
     batch.positions_BT[b, t : t + fed] = prompt + np.arange(fed)
     batch.branches_BT[b, t : t + fed] = branch
+    # The first token is predicted by the prompt's last, each other one by the token before.
     places.append(np.array([answers - 1, *range(t, t + fed)]))
     t += fed
   return places
@@ -312,6 +338,7 @@ def _split(question: Question, tokens: int) -> Iterator[Question]:
   start = 0
   used = len(question.prompt)
   for stop, completion in enumerate(question.completions):
+    # Never true at the first completion of a part: see the caller's `tokens`.
     if used + len(completion) - 1 > tokens:
       yield question.part(start, stop)
       start = stop
@@ -330,8 +357,10 @@ def _classes(
   """
   by_size: dict[int, list[Question]] = collections.defaultdict(list)
   for question in questions:
+    # A class for each power of two; `bit_length` of n - 1 is the logarithm of n, rounded up.
     power_of_two = 1 << (question.tokens - 1).bit_length()
     by_size[max(ROW, power_of_two)].append(question)
+  # Merge neighbours, the cheapest pair first.
   classes = sorted(by_size.items())
   share = attention_share(config)
   while len(classes) > 1:
@@ -341,10 +370,12 @@ def _classes(
       tokens = sum(question.tokens for question in members)
       added.append(tokens * (longer - shorter) * share)
     at = min(range(len(added)), key=added.__getitem__)
+    # Few enough, and even the cheapest merge costs more than a compilation.
     if len(classes) <= MAX_SHAPES and added[at] > compile_tokens:
       break
-    (_, members), (longer, others) = classes[at : at + 2]
-    classes[at : at + 2] = [(longer, members + others)]
+    _, members = classes.pop(at)
+    longer, others = classes[at]
+    classes[at] = (longer, members + others)
   return [members for _, members in classes]
 
 
@@ -352,7 +383,9 @@ def _row_length(
   sizes: Sequence[int], config: models.ModelConfig, at_once: float, groups: int
 ) -> int:
   """The length with the least to compute, padding and attention included."""
-  sample = sizes[:: -(-len(sizes) // SAMPLE)]
+  # Every n-th size, so that the sample has the lengths of the whole.
+  every = math.ceil(len(sizes) / SAMPLE)
+  sample = sizes[::every]
   share = attention_share(config)
 
   def cost(length):
@@ -361,10 +394,11 @@ def _row_length(
     # Of equal costs the shorter row.
     return tokens * (1 + length * share), length
 
+  # The row must hold the longest question.
   shortest = row_length_for(max(sizes))
-  candidates = {shortest}
   # A row is no longer than a batch is large.
   most = min(MOST_ROW, at_once * sum(sizes) / len(sizes))
+  candidates = {shortest}
   length = shortest
   while length <= most:
     candidates.add(length)
@@ -377,6 +411,7 @@ def _batches_of(
 ) -> Iterator[tuple[ScoreBatch, list[Served]]]:
   """The batches of questions with the same deltas, all of one shape."""
   sizes = [question.tokens for question in questions]
+  # The batch size counts completions, the packing counts questions.
   completions = sum(len(question.completions) for question in questions)
   at_once = batch_size * len(questions) / completions
   length = _row_length(sizes, config, at_once, groups)
@@ -384,8 +419,11 @@ def _batches_of(
   # Rows come in the order of their longest questions: dealt out in turns, batches are alike.
   dealt: list[Grouped] = []
   for number in range(planned.batches):
-    in_batch = [[questions[index] for index in row] for row in rows[number :: planned.batches]]
+    in_batch = []
+    for row in rows[number :: planned.batches]:
+      in_batch.append([questions[index] for index in row])
     dealt.append([in_batch[group::groups] for group in range(groups)])
+  # The largest group and the longest text of all batches, for one shape and one program.
   most = max(_num_targets(group) for batch in dealt for group in batch)
   width = round_up(most, TARGETS_MULTIPLE)
   reach = max(question.longest for question in questions)

@@ -5,12 +5,16 @@ import hashlib
 import jax
 import jax.numpy as jnp
 
+# Each mode is a program of its own: greedy rows pay for no random numbers, and only filtered rows
+# for a sort of the vocabulary.
 MODES = ('greedy', 'sampled', 'filtered')
 
 
 def example_hash(name: str) -> int:
   """32 bits that name an example, the same in every process."""
-  return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], 'little')
+  # Python's own hash of a text changes from process to process; `fold_in` takes 32 bits.
+  digest = hashlib.sha256(name.encode()).digest()
+  return int.from_bytes(digest[:4], 'little')
 
 
 def row_keys(seeds_B: jax.Array, examples_B: jax.Array, samples_B: jax.Array) -> jax.Array:
@@ -20,7 +24,9 @@ def row_keys(seeds_B: jax.Array, examples_B: jax.Array, samples_B: jax.Array) ->
     # By name: the draws must not change with jax's default.
     key = jax.random.key(seed, impl='threefry2x32')
     key = jax.random.fold_in(key, example)
-    return jax.random.key_data(jax.random.fold_in(key, sample))
+    key = jax.random.fold_in(key, sample)
+    # Plain uint32: a slot's keys lie in the decoding state, beside its other arrays.
+    return jax.random.key_data(key)
 
   return jax.vmap(key_of)(seeds_B, examples_B, samples_B)
 
@@ -43,18 +49,22 @@ def next_tokens(
     steps_B: int32, tokens that each row has drawn so far.
     temperatures_B: float32, above 0 where the mode draws.
     top_ks_B: int32, likeliest tokens to draw from; 0 is all.
-    top_ps_B: float32, probability that the drawn-from tokens hold together.
-    mode: 'greedy' ignores the rest; 'sampled' ignores top k and top p; 'filtered' honours all.
+    top_ps_B: float32, least total probability of the tokens to draw from.
+    mode: 'greedy' looks at the logits alone; 'sampled' ignores top k and top p; 'filtered' honours
+      all.
   """
+  # `mode` is static: a branch that is not taken is not in the program.
   if mode == 'greedy':
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
   scaled_BV = logits_BV / temperatures_B[:, None]
   if mode == 'filtered':
-    scaled_BV = jnp.where(kept(scaled_BV, top_ks_B, top_ps_B), scaled_BV, -jnp.inf)
+    kept_BV = kept(scaled_BV, top_ks_B, top_ps_B)
+    scaled_BV = jnp.where(kept_BV, scaled_BV, -jnp.inf)
   # The largest of logits plus Gumbel noise is a draw from their softmax, with no sum over V that
   # could round differently.
-  noisy_BV = scaled_BV + _gumbel(keys_B2, steps_B, logits_BV.shape[-1])
-  return jnp.argmax(noisy_BV, axis=-1).astype(jnp.int32)
+  gumbel_BV = _gumbel(keys_B2, steps_B, logits_BV.shape[-1])
+  drawn_B = jnp.argmax(scaled_BV + gumbel_BV, axis=-1)
+  return drawn_B.astype(jnp.int32)
 
 
 def kept(logits_BV: jax.Array, top_ks_B: jax.Array, top_ps_B: jax.Array) -> jax.Array:
@@ -65,21 +75,32 @@ def kept(logits_BV: jax.Array, top_ks_B: jax.Array, top_ps_B: jax.Array) -> jax.
 
   Source: nucleus sampling, arXiv 1904.09751; first top k, then top p, as in transformers.
   """
+  top_ks_B1 = top_ks_B[:, None]
+  top_ps_B1 = top_ps_B[:, None]
+  # Likeliest first: `sort` only ascends.
   sorted_BV = -jnp.sort(-logits_BV, axis=-1)
+  # The top k are the first k places; a top k of 0 takes all.
   ranks_V = jnp.arange(logits_BV.shape[-1])
-  in_k_BV = (top_ks_B[:, None] == 0) | (ranks_V < top_ks_B[:, None])
-  probabilities_BV = jax.nn.softmax(jnp.where(in_k_BV, sorted_BV, -jnp.inf), axis=-1)
+  in_k_BV = (top_ks_B1 == 0) | (ranks_V < top_ks_B1)
+  # Top p is a share of the probability of the top k, not of the whole vocabulary.
+  in_k_logits_BV = jnp.where(in_k_BV, sorted_BV, -jnp.inf)
+  probabilities_BV = jax.nn.softmax(in_k_logits_BV, axis=-1)
   # A token is kept if the likelier ones alone do not hold top p. Rounding may leave their sum below
   # 1: a top p of 1 keeps all.
   before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-  in_p_BV = (before_BV < top_ps_B[:, None]) | (top_ps_B[:, None] >= 1)
-  last_B1 = jnp.sum(in_k_BV & in_p_BV, axis=-1, keepdims=True) - 1
-  return logits_BV >= jnp.take_along_axis(sorted_BV, last_B1, axis=-1)
+  in_p_BV = (before_BV < top_ps_B1) | (top_ps_B1 >= 1)
+  # Both filters keep the first places of the order: their number gives the last place, and the
+  # logit in that place is the threshold for the tokens in their own order.
+  num_kept_B1 = jnp.sum(in_k_BV & in_p_BV, axis=-1, keepdims=True)
+  thresholds_B1 = jnp.take_along_axis(sorted_BV, num_kept_B1 - 1, axis=-1)
+  return logits_BV >= thresholds_B1
 
 
 def _gumbel(keys_B2: jax.Array, steps_B: jax.Array, size: int) -> jax.Array:
   def draw(key_data, step):
     key = jax.random.wrap_key_data(key_data, impl='threefry2x32')
-    return jax.random.gumbel(jax.random.fold_in(key, step), (size,))
+    key = jax.random.fold_in(key, step)
+    return jax.random.gumbel(key, (size,))
 
+  # Row by row, so that a row's draws do not depend on the batch around the row.
   return jax.vmap(draw)(keys_B2, steps_B)

@@ -2,8 +2,7 @@
 
 A batch is rows of questions. A question is a prompt, and behind the prompt its completions: each
 completion sees the prompt and itself, but no other completion, as the branches of a tree. So the
-choices share the prompt's computation, one forward pass is enough, and nothing is kept for a second
-one. Logits are computed in the places of completions alone. Which questions share a row, and how
+choices share the prompt's computation, and one forward pass without a cache is enough. Logits are computed in the places of completions alone. Which questions share a row, and how
 many rows a batch has, is decided in packing.py.
 
 Axes as in models/decoder.py: U groups of rows, as many as devices share the rows; M places of a
@@ -34,8 +33,8 @@ class ScoreBatch:
     positions_BT: of the tokens; a completion's positions go on where the prompt's end.
     questions_BT: the token's question in the row, from 1; 0 in padding.
     branches_BT: the token's completion in the question, from 1; 0 in the prompt.
-    answers_BT: bool, whether an answer is predicted from here: of a prompt, only from the last
-      token.
+    answers_BT: bool, whether the next token belongs to an answer: in a prompt, for the last token
+      alone.
     coefficients_BTC: float32, one per edit.
     places_UM: tokens from which a completion's next token is predicted, counted over the rows of
       the group. Padding points to the first token.
@@ -61,19 +60,25 @@ def score_batch(
   """(log p(target) in nats, whether the target is the most likely token), [U, M] each."""
 
   def at_places(x_BT):
+    groups = len(batch.places_UM)
+    features = x_BT.shape[2:]
     # Rows of a group lie on one device: the reshape moves nothing.
-    x_UZ = x_BT.reshape(len(batch.places_UM), -1, *x_BT.shape[2:])
+    x_UZ = x_BT.reshape(groups, -1, *features)
+    # Each group picks among its own rows, so that no device asks another for activations.
     return jax.vmap(lambda x_Z, places_M: x_Z[places_M])(x_UZ, batch.places_UM)
 
-  # One forward pass over all rows, then logits in the places that count alone.
+  # One forward pass over all rows.
   edits = edits_of(deltas, batch.coefficients_BTC, answers=batch.answers_BT)
+  # A question is a segment of the row, a completion a branch of the segment.
   rows = models.TokenBatch(
     batch.tokens_BT, batch.positions_BT, batch.questions_BT, batch.branches_BT
   )
   x_BTD, _ = models.hidden(config, params, rows, edits=edits, reach=batch.reach)
+  # Then logits in the places that count alone; the head may be steered too.
   edits_UM = [dataclasses.replace(edit, alpha=at_places(edit.alpha)) for edit in edits]
   x_UMD = at_places(x_BTD)
   scores = target_logprobs(config, params, x_UMD, batch.targets_UM, edits_UM)
+  # The host of every process reads all scores.
   return sharding.replicate(scores)
 
 
@@ -89,13 +94,23 @@ def target_logprobs(
   M is taken in chunks of m, so that the logits [U, m, V] stay small.
   """
   groups, length = targets_UM.shape
-  chunk = models.chunk_length(config.vocab_size, groups // sharding.row_shards(groups), length)
-  logprobs, greedy = [], []
+  # The bound on memory is for one device, with the groups on that device.
+  groups_on_device = groups // sharding.row_shards(groups)
+  chunk = models.chunk_length(config.vocab_size, groups_on_device, length)
+  logprobs = []
+  greedy = []
+  # A Python loop: XLA sees every chunk, and a last, shorter chunk needs no padding.
   for start in range(0, length, chunk):
     part = slice(start, start + chunk)
-    here = [dataclasses.replace(edit, alpha=edit.alpha[:, part]) for edit in edits]
-    logits_UmV = models.logits(config, params, x_UMD[:, part], edits=here)
-    picked_Um = jnp.take_along_axis(logits_UmV, targets_UM[:, part, None], axis=-1)[..., 0]
+    chunk_edits = [dataclasses.replace(edit, alpha=edit.alpha[:, part]) for edit in edits]
+    logits_UmV = models.logits(config, params, x_UMD[:, part], edits=chunk_edits)
+    targets_Um1 = targets_UM[:, part, None]
+    picked_Um1 = jnp.take_along_axis(logits_UmV, targets_Um1, axis=-1)
+    picked_Um = picked_Um1[..., 0]
+    # Of logits without their softmax: the vocabulary is never normalised in memory.
     logprobs.append(picked_Um - jax.nn.logsumexp(logits_UmV, axis=-1))
+    # A tie with the largest logit counts as greedy.
     greedy.append(picked_Um >= jnp.max(logits_UmV, axis=-1))
-  return jnp.concatenate(logprobs, axis=1), jnp.concatenate(greedy, axis=1)
+  logprobs_UM = jnp.concatenate(logprobs, axis=1)
+  greedy_UM = jnp.concatenate(greedy, axis=1)
+  return logprobs_UM, greedy_UM

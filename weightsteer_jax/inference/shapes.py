@@ -9,17 +9,18 @@ from collections.abc import Sequence
 
 # Lengths along one or more axes, tokens.
 Shape = tuple[int, ...]
-# Shapes to begin to merge with: merging looks at all pairs, again and again.
+# Shapes to begin to merge with: merging looks at all pairs, again and again, so the time on the
+# host grows with the third power of this number.
 MOST_CANDIDATES = 40
 
 
 def plan_shapes(
   sizes: Sequence[Shape], *, multiples: Shape, most: Shape, max_shapes: int, compile_tokens: int
 ) -> list[Shape]:
-  """The shapes to compile, smallest first; every size fits into at least one of them.
+  """The shapes to compile, smallest first; every size fits into at least one shape.
 
   Shapes start as the sizes rounded up, and are merged two by two, the pair with the least padding
-  first, until there are few enough and another merge would cost more than a compilation.
+  first, until at most `max_shapes` are left and another merge would cost more than a compilation.
 
   >>> rows = [(5,), (7,), (90,)] * 100
   >>> plan_shapes(rows, multiples=(8,), most=(512,), max_shapes=2, compile_tokens=0)
@@ -27,33 +28,43 @@ def plan_shapes(
 
   Args:
     sizes: lengths of each row, in tokens, along one or more axes.
-    multiples: what each axis is rounded up to.
+    multiples: tokens; each axis is rounded up to a multiple.
     most: the longest that each axis may get by rounding.
     max_shapes: shapes at most.
     compile_tokens: tokens computed in the time of one compilation.
   """
+  # Round the sizes up, more coarsely until few shapes are left.
   counts = collections.Counter(_round(size, multiples, most) for size in sizes)
   while len(counts) > MOST_CANDIDATES:
     multiples = tuple(2 * multiple for multiple in multiples)
     counts = collections.Counter(_round(size, multiples, most) for size in sizes)
+  # Merge two shapes at a time.
   while len(counts) > 1:
     # (tokens of padding that merging two shapes adds, the shapes); of equals the smallest shapes.
     candidates = []
     for a, b in itertools.combinations(sorted(counts), 2):
-      whole = sum(_cover(a, b))
-      added = counts[a] * (whole - sum(a)) + counts[b] * (whole - sum(b))
+      covering = sum(_cover(a, b))
+      added = counts[a] * (covering - sum(a))
+      added += counts[b] * (covering - sum(b))
       candidates.append((added, a, b))
     added, a, b = min(candidates)
+    # Few enough, and even the cheapest merge costs more than the compilation that it saves.
     if len(counts) <= max_shapes and added > compile_tokens:
       break
-    number = counts.pop(a) + counts.pop(b)
-    counts[_cover(a, b)] += number
+    rows = counts.pop(a)
+    rows += counts.pop(b)
+    # The covering shape may be one of the two, or be there already.
+    counts[_cover(a, b)] += rows
   return sorted(counts, key=lambda shape: (sum(shape), shape))
 
 
 def fitting(size: Shape, shapes: Sequence[Shape]) -> Shape:
   """The first of the shapes that holds the size."""
-  return next(shape for shape in shapes if all(n <= room for n, room in zip(size, shape)))
+
+  def holds(shape):
+    return all(length <= room for length, room in zip(size, shape))
+
+  return next(filter(holds, shapes))
 
 
 def rows_for(count: int, batch_size: int) -> int:
@@ -62,14 +73,18 @@ def rows_for(count: int, batch_size: int) -> int:
   >>> rows_for(5, 64), rows_for(500, 64)
   (8, 64)
   """
-  return min(batch_size, 1 << max(count - 1, 0).bit_length())
+  # `bit_length` of count - 1 is the logarithm of count, rounded up.
+  power_of_two = 1 << max(count - 1, 0).bit_length()
+  return min(batch_size, power_of_two)
 
 
 def _round(size: Shape, multiples: Shape, most: Shape) -> Shape:
   rounded = []
   for length, multiple, limit in zip(size, multiples, most):
-    up = -(-max(length, 1) // multiple) * multiple
-    rounded.append(min(up, max(limit, length)))
+    # A prompt of one token has nothing to prefill, and still takes a column of the arrays.
+    multiples_up = -(-max(length, 1) // multiple)
+    # Rounding goes to the limit at most, but never cuts the length itself.
+    rounded.append(min(multiples_up * multiple, max(limit, length)))
   return tuple(rounded)
 
 
