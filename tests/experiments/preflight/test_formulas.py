@@ -98,6 +98,24 @@ def test_operations_of_a_training_step_by_hand():
   assert step('dots').flops - step('none').flops == attention + 2 * lora * 1000
 
 
+def test_operations_of_a_merge_by_hand():
+  """The products a b of every matrix, experts included: 2 I R O operations a matrix."""
+  config = dataclasses.replace(
+    CONFIG, qkv_bias=False, num_experts=5, experts_per_token=3, normalise_choices=True
+  )
+  delta = jax.eval_shape(
+    lambda: models.init_delta(config, 'lora', jax.random.key(0), rank=3, lora_alpha=6.0)
+  )
+  # A direction may also have a low-rank head, which is outside the stack.
+  delta['lm_head'] = {'kernel': models.LowRank(jnp.zeros((32, 3)), jnp.zeros((3, 96)))}
+  work = roofline.merge(config, delta, sharding.single(), memory.Bytes(weights=10, deltas=4))
+  # Width 32; heads of 4, of which queries have 16, keys and values 8; MLP of width 40.
+  attention = 32 * 16 * 4 + 2 * 32 * 8 * 4 + 16 * 4 * 32
+  experts = 5 * 3 * 32 * 40
+  assert work.flops == 2 * 3 * (2 * (attention + experts) + 32 * 96)
+  assert work.moved == 2 * 10 + 4
+
+
 def test_the_longest_resource_is_the_estimate():
   time = roofline.time(
     roofline.Work(197e12, 819e9 / 2, 1), {'all-gather': Moved(1, int(400e9))}, CHIPS['v5e']

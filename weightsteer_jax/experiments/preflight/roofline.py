@@ -135,12 +135,13 @@ def train_step(
 def merge(config: models.ModelConfig, delta: PyTree, layout: Layout, args: Bytes) -> Work:
   """The work of adding a direction to the weights, read once and written once."""
   flops = 0.0
-  for leaf in tree.flatten(delta, models.is_delta_leaf).values():
+  for path, leaf in tree.flatten(delta, models.is_delta_leaf).items():
     if isinstance(leaf, models.LowRank):
-      # a [L, I, R] times b [L, R, O]: L and R stand in both and count once.
-      rank = leaf.a.shape[-1]
-      layers = leaf.b.shape[0]
-      flops += 2 * math.prod(leaf.a.shape) * math.prod(leaf.b.shape) / rank / layers
+      # a [stack..., I, R] times b [stack..., R, O]. Layers and experts (the stack) stand in both
+      # factors and count once; all experts are merged, not only the experts of one token.
+      first_output = len(models.stack_axes(path)) + 1
+      outputs = math.prod(leaf.b.shape[first_output:])
+      flops += 2 * math.prod(leaf.a.shape) * outputs
   return Work(flops / layout.mesh.size, 2 * args.weights + args.deltas, 0)
 
 
