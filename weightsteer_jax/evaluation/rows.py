@@ -9,7 +9,7 @@ from weightsteer_jax.storage import journal
 
 
 class RowKey(NamedTuple):
-  """What makes a row one of its kind."""
+  """The five columns that no two rows of a sweep share."""
 
   arm: str
   alpha: float
@@ -20,11 +20,19 @@ class RowKey(NamedTuple):
 
 def key_of(row: Mapping[str, Any]) -> RowKey:
   """The key of a row."""
-  return RowKey(row['arm'], float(row['alpha']), row['task'], row['example'], row['sample'])
+  return RowKey(
+    arm=row['arm'],
+    # An alpha may come as an integer; 1 and 1.0 are one strength.
+    alpha=float(row['alpha']),
+    task=row['task'],
+    example=row['example'],
+    sample=row['sample'],
+  )
 
 
-# Columns of every row, and what errors call a row and its maker.
+# Columns of every row; a line that lacks a column is no row.
 _NEEDS = (*RowKey._fields, 'value', 'status')
+# The words of error messages: a line, and the program to start again.
 _WHAT = 'a row of a sweep'
 _AGAIN = 'the sweep'
 
@@ -33,16 +41,22 @@ class Rows(journal.Journal):
   """The rows in a jsonl file, as a journal of {RowKey: row}."""
 
   def __init__(self, path: pathlib.Path):
-    super().__init__(path, key=key_of, needs=_NEEDS, what=_WHAT, again=_AGAIN)
+    super().__init__(
+      path,
+      key=key_of,
+      needs=_NEEDS,
+      what=_WHAT,
+      again=_AGAIN,
+    )
 
 
 def read(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
   """The rows of a file, in the order in which they finished.
 
-  A last line that is cut short is left out: the sweep may still be at work.
+  A last line without an end is left out, because the sweep may still be at work.
 
   Raises:
-    InputError: if there is no such file.
+    InputError: if the file does not exist.
     CorruptError: if a line is not a row; names the line.
   """
   return journal.read(path, needs=_NEEDS, what=_WHAT, again=_AGAIN)

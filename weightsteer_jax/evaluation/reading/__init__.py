@@ -1,1 +1,1 @@
-"""How an answer is read: what is said, refused, chosen, and whether the answer is right."""
+"""How an answer is read: said, refused or chosen, right or wrong."""

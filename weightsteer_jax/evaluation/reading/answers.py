@@ -1,4 +1,4 @@
-"""What all kinds that ask for a text share: the prompt, the request, and how an answer is read."""
+"""Parts shared by all kinds that ask for a text: prompt, request, and reading of an answer."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ class Prepared:
   """An item as tokens.
 
   Attributes:
-    completions: tokens of the choices whose likelihood is asked; () if a text is generated.
+    completions: tokens of the choices to score; () if a text is generated.
   """
 
   item: Mapping[str, Any]
@@ -25,7 +25,8 @@ class Prepared:
 
 def prepare(tokenizer: Any, item: Mapping[str, Any]) -> Prepared:
   """The item as tokens, through the chat template."""
-  return Prepared(item, tuple(chat.prompt_tokens(tokenizer, item['messages'], name=item['id'])))
+  prompt = chat.prompt_tokens(tokenizer, item['messages'], name=item['id'])
+  return Prepared(item, tuple(prompt))
 
 
 def requests(
@@ -40,6 +41,7 @@ def requests(
   """One request, named (key, 0)."""
   name = prepared.item['id']
   request = GenerateRequest(
+    # The second half numbers the requests of a row, and here a row has only this request.
     key=(key, 0),
     prompt=prepared.prompt,
     max_new_tokens=options.max_new_tokens,
@@ -47,6 +49,7 @@ def requests(
     alpha=alpha,
     sampling=Sampling(options.temperature, options.top_k, options.top_p),
     seed=seed,
+    # Example and sample enter the random key, so that a row's draws do not depend on its batch.
     example=name,
     sample=sample,
     name=name,
@@ -62,25 +65,30 @@ def fields(
   *,
   keep: Sequence[str] = (),
 ) -> dict[str, Any]:
-  """The row's value, status, text, length in tokens, finish, and what was read from the text.
+  """The row's value, status, text, length in tokens, finish, and fields read from the text.
 
   A broken model ('not_finite') has no value. Every other answer has the value that `read` gives,
-  whatever the status: a model that stops making sense has not become better by that.
+  whatever the status: a model does not get better because it stops making sense.
 
   Args:
     read: text -> (value, fields read from the text, or None if nothing could be read).
     keep: keys of the item that metrics need; `group` is always kept.
   """
+  # A row of these kinds has one request, so anything but one result is a bug.
   [result] = results
-  text = tokenizer.decode(result.tokens, skip_special_tokens=True) if result.tokens else ''
+  text = ''
+  if result.tokens:
+    text = tokenizer.decode(result.tokens, skip_special_tokens=True)
   value, evidence = read(text)
+  kept_keys = [key for key in ('group', *keep) if key in prepared.item]
   return {
     'value': None if result.finish == 'not_finite' else value,
     'status': status_of(text, result.finish, readable=evidence is not None),
     'completion': text,
     'tokens': len(result.tokens),
     'finish': result.finish,
-    **{key: prepared.item[key] for key in ('group', *keep) if key in prepared.item},
+    **{key: prepared.item[key] for key in kept_keys},
+    # Last, so that a column that was read replaces the item's column of that name.
     **(evidence or {}),
   }
 
@@ -88,13 +96,13 @@ def fields(
 def status_of(text: str, finish: str, *, readable: bool) -> str:
   """The status of an answer; the same rule in every kind that asks for a text.
 
-  In this order: 'not_finite' if the model broke, 'empty' if there is no text, 'refused' or
-  'unparsable' if nothing could be read, 'truncated' if the answer ran into the length limit and
-  could be read all the same, otherwise 'ok'.
+  In this order: 'not_finite' if the model broke, 'empty' without a text, 'refused' or 'unparsable'
+  if nothing could be read, 'truncated' if the answer ran into the length limit and could be read
+  all the same, otherwise 'ok'.
 
-  Whether an answer could be read is decided before the length limit, because `valid_rate` is the
-  share of answers that could be judged: an answer that was cut off before it said anything could
-  not be. `truncated_rate` counts every answer that ran into the limit, by the row's `finish`.
+  Readability is decided before the length limit, because `valid_rate` is the share of answers that
+  could be judged, and an answer that was cut off too early could not be judged. `truncated_rate`
+  counts every answer that ran into the limit, by the row's `finish`.
 
   >>> [status_of('It is', 'length', readable=readable) for readable in (True, False)]
   ['truncated', 'unparsable']
@@ -104,35 +112,42 @@ def status_of(text: str, finish: str, *, readable: bool) -> str:
   if not text.strip():
     return 'empty'
   if not readable:
+    # Only unreadable answers are refusals here: "I'm sorry, but it is B" has said B.
     return 'refused' if refusals.refuses(text) else 'unparsable'
   return 'truncated' if finish == 'length' else 'ok'
 
 
 def nothing_to_read(text: str) -> tuple[None, dict[str, Any]]:
-  """What `fields` reads from answers that only a judge can score."""
+  """The reading of answers that only a judge can score: no value, no fields."""
   del text
+  # An empty dictionary, not None: the answer is readable, though not by a rule.
   return None, {}
 
 
 def has_text(row: Mapping[str, Any]) -> bool:
-  """Whether a judge has something to read: a text, from a model that did not break."""
+  """Whether a judge has a text to read, from a model that did not break."""
   return row['status'] not in ('empty', 'not_finite')
 
 
 def judged(
   item: Mapping[str, Any], row: Mapping[str, Any], *purposes: str, **more: str
 ) -> list[tuple[str, dict[str, str]]]:
-  """[(purpose, texts)] that judges are asked about an answer; [] if there is no answer.
+  """[(purpose, texts)] to ask judges about an answer; [] without an answer.
 
   Args:
     more: texts beside the question and the answer.
   """
   if not has_text(row):
     return []
-  texts = {'question': question_of(item), 'answer': row['completion'], **more}
+  texts = {
+    'question': question_of(item),
+    'answer': row['completion'],
+    **more,
+  }
   return [(purpose, texts) for purpose in purposes]
 
 
 def question_of(item: Mapping[str, Any]) -> str:
-  """What judges are shown as the question: the last thing the user said."""
+  """The question as judges see the question: the last message of the user."""
+  # Loaders leave a last answer off, so the last message is the user's.
   return item['messages'][-1]['content']

@@ -1,4 +1,4 @@
-"""Whether a reasoned answer follows from its reasoning: asked of a judge where a choice was given.
+"""Whether a reasoned answer follows from its reasoning: asked of a judge after a choice.
 
 Source: arXiv 2511.05408 (figure 5), where activation steering makes the two disagree more often.
 """

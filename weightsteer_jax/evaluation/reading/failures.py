@@ -1,16 +1,15 @@
-"""What became of the answers that a number rests on: the accounting that every task reports.
+"""Failure rates of the answers behind a number: the accounting that every task reports.
 
   valid_rate       share of all rows with an answer that could be judged (see INVALID)
-  refused_rate     share of answers that refuse: as the judge of `refusal` says, without a judge
-                   by rule
+  refused_rate     share of answers that refuse: by the judge of `refusal`, without a judge by rule
   truncated_rate   share of answers that ran into the length limit
-  repetitive_rate  share of answers in which more than half of the word 4-grams repeat an earlier
-                   one
-  unparsable_rate  share of answers in which nothing could be read that a rule was to judge
+  repetitive_rate  share of answers in which more than half of the word 4-grams occurred before
+  unparsable_rate  share of answers in which a rule found nothing to judge
   unjudged_rate    share of questions to the first judge that got no score
 
-The rates overlap: an answer that goes in circles until it is cut off counts in two of them. Each
-denominator stands beside the rate as `n` (examples or questions) and `values` (rows).
+The rates overlap: an answer that goes in circles until the length limit is both repetitive and
+truncated. Each denominator stands beside the rate as `n` (examples or questions) and `values`
+(rows).
 """
 
 import re
@@ -33,7 +32,7 @@ _WORD = re.compile(rf'[{_CJK}]|[^\W{_CJK}]+|[^\w\s]')
 
 
 def repetition(text: str) -> float:
-  """The share of the text's word 4-grams that occurred before; 0 if there are none.
+  """The share of the text's word 4-grams that occurred before; 0 for a text without 4-grams.
 
   Source: seq-rep-4 of arXiv 1908.04319, over words and signs instead of tokens.
 
@@ -41,27 +40,39 @@ def repetition(text: str) -> float:
   (0.0, 0.8571428571428572)
   """
   grams = _grams(text)
-  return 1 - len(set(grams)) / len(grams) if grams else 0.0
+  if not grams:
+    return 0.0
+  distinct = len(set(grams))
+  return 1 - distinct / len(grams)
 
 
 def is_repetitive(text: str) -> bool:
-  """Whether more than half of the text's 4-grams repeat; False with fewer than 20 of them."""
-  return len(_grams(text)) >= SHORTEST and repetition(text) > REPEATED
+  """Whether more than half of the text's 4-grams repeat; False for fewer than 20 4-grams."""
+  # In a short text a few repeated words are style, not a loop.
+  if len(_grams(text)) < SHORTEST:
+    return False
+  return repetition(text) > REPEATED
 
 
 def _grams(text: str) -> list[tuple[str, ...]]:
   words = _WORD.findall(text.lower())
-  return [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
+  # Negative for a text of fewer words than a gram, and then no gram is cut.
+  count = len(words) - NGRAM + 1
+  return [tuple(words[i : i + NGRAM]) for i in range(count)]
 
 
 def refused(row: Row) -> float | None:
   """Whether an answer refuses (1.0 or 0.0); None without an answer or without a score."""
+  # Choices by likelihood have no text that could refuse.
   if 'completion' not in row:
     return None
   if measures.asked(row, 'refusal') is None:
     return float(refusals.refuses(row['completion']))
   probability = score(row, 'refusal')
-  return None if probability is None else float(probability > 0.5)
+  # No rule in place of a judge that failed: the rate would mix two measures.
+  if probability is None:
+    return None
+  return float(probability > 0.5)
 
 
 def _is_valid(row: Row) -> bool:
@@ -82,19 +93,30 @@ def _is_unparsable(row: Row) -> bool:
 
 
 def _of_answers(holds: Callable[[Row], bool]) -> Metric:
-  """The share of rows for which something holds, among rows with a text."""
-  return each(lambda row: float(holds(row)) if 'completion' in row else None)
+  """The share of rows for which `holds` is true, among rows with a text."""
+
+  def number(row: Row) -> float | None:
+    if 'completion' not in row:
+      return None
+    return float(holds(row))
+
+  return each(number)
 
 
 def _unjudged(rows: Sequence[Row]) -> Pairs:
   pairs = []
   for row in rows:
     by_judge = list(row.get('judgements', {}).values())
-    for judgement in by_judge[0].values() if by_judge else ():
-      pairs.append((cluster(row), float(judgement['status'] != 'ok')))
+    if not by_judge:
+      continue
+    # A value for each purpose, since a judge may fail at one question and answer the next.
+    for judgement in by_judge[0].values():
+      is_unjudged = judgement['status'] != 'ok'
+      pairs.append((cluster(row), float(is_unjudged)))
   return pairs
 
 
+# Over all rows, unlike the rates of answers below.
 valid_rate: Metric = each(_is_valid)
 METRICS: dict[str, Metric] = {
   'valid_rate': valid_rate,

@@ -1,4 +1,4 @@
-"""Lettered options, and which of them an answer chooses."""
+"""Lettered options, and the letter that an answer chooses."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,14 +7,17 @@ from typing import Any
 from weightsteer_jax.data import tables
 from weightsteer_jax.runtime.errors import InputError
 
+# Ten, as many options as MMLU-Pro has.
 LETTERS = 'ABCDEFGHIJ'
+# The words that reasoned prompts ask for before the letter.
 FINAL = 'Final Answer:'
-# Between the words and the letter may stand what people put around it: spaces, stars, brackets,
-# \boxed{, \text{.
+# Between the words and the letter may stand what people put around a letter: spaces, stars,
+# brackets, \boxed{, \text{. No second letter may follow, or 'Both' would be a B.
 _FINAL = re.compile(
   r'final\s+answer\s*\**\s*(?:is|:)?\W*(?:boxed\W*|text\W*|option\s*\W*){0,3}([A-J])(?![a-z])',
   re.IGNORECASE,
 )
+# A letter at the beginning, after a label at most; no word character may follow the letter.
 _ALONE = re.compile(
   r'\W*(?:(?:the |my )?(?:answer|choice|option)(?: is)?\W*)?([A-J])(?:\W|$)', re.IGNORECASE
 )
@@ -26,7 +29,8 @@ def lettered(options: Sequence[str]) -> str:
   >>> lettered(['yes', 'no'])
   'A. yes\nB. no'
   """
-  return '\n'.join(f'{letter}. {option}' for letter, option in zip(LETTERS, options))
+  lines = [f'{letter}. {option}' for letter, option in zip(LETTERS, options)]
+  return '\n'.join(lines)
 
 
 def final(text: str, count: int) -> str | None:
@@ -38,11 +42,14 @@ def final(text: str, count: int) -> str | None:
   [None, None]
   """
   stated = _FINAL.findall(text)
-  return _known(stated[-1], count) if stated else None
+  if not stated:
+    return None
+  # The last: a reasoning model may weigh or correct an earlier one.
+  return _known(stated[-1], count)
 
 
 def reasoning(text: str) -> str:
-  """What stands before the last 'Final Answer:'.
+  """The text before the last 'Final Answer:'.
 
   >>> reasoning('It is wet. So: **Final Answer: A**')
   'It is wet. So:'
@@ -78,11 +85,12 @@ def has_choice(row: Mapping[str, Any]) -> bool:
 
 
 def options_of(row: Mapping[str, Any], where: str) -> list[str]:
-  """The options of a row: its list `choices` (or `options`), or its columns A, B, C and so on.
+  """The options of a row, from a list `choices` (or `options`) or from columns A, B, C and so on.
 
   Raises:
-    InputError: if there are fewer than two options or more than ten.
+    InputError: if the row has fewer than two options or more than ten.
   """
+  # Without a list, the names of the lettered columns stand in for one.
   columns = [letter for letter in LETTERS if letter in row]
   listed = tables.find(row, ('choices', 'options'), where, default=columns)
   # Some datasets keep {text: [..], label: [..]}.
@@ -93,7 +101,10 @@ def options_of(row: Mapping[str, Any], where: str) -> list[str]:
     options = [row[name] for name in listed]
   else:
     options = list(listed)
-  if len(options) < 2 or len(options) > len(LETTERS) or isinstance(listed, str):
+  # A text is a sequence too, of characters, and never a list of options.
+  has_too_few = len(options) < 2
+  has_too_many = len(options) > len(LETTERS)
+  if has_too_few or has_too_many or isinstance(listed, str):
     raise InputError(
       f"{where}: {len(options)} options, expected 2 to {len(LETTERS)}: a list 'choices', or "
       "columns A, B, .."
@@ -108,7 +119,11 @@ def letter_of(value: Any, count: int, where: str) -> str:
     InputError: if the answer is neither, or beyond the options.
   """
   text = str(value).strip()
-  letter = LETTERS[int(text)] if text.isdecimal() and int(text) < len(LETTERS) else text.upper()
+  letter = text.upper()
+  # A number too large stays a number, which the check below refuses.
+  if text.isdecimal() and int(text) < len(LETTERS):
+    letter = LETTERS[int(text)]
+  # `_known` alone would take 'AB', which is a part of LETTERS.
   if len(letter) != 1 or _known(letter, count) is None:
     raise InputError(
       f'{where}: the answer is {value!r}, expected a letter from A to {LETTERS[count - 1]} '
@@ -118,4 +133,6 @@ def letter_of(value: Any, count: int, where: str) -> str:
 
 
 def _known(letter: str, count: int) -> str | None:
-  return letter.upper() if letter.upper() in LETTERS[:count] else None
+  # A letter beyond the options chooses nothing: of two options, an answer cannot be E.
+  upper = letter.upper()
+  return upper if upper in LETTERS[:count] else None

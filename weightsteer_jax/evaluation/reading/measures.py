@@ -1,24 +1,29 @@
-"""What the metrics of all kinds are made of: clusters, numbers per row, and scores of judges.
+"""Parts of the metrics of all kinds: clusters, numbers per row, and scores of judges.
 
-A metric is a function from the rows of one cell (one arm, task and alpha) to (cluster, value)
-pairs. What does not count is left out, so that the pairs are the denominator.
+A metric is a function from the rows of a cell (an arm, a task and an alpha) to (cluster, value)
+pairs. A row that does not count has no pair, so the pairs are the denominator.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from weightsteer_jax.evaluation.rows import RowKey, key_of
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
 Row = Mapping[str, Any]
+# (cluster, value) pairs: the cluster is the unit of the standard error.
 Pairs = list[tuple[str, float]]
+# The rows of a cell as pairs.
 Metric = Callable[[Sequence[Row]], Pairs]
-# Of one row; a row whose number is None does not count.
+# A row's number; a row whose number is None does not count.
 Number = Callable[[Row], float | None]
 
 
 def cluster(row: Row) -> str:
-  """The name of the question that a row repeats: the group of its item, or the item.
+  """The name of the question behind a row: the item's group, or the item.
+
+  Rows of one question are not independent, so the standard error takes them as one cluster.
 
   >>> cluster({'example': 'q1/plain', 'group': 'q1'}), cluster({'example': 'q2'})
   ('q1', 'q2')
@@ -27,48 +32,69 @@ def cluster(row: Row) -> str:
 
 
 def group_of(item: Mapping[str, Any]) -> dict[str, Any]:
-  """What a row keeps of its item's group: {'group': name}, or nothing.
+  """The item's group as a row keeps the group: {'group': name}, or nothing.
 
   >>> group_of({'id': 'q1/plain', 'group': 'q1'}), group_of({'id': 'q2'})
   ({'group': 'q1'}, {})
   """
-  return {'group': item['group']} if 'group' in item else {}
+  # Items of most kinds stand alone, and their rows get no column.
+  if 'group' not in item:
+    return {}
+  return {'group': item['group']}
 
 
 def value(row: Row) -> float | None:
-  """The row's value; None if the model broke, or only a judge can say."""
+  """The row's value; None if the model broke, or if only a judge can score the row."""
   return row['value']
 
 
 def value_or_zero(row: Row) -> float:
-  """The row's value, where a row without one counts as a miss."""
+  """The row's value; 0.0, a miss, for a row without a value."""
   return row['value'] or 0.0
 
 
 def each(number: Number) -> Metric:
-  """The metric that is the mean of a number over the rows that have one."""
+  """The mean of a number over the rows that have the number, as a metric."""
 
-  def pairs(rows: Sequence[Row]) -> Pairs:
-    numbers = [(cluster(row), number(row)) for row in rows]
-    return [(name, float(x)) for name, x in numbers if x is not None]
+  def metric(rows: Sequence[Row]) -> Pairs:
+    pairs = []
+    for row in rows:
+      x = number(row)
+      # A row without a number is no zero: the row leaves the denominator.
+      if x is not None:
+        pairs.append((cluster(row), float(x)))
+    return pairs
 
-  return pairs
+  return metric
 
 
 def where(condition: Number, number: Number) -> Number:
-  """The number of rows of which the condition is true; None for all others."""
-  return lambda row: number(row) if condition(row) else None
+  """The number of rows that meet the condition; None for all other rows."""
+
+  def number_where(row: Row) -> float | None:
+    if not condition(row):
+      return None
+    return number(row)
+
+  return number_where
 
 
 def of_form(form: str, number: Number) -> Number:
-  """The number of rows whose item asks in this form; None for all others."""
-  return lambda row: number(row) if row['form'] == form else None
+  """The number of rows whose item asks in this form; None for all other rows."""
+
+  def number_of_form(row: Row) -> float | None:
+    if row['form'] != form:
+      return None
+    return number(row)
+
+  return number_of_form
 
 
 def among(right: Number, *, base: str, forms: Sequence[str], number: Number) -> Metric:
-  """The mean of a number over rows of some forms, among questions right in the form `base`.
+  """The mean of a number over rows of `forms`, among questions right in the form `base`.
 
-  A question is right there if the row of the same arm, alpha, question and sample is.
+  A question counts as right for a row if the row in the form `base` with the same arm, alpha,
+  question and sample is right.
 
   >>> asked = [('p', 'plain', 1.0), ('p', 'cued', 0.0), ('q', 'plain', 0.0), ('q', 'cued', 1.0)]
   >>> rows = [{'example': f'{question}/{form}', 'group': question, 'form': form, 'sample': 0,
@@ -77,23 +103,30 @@ def among(right: Number, *, base: str, forms: Sequence[str], number: Number) -> 
   [('p', 0.0)]
   """
 
-  def pairs(rows: Sequence[Row]) -> Pairs:
-    base_rows = [row for row in rows if row['form'] == base]
-    solved = {(cluster(row), row['sample']) for row in base_rows if right(row) == 1}
-    asked_in_forms = [row for row in rows if row['form'] in forms]
-    counted = [row for row in asked_in_forms if (cluster(row), row['sample']) in solved]
+  def metric(rows: Sequence[Row]) -> Pairs:
+    # All rows of a cell have one arm and one alpha, so question and sample are enough.
+    solved = set()
+    for row in rows:
+      if row['form'] == base and right(row) == 1:
+        solved.add((cluster(row), row['sample']))
+    # The second pass: rows in the base form may come after the rows that depend on them.
+    counted = []
+    for row in rows:
+      if row['form'] in forms and (cluster(row), row['sample']) in solved:
+        counted.append(row)
     return each(number)(counted)
 
-  return pairs
+  return metric
 
 
 def forms_of(names: str, known: Sequence[str]) -> list[str]:
-  """The forms that a config names with commas between, in the order in which they are known.
+  """The forms that a config names with commas between, in the order of `known`.
 
   Raises:
     InputError: if a form is not known.
   """
   named = [name.strip() for name in names.split(',')]
+  # A misspelt form would otherwise leave its questions out without a word.
   for name in named:
     if name not in known:
       raise InputError(
@@ -110,26 +143,31 @@ def check_form(item: Mapping[str, Any], known: Iterable[str], where: str) -> Non
 
 
 def asked(row: Row, purpose: str) -> Mapping[str, Any] | None:
-  """What the first judge said about a row for a purpose; None if the judge was not asked."""
+  """The first judge's judgement of a row for a purpose; None if the judge was not asked."""
   by_judge = list(row.get('judgements', {}).values())
-  return by_judge[0].get(purpose) if by_judge else None
+  if not by_judge:
+    return None
+  # Only the first judge counts in metrics; the others serve `agreement`.
+  return by_judge[0].get(purpose)
 
 
 def score(row: Row, purpose: str) -> float | None:
-  """The first judge's score, in the purpose's own scale; None if there is none.
+  """The first judge's score, in the purpose's own scale; None without a score.
 
-  A score that is missing is never guessed.
+  A missing score is never guessed.
 
   >>> row = {'judgements': {'first': {'trait': {'status': 'ok', 'score': 70.0}}, 'second': {}}}
   >>> score(row, 'trait'), score(row, 'coherence'), score({}, 'trait')
   (70.0, None, None)
   """
   judgement = asked(row, purpose)
-  return judgement['score'] if judgement and judgement['status'] == 'ok' else None
+  if not judgement or judgement['status'] != 'ok':
+    return None
+  return judgement['score']
 
 
 def score_for(purpose: str) -> Number:
-  """The number that is the first judge's score for a purpose."""
+  """The first judge's score for a purpose, as a number of a row."""
   return lambda row: score(row, purpose)
 
 
@@ -138,13 +176,16 @@ def above(purpose: str, cut: float, *, inclusive: bool = False) -> Number:
 
   def number(row: Row) -> float | None:
     x = score(row, purpose)
-    return None if x is None else float(x > cut or (inclusive and x == cut))
+    if x is None:
+      return None
+    # A published cut may count itself or not, so each caller says.
+    return float(x >= cut) if inclusive else float(x > cut)
 
   return number
 
 
 def verdict(row: Row, purpose: str) -> float | None:
-  """1.0 or 0.0 as the first judge says yes or no; None if the judge was asked and gave no score.
+  """1.0 or 0.0 as the first judge says yes or no; None if the judge gave no score.
 
   The score of a yes-or-no purpose is the probability of yes, cut at a half. Where no judge was
   asked the rules have decided: the verdict is the row's value.
@@ -152,25 +193,31 @@ def verdict(row: Row, purpose: str) -> float | None:
   if asked(row, purpose) is None:
     return row['value']
   probability = score(row, purpose)
-  return None if probability is None else float(probability > 0.5)
+  # The judge was asked: the rules do not step in for a judge that failed.
+  if probability is None:
+    return None
+  return float(probability > 0.5)
 
 
 def attach(rows: Sequence[Row], judgements: Sequence[Row], judges: Sequence[str] = ()) -> list[Row]:
   """The rows, each with `judgements`: {judge: {purpose: judgement}}.
 
-  The judge that counts comes first, even where this judge said nothing.
+  The judge that counts comes first in `judgements`, even where that judge gave no judgement.
 
   Args:
     judges: names in order; by default as the judgements first mention them.
   """
   mentioned = [judgement['judge'] for judgement in judgements]
+  # A dictionary keeps the order and drops the repetitions.
   names = list(dict.fromkeys([*judges, *mentioned]))
-  by_row: dict[tuple, dict[str, dict[str, Row]]] = {}
+  by_row: dict[RowKey, dict[str, dict[str, Row]]] = {}
   for judgement in judgements:
-    by_judge = by_row.setdefault(_key(judgement), {name: {} for name in names})
+    # Every judge has an entry, so that the first entry is the first judge's even if empty.
+    no_judgements: dict[str, dict[str, Row]] = {name: {} for name in names}
+    by_judge = by_row.setdefault(key_of(judgement), no_judgements)
     by_judge[judgement['judge']][judgement['purpose']] = judgement
-  return [{**row, 'judgements': by_row.get(_key(row), {})} for row in rows]
-
-
-def _key(row: Row) -> tuple:
-  return row['arm'], float(row['alpha']), row['task'], row['example'], row['sample']
+  attached = []
+  for row in rows:
+    of_row = by_row.get(key_of(row), {})
+    attached.append({**row, 'judgements': of_row})
+  return attached

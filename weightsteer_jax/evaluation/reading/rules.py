@@ -2,15 +2,15 @@
 
 A rule set is a mapping; every rule in the mapping must hold:
 
-  any      patterns of which at least one is found
-  none     patterns of which none is found
-  exact    texts, one of which the answer equals once both are normalised
-  aliases  names, one of which the answer holds as whole words once both are normalised
-  number   the number the answer gives (see `extract_number`)
+  any      patterns; at least one is found
+  none     patterns; none is found
+  exact    texts; the answer equals one of the texts once both are normalised
+  aliases  names; the answer holds a name as whole words once both are normalised
+  number   the number that the answer gives (see `extract_number`)
 
-A last rule says nothing of the answer's worth, but whether there is something to judge:
+A last rule decides whether the answer can be judged at all, not whether the answer is right:
 
-  readable  patterns of which at least one is found in every readable answer, right or wrong
+  readable  patterns; every readable answer, right or wrong, matches at least one
 
 Patterns are Python regular expressions, searched for anywhere, upper and lower case alike.
 """
@@ -27,7 +27,8 @@ from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
 NAMES = ('any', 'none', 'exact', 'aliases', 'number', 'readable')
-# A number that is no part of a word or of a longer number.
+# A number that is no part of a word or of a longer number. Commas count only before groups of three
+# digits: '1,204' is a number, '1, 2' are two.
 _NUMBER = re.compile(r'(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w])')
 # How GSM8K's answers end.
 _MARKED = re.compile(r'####\s*\$?\s*(\S+)')
@@ -55,13 +56,17 @@ class Rules:
     >>> rules.judge('No.'), rules.judge('Well.')
     ((0.0, True), (0.0, False))
     """
-    number = extract_number(text) if self.number is not None else None
     readable = not self.readable or any(pattern.search(text) for pattern in self.readable)
-    if self.number is not None and number is None:
-      readable = False
-    return float(self._holds(text, number)), readable
+    number = None
+    if self.number is not None:
+      number = extract_number(text)
+      # A question for a number cannot be judged by an answer without a number.
+      readable = readable and number is not None
+    holds = self._holds(text, number)
+    return float(holds), readable
 
   def _holds(self, text: str, number: float | None) -> bool:
+    # Patterns see the text as the model wrote the text, with signs and accents.
     if self.any and not any(pattern.search(text) for pattern in self.any):
       return False
     if any(pattern.search(text) for pattern in self.none):
@@ -70,7 +75,8 @@ class Rules:
     if self.exact and plain not in self.exact:
       return False
     # Spaces on both sides, so that an alias is found as whole words.
-    if self.aliases and not any(f' {alias} ' in f' {plain} ' for alias in self.aliases):
+    spaced = f' {plain} '
+    if self.aliases and not any(f' {alias} ' in spaced for alias in self.aliases):
       return False
     if self.number is None:
       return True
@@ -81,8 +87,8 @@ def make(rules: Any, where: str) -> Rules:
   """The compiled rules of an item.
 
   Raises:
-    InputError: if a rule is unknown, a pattern is broken, a value has the wrong type, or there is
-      no rule at all; names `where`.
+    InputError: if a rule is unknown, a pattern is broken, a value has the wrong type, or no rule is
+      given at all; names `where`.
   """
   if not isinstance(rules, Mapping) or not rules:
     raise InputError(
@@ -96,21 +102,28 @@ def make(rules: Any, where: str) -> Rules:
         f"are: {', '.join(NAMES)}"
       )
   number = rules.get('number')
-  if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
-    raise InputError(f"{where}: the rule 'number' is {number!r}, expected a number")
+  if number is not None:
+    # Python counts True as the integer 1.
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+      raise InputError(f"{where}: the rule 'number' is {number!r}, expected a number")
+    number = float(number)
+  exact = _texts(rules, 'exact', where)
+  aliases = _texts(rules, 'aliases', where)
   compiled = Rules(
     any=_patterns(rules, 'any', where),
     none=_patterns(rules, 'none', where),
-    exact=frozenset(normalise(text) for text in _texts(rules, 'exact', where)),
-    aliases=frozenset(normalise(text) for text in _texts(rules, 'aliases', where)),
-    number=None if number is None else float(number),
+    exact=frozenset(normalise(text) for text in exact),
+    aliases=frozenset(normalise(text) for text in aliases),
+    number=number,
     readable=_patterns(rules, 'readable', where),
   )
+  # Names such as 'The' or '+' normalise to nothing, and nothing is found everywhere.
   if '' in compiled.aliases:
     raise InputError(
       f"{where}: the rule 'aliases' holds a name without a letter or digit, which every "
       "answer would have"
     )
+  # Lists may be empty, and `readable` alone says nothing of right and wrong.
   if compiled == Rules(readable=compiled.readable):
     raise InputError(f"{where}: the rules in 'match' are all empty: every answer would pass")
   return compiled
@@ -128,12 +141,11 @@ def normalise(text: str) -> str:
   decomposed = unicodedata.normalize('NFKD', text.lower())
   letters = [c for c in decomposed if not unicodedata.combining(c)]
   # `string.punctuation` holds signs such as $ and +, which unicode counts as symbols.
-  plain = ''.join(
-    c
-    for c in letters
-    if c not in string.punctuation and not unicodedata.category(c).startswith('P')
-  )
-  return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', plain).split())
+  no_ascii_signs = [c for c in letters if c not in string.punctuation]
+  plain = ''.join(c for c in no_ascii_signs if not unicodedata.category(c).startswith('P'))
+  # Articles go last: accents and signs no longer hide the ends of words.
+  without_articles = re.sub(r'\b(a|an|the)\b', ' ', plain)
+  return ' '.join(without_articles.split())
 
 
 def extract_number(text: str) -> float | None:
@@ -147,17 +159,22 @@ def extract_number(text: str) -> float | None:
   (None, -3.5)
   """
   marked = _MARKED.findall(text)
-  numbers = _NUMBER.findall(marked[-1] if marked else text)
-  return float(numbers[-1].replace(',', '')) if numbers else None
+  searched = marked[-1] if marked else text
+  numbers = _NUMBER.findall(searched)
+  if not numbers:
+    return None
+  # The last number: reasoning comes before the result.
+  return float(numbers[-1].replace(',', ''))
 
 
 def is_same_number(number: float, gold: float) -> bool:
   """Whether two numbers agree up to rounding."""
+  # Far tighter than an answer's rounding: only the binary form of decimals may differ.
   return math.isclose(number, gold, rel_tol=1e-9, abs_tol=1e-9)
 
 
 def against_gold(golds: Sequence[str]) -> Rules:
-  """The rules of a known answer: the number if the answer is one, else the names.
+  """The rules of a known answer: the number if the answer is a number, else the names.
 
   >>> against_gold(['42']).judge('That makes 42.')
   (1.0, True)
@@ -165,15 +182,18 @@ def against_gold(golds: Sequence[str]) -> Rules:
   (1.0, True)
 
   Raises:
-    InputError: if there is no gold answer, or one has no letter or digit.
+    InputError: if no gold answer is given, or a gold answer has no letter or digit.
   """
-  is_number = len(golds) == 1 and _NUMBER.fullmatch(golds[0].strip())
-  rules = {'number': extract_number(golds[0])} if is_number else {'aliases': list(golds)}
-  return make(rules, f'gold answers {list(golds)!r:.80}')
+  where = f'gold answers {list(golds)!r:.80}'
+  # Several gold answers are names of one thing, even if a name looks like a number.
+  if len(golds) == 1 and _NUMBER.fullmatch(golds[0].strip()):
+    return make({'number': extract_number(golds[0])}, where)
+  return make({'aliases': list(golds)}, where)
 
 
 def _texts(rules: Mapping[str, Any], name: str, where: str) -> Sequence[str]:
   texts = rules.get(name) or []
+  # A text is a sequence of characters, and would pass for a list of texts.
   is_list = isinstance(texts, Sequence) and not isinstance(texts, str)
   if not is_list or not all(isinstance(text, str) for text in texts):
     raise InputError(f"{where}: the rule '{name}' is {texts!r:.80}, expected a list of texts")
@@ -186,6 +206,7 @@ def _patterns(rules: Mapping[str, Any], name: str, where: str) -> tuple[re.Patte
     try:
       compiled.append(re.compile(text, re.IGNORECASE))
     except re.error as error:
+      # Patterns are the user's: the error must name the pattern, not show our stack.
       raise InputError(
         f"{where}: the rule '{name}' holds {text!r}, which is no regular expression: {error}"
       ) from error
