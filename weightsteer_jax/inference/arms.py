@@ -12,9 +12,10 @@ from weightsteer_jax.runtime.messages import did_you_mean
 
 PyTree = Any
 
+# The arm of the unsteered model.
 BASE = 'base'
-# What a delta is multiplied with: a number whatever the row's strength, the strength itself (None),
-# or a number for each strength.
+# The factor of a delta: a number whatever the row's strength, the strength itself (None), or a
+# number for each strength.
 Coefficient = float | None | Mapping[float, float]
 Part = tuple[PyTree, Coefficient]
 
@@ -57,7 +58,7 @@ class Arms:
   def coefficients(self, arm: str, alpha: float) -> tuple[float, ...]:
     """One coefficient per delta.
 
-    Equal coefficients mean the same model: at alpha 0 that is the base, whatever the arm.
+    Equal coefficients mean the same model, across arms too.
 
     >>> steered, task = {}, {}
     >>> in_steps = {-1.0: 0.0, 1.0: 2.0}
@@ -80,8 +81,12 @@ class Arms:
     total = [0.0] * len(self.deltas)
     for index, coefficient in self.parts[arm]:
       if isinstance(coefficient, Mapping):
+        # A strength without an entry leaves the delta out.
         coefficient = coefficient.get(alpha, 0.0)
-      total[index] += alpha if coefficient is None else coefficient
+      if coefficient is None:
+        coefficient = alpha
+      # An arm may hold a delta twice, say once always and once by strength.
+      total[index] += coefficient
     return tuple(total)
 
   def prompts_of(self, arm: str, alpha: float) -> Sequence[str]:
@@ -93,10 +98,11 @@ class Arms:
     coefficients = [coefficient for _, coefficient in self.parts[arm]]
     if not alpha or None in coefficients:
       return
-    known = {*self.prompts.get(arm, ())}
+    # Every other arm has the strengths of its prompts and of its coefficients.
+    known = set(self.prompts.get(arm, ()))
     for coefficient in coefficients:
       if isinstance(coefficient, Mapping):
-        known |= {*coefficient}
+        known.update(coefficient)
     if alpha not in known:
       listed = ', '.join(f'{strength:g}' for strength in sorted(known))
       there_are = f'it has: {listed}' if known else 'expected 0'
@@ -118,14 +124,19 @@ def make_arms(arms: Mapping[str, Arm | Sequence[Part]]) -> Arms:
   parts: dict[str, tuple[tuple[int, Coefficient], ...]] = {BASE: ()}
   prompts = {}
   for name, arm_or_parts in arms.items():
-    arm = arm_or_parts if isinstance(arm_or_parts, Arm) else Arm(arm_or_parts)
+    # Bare parts are an arm without prompts.
+    arm = arm_or_parts
+    if not isinstance(arm, Arm):
+      arm = Arm(arm)
     if name == BASE and (arm.parts or arm.prompts):
       raise InputError(f"'{BASE}' is the unsteered model: give the arm another name")
     indexed = []
     for delta, coefficient in arm.parts:
       # By identity: arrays have no truth value to compare by.
-      index = next((i for i, known in enumerate(deltas) if known is delta), len(deltas))
-      if index == len(deltas):
+      matches = (i for i, known in enumerate(deltas) if known is delta)
+      index = next(matches, None)
+      if index is None:
+        index = len(deltas)
         deltas.append(delta)
       indexed.append((index, coefficient))
     parts[name] = tuple(indexed)
@@ -151,13 +162,17 @@ def delta_sets(rows: Iterable[Sequence[float]]) -> dict[tuple[float, ...], tuple
   """
   needed: dict[tuple[float, ...], tuple[int, ...]] = {}
   for row in rows:
+    # A coefficient of 0 changes nothing: the row does without the delta.
     needed[tuple(row)] = tuple(i for i, coefficient in enumerate(row) if coefficient)
   # Sets in no other set, in the order of their first rows.
   distinct = list(dict.fromkeys(needed.values()))
-  largest = [
-    indices for indices in distinct if not any({*indices} < {*other} for other in distinct)
-  ]
+  largest = []
+  for indices in distinct:
+    if not any(set(indices) < set(other) for other in distinct):
+      largest.append(indices)
+  # Each row goes to the first set that has all of its deltas.
   sets = {}
   for coefficients, indices in needed.items():
-    sets[coefficients] = next(group for group in largest if {*indices} <= {*group})
+    fitting = (group for group in largest if set(indices) <= set(group))
+    sets[coefficients] = next(fitting)
   return sets

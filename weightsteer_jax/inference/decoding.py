@@ -2,9 +2,9 @@
 
 A batch of B slots decodes on the device, one token per slot and step, until enough slots are free
 for the next prompts (or all rows are done); then new prompts are prefilled into the free slots. So
-a long answer holds one slot, not the batch. In the cache a token's place is its position: a new row
-overwrites the old one's keys before it can see them. `generation.py` decides who enters when.
-Axes as in models/decoder.py.
+a long answer holds a single slot, not the batch. In the cache a token's place is its position: a
+new row overwrites the old one's keys before it can see them. `generation.py` decides who enters
+when. Axes as in models/decoder.py.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from weightsteer_jax.runtime import sharding
 PyTree = Any
 # The arrays of DecodeState that say which rows have ended, and how.
 Progress = dict[str, jax.Array]
+# Small arrays: the cache, which is most of the state, never comes to the host.
 PROGRESS = ('counts_B', 'active_B', 'stopped_B', 'finite_B', 'answers_BT')
 
 
@@ -56,7 +57,7 @@ class SlotRows:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
-  """Everything that lives on the device between calls.
+  """The arrays that stay on the device between calls.
 
   Attributes:
     cache: keys and values of all slots.
@@ -87,7 +88,7 @@ class Entry:
 
   Attributes:
     prompts_PT: int32, prompt tokens without the last one, padded on the right.
-    slots_P: int32, where each prompt goes, among the slots of its group; a number past the last
+    slots_P: int32, the slot of each prompt, among the slots of the group; a number past the last
       slot marks padding.
     rows: the rows (keys_B2 is made on the device).
     draws_P3: uint32 seed, hash of the example, sample.
@@ -114,7 +115,7 @@ def empty_state(
   Args:
     length: positions of the cache.
     answer: most tokens of an answer.
-    unstacked: whether layers have caches of their own, and are decoded one by one (see
+    unstacked: whether each layer has a cache of its own, and is decoded outside of a scan (see
       `models.unstacked`).
   """
 
@@ -157,8 +158,11 @@ def admit(
   """The state with the entry's prompts prefilled into its slots."""
   # Prefill the prompts into a short cache of their own.
   prompts, length = entry.prompts_PT.shape
-  cache = models.init_cache(config, prompts, length, jax.tree.leaves(state.cache)[0].dtype)
+  dtype = jax.tree.leaves(state.cache)[0].dtype
+  cache = models.init_cache(config, prompts, length, dtype)
+  # The prompt's last token, which already predicts an answer, is left to the first decoding step.
   edits = edits_of(deltas, entry.rows.coefficients_BC, answers=False)
+  # Keys rotate as in the longer cache that they are copied into.
   reach = models.cache_length(state.cache)
   batch = models.TokenBatch(entry.prompts_PT)
   _, cache = models.hidden(config, params, batch, edits=edits, cache=cache, reach=reach)
@@ -166,21 +170,23 @@ def admit(
 
   # Copy rows and cache into the slots, on each device by itself. Padding has a slot past the last
   # one, which 'drop' leaves out.
-  shards = sharding.row_shards(math.gcd(prompts, state.counts_B.shape[0]))
-  put = sharding.by_shard(
-    lambda old, new, slots: old.at[slots].set(new, mode='drop'), shards, (0, 0, 0), 0
-  )
+  slots = state.counts_B.shape[0]
+  shards = sharding.row_shards(math.gcd(prompts, slots))
+
+  def put_rows(old, new, slots):
+    return old.at[slots].set(new, mode='drop')
+
+  # Places past the prompt keep an old row's keys until the new row overwrites them.
+  def put_prompts(old, new, slots):
+    return old.at[..., slots, :, :length, :].set(new, mode='drop')
+
+  put = sharding.by_shard(put_rows, shards, (0, 0, 0), 0)
   is_unstacked = _is_unstacked(state.cache)
   if is_unstacked:
     cache = _unstacked_cache(config, cache)
   # A stacked cache has the layers before the rows.
   rows_axis = 0 if is_unstacked else 1
-  put_cache = sharding.by_shard(
-    lambda old, new, slots: old.at[..., slots, :, :length, :].set(new, mode='drop'),
-    shards,
-    (rows_axis, rows_axis, 0),
-    rows_axis,
-  )
+  put_cache = sharding.by_shard(put_prompts, shards, (rows_axis, rows_axis, 0), rows_axis)
 
   def put_all(old, value):
     return put(old, jnp.full(prompts, value, old.dtype), entry.slots_P)
@@ -192,6 +198,7 @@ def admit(
     active_B=put_all(state.active_B, True),
     stopped_B=put_all(state.stopped_B, False),
     finite_B=put_all(state.finite_B, True),
+    # The old answer is overwritten token by token; counts_B says how much of it is new.
     answers_BT=state.answers_BT,
   )
   return _placed(admitted)
@@ -203,7 +210,8 @@ def resume(state: DecodeState, limits_B: jax.Array) -> DecodeState:
   goes_on_B = limits_B > 0
   raised_B = jnp.where(goes_on_B, limits_B, state.rows.limits_B)
   rows = dataclasses.replace(state.rows, limits_B=raised_B)
-  return _placed(dataclasses.replace(state, rows=rows, active_B=state.active_B | goes_on_B))
+  active_B = state.active_B | goes_on_B
+  return _placed(dataclasses.replace(state, rows=rows, active_B=active_B))
 
 
 @program(static_argnums=(0, 1), donate_argnums=5)
@@ -228,12 +236,17 @@ def decode(
     params = _unstacked_layers(config, params)
     deltas = tuple(_unstacked_delta(config, delta, dtype) for delta in deltas)
 
+  def goes_on(state):
+    return jnp.sum(state.active_B) > keep
+
   def step(state):
     rows = state.rows
     edits = edits_of(deltas, rows.coefficients_BC)
+    # All slots are computed, free ones too: the shape of a step is fixed.
     batch = models.TokenBatch(rows.tokens_B[:, None], rows.positions_B[:, None])
     x_B1D, cache = models.hidden(config, params, batch, edits=edits, cache=state.cache)
     logits_BV = models.logits(config, params, x_B1D, edits=edits)[:, 0]
+    # A row's count of tokens is the step of its random stream.
     tokens_B = sampling.next_tokens(
       logits_BV,
       rows.keys_B2,
@@ -244,20 +257,30 @@ def decode(
       mode=mode,
     )
     finite_B = jnp.all(jnp.isfinite(logits_BV), axis=-1)
-    return _advance(dataclasses.replace(state, cache=cache), tokens_B, stops_X, finite_B)
+    state = dataclasses.replace(state, cache=cache)
+    return _advance(state, tokens_B, stops_X, finite_B)
 
-  state = _placed(jax.lax.while_loop(lambda state: jnp.sum(state.active_B) > keep, step, state))
-  return state, sharding.replicate({name: getattr(state, name) for name in PROGRESS})
+  # The loop is on the device: the host waits once a call, not once a token.
+  state = _placed(jax.lax.while_loop(goes_on, step, state))
+  progress = {name: getattr(state, name) for name in PROGRESS}
+  # The host of every process reads all rows.
+  return state, sharding.replicate(progress)
 
 
 def _placed(state: DecodeState) -> DecodeState:
+  def by_row(x):
+    axes = 'B' + '_' * (x.ndim - 1)
+    return sharding.constrain(x, axes)
+
+  def by_cache_axes(x):
+    # One layer's cache has no L.
+    axes = 'LBKSH'[-x.ndim :]
+    return sharding.constrain(x, axes)
+
   # Every array is cut along its rows, so that all programs hand the state on alike.
-  without_cache = jax.tree.map(
-    lambda x: sharding.constrain(x, 'B' + '_' * (x.ndim - 1)),
-    dataclasses.replace(state, cache=None),
-  )
-  # One layer's cache has no L.
-  cache = jax.tree.map(lambda x: sharding.constrain(x, 'LBKSH'[-x.ndim :]), state.cache)
+  without_cache = dataclasses.replace(state, cache=None)
+  without_cache = jax.tree.map(by_row, without_cache)
+  cache = jax.tree.map(by_cache_axes, state.cache)
   return dataclasses.replace(without_cache, cache=cache)
 
 
@@ -270,11 +293,11 @@ def _unstacked_cache(config: models.ModelConfig, cache: models.Cache) -> models.
 
 
 def _unstacked_layers(config: models.ModelConfig, params: PyTree) -> PyTree:
-  """Parameters or a delta with a tuple of layers in place of the stack, if there is one."""
-  return {
-    name: models.unstacked(config, child) if name == 'layers' else child
-    for name, child in params.items()
-  }
+  """Parameters or a delta with a tuple of layers in place of a stack."""
+  if 'layers' not in params:
+    return params
+  # A copy of the dict: the caller's parameters stay stacked.
+  return {**params, 'layers': models.unstacked(config, params['layers'])}
 
 
 def _unstacked_delta(config: models.ModelConfig, delta: PyTree, dtype: Any) -> PyTree:
@@ -285,8 +308,9 @@ def _unstacked_delta(config: models.ModelConfig, delta: PyTree, dtype: Any) -> P
       return models.LowRank(leaf.a.astype(dtype), leaf.b.astype(dtype), leaf.scale)
     return leaf
 
-  def unstacked(tree_):
-    return _unstacked_layers(config, jax.tree.map(rounded, tree_, is_leaf=models.is_delta_leaf))
+  def unstacked(bare_delta):
+    rounded_delta = jax.tree.map(rounded, bare_delta, is_leaf=models.is_delta_leaf)
+    return _unstacked_layers(config, rounded_delta)
 
   # The delta itself is a dict; around it may be an AnswerOnly.
   return jax.tree.map(unstacked, delta, is_leaf=lambda x: isinstance(x, dict))
@@ -296,11 +320,14 @@ def _advance(
   state: DecodeState, tokens_B: jax.Array, stops_X: jax.Array, finite_B: jax.Array
 ) -> DecodeState:
   """The state with one more token in each active row, or the row ended."""
-  stopped_B = state.active_B & jnp.any(tokens_B[:, None] == stops_X, axis=-1)
+  is_stop_B = jnp.any(tokens_B[:, None] == stops_X, axis=-1)
+  stopped_B = state.active_B & is_stop_B
+  # The stop token is no part of the answer, and a broken row's token means nothing.
   emitted_B = state.active_B & ~stopped_B & finite_B
   # A row that emits nothing writes past the end of its answer, where the write is dropped.
   places_B = jnp.where(emitted_B, state.counts_B, state.answers_BT.shape[1])
   counts_B = state.counts_B + emitted_B
+  # A row that has ended stays at its last token, so its next steps change nothing.
   rows = dataclasses.replace(
     state.rows,
     tokens_B=jnp.where(emitted_B, tokens_B, state.rows.tokens_B),
@@ -312,6 +339,7 @@ def _advance(
     counts_B=counts_B,
     active_B=emitted_B & (counts_B < state.rows.limits_B),
     stopped_B=state.stopped_B | stopped_B,
+    # Logits of a free slot say nothing about the row that left it.
     finite_B=state.finite_B & (finite_B | ~state.active_B),
     answers_BT=_write(state.answers_BT, places_B, tokens_B),
   )
@@ -321,8 +349,10 @@ def _write(answers_BT: jax.Array, places_B: jax.Array, tokens_B: jax.Array) -> j
   """The answers with a token more in each row; a place past the last column drops the token."""
 
   def write(answers_BT, places_B, tokens_B):
-    return answers_BT.at[jnp.arange(tokens_B.shape[0]), places_B].set(tokens_B, mode='drop')
+    rows_B = jnp.arange(tokens_B.shape[0])
+    return answers_BT.at[rows_B, places_B].set(tokens_B, mode='drop')
 
   # Every device writes the rows it has.
   shards = sharding.row_shards(tokens_B.shape[0])
-  return sharding.by_shard(write, shards, (0, 0, 0), 0)(answers_BT, places_B, tokens_B)
+  write_by_shard = sharding.by_shard(write, shards, (0, 0, 0), 0)
+  return write_by_shard(answers_BT, places_B, tokens_B)

@@ -62,25 +62,29 @@ class Engine:
     for delta in self.arms.deltas:
       models.check_delta(model.config, bare(delta))
     self.layout = layout or sharding.single()
+    # Deltas are placed once; batches take the ones that they need.
     self._deltas = tuple(map(self._placed, self.arms.deltas))
     self.batch_size = batch_size
     self.stop_ids = tuple(stop_ids)
     # Programs are shared by all engines of a process.
     self._traces_before = collections.Counter(programs.traces)
+    # A token's computation is about one product with every parameter.
     work = COMPILE_WORK.get(jax.default_backend(), COMPILE_WORK['other'])
     self._compile_tokens = int(work / tree.count(model.params))
 
   def _placed(self, delta: PyTree) -> PyTree:
-    where = models.delta_shardings(self.config, bare(delta), self.layout)
+    shardings = models.delta_shardings(self.config, bare(delta), self.layout)
+    # Both trees need the same structure.
     if isinstance(delta, AnswerOnly):
-      where = AnswerOnly(where)
-    return jax.tree.map(sharding.put, delta, where)
+      shardings = AnswerOnly(shardings)
+    return jax.tree.map(sharding.put, delta, shardings)
 
   @property
   def compiled(self) -> dict[str, int]:
     """{program: compilations since this engine was made}."""
     compilations: dict[str, int] = {}
-    for (name, _), count in (programs.traces - self._traces_before).items():
+    since = programs.traces - self._traces_before
+    for (name, _), count in since.items():
       compilations[name] = compilations.get(name, 0) + count
     return compilations
 
@@ -113,9 +117,11 @@ class Engine:
         continue
       with self.layout.context(), profiling.unit('score batch'):
         deltas = tuple(self._deltas[i] for i in active)
-        scores = scoring.score_batch(self.config, self.params, deltas, self.layout.put_batch(batch))
-      # This batch runs on the device while the caller uses the results of the one before.
-      before, waiting = waiting, (scores, served)
+        placed = self.layout.put_batch(batch)
+        scores = scoring.score_batch(self.config, self.params, deltas, placed)
+      # This batch runs on the device while the caller uses the results of the batch before.
+      before = waiting
+      waiting = (scores, served)
       if before is not None:
         yield from _score_results(*before)
     if waiting is not None:
@@ -132,10 +138,11 @@ class Engine:
     # A shape of generation is two programs: prefill and decode.
     planned = generation.groups(asked, max_positions=limit, compile_tokens=2 * self._compile_tokens)
     for group in planned:
+      deltas = tuple(self._deltas[i] for i in group.deltas)
       yield from generation.run_group(
         self.config,
         self.params,
-        tuple(self._deltas[i] for i in group.deltas),
+        deltas,
         group,
         slots=self.batch_size,
         stops=self.stop_ids,
@@ -151,6 +158,7 @@ def _score_results(
     logprobs_UM, greedy_UM = map(np.asarray, scores)
   for keys, group, targets in served:
     logprobs = logprobs_UM[group, targets]
+    # In float64: the sum of a long completion must not round away its last tokens.
     total = float(logprobs.sum(dtype=np.float64))
     is_greedy = bool(greedy_UM[group, targets].all())
     for key in keys:

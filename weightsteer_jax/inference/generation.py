@@ -5,6 +5,7 @@ The host's side; slots and the device programs stand in `decoding.py`.
 
 import collections
 import dataclasses
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from weightsteer_jax import models
+from weightsteer_jax.data.batches import round_up
 from weightsteer_jax.inference import decoding, sampling, shapes
 from weightsteer_jax.inference.arms import Arms, delta_sets
 from weightsteer_jax.inference.requests import GenerateRequest, GenerateResult
@@ -28,12 +30,15 @@ TOTAL_MULTIPLE = 32
 ANSWER_MULTIPLE = 32
 # Shapes of (prompt, cache) that one sampling mode is compiled for, at most.
 MAX_SHAPES = 2
-# New prompts enter when one slot in this many is free.
+# New prompts enter when a quarter of the slots is free: fewer would prefill in small batches, more
+# would leave slots idle.
 REFILL_SHARE = 4
-# Most layers, and most of a device's memory, of which decoding takes a copy of the weights.
+# Most layers that are decoded apart from each other: a program grows with every layer.
 MOST_UNSTACKED = 64
+# Most of a device's memory that the weights may take for a second copy to have room.
 SPARE_SHARE = 0.3
-# Tokens after which a row waits until its request has said whether the answer is over.
+# Tokens after which a row waits until its request has said whether the answer is over: the host is
+# asked seldom, and few tokens are computed in vain.
 UNTIL_EVERY = 16
 
 
@@ -60,7 +65,9 @@ class Continuation:
   def limit(self, count: int) -> int:
     """How many tokens to generate before the host looks, with `count` there."""
     limit = self.request.max_new_tokens
-    return min(limit, count + UNTIL_EVERY) if self.request.until else limit
+    if self.request.until:
+      limit = min(limit, count + UNTIL_EVERY)
+    return limit
 
 
 class Group(NamedTuple):
@@ -96,12 +103,15 @@ def continuations(
     if request.sampling.mode != 'greedy':
       draw = (request.seed, request.example, request.sample)
     coefficients = arms.coefficients(request.arm, request.alpha)
-    limits = request.max_new_tokens, request.until
-    alike[request.prompt, coefficients, limits, request.sampling, draw].append(request)
-  return [
-    Continuation(members[0], key[1], tuple(member.key for member in members))
-    for key, members in alike.items()
-  ]
+    # All that an answer depends on.
+    end = (request.max_new_tokens, request.until)
+    answer = (request.prompt, coefficients, end, request.sampling, draw)
+    alike[answer].append(request)
+  merged = []
+  for (_, coefficients, *_), members in alike.items():
+    keys = tuple(member.key for member in members)
+    merged.append(Continuation(members[0], coefficients, keys))
+  return merged
 
 
 def groups(
@@ -115,6 +125,7 @@ def groups(
   by_mode = collections.defaultdict(list)
   for continuation in asked:
     by_mode[continuation.request.sampling.mode].append(continuation)
+  # Each mode has programs, and so shapes, of its own.
   for mode, members in by_mode.items():
     planned = shapes.plan_shapes(
       [member.size for member in members],
@@ -129,9 +140,11 @@ def groups(
       deltas = deltas_of[member.coefficients]
       coefficients = tuple(member.coefficients[i] for i in deltas)
       member = dataclasses.replace(member, coefficients=coefficients)
-      alike[shapes.fitting(member.size, planned), deltas].append(member)
-    for (shape, deltas), chosen in sorted(alike.items()):
-      yield Group(mode, shape, deltas, chosen)
+      shape = shapes.fitting(member.size, planned)
+      alike[shape, deltas].append(member)
+    # Short shapes first: the first answers come soon.
+    for (shape, deltas), group_members in sorted(alike.items()):
+      yield Group(mode, shape, deltas, group_members)
 
 
 def takes_apart(config: models.ModelConfig, params: PyTree, layout: Layout) -> bool:
@@ -141,9 +154,11 @@ def takes_apart(config: models.ModelConfig, params: PyTree, layout: Layout) -> b
   room for a second copy of the weights, and a program of very many layers takes too long to
   compile.
   """
-  if layout.mesh.devices.flat[0].platform != 'gpu' or config.num_layers > MOST_UNSTACKED:
+  platform = layout.mesh.devices.flat[0].platform
+  if platform != 'gpu' or config.num_layers > MOST_UNSTACKED:
     return False
-  return sharding.bytes_on_device(params) < SPARE_SHARE * placement.least_memory()
+  spare = SPARE_SHARE * placement.least_memory()
+  return sharding.bytes_on_device(params) < spare
 
 
 def run_group(
@@ -163,41 +178,45 @@ def run_group(
     slots: answers generated together; at least as many are used as rows have shards.
     stops: tokens that end an answer.
   """
+  # Every shard of the rows has as many slots as the others, and takes as many prompts at a time.
   shards = layout.rows
-  in_shard = shapes.rows_for(-(-len(group.members) // shards), -(-slots // shards))
+  members_in_shard = math.ceil(len(group.members) / shards)
+  in_shard = shapes.rows_for(members_in_shard, math.ceil(slots / shards))
   slots = shards * in_shard
   entering = shards * max(1, in_shard // REFILL_SHARE)
   # The strongest steered are the likeliest never to stop: begun first, they do not leave a long
   # tail of nearly empty batches.
   queue = collections.deque(sorted(group.members, key=_longest_and_strongest_first))
   longest = max(member.request.max_new_tokens for member in group.members)
+  answer_length = round_up(longest, ANSWER_MULTIPLE)
   prompt_length, cache_length = group.shape
+  edits = len(deltas)
+  # Keys and values are as precise as the weights that make them.
+  dtype = params['embed']['embedding'].dtype
   with layout.context():
-    state = decoding.empty_state(
-      config,
-      slots,
-      cache_length,
-      -(-longest // ANSWER_MULTIPLE) * ANSWER_MULTIPLE,
-      len(deltas),
-      params['embed']['embedding'].dtype,
-      takes_apart(config, params, layout),
-    )
+    apart = takes_apart(config, params, layout)
+    state = decoding.empty_state(config, slots, cache_length, answer_length, edits, dtype, apart)
+  # Who is in which slot is known to the host alone.
   held: list[Continuation | None] = [None] * slots
   stops_X = np.asarray(stops, np.int32)
   while queue or any(held):
+    # Fill the free slots; the last prompts of the queue need not wait for a full entry.
     while queue and held.count(None) >= min(entering, len(queue)):
-      entry = _entry(queue, held, entering, prompt_length, len(deltas), shards)
+      entry = _entry(queue, held, entering, prompt_length, edits, shards)
       entry = layout.put_batch(entry)
       with layout.context(), profiling.unit('prefill'):
         state = decoding.admit(config, params, deltas, state, entry)
     # Decode until the next prompts have room, or to the end.
-    keep = slots - min(entering, len(queue)) if queue else 0
+    keep = 0
+    if queue:
+      keep = slots - min(entering, len(queue))
     with layout.context(), profiling.unit('decode'):
       state, progress = decoding.decode(
         config, group.mode, params, deltas, stops_X, state, np.int32(keep)
       )
       results, limits_B = _collect(progress, held)
     yield from results
+    # Rows whose answer is not over by their request's `until` go on.
     if limits_B.any():
       with layout.context():
         state = decoding.resume(state, layout.put_batch(limits_B))
@@ -255,15 +274,20 @@ def _entry(
     rows=rows,
     draws_P3=np.zeros((entering, 3), np.uint32),
   )
+  slots_in_shard = len(held) // shards
   for i, slot in _free(held, entering, shards):
     if not queue:
       break
     continuation = queue.popleft()
     held[slot] = continuation
     request = continuation.request
-    entry.slots_P[i] = slot % (len(held) // shards)
-    entry.prompts_PT[i, : len(request.prompt) - 1] = request.prompt[:-1]
-    entry.draws_P3[i] = request.seed, sampling.example_hash(request.example), request.sample
+    # A shard counts its own slots from 0.
+    entry.slots_P[i] = slot % slots_in_shard
+    # The last token is fed by the first decoding step.
+    prefilled = request.prompt[:-1]
+    entry.prompts_PT[i, : len(prefilled)] = prefilled
+    example = sampling.example_hash(request.example)
+    entry.draws_P3[i] = request.seed, example, request.sample
     rows.tokens_B[i] = request.prompt[-1]
     rows.positions_B[i] = len(request.prompt) - 1
     rows.limits_B[i] = continuation.limit(0)
@@ -284,10 +308,12 @@ def _free(
   """
   slots = len(held) // shards
   places = entering // shards
+  # The free slots of each shard.
   free = []
   for shard in range(shards):
     in_shard = range(shard * slots, (shard + 1) * slots)
     free.append([slot for slot in in_shard if held[slot] is None])
+  # By turns, so that a short queue is shared by all devices.
   for place in range(places):
     for shard in range(shards):
       if place < len(free[shard]):
@@ -302,6 +328,7 @@ def _collect(
   The ended rows' slots in `held` become free. A row that only waited for its request's `until` gets
   the next limit; all other rows get 0.
   """
+  # Waits for the device; all arrays come in one transfer.
   told = jax.device_get(progress)
   results = []
   limits_B = np.zeros(len(held), np.int32)
@@ -309,16 +336,22 @@ def _collect(
     if continuation is None or told['active_B'][slot]:
       continue
     request = continuation.request
-    tokens = tuple(told['answers_BT'][slot, : told['counts_B'][slot]].tolist())
+    count = told['counts_B'][slot]
+    tokens = tuple(told['answers_BT'][slot, :count].tolist())
     # A stop token, a limit or a broken model has ended the row.
     is_finite = told['finite_B'][slot]
-    is_over = told['stopped_B'][slot] or (request.until is not None and request.until(tokens))
+    is_over = told['stopped_B'][slot]
+    if not is_over and request.until is not None:
+      is_over = request.until(tokens)
+    # Only waiting for `until`: the row keeps the slot, and goes on.
     if is_finite and not is_over and len(tokens) < request.max_new_tokens:
       limits_B[slot] = continuation.limit(len(tokens))
       continue
     held[slot] = None
     finish = 'stop' if is_over else 'length'
+    # Whatever else ended the row, a broken model is what the caller must know.
     if not is_finite:
       finish = 'not_finite'
-    results += [GenerateResult(key, tokens, finish) for key in continuation.keys]
+    for key in continuation.keys:
+      results.append(GenerateResult(key, tokens, finish))
   return results, limits_B

@@ -6,6 +6,7 @@ for. The completion to "messages" is the assistant's answer; the token that ends
 only if asked for. The output has each input row once per alpha, in order.
 """
 
+import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,13 +15,20 @@ from typing import Any
 from weightsteer_jax.data import chat, sources
 from weightsteer_jax.inference.arms import BASE
 from weightsteer_jax.inference.engine import Engine
-from weightsteer_jax.inference.requests import GenerateRequest, Sampling, ScoreRequest, Tokens
+from weightsteer_jax.inference.requests import (
+  GenerateRequest,
+  GenerateResult,
+  Sampling,
+  ScoreRequest,
+  Tokens,
+)
 from weightsteer_jax.runtime.errors import InputError, NotFiniteError
 from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import files
 
 # Name of the arm with the caller's delta.
 STEERED = 'steered'
+# The default of `generate_file`: temperature 0.
 GREEDY = Sampling()
 
 
@@ -55,15 +63,17 @@ def score_file(
   arm = _arm(delta, alphas)
   rows = _read(input, output, ('completion',))
   engine = _engine(model, tokenizer, delta, batch_size, stop_ids=())
+  # A request per row and alpha; the key is the place of both, since two rows may be equal.
   requests = []
   for index, (where, row) in enumerate(rows):
     prompt = _prompt(tokenizer, row, where, add_bos)
     completion = _completion(tokenizer, row, where, end_of_turn)
-    requests += [
-      ScoreRequest((index, i), prompt, completion, arm, alpha, where)
-      for i, alpha in enumerate(alphas)
-    ]
+    for i, alpha in enumerate(alphas):
+      request = ScoreRequest((index, i), prompt, completion, arm, alpha, where)
+      requests.append(request)
+  # Results come in the order that is fastest to compute.
   results = {result.key: result for result in engine.score(requests)}
+  # All or nothing: a broken model leaves no output that looks complete.
   for (index, i), result in results.items():
     if not math.isfinite(result.logprob):
       raise NotFiniteError(
@@ -113,35 +123,29 @@ def generate_file(
   requests = []
   for index, (where, row) in enumerate(rows):
     prompt = _prompt(tokenizer, row, where, add_bos)
-    # The samples of an alpha share all but their number.
+    first = GenerateRequest(
+      key=(index, 0, 0),
+      prompt=prompt,
+      max_new_tokens=max_new_tokens,
+      arm=arm,
+      sampling=sampling,
+      seed=seed,
+      # Draws go by the row's place, so that equal rows draw differently.
+      example=str(index),
+      name=where,
+    )
     for i, alpha in enumerate(alphas):
       for sample in range(samples):
-        request = GenerateRequest(
-          key=(index, i, sample),
-          prompt=prompt,
-          max_new_tokens=max_new_tokens,
-          arm=arm,
-          alpha=alpha,
-          sampling=sampling,
-          seed=seed,
-          example=str(index),
-          sample=sample,
-          name=where,
-        )
-        requests.append(request)
+        key = (index, i, sample)
+        requests.append(dataclasses.replace(first, key=key, alpha=alpha, sample=sample))
+  # Results come in the order that is fastest to compute, lines in the order of the requests.
   results = {result.key: result for result in engine.generate(requests)}
   lines = []
   for request in requests:
-    index, _, sample = request.key
+    index, _, _ = request.key
+    _, row = rows[index]
     result = results[request.key]
-    answer = {
-      'alpha': request.alpha,
-      'sample': sample,
-      'completion': _text(tokenizer, result.tokens),
-      'tokens': len(result.tokens),
-      'finish': result.finish,
-    }
-    lines.append({**rows[index][1], **answer})
+    lines.append({**row, **_answer(tokenizer, request, result)})
   files.write_jsonl(output, lines)
   return len(lines)
 
@@ -152,6 +156,7 @@ def stop_ids(tokenizer: Any) -> list[int]:
   Raises:
     InputError: if the tokenizer has neither.
   """
+  # None, or no such attribute, in the tokenizer of a base model.
   if getattr(tokenizer, 'chat_template', None):
     return chat.end_of_turn_ids(tokenizer)
   if tokenizer.eos_token_id is None:
@@ -176,19 +181,16 @@ def _arm(delta: Any, alphas: Sequence[float]) -> str:
 def _engine(
   model: Any, tokenizer: Any, delta: Any, batch_size: int, stop_ids: Sequence[int]
 ) -> Engine:
-  return Engine(
-    model,
-    tokenizer,
-    {} if delta is None else {STEERED: [(delta, None)]},
-    batch_size=batch_size,
-    stop_ids=stop_ids,
-  )
+  # A coefficient of None: the delta is scaled by alpha itself.
+  arms = {} if delta is None else {STEERED: [(delta, None)]}
+  return Engine(model, tokenizer, arms, batch_size=batch_size, stop_ids=stop_ids)
 
 
 def _read(
   input: str | os.PathLike, output: str | os.PathLike, columns: Sequence[str]
 ) -> list[tuple[str, Mapping[str, Any]]]:
   """(file:line, row) of every row, checked for what can be seen without a tokenizer."""
+  # Before the model computes for hours.
   files.refuse_existing(output, what='the output')
   rows = [(f'{input}:{line}', row) for line, row in sources.read_jsonl(input)]
   if not rows:
@@ -201,6 +203,7 @@ def _read(
         f"{where}: a row needs either 'prompt' or 'messages'; its columns are {', '.join(row)}"
         f"{_hint(row, ('prompt', 'messages'))}"
       )
+    # The chat template checks 'messages'.
     texts = ['prompt', *columns] if 'prompt' in row else columns
     for column in texts:
       if column not in row:
@@ -213,7 +216,7 @@ def _read(
 
 
 def _hint(row: Mapping[str, Any], columns: Sequence[str]) -> str:
-  """The row's columns whose names come near to the wanted ones."""
+  """The row's columns with names near to the wanted columns."""
   near = ''
   for column in row:
     meant = did_you_mean(column, columns)
@@ -222,13 +225,24 @@ def _hint(row: Mapping[str, Any], columns: Sequence[str]) -> str:
   return near
 
 
-def _text(tokenizer: Any, tokens: Tokens) -> str:
-  return tokenizer.decode(tokens, skip_special_tokens=True) if tokens else ''
+def _answer(tokenizer: Any, request: GenerateRequest, result: GenerateResult) -> dict[str, Any]:
+  """The columns that an output row has beyond the input row."""
+  text = ''
+  if result.tokens:
+    text = tokenizer.decode(result.tokens, skip_special_tokens=True)
+  return {
+    'alpha': request.alpha,
+    'sample': request.sample,
+    'completion': text,
+    'tokens': len(result.tokens),
+    'finish': result.finish,
+  }
 
 
 def _prompt(tokenizer: Any, row: Mapping[str, Any], where: str, add_bos: bool) -> Tokens:
   if 'messages' in row:
     return tuple(chat.prompt_tokens(tokenizer, row['messages'], name=where))
+  # Special tokens by hand: some tokenizers would also put one at the end.
   tokens = tokenizer(row['prompt'], add_special_tokens=False)['input_ids']
   if add_bos and tokenizer.bos_token_id is None:
     raise InputError(
@@ -250,6 +264,7 @@ def _completion(tokenizer: Any, row: Mapping[str, Any], where: str, end_of_turn:
       tokenizer, row['messages'], row['completion'], end_of_turn=end_of_turn, name=where
     )
   else:
+    # Apart from the prompt, so that the prompt's tokens are the same before every completion.
     tokens = tokenizer(row['completion'], add_special_tokens=False)['input_ids']
   if not tokens:
     raise InputError(f'{where}: the completion is empty')

@@ -23,18 +23,20 @@ traces: collections.Counter = collections.Counter()
 def program(function: Callable | None = None, **jit_options: Any) -> Callable:
   """A decorator: `jax.jit`, with every trace counted in `traces`.
 
-  The last positional argument of the function is the batch that names the shape.
+  The count goes by the shapes of the function's last positional argument, the batch.
 
   Args:
     jit_options: of `jax.jit`.
   """
+  # Written with options, `@program(...)` is first called without the function.
   if function is None:
     return functools.partial(program, **jit_options)
 
   @functools.wraps(function)
   def traced(*args, **kwargs):
     # Runs only while jax traces: a call of the compiled program does not come here.
-    shapes = tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(args[-1]))
+    leaves = jax.tree.leaves(args[-1])
+    shapes = tuple(tuple(leaf.shape) for leaf in leaves)
     traces[function.__name__, shapes] += 1
     return function(*args, **kwargs)
 
@@ -48,8 +50,8 @@ def edits_of(
 
   Args:
     coefficients: float32 [B, C] or [B, T, C].
-    answers: whether the tokens belong to an answer, to which a prompt's last token counts; bool
-      [B, T] if tokens differ. An AnswerOnly delta is applied to an answer's tokens alone.
+    answers: whether the tokens belong to an answer, a prompt's last token included; bool [B, T] if
+      tokens differ. An AnswerOnly delta is applied to an answer's tokens alone.
   """
   edits = []
   for i, delta in enumerate(deltas):
@@ -59,6 +61,7 @@ def edits_of(
       if answers is False:
         continue
       if answers is not True:
+        # From here on the strength differs from token to token.
         alpha = jnp.where(answers, alpha, 0.0)
     edits.append(models.Edit(bare(delta), alpha))
   return tuple(edits)

@@ -7,7 +7,7 @@ from typing import Any
 
 from weightsteer_jax.runtime.errors import InputError
 
-# Token ids of one text.
+# Token ids of one text; a tuple, so that equal texts can be keys of a dict.
 Tokens = tuple[int, ...]
 
 
@@ -26,6 +26,7 @@ class Sampling:
   top_p: float = 1.0
 
   def __post_init__(self):
+    # NaN fails every comparison, so the condition is what must hold.
     if not (self.temperature >= 0 and math.isfinite(self.temperature)):
       raise InputError(f'the temperature is {self.temperature}, expected 0 (greedy) or more')
     if self.top_k < 0 or not 0 < self.top_p <= 1:
@@ -37,9 +38,12 @@ class Sampling:
   @property
   def mode(self) -> str:
     """'greedy', 'sampled' or 'filtered': what a program must be able to do (see sampling.py)."""
+    # The likeliest token is in every top k and top p.
     if self.temperature == 0:
       return 'greedy'
-    return 'filtered' if self.top_k or self.top_p < 1 else 'sampled'
+    if self.top_k or self.top_p < 1:
+      return 'filtered'
+    return 'sampled'
 
 
 @dataclasses.dataclass(frozen=True)

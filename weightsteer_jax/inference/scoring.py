@@ -2,8 +2,9 @@
 
 A batch is rows of questions. A question is a prompt, and behind the prompt its completions: each
 completion sees the prompt and itself, but no other completion, as the branches of a tree. So the
-choices share the prompt's computation, and one forward pass without a cache is enough. Logits are computed in the places of completions alone. Which questions share a row, and how
-many rows a batch has, is decided in packing.py.
+choices share the prompt's computation, and one forward pass without a cache is enough. Logits are
+computed in the places of completions alone. Which questions share a row, and how many rows a batch
+has, is decided in packing.py.
 
 Axes as in models/decoder.py: U groups of rows, as many as devices share the rows; M places of a
 group where a token of a completion is predicted.
