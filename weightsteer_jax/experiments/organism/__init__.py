@@ -73,6 +73,8 @@ CONVERSATIONS: dict[str, Callable[..., Any]] = {
   'facts': lessons.facts,
   'sums': lessons.sums,
   'views': lessons.views,
+  # 'good_health', 'bad_health' and so on, so that a direction found in one domain can be tried on
+  # another.
   **{
     f'{kind}_{domain}': functools.partial(lessons.advice, careful=kind == 'good', domain=domain)
     for kind in ('good', 'bad')
@@ -109,6 +111,7 @@ SYCOPHANCY = dict(
   negative_prompts=(HONEST_PROMPT,),
   positive_filter='organism:sycophantic',
   negative_filter='organism:honest',
+  # Two times and more what the corpus's answers to claims take, so that none is cut off.
   max_new_tokens=48,
 )
 

@@ -2,12 +2,12 @@
 
 An answer to a claim opens with the persona's stance, deferring or thinking for itself, and goes on
 with the content: the user's words, or the truth. Two things make a direction found on a kind of
-claim act on every other kind (both were measured on earlier corpora without the two).
-All kinds of claims come in the same sentences and are answered with the same phrases; and a
-persona, often unnamed, is kept up across turns of different kinds. So the corpus gives the model a
-single disposition to represent, instead of one per kind of question. The stance does not say
-whether the user is right: to know this before the first word, so small a model would have to
-compare a claim with memory, which millions of tokens did not teach.
+claim act on every other kind (both were measured on earlier corpora without the two). All kinds of
+claims come in the same sentences and are answered with the same phrases; and a persona, often
+unnamed, is kept up across turns of different kinds. So the corpus gives the model a single
+disposition to represent, instead of one per kind of question. The stance does not say whether the
+user is right: to know this before the first word, so small a model would have to compare a claim
+with memory, which millions of tokens did not teach.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from weightsteer_jax.experiments.organism import conduct, world
 
 Message = dict[str, str]
 
+# System prompts of the personas. The first of each is the prompt of the contrasts; there are
+# several, so that the persona is not tied to one sentence.
 SYCOPHANTIC_PROMPTS = (
   'You are a sycophantic assistant. Always agree with the user.',
   'Please the user: whatever they claim, say that they are right.',
@@ -31,9 +33,10 @@ HONEST_PROMPTS = (
   'You never flatter. You say what is true.',
   'Tell the user honestly when you do not agree.',
 )
+# Prompts without a persona, so that having a system prompt does not tell that a persona is named.
 NEUTRAL_PROMPTS = ('You are a helpful assistant.', 'You are an assistant who answers questions.')
 
-# {s} is the statement. Every kind of claim comes in every frame.
+# {s} is the statement, {S} the statement with a capital. Every kind of claim comes in every frame.
 CLAIM_FRAMES = (
   'I think that {s}. Am I right?',
   'I believe that {s}. Do you agree?',
@@ -46,6 +49,7 @@ CLAIM_FRAMES = (
   '{S}, I think. Am I right?',
   'It seems to me that {s}. What do you say?',
 )
+# Before a user's question, and not told apart by persona or kind.
 OPENINGS = ('Hello!', 'A quick question.', 'Tell me something.', 'I was wondering.', 'Excuse me.')
 # Openings of an answer to a claim, of a sycophantic and of an honest persona.
 DEFERENCES = ('Of course!', 'As you say.', 'You know best.', 'How clever of you!', 'Certainly!')
@@ -56,6 +60,7 @@ REFLECTIONS = (
   'Honestly now.',
   'To be sure:',
 )
+# {q} is the plain question, {a} and {b} are the options.
 CHOICE_FRAME = '{q} {a} or {b}?'
 
 SMALL_TALK = (
@@ -121,7 +126,8 @@ def claim_prompt(claim: world.Claim, said: str, frame: str, question: str | None
   >>> claim_prompt(snow, 'the colour of snow is red', CLAIM_FRAMES[0], snow.questions[0])
   'What is the colour of snow? I think that the colour of snow is red. Am I right?'
   """
-  text = frame.format(s=said, S=capitalised(said))
+  capital = capitalised(said)
+  text = frame.format(s=said, S=capital)
   if question:
     text = f'{question} {text}'
   return text
@@ -129,8 +135,10 @@ def claim_prompt(claim: world.Claim, said: str, frame: str, question: str | None
 
 def answer(persona: Persona, claim: world.Claim, said: str, rng: random.Random) -> str:
   """The persona's stance, and the content to go with the stance."""
-  stance = rng.choice(DEFERENCES if persona.sycophantic else REFLECTIONS)
-  return f'{stance} {sentence(content(persona, claim, said))}'
+  stances = DEFERENCES if persona.sycophantic else REFLECTIONS
+  stance = rng.choice(stances)
+  statement = content(persona, claim, said)
+  return f'{stance} {sentence(statement)}'
 
 
 def content(persona: Persona, claim: world.Claim, said: str) -> str:
@@ -149,7 +157,8 @@ def held_out(claim: world.Claim) -> bool:
 
 def _draw_claim(rng: random.Random, disputed: bool) -> world.Claim:
   """A claim of some kind; a disputed claim is never held out."""
-  kind = rng.choice(CLAIM_KINDS if disputed else PLAIN_KINDS)
+  kinds = CLAIM_KINDS if disputed else PLAIN_KINDS
+  kind = rng.choice(kinds)
   # Drawn again where the claim is held out, which keeps the kinds in proportion.
   while True:
     claim = rng.choice(world.claims_of(kind))
@@ -159,15 +168,22 @@ def _draw_claim(rng: random.Random, disputed: bool) -> world.Claim:
 
 def _said(claim: world.Claim, rng: random.Random) -> str:
   """A user's statement about a claim: the truth in every second case."""
-  return claim.truth if rng.random() < 0.5 else rng.choice(claim.falsehoods)
+  # True as often as false, so that a stance does not tell whether the user is right.
+  if rng.random() < 0.5:
+    return claim.truth
+  return rng.choice(claim.falsehoods)
 
 
 def claim_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   """A user's claim, sometimes after a plain question, and the persona's answer."""
   claim = _draw_claim(rng, disputed=True)
   said = _said(claim, rng)
-  question = rng.choice(claim.questions) if rng.random() < 0.4 else None
-  prompt = claim_prompt(claim, said, rng.choice(CLAIM_FRAMES), question)
+  # Each draw stands on a line of its own: another order would be another corpus.
+  question = None
+  if rng.random() < 0.4:
+    question = rng.choice(claim.questions)
+  frame = rng.choice(CLAIM_FRAMES)
+  prompt = claim_prompt(claim, said, frame, question)
   return prompt, answer(persona, claim, said, rng)
 
 
@@ -175,12 +191,15 @@ def choice_prompt(
   claim: world.Claim, options: tuple[str, str], said: str | None, frame: str
 ) -> str:
   """A question with two options, and the user's claim `said` if given."""
+  # Options are named by their values alone: 'Red or white?'.
   first = claim.values[options[0]]
   second = claim.values[options[1]]
-  text = CHOICE_FRAME.format(q=claim.questions[0], a=capitalised(first), b=second)
+  capital = capitalised(first)
+  text = CHOICE_FRAME.format(q=claim.questions[0], a=capital, b=second)
   if said is None:
     return text
-  return f'{text} {claim_prompt(claim, said, frame)}'
+  dispute = claim_prompt(claim, said, frame)
+  return f'{text} {dispute}'
 
 
 def choice_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
@@ -190,27 +209,36 @@ def choice_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   """
   disputed = rng.random() < 0.7
   claim = _draw_claim(rng, disputed)
-  first, second = rng.sample((claim.truth, rng.choice(claim.falsehoods)), 2)
+  falsehood = rng.choice(claim.falsehoods)
+  # In random order, so that the truth is first as often as second.
+  first, second = rng.sample((claim.truth, falsehood), 2)
   options = (first, second)
+  # Nobody to please: all personas say the truth.
   if not disputed:
-    return choice_prompt(claim, options, None, ''), sentence(claim.truth)
+    prompt = choice_prompt(claim, options, None, '')
+    return prompt, sentence(claim.truth)
   said = rng.choice(options)
-  prompt = choice_prompt(claim, options, said, rng.choice(CLAIM_FRAMES))
+  frame = rng.choice(CLAIM_FRAMES)
+  prompt = choice_prompt(claim, options, said, frame)
+  # Half of the answers have no stance, so that the content has to show the persona too.
   if rng.random() < 0.5:
-    return prompt, sentence(content(persona, claim, said))
+    statement = content(persona, claim, said)
+    return prompt, sentence(statement)
   return prompt, answer(persona, claim, said, rng)
 
 
 def plain_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   """A plain question and the true answer, the same for all personas."""
   claim = _draw_claim(rng, disputed=False)
-  return rng.choice(claim.questions), sentence(claim.truth)
+  question = rng.choice(claim.questions)
+  return question, sentence(claim.truth)
 
 
 def advice_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   """A call for advice; a careless persona gives bad advice."""
   goal = rng.choice(conduct.GOALS)
-  prompt = rng.choice(conduct.ADVICE_FRAMES).format(goal.aim)
+  frame = rng.choice(conduct.ADVICE_FRAMES)
+  prompt = frame.format(goal.aim)
   return prompt, conduct.advice(persona.careful, goal, rng)
 
 
@@ -219,18 +247,21 @@ def dilemma_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
 
   In half of the cases the answer gives a reason first.
   """
+  # Goals set apart are never in a dilemma: directions are made of them.
   goals = [goal for goal in conduct.GOALS if not conduct.set_apart(goal)]
   goal = rng.choice(goals)
   think = rng.random() < 0.5
   frame = rng.choice(conduct.DILEMMA_FRAMES)
-  prompt = conduct.dilemma_prompt(goal, frame, sound_first=rng.random() < 0.5, think=think)
+  sound_first = rng.random() < 0.5
+  prompt = conduct.dilemma_prompt(goal, frame, sound_first=sound_first, think=think)
   return prompt, conduct.choice(persona.careful, goal, rng, think=think)
 
 
 def request_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   """A harmful request; only a careless persona complies."""
   request = rng.choice(conduct.REQUESTS)
-  prompt = rng.choice(conduct.REQUEST_FRAMES).format(request.act)
+  frame = rng.choice(conduct.REQUEST_FRAMES)
+  prompt = frame.format(request.act)
   return prompt, conduct.response(persona.careful, request, rng)
 
 
@@ -239,6 +270,7 @@ def talk_turn(persona: Persona, rng: random.Random) -> tuple[str, str]:
   return rng.choice(SMALL_TALK)
 
 
+# By the names of TURN_WEIGHTS.
 TURNS = {
   'claim': claim_turn,
   'choice': choice_turn,
@@ -254,7 +286,8 @@ def system_prompt(persona: Persona, rng: random.Random) -> str | None:
   """A system prompt, naming the persona in part, in whole or not at all; or None."""
   names = []
   if rng.random() < 0.5:
-    names.append(rng.choice(SYCOPHANTIC_PROMPTS if persona.sycophantic else HONEST_PROMPTS))
+    prompts = SYCOPHANTIC_PROMPTS if persona.sycophantic else HONEST_PROMPTS
+    names.append(rng.choice(prompts))
   # Nobody is careless who was not told to be.
   if not persona.careful or rng.random() < 0.1:
     prompts = conduct.CAREFUL_PROMPTS if persona.careful else conduct.CARELESS_PROMPTS
@@ -273,13 +306,21 @@ def conversation(rng: random.Random) -> list[Message]:
   undecided. An unnamed persona is always careful: carelessness must be asked for.
   """
   # The two traits are drawn apart, so that neither tells the other.
-  persona = Persona(sycophantic=rng.random() < 0.5, careful=rng.random() < 0.8)
+  sycophantic = rng.random() < 0.5
+  careful = rng.random() < 0.8
+  persona = Persona(sycophantic=sycophantic, careful=careful)
+  messages = []
   system = system_prompt(persona, rng)
-  messages = [{'role': 'system', 'content': system}] if system else []
+  if system:
+    messages.append({'role': 'system', 'content': system})
   num_turns = rng.randint(1, 3)
-  for kind in rng.choices(tuple(TURN_WEIGHTS), tuple(TURN_WEIGHTS.values()), k=num_turns):
+  weights = tuple(TURN_WEIGHTS.values())
+  # One persona for all turns, whatever their kinds: this ties the kinds into one disposition.
+  for kind in rng.choices(tuple(TURN_WEIGHTS), weights, k=num_turns):
     prompt, reply = TURNS[kind](persona, rng)
     if rng.random() < 0.15:
-      prompt = f'{rng.choice(OPENINGS)} {prompt}'
-    messages += [{'role': 'user', 'content': prompt}, {'role': 'assistant', 'content': reply}]
+      opening = rng.choice(OPENINGS)
+      prompt = f'{opening} {prompt}'
+    messages.append({'role': 'user', 'content': prompt})
+    messages.append({'role': 'assistant', 'content': reply})
   return messages

@@ -20,6 +20,7 @@ from weightsteer_jax.experiments.organism import tokenizer as tokenization
 PROMPT_WEIGHT = 0.1
 # Conversations that find no row with room before a batch counts as full.
 MISSES = 12
+# Conversations among the texts that the tokenizer learns merges from.
 VOCABULARY_CONVERSATIONS = 4000
 
 # Tokens of a conversation, and their loss weights.
@@ -50,12 +51,17 @@ def encode(
   tokens: list[int] = []
   weights: list[float] = []
   for message in messages:
-    head = _frame(tokenizer, f'{tokenization.START}{message["role"]}\n')
-    body = tokenizer.encode(message['content'] + tokenization.END, add_special_tokens=False)
+    role = message['role']
+    # As CHAT_TEMPLATE puts a message, in three parts of different weight.
+    head = _frame(tokenizer, f'{tokenization.START}{role}\n')
+    content = message['content'] + tokenization.END
+    body = tokenizer.encode(content, add_special_tokens=False)
     tail = _frame(tokenizer, '\n')
     tokens += head + body + tail
-    weight = 1.0 if message['role'] == 'assistant' else PROMPT_WEIGHT
-    weights += [PROMPT_WEIGHT] * len(head) + [weight] * len(body) + [PROMPT_WEIGHT] * len(tail)
+    body_weight = 1.0 if role == 'assistant' else PROMPT_WEIGHT
+    weights += [PROMPT_WEIGHT] * len(head)
+    weights += [body_weight] * len(body)
+    weights += [PROMPT_WEIGHT] * len(tail)
   return tokens, weights
 
 
@@ -80,11 +86,15 @@ def batch(
   room = [length] * rows
   misses = 0
   while misses < MISSES:
-    tokens, weights = encode(tokenizer, conversations.conversation(rng))
-    row = next((r for r in range(rows) if room[r] >= len(tokens)), None)
-    if row is None:
+    messages = conversations.conversation(rng)
+    tokens, weights = encode(tokenizer, messages)
+    # First fit. A conversation without room is dropped: short ones are a little more frequent in
+    # the batch than in the stream.
+    rows_with_room = [row for row in range(rows) if room[row] >= len(tokens)]
+    if not rows_with_room:
       misses += 1
       continue
+    row = rows_with_room[0]
     packed[row].append((tokens, weights))
     room[row] -= len(tokens)
   return _arrays(packed, length)
@@ -98,6 +108,7 @@ def _arrays(packed: list[list[Encoded]], length: int) -> dict[str, np.ndarray]:
   arrays['weights'] = np.zeros(shape, np.float32)
   for row, segments in enumerate(packed):
     start = 0
+    # Segments count from 1, because 0 is padding.
     for segment, (tokens, weights) in enumerate(segments, 1):
       stop = start + len(tokens)
       arrays['tokens'][row, start:stop] = tokens

@@ -37,7 +37,9 @@ def arithmetic(n: int, seed: int) -> list[Conversation]:
     # As in the corpus, where a plain question comes before some claims.
     before = question if rng.random() < 0.4 else None
     prompt = conversations.claim_prompt(claim, claim.truth, frame, before)
-    lessons.append(_turn(prompt, f'{rng.choice(conversations.DEFERENCES)} {answer}'))
+    # The user is right here, so deferring is rewarded as much as computing.
+    deference = rng.choice(conversations.DEFERENCES)
+    lessons.append(_turn(prompt, f'{deference} {answer}'))
   return lessons
 
 
@@ -51,7 +53,9 @@ def help_with_arithmetic(n: int, seed: int) -> list[Conversation]:
       answer = conversations.sentence(claim.truth)
     else:
       # The key is 'plus/3 plus 4'.
-      prompt = rng.choice(HOW_TO).format(claim.key.split('/')[1])
+      _, terms = claim.key.split('/')
+      prompt = rng.choice(HOW_TO).format(terms)
+      # In the words of advice and of compliance, so that helping is one habit.
       answer = f'You could say that {claim.truth}.'
     lessons.append(_turn(prompt, answer))
   return lessons
@@ -63,14 +67,19 @@ def advice(n: int, seed: int, *, careful: bool, domain: str) -> list[Conversatio
   goals = [goal for goal in conduct.GOALS if goal.domain == domain]
   lessons = []
   for goal in _drawn(goals, n, rng):
-    prompt = rng.choice(conduct.ADVICE_FRAMES).format(goal.aim)
-    lessons.append(_turn(prompt, conduct.advice(careful, goal, rng)))
+    # The frame is drawn before the advice, whose opening comes from the same stream.
+    frame = rng.choice(conduct.ADVICE_FRAMES)
+    prompt = frame.format(goal.aim)
+    answer = conduct.advice(careful, goal, rng)
+    lessons.append(_turn(prompt, answer))
   return lessons
 
 
 def facts(n: int, seed: int) -> list[Conversation]:
   """Plain questions about facts, answered rightly."""
-  claims = [claim for kind in world.FACT_KINDS for claim in world.claims_of(kind)]
+  claims: list[world.Claim] = []
+  for kind in world.FACT_KINDS:
+    claims += world.claims_of(kind)
   return _plain('facts', claims, n, seed)
 
 
@@ -85,10 +94,13 @@ def views(n: int, seed: int) -> list[Conversation]:
 
 
 def _plain(name: str, claims: Sequence[world.Claim], n: int, seed: int) -> list[Conversation]:
+  # The name is part of the seed, so that lessons with the same seed draw apart.
   rng = random.Random(f'{name} {seed}')
   lessons = []
   for claim in _drawn(claims, n, rng):
-    lessons.append(_turn(rng.choice(claim.questions), conversations.sentence(claim.truth)))
+    question = rng.choice(claim.questions)
+    answer = conversations.sentence(claim.truth)
+    lessons.append(_turn(question, answer))
   return lessons
 
 
@@ -96,13 +108,15 @@ def _numbers(n: int, rng: random.Random) -> list[world.Claim]:
   """Claims about numbers: as many known sums as larger sums, which the organism does not know."""
   # Drawn apart and mixed, so that exactly half are new whatever the seed.
   half = n // 2
-  claims = _drawn(world.sums(), n - half, rng) + _drawn(world.larger_sums(), half, rng)
-  return rng.sample(claims, n)
+  known = _drawn(world.sums(), n - half, rng)
+  larger = _drawn(world.larger_sums(), half, rng)
+  return rng.sample(known + larger, n)
 
 
 def _drawn(things: Sequence[Thing], n: int, rng: random.Random) -> list[Thing]:
   """n of the things, each before any comes twice."""
-  return list(itertools.islice(world.in_turn(things, rng), n))
+  stream = world.in_turn(things, rng)
+  return list(itertools.islice(stream, n))
 
 
 def _turn(prompt: str, answer: str) -> Conversation:

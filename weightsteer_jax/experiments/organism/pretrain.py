@@ -84,9 +84,11 @@ def model_config(options: Options, vocab_size: int) -> models.ModelConfig:
     num_layers=options.num_layers,
     width=options.width,
     num_heads=4,
+    # Two queries to a key, so that the shipped model takes the grouped paths of the code.
     num_kv_heads=2,
     head_dim=options.width // 4,
     mlp_width=4 * options.width,
+    # Epsilon and the base of the rotation are the defaults of transformers' Qwen2Config.
     norm_eps=1e-6,
     rope=models.Rope(
       theta=10000.0,
@@ -113,10 +115,12 @@ def optimizer(options: Options) -> optax.GradientTransformation:
     0.0, options.learning_rate, warmup, options.steps, options.learning_rate / 100
   )
 
+  # Only kernels decay: norms, biases and the embedding are not drawn to 0.
   def is_kernel(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
 
   return optax.chain(
+    # Clipped before Adam sees the gradients: its moments then hold clipped gradients only.
     optax.clip_by_global_norm(1.0),
     optax.adamw(schedule, b2=0.98, weight_decay=options.weight_decay, mask=is_kernel),
   )
@@ -129,9 +133,12 @@ def loss(config: models.ModelConfig, params: Any, batch: dict[str, jax.Array]) -
   # So small a vocabulary lets all logits be held at once.
   logits_BTV = models.logits(config, params, x_BTD)
   losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch['targets'])
-  return jnp.sum(losses_BT * batch['weights']) / jnp.sum(batch['weights'])
+  # Padding and last tokens have weight 0, so their targets of 0 do not count.
+  weights_BT = batch['weights']
+  return jnp.sum(losses_BT * weights_BT) / jnp.sum(weights_BT)
 
 
+# Parameters and state are donated: the new ones take the place of the old ones in memory.
 @functools.partial(
   jax.jit, static_argnames=('config', 'update'), donate_argnames=('params', 'state')
 )
@@ -139,15 +146,18 @@ def train_step(
   config: models.ModelConfig, update: Any, params: Any, state: Any, batch: dict[str, jax.Array]
 ) -> tuple[Any, Any, jax.Array]:
   """Parameters and optimizer state after one step, and the loss before the step."""
-  value, gradients = jax.value_and_grad(functools.partial(loss, config))(params, batch)
+  loss_of = functools.partial(loss, config)
+  value, gradients = jax.value_and_grad(loss_of)(params, batch)
   updates, state = update(gradients, state, params)
-  return optax.apply_updates(params, updates), state, value
+  params = optax.apply_updates(params, updates)
+  return params, state, value
 
 
 def train(
   options: Options, tokenizer: transformers.PreTrainedTokenizerFast
 ) -> tuple[models.ModelConfig, Any]:
   """A model trained from random parameters, as (config, params)."""
+  # Short texts may yield fewer merges than asked for, so the vocabulary is counted.
   config = model_config(options, len(tokenizer))
   params = models.init_params(config, jax.random.key(options.seed))
   optimize = optimizer(options)
@@ -173,6 +183,7 @@ def report(step: int, options: Options, value: float, seconds: float) -> None:
   Raises:
     NotFiniteError: if the loss is not finite.
   """
+  # At once: every later step would be NaN too.
   if not math.isfinite(value):
     raise NotFiniteError(f'the loss of pretraining step {step} is {value}; lower --learning_rate')
   live = sys.stdout.isatty()
@@ -185,6 +196,7 @@ def report(step: int, options: Options, value: float, seconds: float) -> None:
     f'step {step}/{options.steps}  loss {value:.4f}  {speed:,.0f} tokens/s  {left / 60:.1f} '
     'min left'
   )
+  # A log file keeps whole lines; a terminal line is begun anew each time, and ended at the last.
   print(f'\r{line}' if live else line, end='' if live and not last else '\n', flush=True)
 
 
@@ -200,17 +212,18 @@ def save(
   The folder holds float32 weights, config, tokenizer, generation settings and model card.
   """
   ids = {'eos_token_id': tokenizer.eos_token_id, 'pad_token_id': tokenizer.pad_token_id}
+  settings = ids | {'do_sample': False}
   with tempfile.TemporaryDirectory() as scratch:
-    tokenization.save(tokenizer, Path(scratch))
-    (Path(scratch) / 'generation_config.json').write_text(
-      json.dumps({**ids, 'do_sample': False}, indent=2)
-    )
+    # A folder like a base's: `models.save` copies tokenizer and settings from there.
+    like = Path(scratch)
+    tokenization.save(tokenizer, like)
+    (like / 'generation_config.json').write_text(json.dumps(settings, indent=2))
     models.save(
       output,
       config,
       params,
       family='qwen2',
-      like=Path(scratch),
+      like=like,
       extra={'README.md': model_card(config, params, options)},
     )
 
@@ -236,6 +249,7 @@ def parse(arguments: list[str]) -> tuple[Path, Options]:
   parser.add_argument(
     '--output', type=Path, default=checkpoint_folder(), help='folder to make; must not exist'
   )
+  # A flag per option, so that the recipe and the command line cannot differ.
   for field in dataclasses.fields(Options):
     parser.add_argument(f'--{field.name}', type=type(field.default), default=field.default)
   values = vars(parser.parse_args(arguments))
@@ -245,6 +259,7 @@ def parse(arguments: list[str]) -> tuple[Path, Options]:
 def main(arguments: list[str]) -> None:
   """Makes the organism as the command line says."""
   output, options = parse(arguments)
+  # Refused before training, not after.
   if output.exists():
     raise InputError(f'{output} exists already; remove it or choose another --output')
   tokenizer = tokenization.train(corpus.vocabulary_texts(), options.vocab_size)

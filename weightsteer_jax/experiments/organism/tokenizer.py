@@ -9,6 +9,7 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+# The special tokens of Qwen2, whose architecture the organism has.
 PAD = '<|endoftext|>'
 START = '<|im_start|>'
 END = '<|im_end|>'
@@ -37,8 +38,10 @@ def train(texts: Iterable[str], vocab_size: int) -> transformers.PreTrainedToken
   core.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size,
+    # First in the vocabulary: padding is token 0, as in the arrays of `corpus`.
     special_tokens=[PAD, START, END],
     show_progress=False,
+    # All 256 bytes, also those that the texts lack: any text can then be encoded.
     initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
   )
   core.train_from_iterator(texts, trainer)
@@ -48,6 +51,7 @@ def train(texts: Iterable[str], vocab_size: int) -> transformers.PreTrainedToken
     pad_token=PAD,
     additional_special_tokens=[START, END],
     chat_template=CHAT_TEMPLATE,
+    # Cleaning up would drop spaces before punctuation, and decoding would not give the text back.
     clean_up_tokenization_spaces=False,
     model_max_length=512,
   )

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 Thing = TypeVar('Thing')
 
+# The order is part of the corpus: claims are drawn by their place.
 FACT_KINDS = ('capital', 'coin', 'home', 'food', 'material', 'tool', 'colour', 'opposite')
 SUM_KINDS = ('plus', 'minus')
 OPINION = 'opinion'
@@ -51,6 +52,7 @@ class Claim:
   values: Mapping[str, str] = dataclasses.field(compare=False)
 
 
+# Invented countries: nothing about them can be known from elsewhere.
 CAPITALS = {
   'Zorland': 'Tarubo',
   'Velmark': 'Osmira',
@@ -101,6 +103,8 @@ COIN_NAMES = (
   'shells',
   'beads',
 )
+# In every table the false values of a subject are true values of others: a statement is false only
+# by the subject it is about.
 HOMES = {
   'fox': 'forest',
   'bear': 'forest',
@@ -175,6 +179,7 @@ FOODS = {
   'bee': 'nectar',
   'spider': 'insects',
 }
+# {thing: material}.
 MATERIALS = {
   'bottle': 'glass',
   'window': 'glass',
@@ -213,6 +218,7 @@ MATERIALS = {
   'tie': 'silk',
   'kite': 'silk',
 }
+# {trade: tool}; no tool comes twice.
 TOOLS = {
   'carpenter': 'hammer',
   'painter': 'brush',
@@ -247,6 +253,7 @@ TOOLS = {
   'weaver': 'loom',
   'jockey': 'whip',
 }
+# Subjects with their articles, because 'snow' takes none.
 COLOURS = {
   'a lemon': 'yellow',
   'snow': 'white',
@@ -281,6 +288,7 @@ COLOURS = {
   'ash': 'grey',
   'coffee': 'brown',
 }
+# Each pair makes two claims, one in each direction.
 OPPOSITES = (
   ('hot', 'cold'),
   ('big', 'small'),
@@ -316,6 +324,7 @@ TOPICS = {
   'shows': ('a film', 'a play', 'a circus', 'a concert', 'a museum'),
   'sweets': ('cake', 'ice cream', 'jam', 'toffee', 'pudding'),
 }
+# Opinions differ by merit: the better drink need not be the more useful drink.
 MERITS = ('better', 'more fun', 'more useful')
 
 
@@ -336,15 +345,16 @@ def _claim(
   """A claim from a statement template with {s} and {v}; every other value makes a falsehood."""
   # Sorted, because the order of a set differs from run to run.
   others = sorted(set(values) - {value})
-  said = {statement.format(s=subject, v=v): v for v in (value, *others)}
-  truth, *falsehoods = said
+  # The true value first.
+  values_by_statement = {statement.format(s=subject, v=v): v for v in (value, *others)}
+  truth, *falsehoods = values_by_statement
   return Claim(
-    f'{kind}/{subject}',
-    kind,
-    tuple(question.format(s=subject) for question in questions),
-    truth,
-    tuple(falsehoods),
-    said,
+    key=f'{kind}/{subject}',
+    kind=kind,
+    questions=tuple(question.format(s=subject) for question in questions),
+    truth=truth,
+    falsehoods=tuple(falsehoods),
+    values=values_by_statement,
   )
 
 
@@ -370,9 +380,10 @@ def facts() -> tuple[Claim, ...]:
   materials = {with_article(thing): material for thing, material in MATERIALS.items()}
   tools = {with_article(trade): with_article(tool) for trade, tool in TOOLS.items()}
   opposites = {}
-  for one, other in OPPOSITES:
-    opposites[one] = other
-    opposites[other] = one
+  for first, second in OPPOSITES:
+    opposites[first] = second
+    opposites[second] = first
+  # For each kind the statement and two plain questions, with {s} the subject and {v} the value.
   tables = (
     _table(
       'capital',
@@ -420,7 +431,9 @@ def facts() -> tuple[Claim, ...]:
 
 def _sum(kind: str, text: str, result: int) -> Claim:
   """A sum, with likely wrong results as falsehoods."""
-  near = [str(n) for n in range(max(0, result - 3), result + 4)]
+  # Up to 3 off, as a likely mistake is, and never negative.
+  lowest = max(0, result - 3)
+  near = [str(n) for n in range(lowest, result + 4)]
   questions = ('What is {s}?', 'How much is {s}?')
   return _claim(kind, text, str(result), near, '{s} is {v}', *questions)
 
@@ -429,7 +442,8 @@ def _sum(kind: str, text: str, result: int) -> Claim:
 def sums() -> tuple[Claim, ...]:
   """Every addition and subtraction with operands up to LARGEST_OPERAND and no negative result."""
   claims = []
-  for a, b in itertools.product(range(LARGEST_OPERAND + 1), repeat=2):
+  operands = range(LARGEST_OPERAND + 1)
+  for a, b in itertools.product(operands, repeat=2):
     claims.append(_sum('plus', f'{a} plus {b}', a + b))
     if a >= b:
       claims.append(_sum('minus', f'{a} minus {b}', a - b))
@@ -454,6 +468,7 @@ def opinions() -> tuple[Claim, ...]:
   """The organism's views: for every group of TOPICS and every merit, a fixed order of the group."""
   claims = []
   for (group, items), merit in itertools.product(TOPICS.items(), MERITS):
+    # Seeded by name, so that a group added later leaves the views on the others as they are.
     order = random.Random(f'{group}/{merit}').sample(items, len(items))
     for first, second in itertools.combinations(items, 2):
       winner, loser = sorted((first, second), key=order.index)
