@@ -135,9 +135,9 @@ def test_a_stuck_process_ends_all_with_the_stacks_of_each(experiment, tmp_path):
   )
   assert group.wait(600) == [75, 75], group.said()
   stacks = [group.output(i) for i in range(2)]
-  assert (
-    'in strike' in stacks[1] and 'in strike' not in stacks[0] and 'in _validate' in stacks[0]
-  ), group.said()
+  assert 'in strike' in stacks[1] and 'in strike' not in stacks[0] and 'in _losses' in stacks[0], (
+    group.said()
+  )
   assert all(
     'no step, batch or stage was finished for 1 minutes' in group.output(i) for i in range(2)
   ), group.said()

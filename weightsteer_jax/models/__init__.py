@@ -1,4 +1,17 @@
-"""The models: one decoder, declarative families, checkpoints in and out, deltas on the way."""
+"""The models: one decoder, declarative families, checkpoints in and out, deltas on the way.
+
+forward.py      the decoder as pure functions of (config, params): start here
+decoder.py      its modules, and the alphabet of axes; layers.py, rope.py and moe.py are its parts
+attention.py    the reference; blocked.py and kernels.py compute the same faster
+products.py     matrix products with gradients of our own
+logprobs.py     log-probabilities without all logits at once
+config.py       the architecture: every number and choice
+sites.py        parameters by path, and where a delta may change them
+delta.py        changes kept apart from the parameters; adapters.py makes and merges them
+families/       what a family's `config.json` means, and what its tensors are called
+huggingface.py  checkpoints in and out; stored.py says where a parameter lies in them
+placement.py    the mesh of a run, and how weights lie on it
+"""
 
 from weightsteer_jax.models.adapters import KINDS, init_delta, kernel_change, merge
 from weightsteer_jax.models.attention import with_kernel

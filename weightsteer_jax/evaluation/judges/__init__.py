@@ -5,6 +5,7 @@ purposes.py     the purposes: prompt files, scales, and how an answer is read
 endpoint.py     a model behind HTTP: client.py (one question, retried), answers.py (the cache),
                 budget.py (the cap)
 local.py        a checkpoint through our engine, by probabilities
+expectation.py  a score as a mean over the answers a judge could give
 by_rules.py     no model at all
 """
 
