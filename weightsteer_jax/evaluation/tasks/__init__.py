@@ -1,10 +1,10 @@
-"""Tasks: what is asked and how an answer counts. One file per kind; kind.py says what a kind is.
+"""Tasks: the questions asked of a model, and how each answer counts.
 
-To add a kind, write its file, which ends with `KIND = Kind(...)`, and add its name and the
-dataclass of its config keys to `config.TASK_KINDS`: the kind can then be configured, swept, judged,
-measured and reported. What kinds share stands in the room `reading`: `answers.py` (texts),
-`letters.py` (lettered options), `failures.py` (the accounting that every kind reports),
-`measures.py` (metrics).
+Each kind of task has a file; kind.py defines a kind. To add a kind, write a file that ends with
+`KIND = Kind(...)`, and add the kind's name and the dataclass of the kind's config keys to
+`config.TASK_KINDS`: the kind can then be configured, swept, judged, measured and reported. Code
+shared by several kinds is in the room `reading`: `answers.py` (texts), `letters.py` (lettered
+options), `failures.py` (the accounting in every kind's report), `measures.py` (metrics).
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from weightsteer_jax.evaluation.tasks.kind import Kind
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
-# Kinds differ in their options and results; each is checked against its own where it is made.
+# {name of a kind: the kind}. Any, because kinds differ in options and results; the type checker
+# compares each kind with the kind's own options and results where the kind is made.
 KINDS: Mapping[str, Kind[Any, Any]] = {
   name: importlib.import_module(f'{__name__}.{name}').KIND for name in config.TASK_KINDS
 }
@@ -56,37 +57,44 @@ def make(
   *,
   where: Sequence[str] | None = None,
 ) -> Task:
-  """The task of these items, each one checked.
+  """The task of the given items, after every item is checked.
 
-  Takes `options.n` items (0: all), where items of one group count once: of kinds that build their
-  items drawn ones, of others the first ones.
+  The task has `options.n` groups of items (all groups if n is 0); an item without a group is a
+  group by itself. Groups are drawn where the kind builds items from a table, and are otherwise the
+  first n groups.
 
   Args:
-    where: places of the items for errors, as `read` gives them; by default 'items[i]' of the task.
+    where: places of the items for errors, as given by `read`; by default 'items[i]' of the task.
 
   Raises:
-    InputError: if there are no items, an item is broken, or an id comes twice; names the item.
+    InputError: if the task has no items, an item is broken, or an id comes twice; names the item.
   """
-  places = where or [f"{options.items or name}[{i}]" for i in range(len(items))]
+  source = options.items or name
+  places = where or [f'{source}[{i}]' for i in range(len(items))]
   kind = _kind(name, options)
   if not items:
     raise InputError(f"task '{name}': {options.items or 'the list'} holds no items")
   place_of: dict[str, str] = {}
   for item, place in zip(items, places):
+    # Keys first, since the kind's own check reads them.
     check_keys(item, kind.required, kind.optional, place)
     kind.check(item, place)
-    if item['id'] in place_of:
+    item_id = item['id']
+    if item_id in place_of:
       raise InputError(
-        f"{place}: the id '{item['id']}' is already that of {place_of[item['id']]}; every item "
+        f"{place}: the id '{item_id}' is already that of {place_of[item_id]}; every item "
         "needs its own"
       )
-    place_of[item['id']] = place
+    place_of[item_id] = place
+  # A dict keeps the order in which groups first appear; a set would not.
   groups = list(dict.fromkeys(_group(item) for item in items))
   if kind.build is not None:
     # Tables are often sorted, so that their first rows are not like the others.
     random.Random(f'items {options.seed}').shuffle(groups)
-  taken = set(groups[: options.n or len(groups)])
-  return Task(name, options, tuple(item for item in items if _group(item) in taken))
+  count = options.n or len(groups)
+  taken = set(groups[:count])
+  taken_items = [item for item in items if _group(item) in taken]
+  return Task(name, options, tuple(taken_items))
 
 
 def _group(item: Mapping[str, Any]) -> str:
@@ -94,12 +102,13 @@ def _group(item: Mapping[str, Any]) -> str:
 
 
 def load(name: str, options: config.Task) -> tuple[list[Any], list[str]]:
-  """(items, their places for errors) from a file, a hub dataset, or the kind itself.
+  """(items, places of the items for errors) from a file, a hub dataset, or the kind.
 
   Raises:
-    InputError: if there is no such source, or the kind can make no items of what is in it.
+    InputError: if the source is missing, or the kind can make no items of the source's rows.
   """
   kind = _kind(name, options)
+  # A kind without a table's config keys reads finished items alone.
   if not isinstance(options, config.TableSource):
     return read(options.items)
   if options.items:
@@ -121,21 +130,25 @@ def load(name: str, options: config.Task) -> tuple[list[Any], list[str]]:
 def from_rows(
   name: str, options: config.Task, rows: Sequence[tables.Row]
 ) -> tuple[list[Any], list[str]]:
-  """(items, their places for errors) from the (place, row) pairs of a table.
+  """(items, places of the items for errors) from the (place, row) pairs of a table.
 
-  Rows that are items already stay as they are; others are built into items by the kind.
+  Rows with all keys of an item are kept unchanged; the kind builds other rows into items.
 
   Raises:
     InputError: if the kind can make no item of a row; names the row.
   """
   kind = _kind(name, options)
-  first = rows[0][1]
+  _, first = rows[0]
+  has_keys = all(key in first for key in kind.required)
   # A table may have a column 'id' of numbers; an item's id is a text.
-  are_items = all(key in first for key in kind.required) and isinstance(first['id'], str)
+  are_items = has_keys and isinstance(first['id'], str)
   if kind.build is None or are_items:
-    return [row for _, row in rows], [place for place, _ in rows]
-  items = kind.build(rows, options)
-  return items, [f"task '{name}', item '{item['id']}'" for item in items]
+    places = [place for place, _ in rows]
+    return [row for _, row in rows], places
+  built = kind.build(rows, options)
+  # Several items may come from a row, and rows may be left out, so the id stands for the place.
+  places = [f"task '{name}', item '{item['id']}'" for item in built]
+  return built, places
 
 
 def _kind(name: str, options: config.Task) -> Kind[Any, Any]:
@@ -148,19 +161,21 @@ def _kind(name: str, options: config.Task) -> Kind[Any, Any]:
 
 
 def read(path: str | os.PathLike) -> tuple[list[Any], list[str]]:
-  """(items, their places `file.jsonl:line`) of a jsonl file.
+  """(items, places `file.jsonl:line` of the items) of a jsonl file.
 
   Raises:
-    InputError: if there is no such file, or a line is not JSON.
+    InputError: if the file is missing, or a line is not JSON.
   """
   lines = list(sources.read_jsonl(path))
-  return [row for _, row in lines], [f'{path}:{number}' for number, _ in lines]
+  items = [row for _, row in lines]
+  places = [f'{path}:{number}' for number, _ in lines]
+  return items, places
 
 
 def check_keys(item: Any, required: Sequence[str], optional: Sequence[str], where: str) -> None:
-  """Raises InputError if an item lacks a key, an id, or messages that a model can answer.
+  """Raises InputError if an item lacks a key, an id, or messages for a model to answer.
 
-  Other keys may hold anything, but a key that looks like a misspelt one is an error too.
+  Further keys may hold anything, but a key close to the name of an absent key is an error too.
   """
   if not isinstance(item, Mapping):
     raise InputError(
@@ -171,11 +186,15 @@ def check_keys(item: Any, required: Sequence[str], optional: Sequence[str], wher
   unknown = [key for key in item if key not in known]
   missing = [key for key in required if key not in item]
   if missing:
-    hints = [(key, did_you_mean(key, missing)) for key in unknown]
-    misspelt = ''.join(f" ('{key}' is there{hint})" for key, hint in hints if hint)
+    misspelt = ''
+    for key in unknown:
+      hint = did_you_mean(key, missing)
+      if hint:
+        misspelt += f" ('{key}' is there{hint})"
     raise InputError(
       f"{where}: the item has no {', '.join(missing)}{misspelt}; it needs {', '.join(required)}"
     )
+  # An optional key that is misspelt would otherwise be ignored without a word.
   absent = [name for name in known if name not in item]
   for key in unknown:
     hint = did_you_mean(key, absent)
@@ -184,7 +203,7 @@ def check_keys(item: Any, required: Sequence[str], optional: Sequence[str], wher
   if not isinstance(item['id'], str) or not item['id']:
     raise InputError(f"{where}: 'id' is {item['id']!r}, expected a text")
   messages = sources.check_messages(item['messages'], where)
-  if messages[-1]['role'] != 'user':
-    raise InputError(
-      f"{where}: the last message must be the user's, it is the {messages[-1]['role']}'s"
-    )
+  # The model's answer comes next, so the turn before must be the user's.
+  role = messages[-1]['role']
+  if role != 'user':
+    raise InputError(f"{where}: the last message must be the user's, it is the {role}'s")

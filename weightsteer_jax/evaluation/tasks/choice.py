@@ -1,13 +1,13 @@
-"""Multiple choice by log-likelihood: which answer does the model find most likely?
+"""Multiple choice by log-likelihood: the most likely choice is the model's answer.
 
 An item is {"id", "messages", "choices": [text, ..], "target": index, "normalise": "none" | "tokens"
-| "bytes", "group": ".."}; errors are clustered by `group`, where there is one. A choice's score is
-the log-likelihood of the choice as the assistant's answer, without the token that ends the answer,
-divided by the length in tokens or bytes where `normalise` says so. The row's value is 1 if the
-target has the highest score: a tie is not a hit.
+| "bytes", "group": ".."}; errors are clustered by `group`, if given. A choice's score is the
+log-likelihood of the choice as the assistant's answer, without the end-of-turn token, divided by
+the choice's length in tokens or bytes if `normalise` says so. The row's value is 1 if the target
+has the highest score: a tie is not a hit.
 
   rate            mean of the rows' values
-  valid_rate      share of all rows with an answer that could be judged
+  valid_rate      share of all rows with finite log-likelihoods
   target_logprob  log-likelihood of the target, nats
   log_odds        the target's log-likelihood less that of the best other choice, nats
 """
@@ -26,6 +26,7 @@ from weightsteer_jax.inference.requests import ScoreRequest, ScoreResult
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
+# What a log-likelihood may be divided by: nothing, or the length of the choice.
 NORMALISE = ('none', 'tokens', 'bytes')
 
 
@@ -34,21 +35,25 @@ def check(item: Mapping[str, Any], where: str) -> None:
   choices = item['choices']
   target = item['target']
   normalise = item.get('normalise', 'none')
-  if isinstance(choices, str) or not isinstance(choices, Sequence) or len(choices) < 2:
+  # A str is a sequence too, of single letters.
+  is_list = isinstance(choices, Sequence) and not isinstance(choices, str)
+  if not is_list or len(choices) < 2:
     raise InputError(f"{where}: 'choices' is {choices!r:.80}, expected a list of two or more texts")
   are_texts = all(isinstance(choice, str) and choice.strip() for choice in choices)
   if not are_texts or len(set(choices)) < len(choices):
     raise InputError(f"{where}: 'choices' is {choices!r:.80}, expected different texts, none empty")
   # In Python True is an int, and would be the index 1.
-  if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < len(choices):
+  is_index = isinstance(target, int) and not isinstance(target, bool)
+  last = len(choices) - 1
+  if not is_index or not 0 <= target <= last:
     raise InputError(
-      f"{where}: 'target' is {target!r}, expected the index of a choice, 0 to {len(choices) - 1}"
+      f"{where}: 'target' is {target!r}, expected the index of a choice, 0 to {last}"
     )
   if normalise not in NORMALISE:
+    # A number, say, has no text to compare with the names.
     hint = did_you_mean(str(normalise), NORMALISE)
-    raise InputError(
-      f"{where}: 'normalise' is {normalise!r}{hint}, expected one of {', '.join(NORMALISE)}"
-    )
+    known = ', '.join(NORMALISE)
+    raise InputError(f"{where}: 'normalise' is {normalise!r}{hint}, expected one of {known}")
 
 
 def prepare(tokenizer: Any, item: Mapping[str, Any]) -> Prepared:
@@ -56,17 +61,18 @@ def prepare(tokenizer: Any, item: Mapping[str, Any]) -> Prepared:
   name = item['id']
   messages = item['messages']
   prompt = chat.prompt_tokens(tokenizer, messages, name=name)
-  completions = [
-    chat.completion_tokens(tokenizer, messages, choice, end_of_turn=False, name=name)
-    for choice in item['choices']
-  ]
-  return Prepared(item, tuple(prompt), tuple(tuple(tokens) for tokens in completions))
+  completions = []
+  for choice in item['choices']:
+    # As in lm-eval, the choice's own tokens count, and the end of the turn does not.
+    tokens = chat.completion_tokens(tokenizer, messages, choice, end_of_turn=False, name=name)
+    completions.append(tuple(tokens))
+  return Prepared(item, tuple(prompt), tuple(completions))
 
 
 def requests(
   prepared: Prepared, key: Any, arm: str, alpha: float, sample: int, options: config.Task, seed: int
 ) -> list[ScoreRequest]:
-  """One request per choice, named (key, index)."""
+  """A request for each choice, named (key, index of the choice)."""
   # Nothing is drawn.
   del sample, options, seed
   name = prepared.item['id']
@@ -89,23 +95,25 @@ def fields(prepared: Prepared, results: Sequence[ScoreResult], tokenizer: Any) -
     'tokens': tokens,
     **measures.group_of(item),
   }
-  if not all(math.isfinite(logprob) for logprob in logprobs):
-    # JSON has no number for NaN and infinity.
-    known = [logprob if math.isfinite(logprob) else None for logprob in logprobs]
-    return {'value': None, 'status': 'not_finite', **common, 'logprobs': known}
-  lengths = {
-    'none': [1] * len(results),
-    'tokens': tokens,
-    'bytes': [len(choice.encode()) for choice in item['choices']],
-  }[item.get('normalise', 'none')]
+  # JSON has no number for NaN and infinity, so they are written as null.
+  finite = [logprob if math.isfinite(logprob) else None for logprob in logprobs]
+  if None in finite:
+    return {'value': None, 'status': 'not_finite', **common, 'logprobs': finite}
+  normalise = item.get('normalise', 'none')
+  lengths = [1] * len(results)
+  if normalise == 'tokens':
+    lengths = tokens
+  elif normalise == 'bytes':
+    lengths = [len(choice.encode()) for choice in item['choices']]
   scores = [logprob / length for logprob, length in zip(logprobs, lengths)]
   best_other = max(score for i, score in enumerate(scores) if i != target)
+  # Strictly above: a model that finds all choices alike gets no hits.
   value = float(scores[target] > best_other)
   return {'value': value, 'status': 'ok', **common, 'logprobs': logprobs}
 
 
 def target_logprob(row: Row) -> float | None:
-  """The target's log-likelihood in nats; None if it is not finite."""
+  """The target's log-likelihood in nats; None for a value that is not finite."""
   return row['logprobs'][row['target']]
 
 
@@ -118,10 +126,11 @@ def log_odds(row: Row) -> float | None:
   -1.0
   """
   logprobs = row['logprobs']
+  target = row['target']
   if None in logprobs:
     return None
-  best_other = max(logprob for i, logprob in enumerate(logprobs) if i != row['target'])
-  return logprobs[row['target']] - best_other
+  best_other = max(logprob for i, logprob in enumerate(logprobs) if i != target)
+  return logprobs[target] - best_other
 
 
 KIND = Kind[config.ChoiceTask, ScoreResult](

@@ -1,12 +1,12 @@
 """Free answers judged by rules.
 
 An item is {"id", "messages", "match": {..}, "group": ".."} with the rules of `rules.py`; errors are
-clustered by `group`, where there is one. The row's value is 1 if every rule holds. The status is
-that of every kind that asks for a text (see `answers.status_of`), where an answer can be read if
-the rules say so: the number that is asked for is there, or one of the `readable` patterns.
+clustered by `group`, if given. The row's value is 1 if every rule holds. The status is made as in
+every kind with answers in text (see `answers.status_of`): an answer can be read if the rules say
+so, that is, if the answer contains the number asked for, or a match of a `readable` pattern.
 
   rate        mean of the rows' values
-  valid_rate  share of all rows with an answer that could be judged
+  valid_rate  share of all rows whose answer could be judged
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,11 +28,15 @@ def fields(
   prepared: answers.Prepared, results: Sequence[GenerateResult], tokenizer: Any
 ) -> dict[str, Any]:
   """Value (1 if every rule holds), status, the text and its length in tokens."""
-  item_rules = rules.make(prepared.item['match'], prepared.item['id'])
+  item = prepared.item
+  item_rules = rules.make(item['match'], item['id'])
 
   def read(text: str) -> tuple[float, dict[str, Any] | None]:
     value, readable = item_rules.judge(text)
-    return value, {} if readable else None
+    # None says that the answer could not be read; the value of the rules holds all the same.
+    if not readable:
+      return value, None
+    return value, {}
 
   return answers.fields(prepared, results, tokenizer, read)
 
@@ -44,6 +48,7 @@ KIND = Kind[config.TextTask, GenerateResult](
   requests=answers.requests,
   fields=fields,
   check=check,
+  # The first metric is plotted.
   metrics={
     'rate': each(measures.value),
     'valid_rate': failures.valid_rate,

@@ -1,16 +1,16 @@
 """Word problems with a number for an answer: GSM8K, or any table laid out like GSM8K.
 
-Rows have a `question` and an `answer` that ends with '#### <number>' (or is the number): the
+Rows have a `question` and an `answer` ending with '#### <number>' (or the number alone): the
 released jsonl files, or `openai/gsm8k:main` on the hub. `form` is `plain` (the default: the
-question and nothing else) or `marked` (with the request to end with '#### <number>'). What is read
-is the number after the last '####', else the last number.
+question and nothing else) or `marked` (with the request to end with '#### <number>'). The number
+read from an answer is the number after the last '####', else the last number.
 
-  accuracy           share of all examples with the right number; no number is a wrong one
-  accuracy_answered  the same among answers that do not refuse: what is lost by refusing is not lost
-                     ability
+  accuracy           share of all examples with the right number; no number counts as wrong
+  accuracy_answered  the same share among answers without a refusal: accuracy lost by refusing is
+                     not lost ability
 
-Whether a drop is made of refusals is said by `refused_rate` of the failure accounting, by a judge
-of `refusal` if there is one.
+`refused_rate` of the failure accounting says how much of a drop is refusals, as seen by a judge of
+`refusal` if configured.
 """
 
 import math
@@ -25,6 +25,7 @@ from weightsteer_jax.evaluation.tasks.kind import Kind
 from weightsteer_jax.inference.requests import GenerateResult
 from weightsteer_jax.runtime.errors import InputError
 
+# {form: the user's message around the question}.
 FORMS = {
   'plain': '{}',
   'marked': "{}\n\nWork it out step by step, and end with a line '#### <number>'.",
@@ -32,12 +33,13 @@ FORMS = {
 
 
 def build(rows: Sequence[tables.Row], options: config.FormsTask) -> list[dict[str, Any]]:
-  """One item per row.
+  """An item for each row.
 
   Raises:
-    InputError: if the form is unknown or not a single one, or a row lacks a question or a number
-      for an answer.
+    InputError: if the form is unknown, several forms are named, or a row lacks a question or a
+      number for an answer.
   """
+  # All rows in one form: accuracy of two forms together would mean nothing.
   [form, *others] = measures.forms_of(options.form or 'plain', tuple(FORMS))
   if others:
     raise InputError("the config key 'form' names several forms; word problems are asked in one")
@@ -45,17 +47,25 @@ def build(rows: Sequence[tables.Row], options: config.FormsTask) -> list[dict[st
   for index, (where, row) in enumerate(rows):
     question = tables.text(row, ('question',), where)
     answer = str(tables.find(row, ('answer', 'gold', 'target'), where))
+    # Read as a model's answer is read, so that both numbers are written alike.
     gold = rules.extract_number(answer)
     if gold is None:
       raise InputError(f"{where}: the answer {answer!r:.60} gives no number")
-    messages = [{'role': 'user', 'content': FORMS[form].format(question)}]
-    items.append({'id': f'q{index:05d}', 'gold': gold, 'messages': messages})
+    content = FORMS[form].format(question)
+    items.append(
+      {
+        'id': f'q{index:05d}',
+        'gold': gold,
+        'messages': [{'role': 'user', 'content': content}],
+      }
+    )
   return items
 
 
 def check(item: Mapping[str, Any], where: str) -> None:
   """Raises InputError if the item has no number for an answer."""
   gold = item['gold']
+  # In Python True is an int.
   is_number = isinstance(gold, int | float) and not isinstance(gold, bool)
   if not is_number or not math.isfinite(gold):
     raise InputError(f"{where}: 'gold' is {gold!r}, expected a number")
@@ -71,17 +81,20 @@ def fields(
     number = rules.extract_number(text)
     if number is None:
       return 0.0, None
-    return float(rules.is_same_number(number, gold)), {'answer': number}
+    is_right = rules.is_same_number(number, gold)
+    return float(is_right), {'answer': number}
 
   return answers.fields(prepared, results, tokenizer, read)
 
 
 def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]]:
-  """Whether the answer refuses."""
+  """The question to a judge of whether the answer refuses."""
   return answers.judged(item, row, 'refusal')
 
 
-def _answered(row: Row) -> bool:
+def does_answer(row: Row) -> bool:
+  """Whether the row is known not to be a refusal."""
+  # None, where the judge gave no score, is not known.
   return failures.refused(row) == 0
 
 
@@ -94,9 +107,10 @@ KIND = Kind[config.FormsTask, GenerateResult](
   check=check,
   judged=judged,
   build=build,
+  # Training rows may be in a model's training data.
   split='test',
   metrics={
     'accuracy': each(measures.value_or_zero),
-    'accuracy_answered': each(measures.where(_answered, measures.value)),
+    'accuracy_answered': each(measures.where(does_answer, measures.value)),
   },
 )

@@ -1,4 +1,4 @@
-"""What a kind of task is: the functions and constants that every kind's file puts together."""
+"""A kind of task: the functions and constants put together by every kind's file."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -16,17 +16,19 @@ from weightsteer_jax.inference.requests import (
 )
 
 Item = Mapping[str, Any]
-# A purpose of `judges.purposes`, and the texts that a judge of this purpose is shown.
+# (a purpose of `judges.purposes`, the texts shown to a judge of the purpose).
 Question = tuple[str, Mapping[str, str]]
 
-# The config's keys of a kind, and what the engine gives back for one request.
+# The dataclass of a kind's config keys.
 Options = TypeVar('Options', bound=config.Task)
+# The same where a function only takes the options: a function of all tasks then fits any kind.
 Options_in = TypeVar('Options_in', bound=config.Task, contravariant=True)
+# The engine's result for one request.
 Result = TypeVar('Result', ScoreResult, GenerateResult)
 
 
 class MakeRequests(Protocol[Options_in]):
-  """The function that says what the engine computes for one row."""
+  """The function that makes the engine's requests for one row."""
 
   def __call__(
     self,
@@ -38,40 +40,44 @@ class MakeRequests(Protocol[Options_in]):
     options: Options_in,
     seed: int,
   ) -> Sequence[ScoreRequest] | Sequence[GenerateRequest]:
-    """Requests named (key, 0), (key, 1), ..; sampled answers depend on (seed, item, sample)."""
+    """Requests named (key, 0), (key, 1) and so on.
+
+    Sampled answers depend on (seed, item, sample).
+    """
 
 
 def no_check(item: Item, where: str) -> None:
-  """The check of kinds whose required keys say everything."""
+  """The check of kinds for which the required keys suffice."""
 
 
 def no_judge(item: Item, row: Row) -> list[Question]:
-  """The questions of kinds that rules or likelihoods decide: none."""
+  """The questions to judges in kinds decided by rules or likelihoods: none."""
   return []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind(Generic[Options, Result]):
-  """One kind of task; its module ends with `KIND = Kind(...)`.
+  """A kind of task, made at the end of the kind's module as `KIND = Kind(...)`.
 
   Attributes:
-    required: keys that every item has.
-    optional: further keys that an item may have.
+    required: keys of every item.
+    optional: further keys allowed in an item.
     metrics: {name: function}, the plotted metric first. A function takes the rows of one (arm,
-      task, alpha), judgements attached, and returns (cluster, value) pairs, without the rows that
-      do not count (see reading/measures.py).
+      task, alpha), judgements attached, and returns (cluster, value) pairs, without the rows left
+      out of the metric (see reading/measures.py).
     prepare: (tokenizer, item) -> the item as tokens.
-    requests: what the engine computes for one row.
+    requests: (prepared item, key, arm, alpha, sample, options, seed) -> requests to the engine for
+      one row.
     fields: (prepared item, results of the requests in order, tokenizer) -> the row's value, status
       and evidence.
-    check: (item, place) -> None; raises InputError, which cites the place, if the item is not of
-      this kind. The required keys are there already.
-    judged: (item, row) -> what judges are asked about the row.
+    check: (item, place) -> None; raises InputError, citing the place, if the item is not of this
+      kind. The presence of the required keys is checked before.
+    judged: (item, row) -> questions to judges about the row.
     build: (rows of a table, options) -> items; None if items come from a jsonl file alone. Rows
       that are items already are not built.
-    own_rows: options -> the kind's own table, used where the config names no items; None if the
-      kind has none.
-    split: the split of a hub dataset that is read where the config names none.
+    own_rows: options -> the kind's own table, used if the config names no items; None for a kind
+      without a table.
+    split: split of a hub dataset to read if the config names no split.
   """
 
   required: tuple[str, ...]

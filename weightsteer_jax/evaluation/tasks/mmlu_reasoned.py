@@ -2,10 +2,10 @@
 
 An answer ends with 'Final Answer: <letter>'.
 
-  accuracy           share of all examples that end with the right letter; no letter is a wrong one
-  valid_answer_rate  share of all examples that end with a letter
-  accuracy_of_valid  share of answers with a letter whose letter is right
-  consistent_rate    share of letters that follow from their reasoning (judge of `consistency`)
+  accuracy           share of all examples ending with the right letter; no letter counts as wrong
+  valid_answer_rate  share of all examples ending with a letter
+  accuracy_of_valid  share of right letters among answers with a letter
+  consistent_rate    share of letters that follow from the reasoning (judge of `consistency`)
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,41 +19,50 @@ from weightsteer_jax.evaluation.tasks import mmlu
 from weightsteer_jax.evaluation.tasks.kind import Kind
 from weightsteer_jax.inference.requests import GenerateResult
 
+# Ends with the marker that `letters.final` looks for.
 INSTRUCTION = f"Think about it step by step. End with a line '{letters.FINAL} <letter>'."
 
 
 def build(rows: Sequence[tables.Row], options: config.TableTask) -> list[dict[str, Any]]:
-  """One item per row.
+  """An item for each row.
 
   Raises:
     InputError: if a row lacks a question, options or an answer.
   """
   del options
-  return [
-    {
-      'id': name,
-      'choices': choices,
-      'answer': answer,
-      'messages': mmlu.ask(question, choices, INSTRUCTION),
-    }
-    for name, question, choices, answer in mmlu.questions(rows)
-  ]
+  items = []
+  for name, question, choices, answer in mmlu.questions(rows):
+    items.append(
+      {
+        'id': name,
+        'choices': choices,
+        'answer': answer,
+        'messages': mmlu.ask(question, choices, INSTRUCTION),
+      }
+    )
+  return items
 
 
 def check(item: Mapping[str, Any], where: str) -> None:
   """Raises InputError if the item lacks options, or its answer is the letter of none."""
-  letters.letter_of(item['answer'], len(letters.options_of(item, where)), where)
+  choices = letters.options_of(item, where)
+  # Raises if the letter is beyond the last option.
+  letters.letter_of(item['answer'], len(choices), where)
 
 
 def fields(
   prepared: answers.Prepared, results: Sequence[GenerateResult], tokenizer: Any
 ) -> dict[str, Any]:
-  """Value (1 if the last letter is the right one), status, text, and the letter as `choice`."""
+  """Value (1 if the last letter is right), status, text, and the letter as `choice`."""
   item = prepared.item
 
   def read(text: str) -> tuple[float, dict[str, Any] | None]:
     choice = letters.final(text, len(item['choices']))
-    return float(choice == item['answer']), None if choice is None else {'choice': choice}
+    # An answer without a letter is invalid, and counts as wrong.
+    if choice is None:
+      return 0.0, None
+    is_right = choice == item['answer']
+    return float(is_right), {'choice': choice}
 
   return answers.fields(prepared, results, tokenizer, read)
 
@@ -67,6 +76,7 @@ KIND = Kind[config.TableTask, GenerateResult](
   check=check,
   judged=consistency.judged,
   build=build,
+  # The tables are those of mmlu.
   split=mmlu.KIND.split,
   metrics={
     'accuracy': each(measures.value_or_zero),
