@@ -49,8 +49,14 @@ class Base:
 
 def from_json(record: Mapping[str, Any], *, where: str) -> Base:
   """The inverse of `Base.to_json`."""
-  config = config_from_json(record['config'], where=where)
-  return Base(config, record['family'], record['source'], record['revision'], record['digest'])
+  # 'tied_embeddings' is for readers of the file: the config says the same.
+  return Base(
+    config=config_from_json(record['config'], where=where),
+    family=record['family'],
+    source=record['source'],
+    revision=record['revision'],
+    digest=record['digest'],
+  )
 
 
 def config_from_json(record: Mapping[str, Any], *, where: str) -> ModelConfig:
@@ -61,6 +67,7 @@ def config_from_json(record: Mapping[str, Any], *, where: str) -> ModelConfig:
   Raises:
     InputError: if the record has fields that this version does not know, or lacks some.
   """
+  # A dataclass says TypeError to unknown and to missing fields.
   try:
     return models.config_from_record(record)
   except (TypeError, KeyError) as error:
@@ -82,23 +89,28 @@ def digest_leaves(leaves: Iterable[tuple[str, Any]]) -> str:
   """The digest of (path, leaf) pairs, taken one at a time, so that only one need be held."""
   prints = {}
   for path, leaf in leaves:
-    # On the host where NumPy is done before a program would be compiled.
+    # On the host where NumPy is done before a program would be compiled. Both round to the nearest,
+    # ties to even, so the bits are the same.
     rounded: tree.Array
     if tree.at_hand(leaf):
       rounded = np.asarray(leaf).astype(jnp.bfloat16)
     else:
       rounded = jnp.asarray(leaf, jnp.bfloat16)
-    prints[path] = (rounded.shape, tree.fingerprint({path: rounded})[path])
+    fingerprint = tree.fingerprint({path: rounded})[path]
+    # Only these few characters are kept of the leaf.
+    prints[path] = (rounded.shape, fingerprint)
   return digest_prints(prints)
 
 
 def digest_prints(prints: Mapping[str, tuple[tuple[int, ...], str]]) -> str:
   """The digest of weights with the given {path: (shape, fingerprint in bfloat16)}."""
   # The same lines as in tree.digest, so that both give the same digits.
-  lines = [
-    f'{path} {tuple(shape)} bfloat16 {fingerprint}' for path, (shape, fingerprint) in prints.items()
-  ]
-  return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()[:16]
+  lines = []
+  for path, (shape, fingerprint) in prints.items():
+    lines.append(f'{path} {tuple(shape)} bfloat16 {fingerprint}')
+  # Sorted, so that the order of the leaves does not count.
+  text = '\n'.join(sorted(lines))
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def same_architecture(expected: ModelConfig, got: ModelConfig, *, what: str) -> None:
@@ -107,13 +119,13 @@ def same_architecture(expected: ModelConfig, got: ModelConfig, *, what: str) -> 
   Raises:
     InputError: if any field of the configs differs; the text names each.
   """
+  # As records: their values are plain, so that the text of the error can be read.
   expected_record = models.config_to_record(expected)
   got_record = models.config_to_record(got)
-  differing = [
-    f'{name} {value} / {got_record[name]}'
-    for name, value in expected_record.items()
-    if value != got_record[name]
-  ]
+  differing = []
+  for name, value in expected_record.items():
+    if value != got_record[name]:
+      differing.append(f'{name} {value} / {got_record[name]}')
   if differing:
     raise InputError(f'{what} are of different architectures: {"; ".join(differing)}')
 

@@ -88,35 +88,51 @@ def between(
     CorruptError: if a source was cut short or damaged.
   """
   sources = recognise(positive), recognise(negative)
-  kinds = [source.kind for source in sources]
-  if CHECKPOINT in kinds and kinds[0] != kinds[1]:
-    raise InputError(
-      f'{positive} is {DESCRIPTIONS[kinds[0]]} and {negative} is {DESCRIPTIONS[kinds[1]]}: pass '
-      'two adapters, or two checkpoints (merge the adapter into its base in float32 first)'
-    )
-  if sources[0].folder.resolve() == sources[1].folder.resolve():
-    raise InputError(
-      f'positive and negative are both {sources[0].folder}: there is no direction between a model '
-      'and itself'
-    )
-  if CHECKPOINT in kinds and compare_bfloat16:
+  are_checkpoints = _are_checkpoints(sources, positive, negative)
+  if are_checkpoints and compare_bfloat16:
     raise InputError(
       'the bfloat16 route can be compared for adapters only; these are checkpoints: their '
       'difference is that route already'
     )
   with open_base(sources, base, allow_other_base) as opened:
-    if CHECKPOINT in kinds:
+    # theta_base cancels out between two checkpoints: w = theta_positive - theta_negative.
+    if are_checkpoints:
       return _between_checkpoints(sources, opened, unread)
     x = _task_vector(sources[0], opened, allow_other_base)
     y = _task_vector(sources[1], opened, allow_other_base)
+    # Checked here, where an error can name both folders, and so allowed in the subtraction.
     what = f'{positive} and {negative}'
     bases.same_base(x.base, y.base, what=what, allow_other_base=allow_other_base)
     delta = algebra.subtract(x, y, allow_other_base=True).delta
     meta = _meta(x.base, [*x.meta['sources'], *y.meta['sources']])
+    # Measured on the task vectors, as the route rounds each sum apart.
     if compare_bfloat16:
       with _reopened(opened, x.base) as checkpoint:
         meta['bfloat16_route'] = bfloat16_route.bfloat16_route(x.delta, y.delta, checkpoint)
     return Direction(delta, meta)
+
+
+def _are_checkpoints(
+  sources: tuple[Source, Source], positive: files.Path, negative: files.Path
+) -> bool:
+  """Whether both sources are checkpoints.
+
+  Raises:
+    InputError: if only one is a checkpoint, or both are the same folder.
+  """
+  x, y = sources
+  # A run and a PEFT adapter go together: both are factors of one base.
+  if CHECKPOINT in (x.kind, y.kind) and x.kind != y.kind:
+    raise InputError(
+      f'{positive} is {DESCRIPTIONS[x.kind]} and {negative} is {DESCRIPTIONS[y.kind]}: pass '
+      'two adapters, or two checkpoints (merge the adapter into its base in float32 first)'
+    )
+  # Links are resolved: two names of one folder would give a direction of zero.
+  if x.folder.resolve() == y.folder.resolve():
+    raise InputError(
+      f'positive and negative are both {x.folder}: there is no direction between a model and itself'
+    )
+  return x.kind == CHECKPOINT
 
 
 def base_for(source: files.Path, base: files.Path) -> files.Path | None:
@@ -159,6 +175,7 @@ def recognise(fine_tune: files.Path) -> Source:
   for adapter in (folder / 'adapter', folder):
     if (adapter / 'adapter.json').exists() or (adapter / 'adapter.safetensors').exists():
       return Source(RUN, adapter)
+  # Before checkpoints: a training folder may hold the config of the base beside the adapter.
   if peft_adapter.is_adapter(folder):
     return Source(PEFT, folder)
   if (folder / 'config.json').exists():
@@ -186,7 +203,9 @@ def open_base(
     yield base
     return
   named = _named_bases(sources)
-  if len(set(named.values())) > 1 and not (base is not None and allow_other_base):
+  # Without `base`, nothing says which of several named bases is meant.
+  may_differ = base is not None and allow_other_base
+  if len(set(named.values())) > 1 and not may_differ:
     lines = '; '.join(f"{folder} names '{name}'" for folder, name in named.items())
     raise InputError(
       f'the adapters belong to different base models: {lines}. If both are the same model, pass it '
@@ -196,7 +215,9 @@ def open_base(
     yield None
     return
   with _open_checkpoint(base, named) as checkpoint:
-    yield OpenBase(checkpoint, checkpoint.base())
+    # Reads all weights, for the digest.
+    record = checkpoint.base()
+    yield OpenBase(checkpoint, record)
 
 
 @contextlib.contextmanager
@@ -209,6 +230,7 @@ def _open_checkpoint(
       yield dataclasses.replace(checkpoint, source=base.source, revision=base.revision)
     return
   if base is None:
+    # By now all adapters name the same base, so the first speaks for all.
     folder, base = next(iter(named.items()))
     if not base:
       raise InputError(f'{folder} is an adapter that names no base model; pass it as base')
@@ -226,6 +248,7 @@ def _open_checkpoint(
 
 @contextlib.contextmanager
 def _reopened(opened: OpenBase | None, record: bases.Base) -> Iterator[Checkpoint]:
+  # Runs of ours need no base, so none may be open yet.
   if opened is not None:
     yield opened.checkpoint
     return
@@ -242,6 +265,7 @@ def _named_bases(sources: Iterable[Source]) -> dict[pathlib.Path, str]:
   for source in sources:
     if source.kind == PEFT:
       config = peft_adapter.read_config(source.folder)
+      # PEFT writes null for a field that was never set.
       name = config.get('base_model_name_or_path') or ''
       revision = config.get('revision')
       named[source.folder] = f'{name}@{revision}' if revision else str(name)
@@ -266,8 +290,11 @@ def _task_vector(source: Source, opened: OpenBase | None, allow_other_base: bool
         changes = checkpoints.difference(checkpoint, opened.checkpoint)
       delta = _not_empty(changes, source.folder, opened.checkpoint.source)
   models.check_delta(record.config, delta)
-  sources = [{'kind': source.kind, 'path': str(source.folder), 'meta': meta}]
-  return Direction(delta, {'kind': 'task_vector', 'base': record.to_json(), 'sources': sources})
+  origin = {'kind': source.kind, 'path': str(source.folder), 'meta': meta}
+  return Direction(
+    delta,
+    {'kind': 'task_vector', 'base': record.to_json(), 'sources': [origin]},
+  )
 
 
 def _read_run(
@@ -286,7 +313,8 @@ def _read_run(
     bases.same_base(record, opened.record, what=what, allow_other_base=allow_other_base)
   # The adapter's own fingerprints, and what the direction says of the base anyway, stay behind.
   dropped = ('fingerprints', 'model_config', 'leaves', 'format')
-  return delta, record, {key: value for key, value in meta.items() if key not in dropped}
+  kept = {key: value for key, value in meta.items() if key not in dropped}
+  return delta, record, kept
 
 
 def _between_checkpoints(
@@ -303,7 +331,7 @@ def _between_checkpoints(
       record = opened.record
     else:
       # Two checkpoints do not say which weights they were trained from.
-      record = bases.Base(x.config, x.family.model_type, '', '', '')
+      record = bases.Base(x.config, x.family.model_type, source='', revision='', digest='')
     what = f'{positive} and the base {record.source}'
     bases.same_architecture(x.config, record.config, what=what)
   records = [{'kind': source.kind, 'path': str(source.folder), 'meta': {}} for source in sources]
@@ -312,7 +340,9 @@ def _between_checkpoints(
 
 def _meta(base: bases.Base, sources: list[dict[str, Any]]) -> dict[str, Any]:
   """The provenance of the direction from the second source to the first."""
-  roles = [{'role': role, **source} for role, source in zip(('positive', 'negative'), sources)]
+  roles = []
+  for role, source in zip(('positive', 'negative'), sources):
+    roles.append({'role': role, **source})
   # Directions were saved under this kind before the difference was called `between`.
   return {'kind': 'contrast', 'base': base.to_json(), 'sources': roles}
 

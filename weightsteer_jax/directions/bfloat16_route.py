@@ -34,21 +34,28 @@ def bfloat16_route(positive: PyTree, negative: PyTree, base: Checkpoint) -> dict
   """
   flat_positive = tree.flatten(positive, models.is_delta_leaf)
   flat_negative = tree.flatten(negative, models.is_delta_leaf)
-  sums = {
-    path: _route_at(path, flat_positive.get(path), flat_negative.get(path), base)
-    for path in {**flat_positive, **flat_negative}
-  }
+  # Merged as dicts and not as sets, so that the sites keep their order.
+  paths = {**flat_positive, **flat_negative}
+  products = {}
+  routes = {}
+  exacts = {}
+  cosines = {}
+  for path in paths:
+    plus = flat_positive.get(path)
+    minus = flat_negative.get(path)
+    product, route, exact = _route_at(path, plus, minus, base)
+    products[path] = product
+    routes[path] = route
+    exacts[path] = exact
+    cosines[path] = _ratio(product, math.sqrt(route * exact))
   # Sites may nearly cancel, so their sums are exact.
-  product = math.fsum(product for product, _, _ in sums.values())
-  route = math.fsum(route for _, route, _ in sums.values())
-  exact = math.fsum(exact for _, _, exact in sums.values())
+  product = math.fsum(products.values())
+  route = math.fsum(routes.values())
+  exact = math.fsum(exacts.values())
   return {
     'cosine': _ratio(product, math.sqrt(route * exact)),
     'norm_ratio': _ratio(math.sqrt(route), math.sqrt(exact)),
-    'cosines': {
-      path: _ratio(product, math.sqrt(route * exact))
-      for path, (product, route, exact) in sums.items()
-    },
+    'cosines': cosines,
   }
 
 
@@ -60,20 +67,24 @@ def _route_at(
   layers = site.shape[0] if site.stack else 1
   plus_changes = _changes(path, positive, layers)
   minus_changes = _changes(path, negative, layers)
+  # A site's dense changes may be too large to hold at once, so the sums grow layer by layer.
   product = 0.0
   route = 0.0
   exact = 0.0
   for layer, (plus, minus) in enumerate(zip(plus_changes, minus_changes)):
+    # Flat, as a layer and the changes of its factors have their axes grouped differently.
     plus = plus.reshape(-1)
     minus = minus.reshape(-1)
     # A bias that the base does not have starts from zero.
     weight = np.zeros(1, np.float32)
+    # The route begins with a base in bfloat16, whatever dtype its checkpoint has.
     if path in base.rows:
       weight = _round(base.layer(path, layer).reshape(-1))
     # What the merged checkpoints hold is subtracted in full precision.
     merged_plus = _round(weight + plus).astype(np.float64)
     merged_minus = _round(weight + minus)
     rounded = merged_plus - merged_minus
+    # float64 takes the float32 changes exactly, so no rounding of ours is counted as the route's.
     difference = plus.astype(np.float64) - minus
     product += float((rounded * difference).sum())
     route += float(np.square(rounded).sum())
@@ -89,8 +100,13 @@ def _changes(path: str, leaf: LowRank | Dense | None, layers: int) -> Iterable[n
 
 
 def _round(x: Any) -> np.ndarray:
-  return np.asarray(x, np.float32).astype(jnp.bfloat16).astype(np.float32)
+  """The values rounded to bfloat16, held in float32."""
+  wide = np.asarray(x, np.float32)
+  rounded = wide.astype(jnp.bfloat16)
+  # Back in float32: NumPy would round every sum of bfloat16 arrays again.
+  return rounded.astype(np.float32)
 
 
 def _ratio(x: float, y: float) -> float:
+  # The route's length is 0 where both changes vanish in every sum.
   return x / y if y > 0 else 0.0

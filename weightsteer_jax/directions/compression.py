@@ -33,14 +33,16 @@ def recompress(direction: Direction) -> Direction:
   """
   leaves = tree.flatten(direction.delta, models.is_delta_leaf)
   for path, leaf in leaves.items():
-    if isinstance(leaf, LowRank):
-      left_LIR, values_LR, right_LRO = _svd_of_product(path, leaf)
-      largest = values_LR.max(axis=-1, keepdims=True)
-      is_signal = values_LR > ROUNDING * largest
-      ranks = is_signal.sum(axis=-1)
-      # A change of zero keeps rank 1, so that its site stays low-rank.
-      rank = max(1, int(ranks.max()))
-      leaves[path] = _from_svd(path, leaf, left_LIR, values_LR, right_LRO, rank)
+    if not isinstance(leaf, LowRank):
+      continue
+    left_LIR, values_LR, right_LRO = _svd_of_product(path, leaf)
+    # Relative to the layer's own largest: layers may differ in size by orders of magnitude.
+    largest = values_LR.max(axis=-1, keepdims=True)
+    is_signal = values_LR > ROUNDING * largest
+    ranks = is_signal.sum(axis=-1)
+    # A change of zero keeps rank 1, so that its site stays low-rank.
+    rank = max(1, int(ranks.max()))
+    leaves[path] = _from_svd(path, leaf, left_LIR, values_LR, right_LRO, rank)
   return Direction(tree.unflatten(leaves), direction.meta)
 
 
@@ -70,32 +72,40 @@ def compress(
       leaves[path], errors[path] = _factor_dense(leaf, sites[path], rank)
     elif tables and path == EMBEDDING:
       leaves[path], errors[path] = _cut_table(leaf, rank)
-  meta = {**direction.meta, 'compression': {'rank': rank, 'relative_errors': errors}}
+  # The record stays with the direction, so that nobody takes the nearest change for the exact one.
+  record = {'rank': rank, 'relative_errors': errors}
+  meta = {**direction.meta, 'compression': record}
   return Direction(tree.unflatten(leaves), meta), errors
 
 
 def _cut_low_rank(path: str, leaf: LowRank, rank: int) -> tuple[LowRank, float]:
+  """The nearest factors of at most the rank, and the relative error over all layers."""
+  # Factors that are narrow enough keep their bits.
   if leaf.a.shape[-1] <= rank:
     return leaf, 0.0
   left_LIR, values_LR, right_LRO = _svd_of_product(path, leaf)
+  nearest = _from_svd(path, leaf, left_LIR, values_LR, right_LRO, rank)
   # The squared norm of a matrix is the sum of its squared singular values.
   squares_LR = np.square(values_LR)
   lost = squares_LR[:, rank:].sum()
   whole = squares_LR.sum()
-  return _from_svd(path, leaf, left_LIR, values_LR, right_LRO, rank), _relative(lost, whole)
+  return nearest, _relative(lost, whole)
 
 
 def _svd_of_product(path: str, leaf: LowRank) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """The SVD of each layer's change: left [L, I, R], values [L, R], right [L, R, O], float64."""
   a, b = gram.factors(path, leaf)
+  # In float64: the smallest singular values are told from the rounding of float32 by ROUNDING.
   a_LIR = np.asarray(a, np.float64)
   b_LRO = np.asarray(b, np.float64)
+  # QR wants the long axis first, so the QR of the second factor is taken of B^T.
   b_LOR = np.swapaxes(b_LRO, 1, 2)
   q_in, r_in = np.linalg.qr(a_LIR)
   q_out, r_out = np.linalg.qr(b_LOR)
   # A B = q_in (r_in r_out^T) q_out^T, and both q are orthonormal: the SVD in the middle is whole.
   middle = r_in @ np.swapaxes(r_out, 1, 2)
   left, values_LR, right = np.linalg.svd(middle, full_matrices=False)
+  # middle = left diag(values) right, so A B = (q_in left) diag(values) (right q_out^T).
   left_LIR = q_in @ left
   right_LRO = right @ np.swapaxes(q_out, 1, 2)
   return left_LIR, values_LR, right_LRO
@@ -109,12 +119,15 @@ def _from_svd(
   right_LRO: np.ndarray,
   rank: int,
 ) -> LowRank:
-  stack = gram.stack_axes(path)
+  # Singular values come in descending order, so the first are the largest.
+  kept_left_LIR = left_LIR[..., :rank]
+  kept_right_LRO = right_LRO[:, :rank]
   # Each factor takes the root of the singular values, so that both have one size.
   root_LR = np.sqrt(values_LR[:, :rank])
-  a_LIR = left_LIR[..., :rank] * root_LR[:, None, :]
-  b_LRO = root_LR[..., None] * right_LRO[:, :rank]
+  a_LIR = kept_left_LIR * root_LR[:, None, :]
+  b_LRO = root_LR[..., None] * kept_right_LRO
   # Back to the leaf's own axes of layers, experts, inputs and outputs.
+  stack = gram.stack_axes(path)
   stack_shape = leaf.b.shape[:stack]
   inputs = leaf.a.shape[stack:-1]
   outputs = leaf.b.shape[stack + 1 :]
@@ -125,12 +138,17 @@ def _from_svd(
 
 def _factor_dense(leaf: Dense, site: models.Site, rank: int) -> tuple[LowRank, float]:
   """The best factors of a dense kernel's change, and the relative error over all layers."""
-  first_output = len(site.stack) + site.inputs
-  stack = site.shape[: len(site.stack)]
-  inputs = site.shape[len(site.stack) : first_output]
+  # A kernel's shape is its layers and experts, then its inputs, then its outputs.
+  first_input = len(site.stack)
+  first_output = first_input + site.inputs
+  stack = site.shape[:first_input]
+  inputs = site.shape[first_input:first_output]
   outputs = site.shape[first_output:]
-  rank = min(rank, math.prod(inputs), math.prod(outputs))
-  change_LIO = np.asarray(leaf.value).reshape(-1, math.prod(inputs), math.prod(outputs))
+  num_inputs = math.prod(inputs)
+  num_outputs = math.prod(outputs)
+  # A matrix has no more singular values than its shorter side.
+  rank = min(rank, num_inputs, num_outputs)
+  change_LIO = np.asarray(leaf.value).reshape(-1, num_inputs, num_outputs)
   factors_a = []
   factors_b = []
   lost = []
@@ -141,7 +159,8 @@ def _factor_dense(leaf: Dense, site: models.Site, rank: int) -> tuple[LowRank, f
     a_IR, b_RO = best_factors(change_IO, rank)
     factors_a.append(a_IR)
     factors_b.append(b_RO)
-    lost.append(np.square(change_IO - a_IR @ b_RO).sum())
+    rest_IO = change_IO - a_IR @ b_RO
+    lost.append(np.square(rest_IO).sum())
     whole.append(np.square(change_IO).sum())
   a = np.stack(factors_a).reshape(*stack, *inputs, rank)
   b = np.stack(factors_b).reshape(*stack, rank, *outputs)
@@ -151,7 +170,9 @@ def _factor_dense(leaf: Dense, site: models.Site, rank: int) -> tuple[LowRank, f
 
 def _cut_table(leaf: Dense, rank: int) -> tuple[Dense, float]:
   change_VD = np.asarray(leaf.value, np.float64)
-  a_VR, b_RD = best_factors(change_VD, min(rank, *change_VD.shape))
+  rank = min(rank, *change_VD.shape)
+  a_VR, b_RD = best_factors(change_VD, rank)
+  # Multiplied out, as an embedding's site takes dense changes only.
   nearest_VD = a_VR @ b_RD
   lost = np.linalg.norm(change_VD - nearest_VD)
   whole = np.linalg.norm(change_VD)
@@ -169,12 +190,16 @@ def best_factors(change_IO: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarr
 
   Source: Eckart and Young, 1936.
   """
-  if change_IO.shape[0] > change_IO.shape[1]:
+  num_inputs, num_outputs = change_IO.shape
+  # The nearest matrix of the transpose is the transpose of the nearest: (x y)^T = y^T x^T.
+  if num_inputs > num_outputs:
     outputs_OR, inputs_RI = best_factors(change_IO.T, rank)
     return inputs_RI.T, outputs_OR.T
   # Eigenvectors of the smaller Gram matrix cost far less than an SVD of the whole.
   gram_II = change_IO @ change_IO.T
   _, vectors = np.linalg.eigh(gram_II)
   # eigh sorts eigenvalues in ascending order; the largest come first here.
-  basis_IR = vectors[:, ::-1][:, :rank]
+  descending = vectors[:, ::-1]
+  basis_IR = descending[:, :rank]
+  # The basis is orthonormal, so its transpose gives the nearest coefficients: U U^T W.
   return basis_IR, basis_IR.T @ change_IO

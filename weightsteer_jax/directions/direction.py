@@ -104,10 +104,14 @@ def save(folder: files.Path, direction: Direction, *, sync: bool = True) -> None
       squares, prints = direction_file.write(partial / TENSORS, flat, parts, sync=sync)
     else:
       squares, prints = _save_tensors(partial / TENSORS, direction.delta)
+    norms = {path: math.sqrt(square) for path, square in squares.items()}
+    # Sites share no element, so their squared norms add up.
+    norm = math.sqrt(math.fsum(squares.values()))
+    # After the provenance: a direction that was loaded brings the values of its old folder along.
     manifest = {
       **direction.meta,
-      'norm': math.sqrt(math.fsum(squares.values())),
-      'norms': {path: math.sqrt(square) for path, square in squares.items()},
+      'norm': norm,
+      'norms': norms,
       'versions': versions('jax', 'jaxlib', 'flax', 'numpy', 'safetensors'),
       'fingerprints': prints,
     }
@@ -132,22 +136,27 @@ def load(folder: files.Path, *, unread: bool = False) -> Direction:
   raw = raws.tensors_of(folder / TENSORS)
   prints = meta['fingerprints']
   # Names first: a tensor that is missing or too many is found before any is read.
-  _MANIFEST.check_fingerprints(folder, prints, {name: prints.get(name) for name in raw})
+  prints_by_name = {name: prints.get(name) for name in raw}
+  _MANIFEST.check_fingerprints(folder, prints, prints_by_name)
   base = bases.from_json(meta['base'], where='the direction')
   # A tensor in our axes is named by a path with '/', one of a checkpoint by a name with '.'.
-  tensors = _read_tensors({name: tensor for name, tensor in raw.items() if '/' in name})
+  ours = {name: tensor for name, tensor in raw.items() if '/' in name}
+  theirs = {name: tensor for name, tensor in raw.items() if '/' not in name}
+  tensors = _read_tensors(ours)
   expected = {name: prints[name] for name in tensors}
   _MANIFEST.check_fingerprints(folder, expected, tree.fingerprint(tensors))
   leaves = _from_tensors(tensors)
-  values = {
-    name: on_disk.Values(tensor, fingerprint=prints[name])
-    for name, tensor in raw.items()
-    if '/' not in name
-  }
+  values = {}
+  for name, tensor in theirs.items():
+    values[name] = on_disk.Values(tensor, fingerprint=prints[name])
   if values:
+    # A fused tensor may hold parameters that do not change: the sites with a norm are the delta's.
     for path, leaf in _from_checkpoint(values, base, meta['norms']).items():
+      # As an array, each change is read and checked against its fingerprint.
       leaves[path] = leaf if unread else Dense(jnp.asarray(np.asarray(leaf.value)))
-  direction = Direction(tree.unflatten(dict(sorted(leaves.items()))), meta)
+  # By path, so that the order of a delta does not depend on how its file is laid out.
+  in_order = dict(sorted(leaves.items()))
+  direction = Direction(tree.unflatten(in_order), meta)
   models.check_delta(base.config, direction.delta)
   return direction
 
@@ -162,6 +171,7 @@ def _save_tensors(path: pathlib.Path, delta: PyTree) -> tuple[dict[str, float], 
       # The file has no place for the scale: B takes it.
       tensors[f'{site}.a'] = np.asarray(leaf.a, np.float32)
       tensors[f'{site}.b'] = np.float32(leaf.scale) * np.asarray(leaf.b, np.float32)
+  # No manifest can hold a norm that is NaN, and steering with one would give nothing but NaN.
   broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
   if broken:
     raise NotFiniteError(f'the direction is NaN or infinite at {", ".join(broken)}')
@@ -194,7 +204,9 @@ def _read_tensors(raw: Mapping[str, raws.Raw]) -> dict[str, np.ndarray]:
   tensors = {}
   for name, tensor in raw.items():
     tensors[name] = np.empty(tensor.shape, raws.STORED_AS[tensor.dtype])
-    tensor.read(0, tensors[name].reshape(-1))
+    # Of a new array, the flat reshape is a view, so the bytes arrive in place.
+    flat = tensors[name].reshape(-1)
+    tensor.read(0, flat)
   return tensors
 
 
@@ -206,7 +218,11 @@ def _from_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, LowRank | Dens
     if part == 'dense':
       leaves[path] = Dense(jnp.asarray(tensors[name]))
     elif part == 'a' and f'{path}.b' in tensors:
-      leaves[path] = LowRank(jnp.asarray(tensors[name]), jnp.asarray(tensors[f'{path}.b']))
+      a = jnp.asarray(tensors[name])
+      b = jnp.asarray(tensors[f'{path}.b'])
+      # The leaf's scale stays 1: saving folded the scale into B.
+      leaves[path] = LowRank(a, b)
+    # A 'b' beside an 'a' was taken with the 'a'; anything else is damage.
     elif part != 'b' or f'{path}.a' not in tensors:
       raise CorruptError(
         f"the direction's tensor '{name}' is neither a dense change nor half of a whole pair; make "

@@ -60,7 +60,9 @@ def factors(path: str, leaf: LowRank) -> tuple[jax.Array, jax.Array]:
   """The factors as stacks of matrices: a [L, I, R] and b [L, R, O], float32, the scale in b."""
   a = jnp.asarray(leaf.a, jnp.float32)
   b = jnp.asarray(leaf.b, jnp.float32)
-  matrices = math.prod(a.shape[: stack_axes(path)])
+  # 1 outside the layer stack: an empty product.
+  stack_shape = a.shape[: stack_axes(path)]
+  matrices = math.prod(stack_shape)
   rank = a.shape[-1]
   a_LIR = a.reshape(matrices, -1, rank)
   b_LRO = b.reshape(matrices, rank, -1)
@@ -76,10 +78,13 @@ def layer_changes(path: str, leaf: LowRank | Dense) -> Iterator[np.ndarray]:
   stack = stack_axes(path)
   if isinstance(leaf, Dense):
     value = np.asarray(leaf.value, np.float32)
-    yield from value if stack else value[None]
+    # A parameter outside the layer stack is a single layer.
+    layers = value if stack else value[None]
+    yield from layers
     return
   a = np.asarray(leaf.a, np.float32)
   b = np.float32(leaf.scale) * np.asarray(leaf.b, np.float32)
+  # Inputs and outputs become one axis each, so that @ multiplies matrices, expert by expert.
   rank = a.shape[-1]
   a = a.reshape(*a.shape[:stack], -1, rank)
   b = b.reshape(*b.shape[:stack], rank, -1)
@@ -96,8 +101,9 @@ def change_shape(path: str, leaf: LowRank | Dense) -> tuple[int, ...]:
   if isinstance(leaf, Dense):
     return tuple(leaf.value.shape)
   # a is [stack..., inputs..., R] and b is [stack..., R, outputs...].
+  stack_and_inputs = leaf.a.shape[:-1]
   outputs = leaf.b.shape[stack_axes(path) + 1 :]
-  return (*leaf.a.shape[:-1], *outputs)
+  return (*stack_and_inputs, *outputs)
 
 
 def matrix_products(path: str, x: LowRank | Dense, y: LowRank | Dense) -> np.ndarray:
@@ -106,10 +112,11 @@ def matrix_products(path: str, x: LowRank | Dense, y: LowRank | Dense) -> np.nda
   Raises:
     InputError: if the leaves have different shapes.
   """
-  summands = jax.device_get(terms(path, x, y))
+  terms_L = jax.device_get(terms(path, x, y))
   # Summed here and not in the program, which has no float64.
-  summands = np.asarray(summands, np.float64)
-  return summands.reshape(summands.shape[0], -1).sum(axis=1)
+  summands = np.asarray(terms_L, np.float64)
+  summands = summands.reshape(len(summands), -1)
+  return summands.sum(axis=1)
 
 
 def terms(path: str, x: LowRank | Dense, y: LowRank | Dense) -> jax.Array:
@@ -131,18 +138,22 @@ def terms(path: str, x: LowRank | Dense, y: LowRank | Dense) -> jax.Array:
     if isinstance(y, LowRank):
       return _low_rank_terms(*factors(path, x), *factors(path, y))
     return _mixed(path, x, y)
+  # An inner product is symmetric, so one formula serves both orders.
   if isinstance(y, LowRank):
     return _mixed(path, y, x)
   value_x = jnp.asarray(x.value, jnp.float32)
   value_y = jnp.asarray(y.value, jnp.float32)
-  matrices = math.prod(shape_x[: stack_axes(path)])
-  return _dense_terms(value_x, value_y).reshape(matrices, -1)
+  row_terms = _dense_terms(value_x, value_y)
+  stack_shape = shape_x[: stack_axes(path)]
+  return row_terms.reshape(math.prod(stack_shape), -1)
 
 
 def _mixed(path: str, low_rank: LowRank, dense: Dense) -> jax.Array:
   a_LIR, b_LRO = factors(path, low_rank)
   layers, inputs, _ = a_LIR.shape
-  v_LIO = jnp.asarray(dense.value, jnp.float32).reshape(layers, inputs, b_LRO.shape[-1])
+  outputs = b_LRO.shape[-1]
+  value = jnp.asarray(dense.value, jnp.float32)
+  v_LIO = value.reshape(layers, inputs, outputs)
   return _mixed_terms(a_LIR, b_LRO, v_LIO)
 
 
@@ -150,6 +161,7 @@ def _mixed(path: str, low_rank: LowRank, dense: Dense) -> jax.Array:
 def _low_rank_terms(
   a_LIR: jax.Array, b_LRO: jax.Array, other_a_LIr: jax.Array, other_b_LrO: jax.Array
 ) -> jax.Array:
+  # r is the rank of the other change. GPUs and TPUs multiply float32 in fewer bits by default.
   inputs_LRr = jnp.einsum('LIR,LIr->LRr', a_LIR, other_a_LIr, precision='highest')
   outputs_LRr = jnp.einsum('LRO,LrO->LRr', b_LRO, other_b_LrO, precision='highest')
   return inputs_LRr * outputs_LRr

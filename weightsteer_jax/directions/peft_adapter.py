@@ -95,6 +95,7 @@ def read(folder: pathlib.Path) -> Adapter:
   wholes = {}
   for name, tensor in _read_tensors(folder).items():
     module, part = _parse(name, folder)
+    # Adapters may be saved in bfloat16 or float16; float32 holds every such value exactly.
     if part in ('A', 'B'):
       factors.setdefault(module, {})[part] = tensor.astype(np.float32)
     elif part == 'whole':
@@ -104,12 +105,14 @@ def read(folder: pathlib.Path) -> Adapter:
     raise InputError(
       f'{folder}: the modules {", ".join(halves[:4])} have one of lora_A and lora_B, not both'
     )
-  pairs = {module: (parts['A'], parts['B']) for module, parts in factors.items()}
-  broken = [
-    module
-    for module, (a, b) in pairs.items()
-    if not (np.isfinite(a).all() and np.isfinite(b).all())
-  ]
+  pairs = {}
+  broken = []
+  for module, parts in factors.items():
+    a = parts['A']
+    b = parts['B']
+    pairs[module] = (a, b)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+      broken.append(module)
   broken += [name for name, tensor in wholes.items() if not np.isfinite(tensor).all()]
   if broken:
     raise NotFiniteError(f'{folder}: NaN or infinite values in {", ".join(sorted(broken)[:4])}')
@@ -150,9 +153,14 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
       f"{path}: bias is {config['bias']!r}; biases trained by PEFT are not read: merge the adapter "
       'and pass checkpoints'
     )
-  refused = {key: value for key, value in config.items() if key not in INERT | HONOURED and value}
+  # PEFT writes every field it knows; the settings that are off are null, false or empty.
+  read_fields = INERT | HONOURED
+  refused = []
+  for key, value in sorted(config.items()):
+    if key not in read_fields and value:
+      refused.append(f'{key}={json.dumps(value)}')
   if refused:
-    fields = ', '.join(f'{key}={json.dumps(value)}' for key, value in sorted(refused.items()))
+    fields = ', '.join(refused)
     raise InputError(
       f'{path}: these settings are not supported, and ignoring them could change the '
       f'result: {fields}'
@@ -181,14 +189,20 @@ def factor_patterns(pattern: str) -> tuple[str, str]:
   ('R D -> D R', '(N H) R -> R N H')
   """
   stored_axes = pattern.split(' -> ')[0]
-  # A group in brackets is an axis of the stored tensor.
+  # A group in brackets is an axis of the stored tensor. torch stores a weight as outputs, inputs.
   outputs, inputs = re.findall(r'\([^)]*\)|\S+', stored_axes)
-  return f'R {inputs} -> {inputs.strip("()")} R', f'{outputs} R -> R {outputs.strip("()")}'
+  our_inputs = inputs.strip('()')
+  our_outputs = outputs.strip('()')
+  # PEFT computes B A x, with A [R, inputs] and B [outputs, R]; we compute x A B, so both turn.
+  a_pattern = f'R {inputs} -> {our_inputs} R'
+  b_pattern = f'{outputs} R -> R {our_outputs}'
+  return a_pattern, b_pattern
 
 
 def _pattern_value(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
   # The first pattern that matches counts, as in PEFT.
   for key, value in (patterns or {}).items():
+    # A key is the end of a module's name, from a dot on, and may be a regular expression.
     try:
       matches = re.match(rf'(.*\.)?({key})$', module)
     except re.error as error:
@@ -223,6 +237,7 @@ def _parse(name: str, folder: pathlib.Path) -> tuple[str, str]:
   >>> _parse('base_model.model.lm_head.modules_to_save.default.weight', pathlib.Path('x'))
   ('lm_head.weight', 'whole')
   """
+  # PeftModel wraps a tuner, which wraps the model: two levels of attributes in every name.
   plain = name.removeprefix('base_model.model.')
   if 'lora_magnitude_vector' in plain:
     raise InputError(

@@ -33,6 +33,7 @@ def to_delta(adapter: Adapter, base: Checkpoint) -> PyTree:
       base, or the two ends of tied embeddings are changed differently.
   """
   leaves: dict[str, LowRank | Dense] = {}
+  # Pairs without a parameter so far: a pair must never be dropped in silence.
   left = set(adapter.pairs)
   for path, row in base.rows.items():
     # PEFT has no LoRA of stacked experts; their modules end up among the unknown.
@@ -41,12 +42,16 @@ def to_delta(adapter: Adapter, base: Checkpoint) -> PyTree:
     # Of a fused module, each parameter takes its own rows below.
     modules = {}
     for layer in range(base.num_layers(path)):
-      module = row.name.format(l=layer).removesuffix('.weight')
+      tensor_name = row.name.format(l=layer)
+      module = tensor_name.removesuffix('.weight')
       if module in adapter.pairs:
         modules[layer] = module
     if not modules:
       continue
-    if models.sites(base.config)[path].inputs:
+    # Kernels stay factors, and an embedding becomes dense. LoRA has no form for anything else, so
+    # such a pair stays among the unknown.
+    site = models.sites(base.config)[path]
+    if site.inputs:
       leaf = _stack_pairs(adapter, base.config, row, modules)
       if leaf is not None:
         leaves[path] = leaf
@@ -58,6 +63,7 @@ def to_delta(adapter: Adapter, base: Checkpoint) -> PyTree:
   if left:
     raise InputError(_unknown_modules(adapter, base, left))
   for path, change in _whole_changes(adapter, base).items():
+    # One of the two would overwrite the other's change.
     if path in leaves:
       raise InputError(
         f"{adapter.folder}: '{path}' is both a LoRA target and saved whole; one of them must go"
@@ -76,25 +82,35 @@ def _stack_pairs(
   Args:
     modules: {layer: Hugging Face module name} of the layers with a pair.
   """
-  pairs = {layer: _convert_pair(adapter, config, module, row) for layer, module in modules.items()}
-  # A fused module's adapter may have ranks that change only the other parameters of the module.
-  if row.before or row.after:
-    for layer, (a, b) in pairs.items():
-      used = np.flatnonzero(b.any(axis=tuple(range(1, b.ndim))))
-      pairs[layer] = a[..., used], b[used]
+  is_fused = bool(row.before or row.after)
+  pairs = {}
+  for layer, module in modules.items():
+    a, b = _convert_pair(adapter, config, module, row)
+    # A fused module's adapter may have ranks that change only the other parameters of the module.
+    if is_fused:
+      output_axes = tuple(range(1, b.ndim))
+      used = np.flatnonzero(b.any(axis=output_axes))
+      a = a[..., used]
+      b = b[used]
+    pairs[layer] = (a, b)
+  # rank_pattern may give each layer a rank of its own.
   rank = max(len(b) for _, b in pairs.values())
   if rank == 0:
     return None
   site = models.sites(config)[row.path]
   num_layers = site.shape[0] if site.stack else 1
   axes = site.shape[len(site.stack) :]
-  whole_a = np.zeros((num_layers, *axes[: site.inputs], rank), np.float32)
-  whole_b = np.zeros((num_layers, rank, *axes[site.inputs :]), np.float32)
+  inputs = axes[: site.inputs]
+  outputs = axes[site.inputs :]
+  whole_a = np.zeros((num_layers, *inputs, rank), np.float32)
+  whole_b = np.zeros((num_layers, rank, *outputs), np.float32)
   for layer, (a, b) in pairs.items():
     whole_a[layer, ..., : a.shape[-1]] = a
     whole_b[layer, : len(b)] = b
+  # A parameter outside the layer stack has no layer axis.
   if not site.stack:
-    return LowRank(jnp.asarray(whole_a[0]), jnp.asarray(whole_b[0]))
+    whole_a = whole_a[0]
+    whole_b = whole_b[0]
   return LowRank(jnp.asarray(whole_a), jnp.asarray(whole_b))
 
 
@@ -105,6 +121,7 @@ def _convert_pair(
   a, b = adapter.pairs[module]
   scale = _checked_scale(adapter, module, a, b)
   a_pattern, b_pattern = factor_patterns(row.pattern)
+  # The shape of the weight that B A is added to.
   shape = (b.shape[0], a.shape[1])
   expected = stored.stored_shape(row, config)
   if shape != expected:
@@ -112,9 +129,12 @@ def _convert_pair(
       f"{adapter.folder}: '{module}' changes a weight of shape {shape}; the base's is {expected}: "
       'the adapter is for another architecture'
     )
-  b = b[stored.stored_rows(row, config)]
+  # The rows of B A are those of B, so a fused module's parameters share A.
+  rows = stored.stored_rows(row, config)
   try:
-    return stored.to_ours(a, a_pattern, config), scale * stored.to_ours(b, b_pattern, config)
+    our_a = stored.to_ours(a, a_pattern, config)
+    our_b = stored.to_ours(b[rows], b_pattern, config)
+    return our_a, scale * our_b
   except EinopsError as error:
     raise InputError(
       f"{adapter.folder}: '{module}' does not fit the base's '{row.pattern}'"
@@ -123,6 +143,7 @@ def _convert_pair(
 
 def _checked_scale(adapter: Adapter, module: str, a: np.ndarray, b: np.ndarray) -> np.float32:
   rank, scale = scaling(adapter.config, module)
+  # A wrong rank would give a wrong scale: the config is of another adapter, or was edited.
   if a.shape[:1] != (rank,) or b.shape[1:] != (rank,):
     raise InputError(
       f"{adapter.folder}: '{module}' has factors {a.shape} and {b.shape}, but its config says rank "
@@ -157,22 +178,27 @@ def _table_change(adapter: Adapter, base: Checkpoint, module: str) -> Dense:
 def _whole_changes(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
   """{path: saved minus base} of the modules that were saved whole and changed."""
   wholes = _untie(adapter, base) if base.config.tied else adapter.wholes
+  # {tensor name: (path, layer)} of the base's parameters, except experts.
   owners = {}
   for path, row in base.rows.items():
-    if '{e}' not in row.name:
-      for layer in range(base.num_layers(path)):
-        owners[row.name.format(l=layer)] = (path, layer)
+    if '{e}' in row.name:
+      continue
+    for layer in range(base.num_layers(path)):
+      owners[row.name.format(l=layer)] = (path, layer)
   changes: dict[str, np.ndarray] = {}
   for name, tensor in wholes.items():
     if name not in owners:
       raise InputError(_unknown_modules(adapter, base, {name}))
     path, layer = owners[name]
-    change = _as_base_layer(adapter, base, name, path, tensor) - base.layer(path, layer)
+    saved = _as_base_layer(adapter, base, name, path, tensor)
+    change = saved - base.layer(path, layer)
     # PEFT also saves modules that were never trained; these are no part of the delta.
     if not change.any():
       continue
     if path not in changes:
-      changes[path] = np.zeros(models.sites(base.config)[path].shape, np.float32)
+      shape = models.sites(base.config)[path].shape
+      changes[path] = np.zeros(shape, np.float32)
+    # A view of the layer, or the whole outside the layer stack: assigned in place.
     target = changes[path][layer] if base.is_stacked(path) else changes[path]
     target[...] = change
   return {path: Dense(jnp.asarray(change)) for path, change in changes.items()}
@@ -184,6 +210,7 @@ def _as_base_layer(
   expected = base.tensors.shape(name)
   if tensor.shape != expected:
     hint = ''
+    # Of all tensors only these two grow with the tokenizer, as by resize_token_embeddings.
     if name in (HEAD, EMBEDDING):
       hint = '; the vocabulary was resized after the base was saved'
     raise InputError(
@@ -225,8 +252,10 @@ def _untie(adapter: Adapter, base: Checkpoint) -> dict[str, np.ndarray]:
 
 
 def _unknown_modules(adapter: Adapter, base: Checkpoint, names: set[str]) -> str:
+  # The modules of the first layer stand for those of all layers in the suggestion.
   known = {row.name.replace('{l}', '0').removesuffix('.weight') for row in base.rows.values()}
   first = sorted(names)[0]
+  # A tied head is stored as the embedding, so the base has no parameter of that name.
   tied = ''
   if base.config.tied and any(name.startswith('lm_head') for name in names):
     tied = ' The base ties its head to its embedding, so it has no head of its own to change.'

@@ -60,19 +60,21 @@ def mean_residuals(
     InputError: if there are no examples, or an example is longer than the model's positions.
   """
   layout = layout or sharding.single()
-  length = data.batches.row_length_for(max(map(len, examples), default=1))
+  # No examples are an error of `_weighted`, which says so.
+  longest = max(map(len, examples), default=1)
+  length = data.batches.row_length_for(longest)
   rows = max(1, BATCH_TOKENS // length)
+  weighted = _weighted(examples)
+  batches = data.eval_batches(weighted, rows=rows, row_length=length, row_multiple=layout.rows)
   # float64, as the sums of all batches are far larger than the differences of means.
   total = np.zeros((model.config.num_layers + 1, model.config.width))
-  batches = data.eval_batches(
-    _weighted(examples), rows=rows, row_length=length, row_multiple=layout.rows
-  )
   for batch in batches:
     weights_BT = np.zeros(batch.tokens_BT.shape, np.float32)
     # A batch's weight belongs to the token that is predicted; here the token itself is weighed.
     weights_BT[:, 1:] = batch.weights_BT[:, :-1]
     with layout.context():
-      sums = _sums(model.config, model.params, *layout.put_batch((batch, weights_BT)))
+      placed_batch, placed_weights_BT = layout.put_batch((batch, weights_BT))
+      sums = _sums(model.config, model.params, placed_batch, placed_weights_BT)
     total += np.asarray(sums, np.float64)
   return total / len(examples)
 
@@ -81,10 +83,13 @@ def _weighted(examples: Sequence[Example]) -> list[Example]:
   """The examples with 1 / number of answer tokens as mask, so that each example counts once."""
   if not examples:
     raise InputError('there are no answers to take a mean over')
-  return [
-    dataclasses.replace(example, loss_mask=example.loss_mask / np.float32(example.loss_mask.sum()))
-    for example in examples
-  ]
+  weighted = []
+  for example in examples:
+    # The sum of h / n over an answer's n tokens is their mean, so a long answer weighs no more.
+    num_targets = np.float32(example.loss_mask.sum())
+    weights = example.loss_mask / num_targets
+    weighted.append(dataclasses.replace(example, loss_mask=weights))
+  return weighted
 
 
 def persona_vectors(
@@ -95,9 +100,10 @@ def persona_vectors(
   layout: Layout | None = None,
 ) -> np.ndarray:
   """The persona vectors, positive minus negative `mean_residuals`: float32 [L + 1, D]."""
-  difference = mean_residuals(model, positive, layout=layout)
-  difference -= mean_residuals(model, negative, layout=layout)
-  return difference.astype(np.float32)
+  mean_positive = mean_residuals(model, positive, layout=layout)
+  mean_negative = mean_residuals(model, negative, layout=layout)
+  # Rounded after the subtraction: the means are large and near each other.
+  return (mean_positive - mean_negative).astype(np.float32)
 
 
 def at_layer(vectors: np.ndarray, layer: int) -> PyTree:
@@ -119,7 +125,9 @@ def at_layer(vectors: np.ndarray, layer: int) -> PyTree:
 
 def at_all_layers(vectors: np.ndarray) -> PyTree:
   """The delta that adds v[l] - v[l-1] behind the block of every layer l from 1 to L."""
-  return {'layers': {'residual': models.Dense(jax.numpy.asarray(np.diff(vectors, axis=0)))}}
+  # Additions go on through the residual stream, so increments add up to v[l] - v[0] at layer l.
+  increments = np.diff(vectors, axis=0)
+  return {'layers': {'residual': models.Dense(jax.numpy.asarray(increments))}}
 
 
 def save(folder: files.Path, vectors: np.ndarray, meta: Mapping[str, Any]) -> None:
@@ -129,7 +137,9 @@ def save(folder: files.Path, vectors: np.ndarray, meta: Mapping[str, Any]) -> No
   def write():
     with files.new_folder(folder, what='persona vectors') as partial:
       safetensors.save(partial / TENSORS, tensors)
-      _MANIFEST.write(partial, {**meta, 'fingerprints': tree.fingerprint(tensors)})
+      # The manifest comes last: a folder without one was never finished.
+      record = {**meta, 'fingerprints': tree.fingerprint(tensors)}
+      _MANIFEST.write(partial, record)
 
   processes.on_main(write)
 

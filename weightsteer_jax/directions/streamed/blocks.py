@@ -34,7 +34,9 @@ T = TypeVar('T')
 
 def workers() -> int:
   """Number of blocks that are computed at once."""
-  return max(2, min(8, os.cpu_count() or 2))
+  cores = os.cpu_count() or 2
+  # Two at least: while one thread waits for the disk, another computes.
+  return max(2, min(8, cores))
 
 
 def in_order(tasks: Iterable[Callable[[], T]], *, threads: int | None = None) -> Iterator[T]:
@@ -50,11 +52,15 @@ def in_order(tasks: Iterable[Callable[[], T]], *, threads: int | None = None) ->
   with futures.ThreadPoolExecutor(threads) as pool:
     try:
       for task in tasks:
-        ahead.append(pool.submit(task))
+        future = pool.submit(task)
+        ahead.append(future)
+        # Bounded, since each result that waits for its turn is a block in memory.
         if len(ahead) > threads + 1:
-          yield ahead.popleft().result()
+          oldest = ahead.popleft()
+          yield oldest.result()
       while ahead:
-        yield ahead.popleft().result()
+        oldest = ahead.popleft()
+        yield oldest.result()
     finally:
       # After an error, or where the caller stops early, no further task is begun.
       for future in ahead:
@@ -97,8 +103,11 @@ def read(raw: Raw | None, start: int, stop: int, key: str) -> np.ndarray:
     return buffer.reshape(SHAPE)
   dtype = STORED_AS[raw.dtype]
   buffer = _buffer(key, dtype)
-  raw.read(start, buffer[: stop - start])
-  buffer[stop - start :] = 0
+  count = stop - start
+  raw.read(start, buffer[:count])
+  # The buffer still holds the last block.
+  buffer[count:] = 0
+  # The programs below take the bits of bfloat16 and float32, and nothing else.
   if dtype in (np.float16, np.float64):
     converted = _buffer(f'{key} as float32', np.float32)
     converted[...] = buffer
@@ -109,8 +118,9 @@ def read(raw: Raw | None, start: int, stop: int, key: str) -> np.ndarray:
 def put(values: np.ndarray, key: str) -> np.ndarray:
   """At most SIZE float32 values as a block."""
   buffer = _buffer(key, np.float32)
-  buffer[: values.size] = values.reshape(-1)
-  buffer[values.size :] = 0
+  count = values.size
+  buffer[:count] = values.reshape(-1)
+  buffer[count:] = 0
   return buffer.reshape(SHAPE)
 
 
@@ -147,7 +157,8 @@ def wide(block: np.ndarray) -> np.ndarray:
 def squares(block: np.ndarray) -> float:
   """The sum of the squares of a float32 block: float32 within a row, float64 over rows."""
   # i rows and j columns of the block; no square is ever stored.
-  return float(np.einsum('ij,ij->i', block, block).sum(dtype=np.float64))
+  rows = np.einsum('ij,ij->i', block, block)
+  return float(rows.sum(dtype=np.float64))
 
 
 def finite(block: np.ndarray) -> bool:
@@ -174,8 +185,11 @@ def words_from(block: np.ndarray, start: int) -> int:
   num_rows, num_columns = SHAPE
   # Numbers of elements are uint32 and wrap around, as in tree.fingerprint.
   first = np.uint32(start % 2**32)
-  rows = first + np.arange(num_rows, dtype=np.uint32) * np.uint32(num_columns)
-  return words(block, rows, np.arange(num_columns, dtype=np.uint32))
+  row_numbers = np.arange(num_rows, dtype=np.uint32)
+  columns = np.arange(num_columns, dtype=np.uint32)
+  # Element (i, j) has the number start + i * num_columns + j. Padding is zeros, whose words add 0.
+  rows = first + row_numbers * np.uint32(num_columns)
+  return words(block, rows, columns)
 
 
 def fingerprint(total: int, shape: tuple[int, ...], dtype: str) -> str:
@@ -186,26 +200,33 @@ def fingerprint(total: int, shape: tuple[int, ...], dtype: str) -> str:
 def _buffer(key: str, dtype: Any) -> np.ndarray:
   """SIZE elements that belong to this thread, under a key."""
   buffers = _local.__dict__.setdefault('buffers', {})
+  # The size is in the name: after a change of SIZE, buffers of the old size would not do.
   name = (key, np.dtype(dtype), SIZE)
   if name not in buffers:
     size = SIZE * np.dtype(dtype).itemsize
+    # Large enough that an aligned range of the size lies inside.
     memory = np.empty(size + ALIGNMENT, np.uint8)
     offset = -memory.ctypes.data % ALIGNMENT
-    buffers[name] = memory[offset : offset + size].view(dtype)
+    aligned = memory[offset : offset + size]
+    buffers[name] = aligned.view(dtype)
   return buffers[name]
 
 
 def _on_host(function: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
   # Weights pass through once: moving them to an accelerator would cost more than the sums.
-  with jax.default_device(jax.local_devices(backend='cpu')[0]):
-    return jax.tree.map(np.asarray, function(*arrays, **options))
+  host = jax.local_devices(backend='cpu')[0]
+  with jax.default_device(host):
+    results = function(*arrays, **options)
+    return jax.tree.map(np.asarray, results)
 
 
 def _wide(x: jax.Array) -> jax.Array:
   """float32 from the bits of bfloat16; float32 as it is."""
   if x.dtype != jnp.uint16:
     return x
-  return jax.lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
+  # A bfloat16 is the upper half of the float32 of the same value.
+  bits = x.astype(jnp.uint32) << 16
+  return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _rounded(x: jax.Array, dtype: str) -> jax.Array:
@@ -214,7 +235,9 @@ def _rounded(x: jax.Array, dtype: str) -> jax.Array:
     return x
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
   # The carry of 0x7FFF, or of 0x8000 above an odd bit, rounds up; a NaN would become infinite.
-  rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+  odd = (bits >> 16) & 1
+  rounded = (bits + 0x7FFF + odd) >> 16
+  # 0x7FC0 are the bits of the quiet NaN.
   return jnp.where(jnp.isnan(x), 0x7FC0, rounded).astype(jnp.uint16)
 
 
@@ -241,8 +264,10 @@ def _cast(base: jax.Array, dtype: str) -> jax.Array:
 
 @jax.jit
 def _words(block: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+  # One word an element, as in tree.fingerprint: 32 bits of a float32, 16 of a bfloat16.
   if block.dtype == jnp.float32:
     bits = jax.lax.bitcast_convert_type(block, jnp.uint32)
   else:
     bits = block.astype(jnp.uint32)
-  return tree.mixed(bits, rows[:, None] + columns[None, :])
+  numbers = rows[:, None] + columns[None, :]
+  return tree.mixed(bits, numbers)

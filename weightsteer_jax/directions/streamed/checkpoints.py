@@ -50,15 +50,18 @@ class Checkpoint:
       NotFiniteError: if a value is NaN or infinite.
     """
     row = self.rows[path]
-    bounds = [(0, size) for size in models.sites(self.config)[path].shape]
+    shape = models.sites(self.config)[path].shape
+    bounds = [(0, size) for size in shape]
+    # The layer axis is the first. A slice of one layer keeps it, so it is taken off at the end.
     if self.is_stacked(path):
       bounds[0] = (layer, layer + 1)
     ours = stored.read_slice(self.config, row, self.tensors, bounds, np.float32)
+    # A single NaN would make the norm and every cosine of the change NaN.
     if not np.isfinite(ours).all():
       # Of experts, the first tensor of the layer is named.
       names = stored.stored_names(row, self.config)
-      name = next(name for at, name in names.items() if not at or at[0] == layer)
-      raise NotFiniteError(f"{self.folder}: '{name}' ({path}) holds NaN or infinite values")
+      in_layer = [name for at, name in names.items() if not at or at[0] == layer]
+      raise NotFiniteError(f"{self.folder}: '{in_layer[0]}' ({path}) holds NaN or infinite values")
     return ours[0] if self.is_stacked(path) else ours
 
   def num_layers(self, path: str) -> int:
@@ -71,11 +74,10 @@ class Checkpoint:
 
   def raw(self) -> dict[str, raws.Raw]:
     """{tensor: range of bytes in a file}, file after file."""
-    return {
-      name: raw
-      for path in stored.weight_files(self.folder)
-      for name, raw in raws.tensors_of(path).items()
-    }
+    tensors = {}
+    for path in stored.weight_files(self.folder):
+      tensors.update(raws.tensors_of(path))
+    return tensors
 
   def digest(self) -> str:
     """The digest of the weights (see base.digest), one parameter in memory at a time."""
@@ -93,10 +95,13 @@ class Checkpoint:
 
   def _whole(self, path: str) -> np.ndarray:
     # In bfloat16, as digests are taken, so that only a layer is ever held in float32.
-    whole = np.empty(models.sites(self.config)[path].shape, jnp.bfloat16)
+    shape = models.sites(self.config)[path].shape
+    whole = np.empty(shape, jnp.bfloat16)
+    # Views of the whole, one a layer: what is assigned to a view is in the whole.
     layers = whole if self.is_stacked(path) else whole[None]
     for layer, target in enumerate(layers):
-      target[...] = self.layer(path, layer).astype(jnp.bfloat16)
+      values = self.layer(path, layer)
+      target[...] = values.astype(jnp.bfloat16)
     return whole
 
 
@@ -111,6 +116,7 @@ def open_checkpoint(source: str | pathlib.Path) -> Iterator[Checkpoint]:
     CorruptError: if a file was cut short, or an export of ours is not as it was written.
   """
   folder, revision = models.resolve(source)
+  # Exports of ours say what their files hash to; checkpoints of others are taken as they are.
   sealed.check_if_export(folder)
   config, family = models.load_config(folder)
   with stored.open_tensors(folder) as tensors:
@@ -135,10 +141,12 @@ def difference(x: Checkpoint, y: Checkpoint) -> dict[str, Dense]:
     InputError: if the architectures differ.
     NotFiniteError: if a value is NaN or infinite.
   """
-  return {
-    path: Dense(jnp.asarray(np.asarray(leaf.value)))
-    for path, leaf in unread_difference(x, y).items()
-  }
+  differences = {}
+  for path, leaf in unread_difference(x, y).items():
+    # As an array, the change is read from both files.
+    values = np.asarray(leaf.value)
+    differences[path] = Dense(jnp.asarray(values))
+  return differences
 
 
 def unread_difference(x: Checkpoint, y: Checkpoint) -> dict[str, Dense]:
@@ -150,7 +158,10 @@ def unread_difference(x: Checkpoint, y: Checkpoint) -> dict[str, Dense]:
   bases.same_architecture(x.config, y.config, what=f"the checkpoints '{x.source}' and '{y.source}'")
   raw_x = x.raw()
   raw_y = y.raw()
-  parts = [part for parts in on_disk.parts_of(x.config, x.family).values() for part in parts]
+  # By part and not by tensor, as only some parameters of a fused tensor may differ.
+  parts = []
+  for parts_of_tensor in on_disk.parts_of(x.config, x.family).values():
+    parts += parts_of_tensor
   tasks = (functools.partial(_differ, raw_x[part.name], raw_y[part.name], part) for part in parts)
   names = set()
   paths = set()
@@ -159,7 +170,10 @@ def unread_difference(x: Checkpoint, y: Checkpoint) -> dict[str, Dense]:
       names.add(part.name)
       paths.add(part.path)
   # A fused tensor is one change of several parameters, even where only one of them differs.
-  values = {name: on_disk.Values(raw, raw_y[name]) for name, raw in raw_x.items() if name in names}
+  values = {}
+  for name, raw in raw_x.items():
+    if name in names:
+      values[name] = on_disk.Values(raw, raw_y[name])
   return on_disk.leaves(x.config, x.family, values, paths)
 
 
@@ -168,7 +182,10 @@ def _differ(raw_x: raws.Raw, raw_y: raws.Raw, part: on_disk.Part) -> bool:
   for start, stop in blocks.ranges(part.start, part.stop):
     x = blocks.read(raw_x, start, stop, 'plus')
     y = blocks.read(raw_y, start, stop, 'minus')
-    # Equal bits are the usual case, and much faster to see. Other bits may be equal numbers: 0, -0.
-    if not np.array_equal(x, y) and blocks.difference(x, y).any():
+    # Equal bits are the usual case, and much faster to see.
+    if np.array_equal(x, y):
+      continue
+    # Other bits may be equal numbers: 0 and -0.
+    if blocks.difference(x, y).any():
       return True
   return False

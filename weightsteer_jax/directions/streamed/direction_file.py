@@ -47,10 +47,13 @@ def write(
     CorruptError: if a change does not match its fingerprint.
   """
   tensors = on_disk.tensors_of(flat)
+  # By parameter: the norms of a direction. By tensor: the words of the fingerprints.
   squares = dict.fromkeys(flat, 0.0)
   totals = dict.fromkeys(tensors, 0)
   shapes = {name: values.plus.shape for name, values in tensors.items()}
+  # The header of a safetensors file stands before the tensors, and shapes are all it needs.
   header = {name: ('F32', shape) for name, shape in shapes.items()}
+  # Blocks come back in the order of their tasks, the order of the header.
   with FileWriter(path, header, hashed=False, sync=sync) as file:
     for block in blocks.in_order(_tasks(tensors, parts)):
       # A finite sum of squares says that all elements are finite; an infinite sum may overflow.
@@ -60,12 +63,15 @@ def write(
       # A fused tensor may hold parameters that the direction does not change.
       if block.path in squares:
         squares[block.path] += block.square
-      file.write(block.values.reshape(-1)[: block.count])
+      # Without the zeros that fill the last block of a part.
+      elements = block.values.reshape(-1)
+      file.write(elements[: block.count])
+  # Only now are the sums complete. A caller writes into a new folder, which an error takes back.
   for name, values in tensors.items():
     values.check(totals[name])
-  prints = {
-    name: blocks.fingerprint(totals[name], shape, 'float32') for name, shape in shapes.items()
-  }
+  prints = {}
+  for name, shape in shapes.items():
+    prints[name] = blocks.fingerprint(totals[name], shape, 'float32')
   return squares, prints
 
 

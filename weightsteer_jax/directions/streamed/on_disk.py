@@ -63,7 +63,9 @@ class Values:
     plus = blocks.read(self.plus, start, stop, 'plus')
     if self.minus is None:
       return blocks.wide(plus)
-    return blocks.difference(plus, blocks.read(self.minus, start, stop, 'minus'))
+    # Under another key: the two sides must be in memory at once.
+    minus = blocks.read(self.minus, start, stop, 'minus')
+    return blocks.difference(plus, minus)
 
   def whole(self) -> np.ndarray:
     """All elements, flat, float32.
@@ -78,7 +80,9 @@ class Values:
       block = self.read(start, stop)
       if self.fingerprint:
         total += blocks.words_from(block, start)
-      out[start:stop] = block.reshape(-1)[: stop - start]
+      elements = block.reshape(-1)
+      out[start:stop] = elements[: stop - start]
+    # Damage first: a flipped bit may look like an infinite value.
     self.check(total)
     if not np.isfinite(out).all():
       raise self.not_finite()
@@ -92,18 +96,23 @@ class Values:
     """
     if not self.fingerprint:
       return
+    # Only a saved direction has fingerprints, and saving writes float32.
     if blocks.fingerprint(total, self.plus.shape, 'float32') != self.fingerprint:
       where = f'the direction {self.plus.path.parent}'
       raise sealed.mismatch(where, [self.plus.name], remedy='copy or make it again')
 
   def finite(self) -> bool:
     """Whether no element is NaN or infinite."""
-    ranges = blocks.ranges(0, self.plus.size)
-    return all(np.isfinite(self.read(start, stop)).all() for start, stop in ranges)
+    for start, stop in blocks.ranges(0, self.plus.size):
+      block = self.read(start, stop)
+      if not np.isfinite(block).all():
+        return False
+    return True
 
   def not_finite(self) -> NotFiniteError:
     """The error that names the file with a NaN or infinite value."""
     sides = [self.plus] if self.minus is None else [self.plus, self.minus]
+    # Read again, side by side: the difference alone does not show which file is at fault.
     for raw in sides:
       if not Values(raw).finite():
         return NotFiniteError(f"{raw.path.parent}: '{raw.name}' holds NaN or infinite values")
@@ -140,8 +149,10 @@ class OnDisk:
     for at, values in self.values.items():
       tensor = values.whole().reshape(shape)
       out[at] = stored.to_ours(tensor[rows], self.row.pattern, self.config)
+    # NumPy's protocol: without a dtype, the array's own.
     return out if dtype is None else out.astype(dtype, copy=False)
 
+  # jnp.asarray and other functions of jax call this method.
   def __jax_array__(self) -> jax.Array:
     return jnp.asarray(np.asarray(self))
 
@@ -151,12 +162,17 @@ def parts_of(config: ModelConfig, family: Family) -> dict[str, list[Part]]:
   parts: dict[str, list[Part]] = {}
   for row in stored.tensor_rows(config, family).values():
     rows = stored.stored_rows(row, config)
-    width = math.prod(stored.stored_shape(row, config)[1:])
+    _, *row_shape = stored.stored_shape(row, config)
+    # Rows are the first axis on disk, so the rows of a parameter are one range of elements.
+    width = math.prod(row_shape)
+    start = rows.start * width
+    stop = rows.stop * width
     for at, name in stored.stored_names(row, config).items():
-      part = Part(row, at, name, rows.start * width, rows.stop * width)
+      part = Part(row, at, name, start, stop)
       parts.setdefault(name, []).append(part)
-  for of_tensor in parts.values():
-    of_tensor.sort(key=lambda part: part.start)
+  # Parameters come by path, and files are written from front to back.
+  for parts_of_tensor in parts.values():
+    parts_of_tensor.sort(key=lambda part: part.start)
   return parts
 
 
@@ -171,27 +187,33 @@ def leaves(
   of_path: dict[str, dict[tuple[int, ...], Values]] = {}
   for name, parts in parts_of(config, family).items():
     for part in parts:
+      # A layer may be unchanged, and a fused tensor may hold parameters that are not wanted.
       if name in values and part.path in paths:
         of_path.setdefault(part.path, {})[part.at] = values[name]
-  return {
-    # jax and NumPy take an OnDisk for an array wherever a leaf is used.
-    path: Dense(OnDisk(config, row, of_path[path]))  # type: ignore[arg-type]
-    for path, row in stored.tensor_rows(config, family).items()
-    if path in of_path
-  }
+  changes = {}
+  for path, row in stored.tensor_rows(config, family).items():
+    if path in of_path:
+      array = OnDisk(config, row, of_path[path])
+      # jax and NumPy take an OnDisk for an array wherever a leaf is used.
+      changes[path] = Dense(array)  # type: ignore[arg-type]
+  return changes
 
 
 def tensors_of(flat: Mapping[str, Any]) -> dict[str, Values]:
   """{tensor: change} of the leaves that are on disk, in the order of the files."""
   tensors: dict[str, Values] = {}
   for leaf in flat.values():
-    if is_on_disk(leaf):
-      for values in leaf.value.values.values():
-        tensors[values.plus.name] = values
+    if not is_on_disk(leaf):
+      continue
+    # The parameters of a fused tensor bring the same tensor, which is kept once.
+    for values in leaf.value.values.values():
+      tensors[values.plus.name] = values
+
+  def place(values: Values) -> tuple[str, int]:
+    return str(values.plus.path), values.plus.offset
+
   # From front to back through each file, as disks read fastest.
-  in_order = sorted(
-    tensors.values(), key=lambda values: (str(values.plus.path), values.plus.offset)
-  )
+  in_order = sorted(tensors.values(), key=place)
   return {values.plus.name: values for values in in_order}
 
 
