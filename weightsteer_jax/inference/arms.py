@@ -91,7 +91,8 @@ class Arms:
 
   def prompts_of(self, arm: str, alpha: float) -> Sequence[str]:
     """System prompts of the arm at that strength; none for most."""
-    return self.prompts.get(arm, {}).get(alpha, ())
+    by_strength = self.prompts.get(arm, {})
+    return by_strength.get(alpha, ())
 
   def _refuse_without_meaning(self, arm: str, alpha: float) -> None:
     # Strength 0 is the base, and an arm with a free coefficient has every strength.

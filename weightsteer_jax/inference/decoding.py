@@ -189,11 +189,14 @@ def admit(
   put_cache = sharding.by_shard(put_prompts, shards, (rows_axis, rows_axis, 0), rows_axis)
 
   def put_all(old, value):
-    return put(old, jnp.full(prompts, value, old.dtype), entry.slots_P)
+    values_P = jnp.full(prompts, value, old.dtype)
+    return put(old, values_P, entry.slots_P)
 
+  new_cache = jax.tree.map(lambda old, new: put_cache(old, new, entry.slots_P), state.cache, cache)
+  new_rows = jax.tree.map(lambda old, new: put(old, new, entry.slots_P), state.rows, rows)
   admitted = DecodeState(
-    cache=jax.tree.map(lambda old, new: put_cache(old, new, entry.slots_P), state.cache, cache),
-    rows=jax.tree.map(lambda old, new: put(old, new, entry.slots_P), state.rows, rows),
+    cache=new_cache,
+    rows=new_rows,
     counts_B=put_all(state.counts_B, 0),
     active_B=put_all(state.active_B, True),
     stopped_B=put_all(state.stopped_B, False),
@@ -289,7 +292,10 @@ def _is_unstacked(cache: models.Cache) -> bool:
 
 
 def _unstacked_cache(config: models.ModelConfig, cache: models.Cache) -> models.Cache:
-  return {name: models.unstacked(config, stack) for name, stack in cache.items()}
+  layers = {}
+  for name, stack in cache.items():
+    layers[name] = models.unstacked(config, stack)
+  return layers
 
 
 def _unstacked_layers(config: models.ModelConfig, params: PyTree) -> PyTree:
@@ -304,9 +310,11 @@ def _unstacked_delta(config: models.ModelConfig, delta: PyTree, dtype: Any) -> P
   """The delta layer by layer, its factors rounded as in a step."""
 
   def rounded(leaf):
-    if isinstance(leaf, models.LowRank):
-      return models.LowRank(leaf.a.astype(dtype), leaf.b.astype(dtype), leaf.scale)
-    return leaf
+    if not isinstance(leaf, models.LowRank):
+      return leaf
+    a = leaf.a.astype(dtype)
+    b = leaf.b.astype(dtype)
+    return models.LowRank(a, b, leaf.scale)
 
   def unstacked(bare_delta):
     rounded_delta = jax.tree.map(rounded, bare_delta, is_leaf=models.is_delta_leaf)

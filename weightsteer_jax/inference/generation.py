@@ -59,8 +59,8 @@ class Continuation:
   @property
   def size(self) -> shapes.Shape:
     """(tokens to prefill, positions of the cache): the last token of each is not in the cache."""
-    prompt = len(self.request.prompt)
-    return prompt - 1, prompt + self.request.max_new_tokens - 1
+    prefilled = len(self.request.prompt) - 1
+    return prefilled, prefilled + self.request.max_new_tokens
 
   def limit(self, count: int) -> int:
     """How many tokens to generate before the host looks, with `count` there."""

@@ -178,7 +178,8 @@ def alike(
   draw = np.random.default_rng(0)
 
   def tokens(length):
-    return tuple(draw.integers(0, config.vocab_size, length).tolist())
+    ids = draw.integers(0, config.vocab_size, length)
+    return tuple(ids.tolist())
 
   # Nobody waits for the scores.
   no_keys = ((),) * completions
@@ -204,8 +205,10 @@ def attention_share(config: models.ModelConfig) -> float:
     return 0.0
   # Queries and outputs have N heads, keys and values K; the MLP has three kernels, once for each
   # expert that a token goes to.
-  layer = 2 * config.width * (config.num_heads + config.num_kv_heads) * config.head_dim
-  layer += 3 * config.width * config.mlp_width * max(1, config.experts_per_token)
+  heads = 2 * (config.num_heads + config.num_kv_heads)
+  experts = max(1, config.experts_per_token)
+  layer = heads * config.width * config.head_dim
+  layer += 3 * experts * config.width * config.mlp_width
   # Each key of the row costs a product with the query, and a product of its weight and value.
   attention = 2 * config.num_heads * config.head_dim
   return attention / layer
@@ -233,8 +236,10 @@ def plan(
   rows = pack(sizes, length)
   # First the number of batches, then the rows of each: the last batch is as full as others.
   wanted_rows = math.ceil(at_once * len(rows) / len(sizes))
-  count = math.ceil(len(rows) / round_up(wanted_rows, groups))
-  rows_of_each = round_up(math.ceil(len(rows) / count), groups)
+  wanted_rows = round_up(wanted_rows, groups)
+  count = math.ceil(len(rows) / wanted_rows)
+  rows_of_each = math.ceil(len(rows) / count)
+  rows_of_each = round_up(rows_of_each, groups)
   return Plan(count, rows_of_each, length), rows
 
 
@@ -299,12 +304,14 @@ def _fill_question(
   answers = start + prompt
   end = start + question.tokens
   # The prompt, branch 0, and all that prompt and completions have in common.
+  # The prompt, branch 0, and all that prompt and completions have in common.
   batch.tokens_BT[b, start:answers] = question.prompt
   batch.positions_BT[b, start:answers] = np.arange(prompt)
   batch.questions_BT[b, start:end] = number
   # The prompt's last token predicts the answers' first.
   batch.answers_BT[b, answers - 1 : end] = True
   batch.coefficients_BTC[b, start:end] = question.coefficients
+  # The completions, one behind the other; the positions of each go on from the prompt.
   # The completions, one behind the other; the positions of each go on from the prompt.
   places = []
   t = answers
@@ -313,6 +320,7 @@ def _fill_question(
     batch.tokens_BT[b, t : t + fed] = completion[:-1]
     batch.positions_BT[b, t : t + fed] = prompt + np.arange(fed)
     batch.branches_BT[b, t : t + fed] = branch
+    # The first token is predicted by the prompt's last, each other one by the token before.
     # The first token is predicted by the prompt's last, each other one by the token before.
     places.append(np.array([answers - 1, *range(t, t + fed)]))
     t += fed
@@ -339,6 +347,7 @@ def _split(question: Question, tokens: int) -> Iterator[Question]:
   used = len(question.prompt)
   for stop, completion in enumerate(question.completions):
     # Never true at the first completion of a part: see the caller's `tokens`.
+    # At the first completion nothing is split: `tokens` hold the prompt and any completion.
     if used + len(completion) - 1 > tokens:
       yield question.part(start, stop)
       start = stop
@@ -391,8 +400,9 @@ def _row_length(
   def cost(length):
     planned, _ = plan(sample, length, at_once, groups)
     tokens = planned.batches * planned.rows * length
+    work = tokens * (1 + length * share)
     # Of equal costs the shorter row.
-    return tokens * (1 + length * share), length
+    return work, length
 
   # The row must hold the longest question.
   shortest = row_length_for(max(sizes))
@@ -422,13 +432,17 @@ def _batches_of(
     in_batch = []
     for row in rows[number :: planned.batches]:
       in_batch.append([questions[index] for index in row])
-    dealt.append([in_batch[group::groups] for group in range(groups)])
+    grouped = [in_batch[group::groups] for group in range(groups)]
+    dealt.append(grouped)
   # The largest group and the longest text of all batches, for one shape and one program.
-  most = max(_num_targets(group) for batch in dealt for group in batch)
-  width = round_up(most, TARGETS_MULTIPLE)
+  most_targets = 0
+  for grouped in dealt:
+    most_targets = max(most_targets, *map(_num_targets, grouped))
+  width = round_up(most_targets, TARGETS_MULTIPLE)
   reach = max(question.longest for question in questions)
-  for batch in dealt:
-    yield fill(batch, planned.rows // groups, planned.length, width, reach)
+  rows_of_group = planned.rows // groups
+  for grouped in dealt:
+    yield fill(grouped, rows_of_group, planned.length, width, reach)
 
 
 def _num_targets(group: Sequence[Sequence[Question]]) -> int:

@@ -66,7 +66,8 @@ def score_batch(
     # Rows of a group lie on one device: the reshape moves nothing.
     x_UZ = x_BT.reshape(groups, -1, *features)
     # Each group picks among its own rows, so that no device asks another for activations.
-    return jax.vmap(lambda x_Z, places_M: x_Z[places_M])(x_UZ, batch.places_UM)
+    pick = jax.vmap(lambda x_Z, places_M: x_Z[places_M])
+    return pick(x_UZ, batch.places_UM)
 
   # One forward pass over all rows.
   edits = edits_of(deltas, batch.coefficients_BTC, answers=batch.answers_BT)
@@ -109,9 +110,11 @@ def target_logprobs(
     picked_Um1 = jnp.take_along_axis(logits_UmV, targets_Um1, axis=-1)
     picked_Um = picked_Um1[..., 0]
     # Of logits without their softmax: the vocabulary is never normalised in memory.
-    logprobs.append(picked_Um - jax.nn.logsumexp(logits_UmV, axis=-1))
+    total_Um = jax.nn.logsumexp(logits_UmV, axis=-1)
+    logprobs.append(picked_Um - total_Um)
     # A tie with the largest logit counts as greedy.
-    greedy.append(picked_Um >= jnp.max(logits_UmV, axis=-1))
+    largest_Um = jnp.max(logits_UmV, axis=-1)
+    greedy.append(picked_Um >= largest_Um)
   logprobs_UM = jnp.concatenate(logprobs, axis=1)
   greedy_UM = jnp.concatenate(greedy, axis=1)
   return logprobs_UM, greedy_UM

@@ -7,6 +7,8 @@ import collections
 import itertools
 from collections.abc import Sequence
 
+from weightsteer_jax.data.batches import round_up
+
 # Lengths along one or more axes, tokens.
 Shape = tuple[int, ...]
 # Shapes to begin to merge with: merging looks at all pairs, again and again, so the time on the
@@ -34,10 +36,12 @@ def plan_shapes(
     compile_tokens: tokens computed in the time of one compilation.
   """
   # Round the sizes up, more coarsely until few shapes are left.
-  counts = collections.Counter(_round(size, multiples, most) for size in sizes)
-  while len(counts) > MOST_CANDIDATES:
+  rounded = [_round(size, multiples, most) for size in sizes]
+  while len(set(rounded)) > MOST_CANDIDATES:
     multiples = tuple(2 * multiple for multiple in multiples)
-    counts = collections.Counter(_round(size, multiples, most) for size in sizes)
+    rounded = [_round(size, multiples, most) for size in sizes]
+  # {shape: rows}.
+  counts = collections.Counter(rounded)
   # Merge two shapes at a time.
   while len(counts) > 1:
     # (tokens of padding that merging two shapes adds, the shapes); of equals the smallest shapes.
@@ -82,9 +86,10 @@ def _round(size: Shape, multiples: Shape, most: Shape) -> Shape:
   rounded = []
   for length, multiple, limit in zip(size, multiples, most):
     # A prompt of one token has nothing to prefill, and still takes a column of the arrays.
-    multiples_up = -(-max(length, 1) // multiple)
+    padded = round_up(max(length, 1), multiple)
     # Rounding goes to the limit at most, but never cuts the length itself.
-    rounded.append(min(multiples_up * multiple, max(limit, length)))
+    padded = min(padded, max(limit, length))
+    rounded.append(padded)
   return tuple(rounded)
 
 
