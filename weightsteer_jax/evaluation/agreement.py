@@ -15,27 +15,31 @@ from weightsteer_jax.evaluation.rows import RowKey, key_of
 def agreement(judgements: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Rows {purpose, first, second, n, kappa, cut, pearson, spearman} for each pair of judges.
 
-  They are taken over the rows that both judges gave a score to; pairs without such a row are left
-  out. `kappa` compares the two halves that `cut` makes of the scale (a score of the cut or more, or
-  less). What is not defined is null: a kappa where both judges always give one and the same
-  verdict, a correlation where a judge gives one score throughout.
+  The numbers are taken over the rows with a score from both judges; a pair without a common row is
+  left out. `kappa` compares the two halves of the scale: scores of at least `cut`, and scores
+  below. Undefined numbers are null: a kappa if both judges always give the same verdict, a
+  correlation if a judge gives the same score throughout.
   """
   # purpose -> judge -> row -> score
   scores: dict[str, dict[str, dict[RowKey, float]]] = collections.defaultdict(
     lambda: collections.defaultdict(dict)
   )
   for judgement in judgements:
+    # A judge that refused or failed neither agrees nor disagrees.
     if judgement['score'] is not None:
       by_row = scores[judgement['purpose']][judgement['judge']]
       by_row[key_of(judgement)] = judgement['score']
   agreements = []
   for purpose, by_judge in scores.items():
     for first, second in itertools.combinations(by_judge, 2):
-      rows = [row for row in by_judge[first] if row in by_judge[second]]
+      first_scores = by_judge[first]
+      second_scores = by_judge[second]
+      rows = [row for row in first_scores if row in second_scores]
+      # Judges may be asked about different tasks, and then have no row in common.
       if not rows:
         continue
-      x = np.array([by_judge[first][row] for row in rows], np.float64)
-      y = np.array([by_judge[second][row] for row in rows], np.float64)
+      x = np.array([first_scores[row] for row in rows], np.float64)
+      y = np.array([second_scores[row] for row in rows], np.float64)
       cut = PURPOSES[purpose].scale.cut
       agreements.append(
         {
@@ -55,8 +59,8 @@ def agreement(judgements: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def kappa(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> float | None:
   """Cohen's kappa of two judges' yes-or-no verdicts, None where chance agrees always.
 
-  Kappa is the agreement beyond chance, which is what judges with these rates of yes would reach
-  if they did not look.
+  Kappa is the agreement beyond chance. Chance is the agreement of two judges with the same rates of
+  yes that do not look at the answers.
 
   Source: Cohen 1960, A coefficient of agreement for nominal scales.
 
@@ -69,17 +73,23 @@ def kappa(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarra
   both_yes = x.mean() * y.mean()
   both_no = (1 - x.mean()) * (1 - y.mean())
   expected = float(both_yes + both_no)
+  # Both judges always say yes, or always no: kappa would be 0 / 0. Rates of yes are rounded.
   if math.isclose(expected, 1.0):
     return None
   return (observed - expected) / (1 - expected)
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float | None:
-  """The correlation; None where one of the two is constant."""
+  """The correlation of two arrays; None if an array is constant."""
   dx = x - x.mean()
   dy = y - y.mean()
-  norm = math.sqrt(float(dx @ dx) * float(dy @ dy))
-  return float(dx @ dy) / norm if norm > 0 else None
+  squares_x = float(dx @ dx)
+  squares_y = float(dy @ dy)
+  norm = math.sqrt(squares_x * squares_y)
+  # Constant scores have nothing to correlate with.
+  if norm <= 0:
+    return None
+  return float(dx @ dy) / norm
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -90,6 +100,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
   >>> ranks(np.array([30.0, 10.0, 30.0])).tolist()
   [2.5, 1.0, 2.5]
   """
+  # `groups` is each value's place among the distinct values, `counts` how often each occurs.
   _, groups, counts = np.unique(values, return_inverse=True, return_counts=True)
   # A group of equal values takes the ranks from last - count + 1 to last.
   last = np.cumsum(counts)
@@ -106,9 +117,11 @@ def words(judgements: Iterable[Mapping[str, Any]]) -> list[str]:
   def number(value: float | None) -> str:
     return 'undefined' if value is None else f'{value:.2f}'
 
-  return [
-    f"{row['purpose']}: {row['first']} and {row['second']} on {row['n']} rows, kappa "
-    f"{number(row['kappa'])} (cut at {row['cut']:g}), Pearson {number(row['pearson'])}, Spearman "
-    f"{number(row['spearman'])}"
-    for row in agreement(judgements)
-  ]
+  lines = []
+  for row in agreement(judgements):
+    pair = f'{row["purpose"]}: {row["first"]} and {row["second"]} on {row["n"]} rows'
+    # The cut belongs to the line: kappa depends on where the scale is cut.
+    verdicts = f'kappa {number(row["kappa"])} (cut at {row["cut"]:g})'
+    scores = f'Pearson {number(row["pearson"])}, Spearman {number(row["spearman"])}'
+    lines.append(f'{pair}, {verdicts}, {scores}')
+  return lines

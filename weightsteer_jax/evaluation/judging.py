@@ -1,9 +1,9 @@
-"""Judging: what judges say of the rows of a sweep, each asked once and kept on disk.
+"""Judging: the judges' scores of the rows of a sweep, each asked for once and kept on disk.
 
 `<workdir>/sweep/judgements.jsonl` has a line for each (row, judge, purpose): {arm, alpha, task,
-example, sample, judge, purpose, score, status, text, asked}, where `asked` is a hash of the words
-that the judge was asked in. A request that failed is asked again the next time, and the later line
-counts. `judges.json` in the same folder says what the judgements were made with.
+example, sample, judge, purpose, score, status, text, asked}, where `asked` is a hash of the judge's
+prompt. A request that failed is asked again the next time, and the later line counts. `judges.json`
+in the same folder records the judges' models and parameters.
 """
 
 import collections
@@ -24,13 +24,14 @@ LineKey = Callable[[Mapping[str, Any]], tuple[Hashable, ...]]
 
 
 class LineWords(TypedDict):
-  """What a journal is told about its lines: their columns, and what errors call them."""
+  """A journal's lines: their columns, and their names in error messages."""
 
   needs: tuple[str, ...]
   what: str
   again: str
 
 
+# Lines about rows; results need no hash, so a file without the column `asked` can be read.
 _JUDGEMENT = LineWords(
   needs=(*RowKey._fields, 'judge', 'purpose', 'score', 'status', 'text'),
   what='a judgement',
@@ -39,14 +40,17 @@ _JUDGEMENT = LineWords(
 
 
 def requests_of(tasks: Sequence[kinds.Task], rows: Iterable[Row]) -> list[JudgeRequest]:
-  """What judges are asked about the rows, by the kinds of their tasks.
+  """The requests to judges about the rows, by the kinds of the tasks.
 
-  The key of a request is the key of its row.
+  The key of a request is the key of the row.
 
   Raises:
-    InputError: if a row is of an item that its task does not have.
+    InputError: if a row's item is missing in the row's task.
   """
-  items = {(task.name, item['id']): (task.kind, item) for task in tasks for item in task.items}
+  items = {}
+  for task in tasks:
+    for item in task.items:
+      items[task.name, item['id']] = (task.kind, item)
   names = {task.name for task in tasks}
   requests = []
   for row in rows:
@@ -59,6 +63,7 @@ def requests_of(tasks: Sequence[kinds.Task], rows: Iterable[Row]) -> list[JudgeR
         'task no longer has: judge with the config that the sweep was made with'
       )
     kind, item = items[row['task'], row['example']]
+    # The kind decides: a choice needs no judge, an open answer may need several purposes.
     for purpose, fields in kind.judged(item, row):
       requests.append(JudgeRequest(key_of(row), purpose, fields))
   return requests
@@ -73,8 +78,8 @@ def run(
 ) -> list[dict[str, Any]]:
   """The judgements of all requests, judge by judge.
 
-  Judgements that are not on disk yet are asked for, and each is written as it comes; what was
-  judged is kept whatever happens.
+  Judgements that are not on disk yet are asked for, and each is written as the judge answers;
+  finished judgements are kept whatever happens.
 
   Raises:
     InputError: before anything is asked, if earlier judgements were made from other words or by
@@ -83,8 +88,11 @@ def run(
     EndpointError: if an endpoint does not answer.
     Preempted: if SIGTERM or SIGINT came.
   """
+  # Before anything is asked: a judge that cannot go on would waste what the others cost. A
+  # dictionary, for each purpose once and in order.
+  purposes = dict.fromkeys(request.purpose for request in requests)
   for judge in judges:
-    judge.check(dict.fromkeys(request.purpose for request in requests))
+    judge.check(purposes)
   return keep(
     judges,
     requests,
@@ -116,22 +124,21 @@ def keep(
 
   Args:
     folder: where `judgements.jsonl` and `judges.json` are kept.
-    key: a line -> its key, which ends with the judge and the purpose.
-    columns: a request -> the columns that name what is judged.
-    kind: what the journal is told about a line.
+    key: a line -> the line's key, with the judge and the purpose last.
+    columns: a request -> the columns that name the judged text.
+    kind: columns and names of the journal's lines.
   """
-  lines = [
-    {
-      **columns(request),
-      'purpose': request.purpose,
-      'asked': made_from.digest(judging.messages(request)),
-    }
-    for request in requests
-  ]
+  lines = []
+  for request in requests:
+    # A hash of the whole prompt notices a changed judge prompt, reference or trait.
+    asked = made_from.digest(judging.messages(request))
+    lines.append({**columns(request), 'purpose': request.purpose, 'asked': asked})
+  inputs = {f"judge '{judge.name}'": judge.inputs() for judge in judges}
+  # A later line replaces an earlier one: failed requests are asked again in a later run.
   with journal.Journal(folder / 'judgements.jsonl', key=key, replaces=True, **kind) as said:
     made_from.check(
       folder / 'judges.json',
-      {f"judge '{judge.name}'": judge.inputs() for judge in judges},
+      inputs,
       fresh=not said.done,
       what='judgements',
       rows='judgements',
@@ -155,16 +162,18 @@ def _judge(
   key: LineKey,
   progress: bool,
 ) -> None:
-  """Asks one judge for the judgements that are missing."""
-  missing = [
-    JudgeRequest(i, requests[i].purpose, requests[i].fields)
-    for i, line in enumerate(lines)
-    if _is_open(said, key(line), line)
-  ]
+  """Asks a judge for the missing judgements."""
+
+  def missing() -> list[int]:
+    """Numbers of the lines that still lack a judgement."""
+    return [i for i, line in enumerate(lines) if _is_open(said, key(line), line)]
+
+  # By number, so that a judgement finds its line whatever the key of the request was.
+  numbered = [JudgeRequest(i, requests[i].purpose, requests[i].fields) for i in missing()]
   resumable.keep(
     said,
-    _judged(judge, missing, lines),
-    left=lambda: sum(_is_open(said, key(line), line) for line in lines),
+    _judged(judge, numbered, lines),
+    left=lambda: len(missing()),
     total=len(lines),
     what=f'judgements of {judge.name}',
     title=f'judge {judge.name}',
@@ -176,8 +185,10 @@ def _judge(
 def _judged(
   judge: Judge, requests: Sequence[JudgeRequest], lines: Sequence[dict[str, Any]]
 ) -> Generator[dict[str, Any], None, None]:
-  """The judge's lines for requests whose keys are numbers of `lines`, as they come."""
+  """The judge's lines, as the judge answers; the key of a request is a number of `lines`."""
+  # Without requests the judge is not started: an endpoint would open the cache and a connection.
   if requests:
+    # Closing ends the asking at once when a signal stops the loop.
     with contextlib.closing(judge.judge(iter(requests))) as judgements:
       for judgement in judgements:
         yield _line(lines[judgement.key], judgement)
@@ -187,7 +198,7 @@ def _is_open(said: journal.Journal, key: Any, line: Mapping[str, Any]) -> bool:
   """Whether a judgement is still to be made.
 
   Raises:
-    InputError: if the judgement was made from other words.
+    InputError: if the judgement on disk was made from another prompt.
   """
   known = said.done.get(key)
   if known is None or known['status'] == 'failed':
@@ -202,7 +213,9 @@ def _is_open(said: journal.Journal, key: Any, line: Mapping[str, Any]) -> bool:
 
 
 def _line(line: Mapping[str, Any], judgement: Judgement) -> dict[str, Any]:
-  named = {name: value for name, value in line.items() if name not in ('judge', 'purpose', 'asked')}
+  # The columns that name the judged text come first, in the file as in a table.
+  later = ('judge', 'purpose', 'asked')
+  named = {name: value for name, value in line.items() if name not in later}
   return {
     **named,
     'judge': line['judge'],
@@ -234,6 +247,7 @@ def _key(line: Mapping[str, Any]) -> tuple[Hashable, ...]:
 
 def accounting(judgements: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Rows {judge, purpose, asked, ok, refused, unparsable, failed}: counts of requests."""
+  # (judge, purpose) -> status -> requests.
   counts: dict[tuple[str, str], collections.Counter] = collections.defaultdict(collections.Counter)
   for line in judgements:
     counts[line['judge'], line['purpose']][line['status']] += 1
@@ -247,5 +261,9 @@ def accounting(judgements: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def words(judgements: Iterable[Mapping[str, Any]]) -> Iterator[str]:
   """The accounting, a line each, as in 'gpt, trait: 40 asked, 38 ok, 2 unparsable'."""
   for row in accounting(judgements):
-    counts = [f'{row[status]} {status}' for status in judging.STATUSES if row[status]]
-    yield f'{row["judge"]}, {row["purpose"]}: {row["asked"]} asked, {", ".join(counts)}'
+    counts = [f'{row["asked"]} asked']
+    for status in judging.STATUSES:
+      # A status that never occurred is no news.
+      if row[status]:
+        counts.append(f'{row[status]} {status}')
+    yield f'{row["judge"]}, {row["purpose"]}: {", ".join(counts)}'

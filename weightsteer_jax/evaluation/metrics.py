@@ -1,8 +1,7 @@
 """From rows and judgements to results: means with standard errors, needing no model.
 
-Each task's kind says what is measured, in its `metrics`; the report plots the first. Beside these
-stands the failure accounting of `failures.py`, and for an arm of several system prompts
-`prompt_spread`.
+The `metrics` of a task's kind are measured, and the report plots the first. The results also hold
+the failure accounting of `failures.py`, and `prompt_spread` for an arm of several system prompts.
 """
 
 import math
@@ -23,7 +22,7 @@ from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import files
 
-# The metric's name in results: how far an arm's system prompts are apart.
+# The metric's name in results: the standard deviation over an arm's system prompts.
 PROMPT_SPREAD = 'prompt_spread'
 
 
@@ -35,28 +34,30 @@ def results(
 ) -> list[dict[str, Any]]:
   """Result rows {arm, task, metric, alpha, mean, sem, n, values}.
 
-  They come by arm and task as these first appear, then by metric, then by alpha. `n` counts the
-  examples (or questions, where an item has a `group`) behind the mean, `values` the numbers; rows
-  that a metric leaves out count in neither. `sem` is the standard error clustered by example:
-  several samples of one question are not several questions. The mean of no rows is null, and so is
-  the error of one example.
+  The order is by arm and task in order of appearance, then by metric, then by alpha. `n` counts the
+  examples (or questions, where an item has a `group`) behind the mean, `values` the numbers; a row
+  that a metric leaves out counts in neither. `sem` is the standard error clustered by example:
+  several samples of a question are not several questions. The mean of no rows is null, and the
+  error of a single example is null.
 
   Args:
     tasks: {task: its options}. A task that is absent is read as of kind `choice` or `generate`,
       without its failure accounting.
-    judgements: what judges said about the rows (see `measures.attach`).
-    judges: names of the judges, the one whose scores count first.
+    judgements: the judges' lines about the rows (see `measures.attach`).
+    judges: names of the judges; the first judge's scores count.
 
   Raises:
     InputError: if the options name a metric that the kind does not have.
   """
+  options_of = tasks or {}
+  # (arm, task) -> alpha -> the rows of a cell.
   cells: dict[tuple[str, str], dict[float, list[Row]]] = {}
   for row in measures.attach(list(rows), list(judgements), judges):
     by_alpha = cells.setdefault((row['arm'], row['task']), {})
     by_alpha.setdefault(float(row['alpha']), []).append(row)
   result_rows = []
   for (arm, task), by_alpha in cells.items():
-    metrics = metrics_of(task, (tasks or {}).get(task), by_alpha)
+    metrics = metrics_of(task, options_of.get(task), by_alpha)
     for name, metric in metrics.items():
       pairs = {alpha: metric(by_alpha[alpha]) for alpha in sorted(by_alpha)}
       # Choices by likelihood are not truncated, and where no judge was asked no judge failed.
@@ -65,6 +66,7 @@ def results(
       for alpha, cell in pairs.items():
         mean, sem, n = clustered_mean(cell)
         result_rows.append(_result(arm, task, name, alpha, mean, sem, n, len(cell)))
+    # The spread is of the plotted metric alone, which comes first.
     plotted = next(iter(metrics.values()))
     for alpha in sorted(by_alpha):
       means = _means_by_prompt(by_alpha[alpha], plotted)
@@ -99,22 +101,29 @@ def _result(
 
 
 def _means_by_prompt(rows: Sequence[Row], metric: Metric) -> list[float]:
-  """The metric's mean under each system prompt that has one; [] if an arm adds no prompts."""
+  """The metric's mean under each system prompt with a mean; [] if an arm adds no prompts."""
   by_prompt: dict[int, list[Row]] = {}
   for row in rows:
     if 'prompt' in row:
       by_prompt.setdefault(row['prompt'], []).append(row)
-  means = [clustered_mean(metric(of_prompt))[0] for of_prompt in by_prompt.values()]
-  return [mean for mean in means if mean is not None]
+  means = []
+  for prompt_rows in by_prompt.values():
+    mean, _, _ = clustered_mean(metric(prompt_rows))
+    # A prompt whose rows the metric leaves out has no mean.
+    if mean is not None:
+      means.append(mean)
+  return means
 
 
 def metrics_of(
   task: str, options: config.Task | None, by_alpha: Mapping[float, Sequence[Row]]
 ) -> dict[str, Metric]:
   """The metrics of a task, the plotted one first, its failure accounting last."""
+  # The config has no such task (any more): only the columns tell the kind.
   if options is None:
     is_choice = all('logprobs' in row for rows in by_alpha.values() for row in rows)
-    return dict(kinds.KINDS['choice' if is_choice else 'generate'].metrics)
+    kind = 'choice' if is_choice else 'generate'
+    return dict(kinds.KINDS[kind].metrics)
   table = kinds.KINDS[options.kind].metrics
   first = options.metric or next(iter(table))
   if first not in table:
@@ -122,15 +131,16 @@ def metrics_of(
       f"task '{task}': its kind '{options.kind}' has no metric "
       f"'{first}'{did_you_mean(first, table)}; it has: {', '.join(table)}"
     )
+  # A key keeps its first place, so the rest of the table follows the plotted metric.
   return {first: table[first], **table, **failures.METRICS}
 
 
 def clustered_mean(pairs: Sequence[tuple[str, float]]) -> tuple[float | None, float | None, int]:
   """(mean, its standard error, number of clusters) of (cluster, value) pairs.
 
-  Without pairs the mean is None, with fewer than two clusters the error is. With G clusters,
-  residual sums e_g and m values in all, the variance of the mean is G / (G - 1) * sum(e_g^2) / m^2,
-  which is the usual standard error when every cluster holds one value.
+  The mean is None without pairs, the error is None with fewer than two clusters. With G clusters,
+  residual sums e_g and m values in all, the variance of the mean is G / (G - 1) * sum(e_g^2) / m^2.
+  If every cluster holds one value, the result is the usual standard error.
 
   Source: cluster-robust variance of a mean (Liang and Zeger 1986), with the G / (G - 1) correction;
   for evaluations, arXiv 2411.00640, section 2.2.
@@ -141,11 +151,13 @@ def clustered_mean(pairs: Sequence[tuple[str, float]]) -> tuple[float | None, fl
   if not pairs:
     return None, None, 0
   values = np.array([value for _, value in pairs], np.float64)
+  # `clusters` numbers each pair's cluster.
   names, clusters = np.unique([name for name, _ in pairs], return_inverse=True)
   mean = float(values.mean())
   count = len(names)
   if count < 2:
     return mean, None, count
+  # Residuals are summed before squaring, so those of one question may cancel or add up.
   residual_sums = np.bincount(clusters, weights=values - mean)
   squares = float(np.sum(residual_sums**2))
   sem = math.sqrt(count / (count - 1) * squares) / len(values)
@@ -158,19 +170,20 @@ def write(
   tasks: Mapping[str, config.Task] | None = None,
   judges: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-  """The results, which are also written to `<workdir>/results.jsonl`.
+  """The results, also written to `<workdir>/results.jsonl`.
 
-  Judgements are those of `<workdir>/sweep/judgements.jsonl`, if there are any.
+  Judgements come from `<workdir>/sweep/judgements.jsonl`; the file may be missing.
 
   Args:
     rows: by default all rows in `<workdir>/sweep/rows.jsonl`.
 
   Raises:
-    InputError: if there is no file of rows.
+    InputError: if the file of rows is missing.
     CorruptError: if a row or a judgement is broken.
     OutputError: if the results could not be written.
   """
   folder = pathlib.Path(workdir)
+  # A sweep that has just run passes its rows; otherwise the file may hold more than the plan.
   if rows is None:
     rows = row_files.read(folder / 'sweep' / 'rows.jsonl')
   result_rows = results(rows, tasks, judging.read(folder), judges)

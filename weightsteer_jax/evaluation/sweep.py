@@ -42,13 +42,13 @@ def run(
 ) -> list[dict[str, Any]]:
   """All rows of the sweep, in the order of the plan.
 
-  Rows that are not yet on disk are computed, and each is written when it is finished. A row is
-  {arm, alpha, task, example, sample, value, status, messages} and, by the task's kind, {completion,
-  tokens, finish} or {choices, target, tokens, logprobs}. Under an arm's system prompts, sample s of
-  an item takes prompt s modulo their number: `prompt` is this number, and `messages` hold the
-  prompt. Alphas, tasks and arms may be added to a sweep later; what the rows were made from may not
-  change. Rows are kept in `<workdir>/sweep/rows.jsonl`, and what they were made from in `plan.json`
-  in the same folder.
+  Rows that are not yet on disk are computed and written as soon as finished. A row is {arm, alpha,
+  task, example, sample, value, status, messages} and, by the task's kind, {completion, tokens,
+  finish} or {choices, target, tokens, logprobs}. If an arm has P system prompts, sample s of an
+  item takes prompt s modulo P: `prompt` is the prompt's number, and `messages` hold the prompt's
+  text. Alphas, tasks and arms may be added to a sweep later; the inputs of finished rows may not
+  change. Rows are kept in `<workdir>/sweep/rows.jsonl`, the inputs in `plan.json` in the same
+  folder.
 
   Args:
     engine: holds the model and the arms.
@@ -57,8 +57,8 @@ def run(
     progress: whether to show a progress bar on stderr.
 
   Raises:
-    InputError: if two tasks have one name, or inputs differ from those of the rows already there;
-      names what changed.
+    InputError: if two tasks have the same name, or an input differs from the input of the rows on
+      disk; names each changed input.
     CorruptError: if the file of rows is broken.
     OutputError: if the disk is full.
     Preempted: if SIGTERM or SIGINT came; finished rows are kept.
@@ -70,11 +70,9 @@ def run(
   prepared = _prepare(engine, tasks, alphas)
   plan = list(_plan(engine.arms, tasks, alphas))
   with Rows(folder / 'rows.jsonl') as rows:
-    plan_files.check(
-      folder / 'plan.json',
-      inputs_of(engine, tasks, prepared, list(alphas), seed),
-      fresh=not rows.done,
-    )
+    # Before a row is computed: rows of other weights or items must not mix with the new rows.
+    inputs = inputs_of(engine, tasks, prepared, list(alphas), seed)
+    plan_files.check(folder / 'plan.json', inputs, fresh=not rows.done)
     missing = [key for key in plan if key not in rows.done]
     resumable.keep(
       rows,
@@ -86,6 +84,7 @@ def run(
       unit='row',
       shown=progress,
     )
+    # Only the plan's rows: the file may hold alphas that this call did not name.
     return [rows.done[key] for key in plan]
 
 
@@ -100,8 +99,9 @@ def check(
   """Raises InputError if an item and its answer do not fit the model; names task and item.
 
   Args:
-    system_prompt: the longest that an arm may add to an item.
+    system_prompt: the longest prompt that an arm may add to an item.
   """
+  # The base model stands for every arm: steering does not change a length.
   arms = make_arms({})
   for task in tasks:
     scored: list[ScoreRequest] = []
@@ -113,7 +113,7 @@ def check(
           scored.append(request)
         else:
           generated.append(request)
-    # Both raise if a request does not fit; what they return is made again by the engine.
+    # Both calls raise if a request does not fit; the engine makes their results again.
     try:
       generation.continuations(generated, arms, config.max_positions)
       packing.questions(scored, arms, config)
@@ -129,10 +129,10 @@ def inputs_of(
   arms: Sequence[str],
   seed: int,
 ) -> dict[str, Any]:
-  """{name: value or hash} of everything that the rows depend on, named as errors name it.
+  """{name: value or hash} of each input of the rows, by the name for error messages.
 
   Raises:
-    InputError: if the engine has no such arm.
+    InputError: if an arm is unknown to the engine.
   """
   digests = [delta_digest(delta) for delta in engine.arms.deltas]
   inputs: dict[str, Any] = {
@@ -146,19 +146,23 @@ def inputs_of(
         f"no arm '{arm}'{did_you_mean(arm, engine.arms.parts)}; there are: "
         f"{', '.join(engine.arms.parts)}"
       )
-    inputs[f"direction of arm '{arm}'"] = [
-      [digests[index], _listed(coefficient)] for index, coefficient in engine.arms.parts[arm]
-    ]
+    # By the hash of each delta, since indices change when an arm is added.
+    parts = []
+    for index, coefficient in engine.arms.parts[arm]:
+      parts.append([digests[index], _listed(coefficient)])
+    inputs[f"direction of arm '{arm}'"] = parts
     if arm in engine.arms.prompts:
       prompts = {alpha: list(texts) for alpha, texts in engine.arms.prompts[arm].items()}
       inputs[f"prompts of arm '{arm}'"] = _listed(prompts)
   for task in tasks:
     options = task.options
     items = [dict(item) for item in task.items]
+    # The tokens as well: another chat template gives the same items other prompts.
     tokens = [_tokens(prepared[task.name, item['id'], '']) for item in task.items]
     inputs[f"items of task '{task.name}'"] = plan_files.digest(items)
     inputs[f"tokens of task '{task.name}'"] = plan_files.digest(tokens)
     inputs[f"kind of task '{task.name}'"] = options.kind
+    # Choices by likelihood draw nothing.
     if isinstance(options, TextTask):
       inputs[f"sampling of task '{task.name}'"] = [
         options.max_new_tokens,
@@ -170,13 +174,13 @@ def inputs_of(
 
 
 def delta_digest(delta: Any) -> str:
-  """16 hex digits that name a delta, the scales of its low-rank leaves included."""
+  """16 hex digits that name a delta, the scales of low-rank leaves included."""
   bare_delta = bare(delta)
-  scales = {
-    path: leaf.scale
-    for path, leaf in tree.flatten(bare_delta, models.is_delta_leaf).items()
-    if isinstance(leaf, models.LowRank)
-  }
+  # `tree.digest` hashes arrays, and the scale of a low-rank leaf is no array.
+  scales = {}
+  for path, leaf in tree.flatten(bare_delta, models.is_delta_leaf).items():
+    if isinstance(leaf, models.LowRank):
+      scales[path] = leaf.scale
   parts = [tree.digest(bare_delta), sorted(scales.items())]
   # Nothing is added where a delta acts everywhere, so that older sweeps keep their digest.
   if isinstance(delta, AnswerOnly):
@@ -186,11 +190,16 @@ def delta_digest(delta: Any) -> str:
 
 def _listed(value: Any) -> Any:
   """A table by strength as a list of pairs, because JSON has no numbers as keys."""
-  return sorted(map(list, value.items())) if isinstance(value, Mapping) else value
+  if not isinstance(value, Mapping):
+    return value
+  # Sorted, so that the order in a config is no change of inputs.
+  return sorted(list(pair) for pair in value.items())
 
 
 def _tokens(prepared: Prepared) -> list[Any]:
-  return [list(prepared.prompt), [list(tokens) for tokens in prepared.completions]]
+  # Lists throughout, as JSON would give them back.
+  completions = [list(tokens) for tokens in prepared.completions]
+  return [list(prepared.prompt), completions]
 
 
 def _plan(
@@ -212,30 +221,32 @@ def _plan(
 def _prepare(
   engine: Engine, tasks: Sequence[kinds.Task], alphas: Mapping[str, Sequence[float]]
 ) -> PreparedItems:
-  """Every item as tokens, without a system prompt and under each one that a row will have."""
-  # The empty one comes first: `inputs_of` hashes items without a system prompt.
+  """Every item as tokens, without a system prompt and under each system prompt of a row."""
+  # Always the empty prompt too: `inputs_of` hashes items without a system prompt.
   prompts = {'': None}
   for arm, strengths in alphas.items():
     for alpha in strengths:
       prompts |= dict.fromkeys(engine.arms.prompts_of(arm, float(alpha)))
-  return {
-    (task.name, item['id'], prompt): task.kind.prepare(engine.tokenizer, _under(prompt, item))
-    for task in tasks
-    for item in task.items
-    for prompt in prompts
-  }
+  prepared = {}
+  for task in tasks:
+    for item in task.items:
+      for prompt in prompts:
+        shown = _under(prompt, item)
+        prepared[task.name, item['id'], prompt] = task.kind.prepare(engine.tokenizer, shown)
+  return prepared
 
 
 def _under(prompt: str, item: Mapping[str, Any]) -> Mapping[str, Any]:
-  """The item with a system prompt before the item's own one."""
+  """The item with a system prompt before the item's own system prompt."""
   if not prompt:
     return item
   first, *rest = item['messages']
   # Many chat templates take one system message, at the beginning.
   if first['role'] == 'system':
-    both = {**first, 'content': f'{prompt}\n\n{first["content"]}'}
-    return {**item, 'messages': [both, *rest]}
-  return {**item, 'messages': [{'role': 'system', 'content': prompt}, first, *rest]}
+    joined = f'{prompt}\n\n{first["content"]}'
+    return {**item, 'messages': [{**first, 'content': joined}, *rest]}
+  system = {'role': 'system', 'content': prompt}
+  return {**item, 'messages': [system, first, *rest]}
 
 
 def _compute(
@@ -246,23 +257,32 @@ def _compute(
   missing: Sequence[RowKey],
   seed: int,
 ) -> Generator[dict[str, Any], None, None]:
-  """The missing rows of the plan, as they finish."""
+  """The missing rows of the plan, in the order of finishing."""
 
   def prompt_of(key: RowKey) -> tuple[int, str] | None:
     """(number, text) of the system prompt that the arm adds to a row."""
     texts = engine.arms.prompts_of(key.arm, key.alpha)
-    return (key.sample % len(texts), texts[key.sample % len(texts)]) if texts else None
+    if not texts:
+      return None
+    # Samples take the prompts in turn, so that every prompt has as many.
+    number = key.sample % len(texts)
+    return number, texts[number]
 
   def item_of(key: RowKey) -> Prepared:
     prompt = prompt_of(key)
-    return prepared[key.task, key.example, prompt[1] if prompt else '']
+    text = prompt[1] if prompt else ''
+    return prepared[key.task, key.example, text]
 
   def requests_of(key: RowKey) -> Requests:
     task = tasks[key.task]
     return task.kind.requests(item_of(key), key, key.arm, key.alpha, key.sample, task.options, seed)
 
+  # Of the whole plan, not of the missing rows alone: see `_results`.
   requests = {key: requests_of(key) for key in plan}
-  open_rows: dict[RowKey, list[Any]] = {key: [None] * len(requests[key]) for key in missing}
+  # A row's results, None where a result is still to come: a choice has a request per option.
+  open_rows: dict[RowKey, list[Any]] = {}
+  for key in missing:
+    open_rows[key] = [None] * len(requests[key])
   for result in _results(engine, requests, missing):
     key, part = result.key
     # A row that is on disk may share a batch with one that is missing.
@@ -274,23 +294,30 @@ def _compute(
     item = item_of(key)
     prompt = prompt_of(key)
     fields = tasks[key.task].kind.fields(item, open_rows.pop(key), engine.tokenizer)
-    number = {'prompt': prompt[0]} if prompt else {}
-    yield {**key._asdict(), **number, 'messages': list(item.item['messages']), **fields}
+    row = key._asdict()
+    # Rows of arms without system prompts have no such column.
+    if prompt:
+      row['prompt'] = prompt[0]
+    row['messages'] = list(item.item['messages'])
+    yield {**row, **fields}
 
 
 def _results(
   engine: Engine, requests: Mapping[RowKey, Requests], missing: Sequence[RowKey]
 ) -> Iterator[ScoreResult | GenerateResult]:
-  scored = [
-    request
-    for of_row in requests.values()
-    for request in of_row
-    if isinstance(request, ScoreRequest)
-  ]
-  needed = [request for key in missing for request in requests[key]]
-  wanted = {request.key for request in needed if isinstance(request, ScoreRequest)}
-  # Scores come from the batches of the whole plan, so that a sweep that was interrupted gives the
-  # same ones, bit for bit. Tokens do not change with the batch.
+  scored = []
+  for row_requests in requests.values():
+    scored += [request for request in row_requests if isinstance(request, ScoreRequest)]
+  wanted = set()
+  generated = []
+  for key in missing:
+    for request in requests[key]:
+      if isinstance(request, ScoreRequest):
+        wanted.add(request.key)
+      else:
+        generated.append(request)
+  # Scores come from the batches of the whole plan, so that an interrupted sweep gives the same
+  # scores, bit for bit. Generated tokens do not change with the batch.
   if wanted:
     yield from engine.score(scored, wanted=wanted)
-  yield from engine.generate(request for request in needed if isinstance(request, GenerateRequest))
+  yield from engine.generate(generated)

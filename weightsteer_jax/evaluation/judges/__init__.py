@@ -1,6 +1,6 @@
-"""Judges: who says how an answer counts. One interface, three kinds; see `requests.Judge`.
+"""Judges that score answers: an interface, `requests.Judge`, with three kinds.
 
-requests.py     the request, the judgement, and what every judge can do
+requests.py     the request, the judgement, and the interface of every judge
 purposes.py     the purposes: prompt files, scales, and how an answer is read
 endpoint.py     a model behind HTTP: client.py (one question, retried), answers.py (the cache),
                 budget.py (the cap)
@@ -32,9 +32,12 @@ def make(
   """
   match options:
     case config.EndpointJudge():
-      return Endpoint(name, options, cache=pathlib.Path(options.cache or cache) / f'{name}.jsonl')
+      # A file for each judge: two judges of one model may differ in parameters and prices.
+      folder = pathlib.Path(options.cache or cache)
+      return Endpoint(name, options, cache=folder / f'{name}.jsonl')
     case config.ModelJudge():
       return LocalModel(name, options, engine=engine)
     case config.RulesJudge():
       return ByRules(name, options)
+  # The config's own check knows the kinds, so only a new kind without a judge comes here.
   raise AssertionError(f"no judge of the kind '{options.kind}'")

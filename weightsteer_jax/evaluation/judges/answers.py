@@ -1,4 +1,4 @@
-"""What an endpoint answered, kept on disk: the same question is never paid for twice."""
+"""The answers of an endpoint, kept on disk: the same question is never paid for twice."""
 
 import dataclasses
 import pathlib
@@ -52,10 +52,12 @@ class Answers:
       needs=('key', 'messages', 'answer'),
       what='an answer of a judge',
       again='the judge',
+      # Two runs that share a cache may both have paid for a question; either answer will do.
       replaces=True,
     )
     # A journal's keys are hashable values of any type; here they are hashes in hexadecimal.
     self._known = {str(key): Answer(**line['answer']) for key, line in self._journal.done.items()}
+    # Earlier runs count towards the spend caps.
     self.tokens_in = sum(answer.tokens_in for answer in self._known.values())
     self.tokens_out = sum(answer.tokens_out for answer in self._known.values())
 
@@ -79,6 +81,7 @@ class Answers:
       OutputError: if the answer could not be written.
     """
     key = key_of(messages, parameters)
+    # The model has a column of its own, for readers of the file.
     rest = {name: value for name, value in parameters.items() if name != 'model'}
     self._journal.append(
       {

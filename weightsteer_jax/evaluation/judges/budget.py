@@ -1,4 +1,4 @@
-"""What a judge may spend, and what was spent."""
+"""The tokens and the cost of a judge, against caps."""
 
 import threading
 
@@ -19,15 +19,17 @@ class Budget:
     self.tokens_out = tokens_out
     self._options = options
     self._lock = threading.Lock()
+    # Estimates of requests under way: without them, parallel requests would pass a cap together.
     self._reserved_in = 0
     self._reserved_out = 0
 
   def reserve(self, tokens_in: int, tokens_out: int) -> bool:
-    """Whether so many more tokens may be spent; if so, they are set aside."""
+    """Whether so many more tokens may be spent; if so, the tokens are set aside."""
     options = self._options
     with self._lock:
       total_in = self.tokens_in + self._reserved_in + tokens_in
       total_out = self.tokens_out + self._reserved_out + tokens_out
+      # A cap of 0 is no cap.
       if options.token_cap and total_in + total_out > options.token_cap:
         return False
       if options.cost_cap and self._cost(total_in, total_out) > options.cost_cap:
@@ -37,7 +39,7 @@ class Budget:
       return True
 
   def settle(self, reserved: tuple[int, int], spent: tuple[int, int]) -> None:
-    """Replaces (in, out) tokens that were set aside by those spent."""
+    """Replaces the (in, out) tokens that were set aside by the tokens spent."""
     with self._lock:
       self._reserved_in -= reserved[0]
       self._reserved_out -= reserved[1]
@@ -50,8 +52,9 @@ class Budget:
     return self._cost(self.tokens_in, self.tokens_out)
 
   def words(self) -> str:
-    """What was spent, as in '1200 tokens in, 40 out, cost 0.02'."""
+    """The spending, as in '1200 tokens in, 40 out, cost 0.02'."""
     tokens = f'{self.tokens_in} tokens in, {self.tokens_out} out'
+    # A server of one's own has no prices, and a cost of 0 would be no news.
     if self._options.price_in or self._options.price_out:
       return f'{tokens}, cost {self.cost:.4g}'
     return tokens

@@ -1,4 +1,4 @@
-"""A judge that is rules: without cost, but knowing words alone."""
+"""A judge by rules: free of cost, blind to meaning."""
 
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -14,11 +14,11 @@ from weightsteer_jax.runtime.errors import InputError
 class ByRules:
   """A judge by patterns.
 
-  factual_correctness: whether the answer holds one of the reference's lines as whole words, or
-    gives the reference's number, if it is one.
-  trait: 100 where the config's `pattern` is found, else 0.
-  refusal: whether the answer declines in one of the usual phrases.
-  coherence: 0 for an empty answer or one that goes round in circles, else 100.
+  factual_correctness: whether the answer holds a line of the reference as whole words, or gives the
+    number if the reference is a number.
+  trait: 100 if the config's `pattern` is found, else 0.
+  refusal: whether the answer declines in a usual phrase.
+  coherence: 0 for an empty or repetitive answer, else 100.
   """
 
   def __init__(self, name: str, options: config.RulesJudge):
@@ -30,13 +30,15 @@ class ByRules:
       'refusal': _refuses,
       'coherence': _coherence,
     }
+    # Without a pattern no rule knows a trait, and `check` says so.
     if options.pattern:
       pattern = re.compile(options.pattern, re.IGNORECASE)
       self._rules['trait'] = lambda fields: 100.0 * bool(pattern.search(fields['answer']))
 
   def check(self, names: Iterable[str]) -> None:
-    """Raises InputError if there is no rule for one of the purposes."""
+    """Raises InputError if a purpose has no rule."""
     for name in names:
+      # First the misspelt names, for which the error lists all purposes.
       purposes.purpose_of(name)
       if name in self._rules:
         continue
@@ -59,15 +61,18 @@ class ByRules:
       purposes.check_request(request)
       self._judged += 1
       score = self._rules[request.purpose](request.fields)
+      # Rules always decide: no other status occurs.
       yield Judgement(request.key, request.purpose, score, 'ok', 'by rules')
 
   def summary(self) -> str:
-    """How many requests were judged."""
+    """The number of judged requests, in words."""
     return f'{self._judged} requests judged by rules'
 
 
 def _is_correct(fields: Mapping[str, str]) -> float:
-  correct, _ = rules.against_gold(fields['reference'].splitlines()).judge(fields['answer'])
+  # References with several right answers have one on each line.
+  gold = rules.against_gold(fields['reference'].splitlines())
+  correct, _ = gold.judge(fields['answer'])
   return correct
 
 
@@ -77,4 +82,6 @@ def _refuses(fields: Mapping[str, str]) -> float:
 
 def _coherence(fields: Mapping[str, str]) -> float:
   answer = fields['answer']
-  return 100.0 * (bool(answer.strip()) and not failures.is_repetitive(answer))
+  is_coherent = bool(answer.strip()) and not failures.is_repetitive(answer)
+  # The ends of the purpose's scale of 0 to 100.
+  return 100.0 if is_coherent else 0.0

@@ -1,18 +1,17 @@
 """A judge that is a checkpoint, run by our own engine.
 
-Nothing is drawn: the judge's score is the expectation over everything it may answer on the
-purpose's scale, each answer with the probability of its whole text.
+Nothing is drawn: the score is the expectation over all answers on the purpose's scale, each with
+the probability of the whole text.
 
   P(85) = p('85', <end of turn> | the judge's prompt)
 
-The probability is that of all tokens of the number as the tokenizer writes them, '85' or '8' '5',
-and of the token that ends the answer. With the end token, 8 is not taken for the beginning of 85,
-nor 10 for the beginning of 100, however the tokenizer cuts numbers; without it, a tokenizer that
-writes one digit at a time would count the first digit of 85 as an 8. Anything that the judge would
-say other than a bare number (a sentence, '85.') is not among the answers, and lowers their total:
-under the floor, the judgement is 'unparsable'. YES or NO goes the same way, over the spellings of
-each; the score is then P(yes) / (P(yes) + P(no)), the sigmoid of the log-odds that the judgement's
-text gives.
+The probability covers all tokens of the number as the tokenizer writes the number, '85' or '8' '5',
+and the token that ends the answer. With the end token, 8 is not taken for the beginning of 85, nor
+10 for the beginning of 100, however the tokenizer cuts numbers. Without the end token, a tokenizer
+of single digits would count the first digit of 85 as an 8. Anything but a bare number (a sentence,
+'85.') is not among the answers, and lowers the answers' total: under the floor, the judgement is
+'unparsable'. YES or NO goes the same way, over the spellings of each; the score is then
+P(yes) / (P(yes) + P(no)), the sigmoid of the log-odds in the judgement's text.
 """
 
 import functools
@@ -30,7 +29,8 @@ from weightsteer_jax.inference.requests import ScoreRequest, Tokens
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import NotFiniteError
 
-# Requests that are tokenised and scored in one go.
+# Requests that are tokenised and scored in one go: enough to fill batches, few enough that the
+# first judgements come soon and little is lost when a run is stopped.
 TOGETHER = 128
 
 
@@ -46,11 +46,12 @@ class LocalModel:
   def __init__(self, name: str, options: config.ModelJudge, *, engine: Callable[[], Engine]):
     self.name = name
     self._options = options
+    # One engine, loaded when first needed: a check of names must not load a checkpoint.
     self._make_engine = functools.cache(engine)
     self._judged = 0
 
   def check(self, names: Iterable[str]) -> None:
-    """Raises InputError if a purpose is unknown; a model can judge for every one."""
+    """Raises InputError if a purpose is unknown; a model can judge for every purpose."""
     for name in names:
       purposes.purpose_of(name)
 
@@ -63,7 +64,7 @@ class LocalModel:
     }
 
   def judge(self, requests: Iterable[JudgeRequest]) -> Generator[Judgement, None, None]:
-    """The judgements, the shortest of each batch of requests first.
+    """The judgements, the shortest requests of each batch first.
 
     Raises:
       InputError: if a request cannot be put into words.
@@ -74,7 +75,7 @@ class LocalModel:
       yield from self._judge_batch(batch)
 
   def summary(self) -> str:
-    """How many requests were scored."""
+    """The number of scored requests, in words."""
     return f'{self._judged} requests scored'
 
   def _judge_batch(self, batch: Sequence[JudgeRequest]) -> Iterator[Judgement]:
@@ -88,17 +89,21 @@ class LocalModel:
       prompt, completions = self._tokens(request)
       answers.append(completions)
       # The last token is predicted and takes no position.
-      longest = len(prompt) + max(map(len, completions)) - 1
+      longest_answer = max(map(len, completions))
+      longest = len(prompt) + longest_answer - 1
+      # A request too long fails alone; the others of the batch are still judged.
       if longest > limit:
         reason = f'the prompt takes {longest} positions, the judge has {limit}'
         yield Judgement(request.key, request.purpose, None, 'failed', reason)
         continue
       logprobs[index] = {}
       name = str(request.key)
-      scored += [ScoreRequest((index, tokens), prompt, tokens, name=name) for tokens in completions]
+      for tokens in completions:
+        scored.append(ScoreRequest((index, tokens), prompt, tokens, name=name))
     for result in engine.score(scored):
       index, tokens = result.key
       logprobs[index][tokens] = result.logprob
+      # The request's last answer is scored; results of several requests come interleaved.
       if len(logprobs[index]) == len(answers[index]):
         yield self._judgement(batch[index], answers[index], logprobs.pop(index))
 
@@ -107,12 +112,13 @@ class LocalModel:
     messages = purposes.messages(request)
     tokenizer = self._make_engine().tokenizer
     name = str(request.key)
-    # Spellings that the tokenizer does not tell apart become one.
-    completions = {
-      tuple(chat.completion_tokens(tokenizer, messages, text, name=name)): text
-      for text in purposes.PURPOSES[request.purpose].scale.values
-    }
-    return tuple(chat.prompt_tokens(tokenizer, messages, name=name)), completions
+    completions: dict[Tokens, str] = {}
+    for text in purposes.PURPOSES[request.purpose].scale.values:
+      tokens = chat.completion_tokens(tokenizer, messages, text, name=name)
+      # Spellings that the tokenizer does not tell apart become one.
+      completions[tuple(tokens)] = text
+    prompt = chat.prompt_tokens(tokenizer, messages, name=name)
+    return tuple(prompt), completions
 
   def _judgement(
     self, request: JudgeRequest, texts: dict[Tokens, str], logprobs: dict[Tokens, float]
@@ -123,12 +129,16 @@ class LocalModel:
         'that model is broken'
       )
     scale = purposes.PURPOSES[request.purpose].scale
-    probabilities = {text: math.exp(logprobs[tokens]) for tokens, text in texts.items()}
+    probabilities = {}
+    for tokens, text in texts.items():
+      probabilities[text] = math.exp(logprobs[tokens])
     score, total = expectation.expectation(probabilities, scale, self._options.floor)
     self._judged += 1
     said = f'all answers on the scale: p {total:.3g}'
+    # Unlike the probability, log-odds still differ where the judge is almost sure.
     if not scale.is_number:
-      said += f', log-odds of YES {_log_odds(texts, logprobs, scale):.3f} nats'
+      log_odds = _log_odds(texts, logprobs, scale)
+      said += f', log-odds of YES {log_odds:.3f} nats'
     status = 'unparsable' if score is None else 'ok'
     return Judgement(request.key, request.purpose, score, status, said)
 
@@ -137,8 +147,11 @@ def _log_odds(
   texts: dict[Tokens, str], logprobs: dict[Tokens, float], scale: purposes.Scale
 ) -> float:
   """log P(yes) - log P(no) in nats, where both are sums over spellings."""
-  yes = [logprobs[tokens] for tokens, text in texts.items() if scale.values[text] == 1.0]
-  no = [logprobs[tokens] for tokens, text in texts.items() if scale.values[text] == 0.0]
+  yes = []
+  no = []
+  for tokens, text in texts.items():
+    spellings = yes if scale.values[text] == 1.0 else no
+    spellings.append(logprobs[tokens])
   return _log_sum(yes) - _log_sum(no)
 
 
@@ -146,4 +159,5 @@ def _log_sum(logprobs: Sequence[float]) -> float:
   """The logarithm of the sum of probabilities."""
   # Relative to the largest, where small probabilities are not rounded to zero.
   largest = max(logprobs)
-  return largest + math.log(math.fsum(math.exp(logprob - largest) for logprob in logprobs))
+  relative = [math.exp(logprob - largest) for logprob in logprobs]
+  return largest + math.log(math.fsum(relative))
