@@ -23,9 +23,9 @@ PyTree = Any
 
 
 def advance(trials: Sequence[Trial], stop: preemption.Stop, *, remat: str) -> list[Trial]:
-  """The trials at their next validation, or as far as they come before the run is to stop.
+  """The trials at their next validation, or earlier if the run is to stop.
 
-  Validated or not, their checkpoints are begun.
+  A checkpoint of every trial is begun in both cases.
 
   Args:
     trials: equally many steps away from their next validation.
@@ -33,6 +33,7 @@ def advance(trials: Sequence[Trial], stop: preemption.Stop, *, remat: str) -> li
   befores = [trial.step for trial in trials]
   count = trials[0].goal - trials[0].step
   state, taken = _train(trials, _join(trials), count, stop, remat)
+  # Before `_split`, which consumes the joint state.
   losses = _losses(trials, state.delta) if taken == count else None
   advanced = []
   for trial, split in zip(trials, _split(trials, state)):
@@ -45,7 +46,7 @@ def advance(trials: Sequence[Trial], stop: preemption.Stop, *, remat: str) -> li
 
 
 def validate(trials: Sequence[Trial]) -> list[Trial]:
-  """The trials with the loss of where they begin."""
+  """The trials with the validation loss of their present step."""
   state = _join(trials)
   losses = _losses(trials, state.delta)
   validated = []
@@ -57,11 +58,7 @@ def validate(trials: Sequence[Trial]) -> list[Trial]:
 def _train(
   trials: Sequence[Trial], state: steps.TrainState, count: int, stop: preemption.Stop, remat: str
 ) -> tuple[steps.TrainState, int]:
-  """(state, steps taken) after `count` steps, or after fewer if the run is to stop.
-
-  Step n + 1 is dispatched before the metrics of step n are read, so that the device does not wait
-  for the host.
-  """
+  """(state, steps taken) after `count` steps, or after fewer if the run is to stop."""
   fit = trials[0].fit
   train_step = steps.train_step_fn(
     fit.model.config,
@@ -87,7 +84,8 @@ def _train(
     looks = [
       _look(trial, state.delta, index, place, len(trials)) for place, trial in enumerate(trials)
     ]
-    # The step before this one is read while this one runs.
+    # Step n + 1 is dispatched before the metrics of step n are read, so that the device does not
+    # wait for the host.
     if pending:
       _read(trials, *pending)
     tokens = [int(np.count_nonzero(part.segment_ids_BT)) for part in parts]
@@ -122,14 +120,18 @@ def _read(
 def _look(trial: Trial, delta: PyTree, index: int, place: int, count: int) -> dict[str, jax.Array]:
   """The watched scalars of the trial at a place; nothing between two looks."""
   watch = trial.fit.watch
-  if not watch or (trial.step + index + 1) % watch.every:
+  taken = trial.step + index + 1
+  if not watch or taken % watch.every:
     return {}
-  return watch.look(delta if count == 1 else jax.tree.map(lambda x: x[place], delta))
+  # A single trial has no leading axis.
+  if count > 1:
+    delta = jax.tree.map(lambda x: x[place], delta)
+  return watch.look(delta)
 
 
 @jax.profiler.annotate_function
 def _losses(trials: Sequence[Trial], delta: PyTree) -> list[float]:
-  """Validation losses, nats per target token over all validation examples of each."""
+  """The validation loss of each trial, in nats per target token over all its examples."""
   fit = trials[0].fit
   eval_loss = steps.eval_loss_fn(fit.model.config, together=len(trials) > 1)
   most = max(len(trial.fit.validation) for trial in trials)
@@ -137,7 +139,9 @@ def _losses(trials: Sequence[Trial], delta: PyTree) -> list[float]:
   with fit.layout.context():
     for i in range(most):
       batches = [_validation_batch(trial, i) for trial in trials]
-      sums_and_counts.append(eval_loss(delta, fit.model.params, _put(trials, batches, 'BT')))
+      batch = _put(trials, batches, 'BT')
+      sums_and_counts.append(eval_loss(delta, fit.model.params, batch))
+    # Read after the last batch is dispatched, so that the device does not wait for the host.
     sums_and_counts = jax.device_get(sums_and_counts)
   # In float64: a sum over many batches of float32 sums. The second axis is the trials'.
   totals = np.asarray([np.atleast_1d(total) for total, _ in sums_and_counts], np.float64)
@@ -154,7 +158,7 @@ def _validation_batch(trial: Trial, index: int) -> Batch:
 
 
 def _join(trials: Sequence[Trial]) -> steps.TrainState:
-  """The states, consumed, as one."""
+  """The joint state of the trials, whose states are consumed."""
   states = []
   for trial in trials:
     assert trial.state is not None, 'a trial that is done does not train'
@@ -166,7 +170,7 @@ def _join(trials: Sequence[Trial]) -> steps.TrainState:
 
 
 def _split(trials: Sequence[Trial], state: steps.TrainState) -> Sequence[steps.TrainState]:
-  """The state, consumed, as those of the trials."""
+  """The state of each trial from a joint state, which is consumed."""
   fit = trials[0].fit
   if len(trials) == 1:
     return [state]
@@ -182,7 +186,7 @@ def _consume(function: Callable[[PyTree], PyTree], argument: PyTree) -> PyTree:
 
 
 def _put(trials: Sequence[Trial], batches: Sequence[Batch], axes: str) -> Batch:
-  """The batches on the devices; several along a leading axis that is whole on each."""
+  """The batches on the devices; several get a leading axis, whole on every device."""
   layout = trials[0].fit.layout
   if len(batches) == 1:
     return layout.put_batch(batches[0], axes)

@@ -59,7 +59,7 @@ class Load:
 def activations(
   config: models.ModelConfig, load: Load, remat: str, *, shards: int = 1, tensor: int = 1
 ) -> float:
-  """Peak bytes of activations on a device in a step of one fine-tune, by estimate.
+  """Peak bytes of activations on a device in a step of a fine-tune, by estimate.
 
   The sum of the residuals of all layers, twice the working set of one layer, and three times the
   float32 logits of a chunk (see models.token_logprobs).
@@ -71,10 +71,12 @@ def activations(
   """
   rows = math.ceil(load.rows / shards)
   tokens = rows * load.tokens
-  layers = config.num_layers * tokens * _kept(config, load, remat, tensor)
+  kept = _kept(config, load, remat, tensor)
+  layers = config.num_layers * tokens * kept
   # While the backward pass is in a layer, that layer is there in full.
   kept_by_none = _kept(config, load, 'none', tensor)
-  one_layer = tokens * kept_by_none + tokens * _scores(config, load, tensor)
+  scores = _scores(config, load, tensor)
+  one_layer = tokens * kept_by_none + tokens * scores
   chunk = models.chunk_length(config.vocab_size // tensor, rows, load.tokens)
   logits = chunk * rows * config.vocab_size / tensor
   return layers + 2 * one_layer + 3 * 4 * logits
@@ -154,7 +156,8 @@ def fits(
   # Each fine-tune has its float32 change and two moments (the state), its gradient, and the sum of
   # the gradients of its microbatches.
   state = state_shapes(config, options, layout)
-  trained = sharding.bytes_on_device(state) + 2 * sharding.bytes_on_device(state.delta)
+  gradients = 2 * sharding.bytes_on_device(state.delta)
+  trained = sharding.bytes_on_device(state) + gradients
   tensor = layout.mesh.shape['tensor']
   each = trained + activations(config, load, remat, shards=layout.rows, tensor=tensor)
   base = placement.bytes_per_device(config, layout, load.dtype)
@@ -189,7 +192,7 @@ def choose_remat(
 def state_shapes(
   config: models.ModelConfig, options: configs.FineTune, layout: Layout
 ) -> steps.TrainState:
-  """Shapes and places of the arrays that one fine-tune changes."""
+  """Shapes and shardings of the arrays that a fine-tune changes."""
   recipe = optimizer.adamw(options)
   make = steps.initial_state_fn(
     config, options.kind, options.rank, options.lora_alpha, recipe, layout
@@ -199,7 +202,7 @@ def state_shapes(
 
 
 def _kept(config: models.ModelConfig, load: Load, remat: str, tensor: int) -> float:
-  """Bytes of one token's residuals in one layer.
+  """Bytes of a token's residuals in a layer.
 
   Counted off the residuals of the traced step (`jax.vjp` of the loss), for a delta on all
   projections. The parts of norms, of the gate of the MLP and of low-rank changes, and attention's
@@ -229,7 +232,7 @@ def _kept(config: models.ModelConfig, load: Load, remat: str, tensor: int) -> fl
 
 
 def _scores(config: models.ModelConfig, load: Load, tensor: int) -> float:
-  """Bytes of attention's scores of one token in one layer; 0 if a kernel goes without them."""
+  """Bytes of a token's attention scores in a layer; 0 for a kernel that keeps no scores."""
   # Where some layers see a window, most kernels are not used (see attention.attend).
   scored = config.attention == REFERENCE or config.local_layers and config.attention != BLOCKED
   if not scored:

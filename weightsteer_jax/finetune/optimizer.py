@@ -54,6 +54,7 @@ class Schedule:
     Source: transformers `optimization.get_linear_schedule_with_warmup`.
     """
     step = step.astype(jnp.float32)
+    # At least 1, so that neither branch of the `where` divides by 0.
     rising = step / jnp.maximum(self.warmup, 1)
     left = jnp.maximum(self.total - step, 0)
     falling = left / jnp.maximum(self.total - self.warmup, 1)
@@ -102,8 +103,8 @@ def decayed(delta: PyTree) -> PyTree:
   Raises:
     InputError: if no rule covers a leaf.
   """
+  # A kind of parameter without a rule is an error, and never decays or stays in silence.
   rules = {'kernel': True, 'embedding': True, 'bias': False, 'scale': False, 'residual': False}
-
   decays = []
   for path in tree.flatten(delta):
     # The last name is the leaf's own field: a, b or value.
