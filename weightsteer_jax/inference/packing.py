@@ -304,14 +304,12 @@ def _fill_question(
   answers = start + prompt
   end = start + question.tokens
   # The prompt, branch 0, and all that prompt and completions have in common.
-  # The prompt, branch 0, and all that prompt and completions have in common.
   batch.tokens_BT[b, start:answers] = question.prompt
   batch.positions_BT[b, start:answers] = np.arange(prompt)
   batch.questions_BT[b, start:end] = number
   # The prompt's last token predicts the answers' first.
   batch.answers_BT[b, answers - 1 : end] = True
   batch.coefficients_BTC[b, start:end] = question.coefficients
-  # The completions, one behind the other; the positions of each go on from the prompt.
   # The completions, one behind the other; the positions of each go on from the prompt.
   places = []
   t = answers
@@ -320,7 +318,6 @@ def _fill_question(
     batch.tokens_BT[b, t : t + fed] = completion[:-1]
     batch.positions_BT[b, t : t + fed] = prompt + np.arange(fed)
     batch.branches_BT[b, t : t + fed] = branch
-    # The first token is predicted by the prompt's last, each other one by the token before.
     # The first token is predicted by the prompt's last, each other one by the token before.
     places.append(np.array([answers - 1, *range(t, t + fed)]))
     t += fed
