@@ -30,7 +30,7 @@ class Fit:
   Attributes:
     train: examples to train on.
     validation: examples whose loss chooses the step and the learning rate.
-    workdir: what the fine-tune leaves, as loop.py lists; made if missing.
+    workdir: folder of the fine-tune's files, as loop.py lists; made if missing.
     seed: of the initial factors, the order of examples and dropout. Give both sides of a contrast
       the same (see step.initial_state_fn).
     row_length: tokens per row of a batch; 0 is the longest example, rounded up. Fine-tunes with
@@ -46,7 +46,7 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
-  """Something else to know of the delta in training, every so many steps.
+  """Further metrics of the delta in training, logged every so many steps.
 
   Attributes:
     every: steps between two looks.
@@ -67,7 +67,7 @@ class PreparedFit:
     validation: the validation batches.
     steps: optimizer steps of a learning rate, if it does not stop early.
     progress: whether to show progress bars on stderr.
-    identity: everything that decides the result (see claim.identity).
+    identity: all arguments that decide the result (see claim.identity).
   """
 
   model: models.Model
@@ -90,27 +90,32 @@ class PreparedFit:
   @property
   def row_length(self) -> int:
     """Tokens per row of a batch."""
-    return self.batches.shapes[0][1]
+    # Shapes differ in their rows alone.
+    _, row_length = self.batches.shapes[0]
+    return row_length
 
   @property
   def product(self) -> pathlib.Path:
-    """Folder of the adapter that is left when all learning rates are done."""
+    """Folder of the adapter, written when all learning rates are done."""
     return self.workdir / 'adapter'
 
   @property
   def load(self) -> memory.Load:
     """What a training step asks of the device."""
+    # Activations of one microbatch are in memory at a time.
+    microbatch_rows = self.batches.most_rows // self.options.accumulation
     return memory.Load(
       self.options.kind,
       self.options.rank,
       self.identity['base_dtype'],
-      self.batches.most_rows // self.options.accumulation,
+      microbatch_rows,
       self.row_length,
     )
 
   def initial_state(self) -> TrainState:
     """The state before the first step."""
     options = self.options
+    # Compiled once for all trials: only the seed is data.
     make = initial_state_fn(
       self.model.config, options.kind, options.rank, options.lora_alpha, self.recipe, self.layout
     )
@@ -135,12 +140,15 @@ def prepare(
   Raises:
     InputError: if the data is bad, or if there are no validation examples.
   """
+  # Without validation there would be no best step to keep.
   if not fit.validation:
     raise InputError(
       'there are no validation examples: the best step and learning rate are picked by '
       'validation loss'
     )
-  longest = max(map(len, [*fit.train, *fit.validation]), default=1)
+  # One length for training and validation: the longest example of both fits into a row.
+  examples = [*fit.train, *fit.validation]
+  longest = max(map(len, examples), default=1)
   row_length = fit.row_length or row_length_for(longest)
   batches = data.Batches(
     fit.train,
@@ -151,7 +159,8 @@ def prepare(
     row_multiple=layout.rows,
   )
   # As many rows as a microbatch has: validation needs no more memory than training.
-  rows = max(count for count, _ in batches.shapes) // options.accumulation
+  most_rows = max(count for count, _ in batches.shapes)
+  rows = most_rows // options.accumulation
   validation_batches = data.eval_batches(
     fit.validation, rows=rows, row_length=row_length, row_multiple=layout.rows
   )
@@ -174,4 +183,7 @@ def prepare(
 
 def total_steps(options: config.FineTune, num_examples: int) -> int:
   """Optimizer steps of a run: `steps`, or as many as `epochs` need, rounded up."""
-  return options.steps or math.ceil(options.epochs * num_examples / options.batch_size)
+  # Steps of 0 leave the number to the epochs.
+  if options.steps:
+    return options.steps
+  return math.ceil(options.epochs * num_examples / options.batch_size)

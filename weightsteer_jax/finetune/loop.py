@@ -2,16 +2,15 @@
 
 A workdir holds one fine-tune:
 
-  options.json        the identity of the run; a rerun must agree
+  options.json        the identity of the run, with which a rerun must agree
   metrics.jsonl       see log.py; the same scalars are under tensorboard/
-  checkpoints/<learning rate>/<step>
-  steps/<learning rate>/<step>
+  checkpoints/<learning rate>/<step> steps/<learning rate>/<step>
                       with `keep_steps`, the adapter of every validation
   adapter/            the product (see adapter.py), written when all learning rates are done
 
 Several fine-tunes, and the learning rates of each, are trained side by side (see group.py) as far
-as that helps and fits (see memory.py). The files do not depend on it: a fine-tune begun alone can
-go on beside others, and the other way round.
+as memory allows (see memory.py). The files do not depend on the company: a fine-tune begun alone
+can go on beside others, and the other way round.
 """
 
 import contextlib
@@ -42,7 +41,7 @@ class FineTuneResult:
 
   Attributes:
     delta: the trained change, of the step with the lowest validation loss.
-    validation_loss: of this step, nats per target token.
+    validation_loss: loss at the chosen step, nats per target token.
     learning_rate: the peak that the change was trained with.
     step: steps taken until then.
     folder: the adapter's folder.
@@ -89,18 +88,18 @@ def run_together(
   """The delta of each fit with the best validation loss over all steps and learning rates.
 
   All that happens in a workdir is a function of (model, fit, options), within rounding: training
-  beside others moves no more than the last bits. Run again with the same, an interrupted run
-  continues from its last checkpoints, bit for bit (within rounding, where a crash came after the
-  save of one trial and before that of another), and a finished run returns its product; run again
-  with others, it is an error.
+  beside others moves no more than the last bits. Called again with the same arguments, an
+  interrupted run continues from the last checkpoints, bit for bit (within rounding, where a crash
+  came between the saves of two trials), and a finished run returns the product. With other
+  arguments the call is an error.
 
   Args:
     progress: whether to show progress bars on stderr.
-    layout: how the model's parameters lie, and all else is to; one device by default. Another
-      layout gives the same result within rounding.
-    watch: what else to log of the deltas; nothing else depends on it.
-    memory: bytes of a device, from which rematerialisation and the number of trials that train
-      together are chosen; 0 asks the device.
+    layout: how the model's parameters lie, and all other arrays will; a single device by default.
+      Another layout gives the same result within rounding.
+    watch: further metrics of the deltas to log; training does not depend on them.
+    memory: bytes of a device, for the choice of rematerialisation and of the number of trials to
+      train together; 0 asks the device.
 
   Raises:
     InputError: if data is bad, if the layout does not divide the model, if two fits have one
@@ -110,24 +109,26 @@ def run_together(
     Preempted: if SIGTERM or SIGINT came; the states of all are saved.
     CorruptError, OutputError: see checkpoint.py and adapter.py.
   """
-  # Check everything, and claim the workdirs.
+  # Check everything; only then is something written: the claims on the workdirs.
   layout = layout or sharding.single()
-  prepared = [
-    prepare(model, fit, options, progress=progress, layout=layout, watch=watch) for fit in fits
-  ]
+  prepared = []
+  for fit in fits:
+    prepared.append(prepare(model, fit, options, progress=progress, layout=layout, watch=watch))
   _refuse_shared_workdirs(prepared)
-  for fit in prepared:
-    claim.claim(fit.workdir, fit.identity)
+  for prepared_fit in prepared:
+    claim.claim(prepared_fit.workdir, prepared_fit.identity)
   # Train the fits without a product; what process 0 sees counts for all processes.
   unfinished = [fit for fit in prepared if not processes.broadcast(fit.product.exists())]
   if unfinished:
     with preemption.watch() as stop:
       # Fits with rows of one length can share programs.
       for length in dict.fromkeys(fit.row_length for fit in unfinished):
+        # A signal between two groups: what is trained is saved.
         if stop.name:
           raise _preempted(stop, [])
         alike = [fit for fit in unfinished if fit.row_length == length]
         _train(alike, stop, memory or placement.least_memory())
+    # A signal that came after the last step: the next stage must not begin.
     if stop.name:
       raise Preempted(
         f'{stop.name} came while {unfinished[-1].product} was written; it is whole: start again '
@@ -147,7 +148,10 @@ def kept_steps(workdir: files.Path, learning_rate: float) -> dict[int, pathlib.P
 
 def _refuse_shared_workdirs(fits: Sequence[PreparedFit]) -> None:
   seen = set()
-  for folder in sorted(str(fit.workdir.absolute()) for fit in fits):
+  # Absolute, so that two spellings of a folder are the same; sorted, so that every process names
+  # the same folder.
+  folders = [str(fit.workdir.absolute()) for fit in fits]
+  for folder in sorted(folders):
     if folder in seen:
       raise InputError(f'two fine-tunes are to be made in one workdir, {folder}: give each its own')
     seen.add(folder)
@@ -158,31 +162,38 @@ def _train(fits: Sequence[PreparedFit], stop: preemption.Stop, memory: float) ->
   first = fits[0]
   options = first.options
   waiting = [(fit, rate) for fit in fits for rate in options.learning_rates]
+  # The fit with the most rows needs the most memory.
+  loads = [fit.load for fit in fits]
   plan = memories.plan(
     first.model.config,
     options,
-    max((fit.load for fit in fits), key=lambda load: load.rows),
+    max(loads, key=lambda load: load.rows),
     first.layout,
     count=len(waiting),
     memory=memory,
   )
   active: list[Trial] = []
   done: dict[pathlib.Path, list[Trial]] = {fit.workdir: [] for fit in fits}
+  # Logs and checkpoints are closed on every way out.
   with contextlib.ExitStack() as stack:
     while waiting or active:
       # A trial that is done gives its place in the program to the next one.
       while waiting and len(active) < plan.together:
-        active.append(_start(*waiting.pop(0), stack))
+        fit, rate = waiting.pop(0)
+        active.append(_start(fit, rate, stack))
       # The loss of where a trial begins comes first in its history.
       fresh = [trial for trial in active if not trial.history]
       if fresh:
         validated = iter(group.validate(fresh))
         active = [trial if trial.history else next(validated) for trial in active]
+      # Train up to the next validation.
       chosen = _next_group(active)
       if chosen:
-        advanced = group.advance([active[i] for i in chosen], stop, remat=plan.remat)
+        members = [active[i] for i in chosen]
+        advanced = group.advance(members, stop, remat=plan.remat)
         for i, trial in zip(chosen, advanced):
           active[i] = trial
+      # The last trial of a fit writes the product.
       for trial in active:
         if trial.done:
           trial.log.close()
@@ -208,6 +219,7 @@ def _next_group(active: Sequence[Trial]) -> list[int]:
   going = [i for i, trial in enumerate(active) if not trial.done]
   if not going:
     return []
+  # Trials of one group take the same number of steps, whatever steps they are at.
   distances = {i: active[i].goal - active[i].step for i in going}
   last = min(going, key=lambda i: active[i].step)
   return [i for i in going if distances[i] == distances[last]]
@@ -219,23 +231,27 @@ def _finish(trial: Trial, finished: list[Trial]) -> None:
   # The state is in the checkpoint: its memory is the next trial's.
   finished.append(dataclasses.replace(trial, state=None))
   if len(finished) == len(rates):
+    # In the order of the options, so that of two equal losses the same one always wins.
     in_order = sorted(finished, key=lambda trial: rates.index(trial.rate))
     trials.write_product(in_order, trial.fit.product)
 
 
 def _preempted(stop: preemption.Stop, active: Sequence[Trial]) -> Preempted:
   """The error, when all checkpoints are written."""
+  saved = []
   for trial in active:
+    # Checkpoints are written in the background.
     trial.checkpoints.wait()
-  saved = '; '.join(
-    f'step {trial.step} of {trial.fit.steps} (learning rate {trial.rate:g}) is saved in '
-    f'{trial.checkpoints.folder}'
-    for trial in active
-  )
-  return Preempted(f'{stop.name} came: {saved or "what is done is saved"}; start again to continue')
+    saved.append(
+      f'step {trial.step} of {trial.fit.steps} (learning rate {trial.rate:g}) is saved in '
+      f'{trial.checkpoints.folder}'
+    )
+  listed = '; '.join(saved) or 'what is done is saved'
+  return Preempted(f'{stop.name} came: {listed}; start again to continue')
 
 
 def _result(fit: PreparedFit) -> FineTuneResult:
+  # Process 0 wrote the adapter; a shared file system shows new files to other hosts late.
   processes.see(fit.product / adapter.MANIFEST)
   delta, meta = adapter.load_adapter(fit.product)
   return FineTuneResult(

@@ -4,8 +4,7 @@ The compiled functions are cached by their static arguments: both sides of a con
 learning rate share a program. Each function comes in two kinds: of one fine-tune, and (`together`)
 of several at once. The second kind has a leading axis on state, batch, schedule and seed, and none
 on the base parameters: products with the base are then one matmul over the rows of all fine-tunes,
-and only the low-rank branches and the trained arrays are batched.
-Axes as in models/decoder.py.
+and only the low-rank branches and the trained arrays are batched. Axes as in models/decoder.py.
 """
 
 import dataclasses
@@ -63,12 +62,14 @@ def state_shardings(
     InputError: if the mesh does not divide an axis.
   """
   if together:
+    # The shardings of one fine-tune, with a leading axis that no mesh axis cuts.
     alone = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
+    shardings = state_shardings(config, recipe, layout, alone)
     return jax.tree.map(
-      lambda at: jax.sharding.NamedSharding(at.mesh, jax.P(None, *at.spec)),
-      state_shardings(config, recipe, layout, alone),
+      lambda at: jax.sharding.NamedSharding(at.mesh, jax.P(None, *at.spec)), shardings
     )
   delta = models.delta_shardings(config, state.delta, layout)
+  # Moments have the delta's structure somewhere inside; all other arrays are step counts.
   opt_state = optax.tree.map_params(
     optimizer.transformation(recipe),
     lambda _, sharding: sharding,
@@ -99,11 +100,16 @@ def initial_state_fn(
   """
 
   def initial_state(seed):
-    delta = models.init_delta(config, kind, jax.random.key(seed), rank=rank, lora_alpha=lora_alpha)
-    return TrainState(delta, optimizer.transformation(recipe).init(delta), jnp.zeros((), jnp.int32))
+    key = jax.random.key(seed)
+    delta = models.init_delta(config, kind, key, rank=rank, lora_alpha=lora_alpha)
+    opt_state = optimizer.transformation(recipe).init(delta)
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(delta, opt_state, step)
 
+  # Every device makes the part that it holds: the state is never whole on one device.
   shapes = jax.eval_shape(initial_state, 0)
-  placed = state_shardings(config, recipe, layout or sharding.single(), shapes)
+  layout = layout or sharding.single()
+  placed = state_shardings(config, recipe, layout, shapes)
   return jax.jit(initial_state, out_shardings=placed)
 
 
@@ -129,44 +135,70 @@ def train_step_fn(
     together: whether all arguments but `params` have a leading axis, and all results too. Gradients
       are clipped, and what is not finite is held back, for each fine-tune by itself.
   """
-  transformation = optimizer.transformation(recipe)
+  state_layout = layout or sharding.single()
 
-  def train_step(state, params, batch, schedule, seed, *, copies):
-    key = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
-    # The loss and its gradient, per target token of the whole batch.
-    total, count, grads = accumulate(
-      config, params, state.delta, batch, remat=remat, key=key, dropout=dropout, copies=copies
-    )
-    mean = total / count
-    grads = jax.tree.map(lambda g: g / count, grads)
-    # AdamW; the learning rate is applied here, as data of the program.
-    norm = optax.global_norm(grads)
-    finite = jnp.isfinite(mean) & jnp.isfinite(norm)
-    rate = schedule(state.step)
-    updates, opt_state = transformation.update(grads, state.opt_state, state.delta)
-    delta = jax.tree.map(lambda x, update: x - rate * update, state.delta, updates)
-    after = TrainState(delta, opt_state, state.step + 1)
-    # A broken step changes nothing, so that the last checkpoint is good.
-    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
-    metrics = {
-      'train_loss': mean,
-      'grad_norm': norm,
-      'learning_rate': rate,
-      'target_tokens': count,
-      'finite': finite,
-    }
-    return state, metrics
-
+  # The state is donated: the new one is written into the memory of the old one.
   @functools.partial(jax.jit, donate_argnums=0)
   def placed_step(state, params, batch, schedule, seed):
-    placed = state_shardings(config, recipe, layout or sharding.single(), state, together=together)
-    step = functools.partial(train_step, copies=seed.shape[0] if together else 1)
+    placed = state_shardings(config, recipe, state_layout, state, together=together)
+    copies = seed.shape[0] if together else 1
+    step = functools.partial(
+      _train_step, config, recipe, remat=remat, dropout=dropout, copies=copies
+    )
     if together:
+      # Everything but the base parameters has an axis of fine-tunes.
       step = jax.vmap(step, in_axes=(0, None, 0, 0, 0))
     state, metrics = step(state, params, batch, schedule, seed)
+    # Left to itself, XLA may place the new state otherwise, and the next call would compile again.
     return jax.lax.with_sharding_constraint(state, placed), metrics
 
   return placed_step
+
+
+def _train_step(
+  config: models.ModelConfig,
+  recipe: optimizer.AdamW,
+  state: TrainState,
+  params: PyTree,
+  batch: Batch,
+  schedule: Callable[[jax.Array], jax.Array],
+  seed: jax.Array,
+  *,
+  remat: str,
+  dropout: float,
+  copies: int,
+) -> tuple[TrainState, Metrics]:
+  """(state, metrics) after a step; see `train_step_fn`."""
+  # A step's masks are the same in a run that was interrupted. Without dropout there is no key, and
+  # no random number in the program.
+  key = None
+  if dropout:
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+  # The loss and its gradient, per target token of the whole batch.
+  total, count, grads = accumulate(
+    config, params, state.delta, batch, remat=remat, key=key, dropout=dropout, copies=copies
+  )
+  mean = total / count
+  grads = jax.tree.map(lambda g: g / count, grads)
+  # A NaN or infinity in any gradient shows in the norm.
+  norm = optax.global_norm(grads)
+  finite = jnp.isfinite(mean) & jnp.isfinite(norm)
+  # AdamW; the learning rate is applied here, as data of the program.
+  rate = schedule(state.step)
+  transformation = optimizer.transformation(recipe)
+  updates, opt_state = transformation.update(grads, state.opt_state, state.delta)
+  delta = jax.tree.map(lambda x, update: x - rate * update, state.delta, updates)
+  after = TrainState(delta, opt_state, state.step + 1)
+  # A broken step changes nothing, so that the last checkpoint is good.
+  state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+  metrics = {
+    'train_loss': mean,
+    'grad_norm': norm,
+    'learning_rate': rate,
+    'target_tokens': count,
+    'finite': finite,
+  }
+  return state, metrics
 
 
 @functools.lru_cache(maxsize=16)
@@ -186,7 +218,9 @@ def eval_loss_fn(
     def loss_of(delta, batch):
       return loss(config, params, delta, batch, copies=copies)
 
-    return (jax.vmap(loss_of) if together else loss_of)(delta, batch)
+    # The base parameters are closed over, not mapped: all copies share them.
+    losses = jax.vmap(loss_of) if together else loss_of
+    return losses(delta, batch)
 
   return eval_loss
 
@@ -221,6 +255,7 @@ def unstack_fn(
     placed = state_shardings(config, recipe, layout, first)
     count = stacked.step.shape[0]
     states = []
+    # One program for all states, not one indexing program for each array.
     for i in range(count):
       states.append(jax.tree.map(lambda x, i=i: x[i], stacked))
     return jax.lax.with_sharding_constraint(states, [placed] * count)
@@ -253,7 +288,10 @@ def accumulate(
 
   @functools.partial(jax.value_and_grad, has_aux=True)
   def sum_and_grads(delta, part, index):
-    part_key = None if key is None else jax.random.fold_in(key, index)
+    # Every microbatch draws masks of its own.
+    part_key = None
+    if key is not None:
+      part_key = jax.random.fold_in(key, index)
     return loss(
       config, params, delta, part, remat=remat, key=part_key, dropout=dropout, copies=copies
     )
@@ -261,8 +299,11 @@ def accumulate(
   def add(carry, scanned):
     part, index = scanned
     (total, count), grads = sum_and_grads(delta, part, index)
-    return jax.tree.map(jnp.add, carry, (total, count, grads)), None
+    sums = jax.tree.map(jnp.add, carry, (total, count, grads))
+    # A scan returns (carry, output of this turn): nothing is put out.
+    return sums, None
 
+  # A scan, so that the activations of one microbatch at a time are in memory.
   zero = jnp.zeros((), jnp.float32)
   zero_grads = jax.tree.map(jnp.zeros_like, delta)
   parts = (batch, jnp.arange(batch.tokens_BT.shape[0]))

@@ -17,17 +17,18 @@ from weightsteer_jax.runtime.errors import NotFiniteError
 from weightsteer_jax.storage import checkpoint
 from weightsteer_jax.storage.versions import versions
 
-# (steps taken, validation loss in nats per target token), the base model first.
+# (steps taken, validation loss in nats per target token); the first entry is where training begins,
+# which is the base model.
 History = list[tuple[int, float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """One learning rate of a fit, as far as the training is.
+  """One learning rate of a fit, at some step of the training.
 
   Attributes:
     rate: the peak learning rate.
-    state: what trains; None when the trial is done.
+    state: the delta and the optimizer's moments; None when the trial is done.
     step: steps taken.
     history: the validations so far.
   """
@@ -44,7 +45,9 @@ class Trial:
   def goal(self) -> int:
     """The step of the next validation."""
     every = self.fit.options.eval_every
-    return min((self.step // every + 1) * every, self.fit.steps)
+    next_multiple = (self.step // every + 1) * every
+    # The last step is validated even if it is no multiple.
+    return min(next_multiple, self.fit.steps)
 
   @property
   def done(self) -> bool:
@@ -54,6 +57,7 @@ class Trial:
     if self.history[-1][0] == self.fit.steps:
       return True
     best_step, _ = best(self.history)
+    # The validations since the best one.
     worse = sum(step > best_step for step, _ in self.history[1:])
     # Patience 0 never stops.
     return 0 < self.fit.options.patience <= worse
@@ -69,6 +73,7 @@ class Trial:
       NotFiniteError: if the loss or the gradient is not finite; names the step and the examples.
     """
     values = {name: value.item() for name, value in metrics.items()}
+    # The step has left a state with NaN unchanged; here the run ends.
     if not values.pop('finite'):
       raise NotFiniteError(
         f'the loss is {values["train_loss"]} and the gradient norm {values["grad_norm"]} at step '
@@ -77,6 +82,7 @@ class Trial:
         f'{", ".join(self.fit.batches.names(number))}. Look at these examples, and try a lower '
         'learning rate; the last checkpoint is kept'
       )
+    # Winds the watchdog that would end a stalled run.
     ending.progress()
     self.log.step(number + 1, values, tokens=tokens)
 
@@ -102,16 +108,17 @@ class Trial:
     """
     assert self.state is not None, 'a trial that is done has no state to save'
     if self.fit.options.keep_steps and self.history[-1][0] == self.step:
-      folder = self.fit.workdir / 'steps' / f'{self.rate:g}' / str(self.step)
+      folder = self.fit.workdir / 'steps' / f'{self.rate:g}' / f'{self.step}'
       # The adapter may be there already, from before an interruption.
       if not processes.broadcast(folder.exists()):
         adapter.save_adapter(folder, self.state.delta, _record(self, self.history[-1]))
     # The one before the last stays too: it is what a damaged last one falls back to.
+    best_step, _ = best(self.history)
     self.checkpoints.save(
       self.step,
       self.state,
       metadata={'validations': self.history},
-      keep={before, best(self.history)[0]},
+      keep={before, best_step},
     )
     # Several processes write a checkpoint together, one after the other.
     if processes.count() > 1:
@@ -134,14 +141,23 @@ def start(fit: PreparedFit, rate: float, checkpoints: checkpoint.Checkpoints) ->
 
 def best(history: History) -> tuple[int, float]:
   """(step, loss) of the lowest validation loss since training began, the earlier of two equal."""
-  return min(history[1:], key=lambda validation: validation[1], default=(0, math.inf))
+  # Before the first validation of training nothing is best. `min` takes the first of equals.
+  trained = history[1:]
+  return min(trained, key=lambda validation: validation[1], default=(0, math.inf))
 
 
 def write_product(trials: Sequence[Trial], folder: pathlib.Path) -> None:
   """Writes the adapter of the best step of the best trial of one fit."""
-  chosen = min(trials, key=lambda trial: best(trial.history)[1])
+
+  def best_loss(trial):
+    _, loss = best(trial.history)
+    return loss
+
+  chosen = min(trials, key=best_loss)
   validation = best(chosen.history)
-  state = chosen.checkpoints.restore(validation[0], chosen.fit.abstract_state())
+  best_step, _ = validation
+  # The state in memory is of the last step; the best step is in a checkpoint.
+  state = chosen.checkpoints.restore(best_step, chosen.fit.abstract_state())
   histories = {f'{trial.rate:g}': trial.history for trial in trials}
   meta = {**_record(chosen, validation), 'validations': histories}
   adapter.save_adapter(folder, state.delta, meta)
@@ -154,12 +170,14 @@ def _restored(
   abstract = fit.abstract_state()
   while (newest := checkpoints.newest(abstract)) is not None:
     step, state, metadata = newest
+    # JSON has made lists of the pairs.
     history = [(int(at), float(loss)) for at, loss in metadata['validations']]
     best_step, _ = best(history)
     # A checkpoint only counts if the best one before it is whole too: the product comes from that.
     if best_step in (0, step) or checkpoints.is_whole(best_step, abstract):
       return state, step, history
     checkpoints.set_aside(step)
+  # From scratch: no step, no validation yet.
   return fit.initial_state(), 0, []
 
 

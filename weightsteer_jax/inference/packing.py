@@ -314,13 +314,15 @@ def _fill_question(
   places = []
   t = answers
   for branch, completion in enumerate(question.completions, 1):
-    fed = len(completion) - 1
-    batch.tokens_BT[b, t : t + fed] = completion[:-1]
-    batch.positions_BT[b, t : t + fed] = prompt + np.arange(fed)
-    batch.branches_BT[b, t : t + fed] = branch
-    # The first token is predicted by the prompt's last, each other one by the token before.
-    places.append(np.array([answers - 1, *range(t, t + fed)]))
-    t += fed
+    fed = completion[:-1]
+    stop = t + len(fed)
+    batch.tokens_BT[b, t:stop] = fed
+    batch.positions_BT[b, t:stop] = prompt + np.arange(len(fed))
+    batch.branches_BT[b, t:stop] = branch
+    # The first token is predicted by the prompt's last, each other token by the token before.
+    predicting = [answers - 1, *range(t, stop)]
+    places.append(np.array(predicting))
+    t = stop
   return places
 
 
