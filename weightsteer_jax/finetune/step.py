@@ -161,7 +161,7 @@ def _train_step(
   state: TrainState,
   params: PyTree,
   batch: Batch,
-  schedule: Callable[[jax.Array], jax.Array],
+  schedule: optimizer.Schedule,
   seed: jax.Array,
   *,
   remat: str,
