@@ -16,7 +16,8 @@ The rooms, in the order data goes through them. Imports only go up this list, in
   experiments/  the parts put together: Experiment, arms, contrast, stages; and in rooms of their
                 own the organism, monitoring, the report and preflight
 
-`launch/` turns flags into calls of experiments/stages.py, standalone.py or preflight/.
+`launch/` turns flags into calls of experiments/stages.py, standalone.py or preflight/; smoke.py needs
+only runtime/ and storage/.
 """
 
 __version__ = '0.1.0'
