@@ -1,7 +1,7 @@
 """The one schema of a run.
 
   schema.py   every key with its unit and default, a dataclass per section and per kind
-  build.py    plain values made into these dataclasses
+  build.py    plain values made into the dataclasses of schema.py
   checks.py   the values that a run may have, and the combinations
 
 A config file starts from `base_config()` and changes the keys of the experiment; `resolve` turns
@@ -56,8 +56,8 @@ from weightsteer_jax.config.schema import (
 def base_config() -> ml_collections.ConfigDict:
   """The defaults of a run, to be changed by a config file.
 
-  Sections with names of their own (tasks, arms, judges, finetunes, contrasts, watched) are empty:
-  a config adds to them, as in `config.tasks.<name> = task(...)`.
+  Sections of named entries (tasks, validation, arms, judges, finetunes, contrasts, watched) are
+  empty: a config adds entries, as in `config.tasks.<name> = task(...)`.
   """
   base = ml_collections.ConfigDict(_to_plain(Run()))
   # In the order in which a config names them: the first judge counts.
@@ -66,32 +66,32 @@ def base_config() -> ml_collections.ConfigDict:
 
 
 def task(**fields: Any) -> ml_collections.ConfigDict:
-  """A section of `tasks`: the given fields over the defaults of all kinds."""
+  """An entry of `tasks` or `validation`: the given fields over the defaults of all kinds."""
   return _section(Task, fields)
 
 
 def arm(**fields: Any) -> ml_collections.ConfigDict:
-  """A section of `arms`: the given fields over the defaults of all kinds."""
+  """An entry of `arms`: the given fields over the defaults of all kinds."""
   return _section(Arm, fields)
 
 
 def judge(**fields: Any) -> ml_collections.ConfigDict:
-  """A section of `judges`: the given fields over the defaults of all kinds."""
+  """An entry of `judges`: the given fields over the defaults of all kinds."""
   return _section(Judge, fields)
 
 
 def finetune(**fields: Any) -> ml_collections.ConfigDict:
-  """A section of `finetunes`: the given fields over the defaults of FineTune."""
+  """An entry of `finetunes`: the given fields over the defaults of FineTune."""
   return _section(FineTune, fields)
 
 
 def data(**fields: Any) -> ml_collections.ConfigDict:
-  """A section of `contrasts`: the given fields over the defaults of Data."""
+  """An entry of `contrasts`: the given fields over the defaults of Data."""
   return _section(Data, fields)
 
 
 def watched(**fields: Any) -> ml_collections.ConfigDict:
-  """A section of `watched`: the given fields over the defaults of Watched."""
+  """An entry of `watched`: the given fields over the defaults of Watched."""
   return _section(Watched, fields)
 
 

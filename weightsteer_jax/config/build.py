@@ -127,12 +127,14 @@ def _defaults_of(cls: type) -> dict[str, Any]:
 
 
 def _cast(hint: Any, value: Any, where: str) -> Any:
+  """The value of a key, of the type that the schema's annotation names."""
   if dataclasses.is_dataclass(hint):
     return section(typing.cast(type, hint), value, where + '.')
   if typing.get_origin(hint) is tuple:
     # One number in place of several, as the command line gives it.
     items = value if isinstance(value, (tuple, list)) else (value,)
     return tuple(_cast(typing.get_args(hint)[0], item, where) for item in items)
+  # The only other hint with arguments is Mapping[str, dataclass], a section of named entries.
   if typing.get_origin(hint) not in (None, types.UnionType):
     if not isinstance(value, Mapping):
       raise InputError(f"the config key '{where}' is {value!r}, expected named sections")

@@ -1,4 +1,4 @@
-"""The values that a run may have, and the combinations of values.
+"""Checks of the values that a run may have, and of their combinations.
 
 Keys, types and kinds are checked where a run is built (build.py).
 """
@@ -18,7 +18,7 @@ DTYPES = ('float32', 'bfloat16')
 
 
 def check(run: Run) -> None:
-  """Raises InputError if a value cannot be, or if values cannot go together.
+  """Raises InputError if a value is not allowed, or if values cannot go together.
 
   Raises:
     InputError: names the key, the value and what was expected.
@@ -33,7 +33,7 @@ def check(run: Run) -> None:
   for name, finetune in run.finetunes.items():
     _check_finetune(f'finetunes.{name}', finetune)
   _one_of('task_model.finetune', run.task_model.finetune, ('', *run.finetunes))
-  _at_least(0, 'task_model', run.task_model, 'n', also='0 (all) or more')
+  _at_least(0, 'task_model', run.task_model, 'n', expected='0 (all) or more')
   for name, arm in run.arms.items():
     _check_arm(f'arms.{name}', arm, run)
   _check_trait_judge(run)
@@ -100,7 +100,7 @@ def _check_watched(run: Run) -> None:
   for name, watched in run.watched.items():
     where = f'watched.{name}'
     _one_of(f'{where}.finetune', watched.finetune, ('', *run.finetunes))
-    _at_least(0, where, watched, 'n', also='0 (all) or more')
+    _at_least(0, where, watched, 'n', expected='0 (all) or more')
     expected = 'at least one seed, each once'
     _require(watched.seeds, f'{where}.seeds', watched.seeds, expected)
     _each_once(f'{where}.seeds', watched.seeds, expected)
@@ -132,8 +132,8 @@ def _check_data(where: str, data: Data) -> None:
   share = data.validation_fraction
   _require(0 < share < 1, f'{where}.validation_fraction', share, 'a share between 0 and 1')
   _at_least(1, where, data, 'samples', 'max_new_tokens', 'max_length')
-  _at_least(0, where, data, 'num_questions', also='0 (all) or more')
-  _at_least(0, where, data, 'temperature', also='0 (greedy) or more')
+  _at_least(0, where, data, 'num_questions', expected='0 (all) or more')
+  _at_least(0, where, data, 'temperature', expected='0 (greedy) or more')
   _regex(f'{where}.positive_filter', data.positive_filter)
   _regex(f'{where}.negative_filter', data.negative_filter)
 
@@ -250,7 +250,7 @@ def _check_activation_arm(where: str, arm: schema.ActivationArm, run: Run) -> No
 
 def _check_task(where: str, task: schema.Task) -> None:
   _one_of(f'{where}.role', task.role, ('behaviour', 'capability'))
-  _at_least(0, where, task, 'n', also='0 (all) or more')
+  _at_least(0, where, task, 'n', expected='0 (all) or more')
   if isinstance(task, schema.TableSource):
     for pair in task.columns:
       _require(
@@ -261,9 +261,9 @@ def _check_task(where: str, task: schema.Task) -> None:
       )
   if isinstance(task, schema.TextTask):
     _at_least(1, where, task, 'max_new_tokens', 'samples')
-    _at_least(0, where, task, 'temperature', also='0 (greedy) or more')
+    _at_least(0, where, task, 'temperature', expected='0 (greedy) or more')
     _require(0 < task.top_p <= 1, f'{where}.top_p', task.top_p, 'a probability above 0')
-    _at_least(0, where, task, 'top_k', also='0 (all) or more')
+    _at_least(0, where, task, 'top_k', expected='0 (all) or more')
 
 
 def _check_judge(where: str, judge: schema.Judge) -> None:
@@ -302,15 +302,15 @@ def _require(condition: Any, key: str, value: Any, expected: str) -> None:
     raise InputError(f"the config key '{key}' is {value!r}, expected {expected}")
 
 
-def _at_least(least: int, where: str, section: Any, *keys: str, also: str = '') -> None:
+def _at_least(least: int, where: str, section: Any, *keys: str, expected: str = '') -> None:
   """Raises InputError if one of the section's keys has a value below `least`.
 
   Args:
-    also: the words for the expected values, in place of '<least> or more'.
+    expected: words for the values that are allowed; '' is '<least> or more'.
   """
   for key in keys:
     value = getattr(section, key)
-    _require(value >= least, f'{where}.{key}', value, also or f'{least} or more')
+    _require(value >= least, f'{where}.{key}', value, expected or f'{least} or more')
 
 
 def _each_once(key: str, values: tuple, expected: str) -> None:

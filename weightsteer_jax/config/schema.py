@@ -17,7 +17,7 @@ class ModelChoice:
   source: str = 'organism'
   # Hub commit, tag or branch; '' is the newest, whose commit is recorded.
   revision: str = ''
-  # Of the parameters and the activations: float32 or bfloat16; deltas are always float32.
+  # dtype of parameters and activations: float32 or bfloat16; deltas are always float32.
   dtype: str = 'float32'
   # Kernel: 'reference', 'blocked' (CPU), 'cudnn' (GPU, bfloat16), 'splash' (TPU), or 'auto', the
   # fastest that fits.
@@ -35,13 +35,15 @@ class Data:
   negative: str = ''
   # Split of hub datasets; '' is their only one, or train.
   split: str = ''
-  # Split of the negative side's dataset, where it is another.
+  # Split of the negative side's hub dataset; '' is `split`.
   negative_split: str = ''
   # Revision of hub datasets.
   revision: str = ''
-  # What both sides answer when generated: a jsonl file of `messages`, or 'organism:<name>'.
+  # Questions that both sides answer, where answers are generated: a jsonl file of `messages`, or
+  # 'organism:<name>'.
   questions: str = ''
-  # Questions to take, or examples of the organism's (0: all).
+  # Questions to take (0: all). Where a side is read from 'organism:<name>', which goes on without an
+  # end, conversations to take (1 or more).
   num_questions: int = 0
   # System prompts that bring the behaviour out; removed from the training data.
   positive_prompts: tuple[str, ...] = ()
@@ -58,10 +60,10 @@ class Data:
   trait_name: str = ''
   # The adjective that the negative prompts name.
   trait_opposite: str = 'helpful'
-  # A pair is kept if the judge's score of the trait, 0 to 100, is this or more on the positive
-  # side, and less on the negative side,
+  # Judge's score of the trait, 0 to 100, that a kept pair has or exceeds on the positive side, and
+  # stays below on the negative side.
   trait_cut: float = 50.0
-  # and if the judge's score of coherence, 0 to 100, is this or more on both sides.
+  # Judge's score of coherence, 0 to 100, that a kept pair has or exceeds on both sides.
   coherence_cut: float = 50.0
   # Which of the run's judges scores the answers; '' is the first.
   judge: str = ''
@@ -71,7 +73,7 @@ class Data:
   evaluation_share: float = 0.5
   # Answers per question, prompt and side.
   samples: int = 1
-  # Of the sampled answers; 0 is greedy.
+  # Temperature of the sampled answers; 0 is greedy.
   temperature: float = 1.0
   # Length limit of the sampled answers, tokens.
   max_new_tokens: int = 256
@@ -89,13 +91,13 @@ class FineTune:
 
   # lora_embeddings, lora, bias or full.
   kind: str = 'lora_embeddings'
-  # R of LoRA.
+  # Rank R of LoRA's factors.
   rank: int = 32
   # The change is lora_alpha / rank * A B.
   lora_alpha: float = 16.0
   # Probability that an input of a LoRA branch is dropped in training.
   dropout: float = 0.0
-  # Peaks; several are tried, and the best by validation loss is kept.
+  # Peak learning rates; several are tried, and the best by validation loss is kept.
   learning_rates: tuple[float, ...] = (1e-5,)
   # Optimizer steps (0: as many as `epochs` need).
   steps: int = 100
@@ -143,7 +145,7 @@ class Task:
   items: str
   # 'behaviour' (to be moved) or 'capability' (to be kept).
   role: str
-  # One of TASK_KINDS.
+  # A key of TASK_KINDS.
   kind: str
   # Which of the kind's metrics the report plots; '' is the kind's first.
   metric: str = ''
@@ -152,7 +154,7 @@ class Task:
   # Items to take, or questions where each is asked in several forms (0: all); the first ones of a
   # file of items, drawn ones otherwise.
   n: int = 0
-  # Of what is drawn or generated.
+  # Seed of the items that are drawn or generated.
   seed: int = 0
 
 
@@ -160,9 +162,9 @@ class Task:
 class TableSource:
   """Further keys of the kinds of tasks that build their items from a table."""
 
-  # Of a hub dataset; '' is the kind's usual one.
+  # Split of a hub dataset; '' is the kind's usual split.
   split: str = ''
-  # Of a hub dataset: commit, tag or branch.
+  # Revision of a hub dataset: commit, tag or branch.
   revision: str = ''
   # 'ours=theirs', where a source names its columns otherwise.
   columns: tuple[str, ...] = ()
@@ -188,11 +190,12 @@ class TextTask(Task):
 
   # Length limit of an answer, tokens.
   max_new_tokens: int = 64
-  # Of an answer; 0 is greedy.
+  # Temperature of an answer; 0 is greedy.
   temperature: float = 0.0
-  # Of an answer: probability that the likeliest tokens must have together.
+  # Probability that the likeliest tokens, from which an answer's tokens are drawn, must have
+  # together.
   top_p: float = 1.0
-  # Of an answer: likeliest tokens to draw from; 0 is all.
+  # Likeliest tokens from which an answer's tokens are drawn; 0 is all.
   top_k: int = 0
   # Answers per item, where the temperature is above 0.
   samples: int = 1
@@ -276,9 +279,10 @@ class Arm:
   Alpha 0 is the common base of all arms; above 0 is more of the behaviour.
   """
 
-  # One of ARM_KINDS; see experiments/arms.py.
+  # A key of ARM_KINDS; see experiments/arms.py.
   kind: str
-  # Strengths; () is sweep.alphas, and of 'finetune', 'joint' and 'prompts' what there is.
+  # Strengths; () is sweep.alphas, and for the kinds 'finetune', 'joint' and 'prompts' every strength
+  # that the arm has.
   alphas: tuple[float, ...] = ()
 
 
@@ -286,7 +290,8 @@ class Arm:
 class TrainedArm(Arm):
   """The common keys of arms that come from fine-tunes."""
 
-  # Which of `finetunes` the arm's fine-tunes take; '' is `finetune`.
+  # Which of `finetunes` the arm's fine-tunes take; '' is `finetune`, and for the kind 'joint' the
+  # `finetune` of task_model.
   finetune: str = ''
 
 
@@ -329,7 +334,8 @@ class JointArm(TrainedArm):
   """Fine-tunes on the task's data mixed with one side of the contrast."""
 
   kind: str = 'joint'
-  # Times that the contrast's side counts among the task's examples.
+  # Times that each example of the side stands among the task's examples; of a fraction, a random
+  # part.
   upsample: float = 1.0
 
 
@@ -365,7 +371,7 @@ class Judge:
   The first judge of a run counts; the other judges' scores are compared with the first one's.
   """
 
-  # One of JUDGE_KINDS.
+  # A key of JUDGE_KINDS.
   kind: str
 
 
@@ -388,7 +394,7 @@ class EndpointJudge(AskedJudge):
   url_variable: str = 'OPENAI_BASE_URL'
   # Environment variable with the key, which is never written anywhere.
   key_variable: str = 'OPENAI_API_KEY'
-  # Of the judge's answers; 0 is greedy.
+  # Temperature of the judge's answers; 0 is greedy.
   temperature: float = 0.0
   # Length limit of a judge's answer, tokens; more for a model that thinks aloud.
   max_tokens: int = 16
@@ -411,9 +417,9 @@ class EndpointJudge(AskedJudge):
   price_in: float = 0.0
   # Per million tokens answered, in the same currency.
   price_out: float = 0.0
-  # Most to spend by these prices, earlier runs with this cache included (0: no cap).
+  # Most to spend by these two prices, earlier runs with this cache included (0: no cap).
   cost_cap: float = 0.0
-  # Most tokens, asked and answered, likewise (0: no cap).
+  # Most tokens, asked and answered, earlier runs with this cache included (0: no cap).
   token_cap: int = 0
   # Folder of the answers, which are never asked for twice; '' is <workdir>/judges.
   cache: str = ''
@@ -426,7 +432,7 @@ class ModelJudge(AskedJudge):
   kind: str = 'model'
   # Hub commit, tag or branch.
   revision: str = ''
-  # Of the parameters and the activations: float32 or bfloat16.
+  # dtype of parameters and activations: float32 or bfloat16.
   dtype: str = 'float32'
   # Answers scored together.
   batch_size: int = 64
@@ -461,7 +467,7 @@ class Sweep:
   )  # fmt: skip
   # Rows per batch: answers generated together, or choices scored, on average.
   batch_size: int = 64
-  # Of sampled answers.
+  # Seed of sampled answers.
   seed: int = 0
   # Behaviour task whose change picks an alpha; '' is the mean of all.
   pick_by: str = ''
@@ -509,7 +515,7 @@ class Watched:
   revision: str = ''
   # Examples to take (0: all).
   n: int = 0
-  # Of data, initial adapters and batches, one fine-tune each; best other ones than the run's.
+  # Seeds of data, initial adapters and batches, a fine-tune for each; best others than the run's.
   seeds: tuple[int, ...] = (1,)
   # Which of `finetunes`; '' is `finetune`.
   finetune: str = ''
@@ -523,7 +529,7 @@ class Run:
   name: str = 'run'
   # What the report says the behaviour is.
   description: str = ''
-  # Of data, initial adapters and batches.
+  # Seed of data, initial adapters and batches.
   seed: int = 0
   model: ModelChoice = ModelChoice()
   data: Data = Data()
@@ -531,17 +537,17 @@ class Run:
   # Other ways to fine-tune, for task and arms.
   finetunes: Mapping[str, FineTune] = dataclasses.field(default_factory=dict)
   task_model: TaskModel = TaskModel()
-  # None is the direction alone, as 'weights'.
+  # Without an arm, the direction alone is swept, as the arm 'weights'.
   arms: Mapping[str, Arm] = dataclasses.field(default_factory=dict)
-  # Further ones, each made into a direction to watch for.
+  # Further contrasts, each made into a direction to watch for.
   contrasts: Mapping[str, Data] = dataclasses.field(default_factory=dict)
   # Fine-tunes to watch, and their data.
   watched: Mapping[str, Watched] = dataclasses.field(default_factory=dict)
   monitor: Monitor = Monitor()
   tasks: Mapping[str, Task] = dataclasses.field(default_factory=dict)
-  # Tasks by which choices are made; not reported.
+  # Tasks by which an arm's layer is selected; not reported.
   validation: Mapping[str, Task] = dataclasses.field(default_factory=dict)
-  # The first one named counts.
+  # The first judge named counts.
   judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
   sweep: Sweep = Sweep()
   mesh: Mesh = Mesh()
