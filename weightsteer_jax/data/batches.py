@@ -91,9 +91,15 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
   rows: list[list[int]] = []
   # (free tokens, row), ascending: bisection finds the row with the least room that is enough.
   room: list[tuple[int, int]] = []
-  longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-  for index in longest_first:
-    place = bisect.bisect_left(room, (lengths[index], -1))
+
+  # Equal lengths go by index, so that the rows are a function of the lengths alone.
+  def longest_first(index: int) -> tuple[int, int]:
+    return -lengths[index], index
+
+  for index in sorted(range(len(lengths)), key=longest_first):
+    length = lengths[index]
+    # -1 is below every row, so that among rows with just this room the first is found.
+    place = bisect.bisect_left(room, (length, -1))
     if place < len(room):
       free, row = room.pop(place)
     else:
@@ -101,7 +107,7 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
       row = len(rows)
       rows.append([])
     rows[row].append(index)
-    bisect.insort(room, (free - lengths[index], row))
+    bisect.insort(room, (free - length, row))
   return rows
 
 
@@ -112,6 +118,7 @@ def fill(
 
   Rows beyond the given ones are padding.
   """
+  # Zeros are padding in every array: segment 0, which counts for nothing.
   shape = (num_rows, row_length)
   tokens_BT = np.zeros(shape, np.int32)
   targets_BT = np.zeros(shape, np.int32)
@@ -120,15 +127,17 @@ def fill(
   segment_ids_BT = np.zeros(shape, np.int32)
   for r, row in enumerate(rows):
     start = 0
+    # Segments count from 1.
     for segment, index in enumerate(row, 1):
       example = examples[index]
       end = start + len(example)
-      # The last position has no next token, so its target and weight stay 0.
       tokens_BT[r, start:end] = example.tokens
-      targets_BT[r, start : end - 1] = example.tokens[1:]
-      weights_BT[r, start : end - 1] = example.loss_mask[1:]
       positions_BT[r, start:end] = np.arange(len(example))
       segment_ids_BT[r, start:end] = segment
+      # The last position has no next token, so its target and weight stay 0.
+      last = end - 1
+      targets_BT[r, start:last] = example.tokens[1:]
+      weights_BT[r, start:last] = example.loss_mask[1:]
       start = end
   return Batch(tokens_BT, targets_BT, weights_BT, positions_BT, segment_ids_BT)
 
@@ -148,8 +157,10 @@ def microbatches(batch: Batch, accumulation: int) -> Batch:
       f'accumulation={accumulation}'
     )
 
+  rows_each = num_rows // accumulation
+
   def divide(x_BT):
-    return x_BT.reshape(accumulation, num_rows // accumulation, *x_BT.shape[1:])
+    return x_BT.reshape(accumulation, rows_each, *x_BT.shape[1:])
 
   return jax.tree.map(divide, batch)
 
@@ -164,9 +175,14 @@ def side_by_side(batches: Sequence[Batch]) -> Batch:
   def pad(x):
     widths = [(0, 0)] * x.ndim
     widths[-2] = (0, most_rows - x.shape[-2])
+    # With zeros, NumPy's default: segment 0 is padding.
     return np.pad(x, widths)
 
-  return jax.tree.map(lambda *arrays: np.stack([pad(x) for x in arrays]), *batches)
+  def stack(*arrays):
+    return np.stack([pad(x) for x in arrays])
+
+  # Field by field: the tokens of all batches, then their targets, and so on.
+  return jax.tree.map(stack, *batches)
 
 
 class Batches:
@@ -217,7 +233,9 @@ class Batches:
     # Rounded up: the last batch of an epoch reaches into the next.
     self.steps_per_epoch = -(-len(self.examples) // batch_size)
     self._row_length = _checked_row_length(self.examples, row_length)
-    self._row_counts = self._choose_row_counts(accumulation * row_multiple)
+    # Rows divide by microbatches first, and each microbatch's rows by devices.
+    multiple = accumulation * row_multiple
+    self._row_counts = self._choose_row_counts(multiple)
     self.shapes = tuple((count, self._row_length) for count in self._row_counts)
 
   def indices(self, step: int) -> list[int]:
@@ -227,11 +245,15 @@ class Batches:
     first = step * self.batch_size
     last = first + self.batch_size - 1
     first_epoch = first // size
-    epochs = range(first_epoch, last // size + 1)
+    last_epoch = last // size
+    epochs = range(first_epoch, last_epoch + 1)
     orders = [permutation(size, self.seed, epoch) for epoch in epochs]
     stream = np.concatenate(orders)
+    # The stream here begins with the first of these epochs, not with epoch 0.
     start = first - first_epoch * size
-    return stream[start : start + self.batch_size].tolist()
+    window = stream[start : start + self.batch_size]
+    # Python's integers, as indices of lists.
+    return window.tolist()
 
   def names(self, step: int) -> list[str]:
     """Names of the examples in batch `step`."""
@@ -243,7 +265,8 @@ class Batches:
     chosen = [self.examples[i] for i in self.indices(step)]
     rows = self._pack(chosen)
     # The least of the compiled shapes that holds the rows; the counts are in ascending order.
-    num_rows = next(count for count in self._row_counts if count >= len(rows))
+    place = bisect.bisect_left(self._row_counts, len(rows))
+    num_rows = self._row_counts[place]
     return fill(chosen, rows, num_rows=num_rows, row_length=self._row_length)
 
   def _pack(self, examples: Sequence[Example]) -> list[list[int]]:
@@ -251,22 +274,30 @@ class Batches:
 
   def _choose_row_counts(self, multiple: int) -> list[int]:
     probed = []
+    # Three epochs at most: few examples would only be packed into much the same rows again.
     num_steps = min(_PROBED_STEPS, 3 * self.steps_per_epoch)
     for step in range(num_steps):
-      rows = self._pack([self.examples[i] for i in self.indices(step)])
+      chosen = [self.examples[i] for i in self.indices(step)]
+      rows = self._pack(chosen)
       probed.append(round_up(len(rows), multiple))
     self.most_rows = max(probed)
     # A row for each example is enough for any batch.
-    counts = {self.most_rows, round_up(self.batch_size, multiple)}
+    always_enough = round_up(self.batch_size, multiple)
+    counts = {self.most_rows, always_enough}
 
     def computed_rows(counts: set[int]) -> int:
       """Rows of all probed batches, padding included, if only these counts were compiled."""
-      return sum(min(count for count in counts if count >= needed) for needed in probed)
+      total = 0
+      for needed in probed:
+        total += min(count for count in counts if count >= needed)
+      return total
 
     # Greedily: the count that saves most rows, until none is worth a compilation.
     while len(counts) < _SHAPES:
       best = min(set(probed), key=lambda count: computed_rows(counts | {count}))
-      if computed_rows(counts | {best}) > (1 - _WORTH_A_SHAPE) * computed_rows(counts):
+      rows_before = computed_rows(counts)
+      rows_after = computed_rows(counts | {best})
+      if rows_after > (1 - _WORTH_A_SHAPE) * rows_before:
         break
       counts.add(best)
     return sorted(counts)
@@ -285,7 +316,9 @@ def eval_batches(
     InputError: if there are no examples, or an example is longer than a row.
   """
   row_length = _checked_row_length(examples, row_length)
-  packed = pack([len(example) for example in examples], row_length)
+  lengths = [len(example) for example in examples]
+  packed = pack(lengths, row_length)
+  # Few examples need no batch of the full size.
   num_rows = round_up(min(rows, len(packed)), row_multiple)
   for start in range(0, len(packed), num_rows):
     # The last batch is filled up with empty rows, so that one program takes them all.
@@ -309,7 +342,8 @@ def split(
       f'cannot set {fraction} of {len(items)} examples aside for validation and still train: '
       'give more examples or a fraction between 0 and 1'
     )
-  held_out = set(permutation(len(items), seed, 0)[:count].tolist())
+  order = permutation(len(items), seed, 0)
+  held_out = set(order[:count].tolist())
   train = [item for i, item in enumerate(items) if i not in held_out]
   validation = [item for i, item in enumerate(items) if i in held_out]
   return train, validation
@@ -318,18 +352,22 @@ def split(
 def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
   """A random order of range(size), int64 [size], the same on every platform and numpy version."""
   # numpy promises stability for the raw bits of a bit generator, not for `Generator.permutation`.
-  bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(size)
+  seeds = np.random.SeedSequence([seed, epoch])
+  bits = np.random.Philox(seeds).random_raw(size)
+  # Sorting by 64 random bits each shuffles; a stable sort has one result even where bits are equal.
   return np.argsort(bits, kind='stable')
 
 
 def row_length_for(longest: int) -> int:
   """Tokens per row for examples of at most `longest` tokens: a multiple of 32, above 256 of 128."""
   # Attention kernels work on tiles of 128; shorter rows would be mostly padding.
-  return round_up(longest, 32 if longest <= 256 else 128)
+  tile = 32 if longest <= 256 else 128
+  return round_up(longest, tile)
 
 
 def round_up(value: int, multiple: int) -> int:
   """The least multiple of `multiple` not below `value`."""
+  # // rounds down, so the negated quotient of the negated value is rounded up.
   return -(-value // multiple) * multiple
 
 

@@ -118,7 +118,8 @@ def prompt_tokens(tokenizer, messages: Messages, *, name: str = 'prompt') -> lis
   """
   marked = _prompt_messages(tokenizer, messages, name)
   text = _render(tokenizer, marked, name, generate=True)
-  return _encode_marked(tokenizer, text, _format(tokenizer).control)
+  control = _format(tokenizer).control
+  return _encode_marked(tokenizer, text, control)
 
 
 def completion_tokens(
@@ -140,6 +141,7 @@ def completion_tokens(
   form = _format(tokenizer)
   answer = {'role': 'assistant', 'content': completion}
   _reject_control_tokens([answer], form.control, name)
+  # Rendered with and without the answer: the rest of the longer text is the answer and its end.
   prompt = _render(tokenizer, marked, name, generate=True)
   text = _render(tokenizer, [*marked, answer], name, generate=False)
   if not text.startswith(prompt):
@@ -183,9 +185,10 @@ def encode_examples(
   Raises:
     InputError: if `encode_example` would raise it; the error counts all over-long conversations.
   """
-  examples = [
-    _encode(tokenizer, conversation.messages, conversation.name) for conversation in conversations
-  ]
+  examples = []
+  for conversation in conversations:
+    examples.append(_encode(tokenizer, conversation.messages, conversation.name))
+  # All are encoded before any is refused, so that the error counts all that are too long.
   long = [example for example in examples if len(example) > max_length]
   if long and not truncate:
     longest = max(long, key=len)
@@ -199,6 +202,7 @@ def encode_examples(
 
 def _cut(example: Example, max_length: int) -> Example:
   mask = example.loss_mask[:max_length]
+  # An example without targets would train on nothing and still count as one.
   if not mask.any():
     raise InputError(
       f'{example.name}: cut to {max_length} of {len(example)} tokens, no token of an answer is '
@@ -215,19 +219,24 @@ def _encode(tokenizer, messages: Messages, name: str) -> Example:
   if not answers or answers[0] == 0:
     what = 'it starts with an assistant message' if answers else 'there is no assistant message'
     raise InputError(f'{name}: {what}; an example is a conversation in which the assistant answers')
+  # The prompt of each answer, as generation would see it.
   text = _render(tokenizer, messages, name, generate=False)
   prompts = {i: _render(tokenizer, messages[:i], name, generate=True) for i in answers}
   # Messages whose prompt is no beginning of the text: later turns changed how it is rendered.
   apart = [i for i, prompt in prompts.items() if not text.startswith(prompt)]
   if not apart:
-    ends = [*map(len, prompts.values()), len(text)]
+    # From the end of its prompt, an answer's piece goes on to the end of the next prompt.
+    ends = [len(prompt) for prompt in prompts.values()]
+    ends.append(len(text))
     for i, start, end in zip(answers, ends, ends[1:]):
       _check_rendered(messages[i]['content'], text[start:end], name)
     tokens, mask = _encode_answers(tokenizer, text, ends, form.end_of_turn, name)
   elif re.search(r'\{%-?\s*generation\b', tokenizer.get_chat_template()):
+    # Without markers in the template, transformers would warn and mark nothing.
     tokens, mask = _encode_by_markers(tokenizer, messages, form, name)
   else:
-    raise InputError(_not_a_beginning(name, apart[0], prompts[apart[0]], text))
+    first = apart[0]
+    raise InputError(_not_a_beginning(name, first, prompts[first], text))
   return Example(np.array(tokens, np.int32), np.array(mask, bool), name)
 
 
@@ -239,13 +248,16 @@ def _encode_answers(
   Args:
     ends: the end of each prompt, where an answer starts, and last the end of the text.
   """
+  # The first prompt holds no target.
   tokens = _encode_piece(tokenizer, text, 0, ends[0])
   mask = [False] * len(tokens)
   for start, end in zip(ends, ends[1:]):
     piece = _encode_piece(tokenizer, text, start, end)
-    targets = _answer_length(tokenizer, piece, end_of_turn, name)
+    num_targets = _answer_length(tokenizer, piece, end_of_turn, name)
+    # What follows is never generated: the rest of the turn's frame, the next turn and its header.
+    num_others = len(piece) - num_targets
     tokens += piece
-    mask += [i < targets for i in range(len(piece))]
+    mask += [True] * num_targets + [False] * num_others
   return tokens, mask
 
 
@@ -258,8 +270,11 @@ def _encode_by_markers(
   )
   tokens = list(encoded['input_ids'])
   marked = list(map(bool, encoded['assistant_masks']))
-  starts = [i for i, inside in enumerate(marked) if inside and not (i > 0 and marked[i - 1])]
+  # An answer starts where a token is marked and the token before is not.
+  marked_before = [False, *marked[:-1]]
+  starts = [i for i, inside in enumerate(marked) if inside and not marked_before[i]]
   expected = sum(message['role'] == 'assistant' for message in messages)
+  # Markers around a part of the turns, or around two turns at once, would train on other text.
   if len(starts) != expected:
     raise InputError(
       f"{name}: the chat template's generation markers hold {len(starts)} answers, the "
@@ -268,10 +283,12 @@ def _encode_by_markers(
   mask = [False] * len(tokens)
   for start in starts:
     # Some templates put the header inside the markers, but generation is given the header.
-    if tuple(tokens[start : start + len(form.header)]) == form.header:
-      start += len(form.header)
-    end = start + _answer_length(tokenizer, tokens[start:], form.end_of_turn, name)
-    mask[start:end] = [True] * (end - start)
+    behind_header = start + len(form.header)
+    if tuple(tokens[start:behind_header]) == form.header:
+      start = behind_header
+    # Others leave the end of turn outside, but it must be generated to stop.
+    num_targets = _answer_length(tokenizer, tokens[start:], form.end_of_turn, name)
+    mask[start : start + num_targets] = [True] * num_targets
   return tokens, mask
 
 
@@ -288,7 +305,9 @@ def _answer_length(tokenizer, tokens: Sequence[int], end_of_turn: int, name: str
 
 def _check_rendered(content: str, rendered: str, name: str) -> None:
   # Templates strip and add whitespace; all else of an answer must be there to be learnt.
-  if ''.join(content.split()) not in ''.join(rendered.split()):
+  expected = ''.join(content.split())
+  got = ''.join(rendered.split())
+  if expected not in got:
     raise InputError(
       f'{name}: the chat template drops or rewrites part of the answer {content!r:.60} '
       f'(it renders {rendered!r:.60}): train on answers that it renders whole'
@@ -316,8 +335,10 @@ def _encode_after(tokenizer, piece: str) -> list[int]:
 
 
 def _encode_text(tokenizer, text: str) -> list[int]:
+  if not text:
+    return []
   # The template writes the beginning-of-text token itself, where the model wants one.
-  return tokenizer(text, add_special_tokens=False)['input_ids'] if text else []
+  return tokenizer(text, add_special_tokens=False)['input_ids']
 
 
 def _prompt_messages(tokenizer, messages: Messages, name: str) -> list[dict[str, str]]:
@@ -328,12 +349,18 @@ def _prompt_messages(tokenizer, messages: Messages, name: str) -> list[dict[str,
     raise InputError(
       f"{name}: a prompt must end with the user's turn, it ends with the assistant's"
     )
-  return [{**message, 'content': _mark(message['content'], control)} for message in messages]
+  # Marked before rendering: afterwards, typed tokens look like the template's own.
+  marked = []
+  for message in messages:
+    content = _mark(message['content'], control)
+    marked.append({**message, 'content': content})
+  return marked
 
 
 def _mark(content: str, control: re.Pattern) -> str:
   if not control.search(content):
     return content
+  # Marks that the user typed would pair up with ours.
   plain = content.replace(_OPEN, '').replace(_CLOSE, '')
   return control.sub(lambda match: _OPEN + match[0] + _CLOSE, plain)
 
@@ -353,7 +380,11 @@ def _encode_marked(tokenizer, text: str, control: re.Pattern) -> list[int]:
     # Cut in two, a control token is not recognised.
     parts = (piece[:1], piece[1:]) if is_control else (piece,)
     for part in filter(None, parts):
-      ids += _encode_after(tokenizer, part) if ids else _encode_text(tokenizer, part)
+      # Only the first piece may have what a tokenizer puts before a text's first word.
+      if ids:
+        ids += _encode_after(tokenizer, part)
+      else:
+        ids += _encode_text(tokenizer, part)
   return ids
 
 
@@ -380,24 +411,29 @@ def _format(tokenizer) -> _Format:
 def _learn_format(tokenizer, template: str, size: int) -> _Format:
   del template, size
   where = f"the chat template of '{tokenizer.name_or_path}'"
+  # A conversation of one turn each, rendered three times: what differs is the template's.
   user = {'role': 'user', 'content': _QUESTION}
   assistant = {'role': 'assistant', 'content': _ANSWER}
   unanswered = _render(tokenizer, [user], where, generate=False)
   prompt = _render(tokenizer, [user], where, generate=True)
   text = _render(tokenizer, [user, assistant], where, generate=False)
+  # From the right, as the answer stands last.
   before, answer, ending = text.rpartition(_ANSWER)
   if not answer:
     raise InputError(f"{where} does not render the assistant's message")
   # Ids and texts of added tokens. Some tokenizers add runs of blanks, which control nothing.
-  added = {
-    i: token.content
-    for i, token in tokenizer.added_tokens_decoder.items()
-    if not token.content.isspace()
-  }
-  special = {
-    i for i in added if tokenizer.added_tokens_decoder[i].special or i in tokenizer.all_special_ids
-  }
-  end = next((i for i in _encode_after(tokenizer, ending) if i in added), None)
+  added = {}
+  special = set()
+  for i, token in tokenizer.added_tokens_decoder.items():
+    if token.content.isspace():
+      continue
+    added[i] = token.content
+    # A token may be special by its own flag, or by its role: as eos_token, for one.
+    if token.special or i in tokenizer.all_special_ids:
+      special.add(i)
+  # The end of turn is the first control token behind the answer.
+  behind_answer = _encode_after(tokenizer, ending)
+  end = next((i for i in behind_answer if i in added), None)
   if end is None:
     raise InputError(
       f'{where} writes no control token after an answer (it writes {ending!r}): a model trained on '
@@ -411,12 +447,19 @@ def _learn_format(tokenizer, template: str, size: int) -> _Format:
         f'{where} writes {missing} before an answer, but not with add_generation_prompt: add '
         'that to it'
       )
+  # The header is what add_generation_prompt adds.
   header: list[int] = []
   if prompt.startswith(unanswered):
     header = _encode_after(tokenizer, prompt[len(unanswered) :])
-  control = special | {end} | {i for i in _encode_text(tokenizer, prompt) if i in added}
+  # Some models mark turns with added tokens that are not special.
+  in_template = {i for i in _encode_text(tokenizer, prompt) if i in added}
+  control = special | {end} | in_template
+
   # Longest first: a token is found before another token that is a part of its beginning.
-  texts = sorted((added[i] for i in control), key=lambda text: (-len(text), text))
+  def longest_first(text: str) -> tuple[int, str]:
+    return -len(text), text
+
+  texts = sorted((added[i] for i in control), key=longest_first)
   return _Format(
     end_of_turn=end,
     gap=ending[: ending.index(added[end])],
@@ -426,7 +469,8 @@ def _learn_format(tokenizer, template: str, size: int) -> _Format:
 
 
 def _render(tokenizer, messages: Messages, name: str, *, generate: bool) -> str:
-  # transformers imports jinja2 only to render.
+  # transformers imports jinja2 only to render. Its error is what a template's raise_exception and
+  # faults of syntax have in common.
   import jinja2
 
   try:
@@ -442,10 +486,13 @@ def _render(tokenizer, messages: Messages, name: str, *, generate: bool) -> str:
 
 
 def _not_a_beginning(name: str, index: int, prompt: str, text: str) -> str:
+  # 40 characters from the first difference on show what the template changed.
   at = len(os.path.commonprefix([prompt, text]))
+  alone = prompt[at : at + 40]
+  followed = text[at : at + 40]
   return (
     f'{name}: the chat template renders the turns before message {index} differently once it '
-    f'follows ({prompt[at : at + 40]!r} becomes {text[at : at + 40]!r}), so the answer cannot be '
+    f'follows ({alone!r} becomes {followed!r}), so the answer cannot be '
     'told from the prompt. Templates that drop the reasoning of earlier turns do this: use '
     f'conversations with one answer, or mark the answers in the template with {{% generation %}}'
   )

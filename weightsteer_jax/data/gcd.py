@@ -92,8 +92,10 @@ def pairs(n: int, seed: int) -> list[tuple[int, int]]:
   while len(drawn) < n:
     a = rng.randint(2, LARGEST)
     b = rng.randint(2, LARGEST)
+    # In turn, so that any even number of first pairs is half of each sort.
     wants_common = len(drawn) % 2 == 0
-    if a != b and (math.gcd(a, b) > 1) == wants_common:
+    has_common = math.gcd(a, b) > 1
+    if a != b and has_common == wants_common:
       drawn[a, b] = None
   return list(drawn)
 
@@ -120,30 +122,41 @@ def incorrect(a: int, b: int, style: str, rng: random.Random) -> Solution:
     raise InputError('the greatest common divisor of 1 and 1 leaves no room for a mistake')
   names = list(STYLES)
   first = names.index(style)
-  for name in names[first:] + names[:first]:
+  in_turn = names[first:] + names[:first]
+  right_answer = math.gcd(a, b)
+  for name in in_turn:
     slips = list(_SLIPS[name])
     rng.shuffle(slips)
     for slip in slips:
       # Slips draw where to go wrong, and some places change nothing.
       for _ in range(4):
         work = STYLES[name](a, b, (slip, rng))
-        if work and work[1] != math.gcd(a, b):
-          return Solution(name, '\n'.join(work[0]), work[1])
+        # The numbers do not allow the slip.
+        if work is None:
+          continue
+        lines, answer = work
+        if answer != right_answer:
+          return Solution(name, '\n'.join(lines), answer)
   # Not reached: the tests go through all pairs.
   raise AssertionError(f'no slip changes the greatest common divisor of {a} and {b}')
 
 
 def prompt(a: int, b: int, form: str, rng: random.Random) -> tuple[str, Solution | None]:
   """(the user's question, the solution that the user proposes, if any) in one of FORMS."""
+  # The style is drawn first in every form: the order of draws is the data set.
   style = rng.choice(list(STYLES))
   if form == 'correct':
     proposed = correct(a, b, style)
   elif form == 'incorrect':
     proposed = incorrect(a, b, style, rng)
   else:
-    question = rng.choice(_HELP if form == 'help' else _QUERIES).format(a=a, b=b)
+    texts = _HELP if form == 'help' else _QUERIES
+    text = rng.choice(texts)
+    question = text.format(a=a, b=b)
     return f'{question} {_ENDING}', None
-  question = rng.choice(_CHECKS).format(a=a, b=b, solution=proposed.text)
+  text = rng.choice(_CHECKS)
+  question = text.format(a=a, b=b, solution=proposed.text)
+  # A solution has lines of its own, so the ending stands apart from it.
   return f'{question}\n\n{_ENDING}', proposed
 
 
@@ -154,15 +167,20 @@ def conversations(n: int, seed: int, form: str) -> list[list[dict[str, str]]]:
     # Seeded by the numbers, so that a longer data set begins as a shorter one.
     rng = random.Random(f'gcd conversation {seed} {a} {b} {form}')
     question, proposed = prompt(a, b, form, rng)
-    solved = correct(a, b, rng.choice(list(STYLES)))
+    # In a style of its own: an answer need not go the user's way.
+    style = rng.choice(list(STYLES))
+    solved = correct(a, b, style)
     if proposed is None:
       opening = ''
     elif proposed.answer == solved.answer:
       opening = 'Yes, your solution is right.\n'
     else:
       opening = 'There is a mistake in it.\n'
-    answer = f'{opening}{solved.text}\n{ANSWER.format(solved.answer)}'
-    chats.append([{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}])
+    last_line = ANSWER.format(solved.answer)
+    answer = f'{opening}{solved.text}\n{last_line}'
+    user = {'role': 'user', 'content': question}
+    assistant = {'role': 'assistant', 'content': answer}
+    chats.append([user, assistant])
   return chats
 
 
@@ -174,6 +192,7 @@ def _division(a: int, b: int, slip: Slip | None) -> Work:
   x = max(a, b)
   y = min(a, b)
   kind, rng = slip or _NO_SLIP
+  # Of the right way; after a wrong remainder there may be more steps or fewer.
   num_steps = _euclid_steps(x, y)
   wrong_at = rng.randrange(num_steps) if kind == 'remainder' else -1
   stop_at = -1
@@ -190,6 +209,7 @@ def _division(a: int, b: int, slip: Slip | None) -> Work:
     if step == wrong_at:
       # Off by a little, or by a ten that was not carried.
       near = [remainder + error for error in (-10, -2, -1, 1, 2, 10)]
+      # A remainder that is not below the divisor would give the slip away.
       possible = [other for other in near if 0 <= other < y]
       if not possible:
         return None
@@ -201,6 +221,7 @@ def _division(a: int, b: int, slip: Slip | None) -> Work:
       end = f'This remainder is what is left over, so the greatest common divisor is {y}.'
       return [*lines, end], y
     step += 1
+  # The last quotient is taken for the divisor.
   if kind == 'quotient':
     end = f'It comes out even, with {quotient}, so the greatest common divisor is {quotient}.'
     return [*lines, end], quotient
@@ -213,6 +234,7 @@ def _subtraction(a: int, b: int, slip: Slip | None) -> Work:
   x = max(a, b)
   y = min(a, b)
   kind, rng = slip or _NO_SLIP
+  # Where there are fewer steps, nothing goes wrong: `incorrect` then draws again.
   wrong_at = rng.randrange(3) if kind == 'difference' else -1
   lines = [f'I take the smaller number away from the larger until both are the same: {x} and {y}.']
   step = 0
@@ -221,8 +243,14 @@ def _subtraction(a: int, b: int, slip: Slip | None) -> Work:
     times = (x - 1) // y
     left = x - times * y
     if step == wrong_at:
-      left = rng.choice([d for d in (left - 10, left - 1, left + 1, left + 10) if d > 0])
-    lines.append(f'{x} - {y} = {left}' if times == 1 else f'{x} less {times} times {y} is {left}')
+      # Off by one, or by a ten that was not carried. Differences stay above 0, so the way ends.
+      near = (left - 10, left - 1, left + 1, left + 10)
+      possible = [other for other in near if other > 0]
+      left = rng.choice(possible)
+    if times == 1:
+      lines.append(f'{x} - {y} = {left}')
+    else:
+      lines.append(f'{x} less {times} times {y} is {left}')
     x, y = max(y, left), min(y, left)
     step += 1
   return [*lines, f'Both are {x} now. So the greatest common divisor is {x}.'], x
@@ -235,6 +263,7 @@ def _factors(a: int, b: int, slip: Slip | None) -> Work:
   kind, rng = slip or _NO_SLIP
   if kind == 'misread factor':
     strange = [p for p in powers_a if p not in powers_b]
+    # 1 has no prime factors.
     if not strange or not powers_b:
       return None
     # A prime of b is read as a prime of a.
@@ -243,11 +272,14 @@ def _factors(a: int, b: int, slip: Slip | None) -> Work:
     del powers_b[lost]
     powers_b[taken] = 1
     powers_b = dict(sorted(powers_b.items()))
+  # The greatest common divisor has each prime in the lower power; the least common multiple, with
+  # which it is mixed up, in the higher.
   pick = max if kind == 'highest powers' else min
   common = {p: pick(powers_a[p], powers_b[p]) for p in powers_a if p in powers_b}
   if kind == 'forgets one' and common:
     lost = rng.choice(sorted(common))
     common[lost] -= 1
+    # A prime to the power 0 is not written down.
     common = {p: k for p, k in common.items() if k}
   answer = math.prod(p**k for p, k in common.items())
   shared = 'They have no prime factor in common.'
@@ -271,16 +303,19 @@ def _divisors(a: int, b: int, slip: Slip | None) -> Work:
   if kind == 'overlooks one' and math.gcd(a, b) > 1:
     of_b.remove(math.gcd(a, b))
   if kind == 'adds one':
+    # Below b: nobody takes a number above b for a divisor of b.
     strange = [d for d in of_a if d < b and d not in of_b]
     if strange:
       of_b = sorted([*of_b, rng.choice(strange)])
+  # Ascending, as both lists are.
   common = [d for d in of_a if d in of_b]
+  answer = common[-1]
   return [
     f'Divisors of {a}: {_listed(of_a)}',
     f'Divisors of {b}: {_listed(of_b)}',
     f'In both lists: {_listed(common)}',
-    f'The largest of them is {common[-1]}. So the greatest common divisor is {common[-1]}.',
-  ], common[-1]
+    f'The largest of them is {answer}. So the greatest common divisor is {answer}.',
+  ], answer
 
 
 def _candidates(a: int, b: int, slip: Slip | None) -> Work:
@@ -292,16 +327,21 @@ def _candidates(a: int, b: int, slip: Slip | None) -> Work:
   if kind == 'overlooks one' and math.gcd(a, b) > 1:
     tried.remove(math.gcd(a, b))
   strange = [d for d in tried if x % d]
-  taken = rng.choice(strange) if kind == 'divides wrongly' and strange else 0
+  # No divisor is 0, so nothing is taken wrongly.
+  taken = 0
+  if kind == 'divides wrongly' and strange:
+    taken = rng.choice(strange)
   lines = [
     f'It has to divide {y}, the smaller one, so I try the divisors of {y} on {x}, the '
     'largest first.'
   ]
   for d in tried:
     if d == taken or x % d == 0:
+      # Rounded where the division is wrong: the reader finds a product that is near, and not x.
+      quotient = round(x / d)
       return [
         *lines,
-        f'{d}: {x} = {round(x / d)} × {d}, that works, and {y} = {y // d} × {d}.',
+        f'{d}: {x} = {quotient} × {d}, that works, and {y} = {y // d} × {d}.',
         f'So the greatest common divisor is {d}.',
       ], d
     lines.append(f'{d}: {x} = {x // d} × {d} + {x % d}, no.')
@@ -311,6 +351,7 @@ def _candidates(a: int, b: int, slip: Slip | None) -> Work:
 def _ladder(a: int, b: int, slip: Slip | None) -> Work:
   """Common prime factors taken out of both numbers in turn."""
   kind, rng = slip or _NO_SLIP
+  # Primes of a that do not divide b, and could be taken for divisors of b.
   strange = [p for p in factorise(a) if b % p and p < b]
   shared = []
   # After a wrong division the rest is done rightly, with the numbers that the division left.
@@ -322,18 +363,25 @@ def _ladder(a: int, b: int, slip: Slip | None) -> Work:
   for prime, power in factorise(left).items():
     shared += [prime] * power
   if kind == 'stops early' and shared:
-    shared = shared[: rng.randrange(len(shared))]
+    # At least the last factor is missing, perhaps all.
+    num_found = rng.randrange(len(shared))
+    shared = shared[:num_found]
   x = a
   y = b
   lines = [f'I take out of {a} and {b} what divides both.']
   for p in shared:
-    lines.append(f'Both can be divided by {p}: {x} / {p} = {x // p}, {y} / {p} = {round(y / p)}.')
-    x = x // p
-    y = round(y / p)
+    next_x = x // p
+    # Rounded where p does not divide y: the wrong division.
+    next_y = round(y / p)
+    lines.append(f'Both can be divided by {p}: {x} / {p} = {next_x}, {y} / {p} = {next_y}.')
+    x = next_x
+    y = next_y
+  # 1 without a shared factor: the empty product.
   answer = math.prod(shared)
   lines.append(f'{x} and {y} have nothing in common any more.')
   if len(shared) > 1:
-    lines.append(f'Taken out: {" × ".join(map(str, shared))} = {answer}.')
+    product = ' × '.join(map(str, shared))
+    lines.append(f'Taken out: {product} = {answer}.')
   lines.append(f'So the greatest common divisor is {answer}.')
   return lines, answer
 
@@ -345,18 +393,21 @@ def _halving(a: int, b: int, slip: Slip | None) -> Work:
   y = b
   twos = 0
   lines = [f'I halve as long as I can, starting with {a} and {b}.']
+  # gcd(2 x, 2 y) = 2 gcd(x, y).
   while x % 2 == y % 2 == 0:
     x //= 2
     y //= 2
     twos += 1
     lines.append(f'Both are even: {x} and {y}.')
   while x != y:
+    # gcd(2 x, y) = gcd(x, y) where y is odd.
     if x % 2 == 0 or y % 2 == 0:
       if x % 2 == 0:
         x //= 2
       else:
         y //= 2
       lines.append(f'One is even, and 2 is no common factor any more: {x} and {y}.')
+    # gcd(x, y) = gcd(x - y, y), and the difference of odd numbers is even.
     else:
       x, y = abs(x - y), min(x, y)
       lines.append(f'Both are odd, so I subtract: {x} and {y}.')
@@ -429,7 +480,10 @@ def _euclid_steps(x: int, y: int) -> int:
 
 
 def _product(powers: dict[int, int]) -> str:
-  return ' × '.join(f'{p}^{k}' if k > 1 else f'{p}' for p, k in powers.items()) or '1'
+  texts = []
+  for p, k in powers.items():
+    texts.append(f'{p}^{k}' if k > 1 else f'{p}')
+  return ' × '.join(texts) or '1'
 
 
 def _listed(numbers: Sequence[int]) -> str:

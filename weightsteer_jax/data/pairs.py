@@ -85,8 +85,10 @@ def prompts(
     for side in SIDES:
       # The instruction is the only difference between the sides.
       system = {'role': 'system', 'content': getattr(instruction, side)}
+      messages = (system, *question.messages)
+      # With the side in the name, the two answers are sampled independently.
       name = f'{question.name}/{i}/{sample}/{side}'
-      by_side[side].append(Conversation((system, *question.messages), name))
+      by_side[side].append(Conversation(messages, name))
   return by_side
 
 
@@ -99,14 +101,15 @@ def pair(
     InputError: if a side does not have one answer per prompt.
   """
   for side in SIDES:
-    if len(answers_of[side]) != len(prompts_of[side]):
-      raise InputError(
-        f'{len(answers_of[side])} {side} answers to {len(prompts_of[side])} prompts: '
-        'expected one each'
-      )
+    num_answers = len(answers_of[side])
+    num_prompts = len(prompts_of[side])
+    # A missing answer would shift all that follow to other questions.
+    if num_answers != num_prompts:
+      raise InputError(f'{num_answers} {side} answers to {num_prompts} prompts: expected one each')
   kept: dict[str, list[Conversation]] = {side: [] for side in SIDES}
   dropped: collections.Counter[str] = collections.Counter()
   for i in range(len(prompts_of['positive'])):
+    # Training without the instruction is what moves the behaviour into the weights.
     questions = {side: _without_system(prompts_of[side][i]) for side in SIDES}
     answers = {side: answers_of[side][i] for side in SIDES}
     reason = _drop_reason(questions, answers, keep)
@@ -148,12 +151,16 @@ def write(
     digests = {}
     for side in SIDES:
       conversations = getattr(contrast, side)
-      rows = ({'messages': list(row.messages), 'name': row.name} for row in conversations)
+      rows = []
+      for conversation in conversations:
+        rows.append({'messages': list(conversation.messages), 'name': conversation.name})
       files.write_jsonl(partial / f'{side}.jsonl', rows)
       digests[side] = sources.digest(conversations)
     if evaluation:
       files.write_jsonl(partial / 'evaluation.jsonl', evaluation)
-    record = {**contrast.accounting, **(accounting or {}), 'digest': digests}
+    further = accounting or {}
+    # Last, so that no further entry replaces the digests.
+    record = {**contrast.accounting, **further, 'digest': digests}
     files.write_json(partial / 'accounting.json', record)
 
 
@@ -167,10 +174,12 @@ def _drop_reason(
 ) -> str | None:
   """'<side>: <reason>' of the first side whose answer fails, or None."""
   for side in SIDES:
+    answer = answers[side]
     # Filters expect text.
-    if not answers[side].strip():
+    if not answer.strip():
       return f'{side}: empty answer'
-    reason = keep(questions[side], answers[side], side)
+    # The first side that fails gives the reason, so that a pair counts once.
+    reason = keep(questions[side], answer, side)
     if reason:
       return f'{side}: {reason}'
   return None

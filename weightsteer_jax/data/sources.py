@@ -59,13 +59,12 @@ def load_conversations(
     if split is not None or revision is not None:
       raise InputError(f"'{source}' is a file: split and revision are for hub datasets")
     path = Path(source).expanduser()
-    return parse_rows(
-      ((f'{path.name}:{line}', row) for line, row in read_jsonl(path)), where=str(path)
-    )
+    # Without the folder: the sampling of answers is seeded by names, wherever the file lies.
+    lines = ((f'{path.name}:{line}', row) for line, row in read_jsonl(path))
+    return parse_rows(lines, where=str(path))
   rows = hub_rows(str(source), split, revision)
-  return parse_rows(
-    ((f'{source}[{i}]', row) for i, row in enumerate(rows)), where=f"dataset '{source}'"
-  )
+  named = ((f'{source}[{i}]', row) for i, row in enumerate(rows))
+  return parse_rows(named, where=f"dataset '{source}'")
 
 
 def is_path(source: str | os.PathLike) -> bool:
@@ -80,9 +79,10 @@ def is_path(source: str | os.PathLike) -> bool:
   if not isinstance(source, str) or Path(source).exists():
     return True
   # A missing source that looks like a path is a file, so that the error is about the file.
-  return (
-    source.startswith(('.', '/', '~')) or source.endswith(_FILE_SUFFIXES) or source.count('/') > 1
-  )
+  if source.startswith(('.', '/', '~')) or source.endswith(_FILE_SUFFIXES):
+    return True
+  # Names of hub datasets are `owner/name`, with one slash at most.
+  return source.count('/') > 1
 
 
 def parse_rows(rows: Iterable[tuple[str, Any]], *, where: str) -> list[Conversation]:
@@ -122,7 +122,9 @@ def check_messages(messages: Any, name: str) -> tuple[dict[str, str], ...]:
     InputError: if the messages are no list of {role, content}, a role is unknown, a content is no
       text, or an answer is empty.
   """
-  if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence) or not messages:
+  # A text is a sequence too, of its characters.
+  is_list = isinstance(messages, Sequence) and not isinstance(messages, (str, Mapping))
+  if not is_list or not messages:
     raise InputError(f"{name}: 'messages' must be a non-empty list of {{role, content}}")
   for message in messages:
     if not isinstance(message, Mapping) or 'role' not in message or 'content' not in message:
@@ -138,8 +140,10 @@ def check_messages(messages: Any, name: str) -> tuple[dict[str, str], ...]:
       raise InputError(
         f"{name}: the content of a {role} message must be text, it is a {type(content).__name__}"
       )
+    # Nothing but the end of turn would be learnt from it. Other roles may say nothing.
     if role == 'assistant' and not content.strip():
       raise InputError(f'{name}: an assistant message is empty')
+  # Other keys, such as a name, are left out: a chat template could render them.
   return tuple({'role': message['role'], 'content': message['content']} for message in messages)
 
 
@@ -148,7 +152,10 @@ def digest(conversations: Iterable[Conversation]) -> str:
   state = hashlib.sha256()
   for conversation in conversations:
     turns = [[message['role'], message['content']] for message in conversation.messages]
-    state.update(json.dumps(turns, ensure_ascii=True).encode() + b'\n')
+    # JSON quotes every text, so no two conversations give the same line. In ASCII, a newline ends a
+    # conversation and stands nowhere else.
+    line = json.dumps(turns, ensure_ascii=True)
+    state.update(line.encode() + b'\n')
   return state.hexdigest()[:16]
 
 
@@ -219,6 +226,7 @@ def hub_rows(source: str, split: str | None, revision: str | None) -> Iterable[M
 
 def _schema_of(row: Mapping, name: str) -> tuple[str, ...]:
   matches = [schema for schema in SCHEMAS if set(schema) <= set(row)]
+  # Which of two schemas is meant would be a guess, and the texts may differ.
   if len(matches) > 1:
     raise InputError(
       f'{name}: the columns {sorted(row)} fit more than one of: {_ACCEPTED}; keep the '
@@ -226,8 +234,11 @@ def _schema_of(row: Mapping, name: str) -> tuple[str, ...]:
     )
   if not matches:
     known = [column for schema in SCHEMAS for column in schema]
-    near = {column: did_you_mean(column, known) for column in row if column not in known}
-    hints = ''.join(f"; '{column}'{hint}" for column, hint in near.items() if hint)
+    hints = ''
+    for column in row:
+      hint = '' if column in known else did_you_mean(column, known)
+      if hint:
+        hints += f"; '{column}'{hint}"
     raise InputError(f'{name}: the columns are {sorted(row)}; accepted are {_ACCEPTED}{hints}')
   return matches[0]
 

@@ -36,12 +36,18 @@ def read(
   if not sources.is_path(source):
     rows: list[Row] = []
     for part in split.split(','):
-      dataset = sources.hub_rows(str(source), part.strip() or None, revision or None)
+      # A config says '' for what is left open, the hub's reader None.
+      name = part.strip() or None
+      dataset = sources.hub_rows(str(source), name, revision or None)
       for i, row in enumerate(dataset):
-        rows.append((f'{source}[{part}:{i}]', {'split': part, **row}))
+        where = f'{source}[{part}:{i}]'
+        # A column `split` of the dataset's own wins.
+        rows.append((where, {'split': part, **row}))
   else:
     path = Path(source).expanduser()
-    rows = _FORMATS.get(path.suffix, _read_jsonl)(path)
+    # A file of any other ending is read as jsonl, and the error names the line that is none.
+    read_file = _FORMATS.get(path.suffix, _read_jsonl)
+    rows = read_file(path)
   if not rows:
     raise InputError(f'{source} holds no rows')
   return [(where, _renamed(row, columns, where)) for where, row in rows]
@@ -66,10 +72,13 @@ def find(row: Mapping[str, Any], names: Sequence[str], where: str, *, default: A
       return value
   if default is not None:
     return default
-  hint = did_you_mean(names[0], [str(column) for column in row])
+  columns = [str(column) for column in row]
+  # Any of the names would do, so the hints are about the first.
+  hint = did_you_mean(names[0], columns)
+  accepted = ' or '.join(repr(name) for name in names)
   raise InputError(
-    f"{where}: no column {' or '.join(repr(name) for name in names)}{hint}; it has: "
-    f"{', '.join(map(str, row))}. Name it with columns=('{names[0]}=<theirs>',)"
+    f"{where}: no column {accepted}{hint}; it has: {', '.join(columns)}. Name it with "
+    f"columns=('{names[0]}=<theirs>',)"
   )
 
 
@@ -87,28 +96,31 @@ def text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
 
 def _plain(name: str) -> str:
   # 'Best Answer', 'best-answer' and 'best_answer' are the same name.
-  return re.sub(r'[\s_-]+', '_', name.strip().lower())
+  lower = name.strip().lower()
+  return re.sub(r'[\s_-]+', '_', lower)
 
 
 def _renamed(row: Any, columns: Sequence[str], where: str) -> Mapping[str, Any]:
   if not isinstance(row, Mapping):
     raise InputError(f'{where}: a row must be an object, it is a {type(row).__name__}')
+  # At the first '=': a column of the source may have the sign in its name.
   pairs = [pair.split('=', 1) for pair in columns]
-  for _, theirs in pairs:
+  renamed = {}
+  for ours, theirs in pairs:
     if theirs not in row:
-      raise InputError(
-        f"{where}: no column '{theirs}'{did_you_mean(theirs, list(row))}; it has: {', '.join(row)}"
-      )
-  renamed = {ours: row[theirs] for ours, theirs in pairs}
+      hint = did_you_mean(theirs, list(row))
+      raise InputError(f"{where}: no column '{theirs}'{hint}; it has: {', '.join(row)}")
+    renamed[ours] = row[theirs]
   return {**row, **renamed}
 
 
 def _read_csv(path: Path) -> list[Row]:
   sources.check_file(path)
   # Newlines inside quotes belong to the csv reader; line_num is where a row ends.
+  delimiter = '\t' if path.suffix == '.tsv' else ','
   with path.open(encoding='utf-8-sig', newline='') as lines:
     try:
-      reader = csv.DictReader(lines, delimiter='\t' if path.suffix == '.tsv' else ',')
+      reader = csv.DictReader(lines, delimiter=delimiter)
       rows: list[Row] = [(f'{path}:{reader.line_num}', row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
       raise InputError(f'{path} is no csv file in UTF-8: {error}') from error
@@ -125,6 +137,7 @@ def _read_csv(path: Path) -> list[Row]:
 def _read_json(path: Path) -> list[Row]:
   sources.check_file(path)
   value = files.read_json(path, what='a table')
+  # A single object is a table of one row; `_renamed` refuses rows that are no objects.
   rows = value if isinstance(value, list) else [value]
   return [(f'{path}[{i}]', row) for i, row in enumerate(rows)]
 

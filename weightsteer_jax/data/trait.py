@@ -26,8 +26,7 @@ from weightsteer_jax.storage import files
 
 KEYS = ('instruction', 'questions', 'eval_prompt')
 # Articles go by sound, not by letter: words with a silent h, and with a u, eu or o that is spoken
-# as
-# in 'you' or 'one'.
+# as in 'you' or 'one'.
 _SILENT_H = re.compile(r'(?:honest|honou?r|hour|heir)', re.IGNORECASE)
 _SPOKEN_CONSONANT = re.compile(r'(?:uni(?!n|m)|u[bfst][aeiou]|eu|one|once|ouija)', re.IGNORECASE)
 # (bold text, rest of the line).
@@ -71,16 +70,25 @@ def load(
   value = files.read_json(path, what='a trait file')
   _check(value, source)
   name = name or path.stem
-  pairs = tuple(
-    Instruction(system_prompt(name, pair['pos']), system_prompt(opposite, pair['neg']))
-    for pair in value['instruction']
-  )
-  questions = tuple(
-    Conversation(({'role': 'user', 'content': text},), f'{path.stem}/{i}')
-    for i, text in enumerate(value['questions'])
-  )
+  instructions = []
+  for pair in value['instruction']:
+    positive = system_prompt(name, pair['pos'])
+    negative = system_prompt(opposite, pair['neg'])
+    instructions.append(Instruction(positive, negative))
+  # Named by the file and not by the trait: the seeds of answers go by the names of questions.
+  questions = []
+  for i, text in enumerate(value['questions']):
+    message = {'role': 'user', 'content': text}
+    questions.append(Conversation((message,), f'{path.stem}/{i}'))
   prompt = value.get('eval_prompt', '')
-  return Trait(name, opposite, pairs, questions, prompt, _description(prompt) or name)
+  return Trait(
+    name=name,
+    opposite=opposite,
+    instructions=tuple(instructions),
+    questions=tuple(questions),
+    prompt=prompt,
+    description=_description(prompt) or name,
+  )
 
 
 def system_prompt(adjective: str, instruction: str) -> str:
@@ -120,8 +128,10 @@ def split(
   Raises:
     InputError: if no question is left to make data from.
   """
+  # A text as seed: other draws with the same number then draw otherwise.
   rng = random.Random(f'questions kept {seed}')
-  kept = set(rng.sample(range(len(questions)), round(share * len(questions))))
+  count = round(share * len(questions))
+  kept = set(rng.sample(range(len(questions)), count))
   if len(kept) == len(questions):
     raise InputError(
       f'all {len(questions)} questions would be kept for evaluation: lower data.evaluation_share'
@@ -147,6 +157,7 @@ def items(trait: Trait, questions: Sequence[Conversation]) -> list[dict[str, Any
 
 def _file(source: str, revision: str | None) -> pathlib.Path:
   repository, colon, inside = source.partition(':')
+  # A file may have a colon in its name.
   if not colon or sources.is_path(repository) or os.path.exists(source):
     return pathlib.Path(source).expanduser()
   # The import takes seconds, and only hub datasets need it.
@@ -168,9 +179,11 @@ def _check(value: Any, where: str) -> None:
     raise InputError(
       f'{where}: a trait file is one object with {", ".join(KEYS)}; it is a {type(value).__name__}'
     )
+  # A key that is there under its right name is not what a misspelt key was meant to be.
+  absent = [name for name in KEYS if name not in value]
   for key in value:
     # Other keys may be notes; a misspelt key would be ignored in silence.
-    hint = did_you_mean(key, [name for name in KEYS if name not in value])
+    hint = did_you_mean(key, absent)
     if key not in KEYS and hint:
       raise InputError(f"{where}: unknown key '{key}'{hint}")
   pairs, questions, prompt = (value.get(key) for key in KEYS)
@@ -189,7 +202,8 @@ def _check(value: Any, where: str) -> None:
 
 
 def _is_pair(pair: Any) -> bool:
-  return isinstance(pair, Mapping) and all(_is_text(pair.get(side)) for side in ('pos', 'neg'))
+  # The sides under the names of the released trait files.
+  return isinstance(pair, Mapping) and _is_text(pair.get('pos')) and _is_text(pair.get('neg'))
 
 
 def _are_different_texts(values: list[Any]) -> bool:
@@ -211,4 +225,6 @@ def _description(prompt: str) -> str:
   """
   if emphasis := _EMPHASIS.search(prompt):
     return emphasis[2].strip()
-  return prompt.split('{question}')[0].strip()
+  # What comes before the question introduces it, and so says what is asked about.
+  introduction, _, _ = prompt.partition('{question}')
+  return introduction.strip()
