@@ -135,11 +135,11 @@ def keep(
     lines.append({**columns(request), 'purpose': request.purpose, 'asked': asked})
   inputs = {f"judge '{judge.name}'": judge.inputs() for judge in judges}
   # A later line replaces an earlier one: failed requests are asked again in a later run.
-  with journal.Journal(folder / 'judgements.jsonl', key=key, replaces=True, **kind) as said:
+  with journal.Journal(folder / 'judgements.jsonl', key=key, replaces=True, **kind) as on_disk:
     made_from.check(
       folder / 'judges.json',
       inputs,
-      fresh=not said.done,
+      fresh=not on_disk.done,
       what='judgements',
       rows='judgements',
       remedy=(
@@ -149,8 +149,8 @@ def keep(
     judgements = []
     for judge in judges:
       of_judge = [{**line, 'judge': judge.name} for line in lines]
-      _judge(judge, requests, of_judge, said, key, progress)
-      judgements += [said.done[key(line)] for line in of_judge]
+      _judge(judge, requests, of_judge, on_disk, key, progress)
+      judgements += [on_disk.done[key(line)] for line in of_judge]
     return judgements
 
 
@@ -158,7 +158,7 @@ def _judge(
   judge: Judge,
   requests: Sequence[JudgeRequest],
   lines: Sequence[dict[str, Any]],
-  said: journal.Journal,
+  on_disk: journal.Journal,
   key: LineKey,
   progress: bool,
 ) -> None:
@@ -166,12 +166,12 @@ def _judge(
 
   def missing() -> list[int]:
     """Numbers of the lines that still lack a judgement."""
-    return [i for i, line in enumerate(lines) if _is_open(said, key(line), line)]
+    return [i for i, line in enumerate(lines) if _is_open(on_disk, key(line), line)]
 
   # By number, so that a judgement finds its line whatever the key of the request was.
   numbered = [JudgeRequest(i, requests[i].purpose, requests[i].fields) for i in missing()]
   resumable.keep(
-    said,
+    on_disk,
     _judged(judge, numbered, lines),
     left=lambda: len(missing()),
     total=len(lines),
@@ -194,19 +194,19 @@ def _judged(
         yield _line(lines[judgement.key], judgement)
 
 
-def _is_open(said: journal.Journal, key: Any, line: Mapping[str, Any]) -> bool:
+def _is_open(on_disk: journal.Journal, key: Any, line: Mapping[str, Any]) -> bool:
   """Whether a judgement is still to be made.
 
   Raises:
     InputError: if the judgement on disk was made from another prompt.
   """
-  known = said.done.get(key)
+  known = on_disk.done.get(key)
   if known is None or known['status'] == 'failed':
     return True
   if known.get('asked') != line['asked']:
     raise InputError(
-      f"{said.path}: what judge '{line['judge']}' said for '{line['purpose']}' of {key[:-2]} was "
-      'asked in other words (another judge prompt, reference or trait): move that file away to '
+      f"{on_disk.path}: what judge '{line['judge']}' said for '{line['purpose']}' of {key[:-2]} "
+      'was asked in other words (another judge prompt, reference or trait): move that file away to '
       'judge again; an endpoint is not asked again for what stayed the same'
     )
   return False

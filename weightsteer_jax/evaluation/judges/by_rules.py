@@ -70,7 +70,7 @@ class ByRules:
 
 
 def _is_correct(fields: Mapping[str, str]) -> float:
-  # References with several right answers have one on each line.
+  # A reference with several right answers has a line for each.
   gold = rules.against_gold(fields['reference'].splitlines())
   correct, _ = gold.judge(fields['answer'])
   return correct

@@ -1,4 +1,4 @@
-"""One question to an OpenAI-compatible endpoint, asked until it is answered or hope is lost."""
+"""A question to an OpenAI-compatible endpoint, repeated until an answer comes or hope is lost."""
 
 import contextlib
 import email.utils
@@ -15,10 +15,12 @@ from weightsteer_jax import config
 from weightsteer_jax.evaluation.judges.answers import Answer, Messages
 from weightsteer_jax.runtime.errors import EndpointError, InputError
 
-# HTTP statuses after which the same request may succeed later; so may it from 500 on.
+# HTTP statuses after which the same request may succeed later, as after any status from 500 on:
+# timeout, conflict, too early, too many requests.
 AGAIN = (408, 409, 425, 429)
 # Seconds; an endpoint that asks for a longer wait is not waited for.
 LONGEST_WAIT_S = 300.0
+# Seconds; doubling from 1 s gets here with the seventh wait.
 LONGEST_BACKOFF_S = 60.0
 # English has about 4; a spend cap is better served by an estimate of too many tokens.
 BYTES_PER_TOKEN = 3
@@ -27,7 +29,7 @@ TOKENS_PER_MESSAGE = 8
 
 
 class Failed(Exception):
-  """This request got no answer; others may.
+  """No answer came to this request; other requests may succeed.
 
   Attributes:
     retried: whether the request was made again and again.
@@ -47,7 +49,7 @@ class Stopped(Exception):
 
 
 class _Again(Exception):
-  """The request may be made again, `after` so many seconds if the endpoint said so."""
+  """The request may be made again, after `after` seconds if the endpoint named a wait."""
 
   def __init__(self, reason: str, after: float | None = None):
     super().__init__(reason)
@@ -55,9 +57,9 @@ class _Again(Exception):
 
 
 class Client:
-  """A client with the address and the key of the environment; several threads may share one.
+  """A client with the address and the key of the environment; several threads may share a client.
 
-  The key stands in nothing that is returned, raised or printed, whatever the endpoint writes.
+  The key appears in no result, error or output, whatever the endpoint writes.
 
   Attributes:
     retries: requests that had to be made again.
@@ -65,22 +67,25 @@ class Client:
     logprobs: whether the endpoint is still asked for log-probabilities.
 
   Raises:
-    InputError: if there is no `openai` package, or no key in the environment.
+    InputError: if the `openai` package is missing, or the environment has no key.
   """
 
   def __init__(self, options: config.EndpointJudge):
+    # Here and not above: only judges behind endpoints need the package, an optional one.
     try:
       import openai
     except ImportError as error:
       raise InputError(
         "judges of the kind 'endpoint' need the openai client: pip install 'weightsteer_jax[judge]'"
       ) from error
+    # A key pasted into a file of variables often brings a line end along.
     self._key = os.environ.get(options.key_variable, '').strip()
     if not self._key:
       raise InputError(
         f'the environment has no {options.key_variable}: set it to the key of the endpoint (any '
         'word, if it wants none), or name another variable in key_variable'
       )
+    # The key goes into an HTTP header, and the error of a header that cannot be sent shows the key.
     if not (self._key.isascii() and self._key.isprintable()):
       raise InputError(
         f'what {options.key_variable} holds in the environment is no key: it has characters '
@@ -98,6 +103,7 @@ class Client:
       api_key=self._key,
       base_url=address or 'https://api.openai.com/v1',
       timeout=options.timeout_s,
+      # `ask` repeats requests: the client's own retries would know neither `stop` nor the hold.
       max_retries=0,
     )
     self._lock = threading.Lock()
@@ -130,16 +136,22 @@ class Client:
       try:
         return self._once(messages, parameters)
       except _Again as again:
+        # Python forgets `again` at the end of the block.
         reason = str(again)
-        if attempt == self._options.retries or (again.after or 0.0) > LONGEST_WAIT_S:
+        named_wait = again.after or 0.0
+        if attempt == self._options.retries or named_wait > LONGEST_WAIT_S:
           break
         with self._lock:
           self.retries += 1
           # An endpoint that has too much to do is left alone by every thread.
-          if again.after:
-            self._hold_until = max(self._hold_until, time.monotonic() + again.after)
+          if named_wait:
+            hold_until = time.monotonic() + named_wait
+            self._hold_until = max(self._hold_until, hold_until)
+        # Without a wait from the endpoint only this thread waits, longer after each failure. At
+        # random, so that threads that failed together do not come back together.
         if again.after is None:
-          backoff = min(self._options.backoff_s * 2.0**attempt, LONGEST_BACKOFF_S)
+          doubled = self._options.backoff_s * 2.0**attempt
+          backoff = min(doubled, LONGEST_BACKOFF_S)
           self._wait(backoff * random.uniform(0.5, 1.0))
     raise Failed(f'{reason} (asked {attempt + 1} times)', retried=True)
 
@@ -148,9 +160,11 @@ class Client:
     # A little longer, at random, so that the threads do not ask all at once.
     while (left := self._hold_until - time.monotonic()) > 0:
       self._wait(left + random.uniform(0.0, self._options.backoff_s))
+    # Raises if the asking was called off meanwhile.
     self._wait(0.0)
 
   def _wait(self, seconds: float) -> None:
+    # On the event, not in `time.sleep`: a signal must not wait for the longest backoff.
     if seconds > 0:
       self.stop.wait(seconds)
     if self.stop.is_set():
@@ -158,6 +172,8 @@ class Client:
 
   def _once(self, messages: Messages, parameters: Mapping[str, Any]) -> Answer:
     try:
+      # Raw, because the client takes a body of any shape for an answer; `_read` checks the body.
+      # Parameters of other servers, which the client does not know, only pass in `extra_body`.
       raw = self._client.chat.completions.with_raw_response.create(
         messages=list(messages), extra_body=dict(parameters), model=parameters['model']
       )
@@ -168,15 +184,19 @@ class Client:
     except self._openai.APITimeoutError:
       raise _Again(f'no answer within {self._options.timeout_s:g} s') from None
     except self._openai.APIConnectionError as error:
-      raise _Again(self.scrub(f'the connection failed: {error.__cause__ or error}')) from None
+      # The client only says 'Connection error.'; the cause says which.
+      said = f'the connection failed: {error.__cause__ or error}'
+      raise _Again(self.scrub(said)) from None
     return self._read(body, messages)
 
   def _refusal_of(self, error: Any) -> Exception:
     """The error that an HTTP status means for this request, or for all requests."""
     status = error.status_code
+    # The body is the endpoint's: a mapping, a text of a proxy in between, or nothing.
     body = error.body
     message = body.get('message') if isinstance(body, Mapping) else None
     said = self.scrub(f'{status}: {message or error.message}')[:300]
+    # OpenAI gives an empty account the status of too many requests, which would be repeated.
     if status == 429 and error.code == 'insufficient_quota':
       return EndpointError(
         f'the endpoint says that the account has no means left ({said}); what was answered is '
@@ -184,6 +204,7 @@ class Client:
       )
     if status in AGAIN or status >= 500:
       return _Again(said, _retry_after(error.response.headers))
+    # From here on repeating is in vain. Key, model and address are wrong for every request.
     if status in (401, 403):
       return InputError(f'the endpoint refuses the key in {self._options.key_variable} ({said})')
     if status == 404:
@@ -191,8 +212,10 @@ class Client:
         f"the endpoint has no model '{self._options.model}', or its address in "
         f'{self._options.url_variable} is wrong ({said})'
       )
+    # The codes of Azure and of OpenAI.
     if error.code in ('content_filter', 'content_policy_violation'):
       return Refused(said)
+    # Such as a prompt too long: only this request is wrong.
     return Failed(said)
 
   def _read(self, body: str, messages: Messages) -> Answer:
@@ -200,6 +223,7 @@ class Client:
       value = json.loads(body)
       choice = value['choices'][0]
       message = choice['message']
+      # Null or missing where the answer is a refusal, or where a server knows no refusals.
       text = message.get('content') or ''
       refusal = message.get('refusal') or ''
       if not isinstance(text, str) or not isinstance(refusal, str):
@@ -207,6 +231,7 @@ class Client:
       first = _first_tokens(choice.get('logprobs'))
       finish = str(choice.get('finish_reason') or 'stop')
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+      # Overloaded proxies answer 200 with a page of HTML, which may pass.
       raise _Again(f'the answer is not of the protocol: {self.scrub(body)[:120]!r}') from None
     counted = _usage(value.get('usage'))
     tokens_in, tokens_out = counted or (estimate(messages), _tokens(text))
@@ -222,34 +247,40 @@ class Client:
 
 
 def estimate(messages: Messages) -> int:
-  """About how many tokens the messages are, rather too many."""
+  """The messages' size in tokens, estimated rather too high."""
   return sum(_tokens(message['content']) + TOKENS_PER_MESSAGE for message in messages)
 
 
 def _tokens(text: str) -> int:
+  # Half of a surrogate pair, which a model can write, has no code in UTF-8.
   size = len(text.encode('utf-8', 'backslashreplace'))
   return math.ceil(size / BYTES_PER_TOKEN)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-  """Seconds to wait, if the endpoint says so: in milliseconds, in seconds, or until a date."""
+  """Seconds to wait by the headers: from milliseconds, from seconds, or until a date."""
+  # OpenAI's own header, which is finer than the standard's seconds.
   milliseconds = headers.get('retry-after-ms') or ''
   with contextlib.suppress(ValueError):
     return _seconds(float(milliseconds) / 1000.0)
   value = headers.get('retry-after') or ''
   with contextlib.suppress(ValueError):
     return _seconds(float(value))
+  # HTTP's dates are those of email; a TypeError is what older Pythons raise for other texts.
   with contextlib.suppress(TypeError, ValueError):
-    return _seconds(email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    date = email.utils.parsedate_to_datetime(value)
+    return _seconds(date.timestamp() - time.time())
   return None
 
 
 def _seconds(value: float) -> float | None:
+  # `float` reads 'inf' and 'nan' too, and a date may have passed.
   return max(value, 0.0) if math.isfinite(value) else None
 
 
 def _first_tokens(logprobs: Any) -> tuple[tuple[str, float], ...]:
   """(token, log-probability in nats) of the most likely first tokens."""
+  # Null where none were asked for; some servers leave the list of tokens or of rivals empty.
   content = logprobs.get('content') if isinstance(logprobs, Mapping) else None
   if not content or not content[0].get('top_logprobs'):
     return ()
@@ -258,11 +289,14 @@ def _first_tokens(logprobs: Any) -> tuple[tuple[str, float], ...]:
 
 
 def _usage(usage: Any) -> tuple[int, int] | None:
-  """(tokens in, tokens out) as the endpoint counts; None if there are no such counts."""
+  """(tokens in, tokens out) as the endpoint counts; None without usable counts."""
   if not isinstance(usage, Mapping):
     return None
   tokens_in = usage.get('prompt_tokens')
   tokens_out = usage.get('completion_tokens')
   if not isinstance(tokens_in, int) or not isinstance(tokens_out, int):
     return None
-  return (tokens_in, tokens_out) if tokens_in >= 0 and tokens_out >= 0 else None
+  # A negative count would give back budget.
+  if tokens_in < 0 or tokens_out < 0:
+    return None
+  return tokens_in, tokens_out

@@ -19,12 +19,12 @@ SHOWN = 300
 
 
 class Endpoint:
-  """A judge that asks a model over HTTP; a question that was asked before costs nothing.
+  """A judge that asks a model over HTTP; a repeated question costs nothing.
 
   Args:
     name: the judge's name, in judgements.
-    options: the judge's section of the config; the address and the key are in the environment
-      variables that the section names.
+    options: the judge's section of the config, with the names of the environment variables for the
+      address and the key.
     cache: the file of answers.
   """
 
@@ -35,24 +35,23 @@ class Endpoint:
     self._words = ''
 
   def check(self, names: Iterable[str]) -> None:
-    """Raises InputError if a purpose is unknown, or there is no key to ask with."""
+    """Raises InputError if a purpose is unknown, or the environment has no key."""
     for name in names:
       purposes.purpose_of(name)
+    # Making a client reads the environment and asks nothing.
     client.Client(self._options).close()
 
   def inputs(self) -> dict[str, Any]:
-    """The judge's model and parameters; the address is no part of what a judge says."""
-    return {
-      'kind': 'endpoint',
-      'floor': self._options.floor,
-      **self._parameters(purposes.HUNDRED, True),
-    }
+    """The judge's model and parameters, without the address: a model may move."""
+    # The scale of 0 to 100 has all parameters, log-probabilities included.
+    parameters = self._parameters(purposes.HUNDRED, True)
+    return {'kind': 'endpoint', 'floor': self._options.floor, **parameters}
 
   def judge(self, requests: Iterable[JudgeRequest]) -> Generator[Judgement, None, None]:
-    """The judgements, as they come.
+    """The judgements, in the order of the answers.
 
-    At most `concurrency` requests are under way at a time, and equal ones are asked once. Whatever
-    is raised, the judgements before the error were given, and the answers that came are kept.
+    At most `concurrency` requests are under way at a time, and equal requests are asked once.
+    Whatever is raised, finished judgements come before the error, and finished answers are kept.
 
     Raises:
       InputError: if a request cannot be put into words, a spend cap is reached, or the key, the
@@ -65,11 +64,12 @@ class Endpoint:
       try:
         yield from self._judge(asking, requests)
       finally:
+        # Threads first: requests under way still write answers and spend tokens.
         asking.end()
         self._words = asking.words()
 
   def summary(self) -> str:
-    """Requests, retries, and what was spent."""
+    """Requests, retries and spending, in words."""
     return self._words
 
   def _judge(self, asking: '_Asking', requests: Iterable[JudgeRequest]) -> Iterator[Judgement]:
@@ -80,6 +80,7 @@ class Endpoint:
       # Log-probabilities first, as long as the endpoint is not known to refuse them.
       if self._options.top_logprobs and scale is purposes.HUNDRED and asking.client.logprobs:
         choices.insert(0, self._parameters(scale, True))
+      # An answer kept under either choice will do, the better choice first.
       kept = [asking.answers.get(messages, parameters) for parameters in choices]
       answer = next((answer for answer in kept if answer), None)
       if answer:
@@ -88,9 +89,10 @@ class Endpoint:
         continue
       if asking.join(messages, choices[0], request):
         continue
-      # What is under way may turn out cheaper than its estimate.
+      # Over the cap the loop goes on: requests under way may turn out cheaper than estimated.
       while asking.is_full() or (not asking.send(messages, choices, request) and asking.running):
         yield from self._finished(asking)
+      # Nothing is under way, so the request was not sent, and no tokens will come back.
       if not asking.running:
         raise InputError(
           f"judge '{self.name}': the next request would pass the cap (spent: "
@@ -101,29 +103,35 @@ class Endpoint:
       yield from self._finished(asking)
 
   def _finished(self, asking: '_Asking') -> Iterator[Judgement]:
-    """Judgements of the requests that have ended since, at least one."""
+    """Judgements of the newly ended requests, at least one."""
     for outcome, served in asking.collect():
       for request in served:
         yield self._judgement(request, outcome)
 
   def _judgement(self, request: JudgeRequest, outcome: Answer | Exception) -> Judgement:
+    score: float | None = None
     if isinstance(outcome, Exception):
+      # A filter that refused would refuse again; anything else is asked again in the next run.
       status = 'refused' if isinstance(outcome, client.Refused) else 'failed'
-      return Judgement(request.key, request.purpose, None, status, str(outcome)[:SHOWN])
-    score, status = self._read(outcome, purposes.PURPOSES[request.purpose].scale)
-    text = outcome.text or outcome.refusal
+      text = str(outcome)
+    else:
+      scale = purposes.PURPOSES[request.purpose].scale
+      score, status = self._read(outcome, scale)
+      text = outcome.text or outcome.refusal
     return Judgement(request.key, request.purpose, score, status, text[:SHOWN])
 
   def _read(self, answer: Answer, scale: purposes.Scale) -> tuple[float | None, str]:
     """(score, status) by the expectation over the likeliest numbers, else by the text."""
     if answer.refusal or answer.finish == 'content_filter':
       return None, 'refused'
-    # Behind a first token that is no number, numbers among the likeliest are chance.
-    is_number = scale is purposes.HUNDRED and answer.text.strip()[:1].isdigit()
-    numbers = expectation.number_tokens(answer.first) if is_number else None
+    # If the answer does not begin with a number, numbers among the likeliest tokens are chance.
+    numbers = None
+    if scale is purposes.HUNDRED and answer.text.strip()[:1].isdigit():
+      numbers = expectation.number_tokens(answer.first)
     if numbers:
       score, _ = expectation.expectation(numbers, scale, self._options.floor)
       return score, 'unparsable' if score is None else 'ok'
+    # No log-probabilities, or a tokenizer that splits numbers: the text decides.
     return purposes.parse(answer.text, scale, whole=answer.finish != 'length')
 
   def _parameters(self, scale: purposes.Scale, logprobs: bool) -> dict[str, Any]:
@@ -133,6 +141,7 @@ class Endpoint:
       'temperature': options.temperature,
       'max_tokens': options.max_tokens,
     }
+    # Only scores of 0 to 100 gain from an expectation over first tokens.
     if logprobs and options.top_logprobs and scale is purposes.HUNDRED:
       parameters |= {'logprobs': True, 'top_logprobs': options.top_logprobs}
     parameters |= json.loads(options.parameters or '{}')
@@ -141,12 +150,12 @@ class Endpoint:
 
 
 class _Asking:
-  """The requests under way, in threads; only the thread that made the object may call it.
+  """The requests under way, in threads; only the thread that made the object may call methods.
 
   Attributes:
-    running: {future of a question: the requests that get its answer}.
+    running: {future of a question: the requests that get the answer}.
     sent: requests sent.
-    reused: requests served by the answer to an equal one.
+    reused: requests served by the answer to an equal request.
   """
 
   def __init__(self, options: config.EndpointJudge, answers: Answers):
@@ -158,19 +167,20 @@ class _Asking:
     self.sent = 0
     self.reused = 0
     self._failed_in_a_row = 0
-    # Whether any request ever got an answer or a refusal.
+    # Whether any request in this run got an answer or a refusal.
     self._answered = False
     self._pool = concurrent.futures.ThreadPoolExecutor(
       options.concurrency, thread_name_prefix='judge'
     )
+    # The same futures, by the question's hash.
     self._by_key: dict[str, concurrent.futures.Future] = {}
 
   def is_full(self) -> bool:
-    """Whether no more requests may be under way."""
+    """Whether as many requests are under way as the config allows."""
     return len(self.running) >= self._options.concurrency
 
   def join(self, messages: Messages, parameters: Parameters, request: JudgeRequest) -> bool:
-    """Whether an equal question is under way; if so, the request gets the same answer."""
+    """Whether an equal question is under way; if so, the request shares the answer."""
     future = self._by_key.get(key_of(messages, parameters))
     if future is None:
       return False
@@ -182,7 +192,7 @@ class _Asking:
     """Whether the request was sent: not if a cap would be passed.
 
     Args:
-      choices: parameters, and those to fall back to.
+      choices: parameters, then parameters to fall back to.
     """
     parameters = choices[0]
     # The config's own parameters may limit the answer under either name.
@@ -191,6 +201,7 @@ class _Asking:
       or parameters.get('max_completion_tokens')
       or self._options.max_tokens
     )
+    # The most that the request may cost; `_ask` settles with the tokens spent.
     reserved = client.estimate(messages), int(longest)
     if not self.budget.reserve(*reserved):
       return False
@@ -201,7 +212,7 @@ class _Asking:
     return True
 
   def collect(self) -> list[tuple[Answer | Exception, list[JudgeRequest]]]:
-    """(answer or failure, the requests that get it) of questions that ended, at least one.
+    """(answer or failure, requests of the question) for each newly ended question, at least one.
 
     Raises:
       InputError: if no request can succeed: the key, the model or the address is wrong.
@@ -209,15 +220,20 @@ class _Asking:
       OutputError: if an answer could not be kept.
     """
     done, _ = concurrent.futures.wait(self.running, return_when=concurrent.futures.FIRST_COMPLETED)
+    # Equal questions from here on are in the cache, or are asked again if this one failed.
     self._by_key = {key: future for key, future in self._by_key.items() if future not in done}
+    # `result` raises the errors that stop every request, such as a wrong key.
     outcomes = [(future.result(), self.running.pop(future)) for future in done]
     for outcome, _ in outcomes:
       failed = isinstance(outcome, client.Failed)
       self._answered = self._answered or not failed
-      # A request that is wrong in itself says nothing about the next one, unless none was ever
-      # right.
-      in_a_row = failed and (outcome.retried or not self._answered)
-      self._failed_in_a_row = self._failed_in_a_row + 1 if in_a_row else 0
+      # A request that is wrong in itself says nothing about the next request, unless no request was
+      # ever right.
+      if failed and (outcome.retried or not self._answered):
+        self._failed_in_a_row += 1
+      else:
+        self._failed_in_a_row = 0
+    # Requests that are sent together fail together, so fewer than these prove nothing.
     if self._failed_in_a_row >= max(3, self._options.concurrency):
       raise EndpointError(
         f'the endpoint gave no answer to {self._failed_in_a_row} requests in a row, the last: '
@@ -226,13 +242,13 @@ class _Asking:
     return outcomes
 
   def end(self) -> None:
-    """Calls off requests that wait, and waits for those being answered."""
+    """Calls off waiting requests, and waits for requests being answered."""
     self.client.stop.set()
     self._pool.shutdown(wait=True, cancel_futures=True)
     self.client.close()
 
   def words(self) -> str:
-    """What was asked, as in '12 requests sent, 3 retries, 40 answers reused; in all ..'."""
+    """The counts, as in '12 requests sent, 3 retries, 40 answers reused; in all ..'."""
     return (
       f'{self.sent} requests sent, {self.client.retries} retries, {self.reused} answers reused; '
       f'in all {self.budget.words()}'
@@ -241,13 +257,15 @@ class _Asking:
   def _ask(
     self, messages: Messages, choices: Sequence[Parameters], reserved: tuple[int, int]
   ) -> Answer | Exception:
-    """The answer, which is also kept; or why this request has none."""
+    """The answer, also kept; or the reason for no answer."""
+    # Nothing is counted for a request without an answer.
     spent = (0, 0)
     try:
       parameters, answer = self._first_that_works(messages, choices)
       spent = answer.tokens_in, answer.tokens_out
       self.answers.add(messages, parameters, answer)
       return answer
+    # Returned, not raised: other requests go on. Errors that stop every request are raised.
     except (client.Failed, client.Refused, client.Stopped) as reason:
       return reason
     finally:
@@ -265,6 +283,7 @@ class _Asking:
       try:
         return parameters, self.client.ask(messages, parameters)
       except client.Failed as reason:
+        # Servers that lack log-probabilities refuse the request, and name the parameter.
         if 'logprobs' not in str(reason):
           raise
         self.client.logprobs = False

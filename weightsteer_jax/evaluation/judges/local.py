@@ -29,8 +29,8 @@ from weightsteer_jax.inference.requests import ScoreRequest, Tokens
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import NotFiniteError
 
-# Requests that are tokenised and scored in one go: enough to fill batches, few enough that the
-# first judgements come soon and little is lost when a run is stopped.
+# Requests that are tokenised and scored in one go: enough to fill the engine's batches, few enough
+# that the first judgements come soon and that a stopped run loses little.
 TOGETHER = 128
 
 
@@ -147,8 +147,8 @@ def _log_odds(
   texts: dict[Tokens, str], logprobs: dict[Tokens, float], scale: purposes.Scale
 ) -> float:
   """log P(yes) - log P(no) in nats, where both are sums over spellings."""
-  yes = []
-  no = []
+  yes: list[float] = []
+  no: list[float] = []
   for tokens, text in texts.items():
     spellings = yes if scale.values[text] == 1.0 else no
     spellings.append(logprobs[tokens])

@@ -66,7 +66,7 @@ def refused(row: Row) -> float | None:
   # Choices by likelihood have no text that could refuse.
   if 'completion' not in row:
     return None
-  if measures.asked(row, 'refusal') is None:
+  if measures.judgement_of(row, 'refusal') is None:
     return float(refusals.refuses(row['completion']))
   probability = score(row, 'refusal')
   # No rule in place of a judge that failed: the rate would mix two measures.

@@ -29,7 +29,8 @@ def lettered(options: Sequence[str]) -> str:
   >>> lettered(['yes', 'no'])
   'A. yes\nB. no'
   """
-  lines = [f'{letter}. {option}' for letter, option in zip(LETTERS, options)]
+  # Not strict: most questions have fewer options than there are letters.
+  lines = [f'{letter}. {option}' for letter, option in zip(LETTERS, options, strict=False)]
   return '\n'.join(lines)
 
 

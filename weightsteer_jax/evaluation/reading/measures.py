@@ -142,7 +142,7 @@ def check_form(item: Mapping[str, Any], known: Iterable[str], where: str) -> Non
     raise InputError(f"{where}: 'form' is {item['form']!r}, expected one of {', '.join(known)}")
 
 
-def asked(row: Row, purpose: str) -> Mapping[str, Any] | None:
+def judgement_of(row: Row, purpose: str) -> Mapping[str, Any] | None:
   """The first judge's judgement of a row for a purpose; None if the judge was not asked."""
   by_judge = list(row.get('judgements', {}).values())
   if not by_judge:
@@ -160,7 +160,7 @@ def score(row: Row, purpose: str) -> float | None:
   >>> score(row, 'trait'), score(row, 'coherence'), score({}, 'trait')
   (70.0, None, None)
   """
-  judgement = asked(row, purpose)
+  judgement = judgement_of(row, purpose)
   if not judgement or judgement['status'] != 'ok':
     return None
   return judgement['score']
@@ -190,7 +190,7 @@ def verdict(row: Row, purpose: str) -> float | None:
   The score of a yes-or-no purpose is the probability of yes, cut at a half. Where no judge was
   asked the rules have decided: the verdict is the row's value.
   """
-  if asked(row, purpose) is None:
+  if judgement_of(row, purpose) is None:
     return row['value']
   probability = score(row, purpose)
   # The judge was asked: the rules do not step in for a judge that failed.
@@ -216,7 +216,7 @@ def attach(rows: Sequence[Row], judgements: Sequence[Row], judges: Sequence[str]
     no_judgements: dict[str, dict[str, Row]] = {name: {} for name in names}
     by_judge = by_row.setdefault(key_of(judgement), no_judgements)
     by_judge[judgement['judge']][judgement['purpose']] = judgement
-  attached = []
+  attached: list[Row] = []
   for row in rows:
     of_row = by_row.get(key_of(row), {})
     attached.append({**row, 'judgements': of_row})

@@ -159,7 +159,7 @@ def disagrees(row: Row) -> float | None:
 
   The judge decides; without a judge, an answer with another number turns the solution down.
   """
-  if measures.asked(row, 'agreement') is None:
+  if measures.judgement_of(row, 'agreement') is None:
     if row['value'] is None:
       return None
     return float('answer' in row and row['answer'] != row['proposed'])
