@@ -51,7 +51,7 @@ class Watch:
   Attributes:
     every: steps between two looks.
     look: delta -> {name: scalar on the device}, dispatched between two steps and logged with the
-      metrics of the first.
+      metrics of the step before.
   """
 
   every: int
@@ -164,19 +164,22 @@ def prepare(
   validation_batches = data.eval_batches(
     fit.validation, rows=rows, row_length=row_length, row_multiple=layout.rows
   )
+  # Everything that decides the result; layout and progress bars do not.
+  identity = claim.identity(
+    model, fit.train, fit.validation, options, seed=fit.seed, row_length=row_length
+  )
   return PreparedFit(
     model=model,
     options=options,
     batches=batches,
+    # A list: every validation goes over the same batches.
     validation=list(validation_batches),
     workdir=pathlib.Path(fit.workdir),
     seed=fit.seed,
     steps=total_steps(options, len(fit.train)),
     progress=progress,
     layout=layout,
-    identity=claim.identity(
-      model, fit.train, fit.validation, options, seed=fit.seed, row_length=row_length
-    ),
+    identity=identity,
     watch=watch,
   )
 

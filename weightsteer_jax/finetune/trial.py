@@ -1,4 +1,4 @@
-"""One learning rate of a fit: its progress, its checkpoints, and its end."""
+"""One learning rate of a fit: progress, checkpoints, and end."""
 
 import dataclasses
 import math
@@ -104,7 +104,7 @@ class Trial:
   def save(self, before: int) -> None:
     """Begins to write a checkpoint of this step.
 
-    Of the other checkpoints the best and the checkpoint of the step `before` stay.
+    Two of the other checkpoints stay: the best, and the checkpoint of the step `before`.
     """
     assert self.state is not None, 'a trial that is done has no state to save'
     if self.fit.options.keep_steps and self.history[-1][0] == self.step:
@@ -112,7 +112,7 @@ class Trial:
       # The adapter may be there already, from before an interruption.
       if not processes.broadcast(folder.exists()):
         adapter.save_adapter(folder, self.state.delta, _record(self, self.history[-1]))
-    # The one before the last stays too: it is what a damaged last one falls back to.
+    # The checkpoint before stays too, to fall back to where the last is damaged.
     best_step, _ = best(self.history)
     self.checkpoints.save(
       self.step,
@@ -126,7 +126,7 @@ class Trial:
 
 
 def start(fit: PreparedFit, rate: float, checkpoints: checkpoint.Checkpoints) -> Trial:
-  """The trial of a learning rate, from scratch or from its last checkpoint."""
+  """The trial of a learning rate, from scratch or from the last checkpoint."""
   state, step, history = _restored(fit, checkpoints)
   return Trial(
     fit=fit,
@@ -173,7 +173,7 @@ def _restored(
     # JSON has made lists of the pairs.
     history = [(int(at), float(loss)) for at, loss in metadata['validations']]
     best_step, _ = best(history)
-    # A checkpoint only counts if the best one before it is whole too: the product comes from that.
+    # A checkpoint only counts if the best one before is whole too, the source of the product.
     if best_step in (0, step) or checkpoints.is_whole(best_step, abstract):
       return state, step, history
     checkpoints.set_aside(step)
@@ -182,7 +182,7 @@ def _restored(
 
 
 def _record(trial: Trial, validation: tuple[int, float]) -> dict[str, Any]:
-  """The record of an adapter: its origin, and its (step, loss)."""
+  """The record of an adapter: origin, hyperparameters, step and loss."""
   fit = trial.fit
   step, loss = validation
   return {

@@ -164,7 +164,8 @@ def delta_sets(rows: Iterable[Sequence[float]]) -> dict[tuple[float, ...], tuple
   needed: dict[tuple[float, ...], tuple[int, ...]] = {}
   for row in rows:
     # A coefficient of 0 changes nothing: the row does without the delta.
-    needed[tuple(row)] = tuple(i for i, coefficient in enumerate(row) if coefficient)
+    indices = tuple(i for i, coefficient in enumerate(row) if coefficient)
+    needed[tuple(row)] = indices
   # Sets in no other set, in the order of their first rows.
   distinct = list(dict.fromkeys(needed.values()))
   largest = []

@@ -188,12 +188,14 @@ def admit(
   rows_axis = 0 if is_unstacked else 1
   put_cache = sharding.by_shard(put_prompts, shards, (rows_axis, rows_axis, 0), rows_axis)
 
+  slots_P = entry.slots_P
+
   def put_all(old, value):
     values_P = jnp.full(prompts, value, old.dtype)
-    return put(old, values_P, entry.slots_P)
+    return put(old, values_P, slots_P)
 
-  new_cache = jax.tree.map(lambda old, new: put_cache(old, new, entry.slots_P), state.cache, cache)
-  new_rows = jax.tree.map(lambda old, new: put(old, new, entry.slots_P), state.rows, rows)
+  new_cache = jax.tree.map(lambda old, new: put_cache(old, new, slots_P), state.cache, cache)
+  new_rows = jax.tree.map(lambda old, new: put(old, new, slots_P), state.rows, rows)
   admitted = DecodeState(
     cache=new_cache,
     rows=new_rows,

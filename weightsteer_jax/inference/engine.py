@@ -158,8 +158,9 @@ def _score_results(
     logprobs_UM, greedy_UM = map(np.asarray, scores)
   for keys, group, targets in served:
     logprobs = logprobs_UM[group, targets]
+    greedy = greedy_UM[group, targets]
     # In float64: the sum of a long completion must not round away its last tokens.
-    total = float(logprobs.sum(dtype=np.float64))
-    is_greedy = bool(greedy_UM[group, targets].all())
+    total = logprobs.sum(dtype=np.float64)
+    is_greedy = bool(greedy.all())
     for key in keys:
-      yield ScoreResult(key, total, len(logprobs), is_greedy)
+      yield ScoreResult(key, float(total), len(logprobs), is_greedy)

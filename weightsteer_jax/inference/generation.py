@@ -182,8 +182,9 @@ def run_group(
   shards = layout.rows
   members_in_shard = math.ceil(len(group.members) / shards)
   in_shard = shapes.rows_for(members_in_shard, math.ceil(slots / shards))
+  entering_in_shard = max(1, in_shard // REFILL_SHARE)
   slots = shards * in_shard
-  entering = shards * max(1, in_shard // REFILL_SHARE)
+  entering = shards * entering_in_shard
   # The strongest steered are the likeliest never to stop: begun first, they do not leave a long
   # tail of nearly empty batches.
   queue = collections.deque(sorted(group.members, key=_longest_and_strongest_first))
@@ -257,22 +258,26 @@ def _entry(
     entering: rows of the entry, padding included.
     length: tokens of a padded prompt.
   """
+
+  def zeros(dtype, *shape):
+    return np.zeros((entering, *shape), dtype)
+
   rows = decoding.SlotRows(
-    tokens_B=np.zeros(entering, np.int32),
-    positions_B=np.zeros(entering, np.int32),
-    limits_B=np.zeros(entering, np.int32),
-    coefficients_BC=np.zeros((entering, edits), np.float32),
-    keys_B2=np.zeros((entering, 2), np.uint32),
+    tokens_B=zeros(np.int32),
+    positions_B=zeros(np.int32),
+    limits_B=zeros(np.int32),
+    coefficients_BC=zeros(np.float32, edits),
+    keys_B2=zeros(np.uint32, 2),
     temperatures_B=np.ones(entering, np.float32),
-    top_ks_B=np.zeros(entering, np.int32),
+    top_ks_B=zeros(np.int32),
     top_ps_B=np.ones(entering, np.float32),
   )
   entry = decoding.Entry(
-    prompts_PT=np.zeros((entering, length), np.int32),
+    prompts_PT=zeros(np.int32, length),
     # A number past the last slot: padding, until a prompt takes the place.
     slots_P=np.full(entering, len(held), np.int32),
     rows=rows,
-    draws_P3=np.zeros((entering, 3), np.uint32),
+    draws_P3=zeros(np.uint32, 3),
   )
   slots_in_shard = len(held) // shards
   for i, slot in _free(held, entering, shards):
@@ -311,7 +316,8 @@ def _free(
   # The free slots of each shard.
   free = []
   for shard in range(shards):
-    in_shard = range(shard * slots, (shard + 1) * slots)
+    first = shard * slots
+    in_shard = range(first, first + slots)
     free.append([slot for slot in in_shard if held[slot] is None])
   # By turns, so that a short queue is shared by all devices.
   for place in range(places):

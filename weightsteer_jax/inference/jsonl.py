@@ -84,7 +84,11 @@ def score_file(
   for index, (_, row) in enumerate(rows):
     for i, alpha in enumerate(alphas):
       result = results[index, i]
-      scores = {'alpha': alpha, 'logprob': result.logprob, 'tokens': result.tokens}
+      scores = {
+        'alpha': alpha,
+        'logprob': result.logprob,
+        'tokens': result.tokens,
+      }
       lines.append({**row, **scores})
   files.write_jsonl(output, lines)
   return len(lines)

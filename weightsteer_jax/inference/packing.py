@@ -376,7 +376,8 @@ def _classes(
     added = []
     for (shorter, members), (longer, _) in itertools.pairwise(classes):
       tokens = sum(question.tokens for question in members)
-      added.append(tokens * (longer - shorter) * share)
+      more_keys = longer - shorter
+      added.append(tokens * more_keys * share)
     at = min(range(len(added)), key=added.__getitem__)
     # Few enough, and even the cheapest merge costs more than a compilation.
     if len(classes) <= MAX_SHAPES and added[at] > compile_tokens:

@@ -79,17 +79,21 @@ def kept(logits_BV: jax.Array, top_ks_B: jax.Array, top_ps_B: jax.Array) -> jax.
   sorted_BV = -jnp.sort(-logits_BV, axis=-1)
   # The top k are the first k places; a top k of 0 takes all.
   ranks_V = jnp.arange(logits_BV.shape[-1])
-  in_k_BV = (top_ks_B[:, None] == 0) | (ranks_V < top_ks_B[:, None])
+  takes_all_B1 = top_ks_B[:, None] == 0
+  in_k_BV = takes_all_B1 | (ranks_V < top_ks_B[:, None])
   # Top p is a share of the probability of the top k, not of the whole vocabulary.
   in_k_logits_BV = jnp.where(in_k_BV, sorted_BV, -jnp.inf)
   probabilities_BV = jax.nn.softmax(in_k_logits_BV, axis=-1)
   # A token is kept if the likelier ones alone do not hold top p. Rounding may leave their sum below
   # 1: a top p of 1 keeps all.
-  before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-  in_p_BV = (before_BV < top_ps_B[:, None]) | (top_ps_B[:, None] >= 1)
+  up_to_BV = jnp.cumsum(probabilities_BV, axis=-1)
+  before_BV = up_to_BV - probabilities_BV
+  in_p_BV = before_BV < top_ps_B[:, None]
+  in_p_BV |= top_ps_B[:, None] >= 1
   # Both filters keep the first places of the order: their number gives the last place, and the
   # logit in that place is the threshold for the tokens in their own order.
-  num_kept_B1 = jnp.sum(in_k_BV & in_p_BV, axis=-1, keepdims=True)
+  in_both_BV = in_k_BV & in_p_BV
+  num_kept_B1 = jnp.sum(in_both_BV, axis=-1, keepdims=True)
   thresholds_B1 = jnp.take_along_axis(sorted_BV, num_kept_B1 - 1, axis=-1)
   return logits_BV >= thresholds_B1
 

@@ -77,7 +77,10 @@ def score_batch(
   )
   x_BTD, _ = models.hidden(config, params, rows, edits=edits, reach=batch.reach)
   # Then logits in the places that count alone; the head may be steered too.
-  edits_UM = [dataclasses.replace(edit, alpha=at_places(edit.alpha)) for edit in edits]
+  edits_UM = []
+  for edit in edits:
+    alpha_UM = at_places(edit.alpha)
+    edits_UM.append(dataclasses.replace(edit, alpha=alpha_UM))
   x_UMD = at_places(x_BTD)
   scores = target_logprobs(config, params, x_UMD, batch.targets_UM, edits_UM)
   # The host of every process reads all scores.
@@ -104,8 +107,12 @@ def target_logprobs(
   # A Python loop: XLA sees every chunk, and a last, shorter chunk needs no padding.
   for start in range(0, length, chunk):
     part = slice(start, start + chunk)
-    chunk_edits = [dataclasses.replace(edit, alpha=edit.alpha[:, part]) for edit in edits]
-    logits_UmV = models.logits(config, params, x_UMD[:, part], edits=chunk_edits)
+    chunk_edits = []
+    for edit in edits:
+      alpha_Um = edit.alpha[:, part]
+      chunk_edits.append(dataclasses.replace(edit, alpha=alpha_Um))
+    x_UmD = x_UMD[:, part]
+    logits_UmV = models.logits(config, params, x_UmD, edits=chunk_edits)
     targets_Um1 = targets_UM[:, part, None]
     picked_Um1 = jnp.take_along_axis(logits_UmV, targets_Um1, axis=-1)
     picked_Um = picked_Um1[..., 0]
