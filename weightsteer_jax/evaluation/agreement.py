@@ -119,9 +119,12 @@ def words(judgements: Iterable[Mapping[str, Any]]) -> list[str]:
 
   lines = []
   for row in agreement(judgements):
-    pair = f'{row["purpose"]}: {row["first"]} and {row["second"]} on {row["n"]} rows'
-    # The cut belongs to the line: kappa depends on where the scale is cut.
-    verdicts = f'kappa {number(row["kappa"])} (cut at {row["cut"]:g})'
-    scores = f'Pearson {number(row["pearson"])}, Spearman {number(row["spearman"])}'
-    lines.append(f'{pair}, {verdicts}, {scores}')
+    parts = [
+      f'{row["purpose"]}: {row["first"]} and {row["second"]} on {row["n"]} rows',
+      # The cut belongs to the line: kappa depends on where the scale is cut.
+      f'kappa {number(row["kappa"])} (cut at {row["cut"]:g})',
+      f'Pearson {number(row["pearson"])}',
+      f'Spearman {number(row["spearman"])}',
+    ]
+    lines.append(', '.join(parts))
   return lines

@@ -65,7 +65,8 @@ def results(
         continue
       for alpha, cell in pairs.items():
         mean, sem, n = clustered_mean(cell)
-        result_rows.append(_result(arm, task, name, alpha, mean, sem, n, len(cell)))
+        result = _result(arm, task, name, alpha, mean, sem, n, len(cell))
+        result_rows.append(result)
     # The spread is of the plotted metric alone, which comes first.
     plotted = next(iter(metrics.values()))
     for alpha in sorted(by_alpha):
@@ -74,7 +75,8 @@ def results(
       if len(means) > 1:
         spread = float(np.std(means, ddof=1))
         count = len(means)
-        result_rows.append(_result(arm, task, PROMPT_SPREAD, alpha, spread, None, count, count))
+        result = _result(arm, task, PROMPT_SPREAD, alpha, spread, None, count, count)
+        result_rows.append(result)
   return result_rows
 
 

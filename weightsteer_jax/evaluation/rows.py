@@ -9,7 +9,7 @@ from weightsteer_jax.storage import journal
 
 
 class RowKey(NamedTuple):
-  """The five columns that no two rows of a sweep share."""
+  """The five columns that together name a row of a sweep."""
 
   arm: str
   alpha: float
@@ -51,7 +51,7 @@ class Rows(journal.Journal):
 
 
 def read(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
-  """The rows of a file, in the order in which they finished.
+  """The rows of a file, in the order of finishing.
 
   A last line without an end is left out, because the sweep may still be at work.
 

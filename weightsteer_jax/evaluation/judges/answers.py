@@ -67,6 +67,7 @@ class Answers:
   def __exit__(self, *_) -> None:
     self._journal.__exit__()
 
+  # Questions, not lines: the file may hold an answer twice.
   def __len__(self) -> int:
     return len(self._known)
 

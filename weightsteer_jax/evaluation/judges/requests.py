@@ -20,6 +20,7 @@ class JudgeRequest:
       {question} and {answer}.
   """
 
+  # Hashable, because judges answer in any order and the asker finds requests by key.
   key: Hashable
   purpose: str
   fields: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""Parts shared by all kinds that ask for a text: prompt, request, and reading of an answer."""
+"""Parts shared by all kinds with text answers: prompt, request, and reading of an answer."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,8 @@ def requests(
   options: config.TextTask,
   seed: int,
 ) -> list[GenerateRequest]:
-  """One request, named (key, 0)."""
+  """A single request, named (key, 0)."""
+  # Errors cite the item, whatever the arm and the sample.
   name = prepared.item['id']
   request = GenerateRequest(
     # The second half numbers the requests of a row, and here a row has only this request.
@@ -94,15 +95,15 @@ def fields(
 
 
 def status_of(text: str, finish: str, *, readable: bool) -> str:
-  """The status of an answer; the same rule in every kind that asks for a text.
+  """The status of an answer, by the same rule in every kind with text answers.
 
   In this order: 'not_finite' if the model broke, 'empty' without a text, 'refused' or 'unparsable'
   if nothing could be read, 'truncated' if the answer ran into the length limit and could be read
   all the same, otherwise 'ok'.
 
   Readability is decided before the length limit, because `valid_rate` is the share of answers that
-  could be judged, and an answer that was cut off too early could not be judged. `truncated_rate`
-  counts every answer that ran into the limit, by the row's `finish`.
+  could be judged, and an answer cut off too early could not be judged. `truncated_rate` counts
+  every answer cut off at the limit, by the row's `finish`.
 
   >>> [status_of('It is', 'length', readable=readable) for readable in (True, False)]
   ['truncated', 'unparsable']
@@ -118,14 +119,14 @@ def status_of(text: str, finish: str, *, readable: bool) -> str:
 
 
 def nothing_to_read(text: str) -> tuple[None, dict[str, Any]]:
-  """The reading of answers that only a judge can score: no value, no fields."""
+  """The reading of answers for judges alone: no value, no fields."""
   del text
   # An empty dictionary, not None: the answer is readable, though not by a rule.
   return None, {}
 
 
 def has_text(row: Mapping[str, Any]) -> bool:
-  """Whether a judge has a text to read, from a model that did not break."""
+  """Whether a judge has a text to read, from an unbroken model."""
   return row['status'] not in ('empty', 'not_finite')
 
 

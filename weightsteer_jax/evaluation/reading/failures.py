@@ -1,11 +1,11 @@
-"""Failure rates of the answers behind a number: the accounting that every task reports.
+"""Failure rates of the answers behind a number: the accounting of every task.
 
-  valid_rate       share of all rows with an answer that could be judged (see INVALID)
-  refused_rate     share of answers that refuse: by the judge of `refusal`, without a judge by rule
+  valid_rate       share of all rows with a judgeable answer (see INVALID)
+  refused_rate     share of answers with a refusal: by the judge of `refusal`, else by rule
   truncated_rate   share of answers that ran into the length limit
-  repetitive_rate  share of answers in which more than half of the word 4-grams occurred before
-  unparsable_rate  share of answers in which a rule found nothing to judge
-  unjudged_rate    share of questions to the first judge that got no score
+  repetitive_rate  share of answers with more than half of the word 4-grams repeated
+  unparsable_rate  share of answers with nothing to read for a rule
+  unjudged_rate    share of questions to the first judge without a score
 
 The rates overlap: an answer that goes in circles until the length limit is both repetitive and
 truncated. Each denominator stands beside the rate as `n` (examples or questions) and `values`
