@@ -7,6 +7,7 @@ alpha=<alpha>/samples_<task>.jsonl  lm-eval's own record of every document: what
 results.jsonl                       a row per arm, alpha, task and metric
 """
 
+import itertools
 import json
 import math
 import os
@@ -36,9 +37,9 @@ BOOTSTRAPS = 1000
 def find_tasks(
   names: Sequence[str], include_path: str | os.PathLike = '', *, include_defaults: bool = True
 ) -> tuple[list[str], TaskManager]:
-  """(names of lm-eval's tasks, groups and tags with patterns resolved, what loads the tasks).
+  """(names of lm-eval's tasks, groups and tags with patterns resolved, manager of the tasks).
 
-  A pattern is 'mmlu_*', say. lm-eval's own thousands of tasks, which take a while to read, are read
+  A pattern is 'mmlu_*', say. lm-eval's own thousands of tasks take a while to read, and are read
   only if the folder of `include_path` lacks a task.
 
   Args:
@@ -46,34 +47,35 @@ def find_tasks(
     include_defaults: whether lm-eval's own tasks may be used.
 
   Raises:
-    InputError: if there are no names, no such folder, no such task, or a task's options are not
+    InputError: if no names are given, the folder or a task is missing, or a task's options are not
       supported.
   """
   if not names:
     raise InputError('no tasks were given: expected at least one of lm-eval')
   if include_path and not pathlib.Path(include_path).is_dir():
-    raise InputError(
-      f'no folder {include_path} to read tasks from{files.nearest(pathlib.Path(include_path))}'
-    )
+    near = files.nearest(pathlib.Path(include_path))
+    raise InputError(f'no folder {include_path} to read tasks from{near}')
   # The folder alone first, if there is one; then with lm-eval's own tasks, if they may be used.
   attempts = [False] * bool(include_path) + [True] * include_defaults
   for defaults in attempts:
     manager = TaskManager(include_path=str(include_path) or None, include_defaults=defaults)
-    found = {name: manager.match_tasks([name]) for name in names}
-    if all(found.values()):
+    matches = {name: manager.match_tasks([name]) for name in names}
+    if all(matches.values()):
       break
   else:
-    unknown = [
-      f"'{name}'{did_you_mean(name, manager.all_tasks)}" for name in names if not found[name]
-    ]
+    missing = [name for name in names if not matches[name]]
+    unknown = [f"'{name}'{did_you_mean(name, manager.all_tasks)}" for name in missing]
     raise InputError(
       f'lm-eval has no task {", ".join(unknown)}; `lm_eval ls tasks` lists them, and '
       '--include_path names a folder with others'
     )
-  chosen = list(dict.fromkeys(name for matches in found.values() for name in matches))
+  # Two patterns may match one task, which is run once.
+  chosen = list(dict.fromkeys(itertools.chain(*matches.values())))
+  # Groups and tags are checked by their tasks, before anything is computed.
   for name, task in manager.load(chosen)['tasks'].items():
     if task.get_config('output_type') == 'generate_until':
-      check_generation(task.get_config('generation_kwargs') or {}, where=f"task '{name}'")
+      options = task.get_config('generation_kwargs') or {}
+      check_generation(options, where=f"task '{name}'")
   return chosen, manager
 
 
@@ -92,8 +94,8 @@ def run(
   Strengths without results in the folder are computed, all of them together.
 
   Args:
-    lm: makes the model of the strengths that are missing.
-    inputs: {name: value} of what the results depend on, as errors name it.
+    lm: makes the model of the missing strengths.
+    inputs: {name in errors: value} of everything that the results depend on.
     options: keywords of lm-eval's `simple_evaluate`.
 
   Raises:
@@ -101,11 +103,12 @@ def run(
     NotFiniteError: if the model broke at some strengths; the results of the others are written.
   """
   folder = pathlib.Path(output)
-  fresh = not (folder / 'plan.json').exists()
+  plan = folder / 'plan.json'
+  fresh = not plan.exists()
   if fresh:
     files.refuse_existing(folder, what='a run of lm-eval')
   made_from.check(
-    folder / 'plan.json',
+    plan,
     _plain({**inputs, 'tasks': list(tasks), 'options': options}),
     fresh=fresh,
     what='a run of lm-eval',
@@ -114,23 +117,13 @@ def run(
   )
   # Adding zero turns -0.0 into 0.0.
   alphas = [float(alpha) + 0.0 for alpha in dict.fromkeys(alphas)]
-  missing = [alpha for alpha in alphas if not (folder / _place(alpha)).exists()]
+  missing = [alpha for alpha in alphas if not _place(folder, alpha).exists()]
   broken: list[str] = []
-  # Models at one strength each, which share what is computed.
-  grid = lm(missing) if missing else None
-  models = [grid.at(alpha) for alpha in missing] if grid is not None else []
-  for model in models:
-    try:
-      evaluated = simple_evaluate(
-        model, tasks=list(tasks), task_manager=manager, bootstrap_iters=BOOTSTRAPS, **options
-      )
-    except NotFiniteError as error:
-      broken.append(str(error))
-      continue
-    _write(folder / _place(model.alpha), evaluated)
+  if missing:
+    broken = _evaluate(lm(missing), folder, tasks, manager, options)
   rows = []
   for alpha in alphas:
-    place = folder / _place(alpha)
+    place = _place(folder, alpha)
     # A broken strength has no results.
     if place.exists():
       evaluated = files.read_json(place / 'results.json', what='the results of lm-eval')
@@ -143,11 +136,35 @@ def run(
   return rows
 
 
+def _evaluate(
+  grid: SteeredLM,
+  folder: pathlib.Path,
+  tasks: Sequence[str],
+  manager: TaskManager,
+  options: Mapping[str, Any],
+) -> list[str]:
+  """Writes the results at each strength of the grid; returns a message for each broken strength."""
+  broken = []
+  for alpha in grid.alphas:
+    # Models at one strength each, which share the answers computed for the whole grid.
+    model = grid.at(alpha)
+    try:
+      evaluated = simple_evaluate(
+        model, tasks=list(tasks), task_manager=manager, bootstrap_iters=BOOTSTRAPS, **options
+      )
+    except NotFiniteError as error:
+      # The other strengths may be whole.
+      broken.append(str(error))
+      continue
+    _write(_place(folder, alpha), evaluated)
+  return broken
+
+
 def rows_of(evaluated: Mapping[str, Any]) -> list[dict[str, Any]]:
   """Result rows {arm, task, metric, alpha, mean, sem, n} of lm-eval's results at one strength.
 
-  A metric of a named filter is 'metric,filter'. A mean or an error that is missing or not finite is
-  null.
+  A metric of a named filter is 'metric,filter'. A mean or an error is None if missing or not
+  finite.
   """
   rows = []
   for task, values in evaluated['results'].items():
@@ -173,26 +190,30 @@ def rows_of(evaluated: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _number(value: Any) -> float | None:
-  is_number = isinstance(value, (int, float)) and math.isfinite(value)
-  return float(value) if is_number else None
+  # lm-eval writes 'N/A' for an error without a formula.
+  if not isinstance(value, (int, float)) or not math.isfinite(value):
+    return None
+  return float(value)
 
 
-def _place(alpha: float) -> str:
-  return f'alpha={alpha:g}'
+def _place(folder: pathlib.Path, alpha: float) -> pathlib.Path:
+  return folder / f'alpha={alpha:g}'
 
 
 def _write(folder: pathlib.Path, evaluated: dict[str, Any]) -> None:
+  # The documents go into files of their own, one a task.
   samples = evaluated.pop('samples')
   with files.new_folder(folder, what='the results of lm-eval') as partial:
     files.write_json(partial / 'results.json', _plain(evaluated))
     for task, documents in samples.items():
       # Tasks may be named by a path.
       name = re.sub('[^A-Za-z0-9_.-]', '_', task)
-      files.write_jsonl(partial / f'samples_{name}.jsonl', map(_plain, documents))
+      rows = map(_plain, documents)
+      files.write_jsonl(partial / f'samples_{name}.jsonl', rows)
 
 
 def _plain(value: Any) -> Any:
-  """The value as JSON has it: lm-eval's objects as lm-eval writes them, no NaN, no infinity."""
+  """The value in JSON's types: lm-eval's objects as lm-eval writes them, no NaN, no infinity."""
   text = json.dumps(value, default=handle_non_serializable)
   # NaN and infinities, which JSON does not have, become null.
   return json.loads(text, parse_constant=lambda name: None)

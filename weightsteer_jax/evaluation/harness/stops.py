@@ -1,4 +1,4 @@
-"""What a generation of lm-eval means: its options, what ends it, and its text."""
+"""The options of a generation by lm-eval, the end of the generation, and the text."""
 
 import bisect
 import pathlib
@@ -10,7 +10,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.storage import files
 
-# New tokens where a task names no number, as in HFLM.
+# New tokens if a task names no number, as in HFLM.
 MAX_GEN_TOKS = 256
 # Keywords of a generation that are honoured.
 HONOURED = ('until', 'max_gen_toks', 'do_sample', 'temperature', 'top_k', 'top_p')
@@ -27,19 +27,20 @@ NEUTRAL = {
 
 
 def end_ids(folder: pathlib.Path, tokenizer: Any) -> list[int]:
-  """Tokens that end a generation, as in transformers.
+  """Ids of the tokens that end a generation, as in transformers.
 
-  They are those of generation_config.json, or of config.json without such a file, and the
-  tokenizer's end of text.
+  The ids are read from generation_config.json, or from config.json if the first file is missing,
+  and completed by the tokenizer's end of text.
   """
   path = folder / 'generation_config.json'
   if not path.is_file():
     path = folder / 'config.json'
-  stops = files.read_json(path, what='the settings of generation').get('eos_token_id')
+  settings = files.read_json(path, what='the settings of generation')
   # A checkpoint names one token, several, or none.
+  stops = settings.get('eos_token_id')
   listed = stops if isinstance(stops, list) else [stops]
-  ids = [*listed, tokenizer.eos_token_id]
-  return sorted({int(token) for token in ids if token is not None})
+  ids = {*listed, tokenizer.eos_token_id}
+  return sorted(int(token) for token in ids if token is not None)
 
 
 def check_generation(options: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -49,11 +50,11 @@ def check_generation(options: Mapping[str, Any], *, where: str) -> dict[str, Any
     InputError: if an option is not honoured.
   """
   kwargs = dict(normalize_gen_kwargs(dict(options), MAX_GEN_TOKS))
-  refused = [
-    f'{key}={value!r}'
-    for key, value in kwargs.items()
-    if key not in HONOURED and not (key in NEUTRAL and value == NEUTRAL[key])
-  ]
+  refused = []
+  for key, value in kwargs.items():
+    is_neutral = key in NEUTRAL and value == NEUTRAL[key]
+    if key not in HONOURED and not is_neutral:
+      refused.append(f'{key}={value!r}')
   if refused:
     raise InputError(
       f'{where} asks for {", ".join(refused)} in its generation_kwargs, which is not supported'
@@ -63,7 +64,10 @@ def check_generation(options: Mapping[str, Any], *, where: str) -> dict[str, Any
 
 def has_ended(tokenizer: Any, until: Sequence[str], tokens: Sequence[int]) -> bool:
   """Whether the text of the tokens contains a stop text."""
-  text = tokenizer.decode(tokens) if tokens else ''
+  if not tokens:
+    return False
+  # With special tokens, since a stop text may be a special token.
+  text = tokenizer.decode(tokens)
   return any(stop in text for stop in until)
 
 
@@ -77,7 +81,12 @@ def text_until(tokenizer: Any, until: Sequence[str], tokens: Sequence[int]) -> s
     def ended(count: int) -> bool:
       return has_ended(tokenizer, until, tokens[:count])
 
-    # The fewest tokens that contain a stop text; more tokens contain it too.
-    tokens = tokens[: bisect.bisect_left(range(len(tokens)), True, key=ended)]
-  text = tokenizer.decode(tokens, skip_special_tokens=True) if tokens else ''
+    # The fewest tokens with a stop text in them: more tokens contain the stop text too, so that
+    # the counts can be bisected.
+    fewest = bisect.bisect_left(range(len(tokens)), True, key=ended)
+    tokens = tokens[:fewest]
+  text = ''
+  if tokens:
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+  # Cuts what the last token has from the stop text on.
   return postprocess_generated_text(text, list(until), think_end_token=None)

@@ -82,15 +82,18 @@ def threshold(largest: Sequence[float] | np.ndarray, rate: float) -> Threshold:
   """
   check_rate(rate)
   n = len(largest)
+  # Plain numbers, which JSON can hold.
   ordered = sorted(float(value) for value in largest)
   # The smallest k with 1 - k / (n + 1) <= rate; 1e-9 keeps rounding from asking for one more.
   k = math.ceil((1 - rate) * (n + 1) - 1e-9)
+  # Beyond n there is no control to exceed: the rate reached is then larger than the rate asked for.
   k = min(k, n)
-  return Threshold(ordered[k - 1], n, 1 - k / (n + 1))
+  return Threshold(cosine=ordered[k - 1], controls=n, false_alarm_rate=1 - k / (n + 1))
 
 
 def check_rate(rate: float) -> None:
   """Raises InputError if a false alarm rate is no probability between 0 and 1."""
+  # At 0 no number of controls would do; at 1 every step would be an alarm.
   if not 0 < rate < 1:
     raise InputError(f'the false alarm rate is {rate}, expected a probability between 0 and 1')
 
@@ -111,27 +114,39 @@ def alarm(
   Raises:
     InputError: if the rate is no probability between 0 and 1.
   """
+  # In order of steps: the alarm goes off at the first, and of equal peaks the first counts.
   known = {step: cosine for step, cosine in sorted(cosines.items()) if cosine is not None}
   peak_step = None
   peak = None
   if known:
-    peak_step = max(known, key=lambda step: known[step])
+    peak_step = max(known, key=known.__getitem__)
     peak = known[peak_step]
   thresholds = {}
   p_values = {}
   for name, controls in families.items():
     if controls.shape[1] == 0:
       continue
-    # A zero update has no cosine, so it is no step's largest.
-    largest = np.nan_to_num(np.abs(controls)).max(axis=0, initial=0.0)
+    # A zero update has no cosine, so that step is never the largest.
+    absolute = np.nan_to_num(np.abs(controls))
+    largest = absolute.max(axis=0, initial=0.0)
     thresholds[name] = threshold(largest, rate)
     if peak is not None:
       # The direction counts as one of the controls, above and below the line.
-      p_values[name] = (1 + int(np.sum(largest >= peak))) / (1 + len(largest))
+      as_large = int(np.sum(largest >= peak))
+      p_values[name] = (1 + as_large) / (1 + len(largest))
   limit = None
-  step_of_alarm = None
+  alarm_step = None
   if thresholds:
+    # Above the largest threshold is above the threshold of every family.
     limit = max(of_family.cosine for of_family in thresholds.values())
     beyond = [step for step, cosine in known.items() if cosine > limit]
-    step_of_alarm = beyond[0] if beyond else None
-  return Alarm(limit, thresholds, step_of_alarm, peak, peak_step, p_values)
+    if beyond:
+      alarm_step = beyond[0]
+  return Alarm(
+    threshold=limit,
+    families=thresholds,
+    step=alarm_step,
+    peak=peak,
+    peak_step=peak_step,
+    p_values=p_values,
+  )

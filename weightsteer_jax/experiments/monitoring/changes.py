@@ -48,15 +48,18 @@ class Held:
 
   def paths(self) -> list[str]:
     """See `Change`."""
-    return list(tree.flatten(self.delta, models.is_delta_leaf))
+    leaves = tree.flatten(self.delta, models.is_delta_leaf)
+    return list(leaves)
 
   def pieces(self, path: str) -> Iterator[tuple[int, Leaf]]:
     """See `Change`."""
-    yield 0, tree.flatten(self.delta, models.is_delta_leaf)[path]
+    leaves = tree.flatten(self.delta, models.is_delta_leaf)
+    yield 0, leaves[path]
 
   def piece(self, path: str, first: int, count: int) -> Leaf:
     """See `Change`."""
-    return layers_of(path, tree.flatten(self.delta, models.is_delta_leaf)[path], first, count)
+    leaves = tree.flatten(self.delta, models.is_delta_leaf)
+    return layers_of(path, leaves[path], first, count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,19 +76,23 @@ class Stored:
 
   def paths(self) -> list[str]:
     """See `Change`."""
-    return list(tree.flatten(self.shapes, models.is_delta_leaf))
+    leaves = tree.flatten(self.shapes, models.is_delta_leaf)
+    return list(leaves)
 
   def pieces(self, path: str) -> Iterator[tuple[int, Leaf]]:
     """See `Change`."""
-    # A training state holds the delta beside the optimizer.
-    shapes = tree.flatten(self.shapes, models.is_delta_leaf)[path]
-    leaf = tree.unflatten({f'delta/{path}': shapes})
-    restored = checkpoint.restore(self.folder, leaf, part=True)
-    yield 0, tree.flatten(restored, models.is_delta_leaf)[f'delta/{path}']
+    shapes = tree.flatten(self.shapes, models.is_delta_leaf)
+    # A training state holds the delta beside the optimizer; only the leaf at hand is read.
+    place = f'delta/{path}'
+    wanted = tree.unflatten({place: shapes[path]})
+    restored = checkpoint.restore(self.folder, wanted, part=True)
+    leaves = tree.flatten(restored, models.is_delta_leaf)
+    yield 0, leaves[place]
 
   def piece(self, path: str, first: int, count: int) -> Leaf:
     """See `Change`."""
-    return layers_of(path, next(self.pieces(path))[1], first, count)
+    _, leaf = next(self.pieces(path))
+    return layers_of(path, leaf, first, count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,20 +119,26 @@ class Streamed:
 
   def pieces(self, path: str) -> Iterator[tuple[int, Leaf]]:
     """See `Change`."""
+    # Layer by layer, so that never more than a layer of each model is in memory.
     for layer in range(self.checkpoint.num_layers(path)):
       yield layer, self.piece(path, layer, 1)
 
   def piece(self, path: str, first: int, count: int) -> Leaf:
     """See `Change`."""
-    value = np.stack([self._layer(path, layer) for layer in range(first, first + count)])
-    return Dense(jnp.asarray(value if self.checkpoint.is_stacked(path) else value[0]))
+    layers = [self._layer(path, layer) for layer in range(first, first + count)]
+    if not self.checkpoint.is_stacked(path):
+      # Outside the stack the only layer is the parameter.
+      return Dense(jnp.asarray(layers[0]))
+    return Dense(jnp.asarray(np.stack(layers)))
 
   def _layer(self, path: str, layer: int) -> np.ndarray:
     base = self.base.layer(path, layer)
     change = self.checkpoint.layer(path, layer) - base
-    # Two independent matrices of one size are sqrt 2 apart; norms and biases say nothing, they are
-    # alike in all models.
-    if base.ndim > 1 and not self.allow_any and np.linalg.norm(change) > np.linalg.norm(base):
+    # Norms and biases say nothing, since they are alike in all models.
+    if base.ndim < 2 or self.allow_any:
+      return change
+    # Two independent matrices of norm 1 are sqrt 2 apart; a fine-tune's are much closer.
+    if np.linalg.norm(change) > np.linalg.norm(base):
       raise InputError(
         f"{self.checkpoint.folder}: '{path}' (layer {layer}) is further from that of "
         f"'{self.base.source}' than that is from zero: this is no fine-tune of it; name the base "
@@ -136,15 +149,21 @@ class Streamed:
 
 def layers_of(path: str, leaf: Leaf, first: int, count: int) -> Leaf:
   """The leaf with `count` layers from `first` on; outside the stack the leaf itself."""
+  if not models.stack_axes(path):
+    return leaf
   # All layers are the usual case, which needs no copy.
-  if not models.stack_axes(path) or (first, count) == (0, num_layers(path, leaf)):
+  if first == 0 and count == num_layers(path, leaf):
     return leaf
   return jax.tree.map(lambda x: x[first : first + count], leaf)
 
 
 def num_layers(path: str, leaf: Leaf) -> int:
   """Number of layers of a leaf; 1 outside the stack."""
-  return jax.tree.leaves(leaf)[0].shape[0] if models.stack_axes(path) else 1
+  if not models.stack_axes(path):
+    return 1
+  # The arrays of a leaf, both factors of a low-rank leaf, are stacked alike.
+  array = jax.tree.leaves(leaf)[0]
+  return array.shape[0]
 
 
 def stored(folder: pathlib.Path, config: models.ModelConfig, options: Mapping[str, Any]) -> Stored:
@@ -158,6 +177,7 @@ def stored(folder: pathlib.Path, config: models.ModelConfig, options: Mapping[st
     return models.init_delta(
       config,
       options['kind'],
+      # Any key: only the shapes are used.
       jax.random.key(0),
       rank=options['rank'],
       lora_alpha=options['lora_alpha'],

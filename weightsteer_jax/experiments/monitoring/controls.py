@@ -51,16 +51,22 @@ class Draws:
     # Matrices are numbered over the whole stack, several to a layer of experts, so that a control
     # is the same however the stack is cut into pieces.
     matrices = x[0].shape[0]
-    start = first * (matrices // num_layers(path, direction))
+    matrices_of_layer = matrices // num_layers(path, direction)
+    start = first * matrices_of_layer
     numbers_L = jnp.arange(start, start + matrices)
-    key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(path.encode()))
+    # A site's controls depend on the path, not on the site's place among the sites.
+    number_of_path = zlib.crc32(path.encode())
+    key = jax.random.fold_in(jax.random.key(self.seed), number_of_path)
     products_CL = _products(key, numbers_L, x, y, self.count)
+    # Summed in float64 on the host, as all other products of changes.
     return np.asarray(products_CL, np.float64).sum(axis=1)
 
 
 def num_entries(path: str, leaf: Leaf) -> int:
   """Number of entries of one matrix of the parameter: inputs times outputs."""
-  return math.prod(gram.change_shape(path, leaf)[gram.stack_axes(path) :])
+  shape = gram.change_shape(path, leaf)
+  stack = gram.stack_axes(path)
+  return math.prod(shape[stack:])
 
 
 def _matrices(path: str, leaf: Leaf, inputs: int) -> tuple[jax.Array, ...]:
@@ -75,11 +81,13 @@ def _matrices(path: str, leaf: Leaf, inputs: int) -> tuple[jax.Array, ...]:
     return gram.factors(path, leaf)
   stack = gram.stack_axes(path)
   shape = leaf.value.shape
-  # A table's rows are its inputs.
+  # The rows of a table are the inputs; a norm or a bias has an empty product, one row.
   inputs = inputs or len(shape) - stack - 1
+  first_output = stack + inputs
   matrices = math.prod(shape[:stack])
-  rows = math.prod(shape[stack : stack + inputs])
-  return (jnp.asarray(leaf.value, jnp.float32).reshape(matrices, rows, -1),)
+  rows = math.prod(shape[stack:first_output])
+  value = jnp.asarray(leaf.value, jnp.float32)
+  return (value.reshape(matrices, rows, -1),)
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -92,8 +100,10 @@ def _products(key, numbers_L, x, y, count):
 
   def products_of_draw(draw):
     draw_key = jax.random.fold_in(key, draw)
-    keys_L = jax.vmap(jax.random.fold_in, (None, 0))(draw_key, numbers_L)
-    return jax.vmap(_product)(_shuffled(keys_L, x), y)
+    fold_in = jax.vmap(jax.random.fold_in, (None, 0))
+    keys_L = fold_in(draw_key, numbers_L)
+    shuffled = _shuffled(keys_L, x)
+    return jax.vmap(_product)(shuffled, y)
 
   # One control at a time: all at once would take `count` times the memory of the direction.
   return jax.lax.map(products_of_draw, jnp.arange(count))
@@ -101,31 +111,46 @@ def _products(key, numbers_L, x, y, count):
 
 def _shuffled(keys_L, x):
   """Matrices with inputs and outputs shuffled, whole or as factors like `x`."""
-  keys_L2 = jax.vmap(jax.random.split)(keys_L)
-  # Whole, the matrix holds the inputs and the outputs; in factors, the first and the last do.
-  rows = jax.vmap(_shuffle)(keys_L2[:, 0], x[0])
-  last = rows if len(x) == 1 else x[1]
-  columns = jax.vmap(_shuffle)(keys_L2[:, 1], jnp.swapaxes(last, 1, 2))
+  split = jax.vmap(jax.random.split)
+  shuffle = jax.vmap(_shuffle)
+  keys_L2 = split(keys_L)
+  is_whole = len(x) == 1
+  # P A B Q: the inputs are the rows of the whole matrix, or of the first factor A,
+  rows = shuffle(keys_L2[:, 0], x[0])
+  # and the outputs are the columns of the whole matrix, or of the last factor B.
+  last = rows if is_whole else x[1]
+  columns = shuffle(keys_L2[:, 1], jnp.swapaxes(last, 1, 2))
   shuffled = jnp.swapaxes(columns, 1, 2)
-  return (shuffled,) if len(x) == 1 else (rows, shuffled)
+  if is_whole:
+    return (shuffled,)
+  return (rows, shuffled)
 
 
 def _shuffle(key, rows):
   """The rows of a matrix in random order, with random signs."""
   order, signs = jax.random.split(key)
   size = rows.shape[0]
-  shuffled = jnp.take(rows, jax.random.permutation(order, size), axis=0)
-  return shuffled * jax.random.rademacher(signs, (size, 1), rows.dtype)
+  permutation = jax.random.permutation(order, size)
+  shuffled = jnp.take(rows, permutation, axis=0)
+  # One sign a row.
+  signs_of_rows = jax.random.rademacher(signs, (size, 1), rows.dtype)
+  return shuffled * signs_of_rows
 
 
 def _product(x, y):
   """<x, y> of two matrices, each whole or as factors."""
   # The formulas of directions/gram.py: dense products are never formed.
-  if len(x) == 2 and len(y) == 2:
+  is_whole_x = len(x) == 1
+  is_whole_y = len(y) == 1
+  if is_whole_x and is_whole_y:
+    return jnp.sum(x[0] * y[0])
+  if not is_whole_x and not is_whole_y:
+    # <A B, C D> = sum of (A^T C) * (B D^T).
     inputs = jnp.matmul(x[0].T, y[0], precision='highest')
     outputs = jnp.matmul(x[1], y[1].T, precision='highest')
     return jnp.sum(inputs * outputs)
-  if len(x) == 1 and len(y) == 1:
-    return jnp.sum(x[0] * y[0])
-  (a, b), (v,) = (x, y) if len(x) == 2 else (y, x)
-  return jnp.sum(jnp.matmul(a.T, v, precision='highest') * b)
+  # <A B, V> = sum of (A^T V) * B.
+  a, b = y if is_whole_x else x
+  (v,) = x if is_whole_x else y
+  projected = jnp.matmul(a.T, v, precision='highest')
+  return jnp.sum(projected * b)

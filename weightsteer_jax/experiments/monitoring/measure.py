@@ -74,18 +74,30 @@ class AngleSums:
     )
 
   def angle(self) -> Angle:
-    """The angle made by the sums."""
+    """The angle given by the sums."""
     # Squared norms from factors may round to slightly below zero.
-    update = math.sqrt(max(self.update, 0.0))
-    direction = math.sqrt(max(self.direction, 0.0))
-    both = update * direction
+    norm = math.sqrt(max(self.update, 0.0))
+    direction_norm = math.sqrt(max(self.direction, 0.0))
+    both = norm * direction_norm
+    cosine = None
+    null_std = None
+    projection = None
+    alpha = None
+    if both:
+      cosine = self.product / both
+      null_std = math.sqrt(self.null) / both
+    if direction_norm:
+      # <update, direction> / |direction|, a length;
+      projection = self.product / direction_norm
+      # and once more by |direction|, a multiple of the direction.
+      alpha = self.product / direction_norm**2
     return Angle(
-      cosine=self.product / both if both else None,
-      projection=self.product / direction if direction else None,
-      alpha=self.product / direction**2 if direction else None,
-      norm=update,
-      direction_norm=direction,
-      null_std=math.sqrt(self.null) / both if both else None,
+      cosine=cosine,
+      projection=projection,
+      alpha=alpha,
+      norm=norm,
+      direction_norm=direction_norm,
+      null_std=null_std,
     )
 
 
@@ -107,7 +119,8 @@ class Measured:
 
     Source: the global cosine of arXiv 2511.05408, section 5.
     """
-    return sum(self.sums.values(), AngleSums()).angle()
+    total = sum(self.sums.values(), AngleSums())
+    return total.angle()
 
   def angles(self) -> Iterator[tuple[str | None, int | None, Angle]]:
     """(module, layer, angle) of all parts of the weights.
@@ -120,6 +133,7 @@ class Measured:
     layers: dict[int, AngleSums] = collections.defaultdict(AngleSums)
     for (module, layer), sums in self.sums.items():
       modules[module] += sums
+      # Embeddings, head and last norm are in no layer.
       if layer is not None:
         layers[layer] += sums
     for module, sums in modules.items():
@@ -148,13 +162,19 @@ def measure(
     InputError: if a site of the update has another shape in a direction.
   """
   draws = draws or {}
-  squares = squares or {name: squared_norms(direction) for name, direction in directions.items()}
+  if not squares:
+    squares = {name: squared_norms(direction) for name, direction in directions.items()}
   sums: dict[str, dict[Where, AngleSums]] = {}
   for name, squares_of in squares.items():
     sums[name] = {}
+    # Sites that the update leaves alone lengthen the direction all the same.
     for path, squares_LE in squares_of.items():
       _add(sums[name], path, 0, direction=squares_LE)
-  random = {name: np.zeros(draws[name].count if name in draws else 0) for name in directions}
+  # {name: products of the update with each control}.
+  random = {}
+  for name in directions:
+    num_controls = draws[name].count if name in draws else 0
+    random[name] = np.zeros(num_controls)
   # One pass over the update, which may be streamed from a disk.
   for path in update.paths():
     for first, leaf in update.pieces(path):
@@ -167,8 +187,8 @@ def measure(
           continue
         piece = direction.piece(path, first, count)
         product_LE = products(path, piece, leaf)
+        # E <P M Q, W>^2 = |M|^2 |W|^2 / (I O); see controls.py.
         direction_LE = squares[name][path][first : first + count]
-        # See controls.py for the variance.
         null_LE = update_LE * direction_LE / controls.num_entries(path, leaf)
         _add(sums[name], path, first, product=product_LE, null=null_LE)
         if name in draws:
@@ -176,9 +196,11 @@ def measure(
   measured = {}
   for name in directions:
     whole = sum(sums[name].values(), AngleSums())
+    # A control is as long as its direction; max as in AngleSums.angle.
     both = math.sqrt(max(whole.update * whole.direction, 0.0))
-    # A control is as long as its direction.
-    cosines = random[name] / both if both else np.full_like(random[name], np.nan)
+    cosines = np.full_like(random[name], np.nan)
+    if both:
+      cosines = random[name] / both
     measured[name] = Measured(sums[name], cosines)
   return measured
 
@@ -188,13 +210,15 @@ def products(path: str, x: Leaf, y: Leaf) -> np.ndarray:
 
   L is 1 outside the stack, E is 1 without experts.
   """
-  return gram.matrix_products(path, x, y).reshape(num_layers(path, x), -1)
+  products_of_matrices = gram.matrix_products(path, x, y)
+  return products_of_matrices.reshape(num_layers(path, x), -1)
 
 
 def squared_norms(change: Change) -> Squares:
   """{path: squared norms [L, E], float64} of a change, read once."""
   squares = {}
   for path in change.paths():
+    # Each piece is dropped before the next is read.
     pieces = [products(path, leaf, leaf) for _, leaf in change.pieces(path)]
     squares[path] = np.concatenate(pieces)
   return squares
@@ -206,15 +230,22 @@ def cosine(x: Change, y: Change, *, norms: tuple[float, float]) -> float | None:
   Changes are read once, piece by piece.
   """
   terms = []
-  paths_of_y = {*y.paths()}
+  paths_of_y = set(y.paths())
   for path in x.paths():
     # Where only one of the two changes anything, the product is zero.
-    if path in paths_of_y:
-      for first, leaf in x.pieces(path):
-        piece = y.piece(path, first, num_layers(path, leaf))
-        terms.append(float(products(path, leaf, piece).sum()))
-  both = norms[0] * norms[1]
-  return math.fsum(terms) / both if both else None
+    if path not in paths_of_y:
+      continue
+    for first, leaf in x.pieces(path):
+      count = num_layers(path, leaf)
+      piece = y.piece(path, first, count)
+      product_LE = products(path, leaf, piece)
+      terms.append(float(product_LE.sum()))
+  norm_x, norm_y = norms
+  both = norm_x * norm_y
+  if not both:
+    return None
+  # Summed exactly, so that the order of the sites does not matter.
+  return math.fsum(terms) / both
 
 
 def module_of(path: str) -> str:
@@ -226,7 +257,8 @@ def module_of(path: str) -> str:
   'embed'
   """
   # A module has one weight of these names; a bias stands beside it.
-  module = re.sub(r'/(kernel|scale|embedding)$', '', path.removeprefix('layers/'))
+  inside = path.removeprefix('layers/')
+  module = re.sub(r'/(kernel|scale|embedding)$', '', inside)
   return module.replace('/', '.')
 
 
@@ -237,9 +269,13 @@ def _add(sums: dict[Where, AngleSums], path: str, first: int, **parts_LE: np.nda
     parts_LE: fields of AngleSums, of each layer and expert.
   """
   module = module_of(path)
-  stacked = bool(stack_axes(path))
+  is_stacked = bool(stack_axes(path))
+  # All parts have the same number of layers.
   count = len(next(iter(parts_LE.values())))
   for index in range(count):
-    where = (module, first + index if stacked else None)
+    layer = first + index if is_stacked else None
+    where = (module, layer)
+    # Experts of a layer are summed: angles are told apart by layer, not by expert.
     parts = {name: float(part_LE[index].sum()) for name, part_LE in parts_LE.items()}
-    sums[where] = sums.get(where, AngleSums()) + AngleSums(**parts)
+    before = sums.get(where, AngleSums())
+    sums[where] = before + AngleSums(**parts)

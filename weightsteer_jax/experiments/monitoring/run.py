@@ -9,6 +9,7 @@ summary.json    thresholds, alarms, where everything came from, and how similar 
 import collections
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -99,10 +100,11 @@ def monitor(
     InputError: if a source is missing, or the sources do not belong together.
     CorruptError: if a source was damaged.
   """
+  # Whatever can be refused is refused before weights are read, which may take minutes.
   alarm.check_rate(options.false_alarm_rate)
   steps = trajectory.find(run, learning_rate=options.learning_rate)
   # Ambiguous names are refused before anything is opened.
-  names([folder for folders in sources.values() for folder in folders])
+  names(_all_folders(sources))
   if not sources.get(DIRECTION):
     raise InputError('no direction to look for; name at least one with --direction')
   with contextlib.ExitStack() as stack:
@@ -117,12 +119,15 @@ def monitor(
   rows: list[dict[str, Any]] = []
   for step, measured in by_step.items():
     rows += _rows(step, measured, vectors)
+  steps_read = [
+    {'step': step.step, 'kind': step.kind, 'folder': str(step.folder)} for step in steps
+  ]
   summary = {
     'run': str(run),
     'base': record.source,
     'base_digest': record.digest,
     **dataclasses.asdict(options),
-    'steps': [{'step': step.step, 'kind': step.kind, 'folder': str(step.folder)} for step in steps],
+    'steps': steps_read,
     'directions': _alarms(by_step, vectors, options.false_alarm_rate),
     'controls': _folders(vectors, CONTROL),
     'task_vectors': _folders(vectors, TASK_VECTOR),
@@ -171,8 +176,10 @@ def _alarms(
   given = []
   for vector in vectors:
     if vector.role == CONTROL:
-      given.append(list(_cosines(by_step, vector.name).values()))
-  # [steps, controls] also without controls; float64 makes NaN of None, where an update was zero.
+      cosines = _cosines(by_step, vector.name)
+      given.append(list(cosines.values()))
+  # float64 makes NaN of None, where an update was zero. The shape is given because it cannot be
+  # inferred without controls.
   given_cosines = np.array(given, np.float64).reshape(len(given), len(by_step)).T
   # Each direction has random controls of its own; the given controls are shared by all.
   about = {}
@@ -183,10 +190,11 @@ def _alarms(
     random_cosines = np.stack([measured[name].random for measured in by_step.values()])
     families = {RANDOM: random_cosines, GIVEN: given_cosines}
     cosines = _cosines(by_step, name)
+    raised = alarm.alarm(cosines, families, rate=rate)
     about[name] = {
       'folder': str(vector.folder),
       'cosines': cosines,
-      'alarm': alarm.alarm(cosines, families, rate=rate).to_json(),
+      'alarm': raised.to_json(),
     }
   return about
 
@@ -212,6 +220,7 @@ def _measure(
   """{step: the update of that step against each vector}, with a line said for each step."""
   changes_of = {vector.name: vector.change for vector in vectors}
   directions = [vector.name for vector in vectors if vector.role == DIRECTION]
+  # Controls named by the user get no random controls of their own.
   draws = {}
   if options.random:
     for name in directions:
@@ -222,15 +231,16 @@ def _measure(
     with opened as update:
       measured = measure.measure(update, changes_of, draws=draws, squares=squares)
     by_step[step.step] = measured
-    angles = ', '.join(_said(name, measured[name].whole) for name in directions)
-    say(f'step {step.step} ({trajectory.KINDS[step.kind]}): {angles}')
+    angles = []
+    for name in directions:
+      angle = measured[name].whole
+      if angle.cosine is None:
+        angles.append(f'{name} no change')
+      else:
+        angles.append(f'{name} {angle.cosine:+.4f} (alpha {angle.alpha:+.3g})')
+    kind = trajectory.KINDS[step.kind]
+    say(f'step {step.step} ({kind}): {", ".join(angles)}')
   return by_step
-
-
-def _said(name: str, angle: measure.Angle) -> str:
-  if angle.cosine is None:
-    return f'{name} no change'
-  return f'{name} {angle.cosine:+.4f} (alpha {angle.alpha:+.3g})'
 
 
 def _rows(step: int, measured: Measured, vectors: Sequence[Vector]) -> Iterator[dict[str, Any]]:
@@ -252,7 +262,7 @@ def _rows(step: int, measured: Measured, vectors: Sequence[Vector]) -> Iterator[
         'name': name,
         'role': RANDOM,
         'draw': draw,
-        # NaN, where the update is zero, is no JSON.
+        # JSON has no NaN, the cosine of a zero update.
         'cosine': None if np.isnan(cosine) else float(cosine),
       }
 
@@ -260,14 +270,17 @@ def _rows(step: int, measured: Measured, vectors: Sequence[Vector]) -> Iterator[
 def _similarities(
   vectors: Sequence[Vector], squares: Mapping[str, measure.Squares]
 ) -> dict[str, Any]:
+  """Names, roles, norms and the matrix of cosines of all vectors."""
   norms = []
   for vector in vectors:
     square = sum(part.sum() for part in squares[vector.name].values())
     norms.append(float(np.sqrt(square)))
+  # A list for each row: rows made by one multiplication would be one and the same list.
   matrix: list[list[float | None]] = [[None] * len(vectors) for _ in vectors]
   for i, x in enumerate(vectors):
     # A cosine with itself is 1 without being computed; a zero vector has none.
     matrix[i][i] = 1.0 if norms[i] else None
+    # Half of the pairs are computed, each read from disk once; the matrix is symmetric.
     for j, y in enumerate(vectors[:i]):
       cosine = measure.cosine(x.change, y.change, norms=(norms[i], norms[j]))
       matrix[i][j] = cosine
@@ -295,13 +308,19 @@ def _open_vectors(
   allow_other_base: bool,
 ) -> list[Vector]:
   """All sources, open as long as the stack is."""
-  roles = [role for role, folders in sources.items() for _ in folders]
-  folders_named = names([folder for folders in sources.values() for folder in folders])
+  # Names tell the folders of all roles apart, and come in the order of the folders.
+  named_folders = iter(names(_all_folders(sources)).items())
   vectors = []
-  for role, (folder, name) in zip(roles, folders_named.items()):
-    change = stack.enter_context(_open(folder, base, allow_other_base))
-    vectors.append(Vector(name, role, folder, change))
+  for role, folders in sources.items():
+    for path, name in itertools.islice(named_folders, len(folders)):
+      change = stack.enter_context(_open(path, base, allow_other_base))
+      vectors.append(Vector(name, role, path, change))
   return vectors
+
+
+def _all_folders(sources: Mapping[str, Sequence[files.Path]]) -> list[files.Path]:
+  """The folders of all roles, in order."""
+  return list(itertools.chain(*sources.values()))
 
 
 @contextlib.contextmanager
@@ -323,7 +342,7 @@ def _open(folder: pathlib.Path, base: OpenBase, allow_other_base: bool) -> Itera
 
 
 def names(folders: Sequence[files.Path]) -> dict[pathlib.Path, str]:
-  """{folder: name}, the name as short as tells the folder from the others.
+  """{folder: name}, each name as short as possible and different from the others.
 
   A name is the last part of the folder's path, or as many of the last parts as needed.
 
@@ -344,7 +363,7 @@ def names(folders: Sequence[files.Path]) -> dict[pathlib.Path, str]:
   names_of = {}
   for path, whole in zip(paths, resolved):
     depth = 1
-    # Ends, because no two resolved paths are equal.
+    # Ends, because no two resolved paths are equal; each path is among the paths compared.
     while sum(other.parts[-depth:] == whole.parts[-depth:] for other in resolved) > 1:
       depth += 1
     names_of[path] = '/'.join(whole.parts[-depth:])

@@ -78,9 +78,11 @@ def find(run: files.Path, *, learning_rate: float | None = None) -> list[Step]:
   if not steps:
     raise InputError(_nothing(folder))
   steps.sort(key=lambda step: step.step)
+  # Sorted, so that checkpoints of one step are neighbours.
   for before, after in zip(steps, steps[1:]):
     if before.step == after.step:
-      names = ', '.join(step.folder.name for step in steps if step.step == after.step)
+      twice = [step.folder.name for step in steps if step.step == after.step]
+      names = ', '.join(twice)
       raise InputError(
         f'{folder} holds several checkpoints of step {after.step}: {names}; move the others away'
       )
@@ -111,6 +113,7 @@ def open_change(
   elif step.kind == CHECKPOINT:
     with checkpoints.open_checkpoint(step.folder) as opened:
       what = f'{step.folder} and the base {base.record.source}'
+      # A full checkpoint names no base: whether the base fits is seen in the weights, when read.
       bases.same_architecture(opened.config, base.record.config, what=what)
       yield changes.Streamed(opened, base.checkpoint, allow_other_base)
   else:
@@ -123,18 +126,23 @@ def _learning_rates(folder: pathlib.Path) -> dict[float, str]:
   rates = {}
   for kind in ('checkpoints', 'steps'):
     for path in (folder / kind).glob('*'):
-      if path.is_dir() and re.fullmatch(r'[0-9.]+(e[-+]?[0-9]+)?', path.name):
+      # '0.0001' or '1e-05', as a fine-tune names the folder.
+      is_rate = re.fullmatch(r'[0-9.]+(e[-+]?[0-9]+)?', path.name)
+      if is_rate and path.is_dir():
         rates[float(path.name)] = path.name
   return rates
 
 
 def _chosen_rate(folder: pathlib.Path, rates: Mapping[float, str], rate: float | None) -> str:
   """The name of the folder of a learning rate, or of the adapter's learning rate."""
-  manifest = folder / 'adapter' / adapter.MANIFEST
-  if rate is None and manifest.exists():
-    rate = files.read_json(manifest, what='the manifest of an adapter').get('learning_rate')
+  # The adapter of a finished fine-tune names the learning rate that was chosen.
+  path = folder / 'adapter' / adapter.MANIFEST
+  if rate is None and path.exists():
+    manifest = files.read_json(path, what='the manifest of an adapter')
+    rate = manifest.get('learning_rate')
   if rate is None and len(rates) == 1:
-    return next(iter(rates.values()))
+    (name,) = rates.values()
+    return name
   if rate is None or rate not in rates:
     tried = ', '.join(sorted(rates.values()))
     missing = '' if rate is None else f', not {rate:g}'
@@ -147,7 +155,9 @@ def _chosen_rate(folder: pathlib.Path, rates: Mapping[float, str], rate: float |
 def _ours(folder: pathlib.Path, rate: str) -> list[Step]:
   """Adapters kept of the steps, and training states of the other steps."""
   states = checkpoint.Checkpoints(folder / 'checkpoints' / rate)
-  steps = {number: Step(number, STATE, states.path(number)) for number in states.steps()}
+  steps = {}
+  for number in states.steps():
+    steps[number] = Step(number, STATE, states.path(number))
   # Where both are there, the adapter is read, the smaller of the two.
   for path in (folder / 'steps' / rate).glob('*'):
     if path.name.isdigit():
@@ -164,7 +174,9 @@ def _revisions(folder: pathlib.Path) -> list[Step]:
     if number is None or not ref.is_file():
       continue
     # A file in refs/ bears a revision's name and holds the commit that snapshots/ goes by.
-    snapshot = folder / 'snapshots' / ref.read_text(encoding='utf-8').strip()
+    commit = ref.read_text(encoding='utf-8').strip()
+    snapshot = folder / 'snapshots' / commit
+    # A revision may be known to the cache and not downloaded.
     if snapshot.is_dir():
       steps.append(Step(number, recognise(snapshot).kind, snapshot))
   return steps
@@ -175,9 +187,11 @@ def _folders(folder: pathlib.Path) -> list[Step]:
   steps = []
   for path in sorted(folder.iterdir()):
     number = _number(path.name)
-    if number is not None and path.is_dir():
-      if any((path / name).exists() for name in _MARKS):
-        steps.append(Step(number, recognise(path).kind, path))
+    if number is None or not path.is_dir():
+      continue
+    # Other folders too may have a number at the end of the name.
+    if any((path / name).exists() for name in _MARKS):
+      steps.append(Step(number, recognise(path).kind, path))
   return steps
 
 
@@ -188,7 +202,10 @@ def _number(name: str) -> int | None:
   (20, 40, None)
   """
   match = re.search(r'(\d+)$', name)
-  return int(match[1]) if match and not name.startswith('.') else None
+  # Hidden folders are no checkpoints: a download or a write under way may have a number too.
+  if not match or name.startswith('.'):
+    return None
+  return int(match[1])
 
 
 def _nothing(folder: pathlib.Path) -> str:
