@@ -120,7 +120,7 @@ def run(
   missing = [alpha for alpha in alphas if not _place(folder, alpha).exists()]
   broken: list[str] = []
   if missing:
-    broken = _evaluate(lm(missing), folder, tasks, manager, options)
+    broken = _evaluate(lm(missing), missing, folder, tasks, manager, options)
   rows = []
   for alpha in alphas:
     place = _place(folder, alpha)
@@ -138,14 +138,15 @@ def run(
 
 def _evaluate(
   grid: SteeredLM,
+  alphas: Sequence[float],
   folder: pathlib.Path,
   tasks: Sequence[str],
   manager: TaskManager,
   options: Mapping[str, Any],
 ) -> list[str]:
-  """Writes the results at each strength of the grid; returns a message for each broken strength."""
+  """Writes the results at each strength; returns a message for each broken strength."""
   broken = []
-  for alpha in grid.alphas:
+  for alpha in alphas:
     # Models at one strength each, which share the answers computed for the whole grid.
     model = grid.at(alpha)
     try:
