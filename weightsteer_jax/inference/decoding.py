@@ -294,7 +294,7 @@ def _is_unstacked(cache: models.Cache) -> bool:
 
 
 def _unstacked_cache(config: models.ModelConfig, cache: models.Cache) -> models.Cache:
-  layers = {}
+  layers: models.Cache = {}
   for name, stack in cache.items():
     layers[name] = models.unstacked(config, stack)
   return layers

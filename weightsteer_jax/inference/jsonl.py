@@ -125,6 +125,8 @@ def generate_file(
   rows = _read(input, output, ())
   engine = _engine(model, tokenizer, delta, batch_size, stop_ids=stop_ids(tokenizer))
   requests = []
+  # The input row of each request.
+  rows_of = []
   for index, (where, row) in enumerate(rows):
     prompt = _prompt(tokenizer, row, where, add_bos)
     first = GenerateRequest(
@@ -142,12 +144,11 @@ def generate_file(
       for sample in range(samples):
         key = (index, i, sample)
         requests.append(dataclasses.replace(first, key=key, alpha=alpha, sample=sample))
+        rows_of.append(row)
   # Results come in the order that is fastest to compute, lines in the order of the requests.
   results = {result.key: result for result in engine.generate(requests)}
   lines = []
-  for request in requests:
-    index, _, _ = request.key
-    _, row = rows[index]
+  for request, row in zip(requests, rows_of):
     result = results[request.key]
     lines.append({**row, **_answer(tokenizer, request, result)})
   files.write_jsonl(output, lines)
