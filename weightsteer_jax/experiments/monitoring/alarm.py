@@ -88,7 +88,10 @@ def threshold(largest: Sequence[float] | np.ndarray, rate: float) -> Threshold:
   k = math.ceil((1 - rate) * (n + 1) - 1e-9)
   # Beyond n there is no control to exceed: the rate reached is then larger than the rate asked for.
   k = min(k, n)
-  return Threshold(cosine=ordered[k - 1], controls=n, false_alarm_rate=1 - k / (n + 1))
+  # Lists count from 0.
+  cosine = ordered[k - 1]
+  reached_rate = 1 - k / (n + 1)
+  return Threshold(cosine=cosine, controls=n, false_alarm_rate=reached_rate)
 
 
 def check_rate(rate: float) -> None:

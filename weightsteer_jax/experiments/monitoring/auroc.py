@@ -222,9 +222,12 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
   rate = hits / n
   # The ends solve the quadratic (rate - t)^2 = z^2 t (1 - t) / n; divided by 1 + z^2 / n, they are
   # (rate + z^2 / 2n) / (1 + z^2 / n) -+ z / (1 + z^2 / n) sqrt(rate (1 - rate) / n + z^2 / 4n^2).
-  scale = 1 + Z95**2 / n
-  centre = (rate + Z95**2 / (2 * n)) / scale
-  variance = rate * (1 - rate) / n + Z95**2 / (4 * n**2)
+  z2 = Z95**2
+  scale = 1 + z2 / n
+  shifted = rate + z2 / (2 * n)
+  centre = shifted / scale
+  sampling_variance = rate * (1 - rate) / n
+  variance = sampling_variance + z2 / (4 * n**2)
   half = Z95 / scale * math.sqrt(variance)
   # Rounding may leave 0 to 1 by a bit.
   low = max(centre - half, 0.0)
@@ -325,7 +328,9 @@ def _seed_standard_error(runs: Sequence[ScoredRun], draws: int, seed: int) -> fl
   # runs, n others.
   wins = _wins(scores[misaligned], scores[~misaligned])
   won = np.einsum('dp,pn,dn->d', positive_times, wins, negative_times, optimize=True)
-  pairs = positive_times.sum(axis=1) * negative_times.sum(axis=1)
+  num_positives = positive_times.sum(axis=1)
+  num_negatives = negative_times.sum(axis=1)
+  pairs = num_positives * num_negatives
   # Draws without runs of both kinds have no area.
   has_pairs = pairs > 0
   areas = won[has_pairs] / pairs[has_pairs]

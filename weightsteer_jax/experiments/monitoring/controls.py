@@ -146,8 +146,10 @@ def _product(x, y):
     return jnp.sum(x[0] * y[0])
   if not is_whole_x and not is_whole_y:
     # <A B, C D> = sum of (A^T C) * (B D^T).
-    inputs = jnp.matmul(x[0].T, y[0], precision='highest')
-    outputs = jnp.matmul(x[1], y[1].T, precision='highest')
+    a, b = x
+    c, d = y
+    inputs = jnp.matmul(a.T, c, precision='highest')
+    outputs = jnp.matmul(b, d.T, precision='highest')
     return jnp.sum(inputs * outputs)
   # <A B, V> = sum of (A^T V) * B.
   a, b = y if is_whole_x else x

@@ -276,6 +276,8 @@ def _add(sums: dict[Where, AngleSums], path: str, first: int, **parts_LE: np.nda
     layer = first + index if is_stacked else None
     where = (module, layer)
     # Experts of a layer are summed: angles are told apart by layer, not by expert.
-    parts = {name: float(part_LE[index].sum()) for name, part_LE in parts_LE.items()}
+    parts = {}
+    for name, part_LE in parts_LE.items():
+      parts[name] = float(part_LE[index].sum())
     before = sums.get(where, AngleSums())
     sums[where] = before + AngleSums(**parts)

@@ -34,6 +34,7 @@ from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.storage import files
 from weightsteer_jax.storage.versions import versions
 
+# The files of a measured run.
 ROWS = 'monitor.jsonl'
 SUMMARY = 'summary.json'
 # The families of controls: drawn from each direction, and named by the user.
@@ -273,7 +274,8 @@ def _similarities(
   """Names, roles, norms and the matrix of cosines of all vectors."""
   norms = []
   for vector in vectors:
-    square = sum(part.sum() for part in squares[vector.name].values())
+    squares_of_sites = squares[vector.name].values()
+    square = sum(square_LE.sum() for square_LE in squares_of_sites)
     norms.append(float(np.sqrt(square)))
   # A list for each row: rows made by one multiplication would be one and the same list.
   matrix: list[list[float | None]] = [[None] * len(vectors) for _ in vectors]
@@ -282,7 +284,8 @@ def _similarities(
     matrix[i][i] = 1.0 if norms[i] else None
     # Half of the pairs are computed, each read from disk once; the matrix is symmetric.
     for j, y in enumerate(vectors[:i]):
-      cosine = measure.cosine(x.change, y.change, norms=(norms[i], norms[j]))
+      norms_xy = (norms[i], norms[j])
+      cosine = measure.cosine(x.change, y.change, norms=norms_xy)
       matrix[i][j] = cosine
       matrix[j][i] = cosine
   return {
@@ -327,7 +330,9 @@ def _all_folders(sources: Mapping[str, Sequence[files.Path]]) -> list[files.Path
 def _open(folder: pathlib.Path, base: OpenBase, allow_other_base: bool) -> Iterator[Change]:
   """A direction, or the change that a fine-tune made of this base."""
   what = f'{folder} and the base {base.record.source}'
-  if (folder / MANIFEST).exists() or (folder / TENSORS).exists():
+  # One of the two files is enough: a direction that lacks the other is refused by `load`.
+  is_direction = (folder / MANIFEST).exists() or (folder / TENSORS).exists()
+  if is_direction:
     direction = directions_.load(folder)
     bases.same_base(direction.base, base.record, what=what, allow_other_base=allow_other_base)
     yield changes.Held(direction.delta)
@@ -357,8 +362,8 @@ def names(folders: Sequence[files.Path]) -> dict[pathlib.Path, str]:
   # Resolved, since two paths may lead to one folder.
   resolved = [path.resolve() for path in paths]
   counts = collections.Counter(resolved)
-  for path in counts:
-    if counts[path] > 1:
+  for path, count in counts.items():
+    if count > 1:
       raise InputError(f'{path} is named twice, among directions, controls and task vectors')
   names_of = {}
   for path, whole in zip(paths, resolved):

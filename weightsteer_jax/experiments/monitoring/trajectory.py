@@ -105,8 +105,9 @@ def open_change(
     path = pathlib.Path(run).expanduser() / claim.OPTIONS
     options = files.read_json(path, what='the options of a fine-tune')
     config = bases.config_from_json(options['model_config'], where=str(run))
+    family = options['base_family']
     digest = options['base_digest_bfloat16']
-    record = bases.Base(config, options['base_family'], str(run), '', digest)
+    record = bases.Base(config, family, str(run), '', digest)
     what = f'{run} and the base {base.record.source}'
     bases.same_base(record, base.record, what=what, allow_other_base=allow_other_base)
     yield changes.stored(step.folder, config, options['options'])
@@ -160,9 +161,11 @@ def _ours(folder: pathlib.Path, rate: str) -> list[Step]:
     steps[number] = Step(number, STATE, states.path(number))
   # Where both are there, the adapter is read, the smaller of the two.
   for path in (folder / 'steps' / rate).glob('*'):
-    if path.name.isdigit():
-      number = int(path.name)
-      steps[number] = Step(number, RUN, path)
+    # Other names are those of folders still being written.
+    if not path.name.isdigit():
+      continue
+    number = int(path.name)
+    steps[number] = Step(number, RUN, path)
   return list(steps.values())
 
 
