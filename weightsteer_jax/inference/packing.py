@@ -143,7 +143,7 @@ def batches(
     groups: see ScoreBatch; the rows of a batch are a multiple of it.
   """
   deltas_of = delta_sets(question.coefficients for question in asked)
-  alike = collections.defaultdict(list)
+  alike: dict[tuple[Active, bool], list[Question]] = collections.defaultdict(list)
   for question in asked:
     deltas = deltas_of[question.coefficients]
     coefficients = tuple(question.coefficients[i] for i in deltas)
@@ -432,8 +432,7 @@ def _batches_of(
     in_batch = []
     for row in rows[number :: planned.batches]:
       in_batch.append([questions[index] for index in row])
-    grouped = [in_batch[group::groups] for group in range(groups)]
-    dealt.append(grouped)
+    dealt.append([in_batch[group::groups] for group in range(groups)])
   # The largest group and the longest text of all batches, for one shape and one program.
   most_targets = 0
   for grouped in dealt:
