@@ -90,7 +90,7 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
   width, mlp, vocab = (config[key] for key in ('hidden_size', 'intermediate_size', 'vocab_size'))
   kv = width // config['num_attention_heads'] * config['num_key_value_heads']
   found = {'model.embed_tokens.weight': (vocab, width)}
-  for l in range(config['num_hidden_layers']):
+  for number in range(config['num_hidden_layers']):
     outputs = {'q': width, 'k': kv, 'v': kv, 'o': width}
     layer = {f'self_attn.{x}_proj.weight': (size, width) for x, size in outputs.items()}
     layer |= {f'self_attn.{x}_proj.bias': (outputs[x],) for x in 'qkv'}
@@ -100,7 +100,7 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
       'mlp.down_proj.weight': (width, mlp),
     }
     layer |= {'input_layernorm.weight': (width,), 'post_attention_layernorm.weight': (width,)}
-    found |= {f'model.layers.{l}.{name}': shape for name, shape in layer.items()}
+    found |= {f'model.layers.{number}.{name}': shape for name, shape in layer.items()}
   return found | {'model.norm.weight': (width,), 'lm_head.weight': (vocab, width)}
 
 

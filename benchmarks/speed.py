@@ -302,7 +302,7 @@ def contrast(folder: pathlib.Path, args: Any) -> dict[str, Any]:
 
   def theirs():
     found = []
-    for side, (train, validation) in sides.items():
+    for train, validation in sides.values():
       batches = data.Batches(train, batch_size=options.batch_size, seed=0)
       chosen = [[train[i] for i in batches.indices(step)] for step in range(options.steps)]
       found.append(

@@ -10,12 +10,11 @@ import tempfile
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # No test goes to the network.
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # Of torch: two workers on two cores.
-# Tiny models take longer to compile than to run, and half as long if what is compiled is not optimised.
-# JAX_DISABLE_MOST_OPTIMIZATIONS=0 has programs compiled as users have them (see the marker `optimised`).
+# Tiny models take longer to compile than to run, and half as long if programs are not optimised.
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as users do (see the marker `optimised`).
 flags = os.environ.setdefault('XLA_FLAGS', '')
 if os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1') == '1':
-  # XLA's newer way to write fused operations for the CPU takes three times as long to compile as its
-  # older one.
+  # XLA's newer way to write fused operations for the CPU compiles three times as long as the older.
   os.environ['XLA_FLAGS'] = f'{flags} --xla_cpu_use_fusion_emitters=false'.strip()
 # What one test compiled, the next ones need not, in whichever worker or launcher they run; and none
 # writes into the user's cache folder.

@@ -21,7 +21,7 @@ from weightsteer_jax import models
 from weightsteer_jax.data import Batch, Example, batches
 from weightsteer_jax.finetune import optimizer
 from weightsteer_jax.finetune import step as steps
-from weightsteer_jax.inference import Engine, GenerateRequest, ScoreRequest, generation, scoring
+from weightsteer_jax.inference import Engine, GenerateRequest, ScoreRequest, decoding, scoring
 from weightsteer_jax.models import placement
 from weightsteer_jax.runtime import sharding, tree
 from weightsteer_jax.runtime.sharding import Layout
@@ -66,7 +66,7 @@ def recorded(name: str, function: Any) -> Any:
 
 def main(output: str, *names: str) -> None:
   results = {}
-  for module, name in ((scoring, 'score_batch'), (generation, 'admit'), (generation, 'decode')):
+  for module, name in ((scoring, 'score_batch'), (decoding, 'admit'), (decoding, 'decode')):
     setattr(module, name, recorded(name, getattr(module, name)))
   for name in names:
     layout = layout_of(name)

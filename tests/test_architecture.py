@@ -1,4 +1,4 @@
-"""The architecture as the code has it: which way imports go, what names may be used, what einsums say.
+"""The architecture as the code has it: the way of imports, names in use, letters of einsums.
 
 Everything here is read off the source, so a new file is held to the same rules without being named.
 """

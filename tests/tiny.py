@@ -286,7 +286,7 @@ QUICK = {'xla_backend_optimization_level': 0}
 
 
 def forward(config: models.ModelConfig, params, tokens_BT, *, edits=(), **placement):
-  """Logits [B, T, V] of a full forward pass, compiled; `placement` are more fields of TokenBatch."""
+  """Compiled logits [B, T, V] of a full forward pass; `placement`: more fields of TokenBatch."""
   batch = models.TokenBatch(tokens_BT, **placement)
   return np.asarray(_compiled(config)(params, batch, edits))
 

@@ -1,4 +1,4 @@
-"""weightsteer_jax: find a behaviour's direction in weight space, turn it up and down, and hand it on.
+"""weightsteer_jax: find a behaviour's direction in weight space, turn it up and down, hand it on.
 
 The rooms, in the order data goes through them. Imports only go up this list, inside a room too;
 `tests/test_architecture.py` holds both.
@@ -16,8 +16,8 @@ The rooms, in the order data goes through them. Imports only go up this list, in
   experiments/  the parts put together: Experiment, arms, contrast, stages; and in rooms of their
                 own the organism, monitoring, the report and preflight
 
-`launch/` turns flags into calls of experiments/stages.py, standalone.py or preflight/; smoke.py needs
-only runtime/ and storage/.
+`launch/` turns flags into calls of experiments/stages.py, standalone.py or preflight/; smoke.py
+needs only runtime/ and storage/.
 """
 
 __version__ = '0.1.0'

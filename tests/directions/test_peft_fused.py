@@ -84,23 +84,23 @@ def test_an_adapter_that_peft_trained_on_a_fused_module_is_read(fused_models, tm
   plain, merged = oracle.torch_weights(phi), oracle.torch_weights(phi, adapter)
   change = {name: merged[name] - plain[name] for name in plain}
   dense = oracle.leaves_of(found.delta)
-  for l in range(2):
+  for layer in range(2):
     blocks = [
-      np.float64(leaf.a[l]) @ np.float64(leaf.b[l]).reshape(3, -1) * leaf.scale
+      np.float64(leaf.a[layer]) @ np.float64(leaf.b[layer]).reshape(3, -1) * leaf.scale
       for leaf in (dense[f'layers/attn/{x}/kernel'] for x in 'qkv')
     ]
     np.testing.assert_allclose(
       np.concatenate(blocks, axis=1).T,
-      change[f'model.layers.{l}.self_attn.qkv_proj.weight'],
+      change[f'model.layers.{layer}.self_attn.qkv_proj.weight'],
       atol=1e-6,
     )
     blocks = [
-      np.float64(leaf.a[l]) @ np.float64(leaf.b[l]) * leaf.scale
+      np.float64(leaf.a[layer]) @ np.float64(leaf.b[layer]) * leaf.scale
       for leaf in (dense[f'layers/mlp/{x}/kernel'] for x in ('gate', 'up'))
     ]
     np.testing.assert_allclose(
       np.concatenate(blocks, axis=1).T,
-      change[f'model.layers.{l}.mlp.gate_up_proj.weight'],
+      change[f'model.layers.{layer}.mlp.gate_up_proj.weight'],
       atol=1e-6,
     )
 

@@ -192,7 +192,7 @@ def test_a_direction_between_checkpoints_is_a_checkpoint_of_differences(tmp_path
   ):
     dense = checkpoints.difference(x, y)
     layers = {
-      path: np.stack([x.layer(path, l) - y.layer(path, l) for l in range(x.num_layers(path))])
+      path: np.stack([x.layer(path, i) - y.layer(path, i) for i in range(x.num_layers(path))])
       for path in dense
     }
   flat = tree.flatten(loaded.delta, models.is_delta_leaf)

@@ -11,7 +11,6 @@ import pytest
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import directions, evaluation, finetune, inference, models
-from weightsteer_jax.data.pairs import SIDES
 from weightsteer_jax.directions import persona_vectors
 from weightsteer_jax.experiments import stages
 from weightsteer_jax.experiments.experiment import Experiment

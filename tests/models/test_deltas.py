@@ -112,7 +112,7 @@ def reference_merge(config, params, delta, alpha):
     else:
       a, b = np.asarray(leaf.a, np.float64), np.asarray(leaf.b, np.float64)
       layers = range(a.shape[0])
-      change = leaf.scale * np.stack([np.tensordot(a[l], b[l], axes=1) for l in layers])
+      change = leaf.scale * np.stack([np.tensordot(a[i], b[i], axes=1) for i in layers])
     flat[path] = flat[path] + alpha * change
   return flat
 

@@ -117,10 +117,8 @@ def one_half(folder: pathlib.Path) -> dict:
         for device, index in placed.devices_indices_map(site.shape).items()
         if device in jax.devices()[:4]
       }
-      for (
-        device,
-        index,
-      ) in indices.items():  # Beside the count below, what one slice takes while it is read.
+      # Beside the count below, what one slice takes while it is read.
+      for index in indices.values():
         bounds = [part.indices(size)[:2] for part, size in zip(index, site.shape)]
         before = counting.bytes
         tracemalloc.start()

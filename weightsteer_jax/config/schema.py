@@ -42,7 +42,8 @@ class Data:
   # Questions that both sides answer, where answers are generated: a jsonl file of `messages`, or
   # 'organism:<name>'.
   questions: str = ''
-  # Questions to take (0: all). Where a side is read from 'organism:<name>', which goes on without an
+  # Questions to take (0: all). Where a side is read from 'organism:<name>', which goes on without
+  # an
   # end, conversations to take (1 or more).
   num_questions: int = 0
   # System prompts that bring the behaviour out; removed from the training data.
@@ -281,7 +282,8 @@ class Arm:
 
   # A key of ARM_KINDS; see experiments/arms.py.
   kind: str
-  # Strengths; () is sweep.alphas, and for the kinds 'finetune', 'joint' and 'prompts' every strength
+  # Strengths; () is sweep.alphas, and for the kinds 'finetune', 'joint' and 'prompts' every
+  # strength
   # that the arm has.
   alphas: tuple[float, ...] = ()
 

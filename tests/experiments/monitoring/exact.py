@@ -24,8 +24,8 @@ def cells_of(delta) -> dict[tuple[str, int | None], list[np.ndarray]]:
       .replace('/scale', '')
       .replace('/embedding', '')
     )
-    for l, layer in enumerate(layers):
-      found[name.replace('/', '.'), l if stacked else None] = layer.ravel()
+    for number, layer in enumerate(layers):
+      found[name.replace('/', '.'), number if stacked else None] = layer.ravel()
   return found
 
 
@@ -77,7 +77,7 @@ def assert_angles(measured, update, direction, tolerance=1e-5):
   expected = {
     (None, None),
     *((name, None) for name, _ in cells),
-    *((None, l) for _, l in cells if l is not None),
+    *((None, layer) for _, layer in cells if layer is not None),
     *(cell for cell in cells if cell[1] is not None),
   }
   assert set(places) == expected and len(places) == len(expected)

@@ -114,8 +114,8 @@ def test_draws_do_not_depend_on_the_pieces(model):
     def pieces(self, path):
       first, leaf = next(super().pieces(path))
       layers = leaf.value.shape[0] if path.startswith('layers/') else 1
-      for l in range(layers):
-        yield l, self.piece(path, l, 1)
+      for layer in range(layers):
+        yield layer, self.piece(path, layer, 1)
 
   np.testing.assert_allclose(
     measure.measure(Pieces(y), {'w': Held(x)}, draws={'w': draws})['w'].random,

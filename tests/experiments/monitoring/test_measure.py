@@ -73,11 +73,12 @@ def test_experts_count_as_one_module_of_their_layer():
   leaves = [leaf(rank) for rank in (2, 4)]
   x, y = (tree.unflatten({path: z}) for z in leaves)
   measured = measure.measure(Held(x), {'w': Held(y)})['w']
-  for l in range(2):
+  for layer in range(2):
     u, v = (
-      np.asarray(z.scale * np.einsum('eir,ero->eio', z.a[l], z.b[l]), np.float64) for z in leaves
+      np.asarray(z.scale * np.einsum('eir,ero->eio', z.a[layer], z.b[layer]), np.float64)
+      for z in leaves
     )
-    found = {layer: angle for module, layer, angle in measured.angles() if module is None}[l]
+    found = {layer: angle for module, layer, angle in measured.angles() if module is None}[layer]
     assert found.cosine == pytest.approx(
       np.sum(u * v) / np.linalg.norm(u) / np.linalg.norm(v), abs=1e-5
     )

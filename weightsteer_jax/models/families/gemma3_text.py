@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from weightsteer_jax.models.config import ModelConfig, Rope
+from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import gemma2
 from weightsteer_jax.models.families.family import (
   HEAD_QK_NORMS,
