@@ -82,18 +82,20 @@ def at(edits: Edits, name: str) -> tuple[Edit, ...]:
   """The edits below the child `name`; edits without such a child are left out."""
   # Unlike Python's hash, the same number in every process.
   number = zlib.crc32(name.encode())
-  return tuple(
-    dataclasses.replace(fold(edit, number), delta=edit.delta[name])
-    for edit in edits
-    if name in edit.delta
-  )
+  below = []
+  for edit in edits:
+    if name in edit.delta:
+      folded = fold(edit, number)
+      below.append(dataclasses.replace(folded, delta=edit.delta[name]))
+  return tuple(below)
 
 
 def fold(edit: Edit, number: int | jax.Array) -> Edit:
   """The edit with its random key, if any, made particular to a site or a layer."""
   if edit.key is None:
     return edit
-  return dataclasses.replace(edit, key=jax.random.fold_in(edit.key, number))
+  key = jax.random.fold_in(edit.key, number)
+  return dataclasses.replace(edit, key=key)
 
 
 def add_kernel_edits(
@@ -115,29 +117,41 @@ def add_kernel_edits(
   for edit in edits:
     leaf = edit.delta
     if isinstance(leaf, LowRank):
+      # First the inputs are brought down to the rank, then up to the outputs: the product a b, of
+      # the kernel's size, is never formed.
       down, up = factor_einsums(einsum)
       product = dot or narrow_einsum
-      z = product(down, _drop(x, edit), leaf.a.astype(x.dtype), x.dtype)
+      dropped_x = _drop(x, edit)
+      a = leaf.a.astype(x.dtype)
+      z = product(down, dropped_x, a, x.dtype)
       # At the rank, where the array is smallest, strength and scale multiply in one step.
-      z = (z.astype(jnp.float32) * _align(edit.alpha * leaf.scale, z)).astype(x.dtype)
-      y = y + product(up, z, leaf.b.astype(x.dtype), y.dtype)
+      z32 = z.astype(jnp.float32)
+      strength = _align(edit.alpha * leaf.scale, z)
+      scaled_z = (z32 * strength).astype(x.dtype)
+      b = leaf.b.astype(x.dtype)
+      y = y + product(up, scaled_z, b, y.dtype)
     else:
       # A product of the kernel's size: x @ change in place of merging the change into W.
       change = leaf.value.astype(x.dtype)
       if dot:
         dy = dot(einsum, x, change, y.dtype)
       elif y.dtype == jnp.float32 != x.dtype:
+        # Logits and the router's scores: float32 outputs of inputs in bfloat16.
         dy = wide_einsum(einsum, x, change)
       else:
         dy = jnp.einsum(einsum, x, change)
-      y = y + (dy.astype(jnp.float32) * _align(edit.alpha, dy)).astype(y.dtype)
+      dy32 = dy.astype(jnp.float32)
+      scaled_dy32 = dy32 * _align(edit.alpha, dy)
+      y = y + scaled_dy32.astype(y.dtype)
   return y
 
 
 def add_vector_edits(y: jax.Array, edits: Edits) -> jax.Array:
   """Array y [B, T, ...] plus alpha * vector for each edit of a bias or the residual stream."""
   for edit in edits:
-    y = y + (_align(edit.alpha, y) * edit.delta.value).astype(y.dtype)
+    # The strength is float32, so that the product is rounded only once, to the dtype of y.
+    change = _align(edit.alpha, y) * edit.delta.value
+    y = y + change.astype(y.dtype)
   return y
 
 
@@ -153,16 +167,20 @@ def look_up(table_VD: jax.Array, tokens_BT: Array) -> jax.Array:
 def add_lookup_edits(x_BTD: jax.Array, tokens_BT: Array, edits: Edits) -> jax.Array:
   """Embeddings plus alpha * the same rows of each edit's dense change of the table."""
   for edit in edits:
+    # Only the rows of the batch's tokens are scaled, never the table.
     dx_BTD = look_up(edit.delta.value, tokens_BT)
-    x_BTD = x_BTD + (_align(edit.alpha, x_BTD) * dx_BTD).astype(x_BTD.dtype)
+    scaled_dx_BTD = _align(edit.alpha, x_BTD) * dx_BTD
+    x_BTD = x_BTD + scaled_dx_BTD.astype(x_BTD.dtype)
   return x_BTD
 
 
 def edited_scale(scale: jax.Array, x: jax.Array, edits: Edits) -> jax.Array:
   """A norm's scale in float32 with all edits added, ready to multiply x [B, T, ...]."""
+  # With an edit the scale gets axes of x: rows at different alphas are scaled differently.
   scale = scale.astype(jnp.float32)
   for edit in edits:
-    scale = scale + _align(edit.alpha, x) * edit.delta.value
+    change = _align(edit.alpha, x) * edit.delta.value
+    scale = scale + change
   return scale
 
 
@@ -177,7 +195,9 @@ def pin(x: jax.Array) -> jax.Array:
     return x
   # The compiler may remove a pair of casts, but not a reduce_precision.
   bits = jnp.finfo(x.dtype)
-  return jax.lax.reduce_precision(x.astype(jnp.float32), bits.nexp, bits.nmant).astype(x.dtype)
+  x32 = x.astype(jnp.float32)
+  rounded32 = jax.lax.reduce_precision(x32, bits.nexp, bits.nmant)
+  return rounded32.astype(x.dtype)
 
 
 def factor_einsums(einsum: str) -> tuple[str, str]:
@@ -192,22 +212,37 @@ def factor_einsums(einsum: str) -> tuple[str, str]:
   """
   # Kernel axes belong to the inputs (in x), the outputs (in y alone) or a stack (in neither).
   x, kernel, y = einsum.replace('->', ',').split(',')
-  inputs = ''.join(axis for axis in kernel if axis in x)
-  outputs = ''.join(axis for axis in kernel if axis in y and axis not in x)
-  stack = ''.join(axis for axis in kernel if axis not in x + y)
+  inputs = ''
+  outputs = ''
+  stack = ''
+  for axis in kernel:
+    if axis in x:
+      inputs += axis
+    elif axis in y:
+      outputs += axis
+    else:
+      stack += axis
+  # What is left of x when the inputs are contracted.
   batch = ''.join(axis for axis in x if axis not in inputs)
-  return f'{x},{stack}{inputs}R->{batch}R', f'{batch}R,{stack}R{outputs}->{y}'
+  down = f'{x},{stack}{inputs}R->{batch}R'
+  up = f'{batch}R,{stack}R{outputs}->{y}'
+  return down, up
 
 
 def _drop(x: jax.Array, edit: Edit) -> jax.Array:
   if edit.key is None or not edit.dropout:
     return x
   # Dropout as in PEFT: of the inputs to the first factor, rescaled to keep their mean.
-  kept = jax.random.bernoulli(edit.key, 1 - edit.dropout, x.shape)
-  return jnp.where(kept, x / (1 - edit.dropout), 0).astype(x.dtype)
+  kept_share = 1 - edit.dropout
+  kept = jax.random.bernoulli(edit.key, kept_share, x.shape)
+  scaled = x / kept_share
+  dropped = jnp.where(kept, scaled, 0)
+  return dropped.astype(x.dtype)
 
 
 def _align(alpha: jax.Array, y: jax.Array) -> jax.Array:
   """Strengths [B] or [B, T] with trailing axes of size 1, ready to multiply y [B, T, ...]."""
+  # Also in a bfloat16 model: bfloat16 has 8 significant bits, and most alphas need more.
   alpha = jnp.asarray(alpha, jnp.float32)
-  return alpha.reshape(alpha.shape + (1,) * (y.ndim - alpha.ndim))
+  trailing = (1,) * (y.ndim - alpha.ndim)
+  return alpha.reshape(alpha.shape + trailing)

@@ -15,6 +15,7 @@ from weightsteer_jax.runtime import sharding
 # Keys are the names of `hidden_act` in a Hugging Face config.
 ACTIVATION_FUNCTIONS = {
   'silu': jax.nn.silu,
+  # Hugging Face's 'gelu' is the exact one; jax.nn.gelu approximates by default.
   'gelu': lambda x: jax.nn.gelu(x, approximate=False),
   'gelu_pytorch_tanh': lambda x: jax.nn.gelu(x, approximate=True),
   'relu': jax.nn.relu,
@@ -36,26 +37,38 @@ class Projection(nnx.Module):
   def __init__(self, einsum: str, sizes: dict[str, int], *, bias: bool, dtype: Any, rngs: nnx.Rngs):
     self.einsum = einsum
     x_axes, kernel_axes, _ = einsum.replace('->', ',').split(',')
+    # An axis of the kernel is contracted if x has the axis, otherwise an axis of the outputs.
     output_axes = ''.join(axis for axis in kernel_axes if axis not in x_axes)
     inputs = len(kernel_axes) - len(output_axes)
     shape = tuple(sizes[axis] for axis in kernel_axes)
     # 0.02 is the initializer_range of Llama and most later models.
     kernel = 0.02 * jax.random.normal(rngs.params(), shape, dtype)
     self.kernel = nnx.Param(kernel, axes=kernel_axes, inputs=inputs)
-    bias_shape = tuple(sizes[axis] for axis in output_axes)
-    self.bias = (
-      nnx.Param(jnp.zeros(bias_shape, dtype), axes=output_axes, inputs=0) if bias else None
-    )
+    bias_param = None
+    if bias:
+      bias_shape = tuple(sizes[axis] for axis in output_axes)
+      bias_param = nnx.Param(jnp.zeros(bias_shape, dtype), axes=output_axes, inputs=0)
+    # One assignment: nnx fixes at the first one whether an attribute holds parameters.
+    self.bias = bias_param
 
   def __call__(self, x: jax.Array, edits: deltas.Edits, *, wide: bool = False) -> jax.Array:
     """The outputs, in float32 if `wide`, otherwise in the dtype of x."""
     product = wide_einsum if wide else jnp.einsum
-    y = deltas.pin(product(self.einsum, x, self.kernel[...]))
+    # The base's own product and bias come first, and each is pinned before an edit adds to the sum:
+    # a row at alpha 0 then has the same bits as a row of the model without edits.
+    y = product(self.einsum, x, self.kernel[...])
+    y = deltas.pin(y)
     if self.bias is not None:
-      y = deltas.pin(y + self.bias[...])
-    y = deltas.add_kernel_edits(y, x, self.einsum, deltas.at(edits, 'kernel'))
-    y = deltas.pin(deltas.add_vector_edits(y, deltas.at(edits, 'bias')))
-    return sharding.constrain(y, self.einsum.split('->')[1])
+      y = y + self.bias[...]
+      y = deltas.pin(y)
+    kernel_edits = deltas.at(edits, 'kernel')
+    y = deltas.add_kernel_edits(y, x, self.einsum, kernel_edits)
+    # A delta may add a bias to a projection whose base has none.
+    bias_edits = deltas.at(edits, 'bias')
+    y = deltas.add_vector_edits(y, bias_edits)
+    y = deltas.pin(y)
+    _, y_axes = self.einsum.split('->')
+    return sharding.constrain(y, y_axes)
 
 
 class RMSNorm(nnx.Module):
@@ -70,11 +83,15 @@ class RMSNorm(nnx.Module):
     sizes = config.sizes()
     shape = tuple(sizes[axis] for axis in axes)
     # Offset and scale add up to 1: a fresh norm multiplies by nothing.
-    self.scale = nnx.Param(jnp.full(shape, 1.0 - self.offset, dtype), axes=axes, inputs=0)
+    scale = jnp.full(shape, 1.0 - self.offset, dtype)
+    self.scale = nnx.Param(scale, axes=axes, inputs=0)
 
   def __call__(self, x: jax.Array, edits: deltas.Edits) -> jax.Array:
     """Array x normed over its last axes, in the dtype of x."""
-    scale = deltas.edited_scale(self.scale[...], x, deltas.at(edits, 'scale'))
+    scale_edits = deltas.at(edits, 'scale')
+    scale = deltas.edited_scale(self.scale[...], x, scale_edits)
+    # The checkpoints of Gemma store the scale less 1; the offset is added in float32, as in
+    # transformers' Gemma2RMSNorm.
     if self.offset:
       scale = self.offset + scale
 
@@ -83,12 +100,17 @@ class RMSNorm(nnx.Module):
     @cheap
     def normed(x, scale):
       x32 = x.astype(jnp.float32)
-      mean_square = jnp.mean(jnp.square(x32), axis=normed_axes, keepdims=True)
-      normed32 = x32 * jax.lax.rsqrt(mean_square + self.eps)
-      # The scale multiplies in float32, before the one rounding to the dtype of x.
-      return (normed32 * scale).astype(x.dtype)
+      squares = jnp.square(x32)
+      mean_square = jnp.mean(squares, axis=normed_axes, keepdims=True)
+      inverse_root = jax.lax.rsqrt(mean_square + self.eps)
+      normed32 = x32 * inverse_root
+      # The scale multiplies in float32, before the one rounding to the dtype of x. transformers'
+      # Gemma2RMSNorm does the same; its LlamaRMSNorm rounds before the scale multiplies.
+      scaled32 = normed32 * scale
+      return scaled32.astype(x.dtype)
 
-    return deltas.pin(normed(x, scale))
+    y = normed(x, scale)
+    return deltas.pin(y)
 
 
 class MLP(nnx.Module):
@@ -111,4 +133,5 @@ class MLP(nnx.Module):
 
     gate_BTF = self.gate(x_BTD, deltas.at(edits, 'gate'))
     up_BTF = self.up(x_BTD, deltas.at(edits, 'up'))
-    return self.down(gated(gate_BTF, up_BTF), deltas.at(edits, 'down'))
+    hidden_BTF = gated(gate_BTF, up_BTF)
+    return self.down(hidden_BTF, deltas.at(edits, 'down'))

@@ -28,6 +28,7 @@ from weightsteer_jax.runtime import sharding
 
 PyTree = Any
 
+# The experts' axis E is in the kernel alone: the groups of rows say which expert multiplies a row.
 EINSUMS = {'gate': 'JD,EDF->JF', 'up': 'JD,EDF->JF', 'down': 'JF,EFD->JD'}
 KERNEL_AXES = {name: einsum.split(',')[1].split('->')[0] for name, einsum in EINSUMS.items()}
 
@@ -37,7 +38,9 @@ class ExpertKernel(nnx.Module):
 
   def __init__(self, axes: str, sizes: dict[str, int], *, dtype: Any, rngs: nnx.Rngs):
     shape = tuple(sizes[axis] for axis in axes)
+    # 0.02 as in layers.Projection.
     kernel = 0.02 * jax.random.normal(rngs.params(), shape, dtype)
+    # One axis is contracted: D of gate and up, F of down.
     self.kernel = nnx.Param(kernel, axes=axes, inputs=1)
 
 
@@ -45,8 +48,10 @@ class Experts(nnx.Module):
   """The gated feed-forward networks of all experts."""
 
   def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
+    sizes = config.sizes()
     for name, axes in KERNEL_AXES.items():
-      setattr(self, name, ExpertKernel(axes, config.sizes(), dtype=dtype, rngs=rngs))
+      kernel = ExpertKernel(axes, sizes, dtype=dtype, rngs=rngs)
+      setattr(self, name, kernel)
 
 
 class MoE(nnx.Module):
@@ -59,25 +64,33 @@ class MoE(nnx.Module):
     self.choices = config.experts_per_token
     self.normalise = config.normalise_choices
     self.activation = config.activation
-    self.router = Projection('BTD,DE->BTE', config.sizes(), bias=False, dtype=dtype, rngs=rngs)
+    sizes = config.sizes()
+    self.router = Projection('BTD,DE->BTE', sizes, bias=False, dtype=dtype, rngs=rngs)
     self.experts = Experts(config, dtype=dtype, rngs=rngs)
 
   def __call__(self, x_BTD: jax.Array, edits: deltas.Edits) -> jax.Array:
     """What the experts add to the residual stream, [B, T, D]."""
+    # transformers also computes the router's softmax in float32, from scores in the model's dtype.
     scores_BTE = self.router(x_BTD, deltas.at(edits, 'router'), wide=True)
     # Plain arrays, which shard_map can hand to each device.
-    kernels = {name: getattr(self.experts, name).kernel[...] for name in EINSUMS}
-    edits = [
-      dataclasses.replace(edit, alpha=_per_token(edit.alpha, x_BTD))
-      for edit in deltas.at(edits, 'experts')
-    ]
+    kernels = {}
+    for name in EINSUMS:
+      expert_kernel = getattr(self.experts, name)
+      kernels[name] = expert_kernel.kernel[...]
+    # Tokens leave their rows when choices are sorted, so each token takes its row's alpha along.
+    token_edits = []
+    for edit in deltas.at(edits, 'experts'):
+      alpha_BT = _per_token(edit.alpha, x_BTD)
+      token_edits.append(dataclasses.replace(edit, alpha=alpha_BT))
     # A token's random draws come from its number, which is the same on every mesh.
     rows, length = x_BTD.shape[:2]
-    token_BT = jnp.arange(rows * length, dtype=jnp.int32).reshape(rows, length)
+    token_Z = jnp.arange(rows * length, dtype=jnp.int32)
+    token_BT = token_Z.reshape(rows, length)
     mix = functools.partial(
       mixture, choices=self.choices, normalise=self.normalise, activation=self.activation
     )
-    return sharding.constrain(_by_device(mix, x_BTD, scores_BTE, token_BT, kernels, edits), 'BTD')
+    y_BTD = _by_device(mix, x_BTD, scores_BTE, token_BT, kernels, token_edits)
+    return sharding.constrain(y_BTD, 'BTD')
 
 
 def mixture(
@@ -105,48 +118,81 @@ def mixture(
 
   Source: transformers `modeling_mixtral.py`, `modeling_qwen3_moe.py`.
   """
-  width = x_BTD.shape[-1]
   num_experts = scores_BTE.shape[-1]
-  weights_Zk, experts_Zk = route(scores_BTE.reshape(-1, num_experts), choices, normalise)
+  scores_ZE = scores_BTE.reshape(-1, num_experts)
+  weights_Zk, experts_Zk = route(scores_ZE, choices, normalise)
 
   # Choices are sorted by expert: each expert's rows are then consecutive.
   experts_J = experts_Zk.reshape(-1)
   order_J = jnp.argsort(experts_J)
+  # The length makes the shape static: otherwise the number of counts would depend on the values.
   sizes_E = jnp.bincount(experts_J, length=num_experts).astype(jnp.int32)
+  # Choice c of token z is number z k + c before sorting.
   token_J = order_J // choices
-
-  def follow(edit):
-    """The edit with an alpha and a key for each choice, in sorted order."""
-    alpha_J = edit.alpha.reshape(-1)[token_J]
-    if edit.key is None:
-      return dataclasses.replace(edit, alpha=alpha_J)
-    draw_J = token_BT.reshape(-1)[token_J] * choices + order_J % choices
-    key_J = jax.vmap(jax.random.fold_in, (None, 0))(edit.key, draw_J)
-    return dataclasses.replace(edit, alpha=alpha_J, key=key_J)
 
   def project(name, x_JI, cut=None):
     below = deltas.at(edits, name)
-    changes = {part: list(map(follow, deltas.at(below, part))) for part in ('kernel', 'bias')}
+    changes = {}
+    for part in ('kernel', 'bias'):
+      part_edits = deltas.at(below, part)
+      changes[part] = [_by_choice(edit, token_BT, order_J, token_J) for edit in part_edits]
     expert_J = experts_J[order_J]
     return _project(x_JI, kernels[name], EINSUMS[name], changes, sizes_E, expert_J, cut)
 
-  x_JD = x_BTD.reshape(-1, width)[token_J]
-  hidden_JF = ACTIVATION_FUNCTIONS[activation](project('gate', x_JD)) * project('up', x_JD)
+  # Each choice's token goes through the gated feed-forward network of the expert.
+  activate = ACTIVATION_FUNCTIONS[activation]
+  x_ZD = x_BTD.reshape(-1, x_BTD.shape[-1])
+  x_JD = x_ZD[token_J]
+  hidden_JF = activate(project('gate', x_JD)) * project('up', x_JD)
+  # Only the inputs of `down` are cut over tensor: gate and up contract D, which is whole here.
   y_JD = project('down', hidden_JF, cut=tensor)
 
-  # Back to the order of the tokens, where the choices of a token are summed in float32.
-  y_ZkD = y_JD[jnp.argsort(order_J)].reshape(-1, choices, width)
-  y_ZD = jnp.einsum('ZkD,Zk->ZD', y_ZkD.astype(jnp.float32), weights_Zk)
+  y_ZD = _joined(y_JD, order_J, weights_Zk)
   y_BTD = deltas.pin(y_ZD.astype(x_BTD.dtype).reshape(x_BTD.shape))
-  return deltas.pin(jax.lax.psum(y_BTD, tensor)) if tensor else y_BTD
+  if not tensor:
+    return y_BTD
+  # Partial sums travel in the dtype of the model: half the bytes of float32 in bfloat16.
+  return deltas.pin(jax.lax.psum(y_BTD, tensor))
 
 
 def route(scores_ZE: jax.Array, choices: int, normalise: bool) -> tuple[jax.Array, jax.Array]:
   """Weights [Z, k] float32 and indices [Z, k] of the most probable experts of each token."""
-  weights_Zk, experts_Zk = jax.lax.top_k(jax.nn.softmax(scores_ZE, axis=-1), choices)
+  # The softmax comes first, over all experts, as in transformers' Mixtral and Qwen3-MoE. Without
+  # normalisation, the weights of a token's experts sum to at most one.
+  probabilities_ZE = jax.nn.softmax(scores_ZE, axis=-1)
+  weights_Zk, experts_Zk = jax.lax.top_k(probabilities_ZE, choices)
   if normalise:
-    weights_Zk = weights_Zk / weights_Zk.sum(-1, keepdims=True)
+    total_Z1 = weights_Zk.sum(-1, keepdims=True)
+    weights_Zk = weights_Zk / total_Z1
   return weights_Zk, experts_Zk
+
+
+def _by_choice(
+  edit: deltas.Edit, token_BT: jax.Array, order_J: jax.Array, token_J: jax.Array
+) -> deltas.Edit:
+  """The edit with an alpha and a key for each choice, in sorted order."""
+  alpha_Z = edit.alpha.reshape(-1)
+  alpha_J = alpha_Z[token_J]
+  if edit.key is None:
+    return dataclasses.replace(edit, alpha=alpha_J)
+  # The number of a choice over the whole batch, not over the rows of this device: a choice then
+  # drops the same inputs on every mesh.
+  choices = order_J.size // token_BT.size
+  token_Z = token_BT.reshape(-1)
+  draw_J = token_Z[token_J] * choices + order_J % choices
+  fold_each = jax.vmap(jax.random.fold_in, (None, 0))
+  key_J = fold_each(edit.key, draw_J)
+  return dataclasses.replace(edit, alpha=alpha_J, key=key_J)
+
+
+def _joined(y_JD: jax.Array, order_J: jax.Array, weights_Zk: jax.Array) -> jax.Array:
+  """The weighted sums [Z, D] of the tokens' choices, from sorted choices."""
+  # Back to the order of the tokens: the argsort of an order is its inverse.
+  unsorted_J = jnp.argsort(order_J)
+  y_ZkD = y_JD[unsorted_J].reshape(*weights_Zk.shape, y_JD.shape[-1])
+  # A token's choices are summed in float32, and rounded once.
+  y32_ZkD = y_ZkD.astype(jnp.float32)
+  return jnp.einsum('ZkD,Zk->ZD', y32_ZkD, weights_Zk)
 
 
 def grouped(sizes_E: jax.Array) -> Callable[..., jax.Array]:
@@ -176,25 +222,33 @@ def _project(
     tensor: the mesh axis that the inputs are cut over, if any; the result is then a partial sum.
   """
   dot = grouped(sizes_E)
-  y_JO = deltas.pin(dot(einsum, x_JI, kernel_EIO))
+  # Pinned before edits add to the product, as in layers.Projection.
+  y_JO = dot(einsum, x_JI, kernel_EIO)
+  y_JO = deltas.pin(y_JO)
   for edit in edits['kernel']:
     # Inputs are dropped here, by rows; without a key they are not dropped again.
     dropped_JI = _drop(x_JI, edit, tensor)
     edit = dataclasses.replace(edit, key=None)
     y_JO = deltas.add_kernel_edits(y_JO, dropped_JI, einsum, [edit], dot=dot)
   for edit in edits['bias']:
-    bias_JO = edit.delta.value[expert_J]
+    bias_EO = edit.delta.value
+    bias_JO = bias_EO[expert_J]
     if tensor:
       # The sum over devices takes the bias once, not once for each part.
-      bias_JO = jnp.where(jax.lax.axis_index(tensor) == 0, bias_JO, 0)
-    y_JO = y_JO + (edit.alpha[:, None] * bias_JO).astype(y_JO.dtype)
+      is_first = jax.lax.axis_index(tensor) == 0
+      bias_JO = jnp.where(is_first, bias_JO, 0)
+    alpha_J1 = edit.alpha[:, None]
+    change_JO = alpha_J1 * bias_JO
+    y_JO = y_JO + change_JO.astype(y_JO.dtype)
   return deltas.pin(y_JO)
 
 
 def _drop(x_JI: jax.Array, edit: deltas.Edit, tensor: str | None) -> jax.Array:
   """The rows with some inputs dropped, the same inputs on every mesh."""
+  # Dropout is LoRA's: the inputs of a dense change are never dropped.
   if edit.key is None or not edit.dropout or not isinstance(edit.delta, deltas.LowRank):
     return x_JI
+  kept_share = 1 - edit.dropout
   inputs = x_JI.shape[1]
   first: jax.Array | int = 0
   if tensor:
@@ -202,17 +256,23 @@ def _drop(x_JI: jax.Array, edit: deltas.Edit, tensor: str | None) -> jax.Array:
     inputs = inputs * jax.lax.axis_size(tensor)
 
   def kept(key):
-    return jax.random.bernoulli(key, 1 - edit.dropout, (inputs,))
+    return jax.random.bernoulli(key, kept_share, (inputs,))
 
   # Each device draws for all inputs of a row, and takes the draws of the inputs that it holds.
-  kept_JI = jax.lax.dynamic_slice_in_dim(jax.vmap(kept)(edit.key), first, x_JI.shape[1], axis=1)
-  return jnp.where(kept_JI, x_JI / (1 - edit.dropout), 0).astype(x_JI.dtype)
+  all_kept = jax.vmap(kept)(edit.key)
+  kept_JI = jax.lax.dynamic_slice_in_dim(all_kept, first, x_JI.shape[1], axis=1)
+  # Divided by the share that is kept, so that the mean of the inputs stays.
+  scaled_JI = x_JI / kept_share
+  dropped_JI = jnp.where(kept_JI, scaled_JI, 0)
+  return dropped_JI.astype(x_JI.dtype)
 
 
 def _per_token(alpha: jax.Array, x_BTD: jax.Array) -> jax.Array:
   """A strength (a number, [B] or [B, T]) as [B, T]."""
   alpha = jnp.asarray(alpha, jnp.float32)
-  return jnp.broadcast_to(alpha.reshape(alpha.shape + (1,) * (2 - alpha.ndim)), x_BTD.shape[:2])
+  missing_axes = (1,) * (2 - alpha.ndim)
+  alpha = alpha.reshape(alpha.shape + missing_axes)
+  return jnp.broadcast_to(alpha, x_BTD.shape[:2])
 
 
 def _by_device(
@@ -230,17 +290,26 @@ def _by_device(
     return mix(x_BTD, scores_BTE, token_BT, kernels, edits)
   rows = sharding.ACTIVATIONS['B']
   (tensor,) = sharding.WEIGHTS['F']
-  # Rows, or a width, that the mesh does not divide are whole on every device.
+  # {axis letter: mesh axes that the letter is cut over}. Without an entry, D is whole: kernels are
+  # gathered over fsdp on the way in, and activations are whole along D everywhere.
   on: dict[str, tuple[str, ...] | str] = {}
-  if x_BTD.shape[0] % math.prod(mesh.shape[axis] for axis in rows) == 0:
+  # Rows, or a width, that the mesh does not divide are whole on every device.
+  row_shards = math.prod(mesh.shape[axis] for axis in rows)
+  if x_BTD.shape[0] % row_shards == 0:
     on['B'] = rows
-  if mesh.shape[tensor] > 1 and kernels['gate'].shape[-1] % mesh.shape[tensor] == 0:
+  width_shards = mesh.shape[tensor]
+  mlp_width = kernels['gate'].shape[-1]
+  if width_shards > 1 and mlp_width % width_shards == 0:
     on['F'] = tensor
-  axes = ('BTD', 'BTE', 'BT', KERNEL_AXES, [_edit_axes(edit) for edit in edits])
-  specs = jax.tree.map(lambda letters: jax.P(*(on.get(letter) for letter in letters)), axes)
-  mapped = jax.shard_map(
-    functools.partial(mix, tensor=on.get('F')), in_specs=specs, out_specs=specs[0]
-  )
+
+  def spec(letters):
+    return jax.P(*(on.get(letter) for letter in letters))
+
+  edit_axes = [_edit_axes(edit) for edit in edits]
+  axes = ('BTD', 'BTE', 'BT', KERNEL_AXES, edit_axes)
+  specs = jax.tree.map(spec, axes)
+  partial_mix = functools.partial(mix, tensor=on.get('F'))
+  mapped = jax.shard_map(partial_mix, in_specs=specs, out_specs=specs[0])
   return mapped(x_BTD, scores_BTE, token_BT, kernels, edits)
 
 
@@ -249,16 +318,22 @@ def _edit_axes(edit: deltas.Edit) -> PyTree:
 
   def letters(path, _):
     field = path[-1].name
-    if field in ('alpha', 'key'):
-      return {'alpha': 'BT', 'key': ''}[field]
+    if field == 'alpha':
+      return 'BT'
+    # Every device holds the key; draws differ by the numbers of tokens.
+    if field == 'key':
+      return ''
     # The path of a leaf in a delta: .delta['gate']['kernel'].a
     name = path[1].key
     part = path[2].key
     experts, inputs, outputs = KERNEL_AXES[name]
     if part == 'bias':
       return experts + outputs
-    return {'value': KERNEL_AXES[name], 'a': f'{experts}{inputs}R', 'b': f'{experts}R{outputs}'}[
-      field
-    ]
+    # A factor is cut as the kernel is, along the axes that both have; the rank is whole.
+    if field == 'a':
+      return f'{experts}{inputs}R'
+    if field == 'b':
+      return f'{experts}R{outputs}'
+    return KERNEL_AXES[name]
 
   return jax.tree_util.tree_map_with_path(letters, edit)
