@@ -69,17 +69,22 @@ class Seen:
       keys: S, the number of keys in a row.
       window: keys a query sees at most, counted back from the query's own; None for all.
     """
+    # The slots of a cache are the positions of its keys.
     slots_BS = self.slots_BT if self.own else jnp.arange(keys)[None]
     behind_BTS = self.slots_BT[:, :, None] - slots_BS[:, None, :]
+    # Causal: a query sees its own key, 0 slots behind, and earlier keys.
     mask_BTS = behind_BTS >= 0
     if window is not None:
       mask_BTS = mask_BTS & (behind_BTS < window)
     if self.segment_ids_BT is not None:
-      mask_BTS = mask_BTS & (self.segment_ids_BT[:, :, None] == self.segment_ids_BT[:, None, :])
+      query_segments_BT1 = self.segment_ids_BT[:, :, None]
+      key_segments_B1S = self.segment_ids_BT[:, None, :]
+      mask_BTS = mask_BTS & (query_segments_BT1 == key_segments_B1S)
     if self.branches_BT is not None:
       key_branches_B1S = self.branches_BT[:, None, :]
       in_trunk_B1S = key_branches_B1S == 0
-      mask_BTS = mask_BTS & (in_trunk_B1S | (self.branches_BT[:, :, None] == key_branches_B1S))
+      same_branch_BTS = self.branches_BT[:, :, None] == key_branches_B1S
+      mask_BTS = mask_BTS & (in_trunk_B1S | same_branch_BTS)
     return mask_BTS
 
 
@@ -105,6 +110,7 @@ def choose(choice: str, platform: str, *, dtype: Any, head_dim: int, softcap: fl
   if choice == REFERENCE:
     return REFERENCE
   if choice == AUTO:
+    # A platform has one kernel, so that the order of the table does not matter.
     for kernel in PLATFORMS:
       if not _why_unfit(kernel, platform, dtype, head_dim, softcap):
         return kernel
@@ -176,13 +182,13 @@ def attend(
       return kernels.splash(
         q_BTNH, k_BTKH, v_BTKH, seen.segment_ids_BT, seen.branches_BT, scale=scale
       )
+  # No kernel, or none that takes the call: the reference, which wants keys as a cache holds them.
   k_BKTH = jnp.swapaxes(k_BTKH, 1, 2)
   v_BKTH = jnp.swapaxes(v_BTKH, 1, 2)
   # A backward pass computes the scores again: keeping [B, N, T, T] of each layer takes longer, and
   # most of the memory.
-  reference = jax.checkpoint(
-    functools.partial(attend_cached, scale=scale, softcap=softcap), prevent_cse=False
-  )
+  with_options = functools.partial(attend_cached, scale=scale, softcap=softcap)
+  reference = jax.checkpoint(with_options, prevent_cse=False)
   return reference(q_BTNH, k_BKTH, v_BKTH, seen, window=window)
 
 
@@ -203,16 +209,25 @@ def attend_cached(
   """
   scale = 1 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale
   mask_BTS = seen.mask(k_BKSH.shape[2], window)
-  # The few queries are moved, so that the many scores come out in the order of their use.
+  # The few queries are moved, so that the many scores come out in the order of their use. Queries
+  # that share a kv head are one axis G: keys and values are not repeated for each query head, as
+  # transformers' eager attention does (`repeat_kv` of modeling_llama.py).
   q_BKGTH = rearrange(q_BTNH, 'B T (K G) H -> B K G T H', K=k_BKSH.shape[1])
+  # Scores leave the product in float32: transformers' eager attention rounds the scores to the
+  # dtype of the queries, and casts them for the softmax.
   scores_BKGTS = jnp.einsum(
     'BKGTH,BKSH->BKGTS', q_BKGTH, k_BKSH, preferred_element_type=jnp.float32
   )
   scores_BKGTS = scores_BKGTS * scale
+  mask_B11TS = mask_BTS[:, None, None]
+  # The cap comes before the mask, as in transformers' modeling_gemma2.py: bent afterwards, the
+  # score of an unseen key would be no lower than minus the cap.
+  scores_BKGTS = soften(scores_BKGTS, softcap)
   # The lowest finite number, not -inf, from which a row without any seen key would become NaN.
   lowest = jnp.finfo(jnp.float32).min
-  scores_BKGTS = jnp.where(mask_BTS[:, None, None], soften(scores_BKGTS, softcap), lowest)
-  weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BKSH.dtype)
+  scores_BKGTS = jnp.where(mask_B11TS, scores_BKGTS, lowest)
+  weights32_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1)
+  weights_BKGTS = weights32_BKGTS.astype(v_BKSH.dtype)
   attended_BKGTH = jnp.einsum('BKGTS,BKSH->BKGTH', weights_BKGTS, v_BKSH)
   return rearrange(attended_BKGTH, 'B K G T H -> B T (K G) H')
 
@@ -222,4 +237,6 @@ def soften(x: jax.Array, cap: float | None) -> jax.Array:
 
   Source: Gemma 2, arXiv 2408.00118, section 2.
   """
-  return x if cap is None else cap * jnp.tanh(x / cap)
+  if cap is None:
+    return x
+  return cap * jnp.tanh(x / cap)

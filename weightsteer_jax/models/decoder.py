@@ -56,7 +56,7 @@ class Attention(nnx.Module):
     self.k = Projection('BTD,DKH->BTKH', sizes, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
     self.v = Projection('BTD,DKH->BTKH', sizes, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
     self.o = Projection('BTNH,NHD->BTD', sizes, bias=config.o_bias, dtype=dtype, rngs=rngs)
-    # Axes of the queries' and of the keys' scale.
+    # Axes of the queries' and of the keys' scale: a norm of a head shares its scale among heads.
     norm_axes = {'none': ('', ''), 'head': ('H', 'H'), 'projection': ('NH', 'KH')}
     q_axes, k_axes = norm_axes[config.qk_norm]
     self.q_norm = RMSNorm(config, q_axes, dtype=dtype) if q_axes else None
@@ -78,12 +78,16 @@ class Attention(nnx.Module):
     q_BTNH = self.q(x_BTD, deltas.at(edits, 'q'))
     k_BTKH = self.k(x_BTD, deltas.at(edits, 'k'))
     v_BTKH = self.v(x_BTD, deltas.at(edits, 'v'))
+    # Norms come before the rotation, as in transformers' Qwen3, Gemma 3 and OLMo 2.
     if self.q_norm is not None and self.k_norm is not None:
-      q_BTNH = sharding.constrain(self.q_norm(q_BTNH, deltas.at(edits, 'q_norm')), 'BTNH')
-      k_BTKH = sharding.constrain(self.k_norm(k_BTKH, deltas.at(edits, 'k_norm')), 'BTKH')
+      q_BTNH = self.q_norm(q_BTNH, deltas.at(edits, 'q_norm'))
+      q_BTNH = sharding.constrain(q_BTNH, 'BTNH')
+      k_BTKH = self.k_norm(k_BTKH, deltas.at(edits, 'k_norm'))
+      k_BTKH = sharding.constrain(k_BTKH, 'BTKH')
     q_BTNH = ropes.rotate(q_BTNH, rope)
     k_BTKH = ropes.rotate(k_BTKH, rope)
 
+    # Keys are cached as rotated. A query of this call may see them, so writing comes first.
     if cache is not None:
       cache = write_cache(cache, layer, positions_BT, k_BTKH, v_BTKH)
     # A query that brings its own keys may use a kernel; decoding reads the cache.
@@ -129,17 +133,26 @@ class Block(nnx.Module):
       return y_BTD if norm is None else norm(y_BTD, deltas.at(edits, name))
 
     def join(x_BTD, y_BTD):
+      # Of the families, only Granite scales what is added.
       if self.residual_scale != 1.0:
         y_BTD = deltas.pin(y_BTD * self.residual_scale)
       return deltas.pin(x_BTD + y_BTD)
 
-    attended_BTD, cache = self.attn(
-      normed('attn_norm', x_BTD), edits=deltas.at(edits, 'attn'), **attention
-    )
-    x_BTD = join(x_BTD, normed('attn_post_norm', attended_BTD))
-    fed_BTD = self.mlp(normed('mlp_norm', x_BTD), deltas.at(edits, 'mlp'))
-    x_BTD = join(x_BTD, normed('mlp_post_norm', fed_BTD))
-    x_BTD = deltas.pin(deltas.add_vector_edits(x_BTD, deltas.at(edits, 'residual')))
+    # Attention, added to the residual stream.
+    attn_input_BTD = normed('attn_norm', x_BTD)
+    attn_edits = deltas.at(edits, 'attn')
+    attended_BTD, cache = self.attn(attn_input_BTD, edits=attn_edits, **attention)
+    attended_BTD = normed('attn_post_norm', attended_BTD)
+    x_BTD = join(x_BTD, attended_BTD)
+    # The MLP, added to the sum.
+    mlp_input_BTD = normed('mlp_norm', x_BTD)
+    fed_BTD = self.mlp(mlp_input_BTD, deltas.at(edits, 'mlp'))
+    fed_BTD = normed('mlp_post_norm', fed_BTD)
+    x_BTD = join(x_BTD, fed_BTD)
+    # Activation steering: a vector is added behind the whole block.
+    residual_edits = deltas.at(edits, 'residual')
+    x_BTD = deltas.add_vector_edits(x_BTD, residual_edits)
+    x_BTD = deltas.pin(x_BTD)
     return sharding.constrain(x_BTD, 'BTD'), cache
 
 
@@ -149,25 +162,31 @@ class Embedding(nnx.Module):
   def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
     self.scale = config.embedding_scale
     shape = (config.vocab_size, config.width)
-    self.embedding = nnx.Param(
-      0.02 * jax.random.normal(rngs.params(), shape, dtype), axes='VD', inputs=0
-    )
+    # 0.02 as in layers.Projection.
+    table = 0.02 * jax.random.normal(rngs.params(), shape, dtype)
+    # Without inputs: a delta of the table is dense, since only kernels can be low-rank.
+    self.embedding = nnx.Param(table, axes='VD', inputs=0)
 
   def __call__(self, tokens_BT: attention.Array, edits: deltas.Edits) -> jax.Array:
     """Embeddings of the tokens [B, T, D], scaled as the config says."""
     x_BTD = deltas.look_up(self.embedding[...], tokens_BT)
-    x_BTD = deltas.pin(deltas.add_lookup_edits(x_BTD, tokens_BT, deltas.at(edits, 'embedding')))
+    embedding_edits = deltas.at(edits, 'embedding')
+    x_BTD = deltas.add_lookup_edits(x_BTD, tokens_BT, embedding_edits)
+    x_BTD = deltas.pin(x_BTD)
     if self.scale != 1.0:
-      # The scale is rounded to the dtype before it multiplies, as in transformers' Gemma.
-      x_BTD = deltas.pin(x_BTD * jnp.asarray(self.scale, x_BTD.dtype))
+      # The scale is rounded to the dtype before it multiplies, as in transformers' Gemma
+      # (modeling_gemma2.py): the square root of the width is rarely a bfloat16 number.
+      scale = jnp.asarray(self.scale, x_BTD.dtype)
+      x_BTD = deltas.pin(x_BTD * scale)
     return sharding.constrain(x_BTD, 'BTD')
 
   def head(self, x_BTD: jax.Array, edits: deltas.Edits) -> jax.Array:
     """Float32 logits [B, T, V] of a tied model."""
     einsum = 'BTD,VD->BTV'
     # The transposed table is a kernel, also to the edits of the embedding.
+    embedding_edits = deltas.at(edits, 'embedding')
     logits_BTV = wide_einsum(einsum, x_BTD, self.embedding[...])
-    logits_BTV = deltas.add_kernel_edits(logits_BTV, x_BTD, einsum, deltas.at(edits, 'embedding'))
+    logits_BTV = deltas.add_kernel_edits(logits_BTV, x_BTD, einsum, embedding_edits)
     return sharding.constrain(logits_BTV, 'BTV')
 
 
@@ -214,9 +233,11 @@ class Decoder(nnx.Module):
       layers: parameters layer by layer, in place of the stack. Cache and edits then hold tuples of
         layers too (see `forward.unstacked`).
     """
+    # Queries see their own call's keys, or the slots of the cache.
     keys = tokens_BT.shape[1] if seen.own or cache is None else cache_length(cache)
     x_BTD = self.embed(tokens_BT, deltas.at(edits, 'embed'))
     kinds, codes = layer_codes(self.config, min(reach, keys))
+    # Layers of a kind share their angles, which are computed once, outside of the scan.
     tables = ropes.stacked_tables(kinds, self.config.rotary_dim, positions_BT, length=reach)
     # A scan takes plain arrays: each step merges its layer's parameters into the block.
     definition, stacked = nnx.split(self.layers)
@@ -225,13 +246,12 @@ class Decoder(nnx.Module):
     def run_layer(carry, scanned):
       x_BTD, cache = carry
       layer, params, layer_deltas, code = scanned
-      edits = tuple(
-        deltas.fold(dataclasses.replace(edit, delta=delta), layer)
-        for edit, delta in zip(layer_edits, layer_deltas, strict=True)
-      )
-      x_BTD, cache = nnx.merge(definition, params)(
+      edits = _edits_of_layer(layer_edits, layer_deltas, layer)
+      block = nnx.merge(definition, params)
+      kind = code.get('rope', 0)
+      x_BTD, cache = block(
         x_BTD,
-        rope=jax.tree.map(lambda table: table[code.get('rope', 0)], tables),
+        rope=jax.tree.map(lambda table: table[kind], tables),
         seen=seen,
         window=code.get('window'),
         edits=edits,
@@ -259,14 +279,29 @@ class Decoder(nnx.Module):
       logits_BTV = self.embed.head(x_BTD, deltas.at(edits, 'embed'))
     else:
       logits_BTV = self.lm_head(x_BTD, deltas.at(edits, 'lm_head'), wide=True)
+    # Only Granite divides, and only Gemma 2 and 3 cap: no family does both.
     if self.config.logit_divisor != 1.0:
       logits_BTV = logits_BTV / self.config.logit_divisor
-    return sharding.constrain(attention.soften(logits_BTV, self.config.logit_softcap), 'BTV')
+    logits_BTV = attention.soften(logits_BTV, self.config.logit_softcap)
+    return sharding.constrain(logits_BTV, 'BTV')
+
+
+def _edits_of_layer(
+  edits: deltas.Edits, layer_deltas: Sequence[PyTree], layer: jax.Array | int
+) -> list[deltas.Edit]:
+  edits_of_layer = []
+  for edit, delta in zip(edits, layer_deltas, strict=True):
+    edit = dataclasses.replace(edit, delta=delta)
+    # Folded: all layers run the same program, and each draws its own dropout.
+    edits_of_layer.append(deltas.fold(edit, layer))
+  return edits_of_layer
 
 
 def _rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
   if remat == 'none':
     return layer
+  # 'dots' keeps products of activations and weights: a weight has no batch axis, whereas the two
+  # arrays of attention's products both have.
   policies = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
   # prevent_cse: the scan keeps the two computations apart already.
   return jax.checkpoint(layer, prevent_cse=False, policy=policies[remat])
@@ -275,6 +310,7 @@ def _rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]
 def _weighted_sum(x_BTD: jax.Array, weights_BT: attention.Array | None) -> jax.Array | None:
   if weights_BT is None:
     return None
+  # On GPUs and TPUs, float32 products default to fewer bits; sums over many tokens want all.
   x32_BTD = x_BTD.astype(jnp.float32)
   return jnp.einsum('BT,BTD->D', weights_BT, x32_BTD, precision='highest')
 
@@ -283,15 +319,12 @@ def _by_layer(
   layers: Sequence[PyTree], layer_deltas: Sequence[PyTree], codes: dict[str, np.ndarray]
 ) -> list[tuple[Any, ...]]:
   """What a scan would give each layer: its index, parameters, deltas and codes."""
-  return [
-    (
-      layer,
-      params,
-      [delta[layer] for delta in layer_deltas],
-      {name: code_L[layer] for name, code_L in codes.items()},
-    )
-    for layer, params in enumerate(layers)
-  ]
+  each = []
+  for layer, params in enumerate(layers):
+    deltas_of_layer = [delta[layer] for delta in layer_deltas]
+    codes_of_layer = {name: code_L[layer] for name, code_L in codes.items()}
+    each.append((layer, params, deltas_of_layer, codes_of_layer))
+  return each
 
 
 def one_after_the_other(
@@ -302,7 +335,9 @@ def one_after_the_other(
   for scanned in each:
     carry, result = body(carry, scanned)
     results.append(result)
-  return carry, jax.tree.map(lambda *xs: jnp.stack(xs), *results)
+  # Stacked along a new first axis, as by a scan; a result of None stays None.
+  stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *results)
+  return carry, stacked
 
 
 def cache_length(cache: Cache) -> int:
@@ -317,8 +352,9 @@ def layer_codes(config: ModelConfig, keys: int) -> tuple[list[Rope | None], dict
   sees}, int32 [L] each. A code in which all layers are alike is left out, and costs nothing. A
   window as long as the row is none.
   """
-  local_L = np.isin(np.arange(config.num_layers), config.local_layers)
-  rotated_L = ~np.isin(np.arange(config.num_layers), config.unrotated_layers)
+  layer_numbers = np.arange(config.num_layers)
+  local_L = np.isin(layer_numbers, config.local_layers)
+  rotated_L = ~np.isin(layer_numbers, config.unrotated_layers)
   layer_ropes: list[Rope | None] = []
   for local, rotated in zip(local_L, rotated_L, strict=True):
     rope = config.local_rope if local and config.local_rope else config.rope
@@ -329,7 +365,9 @@ def layer_codes(config: ModelConfig, keys: int) -> tuple[list[Rope | None], dict
   if len(kinds) > 1:
     codes['rope'] = np.array([kinds.index(rope) for rope in layer_ropes], np.int32)
   if config.window is not None and local_L.any() and config.window < keys:
-    codes['window'] = np.where(local_L, config.window, keys).astype(np.int32)
+    # A global layer's window is all keys, so that one program serves both kinds of layers.
+    windows_L = np.where(local_L, config.window, keys)
+    codes['window'] = windows_L.astype(np.int32)
   return kinds, codes
 
 
@@ -347,18 +385,24 @@ def write_cache(
     return jnp.arange(positions_BT.shape[0])[:, None]
 
   # Each shard writes its own rows, so the compiler knows that no row is written on another device.
-  in_stack = sharding.by_shard(
-    lambda old, at, new: old.at[layer, row_numbers(at), :, at].set(new), shards, (1, 0, 0), 1
-  )
-  in_layer = sharding.by_shard(
-    lambda old, at, new: old.at[row_numbers(at), :, at].set(new), shards, (0, 0, 0), 0
-  )
+  def set_in_stack(old, at, new):
+    return old.at[layer, row_numbers(at), :, at].set(new)
+
+  def set_in_layer(old, at, new):
+    return old.at[row_numbers(at), :, at].set(new)
+
+  # The numbers are the axes of rows: 1 in a stack [L, B, ...], otherwise 0.
+  in_stack = sharding.by_shard(set_in_stack, shards, (1, 0, 0), 1)
+  in_layer = sharding.by_shard(set_in_layer, shards, (0, 0, 0), 0)
 
   def written(cached, new_BTKH):
     if not isinstance(cached, tuple):
-      stack_LBKSH = in_stack(cached, positions_BT, new_BTKH.astype(cached.dtype))
+      new_BTKH = new_BTKH.astype(cached.dtype)
+      stack_LBKSH = in_stack(cached, positions_BT, new_BTKH)
       return sharding.constrain(stack_LBKSH, 'LBKSH')
-    layer_BKSH = in_layer(cached[layer], positions_BT, new_BTKH.astype(cached[layer].dtype))
+    old_BKSH = cached[layer]
+    new_BTKH = new_BTKH.astype(old_BKSH.dtype)
+    layer_BKSH = in_layer(old_BKSH, positions_BT, new_BTKH)
     layer_BKSH = sharding.constrain(layer_BKSH, 'BKSH')
     return (*cached[:layer], layer_BKSH, *cached[layer + 1 :])
 
