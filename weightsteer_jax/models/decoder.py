@@ -184,8 +184,8 @@ class Embedding(nnx.Module):
     """Float32 logits [B, T, V] of a tied model."""
     einsum = 'BTD,VD->BTV'
     # The transposed table is a kernel, also to the edits of the embedding.
-    embedding_edits = deltas.at(edits, 'embedding')
     logits_BTV = wide_einsum(einsum, x_BTD, self.embedding[...])
+    embedding_edits = deltas.at(edits, 'embedding')
     logits_BTV = deltas.add_kernel_edits(logits_BTV, x_BTD, einsum, embedding_edits)
     return sharding.constrain(logits_BTV, 'BTV')
 
@@ -248,10 +248,9 @@ class Decoder(nnx.Module):
       layer, params, layer_deltas, code = scanned
       edits = _edits_of_layer(layer_edits, layer_deltas, layer)
       block = nnx.merge(definition, params)
-      kind = code.get('rope', 0)
       x_BTD, cache = block(
         x_BTD,
-        rope=jax.tree.map(lambda table: table[kind], tables),
+        rope=jax.tree.map(lambda table: table[code.get('rope', 0)], tables),
         seen=seen,
         window=code.get('window'),
         edits=edits,

@@ -5,6 +5,7 @@ delta.py).
 """
 
 import dataclasses
+import operator
 from typing import Any
 
 import jax
@@ -46,18 +47,20 @@ class TokenBatch:
 
 def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> PyTree:
   """Shapes and dtypes of the parameters, as a nested dict."""
-  shapes = {
-    path: jax.ShapeDtypeStruct(site.shape, jnp.dtype(dtype)) for path, site in sites(config).items()
-  }
+  shapes = {}
+  for path, site in sites(config).items():
+    shapes[path] = jax.ShapeDtypeStruct(site.shape, jnp.dtype(dtype))
   return tree.unflatten(shapes)
 
 
 def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> PyTree:
   """Random parameters: kernels and embeddings normal with std 0.02, biases zero, norms as one."""
 
+  # One program in place of a call for every parameter.
   @jax.jit
   def init(key):
-    decoder = Decoder(config, dtype=dtype, rngs=nnx.Rngs(params=key))
+    rngs = nnx.Rngs(params=key)
+    decoder = Decoder(config, dtype=dtype, rngs=rngs)
     return nnx.to_pure_dict(nnx.state(decoder))
 
   return init(key)
@@ -67,7 +70,11 @@ def init_cache(config: ModelConfig, batch: int, length: int, dtype: Any = jnp.fl
   """An empty cache for `length` positions: {'k', 'v'} of [L, B, K, S, H]."""
   # K before S, so that the keys of one head lie together.
   shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
-  return {name: sharding.constrain(jnp.zeros(shape, dtype), 'LBKSH') for name in ('k', 'v')}
+  cache: Cache = {}
+  # Two arrays, not one twice: a program that gives up its inputs could not give up both.
+  for name in ('k', 'v'):
+    cache[name] = sharding.constrain(jnp.zeros(shape, dtype), 'LBKSH')
+  return cache
 
 
 def unstacked(config: ModelConfig, stack: PyTree) -> tuple[PyTree, ...]:
@@ -78,11 +85,11 @@ def unstacked(config: ModelConfig, stack: PyTree) -> tuple[PyTree, ...]:
   time to read the weights in a decoding step. Take stacks apart outside of the loop over steps, so
   that the copy is made once.
   """
-  return tuple(_layer_of(stack, layer) for layer in range(config.num_layers))
-
-
-def _layer_of(stack: PyTree, layer: int) -> PyTree:
-  return jax.tree.map(lambda x_L: x_L[layer], stack)
+  layers = []
+  for layer in range(config.num_layers):
+    take = operator.itemgetter(layer)
+    layers.append(jax.tree.map(take, stack))
+  return tuple(layers)
 
 
 def hidden(
@@ -139,15 +146,18 @@ def residual_sums(
     weights_BT: float32, the weight of each token in the sums.
   """
   _, _, (embedded_D, blocks_LD) = _run(config, params, batch, edits=edits, weights_BT=weights_BT)
-  return jnp.concatenate([embedded_D[None], blocks_LD])
+  embedded_1D = embedded_D[None]
+  return jnp.concatenate([embedded_1D, blocks_LD])
 
 
 def logits(
   config: ModelConfig, params: PyTree, x_BTD: jax.Array, *, edits: deltas.Edits = ()
 ) -> jax.Array:
   """Float32 logits [B, T, V] of final-normed hidden states."""
-  check_edits(config, edits, *x_BTD.shape[:2])
-  return _decoder(config, params).logits(x_BTD, edits=tuple(edits))
+  rows, length, _ = x_BTD.shape
+  check_edits(config, edits, rows, length)
+  decoder = _decoder(config, params)
+  return decoder.logits(x_BTD, edits=tuple(edits))
 
 
 def check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: int) -> None:
@@ -156,6 +166,7 @@ def check_edits(config: ModelConfig, edits: deltas.Edits, batch: int, length: in
     # A delta taken apart by layer (see `unstacked`) no longer has the paths of sites.
     if not isinstance(edit.delta.get('layers'), tuple):
       check_delta(config, edit.delta)
+    # A strength of another shape might broadcast, and steer other rows than were meant.
     shape = jnp.shape(edit.alpha)
     if shape not in ((), (batch,), (batch, length)):
       raise InputError(
@@ -182,21 +193,25 @@ def _run(
 
   # A cache without positions is being filled from its start: its tokens see only each other.
   own = cache is None or batch.positions_BT is None
-  counted_BT = jnp.broadcast_to(jnp.arange(length), (rows, length))
+  count_T = jnp.arange(length)
+  counted_BT = jnp.broadcast_to(count_T, (rows, length))
   positions_BT = counted_BT if batch.positions_BT is None else batch.positions_BT
   # From a branch back to its beginning, a window counts positions, not places in the row.
   slots_BT = counted_BT if own and batch.branches_BT is None else positions_BT
-  return _decoder(config, params).hidden(
+  seen = Seen(slots_BT, batch.segment_ids_BT, batch.branches_BT, own)
+  decoder = _decoder(config, params)
+  # Parameters taken apart by `unstacked` come as a tuple.
+  layers = params['layers'] if isinstance(params['layers'], tuple) else None
+  return decoder.hidden(
     batch.tokens_BT,
     positions_BT=positions_BT,
-    seen=Seen(slots_BT, batch.segment_ids_BT, batch.branches_BT, own),
+    seen=seen,
     edits=tuple(edits),
     cache=cache,
     remat=remat,
     reach=reach or keys,
     weights_BT=weights_BT,
-    # Parameters taken apart by `unstacked` come as a tuple.
-    layers=params['layers'] if isinstance(params['layers'], tuple) else None,
+    layers=layers,
   )
 
 
@@ -212,6 +227,7 @@ def _check_lengths(
       f'a sequence of {longest} tokens was asked of a model with {config.max_positions} '
       'positions; shorten it'
     )
+  # A branch goes on counting where the beginning ends, which places in the row do not tell.
   if batch.branches_BT is not None and (not packed or batch.positions_BT is None):
     raise InputError('branches are of segments, and their positions must be given')
   if cached and (length > keys or packed):
@@ -224,5 +240,7 @@ def _check_lengths(
 def _decoder(config: ModelConfig, params: PyTree) -> Decoder:
   if isinstance(params['layers'], tuple):
     # The decoder is given the layers one by one, and never looks at the stack's placeholder.
-    params = {**params, 'layers': abstract_params(config)['layers']}
-  return nnx.merge(definition(config)[0], params)
+    placeholder = abstract_params(config)['layers']
+    params = {**params, 'layers': placeholder}
+  graph, _ = definition(config)
+  return nnx.merge(graph, params)

@@ -173,6 +173,7 @@ def resolve(
 
 def _download(repository: str, revision: str, weights: bool) -> tuple[pathlib.Path, str]:
   """The local copy of a hub repository and its commit; an earlier copy if the hub is away."""
+  # Imported here: a folder on this machine needs no hub.
   import huggingface_hub
 
   patterns = ['config.json']
@@ -182,6 +183,7 @@ def _download(repository: str, revision: str, weights: bool) -> tuple[pathlib.Pa
   hub = huggingface_hub.HfApi()
   try:
     info = hub.model_info(repository, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
+    # The commit, not the branch, so that a push between the two calls changes nothing.
     folder = huggingface_hub.snapshot_download(
       repository, revision=info.sha, allow_patterns=patterns
     )
@@ -198,7 +200,9 @@ def _download(repository: str, revision: str, weights: bool) -> tuple[pathlib.Pa
         f"'{repository}' is no folder here{near}, was not downloaded before, and could not be had "
         f'from the hub (revision {revision}): {reason}'
       ) from error
-  return pathlib.Path(folder), pathlib.Path(folder).name
+  # The hub's cache names the folder of a snapshot by its commit.
+  local = pathlib.Path(folder)
+  return local, local.name
 
 
 def _read_params(
@@ -230,20 +234,28 @@ def read_shards(
   shape = sites(config)[row.path].shape
   holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
   for device, index in indices.items():
-    bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
-    holders.setdefault(bounds, []).append(device)
+    # Slices are not hashable in every supported Python: (first, last + 1) stand for them.
+    bounds = []
+    for part, size in zip(index, shape, strict=True):
+      first, end, _ = part.indices(size)
+      bounds.append((first, end))
+    holders.setdefault(tuple(bounds), []).append(device)
   shards: list[jax.Array] = []
   for bounds, devices in holders.items():
     piece = stored.read_slice(config, row, tensors, bounds, jnp.dtype(dtype))
     # Transfers end before the next slice is read, so that host memory holds one.
-    shards += jax.block_until_ready([jax.device_put(piece, device) for device in devices])
+    copies = [jax.device_put(piece, device) for device in devices]
+    shards += jax.block_until_ready(copies)
   return shards
 
 
 def _check_finite(params: PyTree, folder: pathlib.Path, layout: Layout) -> None:
   """Raises NotFiniteError, in every process alike, if a weight is NaN or infinite."""
   flat = tree.flatten(params)
-  finite = {path: np.isfinite(np.asarray(x)).all() for path, x in flat.items() if tree.at_hand(x)}
+  finite = {}
+  for path, x in flat.items():
+    if tree.at_hand(x):
+      finite[path] = np.isfinite(np.asarray(x)).all()
   # Parameters that no host holds whole are checked on the devices.
   large = {path: x for path, x in flat.items() if path not in finite}
 
@@ -252,6 +264,7 @@ def _check_finite(params: PyTree, folder: pathlib.Path, layout: Layout) -> None:
 
   if large:
     finite |= jax.jit(all_finite, out_shardings=layout.replicated)(large)
+  # In the order of the parameters, whichever side checked them.
   bad = [path for path in flat if not finite[path]]
   if bad:
     raise NotFiniteError(f'{folder}: the weights {", ".join(bad)} hold NaN or infinite values')
@@ -286,6 +299,7 @@ def save(
     )
   spec = FAMILIES[family]
   like = None if like is None else pathlib.Path(like)
+  # All that can be refused is refused before anything is gathered or written.
   raw = _config_json(config, params, spec, like)
   _check_params(config, params)
   files.refuse_existing(folder, what='the checkpoint')
@@ -321,6 +335,7 @@ def _write(
 def _config_json(
   config: ModelConfig, params: PyTree, family: Family, like: pathlib.Path | None
 ) -> dict[str, Any]:
+  # A checkpoint's config names one dtype for all weights.
   dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)})
   if len(dtypes) != 1 or dtypes[0] not in DTYPES:
     raise InputError(
@@ -364,6 +379,7 @@ def _hf_tensors(
   for row in stored.tensor_rows(config, family).values():
     sharing.setdefault(row.name, []).append(row)
   for rows in sharing.values():
+    # The more blocks stand before a parameter, the later its own comes.
     rows = sorted(rows, key=lambda row: len(row.before))
     # The experts of a layer are gathered together, and then written one by one.
     layers: dict[tuple[int, ...], list[tuple[tuple[int, ...], str]]] = {}
@@ -372,10 +388,10 @@ def _hf_tensors(
     for layer, names in layers.items():
       arrays = [_gather(flat[row.path], layer) for row in rows]
       for expert, name in names:
-        blocks = [
-          to_theirs(array[expert], row.pattern, config)
-          for array, row in zip(arrays, rows, strict=True)
-        ]
+        blocks = []
+        for array, row in zip(arrays, rows, strict=True):
+          blocks.append(to_theirs(array[expert], row.pattern, config))
+        # A single block is not copied.
         yield name, blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
@@ -389,17 +405,21 @@ def _gather(x: Any, index: tuple[int, ...]) -> np.ndarray:
   def layer_of(x, index):
     return x[index]
 
-  return np.asarray(jax.jit(layer_of, out_shardings=whole)(x, index))
+  # The index is an argument, so that one program gathers every layer.
+  gather = jax.jit(layer_of, out_shardings=whole)
+  return np.asarray(gather(x, index))
 
 
 def _write_shards(folder: pathlib.Path, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
   """Writes safetensors files of at most SHARD_BYTES, and an index beside several files."""
+  # Files get names of their own until their number is known.
   shards: list[tuple[pathlib.Path, list[str]]] = []
   held: dict[str, np.ndarray] = {}
   total = 0
 
   def flush():
     path = folder / f'shard-{len(shards)}.safetensors'
+    # transformers reads the format of a file of weights from its metadata.
     safetensors.save(path, held, metadata={'format': 'pt'})
     shards.append((path, list(held)))
     held.clear()
@@ -411,10 +431,11 @@ def _write_shards(folder: pathlib.Path, tensors: Iterator[tuple[str, np.ndarray]
     held[name] = tensor
     total += tensor.nbytes
   flush()
+  # Hugging Face's names: one file is model.safetensors, without an index.
   if len(shards) == 1:
     shards[0][0].rename(folder / 'model.safetensors')
     return
-  # The names hold the number of files, which is known only now.
+  # The names of several hold the number of files, which is known only now.
   weight_map: dict[str, str] = {}
   for number, (path, names) in enumerate(shards, start=1):
     final = folder / f'model-{number:05d}-of-{len(shards):05d}.safetensors'

@@ -65,26 +65,54 @@ def token_logprobs(
       config, params, x_BTD, targets_BT, edits=edits, chunk=chunk, frozen=frozen
     )
     return logprobs_BT if wanted_BT is None else jnp.where(wanted_BT, logprobs_BT, 0.0)
+  return _wanted_logprobs(
+    config, params, x_BTD, targets_BT, wanted_BT, edits=edits, chunk=chunk, frozen=frozen
+  )
+
+
+def _wanted_logprobs(
+  config: ModelConfig,
+  params: PyTree,
+  x_BTD: jax.Array,
+  targets_BT: jax.Array,
+  wanted_BT: jax.Array,
+  *,
+  edits: deltas.Edits,
+  chunk: int,
+  frozen: bool,
+) -> jax.Array:
+  """log p(target) [B, T] on one device, where wanted; elsewhere 0."""
+  batch, length = targets_BT.shape
   # All tokens go into one row, the wanted ones first, so that most chunks hold none of the others.
   order_Z = jnp.argsort(~jnp.ravel(wanted_BT), stable=True)
 
   def in_one_row(x_BT):
     x_Z = jnp.reshape(jnp.asarray(x_BT), (-1, *x_BT.shape[2:]))
-    return x_Z.at[order_Z].get(unique_indices=True)[None]
+    # Unique indices: the gradient is then a scatter without collisions.
+    ordered_Z = x_Z.at[order_Z].get(unique_indices=True)
+    return ordered_Z[None]
 
   def per_token(alpha):
-    alpha = alpha[:, None] if jnp.ndim(alpha) == 1 else alpha
+    if jnp.ndim(alpha) == 1:
+      alpha = alpha[:, None]
     return jnp.broadcast_to(alpha, (batch, length))
 
-  edits = [dataclasses.replace(edit, alpha=in_one_row(per_token(edit.alpha))) for edit in edits]
+  # A token leaves its row, and takes the strength of the row along.
+  token_edits = []
+  for edit in edits:
+    alpha_1Z = in_one_row(per_token(edit.alpha))
+    token_edits.append(dataclasses.replace(edit, alpha=alpha_1Z))
+  # As many tokens as a chunk of all rows has, but at most those of one of CHUNKS parts: with few
+  # chunks, most would hold a wanted token, and little would be left out.
+  part = max(math.ceil(batch * length / CHUNKS), TOKENS)
   logprobs_1Z = _in_chunks(
     config,
     params,
     in_one_row(x_BTD),
     in_one_row(targets_BT),
     wanted_BT=in_one_row(wanted_BT),
-    edits=edits,
-    chunk=min(batch * chunk, max(math.ceil(batch * length / CHUNKS), TOKENS)),
+    edits=token_edits,
+    chunk=min(batch * chunk, part),
     frozen=frozen,
   )
   logprobs_Z = jnp.zeros(batch * length).at[order_Z].set(logprobs_1Z[0], unique_indices=True)
@@ -93,7 +121,8 @@ def token_logprobs(
 
 def changes_head(config: ModelConfig, delta: PyTree) -> bool:
   """Whether the delta changes the head, which is the embedding of a tied model."""
-  return ('embed' if config.tied else 'lm_head') in delta
+  head = 'embed' if config.tied else 'lm_head'
+  return head in delta
 
 
 def chunk_length(vocab_size: int, rows: int, length: int) -> int:
@@ -104,10 +133,13 @@ def chunk_length(vocab_size: int, rows: int, length: int) -> int:
   >>> chunk_length(10**9, rows=1, length=9)
   1
   """
-  return min(length, max(1, LOGITS // (rows * vocab_size)))
+  # A chunk takes the same positions of all rows.
+  positions = LOGITS // (rows * vocab_size)
+  return min(length, max(1, positions))
 
 
 def _vocab_shards() -> int:
+  # A device holds the logits of its own part of the vocabulary.
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return 1
@@ -128,20 +160,23 @@ def _in_chunks(
   """log p(target) [B, T], scanned over chunks; 0 in chunks where nothing is wanted."""
   length = targets_BT.shape[1]
   chunks = math.ceil(length / chunk)
+  # Chunks are made as even as can be, so that less than a position for each chunk is padding.
   padding = -length % chunks
 
   def split(x_BT):
-    padded = jnp.pad(x_BT, [(0, 0), (0, padding)] + [(0, 0)] * (x_BT.ndim - 2))
+    whole_axes = [(0, 0)] * (x_BT.ndim - 2)
+    padded = jnp.pad(x_BT, [(0, 0), (0, padding), *whole_axes])
     return rearrange(padded, 'B (c t) ... -> c B t ...', c=chunks)
 
   def compute(index, x_BtD, targets_Bt, alphas):
     if frozen:
       return _frozen_logprobs(config, params, x_BtD, targets_Bt)
-    chunk_edits = [
+    chunk_edits = []
+    for edit, alpha in zip(edits, alphas, strict=True):
+      if alpha is not None:
+        edit = dataclasses.replace(edit, alpha=alpha)
       # Folded: each chunk draws its own dropout.
-      deltas.fold(edit if alpha is None else dataclasses.replace(edit, alpha=alpha), index)
-      for edit, alpha in zip(edits, alphas, strict=True)
-    ]
+      chunk_edits.append(deltas.fold(edit, index))
     return _logprobs(config, params, x_BtD, targets_Bt, chunk_edits)
 
   def chunk_logprobs(carry, scanned):
@@ -152,22 +187,23 @@ def _in_chunks(
     def nothing(*_):
       return jnp.zeros(wanted_Bt.shape, jnp.float32)
 
-    return carry, jax.lax.cond(jnp.any(wanted_Bt), compute, nothing, *arguments)
+    # A cond on one device runs one branch alone: a chunk of nothing wanted costs no matmul.
+    any_wanted = jnp.any(wanted_Bt)
+    return carry, jax.lax.cond(any_wanted, compute, nothing, *arguments)
 
   if not frozen:
     # prevent_cse: inside a scan, a common subexpression cannot keep anything alive.
     chunk_logprobs = jax.checkpoint(chunk_logprobs, prevent_cse=False)
   # None: a strength per row holds for all chunks.
   alphas = [split(edit.alpha) if jnp.ndim(edit.alpha) == 2 else None for edit in edits]
-  scanned = (
-    jnp.arange(chunks),
-    split(x_BTD),
-    split(targets_BT),
-    alphas,
-    None if wanted_BT is None else split(wanted_BT),
-  )
+  numbers_c = jnp.arange(chunks)
+  x_cBtD = split(x_BTD)
+  targets_cBt = split(targets_BT)
+  wanted_cBt = None if wanted_BT is None else split(wanted_BT)
+  scanned = (numbers_c, x_cBtD, targets_cBt, alphas, wanted_cBt)
   _, logprobs_cBt = jax.lax.scan(chunk_logprobs, None, scanned)
-  return rearrange(logprobs_cBt, 'c B t -> B (c t)')[:, :length]
+  padded_BT = rearrange(logprobs_cBt, 'c B t -> B (c t)')
+  return padded_BT[:, :length]
 
 
 def _logprobs(
@@ -178,8 +214,11 @@ def _logprobs(
   edits: Sequence[deltas.Edit],
 ) -> jax.Array:
   logits_BTV = logits(config, params, x_BTD, edits=edits)
-  picked_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-  return picked_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
+  targets_BT1 = targets_BT[..., None]
+  picked_BT1 = jnp.take_along_axis(logits_BTV, targets_BT1, axis=-1)
+  picked_BT = picked_BT1[..., 0]
+  log_sums_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+  return picked_BT - log_sums_BT
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -195,11 +234,16 @@ def _frozen_forward(config, params, x_BTD, targets_BT):
 
   # A log-probability depends on its own row of x alone, so the gradient of the sum holds each.
   logprobs_BT, pull = jax.vjp(logprobs, x_BTD)
-  return logprobs_BT, pull(jnp.ones_like(logprobs_BT))[0]
+  ones_BT = jnp.ones_like(logprobs_BT)
+  (dx_BTD,) = pull(ones_BT)
+  return logprobs_BT, dx_BTD
 
 
 def _frozen_backward(_, dx_BTD, dlogprobs_BT):
-  return None, (dx_BTD * dlogprobs_BT[..., None]).astype(dx_BTD.dtype), None
+  # By the chain rule each row is scaled by its own cotangent, in float32. Parameters are promised
+  # not to be differentiated, and targets are integers.
+  scaled_BTD = dx_BTD * dlogprobs_BT[..., None]
+  return None, scaled_BTD.astype(dx_BTD.dtype), None
 
 
 _frozen_logprobs.defvjp(_frozen_forward, _frozen_backward)

@@ -4,6 +4,7 @@ The module holds the rule, and the words that tell a user what the rule chose.
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -69,8 +70,8 @@ def choose(
     memory = device_memory(devices[0]) if devices else least_memory()
   devices = list(devices) or jax.devices()
   # Bytes of the weights, and of weights and training state together.
-  num_params = tree.count(models.abstract_params(config))
-  weights = num_params * jnp.dtype(dtype).itemsize
+  shapes = models.abstract_params(config)
+  weights = tree.count(shapes) * jnp.dtype(dtype).itemsize
   whole = weights + STATE_BYTES * trained
   if choice.shape == 'auto':
     shape = _auto_shape(config, len(devices), weights, whole, memory)
@@ -80,7 +81,8 @@ def choose(
   train = _train_layout(mesh, choice, fits=whole <= WHOLE_SHARE * memory)
   # Cut over tensor alone, do the weights still fill too much of a device?
   too_large = weights / shape['tensor'] > WHOLE_SHARE * memory
-  evaluate = Layout(mesh, fsdp=shape['fsdp'] > 1 and too_large, indivisible=choice.indivisible)
+  gathered = shape['fsdp'] > 1 and too_large
+  evaluate = Layout(mesh, fsdp=gathered, indivisible=choice.indivisible)
   for layout in (train, evaluate):
     # An axis that does not divide is an error now, not after the weights were read.
     models.param_shardings(config, layout)
@@ -129,12 +131,14 @@ def relay(model: models.Model, layout: Layout) -> models.Model:
   def is_there(x, where):
     return x.sharding.is_equivalent_to(where, x.ndim)
 
-  if jax.tree.all(jax.tree.map(is_there, model.params, shardings)):
+  def move(x, where):
+    # Donated: two copies of the weights may not fit.
+    return jax.device_put(x, where, donate=True)
+
+  there = jax.tree.map(is_there, model.params, shardings)
+  if jax.tree.all(there):
     return model
-  # Donated: two copies of the weights may not fit.
-  params = jax.tree.map(
-    lambda x, where: jax.device_put(x, where, donate=True), model.params, shardings
-  )
+  params = jax.tree.map(move, model.params, shardings)
   return dataclasses.replace(model, params=params)
 
 
@@ -145,20 +149,25 @@ def _train_layout(mesh: jax.sharding.Mesh, choice: configs.Mesh, *, fits: bool) 
     return Layout(mesh, fsdp=True, indivisible=choice.indivisible)
   # The same devices in the same order, so that the weights move between the two layouts without a
   # copy through hosts.
-  rows = jax.sharding.Mesh(mesh.devices.reshape(-1, 1, 1), AXES, axis_types=mesh.axis_types)
+  devices = mesh.devices.reshape(-1, 1, 1)
+  rows = jax.sharding.Mesh(devices, AXES, axis_types=mesh.axis_types)
   return Layout(rows, fsdp=False, indivisible=choice.indivisible)
 
 
 def _auto_shape(
   config: models.ModelConfig, n: int, weights: float, whole: float, memory: float
 ) -> dict[str, int]:
-  if n == 1 or whole <= WHOLE_SHARE * memory:
+  room = WHOLE_SHARE * memory
+  if n == 1 or whole <= room:
     return {'data': n, 'fsdp': 1, 'tensor': 1}
-  # The least `tensor` with which the weights fit, or the most there can be.
-  tensors = _sizes_of('tensor', config, n)
-  tensor = next((size for size in tensors if weights / size <= WHOLE_SHARE * memory), tensors[-1])
-  fsdp = _sizes_of('fsdp', config, n // tensor)[-1]
-  return {'data': n // tensor // fsdp, 'fsdp': fsdp, 'tensor': tensor}
+  # The least `tensor` with which the weights fit, or the most there can be: each cut over tensor
+  # costs a sum over devices in every layer.
+  for tensor in _sizes_of('tensor', config, n):
+    if weights / tensor <= room:
+      break
+  rest = n // tensor
+  fsdp = _sizes_of('fsdp', config, rest)[-1]
+  return {'data': rest // fsdp, 'fsdp': fsdp, 'tensor': tensor}
 
 
 def _sizes_of(axis: str, config: models.ModelConfig, n: int) -> list[int]:
@@ -168,12 +177,15 @@ def _sizes_of(axis: str, config: models.ModelConfig, n: int) -> list[int]:
   for letter, length in config.sizes().items():
     if WEIGHTS.get(letter) == (axis,):
       lengths.append(length)
-  return [size for size in range(1, n + 1) if all(length % size == 0 for length in lengths)]
+  common = math.gcd(*lengths)
+  return [size for size in range(1, n + 1) if common % size == 0]
 
 
 def _say(config: models.ModelConfig, layout: Layout, dtype: str) -> str:
   axes = ('fsdp', 'tensor') if layout.fsdp else ('tensor',)
   cut = [axis for axis in axes if layout.mesh.shape[axis] > 1]
-  how = f'weights cut over {" and ".join(cut)}' if cut else 'weights whole on every device'
+  how = 'weights whole on every device'
+  if cut:
+    how = f'weights cut over {" and ".join(cut)}'
   size = memory_size(bytes_per_device(config, layout, dtype))
   return f'{how}, {size} each; rows of a batch cut in {layout.rows}'

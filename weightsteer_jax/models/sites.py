@@ -81,8 +81,11 @@ def delta_sites(config: ModelConfig) -> dict[str, Site]:
     # A bias has the axes of its kernel's outputs.
     stack = len(site.stack)
     outputs = slice(stack + site.inputs, None)
-    bias = Site(site.stack + site.axes[outputs], site.shape[:stack] + site.shape[outputs], 0)
-    by_path.setdefault(path.removesuffix('kernel') + 'bias', bias)
+    axes = site.stack + site.axes[outputs]
+    shape = site.shape[:stack] + site.shape[outputs]
+    bias_path = path.removesuffix('kernel') + 'bias'
+    # A bias that the base has keeps its own entry, which is the same.
+    by_path.setdefault(bias_path, Site(axes, shape, 0))
   by_path['layers/residual'] = Site('LD', (config.num_layers, config.width), 0)
   return by_path
 
@@ -136,7 +139,9 @@ def leaf_axes(site: Site, leaf: LowRank | Dense) -> dict[str, str]:
   if isinstance(leaf, Dense):
     return {'value': site.axes}
   outputs = len(site.stack) + site.inputs
-  return {'a': site.axes[:outputs] + 'R', 'b': site.stack + 'R' + site.axes[outputs:]}
+  a_axes = site.axes[:outputs] + 'R'
+  b_axes = site.stack + 'R' + site.axes[outputs:]
+  return {'a': a_axes, 'b': b_axes}
 
 
 def param_shardings(config: ModelConfig, layout: sharding.Layout) -> PyTree:
@@ -145,9 +150,9 @@ def param_shardings(config: ModelConfig, layout: sharding.Layout) -> PyTree:
   Raises:
     InputError: if the mesh does not divide an axis.
   """
-  placed = {
-    path: layout.weights(site.axes, site.shape, name=path) for path, site in sites(config).items()
-  }
+  placed = {}
+  for path, site in sites(config).items():
+    placed[path] = layout.weights(site.axes, site.shape, name=path)
   return tree.unflatten(placed)
 
 
@@ -166,9 +171,10 @@ def delta_shardings(config: ModelConfig, delta: PyTree, layout: sharding.Layout)
   for path, leaf in tree.flatten(delta, is_delta_leaf).items():
     for field, letters in leaf_axes(known[path], leaf).items():
       axes[f'{path}/{field}'] = letters
-  placed = [
-    layout.weights(axes[path], x.shape, name=path) for path, x in tree.flatten(delta).items()
-  ]
+  placed = []
+  for path, x in tree.flatten(delta).items():
+    placed.append(layout.weights(axes[path], x.shape, name=path))
+  # Unflattened along the structure of the delta, whose leaves are LowRank and Dense, not dicts.
   return jax.tree.unflatten(jax.tree.structure(delta), placed)
 
 
@@ -178,6 +184,7 @@ def _check_low_rank(path: str, site: Site, leaf: LowRank) -> None:
       f"the delta at '{path}' is low-rank, but only kernels of projections can be; use a "
       "dense change there"
     )
+  # The rank is the delta's own choice: every other size must be the model's.
   rank = leaf.a.shape[-1] if leaf.a.ndim else 0
   expected = low_rank_shapes(site, rank)
   got = (tuple(leaf.a.shape), tuple(leaf.b.shape))
