@@ -39,7 +39,11 @@ def block_length(length: int, head_dim: int) -> int:
   (64, 64, 128, 0)
   """
   sizes = (64,) if head_dim < 64 else (128, 64)
-  return next((size for size in sizes if length % size == 0 and length > size), 0)
+  for size in sizes:
+    # A row of one block has no pair to leave out.
+    if length % size == 0 and length > size:
+      return size
+  return 0
 
 
 def attend(
@@ -61,11 +65,15 @@ def attend(
   batch, length, *_ = q_BTNH.shape
   if segment_ids_BT is None:
     segment_ids_BT = jnp.ones((batch, length), jnp.int32)
-  windows_BT = jnp.broadcast_to(jnp.int32(length) if window is None else window, (batch, length))
+  # A window of the whole row is none.
+  if window is None:
+    window = jnp.int32(length)
+  windows_BT = jnp.broadcast_to(window, (batch, length))
   where_BT = [slots_BT, segment_ids_BT, windows_BT]
   if branches_BT is not None:
     where_BT.append(branches_BT)
-  return kernels.by_device(_attention(scale, block))(q_BTNH, k_BTKH, v_BTKH, *where_BT)
+  attention = kernels.by_device(_attention(scale, block))
+  return attention(q_BTNH, k_BTKH, v_BTKH, *where_BT)
 
 
 @jax.tree_util.register_dataclass
@@ -93,14 +101,14 @@ class _Blocks:
 
   def seen(self, i: jax.Array, j: jax.Array, heads: int) -> jax.Array:
     """Whether a query of block i sees a key of block j, bool [Q, t], alike for all heads."""
+    # The rules of `attention.Seen.mask`, of one pair of blocks.
     behind = self.slots_Yt[i][:, None] - self.slots_Yt[j]
-    seen = (
-      (behind >= 0)
-      & (behind < self.windows_Yt[i][:, None])
-      & (self.segment_ids_Yt[i][:, None] == self.segment_ids_Yt[j])
-    )
+    seen = behind >= 0
+    seen &= behind < self.windows_Yt[i][:, None]
+    seen &= self.segment_ids_Yt[i][:, None] == self.segment_ids_Yt[j]
     if self.branches_Yt is not None:
-      seen &= (self.branches_Yt[j] == 0) | (self.branches_Yt[i][:, None] == self.branches_Yt[j])
+      in_trunk = self.branches_Yt[j] == 0
+      seen &= in_trunk | (self.branches_Yt[i][:, None] == self.branches_Yt[j])
     return jnp.tile(seen, (heads, 1))
 
 
@@ -117,13 +125,17 @@ def _blocks(where_BT, length: int) -> _Blocks:
   segments_up = jnp.where(segments == 0, LAST, segments)
   low = segments_up.min(-1)
   high = segments_up.max(-1)
+  # A pair may share a segment if the ranges of segments, from low to high, overlap.
   live = (low[:, :, None] <= high[:, None]) & (low[:, None] <= high[:, :, None])
   live &= (low < LAST)[:, :, None] & (low < LAST)[:, None]
   # Causal: no block of keys lies behind the block of queries.
   live &= jnp.tri(per_row, dtype=bool)
-  live &= (slots - windows).min(-1)[:, :, None] < slots.max(-1)[:, None]
+  # The last key of a block must lie within the window of some query.
+  first_seen = (slots - windows).min(-1)
+  live &= first_seen[:, :, None] < slots.max(-1)[:, None]
   # Queries that see no key need a number too.
   live |= jnp.eye(per_row, dtype=bool)
+  # A static size, as jit needs: pairs to compute come first, and `count` says how many there are.
   row, query, key = jnp.nonzero(live, size=live.size)
   return _Blocks(
     slots_Yt=slots.reshape(-1, length),
@@ -174,13 +186,15 @@ def _forward(q_BTNH, k_BTKH, v_BTKH, *where_BT, scale, length):
     j = blocks.keys[pair]
     scores_KQt = _dot('KQH,KtH->KQt', q_YKQH[i], k_YKtH[j]) * scale
     scores_KQt = jnp.where(blocks.seen(i, j, heads), scores_KQt, LOWEST)
+    # Exponentials are taken of scores less the highest score so far, and cannot overflow.
     top_KQ = jnp.maximum(top_YKQ[i], scores_KQt.max(-1))
     weights_KQt = jnp.exp(scores_KQt - top_KQ[..., None])
     # What was summed under an earlier, lower top is scaled down to the new one.
     before_KQ = jnp.exp(top_YKQ[i] - top_KQ)
-    out_KQH = out_YKQH[i] * before_KQ[..., None] + _dot(
-      'KQt,KtH->KQH', weights_KQt.astype(v_YKtH.dtype), v_YKtH[j]
-    )
+    kept_KQH = out_YKQH[i] * before_KQ[..., None]
+    # Weights are rounded to the dtype of the values, as in the reference; sums stay in float32.
+    rounded_KQt = weights_KQt.astype(v_YKtH.dtype)
+    out_KQH = kept_KQH + _dot('KQt,KtH->KQH', rounded_KQt, v_YKtH[j])
     return (
       top_YKQ.at[i].set(top_KQ),
       sum_YKQ.at[i].set(sum_YKQ[i] * before_KQ + weights_KQt.sum(-1)),
@@ -190,12 +204,15 @@ def _forward(q_BTNH, k_BTKH, v_BTKH, *where_BT, scale, length):
   zeros_YKQH = jnp.zeros(q_YKQH.shape, jnp.float32)
   start = (jnp.full(q_YKQH.shape[:3], LOWEST), zeros_YKQH[..., 0], zeros_YKQH)
   top_YKQ, sum_YKQ, out_YKQH = jax.lax.fori_loop(0, blocks.count, add, start)
+  # One number for each query is all that the backward pass needs to have the weights again.
   log_sums_YKQ = top_YKQ + jnp.log(sum_YKQ)
 
   def join(x):
     return _join_queries(x, blocks.per_row, heads)
 
-  out_BTNH = join(out_YKQH / sum_YKQ[..., None]).astype(q_BTNH.dtype)
+  # Divided once at the end, not in every pair (FlashAttention-2, section 3.1).
+  mean_YKQH = out_YKQH / sum_YKQ[..., None]
+  out_BTNH = join(mean_YKQH).astype(q_BTNH.dtype)
   log_sums_BTN = join(log_sums_YKQ[..., None])[..., 0]
   return out_BTNH, log_sums_BTN
 
@@ -214,27 +231,34 @@ def _backward(q_BTNH, k_BTKH, v_BTKH, *others, scale, length):
   q_YKQH = cut(q_BTNH)
   dout_YKQH = cut(dout_BTNH)
   log_sums_YKQ = cut(log_sums_BTN[..., None])[..., 0]
-  # The sum over keys of weight times its gradient.
-  mean_YKQ = cut(jnp.sum(out_BTNH.astype(jnp.float32) * dout_BTNH, axis=-1, keepdims=True))[..., 0]
+  # The sum over keys of weight times its gradient, from output and cotangent alone: D of
+  # FlashAttention-2, algorithm 2.
+  products_BTNH = out_BTNH.astype(jnp.float32) * dout_BTNH
+  mean_BTN1 = jnp.sum(products_BTNH, axis=-1, keepdims=True)
+  mean_YKQ = cut(mean_BTN1)[..., 0]
 
   def add(pair, carry):
     dq_YKQH, dk_YKtH, dv_YKtH = carry
     i = blocks.queries[pair]
     j = blocks.keys[pair]
     scores_KQt = _dot('KQH,KtH->KQt', q_YKQH[i], k_YKtH[j]) * scale
-    weights_KQt = jnp.where(
-      blocks.seen(i, j, heads), jnp.exp(scores_KQt - log_sums_YKQ[i][..., None]), 0
-    )
+    # Weights, computed again from scores and the logs of sums.
+    seen_Qt = blocks.seen(i, j, heads)
+    weights_KQt = jnp.exp(scores_KQt - log_sums_YKQ[i][..., None])
+    weights_KQt = jnp.where(seen_Qt, weights_KQt, 0)
+    # Back through the softmax, to the scores.
     dweights_KQt = _dot('KQH,KtH->KQt', dout_YKQH[i], v_YKtH[j])
-    dscores_KQt = (weights_KQt * (dweights_KQt - mean_YKQ[i][..., None]) * scale).astype(
-      q_YKQH.dtype
-    )
-    return (
-      dq_YKQH.at[i].add(_dot('KQt,KtH->KQH', dscores_KQt, k_YKtH[j])),
-      dk_YKtH.at[j].add(_dot('KQt,KQH->KtH', dscores_KQt, q_YKQH[i])),
-      dv_YKtH.at[j].add(_dot('KQt,KQH->KtH', weights_KQt.astype(q_YKQH.dtype), dout_YKQH[i])),
-    )
+    centred_KQt = dweights_KQt - mean_YKQ[i][..., None]
+    dscores_KQt = weights_KQt * centred_KQt * scale
+    dscores_KQt = dscores_KQt.astype(q_YKQH.dtype)
+    # Back through the products, and added to the sums of both blocks.
+    dq_YKQH = dq_YKQH.at[i].add(_dot('KQt,KtH->KQH', dscores_KQt, k_YKtH[j]))
+    dk_YKtH = dk_YKtH.at[j].add(_dot('KQt,KQH->KtH', dscores_KQt, q_YKQH[i]))
+    rounded_KQt = weights_KQt.astype(q_YKQH.dtype)
+    dv_YKtH = dv_YKtH.at[j].add(_dot('KQt,KQH->KtH', rounded_KQt, dout_YKQH[i]))
+    return dq_YKQH, dk_YKtH, dv_YKtH
 
+  # Summed in float32 over all pairs, and rounded once at the end.
   start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q_YKQH, k_YKtH, v_YKtH))
   dq_YKQH, dk_YKtH, dv_YKtH = jax.lax.fori_loop(0, blocks.count, add, start)
 
@@ -246,6 +270,7 @@ def _backward(q_BTNH, k_BTKH, v_BTKH, *others, scale, length):
 
 
 def _dot(einsum: str, x: jax.Array, y: jax.Array) -> jax.Array:
+  # Products of bfloat16 arrays leave the multiplication in float32, unrounded.
   return jnp.einsum(einsum, x, y, preferred_element_type=jnp.float32)
 
 

@@ -235,11 +235,11 @@ def read_shards(
   holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
   for device, index in indices.items():
     # Slices are not hashable in every supported Python: (first, last + 1) stand for them.
-    bounds = []
+    ranges = []
     for part, size in zip(index, shape, strict=True):
       first, end, _ = part.indices(size)
-      bounds.append((first, end))
-    holders.setdefault(tuple(bounds), []).append(device)
+      ranges.append((first, end))
+    holders.setdefault(tuple(ranges), []).append(device)
   shards: list[jax.Array] = []
   for bounds, devices in holders.items():
     piece = stored.read_slice(config, row, tensors, bounds, jnp.dtype(dtype))

@@ -25,9 +25,13 @@ def _wide_forward(einsum, x, kernel):
 def _wide_backward(einsum, kept, dy):
   x, kernel = kept
   x_axes, kernel_axes, y_axes = einsum.replace('->', ',').split(',')
+  # The gradient of a factor of a product is the cotangent times the other factor.
+  dx_einsum = f'{y_axes},{kernel_axes}->{x_axes}'
+  dkernel_einsum = f'{y_axes},{x_axes}->{kernel_axes}'
+  # Rounded before the products, which then multiply two arrays of the model's dtype.
   dy = dy.astype(x.dtype)
-  dx = jnp.einsum(f'{y_axes},{kernel_axes}->{x_axes}', dy, kernel)
-  dkernel = jnp.einsum(f'{y_axes},{x_axes}->{kernel_axes}', dy, x)
+  dx = jnp.einsum(dx_einsum, dy, kernel)
+  dkernel = jnp.einsum(dkernel_einsum, dy, x)
   return dx, dkernel
 
 
@@ -53,15 +57,20 @@ def _narrow_forward(einsum, x, kernel, dtype):
 def _narrow_backward(einsum, dtype, kept, dy):
   x, kernel = kept
   x_axes, kernel_axes, y_axes = einsum.replace('->', ',').split(',')
+  # Logits are float32 in a bfloat16 model, and so is their cotangent.
   dy = dy.astype(x.dtype)
-  dx = jnp.einsum(f'{y_axes},{kernel_axes}->{x_axes}', dy, kernel)
+  dx_einsum = f'{y_axes},{kernel_axes}->{x_axes}'
+  dx = jnp.einsum(dx_einsum, dy, kernel)
   # The second factor: x is narrow already, and comes first.
   if 'R' in x_axes:
-    return dx, jnp.einsum(f'{x_axes},{y_axes}->{kernel_axes}', x, dy)
-  # The narrow cotangent first, and R as the first axis of the result.
+    dkernel_einsum = f'{x_axes},{y_axes}->{kernel_axes}'
+    dkernel = jnp.einsum(dkernel_einsum, x, dy)
+    return dx, dkernel
+  # The first factor: the narrow cotangent comes first, and R is the first axis of the result.
   rank_first = 'R' + kernel_axes.replace('R', '')
   dkernel = jnp.einsum(f'{y_axes},{x_axes}->{rank_first}', dy, x)
-  return dx, jnp.moveaxis(dkernel, 0, kernel_axes.index('R'))
+  rank_axis = kernel_axes.index('R')
+  return dx, jnp.moveaxis(dkernel, 0, rank_axis)
 
 
 narrow_einsum.defvjp(_narrow_forward, _narrow_backward)
