@@ -237,7 +237,8 @@ def _encode(tokenizer, messages: Messages, name: str) -> Example:
   else:
     first = apart[0]
     raise InputError(_not_a_beginning(name, first, prompts[first], text))
-  return Example(np.array(tokens, np.int32), np.array(mask, bool), name)
+  loss_mask = np.array(mask, bool)
+  return Example(np.array(tokens, np.int32), loss_mask, name)
 
 
 def _encode_answers(

@@ -108,7 +108,9 @@ def pair(
       raise InputError(f'{num_answers} {side} answers to {num_prompts} prompts: expected one each')
   kept: dict[str, list[Conversation]] = {side: [] for side in SIDES}
   dropped: collections.Counter[str] = collections.Counter()
-  for i in range(len(prompts_of['positive'])):
+  # Both sides are equally long: entry i of each asks the same question (see `prompts`).
+  num_pairs = len(prompts_of['positive'])
+  for i in range(num_pairs):
     # Training without the instruction is what moves the behaviour into the weights.
     questions = {side: _without_system(prompts_of[side][i]) for side in SIDES}
     answers = {side: answers_of[side][i] for side in SIDES}
@@ -121,7 +123,11 @@ def pair(
       answer = {'role': 'assistant', 'content': answers[side]}
       messages = (*questions[side].messages, answer)
       kept[side].append(Conversation(messages, questions[side].name))
-  return Contrast(tuple(kept['positive']), tuple(kept['negative']), dict(dropped))
+  return Contrast(
+    positive=tuple(kept['positive']),
+    negative=tuple(kept['negative']),
+    dropped=dict(dropped),
+  )
 
 
 def write(

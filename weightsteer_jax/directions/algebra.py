@@ -186,8 +186,9 @@ def _add_leaves(path: str, x: LowRank | Dense, y: LowRank | Dense) -> LowRank | 
   a_x, b_x = _factors(x)
   a_y, b_y = _factors(y)
   # R is the last axis of A, and the first axis of B behind layers and experts.
+  rank_axis = gram.stack_axes(path)
   a = np.concatenate([a_x, a_y], axis=-1)
-  b = np.concatenate([b_x, b_y], axis=gram.stack_axes(path))
+  b = np.concatenate([b_x, b_y], axis=rank_axis)
   return LowRank(jnp.asarray(a), jnp.asarray(b))
 
 

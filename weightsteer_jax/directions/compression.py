@@ -66,12 +66,18 @@ def compress(
   leaves = tree.flatten(direction.delta, models.is_delta_leaf)
   errors = {}
   for path, leaf in leaves.items():
+    nearest: LowRank | Dense
     if isinstance(leaf, LowRank):
-      leaves[path], errors[path] = _cut_low_rank(path, leaf, rank)
+      nearest, error = _cut_low_rank(path, leaf, rank)
+    # Only kernels have inputs.
     elif sites[path].inputs:
-      leaves[path], errors[path] = _factor_dense(leaf, sites[path], rank)
+      nearest, error = _factor_dense(leaf, sites[path], rank)
     elif tables and path == EMBEDDING:
-      leaves[path], errors[path] = _cut_table(leaf, rank)
+      nearest, error = _cut_table(leaf, rank)
+    else:
+      continue
+    leaves[path] = nearest
+    errors[path] = error
   # The record stays with the direction, so that nobody takes the nearest change for the exact one.
   record = {'rank': rank, 'relative_errors': errors}
   meta = {**direction.meta, 'compression': record}
@@ -126,14 +132,14 @@ def _from_svd(
   root_LR = np.sqrt(values_LR[:, :rank])
   a_LIR = kept_left_LIR * root_LR[:, None, :]
   b_LRO = root_LR[..., None] * kept_right_LRO
-  # Back to the leaf's own axes of layers, experts, inputs and outputs.
+  # Back to the leaf's own axes: a is [stack..., inputs..., R], b is [stack..., R, outputs...].
   stack = gram.stack_axes(path)
+  stack_and_inputs = leaf.a.shape[:-1]
   stack_shape = leaf.b.shape[:stack]
-  inputs = leaf.a.shape[stack:-1]
   outputs = leaf.b.shape[stack + 1 :]
-  a = a_LIR.reshape(*stack_shape, *inputs, -1)
+  a = a_LIR.reshape(*stack_and_inputs, -1)
   b = b_LRO.reshape(*stack_shape, -1, *outputs)
-  return LowRank(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+  return _float32_factors(a, b)
 
 
 def _factor_dense(leaf: Dense, site: models.Site, rank: int) -> tuple[LowRank, float]:
@@ -162,10 +168,18 @@ def _factor_dense(leaf: Dense, site: models.Site, rank: int) -> tuple[LowRank, f
     rest_IO = change_IO - a_IR @ b_RO
     lost.append(np.square(rest_IO).sum())
     whole.append(np.square(change_IO).sum())
-  a = np.stack(factors_a).reshape(*stack, *inputs, rank)
-  b = np.stack(factors_b).reshape(*stack, rank, *outputs)
-  factors = LowRank(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
-  return factors, _relative(math.fsum(lost), math.fsum(whole))
+  a_LIR = np.stack(factors_a)
+  b_LRO = np.stack(factors_b)
+  a = a_LIR.reshape(*stack, *inputs, rank)
+  b = b_LRO.reshape(*stack, rank, *outputs)
+  # Over all layers at once: a layer that hardly changes should not count as much as the others.
+  error = _relative(math.fsum(lost), math.fsum(whole))
+  return _float32_factors(a, b), error
+
+
+def _float32_factors(a: np.ndarray, b: np.ndarray) -> LowRank:
+  # Rounded once, at the end of the float64 arithmetic.
+  return LowRank(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
 
 
 def _cut_table(leaf: Dense, rank: int) -> tuple[Dense, float]:

@@ -144,16 +144,21 @@ def load(folder: files.Path, *, unread: bool = False) -> Direction:
   theirs = {name: tensor for name, tensor in raw.items() if '/' not in name}
   tensors = _read_tensors(ours)
   expected = {name: prints[name] for name in tensors}
-  _MANIFEST.check_fingerprints(folder, expected, tree.fingerprint(tensors))
+  got = tree.fingerprint(tensors)
+  _MANIFEST.check_fingerprints(folder, expected, got)
   leaves = _from_tensors(tensors)
   values = {}
   for name, tensor in theirs.items():
     values[name] = on_disk.Values(tensor, fingerprint=prints[name])
   if values:
     # A fused tensor may hold parameters that do not change: the sites with a norm are the delta's.
-    for path, leaf in _from_checkpoint(values, base, meta['norms']).items():
-      # As an array, each change is read and checked against its fingerprint.
-      leaves[path] = leaf if unread else Dense(jnp.asarray(np.asarray(leaf.value)))
+    changes = _from_checkpoint(values, base, paths=meta['norms'])
+    for path, leaf in changes.items():
+      if not unread:
+        # As an array, each change is read and checked against its fingerprint.
+        whole = np.asarray(leaf.value)
+        leaf = Dense(jnp.asarray(whole))
+      leaves[path] = leaf
   # By path, so that the order of a delta does not depend on how its file is laid out.
   in_order = dict(sorted(leaves.items()))
   direction = Direction(tree.unflatten(in_order), meta)
@@ -168,15 +173,19 @@ def _save_tensors(path: pathlib.Path, delta: PyTree) -> tuple[dict[str, float], 
     if isinstance(leaf, Dense):
       tensors[f'{site}.dense'] = np.asarray(leaf.value, np.float32)
     else:
-      # The file has no place for the scale: B takes it.
       tensors[f'{site}.a'] = np.asarray(leaf.a, np.float32)
-      tensors[f'{site}.b'] = np.float32(leaf.scale) * np.asarray(leaf.b, np.float32)
+      # The file has no place for the scale: B takes it.
+      b = np.asarray(leaf.b, np.float32)
+      tensors[f'{site}.b'] = np.float32(leaf.scale) * b
   # No manifest can hold a norm that is NaN, and steering with one would give nothing but NaN.
   broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
   if broken:
     raise NotFiniteError(f'the direction is NaN or infinite at {", ".join(broken)}')
   raws.save(path, tensors)
-  return gram.squared_norms(delta), tree.fingerprint(tensors)
+  # Norms come from the factors (see gram.py), fingerprints from the tensors as they were written.
+  squares = gram.squared_norms(delta)
+  prints = tree.fingerprint(tensors)
+  return squares, prints
 
 
 def _from_checkpoint(

@@ -99,14 +99,17 @@ def _stack_pairs(
     return None
   site = models.sites(config)[row.path]
   num_layers = site.shape[0] if site.stack else 1
+  # Behind the layers, a kernel's shape is its inputs, then its outputs.
   axes = site.shape[len(site.stack) :]
   inputs = axes[: site.inputs]
   outputs = axes[site.inputs :]
   whole_a = np.zeros((num_layers, *inputs, rank), np.float32)
   whole_b = np.zeros((num_layers, rank, *outputs), np.float32)
   for layer, (a, b) in pairs.items():
-    whole_a[layer, ..., : a.shape[-1]] = a
-    whole_b[layer, : len(b)] = b
+    # Zeros in the other ranks add nothing to A B.
+    layer_rank = len(b)
+    whole_a[layer, ..., :layer_rank] = a
+    whole_b[layer, :layer_rank] = b
   # A parameter outside the layer stack has no layer axis.
   if not site.stack:
     whole_a = whole_a[0]
@@ -184,7 +187,8 @@ def _whole_changes(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
     if '{e}' in row.name:
       continue
     for layer in range(base.num_layers(path)):
-      owners[row.name.format(l=layer)] = (path, layer)
+      tensor_name = row.name.format(l=layer)
+      owners[tensor_name] = (path, layer)
   changes: dict[str, np.ndarray] = {}
   for name, tensor in wholes.items():
     if name not in owners:
@@ -195,12 +199,14 @@ def _whole_changes(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
     # PEFT also saves modules that were never trained; these are no part of the delta.
     if not change.any():
       continue
+    if not base.is_stacked(path):
+      changes[path] = change
+      continue
+    # Layers that were not saved do not change.
     if path not in changes:
       shape = models.sites(base.config)[path].shape
       changes[path] = np.zeros(shape, np.float32)
-    # A view of the layer, or the whole outside the layer stack: assigned in place.
-    target = changes[path][layer] if base.is_stacked(path) else changes[path]
-    target[...] = change
+    changes[path][layer] = change
   return {path: Dense(jnp.asarray(change)) for path, change in changes.items()}
 
 

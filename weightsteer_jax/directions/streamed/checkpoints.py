@@ -60,7 +60,8 @@ class Checkpoint:
     if not np.isfinite(ours).all():
       # Of experts, the first tensor of the layer is named.
       names = stored.stored_names(row, self.config)
-      in_layer = [name for at, name in names.items() if not at or at[0] == layer]
+      # An index is (), (layer,) or (layer, expert).
+      in_layer = [name for at, name in names.items() if at[:1] in ((), (layer,))]
       raise NotFiniteError(f"{self.folder}: '{in_layer[0]}' ({path}) holds NaN or infinite values")
     return ours[0] if self.is_stacked(path) else ours
 

@@ -118,7 +118,8 @@ class Values:
         return NotFiniteError(f"{raw.path.parent}: '{raw.name}' holds NaN or infinite values")
     # Each side is finite, so their difference overflowed.
     folders = ' and of '.join(str(raw.path.parent) for raw in sides)
-    return NotFiniteError(f"'{self.plus.name}' of {folders} are further apart than float32 can say")
+    name = self.plus.name
+    return NotFiniteError(f"'{name}' of {folders} are further apart than float32 can say")
 
 
 class OnDisk:
@@ -148,7 +149,8 @@ class OnDisk:
     shape = stored.stored_shape(self.row, self.config)
     for at, values in self.values.items():
       tensor = values.whole().reshape(shape)
-      out[at] = stored.to_ours(tensor[rows], self.row.pattern, self.config)
+      parameter = tensor[rows]
+      out[at] = stored.to_ours(parameter, self.row.pattern, self.config)
     # NumPy's protocol: without a dtype, the array's own.
     return out if dtype is None else out.astype(dtype, copy=False)
 
@@ -186,10 +188,14 @@ def leaves(
   """
   of_path: dict[str, dict[tuple[int, ...], Values]] = {}
   for name, parts in parts_of(config, family).items():
+    # A layer may be unchanged.
+    if name not in values:
+      continue
     for part in parts:
-      # A layer may be unchanged, and a fused tensor may hold parameters that are not wanted.
-      if name in values and part.path in paths:
-        of_path.setdefault(part.path, {})[part.at] = values[name]
+      # A fused tensor may hold parameters that are not wanted.
+      if part.path in paths:
+        layers = of_path.setdefault(part.path, {})
+        layers[part.at] = values[name]
   changes = {}
   for path, row in stored.tensor_rows(config, family).items():
     if path in of_path:
