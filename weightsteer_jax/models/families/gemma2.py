@@ -63,8 +63,11 @@ def read_gemma(fields: Fields, width: int) -> dict:
     mlp_bias=False,
     activation=activation,
     post_norm=True,
+    # Stored scales are 1 less than what multiplies (transformers' Gemma2RMSNorm).
     norm_offset=1.0,
+    # In place of 1 / sqrt(head_dim): in some sizes the two differ.
     score_scale=fields.count('query_pre_attn_scalar', 256) ** -0.5,
+    # No field of a config: transformers takes the square root of the width, always.
     embedding_scale=width**0.5,
   )
 

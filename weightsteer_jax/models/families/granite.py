@@ -25,6 +25,7 @@ def read(fields: Fields) -> ModelConfig:
     o_bias=bias,
     mlp_bias=fields.take('mlp_bias', False, kind=bool),
     activation=read_activation(fields),
+    # In place of 1 / sqrt(head_dim), not on top of the root.
     score_scale=fields.positive('attention_multiplier', 1.0),
     embedding_scale=fields.positive('embedding_multiplier', 1.0),
     residual_scale=fields.positive('residual_multiplier', 1.0),

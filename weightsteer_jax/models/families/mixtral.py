@@ -40,6 +40,7 @@ def read(fields: Fields) -> ModelConfig:
     window=window,
     local_layers=() if window is None else tuple(range(sizes['num_layers'])),
     **read_experts(fields, num_experts=8, experts_per_token=2),
+    # transformers' MixtralTopKRouter divides by the sum always; there is no field.
     normalise_choices=True,
   )
 
@@ -88,6 +89,7 @@ def experts(router: str, gate: str, up: str, down: str) -> tuple[TensorRow, ...]
   )
 
 
+# In Mixtral's names w1 is gate, w3 is up and w2 is down.
 EXPERTS = experts(
   'block_sparse_moe.gate',
   *(f'block_sparse_moe.experts.{{e}}.{name}' for name in ('w1', 'w3', 'w2')),

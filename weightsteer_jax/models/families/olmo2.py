@@ -41,8 +41,10 @@ def read(fields: Fields) -> ModelConfig:
     o_bias=bias,
     mlp_bias=False,
     activation=read_activation(fields),
+    # Attention and MLP read the residual stream as it is; only what they add is normed.
     pre_norm=False,
     post_norm=True,
+    # All heads of a projection share one mean square (transformers' Olmo2Attention).
     qk_norm='projection',
   )
 

@@ -23,6 +23,7 @@ def read(fields: Fields) -> ModelConfig:
     **sizes,
     **read_last_layers_local(fields, sizes['num_layers']),
     rope=read_rope(fields, max_positions=sizes['max_positions']),
+    # transformers' Qwen2Attention has these biases whatever the config says.
     qkv_bias=True,
     o_bias=False,
     mlp_bias=False,

@@ -27,6 +27,7 @@ def read(fields: Fields) -> ModelConfig:
     o_bias=bias,
     mlp_bias=False,
     activation=read_activation(fields),
+    # Each head has its own mean square, and all heads share the scale.
     qk_norm='head',
   )
 
