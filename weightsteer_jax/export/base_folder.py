@@ -72,6 +72,7 @@ class BaseFolder:
   @property
   def float32_bytes(self) -> int:
     """Bytes of the parameters once they are loaded in float32."""
+    # From the shapes, because files in bfloat16 are half as large.
     sizes = [math.prod(site.shape) for site in models.sites(self.config).values()]
     return 4 * sum(sizes)
 
@@ -86,6 +87,7 @@ class BaseFolder:
 
 def stored_dtype(folder: pathlib.Path) -> str:
   """The dtype of a checkpoint's weights: 'bfloat16', or 'float32' for everything finer."""
+  # A checkpoint may mix dtypes; bfloat16 for all would then round what is stored finer.
   with stored.open_tensors(folder) as tensors:
     dtypes = {tensors.dtype(name) for name in tensors.names()}
   return 'bfloat16' if dtypes == {'BF16'} else 'float32'

@@ -20,6 +20,7 @@ WHAT = {
   ),
   'peft': 'A LoRA adapter that steers the base model',
 }
+# The hub shows how a model is loaded with the library named here.
 LIBRARY = {'hf': 'transformers', 'orbax': 'orbax', 'orbax-unmerged': 'orbax', 'peft': 'peft'}
 LOADING = {
   'hf': """```python
@@ -79,6 +80,7 @@ def write(record: Mapping[str, Any], base: BaseFolder) -> str:
     'Made from': _bullets(_sources(record)),
   }
   parts = [_front_matter(record, base), _heading(record, base)]
+  # Sections without anything to say leave no heading behind.
   for title, text in sections.items():
     if text:
       parts.append(f'## {title}\n\n{text}')
@@ -92,11 +94,13 @@ def license_of(base: BaseFolder) -> dict[str, str]:
   """
   path = base.folder / 'README.md'
   if path.is_file():
+    # A base's broken front matter is no reason to fail an export.
     card = huggingface_hub.ModelCard(path.read_text('utf-8'), ignore_metadata_errors=True)
     fields = card.data.to_dict()
     if fields.get('license'):
       keys = ('license', 'license_name', 'license_link')
       return {key: fields[key] for key in keys if key in fields}
+  # The hub asks for a name and a link where the licence is 'other'.
   for name in ('LICENSE', 'LICENSE.txt', 'LICENSE.md'):
     if (base.folder / name).is_file():
       return {'license': 'other', 'license_name': 'as-the-base', 'license_link': name}
@@ -137,6 +141,7 @@ def _loading(record: Mapping[str, Any], base: BaseFolder) -> str:
   if record['format'] == 'peft':
     revision = f', revision={base.revision!r}' if base.revision else ''
     text = text.format(base=name, revision=revision)
+  # Only adapters have a target, and PEFT itself needs no serving.
   serving = SERVING.get(record.get('target', ''))
   if serving:
     text += '\n\n```sh\n' + serving.format(base=name, limit=record['max_lora_rank']) + '\n```'
@@ -146,6 +151,7 @@ def _loading(record: Mapping[str, Any], base: BaseFolder) -> str:
 def _measurements(record: Mapping[str, Any]) -> list[str]:
   alpha = f'{record["alpha"]:g}'
   parity = record['parity']
+  # What the direction is, then each check that was made, then what was lost.
   lines = [
     f'The change: alpha {alpha} times a direction of norm {record["norm"]:.4g} (Frobenius, over '
     'everything it changes).'
@@ -175,6 +181,7 @@ def _measurements(record: Mapping[str, Any]) -> list[str]:
   compression = record['direction'].get('compression')
   if compression:
     errors = compression['relative_errors']
+    # A direction of vectors alone has no kernel to fold, and so no error.
     path, error = max(errors.items(), key=lambda item: item[1], default=('', 0.0))
     lines.append(
       f'The direction was folded to rank {compression["rank"]} by SVD; largest relative error of a '
@@ -215,6 +222,7 @@ def _limits(record: Mapping[str, Any]) -> list[str]:
       'How far it was evaluated, and on what, is not recorded here: measure the behaviour and what '
       'else changed before use.'
     ]
+  # Merged weights are rounded sums; the base cannot be subtracted out of them.
   if record['format'] in ('hf', 'orbax'):
     lines.append('The strength is fixed; the base cannot be had back from these weights.')
   elif record['format'] == 'peft':

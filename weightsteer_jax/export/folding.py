@@ -73,8 +73,10 @@ def fold(config: models.ModelConfig, family: str, delta: PyTree) -> Folded:
     )
   if RESIDUAL in changes:
     vectors = changes.pop(RESIDUAL)
+    # Both are added to the stream at the end of the block, so the sum does the same.
     if LAST_BIAS in changes:
-      vectors = Dense(np.asarray(vectors.value) + np.asarray(changes[LAST_BIAS].value))
+      biases = np.asarray(changes[LAST_BIAS].value)
+      vectors = Dense(np.asarray(vectors.value) + biases)
     changes[LAST_BIAS] = vectors
   # Hugging Face's Llama has one flag for all attention biases and one for all of the MLP's.
   attention_bias = config.qkv_bias or config.o_bias

@@ -27,6 +27,7 @@ from weightsteer_jax.storage.versions import versions
 
 PyTree = Any
 
+# When to compare logits, see `export`.
 LOGITS = ('auto', 'always', 'never')
 # Bytes of float32 parameters above which 'auto' loads no base to compare logits with.
 LOGITS_BYTES = 2**29
@@ -45,6 +46,7 @@ def check(
     InputError: if the format, target or dtype is unknown, alpha is not finite, the output exists or
       is no path of a file system, or the format cannot hold the direction.
   """
+  # The format first, because the checks below depend on it.
   writers.writer_of(request.format)
   format = request.format
   dtype = request.dtype
@@ -74,6 +76,7 @@ def check(
     raise InputError(
       f"the target '{request.target}' is of a PEFT adapter; the format is '{format}'"
     )
+  # A bucket as a path would silently become a folder of that name.
   if '://' in str(output):
     raise InputError(
       f"'{output}' is no path of a file system: export to a folder, copy that, and check the copy "
@@ -121,6 +124,7 @@ def export(
       the direction.
     OutputError: if the parity check failed, or the disk did. Nothing is left behind.
   """
+  # Refused before anything is read or written.
   request = ExportRequest(format, alpha, **options)
   check(direction, request, output, logits=logits)
   writer = writers.writer_of(format)
@@ -128,6 +132,7 @@ def export(
     raise InputError(f"the format '{format}' needs the base in memory: load it first")
   job = _job(request, direction, base, allow_other_base=allow_other_base, sync=sync)
   tokens_BT, mask_BT = parity.prompt_rows(job.base.config, prompts)
+  # Under another name until whole: an error leaves nothing behind, not half an export.
   with files.new_folder(output, what='an export', sync=sync) as partial:
     written = writer.write(partial, job)
     record = _record(job, written, results)
@@ -136,6 +141,7 @@ def export(
       compared = _compare(model, written, job, tokens_BT, mask_BT)
       record['parity'] = dataclasses.asdict(compared)
     files.write_text(partial / 'README.md', card.write(record, job.base))
+    # Last, because the seal hashes every file.
     return sealed.seal_export(partial, record, written.hashes)
 
 
@@ -157,6 +163,7 @@ def _job(
     model = base
     folder = BaseFolder.of(model)
     check_base(direction, model, allow_other_base=allow_other_base)
+    # The base would be rounded by loading, and the export would not be of the stored base.
     if _loaded_dtype(model) == 'bfloat16' and folder.dtype != 'bfloat16':
       raise InputError(
         f"'{model.source}' is stored in {folder.dtype} but was loaded in bfloat16: load it in "
@@ -234,6 +241,7 @@ def _compare(
   """
   dtype = _loaded_dtype(model)
   read_back = written.read_back()
+  # A float32 export of a bfloat16 base is rounded here, so that both sides compute alike.
   params = jax.tree.map(lambda x: x.astype(dtype), read_back.params)
   logits_BTV = parity.logits(
     read_back.config, params, tokens_BT, delta=read_back.delta, alpha=read_back.alpha
@@ -256,7 +264,9 @@ def _in_memory(delta: PyTree) -> PyTree:
   leaves = tree.flatten(delta, models.is_delta_leaf)
   for path, leaf in leaves.items():
     if isinstance(leaf, models.Dense) and on_disk.is_on_disk(leaf):
-      leaves[path] = models.Dense(jax.numpy.asarray(np.asarray(leaf.value)))
+      # OnDisk reads the files when numpy asks for an array.
+      value = np.asarray(leaf.value)
+      leaves[path] = models.Dense(jax.numpy.asarray(value))
   return tree.unflatten(leaves)
 
 

@@ -113,24 +113,31 @@ class Sums:
     """Adds the numbers of a block."""
     path = block.part.path
     name = block.part.name
+    # Files are written on threads of their own.
     with self._lock:
       self.lost.setdefault(path, []).append(block.lost)
       self.change.setdefault(path, []).append(block.change)
-      self.base_words[path] = self.base_words.get(path, 0) + block.base_words
-      self.change_words[name] = self.change_words.get(name, 0) + block.change_words
+      base_words = self.base_words.get(path, 0)
+      change_words = self.change_words.get(name, 0)
+      self.base_words[path] = base_words + block.base_words
+      self.change_words[name] = change_words + block.change_words
 
   def facts(self, steered: Steered) -> dict[str, Any]:
     """The facts of `merging.merge`, and the norm of the change at alpha 1."""
-    pairs = {}
+    pairs = []
+    errors = {}
+    squares: list[float] = []
     for path in steered.changes:
       # fsum, because the order of blocks depends on the threads.
+      lost = math.fsum(self.lost[path])
       change = steered.alpha**2 * math.fsum(self.change[path])
-      pairs[path] = (math.fsum(self.lost[path]), change)
-    squares = [square for path in steered.changes for square in self.change[path]]
+      pairs.append((lost, change))
+      errors[path] = merging.relative([(lost, change)])
+      squares += self.change[path]
     return {
       'dtype': steered.dtype,
-      'realised_error': merging.relative(list(pairs.values())),
-      'realised_errors': {path: merging.relative([pair]) for path, pair in pairs.items()},
+      'realised_error': merging.relative(pairs),
+      'realised_errors': errors,
       'norm': math.sqrt(math.fsum(squares)),
     }
 
@@ -148,19 +155,24 @@ def write(
     CorruptError: if a file is cut short, or the direction does not match the fingerprints.
     OutputError: if a file reads back other than it was written.
   """
+  # Files are written at once, each in order, on threads that they share out among them.
   parts = on_disk.parts_of(steered.config, steered.family)
   plan = _tensors_by_file(steered.base, parts)
   sums = Sums()
   cores = os.cpu_count() or 1
-  at_once = max(1, min(len(plan), cores // CORES_PER_FILE, FILES_AT_ONCE))
+  at_once = min(len(plan), cores // CORES_PER_FILE, FILES_AT_ONCE)
+  at_once = max(1, at_once)
+  # Two at least, so that one thread reads while another computes.
   threads = max(2, blocks.workers() // at_once)
 
   def write_file(file: str) -> str:
-    return _write_file(folder / file, plan[file], steered, parts, sums, sync=sync, threads=threads)
+    path = folder / file
+    return _write_file(path, plan[file], steered, parts, sums, sync=sync, threads=threads)
 
   with futures.ThreadPoolExecutor(at_once) as pool:
     # As a dict, the results are waited for, and an error of any file is raised here.
     hashes = dict(zip(plan, pool.map(write_file, plan)))
+  # transformers reads a single file of this name without an index.
   if list(plan) != [SINGLE_FILE]:
     _write_index(folder, plan, parts, steered)
   # Only now has all of the direction been read once.
@@ -173,12 +185,15 @@ def write(
 def _tensors_by_file(base: Checkpoint, parts: Mapping[str, list[Part]]) -> dict[str, list[str]]:
   """{file: names of tensors}, as in the base; tensors the base lacks go into the last file."""
   plan = {}
+  planned: set[str] = set()
   for path in stored.weight_files(base.folder):
+    # Tensors of no parameter, such as rotary frequencies, are left out; so is a file of only such.
     names = [name for name in raws.tensors_of(path) if name in parts]
     if names:
       plan[path.name] = names
-  planned = {name for names in plan.values() for name in names}
-  plan[list(plan)[-1]] += [name for name in parts if name not in planned]
+      planned.update(names)
+  last_file = list(plan)[-1]
+  plan[last_file] += [name for name in parts if name not in planned]
   return plan
 
 
@@ -189,16 +204,18 @@ def _write_index(
   steered: Steered,
 ) -> None:
   """Writes the index by which transformers finds the file of a tensor."""
-  stored_as = raws.STORED_AS[raws.DTYPES[steered.dtype]]
+  dtype = raws.DTYPES[steered.dtype]
+  itemsize = np.dtype(raws.STORED_AS[dtype]).itemsize
   size = 0
   for tensor_parts in parts.values():
     # The last part of a tensor ends where the tensor ends.
     size += tensor_parts[-1].stop
-  total = size * np.dtype(stored_as).itemsize
   weight_map: dict[str, str] = {}
   for file, names in plan.items():
     weight_map |= dict.fromkeys(names, file)
-  files.write_json(folder / INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
+  # Bytes of the tensors, without the headers of the files.
+  metadata = {'total_size': size * itemsize}
+  files.write_json(folder / INDEX, {'metadata': metadata, 'weight_map': weight_map})
 
 
 def _write_file(
@@ -215,11 +232,15 @@ def _write_file(
   dtype = raws.DTYPES[steered.dtype]
   tensors = {}
   for name in names:
-    tensors[name] = (dtype, stored.stored_shape(parts[name][0].row, steered.config))
+    row = parts[name][0].row
+    tensors[name] = (dtype, stored.stored_shape(row, steered.config))
+  tasks = _tasks(names, steered, parts)
+  # Versions of transformers before 5 refuse a file whose metadata names no format.
   with raws.FileWriter(path, tensors, {'format': 'pt'}, sync=sync) as file:
-    for block in blocks.in_order(_tasks(names, steered, parts), threads=threads):
+    for block in blocks.in_order(tasks, threads=threads):
       sums.add(block)
-      file.write(block.out.reshape(-1)[: block.count])
+      flat = block.out.reshape(-1)
+      file.write(flat[: block.count])
   return file.sha256
 
 
@@ -230,15 +251,18 @@ def _tasks(
   raw = steered.base.raw()
   for name in names:
     for part in parts[name]:
-      columns = math.prod(stored.stored_shape(part.row, steered.config)[1:])
+      shape = stored.stored_shape(part.row, steered.config)
+      columns = math.prod(shape[1:])
       change = _change(part, steered.changes.get(part.path), steered.config)
+      # Added biases are no part of the base, and do not enter the digest.
       indices = None
       if steered.digest and part.path in steered.base.rows:
         indices = our_indices(part, steered.config)
       # Blocks of whole rows: low-rank changes are computed so, and fingerprints indexed so.
       step = blocks.SIZE // columns * columns
+      block_of = functools.partial(_block, steered, part, raw.get(name), change, indices)
       for start, stop in blocks.ranges(part.start, part.stop, step):
-        yield functools.partial(_block, steered, part, raw.get(name), change, indices, start, stop)
+        yield functools.partial(block_of, start, stop)
 
 
 def _block(
@@ -251,9 +275,11 @@ def _block(
   stop: int,
 ) -> SteeredBlock:
   """The steered elements from `start` to `stop` of the part's tensor."""
+  # A bias that was added has no tensor to read: the block is zeros.
   base = blocks.read(raw, start, stop, 'base')
   base_words = 0
   if indices is not None:
+    # Counted from the part's first row, as the indices are.
     base_words = _base_words(base, indices, start - part.start, stop - part.start)
   if change is None:
     out = blocks.cast(base, steered.dtype)
@@ -264,7 +290,8 @@ def _block(
   else:
     block = _steered_block(steered, part, base, change, base_words, start, stop)
   # Where there is a change, its norms show that all is finite, and spare another pass.
-  is_checked = change is not None and np.isfinite(block.lost + block.change)
+  norms = block.lost + block.change
+  is_checked = change is not None and np.isfinite(norms)
   if not is_checked and not blocks.finite(block.out):
     raise _not_finite(steered, part, raw, change)
   return block
@@ -281,6 +308,7 @@ def _steered_block(
 ) -> SteeredBlock:
   minus = None
   change_words = 0
+  # A direction between two checkpoints is their difference, subtracted block by block.
   if isinstance(change, Values):
     plus = blocks.read(change.plus, start, stop, 'plus')
     if change.minus is not None:
@@ -288,10 +316,17 @@ def _steered_block(
     if change.fingerprint:
       change_words = blocks.words_from(plus, start)
   else:
-    plus = blocks.put(change(start - part.start, stop - part.start), 'plus')
+    values = change(start - part.start, stop - part.start)
+    plus = blocks.put(values, 'plus')
   out, lost, added = blocks.steer(base, plus, minus, steered.alpha, steered.dtype)
   return SteeredBlock(
-    part, stop - start, out, blocks.squares(lost), blocks.squares(added), base_words, change_words
+    part=part,
+    count=stop - start,
+    out=out,
+    lost=blocks.squares(lost),
+    change=blocks.squares(added),
+    base_words=base_words,
+    change_words=change_words,
   )
 
 
@@ -299,12 +334,14 @@ def _not_finite(
   steered: Steered, part: Part, raw: raws.Raw | None, change: Change | None
 ) -> NotFiniteError:
   """The error for values that are not finite: of the base, the change or the sum."""
+  # Read again, which costs nothing that matters: the export has failed.
   if raw is not None:
-    ranges = blocks.ranges(0, raw.size)
-    if not all(blocks.finite(blocks.read(raw, start, stop, 'base')) for start, stop in ranges):
-      return NotFiniteError(
-        f"{steered.base.folder}: '{part.name}' ({part.path}) holds NaN or infinite values"
-      )
+    for start, stop in blocks.ranges(0, raw.size):
+      values = blocks.read(raw, start, stop, 'base')
+      if not blocks.finite(values):
+        return NotFiniteError(
+          f"{steered.base.folder}: '{part.name}' ({part.path}) holds NaN or infinite values"
+        )
   if isinstance(change, Values) and not change.finite():
     return change.not_finite()
   return NotFiniteError(
@@ -319,18 +356,29 @@ def _change(part: Part, leaf: LowRank | Dense | None, config: ModelConfig) -> Ch
     return None
   pattern = part.row.pattern
   if isinstance(leaf, Dense):
+    # Values on the disk are in the checkpoint's order already.
     if isinstance(leaf.value, on_disk.OnDisk):
       return leaf.value.values.get(part.at)
     ours = np.asarray(leaf.value, np.float32)[part.at]
     flat = stored.to_theirs(ours, pattern, config).reshape(-1)
-    return lambda start, stop: flat[start:stop]
+
+    def dense_values(start: int, stop: int) -> np.ndarray:
+      return flat[start:stop]
+
+    return dense_values
+  # Only the factors are in memory: the product is formed block by block.
   a_pattern, b_pattern = peft_adapter.factor_patterns(pattern)
   a = np.asarray(leaf.a, np.float32)[part.at]
-  b = np.float32(leaf.scale) * np.asarray(leaf.b, np.float32)[part.at]
+  b = np.asarray(leaf.b, np.float32)[part.at]
+  b = np.float32(leaf.scale) * b
   a_RI = stored.to_theirs(a, a_pattern, config)
   b_OR = stored.to_theirs(b, b_pattern, config)
   width = a_RI.shape[1]
-  return lambda start, stop: b_OR[start // width : stop // width] @ a_RI
+
+  def low_rank_values(start: int, stop: int) -> np.ndarray:
+    return b_OR[start // width : stop // width] @ a_RI
+
+  return low_rank_values
 
 
 def our_indices(part: Part, config: ModelConfig) -> Indices:
@@ -343,20 +391,26 @@ def our_indices(part: Part, config: ModelConfig) -> Indices:
   strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
   theirs, ours = part.row.pattern.split(' -> ')
   # The pattern leaves out the leading axes of layers and experts.
-  stride = dict(zip(ours.split(), strides[len(part.at) :]))
+  inner_strides = strides[len(part.at) :]
+  stride = dict(zip(ours.split(), inner_strides))
   # One array per axis of the stored tensor, over which several of our axes may run.
   groups = []
   for group in stored.groups(theirs):
     index = np.zeros(1, np.int64)
     for axis in group.strip('()').split():
-      index = (index[:, None] + stride[axis] * np.arange(sizes[axis])).reshape(-1)
+      steps = stride[axis] * np.arange(sizes[axis])
+      index = (index[:, None] + steps).reshape(-1)
     groups.append(index)
+  # Where this part's layer and expert begin in our array.
   offset = sum(i * step for i, step in zip(part.at, strides))
   rows = groups[0] + offset
   columns = np.zeros(1, np.int64)
   for index in groups[1:]:
     columns = (columns[:, None] + index).reshape(-1)
-  return (rows % 2**32).astype(np.uint32), (columns % 2**32).astype(np.uint32)
+  # Fingerprints hash positions modulo 2^32, so the sums may wrap around.
+  rows = (rows % 2**32).astype(np.uint32)
+  columns = (columns % 2**32).astype(np.uint32)
+  return rows, columns
 
 
 def _base_words(base: np.ndarray, indices: Indices, start: int, stop: int) -> int:
@@ -364,12 +418,15 @@ def _base_words(base: np.ndarray, indices: Indices, start: int, stop: int) -> in
   row_indices, columns = indices
   # Every block is hashed at its full size, so that one compiled program does for all; padding is
   # zeros, which add nothing.
-  num_rows = blocks.SIZE // len(columns)
+  num_columns = len(columns)
+  num_rows = blocks.SIZE // num_columns
   rows = np.zeros(num_rows, np.uint32)
-  block_rows = row_indices[start // len(columns) : stop // len(columns)]
+  block_rows = row_indices[start // num_columns : stop // num_columns]
   rows[: len(block_rows)] = block_rows
+  # Digests are of values rounded to bfloat16, so that a base has one in any dtype.
   flat = blocks.cast(base, 'bfloat16').reshape(-1)
-  rounded = flat[: num_rows * len(columns)].reshape(num_rows, len(columns))
+  whole_rows = flat[: num_rows * num_columns]
+  rounded = whole_rows.reshape(num_rows, num_columns)
   return blocks.words(rounded, rows, columns)
 
 
@@ -379,5 +436,6 @@ def _digest(steered: Steered, sums: Sums) -> str:
   prints = {}
   for path in steered.base.rows:
     shape = sites[path].shape
-    prints[path] = (shape, blocks.fingerprint(sums.base_words[path], shape, 'bfloat16'))
+    fingerprint = blocks.fingerprint(sums.base_words[path], shape, 'bfloat16')
+    prints[path] = (shape, fingerprint)
   return bases.digest_prints(prints)

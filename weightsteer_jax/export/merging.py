@@ -40,18 +40,23 @@ def merge(
   squares: dict[str, list[tuple[float, float]]] = {}
   for path, leaf in changes.items():
     before = np.asarray(params[path])
-    layers = [(before, merged[path])]
+    after = merged[path]
+    layers = [(before, after)]
     # Layer by layer, so that one dense change is in memory at a time.
     if gram.stack_axes(path):
-      layers = list(zip(before, merged[path]))
+      layers = list(zip(before, after))
     squares[path] = []
-    for (weight, target), change in zip(layers, gram.layer_changes(path, leaf)):
-      squares[path].append(_merge_layer(weight, target, alpha * change))
-  return tree.unflatten(merged), {
+    changes_by_layer = gram.layer_changes(path, leaf)
+    for (weight, target), change in zip(layers, changes_by_layer):
+      pair = _merge_layer(weight, target, alpha * change)
+      squares[path].append(pair)
+  all_squares = [pair for pairs in squares.values() for pair in pairs]
+  facts = {
     'dtype': dtype,
-    'realised_error': relative([pair for pairs in squares.values() for pair in pairs]),
+    'realised_error': relative(all_squares),
     'realised_errors': {path: relative(pairs) for path, pairs in squares.items()},
   }
+  return tree.unflatten(merged), facts
 
 
 def _merge_layer(before: np.ndarray, target: np.ndarray, change: np.ndarray) -> tuple[float, float]:
@@ -62,14 +67,18 @@ def _merge_layer(before: np.ndarray, target: np.ndarray, change: np.ndarray) -> 
   """
   change = change.reshape(before.shape)
   before = before.astype(np.float32)
+  # A view of the merged array, whose dtype rounds the sum.
   target[...] = before + change
   # In this order, because target and before are near each other and little of them is lost.
-  lost = (target.astype(np.float32) - before) - change
+  realised = target.astype(np.float32) - before
+  lost = realised - change
   return _squared_norm(lost), _squared_norm(change)
 
 
 def _squared_norm(x: np.ndarray) -> float:
-  return float(np.square(x).sum(dtype=np.float64))
+  # Summed in float64: a kernel has millions of small squares.
+  squares = np.square(x)
+  return float(squares.sum(dtype=np.float64))
 
 
 def relative(parts: Sequence[tuple[float, float]]) -> float:
@@ -77,4 +86,6 @@ def relative(parts: Sequence[tuple[float, float]]) -> float:
   lost = math.fsum(part[0] for part in parts)
   total = math.fsum(part[1] for part in parts)
   # A direction scaled by 0 has nothing to lose.
-  return math.sqrt(lost / total) if total > 0 else 0.0
+  if not total > 0:
+    return 0.0
+  return math.sqrt(lost / total)

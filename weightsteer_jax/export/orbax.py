@@ -24,6 +24,7 @@ from weightsteer_jax.storage import checkpoint, files
 
 PyTree = Any
 
+# Names of folders, which the examples below have in them.
 PARAMS = 'params'
 DIRECTION = 'direction'
 RESTORE = '''\
@@ -77,11 +78,13 @@ params = steer(params, direction, float(sys.argv[1]) if len(sys.argv) > 1 else %
 def write_steered(folder: pathlib.Path, config: models.ModelConfig, merged: PyTree) -> PyTree:
   """The merged parameters, written and read back in the same dtype."""
   # All leaves have the dtype of the export.
-  dtype = str(jax.tree.leaves(merged)[0].dtype)
+  first_leaf = jax.tree.leaves(merged)[0]
+  dtype = str(first_leaf.dtype)
   metadata = {'model_config': models.config_to_record(config)}
   checkpoint.save(folder / PARAMS, merged, metadata=metadata)
   _write_around(folder, config, RESTORE)
-  return checkpoint.restore(folder / PARAMS, models.abstract_params(config, dtype))
+  shapes = models.abstract_params(config, dtype)
+  return checkpoint.restore(folder / PARAMS, shapes)
 
 
 def write_unmerged(
@@ -94,17 +97,22 @@ def write_unmerged(
     dtype: of the base's parameters; the delta is float32.
   """
   config = model.config
+  # The base is stored in the dtype of the export, which may be coarser than it was loaded in.
   params = jax.tree.map(lambda x: jnp.asarray(x, dtype), model.params)
   matrices = to_matrices(config, delta)
   metadata = {'model_config': models.config_to_record(config)}
   checkpoint.save(folder / PARAMS, params, metadata=metadata)
   checkpoint.save(folder / DIRECTION, matrices, metadata=metadata | {'alpha': alpha})
-  example = RESTORE.replace('import pathlib\n', 'import pathlib\nimport sys\n') + STEER % alpha
+  # Only this example reads an argument.
+  restore = RESTORE.replace('import pathlib\n', 'import pathlib\nimport sys\n')
+  example = restore + STEER % alpha
   _write_around(folder, config, example)
   # Read back, so that logits are those of the files.
-  restored = checkpoint.restore(folder / PARAMS, models.abstract_params(config, dtype))
-  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), matrices)
-  return restored, from_matrices(config, checkpoint.restore(folder / DIRECTION, shapes))
+  param_shapes = models.abstract_params(config, dtype)
+  restored = checkpoint.restore(folder / PARAMS, param_shapes)
+  matrix_shapes = jax.eval_shape(lambda: matrices)
+  restored_matrices = checkpoint.restore(folder / DIRECTION, matrix_shapes)
+  return restored, from_matrices(config, restored_matrices)
 
 
 def to_matrices(config: models.ModelConfig, delta: PyTree) -> dict[str, Any]:
@@ -118,9 +126,12 @@ def to_matrices(config: models.ModelConfig, delta: PyTree) -> dict[str, Any]:
     if isinstance(leaf, Dense):
       arrays[f'{path}/value'] = jnp.asarray(leaf.value, jnp.float32)
       continue
-    lead = _lead(models.sites(config)[path])
+    site = models.sites(config)[path]
+    lead = _lead(site)
     a = jnp.asarray(leaf.a, jnp.float32)
-    b = jnp.float32(leaf.scale) * jnp.asarray(leaf.b, jnp.float32)
+    b = jnp.asarray(leaf.b, jnp.float32)
+    # The scale goes into b: whoever reads the arrays need not know of a scale.
+    b = jnp.float32(leaf.scale) * b
     stack = a.shape[:lead]
     rank = a.shape[-1]
     # Inputs and outputs flattened, so that a plain matmul gives the change.
@@ -138,6 +149,7 @@ def from_matrices(config: models.ModelConfig, matrices: PyTree) -> PyTree:
     if part == 'value':
       leaves[path] = Dense(array)
     elif part == 'a':
+      # Inputs and outputs get their own axes again, by the shape of the kernel.
       site = models.sites(config)[path]
       lead = _lead(site)
       stack = site.shape[:lead]
@@ -152,7 +164,8 @@ def from_matrices(config: models.ModelConfig, matrices: PyTree) -> PyTree:
 
 def _lead(site: models.Site) -> int:
   """Number of a kernel's leading axes that are neither inputs nor outputs: layers, and experts."""
-  return len(site.axes) - len(site.axes.lstrip('LE'))
+  own_axes = site.axes.lstrip('LE')
+  return len(site.axes) - len(own_axes)
 
 
 def _write_around(folder: pathlib.Path, config: models.ModelConfig, example: str) -> None:

@@ -55,11 +55,14 @@ def prompt_rows(
   """
   # Random tokens reach every layer as well as real ones, and need no tokenizer.
   if prompts is None:
-    shape = (NUM_PROMPTS, min(PROMPT_TOKENS, config.max_positions))
-    prompts = np.random.default_rng(0).integers(0, config.vocab_size, shape).tolist()
+    length = min(PROMPT_TOKENS, config.max_positions)
+    random = np.random.default_rng(0)
+    prompts = random.integers(0, config.vocab_size, (NUM_PROMPTS, length)).tolist()
   if not prompts or not all(prompts):
     raise InputError('the parity check needs at least one prompt, and none of them empty')
-  tokens_BT = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
+  longest = max(len(prompt) for prompt in prompts)
+  # Padding on the right needs no mask in attention: no real token looks to the right.
+  tokens_BT = np.zeros((len(prompts), longest), np.int32)
   mask_BT = np.zeros(tokens_BT.shape, bool)
   for row, prompt in enumerate(prompts):
     tokens_BT[row, : len(prompt)] = prompt
@@ -80,7 +83,9 @@ def logits(
   """Float32 logits [B, T, V], with the delta, if any, applied unmerged at alpha."""
   edits: tuple[models.Edit, ...] = ()
   if delta is not None:
-    edits = (models.Edit(delta, jnp.full(len(tokens_BT), alpha, jnp.float32)),)
+    # An edit has a strength for each row of the batch.
+    alphas_B = jnp.full(len(tokens_BT), alpha, jnp.float32)
+    edits = (models.Edit(delta, alphas_B),)
   return np.asarray(_logits(config, params, tokens_BT, edits))
 
 
@@ -95,14 +100,19 @@ def compare(
   Raises:
     OutputError: if the logits are further apart than is allowed; the error gives the numbers.
   """
+  # In float64, so that the comparison adds no rounding of its own.
   expected = expected_BTV[mask_BT].astype(np.float64)
   actual = actual_BTV[mask_BT].astype(np.float64)
-  largest = float(np.abs(actual - expected).max())
+  differences = actual - expected
+  largest = float(np.abs(differences).max())
+  root_mean_square = np.sqrt(np.square(differences).mean())
   # A model whose logits are all equal would divide by 0.
-  relative = float(np.sqrt(np.square(actual - expected).mean()) / max(expected.std(), 1e-30))
+  deviation = max(expected.std(), 1e-30)
+  relative = float(root_mean_square / deviation)
   if exact:
     difference = largest
-    allowed = EXACT * max(1.0, float(np.abs(expected).max()))
+    largest_logit = float(np.abs(expected).max())
+    allowed = EXACT * max(1.0, largest_logit)
     tolerance = f'largest difference {allowed:.3g} (float32)'
   else:
     difference = relative
@@ -119,6 +129,7 @@ def compare(
   return parity
 
 
+# The config is static, because shapes and branches depend on the values.
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(
   config: models.ModelConfig,

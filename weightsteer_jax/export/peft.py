@@ -27,6 +27,7 @@ PyTree = Any
 # lora_A [R, inputs] and lora_B [outputs, R] of one module.
 Pair = tuple[np.ndarray, np.ndarray]
 
+# PEFT wraps the base twice: the base is `base_model.model` of a PeftModel.
 PREFIX = 'base_model.model.'
 
 
@@ -57,16 +58,17 @@ def write(
   pairs = _module_pairs(changes, base)
   wholes = []
   tables = {}
-  for path, leaf in changes.items():
-    if not isinstance(leaf, Dense):
-      continue
-    if peft_targets.target_of(target).wholes:
-      wholes.append(path)
-    else:
+  dense = {path: leaf for path, leaf in changes.items() if isinstance(leaf, Dense)}
+  if peft_targets.target_of(target).wholes:
+    wholes = list(dense)
+  else:
+    for path, leaf in dense.items():
       # The change has this rank already (see compression), so nothing is lost here.
       change_VD = np.asarray(leaf.value, np.float64)
       a_VR, b_RD = compression.best_factors(change_VD, table_rank)
-      tables[PREFIX + TABLES[path].removesuffix('.weight')] = (a_VR.T, b_RD.T)
+      module = PREFIX + TABLES[path].removesuffix('.weight')
+      tables[module] = (a_VR.T, b_RD.T)
+  # One rank for all modules: only PEFT itself reads `rank_pattern`.
   rank = max(a.shape[0] for a, _ in (*pairs.values(), *tables.values()))
 
   tensors: dict[str, np.ndarray] = {}
@@ -74,6 +76,7 @@ def write(
     a, b = _padded(pair, rank)
     tensors[f'{module}.lora_A.weight'] = a
     tensors[f'{module}.lora_B.weight'] = b
+  # Embeddings are looked up, not multiplied, and have names of their own without '.weight'.
   for module, pair in tables.items():
     a, b = _padded(pair, rank)
     tensors[f'{module}.lora_embedding_A'] = a
@@ -82,6 +85,7 @@ def write(
     tensors |= _whole(path, changes[path], base, params)
 
   safetensors.save(folder / WEIGHTS, tensors, metadata={'format': 'pt'})
+  # PEFT matches modules by the last part of their names.
   modules = {module.rsplit('.', 1)[-1] for module in (*pairs, *tables)}
   files.write_json(folder / CONFIG, _config(base, rank, sorted(modules), wholes))
   return {
@@ -110,10 +114,13 @@ def fuse(pairs: Sequence[Pair]) -> Pair:
   row = 0
   column = 0
   for _, b in pairs:
-    fused_b[row : row + b.shape[0], column : column + b.shape[1]] = b
-    row += b.shape[0]
-    column += b.shape[1]
-  return np.concatenate([a for a, _ in pairs]), fused_b
+    next_row = row + b.shape[0]
+    next_column = column + b.shape[1]
+    fused_b[row:next_row, column:next_column] = b
+    row = next_row
+    column = next_column
+  fused_a = np.concatenate([a for a, _ in pairs])
+  return fused_a, fused_b
 
 
 def _module_pairs(changes: Mapping[str, LowRank | Dense], base: BaseFolder) -> dict[str, Pair]:
@@ -123,6 +130,7 @@ def _module_pairs(changes: Mapping[str, LowRank | Dense], base: BaseFolder) -> d
     rows_by_tensor.setdefault(row.name, []).append(row)
   pairs = {}
   for name, rows in rows_by_tensor.items():
+    # A tensor may hold several parameters (q, k and v of Phi-3), some of them unchanged.
     if not any(isinstance(changes.get(row.path), LowRank) for row in rows):
       continue
     # In the order in which the tensor holds its parameters.
@@ -144,6 +152,7 @@ def _pair(
     return np.zeros((0, inputs), np.float32), np.zeros((outputs, 0), np.float32)
   # Dense kernels, which PEFT has no place for, are folded or refused before (see targets.check).
   assert isinstance(leaf, LowRank)
+  # Parameters outside the layer stack have no axis of layers.
   at = (layer,) if gram.stack_axes(row.path) else ()
   a_pattern, b_pattern = factor_patterns(row.pattern)
   a_RI = stored.to_theirs(np.asarray(leaf.a)[at], a_pattern, config)
@@ -165,18 +174,22 @@ def _whole(
 ) -> dict[str, np.ndarray]:
   """The changed embedding or head in float32, by the names of its modules."""
   assert isinstance(leaf, Dense)
-  patterns = {row.path: row.pattern for row in FAMILIES[base.family].tensors}
+  rows = FAMILIES[base.family].tensors
+  pattern = next(row.pattern for row in rows if row.path == path)
   before = jnp.asarray(tree.flatten(params)[path], jnp.float32)
+  # A whole module replaces the base's, so the base is part of the sum.
   after = np.asarray(before + leaf.value)
-  table_VD = stored.to_theirs(after, patterns[path], base.config)
+  table_VD = stored.to_theirs(after, pattern, base.config)
   # On a tied base, both modules hold the one matrix.
   names = (EMBEDDING, HEAD) if base.config.tied else (TABLES[path],)
+  # Copies, because safetensors refuses tensors that share memory.
   return {PREFIX + name: table_VD.copy() for name in names}
 
 
 def _config(base: BaseFolder, rank: int, modules: list[str], wholes: list[str]) -> dict[str, Any]:
-  # PEFT matches modules by the last part of their names.
-  saved = sorted({TABLES[path].removesuffix('.weight').rsplit('.', 1)[-1] for path in wholes})
+  # By the last part of the name, as `modules` are.
+  module_names = [TABLES[path].removesuffix('.weight') for path in wholes]
+  saved = sorted({name.rsplit('.', 1)[-1] for name in module_names})
   tied = bool(saved) and base.config.tied
   config: dict[str, Any] = {
     'peft_type': 'LORA',
@@ -184,6 +197,7 @@ def _config(base: BaseFolder, rank: int, modules: list[str], wholes: list[str]) 
     'base_model_name_or_path': base.loadable_name,
     'revision': base.revision or None,
     'r': rank,
+    # The scaling is lora_alpha / r = 1.
     'lora_alpha': rank,
     'lora_dropout': 0.0,
     'bias': 'none',

@@ -22,7 +22,8 @@ from weightsteer_jax.models import LowRank, stored
 from weightsteer_jax.runtime.errors import OutputError
 
 DTYPES = {'BF16': ml_dtypes.bfloat16, 'F16': np.float16, 'F32': np.float32, 'F64': np.float64}
-ROWS = 4  # of every part of a tensor
+# Rows checked of every part of a tensor: a wrong layout, layer or file shows in any row.
+ROWS = 4
 # Half a step of each dtype, as a share of the number: 8 and 24 bits of precision.
 HALF_STEP = {'bfloat16': 2.0**-8, 'float32': 2.0**-24}
 # What a float32 sum and product may lose, as a share of the numbers added.
@@ -68,11 +69,13 @@ def recheck(folder: pathlib.Path, steered: Steered) -> Rechecked:
   rows = 0
   weights = 0
   largest = 0.0
-  for parts in on_disk.parts_of(steered.config, steered.family).values():
+  parts_by_tensor = on_disk.parts_of(steered.config, steered.family)
+  for parts in parts_by_tensor.values():
     for part in parts:
       span = stored.stored_rows(part.row, steered.config)
       count = span.stop - span.start
-      for row in random.choice(count, min(ROWS, count), replace=False):
+      chosen_rows = random.choice(count, min(ROWS, count), replace=False)
+      for row in chosen_rows:
         error, size = _error(steered, part, written, base, span.start, int(row))
         rows += 1
         weights += size
@@ -81,7 +84,10 @@ def recheck(folder: pathlib.Path, steered: Steered) -> Rechecked:
 
 
 def _files_by_tensor(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-  return {name: path for path in stored.weight_files(folder) for name in _header(path)}
+  file_of = {}
+  for path in stored.weight_files(folder):
+    file_of |= dict.fromkeys(_header(path), path)
+  return file_of
 
 
 def _error(
@@ -107,10 +113,13 @@ def _error(
   change = steered.alpha * change
   lost = abs(steered.alpha) * lost
   expected = before + change
+  # What one rounding, the float32 sum and the float32 products may each have cost.
   rounding = HALF_STEP[steered.dtype] * np.abs(expected)
-  arithmetic = ARITHMETIC * (np.abs(before) + np.abs(change))
+  addends = np.abs(before) + np.abs(change)
+  arithmetic = ARITHMETIC * addends
   allowed = rounding + arithmetic + lost + SUBNORMAL
-  error = float((np.abs(actual - expected) / allowed).max())
+  errors = np.abs(actual - expected) / allowed
+  error = float(errors.max())
   # Written so that NaN, which compares false, is refused.
   if not error <= 1:
     raise OutputError(
@@ -132,14 +141,21 @@ def _change(
   if isinstance(leaf, LowRank):
     a = np.asarray(leaf.a, np.float32)[part.at].astype(np.float64)
     b = np.asarray(leaf.b, np.float32)[part.at].astype(np.float64)
+    rank = a.shape[-1]
     # A row of the stored tensor is one output, over all inputs.
-    a_IR = a.reshape(-1, a.shape[-1])
-    b_R = leaf.scale * b.reshape(b.shape[0], -1)[:, row]
-    lost = len(b_R) * PRODUCT * (np.abs(a_IR) @ np.abs(b_R))
+    a_IR = a.reshape(-1, rank)
+    b_RO = b.reshape(rank, -1)
+    b_R = leaf.scale * b_RO[:, row]
+    # Every product taken positive, see PRODUCT.
+    absolute_I = np.abs(a_IR) @ np.abs(b_R)
+    lost = rank * PRODUCT * absolute_I
     return a_IR @ b_R, lost
   if not isinstance(leaf.value, on_disk.OnDisk):
-    layer = stored.to_theirs(np.asarray(leaf.value)[part.at], part.row.pattern, steered.config)
-    return layer[row].astype(np.float64).reshape(-1), exact
+    ours = np.asarray(leaf.value)[part.at]
+    layer = stored.to_theirs(ours, part.row.pattern, steered.config)
+    values_of_row = layer[row].astype(np.float64)
+    return values_of_row.reshape(-1), exact
+  # On the disk, a layer that the direction leaves alone has no values.
   values = leaf.value.values.get(part.at)
   if values is None:
     return np.zeros(size), exact
@@ -152,8 +168,10 @@ def _change(
 def _row(path: pathlib.Path, name: str, row: int) -> np.ndarray:
   """A row of a tensor in float64."""
   entry, data_start = _header(path)[name]
+  # A vector has rows of one number.
   width = math.prod(entry['shape'][1:])
-  dtype = np.dtype(DTYPES[entry['dtype']])
+  numpy_type = DTYPES[entry['dtype']]
+  dtype = np.dtype(numpy_type)
   tensor_start = data_start + entry['data_offsets'][0]
   row_start = tensor_start + row * width * dtype.itemsize
   values = np.fromfile(path, dtype, width, offset=row_start)
@@ -163,7 +181,11 @@ def _row(path: pathlib.Path, name: str, row: int) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def _header(path: pathlib.Path) -> dict[str, tuple[Any, int]]:
   """{tensor: (entry of the header, offset of the data)}."""
+  # Format of safetensors: eight bytes with the length of the header, the header as JSON, the data.
   with open(path, 'rb') as file:
     length = int.from_bytes(file.read(8), 'little')
     entries = json.loads(file.read(length))
-  return {name: (entry, 8 + length) for name, entry in entries.items() if name != '__metadata__'}
+  # The one entry that is no tensor.
+  entries.pop('__metadata__', None)
+  data_start = 8 + length
+  return {name: (entry, data_start) for name, entry in entries.items()}

@@ -44,6 +44,7 @@ def verify(folder: files.Path) -> Verified:
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise InputError(f'no folder at {folder}{files.nearest(folder)}')
+  # A folder cut short lacks the marker, because the marker is written last.
   for marker, check in CHECKS.items():
     if (folder / marker).is_file():
       return check(folder)
@@ -61,17 +62,20 @@ def _verify_export(folder: pathlib.Path) -> Verified:
 
 
 def _verify_direction(folder: pathlib.Path) -> Verified:
+  # Loading compares every tensor with its fingerprint.
   fingerprints = direction.load(folder).meta['fingerprints']
   return Verified('direction', f'{len(fingerprints)} tensors by fingerprint')
 
 
 def _verify_adapter(folder: pathlib.Path) -> Verified:
   tensors, _ = adapter.load_adapter(folder)
-  return Verified('adapter', f'{len(jax.tree.leaves(tensors))} tensors by fingerprint')
+  count = len(jax.tree.leaves(tensors))
+  return Verified('adapter', f'{count} tensors by fingerprint')
 
 
 def _verify_checkpoint(folder: pathlib.Path) -> Verified:
-  return Verified('checkpoint', f'{len(checkpoint.verify(folder))} arrays by fingerprint')
+  arrays = checkpoint.verify(folder)
+  return Verified('checkpoint', f'{len(arrays)} arrays by fingerprint')
 
 
 # {the file that is written last: the check of such a folder}.

@@ -166,14 +166,19 @@ def _write_hf(folder: pathlib.Path, job: Job) -> Written:
       digest=job.check_digest,
     )
     facts, hashes, digest = hf.write(folder, steered, sync=job.sync)
+    # Known only now that all of the base was read. On an error nothing is left: the folder has not
+    # got the name of the output yet.
     if job.check_digest:
       record = bases.Base(opened.config, base.family, base.source, base.revision, digest)
       bases.same_base(job.direction.base, record, what=what)
     _warn_of_loss(facts, job.request.alpha)
     _write_companions(folder, base, folded, job.dtype)
-    facts['rechecked'] = dataclasses.asdict(recheck.recheck(folder, steered))
+    # After everything is written: the check reads the files as transformers will.
+    rechecked = recheck.recheck(folder, steered)
+    facts['rechecked'] = dataclasses.asdict(rechecked)
     facts |= _notes(base, folded)
 
+  # Only read where logits are compared: the model may be larger than memory.
   def read_back() -> ReadBack:
     model = models.load(folder)
     return ReadBack(model.config, model.params)
@@ -185,12 +190,15 @@ def _write_orbax(folder: pathlib.Path, job: Job) -> Written:
   """Writes steered parameters as orbax arrays."""
   folded = folding.fold(job.base.config, job.base.family, job.direction.delta)
   model = folded.model(job.loaded)
-  merged, facts = merging.merge(model, folded.delta, job.request.alpha, job.dtype)
-  _warn_of_loss(facts, job.request.alpha)
+  alpha = job.request.alpha
+  merged, facts = merging.merge(model, folded.delta, alpha, job.dtype)
+  _warn_of_loss(facts, alpha)
   restored = orbax.write_steered(folder, folded.config, merged)
   _write_companions(folder, job.base, folded, job.dtype)
   facts |= _notes(job.base, folded)
-  return Written(facts, job.dtype == 'float32', lambda: ReadBack(folded.config, restored))
+  exact = job.dtype == 'float32'
+  read_back = ReadBack(folded.config, restored)
+  return Written(facts, exact, lambda: read_back)
 
 
 def _write_unmerged(folder: pathlib.Path, job: Job) -> Written:
@@ -200,15 +208,16 @@ def _write_unmerged(folder: pathlib.Path, job: Job) -> Written:
   model = folded.model(job.loaded)
   restored, delta = orbax.write_unmerged(folder, model, folded.delta, alpha, job.dtype)
   _write_companions(folder, job.base, folded, job.dtype)
-  ranks = [
-    leaf.a.shape[-1]
-    for leaf in tree.flatten(delta, models.is_delta_leaf).values()
-    if isinstance(leaf, models.LowRank)
-  ]
-  facts = {'dtype': job.dtype, 'rank': max(ranks, default=0), **_notes(job.base, folded)}
+  # 0 says that the direction has no factors.
+  rank = 0
+  for leaf in tree.flatten(delta, models.is_delta_leaf).values():
+    if isinstance(leaf, models.LowRank):
+      rank = max(rank, leaf.a.shape[-1])
+  facts = {'dtype': job.dtype, 'rank': rank, **_notes(job.base, folded)}
   # The base is stored again as it was, so a bfloat16 base loses nothing here.
   exact = job.dtype in ('float32', job.base.dtype)
-  return Written(facts, exact, lambda: ReadBack(folded.config, restored, delta, alpha))
+  read_back = ReadBack(folded.config, restored, delta, alpha)
+  return Written(facts, exact, lambda: read_back)
 
 
 def _write_peft(folder: pathlib.Path, job: Job) -> Written:
@@ -248,9 +257,11 @@ def _write_companions(
 ) -> None:
   """Copies the tokenizer and the generation settings, and writes the config."""
   for name in huggingface.COMPANIONS:
+    source = base.folder / name
+    copy = folder / name
     # A writer may have written a file of this name itself.
-    if (base.folder / name).exists() and not (folder / name).exists():
-      shutil.copyfile(base.folder / name, folder / name)
+    if source.exists() and not copy.exists():
+      shutil.copyfile(source, copy)
   config = files.read_json(base.folder / 'config.json', what='the config of the base')
   if folded.is_other:
     # The new architecture is written afresh; special tokens are all that stays true of the old.
@@ -259,7 +270,8 @@ def _write_companions(
     config = {'architectures': [family.architecture], 'model_type': family.model_type}
     config |= family.write(folded.config) | tokens
   # transformers before 5 reads `torch_dtype`, later ones `dtype` first.
-  files.write_json(folder / 'config.json', config | {'dtype': dtype, 'torch_dtype': dtype})
+  dtypes = {'dtype': dtype, 'torch_dtype': dtype}
+  files.write_json(folder / 'config.json', config | dtypes)
 
 
 def _warn_of_loss(facts: Mapping[str, Any], alpha: float) -> None:
