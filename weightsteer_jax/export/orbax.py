@@ -110,7 +110,7 @@ def write_unmerged(
   # Read back, so that logits are those of the files.
   param_shapes = models.abstract_params(config, dtype)
   restored = checkpoint.restore(folder / PARAMS, param_shapes)
-  matrix_shapes = jax.eval_shape(lambda: matrices)
+  matrix_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), matrices)
   restored_matrices = checkpoint.restore(folder / DIRECTION, matrix_shapes)
   return restored, from_matrices(config, restored_matrices)
 

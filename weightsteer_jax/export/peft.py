@@ -56,18 +56,11 @@ def write(
   # PEFT scales an adapter by lora_alpha / r, which is 1 here: alpha goes into the factors.
   changes = tree.flatten(scale_delta(delta, alpha), models.is_delta_leaf)
   pairs = _module_pairs(changes, base)
-  wholes = []
-  tables = {}
+  # What is dense here is an embedding or a head: kernels are folded or refused (see targets.check).
   dense = {path: leaf for path, leaf in changes.items() if isinstance(leaf, Dense)}
-  if peft_targets.target_of(target).wholes:
-    wholes = list(dense)
-  else:
-    for path, leaf in dense.items():
-      # The change has this rank already (see compression), so nothing is lost here.
-      change_VD = np.asarray(leaf.value, np.float64)
-      a_VR, b_RD = compression.best_factors(change_VD, table_rank)
-      module = PREFIX + TABLES[path].removesuffix('.weight')
-      tables[module] = (a_VR.T, b_RD.T)
+  takes_wholes = peft_targets.target_of(target).wholes
+  wholes = list(dense) if takes_wholes else []
+  tables = {} if takes_wholes else _table_pairs(dense, table_rank)
   # One rank for all modules: only PEFT itself reads `rank_pattern`.
   rank = max(a.shape[0] for a, _ in (*pairs.values(), *tables.values()))
 
@@ -140,6 +133,18 @@ def _module_pairs(changes: Mapping[str, LowRank | Dense], base: BaseFolder) -> d
       parts = [_pair(row, changes.get(row.path), layer, base.config) for row in rows]
       module = name.format(l=layer).removesuffix('.weight')
       pairs[PREFIX + module] = fuse(parts)
+  return pairs
+
+
+def _table_pairs(dense: Mapping[str, Dense], rank: int) -> dict[str, Pair]:
+  """{module: pair} of every changed embedding and head."""
+  pairs = {}
+  for path, leaf in dense.items():
+    change_VD = np.asarray(leaf.value, np.float64)
+    # The change has this rank already (see compression), so nothing is lost here.
+    a_VR, b_RD = compression.best_factors(change_VD, rank)
+    module = TABLES[path].removesuffix('.weight')
+    pairs[PREFIX + module] = (a_VR.T, b_RD.T)
   return pairs
 
 

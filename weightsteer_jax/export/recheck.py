@@ -84,7 +84,7 @@ def recheck(folder: pathlib.Path, steered: Steered) -> Rechecked:
 
 
 def _files_by_tensor(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-  file_of = {}
+  file_of: dict[str, pathlib.Path] = {}
   for path in stored.weight_files(folder):
     file_of |= dict.fromkeys(_header(path), path)
   return file_of

@@ -65,18 +65,24 @@ class Comparison:
 
   def cell(self, task: str, alpha: float) -> Cell:
     """The number of a task at an alpha; NaN where not measured."""
-    return self.table.get(task, {}).get(alpha, Cell(math.nan, math.nan, 0))
+    column = self.table.get(task, {})
+    # NaN and not 0: a missing number must not look like a rate of 0.
+    not_measured = Cell(math.nan, math.nan, 0)
+    return column.get(alpha, not_measured)
 
   def behaviour_at(self, alpha: float) -> Cell:
     """Mean over the behaviour tasks at an alpha."""
-    return mean_cell([self.cell(task, alpha) for task in self.behaviour])
+    cells = [self.cell(task, alpha) for task in self.behaviour]
+    return mean_cell(cells)
 
   def change(self, task: str, alpha: float) -> TaskChange:
     """How far a task moved from the base at an alpha."""
     base = self.cell(task, 0.0)
     cell = self.cell(task, alpha)
     # At alpha 0 both are the same number, not two independent ones.
-    sem = 0.0 if alpha == 0 else math.hypot(base.sem, cell.sem)
+    sem = 0.0
+    if alpha != 0:
+      sem = math.hypot(base.sem, cell.sem)
     return TaskChange(task, alpha, base.mean, cell.mean, sem)
 
   def changes(self, alpha: float) -> list[TaskChange]:
@@ -90,7 +96,8 @@ class Comparison:
     """
     # NaN is not larger than the limit.
     limit = self.tolerance + ROUNDING
-    return tuple(change for change in self.changes(alpha) if abs(change.difference) > limit)
+    changes = self.changes(alpha)
+    return tuple(change for change in changes if abs(change.difference) > limit)
 
   def worst(self, alpha: float) -> TaskChange | None:
     """The largest capability change at `alpha`.
@@ -114,7 +121,9 @@ class Comparison:
 
   def gain(self, sign: int, alpha: float) -> float:
     """Change of the behaviour times `sign`: positive for a move the side's way."""
-    return sign * (self.behaviour_at(alpha).mean - self.behaviour_at(0.0).mean)
+    moved = self.behaviour_at(alpha)
+    base = self.behaviour_at(0.0)
+    return sign * (moved.mean - base.mean)
 
 
 def mean_cell(parts: Sequence[Cell]) -> Cell:
@@ -125,5 +134,8 @@ def mean_cell(parts: Sequence[Cell]) -> Cell:
   if not parts:
     return Cell(math.nan, math.nan, 0)
   mean = math.fsum(part.mean for part in parts) / len(parts)
-  sem = math.hypot(*(part.sem for part in parts)) / len(parts)
-  return Cell(mean, sem, sum(part.n for part in parts))
+  # Variances of independent means add up.
+  sems = [part.sem for part in parts]
+  sem = math.hypot(*sems) / len(parts)
+  n = sum(part.n for part in parts)
+  return Cell(mean, sem, n)

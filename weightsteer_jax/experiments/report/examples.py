@@ -80,6 +80,7 @@ def count_rows(workdir: str | Path, tasks: Sequence[SweptTask]) -> Survey:
   names: dict[str, dict[str, None]] = {task.name: {} for task in tasks}
   rows: collections.Counter[str] = collections.Counter()
   values: dict[str, tuple[float, float]] = {}
+  # Keys and no rows, so that a long sweep fits in memory.
   seen = set()
   for row in study.sample_rows(workdir):
     task = row['task']
@@ -97,9 +98,11 @@ def count_rows(workdir: str | Path, tasks: Sequence[SweptTask]) -> Survey:
     seen.add(key)
     count = counts.setdefault((row['arm'], task, row['alpha']), Counts(collections.Counter()))
     count.statuses[str(row['status'])] += 1
+    # A dict as a set that keeps the order.
     names[task][str(row['example'])] = None
     rows[task] += 1
     value = row['value']
+    # Infinite values have no colour, and JSON has none.
     if math.isfinite(value):
       low, high = values.get(task, (value, value))
       values[task] = (min(low, value), max(high, value))
@@ -119,7 +122,9 @@ def choose(survey: Survey, task: str) -> list[str]:
   if not names:
     return []
   per_example = max(1, survey.rows[task] // len(names))
-  limit = min(EXAMPLES_PER_TASK, max(5, ROWS_PER_TASK // per_example))
+  # Five at least, however many rows an example has.
+  limit = max(5, ROWS_PER_TASK // per_example)
+  limit = min(limit, EXAMPLES_PER_TASK)
 
   def digest(name: str) -> bytes:
     # Half of a surrogate pair, which JSON may hold, has no UTF-8.
@@ -147,9 +152,11 @@ def payload(
     # Empty until the example's first row is read; the order is the order on the page.
     shown[task.name] = {name: {} for name in choose(survey, task.name)}
   for row in study.sample_rows(workdir):
-    example = shown[row['task']].get(str(row['example']))
+    examples = shown[row['task']]
+    example = examples.get(str(row['example']))
     if example is None:
       continue
+    # Prompt and choices are the same in all rows of an example.
     if not example:
       example.update(_example(row))
     example['rows'].append(_row(row))
@@ -188,10 +195,12 @@ def _task(task: SweptTask, survey: Survey, examples: dict[str, dict]) -> dict[st
 
 
 def _example(row: dict[str, Any]) -> dict[str, Any]:
-  messages = [
-    [str(message.get('role', '')), cut(str(message.get('content', '')))]
-    for message in row.get('messages') or []
-  ]
+  # Foreign JSON: texts may be missing or of another type.
+  messages = []
+  for message in row.get('messages') or []:
+    role = str(message.get('role', ''))
+    content = str(message.get('content', ''))
+    messages.append([role, cut(content)])
   choices = [cut(str(choice)) for choice in row.get('choices') or []]
   return {
     'id': str(row['example']),
@@ -203,16 +212,22 @@ def _example(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _row(row: dict[str, Any]) -> list[Any]:
+  # Generated answers have a completion, choices have log-probabilities.
   completion = row.get('completion')
+  if completion is not None:
+    completion = cut(str(completion))
   logprobs = row.get('logprobs')
+  if logprobs is not None:
+    logprobs = [_finite(logprob) for logprob in logprobs]
+  # A list and not an object: the same keys in thousands of rows would make the page longer.
   return [
     row['arm'],
     row['alpha'],
     row['sample'],
     _finite(row['value']),
     str(row['status']),
-    None if completion is None else cut(str(completion)),
-    None if logprobs is None else [_finite(logprob) for logprob in logprobs],
+    completion,
+    logprobs,
   ]
 
 

@@ -30,6 +30,7 @@ def document(
     scripts: files of this folder to run, as 'page.js'.
     data: JSON for the scripts to read, in the element `data`.
   """
+  # One style for all pages.
   style = _asset('page.css')
   programs = [_asset(name) for name in scripts]
   body = '\n'.join(section for section in sections if section)
@@ -93,6 +94,7 @@ def column_heads(names: Sequence[str]) -> str:
 
 def folded_json(name: str, content: Any) -> str:
   """JSON under a name, folded away and without secrets."""
+  # Redacted before it is text: keys say what is a secret.
   text = json.dumps(redact(content), indent=2, ensure_ascii=False)
   return f'<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>'
 

@@ -17,7 +17,11 @@ def further(sweep: Study) -> str:
   """The tasks' further metrics, folded away; '' without further metrics."""
   # Shares of failures have a table of their own.
   plotted = {task.name: metric_of(sweep.results, task.name) for task in sweep.tasks}
-  rows = [row for row in sweep.results if row['metric'] not in (plotted[row['task']], *FAILURES)]
+  rows = []
+  for row in sweep.results:
+    shown = (plotted[row['task']], *FAILURES)
+    if row['metric'] not in shown:
+      rows.append(row)
   if not rows:
     return ''
   tables = _tables(sweep, rows, _mean_cell)
@@ -40,6 +44,7 @@ def accounted(sweep: Study) -> str:
 
 def agreement(sweep: Study) -> str:
   """How far every two judges agree, by purpose; '' with fewer than two judges."""
+  # A single judge has nobody to agree with.
   if not sweep.agreement:
     return ''
   rows = []
@@ -65,20 +70,24 @@ def _tables(sweep: Study, rows: Sequence[Row], cell: Callable[[Row | None], str]
   """For every arm a table of tasks and metrics against alpha."""
   parts = []
   for arm in sweep.arms:
+    # The only arm of a page needs no heading.
     if len(sweep.arms) > 1:
       parts.append(f'<h3>{escape(arm)}</h3>')
-    parts.append(_table([row for row in rows if row['arm'] == arm], cell))
+    rows_of_arm = [row for row in rows if row['arm'] == arm]
+    parts.append(_table(rows_of_arm, cell))
   return ''.join(parts)
 
 
 def _table(rows: Sequence[Row], cell: Callable[[Row | None], str]) -> str:
   alphas = sorted({float(row['alpha']) for row in rows})
-  columns: dict[tuple[str, str], dict[float, Row]] = {}
+  # A line of the table for each task and metric, in the order of the results.
+  rows_by_metric: dict[tuple[str, str], dict[float, Row]] = {}
   for row in rows:
-    columns.setdefault((row['task'], row['metric']), {})[float(row['alpha'])] = row
+    by_alpha = rows_by_metric.setdefault((row['task'], row['metric']), {})
+    by_alpha[float(row['alpha'])] = row
   heads = ''.join(f'<th scope="col">{format_alpha(alpha)}</th>' for alpha in alphas)
   lines = []
-  for (task, metric), by_alpha in columns.items():
+  for (task, metric), by_alpha in rows_by_metric.items():
     cells = ''.join(cell(by_alpha.get(alpha)) for alpha in alphas)
     name = f'{escape(task)}<small>{escape(metric)}</small>'
     lines.append(f'<tr><th scope="row" class="left">{name}</th>{cells}</tr>')
@@ -97,7 +106,8 @@ def _count_cell(row: Row | None) -> str:
   if row is None or row['mean'] is None:
     return '<td>–</td>'
   # The mean of a share over `values` answers is a count over `values`.
-  return f'<td>{round(row["mean"] * row["values"])}/{row["values"]}</td>'
+  count = round(row['mean'] * row['values'])
+  return f'<td>{count}/{row["values"]}</td>'
 
 
 def _number(value: float | None) -> str:

@@ -175,16 +175,25 @@ def _random_range(rows: Sequence[Row], name: str) -> dict[int, tuple[float, floa
   """{step: (lowest, highest) cosine of the direction's random controls}."""
   cosines_of: dict[int, list[float]] = {}
   for row in rows:
-    if row['role'] == 'random' and row['name'] == name and row['cosine'] is not None:
+    is_control = row['role'] == 'random' and row['name'] == name
+    # An update of zero has no cosine.
+    if is_control and row['cosine'] is not None:
       cosines_of.setdefault(row['step'], []).append(row['cosine'])
-  return {step: (min(values), max(values)) for step, values in cosines_of.items()}
+  ranges = {}
+  for step, values in cosines_of.items():
+    ranges[step] = (min(values), max(values))
+  return ranges
 
 
 def _layer_table(
   cells: Sequence[Row], name: str, modules: Sequence[str], numbers: Sequence[int]
 ) -> list[list[Any]]:
   """Cosines: lines are the whole and each module, columns are all layers and each."""
-  cosine_at = {(row['module'], row['layer']): row['cosine'] for row in cells if row['name'] == name}
+  cosine_at = {}
+  for row in cells:
+    if row['name'] == name:
+      cosine_at[row['module'], row['layer']] = row['cosine']
+  # None stands for all modules and for all layers, as in the rows.
   table = []
   for module in (None, *modules):
     table.append([cosine_at.get((module, layer)) for layer in (None, *numbers)])
@@ -193,7 +202,8 @@ def _layer_table(
 
 def _limit(values: Sequence[float | None]) -> float:
   """The end of a symmetric scale of colours; 1 if all is zero or blank."""
-  return max((abs(value) for value in values if value is not None), default=0.0) or 1.0
+  sizes = [abs(value) for value in values if value is not None]
+  return max(sizes, default=0.0) or 1.0
 
 
 def _heat(

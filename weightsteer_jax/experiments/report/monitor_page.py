@@ -24,6 +24,7 @@ def write(folder: pathlib.Path, rows: Sequence[Row], summary: Mapping[str, Any])
     'layers': monitor_figures.layers(rows, summary),
     'similarity': monitor_figures.similarity(summary),
   }
+  # PNGs for slides and papers; the page itself has the vectors.
   for name, figure in drawn.items():
     files.write_bytes(folder / f'{name}.png', figures.png(figure))
   drawings = {name: figures.svg(figure, name) for name, figure in drawn.items()}
@@ -94,6 +95,7 @@ def _headline(summary: Mapping[str, Any]) -> str:
       alarm_steps[name] = about['alarm']['step']
   if not alarm_steps:
     return f'No alarm in {len(summary["steps"])} checkpoints'
+  # The earliest alarm of all directions: from there on the run is suspect.
   first = min(alarm_steps.values())
   return f'Alarm from step {first}: the run moves along {", ".join(alarm_steps)}'
 
@@ -128,6 +130,7 @@ def _table(summary: Mapping[str, Any]) -> str:
 
 
 def _threshold(summary: Mapping[str, Any]) -> str:
+  # A threshold for each family of controls, because families need not be alike.
   items = []
   for name, about in summary['directions'].items():
     for family, threshold in about['alarm']['families'].items():

@@ -41,6 +41,7 @@ def write(
   """
   sweep = study.read(workdir)
   picks = pick.choose_all(sweep, behaviour=behaviour, tolerance=tolerance)
+  # Everything is read before anything is written: a broken sweep leaves the old report whole.
   survey = examples.count_rows(workdir, sweep.tasks)
   curves = figures.curves(picks)
   tradeoff = figures.tradeoff(picks)
@@ -64,11 +65,13 @@ def write(
 def _page(
   sweep: Study, picks: Sequence[Pick], survey: Survey, *, curves: str, tradeoff: str
 ) -> str:
-  name = escape(str(sweep.config.get('name') or sweep.workdir.resolve().name))
+  # Resolved, because '.' has no name.
+  folder_name = sweep.workdir.resolve().name
+  name = escape(str(sweep.config.get('name') or folder_name))
   title = f'{name}: sweep over alpha'
   description = sweep.config.get('description')
   about = f'<p class="about">{escape(str(description))}</p>' if description else ''
-  # What page.js shows in the browser of examples.
+  # What page.js shows in the browser of examples; page.js reads the keys by name.
   data = {
     'tasks': examples.payload(sweep.workdir, sweep.tasks, survey),
     'arms': survey.arms,

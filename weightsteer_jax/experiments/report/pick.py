@@ -19,7 +19,8 @@ from weightsteer_jax.experiments.report.comparison import ROUNDING, Comparison, 
 from weightsteer_jax.experiments.report.study import Cell, Study
 from weightsteer_jax.runtime.errors import InputError
 
-# In the units of the capability metric: 5 points of accuracy.
+# In the units of the capability metric: 5 points of accuracy. Shares of some 100 examples are known
+# to about as much.
 TOLERANCE = 0.05
 
 
@@ -92,6 +93,7 @@ def choose(
   """
   behaviours = tuple(task for task, role in roles.items() if role == 'behaviour')
   capabilities = tuple(task for task, role in roles.items() if role == 'capability')
+  # A misspelt name would leave nothing to move.
   if behaviour is not None and behaviour not in behaviours:
     raise InputError(
       f'{behaviour!r} is not a behaviour task; there are {", ".join(behaviours) or "none"}'
@@ -100,7 +102,9 @@ def choose(
     behaviours = (behaviour,)
   table = study.cells(results, arm)
   comparison = Comparison(arm, table, behaviours, capabilities, tolerance)
-  return Pick(comparison, _side(comparison, -1), _side(comparison, 1))
+  negative = _side(comparison, -1)
+  positive = _side(comparison, 1)
+  return Pick(comparison, negative, positive)
 
 
 def choose_all(
@@ -123,12 +127,15 @@ def _side(comparison: Comparison, sign: int) -> Side:
     return Side(sign, None, Cell(math.nan, math.nan, 0), None, (), unusable)
   # Nearest to zero first, so that a tie is won by the smaller edit.
   outward = sorted((alpha for alpha in comparison.alphas if alpha * sign > 0), key=abs)
+  # The base is a candidate too: a side may have nothing better.
   chosen = 0.0
   for alpha in outward:
     if not comparison.admissible(alpha):
       continue
+    # By more than binary rounding, so that equal moves stay with the smaller edit.
     if comparison.gain(sign, alpha) > comparison.gain(sign, chosen) + ROUNDING:
       chosen = alpha
+  # Over all alphas, also beyond the pick: words tell where the model breaks.
   breaks: tuple[TaskChange, ...] = ()
   for alpha in outward:
     breaks = comparison.broken(alpha)

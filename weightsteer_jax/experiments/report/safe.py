@@ -30,6 +30,7 @@ def script_json(value: Any) -> str:
   >>> script_json({'a': '</script>'})
   '{"a":"\\u003c/script\\u003e"}'
   """
+  # JSON for browsers has no NaN; an error here is better than a page that does not load.
   text = json.dumps(value, allow_nan=False, separators=(',', ':'))
   return text.replace('<', '\\u003c').replace('>', '\\u003e').replace('&', '\\u0026')
 
@@ -44,6 +45,7 @@ def redact(value: Any, key: str = '') -> Any:
   """
   if isinstance(value, dict):
     return {name: redact(inner, str(name)) for name, inner in value.items()}
+  # Every entry of a list stands under the key of the list.
   if isinstance(value, list):
     return [redact(inner, key) for inner in value]
   if not isinstance(value, str):

@@ -22,7 +22,8 @@ def headline(choice: Pick, several: bool) -> str:
     several: whether the page shows several arms, each under a heading.
   """
   heading = f'<h3>{escape(choice.arm)}</h3>' if several else ''
-  lede = f'<p class="lede">{escape(_lede(choice))}</p>'
+  outcome = escape(_lede(choice))
+  lede = f'<p class="lede">{outcome}</p>'
   reasons = ''.join(f'<p>{escape(sentence)}</p>' for sentence in choice.sentences)
   return f'<section>{heading}{lede}{_tiles(choice)}{reasons}</section>'
 
@@ -33,6 +34,7 @@ def _lede(choice: Pick) -> str:
   low = choice.negative
   high = choice.positive
   subject = words.subject(numbers)
+  # Both sides lack an alpha for the same reason.
   if low.alpha is None or high.alpha is None:
     # The reason begins with 'No alpha is picked: '.
     return 'No operating point: ' + low.reason.split(': ', 1)[-1]
@@ -98,6 +100,7 @@ def results(sweep: Study, picks: Sequence[Pick]) -> str:
     if len(picks) > 1:
       arms.append(f'<h3>{escape(choice.arm)}</h3>')
     arms.append(_table(sweep, choice))
+  # All arms of a report have one tolerance.
   tolerance = max((choice.comparison.tolerance for choice in picks), default=TOLERANCE)
   return markup.section(
     'Results',
@@ -119,7 +122,9 @@ def _table(sweep: Study, choice: Pick) -> str:
   task_heads = []
   columns = []
   for role in ROLES:
-    names = [task.name for task in sweep.tasks if task.role == role and task.name in numbers.table]
+    tasks = [task for task in sweep.tasks if task.role == role]
+    # An arm may have been measured on some of the tasks only.
+    names = [task.name for task in tasks if task.name in numbers.table]
     if names:
       role_heads.append(f'<th colspan="{len(names)}" class="first-of-role">{role}</th>')
     for index, task in enumerate(names):
@@ -168,6 +173,7 @@ def _cell(cell: Cell, outside: bool, first_of_role: bool) -> str:
   return f'<td class="{classes}" title="{digits}">{cell.mean:.2f}{sem}</td>'
 
 
+# Everything as written and nothing rounded, for checks and for programs that read the page.
 def _all_rows(sweep: Study) -> str:
   keys = ('arm', 'task', 'metric', 'alpha', 'mean', 'sem', 'n', 'values')
   heads = ''.join(f'<th>{key}</th>' for key in keys)
@@ -228,6 +234,7 @@ autocomplete="off"></label>
 
 def accounting(sweep: Study, survey: Survey) -> str:
   """Counts of rows behind every number, and of rows that failed."""
+  # A figure without its failures would look better than the sweep was.
   counts = survey.counts.values()
   total = sum(count.total for count in counts)
   ok = sum(count.statuses['ok'] for count in counts)
@@ -279,7 +286,7 @@ def origin(sweep: Study) -> str:
   again = '<p>The config names no command.</p>'
   command = config.get('command')
   if command:
-    # One text, so that what follows a secret's flag is hidden.
+    # One text and not a list, so that what follows a secret's flag is hidden.
     text = command if isinstance(command, str) else shlex.join(map(str, command))
     config = {**config, 'command': text}
     again = f'<pre>{escape(redact(text))}</pre>'

@@ -15,6 +15,7 @@ from typing import Any
 from weightsteer_jax.runtime.errors import CorruptError, InputError
 from weightsteer_jax.storage import files
 
+# In the order in which tables show tasks.
 ROLES = ('behaviour', 'capability')
 # The failure accounting that every task reports beside its own metrics.
 FAILURES = (
@@ -86,6 +87,7 @@ class Study:
   @property
   def arms(self) -> list[str]:
     """Names of the arms, in the order of the results."""
+    # A dict keeps the order of first appearance, and a set would not.
     return list(dict.fromkeys(row['arm'] for row in self.results))
 
   @property
@@ -111,15 +113,19 @@ def read(workdir: str | Path) -> Study:
     )
   config = files.read_json(workdir / 'config.json', what='the config of the run')
   tasks = _tasks(config, workdir / 'config.json')
-  results = tuple(_results(workdir / 'results.jsonl', {task.name for task in tasks}))
+  known = {task.name for task in tasks}
+  results = tuple(_results(workdir / 'results.jsonl', known))
   directions = {}
   for path in sorted(workdir.glob('directions/*/direction.json')):
     # A hidden folder is a direction still being written.
     if path.parent.name[0] != '.':
       record = files.read_json(path, what='the provenance of a direction')
       directions[path.parent.name] = record
+  # Only sweeps with several judges have the file.
   path = workdir / 'agreement.jsonl'
-  agreement = tuple(row for _, row in _json_lines(path)) if path.is_file() else ()
+  agreement: tuple[dict[str, Any], ...] = ()
+  if path.is_file():
+    agreement = tuple(row for _, row in _json_lines(path))
   return Study(workdir, config, tasks, results, directions, agreement)
 
 
@@ -135,7 +141,10 @@ def sample_rows(workdir: str | Path) -> Iterator[dict[str, Any]]:
   path = Path(workdir) / 'sweep' / 'rows.jsonl'
   for where, row in _json_lines(path, skip_unfinished=True):
     _require(row, ('arm', 'alpha', 'task', 'example', 'sample', 'status'), where)
-    yield {**row, 'alpha': _number(row['alpha']), 'value': _number(row.get('value'))}
+    alpha = _number(row['alpha'])
+    # Failed rows have no value.
+    value = _number(row.get('value'))
+    yield {**row, 'alpha': alpha, 'value': value}
 
 
 def cells(results: Sequence[Mapping[str, Any]], arm: str) -> Cells:
@@ -160,6 +169,7 @@ def cells(results: Sequence[Mapping[str, Any]], arm: str) -> Cells:
       continue
     column = table.setdefault(row['task'], {})
     alpha = float(row['alpha'])
+    # Two runs written to one file: neither number can be told to be the right one.
     if alpha in column:
       raise InputError(
         f'results hold {row["metric"]} of task {row["task"]!r} twice at arm {arm!r}, alpha '
@@ -203,11 +213,10 @@ def _tasks(config: Mapping[str, Any], path: Path) -> tuple[SweptTask, ...]:
         f'{path}: task {entry["name"]!r} has role {entry["role"]!r}; expected one of '
         f'{", ".join(ROLES)}'
       )
-    tasks.append(
-      SweptTask(
-        entry['name'], entry['role'], entry.get('kind') or '', entry.get('description') or ''
-      )
-    )
+    # Both may be missing or null.
+    kind = entry.get('kind') or ''
+    description = entry.get('description') or ''
+    tasks.append(SweptTask(entry['name'], entry['role'], kind, description))
   return tuple(tasks)
 
 

@@ -22,12 +22,17 @@ def text(pick: Pick) -> str:
   """
   numbers = pick.comparison
   # Three lines of heads (role, task, n), then a line for each alpha.
-  marks = ['', '', ''] + [_mark(pick, alpha) for alpha in numbers.alphas]
-  alphas = ['alpha', '', ''] + [format_alpha(alpha) for alpha in numbers.alphas]
+  marks = ['', '', '']
+  alphas = ['alpha', '', '']
+  for alpha in numbers.alphas:
+    marks.append(_mark(pick, alpha))
+    alphas.append(format_alpha(alpha))
   width = max(len(alpha) for alpha in alphas)
+  # The table grows by a column at a time, each as wide as the widest entry.
   lines = [f'{mark:1} {alpha:>{width}}' for mark, alpha in zip(marks, alphas)]
   for task in _tasks(numbers):
-    column = [f'{head} ' for head in (_role(numbers, task), task, count(numbers, task))]
+    heads = (_role(numbers, task), task, count(numbers, task))
+    column = [f'{head} ' for head in heads]
     for alpha in numbers.alphas:
       entry = _entry(numbers, task, alpha)
       # A blank stands where a mark could be: the digits stay under each other.
@@ -39,7 +44,8 @@ def text(pick: Pick) -> str:
     f'{PICKED} picked   {BASE} base   {BROKEN} capability more than {numbers.tolerance:g} from the '
     'base   ± one standard error'
   )
-  return '\n'.join([*(line.rstrip() for line in lines), legend, '', *pick.sentences])
+  table = [line.rstrip() for line in lines]
+  return '\n'.join([*table, legend, '', *pick.sentences])
 
 
 def markdown(pick: Pick) -> str:
@@ -51,12 +57,16 @@ def markdown(pick: Pick) -> str:
   tasks = _tasks(numbers)
   header = ['alpha']
   for task in tasks:
-    header.append(f'{_plain(task)} ({_role(numbers, task)}, {count(numbers, task)})')
+    role = _role(numbers, task)
+    header.append(f'{_plain(task)} ({role}, {count(numbers, task)})')
+  # Numbers are aligned right.
   rows = [header, ['---:'] * len(header)]
   names = {PICKED: ' (picked)', BASE: ' (base)', '': ''}
   for alpha in numbers.alphas:
-    name = format_alpha(alpha) + names[_mark(pick, alpha)]
-    rows.append([name] + [_entry(numbers, task, alpha) for task in tasks])
+    mark = _mark(pick, alpha)
+    name = format_alpha(alpha) + names[mark]
+    entries = [_entry(numbers, task, alpha) for task in tasks]
+    rows.append([name, *entries])
   lines = [f'| {" | ".join(row)} |' for row in rows]
   return '\n'.join([*lines, '', *map(_plain, pick.sentences)])
 
@@ -73,15 +83,20 @@ def format_cell(cell: Cell) -> str:
   if not cell.measured:
     return '-'
   mean = f'{cell.mean:.2f}'
-  return mean if math.isnan(cell.sem) else f'{mean} ±{cell.sem:.2f}'
+  # One example has no standard error.
+  if math.isnan(cell.sem):
+    return mean
+  return f'{mean} ±{cell.sem:.2f}'
 
 
 def _entry(numbers: Comparison, task: str, alpha: float) -> str:
-  broken = any(change.task == task for change in numbers.broken(alpha))
-  return format_cell(numbers.cell(task, alpha)) + (BROKEN if broken else '')
+  entry = format_cell(numbers.cell(task, alpha))
+  broken = [change.task for change in numbers.broken(alpha)]
+  return entry + BROKEN if task in broken else entry
 
 
 def _mark(pick: Pick, alpha: float) -> str:
+  # Never both: a pick is never zero.
   if alpha in pick.alphas:
     return PICKED
   return BASE if alpha == 0 else ''
@@ -102,7 +117,8 @@ def _tasks(numbers: Comparison) -> Sequence[str]:
   behaviours = [task for task in numbers.behaviour if task in numbers.table]
   capabilities = [task for task in numbers.capability if task in numbers.table]
   # Behaviours that the pick does not look at are shown all the same.
-  others = [task for task in numbers.table if task not in numbers.behaviour + numbers.capability]
+  known = numbers.behaviour + numbers.capability
+  others = [task for task in numbers.table if task not in known]
   return behaviours + others + capabilities
 
 

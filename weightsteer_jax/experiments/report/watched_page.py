@@ -37,6 +37,7 @@ def write(path: pathlib.Path, study: StudyJson, *, title: str) -> None:
     'watched-cosines': cosines(study),
     'watched-similarity': monitor_figures.similarity(study),
   }
+  # The page holds vectors; the pictures beside are for slides.
   for name, figure in drawn.items():
     files.write_bytes(path.parent / f'{name}.png', figures.png(figure))
   drawings = {name: figures.svg(figure, name) for name, figure in drawn.items()}
@@ -60,6 +61,7 @@ def cosines(study: StudyJson) -> 'Figure':
   from matplotlib.lines import Line2D
 
   names = study['directions']
+  # Three panels fill the width of a page.
   columns = min(len(names), 3)
   rows = math.ceil(len(names) / columns)
   figure = Figure(figsize=(max(4.0 * columns, 6.4), 3.0 * rows + 0.7), layout='constrained')
@@ -108,6 +110,7 @@ def _draw(axes: 'Axes', angles: Mapping[str, Any], *, misaligned: bool) -> None:
 
 def _line(name: str, auroc: Mapping[str, Any], detections: Mapping[str, Any]) -> str:
   low, high = auroc['interval']
+  # A single seed has no standard error over seeds.
   seeds = ''
   if auroc['seed_standard_error'] is not None:
     error = auroc['seed_standard_error']
@@ -158,24 +161,29 @@ def _table(study: StudyJson) -> str:
   """A row for the untouched model, then a row for each kind of fine-tune."""
   tasks = list(study['base'])
   directions = study['directions']
+  # Seeds of a kind have one name.
   groups: dict[str, list[Mapping[str, Any]]] = {}
   for run in study['runs']:
     groups.setdefault(run['name'], []).append(run)
   # The untouched model has no update, so no cosines.
   base_rates = [_rate(study['base'][task]['mean']) for task in tasks]
-  rows = [_row(['base', '', *base_rates, *([''] * len(directions))])]
+  blanks = [''] * len(directions)
+  rows = [_row(['base', '', *base_rates, *blanks])]
   for name, runs in groups.items():
     rows.append(_row(_group_cells(name, runs, tasks, directions)))
-  return markup.table(markup.column_heads(['fine-tune', 'misaligned', *tasks, *directions]), rows)
+  heads = markup.column_heads(['fine-tune', 'misaligned', *tasks, *directions])
+  return markup.table(heads, rows)
 
 
 def _group_cells(
   name: str, runs: Sequence[Mapping[str, Any]], tasks: Sequence[str], directions: Sequence[str]
 ) -> list[str]:
   """The cells of a kind of fine-tune, means over the seeds."""
+  # Misaligned is the kind of fine-tune, not a single seed of the kind.
   cells = [name, 'yes' if runs[0]['misaligned'] else 'no']
   for task in tasks:
-    cells.append(_rate(_mean([run['rates'][task]['mean'] for run in runs])))
+    rates = [run['rates'][task]['mean'] for run in runs]
+    cells.append(_rate(_mean(rates)))
   for direction in directions:
     angles = [run['directions'][direction] for run in runs]
     peak = _mean([angle['peak'] for angle in angles])

@@ -41,6 +41,7 @@ def reason(
     breaks: capability tasks out of tolerance at the nearest alpha that has any.
   """
   side = 'negative' if sign < 0 else 'positive'
+  # A sweep may have alphas of one sign only.
   if not outward:
     return f'No {side} alpha was swept.'
   # At alpha 0 nothing is edited, so there is no cost and no next alpha to tell of.
@@ -52,6 +53,7 @@ def reason(
     f'Picked alpha {format_alpha(chosen)}: {subject(numbers)} goes from {base:.2f} to {moved:.2f} '
     f'and {_kept(numbers, chosen)}.'
   )
+  # The pick, then what speaks against going further, then what the numbers leave open.
   sentences = [
     picked,
     _next(numbers, chosen, outward),
@@ -66,6 +68,7 @@ def _nothing_found(
   numbers: Comparison, sign: int, outward: Sequence[float], breaks: Sequence[TaskChange]
 ) -> str:
   """Why the base itself is the best on this side."""
+  # Three reasons: no alpha gains anything, every alpha breaks something, or results are missing.
   admissible = [alpha for alpha in outward if numbers.admissible(alpha)]
   if admissible:
     best = max(admissible, key=lambda alpha: numbers.gain(sign, alpha))
@@ -106,7 +109,8 @@ def _next(numbers: Comparison, chosen: float, outward: Sequence[float]) -> str:
     return 'It is the last alpha of the grid on this side.'
   following = further[0]
   missing = numbers.unmeasured(following)
-  # The largest change first: the sentence has room for one.
+  # A break is the stronger reason, so it is named before a missing result. The largest change
+  # first: the sentence has room for one.
   broken = sorted(numbers.broken(following), key=lambda change: -abs(change.difference))
   if broken:
     others = f' (and {len(broken) - 1} more out of tolerance)' if len(broken) > 1 else ''
@@ -121,6 +125,7 @@ def _next(numbers: Comparison, chosen: float, outward: Sequence[float]) -> str:
 
 def _break(chosen: float, outward: Sequence[float], breaks: Sequence[TaskChange]) -> str:
   """Where capability first leaves the tolerance."""
+  # The end of the grid is told, because nothing is known beyond.
   if not breaks:
     return f'Nothing breaks on this side, up to {format_alpha(outward[-1])}.'
   if abs(breaks[0].alpha) < abs(chosen):
