@@ -47,14 +47,17 @@ def examine(
   run_plan = plan(run, config, hardware, sizes)
   check_names(run_plan, programs)
   _say_all(*run_plan.layouts.words, *run_plan.words(sizes))
-  about = {'model': run.model.source, 'topology': hardware.name, **run_plan.as_json(sizes)}
+  # The same for all lines of the file, so that each line can be read alone.
+  about = {'model': run.model.source, 'topology': hardware.name}
+  about |= run_plan.as_json(sizes)
   results = []
   for result in check(run_plan, tuple(programs)):
     results.append(result)
     # At once: compiling the next program may take minutes.
     if output:
       files.append_json(output, {**about, **as_json(run_plan, result)})
-  _say_all('', *report.lines(run_plan, results), '', report.verdict(run_plan, results))
+  table = report.lines(run_plan, results)
+  _say_all('', *table, '', report.verdict(run_plan, results))
   fits = all(result.fits for result in results)
   # What would fit is an estimate of its own, which takes a moment.
   if not fits:
@@ -79,7 +82,8 @@ def recommend(run: configs.Run, topology: str, sizes: Sizes = DEFAULT_SIZES) -> 
       # The search has compiled the training step, the first program.
       others = tuple(program.name for program in run_plan.programs[1:])
       results = [result, *check(run_plan, others)]
-      _say_all('', *report.lines(run_plan, results), '', report.verdict(run_plan, results))
+      table = report.lines(run_plan, results)
+      _say_all('', *table, '', report.verdict(run_plan, results))
       say(f'recommended: {candidate}')
       return all(each.fits for each in results)
   say('nothing that was tried fits: take more devices, shorter rows or a smaller rank')
@@ -91,15 +95,17 @@ def _prepare(
 ) -> tuple[configs.Run, models.ModelConfig, Hardware, Sizes]:
   """The run on the mesh, the model's config, the hardware, and sizes within the model's."""
   if mesh:
-    run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, shape=mesh))
+    replaced = dataclasses.replace(run.mesh, shape=mesh)
+    run = dataclasses.replace(run, mesh=replaced)
   hardware = find_hardware(topology)
-  folder, _ = models.resolve(
-    folder_of(run.model.source), revision=run.model.revision or None, weights=False
-  )
+  # Shapes are all that is needed, so the weights of a hub model are not downloaded.
+  source = folder_of(run.model.source)
+  revision = run.model.revision or None
+  folder, _ = models.resolve(source, revision=revision, weights=False)
   config, family = models.load_config(folder)
-  config = with_kernel(
-    config, run.model.attention, platform=hardware.devices[0].platform, dtype=run.model.dtype
-  )
+  # The kernel that the run would choose there, not the kernel for the machine of the preflight.
+  platform = hardware.devices[0].platform
+  config = with_kernel(config, run.model.attention, platform=platform, dtype=run.model.dtype)
   count = tree.count(models.abstract_params(config))
   say(
     f'model: {run.model.source} ({family.model_type}, {count / 1e9:.3g}B parameters, '

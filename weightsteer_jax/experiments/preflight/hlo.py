@@ -62,7 +62,9 @@ def collectives(text: str) -> dict[str, Moved]:
       if ' while(' in line:
         condition = _field(r'condition=%?([\w.-]+)', line)
         body = _field(r'body=%?([\w.-]+)', line)
-        trips = _trips(line, computations.get(condition, []), computations.get(body, []))
+        condition_lines = computations.get(condition, [])
+        body_lines = computations.get(body, [])
+        trips = _trips(line, condition_lines, body_lines)
         stack.append((body, times * trips))
       elif match := _COLLECTIVE.search(line):
         result, kind, start = match.groups()
@@ -71,12 +73,15 @@ def collectives(text: str) -> dict[str, Moved]:
         # two collectives apart.
         operation = _field(r'op_name="([^"]*)"', line)
         key = f'{kind} {channel} {operation}' if channel else f'{name} {line}'
-        sent_here = (times, kind, _sent(kind, line, result, started=bool(start)))
+        size = _sent(kind, line, result, started=bool(start))
+        sent_here = (times, kind, size)
         # Of several places under one channel the outermost runs the fewest times.
         found[key] = min(found.get(key, sent_here), sent_here)
       else:
+        # Fusions and branches run as often as the line that calls.
         for group in _CALLED.findall(line):
-          stack += [(called.lstrip('%'), times) for called in group.split(', ')]
+          for called in group.split(', '):
+            stack.append((called.lstrip('%'), times))
   counts: dict[str, int] = collections.Counter()
   sent: dict[str, int] = collections.Counter()
   for times, kind, size in found.values():
@@ -113,27 +118,37 @@ def _trips(line: str, condition: list[str], body: list[str]) -> int:
     return int(noted[1])
   # The condition compares one counter with a constant.
   limits = _constants(condition)
-  compared = [match for each in condition if (match := _COMPARED.search(each))]
-  if len(compared) != 1 or compared[0][2] not in limits:
+  compared = []
+  for each in condition:
+    if match := _COMPARED.search(each):
+      compared.append(match.groups())
+  # A loop until something happens counts once.
+  if len(compared) != 1 or compared[0][1] not in limits:
     return 1
-  counter, limit = compared[0].groups()
+  counter, limit = compared[0]
   # The counter's place among the values that the loop carries.
   index = _first(rf'%{re.escape(counter)} = .*index=(\d+)', condition)
   results: list[str] = []
   for each in body:
     if 'ROOT' in each and ' tuple(' in each:
-      results = re.findall(r'%([\w.-]+)', each.split(' tuple(')[1])
+      values = each.split(' tuple(')[1]
+      results = re.findall(r'%([\w.-]+)', values)
       break
   if not index or int(index) >= len(results):
     return limits[limit]
   # The constant that the body adds at that place.
-  added = _first(rf'%{re.escape(results[int(index)])} = .* add\(.*%([\w.-]+)\)', body)
-  return max(1, limits[limit] // _constants(body).get(added, 1))
+  next_counter = re.escape(results[int(index)])
+  added = _first(rf'%{next_counter} = .* add\(.*%([\w.-]+)\)', body)
+  step = _constants(body).get(added, 1)
+  return max(1, limits[limit] // step)
 
 
 def _first(pattern: str, lines: list[str]) -> str:
   """The first group of a pattern in the first line with the pattern, or ''."""
-  return next((match[1] for line in lines if (match := re.search(pattern, line))), '')
+  for line in lines:
+    if match := re.search(pattern, line):
+      return match[1]
+  return ''
 
 
 def _constants(lines: list[str]) -> dict[str, int]:
@@ -156,10 +171,12 @@ def _sent(kind: str, line: str, result: str, *, started: bool) -> int:
   """
   sizes = []
   # Without the layouts in braces.
-  for match in _ARRAY.finditer(re.sub(r'\{[^{}]*\}', '', result)):
-    entries = math.prod(int(size) for size in match[3].split(',') if size)
+  types = re.sub(r'\{[^{}]*\}', '', result)
+  for match in _ARRAY.finditer(types):
+    _, width, shape = match.groups()
+    entries = math.prod(int(size) for size in shape.split(',') if size)
     # 'pred' has no bits in its name and takes a byte.
-    bits = max(int(match[2] or 8), 8)
+    bits = max(int(width or 8), 8)
     sizes.append(entries * bits // 8)
   if kind == 'collective-permute':
     return sizes[0]
@@ -180,8 +197,9 @@ def _group(line: str) -> int:
   if match := re.search(r'replica_groups=\[(\d+),(\d+)\]<=', line):
     return int(match[2])
   if match := re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', line):
-    axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
-    return math.prod(axes[name] for name in re.findall(r"'(\w+)'", match[2]))
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+    names = re.findall(r"'(\w+)'", match[2])
+    return math.prod(int(sizes[name]) for name in names)
   if match := re.search(r'replica_groups=\{\{([\d,]*)\}', line):
     return len(match[1].split(','))
   return 1

@@ -22,4 +22,5 @@ class Bytes:
   @property
   def total(self) -> int:
     """Sum of all kinds."""
+    # Every field is bytes, so a field added later counts too.
     return sum(dataclasses.astuple(self))

@@ -169,7 +169,10 @@ def plan(
     evaluate.decode(),
     evaluate.export(),
   )
-  relaid = bytes_on_device(weights[chosen.evaluate]) if chosen.train != chosen.evaluate else 0
+  # At most all of the weights arrive anew.
+  relaid = 0
+  if chosen.train != chosen.evaluate:
+    relaid = bytes_on_device(weights[chosen.evaluate])
   return RunPlan(config, delta, hardware, chosen, programs, (train_rows, rows), remat, relaid)
 
 
@@ -206,6 +209,7 @@ def _train_step(
     array(jnp.int32), array(jnp.int32), array(jnp.float32), array(jnp.int32), array(jnp.int32)
   )
   number: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=layout.replicated)
+  # The schedule is an argument, so that one program serves all rates and lengths.
   schedule = optimizer.Schedule(number, number, number)
   function = steps.train_step_fn(config, recipe, layout, remat=remat, dropout=options.dropout)
   args = Bytes(
@@ -255,7 +259,8 @@ class _Evaluation:
     options = self.run.finetune
     # The factors of both fine-tunes stand side by side.
     shapes = jax.eval_shape(lambda: _delta(self.config, options, 2 * options.rank))
-    return placed(shapes, models.delta_shardings(self.config, shapes, self.layout))
+    shardings = models.delta_shardings(self.config, shapes, self.layout)
+    return placed(shapes, shardings)
 
   def score(self) -> Program:
     """Scoring of two completions for each prompt."""

@@ -30,6 +30,7 @@ HEAD = (
   'estimate',
   'compiled',
 )
+# Columns of words, aligned left.
 LEFT = ('program', 'collectives, sent')
 ASSUMPTIONS = (
   "GiB and operations are of one device. Peak is the compiler's.",
@@ -41,8 +42,11 @@ ASSUMPTIONS = (
 
 def lines(plan: RunPlan, results: Sequence[Result]) -> list[str]:
   """The table, aligned, with the assumptions under it."""
-  rows = [HEAD, *(_row(result, plan.hardware.memory) for result in results)]
-  widths = [max(len(cell) for cell in column) for column in zip(*rows)]
+  memory = plan.hardware.memory
+  rows = [HEAD, *(_row(result, memory) for result in results)]
+  widths = []
+  for column in zip(*rows):
+    widths.append(max(len(cell) for cell in column))
   table = []
   for row in rows:
     cells = []
@@ -52,7 +56,8 @@ def lines(plan: RunPlan, results: Sequence[Result]) -> list[str]:
     table.append('  '.join(cells).rstrip())
   # Without a known speed there are no estimates to explain.
   assumptions = ASSUMPTIONS if plan.hardware.chip else ASSUMPTIONS[:2]
-  return [table[0], '-' * len(table[0]), *table[1:], '', *assumptions]
+  head, *body = table
+  return [head, '-' * len(head), *body, '', *assumptions]
 
 
 def _row(result: Result, memory: float) -> tuple[str, ...]:
@@ -86,8 +91,10 @@ def _row(result: Result, memory: float) -> tuple[str, ...]:
 def words(collectives: dict[str, Moved]) -> str:
   """Collectives in words, as in 'all-gather 12 GB in 793, all-reduce 3 GB in 248'."""
   # The largest first.
-  sent = sorted(collectives.items(), key=lambda item: -item[1].sent)
-  return ', '.join(f'{kind} {file_size(moved.sent, 3)} in {moved.count}' for kind, moved in sent)
+  texts = []
+  for kind, moved in sorted(collectives.items(), key=lambda item: -item[1].sent):
+    texts.append(f'{kind} {file_size(moved.sent, 3)} in {moved.count}')
+  return ', '.join(texts)
 
 
 def verdict(plan: RunPlan, results: Sequence[Result]) -> str:

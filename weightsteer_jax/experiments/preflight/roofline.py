@@ -58,7 +58,9 @@ class Time:
   @property
   def bound(self) -> str:
     """Name of the busiest resource."""
-    return max(('compute', 'memory', 'links'), key=lambda name: getattr(self, name))
+    # Fields are named as the table names resources.
+    seconds = dataclasses.asdict(self)
+    return max(seconds, key=lambda name: seconds[name])
 
 
 def time(work: Work, collectives: dict[str, Moved], chip: Chip) -> Time:
@@ -95,7 +97,8 @@ def forward(
     flops += 2 * head * num_heads
     count += num_rows * num_tokens
   # Each pass reads the weights once; the cache is read once in all.
-  moved = len(rows) * (_gathered(args.weights, layout) + args.deltas) + args.cache
+  weights = _gathered(args.weights, layout)
+  moved = len(rows) * (weights + args.deltas) + args.cache
   return Work(flops / layout.mesh.size, moved, count)
 
 
@@ -123,12 +126,18 @@ def train_step(
   scores = microbatches * attention(config, rows, tokens, tokens)
   flops += (passes + others_again) * scores
   # The changes of kernels: forward, backward, and the gradients of the changes themselves.
-  flops += (3 + others_again) * 2 * _changed(config, delta) * count
-  flops += (2 + models.changes_head(config, delta)) * 2 * head * count
+  changed = _changed(config, delta)
+  flops += (3 + others_again) * 2 * changed * count
+  # A trained head computes the logits again in the backward pass.
+  head_passes = 2 + models.changes_head(config, delta)
+  flops += head_passes * 2 * head * count
   # An activation in half precision has 2 bytes; written once and read once a layer.
   residual = 2 * config.num_layers * count * config.width * 2 / layout.rows
-  weights = microbatches * (2 + kernels_again) * _gathered(args.weights, layout)
-  moved = weights + 2 * (args.deltas + args.optimizer) + residual
+  weight_passes = microbatches * (2 + kernels_again)
+  weights = weight_passes * _gathered(args.weights, layout)
+  # State is read and written.
+  state = args.deltas + args.optimizer
+  moved = weights + 2 * state + residual
   return Work(flops / layout.mesh.size, moved, count)
 
 
@@ -153,7 +162,8 @@ def matmul_parameters(config: models.ModelConfig) -> tuple[int, int]:
   body = 0
   for path, site in models.sites(config).items():
     if site.inputs and path.startswith('layers/'):
-      body += int(math.prod(site.shape) * _share(config, site))
+      size = math.prod(site.shape)
+      body += int(size * _share(config, site))
   return body, config.vocab_size * config.width
 
 
@@ -169,16 +179,21 @@ def _changed(config: models.ModelConfig, delta: PyTree) -> int:
   for path, array in tree.flatten(delta).items():
     # Paths are those of the sites, with the leaf's field at the end.
     if '/kernel/' in path:
-      site = sites[path.rpartition('/')[0]]
-      count += int(math.prod(array.shape) * _share(config, site))
+      site_path, _, _ = path.rpartition('/')
+      size = math.prod(array.shape)
+      count += int(size * _share(config, sites[site_path]))
   return count
 
 
 def _share(config: models.ModelConfig, site: models.Site) -> float:
   """The share of a parameter that a token goes through."""
-  return config.experts_per_token / config.num_experts if site.axes.startswith('LE') else 1.0
+  # Kernels of experts have an axis E after the layers.
+  if site.axes.startswith('LE'):
+    return config.experts_per_token / config.num_experts
+  return 1.0
 
 
 def _gathered(weights: int, layout: Layout) -> float:
   """Bytes of the weights on a device, after fsdp has gathered all shards."""
-  return weights * (layout.mesh.shape['fsdp'] if layout.fsdp else 1)
+  shards = layout.mesh.shape['fsdp'] if layout.fsdp else 1
+  return weights * shards

@@ -67,6 +67,7 @@ def compile_one(program: Program, hardware: Hardware) -> Result:
   """The result of compiling a program; not fitting is a result, not an error."""
   start = time.monotonic()
   try:
+    # In the mesh of the layout, as the run itself lowers.
     with program.layout.context():
       compiled = program.lower().compile()
   except jax.errors.JaxRuntimeError as error:
@@ -101,6 +102,7 @@ def compile_one(program: Program, hardware: Hardware) -> Result:
 
 def _too_large(program: Program, message: str, seconds: float) -> Result:
   """The result where the compiler found no way to fit."""
+  # The compiler's message is a page; the line about memory says what matters.
   lines = message.splitlines()
   error = next((line for line in lines if 'memory' in line.lower()), lines[0])
   # The compiler's size, as in 'Used 20.5G of 15.75G'; without one, the arguments alone.

@@ -21,7 +21,8 @@ from weightsteer_jax.runtime.errors import InputError
 
 # Rows of a microbatch on each shard that are tried.
 ROWS_PER_SHARD = (1, 2, 4, 8, 16)
-# Share of a device's memory that an estimate may fill.
+# Share of a device's memory that an estimate may fill: estimates leave out what the compiler keeps
+# for itself.
 SPARE = 0.9
 
 
@@ -73,9 +74,12 @@ def candidates(
   for mesh in _meshes(len(hardware.devices)):
     fsdp = sharding.parse(mesh)['fsdp']
     # Replicated for training, the weights lie alike on every mesh: one without fsdp stands for all.
-    for base in ('shard', 'replicate') if fsdp == 1 else ('shard',):
+    bases = ('shard', 'replicate') if fsdp == 1 else ('shard',)
+    for base in bases:
+      # The smallest plan of the mesh, from which all others are estimated.
+      smallest = Candidate(mesh, base, rows=1, remat='none', bytes=0, speed=0)
       try:
-        one_row = Candidate(mesh, base, 1, 'none', 0, 0).plan(run, config, hardware, sizes)
+        one_row = smallest.plan(run, config, hardware, sizes)
       # An axis of the mesh that does not divide the model's.
       except InputError:
         continue
@@ -95,7 +99,9 @@ def search(
     tries: the most candidates to compile.
   """
   for candidate in candidates(run, config, hardware, sizes)[:tries]:
-    result = compile_one(candidate.plan(run, config, hardware, sizes).programs[0], hardware)
+    run_plan = candidate.plan(run, config, hardware, sizes)
+    # The training step alone: the others are compiled where the step fits.
+    result = compile_one(run_plan.programs[0], hardware)
     yield candidate, result
     if result.fits:
       return
@@ -146,10 +152,11 @@ def _variants(
           remat=remat,
           trains_dense=options.kind in ('full', 'bias'),
         )
+        sent = _sent(train, config, work.tokens, remat)
         seconds = (
           work.flops / hardware.chip.flops,
           work.moved / hardware.chip.bandwidth,
-          _sent(train, config, work.tokens, remat) / hardware.chip.link,
+          sent / hardware.chip.link,
         )
         # The busiest resource sets the pace, all else overlapping.
         speed = work.tokens / max(seconds)
@@ -163,12 +170,14 @@ def _sent(train: Program, config: models.ModelConfig, tokens: int, remat: str) -
   # fsdp gathers the weights in each pass: forward, backward, and the forward pass done again.
   gathers = 0
   if train.layout.fsdp:
-    gathers = (2 + (remat == 'full')) * train.args.weights * (shape['fsdp'] - 1)
+    weight_passes = 2 + (remat == 'full')
+    gathers = weight_passes * train.args.weights * (shape['fsdp'] - 1)
   # tensor sums the residual stream twice a layer and pass, with 2 bytes an entry, and an all-reduce
   # sends twice its size.
   passes = 2 + (remat != 'none')
   sums = passes * 2 * config.num_layers
-  streams = sums * 2 * 2 * tokens / rows * config.width * (shape['tensor'] - 1) / shape['tensor']
+  tensor = shape['tensor']
+  streams = sums * 2 * 2 * tokens / rows * config.width * (tensor - 1) / tensor
   # The gradients are summed over all rows.
   gradients = 2 * train.args.deltas * (rows - 1) / rows
   return gathers + streams + gradients
@@ -179,4 +188,5 @@ def _meshes(count: int) -> Iterator[str]:
   for data in range(1, count + 1):
     for fsdp in range(1, count // data + 1):
       if count % (data * fsdp) == 0:
-        yield f'{data}x{fsdp}x{count // data // fsdp}'
+        tensor = count // (data * fsdp)
+        yield f'{data}x{fsdp}x{tensor}'

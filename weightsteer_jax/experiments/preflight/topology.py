@@ -93,13 +93,16 @@ def find_hardware(name: str) -> Hardware:
   """
   if name == 'local':
     devices = tuple(jax.devices())
+    # An unknown device has no estimate of time, but can be compiled for.
     kind = devices[0].device_kind
     chip = next((chip for part, chip in LOCAL_CHIPS.items() if part in kind), None)
     return Hardware('local', chip, devices, placement.device_memory(devices[0]))
   generation, sizes = parse(name)
   pod = CHIPS[generation]
-  full = f'{generation}:{"x".join(map(str, sizes))}'
-  return Hardware(full, pod, _absent_devices(generation, full), pod.memory)
+  shape = 'x'.join(map(str, sizes))
+  full_name = f'{generation}:{shape}'
+  devices = _absent_devices(generation, full_name)
+  return Hardware(full_name, pod, devices, pod.memory)
 
 
 def parse(name: str) -> tuple[str, tuple[int, ...]]:
@@ -120,7 +123,10 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
       "'v5p:2x2x4', or a name as it is sold, as in 'v5litepod-16' or 'v5p-32'"
     )
   chip = CHIPS[generation]
-  sizes = tuple(map(int, match[2].split('x'))) if match[2] else _shape(name, int(match[3]), chip)
+  if match[2]:
+    sizes = tuple(map(int, match[2].split('x')))
+  else:
+    sizes = _shape(name, int(match[3]), chip)
   # Pods are made of whole hosts.
   whole = len(sizes) == len(chip.bounds)
   if whole:
@@ -141,9 +147,11 @@ def _shape(name: str, number: int, chip: Chip) -> tuple[int, ...]:
       f"no topology '{name}': the number counts {chip.cores} to a chip, whose number must be a "
       "power of two; or give the chips along each axis, as in 'v5p:2x2x4'"
     )
+  # The smallest axis is doubled until all chips have a place.
   sizes = [1] * len(chip.bounds)
   while math.prod(sizes) < chips:
-    sizes[sizes.index(min(sizes))] *= 2
+    smallest = sizes.index(min(sizes))
+    sizes[smallest] *= 2
   # As pods are named, smallest axis first; up to a host, as its chips lie.
   return tuple(sizes if chips <= math.prod(chip.bounds) else sorted(sizes))
 
@@ -162,9 +170,8 @@ def _absent_devices(generation: str, name: str) -> tuple[Any, ...]:
   options = {'chip_config_name': 'megacore'} if generation == 'v4' else {}
   try:
     with _quiet():
-      return tuple(
-        topologies.get_topology_desc(platform='tpu', topology_name=name, **options).devices
-      )
+      described = topologies.get_topology_desc(platform='tpu', topology_name=name, **options)
+      return tuple(described.devices)
   # A plugin that is missing and a plugin that refuses raise errors of several classes.
   except Exception as error:
     raise InputError(
