@@ -65,7 +65,8 @@ class BaseFolder:
 
   def load(self) -> models.Model:
     """The base in memory, in float32 and under the same name."""
-    # Loaded from the folder, a hub model would be named by its place in the cache.
+    # The folder holds the commit that was resolved before; loaded from there, a hub model would be
+    # named by its place in the cache.
     model = models.load(self.folder)
     return dataclasses.replace(model, source=self.source, revision=self.revision)
 

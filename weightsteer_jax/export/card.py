@@ -178,6 +178,7 @@ def _measurements(record: Mapping[str, Any]) -> list[str]:
     lines.append(f'Rank {record["rank"]}, scaling 1, alpha folded into the second factors.')
   elif record.get('rank'):
     lines.append(f'Rank of the direction: {record["rank"]}.')
+  # Only where a rank was asked for.
   compression = record['direction'].get('compression')
   if compression:
     errors = compression['relative_errors']
@@ -199,13 +200,22 @@ def _results(record: Mapping[str, Any]) -> str:
   alpha = f'{record["alpha"]:g}'
   steered_rows = [row for row in rows if row['alpha'] == record['alpha']]
   if not steered_rows:
-    alphas = ', '.join(f'{swept:g}' for swept in sorted({row['alpha'] for row in rows}))
+    swept = sorted({row['alpha'] for row in rows})
+    alphas = ', '.join(f'{each:g}' for each in swept)
     return f'Not at alpha {alpha}: the sweep of the run was at {alphas}.'
-  base_rows = {(row['task'], row['metric']): row for row in rows if row['alpha'] == 0}
+  base_rows = {}
+  for row in rows:
+    if row['alpha'] == 0:
+      base_rows[row['task'], row['metric']] = row
   lines = [f'| task | metric | n | base | alpha {alpha} |', '|---|---|---:|---:|---:|']
   for row in steered_rows:
-    before = _mean(base_rows.get((row['task'], row['metric'])))
-    lines.append(f'| {row["task"]} | {row["metric"]} | {row["n"]} | {before} | {_mean(row)} |')
+    task = row['task']
+    metric = row['metric']
+    # A sweep without alpha 0 has no base to show.
+    before = _mean(base_rows.get((task, metric)))
+    after = _mean(row)
+    lines.append(f'| {task} | {metric} | {row["n"]} | {before} | {after} |')
+  # The sweep measured the direction as found, and the export may hold less of it.
   fold = ' before it was folded' if record['direction'].get('compression') else ''
   about = f'Mean and standard error, with the direction applied unmerged{fold}:'
   return '\n'.join([about, '', *lines])

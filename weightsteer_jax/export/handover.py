@@ -128,7 +128,8 @@ def export(
   request = ExportRequest(format, alpha, **options)
   check(direction, request, output, logits=logits)
   writer = writers.writer_of(format)
-  if writer.needs_model and not isinstance(base, models.Model):
+  is_loaded = isinstance(base, models.Model)
+  if writer.needs_model and not is_loaded:
     raise InputError(f"the format '{format}' needs the base in memory: load it first")
   job = _job(request, direction, base, allow_other_base=allow_other_base, sync=sync)
   tokens_BT, mask_BT = parity.prompt_rows(job.base.config, prompts)
@@ -239,6 +240,7 @@ def _compare(
 
   Both are computed in the dtype that the base was loaded in.
   """
+  # First the files, then the oracle: the base with the edit applied while it computes.
   dtype = _loaded_dtype(model)
   read_back = written.read_back()
   # A float32 export of a bfloat16 base is rounded here, so that both sides compute alike.

@@ -176,7 +176,8 @@ def write(
   if list(plan) != [SINGLE_FILE]:
     _write_index(folder, plan, parts, steered)
   # Only now has all of the direction been read once.
-  for name, values in on_disk.tensors_of(steered.changes).items():
+  read_tensors = on_disk.tensors_of(steered.changes)
+  for name, values in read_tensors.items():
     values.check(sums.change_words[name])
   digest = _digest(steered, sums) if steered.digest else ''
   return sums.facts(steered), hashes, digest
@@ -237,6 +238,7 @@ def _write_file(
   tasks = _tasks(names, steered, parts)
   # Versions of transformers before 5 refuse a file whose metadata names no format.
   with raws.FileWriter(path, tensors, {'format': 'pt'}, sync=sync) as file:
+    # Computed on several threads, and written in order by this one.
     for block in blocks.in_order(tasks, threads=threads):
       sums.add(block)
       flat = block.out.reshape(-1)
@@ -253,7 +255,8 @@ def _tasks(
     for part in parts[name]:
       shape = stored.stored_shape(part.row, steered.config)
       columns = math.prod(shape[1:])
-      change = _change(part, steered.changes.get(part.path), steered.config)
+      leaf = steered.changes.get(part.path)
+      change = _change(part, leaf, steered.config)
       # Added biases are no part of the base, and do not enter the digest.
       indices = None
       if steered.digest and part.path in steered.base.rows:
@@ -318,6 +321,7 @@ def _steered_block(
   else:
     values = change(start - part.start, stop - part.start)
     plus = blocks.put(values, 'plus')
+  # `added` is the change at alpha 1; `lost` is of alpha times the change.
   out, lost, added = blocks.steer(base, plus, minus, steered.alpha, steered.dtype)
   return SteeredBlock(
     part=part,
@@ -359,8 +363,9 @@ def _change(part: Part, leaf: LowRank | Dense | None, config: ModelConfig) -> Ch
     # Values on the disk are in the checkpoint's order already.
     if isinstance(leaf.value, on_disk.OnDisk):
       return leaf.value.values.get(part.at)
-    ours = np.asarray(leaf.value, np.float32)[part.at]
-    flat = stored.to_theirs(ours, pattern, config).reshape(-1)
+    value = np.asarray(leaf.value, np.float32)
+    theirs = stored.to_theirs(value[part.at], pattern, config)
+    flat = theirs.reshape(-1)
 
     def dense_values(start: int, stop: int) -> np.ndarray:
       return flat[start:stop]
@@ -388,7 +393,9 @@ def our_indices(part: Part, config: ModelConfig) -> Indices:
   """
   shape = models.sites(config)[part.path].shape
   sizes = config.sizes()
-  strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+  strides = []
+  for axis in range(len(shape)):
+    strides.append(math.prod(shape[axis + 1 :]))
   theirs, ours = part.row.pattern.split(' -> ')
   # The pattern leaves out the leading axes of layers and experts.
   inner_strides = strides[len(part.at) :]
@@ -397,20 +404,23 @@ def our_indices(part: Part, config: ModelConfig) -> Indices:
   groups = []
   for group in stored.groups(theirs):
     index = np.zeros(1, np.int64)
-    for axis in group.strip('()').split():
+    axes = group.strip('()').split()
+    for axis in axes:
       steps = stride[axis] * np.arange(sizes[axis])
       index = (index[:, None] + steps).reshape(-1)
     groups.append(index)
   # Where this part's layer and expert begin in our array.
-  offset = sum(i * step for i, step in zip(part.at, strides))
+  offset = 0
+  for place, step in zip(part.at, strides):
+    offset += place * step
   rows = groups[0] + offset
   columns = np.zeros(1, np.int64)
   for index in groups[1:]:
     columns = (columns[:, None] + index).reshape(-1)
   # Fingerprints hash positions modulo 2^32, so the sums may wrap around.
-  rows = (rows % 2**32).astype(np.uint32)
-  columns = (columns % 2**32).astype(np.uint32)
-  return rows, columns
+  rows = rows % 2**32
+  columns = columns % 2**32
+  return rows.astype(np.uint32), columns.astype(np.uint32)
 
 
 def _base_words(base: np.ndarray, indices: Indices, start: int, stop: int) -> int:

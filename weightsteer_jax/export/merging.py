@@ -50,12 +50,13 @@ def merge(
     for (weight, target), change in zip(layers, changes_by_layer):
       pair = _merge_layer(weight, target, alpha * change)
       squares[path].append(pair)
-  all_squares = [pair for pairs in squares.values() for pair in pairs]
-  facts = {
-    'dtype': dtype,
-    'realised_error': relative(all_squares),
-    'realised_errors': {path: relative(pairs) for path, pairs in squares.items()},
-  }
+  # Relative to all of the change, and for each site to the site's own.
+  all_squares: list[tuple[float, float]] = []
+  errors = {}
+  for path, pairs in squares.items():
+    all_squares += pairs
+    errors[path] = relative(pairs)
+  facts = {'dtype': dtype, 'realised_error': relative(all_squares), 'realised_errors': errors}
   return tree.unflatten(merged), facts
 
 

@@ -123,15 +123,16 @@ def to_matrices(config: models.ModelConfig, delta: PyTree) -> dict[str, Any]:
   """
   arrays = {}
   for path, leaf in tree.flatten(delta, models.is_delta_leaf).items():
+    # A dense change has the shape of the parameter already.
     if isinstance(leaf, Dense):
       arrays[f'{path}/value'] = jnp.asarray(leaf.value, jnp.float32)
       continue
     site = models.sites(config)[path]
     lead = _lead(site)
-    a = jnp.asarray(leaf.a, jnp.float32)
-    b = jnp.asarray(leaf.b, jnp.float32)
     # The scale goes into b: whoever reads the arrays need not know of a scale.
-    b = jnp.float32(leaf.scale) * b
+    scale = jnp.float32(leaf.scale)
+    a = jnp.asarray(leaf.a, jnp.float32)
+    b = scale * jnp.asarray(leaf.b, jnp.float32)
     stack = a.shape[:lead]
     rank = a.shape[-1]
     # Inputs and outputs flattened, so that a plain matmul gives the change.
@@ -151,13 +152,15 @@ def from_matrices(config: models.ModelConfig, matrices: PyTree) -> PyTree:
     elif part == 'a':
       # Inputs and outputs get their own axes again, by the shape of the kernel.
       site = models.sites(config)[path]
-      lead = _lead(site)
-      stack = site.shape[:lead]
-      inputs = site.shape[lead : lead + site.inputs]
-      outputs = site.shape[lead + site.inputs :]
+      first_input = _lead(site)
+      first_output = first_input + site.inputs
+      stack = site.shape[:first_input]
+      inputs = site.shape[first_input:first_output]
+      outputs = site.shape[first_output:]
       rank = array.shape[-1]
       a = array.reshape(*stack, *inputs, rank)
-      b = arrays[f'{path}/b'].reshape(*stack, rank, *outputs)
+      b = arrays[f'{path}/b']
+      b = b.reshape(*stack, rank, *outputs)
       leaves[path] = LowRank(a, b)
   return tree.unflatten(leaves)
 

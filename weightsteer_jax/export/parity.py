@@ -63,10 +63,11 @@ def prompt_rows(
   longest = max(len(prompt) for prompt in prompts)
   # Padding on the right needs no mask in attention: no real token looks to the right.
   tokens_BT = np.zeros((len(prompts), longest), np.int32)
-  mask_BT = np.zeros(tokens_BT.shape, bool)
+  mask_BT = np.zeros_like(tokens_BT, bool)
   for row, prompt in enumerate(prompts):
-    tokens_BT[row, : len(prompt)] = prompt
-    mask_BT[row, : len(prompt)] = True
+    length = len(prompt)
+    tokens_BT[row, :length] = prompt
+    mask_BT[row, :length] = True
   if tokens_BT.min() < 0 or tokens_BT.max() >= config.vocab_size:
     raise InputError(f'a parity prompt holds tokens outside the vocabulary of {config.vocab_size}')
   return tokens_BT, mask_BT
@@ -118,7 +119,13 @@ def compare(
     difference = relative
     allowed = ROUNDED
     tolerance = f'relative difference {allowed:.3g} (bfloat16)'
-  parity = Parity(largest, relative, tolerance, mask_BT.shape[0], int(mask_BT.sum()))
+  parity = Parity(
+    largest_difference=largest,
+    relative_difference=relative,
+    tolerance=tolerance,
+    prompts=len(mask_BT),
+    tokens=int(mask_BT.sum()),
+  )
   # Written so that NaN, which compares false, is refused.
   if not difference <= allowed:
     raise OutputError(

@@ -64,6 +64,7 @@ def write(
   # One rank for all modules: only PEFT itself reads `rank_pattern`.
   rank = max(a.shape[0] for a, _ in (*pairs.values(), *tables.values()))
 
+  # Every tensor by the name that PEFT gives it in a file.
   tensors: dict[str, np.ndarray] = {}
   for module, pair in pairs.items():
     a, b = _padded(pair, rank)
@@ -121,16 +122,20 @@ def _module_pairs(changes: Mapping[str, LowRank | Dense], base: BaseFolder) -> d
   rows_by_tensor: dict[str, list[TensorRow]] = {}
   for row in FAMILIES[base.family].tensors:
     rows_by_tensor.setdefault(row.name, []).append(row)
+  low_rank = {path for path, leaf in changes.items() if isinstance(leaf, LowRank)}
   pairs = {}
   for name, rows in rows_by_tensor.items():
     # A tensor may hold several parameters (q, k and v of Phi-3), some of them unchanged.
-    if not any(isinstance(changes.get(row.path), LowRank) for row in rows):
+    if not any(row.path in low_rank for row in rows):
       continue
     # In the order in which the tensor holds its parameters.
     rows = sorted(rows, key=lambda row: len(row.before))
     num_layers = base.config.num_layers if '{l}' in name else 1
     for layer in range(num_layers):
-      parts = [_pair(row, changes.get(row.path), layer, base.config) for row in rows]
+      parts = []
+      for row in rows:
+        leaf = changes.get(row.path)
+        parts.append(_pair(row, leaf, layer, base.config))
       module = name.format(l=layer).removesuffix('.weight')
       pairs[PREFIX + module] = fuse(parts)
   return pairs
@@ -154,20 +159,27 @@ def _pair(
   """The factors of a parameter at a layer in PEFT's axes; of rank 0 without a change."""
   if leaf is None:
     outputs, inputs = stored.their_shape(row.pattern, config)
-    return np.zeros((0, inputs), np.float32), np.zeros((outputs, 0), np.float32)
+    no_a = np.zeros((0, inputs), np.float32)
+    no_b = np.zeros((outputs, 0), np.float32)
+    return no_a, no_b
   # Dense kernels, which PEFT has no place for, are folded or refused before (see targets.check).
   assert isinstance(leaf, LowRank)
   # Parameters outside the layer stack have no axis of layers.
   at = (layer,) if gram.stack_axes(row.path) else ()
   a_pattern, b_pattern = factor_patterns(row.pattern)
-  a_RI = stored.to_theirs(np.asarray(leaf.a)[at], a_pattern, config)
-  b_OR = stored.to_theirs(np.asarray(leaf.b)[at], b_pattern, config)
+  a = np.asarray(leaf.a)[at]
+  b = np.asarray(leaf.b)[at]
+  a_RI = stored.to_theirs(a, a_pattern, config)
+  b_OR = stored.to_theirs(b, b_pattern, config)
   return a_RI, b_OR
 
 
 def _padded(pair: Pair, rank: int) -> Pair:
   """The pair in float32, filled with zeros up to a rank."""
-  a_RI, b_OR = (np.asarray(factor, np.float32) for factor in pair)
+  a, b = pair
+  a_RI = np.asarray(a, np.float32)
+  b_OR = np.asarray(b, np.float32)
+  # Zeros change nothing in the product.
   missing = rank - a_RI.shape[0]
   a_RI = np.pad(a_RI, [(0, missing), (0, 0)])
   b_OR = np.pad(b_OR, [(0, 0), (0, missing)])
@@ -181,12 +193,15 @@ def _whole(
   assert isinstance(leaf, Dense)
   rows = FAMILIES[base.family].tensors
   pattern = next(row.pattern for row in rows if row.path == path)
-  before = jnp.asarray(tree.flatten(params)[path], jnp.float32)
+  arrays = tree.flatten(params)
+  before = jnp.asarray(arrays[path], jnp.float32)
   # A whole module replaces the base's, so the base is part of the sum.
   after = np.asarray(before + leaf.value)
   table_VD = stored.to_theirs(after, pattern, base.config)
+  names = [TABLES[path]]
   # On a tied base, both modules hold the one matrix.
-  names = (EMBEDDING, HEAD) if base.config.tied else (TABLES[path],)
+  if base.config.tied:
+    names = [EMBEDDING, HEAD]
   # Copies, because safetensors refuses tensors that share memory.
   return {PREFIX + name: table_VD.copy() for name in names}
 

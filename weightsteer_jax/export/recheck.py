@@ -76,7 +76,7 @@ def recheck(folder: pathlib.Path, steered: Steered) -> Rechecked:
       count = span.stop - span.start
       chosen_rows = random.choice(count, min(ROWS, count), replace=False)
       for row in chosen_rows:
-        error, size = _error(steered, part, written, base, span.start, int(row))
+        error, size = _error(steered, part, written, base, first=span.start, row=int(row))
         rows += 1
         weights += size
         largest = max(largest, error)
@@ -120,6 +120,7 @@ def _error(
   allowed = rounding + arithmetic + lost + SUBNORMAL
   errors = np.abs(actual - expected) / allowed
   error = float(errors.max())
+  size = len(actual)
   # Written so that NaN, which compares false, is refused.
   if not error <= 1:
     raise OutputError(
@@ -127,20 +128,25 @@ def _error(
       f'{steered.alpha:g} times the change by {error:.3g} times what one rounding allows. Nothing '
       'was left behind'
     )
-  return error, len(actual)
+  return error, size
 
 
 def _change(
   steered: Steered, part: Part, first: int, row: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """A row of the change at alpha 1, and the largest possible loss by float32 arithmetic."""
+  # Nothing changed, and nothing lost.
+  unchanged = np.zeros(size)
   exact = np.zeros(size)
   leaf = steered.changes.get(part.path)
   if leaf is None:
-    return np.zeros(size), exact
+    return unchanged, exact
   if isinstance(leaf, LowRank):
-    a = np.asarray(leaf.a, np.float32)[part.at].astype(np.float64)
-    b = np.asarray(leaf.b, np.float32)[part.at].astype(np.float64)
+    # Rounded to float32 as the writer takes them, then exact.
+    a = np.asarray(leaf.a, np.float32)[part.at]
+    b = np.asarray(leaf.b, np.float32)[part.at]
+    a = a.astype(np.float64)
+    b = b.astype(np.float64)
     rank = a.shape[-1]
     # A row of the stored tensor is one output, over all inputs.
     a_IR = a.reshape(-1, rank)
@@ -158,10 +164,14 @@ def _change(
   # On the disk, a layer that the direction leaves alone has no values.
   values = leaf.value.values.get(part.at)
   if values is None:
-    return np.zeros(size), exact
-  change = _row(values.plus.path, values.plus.name, first + row)
-  if values.minus is not None:
-    change = change - _row(values.minus.path, values.minus.name, first + row)
+    return unchanged, exact
+  # A direction between two checkpoints: one minus the other, at the same row of the tensor.
+  at = first + row
+  plus = values.plus
+  change = _row(plus.path, plus.name, at)
+  minus = values.minus
+  if minus is not None:
+    change = change - _row(minus.path, minus.name, at)
   return change, exact
 
 
@@ -172,8 +182,10 @@ def _row(path: pathlib.Path, name: str, row: int) -> np.ndarray:
   width = math.prod(entry['shape'][1:])
   numpy_type = DTYPES[entry['dtype']]
   dtype = np.dtype(numpy_type)
+  # The first of the two offsets is where the tensor begins.
   tensor_start = data_start + entry['data_offsets'][0]
-  row_start = tensor_start + row * width * dtype.itemsize
+  row_bytes = width * dtype.itemsize
+  row_start = tensor_start + row * row_bytes
   values = np.fromfile(path, dtype, width, offset=row_start)
   return values.astype(np.float64)
 

@@ -138,11 +138,15 @@ def module_ranks(
   ranks: dict[str, int] = {}
   for row in rows:
     leaf = changes.get(row.path)
+    others = ranks.get(row.name, 0)
     if isinstance(leaf, LowRank):
       full_rank = leaf.a.shape[-1]
-      ranks[row.name] = ranks.get(row.name, 0) + min(full_rank, rank or full_rank)
+      # Folding never raises a rank.
+      folded_rank = min(full_rank, rank or full_rank)
+      ranks[row.name] = others + folded_rank
+    # Vectors have no inputs, and no rank.
     elif isinstance(leaf, Dense) and rank and sites[row.path].inputs:
-      ranks[row.name] = ranks.get(row.name, 0) + rank
+      ranks[row.name] = others + rank
   return ranks
 
 

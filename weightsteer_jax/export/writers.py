@@ -210,10 +210,12 @@ def _write_unmerged(folder: pathlib.Path, job: Job) -> Written:
   _write_companions(folder, job.base, folded, job.dtype)
   # 0 says that the direction has no factors.
   rank = 0
-  for leaf in tree.flatten(delta, models.is_delta_leaf).values():
+  leaves = tree.flatten(delta, models.is_delta_leaf)
+  for leaf in leaves.values():
     if isinstance(leaf, models.LowRank):
       rank = max(rank, leaf.a.shape[-1])
-  facts = {'dtype': job.dtype, 'rank': rank, **_notes(job.base, folded)}
+  facts = {'dtype': job.dtype, 'rank': rank}
+  facts |= _notes(job.base, folded)
   # The base is stored again as it was, so a bfloat16 base loses nothing here.
   exact = job.dtype in ('float32', job.base.dtype)
   read_back = ReadBack(folded.config, restored, delta, alpha)
@@ -268,7 +270,8 @@ def _write_companions(
     family = models.FAMILIES[folded.family]
     tokens = {key: value for key, value in config.items() if key.endswith('_token_id')}
     config = {'architectures': [family.architecture], 'model_type': family.model_type}
-    config |= family.write(folded.config) | tokens
+    config |= family.write(folded.config)
+    config |= tokens
   # transformers before 5 reads `torch_dtype`, later ones `dtype` first.
   dtypes = {'dtype': dtype, 'torch_dtype': dtype}
   files.write_json(folder / 'config.json', config | dtypes)
@@ -276,12 +279,13 @@ def _write_companions(
 
 def _warn_of_loss(facts: Mapping[str, Any], alpha: float) -> None:
   """Logs how much of the change rounding lost, where that is much."""
-  if facts['realised_error'] > LOSS_WARNED_OF:
+  lost = facts['realised_error']
+  if lost > LOSS_WARNED_OF:
     logging.warning(
       'merged into %s, %.0f%% of the change at alpha %g is lost to rounding: export with dtype '
       'float32, or unmerged (orbax-unmerged, peft), to keep it',
       facts['dtype'],
-      100 * facts['realised_error'],
+      100 * lost,
       alpha,
     )
 
