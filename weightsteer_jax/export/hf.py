@@ -394,8 +394,8 @@ def our_indices(part: Part, config: ModelConfig) -> Indices:
   shape = models.sites(config)[part.path].shape
   sizes = config.sizes()
   strides = []
-  for axis in range(len(shape)):
-    strides.append(math.prod(shape[axis + 1 :]))
+  for place in range(len(shape)):
+    strides.append(math.prod(shape[place + 1 :]))
   theirs, ours = part.row.pattern.split(' -> ')
   # The pattern leaves out the leading axes of layers and experts.
   inner_strides = strides[len(part.at) :]
@@ -411,8 +411,8 @@ def our_indices(part: Part, config: ModelConfig) -> Indices:
     groups.append(index)
   # Where this part's layer and expert begin in our array.
   offset = 0
-  for place, step in zip(part.at, strides):
-    offset += place * step
+  for index_at, stride_at in zip(part.at, strides):
+    offset += index_at * stride_at
   rows = groups[0] + offset
   columns = np.zeros(1, np.int64)
   for index in groups[1:]:
