@@ -250,20 +250,22 @@ def _tasks(
   names: list[str], steered: Steered, parts: Mapping[str, list[Part]]
 ) -> Iterator[Callable[[], SteeredBlock]]:
   """For each block of the named tensors, in order, the function that computes it."""
-  raw = steered.base.raw()
+  raws_by_name = steered.base.raw()
+  config = steered.config
   for name in names:
+    raw = raws_by_name.get(name)
     for part in parts[name]:
-      shape = stored.stored_shape(part.row, steered.config)
+      shape = stored.stored_shape(part.row, config)
       columns = math.prod(shape[1:])
       leaf = steered.changes.get(part.path)
-      change = _change(part, leaf, steered.config)
+      change = _change(part, leaf, config)
       # Added biases are no part of the base, and do not enter the digest.
       indices = None
       if steered.digest and part.path in steered.base.rows:
-        indices = our_indices(part, steered.config)
+        indices = our_indices(part, config)
       # Blocks of whole rows: low-rank changes are computed so, and fingerprints indexed so.
       step = blocks.SIZE // columns * columns
-      block_of = functools.partial(_block, steered, part, raw.get(name), change, indices)
+      block_of = functools.partial(_block, steered, part, raw, change, indices)
       for start, stop in blocks.ranges(part.start, part.stop, step):
         yield functools.partial(block_of, start, stop)
 

@@ -101,17 +101,19 @@ def write_unmerged(
   params = jax.tree.map(lambda x: jnp.asarray(x, dtype), model.params)
   matrices = to_matrices(config, delta)
   metadata = {'model_config': models.config_to_record(config)}
-  checkpoint.save(folder / PARAMS, params, metadata=metadata)
-  checkpoint.save(folder / DIRECTION, matrices, metadata=metadata | {'alpha': alpha})
+  params_folder = folder / PARAMS
+  direction_folder = folder / DIRECTION
+  checkpoint.save(params_folder, params, metadata=metadata)
+  checkpoint.save(direction_folder, matrices, metadata=metadata | {'alpha': alpha})
   # Only this example reads an argument.
   restore = RESTORE.replace('import pathlib\n', 'import pathlib\nimport sys\n')
   example = restore + STEER % alpha
   _write_around(folder, config, example)
   # Read back, so that logits are those of the files.
   param_shapes = models.abstract_params(config, dtype)
-  restored = checkpoint.restore(folder / PARAMS, param_shapes)
+  restored = checkpoint.restore(params_folder, param_shapes)
   matrix_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), matrices)
-  restored_matrices = checkpoint.restore(folder / DIRECTION, matrix_shapes)
+  restored_matrices = checkpoint.restore(direction_folder, matrix_shapes)
   return restored, from_matrices(config, restored_matrices)
 
 

@@ -188,14 +188,15 @@ def _write_hf(folder: pathlib.Path, job: Job) -> Written:
 
 def _write_orbax(folder: pathlib.Path, job: Job) -> Written:
   """Writes steered parameters as orbax arrays."""
-  folded = folding.fold(job.base.config, job.base.family, job.direction.delta)
+  base = job.base
+  folded = folding.fold(base.config, base.family, job.direction.delta)
   model = folded.model(job.loaded)
   alpha = job.request.alpha
   merged, facts = merging.merge(model, folded.delta, alpha, job.dtype)
   _warn_of_loss(facts, alpha)
   restored = orbax.write_steered(folder, folded.config, merged)
-  _write_companions(folder, job.base, folded, job.dtype)
-  facts |= _notes(job.base, folded)
+  _write_companions(folder, base, folded, job.dtype)
+  facts |= _notes(base, folded)
   exact = job.dtype == 'float32'
   read_back = ReadBack(folded.config, restored)
   return Written(facts, exact, lambda: read_back)
@@ -203,11 +204,12 @@ def _write_orbax(folder: pathlib.Path, job: Job) -> Written:
 
 def _write_unmerged(folder: pathlib.Path, job: Job) -> Written:
   """Writes the base's parameters and the direction, apart, as orbax arrays."""
+  base = job.base
   alpha = job.request.alpha
-  folded = folding.fold(job.base.config, job.base.family, job.direction.delta)
+  folded = folding.fold(base.config, base.family, job.direction.delta)
   model = folded.model(job.loaded)
   restored, delta = orbax.write_unmerged(folder, model, folded.delta, alpha, job.dtype)
-  _write_companions(folder, job.base, folded, job.dtype)
+  _write_companions(folder, base, folded, job.dtype)
   # 0 says that the direction has no factors.
   rank = 0
   leaves = tree.flatten(delta, models.is_delta_leaf)
@@ -215,9 +217,9 @@ def _write_unmerged(folder: pathlib.Path, job: Job) -> Written:
     if isinstance(leaf, models.LowRank):
       rank = max(rank, leaf.a.shape[-1])
   facts = {'dtype': job.dtype, 'rank': rank}
-  facts |= _notes(job.base, folded)
+  facts |= _notes(base, folded)
   # The base is stored again as it was, so a bfloat16 base loses nothing here.
-  exact = job.dtype in ('float32', job.base.dtype)
+  exact = job.dtype in ('float32', base.dtype)
   read_back = ReadBack(folded.config, restored, delta, alpha)
   return Written(facts, exact, lambda: read_back)
 
