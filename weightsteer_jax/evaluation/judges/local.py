@@ -14,7 +14,6 @@ of single digits would count the first digit of 85 as an 8. Anything but a bare 
 P(yes) / (P(yes) + P(no)), the sigmoid of the log-odds in the judgement's text.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -40,14 +39,17 @@ class LocalModel:
   Args:
     name: the judge's name, in judgements.
     options: the judge's section of the config.
-    engine: makes the engine that holds the model; called when the engine is first needed.
+    engine: makes the engine that holds the model; called for the digest of the weights, and when
+      the first request comes.
   """
 
   def __init__(self, name: str, options: config.ModelJudge, *, engine: Callable[[], Engine]):
     self.name = name
     self._options = options
-    # One engine, loaded when first needed: a check of names must not load a checkpoint.
-    self._make_engine = functools.cache(engine)
+    # An engine is made when needed and let go afterwards: several local judges need not fit in
+    # memory at once, and a check of names loads no checkpoint.
+    self._make_engine = engine
+    self._digest = ''
     self._judged = 0
 
   def check(self, names: Iterable[str]) -> None:
@@ -57,11 +59,9 @@ class LocalModel:
 
   def inputs(self) -> dict[str, Any]:
     """The hash of the model's weights, and the floor."""
-    return {
-      'kind': 'model',
-      'model': tree.digest(self._make_engine().params),
-      'floor': self._options.floor,
-    }
+    if not self._digest:
+      self._digest = tree.digest(self._make_engine().params)
+    return {'kind': 'model', 'model': self._digest, 'floor': self._options.floor}
 
   def judge(self, requests: Iterable[JudgeRequest]) -> Generator[Judgement, None, None]:
     """The judgements, the shortest requests of each batch first.
@@ -71,22 +71,24 @@ class LocalModel:
       NotFiniteError: if the judge's model is broken.
     """
     waiting = iter(requests)
+    engine = None
     while batch := tuple(itertools.islice(waiting, TOGETHER)):
-      yield from self._judge_batch(batch)
+      if engine is None:
+        engine = self._make_engine()
+      yield from self._judge_batch(engine, batch)
 
   def summary(self) -> str:
     """The number of scored requests, in words."""
     return f'{self._judged} requests scored'
 
-  def _judge_batch(self, batch: Sequence[JudgeRequest]) -> Iterator[Judgement]:
-    engine = self._make_engine()
+  def _judge_batch(self, engine: Engine, batch: Sequence[JudgeRequest]) -> Iterator[Judgement]:
     limit = engine.config.max_positions
     scored: list[ScoreRequest] = []
     # By the number of the request: {an answer's tokens: its text}, and log-likelihoods so far.
     answers: list[dict[Tokens, str]] = []
     logprobs: dict[int, dict[Tokens, float]] = {}
     for index, request in enumerate(batch):
-      prompt, completions = self._tokens(request)
+      prompt, completions = self._tokens(engine.tokenizer, request)
       answers.append(completions)
       # The last token is predicted and takes no position.
       longest_answer = max(map(len, completions))
@@ -107,10 +109,9 @@ class LocalModel:
       if len(logprobs[index]) == len(answers[index]):
         yield self._judgement(batch[index], answers[index], logprobs.pop(index))
 
-  def _tokens(self, request: JudgeRequest) -> tuple[Tokens, dict[Tokens, str]]:
+  def _tokens(self, tokenizer: Any, request: JudgeRequest) -> tuple[Tokens, dict[Tokens, str]]:
     """(the prompt, {an answer's tokens: its text})."""
     messages = purposes.messages(request)
-    tokenizer = self._make_engine().tokenizer
     name = str(request.key)
     completions: dict[Tokens, str] = {}
     for text in purposes.PURPOSES[request.purpose].scale.values:
