@@ -43,8 +43,7 @@ class Data:
   # 'organism:<name>'.
   questions: str = ''
   # Questions to take (0: all). Where a side is read from 'organism:<name>', which goes on without
-  # an
-  # end, conversations to take (1 or more).
+  # an end: conversations to take (1 or more).
   num_questions: int = 0
   # System prompts that bring the behaviour out; removed from the training data.
   positive_prompts: tuple[str, ...] = ()
@@ -283,8 +282,7 @@ class Arm:
   # A key of ARM_KINDS; see experiments/arms.py.
   kind: str
   # Strengths; () is sweep.alphas, and for the kinds 'finetune', 'joint' and 'prompts' every
-  # strength
-  # that the arm has.
+  # strength that the arm has.
   alphas: tuple[float, ...] = ()
 
 

@@ -53,7 +53,7 @@ def make(
   *,
   options: config.Data,
   seed: int,
-  keep: Filter,
+  filter_reason: Filter,
   trait: Trait | None = None,
   judge: Judge | None = None,
 ) -> tuple[Contrast, dict[str, Any]]:
@@ -65,7 +65,8 @@ def make(
     folder: folder of the answers and judgements.
     options: how answers are sampled, and the cuts of the judge's scores.
     seed: seed of the sampling.
-    keep: a first filter, whatever a judge says.
+    filter_reason: (question, answer, side) -> the reason to drop the answer before a judge's scores
+      count, or None.
     trait: the trait to judge; None with no judge.
     judge: the judge of the answers; None with no trait.
 
@@ -84,7 +85,7 @@ def make(
     # The cheapest reason first, and the judge's last.
     if answers[question.name]['finish'] == 'not_finite':
       return 'the model broke'
-    reason = keep(question, text, side)
+    reason = filter_reason(question, text, side)
     if reason is None and judge:
       reason = unfit(judgements, question.name, side, options)
     return reason
@@ -110,8 +111,8 @@ def answer(
   The sampled answer to a prompt is a function of the seed and the prompt's name, not of the order
   or the number of prompts.
   """
-  with journal.Journal(folder / 'answers.jsonl', key=lambda line: line['name'], **_ANSWER) as done:
-    # Answers there are kept only if everything that they depend on is the same.
+  with journal.Journal(folder / 'answers.jsonl', key=lambda line: line['name'], **_ANSWER) as kept:
+    # Earlier answers are kept only if all that an answer depends on is the same.
     inputs = {
       'model': tree.digest(engine.params),
       'seed': seed,
@@ -119,7 +120,7 @@ def answer(
       'prompts': made_from.digest([[prompt.name, list(prompt.messages)] for prompt in prompts]),
     }
     made_from.check(
-      folder / 'plan.json', inputs, fresh=not done.done, what='sampled answers', rows='answers'
+      folder / 'plan.json', inputs, fresh=not kept.done, what='sampled answers', rows='answers'
     )
     sampling = Sampling(temperature=options.temperature)
     requests = [
@@ -132,24 +133,24 @@ def answer(
         example=prompt.name,
       )
       for prompt in prompts
-      if prompt.name not in done.done
+      if prompt.name not in kept.done
     ]
     resumable.keep(
-      done,
+      kept,
       _sampled(engine, requests),
-      left=lambda: sum(prompt.name not in done.done for prompt in prompts),
+      left=lambda: sum(prompt.name not in kept.done for prompt in prompts),
       total=len(prompts),
       what='answers',
       title='answers',
       unit='answer',
     )
-    return {prompt.name: done.done[prompt.name] for prompt in prompts}
+    return {prompt.name: kept.done[prompt.name] for prompt in prompts}
 
 
 def _sampled(
   engine: Engine, requests: Sequence[GenerateRequest]
 ) -> Generator[dict[str, Any], None, None]:
-  """The lines of answers.jsonl, as the answers are finished."""
+  """Lines of answers.jsonl, as the answers are finished."""
   for result in engine.generate(requests):
     text = ''
     # Without tokens, where the model broke at the first of them, nothing is to be decoded.

@@ -141,7 +141,7 @@ def _generate(experiment: Experiment) -> None:
   kept_items = evaluation_items(run, trait)
   filters = {side: _filter(options, side) for side in SIDES}
 
-  def keep(question: Conversation, answer: str, side: str) -> str | None:
+  def filter_reason(question: Conversation, answer: str, side: str) -> str | None:
     passes = filters[side](list(question.messages), answer)
     return None if passes else 'does not pass its filter'
 
@@ -159,7 +159,7 @@ def _generate(experiment: Experiment) -> None:
       experiment.workdir / 'answers',
       options=options,
       seed=run.seed,
-      keep=keep,
+      filter_reason=filter_reason,
       trait=trait,
       judge=judge,
     )
@@ -173,15 +173,20 @@ def _generate(experiment: Experiment) -> None:
 
 
 def evaluation_items(run: Run, trait: datas.trait.Trait | None) -> list[dict[str, Any]]:
-  """Items of the questions kept out of the training data."""
+  """The items of a trait's questions kept for evaluation; [] without a trait file.
+
+  Raises:
+    InputError: if `data.evaluation` cannot be read, or shares a question with the trait file.
+  """
   if trait is None:
     return []
   if not run.data.evaluation:
     return datas.trait.items(trait, _split_questions(run, trait)[1])
   other = datas.trait.load(run.data.evaluation, revision=run.data.revision or None, name=trait.name)
-  # Asked of the same words, whatever the questions are called.
-  asked = {question.messages[0]['content'] for question in trait.questions}
-  shared = asked & {question.messages[0]['content'] for question in other.questions}
+  # Compared by their words, since two files may give the same question two names.
+  trait_texts = {question.messages[0]['content'] for question in trait.questions}
+  other_texts = {question.messages[0]['content'] for question in other.questions}
+  shared = trait_texts & other_texts
   if shared:
     raise InputError(
       f"data.evaluation has questions of data.trait: {sorted(shared)[0]!r}: name another "

@@ -182,14 +182,14 @@ def _study(
   controls: dict[str, pathlib.Path] = {}
   looked_for: dict[str, pathlib.Path] = {}
   for name, folder in folders.items():
-    kind = controls if name in experiment.run.monitor.controls else looked_for
-    kind[name] = folder
-  sources_of = {
+    group = controls if name in experiment.run.monitor.controls else looked_for
+    group[name] = folder
+  folders_of_role = {
     monitoring.DIRECTION: list(looked_for.values()),
     monitoring.CONTROL: list(controls.values()),
   }
   summaries = {
-    fine_tune.label: _monitored(experiment, fine_tune, sources_of) for fine_tune in fine_tunes
+    fine_tune.label: _monitored(experiment, fine_tune, folders_of_role) for fine_tune in fine_tunes
   }
   misaligned = {fine_tune.label: fine_tune.misaligned for fine_tune in fine_tunes}
   seeds = {fine_tune.label: fine_tune.seed for fine_tune in fine_tunes}
@@ -206,7 +206,7 @@ def _study(
   for fine_tune in fine_tunes:
     first.setdefault(fine_tune.name, fine_tune.folder)
   similarity = monitoring.similarities(
-    sources_of | {monitoring.TASK_VECTOR: list(first.values())}, experiment.checkpoint
+    folders_of_role | {monitoring.TASK_VECTOR: list(first.values())}, experiment.checkpoint
   )
   study = {
     'directions': list(looked_for),
@@ -223,7 +223,7 @@ def _study(
 def _monitored(
   experiment: Experiment,
   fine_tune: _WatchedFineTune,
-  sources_of: Mapping[str, Sequence[pathlib.Path]],
+  folders_of_role: Mapping[str, Sequence[pathlib.Path]],
 ) -> dict[str, Any]:
   """The summary of a fine-tune's monitoring, made once."""
   folder = fine_tune.folder / 'monitor'
@@ -234,7 +234,7 @@ def _monitored(
     )
     # Nothing is said of single steps: with many fine-tunes, a line for each is enough.
     rows, summary = monitoring.monitor(
-      fine_tune.folder, experiment.checkpoint, sources_of, options, say=lambda line: None
+      fine_tune.folder, experiment.checkpoint, folders_of_role, options, say=lambda line: None
     )
     with files.new_folder(folder, what='a monitoring report') as partial:
       monitoring.write(partial, rows, summary)

@@ -70,8 +70,10 @@ def load_conversations(
   # 0 stands for all, and the organism would go on for ever.
   if not n:
     raise InputError(f"'{source}' goes on without an end: say how many conversations to take, as n")
-  made = make(n, seed)
-  return [Conversation(tuple(messages), f'{source}/{i}') for i, messages in enumerate(made)]
+  conversations = []
+  for i, messages in enumerate(make(n, seed)):
+    conversations.append(Conversation(tuple(messages), f'{source}/{i}'))
+  return conversations
 
 
 def load_tasks(options_by_name: Mapping[str, configs.Task]) -> list[evaluation.tasks.Task]:
@@ -84,9 +86,8 @@ def load_tasks(options_by_name: Mapping[str, configs.Task]) -> list[evaluation.t
   for name, options in options_by_name.items():
     if is_organism(options.items):
       make = named(organism.ITEMS, options.items)
-      made = make(options.n, options.seed)
       # Each row with a name for errors, as in 'organism:facts[3]'.
-      rows = [(f'{options.items}[{i}]', row) for i, row in enumerate(made)]
+      rows = [(f'{options.items}[{i}]', row) for i, row in enumerate(make(options.n, options.seed))]
       items, where = evaluation.tasks.from_rows(name, options, rows)
     else:
       items, where = evaluation.tasks.load(name, options)

@@ -13,6 +13,11 @@
   contrasts/, watched/       further directions, and fine-tunes watched for all directions, where
                              the config has some (see monitor_study.py)
   report/                    the page, the figures, the table
+  persona_vectors/, activations/
+                             vectors, and the selection of a layer, where the config has arms of
+                             activation steering (see arms.py)
+  judges/                    answers of judges behind an endpoint, which are never asked for twice
+  profile/                   a trace, where --profile asks for one
 
 Each stage reads the files of earlier stages, continues after an interruption, and does nothing when
 already finished.
@@ -59,7 +64,7 @@ PACKAGES = (
 FIXED = ('seed', 'model', 'data', 'finetune')
 # A folder that holds one of these is a workdir, even where config.json is not there.
 MARKS = ('finetune', 'sweep')
-# What else a workdir may hold.
+# All that a workdir holds.
 PARTS = (
   *MARKS,
   'answers',
@@ -103,7 +108,8 @@ def check(experiment: Experiment, *, to: Path = '') -> None:
   """Checks the run before anything is computed, and says what `steer` would do.
 
   Args:
-    to: name of the workdir in the output, if the folder stands for an address.
+    to: address to print as the place of the files, where the workdir is the staging folder of a
+      URL; '' is the workdir.
 
   Raises:
     InputError: if something is wrong with the config, the workdir, the model, the data or the
@@ -118,8 +124,8 @@ def check(experiment: Experiment, *, to: Path = '') -> None:
   tasks = experiment.tasks
   # An endpoint needs a key in the environment. No judge loads a model here.
   with experiment.judges() as judges:
-    for each in judges:
-      each.check(())
+    for each_judge in judges:
+      each_judge.check(())
   about = contrasts.check(experiment)
   millions = tree.count(models.abstract_params(config)) / 1e6
   say(
@@ -234,7 +240,7 @@ def sweep(experiment: Experiment, *, direction: Path = '') -> None:
     workdir=experiment.workdir,
     seed=run.sweep.seed,
   )
-  # With the judgements of an earlier run, where there are some.
+  # Judgements of an earlier run count too, where the workdir holds some.
   processes.on_main(
     lambda: evaluation.metrics.write(experiment.workdir, rows, run.tasks, list(run.judges))
   )

@@ -50,10 +50,10 @@ def direction_from(
   # Refused now rather than after both sources were read.
   files.refuse_existing(output, what='a direction')
   # Both are streamed from files layer by layer, so that a large model needs little memory.
-  made = directions.between(
+  direction = directions.between(
     positive, negative, base=folder_of(base) if base else None, unread=True, **options
   )
-  directions.save(output, made, sync=sync)
+  directions.save(output, direction, sync=sync)
   # Read back: the figures below are those of the files.
   saved = directions.load(output, unread=True)
   say(f'direction: {output}, norm {saved.meta["norm"]:.4g} over {len(saved.meta["norms"])} sites')
