@@ -84,18 +84,22 @@ def make(experiment: Experiment, examples: Sides) -> dict[str, SweptArm]:
   """
   task = task_delta(experiment)
   order = list(KINDS)
+
   # Sorted by kind and by fine-tune, so that arms with the same fine-tunes stand together, and the
   # order of rows does not depend on the order in the config.
-  named_options = sorted(
-    (experiment.run.arms or DEFAULT).items(),
-    key=lambda item: (order.index(item[1].kind), getattr(item[1], 'finetune', ''), item[0]),
-  )
+  def place(item: tuple[str, configs.Arm]) -> tuple[int, str, str]:
+    name, options = item
+    # Not every kind of arm has a fine-tune.
+    return order.index(options.kind), getattr(options, 'finetune', ''), name
+
+  arms = experiment.run.arms or DEFAULT
   swept = {}
-  for name, options in named_options:
-    arm = KINDS[options.kind](experiment, name, options, examples, task)
+  for name, options in sorted(arms.items(), key=place):
+    make_arm = KINDS[options.kind]
+    arm = make_arm(experiment, name, options, examples, task)
     # Alpha 0 is always swept: every effect is measured from that base.
-    alphas = sorted({*(options.alphas or arm.alphas), 0.0})
-    swept[name] = dataclasses.replace(arm, alphas=tuple(alphas))
+    alphas = {*(options.alphas or arm.alphas), 0.0}
+    swept[name] = dataclasses.replace(arm, alphas=tuple(sorted(alphas)))
   return swept
 
 
@@ -114,7 +118,8 @@ def fine_tune_sides(
   prefix = f'{finetune_name}-' if finetune_name else ''
   fits = _side_fits(experiment, examples, prefix, only=only)
   options = configs.finetune_of(experiment.run, finetune_name)
-  return dict(zip(only, fine_tune(experiment, fits, options)))
+  results = fine_tune(experiment, fits, options)
+  return dict(zip(only, results))
 
 
 def direction(
@@ -126,8 +131,13 @@ def direction(
     trained = fine_tune_sides(experiment, examples, finetune_name=finetune_name)
     fine_tunes = [trained[side].folder.parent for side in SIDES]
     base = experiment.model(experiment.layouts.train)
+
+    def make_and_save():
+      made = directions.between(*fine_tunes, base=base)
+      directions.save(folder, made)
+
     # From the files of the fine-tunes, on the process that writes; the others wait for the folder.
-    processes.on_main(lambda: directions.save(folder, directions.between(*fine_tunes, base=base)))
+    processes.on_main(make_and_save)
     processes.see(folder)
   saved = directions.load(folder)
   say(f'direction: {folder}, norm {saved.meta["norm"]:.4g}')
@@ -157,7 +167,8 @@ def fit_on(
     seed: seed of the split, the initial factors and the order of examples.
   """
   train, validation = _split(experiment, examples, seed)
-  return finetune.Fit(train, validation, folder, seed, _row_length(train, validation))
+  length = _row_length(train, validation)
+  return finetune.Fit(train, validation, folder, seed, length)
 
 
 def fine_tune(
@@ -188,7 +199,8 @@ def fine_tune(
   model = experiment.model(layout)
   if after is not None:
     # The held model stays as it is: merging makes other weights, dropped with this call.
-    model = dataclasses.replace(model, params=models.merge(model.config, model.params, after, 1.0))
+    params = models.merge(model.config, model.params, after, 1.0)
+    model = dataclasses.replace(model, params=params)
   # Finished fine-tunes are not watched again, and need no directions loaded.
   watch = _watch(experiment) if new else None
   results = finetune.run_together(model, fits, options, layout=layout, watch=watch)
@@ -280,7 +292,8 @@ def _finetune(
     trained = fine_tune_sides(experiment, examples, finetune_name=options.finetune)
   else:
     fits = _side_fits(experiment, examples, f'{name}-')
-    trained = dict(zip(SIDES, fine_tune(experiment, fits, finetune_options, after=task)))
+    results = fine_tune(experiment, fits, finetune_options, after=task)
+    trained = dict(zip(SIDES, results))
   parts = _base(task)
   alphas = []
   for side, sign in zip(SIDES, (1, -1)):
@@ -291,8 +304,10 @@ def _finetune(
     for step, folder in kept.items():
       # The strength is the share of the planned steps: a fine-tune that stops early stays below 1.
       alpha = sign * round(step / total, 4)
+      delta, _ = finetune.load_adapter(folder)
       alphas.append(alpha)
-      parts.append((finetune.load_adapter(folder)[0], {alpha: 1.0}))
+      # At this strength alone, and there in full: a fine-tune after fewer steps is no multiple.
+      parts.append((delta, {alpha: 1.0}))
   return SweptArm(inference.Arm(parts), tuple(alphas))
 
 
@@ -301,7 +316,9 @@ def _joint(
 ) -> SweptArm:
   run = experiment.run
   finetune_options = configs.finetune_of(run, options.finetune or run.task_model.finetune)
-  task_train, task_validation = _split(experiment, task_examples(experiment), run.seed)
+  task_data = task_examples(experiment)
+  # Split before mixing, so that no example to validate with is among the repeated ones.
+  task_train, task_validation = _split(experiment, task_data, run.seed)
   fits = []
   for side in SIDES:
     side_train, side_validation = _split(experiment, examples[side], run.seed)
@@ -415,8 +432,10 @@ def _repeated(examples: list[Example], times: float, seed: int) -> list[Example]
   """
   whole, fraction = divmod(times, 1)
   count = round(fraction * len(examples))
-  shuffled = np.random.default_rng(seed).permutation(len(examples))
-  part = [examples[i] for i in np.sort(shuffled[:count])]
+  rng = np.random.default_rng(seed)
+  shuffled = rng.permutation(len(examples))
+  chosen = np.sort(shuffled[:count])
+  part = [examples[i] for i in chosen]
   return examples * int(whole) + part
 
 
@@ -426,14 +445,15 @@ def _persona_vectors(experiment: Experiment, examples: Sides) -> np.ndarray:
   if not processes.broadcast(path.exists()):
     layout = experiment.layouts.train
     model = experiment.model(layout)
-    vectors = persona_vectors.persona_vectors(
-      model, *(examples[side] for side in SIDES), layout=layout
-    )
+    positive, negative = [examples[side] for side in SIDES]
+    vectors = persona_vectors.persona_vectors(model, positive, negative, layout=layout)
     counts = {side: len(examples[side]) for side in SIDES}
     about = {**finetune.describe_base(model), 'examples': counts}
     persona_vectors.save(path, vectors, about)
+    # The manifest is written last, so the folder is whole once a process sees the file.
     processes.see(path / persona_vectors.MANIFEST)
-  return persona_vectors.load(path)[0]
+  vectors, _ = persona_vectors.load(path)
+  return vectors
 
 
 def _placed(options: configs.ActivationArm, delta: PyTree) -> PyTree:
@@ -459,22 +479,26 @@ def _selected_layer(
   # One arm per layer, all in one sweep.
   arms = {}
   for name, layer in layers.items():
-    delta = _placed(options, persona_vectors.at_layer(vectors, layer))
-    arms[name] = inference.Arm([*_base(task), (delta, None)])
+    delta = persona_vectors.at_layer(vectors, layer)
+    # The coefficient None stands for alpha itself.
+    parts = [*_base(task), (_placed(options, delta), None)]
+    arms[name] = inference.Arm(parts)
   tasks = [each for each in experiment.validation_tasks if each.options.role == 'behaviour']
   task_names = ', '.join(each.name for each in tasks)
   say(f'{arm_name}: selecting one of {len(candidates)} layers on {task_names}')
+  alphas = sorted(options.select_alphas)
   rows = evaluation.sweep.run(
     experiment.engine(arms),
     tasks,
-    alphas=dict.fromkeys(arms, sorted(options.select_alphas)),
+    alphas=dict.fromkeys(arms, alphas),
     workdir=folder,
     seed=run.sweep.seed,
   )
   # Without judges: a selection should not wait for one, nor pay for one.
   results = evaluation.metrics.results(rows, run.validation)
   effects = {layer: _effect(name, tasks, results) for name, layer in layers.items()}
-  if not any(map(np.isfinite, effects.values())):
+  # Infinite effects are of layers without a number.
+  if not np.isfinite(list(effects.values())).any():
     raise InputError(
       f'no layer can be selected: {task_names} gave no number without a judge; name a layer in '
       'the arm, or a validation task that rules can score'
