@@ -165,7 +165,9 @@ def admit(
   # Keys rotate as in the longer cache that they are copied into.
   reach = models.cache_length(state.cache)
   batch = models.TokenBatch(entry.prompts_PT)
-  _, cache = models.hidden(config, params, batch, edits=edits, cache=cache, reach=reach)
+  _, filled = models.hidden(config, params, batch, edits=edits, cache=cache, reach=reach)
+  # A call with a cache returns one.
+  assert filled is not None
   rows = dataclasses.replace(entry.rows, keys_B2=sampling.row_keys(*entry.draws_P3.T))
 
   # Copy rows and cache into the slots, on each device by itself. Padding has a slot past the last
@@ -183,7 +185,7 @@ def admit(
   put = sharding.by_shard(put_rows, shards, (0, 0, 0), 0)
   is_unstacked = _is_unstacked(state.cache)
   if is_unstacked:
-    cache = _unstacked_cache(config, cache)
+    filled = _unstacked_cache(config, filled)
   # A stacked cache has the layers before the rows.
   rows_axis = 0 if is_unstacked else 1
   put_cache = sharding.by_shard(put_prompts, shards, (rows_axis, rows_axis, 0), rows_axis)
@@ -194,7 +196,7 @@ def admit(
     values_P = jnp.full(prompts, value, old.dtype)
     return put(old, values_P, slots_P)
 
-  new_cache = jax.tree.map(lambda old, new: put_cache(old, new, slots_P), state.cache, cache)
+  new_cache = jax.tree.map(lambda old, new: put_cache(old, new, slots_P), state.cache, filled)
   new_rows = jax.tree.map(lambda old, new: put(old, new, slots_P), state.rows, rows)
   admitted = DecodeState(
     cache=new_cache,

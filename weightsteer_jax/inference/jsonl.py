@@ -8,7 +8,6 @@ only if asked for. The output has each input row once per alpha, in order.
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,8 +36,8 @@ def score_file(
   tokenizer: Any,
   delta: Any,
   alphas: Sequence[float],
-  input: str | os.PathLike,
-  output: str | os.PathLike,
+  input: files.Path,
+  output: files.Path,
   *,
   add_bos: bool = False,
   end_of_turn: bool = False,
@@ -99,8 +98,8 @@ def generate_file(
   tokenizer: Any,
   delta: Any,
   alphas: Sequence[float],
-  input: str | os.PathLike,
-  output: str | os.PathLike,
+  input: files.Path,
+  output: files.Path,
   *,
   max_new_tokens: int = 256,
   sampling: Sampling = GREEDY,
@@ -192,7 +191,7 @@ def _engine(
 
 
 def _read(
-  input: str | os.PathLike, output: str | os.PathLike, columns: Sequence[str]
+  input: files.Path, output: files.Path, columns: Sequence[str]
 ) -> list[tuple[str, Mapping[str, Any]]]:
   """(file:line, row) of every row, checked for what can be seen without a tokenizer."""
   # Before the model computes for hours.
