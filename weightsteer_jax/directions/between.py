@@ -168,7 +168,7 @@ def recognise(fine_tune: files.Path) -> Source:
   folder = pathlib.Path(fine_tune).expanduser()
   if not folder.is_dir():
     raise InputError(
-      f'no folder {folder}{files.nearest(folder)}; expected a run of ours, a PEFT adapter or a '
+      f'no folder {folder}{files.path_hint(folder)}; expected a run of ours, a PEFT adapter or a '
       'checkpoint'
     )
   # An adapter that was cut short has tensors and no manifest; reading it names the damage.

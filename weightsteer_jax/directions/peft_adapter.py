@@ -223,7 +223,7 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
       "PeftModel.from_pretrained, then save_pretrained('converted')"
     )
   if not path.exists():
-    raise InputError(f'{folder} has a {CONFIG} but no {WEIGHTS}{files.nearest(path)}')
+    raise InputError(f'{folder} has a {CONFIG} but no {WEIGHTS}{files.path_hint(path)}')
   return safetensors.read(path, remedy='copy or download it again')
 
 

@@ -43,7 +43,7 @@ def verify(folder: files.Path) -> Verified:
   """
   folder = pathlib.Path(folder)
   if not folder.is_dir():
-    raise InputError(f'no folder at {folder}{files.nearest(folder)}')
+    raise InputError(f'no folder at {folder}{files.path_hint(folder)}')
   # A folder cut short lacks the marker, because the marker is written last.
   for marker, check in CHECKS.items():
     if (folder / marker).is_file():

@@ -164,7 +164,7 @@ def resolve(
   if not match or str(source).startswith(('.', '/', '~')):
     raise InputError(
       f"no checkpoint at '{source}': neither a folder nor a hub id of the form "
-      f"org/name{files.nearest(folder)}"
+      f"org/name{files.path_hint(folder)}"
     )
   if match[2] and revision and match[2] != revision:
     raise InputError(f"'{source}' names one revision and '{revision}' is another: give one of them")
@@ -195,7 +195,7 @@ def _download(repository: str, revision: str, weights: bool) -> tuple[pathlib.Pa
       )
     except Exception:
       reason = first_line(error)
-      near = files.nearest(pathlib.Path(repository))
+      near = files.path_hint(pathlib.Path(repository))
       raise InputError(
         f"'{repository}' is no folder here{near}, was not downloaded before, and could not be had "
         f'from the hub (revision {revision}): {reason}'

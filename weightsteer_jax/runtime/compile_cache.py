@@ -16,10 +16,12 @@ import jax
 from weightsteer_jax.runtime import hashes
 from weightsteer_jax.runtime.errors import InputError
 
+# Of the whole folder.
 MAX_BYTES = 2 * 1000**3
 # Every program is kept. A small model has many programs that compile in less than a second, which
 # jax by default would not keep.
 MIN_COMPILE_SECONDS = 0.0
+# How long to wait for another process's lock before clearing is left to that process.
 LOCK_SECONDS = 5.0
 
 

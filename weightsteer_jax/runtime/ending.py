@@ -21,9 +21,10 @@ from typing import Any, NoReturn
 from weightsteer_jax.runtime import processes
 from weightsteer_jax.runtime.errors import ProcessLost, WeightSteerError
 
-# For what process 0 does before the end. Schedulers kill after that long, or earlier.
+# Seconds for the actions of process 0 registered with `before_end`. Schedulers kill after that
+# long, or earlier.
 LAST_SECONDS = 120.0
-# The store goes with process 0, which gives the others so long to read the last message.
+# Seconds that the others have to read the last message: the store ends with process 0.
 FAREWELL_SECONDS = 5.0
 RESTART = ProcessLost.exit_code
 GONE = 'ended without a word (killed, or its machine lost): start all processes again to continue'
@@ -45,13 +46,14 @@ CONTACT_LOST = (
 _ending = threading.Lock()
 _leaving = threading.Event()
 _progress = time.monotonic()
-# C code holds pointers to these, which Python does not see.
-_kept: list[Any] = []
-_last: list[Callable[[], None]] = []
+# Functions to which C code holds pointers. Python does not see the pointers, and would free them.
+_c_handlers: list[Any] = []
+# Registered with `before_end`.
+_last_actions: list[Callable[[], None]] = []
 
 
 def guard(*, stall_minutes: float) -> None:
-  """Begins to watch the other processes, and the progress of this process.
+  """Begins to watch the other processes, and the progress of this process, in threads.
 
   Args:
     stall_minutes: minutes without progress until the run is ended; 0 for never.
@@ -81,7 +83,7 @@ def catch_abort() -> None:
       _end(_main_is_gone())
     _end(_failure(processes.not_together(), RESTART, [0]))
 
-  _kept.append(aborted)
+  _c_handlers.append(aborted)
   libc = ctypes.CDLL(None)
   libc.signal.argtypes = (ctypes.c_int, type(aborted))
   libc.signal.restype = ctypes.c_void_p
@@ -93,7 +95,7 @@ def before_end(action: Callable[[], None]) -> None:
 
   Every process calls this.
   """
-  _last.append(action)
+  _last_actions.append(action)
 
 
 def progress() -> None:
@@ -193,7 +195,7 @@ def _depart(code: int, dead: set[int]) -> NoReturn:
   seconds = FAREWELL_SECONDS
   if processes.is_main():
     _do_last()
-  elif _last:
+  elif _last_actions:
     seconds += LAST_SECONDS
   if 0 not in dead:
     thread = threading.Thread(target=_say_farewell, args=(code, dead), daemon=True)
@@ -206,7 +208,7 @@ def _depart(code: int, dead: set[int]) -> NoReturn:
 def _say_farewell(code: int, dead: set[int]) -> None:
   """Waits, through the store, until process 0 may go after all others."""
   if not processes.is_main():
-    if _last:
+    if _last_actions:
       # Schedulers end a job when the first process of the job has ended.
       processes.wait_for('last')
     processes.put(f'farewell/{processes.index()}', code)
@@ -223,7 +225,7 @@ def _do_last() -> bool:
   """Whether the actions registered with `before_end` were done in time."""
 
   def act() -> None:
-    for action in _last:
+    for action in _last_actions:
       action()
 
   thread = threading.Thread(target=act, daemon=True)

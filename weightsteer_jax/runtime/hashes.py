@@ -4,9 +4,10 @@ import hashlib
 import pathlib
 from collections.abc import Iterable
 
-DIGITS = 64  # of a whole SHA-256
-# Enough to name a model, a set of weights or a data set: among 10^6 of them the chance that any two
-# share 64 bits is below 10^-7.
+# Hex digits of a whole SHA-256.
+DIGITS = 64
+# Hex digits that name a model, a set of weights or a data set: among 10^6 such names the chance
+# that any two share their 64 bits is below 10^-7.
 SHORT = 16
 
 

@@ -31,14 +31,14 @@ class Stop:
   """
 
   def __init__(self, agreement: '_Agreement | None'):
-    """`agreement` is between several processes, None for one."""
+    """Begins without a signal; `agreement` is None where the run is a single process."""
     self.name = ''
-    self._asked = ''
+    self._noted = ''
     self._agreement = agreement
 
   def note(self, name: str) -> None:
     """Remembers a signal of this process; the first signal counts."""
-    self._asked = self._asked or name
+    self._noted = self._noted or name
     # The store keeps the first of all processes' signals.
     if self._agreement:
       processes.put('stop', {'process': processes.index(), 'name': name})
@@ -48,23 +48,23 @@ class Stop:
     if self._agreement:
       self.name = self._agreement.pass_boundary()
     else:
-      self.name = self._asked
+      self.name = self._noted
     return bool(self.name)
 
   def end(self) -> None:
-    """Fills in the name if a signal has come since the last boundary."""
+    """Fills in `name` if a signal has come since the last boundary; called when the block ends."""
     if self.name:
       return
-    self.name = self._agreement.asked() if self._agreement else self._asked
+    self.name = self._agreement.signal_so_far() if self._agreement else self._noted
 
 
 @contextlib.contextmanager
 def watch() -> Iterator[Stop]:
   """A block of work; a signal to stop is noted, to be acted on at the next boundary.
 
-  A second SIGINT acts as outside the block. A second SIGTERM does not, since schedulers send
-  several. Only the main thread notes signals. After the block, `name` also tells of a signal after
-  the last boundary.
+  A second SIGINT acts as it would outside the block. A second SIGTERM does not, since schedulers
+  send several. Only the main thread notes signals. After the block, `name` also tells of a signal
+  after the last boundary.
   """
   agreement = _agreement() if processes.count() > 1 else None
   stop = Stop(agreement)
@@ -105,7 +105,7 @@ class _Agreement:
     self._passed = 0
     self._within = False
     self._target: int | None = None
-    self._asked = ''
+    self._signal = ''
     threading.Thread(target=self._settle, daemon=True).start()
 
   def enter(self) -> None:
@@ -120,12 +120,12 @@ class _Agreement:
     """The signal to stop for at this boundary, or ''."""
     with self._lock:
       self._passed += 1
-      return self._asked if self._passed == self._target else ''
+      return self._signal if self._passed == self._target else ''
 
-  def asked(self) -> str:
+  def signal_so_far(self) -> str:
     """The signal so far, as known to process 0."""
     with self._lock:
-      known = self._asked
+      known = self._signal
     # Some processes may have heard of the signal, others not yet: all take process 0's word.
     return processes.broadcast(known)
 
@@ -134,7 +134,7 @@ class _Agreement:
       request = processes.wait_for('stop')
       # The lock holds the main thread at its next boundary until all have told where theirs is.
       with self._lock:
-        self._asked = f'{request["name"]} (to {processes.name(request["process"])})'
+        self._signal = f'{request["name"]} (to {processes.name(request["process"])})'
         processes.put(f'passed/{processes.index()}', self._passed if self._within else None)
         passed = [processes.wait_for(f'passed/{process}') for process in range(processes.count())]
         # None: that process is between two blocks, where it passes no boundaries.

@@ -28,20 +28,20 @@ from weightsteer_jax.runtime.messages import first_line
 PyTree = Any
 
 MODES = ('auto', 'on', 'off')
-# A process that sent no heartbeat for so long is dead. Hearts beat in a thread of jax's own,
-# whatever Python does.
+# A process without a heartbeat for so long counts as dead. A thread of jax's own sends the
+# heartbeats, whatever Python does.
 HEARTBEAT_SECONDS = 10
 JOIN_SECONDS = 300
 # jax's store takes no infinite timeout; this is four months.
 FOREVER_MS = 10**10
-# Network file systems look for new files only now and then.
+# How long `see` waits for a file: network file systems look for new files only now and then.
 SEEN_SECONDS = 30.0
 # Our part of the store, which jax writes to as well.
 _PREFIX = 'weightsteer/'
 
 # Messages so far, by kind. All processes say the same kinds in the same order, so that the numbers
 # agree.
-_used: dict[str, int] = {}
+_message_counts: dict[str, int] = {}
 _thread = threading.local()
 _joined = False
 
@@ -122,7 +122,7 @@ def place(
   Raises:
     InputError: if the arguments do not go together, or a cluster is needed and none is detected.
   """
-  _check(mode, coordinator, num_processes, process_id)
+  _check_flags(mode, coordinator, num_processes, process_id)
   if mode == 'off':
     return 0, 1
   arguments = (coordinator or None, num_processes, process_id)
@@ -283,7 +283,7 @@ def on_main(action: Callable[[], Any]) -> Any:
     if 'error' in outcome:
       raise getattr(errors, outcome['error'])(outcome['message'])
     return outcome['value']
-  # For this thread only: others of this process go on speaking to the other processes.
+  # For this thread only: other threads of this process go on speaking to the other processes.
   _thread.alone = True
   try:
     value = action()
@@ -340,6 +340,7 @@ def alive() -> set[int]:
 
 
 def _ask(request: Callable[[Any], Any]) -> Any:
+  """The store's answer to a request, a function of jax's client."""
   try:
     return request(distributed.global_state.client)
   except RuntimeError as error:
@@ -350,11 +351,13 @@ def _ask(request: Callable[[Any], Any]) -> Any:
 
 
 def _next_key(kind: str) -> str:
-  _used[kind] = _used.get(kind, 0) + 1
-  return f'{kind}/{_used[kind]}'
+  _message_counts[kind] = _message_counts.get(kind, 0) + 1
+  return f'{kind}/{_message_counts[kind]}'
 
 
-def _check(mode: str, coordinator: str, num_processes: int | None, process_id: int | None) -> None:
+def _check_flags(
+  mode: str, coordinator: str, num_processes: int | None, process_id: int | None
+) -> None:
   if mode not in MODES:
     raise InputError(f"--distributed={mode}: expected one of {', '.join(MODES)}")
   if mode == 'off' and (coordinator or num_processes is not None or process_id is not None):

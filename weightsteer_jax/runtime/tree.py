@@ -24,7 +24,8 @@ PyTree = Any
 Array = jax.Array | np.ndarray
 AnyArray = TypeVar('AnyArray', jax.Array, np.ndarray)
 
-NAMED = 8  # paths that an error lists
+# Paths that an error lists.
+NAMED = 8
 # Elements that NumPy hashes in about a tenth of a second, less than a compilation takes.
 AT_HAND = 1 << 22
 # The unsigned integers that elements are hashed as, by the bytes of an element. Elements of 8 bytes
@@ -196,9 +197,9 @@ def fingerprint(tree: PyTree) -> dict[str, str]:
 
 
 def at_hand(x: Array) -> bool:
-  """Whether NumPy is through with the array before a program for the same work is compiled.
+  """Whether an array is small and on this host.
 
-  True for small arrays on this host.
+  NumPy is through with such an array before a program for the same work is compiled.
   """
   on_host = isinstance(x, np.ndarray) or x.is_fully_addressable
   return on_host and math.prod(x.shape) <= AT_HAND
@@ -235,9 +236,9 @@ def per_arrays(function: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
       if all(reference() is leaf for reference, leaf in zip(references, leaves)):
         return result
     # Results of trees that are gone are dropped, or the table would grow for ever.
-    for key_, (references, _) in list(known.items()):
+    for old_key, (references, _) in list(known.items()):
       if any(reference() is None for reference in references):
-        del known[key_]
+        del known[old_key]
     known[key] = [weakref.ref(leaf) for leaf in leaves], function(tree)
     return known[key][1]
 

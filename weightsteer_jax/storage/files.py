@@ -27,7 +27,7 @@ def read_json(path: Path, *, what: str) -> Any:
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise InputError(f'{what} was expected at {path}, but there is no such file{nearest(path)}')
+    raise InputError(f'{what} was expected at {path}, but there is no such file{path_hint(path)}')
   try:
     return json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:
@@ -153,8 +153,11 @@ def sync_to_disk(path: pathlib.Path) -> None:
     os.close(descriptor)
 
 
-def nearest(path: pathlib.Path) -> str:
-  """The words "(did you mean 'x'?)" for the sibling with the nearest name, or ''."""
+def path_hint(path: pathlib.Path) -> str:
+  """Words for an error about a missing path: its nearest sibling, or that the parent is missing.
+
+  '' where no sibling has a near name.
+  """
   # At 0.6, names of other lengths that share an ending are not taken for slips.
   parent = path.parent
   if not parent.is_dir():

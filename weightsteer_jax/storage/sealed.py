@@ -20,7 +20,8 @@ from weightsteer_jax.runtime.messages import listed
 from weightsteer_jax.storage import files
 
 PROVENANCE = 'provenance.json'
-NAMED = 8  # files or keys that an error lists
+# Files or keys that an error lists.
+NAMED = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Manifest:
 
   def _check_presence(self, folder: pathlib.Path) -> None:
     if not folder.is_dir():
-      raise InputError(f'no {self.noun} at {folder}{files.nearest(folder)}')
+      raise InputError(f'no {self.noun} at {folder}{files.path_hint(folder)}')
     if (folder / self.name).is_file():
       return
     # The manifest is written last: a folder with tensors and no manifest was not finished.

@@ -53,7 +53,7 @@ def find_tasks(
   if not names:
     raise InputError('no tasks were given: expected at least one of lm-eval')
   if include_path and not pathlib.Path(include_path).is_dir():
-    near = files.nearest(pathlib.Path(include_path))
+    near = files.path_hint(pathlib.Path(include_path))
     raise InputError(f'no folder {include_path} to read tasks from{near}')
   # The folder alone first, if there is one; then with lm-eval's own tasks, if they may be used.
   attempts = [False] * bool(include_path) + [True] * include_defaults

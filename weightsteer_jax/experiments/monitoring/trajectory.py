@@ -66,7 +66,7 @@ def find(run: files.Path, *, learning_rate: float | None = None) -> list[Step]:
   """
   folder = pathlib.Path(run).expanduser()
   if not folder.is_dir():
-    raise InputError(f'no training run at {folder}{files.nearest(folder)}')
+    raise InputError(f'no training run at {folder}{files.path_hint(folder)}')
   # By what lies in the folder: ours, then a cache of the hub, then folders named by steps.
   rates = _learning_rates(folder)
   if rates:
