@@ -222,7 +222,7 @@ def score(config, params, delta, args, _) -> tuple[Callable, Work, dict]:
 
   prompts, length, answers = args.prompts, args.prompt_length, args.prompts * ANSWERS
   batch = jax.device_put(
-    packing.alike(
+    packing.random_batch(
       config, prompts=prompts, prompt_tokens=length, completions=ANSWERS, completion_tokens=ANSWER
     )
   )

@@ -138,7 +138,7 @@ def on_devices(count: int) -> tuple[float, int, int]:
   config, params, delta = model_of(USUAL['layers'])
   layout = sharding.Layout(sharding.make_mesh({'data': count, 'fsdp': 1, 'tensor': 1}), fsdp=False)
   params = jax.device_put(params, models.param_shardings(config, layout))
-  batch = packing.alike(
+  batch = packing.random_batch(
     config, prompts=64, prompt_tokens=64, completions=4, completion_tokens=8, groups=count
   )
   with layout.context():

@@ -136,7 +136,7 @@ def keep(
   inputs = {f"judge '{judge.name}'": judge.inputs() for judge in judges}
   # A later line replaces an earlier one: failed requests are asked again in a later run.
   with journal.Journal(folder / 'judgements.jsonl', key=key, replaces=True, **kind) as on_disk:
-    made_from.check(
+    made_from.check_and_record(
       folder / 'judges.json',
       inputs,
       fresh=not on_disk.done,

@@ -23,8 +23,7 @@ from weightsteer_jax.inference.requests import (
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
-from weightsteer_jax.storage import made_from as plan_files
-from weightsteer_jax.storage import resumable
+from weightsteer_jax.storage import made_from, resumable
 
 # Items as tokens, by (task, example, system prompt that the arm adds).
 PreparedItems = Mapping[tuple[str, str, str], Prepared]
@@ -72,7 +71,7 @@ def run(
   with Rows(folder / 'rows.jsonl') as rows:
     # Before a row is computed: rows of other weights or items must not mix with the new rows.
     inputs = inputs_of(engine, tasks, prepared, list(alphas), seed)
-    plan_files.check(folder / 'plan.json', inputs, fresh=not rows.done)
+    made_from.check_and_record(folder / 'plan.json', inputs, fresh=not rows.done)
     missing = [key for key in plan if key not in rows.done]
     resumable.keep(
       rows,
@@ -159,8 +158,8 @@ def inputs_of(
     items = [dict(item) for item in task.items]
     # The tokens as well: another chat template gives the same items other prompts.
     tokens = [_tokens(prepared[task.name, item['id'], '']) for item in task.items]
-    inputs[f"items of task '{task.name}'"] = plan_files.digest(items)
-    inputs[f"tokens of task '{task.name}'"] = plan_files.digest(tokens)
+    inputs[f"items of task '{task.name}'"] = made_from.digest(items)
+    inputs[f"tokens of task '{task.name}'"] = made_from.digest(tokens)
     inputs[f"kind of task '{task.name}'"] = options.kind
     # Choices by likelihood draw nothing.
     if isinstance(options, TextTask):
@@ -185,7 +184,7 @@ def delta_digest(delta: Any) -> str:
   # Nothing is added where a delta acts everywhere, so that older sweeps keep their digest.
   if isinstance(delta, AnswerOnly):
     parts.append('answers')
-  return plan_files.digest(parts)
+  return made_from.digest(parts)
 
 
 def _listed(value: Any) -> Any:

@@ -119,7 +119,7 @@ def answer(
       'sampling': [options.max_new_tokens, options.temperature],
       'prompts': made_from.digest([[prompt.name, list(prompt.messages)] for prompt in prompts]),
     }
-    made_from.check(
+    made_from.check_and_record(
       folder / 'plan.json', inputs, fresh=not kept.done, what='sampled answers', rows='answers'
     )
     sampling = Sampling(temperature=options.temperature)

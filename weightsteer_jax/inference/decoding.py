@@ -234,8 +234,9 @@ def decode(
   """(the state when at most `keep` rows are active, the progress for the host).
 
   Args:
-    mode: of `sampling.next_tokens`.
+    mode: a mode of `sampling.next_tokens`.
     stops_X: int32, tokens that end an answer.
+    keep: int32, rows that may still be active when the call returns.
   """
   if _is_unstacked(state.cache):
     # Factors are rounded once here, and not in each step again.

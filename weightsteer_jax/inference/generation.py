@@ -48,8 +48,8 @@ class Continuation:
 
   Attributes:
     request: the first of the requests.
-    coefficients: of all arms' deltas; in a Group, of the group's deltas.
-    keys: of the requests.
+    coefficients: one for each delta of the engine; in a Group, one for each delta of the group.
+    keys: keys of the requests.
   """
 
   request: GenerateRequest
@@ -74,7 +74,7 @@ class Group(NamedTuple):
   """Continuations that run through the same programs.
 
   Attributes:
-    mode: of sampling.
+    mode: the sampling mode, alike for all members.
     shape: (prompt length, cache length), tokens.
     deltas: indices of the deltas to compute.
     members: the continuations, with a coefficient for each delta of the group.
@@ -174,7 +174,7 @@ def run_group(
   """The results of one group, as answers finish.
 
   Args:
-    deltas: the group's, placed.
+    deltas: the deltas of the group, placed on the devices.
     slots: answers generated together; at least as many are used as rows have shards.
     stops: tokens that end an answer.
   """

@@ -118,7 +118,7 @@ def generate_file(
   Args:
     max_new_tokens: length limit of an answer, tokens.
     samples: answers per row and alpha.
-    seed: of the draws.
+    seed: seed of the draws.
   """
   arm = _arm(delta, alphas)
   rows = _read(input, output, ())
@@ -194,7 +194,7 @@ def _read(
   input: files.Path, output: files.Path, columns: Sequence[str]
 ) -> list[tuple[str, Mapping[str, Any]]]:
   """(file:line, row) of every row, checked for what can be seen without a tokenizer."""
-  # Before the model computes for hours.
+  # Refused now rather than after the model has computed for hours.
   files.refuse_existing(output, what='the output')
   rows = [(f'{input}:{line}', row) for line, row in sources.read_jsonl(input)]
   if not rows:

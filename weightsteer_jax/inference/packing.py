@@ -75,7 +75,7 @@ class Served(NamedTuple):
   """The place of a completion's targets in the [U, M] of a batch, and the requests for it.
 
   Attributes:
-    keys: of the requests.
+    keys: keys of the requests.
     group: the index along U.
     targets: the places along M.
   """
@@ -143,7 +143,7 @@ def batches(
     groups: see ScoreBatch; the rows of a batch are a multiple of it.
   """
   deltas_of = delta_sets(question.coefficients for question in asked)
-  alike: dict[tuple[Active, bool], list[Question]] = collections.defaultdict(list)
+  by_program: dict[tuple[Active, bool], list[Question]] = collections.defaultdict(list)
   for question in asked:
     deltas = deltas_of[question.coefficients]
     coefficients = tuple(question.coefficients[i] for i in deltas)
@@ -152,14 +152,14 @@ def batches(
     is_long = rotates_as_long(config, question.longest)
     # A part always has room for the prompt and any completion.
     parts = _split(question, max(MOST_ROW, 2 * question.longest))
-    alike[deltas, is_long].extend(parts)
-  for (deltas, _), members in alike.items():
+    by_program[deltas, is_long].extend(parts)
+  for (deltas, _), members in by_program.items():
     for of_one_length in _classes(members, config, compile_tokens):
       for batch, served in _batches_of(of_one_length, config, batch_size, groups):
         yield deltas, batch, served
 
 
-def alike(
+def random_batch(
   config: models.ModelConfig,
   *,
   prompts: int,
@@ -168,7 +168,9 @@ def alike(
   completion_tokens: int,
   groups: int = 1,
 ) -> ScoreBatch:
-  """The numpy batch of random prompts of one length, with completions each, under one edit at 1.
+  """A numpy batch of random prompts and completions of fixed lengths, under one edit at alpha 1.
+
+  For measuring and compiling the scoring program.
 
   Args:
     prompts: number of prompts.
@@ -250,7 +252,7 @@ def fill(
 
   Args:
     held: the questions, by group and row of the group.
-    rows: of a group, padding included.
+    rows: rows of a group, padding included.
     length: tokens of a row, padding included.
     width: targets of a group, padding included.
     reach: positions of the longest text.
@@ -297,7 +299,7 @@ def _fill_question(
   """Writes a question into row b; returns the predicting tokens of each completion.
 
   Args:
-    number: of the question in its row, from 1.
+    number: the question's number in its row, from 1.
     start: the question's first token in the row.
   """
   prompt = len(question.prompt)
@@ -345,7 +347,6 @@ def _split(question: Question, tokens: int) -> Iterator[Question]:
   start = 0
   used = len(question.prompt)
   for stop, completion in enumerate(question.completions):
-    # Never true at the first completion of a part: see the caller's `tokens`.
     # At the first completion nothing is split: `tokens` hold the prompt and any completion.
     if used + len(completion) - 1 > tokens:
       yield question.part(start, stop)

@@ -1,4 +1,4 @@
-"""What is compiled: pure functions of (config, params, deltas, arrays).
+"""Compiled programs: pure functions of (config, params, deltas, arrays), jitted and counted.
 
 Each function is jitted once and traced once per shape.
 """
@@ -26,7 +26,7 @@ def program(function: Callable | None = None, **jit_options: Any) -> Callable:
   The count goes by the shapes of the function's last positional argument, the batch.
 
   Args:
-    jit_options: of `jax.jit`.
+    jit_options: options of `jax.jit`.
   """
   # Written with options, `@program(...)` is first called without the function.
   if function is None:

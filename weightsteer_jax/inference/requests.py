@@ -73,9 +73,9 @@ class ScoreResult:
   """The log-likelihood of a completion.
 
   Attributes:
-    key: of the request.
+    key: key of the request.
     logprob: nats, summed over the completion's tokens; NaN or infinite where the model broke.
-    tokens: of the completion.
+    tokens: number of tokens of the completion.
     is_greedy: whether every token of the completion is the most likely one in its place.
   """
 
@@ -96,6 +96,8 @@ class GenerateRequest:
   Attributes:
     key: names the request in the result.
     max_new_tokens: length limit of the answer, tokens.
+    sampling: how each token is chosen.
+    seed, example, sample: what the row's draws depend on; `example` is a name.
     name: how errors cite the request; '' cites the key.
     until: tokens so far -> whether the answer is over, for instance because a stop text has
       appeared. Asked after every few tokens (generation.UNTIL_EVERY), so that the result may have
@@ -125,7 +127,7 @@ class GenerateResult:
   """A continuation.
 
   Attributes:
-    key: of the request.
+    key: key of the request.
     tokens: the answer, without the stop token that ended it.
     finish: 'stop' (a stop token, or `until` was true), 'length' (max_new_tokens) or 'not_finite'
       (the model broke: logits with NaN or infinity).

@@ -16,7 +16,7 @@ import jax
 from weightsteer_jax.runtime import hashes
 from weightsteer_jax.runtime.errors import InputError
 
-# Of the whole folder.
+# Size limit of the whole folder.
 MAX_BYTES = 2 * 1000**3
 # Every program is kept. A small model has many programs that compile in less than a second, which
 # jax by default would not keep.

@@ -87,7 +87,7 @@ def unit(name: str, number: int | None = None) -> Iterator[None]:
   """A block of work, a unit of the trace; the window may open or close at the end.
 
   Args:
-    name: of the unit in the trace.
+    name: the unit's name in the trace.
     number: the number of a training step.
   """
   # Only one is made: an annotation counts from when it is made, not from when it is entered.

@@ -23,7 +23,7 @@ class Journal:
   Every process holds all lines, and the main process writes the file.
 
   Args:
-    path: of the file, made if missing.
+    path: the file, made if missing.
     key: the function from a line to its key.
     needs: the columns of every line.
     what: a line in an error's words, as in 'a row of a sweep'.

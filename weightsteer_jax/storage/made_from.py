@@ -10,7 +10,7 @@ from weightsteer_jax.runtime.errors import CorruptError, InputError
 from weightsteer_jax.storage import files
 
 
-def check(
+def check_and_record(
   path: pathlib.Path,
   inputs: Mapping[str, Any],
   *,

@@ -43,9 +43,9 @@ class Raw:
   """A tensor in a file, unread.
 
   Attributes:
-    path: of the file.
-    name: of the tensor in the file.
-    dtype: as safetensors calls it, a key of STORED_AS.
+    path: the file.
+    name: the tensor's name in the file.
+    dtype: the dtype's name in safetensors, a key of STORED_AS.
     offset: bytes from the start of the file to the tensor's first element.
   """
 

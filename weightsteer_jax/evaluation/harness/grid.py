@@ -107,7 +107,7 @@ def run(
   fresh = not plan.exists()
   if fresh:
     files.refuse_existing(folder, what='a run of lm-eval')
-  made_from.check(
+  made_from.check_and_record(
     plan,
     _plain({**inputs, 'tasks': list(tasks), 'options': options}),
     fresh=fresh,

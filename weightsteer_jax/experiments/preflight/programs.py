@@ -265,7 +265,7 @@ class _Evaluation:
   def score(self) -> Program:
     """Scoring of two completions for each prompt."""
     # Two completions share a prompt, as where a right and a wrong answer are compared.
-    batch = packing.alike(
+    batch = packing.random_batch(
       self.config,
       prompts=math.ceil(self.rows / 2),
       prompt_tokens=self.sizes.prompt_tokens,
