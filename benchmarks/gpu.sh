@@ -19,7 +19,7 @@ part() {
   timeout "$limit" python "$@" || failed+=("$*")
 }
 
-part -m pytest -q -n 0 tests/models/test_attention.py tests/models/test_logprobs.py tests/evaluation/test_packing.py
+part -m pytest -q -n 0 tests/models/test_attention.py tests/models/test_logprobs.py tests/inference/test_packing.py
 part benchmarks/device.py --size="$size" --dtype="$dtype"
 part "${speed[@]}" --jobs=contrast
 part "${speed[@]}" --jobs=sweep

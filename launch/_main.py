@@ -126,7 +126,7 @@ def _begin(together: bool) -> bool:
 
 
 def _stop(number: int, frame: Any) -> None:
-  """Ends the run on a SIGTERM that no loop waits for (see finetune/preemption.py).
+  """Ends the run on a SIGTERM that no loop waits for (see runtime/preemption.py).
 
   There is nothing to save, but the exit status says to start again.
   """
@@ -245,7 +245,7 @@ def run_and_workdir(*, dry_run: bool = False) -> tuple[Run, str]:
   import ml_collections
 
   from weightsteer_jax import config
-  from weightsteer_jax.runtime import processes
+  from weightsteer_jax.runtime import processes, tree
   from weightsteer_jax.runtime.errors import InputError
   from weightsteer_jax.storage.remote import mirror
 
@@ -265,7 +265,7 @@ def run_and_workdir(*, dry_run: bool = False) -> tuple[Run, str]:
   if url:
     workdir = staging or local
   settings = {'url': url, 'workdir': os.path.abspath(workdir), 'config': config.to_dict(run)}
-  processes.agree(_flat(settings), what='the run')
+  processes.agree(tree.dotted(settings), what='the run')
   if url and dry_run:
     return run, _settings_of(url)
   processes.share(pathlib.Path(workdir), what=STAGING if url else 'the workdir')
@@ -312,16 +312,6 @@ def _settings_of(url: str) -> str:
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
   mirror.peek(url, 'config.json', folder)
   return folder
-
-
-def _flat(value: Any, name: str = '') -> dict[str, Any]:
-  """{path with dots: value} of nested dicts."""
-  if not isinstance(value, dict):
-    return {name: value}
-  flat = {}
-  for key, inner in value.items():
-    flat |= _flat(inner, f'{name}.{key}'.lstrip('.'))
-  return flat
 
 
 def define_model_flags() -> None:

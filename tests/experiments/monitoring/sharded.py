@@ -1,7 +1,7 @@
 """A look at a made-up delta on one mesh of eight CPU devices after another: prints {layout:
 numbers} as JSON.
 
-XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/monitoring/sharded.py
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/experiments/monitoring/sharded.py
 """
 
 import json

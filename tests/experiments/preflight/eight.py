@@ -1,6 +1,7 @@
 """Small programs on eight CPU devices, and what preflight reads off them.
 
-  XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/preflight/eight.py OUTPUT.json
+  XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
+    python tests/experiments/preflight/eight.py OUTPUT.json
 
 A program, since the number of devices is fixed when jax starts.
 """
