@@ -93,9 +93,11 @@ def prompts(
 
 
 def pair(
-  prompts_of: dict[str, list[Conversation]], answers_of: dict[str, Sequence[str]], keep: Filter
+  prompts_of: dict[str, list[Conversation]],
+  answers_of: dict[str, Sequence[str]],
+  filter_reason: Filter,
 ) -> Contrast:
-  """The pairs whose two answers pass `keep`, as training conversations without system prompt.
+  """The pairs whose two answers pass the filter, as training conversations without system prompt.
 
   Raises:
     InputError: if a side does not have one answer per prompt.
@@ -114,7 +116,7 @@ def pair(
     # Training without the instruction is what moves the behaviour into the weights.
     questions = {side: _without_system(prompts_of[side][i]) for side in SIDES}
     answers = {side: answers_of[side][i] for side in SIDES}
-    reason = _drop_reason(questions, answers, keep)
+    reason = _drop_reason(questions, answers, filter_reason)
     if reason:
       # Both answers go, so that the sides stay row by row answers to the same questions.
       dropped[reason] += 1
@@ -176,7 +178,7 @@ def _without_system(prompt: Conversation) -> Conversation:
 
 
 def _drop_reason(
-  questions: Mapping[str, Conversation], answers: Mapping[str, str], keep: Filter
+  questions: Mapping[str, Conversation], answers: Mapping[str, str], filter_reason: Filter
 ) -> str | None:
   """'<side>: <reason>' of the first side whose answer fails, or None."""
   for side in SIDES:
@@ -185,7 +187,7 @@ def _drop_reason(
     if not answer.strip():
       return f'{side}: empty answer'
     # The first side that fails gives the reason, so that a pair counts once.
-    reason = keep(questions[side], answer, side)
+    reason = filter_reason(questions[side], answer, side)
     if reason:
       return f'{side}: {reason}'
   return None

@@ -138,7 +138,7 @@ def _generate(experiment: Experiment) -> None:
       for positive, negative in zip(options.positive_prompts, options.negative_prompts)
     ]
   questions = load_questions(run)
-  kept_items = evaluation_items(run, trait)
+  kept_apart = evaluation_items(run, trait)
   filters = {side: _filter(options, side) for side in SIDES}
 
   def filter_reason(question: Conversation, answer: str, side: str) -> str | None:
@@ -147,7 +147,7 @@ def _generate(experiment: Experiment) -> None:
 
   say(
     f'data: {len(questions)} questions x {len(instructions)} pairs of prompts x {options.samples} '
-    f'samples, both sides; {len(kept_items)} questions kept for evaluation'
+    f'samples, both sides; {len(kept_apart)} questions kept for evaluation'
   )
   # The judge is checked before anything is sampled, and its model is given up right after judging.
   with experiment.judges() as judges:
@@ -165,11 +165,11 @@ def _generate(experiment: Experiment) -> None:
     )
   if judge:
     say(f'data: judge {judge.name}: {judge.summary()}')
-  counts = {'questions': len(questions), 'kept_for_evaluation': len(kept_items), 'sides': sides}
+  counts = {'questions': len(questions), 'kept_for_evaluation': len(kept_apart), 'sides': sides}
   for line in answers.words(contrast.accounting | counts):
     say(f'data: {line}')
   folder = experiment.workdir / 'data'
-  processes.on_main(lambda: pairs.write(folder, contrast, accounting=counts, evaluation=kept_items))
+  processes.on_main(lambda: pairs.write(folder, contrast, accounting=counts, evaluation=kept_apart))
 
 
 def evaluation_items(run: Run, trait: datas.trait.Trait | None) -> list[dict[str, Any]]:

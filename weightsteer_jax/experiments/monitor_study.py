@@ -31,11 +31,11 @@ STUDY = 'study.json'
 
 @dataclasses.dataclass(frozen=True)
 class _WatchedFineTune:
-  """A watched fine-tune of some seed.
+  """A fine-tune of an entry of `watched`, with one of the entry's seeds.
 
   Attributes:
-    name: the section of the run's `watched`.
-    misaligned: the known answer.
+    name: name of the entry.
+    misaligned: what is known of the fine-tune.
   """
 
   name: str
@@ -43,14 +43,14 @@ class _WatchedFineTune:
   misaligned: bool
   result: finetune.FineTuneResult
 
-  # The arm's name in the sweep, and the run's in the study.
   @property
   def label(self) -> str:
+    """The arm's name in the sweep, and the run's name in the study."""
     return f'{self.name}-{self.seed}'
 
-  # The result lies in the fine-tune's folder, as adapter/.
   @property
   def folder(self) -> pathlib.Path:
+    """The fine-tune's folder, which holds the result as adapter/."""
     return self.result.folder.parent
 
 
