@@ -1,7 +1,10 @@
 """Sums, multiples, lengths and angles of directions, exact: low-rank changes stay factors.
 
-A sum of low-rank changes is the concatenation of their factors, `A1 B1 + A2 B2 = [A1 | A2] [B1 ;
-B2]`. Adding or subtracting factor by factor is wrong: `(A1 - A2) (B1 - B2)` has cross terms,
+A sum of low-rank changes is the concatenation of their factors:
+
+  A1 B1 + A2 B2 = [A1 | A2] [B1 ; B2]
+
+Adding or subtracting factor by factor is wrong: `(A1 - A2) (B1 - B2)` has cross terms,
 ignores each adapter's scale, and is the same for w and -w.
 """
 

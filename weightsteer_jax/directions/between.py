@@ -1,8 +1,11 @@
 """Directions between two fine-tunes: runs of ours, PEFT adapters, or full checkpoints.
 
 The direction of a behaviour is `w = (theta_positive - theta_base) - (theta_negative - theta_base)`.
-Two adapters of the same base give w exactly, as factors of rank r+ + r-: `[A+ | A-]` and `[s+ B+ ;
--s- B-]`. Two checkpoints give w dense, in float32.
+Two adapters of the same base give w exactly, as factors of rank r+ + r-:
+
+  A = [A+ | A-]     B = [s+ B+ ; -s- B-]     with the scales s+ and s- of the adapters
+
+Two checkpoints give w dense, in float32.
 
 Source: arXiv 2511.05408, equation 1.
 """
@@ -36,7 +39,7 @@ DESCRIPTIONS = {RUN: 'a fine-tune of ours', PEFT: 'a PEFT adapter', CHECKPOINT: 
 class OpenBase:
   """The open checkpoint of a base, and the base's record.
 
-  The record's digest took reading all weights, so several sources share an open base.
+  The digest in the record takes a pass over all weights, so several sources share one open base.
   """
 
   checkpoint: Checkpoint
@@ -100,12 +103,12 @@ def between(
       return _between_checkpoints(sources, opened, unread)
     x = _task_vector(sources[0], opened, allow_other_base)
     y = _task_vector(sources[1], opened, allow_other_base)
-    # Checked here, where an error can name both folders, and so allowed in the subtraction.
+    # The bases are compared here, where an error can name both folders, so `subtract` need not.
     what = f'{positive} and {negative}'
     bases.same_base(x.base, y.base, what=what, allow_other_base=allow_other_base)
     delta = algebra.subtract(x, y, allow_other_base=True).delta
     meta = _meta(x.base, [*x.meta['sources'], *y.meta['sources']])
-    # Measured on the task vectors, as the route rounds each sum apart.
+    # Measured on the two task vectors: the route rounds each of the two merged models.
     if compare_bfloat16:
       with _reopened(opened, x.base) as checkpoint:
         meta['bfloat16_route'] = bfloat16_route.bfloat16_route(x.delta, y.delta, checkpoint)
@@ -136,8 +139,8 @@ def _are_checkpoints(
 
 
 def base_for(source: files.Path, base: files.Path) -> files.Path | None:
-  """The base, or None for a full checkpoint, which can be read without a base."""
-  # A base of two checkpoints would be read whole, only to be named.
+  """The base to pass to `between` with this source: None for a full checkpoint."""
+  # Two checkpoints give a direction without a base, which would be read whole, only to be named.
   return None if recognise(source).kind == CHECKPOINT else base
 
 
@@ -248,7 +251,7 @@ def _open_checkpoint(
 
 @contextlib.contextmanager
 def _reopened(opened: OpenBase | None, record: bases.Base) -> Iterator[Checkpoint]:
-  # Runs of ours need no base, so none may be open yet.
+  # Runs of ours need no base, so perhaps none is open yet.
   if opened is not None:
     yield opened.checkpoint
     return
@@ -311,7 +314,7 @@ def _read_run(
   if opened is not None:
     what = f"{source.folder} and the base '{opened.record.source}'"
     bases.same_base(record, opened.record, what=what, allow_other_base=allow_other_base)
-  # The adapter's own fingerprints, and what the direction says of the base anyway, stay behind.
+  # Left out: the adapter's own fingerprints, and what the direction's record of its base repeats.
   dropped = ('fingerprints', 'model_config', 'leaves', 'format')
   kept = {key: value for key, value in meta.items() if key not in dropped}
   return delta, record, kept

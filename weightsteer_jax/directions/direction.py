@@ -65,8 +65,8 @@ def check_base(
   """Raises InputError if the direction is not a change of this model.
 
   Args:
-    allow_other_base: accept a model of the same architecture with other weights, as a fine-tune of
-      the base.
+    allow_other_base: accept a model of the same architecture with other weights, such as a
+      fine-tune of the base.
 
   Raises:
     InputError: if the architectures or the weights differ; the text names the difference.
@@ -107,7 +107,8 @@ def save(folder: files.Path, direction: Direction, *, sync: bool = True) -> None
     norms = {path: math.sqrt(square) for path, square in squares.items()}
     # Sites share no element, so their squared norms add up.
     norm = math.sqrt(math.fsum(squares.values()))
-    # After the provenance: a direction that was loaded brings the values of its old folder along.
+    # These entries come after `meta`, to win over it: a direction that was loaded has those of its
+    # old folder there.
     manifest = {
       **direction.meta,
       'norm': norm,
@@ -122,8 +123,8 @@ def load(folder: files.Path, *, unread: bool = False) -> Direction:
   """The direction in a folder, every tensor checked against its fingerprint.
 
   Args:
-    unread: leave dense changes in the axes of a checkpoint on the disk; each is then checked when
-      it is used.
+    unread: leave dense changes that are stored in a checkpoint's axes on the disk; each is then
+      checked when it is used.
 
   Raises:
     InputError: if the folder holds no direction, or one of another format.
@@ -135,7 +136,7 @@ def load(folder: files.Path, *, unread: bool = False) -> Direction:
     raise CorruptError(f'{folder / TENSORS} is missing; copy or make the direction again')
   raw = raws.tensors_of(folder / TENSORS)
   prints = meta['fingerprints']
-  # Names first: a tensor that is missing or too many is found before any is read.
+  # Names first: a missing or an unknown tensor is found before any tensor is read.
   prints_by_name = {name: prints.get(name) for name in raw}
   _MANIFEST.check_fingerprints(folder, prints, prints_by_name)
   base = bases.from_json(meta['base'], where='the direction')
@@ -167,7 +168,7 @@ def load(folder: files.Path, *, unread: bool = False) -> Direction:
 
 
 def _save_tensors(path: pathlib.Path, delta: PyTree) -> tuple[dict[str, float], dict[str, str]]:
-  """{site: squared norm} and {tensor: fingerprint} of a delta in memory, which is written."""
+  """{site: squared norm} and {tensor: fingerprint} of a delta in memory, written to a file."""
   tensors = {}
   for site, leaf in tree.flatten(delta, models.is_delta_leaf).items():
     if isinstance(leaf, Dense):

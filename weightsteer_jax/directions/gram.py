@@ -72,8 +72,8 @@ def factors(path: str, leaf: LowRank) -> tuple[jax.Array, jax.Array]:
 def layer_changes(path: str, leaf: LowRank | Dense) -> Iterator[np.ndarray]:
   """Yields the dense change of each layer in turn, float32, computed on the host.
 
-  The shape is [I, O] of a low-rank change, [E, I, O] with experts, and the parameter's own of a
-  dense change.
+  A low-rank change has the shape [I, O], or [E, I, O] with experts; a dense change has the
+  parameter's own shape, without L.
   """
   stack = stack_axes(path)
   if isinstance(leaf, Dense):

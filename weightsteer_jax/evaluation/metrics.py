@@ -1,7 +1,8 @@
 """From rows and judgements to results: means with standard errors, needing no model.
 
-The `metrics` of a task's kind are measured, and the report plots the first. The results also hold
-the failure accounting of `failures.py`, and `prompt_spread` for an arm of several system prompts.
+All `metrics` of a task's kind are measured; the report plots the metric that the task's options
+name, by default the kind's first. The results also hold the failure accounting of
+`reading/failures.py`, and `prompt_spread` for an arm of several system prompts.
 """
 
 import math
@@ -60,7 +61,8 @@ def results(
     metrics = metrics_of(task, options_of.get(task), by_alpha)
     for name, metric in metrics.items():
       pairs = {alpha: metric(by_alpha[alpha]) for alpha in sorted(by_alpha)}
-      # Choices by likelihood are not truncated, and where no judge was asked no judge failed.
+      # A failure metric without any pair is left out: a choice by likelihood cannot be truncated,
+      # and no judge fails where none was asked.
       if name in failures.METRICS and not any(pairs.values()):
         continue
       for alpha, cell in pairs.items():
@@ -103,7 +105,7 @@ def _result(
 
 
 def _means_by_prompt(rows: Sequence[Row], metric: Metric) -> list[float]:
-  """The metric's mean under each system prompt with a mean; [] if an arm adds no prompts."""
+  """The metric's mean under each system prompt; [] if the arm adds no prompts."""
   by_prompt: dict[int, list[Row]] = {}
   for row in rows:
     if 'prompt' in row:
@@ -174,13 +176,13 @@ def write(
 ) -> list[dict[str, Any]]:
   """The results, also written to `<workdir>/results.jsonl`.
 
-  Judgements come from `<workdir>/sweep/judgements.jsonl`; the file may be missing.
+  Judgements come from `<workdir>/sweep/judgements.jsonl`, if there is such a file.
 
   Args:
     rows: by default all rows in `<workdir>/sweep/rows.jsonl`.
 
   Raises:
-    InputError: if the file of rows is missing.
+    InputError: if the file of rows is missing, or `results` would raise it.
     CorruptError: if a row or a judgement is broken.
     OutputError: if the results could not be written.
   """

@@ -128,7 +128,7 @@ def inputs_of(
   arms: Sequence[str],
   seed: int,
 ) -> dict[str, Any]:
-  """{name: value or hash} of each input of the rows, by the name for error messages.
+  """{name: value or hash} of each input of the rows, named as in error messages.
 
   Raises:
     InputError: if an arm is unknown to the engine.
@@ -145,7 +145,7 @@ def inputs_of(
         f"no arm '{arm}'{did_you_mean(arm, engine.arms.parts)}; there are: "
         f"{', '.join(engine.arms.parts)}"
       )
-    # By the hash of each delta, since indices change when an arm is added.
+    # Deltas go by their hash, since their indices change when an arm is added.
     parts = []
     for index, coefficient in engine.arms.parts[arm]:
       parts.append([digests[index], _listed(coefficient)])
@@ -276,7 +276,7 @@ def _compute(
     task = tasks[key.task]
     return task.kind.requests(item_of(key), key, key.arm, key.alpha, key.sample, task.options, seed)
 
-  # Of the whole plan, not of the missing rows alone: see `_results`.
+  # Requests of the whole plan, not of the missing rows alone: see `_results`.
   requests = {key: requests_of(key) for key in plan}
   # A row's results, None where a result is still to come: a choice has a request per option.
   open_rows: dict[RowKey, list[Any]] = {}

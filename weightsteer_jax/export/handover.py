@@ -43,8 +43,9 @@ def check(
   No model is needed to tell.
 
   Raises:
-    InputError: if the format, target or dtype is unknown, alpha is not finite, the output exists or
-      is no path of a file system, or the format cannot hold the direction.
+    InputError: if the format, target, dtype or `logits` is unknown, alpha is not finite, the rank
+      is negative, an option is not for the format, the output exists or is no path of a file
+      system, or the format cannot hold the direction.
   """
   # The format first, because the checks below depend on it.
   writers.writer_of(request.format)
@@ -102,7 +103,7 @@ def export(
   sync: bool = True,
   **options: Any,
 ) -> dict[str, Any]:
-  """The provenance of the base steered by `alpha * direction`, written as a new folder.
+  """The provenance of an export: the base steered by `alpha * direction`, in a new folder.
 
   Args:
     base: the base in memory, or its folder where the format needs no parameters (see
@@ -221,7 +222,7 @@ def _record(
 def _model_to_compare(
   writer: writers.FormatWriter, job: writers.Job, logits: str
 ) -> models.Model | None:
-  """The base in memory, to compare logits with; None if they are not to be compared."""
+  """The base in memory, to compare logits with; None if logits are not to be compared."""
   if not writer.needs_model:
     too_large = job.model is None and job.base.float32_bytes > LOGITS_BYTES
     if logits == 'never' or (logits == 'auto' and too_large):
@@ -248,7 +249,8 @@ def _compare(
   logits_BTV = parity.logits(
     read_back.config, params, tokens_BT, delta=read_back.delta, alpha=read_back.alpha
   )
-  # A model that was read for this goes before the base is computed with, to hold fewer at once.
+  # A model that was loaded only for this comparison is let go before the base computes, to save
+  # memory.
   del read_back, params
   expected_BTV = parity.logits(
     model.config,

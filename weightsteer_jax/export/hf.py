@@ -1,10 +1,9 @@
 """A steered Hugging Face checkpoint, written block by block from the files of its base.
 
-Neither model is ever in memory.
-Every weight is read, changed in float32, rounded once, written, and read back. The files are named
-as the base's, and hold the same tensors. The same pass yields the digest of the base, the
-fingerprints of the direction, the loss by rounding and the SHA-256 of each file, and refuses NaN
-and infinite values.
+Neither the base nor the steered model is ever whole in memory. Every weight is read, changed in
+float32, rounded once, written, and read back. The files are named as the base's, and hold the same
+tensors. The same pass yields the digest of the base, the fingerprints of the direction, the loss by
+rounding and the SHA-256 of each file, and refuses NaN and infinite values.
 """
 
 import dataclasses
@@ -155,7 +154,7 @@ def write(
     CorruptError: if a file is cut short, or the direction does not match the fingerprints.
     OutputError: if a file reads back other than it was written.
   """
-  # Files are written at once, each in order, on threads that they share out among them.
+  # Several files are written at once, each in order; the threads are shared out among them.
   parts = on_disk.parts_of(steered.config, steered.family)
   plan = _tensors_by_file(steered.base, parts)
   sums = Sums()
@@ -340,7 +339,7 @@ def _not_finite(
   steered: Steered, part: Part, raw: raws.Raw | None, change: Change | None
 ) -> NotFiniteError:
   """The error for values that are not finite: of the base, the change or the sum."""
-  # Read again, which costs nothing that matters: the export has failed.
+  # Reading the base again costs time, which no longer matters: the export has failed.
   if raw is not None:
     for start, stop in blocks.ranges(0, raw.size):
       values = blocks.read(raw, start, stop, 'base')

@@ -128,7 +128,7 @@ class FormatWriter:
   Attributes:
     write: writes a job's weights, the config and the tokenizer into a new folder.
     needs_model: whether the base must be in memory. If so, logits are always compared; if the files
-      are enough, logits are compared on request.
+      are enough, the argument `logits` of `handover.export` decides.
   """
 
   write: Callable[[pathlib.Path, Job], Written]
@@ -166,8 +166,8 @@ def _write_hf(folder: pathlib.Path, job: Job) -> Written:
       digest=job.check_digest,
     )
     facts, hashes, digest = hf.write(folder, steered, sync=job.sync)
-    # Known only now that all of the base was read. On an error nothing is left: the folder has not
-    # got the name of the output yet.
+    # The digest is known only now that all of the base was read. An error still leaves nothing
+    # behind: the folder does not have the name of the output yet.
     if job.check_digest:
       record = bases.Base(opened.config, base.family, base.source, base.revision, digest)
       bases.same_base(job.direction.base, record, what=what)

@@ -25,14 +25,14 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fit:
-  """One fine-tune of several of a model.
+  """A fine-tune to make; several of one model may be trained together.
 
   Attributes:
     train: examples to train on.
     validation: examples whose loss chooses the step and the learning rate.
     workdir: folder of the fine-tune's files, as loop.py lists; made if missing.
-    seed: of the initial factors, the order of examples and dropout. Give both sides of a contrast
-      the same (see step.initial_state_fn).
+    seed: decides the initial factors, the order of examples and dropout. Give both sides of a
+      contrast the same seed (see step.initial_state_fn).
     row_length: tokens per row of a batch; 0 is the longest example, rounded up. Fine-tunes with
       rows of one length can be trained together, and compile once.
   """

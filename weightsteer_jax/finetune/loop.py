@@ -4,7 +4,9 @@ A workdir holds one fine-tune:
 
   options.json        the identity of the run, with which a rerun must agree
   metrics.jsonl       see log.py; the same scalars are under tensorboard/
-  checkpoints/<learning rate>/<step> steps/<learning rate>/<step>
+  checkpoints/<learning rate>/<step>
+                      the newest state of a trial, the one before, and the best (see trial.py)
+  steps/<learning rate>/<step>
                       with `keep_steps`, the adapter of every validation
   adapter/            the product (see adapter.py), written when all learning rates are done
 
@@ -40,10 +42,10 @@ class FineTuneResult:
   """A finished fine-tune.
 
   Attributes:
-    delta: the trained change, of the step with the lowest validation loss.
-    validation_loss: loss at the chosen step, nats per target token.
-    learning_rate: the peak that the change was trained with.
-    step: steps taken until then.
+    delta: the change, as trained up to the chosen step.
+    validation_loss: the lowest of the fine-tune, nats per target token.
+    learning_rate: the peak learning rate of the trial with that loss.
+    step: the chosen step: optimizer steps of that trial until that loss.
     folder: the adapter's folder.
   """
 
@@ -69,7 +71,7 @@ def run(
 ) -> FineTuneResult:
   """The delta with the best validation loss over all steps and learning rates.
 
-  The case of one fit of `run_together`; for the arguments see `Fit` and `run_together`.
+  This is `run_together` for one fit; see there and `Fit` for the arguments and errors.
   """
   fit = Fit(train, validation, workdir, seed, row_length or 0)
   return run_together(model, [fit], options, progress=progress, layout=layout, watch=watch)[0]
@@ -106,10 +108,10 @@ def run_together(
       workdir, or if a workdir belongs to another run (names what differs).
     NotFiniteError: if a loss or gradient became NaN or infinite; names the step, the learning rate
       and the examples.
-    Preempted: if SIGTERM or SIGINT came; the states of all are saved.
+    Preempted: if SIGTERM or SIGINT came; the states of all unfinished trials are saved.
     CorruptError, OutputError: see checkpoint.py and adapter.py.
   """
-  # Check everything; only then is something written: the claims on the workdirs.
+  # All fits are checked before the first write, which claims the workdirs.
   layout = layout or sharding.single()
   prepared = []
   for fit in fits:
@@ -181,7 +183,7 @@ def _train(fits: Sequence[PreparedFit], stop: preemption.Stop, memory: float) ->
       while waiting and len(active) < plan.together:
         fit, rate = waiting.pop(0)
         active.append(_start(fit, rate, stack))
-      # The loss of where a trial begins comes first in its history.
+      # A trial's history begins with the loss before any training.
       fresh = [trial for trial in active if not trial.history]
       if fresh:
         validated = iter(group.validate(fresh))
@@ -237,7 +239,7 @@ def _finish(trial: Trial, finished: list[Trial]) -> None:
 
 
 def _preempted(stop: preemption.Stop, active: Sequence[Trial]) -> Preempted:
-  """The error, when all checkpoints are written."""
+  """The error to raise, once the checkpoints of all active trials are written."""
   saved = []
   for trial in active:
     # Checkpoints are written in the background.

@@ -32,7 +32,7 @@ def loss(
 
   Args:
     remat: see config.FineTune; not 'auto'.
-    key: of dropout; None drops nothing.
+    key: random key for dropout; None drops nothing.
     dropout: probability that an input of a LoRA branch is dropped.
     copies: losses computed at once under a `vmap`, with one common bound on memory.
 
@@ -42,7 +42,7 @@ def loss(
   alpha_B = jnp.ones(batch.tokens_BT.shape[0], jnp.float32)
   edits = (models.Edit(delta, alpha_B, key, dropout),)
   x_BTD, _ = models.hidden(config, params, batch.inputs, edits=edits, remat=remat)
-  # A Batch says numpy, as the host makes it; in a compiled function it holds jax's arrays.
+  # Batch is annotated with numpy arrays, as the host makes them; a compiled function holds jax's.
   logprobs_BT = models.token_logprobs(
     config,
     params,

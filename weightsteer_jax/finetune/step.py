@@ -1,10 +1,11 @@
 """One optimizer step as a pure function of (state, params, batch), compiled once per batch shape.
 
 The compiled functions are cached by their static arguments: both sides of a contrast and every
-learning rate share a program. Each function comes in two kinds: of one fine-tune, and (`together`)
-of several at once. The second kind has a leading axis on state, batch, schedule and seed, and none
-on the base parameters: products with the base are then one matmul over the rows of all fine-tunes,
-and only the low-rank branches and the trained arrays are batched. Axes as in models/decoder.py.
+learning rate share a program. The step and the validation loss come in two kinds: for one
+fine-tune, and (`together`) for several at once. The second kind has a leading axis on state, batch,
+schedule and seed, and none on the base parameters: products with the base are then one matmul over
+the rows of all fine-tunes, and only the low-rank branches and the trained arrays are batched. Axes
+as in models/decoder.py.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ Metrics = dict[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """All that a step changes, or in the same places the shapes or the shardings of the arrays.
+  """What a step changes; the same class holds the shapes or the shardings of the arrays.
 
   Attributes:
     delta: the change being trained, float32.
@@ -51,7 +52,7 @@ def state_shardings(
   *,
   together: bool = False,
 ) -> TrainState:
-  """The shardings of a state: moments lie as the arrays of the delta.
+  """The shardings of a state; each moment lies like its array of the delta.
 
   Args:
     state: the arrays, or their shapes.
@@ -126,8 +127,8 @@ def train_step_fn(
   """The compiled step (state, params, batch [A, B, T], schedule, seed) -> (state, metrics).
 
   Call the step in `layout.context()`. The state is consumed; where the loss or the gradient is not
-  finite, the state comes back as it was. `seed` is of dropout, whose masks are a function of (seed,
-  step, microbatch). The metrics are float32 scalars `train_loss` (nats per target token),
+  finite, the state comes back as it was. `seed` decides dropout, whose masks are a function of
+  (seed, step, microbatch). The metrics are float32 scalars `train_loss` (nats per target token),
   `target_tokens`, `grad_norm` (before clipping) and `learning_rate`, and the bool `finite`.
 
   Args:
@@ -281,7 +282,7 @@ def accumulate(
 
   Args:
     remat: see config.FineTune; not 'auto'.
-    key: of dropout; None drops nothing.
+    key: random key for dropout; None drops nothing.
     dropout: probability that an input of a LoRA branch is dropped.
     copies: fine-tunes that are computed at once (see `loss`).
   """

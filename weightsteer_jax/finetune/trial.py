@@ -67,13 +67,13 @@ class Trial:
 
     Args:
       number: the step, from 0.
-      tokens: of the step's batch, without padding.
+      tokens: number of tokens in the step's batch, without padding.
 
     Raises:
       NotFiniteError: if the loss or the gradient is not finite; names the step and the examples.
     """
     values = {name: value.item() for name, value in metrics.items()}
-    # The step has left a state with NaN unchanged; here the run ends.
+    # A step that is not finite leaves the state as it was (see step.py), and the run ends here.
     if not values.pop('finite'):
       raise NotFiniteError(
         f'the loss is {values["train_loss"]} and the gradient norm {values["grad_norm"]} at step '
@@ -104,7 +104,8 @@ class Trial:
   def save(self, before: int) -> None:
     """Begins to write a checkpoint of this step.
 
-    Two of the other checkpoints stay: the best, and the checkpoint of the step `before`.
+    Two of the other checkpoints stay: the best, and the checkpoint of the step `before`. With
+    `keep_steps`, the adapter of a validated step is written too.
     """
     assert self.state is not None, 'a trial that is done has no state to save'
     if self.fit.options.keep_steps and self.history[-1][0] == self.step:
@@ -112,7 +113,7 @@ class Trial:
       # The adapter may be there already, from before an interruption.
       if not processes.broadcast(folder.exists()):
         adapter.save_adapter(folder, self.state.delta, _record(self, self.history[-1]))
-    # The checkpoint before stays too, to fall back to where the last is damaged.
+    # The previous checkpoint is there to fall back on, should the newest be damaged.
     best_step, _ = best(self.history)
     self.checkpoints.save(
       self.step,
@@ -173,7 +174,8 @@ def _restored(
     # JSON has made lists of the pairs.
     history = [(int(at), float(loss)) for at, loss in metadata['validations']]
     best_step, _ = best(history)
-    # A checkpoint only counts if the best one before is whole too, the source of the product.
+    # A checkpoint counts only if the checkpoint of the best step, of which the product may be made,
+    # is whole too.
     if best_step in (0, step) or checkpoints.is_whole(best_step, abstract):
       return state, step, history
     checkpoints.set_aside(step)

@@ -126,7 +126,7 @@ class Block(nnx.Module):
   def __call__(
     self, x_BTD: jax.Array, *, edits: deltas.Edits, **attention: Any
   ) -> tuple[jax.Array, Cache | None]:
-    """The residual stream behind the layer, [B, T, D], and the cache with its keys and values."""
+    """The residual stream [B, T, D] after the layer, and the cache with its keys and values."""
 
     def normed(name, y_BTD):
       norm = getattr(self, name)
@@ -226,8 +226,8 @@ class Decoder(nnx.Module):
   ) -> tuple[jax.Array, Cache | None, tuple[Any, Any]]:
     """Final-normed hidden states [B, T, D], the updated cache, and sums of the residual stream.
 
-    The float32 sums (behind the embedding [D], behind each block [L, D]) are over all tokens times
-    their weights; (None, None) without weights.
+    The sums (after the embedding [D], after each block [L, D]) are float32, over all tokens, each
+    times its weight; (None, None) without weights.
 
     Args:
       layers: parameters layer by layer, in place of the stack. Cache and edits then hold tuples of
@@ -299,8 +299,8 @@ def _edits_of_layer(
 def _rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
   if remat == 'none':
     return layer
-  # 'dots' keeps products of activations and weights: a weight has no batch axis, whereas the two
-  # arrays of attention's products both have.
+  # 'dots' keeps products of activations with weights, and recomputes attention's: a weight has no
+  # batch axis, whereas both arrays of attention's products have one.
   policies = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
   # prevent_cse: the scan keeps the two computations apart already.
   return jax.checkpoint(layer, prevent_cse=False, policy=policies[remat])
@@ -349,7 +349,7 @@ def layer_codes(config: ModelConfig, keys: int) -> tuple[list[Rope | None], dict
 
   The codes are {'rope': index of the layer's rope, 'window': how many of the last keys a query
   sees}, int32 [L] each. A code in which all layers are alike is left out, and costs nothing. A
-  window as long as the row is none.
+  window as long as the row counts as none.
   """
   layer_numbers = np.arange(config.num_layers)
   local_L = np.isin(layer_numbers, config.local_layers)

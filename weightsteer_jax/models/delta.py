@@ -59,8 +59,8 @@ class Edit:
 
   Attributes:
     delta: nested dict of LowRank and Dense leaves, parallel to the parameters.
-    alpha: float32, [B] one per row, or [B, T] one per token.
-    key: random key for dropout in training; None for none.
+    alpha: float32, [B] one per row, [B, T] one per token, or [] one for all.
+    key: random key for dropout in training; None drops nothing.
     dropout: probability with which a low-rank branch drops each input.
   """
 
@@ -80,7 +80,7 @@ def is_delta_leaf(node: Any) -> bool:
 
 def at(edits: Edits, name: str) -> tuple[Edit, ...]:
   """The edits below the child `name`; edits without such a child are left out."""
-  # Unlike Python's hash, the same number in every process.
+  # A CRC is the same number in every process; Python's hash of a text is not.
   number = zlib.crc32(name.encode())
   below = []
   for edit in edits:
@@ -203,7 +203,8 @@ def pin(x: jax.Array) -> jax.Array:
 def factor_einsums(einsum: str) -> tuple[str, str]:
   """The two einsums of a low-rank kernel: inputs to rank, and rank to outputs.
 
-  A kernel axis that is neither in x nor in y (E) counts kernels of a stack; both factors have it.
+  A kernel axis that is neither in x nor in y (E) counts kernels of a stack; both factors keep the
+  axis.
 
   >>> factor_einsums('BTD,DNH->BTNH')
   ('BTD,DR->BTR', 'BTR,RNH->BTNH')
@@ -241,8 +242,8 @@ def _drop(x: jax.Array, edit: Edit) -> jax.Array:
 
 
 def _align(alpha: jax.Array, y: jax.Array) -> jax.Array:
-  """Strengths [B] or [B, T] with trailing axes of size 1, ready to multiply y [B, T, ...]."""
-  # Also in a bfloat16 model: bfloat16 has 8 significant bits, and most alphas need more.
+  """Strengths [], [B] or [B, T] with trailing axes of size 1, to multiply y [B, T, ...]."""
+  # Float32 also in a bfloat16 model: bfloat16 has 8 significant bits, and most alphas need more.
   alpha = jnp.asarray(alpha, jnp.float32)
   trailing = (1,) * (y.ndim - alpha.ndim)
   return alpha.reshape(alpha.shape + trailing)

@@ -113,8 +113,8 @@ def hidden(
     edits: changes to apply, each at its alpha per row.
     cache: from `init_cache`, or from an earlier call.
     remat: how much the backward pass recomputes, beside norms, gates and attention's scores:
-      'none'; 'dots', all but the products of activations with the base's weights; 'full', each
-      layer from its input.
+      'none'; 'dots', all but products without a batch axis, such as those of activations with the
+      base's weights; 'full', each layer from its input.
     reach: positions that a text may grow to. By `reach`, 'longrope' chooses its factors (see
       rope.py), and a window of that length or more counts as none. None means the slots of the
       cache, or T without a cache. When you prefill a short cache that is later copied into a longer
@@ -139,8 +139,8 @@ def residual_sums(
 ) -> jax.Array:
   """The residual stream, weighted and summed over all tokens: float32 [L + 1, D].
 
-  Entry 0 is behind the embedding, entry l behind block l - 1; the last is before the final norm.
-  The other arguments and errors are as in `hidden`.
+  Entry 0 is the stream after the embedding, entry l the stream after block l - 1; the final norm
+  has not been applied. The other arguments and errors are as in `hidden`.
 
   Args:
     weights_BT: float32, the weight of each token in the sums.
@@ -153,7 +153,11 @@ def residual_sums(
 def logits(
   config: ModelConfig, params: PyTree, x_BTD: jax.Array, *, edits: deltas.Edits = ()
 ) -> jax.Array:
-  """Float32 logits [B, T, V] of final-normed hidden states."""
+  """Float32 logits [B, T, V] of final-normed hidden states.
+
+  Raises:
+    InputError: if an edit does not fit the model or the rows.
+  """
   rows, length, _ = x_BTD.shape
   check_edits(config, edits, rows, length)
   decoder = _decoder(config, params)
@@ -191,12 +195,12 @@ def _run(
   keys = length if cache is None else cache_length(cache)
   _check_lengths(config, batch, keys, reach, cached=cache is not None)
 
-  # A cache without positions is being filled from its start: its tokens see only each other.
+  # Without positions, a cache is filled from its start: the call's tokens see only each other.
   own = cache is None or batch.positions_BT is None
   count_T = jnp.arange(length)
   counted_BT = jnp.broadcast_to(count_T, (rows, length))
   positions_BT = counted_BT if batch.positions_BT is None else batch.positions_BT
-  # From a branch back to its beginning, a window counts positions, not places in the row.
+  # A window counts positions: in a row, other branches may lie between a branch and its beginning.
   slots_BT = counted_BT if own and batch.branches_BT is None else positions_BT
   seen = Seen(slots_BT, batch.segment_ids_BT, batch.branches_BT, own)
   decoder = _decoder(config, params)
@@ -227,7 +231,7 @@ def _check_lengths(
       f'a sequence of {longest} tokens was asked of a model with {config.max_positions} '
       'positions; shorten it'
     )
-  # A branch goes on counting where the beginning ends, which places in the row do not tell.
+  # A branch's positions go on from the end of its beginning: counting along the row is wrong.
   if batch.branches_BT is not None and (not packed or batch.positions_BT is None):
     raise InputError('branches are of segments, and their positions must be given')
   if cached and (length > keys or packed):

@@ -84,7 +84,7 @@ def delta_sites(config: ModelConfig) -> dict[str, Site]:
     axes = site.stack + site.axes[outputs]
     shape = site.shape[:stack] + site.shape[outputs]
     bias_path = path.removesuffix('kernel') + 'bias'
-    # A bias that the base has keeps its own entry, which is the same.
+    # Where the base has the bias, the entry is there already.
     by_path.setdefault(bias_path, Site(axes, shape, 0))
   by_path['layers/residual'] = Site('LD', (config.num_layers, config.width), 0)
   return by_path
@@ -94,8 +94,8 @@ def check_delta(config: ModelConfig, delta: PyTree) -> None:
   """Raises InputError if the delta does not fit the model.
 
   Raises:
-    InputError: if the model does not have a path of the delta, a leaf is of another kind, or a
-      shape does not fit; names both shapes.
+    InputError: if the model does not have a path of the delta, a leaf is neither LowRank nor Dense,
+      a low-rank leaf is at no kernel, or a shape does not fit (names both shapes).
   """
   known = delta_sites(config)
   for path, leaf in tree.flatten(delta, is_delta_leaf).items():
@@ -184,7 +184,7 @@ def _check_low_rank(path: str, site: Site, leaf: LowRank) -> None:
       f"the delta at '{path}' is low-rank, but only kernels of projections can be; use a "
       "dense change there"
     )
-  # The rank is the delta's own choice: every other size must be the model's.
+  # Any rank will do; every other size must be the model's.
   rank = leaf.a.shape[-1] if leaf.a.ndim else 0
   expected = low_rank_shapes(site, rank)
   got = (tuple(leaf.a.shape), tuple(leaf.b.shape))

@@ -73,7 +73,7 @@ def fields(
 
   Args:
     read: text -> (value, fields read from the text, or None if nothing could be read).
-    keep: keys of the item that metrics need; `group` is always kept.
+    keep: keys of the item that metrics need, kept where the item has them, as `group` always is.
   """
   # A row of these kinds has one request, so anything but one result is a bug.
   [result] = results
@@ -126,7 +126,7 @@ def nothing_to_read(text: str) -> tuple[None, dict[str, Any]]:
 
 
 def has_text(row: Mapping[str, Any]) -> bool:
-  """Whether a judge has a text to read, from an unbroken model."""
+  """Whether there is a text for a judge to read, from a model that is not broken."""
   return row['status'] not in ('empty', 'not_finite')
 
 

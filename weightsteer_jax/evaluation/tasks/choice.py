@@ -73,7 +73,7 @@ def requests(
   prepared: Prepared, key: Any, arm: str, alpha: float, sample: int, options: config.Task, seed: int
 ) -> list[ScoreRequest]:
   """A request for each choice, named (key, index of the choice)."""
-  # Nothing is drawn.
+  # Log-likelihoods are not sampled.
   del sample, options, seed
   name = prepared.item['id']
   return [
