@@ -5,6 +5,9 @@ The URL is anything within reach of fsspec. The URL holds the files under their 
   .mirror.json       the listing: the files of the run's state, with size and content; written last
   .mirror/<sha256>   contents on their way: a file takes its name after a listing names its content
 
+The staging's own .mirror.json is no listing but a record: owner, generation and URL of the state
+that the staging goes on from.
+
 A push cut short at any point leaves the state of the last listing whole. Listings are numbered
 (generation), and name the staging behind them (owner). The owner, if no generation behind, goes on
 from its own files. Any other staging begins with the URL's files, and becomes the owner. A staging
@@ -95,7 +98,7 @@ class Mirror:
     """
     remote = self._pulled()
     # A number above both, so that neither an earlier push nor the listing there looks newer.
-    owner, generation = self._record()
+    owner, generation = self._read_record()
     claim = dataclasses.replace(
       remote,
       owner=owner or secrets.token_hex(8),
@@ -168,7 +171,7 @@ class Mirror:
   def _pulled(self) -> Listing:
     """The listing of the URL, once the staging has all files."""
     for _ in range(TRIES):
-      remote = self._read()
+      remote = self._read_listing()
       self._prepare(remote)
       corrupt = None
       try:
@@ -176,7 +179,7 @@ class Mirror:
       except CorruptError as error:
         corrupt = error
       # Where the listing has changed in the meantime, another run is writing: begin again.
-      if self._read() == remote:
+      if self._read_listing() == remote:
         if corrupt is not None:
           raise corrupt
         return remote
@@ -184,7 +187,7 @@ class Mirror:
       f'{self.url}: another run is writing to it; end that one, or name another --workdir'
     )
 
-  def _read(self) -> Listing:
+  def _read_listing(self) -> Listing:
     """The listing of the URL; a listing of generation 0 if the URL is empty."""
     try:
       content = _patiently(lambda: self._store.read(LISTING))
@@ -202,7 +205,7 @@ class Mirror:
       raise OutputError(f'{self.url} cannot be reached: {_reason(error)}') from error
     return Listing() if content is None else listing.parse(content, f'{self.url}/{LISTING}')
 
-  def _record(self) -> tuple[str, int]:
+  def _read_record(self) -> tuple[str, int]:
     """(owner, generation) of the staging.
 
     The owner is '' while the staging is being filled. A staging without a record is of generation
@@ -214,13 +217,13 @@ class Mirror:
     record = files.read_json(path, what='what a staging folder says of itself')
     return str(record['owner']), int(record['generation'])
 
-  def _note(self, owner: str, generation: int) -> None:
+  def _write_record(self, owner: str, generation: int) -> None:
     record = {'owner': owner, 'generation': generation, 'url': self.url}
     files.write_json(self.staging / LISTING, record)
 
   def _prepare(self, remote: Listing) -> None:
     """Leaves a staging to go on from, or a staging to fill with the URL's files."""
-    owner, generation = self._record()
+    owner, generation = self._read_record()
     has_files = any(self._scan())
     state = f'generation {remote.generation}, {len(remote.files)} files'
     say(f'workdir: {self.url} ({state}), staged in {self.staging}')
@@ -232,7 +235,7 @@ class Mirror:
       return
     if has_files and (owner or generation < 0):
       self._set_aside()
-    self._note('', 0)
+    self._write_record('', 0)
     # Files of a pull that was cut short stay where they are what the listing says.
     for name, stat in self._scan().items():
       if name not in remote.files or not listing.same(stat, remote.files[name]):
@@ -386,7 +389,7 @@ class Mirror:
 
   def _commit(self, new: Listing) -> None:
     # The staging first: if the process ends in between, the staging must not look as if behind.
-    self._note(new.owner, new.generation)
+    self._write_record(new.owner, new.generation)
     self._tried = new
     self._store.write(LISTING, new.encode())
     self._listing = new
