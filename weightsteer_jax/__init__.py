@@ -9,15 +9,15 @@ The rooms, in the order data goes through them. Imports only go up this list, in
   models/       one decoder, declarative families, checkpoints in and out, deltas applied per row
   data/         chat templates and loss masks, sources, pairs of texts, batches of fixed shapes
   finetune/     the loss, the pure step, AdamW, the loop that validates and resumes, adapters
-  directions/   the direction, its algebra, and where it comes from
+  directions/   the direction, its algebra, and the sources that directions are made from
   inference/    scoring and generation: many arms and strengths in one batch
   evaluation/   tasks, the sweep, how answers are read, judges, metrics
   export/       directions handed on to Hugging Face, orbax and PEFT, and whether they are whole
   experiments/  the parts put together: Experiment, arms, contrast, stages; and in rooms of their
                 own the organism, monitoring, the report and preflight
 
-`launch/` turns flags into calls of experiments/stages.py, standalone.py or preflight/; smoke.py
-needs only runtime/ and storage/.
+`launch/` turns flags into calls of stages.py, standalone.py or preflight/ in experiments/;
+launch/smoke.py needs only runtime/ and storage/.
 """
 
 __version__ = '0.1.0'

@@ -125,7 +125,7 @@ def test_one_pass_and_two_steps_write_what_torch_computes(tmp_path, dtype, make)
   direction = directions.between(sides['positive'], sides['negative'], unread=True)
   directions.save(tmp_path / 'direction', direction)
   base = export.BaseFolder.find(sides['base'])
-  compared = make is fused_model  # The others' logits are compared in test_export.py.
+  compared = make is fused_model  # The others' logits are compared in test_handover.py.
   one = export.export(
     direction, base, ALPHA, 'hf', tmp_path / 'one', logits='always' if compared else 'never'
   )
