@@ -525,14 +525,14 @@ def until(happened, seconds=20):
 def test_the_last_push_before_an_error_ends_the_run_does_not_hide_the_error(
   tmp_path, monkeypatch, capsys, caplog
 ):
-  monkeypatch.setattr(ending, '_last', [])
+  monkeypatch.setattr(ending, '_last_actions', [])
   mirror = begun('flaky://b/run', tmp_path / 'one')
   ending.before_end(mirror.last_push)
   write(tmp_path / 'one', a_txt='1')
   assert ending.fail(Preempted('SIGTERM came')) == 75
   assert capsys.readouterr().err.endswith('error: SIGTERM came\n')
   assert fresh('flaky://b/run', tmp_path) == {'a.txt': '1'}
-  ending._last[0] = (mirror := begun('flaky://b/run', tmp_path / 'one')).last_push
+  ending._last_actions[0] = (mirror := begun('flaky://b/run', tmp_path / 'one')).last_push
   write(tmp_path / 'one', b_txt='2')
   Flaky.left = 0
   assert ending.fail(Preempted('SIGTERM came')) == 75

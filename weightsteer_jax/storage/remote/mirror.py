@@ -481,7 +481,7 @@ def peek(url: str, name: str, folder: files.Path) -> None:
     InputError, CorruptError, OutputError: as `Mirror.begin`.
   """
   mirror = Mirror(url, folder)
-  remote = mirror._read()
+  remote = mirror._read_listing()
   if name in remote.files:
     mirror._fetch(name, remote.files[name])
 
