@@ -197,3 +197,19 @@ def test_a_folder_below_a_file_is_an_error(tmp_path):
   with pytest.raises(OutputError, match='cannot be written'):
     with files.new_folder(tmp_path / 'file' / 'out', what='it'):
       raise AssertionError('work was done')
+
+
+def test_a_file_that_a_thread_writes_during_the_removal_is_removed_too(tmp_path, monkeypatch):
+  remove, late = files.shutil.rmtree, []
+
+  def removed(folder, ignore_errors):
+    remove(folder, ignore_errors=ignore_errors)
+    # As a thread of orbax does that has not heard of the full disk yet.
+    if not late:
+      late.append(folder)
+      (folder / 'orbax').mkdir(parents=True)
+
+  monkeypatch.setattr(files.shutil, 'rmtree', removed)
+  with pytest.raises(OutputError), files.new_folder(tmp_path / 'out', what='an adapter'):
+    raise OSError('no space left on device')
+  assert late and list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ import os
 import pathlib
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,10 @@ from weightsteer_jax.runtime import messages
 from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError
 
 Path = str | pathlib.Path
+
+# How long a failed folder is removed again: orbax's threads go on for a moment when one has met a
+# full disk.
+REMOVAL_SECONDS = 5.0
 
 
 def read_json(path: Path, *, what: str) -> Any:
@@ -130,7 +135,18 @@ def new_folder(folder: Path, *, what: str, sync: bool = True) -> Iterator[pathli
     ) from error
   finally:
     # After the rename nothing of this name is left.
-    shutil.rmtree(partial, ignore_errors=True)
+    _remove(partial)
+
+
+def _remove(folder: pathlib.Path) -> None:
+  """Removes a folder into which threads of a library may still be writing."""
+  deadline = time.monotonic() + REMOVAL_SECONDS
+  while True:
+    # A file that appears meanwhile keeps its folder from being removed.
+    shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists() or time.monotonic() > deadline:
+      return
+    time.sleep(0.05)
 
 
 def refuse_existing(folder: Path, *, what: str) -> None:
