@@ -32,7 +32,7 @@ from weightsteer_jax.storage import journal, made_from, resumable
 # What a judge is asked for, of every answer.
 PURPOSES = ('trait', 'coherence')
 # Words for errors about the two journals.
-_ANSWER: dict[str, Any] = dict(
+_ANSWER = judging.LineWords(
   needs=('name', 'text', 'finish'), what='an answer', again='the data stage'
 )
 _JUDGEMENT = judging.LineWords(
