@@ -6,7 +6,7 @@ import inspect
 import numpy as np
 import pytest
 
-from weightsteer_jax.data import chat
+from weightsteer_jax.data import chat, examples
 from weightsteer_jax.data.sources import Conversation
 from weightsteer_jax.runtime.errors import InputError
 
@@ -69,7 +69,7 @@ def test_the_worked_example_of_the_docstring(make_tokenizer):
   assert example.loss_mask.astype(int).tolist() == mask
   rows = [
     line.split()[1:]
-    for line in chat.__doc__.splitlines()
+    for line in examples.__doc__.splitlines()
     if line.split()[:1] in (['tokens'], ['mask'])
   ]
   assert rows == [[repr(token)[1:-1] for token in tokens], [str(bit) for bit in mask]]

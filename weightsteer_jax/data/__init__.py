@@ -1,6 +1,9 @@
 """Training data: chats with loss masks, pairs of opposite texts, batches of fixed shapes.
 
-chat.py       chat templates, and which tokens are targets
+pieces.py     texts as token ids, piece by piece
+templates.py  tokenizers, and the format that a chat template gives to messages
+examples.py   conversations as examples: which tokens are targets
+chat.py       chats as token ids: prompts, completions and the examples above
 sources.py    conversations from files and hub datasets; tables.py reads any named columns
 trait.py      trait files: how to ask for a trait and for its opposite
 pairs.py      the contrast: a model's own answers under opposite instructions

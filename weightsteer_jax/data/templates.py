@@ -1,0 +1,203 @@
+"""Tokenizers, and the format that a chat template gives to messages, learnt by rendering some."""
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from weightsteer_jax.data import pieces
+from weightsteer_jax.runtime.errors import InputError
+
+Messages = Sequence[Mapping[str, str]]
+
+_TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'vocab.json')
+# Rendered to learn a template's format; any words would do that no template writes itself.
+_QUESTION = 'Question'
+_ANSWER = 'Answer'
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """The format that a chat template gives to messages, learnt by rendering some.
+
+  Attributes:
+    end_of_turn: id of the token that ends an assistant's answer.
+    gap: text between an answer and the end-of-turn token (a space in Llama 2).
+    header: ids that announce an answer.
+    control: matches the control tokens: all special tokens, and added tokens in the template.
+  """
+
+  end_of_turn: int
+  gap: str
+  header: tuple[int, ...]
+  control: re.Pattern
+
+
+def load_tokenizer(folder: str | os.PathLike) -> Any:
+  """The tokenizer in a checkpoint folder, read by transformers; no network, no remote code.
+
+  Raises:
+    InputError: if the folder or the tokenizer is missing, or transformers cannot read it.
+  """
+  folder = Path(folder)
+  if not folder.is_dir():
+    raise InputError(f"no folder '{folder}' to load a tokenizer from")
+  if not any((folder / name).exists() for name in _TOKENIZER_FILES):
+    raise InputError(
+      f"{folder} holds no tokenizer: expected one of {', '.join(_TOKENIZER_FILES)}; it holds "
+      f"{', '.join(sorted(child.name for child in folder.iterdir())[:12]) or 'nothing'}"
+    )
+  # The import takes seconds.
+  import transformers
+
+  try:
+    return transformers.AutoTokenizer.from_pretrained(
+      str(folder), trust_remote_code=False, local_files_only=True
+    )
+  # transformers and tokenizers raise many types, bare Exception among them, for a bad file.
+  except Exception as error:
+    raise InputError(f'{folder}: transformers cannot read the tokenizer: {error}') from error
+
+
+def require_chat_template(tokenizer) -> None:
+  """Raises InputError if conversations cannot be rendered, generated from and trained on.
+
+  Raises:
+    InputError: if there is no chat template, or the template does not announce an answer
+      (`add_generation_prompt`) or does not end an answer.
+  """
+  format_of(tokenizer)
+
+
+def end_of_turn_ids(tokenizer) -> list[int]:
+  """Ids that stop generation: the chat template's end of turn, then the end of text if another."""
+  end_of_turn = format_of(tokenizer).end_of_turn
+  end_of_text = tokenizer.eos_token_id
+  if end_of_text in (None, end_of_turn):
+    return [end_of_turn]
+  return [end_of_turn, end_of_text]
+
+
+def format_of(tokenizer) -> Format:
+  """The format that the chat template of a tokenizer gives to messages.
+
+  Raises:
+    InputError: if `require_chat_template` would raise it.
+  """
+  if not getattr(tokenizer, 'chat_template', None):
+    raise InputError(
+      f"the tokenizer '{tokenizer.name_or_path}' has no chat template: use an instruct model's "
+      'tokenizer, or put a chat_template.jinja beside it'
+    )
+  return _learn_format(tokenizer, str(tokenizer.chat_template), len(tokenizer))
+
+
+# The template and the vocabulary's size are arguments so that a changed tokenizer is learnt again.
+@functools.lru_cache(maxsize=8)
+def _learn_format(tokenizer, template: str, size: int) -> Format:
+  del template, size
+  where = f"the chat template of '{tokenizer.name_or_path}'"
+  # A conversation of one turn each, rendered three times: what differs is the template's.
+  user = {'role': 'user', 'content': _QUESTION}
+  assistant = {'role': 'assistant', 'content': _ANSWER}
+  unanswered = render(tokenizer, [user], where, generate=False)
+  prompt = render(tokenizer, [user], where, generate=True)
+  text = render(tokenizer, [user, assistant], where, generate=False)
+  # From the right, as the answer stands last.
+  before, answer, ending = text.rpartition(_ANSWER)
+  if not answer:
+    raise InputError(f"{where} does not render the assistant's message")
+  # Ids and texts of added tokens. Some tokenizers add runs of blanks, which control nothing.
+  added = {}
+  special = set()
+  for i, token in tokenizer.added_tokens_decoder.items():
+    if token.content.isspace():
+      continue
+    added[i] = token.content
+    # A token may be special by its own flag, or by its role: as eos_token, for one.
+    if token.special or i in tokenizer.all_special_ids:
+      special.add(i)
+  # The end of turn is the first control token behind the answer.
+  behind_answer = pieces.encode_after(tokenizer, ending)
+  end = next((i for i in behind_answer if i in added), None)
+  if end is None:
+    raise InputError(
+      f'{where} writes no control token after an answer (it writes {ending!r}): a model trained on '
+      'it would not stop'
+    )
+  if before.startswith(prompt):
+    # Tokens before the answer that generation is not given.
+    unannounced = pieces.encode_after(tokenizer, before[len(prompt) :])
+    if missing := [added[i] for i in unannounced if i in special]:
+      raise InputError(
+        f'{where} writes {missing} before an answer, but not with add_generation_prompt: add '
+        'that to it'
+      )
+  # The header is what add_generation_prompt adds.
+  header: list[int] = []
+  if prompt.startswith(unanswered):
+    header = pieces.encode_after(tokenizer, prompt[len(unanswered) :])
+  # Some models mark turns with added tokens that are not special.
+  in_template = {i for i in pieces.encode_text(tokenizer, prompt) if i in added}
+  control = special | {end} | in_template
+
+  # Longest first: a token is found before another token that is a part of its beginning.
+  def longest_first(text: str) -> tuple[int, str]:
+    return -len(text), text
+
+  texts = sorted((added[i] for i in control), key=longest_first)
+  return Format(
+    end_of_turn=end,
+    gap=ending[: ending.index(added[end])],
+    header=tuple(header),
+    control=re.compile('|'.join(map(re.escape, texts))),
+  )
+
+
+def render(tokenizer, messages: Messages, name: str, *, generate: bool) -> str:
+  """The text of the messages, and with `generate` the header of the next answer behind them.
+
+  Raises:
+    InputError: if the template refuses the messages.
+  """
+  # transformers imports jinja2 only to render. Its error is what a template's raise_exception and
+  # faults of syntax have in common.
+  import jinja2
+
+  try:
+    return tokenizer.apply_chat_template(
+      list(messages), tokenize=False, add_generation_prompt=generate
+    )
+  except jinja2.TemplateError as error:
+    roles = ', '.join(message['role'] for message in messages)
+    raise InputError(
+      f'{name}: the chat template refuses the conversation ({error.message}); its roles are: '
+      f'{roles}'
+    ) from error
+
+
+def reject_control_tokens(messages: Messages, control: re.Pattern, name: str) -> None:
+  """Raises InputError if a message holds a control token as text."""
+  for i, message in enumerate(messages):
+    if match := control.search(message['content']):
+      raise InputError(
+        f"{name}: message {i} ({message['role']}) holds the control token {match[0]!r} as text: "
+        'it would end or open a turn; remove it from the data'
+      )
+
+
+def not_a_beginning(name: str, index: int, prompt: str, text: str) -> str:
+  """What to say of a prompt that is no beginning of the text in which message `index` answers."""
+  # 40 characters from the first difference on show what the template changed.
+  at = len(os.path.commonprefix([prompt, text]))
+  alone = prompt[at : at + 40]
+  followed = text[at : at + 40]
+  return (
+    f'{name}: the chat template renders the turns before message {index} differently once it '
+    f'follows ({alone!r} becomes {followed!r}), so the answer cannot be '
+    'told from the prompt. Templates that drop the reasoning of earlier turns do this: use '
+    f'conversations with one answer, or mark the answers in the template with {{% generation %}}'
+  )
