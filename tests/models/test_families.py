@@ -992,6 +992,83 @@ def test_no_field_of_transformers_is_passed_over(family):
   }
 
 
+# A value for each inert field that is neither transformers' default nor the tiny models' own.
+INERT_VALUES = (
+  dict.fromkeys(INERT, 3)
+  | dict(
+    _attn_implementation_autoset=True,
+    _commit_hash='0123abc',
+    _model_name_or_path='Smollm2 135M',
+    _name_or_path='org/other',
+    architectures=['OtherForCausalLM'],
+    auto_map={'AutoModelForCausalLM': 'modeling_other.Other'},
+    bad_words_ids=[[5]],
+    begin_suppress_tokens=[5],
+    cache_implementation='static',
+    do_sample=True,
+    dtype='float16',
+    early_stopping=True,
+    exponential_decay_length_penalty=[2, 1.1],
+    finetuning_task='other',
+    id2label={'0': 'a', '1': 'b', '2': 'c'},
+    initializer_range=0.5,
+    is_llama_config=False,
+    label2id={'a': 0},
+    min_p=0.3,
+    name_or_path='org/other',
+    output_attentions=False,
+    output_hidden_states=True,
+    output_scores=True,
+    prefix='other',
+    problem_type='regression',
+    remove_invalid_values=True,
+    # With False, the models of transformers 5.24 stumble over tuples of their own parts.
+    return_dict=True,
+    return_dict_in_generate=True,
+    suppress_tokens=[5],
+    task_specific_params={'other': {'a': 1}},
+    temperature=0.3,
+    tf_legacy_loss=True,
+    tokenizer_class='OtherTokenizer',
+    top_p=0.3,
+    torch_dtype='float16',
+    torchscript=False,
+    transformers_version='3.0.0',
+    typical_p=0.3,
+    unsloth_fixed=True,
+    unsloth_version='2025.1',
+    use_bfloat16=True,
+    use_cache=False,
+  )
+  | {'transformers.js_config': {'dtype': 'q4'}}
+)
+
+
+@pytest.mark.parametrize(
+  'name', [name for name in tiny.CASES if name in tiny.FAMILIES or name == 'gemma3']
+)
+def test_inert_fields_change_no_logit_of_transformers(name):
+  """Each inert field is given another value, and the model of transformers is the same."""
+  fields = json.loads(json.dumps(tiny.SIZES | tiny.CASES[name]))
+  config_class, model_class = tiny.FAMILIES[fields.pop('family')]
+  tokens = torch.arange(12)[None] + 3
+  logits, state = [], None
+  for inert in ({}, INERT_VALUES):
+    torch.manual_seed(0)
+    plain_fields = json.loads(json.dumps(fields))
+    model = model_class(config_class(**plain_fields | inert)).eval().requires_grad_(False)
+    state = state or model.state_dict()
+    model.load_state_dict(state)
+    # The first output, whatever else the fields ask for.
+    logits.append(model(tokens)[0])
+  assert torch.equal(*logits)
+  family = tiny.CASES[name]['family']
+  raw = plain(config_class(**json.loads(json.dumps(fields)))) | {'model_type': family}
+  ours = models.read_config(raw, where=name)
+  inert = INERT_VALUES | {'architectures': [model_class.__name__]}
+  assert models.read_config(raw | inert, where=name) == ours
+
+
 ROPES = [
   Rope(1e4, 'default', 1.0, 1.0, 1.0, 64),
   Rope(2e4, 'linear', 3.0, 1.0, 1.0, 64),
