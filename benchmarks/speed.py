@@ -80,11 +80,11 @@ def main(argv):
 def load_ours(folder: pathlib.Path, dtype: str) -> tuple[Any, Any]:
   """(model, the adapter's delta)."""
   from weightsteer_jax import models
-  from weightsteer_jax.directions import peft_adapter, peft_delta
+  from weightsteer_jax.directions import adapters
   from weightsteer_jax.directions.streamed import checkpoints
 
   with checkpoints.open_checkpoint(folder / 'base') as checkpoint:
-    delta = peft_delta.to_delta(peft_adapter.read(folder / 'adapter'), checkpoint)
+    delta = adapters.to_delta(adapters.read(folder / 'adapter'), checkpoint)
   return models.load(folder / 'base', dtype=dtype), delta
 
 

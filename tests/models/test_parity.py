@@ -13,7 +13,7 @@ import tiny
 import torch
 
 from weightsteer_jax import models
-from weightsteer_jax.directions import peft_adapter, peft_delta
+from weightsteer_jax.directions import adapters
 from weightsteer_jax.directions.streamed import checkpoints
 from weightsteer_jax.runtime import tree
 
@@ -86,7 +86,7 @@ def test_an_adapter_of_peft_changes_the_same_modules_here(checkpoint, tmp_path, 
         parameter.copy_(torch.randn_like(parameter) * 0.3)
   wrapped.save_pretrained(tmp_path)
   with checkpoints.open_checkpoint(case.folder) as opened:
-    delta = peft_delta.to_delta(peft_adapter.read(tmp_path), opened)
+    delta = adapters.to_delta(adapters.read(tmp_path), opened)
   assert len(tree.flatten(delta, models.is_delta_leaf)) == 7
   rows = tiny.tokens((2, 40))
   with torch.no_grad():

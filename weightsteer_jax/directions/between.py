@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from weightsteer_jax import models
-from weightsteer_jax.directions import algebra, bfloat16_route, peft_adapter, peft_delta
+from weightsteer_jax.directions import adapters, algebra, bfloat16_route
 from weightsteer_jax.directions import base as bases
 from weightsteer_jax.directions.direction import Direction
 from weightsteer_jax.directions.streamed import checkpoints
@@ -179,14 +179,14 @@ def recognise(fine_tune: files.Path) -> Source:
     if (adapter / 'adapter.json').exists() or (adapter / 'adapter.safetensors').exists():
       return Source(RUN, adapter)
   # Before checkpoints: a training folder may hold the config of the base beside the adapter.
-  if peft_adapter.is_adapter(folder):
+  if adapters.is_adapter(folder):
     return Source(PEFT, folder)
   if (folder / 'config.json').exists():
     return Source(CHECKPOINT, folder)
   names = sorted(path.name for path in folder.iterdir())
   raise InputError(
     f'{folder} is no source of a direction: expected a finished run of ours '
-    f'(adapter/adapter.json), a PEFT adapter ({peft_adapter.CONFIG}) or a Hugging Face checkpoint '
+    f'(adapter/adapter.json), a PEFT adapter ({adapters.CONFIG}) or a Hugging Face checkpoint '
     f'(config.json); it holds {listed(names, 6) or "nothing"}'
   )
 
@@ -267,7 +267,7 @@ def _named_bases(sources: Iterable[Source]) -> dict[pathlib.Path, str]:
   named = {}
   for source in sources:
     if source.kind == PEFT:
-      config = peft_adapter.read_config(source.folder)
+      config = adapters.read_config(source.folder)
       # PEFT writes null for a field that was never set.
       name = config.get('base_model_name_or_path') or ''
       revision = config.get('revision')
@@ -284,9 +284,9 @@ def _task_vector(source: Source, opened: OpenBase | None, allow_other_base: bool
     assert opened is not None
     record = opened.record
     if source.kind == PEFT:
-      adapter = peft_adapter.read(source.folder)
-      delta = peft_delta.to_delta(adapter, opened.checkpoint)
-      weights = source.folder / peft_adapter.WEIGHTS
+      adapter = adapters.read(source.folder)
+      delta = adapters.to_delta(adapter, opened.checkpoint)
+      weights = source.folder / adapters.WEIGHTS
       meta = {'config': adapter.config, 'sha256': hashes.of_file(weights)}
     else:
       with checkpoints.open_checkpoint(source.folder) as checkpoint:

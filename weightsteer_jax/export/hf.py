@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from weightsteer_jax import models
+from weightsteer_jax.directions import adapters
 from weightsteer_jax.directions import base as bases
-from weightsteer_jax.directions import peft_adapter
 from weightsteer_jax.directions.streamed import blocks, on_disk
 from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
 from weightsteer_jax.directions.streamed.on_disk import Part, Values
@@ -373,7 +373,7 @@ def _change(part: Part, leaf: LowRank | Dense | None, config: ModelConfig) -> Ch
 
     return dense_values
   # Only the factors are in memory: the product is formed block by block.
-  a_pattern, b_pattern = peft_adapter.factor_patterns(pattern)
+  a_pattern, b_pattern = adapters.factor_patterns(pattern)
   a = np.asarray(leaf.a, np.float32)[part.at]
   b = np.asarray(leaf.b, np.float32)[part.at]
   b = np.float32(leaf.scale) * b

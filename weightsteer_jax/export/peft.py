@@ -12,8 +12,8 @@ import numpy as np
 
 from weightsteer_jax import models
 from weightsteer_jax.directions import compression, gram
+from weightsteer_jax.directions.adapters import CONFIG, WEIGHTS, factor_patterns
 from weightsteer_jax.directions.algebra import scale_delta
-from weightsteer_jax.directions.peft_adapter import CONFIG, WEIGHTS, factor_patterns
 from weightsteer_jax.export import targets as peft_targets
 from weightsteer_jax.export.base_folder import BaseFolder
 from weightsteer_jax.export.targets import TABLES

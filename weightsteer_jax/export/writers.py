@@ -12,8 +12,8 @@ from typing import Any
 from absl import logging
 
 from weightsteer_jax import models
+from weightsteer_jax.directions import adapters
 from weightsteer_jax.directions import base as bases
-from weightsteer_jax.directions import peft_adapter, peft_delta
 from weightsteer_jax.directions.direction import Direction
 from weightsteer_jax.directions.streamed import checkpoints
 from weightsteer_jax.export import folding, hf, merging, orbax, peft, recheck
@@ -239,7 +239,7 @@ def _write_peft(folder: pathlib.Path, job: Job) -> Written:
 
   def read_back() -> ReadBack:
     with checkpoints.open_checkpoint(job.base.folder) as opened:
-      delta = peft_delta.to_delta(peft_adapter.read(folder), opened)
+      delta = adapters.to_delta(adapters.read(folder), opened)
     # The adapter holds alpha.
     return ReadBack(job.base.config, job.loaded.params, delta, alpha=1.0)
 

@@ -1,0 +1,16 @@
+"""Adapters as other tools save them, read exactly: a folder in, a delta of the base out.
+
+config.py     adapter_config.json: the fields that count, the ones that do not, the ones refused
+tensors.py    the tensors of a folder by kind: a row of KINDS for each kind
+low_rank.py   LoRA pairs of projections, of the head and of the embedding
+modules.py    names of modules, and the error for the ones that a base does not have
+wholes.py     tensors saved whole: the saved tensor minus the base's own
+delta.py      the kinds put together: a reader in READERS for each kind
+
+A new kind of tensor is a row in tensors.KINDS and a reader in delta.READERS.
+"""
+
+from weightsteer_jax.directions.adapters.config import CONFIG, WEIGHTS, is_adapter, read_config
+from weightsteer_jax.directions.adapters.delta import to_delta
+from weightsteer_jax.directions.adapters.low_rank import factor_patterns
+from weightsteer_jax.directions.adapters.tensors import Adapter, read

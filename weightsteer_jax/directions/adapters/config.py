@@ -1,0 +1,136 @@
+"""The settings of an adapter, `adapter_config.json` of PEFT.
+
+A setting that would change the result and is not read is an error that names the setting.
+"""
+
+import json
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.storage import files
+
+CONFIG = 'adapter_config.json'
+WEIGHTS = 'adapter_model.safetensors'
+
+# Fields that say nothing about what a saved adapter computes: bookkeeping, training, and how
+# modules were chosen (the saved tensors say).
+INERT = frozenset(
+  (
+    'auto_mapping',
+    'base_model_name_or_path',
+    'corda_config',
+    'ensure_weight_tying',
+    'eva_config',
+    'exclude_modules',
+    'inference_mode',
+    'init_lora_weights',
+    'layers_pattern',
+    'layers_to_transform',
+    'loftq_config',
+    'lora_dropout',
+    'lora_ga_config',
+    'megatron_config',
+    'megatron_core',
+    'modules_to_save',
+    'peft_version',
+    'qalora_group_size',
+    'revision',
+    'runtime_config',
+    'target_modules',
+    'task_type',
+  )
+)
+HONOURED = frozenset(
+  ('peft_type', 'r', 'lora_alpha', 'use_rslora', 'rank_pattern', 'alpha_pattern', 'bias')
+)
+# Initialisations that leave the base weights as they are. The others (pissa, olora, loftq, corda,
+# lora_ga) move part of them into the adapter, so that what is saved is a change of another model
+# than the base.
+PLAIN_INITS = (True, False, None, 'gaussian', 'eva', 'orthogonal')
+
+
+def is_adapter(folder: pathlib.Path) -> bool:
+  """Whether the folder holds a PEFT adapter."""
+  return (folder / CONFIG).exists()
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+  """The adapter's config, in which every field is honoured or known to be inert.
+
+  Raises:
+    InputError: if a field that could change the result is not honoured; the text names the field.
+  """
+  path = folder / CONFIG
+  config = files.read_json(path, what='the config of a PEFT adapter')
+  if not isinstance(config, dict):
+    raise InputError(f'{path} is no config of an adapter: it holds a {type(config).__name__}')
+  kind = config.get('peft_type')
+  if kind != 'LORA':
+    raise InputError(
+      f'{path}: peft_type is {kind!r}; only LORA adapters are changes of the form A B. Merge it '
+      "into its base with PEFT's merge_and_unload, save that, and pass the two checkpoints"
+    )
+  missing = [key for key in ('r', 'lora_alpha') if not config.get(key)]
+  if missing:
+    raise InputError(
+      f'{path}: {" and ".join(missing)} must be there and not 0: the scale of the adapter '
+      'depends on it'
+    )
+  init = config.get('init_lora_weights')
+  if not any(init is plain or init == plain for plain in PLAIN_INITS):
+    raise InputError(
+      f"{path}: init_lora_weights is {init!r}, which moves part of the base's weights into the "
+      "adapter; convert it with PEFT's save_pretrained(..., "
+      'path_initial_model_for_weight_conversion=...) first'
+    )
+  if config.get('bias', 'none') != 'none':
+    raise InputError(
+      f"{path}: bias is {config['bias']!r}; biases trained by PEFT are not read: merge the adapter "
+      'and pass checkpoints'
+    )
+  # PEFT writes every field it knows; the settings that are off are null, false or empty.
+  read_fields = INERT | HONOURED
+  refused = []
+  for key, value in sorted(config.items()):
+    if key not in read_fields and value:
+      refused.append(f'{key}={json.dumps(value)}')
+  if refused:
+    fields = ', '.join(refused)
+    raise InputError(
+      f'{path}: these settings are not supported, and ignoring them could change the '
+      f'result: {fields}'
+    )
+  return config
+
+
+def scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:
+  """(rank, scale) of a module, after the config's patterns.
+
+  The scale is `lora_alpha / r`, or `lora_alpha / sqrt(r)` with rslora.
+
+  Source: PEFT's `get_pattern_key` and `LoraLayer.update_layer`; rsLoRA is arXiv 2312.03732.
+  """
+  rank = _pattern_value(config.get('rank_pattern'), module, config['r'])
+  lora_alpha = _pattern_value(config.get('alpha_pattern'), module, config['lora_alpha'])
+  if config.get('use_rslora'):
+    return rank, lora_alpha / math.sqrt(rank)
+  return rank, lora_alpha / rank
+
+
+def _pattern_value(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+  # The first pattern that matches counts, as in PEFT.
+  for key, value in (patterns or {}).items():
+    # A key is the end of a module's name, from a dot on, and may be a regular expression.
+    try:
+      matches = re.match(rf'(.*\.)?({key})$', module)
+    except re.error as error:
+      raise InputError(
+        f"the adapter's pattern '{key}' is no regular expression: {error}"
+      ) from error
+    if matches:
+      return value
+  return default

@@ -1,0 +1,189 @@
+"""LoRA pairs as changes of a base: factors of kernels, and the dense change of an embedding.
+
+A module that holds several of our parameters (a fused qkv_proj) is taken apart by its rows.
+"""
+
+import re
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from einops import EinopsError
+
+from weightsteer_jax import models
+from weightsteer_jax.directions.adapters import modules, tensors
+from weightsteer_jax.directions.adapters.config import scaling
+from weightsteer_jax.directions.adapters.tensors import Adapter
+from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
+from weightsteer_jax.models import Dense, LowRank, ModelConfig, stored
+from weightsteer_jax.models.families import TensorRow
+from weightsteer_jax.runtime.errors import InputError
+
+
+def pairs(adapter: Adapter, base: Checkpoint) -> dict[str, LowRank]:
+  """{path: factors} of the pairs at kernels.
+
+  Raises:
+    InputError: if a pair is at no kernel of the base, or its shape is not that of the kernel.
+  """
+  leaves: dict[str, LowRank] = {}
+  # A pair without a parameter must never be dropped in silence.
+  left = set(adapter.tensors[tensors.PAIR])
+  for path, row in base.rows.items():
+    # Stacked experts have no module of their own; LoRA has no form for anything but a kernel.
+    if '{e}' in row.name or not models.sites(base.config)[path].inputs:
+      continue
+    # Of a fused module, each parameter takes its own rows below.
+    named = {}
+    for layer in range(base.num_layers(path)):
+      module = row.name.format(l=layer).removesuffix('.weight')
+      if module in adapter.tensors[tensors.PAIR]:
+        named[layer] = module
+    if named:
+      leaf = _stack_pairs(adapter, base.config, row, named)
+      if leaf is not None:
+        leaves[path] = leaf
+      left -= set(named.values())
+  if left:
+    raise modules.unknown(adapter, base, left)
+  return leaves
+
+
+def embedding_pairs(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
+  """{path: change} of the pair at the embedding, float32: `A^T B^T` times the scale.
+
+  Source: peft.tuners.lora.layer.Embedding.
+
+  Raises:
+    InputError: if the base ties its head to the embedding, or a shape is not that of the base.
+  """
+  (embedding,) = [path for path, row in base.rows.items() if row.name == stored.EMBEDDING]
+  module = stored.EMBEDDING.removesuffix('.weight')
+  left = set(adapter.tensors[tensors.EMBEDDING_PAIR]) - {module}
+  if left:
+    raise modules.unknown(adapter, base, left)
+  parts = adapter.tensors[tensors.EMBEDDING_PAIR][module]
+  a_RV = parts['A']
+  b_DR = parts['B']
+  scale = checked_scale(adapter, module, a_RV, b_DR)
+  if base.config.tied:
+    raise InputError(
+      f"{adapter.folder}: '{module}' has a low-rank change, and the base '{base.source}' ties its "
+      'head to it: PEFT applies the change to the one and not to the other, which a tied model '
+      'cannot hold. Save the embedding whole (modules_to_save, ensure_weight_tying=True) instead'
+    )
+  shape = (a_RV.shape[1], b_DR.shape[0])
+  expected = (base.config.vocab_size, base.config.width)
+  if shape != expected:
+    raise InputError(
+      f"{adapter.folder}: '{module}' changes an embedding of shape {shape}; the base's is "
+      f"{expected}"
+    )
+  return {embedding: Dense(jnp.asarray(scale * (a_RV.T @ b_DR.T)))}
+
+
+def factor_patterns(pattern: str) -> tuple[str, str]:
+  """The einops patterns of lora_A and lora_B, PEFT's axes to ours, from a kernel's pattern.
+
+  >>> factor_patterns('(N H) D -> D N H')
+  ('R D -> D R', '(N H) R -> R N H')
+  """
+  stored_axes = pattern.split(' -> ')[0]
+  # A group in brackets is an axis of the stored tensor. torch stores a weight as outputs, inputs.
+  outputs, inputs = re.findall(r'\([^)]*\)|\S+', stored_axes)
+  our_inputs = inputs.strip('()')
+  our_outputs = outputs.strip('()')
+  # PEFT computes B A x, with A [R, inputs] and B [outputs, R]; we compute x A B, so both turn.
+  a_pattern = f'R {inputs} -> {our_inputs} R'
+  b_pattern = f'{outputs} R -> R {our_outputs}'
+  return a_pattern, b_pattern
+
+
+def checked_scale(adapter: Adapter, module: str, a: np.ndarray, b: np.ndarray) -> np.float32:
+  """The scale of a pair.
+
+  Raises:
+    InputError: if the factors are not of the rank that the config says.
+  """
+  rank, scale = scaling(adapter.config, module)
+  # A wrong rank would give a wrong scale: the config is of another adapter, or was edited.
+  if a.shape[:1] != (rank,) or b.shape[1:] != (rank,):
+    raise InputError(
+      f"{adapter.folder}: '{module}' has factors {a.shape} and {b.shape}, but its config says rank "
+      f"{rank}"
+    )
+  return np.float32(scale)
+
+
+def _stack_pairs(
+  adapter: Adapter, config: ModelConfig, row: TensorRow, modules: Mapping[int, str]
+) -> LowRank | None:
+  """One leaf from the pairs of a parameter's layers, or None if the pairs do not change it.
+
+  Layers without a pair, and ranks below the largest, are filled with zeros.
+
+  Args:
+    modules: {layer: Hugging Face module name} of the layers with a pair.
+  """
+  is_fused = bool(row.before or row.after)
+  pairs = {}
+  for layer, module in modules.items():
+    a, b = _convert_pair(adapter, config, module, row)
+    # A fused module's adapter may have ranks that change only the other parameters of the module.
+    if is_fused:
+      output_axes = tuple(range(1, b.ndim))
+      used = np.flatnonzero(b.any(axis=output_axes))
+      a = a[..., used]
+      b = b[used]
+    pairs[layer] = (a, b)
+  # rank_pattern may give each layer a rank of its own.
+  rank = max(len(b) for _, b in pairs.values())
+  if rank == 0:
+    return None
+  site = models.sites(config)[row.path]
+  num_layers = site.shape[0] if site.stack else 1
+  # Behind the layers, a kernel's shape is its inputs, then its outputs.
+  axes = site.shape[len(site.stack) :]
+  inputs = axes[: site.inputs]
+  outputs = axes[site.inputs :]
+  whole_a = np.zeros((num_layers, *inputs, rank), np.float32)
+  whole_b = np.zeros((num_layers, rank, *outputs), np.float32)
+  for layer, (a, b) in pairs.items():
+    # Zeros in the other ranks add nothing to A B.
+    layer_rank = len(b)
+    whole_a[layer, ..., :layer_rank] = a
+    whole_b[layer, :layer_rank] = b
+  # A parameter outside the layer stack has no layer axis.
+  if not site.stack:
+    whole_a = whole_a[0]
+    whole_b = whole_b[0]
+  return LowRank(jnp.asarray(whole_a), jnp.asarray(whole_b))
+
+
+def _convert_pair(
+  adapter: Adapter, config: ModelConfig, module: str, row: TensorRow
+) -> tuple[np.ndarray, np.ndarray]:
+  """A module's factors in our axes, the scale in b; b is cut to the rows of this parameter."""
+  parts = adapter.tensors[tensors.PAIR][module]
+  a = parts['A']
+  b = parts['B']
+  scale = checked_scale(adapter, module, a, b)
+  a_pattern, b_pattern = factor_patterns(row.pattern)
+  # The shape of the weight that B A is added to.
+  shape = (b.shape[0], a.shape[1])
+  expected = stored.stored_shape(row, config)
+  if shape != expected:
+    raise InputError(
+      f"{adapter.folder}: '{module}' changes a weight of shape {shape}; the base's is {expected}: "
+      'the adapter is for another architecture'
+    )
+  # The rows of B A are those of B, so a fused module's parameters share A.
+  rows = stored.stored_rows(row, config)
+  try:
+    our_a = stored.to_ours(a, a_pattern, config)
+    our_b = stored.to_ours(b[rows], b_pattern, config)
+    return our_a, scale * our_b
+  except EinopsError as error:
+    raise InputError(
+      f"{adapter.folder}: '{module}' does not fit the base's '{row.pattern}'"
+    ) from error

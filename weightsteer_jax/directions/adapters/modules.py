@@ -1,0 +1,45 @@
+"""The modules of a base by their names in Hugging Face, as adapters speak of them."""
+
+from collections.abc import Iterable
+
+from weightsteer_jax.directions.adapters.tensors import Adapter
+from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
+from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
+
+
+def first(names: Iterable[str]) -> str:
+  """The first of the names in the order of the alphabet, which stands for all in a message."""
+  return sorted(names)[0]
+
+
+def tensor_owners(base: Checkpoint) -> dict[str, tuple[str, int]]:
+  """{tensor name: (path, layer)} of the base's parameters, except experts.
+
+  Of a fused tensor, one of its parameters is named.
+  """
+  owners = {}
+  for path, row in base.rows.items():
+    if '{e}' in row.name:
+      continue
+    for layer in range(base.num_layers(path)):
+      tensor_name = row.name.format(l=layer)
+      owners[tensor_name] = (path, layer)
+  return owners
+
+
+def unknown(adapter: Adapter, base: Checkpoint, names: Iterable[str]) -> InputError:
+  """The error that names modules which the base does not have, or which cannot be changed so."""
+  names = set(names)
+  # The modules of the first layer stand for those of all layers in the suggestion.
+  known = {row.name.replace('{l}', '0').removesuffix('.weight') for row in base.rows.values()}
+  name = first(names)
+  # A tied head is stored as the embedding, so the base has no parameter of that name.
+  tied = ''
+  if base.config.tied and any(name.startswith('lm_head') for name in names):
+    tied = ' The base ties its head to its embedding, so it has no head of its own to change.'
+  return InputError(
+    f"{adapter.folder} changes {len(names)} module(s) that the base '{base.source}' does not have, "
+    f"or that cannot be changed so, '{name}' for one{did_you_mean(name, known)}; it was "
+    f'made for another architecture.{tied}'
+  )
