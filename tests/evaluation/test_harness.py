@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 from weightsteer_jax import evaluation
 from weightsteer_jax.evaluation import harness
 from weightsteer_jax.experiments import standalone
-from weightsteer_jax.inference import Engine
+from weightsteer_jax.inference import Engine, stop_ids
 from weightsteer_jax.runtime.errors import InputError, NotFiniteError
 
 ALPHAS = (0.0, 0.5, -1.0)
@@ -158,7 +158,7 @@ def lm_of(model, delta):
       tokenizer,
       {'weights': [(delta, None)]},
       batch_size=batch_size,
-      stop_ids=harness.end_ids(model.folder, tokenizer),
+      stop_ids=stop_ids(tokenizer, model.folder),
     )
     return harness.SteeredLM(engine, alphas, arm='weights')
 

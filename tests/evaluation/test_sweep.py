@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 
 import jax
@@ -165,6 +166,20 @@ def test_alphas_may_be_added_but_what_rows_were_made_from_may_not_change(
   )
   with pytest.raises(InputError, match="changed: items of task 'choose'"):
     sweep.run(engine, [other], alphas=some, workdir=tmp_path, progress=False)
+
+
+def test_a_sweep_goes_on_with_the_stop_tokens_it_was_begun_with(
+  whole, engine_of, both_tasks, tokenizer, tmp_path, capsys
+):
+  """Half of the sweep with fewer stop tokens, the rest where the checkpoint names more of them."""
+  workdir, rows = whole
+  shutil.copytree(workdir / 'sweep', tmp_path / 'sweep')
+  kept = lines_of(tmp_path)[::2]
+  (tmp_path / 'sweep' / 'rows.jsonl').write_text('\n'.join(kept) + '\n')
+  # Every other token would end an answer at once.
+  more = engine_of(16, (tokenizer.eos_token_id, *range(3, 60)))
+  assert sweep.run(more, both_tasks, alphas=ALPHAS, workdir=tmp_path, progress=False) == rows
+  assert 'goes on with them' in capsys.readouterr().out
 
 
 def test_a_signal_ends_the_sweep_after_a_whole_row_and_it_goes_on(

@@ -11,7 +11,7 @@ from weightsteer_jax.config import TextTask
 from weightsteer_jax.evaluation import tasks as kinds
 from weightsteer_jax.evaluation.reading.answers import Prepared
 from weightsteer_jax.evaluation.rows import RowKey, Rows
-from weightsteer_jax.inference import generation, packing
+from weightsteer_jax.inference import generation, packing, stops
 from weightsteer_jax.inference.arms import BASE, AnswerOnly, Arms, bare, make_arms
 from weightsteer_jax.inference.engine import Engine
 from weightsteer_jax.inference.requests import (
@@ -69,6 +69,13 @@ def run(
   prepared = _prepare(engine, tasks, alphas)
   plan = list(_plan(engine.arms, tasks, alphas))
   with Rows(folder / 'rows.jsonl') as rows:
+    # A plan without rows is replaced by this call's.
+    if rows.done:
+      # Every sweep has its stop tokens on record.
+      begun = stops.as_begun(
+        folder / 'plan.json', engine.stop_ids, unrecorded=engine.stop_ids, what='the sweep'
+      )
+      engine = engine.stopping_at(begun)
     # Before a row is computed: rows of other weights or items must not mix with the new rows.
     inputs = inputs_of(engine, tasks, prepared, list(alphas), seed)
     made_from.check_and_record(folder / 'plan.json', inputs, fresh=not rows.done)
@@ -136,7 +143,7 @@ def inputs_of(
   digests = [delta_digest(delta) for delta in engine.arms.deltas]
   inputs: dict[str, Any] = {
     'model': tree.digest(engine.params),
-    'stop tokens': list(engine.stop_ids),
+    stops.INPUT: list(engine.stop_ids),
     'seed': seed,
   }
   for arm in arms:

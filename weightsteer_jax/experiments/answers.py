@@ -24,6 +24,7 @@ from weightsteer_jax.data.sources import Conversation
 from weightsteer_jax.data.trait import Trait
 from weightsteer_jax.evaluation import judges, judging
 from weightsteer_jax.evaluation.judges import Judge, JudgeRequest
+from weightsteer_jax.inference import stops
 from weightsteer_jax.inference.engine import Engine
 from weightsteer_jax.inference.requests import GenerateRequest, Sampling
 from weightsteer_jax.runtime import processes, tree
@@ -112,10 +113,20 @@ def answer(
   or the number of prompts.
   """
   with journal.Journal(folder / 'answers.jsonl', key=lambda line: line['name'], **_ANSWER) as kept:
+    if kept.done:
+      # Answers without stop tokens on record ended at the turn and the text alone.
+      begun = stops.as_begun(
+        folder / 'plan.json',
+        engine.stop_ids,
+        unrecorded=stops.turn_and_text_ids(engine.tokenizer),
+        what='the sampling of answers',
+      )
+      engine = engine.stopping_at(begun)
     # Earlier answers are kept only if all that an answer depends on is the same.
     inputs = {
       'model': tree.digest(engine.params),
       'seed': seed,
+      stops.INPUT: list(engine.stop_ids),
       'sampling': [options.max_new_tokens, options.temperature],
       'prompts': made_from.digest([[prompt.name, list(prompt.messages)] for prompt in prompts]),
     }

@@ -119,7 +119,7 @@ class Experiment:
       self.tokenizer,
       arms,
       batch_size=self.run.sweep.batch_size,
-      stop_ids=inference.stop_ids(self.tokenizer),
+      stop_ids=inference.stop_ids(self.tokenizer, self.checkpoint),
       layout=layout,
     )
 

@@ -241,8 +241,13 @@ def generate(
 
   See `inference.generate_file`, also for the options.
   """
+  loaded, tokenizer, delta = _loaded(ModelChoice(model, dtype=dtype), direction, alphas)
+  stops = inference.stop_ids(tokenizer, loaded.folder)
+  say(f'answers end at {", ".join(map(repr, tokenizer.convert_ids_to_tokens(stops)))}')
   inference.generate_file(
-    *_loaded(ModelChoice(model, dtype=dtype), direction, alphas),
+    loaded,
+    tokenizer,
+    delta,
     alphas,
     input,
     output,
@@ -298,6 +303,9 @@ def harness(
     'version of lm-eval': versions('lm_eval')['lm_eval'],
   }
 
+  stops = _stops_of_harness(loaded, tokenizer, pathlib.Path(output))
+  inputs[inference.stops.INPUT] = stops
+
   # Called only if a strength is missing.
   def steered(missing):
     engine = inference.Engine(
@@ -305,7 +313,7 @@ def harness(
       tokenizer,
       arms,
       batch_size=batch_size,
-      stop_ids=lm_eval_harness.end_ids(loaded.folder, tokenizer),
+      stop_ids=stops,
     )
     # Without a direction the model is asked as it is.
     arm = next(iter(arms), inference.BASE)
@@ -313,6 +321,17 @@ def harness(
 
   lm_eval_harness.run(steered, alphas, names, manager, output, inputs=inputs, **options)
   say(f'wrote {output}')
+
+
+def _stops_of_harness(model: models.Model, tokenizer: Any, output: pathlib.Path) -> list[int]:
+  ids = inference.stop_ids(tokenizer, model.folder)
+  # Results without stop tokens on record ended at the checkpoint's own and the end of text alone.
+  unrecorded = inference.stops.checkpoint_ids(model.folder)
+  if tokenizer.eos_token_id is not None:
+    unrecorded.append(tokenizer.eos_token_id)
+  return inference.stops.as_begun(
+    output / 'plan.json', ids, unrecorded=unrecorded, what='the run of lm-eval'
+  )
 
 
 def _loaded(

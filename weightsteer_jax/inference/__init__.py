@@ -10,12 +10,13 @@ decoding.py    the compiled programs of generation, with a KV cache
 sampling.py    the next token of each row
 shapes.py      the few lengths for which programs are compiled
 programs.py    compiled programs, kept while the process lives
+stops.py       tokens that end a generation
 jsonl.py       files of rows in, files of results out
 """
 
 from weightsteer_jax.inference.arms import BASE, AnswerOnly, Arm, Arms, make_arms
 from weightsteer_jax.inference.engine import Engine
-from weightsteer_jax.inference.jsonl import generate_file, score_file, stop_ids
+from weightsteer_jax.inference.jsonl import generate_file, score_file
 from weightsteer_jax.inference.requests import (
   GenerateRequest,
   GenerateResult,
@@ -23,3 +24,4 @@ from weightsteer_jax.inference.requests import (
   ScoreRequest,
   ScoreResult,
 )
+from weightsteer_jax.inference.stops import stop_ids

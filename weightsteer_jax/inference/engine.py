@@ -1,6 +1,7 @@
 """The engine: requests in, results out, in whatever order is fastest."""
 
 import collections
+import copy
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -78,6 +79,12 @@ class Engine:
     if isinstance(delta, AnswerOnly):
       shardings = AnswerOnly(shardings)
     return jax.tree.map(sharding.put, delta, shardings)
+
+  def stopping_at(self, stop_ids: Sequence[int]) -> 'Engine':
+    """The same engine, with other tokens that end a generation."""
+    other = copy.copy(self)
+    other.stop_ids = tuple(stop_ids)
+    return other
 
   @property
   def compiled(self) -> dict[str, int]:

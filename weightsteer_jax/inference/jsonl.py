@@ -21,6 +21,7 @@ from weightsteer_jax.inference.requests import (
   ScoreRequest,
   Tokens,
 )
+from weightsteer_jax.inference.stops import stop_ids
 from weightsteer_jax.runtime.errors import InputError, NotFiniteError
 from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import files
@@ -112,8 +113,8 @@ def generate_file(
 
   A row of the output is a row of the input with "alpha", "sample", "completion", "tokens" and
   "finish" added. `finish` is 'stop', 'length' (max_new_tokens) or 'not_finite' (the model broke).
-  Generation stops at the token that ends a turn, or without a chat template at the end of text. The
-  other arguments and errors are as in `score_file`.
+  Generation stops at the model's stop tokens (see stops.py). The other arguments and errors are as
+  in `score_file`.
 
   Args:
     max_new_tokens: length limit of an answer, tokens.
@@ -122,7 +123,8 @@ def generate_file(
   """
   arm = _arm(delta, alphas)
   rows = _read(input, output, ())
-  engine = _engine(model, tokenizer, delta, batch_size, stop_ids=stop_ids(tokenizer))
+  stops = stop_ids(tokenizer, model.folder)
+  engine = _engine(model, tokenizer, delta, batch_size, stop_ids=stops)
   requests = []
   # The input row of each request.
   rows_of = []
@@ -152,23 +154,6 @@ def generate_file(
     lines.append({**row, **_answer(tokenizer, request, result)})
   files.write_jsonl(output, lines)
   return len(lines)
-
-
-def stop_ids(tokenizer: Any) -> list[int]:
-  """Tokens that end a generation: of a turn if there is a chat template, and of text.
-
-  Raises:
-    InputError: if the tokenizer has neither.
-  """
-  # None, or no such attribute, in the tokenizer of a base model.
-  if getattr(tokenizer, 'chat_template', None):
-    return chat.end_of_turn_ids(tokenizer)
-  if tokenizer.eos_token_id is None:
-    raise InputError(
-      f"the tokenizer '{tokenizer.name_or_path}' has neither a chat template nor an end-of-text "
-      'token: generation would not stop'
-    )
-  return [tokenizer.eos_token_id]
 
 
 def _arm(delta: Any, alphas: Sequence[float]) -> str:

@@ -7,4 +7,4 @@ stops.py  what ends a generation, and its text
 
 from weightsteer_jax.evaluation.harness.grid import find_tasks, run
 from weightsteer_jax.evaluation.harness.model import SteeredLM
-from weightsteer_jax.evaluation.harness.stops import end_ids, text_until
+from weightsteer_jax.evaluation.harness.stops import text_until

@@ -66,7 +66,7 @@ class SteeredLM(TemplateLM):
     computed: number of answers computed so far, over all strengths of the grid.
 
   Args:
-    engine: the engine, whose stop_ids end a generation (see `end_ids`).
+    engine: the engine, whose stop_ids end a generation (see inference/stops.py).
     alphas: the grid; answers are given at the first strength.
     arm: an arm of the engine.
     max_length: most tokens seen by the model; by default the model's positions.

@@ -1,14 +1,12 @@
 """The options of a generation by lm-eval, the end of the generation, and the text."""
 
 import bisect
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
 from weightsteer_jax.runtime.errors import InputError
-from weightsteer_jax.storage import files
 
 # New tokens if a task names no number, as in HFLM.
 MAX_GEN_TOKS = 256
@@ -24,23 +22,6 @@ NEUTRAL = {
   'use_cache': True,
   'early_stopping': False,
 }
-
-
-def end_ids(folder: pathlib.Path, tokenizer: Any) -> list[int]:
-  """Ids of the tokens that end a generation, as in transformers.
-
-  The ids are read from generation_config.json, or from config.json if the first file is missing,
-  and completed by the tokenizer's end of text.
-  """
-  path = folder / 'generation_config.json'
-  if not path.is_file():
-    path = folder / 'config.json'
-  settings = files.read_json(path, what='the settings of generation')
-  # A checkpoint names one token, several, or none.
-  stops = settings.get('eos_token_id')
-  listed = stops if isinstance(stops, list) else [stops]
-  ids = {*listed, tokenizer.eos_token_id}
-  return sorted(int(token) for token in ids if token is not None)
 
 
 def check_generation(options: Mapping[str, Any], *, where: str) -> dict[str, Any]:
