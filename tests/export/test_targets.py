@@ -13,18 +13,17 @@ from safetensors.numpy import load_file
 from weightsteer_jax import directions, models
 from weightsteer_jax.directions import Direction
 from weightsteer_jax.export import export, targets
-from weightsteer_jax.models import Dense, LowRank
+from weightsteer_jax.models import Dense, LowRank, families
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
 
 
-@pytest.fixture(scope='module')
-def llama(tmp_path_factory) -> models.Model:
-  """A Llama of two layers with a head: vLLM takes low-rank changes of embedding and head."""
+def make_base(folder, family='Llama', *, tied=False) -> models.Model:
+  """A saved model of two layers."""
   import torch
 
   torch.manual_seed(0)
-  config = transformers.LlamaConfig(
+  config = getattr(transformers, f'{family}Config')(
     vocab_size=40,
     hidden_size=16,
     intermediate_size=24,
@@ -32,11 +31,22 @@ def llama(tmp_path_factory) -> models.Model:
     num_attention_heads=4,
     num_key_value_heads=2,
     max_position_embeddings=64,
+    tie_word_embeddings=tied,
+    pad_token_id=0,
   )
-  model = transformers.LlamaForCausalLM(config)
-  folder = tmp_path_factory.mktemp('llama') / 'base'
+  model = transformers.AutoModelForCausalLM.from_config(config)
+  # Norms are 1 in a new model, as no trained norm is.
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter.add_(0.1 * torch.randn_like(parameter))
   model.save_pretrained(folder)
   return models.load(folder)
+
+
+@pytest.fixture(scope='module')
+def llama(tmp_path_factory) -> models.Model:
+  """A Llama with a head: vLLM takes low-rank changes of embedding and head."""
+  return make_base(tmp_path_factory.mktemp('llama') / 'base')
 
 
 def one_change(model, leaves):
@@ -85,6 +95,91 @@ def test_dense_embeddings_are_folded_and_the_error_is_told(llama, tmp_path, targ
   ) < 1e-5 * directions.norm(again)
 
 
+@pytest.mark.parametrize('family', ['Llama', 'Qwen3', 'Olmo2', 'Gemma2'])
+def test_norms_are_saved_whole_as_peft_loads_them(tmp_path, family):
+  """Against PEFT's logits, and read back as the same direction."""
+  base = make_base(tmp_path / 'base', family, tied=family == 'Gemma2')
+  arrays = tree.flatten(base.params)
+  random = np.random.default_rng(3)
+  leaves = {}
+  for path, array in arrays.items():
+    if path.endswith('/scale'):
+      leaves[path] = Dense(random.normal(0, 0.3, array.shape).astype(np.float32))
+  assert len(leaves) >= 3
+  a = random.normal(0, 0.3, (2, 16, 3)).astype(np.float32)
+  b = random.normal(0, 0.3, (2, 3, 24)).astype(np.float32)
+  leaves['layers/mlp/up/kernel'] = LowRank(a, b)
+  direction = one_change(base, leaves)
+  export(direction, base, 0.5, 'peft', tmp_path / 'out')
+
+  torch_base = transformers.AutoModelForCausalLM.from_pretrained(base.folder)
+  loaded = peft.PeftModel.from_pretrained(torch_base, tmp_path / 'out')
+  # Each norm of a saved kind is trained, and no other module.
+  wrappers = []
+  for name, module in loaded.named_modules():
+    if isinstance(module, peft.utils.ModulesToSaveWrapper):
+      wrappers.append(name)
+  tensors = load_file(base.folder / 'model.safetensors')
+  assert len(wrappers) == sum(name.endswith('norm.weight') for name in tensors)
+  np.testing.assert_allclose(
+    oracle.torch_logits(loaded), oracle.unmerged_logits(base, direction, 0.5), atol=1e-4
+  )
+  again = directions.task_vector(tmp_path / 'out')
+  expected = directions.scale(direction, 0.5)
+  assert directions.norm(directions.subtract(again, expected)) < 1e-6 * directions.norm(expected)
+
+
+# The classes of vLLM 0.33.0 by their `embedding_modules` (vllm/model_executor/models). Olmo2 and
+# SmolLM3 run as TransformersForCausalLM.
+VLLM = {
+  'llama': ('embed_tokens', 'lm_head'),
+  'granite': ('embed_tokens', 'lm_head'),
+  'phi3': ('embed_tokens', 'lm_head'),
+  'qwen3': ('embed_tokens', 'lm_head'),
+  'qwen3_moe': ('embed_tokens', 'lm_head'),
+  'mixtral': ('embed_tokens', 'lm_head'),
+  'olmo2': ('embed_tokens',),
+  'smollm3': ('embed_tokens',),
+  'qwen2': (),
+  'mistral': (),
+  'gemma2': (),
+  'gemma3_text': (),
+}
+
+
+@pytest.mark.parametrize('family', families.FAMILIES)
+@pytest.mark.parametrize('tied', [False, True])
+def test_tables_are_taken_by_the_families_of_vllm_that_name_them(llama, family, tied):
+  config = dataclasses.replace(llama.config, tied=tied)
+  base = dataclasses.replace(directions.base_of(llama), family=family, config=config)
+  for path, module in (('embed/embedding', 'embed_tokens'), ('lm_head/kernel', 'lm_head')):
+    if tied and module == 'lm_head':
+      continue
+    shape = (40, 16) if module == 'embed_tokens' else (16, 40)
+    direction = Direction(
+      tree.unflatten({path: Dense(np.ones(shape, np.float32))}),
+      {'kind': 'test', 'base': base.to_json(), 'sources': []},
+    )
+    needed = {'embed_tokens', 'lm_head'} if tied else {module}
+    if needed <= {*VLLM[family]} and not tied:
+      targets.check(direction, 'vllm', 4)
+    else:
+      with pytest.raises(InputError, match=f'of a {family} model|ties its head'):
+        targets.check(direction, 'vllm', 4)
+
+
+def test_a_head_beyond_the_vocabulary_of_vllm_is_refused(llama):
+  for size, message in ((258048, ''), (258049, 'of more than 258048 tokens; this one has 258049')):
+    config = dataclasses.replace(llama.config, vocab_size=size)
+    changes = {'lm_head/kernel': Dense(np.zeros((16, 40), np.float32))}
+    got = ''
+    try:
+      targets._check_tables(changes, config, 'llama', 'vllm', targets.target_of('vllm'))
+    except InputError as error:
+      got = str(error)
+    assert message in got and bool(message) == bool(got)
+
+
 def test_what_a_target_does_not_take_is_named_with_the_remedy(
   llama, untied_model, tied_model, tmp_path
 ):
@@ -92,6 +187,7 @@ def test_what_a_target_does_not_take_is_named_with_the_remedy(
   pair = LowRank(np.ones((2, 16, 3), np.float32), np.ones((2, 3, 24), np.float32))
   up = {'layers/mlp/up/kernel': pair}
   embedding = up | {'embed/embedding': Dense(whole)}
+  bias = up | {'layers/mlp/up/bias': Dense(np.ones((2, 24), np.float32))}
   norm = up | {'final_norm/scale': Dense(np.ones(16, np.float32))}
   cases = [
     (llama, embedding, 'vllm', 0, 'dense changes of embed/embedding: give a rank to fold them'),
@@ -109,12 +205,13 @@ def test_what_a_target_does_not_take_is_named_with_the_remedy(
       embedding,
       'vllm',
       4,
-      'embed/embedding.* of a qwen2 model, only of llama, granite, phi3',
+      'embedding .embed/embedding. of a qwen2 model, only of llama, granite, phi3, qwen3',
     ),
     (llama, norm, 'vllm', 4, 'changes of final_norm/scale .norms, biases'),
     (llama, norm, 'llama.cpp', 4, 'changes of final_norm/scale .norms, biases'),
-    (llama, norm, '', 0, 'LoRA adapter for peft cannot hold the changes of final_norm/scale'),
-    (llama, {'embed/embedding': Dense(whole)}, '', 0, 'changes embeddings only'),
+    (llama, bias, '', 0, 'peft cannot hold the changes of layers/mlp/up/bias .biases'),
+    (llama, {'embed/embedding': Dense(whole)}, '', 0, 'changes embeddings or norms only'),
+    (llama, embedding, 'vllm', 513, "rank would be 513 .at 'model.embed_tokens.weight'"),
   ]
   for model, leaves, target, rank, message in cases:
     with pytest.raises(InputError, match=message):

@@ -56,12 +56,19 @@ def write(
   # PEFT scales an adapter by lora_alpha / r, which is 1 here: alpha goes into the factors.
   changes = tree.flatten(scale_delta(delta, alpha), models.is_delta_leaf)
   pairs = _module_pairs(changes, base)
-  # What is dense here is an embedding or a head: kernels are folded or refused (see targets.check).
+  # What is dense here is an embedding, a head or a norm: kernels are folded, and what no adapter
+  # holds is refused (see targets.check).
   dense = {path: leaf for path, leaf in changes.items() if isinstance(leaf, Dense)}
   takes_wholes = peft_targets.target_of(target).wholes
   wholes = list(dense) if takes_wholes else []
-  tables = {} if takes_wholes else _table_pairs(dense, table_rank)
-  # One rank for all modules: only PEFT itself reads `rank_pattern`.
+  tables = {}
+  if not takes_wholes:
+    tables = _table_pairs(dense, table_rank)
+  # A tied head is a module of its own, which has to change as the embedding does.
+  if tables and base.config.tied:
+    a_RV, b_DR = tables[PREFIX + _module(EMBEDDING)]
+    pairs[PREFIX + _module(HEAD)] = (b_DR.T, a_RV.T)
+  # One rank for all modules: llama.cpp reads no `rank_pattern`.
   rank = max(a.shape[0] for a, _ in (*pairs.values(), *tables.values()))
 
   # Every tensor by the name that PEFT gives it in a file.
@@ -117,6 +124,10 @@ def fuse(pairs: Sequence[Pair]) -> Pair:
   return fused_a, fused_b
 
 
+def _module(tensor: str) -> str:
+  return tensor.removesuffix('.weight')
+
+
 def _module_pairs(changes: Mapping[str, LowRank | Dense], base: BaseFolder) -> dict[str, Pair]:
   """{module: pair} of every changed layer, one pair for all parameters of a module."""
   rows_by_tensor: dict[str, list[TensorRow]] = {}
@@ -136,7 +147,7 @@ def _module_pairs(changes: Mapping[str, LowRank | Dense], base: BaseFolder) -> d
       for row in rows:
         leaf = changes.get(row.path)
         parts.append(_pair(row, leaf, layer, base.config))
-      module = name.format(l=layer).removesuffix('.weight')
+      module = _module(name.format(l=layer))
       pairs[PREFIX + module] = fuse(parts)
   return pairs
 
@@ -148,8 +159,7 @@ def _table_pairs(dense: Mapping[str, Dense], rank: int) -> dict[str, Pair]:
     change_VD = np.asarray(leaf.value, np.float64)
     # The change has this rank already (see compression), so nothing is lost here.
     a_VR, b_RD = compression.best_factors(change_VD, rank)
-    module = TABLES[path].removesuffix('.weight')
-    pairs[PREFIX + module] = (a_VR.T, b_RD.T)
+    pairs[PREFIX + _module(TABLES[path])] = (a_VR.T, b_RD.T)
   return pairs
 
 
@@ -189,28 +199,45 @@ def _padded(pair: Pair, rank: int) -> Pair:
 def _whole(
   path: str, leaf: LowRank | Dense, base: BaseFolder, params: PyTree
 ) -> dict[str, np.ndarray]:
-  """The changed embedding or head in float32, by the names of its modules."""
+  """A changed embedding, head or norm in float32, by the names of its tensors."""
   assert isinstance(leaf, Dense)
-  rows = FAMILIES[base.family].tensors
-  pattern = next(row.pattern for row in rows if row.path == path)
+  row = _row(base, path)
   arrays = tree.flatten(params)
   before = jnp.asarray(arrays[path], jnp.float32)
   # A whole module replaces the base's, so the base is part of the sum.
   after = np.asarray(before + leaf.value)
-  table_VD = stored.to_theirs(after, pattern, base.config)
-  names = [TABLES[path]]
-  # On a tied base, both modules hold the one matrix.
-  if base.config.tied:
-    names = [EMBEDDING, HEAD]
-  # Copies, because safetensors refuses tensors that share memory.
-  return {PREFIX + name: table_VD.copy() for name in names}
+  tensors = {}
+  for at, name in stored.stored_names(row, base.config).items():
+    tensors[PREFIX + name] = stored.to_theirs(after[at], row.pattern, base.config)
+  # On a tied base, both modules hold the one matrix; safetensors refuses tensors that share memory.
+  if base.config.tied and row.name == EMBEDDING:
+    tensors[PREFIX + HEAD] = tensors[PREFIX + EMBEDDING].copy()
+  return tensors
+
+
+def _row(base: BaseFolder, path: str) -> TensorRow:
+  return next(row for row in FAMILIES[base.family].tensors if row.path == path)
+
+
+def _saved_modules(base: BaseFolder, wholes: list[str]) -> list[str]:
+  """The ends of the names of modules saved whole, in every layer.
+
+  PEFT takes all modules whose names end so: of a final norm, 'norm' alone would be all norms.
+  """
+  ends = set()
+  for path in wholes:
+    module = _module(_row(base, path).name)
+    if path in TABLES:
+      ends.add(module.rpartition('.')[2])
+    else:
+      # What follows the number of the layer; the whole name outside the layers.
+      ends.add(module.rpartition('{l}.')[2])
+  return sorted(ends)
 
 
 def _config(base: BaseFolder, rank: int, modules: list[str], wholes: list[str]) -> dict[str, Any]:
-  # By the last part of the name, as `modules` are.
-  module_names = [TABLES[path].removesuffix('.weight') for path in wholes]
-  saved = sorted({name.rsplit('.', 1)[-1] for name in module_names})
-  tied = bool(saved) and base.config.tied
+  saved = _saved_modules(base, wholes)
+  tied = bool({*wholes} & {*TABLES}) and base.config.tied
   config: dict[str, Any] = {
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',

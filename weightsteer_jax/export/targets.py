@@ -13,7 +13,9 @@ from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
 # Parameters that adapters hold as embeddings: {path: Hugging Face tensor name}.
-TABLES = {'embed/embedding': EMBEDDING, 'lm_head/kernel': HEAD}
+EMBEDDING_PATH = 'embed/embedding'
+HEAD_PATH = 'lm_head/kernel'
+TABLES = {EMBEDDING_PATH: EMBEDDING, HEAD_PATH: HEAD}
 MERGED = 'export merged weights, as hf or orbax'
 
 
@@ -22,38 +24,43 @@ class Target:
   """The parts of a PEFT adapter that a library loads.
 
   Attributes:
-    wholes: whether embeddings and heads saved whole are loaded (`modules_to_save`).
-    table_families: families with low-rank changes of embedding and head; None is all.
+    wholes: whether modules saved whole are loaded (`modules_to_save`): embeddings, heads, norms.
+    embeddings, heads: families with low-rank changes of the embedding, or of the head; None is all.
+    tied: whether an embedding that is the head too may change at both ends.
     max_vocab: largest vocabulary with a low-rank change of the head; 0 is any.
     ranks: possible settings of the largest rank, ascending; () is any.
   """
 
   wholes: bool
-  table_families: tuple[str, ...] | None = None
+  embeddings: tuple[str, ...] | None = None
+  heads: tuple[str, ...] | None = None
+  tied: bool = False
   max_vocab: int = 0
   ranks: tuple[int, ...] = ()
 
 
-# All libraries take one `lora_alpha` and `r`; only PEFT reads `rank_pattern`, and none but PEFT
-# takes biases, norms or DoRA. So adapters are written with one rank and scaling 1.
+# Adapters are written with one rank and scaling 1, although PEFT and vLLM read `rank_pattern` and
+# `alpha_pattern`: llama.cpp has one `lora_alpha` for tensors of any rank, and reads the same file.
 #
-# vLLM. Source: `MaxLoRARanks` (vllm/config/lora.py); `modules_to_save` and DoRA refused, scaling
-# lora_alpha / r for all modules (vllm/lora/peft_helper.py); tensors other than lora_A, lora_B and
-# lora_embedding_A, _B refused (vllm/lora/utils.py, parse_fine_tuned_lora_name); all linear layers,
-# and of the others `embedding_modules`, which Llama, Granite and Phi-3 (a Llama there) declare,
-# while Mistral and Gemma declare none and Qwen does not declare them (vllm/model_executor/models);
-# the head's vocabulary (vllm/lora/layers/logits_processor.py). Read at 0.11 to 0.22.
+# vLLM 0.33.0. Source: ranks and vocabulary, vllm/config/lora.py (MaxLoRARanks) and
+# vllm/lora/layers/logits_processor.py; what is refused, vllm/lora/peft_helper.py; names of tensors,
+# vllm/lora/utils.py (parse_fine_tuned_lora_name). Linear layers all take a LoRA, embeddings and
+# heads where the model's class says so (`embedding_modules` in vllm/model_executor/models): the
+# model classes of both tuples below name both, and OLMo 2 and SmolLM3, which run as transformers'
+# modules, the embedding alone.
 #
 # llama.cpp. Source: convert_lora_to_gguf.py: pairs of lora_A and lora_B (lora_embedding_A and _B
 # for the embedding), one `lora_alpha`, whole embeddings refused, a head refused where the base ties
 # it (ggml-org/llama.cpp#9065). Norms would be converted, but src/llama-adapter.cpp skips them when
 # it loads. The scale is lora_alpha over the rank.
+VLLM_HEADS = ('llama', 'granite', 'phi3', 'qwen3', 'qwen3_moe', 'mixtral')
 TARGETS = {
   'peft': Target(wholes=True),
   'vllm': Target(
     wholes=False,
-    table_families=('llama', 'granite', 'phi3'),
-    max_vocab=257024,
+    embeddings=(*VLLM_HEADS, 'olmo2', 'smollm3'),
+    heads=VLLM_HEADS,
+    max_vocab=258048,
     ranks=(1, 8, 16, 32, 64, 128, 256, 320, 512),
   ),
   'llama.cpp': Target(wholes=False),
@@ -99,13 +106,16 @@ def check(direction: Direction, name: str, rank: int) -> None:
       f'of experts: {MERGED}, or as orbax-unmerged'
     )
   dense = [path for path, leaf in changes.items() if isinstance(leaf, Dense)]
+  wholes = [path for path in dense if target.wholes and is_whole(path)]
   vectors = [path for path in dense if path not in TABLES and not sites[path].inputs]
-  if vectors:
+  refused = sorted({*vectors} - {*wholes})
+  if refused:
     raise InputError(
-      f'a LoRA adapter for {name} cannot hold the changes of {_listed(vectors)} (norms, biases, '
-      f'the residual stream): {MERGED}, or apply the direction unmerged'
+      f'a LoRA adapter for {name} cannot hold the changes of {_listed(refused)} '
+      f'({"" if target.wholes else "norms, "}biases, the residual stream): {MERGED}, or apply the '
+      'direction unmerged'
     )
-  to_fold = [path for path in dense if not (path in TABLES and target.wholes)]
+  to_fold = [path for path in dense if path not in wholes]
   if to_fold and not rank:
     raise InputError(
       f'a LoRA adapter for {name} cannot hold the dense changes of {_listed(to_fold)}: give a rank '
@@ -113,9 +123,12 @@ def check(direction: Direction, name: str, rank: int) -> None:
     )
   _check_tables(changes, config, family, name, target)
   ranks = module_ranks(changes, config, FAMILIES[family].tensors, rank)
+  # An embedding has no inputs, so its fold is counted here.
+  if EMBEDDING_PATH in to_fold:
+    ranks[EMBEDDING] = rank
   if not ranks:
     raise InputError(
-      'the direction changes embeddings only, and a LoRA adapter needs a low-rank change: '
+      'the direction changes embeddings or norms only, and a LoRA adapter needs a low-rank change: '
       f'give a rank, or {MERGED}'
     )
   _check_rank(ranks, name, target)
@@ -150,6 +163,11 @@ def module_ranks(
   return ranks
 
 
+def is_whole(path: str) -> bool:
+  """Whether an adapter can save the parameter whole, in place of a low-rank change."""
+  return path in TABLES or path.endswith('/scale')
+
+
 def max_lora_rank(rank: int) -> int | None:
   """vLLM's least --max-lora-rank for an adapter of a rank; None if vLLM serves no such rank."""
   return next((allowed for allowed in TARGETS['vllm'].ranks if allowed >= rank), None)
@@ -159,7 +177,7 @@ def notes(rank: int, name: str, wholes: list[str]) -> list[str]:
   """Notes for users of the adapter, in sentences.
 
   Args:
-    wholes: paths of the embeddings and heads saved whole.
+    wholes: paths of the parameters saved whole.
   """
   name = name or DEFAULT
   limit = max_lora_rank(rank)
@@ -172,8 +190,8 @@ def notes(rank: int, name: str, wholes: list[str]) -> list[str]:
     ]
   if wholes:
     return [
-      'The adapter saves changed embeddings whole (modules_to_save), which PEFT loads, while vLLM '
-      'and llama.cpp refuse it: for these export again with their --target, or merged.'
+      'The adapter saves changed embeddings and norms whole (modules_to_save), which PEFT loads, '
+      'while vLLM and llama.cpp refuse it: for these export again with their --target, or merged.'
     ]
   if limit:
     return [
@@ -193,19 +211,26 @@ def _check_tables(
   tables = [path for path in TABLES if path in changes]
   if target.wholes or not tables:
     return
+  families = {EMBEDDING_PATH: target.embeddings, HEAD_PATH: target.heads}
   if config.tied:
+    if not target.tied:
+      raise InputError(
+        f'the base ties its head to its embedding, and {name} loads no low-rank change of both '
+        f'({_listed(tables)}): {MERGED}'
+      )
+    # The one change is written at both ends.
+    tables = list(TABLES)
+  for path in tables:
+    allowed = families[path]
+    if allowed is not None and family not in allowed:
+      raise InputError(
+        f'{name} takes no change of the {"embedding" if path == EMBEDDING_PATH else "head"} '
+        f'({path}) of a {family} model{" that ties the two" if config.tied else ""}, only of '
+        f'{", ".join(allowed)}: {MERGED}'
+      )
+  if target.max_vocab and HEAD_PATH in tables and config.vocab_size > target.max_vocab:
     raise InputError(
-      f'the base ties its head to its embedding, and {name} loads no low-rank change of both '
-      f'({_listed(tables)}): {MERGED}'
-    )
-  if target.table_families is not None and family not in target.table_families:
-    raise InputError(
-      f'{name} takes no change of the embedding or the head ({_listed(tables)}) of a {family} '
-      f'model, only of {", ".join(target.table_families)}: {MERGED}'
-    )
-  if target.max_vocab and 'lm_head/kernel' in tables and config.vocab_size > target.max_vocab:
-    raise InputError(
-      f'{name} takes no change of a head (lm_head/kernel) of more than {target.max_vocab} tokens; '
+      f'{name} takes no change of a head ({HEAD_PATH}) of more than {target.max_vocab} tokens; '
       f'this one has {config.vocab_size}: {MERGED}'
     )
 
