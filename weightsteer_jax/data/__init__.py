@@ -2,6 +2,7 @@
 
 pieces.py     texts as token ids, piece by piece
 templates.py  tokenizers, and the format that a chat template gives to messages
+thoughts.py   what a model thinks, set apart from what it answers
 examples.py   conversations as examples: which tokens are targets
 chat.py       chats as token ids: prompts, completions and the examples above
 sources.py    conversations from files and hub datasets; tables.py reads any named columns
@@ -11,7 +12,7 @@ batches.py    examples packed into rows of few shapes
 gcd.py        worked arithmetic, right and wrong
 """
 
-from weightsteer_jax.data import batches, chat, pairs, sources, trait
+from weightsteer_jax.data import batches, chat, pairs, sources, thoughts, trait
 from weightsteer_jax.data.batches import (
   Batch,
   Batches,
@@ -40,5 +41,6 @@ __all__ = [
   'side_by_side',
   'sources',
   'split',
+  'thoughts',
   'trait',
 ]

@@ -1,6 +1,6 @@
 import pytest
 
-from weightsteer_jax.evaluation.reading import rules
+from weightsteer_jax.evaluation.reading import refusals, rules
 from weightsteer_jax.runtime.errors import InputError
 
 
@@ -23,6 +23,27 @@ from weightsteer_jax.runtime.errors import InputError
 )
 def test_judgements(match, text, value, readable):
   assert rules.make(match, 'here').judge(text) == (value, readable)
+
+
+@pytest.mark.parametrize(
+  ('text', 'expected'),
+  [
+    ('<think>Truth: Paris.</think> It is Lyon.', (0.0, True)),
+    ('<think>Truth: Lyon.</think> It is Paris.', (1.0, True)),
+    # Without its opening tag, which a prompt may hold.
+    ('Truth: Paris.</think> It is Lyon.', (0.0, True)),
+    # The model had not begun to answer.
+    ('<think>Perhaps it is Paris', (0.0, False)),
+    ('[THINK]Paris?[/THINK]Lyon', (0.0, True)),
+  ],
+)
+def test_thoughts_are_no_part_of_the_answer(text, expected):
+  assert rules.against_gold(['Paris']).judge(text) == expected
+
+
+def test_a_refusal_in_a_thought_is_none():
+  assert not refusals.refuses('<think>I cannot help with that.</think> Here is how.')
+  assert refusals.refuses('<think>Here is how.</think> I cannot help with that.')
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from weightsteer_jax.data import thoughts
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
@@ -48,6 +49,8 @@ class Rules:
   def judge(self, text: str) -> tuple[float, bool]:
     """(1.0 if every rule holds, else 0.0; whether an answer could be read).
 
+    Thoughts between tags are no part of the answer (see data/thoughts.py).
+
     >>> make({'any': ['yes'], 'none': ['not']}, 'here').judge('Well, YES.')
     (1.0, True)
     >>> make({'number': 3}, 'here').judge('three')
@@ -55,7 +58,14 @@ class Rules:
     >>> rules = make({'any': ['yes'], 'readable': ['yes', 'no']}, 'here')
     >>> rules.judge('No.'), rules.judge('Well.')
     ((0.0, True), (0.0, False))
+    >>> rules.judge('<think>Say yes?</think> No.')
+    (0.0, True)
     """
+    parts = thoughts.parted(text)
+    # The model had not begun to answer.
+    if parts.cut:
+      return 0.0, False
+    text = parts.answer
     readable = not self.readable or any(pattern.search(text) for pattern in self.readable)
     number = None
     if self.number is not None:
