@@ -199,6 +199,8 @@ class TextTask(Task):
   top_k: int = 0
   # Answers per item, where the temperature is above 0.
   samples: int = 1
+  # Show judges the thought of a reasoning model too, and not its answer alone.
+  judge_thoughts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -171,6 +171,16 @@ def read(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int]) -> Said:
   )
 
 
+def is_cut(said: Said, finish: str) -> bool:
+  """Whether a thought left no room for an answer: it was cut, or the limit came right behind it.
+
+  Args:
+    finish: how generation ended; see `inference.requests.GenerateResult`.
+  """
+  limit_behind_thought = finish == 'length' and said.thought_tokens > 0
+  return said.cut or (limit_behind_thought and not said.answer.strip())
+
+
 def parted(text: str) -> Split:
   """A text's thought and answer, where nothing but the text is known.
 

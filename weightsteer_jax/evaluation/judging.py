@@ -12,9 +12,11 @@ import pathlib
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
+from weightsteer_jax.config import TextTask
 from weightsteer_jax.evaluation import judges as judging
 from weightsteer_jax.evaluation import tasks as kinds
 from weightsteer_jax.evaluation.judges import Judge, Judgement, JudgeRequest
+from weightsteer_jax.evaluation.reading import answers
 from weightsteer_jax.evaluation.rows import RowKey, key_of
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.storage import journal, made_from, resumable
@@ -42,7 +44,8 @@ _JUDGEMENT = LineWords(
 def requests_of(tasks: Sequence[kinds.Task], rows: Iterable[Row]) -> list[JudgeRequest]:
   """The requests to judges about the rows, by the kinds of the tasks.
 
-  The key of a request is the key of the row.
+  The key of a request is the key of the row. Judges see answers without their thoughts, unless the
+  task says `judge_thoughts`.
 
   Raises:
     InputError: if a row's item is missing in the row's task.
@@ -50,7 +53,7 @@ def requests_of(tasks: Sequence[kinds.Task], rows: Iterable[Row]) -> list[JudgeR
   items = {}
   for task in tasks:
     for item in task.items:
-      items[task.name, item['id']] = (task.kind, item)
+      items[task.name, item['id']] = (task, item)
   names = {task.name for task in tasks}
   requests = []
   for row in rows:
@@ -62,9 +65,12 @@ def requests_of(tasks: Sequence[kinds.Task], rows: Iterable[Row]) -> list[JudgeR
         f"the sweep has rows of the item '{row['example']}' of task '{row['task']}', which the "
         'task no longer has: judge with the config that the sweep was made with'
       )
-    kind, item = items[row['task'], row['example']]
+    task, item = items[row['task'], row['example']]
+    shown = row
+    if isinstance(task.options, TextTask) and task.options.judge_thoughts:
+      shown = answers.with_thought(row)
     # The kind decides: a choice needs no judge, an open answer may need several purposes.
-    for purpose, fields in kind.judged(item, row):
+    for purpose, fields in task.kind.judged(item, shown):
       requests.append(JudgeRequest(key_of(row), purpose, fields))
   return requests
 

@@ -2,7 +2,8 @@
 
 All `metrics` of a task's kind are measured; the report plots the metric that the task's options
 name, by default the kind's first. The results also hold the failure accounting of
-`reading/failures.py`, and `prompt_spread` for an arm of several system prompts.
+`reading/failures.py`, what became of thoughts (`reading/thinking.py`) where a model thinks, and
+`prompt_spread` for an arm of several system prompts.
 """
 
 import math
@@ -17,7 +18,7 @@ from weightsteer_jax import config
 from weightsteer_jax.evaluation import judging
 from weightsteer_jax.evaluation import rows as row_files
 from weightsteer_jax.evaluation import tasks as kinds
-from weightsteer_jax.evaluation.reading import failures, measures
+from weightsteer_jax.evaluation.reading import failures, measures, thinking
 from weightsteer_jax.evaluation.reading.measures import Metric, Row
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
@@ -59,11 +60,15 @@ def results(
   result_rows = []
   for (arm, task), by_alpha in cells.items():
     metrics = metrics_of(task, options_of.get(task), by_alpha)
+    # Shares of thoughts say nothing where no strength thinks.
+    if any(thinking.thinks(row) for rows_of in by_alpha.values() for row in rows_of):
+      metrics |= thinking.METRICS
     for name, metric in metrics.items():
       pairs = {alpha: metric(by_alpha[alpha]) for alpha in sorted(by_alpha)}
       # A failure metric without any pair is left out: a choice by likelihood cannot be truncated,
       # and no judge fails where none was asked.
-      if name in failures.METRICS and not any(pairs.values()):
+      optional = name in failures.METRICS or name in thinking.METRICS
+      if optional and not any(pairs.values()):
         continue
       for alpha, cell in pairs.items():
         mean, sem, n = clustered_mean(cell)

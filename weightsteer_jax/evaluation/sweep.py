@@ -8,6 +8,7 @@ import jax
 
 from weightsteer_jax import models
 from weightsteer_jax.config import TextTask
+from weightsteer_jax.data import thoughts
 from weightsteer_jax.evaluation import tasks as kinds
 from weightsteer_jax.evaluation.reading.answers import Prepared
 from weightsteer_jax.evaluation.rows import RowKey, Rows
@@ -43,11 +44,12 @@ def run(
 
   Rows that are not yet on disk are computed and written as soon as finished. A row is {arm, alpha,
   task, example, sample, value, status, messages} and, by the task's kind, {completion, tokens,
-  finish} or {choices, target, tokens, logprobs}. If an arm has P system prompts, sample s of an
-  item takes prompt s modulo P: `prompt` is the prompt's number, and `messages` hold the prompt's
-  text. Alphas, tasks and arms may be added to a sweep later; the inputs of finished rows may not
-  change. Rows are kept in `<workdir>/sweep/rows.jsonl`, the inputs in `plan.json` in the same
-  folder.
+  finish} or {choices, target, tokens, logprobs}; texts of a reasoning model have
+  {thought, thought_tokens, thought_cut, thought_leaked} too (see reading/answers.py). If an arm has
+  P system prompts, sample s of an item takes prompt s modulo P: `prompt` is the prompt's number,
+  and `messages` hold the prompt's text. Alphas, tasks and arms may be added to a sweep later; the
+  inputs of finished rows may not change. Rows are kept in `<workdir>/sweep/rows.jsonl`, the inputs
+  in `plan.json` in the same folder.
 
   Args:
     engine: holds the model and the arms.
@@ -56,8 +58,8 @@ def run(
     progress: whether to show a progress bar on stderr.
 
   Raises:
-    InputError: if two tasks have the same name, or an input differs from the input of the rows on
-      disk; names each changed input.
+    InputError: if two tasks have the same name, an input differs from the input of the rows on
+      disk (names each changed input), or rows on disk count thoughts as answers.
     CorruptError: if the file of rows is broken.
     OutputError: if the disk is full.
     Preempted: if SIGTERM or SIGINT came; finished rows are kept.
@@ -80,6 +82,8 @@ def run(
     inputs = inputs_of(engine, tasks, prepared, list(alphas), seed)
     made_from.check_and_record(folder / 'plan.json', inputs, fresh=not rows.done)
     missing = [key for key in plan if key not in rows.done]
+    if missing:
+      _refuse_unparted_thoughts(rows, engine.tokenizer)
     resumable.keep(
       rows,
       _compute(engine, by_name, prepared, plan, missing, seed),
@@ -92,6 +96,21 @@ def run(
     )
     # Only the plan's rows: the file may hold alphas that this call did not name.
     return [rows.done[key] for key in plan]
+
+
+def _refuse_unparted_thoughts(rows: Rows, tokenizer: Any) -> None:
+  """Raises InputError if a finished row has a thought in its answer, as earlier versions wrote."""
+  tags = thoughts.tags_of(tokenizer)
+  if tags is None:
+    return
+  for key, row in rows.done.items():
+    completion = str(row.get('completion', ''))
+    if 'thought' not in row and any(tag in completion for tag in tags.closing + tags.opening):
+      raise InputError(
+        f'{rows.path} counts a thought as part of the answer in the row {tuple(key)}, as earlier '
+        'versions did; new rows set thoughts apart, and the two must not mix: start in another '
+        'workdir, or move that folder away'
+      )
 
 
 @jax.profiler.annotate_function

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightsteer_jax.data import chat, sources
+from weightsteer_jax.data import chat, sources, thoughts
 from weightsteer_jax.inference.arms import BASE
 from weightsteer_jax.inference.engine import Engine
 from weightsteer_jax.inference.requests import (
@@ -113,8 +113,10 @@ def generate_file(
 
   A row of the output is a row of the input with "alpha", "sample", "completion", "tokens" and
   "finish" added. `finish` is 'stop', 'length' (max_new_tokens) or 'not_finite' (the model broke).
-  Generation stops at the model's stop tokens (see stops.py). The other arguments and errors are as
-  in `score_file`.
+  Of a model whose chat template knows thoughts, "completion" is the whole text, and "thought",
+  "answer", "thought_tokens" (part of the tokens), "thought_cut" (no answer came) and
+  "thought_leaked" say what is in it (see data/thoughts.py). Generation stops at the model's stop
+  tokens (see stops.py). The other arguments and errors are as in `score_file`.
 
   Args:
     max_new_tokens: length limit of an answer, tokens.
@@ -216,16 +218,24 @@ def _hint(row: Mapping[str, Any], columns: Sequence[str]) -> str:
 
 def _answer(tokenizer: Any, request: GenerateRequest, result: GenerateResult) -> dict[str, Any]:
   """The columns that an output row has beyond the input row."""
-  text = ''
-  if result.tokens:
-    text = tokenizer.decode(result.tokens, skip_special_tokens=True)
-  return {
+  said = thoughts.read(tokenizer, request.prompt, result.tokens)
+  columns: dict[str, Any] = {
     'alpha': request.alpha,
     'sample': request.sample,
-    'completion': text,
+    'completion': said.text,
     'tokens': len(result.tokens),
     'finish': result.finish,
   }
+  # Only a model whose template knows thoughts has these columns.
+  if said.thought is not None:
+    columns |= {
+      'thought': said.thought,
+      'answer': said.answer,
+      'thought_tokens': said.thought_tokens,
+      'thought_cut': thoughts.is_cut(said, result.finish),
+      'thought_leaked': said.leaked,
+    }
+  return columns
 
 
 def _prompt(tokenizer: Any, row: Mapping[str, Any], where: str, add_bos: bool) -> Tokens:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 from weightsteer_jax import config
+from weightsteer_jax.data import thoughts
 from weightsteer_jax.evaluation.judges import purposes
 from weightsteer_jax.evaluation.judges.requests import Judgement, JudgeRequest
 from weightsteer_jax.evaluation.reading import failures, refusals, rules
@@ -60,7 +61,9 @@ class ByRules:
     for request in requests:
       purposes.check_request(request)
       self._judged += 1
-      score = self._rules[request.purpose](request.fields)
+      # Contrastive data and rows come without thoughts; other callers' texts may have some.
+      answer = thoughts.parted(request.fields['answer']).answer
+      score = self._rules[request.purpose]({**request.fields, 'answer': answer})
       # Rules always decide: no other status occurs.
       yield Judgement(request.key, request.purpose, score, 'ok', 'by rules')
 

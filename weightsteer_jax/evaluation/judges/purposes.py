@@ -18,6 +18,7 @@ import pathlib
 import re
 from collections.abc import Mapping
 
+from weightsteer_jax.data import thoughts
 from weightsteer_jax.evaluation.judges.requests import JudgeRequest
 from weightsteer_jax.evaluation.reading import refusals
 from weightsteer_jax.runtime.errors import InputError
@@ -26,8 +27,6 @@ from weightsteer_jax.runtime.messages import did_you_mean
 _PROMPTS = pathlib.Path(__file__).parent / 'prompts'
 # A place for one of the request's texts.
 _FIELD = re.compile(r'\{([a-z_]+)\}')
-# The thoughts of reasoning models, before the answer.
-_THOUGHT = re.compile(r'^\s*<think>.*?</think>', re.DOTALL)
 # A label that may stand before the answer: 'The score is:'.
 _LABEL = re.compile(
   r'^(?:(?:final |the )?(?:score|rating|answer|verdict))(?: is)?\s*[:=]?\s*', re.IGNORECASE
@@ -202,12 +201,18 @@ def parse(text: str, scale: Scale, *, whole: bool = True) -> tuple[float | None,
   (None, 'unparsable')
   >>> parse("I'm sorry, but I cannot rate this.", HUNDRED)
   (None, 'refused')
+  >>> parse('Perhaps 60.</think>85', HUNDRED), parse('<think>Perhaps 60', HUNDRED)
+  ((85.0, 'ok'), (None, 'unparsable'))
 
   Args:
     whole: whether the judge's answer came to an end; if not, the last line may be cut short, and
       does not count.
   """
-  said = _THOUGHT.sub('', text).strip()
+  parts = thoughts.parted(text)
+  # What was weighed in a thought is no score.
+  if parts.cut:
+    return None, 'unparsable'
+  said = parts.answer.strip()
   first_line, newline, _ = said.partition('\n')
   score = None
   # A cut-off '8' may be the beginning of 85, unless a line end follows.

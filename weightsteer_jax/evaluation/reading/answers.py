@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from weightsteer_jax import config
-from weightsteer_jax.data import chat
+from weightsteer_jax.data import chat, thoughts
 from weightsteer_jax.evaluation.reading import refusals
 from weightsteer_jax.inference.requests import GenerateRequest, GenerateResult, Sampling, Tokens
 
@@ -68,8 +68,10 @@ def fields(
 ) -> dict[str, Any]:
   """The row's value, status, text, length in tokens, finish, and fields read from the text.
 
-  A broken model ('not_finite') has no value. Every other answer has the value that `read` gives,
-  whatever the status: a model does not get better because it stops making sense.
+  A broken model ('not_finite') has no value, and neither has an answer that a cut thought left no
+  room for. Every other answer has the value that `read` gives, whatever the status: a model does
+  not get better because it stops making sense. `completion` is the answer without the thought; what
+  a row says of the thought is in `thought_fields`.
 
   Args:
     read: text -> (value, fields read from the text, or None if nothing could be read).
@@ -77,30 +79,70 @@ def fields(
   """
   # A row of these kinds has one request, so anything but one result is a bug.
   [result] = results
-  text = ''
-  if result.tokens:
-    text = tokenizer.decode(result.tokens, skip_special_tokens=True)
-  value, evidence = read(text)
+  said = thoughts.read(tokenizer, prepared.prompt, result.tokens)
+  thought_cut = thoughts.is_cut(said, result.finish)
+  value: float | None = None
+  evidence: Mapping[str, Any] | None = None
+  if not thought_cut:
+    value, evidence = read(said.answer)
+  if result.finish == 'not_finite':
+    value = None
   kept_keys = [key for key in ('group', *keep) if key in prepared.item]
   return {
-    'value': None if result.finish == 'not_finite' else value,
-    'status': status_of(text, result.finish, readable=evidence is not None),
-    'completion': text,
+    'value': value,
+    'status': status_of(
+      said.answer, result.finish, readable=evidence is not None, thought_cut=thought_cut
+    ),
+    'completion': said.answer,
     'tokens': len(result.tokens),
     'finish': result.finish,
+    **thought_fields(said, thought_cut=thought_cut),
+    **_thought_value(said, value, read),
     **{key: prepared.item[key] for key in kept_keys},
     # Last, so that a column that was read replaces the item's column of that name.
     **(evidence or {}),
   }
 
 
-def status_of(text: str, finish: str, *, readable: bool) -> str:
+def thought_fields(said: thoughts.Said, *, thought_cut: bool) -> dict[str, Any]:
+  """What a row says of its thought; {} where the model's template knows no thoughts.
+
+  `thought_tokens` are part of `tokens`, tags included. `generated` is the whole text, kept where
+  the thought has leaked, as thought and answer do not say then how they lay.
+  """
+  if said.thought is None:
+    return {}
+  columns: dict[str, Any] = {
+    'thought': said.thought,
+    'thought_tokens': said.thought_tokens,
+    'thought_cut': thought_cut,
+    'thought_leaked': said.leaked,
+  }
+  if said.leaked:
+    columns['generated'] = said.text
+  return columns
+
+
+def _thought_value(
+  said: thoughts.Said,
+  value: float | None,
+  read: Callable[[str], tuple[float | None, Mapping[str, Any] | None]],
+) -> dict[str, float]:
+  """{'thought_value': what the answer's rule makes of the thought}, where there are both."""
+  if value is None or not said.thought:
+    return {}
+  of_thought, _ = read(said.thought)
+  return {} if of_thought is None else {'thought_value': of_thought}
+
+
+def status_of(text: str, finish: str, *, readable: bool, thought_cut: bool = False) -> str:
   """The status of an answer, by the same rule in every kind with text answers.
 
-  In this order: 'not_finite' if the model broke, 'empty' without a text, 'refused' or 'unparsable'
-  if nothing could be read, 'truncated' if the answer ran into the length limit and could be read
-  all the same, otherwise 'ok'.
+  In this order: 'not_finite' if the model broke, 'thought_cut' if the text ended within a thought,
+  'empty' without a text, 'refused' or 'unparsable' if nothing could be read, 'truncated' if the
+  answer ran into the length limit and could be read all the same, otherwise 'ok'.
 
+  A cut thought is no answer: it is neither a refusal nor unreadable, whatever the thought says.
   Readability is decided before the length limit, because `valid_rate` is the share of answers that
   could be judged, and an answer cut off too early could not be judged. `truncated_rate` counts
   every answer cut off at the limit, by the row's `finish`.
@@ -110,6 +152,8 @@ def status_of(text: str, finish: str, *, readable: bool) -> str:
   """
   if finish == 'not_finite':
     return 'not_finite'
+  if thought_cut:
+    return 'thought_cut'
   if not text.strip():
     return 'empty'
   if not readable:
@@ -126,8 +170,8 @@ def nothing_to_read(text: str) -> tuple[None, dict[str, Any]]:
 
 
 def has_text(row: Mapping[str, Any]) -> bool:
-  """Whether there is a text for a judge to read, from a model that is not broken."""
-  return row['status'] not in ('empty', 'not_finite')
+  """Whether there is an answer for a judge to read, from a model that is not broken."""
+  return row['status'] not in ('empty', 'not_finite', 'thought_cut')
 
 
 def judged(
@@ -146,6 +190,14 @@ def judged(
     **more,
   }
   return [(purpose, texts) for purpose in purposes]
+
+
+def with_thought(row: Mapping[str, Any]) -> Mapping[str, Any]:
+  """The row with its thought before the answer, for judges that are to see both."""
+  if not row.get('thought'):
+    return row
+  both = f'Thought:\n{row["thought"]}\n\nAnswer:\n{row["completion"]}'
+  return {**row, 'completion': both}
 
 
 def question_of(item: Mapping[str, Any]) -> str:

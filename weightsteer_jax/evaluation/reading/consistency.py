@@ -18,9 +18,13 @@ def judged(item: Mapping[str, Any], row: Row) -> list[tuple[str, dict[str, str]]
   # An answer without a choice is not inconsistent: there is nothing to compare.
   if not answers.has_text(row) or 'choice' not in row:
     return []
+  reasoning = letters.reasoning(row['completion'])
+  # A model that thinks may answer without a reason: the thought is not shown to judges.
+  if not reasoning and row.get('thought'):
+    return []
   texts = {
     'question': answers.question_of(item),
-    'reasoning': letters.reasoning(row['completion']),
+    'reasoning': reasoning,
     'answer': row['choice'],
   }
   return [('consistency', texts)]

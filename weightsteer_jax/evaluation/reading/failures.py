@@ -7,7 +7,9 @@
   unparsable_rate  share of answers with nothing to read for a rule
   unjudged_rate    share of questions to the first judge without a score
 
-The rates overlap: an answer that goes in circles until the length limit is both repetitive and
+A cut thought is no answer (see `answers.status_of`). It counts in `valid_rate` and in
+`truncated_rate`, is left out of the other rates, and has a rate of its own in `thinking.py`. The
+rates overlap: an answer that goes in circles until the length limit is both repetitive and
 truncated. Each denominator stands beside the rate as `n` (examples or questions) and `values`
 (rows).
 """
@@ -20,7 +22,7 @@ from weightsteer_jax.evaluation.reading.measures import Metric, Pairs, Row, clus
 
 # Statuses of rows that could not be judged; `answers.status_of` says which answer has which.
 # 'truncated' is not among them: such an answer was cut off, and could be read all the same.
-INVALID = ('empty', 'unparsable', 'refused', 'not_finite')
+INVALID = ('empty', 'unparsable', 'refused', 'not_finite', 'thought_cut')
 # Words in a gram; arXiv 1908.04319 uses the same.
 NGRAM = 4
 # Share of repeated grams above which a text is repetitive, and fewest grams to tell by: our own.
@@ -64,7 +66,7 @@ def _grams(text: str) -> list[tuple[str, ...]]:
 def refused(row: Row) -> float | None:
   """Whether an answer refuses (1.0 or 0.0); None without an answer or without a score."""
   # Choices by likelihood have no text that could refuse.
-  if 'completion' not in row:
+  if not _has_answer(row):
     return None
   if measures.judgement_of(row, 'refusal') is None:
     return float(refusals.refuses(row['completion']))
@@ -75,13 +77,19 @@ def refused(row: Row) -> float | None:
   return float(probability > 0.5)
 
 
+def _has_answer(row: Row) -> bool:
+  return 'completion' in row and row['status'] != 'thought_cut'
+
+
 def _is_valid(row: Row) -> bool:
   return row['status'] not in INVALID
 
 
-def _is_truncated(row: Row) -> bool:
+def _truncated(row: Row) -> float | None:
+  if 'completion' not in row:
+    return None
   # An unreadable answer that was cut off has another status; older rows have no finish.
-  return row.get('finish') == 'length' or row['status'] == 'truncated'
+  return float(row.get('finish') == 'length' or row['status'] == 'truncated')
 
 
 def _is_repetitive(row: Row) -> bool:
@@ -93,10 +101,10 @@ def _is_unparsable(row: Row) -> bool:
 
 
 def _of_answers(holds: Callable[[Row], bool]) -> Metric:
-  """The share of rows for which `holds` is true, among rows with a text."""
+  """The share of rows for which `holds` is true, among rows with an answer in text."""
 
   def number(row: Row) -> float | None:
-    if 'completion' not in row:
+    if not _has_answer(row):
       return None
     return float(holds(row))
 
@@ -121,7 +129,7 @@ valid_rate: Metric = each(_is_valid)
 METRICS: dict[str, Metric] = {
   'valid_rate': valid_rate,
   'refused_rate': each(refused),
-  'truncated_rate': _of_answers(_is_truncated),
+  'truncated_rate': each(_truncated),
   'repetitive_rate': _of_answers(_is_repetitive),
   'unparsable_rate': _of_answers(_is_unparsable),
   'unjudged_rate': _unjudged,

@@ -101,5 +101,4 @@ FAMILY = Family(
   read,
   describe,
   (*EMBEDDING, *PRE_NORMS, *ATTENTION, *EXPERTS, *END),
-  renamed=(('block_sparse_moe', 'mlp'),),
 )
