@@ -3,6 +3,7 @@
 config.py     adapter_config.json: the fields that count, the ones that do not, the ones refused
 tensors.py    the tensors of a folder by kind: a row of KINDS for each kind
 low_rank.py   LoRA pairs of projections, of the head and of the embedding
+experts.py    LoRA pairs of experts, a pair for each or one for a stack of all
 modules.py    names of modules, and the error for the ones that a base does not have
 wholes.py     tensors saved whole: the saved tensor minus the base's own
 delta.py      the kinds put together: a reader in READERS for each kind

@@ -45,7 +45,16 @@ INERT = frozenset(
   )
 )
 HONOURED = frozenset(
-  ('peft_type', 'r', 'lora_alpha', 'use_rslora', 'rank_pattern', 'alpha_pattern', 'bias')
+  (
+    'peft_type',
+    'r',
+    'lora_alpha',
+    'use_rslora',
+    'rank_pattern',
+    'alpha_pattern',
+    'bias',
+    'target_parameters',
+  )
 )
 # Initialisations that leave the base weights as they are. The others (pissa, olora, loftq, corda,
 # lora_ga) move part of them into the adapter, so that what is saved is a change of another model
@@ -114,6 +123,11 @@ def scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:
 
   Source: PEFT's `get_pattern_key` and `LoraLayer.update_layer`; rsLoRA is arXiv 2312.03732.
   """
+  # Where a parameter is the target, the patterns are of its name, not of its module's.
+  parameter = f'{module}.weight'
+  targets = config.get('target_parameters') or ()
+  if any(f'.{parameter}'.endswith(f'.{target}') for target in targets):
+    module = parameter
   rank = _pattern_value(config.get('rank_pattern'), module, config['r'])
   lora_alpha = _pattern_value(config.get('alpha_pattern'), module, config['lora_alpha'])
   if config.get('use_rslora'):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from weightsteer_jax.directions.adapters import low_rank, modules, tensors, wholes
+from weightsteer_jax.directions.adapters import experts, low_rank, modules, tensors, wholes
 from weightsteer_jax.directions.adapters.tensors import Adapter
 from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
 from weightsteer_jax.models import Dense, LowRank
@@ -47,6 +47,7 @@ def _refuse_magnitudes(adapter: Adapter, base: Checkpoint) -> dict[str, Leaf]:
 # reads every tensor of its kind or raises: none is dropped in silence.
 READERS: dict[str, Callable[[Adapter, Checkpoint], Mapping[str, Leaf]]] = {
   tensors.PAIR: low_rank.pairs,
+  tensors.EXPERT_PAIR: experts.pairs,
   tensors.EMBEDDING_PAIR: low_rank.embedding_pairs,
   tensors.MAGNITUDE: _refuse_magnitudes,
   tensors.WHOLE: wholes.saved,

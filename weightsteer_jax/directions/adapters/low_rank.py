@@ -17,6 +17,7 @@ from weightsteer_jax.directions.adapters.tensors import Adapter
 from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
 from weightsteer_jax.models import Dense, LowRank, ModelConfig, stored
 from weightsteer_jax.models.families import TensorRow
+from weightsteer_jax.models.sites import low_rank_shapes
 from weightsteer_jax.runtime.errors import InputError
 
 
@@ -30,15 +31,16 @@ def pairs(adapter: Adapter, base: Checkpoint) -> dict[str, LowRank]:
   # A pair without a parameter must never be dropped in silence.
   left = set(adapter.tensors[tensors.PAIR])
   for path, row in base.rows.items():
-    # Stacked experts have no module of their own; LoRA has no form for anything but a kernel.
+    # Experts are of a kind of their own; LoRA has no form for anything but a kernel.
     if '{e}' in row.name or not models.sites(base.config)[path].inputs:
       continue
     # Of a fused module, each parameter takes its own rows below.
     named = {}
     for layer in range(base.num_layers(path)):
-      module = row.name.format(l=layer).removesuffix('.weight')
-      if module in adapter.tensors[tensors.PAIR]:
-        named[layer] = module
+      tensor_name = row.name.format(l=layer)
+      for module in modules.names(base, tensor_name.removesuffix('.weight')):
+        if module in adapter.tensors[tensors.PAIR]:
+          named[layer] = module
     if named:
       leaf = _stack_pairs(adapter, base.config, row, named)
       if leaf is not None:
@@ -115,56 +117,51 @@ def checked_scale(adapter: Adapter, module: str, a: np.ndarray, b: np.ndarray) -
   return np.float32(scale)
 
 
-def _stack_pairs(
-  adapter: Adapter, config: ModelConfig, row: TensorRow, modules: Mapping[int, str]
+def stack_layers(
+  path: str, config: ModelConfig, pairs: Mapping[int, tuple[np.ndarray, np.ndarray]]
 ) -> LowRank | None:
-  """One leaf from the pairs of a parameter's layers, or None if the pairs do not change it.
+  """One leaf from the factors of a parameter's layers, or None if all are of rank 0.
 
-  Layers without a pair, and ranks below the largest, are filled with zeros.
+  Layers without factors, and ranks below the largest, are filled with zeros.
 
   Args:
-    modules: {layer: Hugging Face module name} of the layers with a pair.
+    pairs: {layer: (a [inputs..., R], b [R, outputs...])}, of experts [E, ...] each.
   """
-  is_fused = bool(row.before or row.after)
-  pairs = {}
-  for layer, module in modules.items():
-    a, b = _convert_pair(adapter, config, module, row)
-    # A fused module's adapter may have ranks that change only the other parameters of the module.
-    if is_fused:
-      output_axes = tuple(range(1, b.ndim))
-      used = np.flatnonzero(b.any(axis=output_axes))
-      a = a[..., used]
-      b = b[used]
-    pairs[layer] = (a, b)
+  site = models.sites(config)[path]
   # rank_pattern may give each layer a rank of its own.
-  rank = max(len(b) for _, b in pairs.values())
+  rank = max(a.shape[-1] for a, _ in pairs.values())
   if rank == 0:
     return None
-  site = models.sites(config)[row.path]
-  num_layers = site.shape[0] if site.stack else 1
-  # Behind the layers, a kernel's shape is its inputs, then its outputs.
-  axes = site.shape[len(site.stack) :]
-  inputs = axes[: site.inputs]
-  outputs = axes[site.inputs :]
-  whole_a = np.zeros((num_layers, *inputs, rank), np.float32)
-  whole_b = np.zeros((num_layers, rank, *outputs), np.float32)
+  a_shape, b_shape = low_rank_shapes(site, rank)
+  whole_a = np.zeros(a_shape, np.float32)
+  whole_b = np.zeros(b_shape, np.float32)
+  # A parameter outside the layer stack has no layer axis; both are views.
+  a_layers = whole_a if site.stack else whole_a[None]
+  b_layers = whole_b if site.stack else whole_b[None]
+  experts = (slice(None),) if site.stack == 'LE' else ()
   for layer, (a, b) in pairs.items():
     # Zeros in the other ranks add nothing to A B.
-    layer_rank = len(b)
-    whole_a[layer, ..., :layer_rank] = a
-    whole_b[layer, :layer_rank] = b
-  # A parameter outside the layer stack has no layer axis.
-  if not site.stack:
-    whole_a = whole_a[0]
-    whole_b = whole_b[0]
+    used = slice(a.shape[-1])
+    a_layers[(layer, ..., used)] = a
+    b_layers[(layer, *experts, used)] = b
   return LowRank(jnp.asarray(whole_a), jnp.asarray(whole_b))
 
 
-def _convert_pair(
-  adapter: Adapter, config: ModelConfig, module: str, row: TensorRow
+def convert_pair(
+  adapter: Adapter,
+  config: ModelConfig,
+  module: str,
+  row: TensorRow,
+  *,
+  kind: str = tensors.PAIR,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A module's factors in our axes, the scale in b; b is cut to the rows of this parameter."""
-  parts = adapter.tensors[tensors.PAIR][module]
+  """A module's factors in our axes, the scale in b; b is cut to the rows of this parameter.
+
+  Raises:
+    InputError: if the factors are not of the rank that the config says, or of another shape than
+      the base's weight.
+  """
+  parts = adapter.tensors[kind][module]
   a = parts['A']
   b = parts['B']
   scale = checked_scale(adapter, module, a, b)
@@ -187,3 +184,25 @@ def _convert_pair(
     raise InputError(
       f"{adapter.folder}: '{module}' does not fit the base's '{row.pattern}'"
     ) from error
+
+
+def _stack_pairs(
+  adapter: Adapter, config: ModelConfig, row: TensorRow, modules: Mapping[int, str]
+) -> LowRank | None:
+  """One leaf from the pairs of a parameter's layers, or None if the pairs do not change it.
+
+  Args:
+    modules: {layer: Hugging Face module name} of the layers with a pair.
+  """
+  is_fused = bool(row.before or row.after)
+  pairs = {}
+  for layer, module in modules.items():
+    a, b = convert_pair(adapter, config, module, row)
+    # A fused module's adapter may have ranks that change only the other parameters of the module.
+    if is_fused:
+      output_axes = tuple(range(1, b.ndim))
+      used = np.flatnonzero(b.any(axis=output_axes))
+      a = a[..., used]
+      b = b[used]
+    pairs[layer] = (a, b)
+  return stack_layers(row.path, config, pairs)

@@ -13,6 +13,12 @@ def first(names: Iterable[str]) -> str:
   return sorted(names)[0]
 
 
+def names(base: Checkpoint, stored: str) -> tuple[str, ...]:
+  """The names that an adapter may call a module, or a tensor, that the base stores under a name."""
+  renamed = base.family.module_name(stored)
+  return (stored,) if renamed == stored else (stored, renamed)
+
+
 def tensor_owners(base: Checkpoint) -> dict[str, tuple[str, int]]:
   """{tensor name: (path, layer)} of the base's parameters, except experts.
 
@@ -24,15 +30,16 @@ def tensor_owners(base: Checkpoint) -> dict[str, tuple[str, int]]:
       continue
     for layer in range(base.num_layers(path)):
       tensor_name = row.name.format(l=layer)
-      owners[tensor_name] = (path, layer)
+      for name in names(base, tensor_name):
+        owners[name] = (path, layer)
   return owners
 
 
 def unknown(adapter: Adapter, base: Checkpoint, names: Iterable[str]) -> InputError:
   """The error that names modules which the base does not have, or which cannot be changed so."""
   names = set(names)
-  # The modules of the first layer stand for those of all layers in the suggestion.
-  known = {row.name.replace('{l}', '0').removesuffix('.weight') for row in base.rows.values()}
+  # The modules of the first layer, and of its first expert, stand for all in the suggestion.
+  known = {row.name.format(l=0, e=0).removesuffix('.weight') for row in base.rows.values()}
   name = first(names)
   # A tied head is stored as the embedding, so the base has no parameter of that name.
   tied = ''

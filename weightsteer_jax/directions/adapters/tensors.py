@@ -19,6 +19,7 @@ from weightsteer_jax.runtime.messages import listed
 from weightsteer_jax.storage import files, safetensors
 
 PAIR = 'pair'
+EXPERT_PAIR = 'expert_pair'
 EMBEDDING_PAIR = 'embedding_pair'
 MAGNITUDE = 'magnitude'
 ORIGINAL = 'original'
@@ -45,6 +46,13 @@ class TensorKind(NamedTuple):
 _ADAPTER = r'(?:\.[\w-]+)?'
 # In the order of trial: a tensor is of the first kind that its name matches.
 KINDS = (
+  # Of one projection of one expert, or of a stack of all experts (see experts.py).
+  TensorKind(
+    EXPERT_PAIR,
+    r'(?P<module>.+\.experts(?:\.base_layer|\.\d+\.\w+)?)'
+    rf'\.lora_(?P<part>[AB]){_ADAPTER}\.weight',
+    ('A', 'B'),
+  ),
   TensorKind(PAIR, rf'(?P<module>.+)\.lora_(?P<part>[AB]){_ADAPTER}\.weight', ('A', 'B')),
   # PEFT keeps the factors of an embedding as parameters of their own, so they are no `.weight`.
   TensorKind(

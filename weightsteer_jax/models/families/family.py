@@ -45,6 +45,7 @@ class Family:
     read: fields of `config.json` -> ModelConfig.
     describe: ModelConfig -> fields of `config.json` (without bookkeeping fields).
     tensors: a row for every parameter that a model of the family may have.
+    renamed: (part of a tensor's name, what transformers 5 calls the module) where they differ.
   """
 
   model_type: str
@@ -53,6 +54,13 @@ class Family:
   read: Callable[[Fields], ModelConfig]
   describe: Callable[[ModelConfig], dict[str, Any]]
   tensors: tuple[TensorRow, ...]
+  renamed: tuple[tuple[str, str], ...] = ()
+
+  def module_name(self, stored: str) -> str:
+    """The name in transformers 5 of a module that checkpoints store under a name."""
+    for part, name in self.renamed:
+      stored = stored.replace(f'.{part}.', f'.{name}.')
+    return stored
 
   def write(self, config: ModelConfig) -> dict[str, Any]:
     """The fields of a `config.json` of this family that describe the model.

@@ -101,4 +101,5 @@ FAMILY = Family(
   read,
   describe,
   (*EMBEDDING, *PRE_NORMS, *ATTENTION, *EXPERTS, *END),
+  renamed=(('block_sparse_moe', 'mlp'),),
 )
