@@ -1,21 +1,30 @@
-"""Makes the direction between two fine-tunes of one base.
+"""Makes the direction between two fine-tunes of one base, or between a fine-tune and its base.
 
   python launch/direction.py --positive=PATH --negative=PATH [--base=PATH] --output=DIR
+  python launch/direction.py --positive=PATH [--base=PATH] --output=DIR
 
-The fine-tunes are runs of ours, PEFT adapters or Hugging Face checkpoints.
+The fine-tunes are runs of ours, adapters or Hugging Face checkpoints (docs/adapters.md). Of one
+fine-tune, the direction is its change of the base; with --negative alone, the reverse.
 """
 
 import _main
 from absl import flags
 
 flags.DEFINE_string(
-  'positive', None, 'Run of ours, PEFT adapter or Hugging Face checkpoint with the behaviour.'
+  'positive',
+  '',
+  'Run of ours, adapter or Hugging Face checkpoint with the behaviour; without it, the base.',
 )
-flags.DEFINE_string('negative', None, 'The same kind, with the opposite behaviour.')
+flags.DEFINE_string(
+  'negative',
+  '',
+  'The same kind, with the opposite behaviour; without it, the base. The folder of the base will '
+  'do too.',
+)
 flags.DEFINE_string(
   'base',
   '',
-  'The model both were fine-tuned from: a folder, a hub id or organism. Needed for PEFT adapters.',
+  'The model both were fine-tuned from: a folder, a hub id or organism. Needed for adapters.',
 )
 flags.DEFINE_bool(
   'allow_other_base',
@@ -31,7 +40,7 @@ flags.DEFINE_bool(
   'sync', True, 'Wait until it is on the disk, so that it is whole even after a power cut.'
 )
 flags.DEFINE_string('output', None, 'Folder to write the direction to; must not exist.')
-flags.mark_flags_as_required(['positive', 'negative', 'output'])
+flags.mark_flags_as_required(['output'])
 
 
 def main():

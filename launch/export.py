@@ -23,7 +23,7 @@ flags.DEFINE_string(
   'positive',
   '',
   'Without --direction: make it, from this and --negative, and keep only the export. As in '
-  'launch/direction.py.',
+  'launch/direction.py, either alone is taken against the base.',
 )
 flags.DEFINE_string('negative', '', 'The opposite of --positive.')
 flags.DEFINE_string('base', None, 'The model it is a direction of: a folder, a hub id or organism.')
@@ -110,12 +110,12 @@ def _check_flags():
   from weightsteer_jax.runtime.errors import InputError
 
   sources = ('direction',)
-  makes_direction = bool(flags.FLAGS.positive or flags.FLAGS.negative)
-  if makes_direction:
-    sources = ('positive', 'negative')
+  made_from = [name for name in ('positive', 'negative') if flags.FLAGS[name].value]
+  if made_from:
+    sources = tuple(made_from)
   needed = (*sources, *NEEDED)
   given = [name for name in needed if flags.FLAGS[name].present]
-  if makes_direction and flags.FLAGS['direction'].present:
+  if made_from and flags.FLAGS['direction'].present:
     raise InputError(
       '--direction is a direction that was made, --positive and --negative make one: give '
       'the one or the others'

@@ -195,8 +195,18 @@ def test_a_task_vector_is_one_side(untied, adapters, tmp_path):
 def test_sources_that_do_not_go_together(untied, tied, untied_model, adapters, tmp_path):
   with pytest.raises(InputError, match='no folder.*did you mean'):
     directions.between(adapters[0], adapters[1].with_name('negativ'))
-  with pytest.raises(InputError, match='is a PEFT adapter and .* is a full checkpoint'):
-    directions.between(adapters[0], untied)
+  other = oracle.make_checkpoint(tmp_path / 'other', tied=False, seed=4)
+  message = 'is a PEFT adapter and .* is a full checkpoint, which is not the base'
+  for sides in ((adapters[0], other), (other, adapters[0])):
+    with pytest.raises(InputError, match=message):
+      directions.between(*sides, base=untied)
+  save_run(tmp_path / 'ours', untied_model, 1)
+  with pytest.raises(InputError, match='belong to different base models'):
+    directions.between(tmp_path / 'ours', other)
+  with pytest.raises(InputError, match='a direction needs a fine-tune'):
+    directions.between(None)
+  with pytest.raises(InputError, match='is a full checkpoint: what it changed is only known with'):
+    directions.between(None, other)
   with pytest.raises(InputError, match='both'):
     directions.between(adapters[0], adapters[0])
   with pytest.raises(InputError, match='no source of a direction.*it holds nothing'):

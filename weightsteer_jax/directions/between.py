@@ -5,7 +5,8 @@ Two adapters of the same base give w exactly, as factors of rank r+ + r-:
 
   A = [A+ | A-]     B = [s+ B+ ; -s- B-]     with the scales s+ and s- of the adapters
 
-Two checkpoints give w dense, in float32.
+Two checkpoints give w dense, in float32. Where one of the two is the base itself, w is the other's
+change, or its reverse.
 
 Source: arXiv 2511.05408, equation 1.
 """
@@ -32,7 +33,13 @@ PyTree = Any
 RUN = 'run'
 PEFT = 'peft'
 CHECKPOINT = 'checkpoint'
-DESCRIPTIONS = {RUN: 'a fine-tune of ours', PEFT: 'a PEFT adapter', CHECKPOINT: 'a full checkpoint'}
+BASE = 'base'
+DESCRIPTIONS = {
+  RUN: 'a fine-tune of ours',
+  PEFT: 'a PEFT adapter',
+  CHECKPOINT: 'a full checkpoint',
+  BASE: 'the base',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +58,11 @@ BaseSource = str | pathlib.Path | models.Model | OpenBase
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A fine-tune on disk.
+  """A side of a direction on disk.
 
   Attributes:
-    kind: 'run', 'peft' or 'checkpoint', a key of DESCRIPTIONS.
-    folder: of a run, the folder with adapter.json in it.
+    kind: 'run', 'peft', 'checkpoint' or 'base', a key of DESCRIPTIONS.
+    folder: of a run, the folder with adapter.json in it; '.' of a base that was not named.
   """
 
   kind: str
@@ -63,8 +70,8 @@ class Source:
 
 
 def between(
-  positive: files.Path,
-  negative: files.Path,
+  positive: files.Path | None,
+  negative: files.Path | None = None,
   *,
   base: BaseSource | None = None,
   allow_other_base: bool = False,
@@ -75,7 +82,7 @@ def between(
 
   Args:
     positive, negative: two full checkpoints, or two adapters, each a run folder of ours or a PEFT
-      adapter folder.
+      adapter folder. One of the two may be the base of the other: its folder, or None.
     base: the model that both were trained on. Runs of ours need none. PEFT adapters need the base
       where the model that they name cannot be found. With checkpoints, the base tells the
       direction's model from others of the same architecture.
@@ -90,19 +97,27 @@ def between(
     InputError: if a source is missing or not supported, or the two do not go together.
     CorruptError: if a source was cut short or damaged.
   """
-  sources = recognise(positive), recognise(negative)
-  are_checkpoints = _are_checkpoints(sources, positive, negative)
+  sources = _sources(positive, negative)
+  are_checkpoints = CHECKPOINT in {source.kind for source in sources}
   if are_checkpoints and compare_bfloat16:
     raise InputError(
       'the bfloat16 route can be compared for adapters only; these are checkpoints: their '
       'difference is that route already'
     )
+  # A base that stands as one side is the base of the other.
+  if base is None:
+    base = _base_side(sources)
+  if are_checkpoints and base is None and BASE in {source.kind for source in sources}:
+    raise InputError(
+      f'{positive or negative} is a full checkpoint: what it changed is only known with the base '
+      'it was trained from; pass that as base, or as the other side'
+    )
   with open_base(sources, base, allow_other_base) as opened:
     # theta_base cancels out between two checkpoints: w = theta_positive - theta_negative.
     if are_checkpoints:
       return _between_checkpoints(sources, opened, unread)
-    x = _task_vector(sources[0], opened, allow_other_base)
-    y = _task_vector(sources[1], opened, allow_other_base)
+    _check_base_side(sources, opened)
+    x, y = _task_vectors(sources, opened, allow_other_base)
     # The bases are compared here, where an error can name both folders, so `subtract` need not.
     what = f'{positive} and {negative}'
     bases.same_base(x.base, y.base, what=what, allow_other_base=allow_other_base)
@@ -115,27 +130,73 @@ def between(
     return Direction(delta, meta)
 
 
-def _are_checkpoints(
-  sources: tuple[Source, Source], positive: files.Path, negative: files.Path
-) -> bool:
-  """Whether both sources are checkpoints.
+def _sources(positive: files.Path | None, negative: files.Path | None) -> tuple[Source, Source]:
+  """Both sides; a checkpoint beside an adapter is the base, and so is a side that is left out.
 
   Raises:
-    InputError: if only one is a checkpoint, or both are the same folder.
+    InputError: if both are left out, or both are the same folder.
   """
-  x, y = sources
-  # A run and a PEFT adapter go together: both are factors of one base.
-  if CHECKPOINT in (x.kind, y.kind) and x.kind != y.kind:
-    raise InputError(
-      f'{positive} is {DESCRIPTIONS[x.kind]} and {negative} is {DESCRIPTIONS[y.kind]}: pass '
-      'two adapters, or two checkpoints (merge the adapter into its base in float32 first)'
-    )
+  if not positive and not negative:
+    raise InputError('a direction needs a fine-tune: pass positive, negative or both')
+  x = recognise(positive) if positive else Source(BASE, pathlib.Path())
+  y = recognise(negative) if negative else Source(BASE, pathlib.Path())
   # Links are resolved: two names of one folder would give a direction of zero.
   if x.folder.resolve() == y.folder.resolve():
     raise InputError(
       f'positive and negative are both {x.folder}: there is no direction between a model and itself'
     )
-  return x.kind == CHECKPOINT
+  # A run and a PEFT adapter go together: both are changes of one base.
+  if x.kind in (RUN, PEFT) and y.kind == CHECKPOINT:
+    y = Source(BASE, y.folder)
+  if y.kind in (RUN, PEFT) and x.kind == CHECKPOINT:
+    x = Source(BASE, x.folder)
+  return x, y
+
+
+def _base_side(sources: tuple[Source, Source]) -> pathlib.Path | None:
+  """The folder of the base that stands as one side; None if there is none, or none was named."""
+  for source in sources:
+    if source.kind == BASE and source.folder != pathlib.Path():
+      return source.folder
+  return None
+
+
+def _check_base_side(sources: tuple[Source, Source], opened: OpenBase | None) -> None:
+  """Raises InputError if the checkpoint beside an adapter holds other weights than the base."""
+  folder = _base_side(sources)
+  if folder is None or opened is None:
+    return
+  if folder.resolve() == opened.checkpoint.folder.resolve():
+    return
+  with checkpoints.open_checkpoint(folder) as checkpoint:
+    record = checkpoint.base()
+  if record.digest != opened.record.digest or record.config != opened.record.config:
+    (fine_tune,) = [source for source in sources if source.kind != BASE]
+    raise InputError(
+      f'{fine_tune.folder} is {DESCRIPTIONS[fine_tune.kind]} and {folder} is a full checkpoint, '
+      f"which is not the base '{opened.record.source}': pass two adapters, an adapter and its "
+      'base, or two checkpoints (merge the adapter into its base in float32 first)'
+    )
+
+
+def _task_vectors(
+  sources: tuple[Source, Source], opened: OpenBase | None, allow_other_base: bool
+) -> tuple[Direction, Direction]:
+  """The changes of both sides; a base has changed nothing."""
+  made = {}
+  for index, source in enumerate(sources):
+    if source.kind != BASE:
+      made[index] = _task_vector(source, opened, allow_other_base)
+  # Of a base as one side, all that is known is the record that the other side has of it.
+  record = next(iter(made.values())).meta['base']
+  for index, source in enumerate(sources):
+    if source.kind == BASE:
+      named = source.folder != pathlib.Path()
+      path = str(source.folder) if named else record['source']
+      origin = {'kind': BASE, 'path': path, 'meta': {}}
+      meta = {'kind': 'task_vector', 'base': record, 'sources': [origin]}
+      made[index] = Direction({}, meta)
+  return made[0], made[1]
 
 
 def base_for(source: files.Path, base: files.Path) -> files.Path | None:
@@ -323,7 +384,11 @@ def _read_run(
 def _between_checkpoints(
   sources: tuple[Source, Source], opened: OpenBase | None, unread: bool
 ) -> Direction:
-  positive, negative = (source.folder for source in sources)
+  # A base that is left out is the one that is open.
+  positive, negative = (
+    opened.checkpoint.folder if source.kind == BASE and opened else source.folder
+    for source in sources
+  )
   subtract = checkpoints.unread_difference if unread else checkpoints.difference
   with (
     checkpoints.open_checkpoint(positive) as x,
@@ -337,7 +402,9 @@ def _between_checkpoints(
       record = bases.Base(x.config, x.family.model_type, source='', revision='', digest='')
     what = f'{positive} and the base {record.source}'
     bases.same_architecture(x.config, record.config, what=what)
-  records = [{'kind': source.kind, 'path': str(source.folder), 'meta': {}} for source in sources]
+  records = []
+  for source, folder in zip(sources, (positive, negative)):
+    records.append({'kind': source.kind, 'path': str(folder), 'meta': {}})
   return Direction(delta, _meta(record, records))
 
 

@@ -40,8 +40,8 @@ def direction_from(
   """The direction between two fine-tunes of any supported kind, written to a new folder.
 
   Args:
-    positive: our run, a PEFT adapter or a checkpoint with the behaviour.
-    negative: the same kind, with the opposite behaviour.
+    positive: our run, a PEFT adapter or a checkpoint with the behaviour; '' is the base.
+    negative: the same kind, with the opposite behaviour; '' is the base.
     output: folder to write; must not exist.
     base: the model behind both fine-tunes; '' is the model named in the fine-tunes' own records.
     sync: whether to wait until the direction is on the disk.
@@ -51,7 +51,11 @@ def direction_from(
   files.refuse_existing(output, what='a direction')
   # Both are streamed from files layer by layer, so that a large model needs little memory.
   direction = directions.between(
-    positive, negative, base=folder_of(base) if base else None, unread=True, **options
+    positive or None,
+    negative or None,
+    base=folder_of(base) if base else None,
+    unread=True,
+    **options,
   )
   directions.save(output, direction, sync=sync)
   # Read back: the figures below are those of the files.
@@ -125,8 +129,8 @@ def export(
   """The provenance of an exported direction.
 
   Args:
-    direction: folder of the direction; '' makes a direction from `positive` and `negative` for this
-      export only.
+    direction: folder of the direction; '' makes a direction from `positive` and `negative`, as
+      `direction_from` does, for this export only.
     base: the model to steer.
     format: a name in export.FORMATS.
     allow_other_base: whether the base may be another model than the direction's own.
@@ -139,9 +143,16 @@ def export(
   if direction:
     exported = directions.load(direction, unread=unread)
   else:
-    source = directions.base_for(positive, folder_of(base))
+    source = folder_of(base)
+    # A checkpoint alone is told from the base; two of them need none.
+    if positive and negative:
+      source = directions.base_for(positive, source)
     exported = directions.between(
-      positive, negative, base=source, allow_other_base=allow_other_base, unread=unread
+      positive or None,
+      negative or None,
+      base=source,
+      allow_other_base=allow_other_base,
+      unread=unread,
     )
   # Everything that can be refused is refused before a large model is read.
   exports.check_export(
