@@ -193,7 +193,7 @@ def _task_vectors(
     if source.kind == BASE:
       named = source.folder != pathlib.Path()
       path = str(source.folder) if named else record['source']
-      origin = {'kind': BASE, 'path': path, 'meta': {}}
+      origin: dict[str, Any] = {'kind': BASE, 'path': path, 'meta': {}}
       meta = {'kind': 'task_vector', 'base': record, 'sources': [origin]}
       made[index] = Direction({}, meta)
   return made[0], made[1]
