@@ -132,11 +132,16 @@ class Block(nnx.Module):
       norm = getattr(self, name)
       return y_BTD if norm is None else norm(y_BTD, deltas.at(edits, name))
 
-    def join(x_BTD, y_BTD):
+    def join(x_BTD, y_BTD, vectors=()):
       # Of the families, only Granite scales what is added.
       if self.residual_scale != 1.0:
         y_BTD = deltas.pin(y_BTD * self.residual_scale)
-      return deltas.pin(x_BTD + y_BTD)
+      # Vectors are added to the float32 sum, before its one rounding.
+      dtype = x_BTD.dtype
+      if vectors:
+        x_BTD = x_BTD.astype(jnp.float32)
+      x_BTD = deltas.add_vector_edits(x_BTD + y_BTD, vectors)
+      return deltas.pin(x_BTD.astype(dtype))
 
     # Attention, added to the residual stream.
     attn_input_BTD = normed('attn_norm', x_BTD)
@@ -148,11 +153,8 @@ class Block(nnx.Module):
     mlp_input_BTD = normed('mlp_norm', x_BTD)
     fed_BTD = self.mlp(mlp_input_BTD, deltas.at(edits, 'mlp'))
     fed_BTD = normed('mlp_post_norm', fed_BTD)
-    x_BTD = join(x_BTD, fed_BTD)
     # Activation steering: a vector is added behind the whole block.
-    residual_edits = deltas.at(edits, 'residual')
-    x_BTD = deltas.add_vector_edits(x_BTD, residual_edits)
-    x_BTD = deltas.pin(x_BTD)
+    x_BTD = join(x_BTD, fed_BTD, deltas.at(edits, 'residual'))
     return sharding.constrain(x_BTD, 'BTD'), cache
 
 
@@ -170,14 +172,16 @@ class Embedding(nnx.Module):
   def __call__(self, tokens_BT: attention.Array, edits: deltas.Edits) -> jax.Array:
     """Embeddings of the tokens [B, T, D], scaled as the config says."""
     x_BTD = deltas.look_up(self.embedding[...], tokens_BT)
+    dtype = x_BTD.dtype
     embedding_edits = deltas.at(edits, 'embedding')
     x_BTD = deltas.add_lookup_edits(x_BTD, tokens_BT, embedding_edits)
-    x_BTD = deltas.pin(x_BTD)
     if self.scale != 1.0:
       # The scale is rounded to the dtype before it multiplies, as in transformers' Gemma
       # (modeling_gemma2.py): the square root of the width is rarely a bfloat16 number.
-      scale = jnp.asarray(self.scale, x_BTD.dtype)
-      x_BTD = deltas.pin(x_BTD * scale)
+      scale = jnp.asarray(self.scale, dtype)
+      x_BTD = x_BTD * scale
+    # Rounded once: a changed row is float32 until it is scaled.
+    x_BTD = deltas.pin(x_BTD.astype(dtype))
     return sharding.constrain(x_BTD, 'BTD')
 
   def head(self, x_BTD: jax.Array, edits: deltas.Edits) -> jax.Array:

@@ -165,12 +165,15 @@ def look_up(table_VD: jax.Array, tokens_BT: Array) -> jax.Array:
 
 
 def add_lookup_edits(x_BTD: jax.Array, tokens_BT: Array, edits: Edits) -> jax.Array:
-  """Embeddings plus alpha * the same rows of each edit's dense change of the table."""
+  """Embeddings plus alpha * the same rows of each edit's dense change of the table.
+
+  The sum with an edit is float32: the caller rounds it.
+  """
   for edit in edits:
     # Only the rows of the batch's tokens are scaled, never the table.
     dx_BTD = look_up(edit.delta.value, tokens_BT)
     scaled_dx_BTD = _align(edit.alpha, x_BTD) * dx_BTD
-    x_BTD = x_BTD + scaled_dx_BTD.astype(x_BTD.dtype)
+    x_BTD = x_BTD + scaled_dx_BTD
   return x_BTD
 
 

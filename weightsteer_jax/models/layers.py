@@ -53,19 +53,22 @@ class Projection(nnx.Module):
 
   def __call__(self, x: jax.Array, edits: deltas.Edits, *, wide: bool = False) -> jax.Array:
     """The outputs, in float32 if `wide`, otherwise in the dtype of x."""
-    product = wide_einsum if wide else jnp.einsum
-    # The base's own product and bias come first, and each is pinned before an edit adds to the sum:
-    # a row at alpha 0 then has the same bits as a row of the model without edits.
-    y = product(self.einsum, x, self.kernel[...])
-    y = deltas.pin(y)
-    if self.bias is not None:
-      y = y + self.bias[...]
-      y = deltas.pin(y)
     kernel_edits = deltas.at(edits, 'kernel')
-    y = deltas.add_kernel_edits(y, x, self.einsum, kernel_edits)
     # A delta may add a bias to a projection whose base has none.
     bias_edits = deltas.at(edits, 'bias')
+    # Whatever is added to the product is added to its float32 sums, and the outputs are rounded
+    # once. Were the product rounded first, a change below a step of bfloat16 would be lost. Torch
+    # adds a bias before it rounds, too. At alpha 0 the sums, and so the bits, are the base's own.
+    added = bool(kernel_edits or bias_edits) or self.bias is not None
+    wide_product = wide or (added and x.dtype != jnp.float32)
+    product = wide_einsum if wide_product else jnp.einsum
+    y = product(self.einsum, x, self.kernel[...])
+    if self.bias is not None:
+      y = y + self.bias[...]
+    y = deltas.add_kernel_edits(y, x, self.einsum, kernel_edits)
     y = deltas.add_vector_edits(y, bias_edits)
+    if not wide:
+      y = y.astype(x.dtype)
     y = deltas.pin(y)
     _, y_axes = self.einsum.split('->')
     return sharding.constrain(y, y_axes)

@@ -24,6 +24,7 @@ from flax import nnx
 from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.layers import ACTIVATION_FUNCTIONS, Projection
+from weightsteer_jax.models.products import grouped_product
 from weightsteer_jax.runtime import sharding
 
 PyTree = Any
@@ -199,9 +200,7 @@ def grouped(sizes_E: jax.Array) -> Callable[..., jax.Array]:
   """An einsum of rows [J, I] with kernels [E, I, O]; kernel e has the next sizes_E[e] rows."""
 
   def einsum(_: str, x_JI: jax.Array, kernel_EIO: jax.Array, dtype: Any = None) -> jax.Array:
-    # A higher precision has no meaning for bfloat16, and the TPU's kernel would not compile.
-    precision = None if x_JI.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jax.lax.ragged_dot(x_JI, kernel_EIO, sizes_E, precision, dtype)
+    return grouped_product(x_JI, kernel_EIO, sizes_E, dtype)
 
   return einsum
 
@@ -222,9 +221,9 @@ def _project(
     tensor: the mesh axis that the inputs are cut over, if any; the result is then a partial sum.
   """
   dot = grouped(sizes_E)
-  # Pinned before edits add to the product, as in layers.Projection.
-  y_JO = dot(einsum, x_JI, kernel_EIO)
-  y_JO = deltas.pin(y_JO)
+  # Edits add to the float32 product, which is rounded once, as in layers.Projection.
+  edited = bool(edits['kernel'] or edits['bias'])
+  y_JO = dot(einsum, x_JI, kernel_EIO, jnp.float32 if edited else None)
   for edit in edits['kernel']:
     # Inputs are dropped here, by rows; without a key they are not dropped again.
     dropped_JI = _drop(x_JI, edit, tensor)
@@ -239,8 +238,8 @@ def _project(
       bias_JO = jnp.where(is_first, bias_JO, 0)
     alpha_J1 = edit.alpha[:, None]
     change_JO = alpha_J1 * bias_JO
-    y_JO = y_JO + change_JO.astype(y_JO.dtype)
-  return deltas.pin(y_JO)
+    y_JO = y_JO + change_JO
+  return deltas.pin(y_JO.astype(x_JI.dtype))
 
 
 def _drop(x_JI: jax.Array, edit: deltas.Edit, tensor: str | None) -> jax.Array:

@@ -74,3 +74,47 @@ def _narrow_backward(einsum, dtype, kept, dy):
 
 
 narrow_einsum.defvjp(_narrow_forward, _narrow_backward)
+
+
+def grouped_product(
+  x_JI: jax.Array, kernel_EIO: jax.Array, sizes_E: jax.Array, dtype: Any = None
+) -> jax.Array:
+  """Rows [J, I] times the kernels of their groups [J, O]; kernel e has the next sizes_E[e] rows.
+
+  The result is float32 if `dtype` says so, with gradients as by `wide_einsum`, otherwise in the
+  dtype of the rows.
+  """
+  if dtype == jnp.float32 != x_JI.dtype:
+    return _wide_grouped(x_JI, kernel_EIO, sizes_E)
+  return _ragged_dot(x_JI, kernel_EIO, sizes_E, dtype)
+
+
+def _ragged_dot(x_JI, kernel_EIO, sizes_E, dtype):
+  # A higher precision has no meaning for bfloat16, and the TPU's kernel would not compile.
+  precision = None if x_JI.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+  return jax.lax.ragged_dot(x_JI, kernel_EIO, sizes_E, precision, dtype)
+
+
+@jax.custom_vjp
+def _wide_grouped(x_JI, kernel_EIO, sizes_E):
+  return _ragged_dot(x_JI, kernel_EIO, sizes_E, jnp.float32)
+
+
+def _wide_grouped_forward(x_JI, kernel_EIO, sizes_E):
+  return _wide_grouped(x_JI, kernel_EIO, sizes_E), (x_JI, kernel_EIO, sizes_E)
+
+
+def _wide_grouped_backward(kept, dy_JO):
+  x_JI, kernel_EIO, sizes_E = kept
+
+  def product(x_JI, kernel_EIO):
+    return _ragged_dot(x_JI, kernel_EIO, sizes_E, x_JI.dtype)
+
+  _, transposed = jax.vjp(product, x_JI, kernel_EIO)
+  # Rounded before the products, which then multiply two arrays of the model's dtype.
+  dx_JI, dkernel_EIO = transposed(dy_JO.astype(x_JI.dtype))
+  # The sizes are counts, and have no gradient.
+  return dx_JI, dkernel_EIO, None
+
+
+_wide_grouped.defvjp(_wide_grouped_forward, _wide_grouped_backward)
