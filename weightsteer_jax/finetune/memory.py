@@ -210,7 +210,7 @@ def _kept(config: models.ModelConfig, load: Load, remat: str, tensor: int) -> fl
     none  the stream before attention and before the MLP; queries, keys, values; the MLP's gate and
           the factor beside the gate. Where kernels change, the inputs of all projections too, and
           the output of the first factor of each change
-    dots  the layer's input, and the results of its projections (and of whole changes of these)
+    dots  the layer's input, and the results of its projections
     full  the layer's input
   """
   item = jnp.dtype(load.dtype).itemsize
@@ -221,9 +221,7 @@ def _kept(config: models.ModelConfig, load: Load, remat: str, tensor: int) -> fl
     return item * config.width
   results = queries + 2 * keys + 2 * hidden
   if remat == 'dots':
-    # A whole change of a kernel is a second product.
-    products = 2 if load.kind == 'full' else 1
-    return item * (config.width + products * (config.width + results))
+    return item * (2 * config.width + results)
   if load.kind == 'bias':
     return item * (2 * config.width + results)
   # Seven projections have a change of low rank each.

@@ -34,7 +34,7 @@ from weightsteer_jax.models import attention
 from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models import rope as ropes
 from weightsteer_jax.models.config import ModelConfig, Rope
-from weightsteer_jax.models.layers import MLP, Projection, RMSNorm
+from weightsteer_jax.models.layers import MLP, PROJECTED, Projection, RMSNorm
 from weightsteer_jax.models.moe import MoE
 from weightsteer_jax.models.products import wide_einsum
 from weightsteer_jax.runtime import sharding
@@ -303,9 +303,9 @@ def _edits_of_layer(
 def _rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
   if remat == 'none':
     return layer
-  # 'dots' keeps products of activations with weights, and recomputes attention's: a weight has no
-  # batch axis, whereas both arrays of attention's products have one.
-  policies = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+  # 'dots' keeps what projections give, and recomputes attention's products.
+  keep_projected = jax.checkpoint_policies.save_only_these_names(PROJECTED)
+  policies = {'full': None, 'dots': keep_projected}
   # prevent_cse: the scan keeps the two computations apart already.
   return jax.checkpoint(layer, prevent_cse=False, policy=policies[remat])
 

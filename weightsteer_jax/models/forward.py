@@ -113,8 +113,7 @@ def hidden(
     edits: changes to apply, each at its alpha per row.
     cache: from `init_cache`, or from an earlier call.
     remat: how much the backward pass recomputes, beside norms, gates and attention's scores:
-      'none'; 'dots', all but products without a batch axis, such as those of activations with the
-      base's weights; 'full', each layer from its input.
+      'none'; 'dots', all but what projections give; 'full', each layer from its input.
     reach: positions that a text may grow to. By `reach`, 'longrope' chooses its factors (see
       rope.py), and a window of that length or more counts as none. None means the slots of the
       cache, or T without a cache. When you prefill a short cache that is later copied into a longer

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from weightsteer_jax.models import delta as deltas
 from weightsteer_jax.models.config import ModelConfig
@@ -20,6 +21,9 @@ ACTIVATION_FUNCTIONS = {
   'gelu_pytorch_tanh': lambda x: jax.nn.gelu(x, approximate=True),
   'relu': jax.nn.relu,
 }
+
+# The name of a projection's outputs, by which a policy of rematerialisation can keep them.
+PROJECTED = 'projected'
 
 # A cheap function is computed again in the backward pass, from arguments that are kept anyway.
 # Writing and reading its intermediate values takes longer, and most of a training step's memory.
@@ -69,7 +73,8 @@ class Projection(nnx.Module):
     y = deltas.add_vector_edits(y, bias_edits)
     if not wide:
       y = y.astype(x.dtype)
-    y = deltas.pin(y)
+    # Named for the policy 'dots', which keeps it for the backward pass.
+    y = checkpoint_name(deltas.pin(y), PROJECTED)
     _, y_axes = self.einsum.split('->')
     return sharding.constrain(y, y_axes)
 

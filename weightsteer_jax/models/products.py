@@ -5,37 +5,39 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def wide_einsum(einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
   """The einsum of two arrays, in float32, with gradients in the dtype of the arrays.
 
-  The cotangent is rounded to the arrays' dtype. Otherwise the two largest products of a bfloat16
-  model's backward pass, those of the logits, would be float32. torch rounds at the same place,
-  where logits are cast to float32.
+  The cotangent is rounded to the arrays' dtype. Otherwise the products of a bfloat16 model's
+  backward pass would be float32. torch rounds at the same place, where a product is cast.
   """
   return jnp.einsum(einsum, x, kernel, preferred_element_type=jnp.float32)
 
 
-def _wide_forward(einsum, x, kernel):
-  return wide_einsum(einsum, x, kernel), (x, kernel)
+@functools.partial(wide_einsum.defjvp, symbolic_zeros=True)
+def _wide_einsum_jvp(einsum, primals, tangents):
+  def product(x, kernel):
+    return jnp.einsum(einsum, x, kernel)
+
+  return wide_einsum(einsum, *primals), _rounded_tangent(product, primals, tangents)
 
 
-def _wide_backward(einsum, kept, dy):
-  x, kernel = kept
-  x_axes, kernel_axes, y_axes = einsum.replace('->', ',').split(',')
-  # The gradient of a factor of a product is the cotangent times the other factor.
-  dx_einsum = f'{y_axes},{kernel_axes}->{x_axes}'
-  dkernel_einsum = f'{y_axes},{x_axes}->{kernel_axes}'
-  # Rounded before the products, which then multiply two arrays of the model's dtype.
-  dy = dy.astype(x.dtype)
-  dx = jnp.einsum(dx_einsum, dy, kernel)
-  dkernel = jnp.einsum(dkernel_einsum, dy, x)
-  return dx, dkernel
-
-
-wide_einsum.defvjp(_wide_forward, _wide_backward)
+def _rounded_tangent(product, primals, tangents):
+  """The change of a product in the dtype of its factors, as float32."""
+  x, kernel = primals
+  dx, dkernel = tangents
+  # A factor that does not change costs nothing, and the other factor is not kept for its gradient.
+  parts = []
+  if not isinstance(dx, SymbolicZero):
+    parts.append(product(dx, kernel))
+  if not isinstance(dkernel, SymbolicZero):
+    parts.append(product(x, dkernel))
+  wide = [part.astype(jnp.float32) for part in parts]
+  return functools.reduce(jnp.add, wide)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -95,26 +97,18 @@ def _ragged_dot(x_JI, kernel_EIO, sizes_E, dtype):
   return jax.lax.ragged_dot(x_JI, kernel_EIO, sizes_E, precision, dtype)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _wide_grouped(x_JI, kernel_EIO, sizes_E):
   return _ragged_dot(x_JI, kernel_EIO, sizes_E, jnp.float32)
 
 
-def _wide_grouped_forward(x_JI, kernel_EIO, sizes_E):
-  return _wide_grouped(x_JI, kernel_EIO, sizes_E), (x_JI, kernel_EIO, sizes_E)
-
-
-def _wide_grouped_backward(kept, dy_JO):
-  x_JI, kernel_EIO, sizes_E = kept
+@functools.partial(_wide_grouped.defjvp, symbolic_zeros=True)
+def _wide_grouped_jvp(primals, tangents):
+  x_JI, kernel_EIO, sizes_E = primals
 
   def product(x_JI, kernel_EIO):
     return _ragged_dot(x_JI, kernel_EIO, sizes_E, x_JI.dtype)
 
-  _, transposed = jax.vjp(product, x_JI, kernel_EIO)
-  # Rounded before the products, which then multiply two arrays of the model's dtype.
-  dx_JI, dkernel_EIO = transposed(dy_JO.astype(x_JI.dtype))
-  # The sizes are counts, and have no gradient.
-  return dx_JI, dkernel_EIO, None
-
-
-_wide_grouped.defvjp(_wide_grouped_forward, _wide_grouped_backward)
+  # The sizes are counts, and do not change.
+  change_JO = _rounded_tangent(product, (x_JI, kernel_EIO), tangents[:2])
+  return _wide_grouped(*primals), change_JO

@@ -117,7 +117,7 @@ def train_step(
   """The work of one optimizer step."""
   body, head = matmul_parameters(config)
   count = microbatches * rows * tokens
-  # Passes that compute again: 'dots' keeps only the products with weights of the base.
+  # Passes that compute again: 'dots' keeps only what projections give.
   kernels_again = remat == 'full'
   others_again = remat != 'none'
   # Forward, backward, and the gradients of dense changes.
