@@ -16,6 +16,7 @@ end-of-turn token must be generated to stop, so the token is a target. The newli
 is never generated.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
@@ -27,6 +28,22 @@ from weightsteer_jax.data.batches import Example
 from weightsteer_jax.data.sources import Conversation
 from weightsteer_jax.data.templates import Messages
 from weightsteer_jax.runtime.errors import InputError
+
+# Conversations encoded in one call of the tokenizer: enough for all cores, few enough that their
+# texts take little memory.
+_TOGETHER = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rendered:
+  """A conversation as text.
+
+  Attributes:
+    ends: the end of each prompt, where an answer starts, and last the end of the text.
+  """
+
+  text: str
+  ends: list[int]
 
 
 def encode_example(
@@ -59,9 +76,10 @@ def encode_examples(
   Raises:
     InputError: if `encode_example` would raise it; the error counts all over-long conversations.
   """
+  conversations = list(conversations)
   examples = []
-  for conversation in conversations:
-    examples.append(_encode(tokenizer, conversation.messages, conversation.name))
+  for first in range(0, len(conversations), _TOGETHER):
+    examples += _encode(tokenizer, conversations[first : first + _TOGETHER])
   # All are encoded before any is refused, so that the error counts all that are too long.
   long = [example for example in examples if len(example) > max_length]
   if long and not truncate:
@@ -85,9 +103,35 @@ def _cut(example: Example, max_length: int) -> Example:
   return Example(example.tokens[:max_length], mask, example.name)
 
 
-def _encode(tokenizer, messages: Messages, name: str) -> Example:
-  messages = sources.check_messages(messages, name)
+def _encode(tokenizer, conversations: Sequence[Conversation]) -> list[Example]:
   form = templates.format_of(tokenizer)
+  prepared = []
+  # Texts to encode together, and the ends of their pieces.
+  texts = []
+  ends = []
+  for conversation in conversations:
+    one = _prepare(tokenizer, conversation.messages, form, conversation.name)
+    prepared.append(one)
+    if isinstance(one, _Rendered):
+      texts.append(one.text)
+      ends.append(one.ends)
+  encoded = iter(pieces.encode_pieces(tokenizer, texts, ends, form.control))
+  examples = []
+  for conversation, one in zip(conversations, prepared):
+    if isinstance(one, _Rendered):
+      tokens, mask = _masked(tokenizer, next(encoded), form.end_of_turn, conversation.name)
+    else:
+      tokens, mask = one
+    loss_mask = np.array(mask, bool)
+    examples.append(Example(np.array(tokens, np.int32), loss_mask, conversation.name))
+  return examples
+
+
+def _prepare(
+  tokenizer, messages: Messages, form: templates.Format, name: str
+) -> _Rendered | tuple[list[int], list[bool]]:
+  """The rendered conversation, or (tokens, mask) where markers must tell the answers."""
+  messages = sources.check_messages(messages, name)
   templates.reject_control_tokens(messages, form.control, name)
   answers = [i for i, message in enumerate(messages) if message['role'] == 'assistant']
   if not answers or answers[0] == 0:
@@ -104,30 +148,23 @@ def _encode(tokenizer, messages: Messages, name: str) -> Example:
     ends.append(len(text))
     for i, start, end in zip(answers, ends, ends[1:]):
       _check_rendered(messages[i]['content'], text[start:end], name)
-    tokens, mask = _encode_answers(tokenizer, text, ends, form.end_of_turn, name)
-  elif re.search(r'\{%-?\s*generation\b', tokenizer.get_chat_template()):
+    return _Rendered(text, ends)
+  if re.search(r'\{%-?\s*generation\b', tokenizer.get_chat_template()):
     # Without markers in the template, transformers would warn and mark nothing.
-    tokens, mask = _encode_by_markers(tokenizer, messages, form, name)
-  else:
-    first = apart[0]
-    raise InputError(templates.not_a_beginning(name, first, prompts[first], text))
-  loss_mask = np.array(mask, bool)
-  return Example(np.array(tokens, np.int32), loss_mask, name)
+    return _encode_by_markers(tokenizer, messages, form, name)
+  first = apart[0]
+  raise InputError(templates.not_a_beginning(name, first, prompts[first], text))
 
 
-def _encode_answers(
-  tokenizer, text: str, ends: list[int], end_of_turn: int, name: str
+def _masked(
+  tokenizer, encoded: Sequence[list[int]], end_of_turn: int, name: str
 ) -> tuple[list[int], list[bool]]:
-  """(tokens, mask) of `text`.
-
-  Args:
-    ends: the end of each prompt, where an answer starts, and last the end of the text.
-  """
+  """(tokens, mask) of the first prompt and the pieces behind it, each of which starts an answer."""
+  prompt, *answers = encoded
   # The first prompt holds no target.
-  tokens = pieces.encode_piece(tokenizer, text, 0, ends[0])
+  tokens = list(prompt)
   mask = [False] * len(tokens)
-  for start, end in zip(ends, ends[1:]):
-    piece = pieces.encode_piece(tokenizer, text, start, end)
+  for piece in answers:
     num_targets = _answer_length(tokenizer, piece, end_of_turn, name)
     # What follows is never generated: the rest of the turn's frame, the next turn and its header.
     num_others = len(piece) - num_targets

@@ -5,6 +5,7 @@ from the template's own.
 """
 
 import re
+from collections.abc import Sequence
 
 # Private-use characters: no text means anything by them, so they can mark what a user typed through
 # a template.
@@ -12,14 +13,104 @@ _OPEN = '\uf8f0'
 _CLOSE = '\uf8f1'
 
 
+def encode_pieces(
+  tokenizer, texts: Sequence[str], ends: Sequence[Sequence[int]], control: re.Pattern
+) -> list[list[list[int]]]:
+  """The ids of each text's pieces: up to its first end, then from each end to the next.
+
+  The ids are those of `encode_piece`, found with few calls of the tokenizer.
+
+  Args:
+    ends: the ends of each text's pieces, rising; the last is the text's own end.
+    control: matches the texts of control tokens.
+  """
+  ids_of = _beginnings(tokenizer, texts, ends, control)
+  encoded = []
+  for text, stops in zip(texts, ends):
+    starts = [0, *stops[:-1]]
+    pieces = []
+    for start, end in zip(starts, stops):
+      before = ids_of[text[:start]]
+      whole = ids_of[text[:end]]
+      pieces.append(_continuation(tokenizer, before, whole, text[start:end]))
+    encoded.append(pieces)
+  return encoded
+
+
+def _beginnings(
+  tokenizer, texts: Sequence[str], ends: Sequence[Sequence[int]], control: re.Pattern
+) -> dict[str, list[int]]:
+  r"""{beginning of a text: ids} for every end of every text, and for '' too.
+
+  A tokenizer first finds the added tokens in a text, and encodes what lies between two of them
+  whatever stands around. So a beginning has the ids of its text as far as the beginning's last
+  control token, and then those that its rest has behind that token: 'assistant\n' behind
+  '<|im_start|>', the same in every chat.
+  """
+  ids_of = _encode_all(tokenizer, texts)
+  # Tokenizers in Python split texts by rules of their own.
+  cuts = getattr(tokenizer, 'is_fast', False)
+  # {(control token, what follows): ids of both}
+  tails: dict[tuple[str, str], list[int]] = {}
+  left = []
+  for text, stops in zip(texts, ends):
+    for end in stops:
+      beginning = text[:end]
+      if beginning in ids_of:
+        continue
+      matches = list(control.finditer(beginning)) if cuts else []
+      if not matches:
+        left.append(beginning)
+        continue
+      last = matches[-1][0]
+      tail = last, beginning[matches[-1].end() :]
+      if tail not in tails:
+        tails[tail] = encode_text(tokenizer, last + tail[1])
+      before = _up_to(tokenizer, ids_of[text], text, last, beginning.count(last))
+      # A control token that is not a single id here stands for nothing.
+      if before and tails[tail][:1] == before[-1:]:
+        ids_of[beginning] = before + tails[tail][1:]
+      else:
+        left.append(beginning)
+  return ids_of | _encode_all(tokenizer, left) | {'': []}
+
+
+def _up_to(tokenizer, ids: list[int], text: str, control: str, count: int) -> list[int]:
+  """The ids of a text as far as the given number of a control token, or [] if unknown."""
+  token = tokenizer.convert_tokens_to_ids(control)
+  # With as many ids as there are in the text, the n-th id is the n-th in the text.
+  if ids.count(token) != text.count(control):
+    return []
+  place = -1
+  for _ in range(count):
+    place = ids.index(token, place + 1)
+  return ids[: place + 1]
+
+
+def _encode_all(tokenizer, texts: Sequence[str]) -> dict[str, list[int]]:
+  """{text: ids} of texts that are not empty, in one call of the tokenizer."""
+  distinct = list(dict.fromkeys(filter(None, texts)))
+  if not distinct:
+    return {}
+  encoded = tokenizer(
+    distinct, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
+  )
+  return dict(zip(distinct, encoded['input_ids']))
+
+
 def encode_piece(tokenizer, text: str, start: int, end: int) -> list[int]:
   """Ids of text[start:end] as a continuation of text[:start]: no token reaches over `start`."""
   before = encode_text(tokenizer, text[:start])
   whole = encode_text(tokenizer, text[:end])
+  return _continuation(tokenizer, before, whole, text[start:end])
+
+
+def _continuation(tokenizer, before: list[int], whole: list[int], piece: str) -> list[int]:
+  """Ids of a piece, from those of the text before the piece and of the text with the piece."""
   if whole[: len(before)] == before:
     return whole[len(before) :]
-  # A token of the whole text reaches over `start`; generation would never produce that token.
-  return encode_after(tokenizer, text[start:end])
+  # A token of the whole text reaches into the piece; generation would never produce that token.
+  return encode_after(tokenizer, piece)
 
 
 def encode_after(tokenizer, piece: str) -> list[int]:

@@ -113,12 +113,14 @@ def _learn_format(tokenizer, template: str, size: int) -> Format:
   # Ids and texts of added tokens. Some tokenizers add runs of blanks, which control nothing.
   added = {}
   special = set()
+  # A list that transformers makes anew each time it is asked for.
+  named = set(tokenizer.all_special_ids)
   for i, token in tokenizer.added_tokens_decoder.items():
     if token.content.isspace():
       continue
     added[i] = token.content
     # A token may be special by its own flag, or by its role: as eos_token, for one.
-    if token.special or i in tokenizer.all_special_ids:
+    if token.special or i in named:
       special.add(i)
   # The end of turn is the first control token behind the answer.
   behind_answer = pieces.encode_after(tokenizer, ending)
