@@ -41,6 +41,7 @@ setuptools.setup(
     'huggingface_hub>=1.33',
     'tokenizers>=0.23',
     'safetensors>=0.8',
+    'gguf>=0.19',
     'jinja2>=3.1.6',  # Chat templates are untrusted code; older sandboxes leak.
     'einops>=0.8',
     'absl-py>=2.5',

@@ -16,6 +16,7 @@ ONLY_IN = {
   'orbax': ('storage/checkpoint.py',),
   'transformers': ('data', 'models', 'experiments/organism'),
   'datasets': ('data',),
+  'gguf': ('models/gguf/file.py',),
   'absl.flags': (),
   'absl.app': (),
   'torch': (),

@@ -10,6 +10,7 @@ sites.py        parameters by path, and where a delta may change them
 delta.py        changes kept apart from the parameters; adapters.py makes and merges them
 families/       what a family's `config.json` means, and what its tensors are called
 huggingface.py  checkpoints in and out; stored.py says where a parameter lies in them
+gguf/           a GGUF file as a folder of a Hugging Face checkpoint
 placement.py    the mesh of a run, and how weights lie on it
 """
 

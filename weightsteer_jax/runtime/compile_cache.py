@@ -59,14 +59,19 @@ def use(choice: str = 'auto') -> pathlib.Path | None:
   return folder
 
 
-def default_folder() -> pathlib.Path:
-  """The folder weightsteer_jax/compiled/<kind of CPU> in the user's cache folder."""
+def user_folder() -> pathlib.Path:
+  """The folder weightsteer_jax in the user's cache folder."""
   cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', ''))
   # A relative path counts for nothing. Source: XDG Base Directory Specification.
   if not cache.is_absolute():
     cache = pathlib.Path(os.path.expanduser('~')) / '.cache'
+  return cache / 'weightsteer_jax'
+
+
+def default_folder() -> pathlib.Path:
+  """The folder compiled/<kind of CPU> in `user_folder`."""
   # Code for a CPU is for one kind of CPU: hosts that share a home may have different kinds.
-  return cache / 'weightsteer_jax' / 'compiled' / _cpu()
+  return user_folder() / 'compiled' / _cpu()
 
 
 def prepare(folder: pathlib.Path) -> None:
