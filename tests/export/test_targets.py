@@ -243,18 +243,6 @@ def test_ranks_beyond_what_vllm_serves_are_refused_with_the_sum_of_a_fused_modul
   ]
 
 
-@pytest.mark.parametrize('target', targets.TARGETS)
-def test_kernels_of_experts_are_refused_before_any_model_is_read(llama, target, monkeypatch):
-  site = models.Site('LEDF', (2, 4, 16, 24), 1)
-  path = 'layers/moe/up/kernel'
-  monkeypatch.setattr(models, 'delta_sites', lambda config: {path: site})
-  pair = LowRank(np.ones((2, 4, 16, 3), np.float32), np.ones((2, 4, 3, 24), np.float32))
-  with pytest.raises(
-    InputError, match='layers/moe/up/kernel, which are kernels of experts: export merged weights'
-  ):
-    targets.check(one_change(llama, {path: pair}), target, 0)
-
-
 def test_a_revision_of_the_hub_is_no_part_of_the_name_that_peft_loads(llama, tmp_path):
   hub = dataclasses.replace(llama, source='org/name@abc', revision='abc')
   direction = oracle.random_direction(llama, 1, kinds='lora')

@@ -6,6 +6,7 @@ base_folder.py  the base, known from the files alone
 hf.py           a steered Hugging Face checkpoint, written block by block
 orbax.py        orbax arrays: steered weights, or base and direction apart
 peft.py         a LoRA adapter; targets.py lists the libraries that load adapters
+experts.py      pairs of experts, for the libraries that stack them and for those that do not
 merging.py      base plus alpha times the change, and the loss by rounding
 folding.py      biases without a tensor in the base
 parity.py       the written model against the unmerged edit; recheck.py needs no model

@@ -14,8 +14,10 @@ from weightsteer_jax import models
 from weightsteer_jax.directions import compression, gram
 from weightsteer_jax.directions.adapters import CONFIG, WEIGHTS, factor_patterns
 from weightsteer_jax.directions.algebra import scale_delta
+from weightsteer_jax.export import experts
 from weightsteer_jax.export import targets as peft_targets
 from weightsteer_jax.export.base_folder import BaseFolder
+from weightsteer_jax.export.experts import Pair
 from weightsteer_jax.export.targets import TABLES
 from weightsteer_jax.models import Dense, LowRank, stored
 from weightsteer_jax.models.families import FAMILIES, TensorRow
@@ -24,11 +26,9 @@ from weightsteer_jax.runtime import tree
 from weightsteer_jax.storage import files, safetensors
 
 PyTree = Any
-# lora_A [R, inputs] and lora_B [outputs, R] of one module.
-Pair = tuple[np.ndarray, np.ndarray]
-
 # PEFT wraps the base twice: the base is `base_model.model` of a PeftModel.
 PREFIX = 'base_model.model.'
+ROUTER = 'layers/mlp/router/kernel'
 
 
 def write(
@@ -55,7 +55,11 @@ def write(
   """
   # PEFT scales an adapter by lora_alpha / r, which is 1 here: alpha goes into the factors.
   changes = tree.flatten(scale_delta(delta, alpha), models.is_delta_leaf)
-  pairs = _module_pairs(changes, base)
+  stacked = peft_targets.target_of(target).stacked
+  pairs = _module_pairs(changes, base, stacked)
+  if not stacked:
+    for module, pair in experts.each(changes, base.family, base.config).items():
+      pairs[PREFIX + module] = pair
   # What is dense here is an embedding, a head or a norm: kernels are folded, and what no adapter
   # holds is refused (see targets.check).
   dense = {path: leaf for path, leaf in changes.items() if isinstance(leaf, Dense)}
@@ -69,12 +73,20 @@ def write(
     a_RV, b_DR = tables[PREFIX + _module(EMBEDDING)]
     pairs[PREFIX + _module(HEAD)] = (b_DR.T, a_RV.T)
   # One rank for all modules: llama.cpp reads no `rank_pattern`.
-  rank = max(a.shape[0] for a, _ in (*pairs.values(), *tables.values()))
+  ranks = [a.shape[0] for a, _ in (*pairs.values(), *tables.values())]
+  ranks += [leaf.a.shape[-1] for leaf in changes.values() if isinstance(leaf, LowRank)]
+  rank = max(ranks)
+  pairs = {module: _padded(pair, rank) for module, pair in pairs.items()}
+  parameters = {}
+  # Stacks come with a rank of their own, which only PEFT is to read.
+  if stacked:
+    stacks = experts.stacks(changes, base.family, base.config, rank)
+    pairs |= {PREFIX + module: pair for module, pair in stacks.pairs.items()}
+    parameters = stacks.parameters | _routers(changes, base)
 
   # Every tensor by the name that PEFT gives it in a file.
   tensors: dict[str, np.ndarray] = {}
-  for module, pair in pairs.items():
-    a, b = _padded(pair, rank)
+  for module, (a, b) in pairs.items():
     tensors[f'{module}.lora_A.weight'] = a
     tensors[f'{module}.lora_B.weight'] = b
   # Embeddings are looked up, not multiplied, and have names of their own without '.weight'.
@@ -88,12 +100,15 @@ def write(
   safetensors.save(folder / WEIGHTS, tensors, metadata={'format': 'pt'})
   # PEFT matches modules by the last part of their names.
   modules = {module.rsplit('.', 1)[-1] for module in (*pairs, *tables)}
-  files.write_json(folder / CONFIG, _config(base, rank, sorted(modules), wholes))
+  if parameters:
+    modules -= {'experts', 'base_layer', 'gate'}
+  config = _config(base, rank, sorted(modules), wholes)
+  files.write_json(folder / CONFIG, config | _parameter_fields(parameters, rank))
   return {
     'rank': rank,
     'target': target or peft_targets.DEFAULT,
     'max_lora_rank': peft_targets.max_lora_rank(rank),
-    'notes': peft_targets.notes(rank, target, wholes),
+    'notes': peft_targets.notes(rank, target, wholes, by_parameter=bool(parameters)),
   }
 
 
@@ -128,11 +143,19 @@ def _module(tensor: str) -> str:
   return tensor.removesuffix('.weight')
 
 
-def _module_pairs(changes: Mapping[str, LowRank | Dense], base: BaseFolder) -> dict[str, Pair]:
-  """{module: pair} of every changed layer, one pair for all parameters of a module."""
+def _module_pairs(
+  changes: Mapping[str, LowRank | Dense], base: BaseFolder, stacked: bool
+) -> dict[str, Pair]:
+  """{module: pair} of every changed layer but of experts, one pair for all parameters of a module.
+
+  Args:
+    stacked: whether modules have the names of transformers 5, which stacks experts.
+  """
+  family = FAMILIES[base.family]
   rows_by_tensor: dict[str, list[TensorRow]] = {}
-  for row in FAMILIES[base.family].tensors:
-    rows_by_tensor.setdefault(row.name, []).append(row)
+  for row in family.tensors:
+    if '{e}' not in row.name:
+      rows_by_tensor.setdefault(row.name, []).append(row)
   low_rank = {path for path, leaf in changes.items() if isinstance(leaf, LowRank)}
   pairs = {}
   for name, rows in rows_by_tensor.items():
@@ -148,6 +171,8 @@ def _module_pairs(changes: Mapping[str, LowRank | Dense], base: BaseFolder) -> d
         leaf = changes.get(row.path)
         parts.append(_pair(row, leaf, layer, base.config))
       module = _module(name.format(l=layer))
+      if stacked:
+        module = family.module_name(module)
       pairs[PREFIX + module] = fuse(parts)
   return pairs
 
@@ -233,6 +258,27 @@ def _saved_modules(base: BaseFolder, wholes: list[str]) -> list[str]:
       # What follows the number of the layer; the whole name outside the layers.
       ends.add(module.rpartition('{l}.')[2])
   return sorted(ends)
+
+
+def _routers(changes: Mapping[str, LowRank | Dense], base: BaseFolder) -> dict[str, int]:
+  """{end of the parameter's name: 1} of routers, which are no linear layers in transformers 5."""
+  if ROUTER not in changes:
+    return {}
+  name = FAMILIES[base.family].module_name(_row(base, ROUTER).name)
+  return {name.rpartition('{l}.')[2]: 1}
+
+
+def _parameter_fields(parameters: Mapping[str, int], rank: int) -> dict[str, Any]:
+  """The fields of the config that name parameters, with their ranks where these are not one."""
+  if not parameters:
+    return {}
+  larger = {name: times * rank for name, times in parameters.items() if times > 1}
+  # Rank and alpha grow alike, so that the scaling stays 1.
+  return {
+    'target_parameters': sorted(parameters),
+    'rank_pattern': larger,
+    'alpha_pattern': larger,
+  }
 
 
 def _config(base: BaseFolder, rank: int, modules: list[str], wholes: list[str]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class Target:
     tied: whether an embedding that is the head too may change at both ends.
     max_vocab: largest vocabulary with a low-rank change of the head; 0 is any.
     ranks: possible settings of the largest rank, ascending; () is any.
+    stacked: whether experts are stacked, as in transformers 5; otherwise each has pairs of its own.
   """
 
   wholes: bool
@@ -37,6 +38,7 @@ class Target:
   tied: bool = False
   max_vocab: int = 0
   ranks: tuple[int, ...] = ()
+  stacked: bool = False
 
 
 # Adapters are written with one rank and scaling 1, although PEFT and vLLM read `rank_pattern` and
@@ -55,7 +57,7 @@ class Target:
 # it loads. The scale is lora_alpha over the rank.
 VLLM_HEADS = ('llama', 'granite', 'phi3', 'qwen3', 'qwen3_moe', 'mixtral')
 TARGETS = {
-  'peft': Target(wholes=True),
+  'peft': Target(wholes=True, stacked=True),
   'vllm': Target(
     wholes=False,
     embeddings=(*VLLM_HEADS, 'olmo2', 'smollm3'),
@@ -99,12 +101,6 @@ def check(direction: Direction, name: str, rank: int) -> None:
   config = direction.base.config
   family = direction.base.family
   sites = models.delta_sites(config)
-  experts = [path for path in changes if 'E' in sites[path].axes]
-  if experts:
-    raise InputError(
-      f'a LoRA adapter for {name} cannot hold the changes of {_listed(experts)}, which are kernels '
-      f'of experts: {MERGED}, or as orbax-unmerged'
-    )
   dense = [path for path, leaf in changes.items() if isinstance(leaf, Dense)]
   wholes = [path for path in dense if target.wholes and is_whole(path)]
   vectors = [path for path in dense if path not in TABLES and not sites[path].inputs]
@@ -173,11 +169,12 @@ def max_lora_rank(rank: int) -> int | None:
   return next((allowed for allowed in TARGETS['vllm'].ranks if allowed >= rank), None)
 
 
-def notes(rank: int, name: str, wholes: list[str]) -> list[str]:
+def notes(rank: int, name: str, wholes: list[str], *, by_parameter: bool = False) -> list[str]:
   """Notes for users of the adapter, in sentences.
 
   Args:
     wholes: paths of the parameters saved whole.
+    by_parameter: whether experts are stacked, or a router changes, in the names of transformers 5.
   """
   name = name or DEFAULT
   limit = max_lora_rank(rank)
@@ -188,16 +185,23 @@ def notes(rank: int, name: str, wholes: list[str]) -> list[str]:
       'llama.cpp loads it after convert_lora_to_gguf.py; with a quantised base, the change is '
       'added to weights that are not those it was measured on.'
     ]
+  sentences = []
+  if by_parameter:
+    sentences.append(
+      'Experts and routers are named as parameters of transformers 5 (target_parameters), which '
+      'PEFT loads from 0.19.1 on: for transformers 4, vLLM and llama.cpp export again with their '
+      '--target, which writes a pair for each expert.'
+    )
   if wholes:
-    return [
+    sentences.append(
       'The adapter saves changed embeddings and norms whole (modules_to_save), which PEFT loads, '
       'while vLLM and llama.cpp refuse it: for these export again with their --target, or merged.'
-    ]
-  if limit:
-    return [
+    )
+  if limit and not sentences:
+    sentences.append(
       f'vLLM would serve this rank with --max-lora-rank {limit}; --target=vllm checks the rest.'
-    ]
-  return []
+    )
+  return sentences
 
 
 def _check_tables(
