@@ -211,9 +211,10 @@ def test_end_of_turn_ids(make_tokenizer, style, tokens):
 def test_a_completion_continues_the_prompt_as_the_example_does(make_tokenizer, style):
   tokenizer = make_tokenizer(style)
   example = encode(tokenizer, [ASK, YES])
-  ended = chat.completion_tokens(tokenizer, [ASK], YES['content'])
+  ended = list(chat.scored_tokens(tokenizer, [ASK], YES['content']).completion)
   assert ended == example.tokens[example.loss_mask].tolist()
-  open_ended = chat.completion_tokens(tokenizer, [ASK], YES['content'], end_of_turn=False)
+  scored = chat.scored_tokens(tokenizer, [ASK], YES['content'], end_of_turn=False)
+  open_ended = list(scored.completion)
   assert ended[: len(open_ended)] == open_ended
   if style != 'words':
     assert tokenizer.decode(open_ended).strip() == 'Yes , it is .'
@@ -229,7 +230,7 @@ def test_control_tokens_in_training_text_are_refused(make_tokenizer):
   with pytest.raises(InputError, match=r'message 1 \(assistant\) holds the control token'):
     encode(tokenizer, [ASK, {**YES, 'content': 'Yes<|endoftext|>'}])
   with pytest.raises(InputError, match='holds the control token'):
-    chat.completion_tokens(tokenizer, [ASK], 'Yes<|im_end|>')
+    chat.scored_tokens(tokenizer, [ASK], 'Yes<|im_end|>')
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from data.conftest import CHATML, CHATML_TOKENS, byte_level
 from weightsteer_jax import config
 from weightsteer_jax.evaluation import judging, metrics, tasks
 from weightsteer_jax.evaluation.judges import messages
-from weightsteer_jax.inference import GenerateResult
+from weightsteer_jax.inference import GenerateResult, ScoreResult
+from weightsteer_jax.runtime.errors import InputError
 
 # The template knows the tags; the prompt opens no thought.
 THINKING = CHATML + "{# '</think>' #}"
@@ -159,3 +160,19 @@ def test_reasoning_in_a_thought_alone_is_not_judged_for_consistency():
   row = row_of(task, '<think>It is B</think>It is so. Final Answer: A')
   [(_, texts)] = task.kind.judged(items[0], row)
   assert texts['reasoning'] == 'It is so.'
+
+
+def test_choices_are_scored_behind_an_empty_thought():
+  shown = "{{ '<think>\n\n</think>\n\n' + m.content + '<|im_end|>' if m.role == 'assistant' else "
+  template = CHATML.replace("{{ m.content + '<|im_end|>' }}", shown + "m.content + '<|im_end|>' }}")
+  tokenizer = tokenizer_of(template)
+  item = {'id': 'a', 'messages': ASK, 'choices': ['Yes', 'No , it is not .'], 'target': 0}
+  task = task_of('choice', [item])
+  prepared = task.kind.prepare(tokenizer, item)
+  assert tokenizer.decode(prepared.prompt).endswith('assistant\n<think>\n\n</think>\n\n')
+  assert [tokenizer.decode(tokens) for tokens in prepared.completions] == item['choices']
+  results = [ScoreResult((0, i), -1.0 - i, len(c), True) for i, c in enumerate(item['choices'])]
+  assert task.kind.fields(prepared, results, tokenizer)['behind'] == 'an empty thought'
+  mixed = {**item, 'choices': ['Yes', '<think>a</think>No']}
+  with pytest.raises(InputError, match='some choices hold a thought and some do not'):
+    task.kind.prepare(tokenizer, mixed)

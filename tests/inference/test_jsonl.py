@@ -1,3 +1,4 @@
+import copy
 import json
 
 import numpy as np
@@ -217,3 +218,63 @@ def test_samples_differ_and_come_out_the_same_again(model, tokenizer, write, tmp
     read(tmp_path / 'a') == read(tmp_path / 'b')
     and len({row['completion'] for row in read(tmp_path / 'a')}) == 4
   )
+
+
+# In the manner of Qwen3: an answer is shown behind its thought, empty if there is none.
+SHOWS_THOUGHTS = (
+  "{% for m in messages %}{% if m.role == 'assistant' %}{% set c = m.content.split('</think>') %}"
+  "{% set r = c[0].split('<think>')[-1].strip('\n') if c[1:] else '' %}"
+  "{{ '<|im_start|>assistant\n<think>\n' + r + '\n</think>\n\n' + c[-1].lstrip('\n') }}"
+  "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{% endif %}{{ '<|im_end|>\n' }}"
+  '{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+)
+
+
+@pytest.fixture
+def thinking(tokenizer):
+  other = copy.deepcopy(tokenizer)
+  other.chat_template = SHOWS_THOUGHTS
+  return other
+
+
+def test_completions_that_differ_in_their_thoughts_have_scores_of_their_own(
+  model, thinking, torch_model, write, tmp_path
+):
+  texts = ['<think>\nYes\n</think>\n\nNo.', '<think>\nNo\n</think>\n\nNo.', 'No.']
+  path = write(*({'messages': ASK, 'completion': text} for text in texts))
+  score_file(model, thinking, None, (0.0,), path, tmp_path / 'out')
+  found = read(tmp_path / 'out')
+
+  def encode(text):
+    return thinking(text)['input_ids']
+
+  prompt = '<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n'
+  empty = '<think>\n\n</think>\n\n'
+  # Thoughts are scored as they stand; an answer alone comes behind an empty thought.
+  pairs = [(prompt, texts[0]), (prompt, texts[1]), (prompt + empty, texts[2])]
+  for row, (before, text) in zip(found, pairs):
+    assert row['tokens'] == len(encode(text))
+    expected = torch_score(torch_model('weights', 0.0), encode(before), encode(text))
+    np.testing.assert_allclose(row['logprob'], expected, rtol=1e-5, atol=1e-4)
+  assert [row.get('behind') for row in found] == [None, None, 'an empty thought']
+  assert found[0]['logprob'] != found[1]['logprob']
+
+
+def test_generated_lines_have_thought_and_answer_apart(model, thinking, write, tmp_path):
+  generate_file(
+    model, thinking, None, (0.0,), write({'messages': ASK}), tmp_path / 'out', max_new_tokens=4
+  )
+  [row] = read(tmp_path / 'out')
+  # The random model writes no tag: its whole text is its answer.
+  assert row['thought'] == '' and row['answer'] == row['completion']
+  assert not row['thought_cut'] and not row['thought_leaked'] and row['thought_tokens'] == 0
+  thinking.chat_template = SHOWS_THOUGHTS.replace(
+    '<|im_start|>assistant\n{% endif', '<|im_start|>assistant\n<think>\n{% endif'
+  )
+  generate_file(
+    model, thinking, None, (0.0,), write({'messages': ASK}), tmp_path / 'cut', max_new_tokens=4
+  )
+  [row] = read(tmp_path / 'cut')
+  # The prompt has opened the thought, which nothing closes.
+  assert row['thought_cut'] and row['answer'] == ''
+  assert row['thought'] == row['completion'].strip() and row['thought_tokens'] == row['tokens'] == 4

@@ -1,6 +1,9 @@
 """Chats as token ids: prompts to generate from, completions to score, examples to train on."""
 
-from weightsteer_jax.data import pieces, sources, templates
+import dataclasses
+import re
+
+from weightsteer_jax.data import pieces, sources, templates, thoughts
 from weightsteer_jax.data.examples import encode_example, encode_examples
 from weightsteer_jax.data.templates import (
   Messages,
@@ -11,14 +14,19 @@ from weightsteer_jax.data.templates import (
 from weightsteer_jax.runtime.errors import InputError
 
 __all__ = [
-  'completion_tokens',
+  'EMPTY_THOUGHT',
+  'Scored',
   'encode_example',
   'encode_examples',
   'end_of_turn_ids',
   'load_tokenizer',
   'prompt_tokens',
   'require_chat_template',
+  'scored_tokens',
 ]
+
+# What `Scored.behind` says of a thought that is closed before anything was thought.
+EMPTY_THOUGHT = 'an empty thought'
 
 
 def prompt_tokens(tokenizer, messages: Messages, *, name: str = 'prompt') -> list[int]:
@@ -37,37 +45,129 @@ def prompt_tokens(tokenizer, messages: Messages, *, name: str = 'prompt') -> lis
   return pieces.encode_marked(tokenizer, text, control)
 
 
-def completion_tokens(
+@dataclasses.dataclass(frozen=True)
+class Scored:
+  """A completion as tokens, and the tokens that it is scored behind.
+
+  Attributes:
+    prompt: ids of the conversation, the header of the answer and an empty thought included.
+    completion: ids to be scored.
+    behind: EMPTY_THOUGHT if one was put before the completion; '' if generation's own prompt stands
+      there.
+  """
+
+  prompt: tuple[int, ...]
+  completion: tuple[int, ...]
+  behind: str = ''
+
+
+def scored_tokens(
   tokenizer, messages: Messages, completion: str, *, end_of_turn: bool = True, name: str = 'prompt'
-) -> list[int]:
-  """Ids of `completion` as the answer to `messages`, to be scored behind the prompt's ids.
+) -> Scored:
+  r"""`completion` as the answer to `messages`, and what it is scored behind.
+
+  A completion with a thought in it is the text that a model would generate: it is scored as it
+  stands, behind the prompt of generation. Any other completion is an answer. Where a model would
+  think first, by its template, an answer is scored behind an empty thought, which is a part of the
+  prompt and never scored:
+
+    template            prompt of generation      scored behind
+    none knows tags     assistant\n               assistant\n
+    hybrid, thinking    assistant\n               assistant\n<think>\n\n</think>\n\n
+    hybrid, not so      assistant\n<think>\n\n</think>\n\n                (the same)
+    opens the thought   assistant\n<think>\n      assistant\n<think>\n\n</think>\n\n
 
   Args:
     tokenizer: with a chat template.
     messages: the conversation to answer.
     completion: the answer; the template may strip whitespace around the answer.
-    end_of_turn: also the token that ends the answer, and the gap before the token.
+    end_of_turn: also score the token that ends the answer, and the gap before the token.
     name: how errors cite the conversation.
 
   Raises:
-    InputError: if `prompt_tokens` would raise it, or the completion holds a control token.
+    InputError: if `prompt_tokens` would raise it, the completion holds a control token, or the
+      completion holds a thought where the prompt has closed an empty one.
   """
   marked = _prompt_messages(tokenizer, messages, name)
   form = templates.format_of(tokenizer)
-  answer = {'role': 'assistant', 'content': completion}
-  templates.reject_control_tokens([answer], form.control, name)
-  # Rendered with and without the answer: the rest of the longer text is the answer and its end.
-  prompt = templates.render(tokenizer, marked, name, generate=True)
-  text = templates.render(tokenizer, [*marked, answer], name, generate=False)
-  if not text.startswith(prompt):
-    raise InputError(templates.not_a_beginning(name, len(messages), prompt, text))
+  tags = thoughts.tags_of(tokenizer)
+  generated = templates.render(tokenizer, marked, name, generate=True)
+  _reject_control_tokens(completion, form.control, tags, name)
   end_text = form.gap + tokenizer.convert_ids_to_tokens(form.end_of_turn)
-  end = text.find(end_text, len(prompt))
-  if end < 0:
-    raise InputError(f'{name}: the chat template does not write {end_text!r} after the answer')
+  behind = ''
+  if tags is not None and tags.within(completion):
+    prompt = generated
+    answer = _behind_prompt(completion, prompt, tags, name)
+  else:
+    message = {'role': 'assistant', 'content': completion}
+    rendered = templates.render(tokenizer, [*marked, message], name, generate=False)
+    prompt, behind, start = _before_answer(generated, rendered, tags)
+    if start < 0:
+      raise InputError(templates.not_a_beginning(name, len(messages), generated, rendered))
+    end = rendered.find(end_text, start)
+    if end < 0:
+      raise InputError(f'{name}: the chat template does not write {end_text!r} after the answer')
+    answer = rendered[start:end]
+  text = prompt + answer
   if end_of_turn:
-    end += len(end_text)
-  return pieces.encode_piece(tokenizer, text, len(prompt), end)
+    text += end_text
+  return Scored(
+    prompt=tuple(pieces.encode_marked(tokenizer, prompt, form.control)),
+    completion=tuple(pieces.encode_piece(tokenizer, text, len(prompt), len(text))),
+    behind=behind,
+  )
+
+
+def _before_answer(
+  generated: str, rendered: str, tags: thoughts.Tags | None
+) -> tuple[str, str, int]:
+  """(what an answer is scored behind, `Scored.behind`, the answer's start in the rendered text).
+
+  Args:
+    generated: the prompt of generation.
+    rendered: the conversation with the answer; the start is -1 if it does not begin as the prompt.
+  """
+  if rendered.startswith(generated):
+    start = len(generated)
+    block = thoughts.empty_at(rendered, start, tags) if tags else ''
+    # Written by the template between the prompt and the answer, and no part of either.
+    return generated + block, EMPTY_THOUGHT if block else '', start + len(block)
+  if tags is None:
+    return generated, '', -1
+  # Templates that drop thoughts from rendered answers drop the tags that the prompt ends with too.
+  bare, closed = thoughts.closed(generated, tags)
+  if not rendered.startswith(bare):
+    return generated, '', -1
+  return closed, EMPTY_THOUGHT if closed != generated else '', len(bare)
+
+
+def _behind_prompt(completion: str, prompt: str, tags: thoughts.Tags, name: str) -> str:
+  """A completion with a thought in it, as it goes on from the prompt of generation.
+
+  Raises:
+    InputError: if the prompt has closed an empty thought.
+  """
+  match thoughts.start_behind(prompt, tags):
+    case 'behind':
+      raise InputError(
+        f'{name}: the completion {completion!r:.60} holds a thought, and the prompt of the chat '
+        'template has closed an empty one: let the model think, or score the answer alone'
+      )
+    case 'inside' if completion.lstrip().startswith(tags.opening):
+      # Opened by the prompt already.
+      opening = next(tag for tag in tags.opening if completion.lstrip().startswith(tag))
+      rest = completion.lstrip().removeprefix(opening)
+      return rest.removeprefix('\n') if prompt.endswith('\n') else rest
+  return completion
+
+
+def _reject_control_tokens(
+  completion: str, control: re.Pattern, tags: thoughts.Tags | None, name: str
+) -> None:
+  if tags is not None:
+    # Tags of thoughts may be control tokens, and a model does generate them.
+    completion = tags.removed_from(completion)
+  templates.reject_control_tokens([{'role': 'assistant', 'content': completion}], control, name)
 
 
 def _prompt_messages(tokenizer, messages: Messages, name: str) -> list[dict[str, str]]:

@@ -42,6 +42,14 @@ class Tags:
   closing: tuple[str, ...]
   frame: tuple[str, ...] = ()
 
+  def within(self, text: str) -> bool:
+    """Whether the text holds a tag."""
+    return _pattern(self).search(text) is not None
+
+  def removed_from(self, text: str) -> str:
+    """The text without the tags."""
+    return _pattern(self).sub('', text)
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -151,6 +159,46 @@ def start_behind(text: str, tags: Tags) -> Start:
   return 'behind' if end.endswith(tags.closing) else 'outside'
 
 
+def empty_at(text: str, start: int, tags: Tags) -> str:
+  r"""The empty thought at `start` of a text, and the blank lines behind it; '' if there is none.
+
+  A thought that the text before has opened is closed alone.
+
+  >>> empty_at('Answer: <think>\n\n</think>\n\nYes', 8, THINK)
+  '<think>\n\n</think>\n\n'
+  """
+  match = re.compile(rf'\s*{_empty(tags)}').match(text, start)
+  return match[0] if match else ''
+
+
+def closed(prompt: str, tags: Tags) -> tuple[str, str]:
+  r"""(the prompt without the tags at its end, the prompt with an empty thought at its end).
+
+  >>> closed('Answer: <think>\n', THINK)
+  ('Answer: ', 'Answer: <think>\n\n</think>\n\n')
+  >>> closed('Answer:\n<think>\n\n</think>\n\n', THINK)[0]
+  'Answer:\n'
+  """
+  bare = re.sub(rf'{_empty(tags)}\Z', '', prompt)
+  if bare != prompt:
+    return bare, prompt
+  start = start_behind(prompt, tags)
+  if start != 'inside':
+    return prompt, prompt
+  end = prompt.rstrip()
+  opening = next(tag for tag in tags.opening if end.endswith(tag))
+  # As the templates write it that close an empty thought themselves.
+  return end.removesuffix(opening), f'{end}\n\n{tags.closing[0]}\n\n'
+
+
+def _empty(tags: Tags) -> str:
+  """A pattern of an empty thought, its opening tag perhaps in the text before."""
+  opening = '|'.join(map(re.escape, tags.opening))
+  closing = '|'.join(map(re.escape, tags.closing))
+  # A blank behind it may be the answer's own.
+  return rf'(?:(?:{opening})\s*)?(?:{closing})\n*'
+
+
 def read(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int]) -> Said:
   """The text of generated tokens, its thought apart from its answer."""
   tags = tags_of(tokenizer)
@@ -190,7 +238,7 @@ def parted(text: str) -> Split:
   ('It is Lyon.', True)
   """
   for tags in _BRACKETED:
-    if any(tag in text for tag in (*tags.opening, *tags.closing)):
+    if tags.within(text):
       return split(text, tags)
   return Split('', text)
 

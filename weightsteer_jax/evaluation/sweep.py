@@ -105,7 +105,7 @@ def _refuse_unparted_thoughts(rows: Rows, tokenizer: Any) -> None:
     return
   for key, row in rows.done.items():
     completion = str(row.get('completion', ''))
-    if 'thought' not in row and any(tag in completion for tag in tags.closing + tags.opening):
+    if 'thought' not in row and tags.within(completion):
       raise InputError(
         f'{rows.path} counts a thought as part of the answer in the row {tuple(key)}, as earlier '
         'versions did; new rows set thoughts apart, and the two must not mix: start in another '
@@ -120,19 +120,25 @@ def check(
   config: models.ModelConfig,
   *,
   system_prompt: str = '',
-) -> None:
-  """Raises InputError if an item and its answer do not fit the model; names task and item.
+) -> list[str]:
+  """What to know of how the tasks are asked, a line each.
 
   Args:
     system_prompt: the longest prompt that an arm may add to an item.
+
+  Raises:
+    InputError: if an item and its answer do not fit the model; names task and item.
   """
+  notes = []
   # The base model stands for every arm: steering does not change a length.
   arms = make_arms({})
   for task in tasks:
     scored: list[ScoreRequest] = []
     generated: list[GenerateRequest] = []
+    behind = ''
     for i, item in enumerate(task.items):
       prepared = task.kind.prepare(tokenizer, _under(system_prompt, item))
+      behind = behind or prepared.behind
       for request in task.kind.requests(prepared, i, BASE, 0.0, 0, task.options, 0):
         if isinstance(request, ScoreRequest):
           scored.append(request)
@@ -144,6 +150,11 @@ def check(
       packing.questions(scored, arms, config)
     except InputError as error:
       raise InputError(f"task '{task.name}', {error}") from error
+    if behind:
+      notes.append(
+        f"task '{task.name}': the model would think first; choices are scored behind {behind}"
+      )
+  return notes
 
 
 @jax.profiler.annotate_function

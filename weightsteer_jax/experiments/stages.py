@@ -138,12 +138,14 @@ def check(experiment: Experiment, *, to: Path = '') -> None:
     'both sides'
   )
   # Every item and answer must fit the model's positions, under the longest of the system prompts.
-  evaluation.sweep.check(
+  notes = evaluation.sweep.check(
     [*tasks, *experiment.validation_tasks],
     experiment.tokenizer,
     config,
     system_prompt=_longest_prompt(run),
   )
+  for note in notes:
+    say(note)
   if run.task_model.data:
     count = len(arms.task_examples(experiment))
     say(f'task: {count} examples of {run.task_model.data}, to be fine-tuned on first')

@@ -24,6 +24,7 @@ from weightsteer_jax.inference.requests import (
 from weightsteer_jax.inference.stops import stop_ids
 from weightsteer_jax.runtime.errors import InputError, NotFiniteError
 from weightsteer_jax.runtime.messages import did_you_mean
+from weightsteer_jax.runtime.progress import say
 from weightsteer_jax.storage import files
 
 # Name of the arm with the caller's delta.
@@ -47,7 +48,8 @@ def score_file(
   """The number of rows written, an input row once per alpha.
 
   A row of the output is a row of the input with "alpha", "logprob" (nats, over the completion) and
-  "tokens" (of the completion) added.
+  "tokens" (of the completion) added, and "behind" if an empty thought was put before the completion
+  (see `chat.scored_tokens`).
 
   Args:
     delta: a direction's delta, or None for the model as it is.
@@ -65,12 +67,18 @@ def score_file(
   engine = _engine(model, tokenizer, delta, batch_size, stop_ids=())
   # A request per row and alpha; the key is the place of both, since two rows may be equal.
   requests = []
+  behind = []
   for index, (where, row) in enumerate(rows):
-    prompt = _prompt(tokenizer, row, where, add_bos)
-    completion = _completion(tokenizer, row, where, end_of_turn)
+    scored = _scored(tokenizer, row, where, add_bos, end_of_turn)
+    behind.append(scored.behind)
     for i, alpha in enumerate(alphas):
-      request = ScoreRequest((index, i), prompt, completion, arm, alpha, where)
+      request = ScoreRequest((index, i), scored.prompt, scored.completion, arm, alpha, where)
       requests.append(request)
+  if any(behind):
+    say(
+      f'score: {sum(map(bool, behind))} of {len(rows)} completions are scored behind an empty '
+      'thought, since the model would think first: the column "behind" says which'
+    )
   # Results come in the order that is fastest to compute.
   results = {result.key: result for result in engine.score(requests)}
   # All or nothing: a broken model leaves no output that looks complete.
@@ -89,6 +97,9 @@ def score_file(
         'logprob': result.logprob,
         'tokens': result.tokens,
       }
+      # Only where something stands between the model's own prompt and the completion.
+      if behind[index]:
+        scores['behind'] = behind[index]
       lines.append({**row, **scores})
   files.write_jsonl(output, lines)
   return len(lines)
@@ -257,14 +268,18 @@ def _prompt(tokenizer: Any, row: Mapping[str, Any], where: str, add_bos: bool) -
   return tuple(tokens)
 
 
-def _completion(tokenizer: Any, row: Mapping[str, Any], where: str, end_of_turn: bool) -> Tokens:
+def _scored(
+  tokenizer: Any, row: Mapping[str, Any], where: str, add_bos: bool, end_of_turn: bool
+) -> chat.Scored:
   if 'messages' in row:
-    tokens = chat.completion_tokens(
+    scored = chat.scored_tokens(
       tokenizer, row['messages'], row['completion'], end_of_turn=end_of_turn, name=where
     )
   else:
+    prompt = _prompt(tokenizer, row, where, add_bos)
     # Apart from the prompt, so that the prompt's tokens are the same before every completion.
     tokens = tokenizer(row['completion'], add_special_tokens=False)['input_ids']
-  if not tokens:
+    scored = chat.Scored(prompt, tuple(tokens))
+  if not scored.completion:
     raise InputError(f'{where}: the completion is empty')
-  return tuple(tokens)
+  return scored

@@ -114,12 +114,14 @@ class LocalModel:
     messages = purposes.messages(request)
     name = str(request.key)
     completions: dict[Tokens, str] = {}
+    prompt: Tokens = ()
     for text in purposes.PURPOSES[request.purpose].scale.values:
-      tokens = chat.completion_tokens(tokenizer, messages, text, name=name)
+      scored = chat.scored_tokens(tokenizer, messages, text, name=name)
       # Spellings that the tokenizer does not tell apart become one.
-      completions[tuple(tokens)] = text
-    prompt = chat.prompt_tokens(tokenizer, messages, name=name)
-    return tuple(prompt), completions
+      completions[scored.completion] = text
+      # The same for all: none of the answers holds a thought.
+      prompt = scored.prompt
+    return prompt, completions
 
   def _judgement(
     self, request: JudgeRequest, texts: dict[Tokens, str], logprobs: dict[Tokens, float]

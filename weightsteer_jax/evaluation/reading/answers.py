@@ -16,11 +16,13 @@ class Prepared:
 
   Attributes:
     completions: tokens of the choices to score; () if a text is generated.
+    behind: what the prompt of choices holds beyond the prompt of generation; see `chat.Scored`.
   """
 
   item: Mapping[str, Any]
   prompt: Tokens
   completions: tuple[Tokens, ...] = ()
+  behind: str = ''
 
 
 def prepare(tokenizer: Any, item: Mapping[str, Any]) -> Prepared:

@@ -4,7 +4,8 @@ An item is {"id", "messages", "choices": [text, ..], "target": index, "normalise
 | "bytes", "group": ".."}; errors are clustered by `group`, if given. A choice's score is the
 log-likelihood of the choice as the assistant's answer, without the end-of-turn token, divided by
 the choice's length in tokens or bytes if `normalise` says so. The row's value is 1 if the target
-has the highest score: a tie is not a hit.
+has the highest score: a tie is not a hit. Of a model that would think first, choices are scored
+behind an empty thought, which is a part of the prompt: the row's `behind` says so.
 
   rate            mean of the rows' values
   valid_rate      share of all rows with finite log-likelihoods
@@ -57,16 +58,26 @@ def check(item: Mapping[str, Any], where: str) -> None:
 
 
 def prepare(tokenizer: Any, item: Mapping[str, Any]) -> Prepared:
-  """The item's prompt and choices as tokens, through the chat template."""
+  """The item's prompt and choices as tokens, through the chat template.
+
+  Raises:
+    InputError: if a choice holds a thought and another does not, or the template refuses them.
+  """
   name = item['id']
-  messages = item['messages']
-  prompt = chat.prompt_tokens(tokenizer, messages, name=name)
-  completions = []
-  for choice in item['choices']:
+  scored = [
     # As in lm-eval, the choice's own tokens count, and the end of the turn does not.
-    tokens = chat.completion_tokens(tokenizer, messages, choice, end_of_turn=False, name=name)
-    completions.append(tuple(tokens))
-  return Prepared(item, tuple(prompt), tuple(completions))
+    chat.scored_tokens(tokenizer, item['messages'], choice, end_of_turn=False, name=name)
+    for choice in item['choices']
+  ]
+  first = scored[0]
+  # Likelihoods behind different texts do not compare.
+  if any(choice.prompt != first.prompt for choice in scored):
+    raise InputError(
+      f'{name}: some choices hold a thought and some do not, so that they would be scored behind '
+      'different prompts: give all of them a thought, or none'
+    )
+  completions = tuple(choice.completion for choice in scored)
+  return Prepared(item, first.prompt, completions, behind=first.behind)
 
 
 def requests(
@@ -95,6 +106,9 @@ def fields(prepared: Prepared, results: Sequence[ScoreResult], tokenizer: Any) -
     'tokens': tokens,
     **measures.group_of(item),
   }
+  # Only where something stands between the model's own prompt and the choice.
+  if prepared.behind:
+    common['behind'] = prepared.behind
   # JSON has no number for NaN and infinity, so they are written as null.
   finite = [logprob if math.isfinite(logprob) else None for logprob in logprobs]
   if None in finite:
