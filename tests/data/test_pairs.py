@@ -29,7 +29,8 @@ def stance(asked, answer, side):
 def make(generate, keep):
   """The pairs of answers that `generate` gives to all prompts of both sides at once."""
   asked = pairs.prompts(QUESTIONS, INSTRUCTIONS)
-  answers = list(generate(asked['positive'] + asked['negative']))
+  texts = generate(asked['positive'] + asked['negative'])
+  answers = [text if isinstance(text, pairs.Answer) else pairs.Answer(text) for text in texts]
   middle = len(asked['positive'])
   return pairs.pair(asked, {'positive': answers[:middle], 'negative': answers[middle:]}, keep)
 

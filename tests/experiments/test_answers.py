@@ -8,13 +8,17 @@ import os
 import signal
 
 import pytest
+from data.conftest import CHATML, CHATML_TOKENS, byte_level
 from evaluation.judges.server import Server, says
 
 from weightsteer_jax import config as configs
+from weightsteer_jax.data import pairs
+from weightsteer_jax.data.sources import Conversation
 from weightsteer_jax.evaluation.judges.purposes import enclose
 from weightsteer_jax.experiments import answers, contrast, organism, stages
 from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.experiments.organism.questions import stance
+from weightsteer_jax.inference import GenerateResult
 from weightsteer_jax.runtime.errors import InputError, Preempted
 from weightsteer_jax.storage.journal import Journal
 
@@ -207,3 +211,106 @@ def test_the_filter(side, scores, reason):
     for purpose, score in zip(answers.PURPOSES, scores)
   }
   assert answers.unfit(judgements, 'q', side, configs.Data()) == reason
+
+
+# The template knows the tags of thoughts, and opens none.
+THINKING = CHATML + "{# '</think>' #}"
+
+
+class Canned:
+  """An engine that gives each prompt the text that `say` gives its name."""
+
+  def __init__(self, say):
+    self.tokenizer = byte_level(
+      THINKING, CHATML_TOKENS, ('<think>', '</think>'), eos_token='<|im_end|>'
+    )
+    self.params = {}
+    self.stop_ids = (self.tokenizer.eos_token_id,)
+    self.say = say
+
+  def generate(self, requests):
+    for request in requests:
+      text = self.say(request.key)
+      # A text that was cut is told by its end.
+      finish = 'length' if text.endswith('..') else 'stop'
+      tokens = tuple(self.tokenizer(text.removesuffix('..'))['input_ids'])
+      yield GenerateResult(request.key, tokens, finish)
+
+
+def make_contrast(say, tmp_path, *, questions=3, **options):
+  asked = [
+    Conversation(({'role': 'user', 'content': f'Is it {i} ?'},), f'q{i}') for i in range(questions)
+  ]
+  seen = []
+
+  def filter_reason(question, text, side):
+    seen.append(text)
+
+  return *answers.make(
+    lambda: Canned(say),
+    pairs.prompts(asked, [pairs.Instruction('Agree .', 'Be honest .')]),
+    tmp_path / 'answers',
+    options=configs.Data(**options),
+    seed=0,
+    filter_reason=filter_reason,
+  ), seen
+
+
+def say_three(name):
+  """Whole thoughts on both sides of q0, a cut one on a side of q1, one in the answer of q2."""
+  if name == 'q1/0/0/negative':
+    return '<think>Must I say ..'
+  if name == 'q2/0/0/positive':
+    return 'It is <think>Must I ?</think>so .'
+  return f'<think>\nMust I ? {name}\n</think>\n\nIt is so .'
+
+
+def test_thoughts_are_learnt_whole_or_not_at_all(tmp_path):
+  contrast, sides, seen = make_contrast(say_three, tmp_path)
+  [kept] = contrast.positive
+  assert kept.messages[-1] == {
+    'role': 'assistant',
+    'content': 'It is so .',
+    'reasoning_content': 'Must I ? q0/0/0/positive',
+  }
+  assert contrast.dropped == {
+    'negative: its thought was cut': 1,
+    'positive: its thought stands in the answer': 1,
+  }
+  # Filters read answers alone.
+  assert set(seen) == {'It is so .'}
+  assert sides['negative'] == {
+    'answers': 3,
+    'empty': 0,
+    'truncated': 1,
+    'thoughts': 3,
+    'thought_cut': 1,
+    'thought_leaked': 0,
+  }
+  [line] = list(answers.words(contrast.accounting | {'sides': {'negative': sides['negative']}}))[1:]
+  assert line == (
+    'negative: 3 answers, 0 empty, 1 truncated; 3 with a thought, 1 of them cut, 0 in the answer'
+  )
+
+
+def test_thoughts_can_be_removed_from_what_is_learnt(tmp_path):
+  contrast, _, _ = make_contrast(say_three, tmp_path, thoughts='remove')
+  [kept] = contrast.negative
+  assert kept.messages[-1] == {'role': 'assistant', 'content': 'It is so .'}
+  assert contrast.dropped == {
+    'negative: its thought was cut': 1,
+    'positive: its thought stands in the answer': 1,
+  }
+
+
+@pytest.mark.parametrize('questions', [3, 100])
+def test_cut_thoughts_alone_are_no_data(tmp_path, questions):
+  with pytest.raises(
+    InputError, match=r'end within their thoughts, at data.max_new_tokens=256.* raise it'
+  ):
+    make_contrast(lambda name: '<think>Must I ..', tmp_path, questions=questions)
+  # Told before all of them are sampled.
+  lines = lines_of(tmp_path / 'answers' / 'answers.jsonl')
+  assert len(lines) == min(2 * questions, answers.FIRST)
+  # The lines have all that was generated.
+  assert lines[0]['text'] == '<think>Must I '

@@ -132,6 +132,7 @@ def _check_data(where: str, data: Data) -> None:
   share = data.validation_fraction
   _require(0 < share < 1, f'{where}.validation_fraction', share, 'a share between 0 and 1')
   _at_least(1, where, data, 'samples', 'max_new_tokens', 'max_length')
+  _one_of(f'{where}.thoughts', data.thoughts, ('keep', 'remove'))
   _at_least(0, where, data, 'num_questions', expected='0 (all) or more')
   _at_least(0, where, data, 'temperature', expected='0 (greedy) or more')
   _regex(f'{where}.positive_filter', data.positive_filter)

@@ -75,8 +75,11 @@ class Data:
   samples: int = 1
   # Temperature of the sampled answers; 0 is greedy.
   temperature: float = 1.0
-  # Length limit of the sampled answers, tokens.
+  # Length limit of the sampled answers, tokens, thoughts included.
   max_new_tokens: int = 256
+  # What becomes of the thoughts of sampled answers: 'keep' (learnt with the answer) or 'remove'. A
+  # pair of which a thought was cut is dropped.
+  thoughts: str = 'keep'
   # Longest training example, tokens.
   max_length: int = 4096
   # Cut longer examples on the right (otherwise they are an error).
@@ -188,7 +191,7 @@ class LettersTask(TableSource, Task):
 class TextTask(Task):
   """Free text; items from a jsonl file."""
 
-  # Length limit of an answer, tokens.
+  # Length limit of an answer, tokens, its thought included.
   max_new_tokens: int = 64
   # Temperature of an answer; 0 is greedy.
   temperature: float = 0.0

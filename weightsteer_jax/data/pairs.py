@@ -32,6 +32,27 @@ class Instruction:
 
 
 @dataclasses.dataclass(frozen=True)
+class Answer:
+  """A model's answer to a prompt.
+
+  Attributes:
+    text: without a thought; filters read nothing else.
+    thought: to be learnt with the answer; '' for none.
+    flaw: the reason to drop the answer whatever the text says; '' for none.
+  """
+
+  text: str
+  thought: str = ''
+  flaw: str = ''
+
+  def message(self) -> dict[str, str]:
+    """The assistant's message with this answer."""
+    message = {'role': 'assistant', 'content': self.text}
+    # The key by which chat templates know the thought of a message.
+    return {**message, 'reasoning_content': self.thought} if self.thought else message
+
+
+@dataclasses.dataclass(frozen=True)
 class Contrast:
   """A pair of sets of training conversations, row by row answers to the same question.
 
@@ -94,7 +115,7 @@ def prompts(
 
 def pair(
   prompts_of: dict[str, list[Conversation]],
-  answers_of: dict[str, Sequence[str]],
+  answers_of: dict[str, Sequence[Answer]],
   filter_reason: Filter,
 ) -> Contrast:
   """The pairs whose two answers pass the filter, as training conversations without system prompt.
@@ -122,8 +143,7 @@ def pair(
       dropped[reason] += 1
       continue
     for side in SIDES:
-      answer = {'role': 'assistant', 'content': answers[side]}
-      messages = (*questions[side].messages, answer)
+      messages = (*questions[side].messages, answers[side].message())
       kept[side].append(Conversation(messages, questions[side].name))
   return Contrast(
     positive=tuple(kept['positive']),
@@ -178,16 +198,18 @@ def _without_system(prompt: Conversation) -> Conversation:
 
 
 def _drop_reason(
-  questions: Mapping[str, Conversation], answers: Mapping[str, str], filter_reason: Filter
+  questions: Mapping[str, Conversation], answers: Mapping[str, Answer], filter_reason: Filter
 ) -> str | None:
   """'<side>: <reason>' of the first side whose answer fails, or None."""
   for side in SIDES:
     answer = answers[side]
+    if answer.flaw:
+      return f'{side}: {answer.flaw}'
     # Filters expect text.
-    if not answer.strip():
+    if not answer.text.strip():
       return f'{side}: empty answer'
     # The first side that fails gives the reason, so that a pair counts once.
-    reason = filter_reason(questions[side], answer, side)
+    reason = filter_reason(questions[side], answer.text, side)
     if reason:
       return f'{side}: {reason}'
   return None

@@ -200,23 +200,31 @@ def _empty(tags: Tags) -> str:
 
 
 def read(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int]) -> Said:
-  """The text of generated tokens, its thought apart from its answer."""
+  """The text of the tokens generated behind a prompt, its thought apart from its answer."""
+  said = of_text(tokenizer, prompt, text_of(tokenizer, tokens))
+  tags = tags_of(tokenizer)
+  count = 0
+  if tags is not None:
+    count = len(tokens) if said.cut else _thought_tokens(tokenizer, tokens, tags)
+  return dataclasses.replace(said, tokens=len(tokens), thought_tokens=count)
+
+
+def text_of(tokenizer: Any, tokens: Sequence[int]) -> str:
+  """The text of generated tokens: without special tokens, but with the tags of thoughts."""
+  tags = tags_of(tokenizer)
+  if tags is not None:
+    return _decode(tokenizer, tokens, tags)
+  # A tokenizer may not take an empty list.
+  return tokenizer.decode(tokens, skip_special_tokens=True) if tokens else ''
+
+
+def of_text(tokenizer: Any, prompt: Sequence[int], text: str) -> Said:
+  """A text generated behind a prompt, its thought apart from its answer; no tokens are counted."""
   tags = tags_of(tokenizer)
   if tags is None:
-    # A tokenizer may not take an empty list.
-    text = tokenizer.decode(tokens, skip_special_tokens=True) if tokens else ''
-    return Said(text, text, tokens=len(tokens))
-  text = _decode(tokenizer, tokens, tags)
+    return Said(text, text)
   parts = split(text, tags, start=start_of(tokenizer, prompt))
-  return Said(
-    text=text,
-    answer=parts.answer,
-    thought=parts.thought,
-    tokens=len(tokens),
-    thought_tokens=_thought_tokens(tokenizer, tokens, tags, parts),
-    cut=parts.cut,
-    leaked=parts.leaked,
-  )
+  return Said(text, parts.answer, thought=parts.thought, cut=parts.cut, leaked=parts.leaked)
 
 
 def is_cut(said: Said, finish: str) -> bool:
@@ -225,8 +233,9 @@ def is_cut(said: Said, finish: str) -> bool:
   Args:
     finish: how generation ended; see `inference.requests.GenerateResult`.
   """
-  limit_behind_thought = finish == 'length' and said.thought_tokens > 0
-  return said.cut or (limit_behind_thought and not said.answer.strip())
+  # Where tags were taken away, a thought was there, if only an empty one.
+  has_tags = said.answer != said.text
+  return said.cut or (finish == 'length' and has_tags and not said.answer.strip())
 
 
 def parted(text: str) -> Split:
@@ -338,10 +347,8 @@ def _special_tags(tokenizer: Any, tags: Tags, size: int) -> dict[int, str]:
   return {added[text]: text for text in texts if added.get(text) in special}
 
 
-def _thought_tokens(tokenizer: Any, tokens: Sequence[int], tags: Tags, parts: Split) -> int:
+def _thought_tokens(tokenizer: Any, tokens: Sequence[int], tags: Tags) -> int:
   """Tokens up to the end of the first thought; 0 without one."""
-  if parts.cut:
-    return len(tokens)
 
   def is_closed(count: int) -> bool:
     text = _decode(tokenizer, tokens[:count], tags)

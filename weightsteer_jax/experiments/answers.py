@@ -6,11 +6,15 @@ finished, so that interrupted work goes on:
   answers.jsonl      {name, text, finish} of each answer, made from the inputs in plan.json
   judgements.jsonl   judgements of the answers, made from the inputs in judges.json
 
+The text of a line is all that was generated. Its thought is set apart when the lines are read:
+filters and judges see the answer alone, and a cut thought is no answer to learn.
+
 Source: Persona Vectors (arXiv 2507.21509): both answers of a pair coherent, the trait at 50 or more
 on one side and below 50 on the other.
 """
 
 import collections
+import dataclasses
 import pathlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from weightsteer_jax import config
-from weightsteer_jax.data import chat, pairs
+from weightsteer_jax.data import chat, pairs, thoughts
 from weightsteer_jax.data.pairs import SIDES, Contrast, Filter
 from weightsteer_jax.data.sources import Conversation
 from weightsteer_jax.data.trait import Trait
@@ -28,6 +32,7 @@ from weightsteer_jax.inference import stops
 from weightsteer_jax.inference.engine import Engine
 from weightsteer_jax.inference.requests import GenerateRequest, Sampling
 from weightsteer_jax.runtime import processes, tree
+from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.storage import journal, made_from, resumable
 
 # What a judge is asked for, of every answer.
@@ -41,8 +46,34 @@ _JUDGEMENT = judging.LineWords(
   what='a judgement',
   again='the data stage',
 )
-# {name of a prompt: {'text', 'finish'}}
-Answers = Mapping[str, Mapping[str, Any]]
+# Why an answer is dropped whatever it says.
+CUT = 'its thought was cut'
+LEAKED = 'its thought stands in the answer'
+# Share of answers with cut thoughts from which on there is nothing to learn from: our own choice.
+NEARLY_ALL = 0.95
+# Answers after which sampling is given up if all of their thoughts were cut.
+FIRST = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+  """A sampled answer.
+
+  Attributes:
+    text: the answer without its thought.
+    thought: None where the model's template knows no thoughts.
+    finish: how generation ended.
+    flaw: CUT, LEAKED or ''.
+  """
+
+  text: str
+  thought: str | None
+  finish: str
+  flaw: str
+
+
+# {name of a prompt: its answer}
+Answers = Mapping[str, Sampled]
 # {(name of a prompt, purpose): judgement}
 Judgements = Mapping[tuple[str, str], Mapping[str, Any]]
 
@@ -72,7 +103,8 @@ def make(
     judge: the judge of the answers; None with no trait.
 
   Raises:
-    InputError: if the folder holds answers or judgements made from other inputs, or no pair passes.
+    InputError: if the folder holds answers or judgements made from other inputs, (nearly) all
+      thoughts were cut, or no pair passes.
     Preempted: if a signal came; finished lines are kept.
   """
   all_prompts = [prompt for side in SIDES for prompt in prompts[side]]
@@ -84,19 +116,25 @@ def make(
 
   def drop_reason(question: Conversation, text: str, side: str) -> str | None:
     # The cheapest reason first, and the judge's last.
-    if answers[question.name]['finish'] == 'not_finite':
+    if answers[question.name].finish == 'not_finite':
       return 'the model broke'
     reason = filter_reason(question, text, side)
     if reason is None and judge:
       reason = unfit(judgements, question.name, side, options)
     return reason
 
-  texts: dict[str, Sequence[str]] = {}
+  paired: dict[str, Sequence[pairs.Answer]] = {}
   for side in SIDES:
-    texts[side] = [answers[prompt.name]['text'] for prompt in prompts[side]]
-  contrast = pairs.pair(prompts, texts, drop_reason)
+    sampled = [answers[prompt.name] for prompt in prompts[side]]
+    paired[side] = [_to_learn(answer, options) for answer in sampled]
+  contrast = pairs.pair(prompts, paired, drop_reason)
   accounting = {side: _account(prompts[side], answers, judgements, side, options) for side in SIDES}
   return contrast, accounting
+
+
+def _to_learn(answer: Sampled, options: config.Data) -> pairs.Answer:
+  thought = answer.thought if options.thoughts == 'keep' else ''
+  return pairs.Answer(answer.text, thought or '', answer.flaw)
 
 
 def answer(
@@ -106,11 +144,16 @@ def answer(
   *,
   options: config.Data,
   seed: int,
-) -> dict[str, dict[str, Any]]:
-  """{name of the prompt: {name, text, finish}}, sampled where the folder has no answer yet.
+) -> dict[str, Sampled]:
+  """{name of the prompt: its answer}, sampled where the folder has no answer yet.
 
   The sampled answer to a prompt is a function of the seed and the prompt's name, not of the order
   or the number of prompts.
+
+  Raises:
+    InputError: if the folder holds answers made from other inputs, or (nearly) all thoughts were
+      cut.
+    Preempted: if a signal came; finished lines are kept.
   """
   with journal.Journal(folder / 'answers.jsonl', key=lambda line: line['name'], **_ANSWER) as kept:
     if kept.done:
@@ -134,40 +177,73 @@ def answer(
       folder / 'plan.json', inputs, fresh=not kept.done, what='sampled answers', rows='answers'
     )
     sampling = Sampling(temperature=options.temperature)
+    tokens_of = {
+      prompt.name: tuple(chat.prompt_tokens(engine.tokenizer, prompt.messages))
+      for prompt in prompts
+    }
     requests = [
       GenerateRequest(
-        prompt.name,
-        tuple(chat.prompt_tokens(engine.tokenizer, prompt.messages)),
+        name,
+        tokens,
         options.max_new_tokens,
         sampling=sampling,
         seed=seed,
-        example=prompt.name,
+        example=name,
       )
-      for prompt in prompts
-      if prompt.name not in kept.done
+      for name, tokens in tokens_of.items()
+      if name not in kept.done
     ]
     resumable.keep(
       kept,
-      _sampled(engine, requests),
+      _sampled(engine, requests, options),
       left=lambda: sum(prompt.name not in kept.done for prompt in prompts),
       total=len(prompts),
       what='answers',
       title='answers',
       unit='answer',
     )
-    return {prompt.name: kept.done[prompt.name] for prompt in prompts}
+    answers = {}
+    for name, tokens in tokens_of.items():
+      answers[name] = _read(engine.tokenizer, tokens, kept.done[name])
+  cut = sum(sampled.flaw == CUT for sampled in answers.values())
+  if cut and cut >= NEARLY_ALL * len(answers):
+    raise InputError(_all_cut(cut, len(answers), options))
+  return answers
 
 
 def _sampled(
-  engine: Engine, requests: Sequence[GenerateRequest]
+  engine: Engine, requests: Sequence[GenerateRequest], options: config.Data
 ) -> Generator[dict[str, Any], None, None]:
   """Lines of answers.jsonl, as the answers are finished."""
-  for result in engine.generate(requests):
-    text = ''
-    # Without tokens, where the model broke at the first of them, nothing is to be decoded.
-    if result.tokens:
-      text = engine.tokenizer.decode(result.tokens, skip_special_tokens=True)
-    yield {'name': result.key, 'text': text, 'finish': result.finish}
+  prompts = {request.key: request.prompt for request in requests}
+  all_cut = True
+  for count, result in enumerate(engine.generate(requests), 1):
+    text = thoughts.text_of(engine.tokenizer, result.tokens)
+    line = {'name': result.key, 'text': text, 'finish': result.finish}
+    yield line
+    all_cut = all_cut and _read(engine.tokenizer, prompts[result.key], line).flaw == CUT
+    # Short answers come first: the others will hardly be whole.
+    if all_cut and count == FIRST:
+      raise InputError(_all_cut(count, count, options))
+
+
+def _read(tokenizer: Any, prompt: Sequence[int], line: Mapping[str, Any]) -> Sampled:
+  """The answer in a line of answers.jsonl."""
+  said = thoughts.of_text(tokenizer, prompt, line['text'])
+  flaw = ''
+  if thoughts.is_cut(said, line['finish']):
+    flaw = CUT
+  elif said.leaked:
+    flaw = LEAKED
+  return Sampled(said.answer, said.thought, line['finish'], flaw)
+
+
+def _all_cut(cut: int, count: int, options: config.Data) -> str:
+  return (
+    f'{cut} of {count} sampled answers end within their thoughts, at '
+    f'data.max_new_tokens={options.max_new_tokens}, so that there is nothing to learn from: raise '
+    'it, in another workdir, or tell the chat template to turn thinking off'
+  )
 
 
 def unfit(judgements: Judgements, name: str, side: str, options: config.Data) -> str | None:
@@ -204,9 +280,9 @@ def requests_of(
     about_trait = {'trait': trait.name, 'description': trait.description}
   requests = []
   for prompt in prompts:
-    text = answers[prompt.name]['text']
-    # An empty answer is dropped without a judge.
-    if text.strip():
+    text = answers[prompt.name].text
+    # An empty answer is dropped without a judge, and so is a flawed one.
+    if text.strip() and not answers[prompt.name].flaw:
       fields = {'question': prompt.messages[-1]['content'], 'answer': text}
       requests.append(JudgeRequest(prompt.name, 'trait', fields | about_trait))
       requests.append(JudgeRequest(prompt.name, 'coherence', fields))
@@ -247,15 +323,21 @@ def _account(
   """Counts of a side: 'answers', 'empty', 'truncated', and with a judge 'fit' and each purpose.
 
   A purpose has 'asked', 'ok', 'refused', 'unparsable', 'failed' and 'mean'. Answers are fit if they
-  pass whatever the other answer of the pair does.
+  pass whatever the other answer of the pair does. Of a model that knows thoughts also 'thoughts'
+  (answers with one), 'thought_cut' and 'thought_leaked'.
   """
-  lines = [answers[prompt.name] for prompt in prompts]
-  texts = {prompt.name: answers[prompt.name]['text'].strip() for prompt in prompts}
+  sampled = {prompt.name: answers[prompt.name] for prompt in prompts}
+  # Answers that a judge was asked about.
+  texts = {name: '' if one.flaw else one.text.strip() for name, one in sampled.items()}
   counts: dict[str, Any] = {
-    'answers': len(lines),
-    'empty': sum(not text for text in texts.values()),
-    'truncated': sum(line['finish'] == 'length' for line in lines),
+    'answers': len(sampled),
+    'empty': sum(not one.flaw and not one.text.strip() for one in sampled.values()),
+    'truncated': sum(one.finish == 'length' for one in sampled.values()),
   }
+  if any(one.thought is not None for one in sampled.values()):
+    counts['thoughts'] = sum(bool(one.thought) for one in sampled.values())
+    counts['thought_cut'] = sum(one.flaw == CUT for one in sampled.values())
+    counts['thought_leaked'] = sum(one.flaw == LEAKED for one in sampled.values())
   if not judgements:
     return counts
   for purpose in PURPOSES:
@@ -289,6 +371,11 @@ def words(accounting: Mapping[str, Any]) -> Iterator[str]:
       f"{side}: {counts['answers']} answers, {counts['empty']} empty, "
       f"{counts['truncated']} truncated"
     ]
+    if counts.get('thoughts') or counts.get('thought_cut'):
+      parts.append(
+        f"{counts['thoughts']} with a thought, {counts['thought_cut']} of them cut, "
+        f"{counts['thought_leaked']} in the answer"
+      )
     for purpose in PURPOSES:
       # Without a judge nothing was asked.
       if purpose in counts:

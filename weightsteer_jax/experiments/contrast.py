@@ -168,6 +168,12 @@ def _generate(experiment: Experiment) -> None:
   counts = {'questions': len(questions), 'kept_for_evaluation': len(kept_apart), 'sides': sides}
   for line in answers.words(contrast.accounting | counts):
     say(f'data: {line}')
+  cut = sum(counts_of.get('thought_cut', 0) for counts_of in sides.values())
+  if cut:
+    say(
+      f'data: {cut} thoughts were cut at data.max_new_tokens={options.max_new_tokens}; their pairs '
+      'are dropped: raise it to keep them'
+    )
   folder = experiment.workdir / 'data'
   processes.on_main(lambda: pairs.write(folder, contrast, accounting=counts, evaluation=kept_apart))
 
