@@ -253,7 +253,7 @@ def edit_config(folder, adapter, **changes):
     (dict(use_dora=True), 'use_dora=true'),
     (dict(fan_in_fan_out=True), 'fan_in_fan_out=true'),
     (dict(bias='all'), "bias is 'all'"),
-    (dict(init_lora_weights='pissa'), "init_lora_weights is 'pissa'"),
+    (dict(init_lora_weights='pissa_niter_4'), "init_lora_weights is 'pissa'"),
     (dict(trainable_token_indices=[1, 2]), 'trainable_token_indices'),
     (dict(a_setting_of_tomorrow=3), 'a_setting_of_tomorrow=3'),
     (dict(r=7), 'its config says rank 7'),

@@ -14,7 +14,7 @@ Source: arXiv 2511.05408, equation 1.
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from weightsteer_jax import models
@@ -184,8 +184,13 @@ def _task_vectors(
 ) -> tuple[Direction, Direction]:
   """The changes of both sides; a base has changed nothing."""
   made = {}
+  read = {source: adapters.read(source.folder) for source in sources if source.kind == PEFT}
+  # A start that both took out of the base cancels out of their difference.
+  shared = adapters.shared(*read.values()) if len(read) == 2 else frozenset()
   for index, source in enumerate(sources):
-    if source.kind != BASE:
+    if source.kind == PEFT:
+      made[index] = _of_adapter(source, read[source], opened, shared)
+    elif source.kind != BASE:
       made[index] = _task_vector(source, opened, allow_other_base)
   # Of a base as one side, all that is known is the record that the other side has of it.
   record = next(iter(made.values())).meta['base']
@@ -345,14 +350,30 @@ def _task_vector(source: Source, opened: OpenBase | None, allow_other_base: bool
     assert opened is not None
     record = opened.record
     if source.kind == PEFT:
-      adapter = adapters.read(source.folder)
-      delta = adapters.to_delta(adapter, opened.checkpoint)
-      weights = source.folder / adapters.WEIGHTS
-      meta = {'config': adapter.config, 'sha256': hashes.of_file(weights)}
-    else:
-      with checkpoints.open_checkpoint(source.folder) as checkpoint:
-        changes = checkpoints.difference(checkpoint, opened.checkpoint)
-      delta = _not_empty(changes, source.folder, opened.checkpoint.source)
+      return _of_adapter(source, adapters.read(source.folder), opened)
+    with checkpoints.open_checkpoint(source.folder) as checkpoint:
+      changes = checkpoints.difference(checkpoint, opened.checkpoint)
+    delta = _not_empty(changes, source.folder, opened.checkpoint.source)
+  return _vector(source, delta, record, meta)
+
+
+def _of_adapter(
+  source: Source,
+  adapter: adapters.Adapter,
+  opened: OpenBase | None,
+  shared: frozenset[str] = frozenset(),
+) -> Direction:
+  # A PEFT adapter names a base, or is refused without one.
+  assert opened is not None
+  delta = adapters.to_delta(adapter, opened.checkpoint, shared=shared)
+  weights = source.folder / adapters.WEIGHTS
+  meta = {'config': adapter.config, 'sha256': hashes.of_file(weights)}
+  return _vector(source, delta, opened.record, meta)
+
+
+def _vector(
+  source: Source, delta: PyTree, record: bases.Base, meta: Mapping[str, Any]
+) -> Direction:
   models.check_delta(record.config, delta)
   origin = {'kind': source.kind, 'path': str(source.folder), 'meta': meta}
   return Direction(

@@ -1,6 +1,8 @@
 """Adapters as other tools save them, read exactly: a folder in, a delta of the base out.
 
 config.py     adapter_config.json: the fields that count, the ones that do not, the ones refused
+starts.py     starts that move part of the base into the adapter (PiSSA, OLoRA, CorDA)
+rest.py       the moved part, computed again, and whether two adapters share it
 tensors.py    the tensors of a folder by kind: a row of KINDS for each kind
 low_rank.py   LoRA pairs of projections, of the head and of the embedding
 experts.py    LoRA pairs of experts, a pair for each or one for a stack of all
@@ -14,4 +16,5 @@ A new kind of tensor is a row in tensors.KINDS and a reader in delta.READERS.
 from weightsteer_jax.directions.adapters.config import CONFIG, WEIGHTS, is_adapter, read_config
 from weightsteer_jax.directions.adapters.delta import to_delta
 from weightsteer_jax.directions.adapters.low_rank import factor_patterns
+from weightsteer_jax.directions.adapters.rest import shared
 from weightsteer_jax.directions.adapters.tensors import Adapter, read

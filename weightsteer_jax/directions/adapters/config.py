@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from weightsteer_jax.directions.adapters import starts
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.storage import files
 
@@ -56,10 +57,6 @@ HONOURED = frozenset(
     'target_parameters',
   )
 )
-# Initialisations that leave the base weights as they are. The others (pissa, olora, loftq, corda,
-# lora_ga) move part of them into the adapter, so that what is saved is a change of another model
-# than the base.
-PLAIN_INITS = (True, False, None, 'gaussian', 'eva', 'orthogonal')
 
 
 def is_adapter(folder: pathlib.Path) -> bool:
@@ -89,13 +86,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
       f'{path}: {" and ".join(missing)} must be there and not 0: the scale of the adapter '
       'depends on it'
     )
-  init = config.get('init_lora_weights')
-  if not any(init is plain or init == plain for plain in PLAIN_INITS):
-    raise InputError(
-      f"{path}: init_lora_weights is {init!r}, which moves part of the base's weights into the "
-      "adapter; convert it with PEFT's save_pretrained(..., "
-      'path_initial_model_for_weight_conversion=...) first'
-    )
+  starts.check(config, path)
   if config.get('bias', 'none') != 'none':
     raise InputError(
       f"{path}: bias is {config['bias']!r}; biases trained by PEFT are not read: merge the adapter "

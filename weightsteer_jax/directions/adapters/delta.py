@@ -3,7 +3,16 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from weightsteer_jax.directions.adapters import experts, low_rank, modules, tensors, wholes
+from weightsteer_jax.directions import algebra
+from weightsteer_jax.directions.adapters import (
+  experts,
+  low_rank,
+  modules,
+  rest,
+  starts,
+  tensors,
+  wholes,
+)
 from weightsteer_jax.directions.adapters.tensors import Adapter
 from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
 from weightsteer_jax.models import Dense, LowRank
@@ -14,8 +23,12 @@ PyTree = Any
 Leaf = LowRank | Dense
 
 
-def to_delta(adapter: Adapter, base: Checkpoint) -> PyTree:
+def to_delta(adapter: Adapter, base: Checkpoint, *, shared: frozenset[str] = frozenset()) -> PyTree:
   """The adapter as a delta of the base.
+
+  Args:
+    shared: modules whose start in the base is not subtracted (see starts.py), because another
+      adapter has the same one and the two deltas are subtracted.
 
   Raises:
     InputError: if a module is not in the base, a shape or rank is not that of the config and the
@@ -32,7 +45,11 @@ def to_delta(adapter: Adapter, base: Checkpoint) -> PyTree:
           f"{adapter.folder}: '{path}' is both a LoRA target and saved whole; one of them must go"
         )
       leaves[path] = change
-  return tree.unflatten(leaves)
+  delta = tree.unflatten(leaves)
+  if starts.start_of(adapter.config):
+    start = tree.unflatten(dict(low_rank.pairs(rest.of_base(adapter, base, shared), base)))
+    delta = algebra.add_deltas(delta, algebra.scale_delta(start, -1.0))
+  return delta
 
 
 def _refuse_magnitudes(adapter: Adapter, base: Checkpoint) -> dict[str, Leaf]:
