@@ -7,6 +7,7 @@ from inference.conftest import (  # noqa: F401
   model,
   other_delta,
   random_tokens,
+  spaced_tokenizer,
   tokenizer,
   torch_model,
 )

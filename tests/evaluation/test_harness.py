@@ -11,6 +11,8 @@ pytest.importorskip('lm_eval', reason="needs pip install -e '.[lm-eval]'")
 
 import tokenizers
 import transformers
+from inference.test_jsonl import RAW_PAIRS
+from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -18,7 +20,7 @@ from lm_eval.tasks import TaskManager
 from weightsteer_jax import evaluation
 from weightsteer_jax.evaluation import harness
 from weightsteer_jax.experiments import standalone
-from weightsteer_jax.inference import Engine, stop_ids
+from weightsteer_jax.inference import Engine, score_file, stop_ids
 from weightsteer_jax.runtime.errors import InputError, NotFiniteError
 
 ALPHAS = (0.0, 0.5, -1.0)
@@ -224,6 +226,27 @@ def test_so_they_are_where_the_tokenizer_adds_a_first_token(
 ):
   assert with_bos.encode('a')[0] == with_bos.bos_token_id
   check_alike(evaluate(lm_of(with_bos, [0.5])), evaluate(hugging_face(0.5, with_bos)))
+
+
+@pytest.mark.parametrize('kind', ['bytes', 'prepended', 'unigram', 'first'])
+def test_score_gives_the_log_likelihoods_of_the_harness(
+  model, tokenizer, spaced_tokenizer, tmp_path, kind
+):
+  """Raw prompts, blanks at the end of prompts and tokens over the end of prompts among them."""
+  chosen = tokenizer if kind == 'bytes' else spaced_tokenizer(kind)
+  lm = harness.SteeredLM(Engine(model, chosen, {}), (0.0,), add_bos_token=False)
+  pairs = [*RAW_PAIRS, ('You are righ', 't .')]
+  instances = [
+    Instance(request_type='loglikelihood', doc={}, arguments=pair, idx=i)
+    for i, pair in enumerate(pairs)
+  ]
+  theirs = [logprob for logprob, _ in lm.loglikelihood(instances, disable_tqdm=True)]
+  rows = [json.dumps({'prompt': prompt, 'completion': text}) for prompt, text in pairs]
+  (tmp_path / 'in.jsonl').write_text('\n'.join(rows))
+  score_file(model, chosen, None, (0.0,), tmp_path / 'in.jsonl', tmp_path / 'out.jsonl')
+  lines = (tmp_path / 'out.jsonl').read_text().splitlines()
+  ours = [json.loads(line)['logprob'] for line in lines]
+  np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_so_they_are_through_the_chat_template_with_examples_and_a_system_message(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as token_models
 
 from weightsteer_jax import models
@@ -45,6 +45,39 @@ def make_tokenizer():
 @pytest.fixture(scope='session')
 def tokenizer():
   return make_tokenizer()
+
+
+@pytest.fixture(scope='session')
+def spaced_tokenizer(tokenizer):
+  """kind -> a tokenizer whose words begin with their blank, in the manner of sentencepiece.
+
+  'prepended' is a normalizer's as in Llama 2, 'unigram' one of T5's kind, and 'first' as Llama 2's
+  non-legacy form. A vocabulary is that of the model at most.
+  """
+
+  def make(kind):
+    core = Tokenizer(token_models.BPE(unk_token='<unk>'))
+    options = dict(
+      vocab_size=len(tokenizer), special_tokens=['<unk>', '<s>', '</s>'], show_progress=False
+    )
+    trainer = trainers.BpeTrainer(**options)
+    if kind == 'prepended':
+      core.normalizer = normalizers.Sequence(
+        [normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')]
+      )
+      core.pre_tokenizer = pre_tokenizers.Split('▁', 'merged_with_next')
+    elif kind == 'unigram':
+      core = Tokenizer(token_models.Unigram())
+      trainer = trainers.UnigramTrainer(unk_token='<unk>', **options)
+      core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='always')
+    else:
+      core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first')
+    core.train_from_iterator(TEXT * 4, trainer)
+    return transformers.PreTrainedTokenizerFast(
+      tokenizer_object=core, bos_token='<s>', eos_token='</s>', unk_token='<unk>'
+    )
+
+  return make
 
 
 @pytest.fixture(scope='session')

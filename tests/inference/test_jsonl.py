@@ -39,7 +39,7 @@ def test_scores_of_raw_prompts_and_messages_are_torchs_for_every_alpha(
   rows = [
     {'prompt': 'What is the capital', 'completion': ' of France?', 'note': 1},
     {'messages': ASK, 'completion': 'Yes, you are right.'},
-    {'prompt': 'one two ', 'completion': '3 4'},
+    {'prompt': 'one two', 'completion': ' 3 4'},
   ]
   output = tmp_path / 'out.jsonl'
   assert (
@@ -84,6 +84,74 @@ def test_leading_token_and_end_of_turn_are_there_only_when_asked_for(
   )
   assert asked[0]['logprob'] != plain[0]['logprob'] and asked[0]['tokens'] == plain[0]['tokens']
   assert asked[1]['tokens'] == plain[1]['tokens'] + 1 and asked[1]['logprob'] < plain[1]['logprob']
+
+
+# A blank at the end of a prompt, in each place; a token over the end of the prompt; a long answer.
+RAW_PAIRS = [
+  ('What is the capital of', ' France'),
+  ('What is the capital of ', 'France?'),
+  ('I think  ', ' one two'),
+  ('Answer :\n', 'Yes.'),
+  ('You are ri', 'ght .'),
+  ('one', ' two 3 4'),
+]
+
+
+def cut_whole(tokenizer, prompt, completion):
+  """(prompt, completion) as lm-evaluation-harness cuts them, in its order of steps."""
+  blanks = len(prompt) - len(prompt.rstrip())
+  if blanks:
+    completion = prompt[-blanks:] + completion
+    prompt = prompt[:-blanks]
+
+  def encode(text):
+    return tokenizer(text, add_special_tokens=False)['input_ids']
+
+  before = encode(prompt)
+  return before, encode(prompt + completion)[len(before) :]
+
+
+@pytest.mark.parametrize('kind', ['prepended', 'unigram', 'first'])
+def test_raw_pairs_have_the_tokens_of_the_whole_text(
+  model, spaced_tokenizer, torch_model, write, tmp_path, kind, capsys
+):
+  tokenizer = spaced_tokenizer(kind)
+  rows = [{'prompt': prompt, 'completion': completion} for prompt, completion in RAW_PAIRS]
+  score_file(model, tokenizer, None, (0.0,), write(*rows), tmp_path / 'whole', batch_size=4)
+  said = capsys.readouterr().out
+  score_file(model, tokenizer, None, (0.0,), write(*rows), tmp_path / 'apart', apart=True)
+  # A pair is cut clean where its two parts together are the whole text's tokens.
+  over = []
+  for pair in RAW_PAIRS:
+    before, completion = cut_whole(tokenizer, *pair)
+    whole = tokenizer(''.join(pair), add_special_tokens=False)['input_ids']
+    over.append(before + completion != whole)
+  if any(over):
+    first = over.index(True) + 1
+    assert f'{sum(over)} of 6 rows, ' in said and f'in.jsonl:{first} first: a token' in said
+  else:
+    assert said == '' and kind != 'prepended'
+  others = 0
+  for pair, whole, apart in zip(RAW_PAIRS, read(tmp_path / 'whole'), read(tmp_path / 'apart')):
+    before, completion = cut_whole(tokenizer, *pair)
+    expected = torch_score(torch_model(), before, completion)
+    np.testing.assert_allclose(whole['logprob'], expected, rtol=1e-5, atol=1e-4)
+    assert whole['tokens'] == len(completion)
+    prompt, alone = [tokenizer(text, add_special_tokens=False)['input_ids'] for text in pair]
+    expected = torch_score(torch_model(), prompt, alone)
+    np.testing.assert_allclose(apart['logprob'], expected, rtol=1e-5, atol=1e-4)
+    others += abs(whole['logprob'] - apart['logprob']) > 0.01
+  assert others >= 3
+
+
+def test_a_completion_that_a_token_of_the_prompt_swallows_is_refused(
+  model, spaced_tokenizer, write, tmp_path
+):
+  tokenizer = spaced_tokenizer('prepended')
+  row = {'prompt': 'What is the capita', 'completion': 'l'}
+  with pytest.raises(InputError, match='in.jsonl:1: .*no more tokens than the prompt alone'):
+    score_file(model, tokenizer, None, (0.0,), write(row), tmp_path / 'out')
+  score_file(model, tokenizer, None, (0.0,), write(row), tmp_path / 'out', apart=True)
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,21 @@ def _continuation(tokenizer, before: list[int], whole: list[int], piece: str) ->
   return encode_after(tokenizer, piece)
 
 
+def encode_pair(tokenizer, prompt: str, completion: str) -> tuple[list[int], list[int], bool]:
+  """(ids of a raw prompt, ids of the completion behind it, whether they are those of the whole).
+
+  Blanks at the prompt's end belong to the completion. The completion has what the whole text's
+  tokens have beyond as many as the prompt has alone. Where a token of the whole text reaches over
+  the prompt's end, the two together are not the whole text's tokens.
+
+  Source: EleutherAI/lm-evaluation-harness 0.4.13, lm_eval/api/model.py, TemplateLM._encode_pair.
+  """
+  bare = prompt.rstrip()
+  before = encode_text(tokenizer, bare)
+  whole = encode_text(tokenizer, prompt + completion)
+  return before, whole[len(before) :], whole[: len(before)] == before
+
+
 def encode_after(tokenizer, piece: str) -> list[int]:
   """Ids of a piece from inside a text."""
   # Behind a newline, as sentencepiece puts a blank before a text's first word.

@@ -218,6 +218,7 @@ def score(
   dtype: str = 'float32',
   batch_size: int = 32,
   add_bos: bool = False,
+  apart: bool = False,
 ) -> None:
   """Writes the log-likelihood of each row's completion at each alpha.
 
@@ -229,6 +230,7 @@ def score(
     input,
     output,
     add_bos=add_bos,
+    apart=apart,
     batch_size=batch_size,
   )
   say(f'wrote {output}')

@@ -1,8 +1,9 @@
 """A jsonl file in, a jsonl file out: scoring and generating for users with rows of their own.
 
-A row of the input has "messages", which go through the chat template, or "prompt", raw text. A raw
-prompt and the completion are tokenised apart and joined, and no special token is added unless asked
-for. The completion to "messages" is the assistant's answer; the token that ends an answer is scored
+A row of the input has "messages", which go through the chat template, or "prompt", raw text, to
+which no special token is added unless asked for. A raw prompt and its completion have the tokens of
+the whole text, cut where the prompt ends, as in lm-evaluation-harness; or, if asked for, each its
+own. The completion to "messages" is the assistant's answer; the token that ends an answer is scored
 only if asked for. The output has each input row once per alpha, in order.
 """
 
@@ -11,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightsteer_jax.data import chat, sources, thoughts
+from weightsteer_jax.data import chat, pieces, sources, thoughts
 from weightsteer_jax.inference.arms import BASE
 from weightsteer_jax.inference.engine import Engine
 from weightsteer_jax.inference.requests import (
@@ -43,18 +44,20 @@ def score_file(
   *,
   add_bos: bool = False,
   end_of_turn: bool = False,
+  apart: bool = False,
   batch_size: int = 64,
 ) -> int:
   """The number of rows written, an input row once per alpha.
 
   A row of the output is a row of the input with "alpha", "logprob" (nats, over the completion) and
-  "tokens" (of the completion) added, and "behind" if an empty thought was put before the completion
-  (see `chat.scored_tokens`).
+  "tokens" (of the completion, and of blanks at the end of a raw prompt) added, and "behind" if an
+  empty thought was put before the completion (see `chat.scored_tokens`).
 
   Args:
     delta: a direction's delta, or None for the model as it is.
     add_bos: put the tokenizer's leading special token before raw prompts.
     end_of_turn: also score the token that ends an answer.
+    apart: tokenise a raw prompt and its completion each by itself.
 
   Raises:
     InputError: if a row is broken (names the line, before anything is computed), or if the output
@@ -68,8 +71,17 @@ def score_file(
   # A request per row and alpha; the key is the place of both, since two rows may be equal.
   requests = []
   behind = []
+  # Rows with a token that reaches over the end of the prompt.
+  overlapping = []
   for index, (where, row) in enumerate(rows):
-    scored = _scored(tokenizer, row, where, add_bos, end_of_turn)
+    if 'messages' in row:
+      scored = _scored_answer(tokenizer, row, where, end_of_turn)
+    elif apart:
+      scored = _scored_apart(tokenizer, row, where, add_bos)
+    else:
+      scored, whole = _scored_whole(tokenizer, row, where, add_bos)
+      if not whole:
+        overlapping.append(where)
     behind.append(scored.behind)
     for i, alpha in enumerate(alphas):
       request = ScoreRequest((index, i), scored.prompt, scored.completion, arm, alpha, where)
@@ -78,6 +90,12 @@ def score_file(
     say(
       f'score: {sum(map(bool, behind))} of {len(rows)} completions are scored behind an empty '
       'thought, since the model would think first: the column "behind" says which'
+    )
+  if overlapping:
+    say(
+      f'score: {len(overlapping)} of {len(rows)} rows, {overlapping[0]} first: a token of the '
+      'whole text reaches over the end of the prompt, and the completion is scored without it, as '
+      'in lm-evaluation-harness; end prompts at a blank, or tokenise the two apart (--apart)'
     )
   # Results come in the order that is fastest to compute.
   results = {result.key: result for result in engine.score(requests)}
@@ -252,8 +270,13 @@ def _answer(tokenizer: Any, request: GenerateRequest, result: GenerateResult) ->
 def _prompt(tokenizer: Any, row: Mapping[str, Any], where: str, add_bos: bool) -> Tokens:
   if 'messages' in row:
     return tuple(chat.prompt_tokens(tokenizer, row['messages'], name=where))
-  # Special tokens by hand: some tokenizers would also put one at the end.
-  tokens = tokenizer(row['prompt'], add_special_tokens=False)['input_ids']
+  tokens = pieces.encode_text(tokenizer, row['prompt'])
+  return _led(tokenizer, tokens, where, add_bos)
+
+
+def _led(tokenizer: Any, tokens: list[int], where: str, add_bos: bool) -> Tokens:
+  """The ids of a raw prompt, with the leading special token if asked for."""
+  # By hand: some tokenizers would also put a special token at the end.
   if add_bos and tokenizer.bos_token_id is None:
     raise InputError(
       f"the tokenizer '{tokenizer.name_or_path}' has no leading special token to add"
@@ -268,18 +291,37 @@ def _prompt(tokenizer: Any, row: Mapping[str, Any], where: str, add_bos: bool) -
   return tuple(tokens)
 
 
-def _scored(
-  tokenizer: Any, row: Mapping[str, Any], where: str, add_bos: bool, end_of_turn: bool
+def _scored_answer(
+  tokenizer: Any, row: Mapping[str, Any], where: str, end_of_turn: bool
 ) -> chat.Scored:
-  if 'messages' in row:
-    scored = chat.scored_tokens(
-      tokenizer, row['messages'], row['completion'], end_of_turn=end_of_turn, name=where
-    )
-  else:
-    prompt = _prompt(tokenizer, row, where, add_bos)
-    # Apart from the prompt, so that the prompt's tokens are the same before every completion.
-    tokens = tokenizer(row['completion'], add_special_tokens=False)['input_ids']
-    scored = chat.Scored(prompt, tuple(tokens))
+  scored = chat.scored_tokens(
+    tokenizer, row['messages'], row['completion'], end_of_turn=end_of_turn, name=where
+  )
   if not scored.completion:
     raise InputError(f'{where}: the completion is empty')
   return scored
+
+
+def _scored_apart(tokenizer: Any, row: Mapping[str, Any], where: str, add_bos: bool) -> chat.Scored:
+  prompt = _prompt(tokenizer, row, where, add_bos)
+  completion = pieces.encode_text(tokenizer, row['completion'])
+  if not completion:
+    raise InputError(f'{where}: the completion is empty')
+  return chat.Scored(prompt, tuple(completion))
+
+
+def _scored_whole(
+  tokenizer: Any, row: Mapping[str, Any], where: str, add_bos: bool
+) -> tuple[chat.Scored, bool]:
+  """(a raw prompt and its completion, whether the two are the whole text's tokens)."""
+  if not row['completion']:
+    raise InputError(f'{where}: the completion is empty')
+  before, completion, whole = pieces.encode_pair(tokenizer, row['prompt'], row['completion'])
+  prompt = _led(tokenizer, before, where, add_bos)
+  if not completion:
+    raise InputError(
+      f'{where}: prompt and completion together have no more tokens than the prompt alone: a token '
+      'reaches over the end of the prompt; end the prompt at a blank, or tokenise the two apart '
+      '(--apart)'
+    )
+  return chat.Scored(prompt, tuple(completion)), whole
