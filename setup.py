@@ -27,6 +27,7 @@ setuptools.setup(
     'weightsteer_jax.evaluation.judges': ['prompts/*.txt'],
     'weightsteer_jax.evaluation.tasks': ['*.jsonl'],
     'weightsteer_jax.experiments.organism': ['checkpoint/*'],
+    'weightsteer_jax.experiments.real_models': ['*.txt'],
     'weightsteer_jax.experiments.report': ['page.css', 'page.js'],
   },
   install_requires=[

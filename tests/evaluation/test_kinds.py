@@ -89,7 +89,9 @@ def test_what_counts_as_valid_is_the_same_in_every_kind(kind, tokenizer):
 def test_every_name_of_the_config_is_a_kind():
   assert list(tasks.KINDS) == list(config.TASK_KINDS)
   for name, kind in tasks.KINDS.items():
-    assert isinstance(kind, tasks.Kind) and {'id', 'messages'} <= set(kind.required)
+    # Plain texts are no chats; every other item has messages.
+    asked = {'text'} if name == 'perplexity' else {'messages'}
+    assert isinstance(kind, tasks.Kind) and {'id', *asked} <= set(kind.required)
     assert kind.metrics and not set(kind.required) & set(kind.optional)
     # A kind builds its items from a table exactly if its config has the keys of a table.
     assert (kind.build is not None) == issubclass(config.TASK_KINDS[name], config.TableSource)

@@ -36,6 +36,7 @@ from weightsteer_jax.config.schema import (
   ModelChoice,
   ModelJudge,
   Monitor,
+  PlainTextsTask,
   PromptsArm,
   RulesJudge,
   Run,

@@ -1,4 +1,4 @@
-"""Rows with named columns from csv, tsv, json and jsonl files and from hub datasets."""
+"""Rows with named columns from csv, tsv, json, jsonl and txt files and from hub datasets."""
 
 import csv
 import os
@@ -22,7 +22,8 @@ def read(
   """The rows of a file or a hub dataset, each with the place that errors cite.
 
   The format follows from the file's ending. A csv file has a header line; a json file is a list of
-  objects, or a single object, which is one row. A byte-order mark is dropped.
+  objects, or a single object, which is one row. The paragraphs of a txt file, between empty lines,
+  are rows with a column `text`. A byte-order mark is dropped.
 
   Args:
     split: of a hub dataset, several with commas between them; '' is the only split, or `train`.
@@ -146,4 +147,16 @@ def _read_jsonl(path: Path) -> list[Row]:
   return [(f'{path}:{line}', row) for line, row in sources.read_jsonl(path)]
 
 
-_FORMATS = {'.csv': _read_csv, '.tsv': _read_csv, '.json': _read_json}
+def _read_txt(path: Path) -> list[Row]:
+  sources.check_file(path)
+  try:
+    text = path.read_text(encoding='utf-8-sig')
+  except UnicodeDecodeError as error:
+    raise InputError(f'{path} is not UTF-8 text ({error.reason}): convert it first') from error
+  # Lines of a paragraph stay as they are: their ends are a part of the text.
+  paragraphs = [part.strip() for part in re.split(r'\n\s*\n', text)]
+  whole = [paragraph for paragraph in paragraphs if paragraph]
+  return [(f'{path}, paragraph {i}', {'text': text}) for i, text in enumerate(whole, start=1)]
+
+
+_FORMATS = {'.csv': _read_csv, '.tsv': _read_csv, '.json': _read_json, '.txt': _read_txt}

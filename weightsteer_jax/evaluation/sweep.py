@@ -274,7 +274,8 @@ def _prepare(
 
 def _under(prompt: str, item: Mapping[str, Any]) -> Mapping[str, Any]:
   """The item with a system prompt before the item's own system prompt."""
-  if not prompt:
+  # Plain texts have no messages, and no place for a system prompt.
+  if not prompt or 'messages' not in item:
     return item
   first, *rest = item['messages']
   # Many chat templates take one system message, at the beginning.
@@ -334,7 +335,7 @@ def _compute(
     # Rows of arms without system prompts have no such column.
     if prompt:
       row['prompt'] = prompt[0]
-    row['messages'] = list(item.item['messages'])
+    row['messages'] = list(item.item.get('messages', ()))
     yield {**row, **fields}
 
 

@@ -1,9 +1,10 @@
 """Experiments: the parts put together, as programs over a workdir.
 
 organism/         the embedded model: world, corpus, tokenizer, pretraining and checkpoint
+real_models/      real models from public packages, and plain English to steer and measure them
 monitoring/       training runs seen from directions
 report/           the pick, tables, figures, the page; from files alone
-sources.py        sources in a config, resolved: files, hub datasets, the organism
+sources.py        sources in a config, resolved: files, hub datasets, what the package ships
 experiment.py     the Experiment: a run in a workdir, with the only model in memory
 arms.py           the arms of a comparison, a kind for each method
 answers.py        the model's own answers, sampled, judged, and kept in pairs

@@ -15,7 +15,7 @@ from weightsteer_jax.config import Run
 from weightsteer_jax.data import Conversation, Example, pairs
 from weightsteer_jax.data.pairs import SIDES
 from weightsteer_jax.evaluation.judges import Judge
-from weightsteer_jax.experiments import answers, organism, sources
+from weightsteer_jax.experiments import answers, sources
 from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.runtime import processes
 from weightsteer_jax.runtime.errors import InputError
@@ -57,7 +57,7 @@ def check(experiment: Experiment) -> str:
   if options.positive:
     rows = {side: len(experiment.encode(_read_side(experiment, side))) for side in SIDES}
     return f"{rows['positive']} and {rows['negative']} examples"
-  # A filter of the organism that does not exist is told of now.
+  # A shipped filter that does not exist is told of now.
   for side in SIDES:
     _filter(options, side)
   trait = load_trait(experiment.run)
@@ -79,8 +79,8 @@ def load_questions(run: Run) -> list[Conversation]:
   trait = load_trait(run)
   if trait:
     questions, _ = _split_questions(run, trait)
-  elif sources.is_organism(source):
-    make_questions = sources.named(organism.QUESTIONS, source)
+  elif sources.is_shipped(source):
+    make_questions = sources.shipped(sources.QUESTIONS, source)
     questions = [
       Conversation(tuple(messages), f'{source}/{i}')
       for i, messages in enumerate(make_questions(count, run.seed))
@@ -118,7 +118,7 @@ def _read_side(experiment: Experiment, side: str) -> list[Conversation]:
   if side == 'negative' and options.negative_split:
     split = options.negative_split
   # Files and datasets are taken whole; the organism must be told how many conversations to make.
-  n = options.num_questions if sources.is_organism(source) else 0
+  n = options.num_questions if sources.is_shipped(source) else 0
   return sources.load_conversations(
     source, split=split, revision=options.revision, n=n, seed=experiment.run.seed
   )
@@ -222,7 +222,7 @@ def _data_judge(options: configs.Data, judges: Sequence[Judge]) -> Judge:
 def _filter(options: configs.Data, side: str) -> Callable[[Sequence[Mapping[str, str]], str], bool]:
   """The function (messages, answer) -> whether the answer is kept on this side."""
   rule = getattr(options, f'{side}_filter')
-  if sources.is_organism(rule):
-    return sources.named(organism.FILTERS, rule)
+  if sources.is_shipped(rule):
+    return sources.shipped(sources.FILTERS, rule)
   # The empty expression is found in every answer, and keeps all.
   return lambda messages, answer: re.search(rule, answer, re.IGNORECASE) is not None

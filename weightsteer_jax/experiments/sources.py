@@ -1,7 +1,7 @@
-"""Sources in a config, resolved: folders, files, hub datasets, and the organism.
+"""Sources in a config, resolved: folders, files, hub datasets, and what the package ships.
 
-A source 'organism' is the embedded checkpoint; 'organism:<name>' is an entry of a table in the
-organism's room.
+A source 'organism' is the embedded checkpoint. 'organism:<name>' is an entry of a table in the
+organism's room, about its own world; 'english:<name>' one of `real_models`, in plain English.
 """
 
 import pathlib
@@ -11,7 +11,7 @@ from weightsteer_jax import config as configs
 from weightsteer_jax import data as datas
 from weightsteer_jax import evaluation
 from weightsteer_jax.data import Conversation
-from weightsteer_jax.experiments import organism
+from weightsteer_jax.experiments import organism, real_models
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
@@ -19,25 +19,32 @@ Path = str | pathlib.Path
 
 # The embedded model, whose checkpoint is a folder of this package.
 ORGANISM = 'organism'
-# What the organism makes is named 'organism:<name>'.
-_PREFIX = f'{ORGANISM}:'
+
+# What the package ships, by the word before the colon of a source '<word>:<name>': {word: table}.
+QUESTIONS = {ORGANISM: organism.QUESTIONS}
+FILTERS = {ORGANISM: organism.FILTERS}
+CONVERSATIONS = {ORGANISM: organism.CONVERSATIONS, 'english': real_models.CONVERSATIONS}
+ITEMS = {ORGANISM: organism.ITEMS, 'english': real_models.ITEMS}
 
 
-def is_organism(source: str) -> bool:
-  """Whether a source has the form 'organism:<name>'."""
-  return source.startswith(_PREFIX)
+def is_shipped(source: str) -> bool:
+  """Whether a source has the form 'organism:<name>' or 'english:<name>'."""
+  word, colon, _ = source.partition(':')
+  return bool(colon) and word in ITEMS
 
 
-def named(table: Mapping[str, Callable], source: str) -> Callable:
-  """The table's entry for a source 'organism:<name>'.
+def shipped(tables: Mapping[str, Mapping[str, Callable]], source: str) -> Callable:
+  """The entry for a source 'organism:<name>' or 'english:<name>' in one of the tables above.
 
   Raises:
-    InputError: if the table has no entry of the name.
+    InputError: if there is no entry of the name.
   """
-  name = source.removeprefix(_PREFIX)
+  word, _, name = source.partition(':')
+  table = tables.get(word, {})
   if name not in table:
     raise InputError(
-      f"the organism has no '{name}'{did_you_mean(name, table)}; it has: {', '.join(table)}"
+      f"'{word}' has no '{name}'{did_you_mean(name, table)} here; it has: "
+      f"{', '.join(table) or 'nothing of this use'}"
     )
   return table[name]
 
@@ -50,25 +57,25 @@ def folder_of(source: Path) -> Path:
 def load_conversations(
   source: str, *, split: str = '', revision: str = '', n: int = 0, seed: int = 0
 ) -> list[Conversation]:
-  """The conversations of a file, of a hub dataset, or of the organism's making.
+  """The conversations of a file or a hub dataset, or of those that the package ships.
 
   Args:
-    source: path, hub id or 'organism:<name>'.
+    source: path, hub id, 'organism:<name>' or 'english:<name>'.
     split: split of a hub dataset; '' is the only split, or train.
     revision: revision of a hub dataset; '' is the newest.
     n: conversations to take from the start; 0 is all of a file or dataset.
-    seed: seed of the organism's conversations.
+    seed: seed of the conversations that the package makes.
 
   Raises:
     InputError: if the source cannot be read or holds no chat data, or if n is 0 for the organism.
   """
-  if not is_organism(source):
+  if not is_shipped(source):
     # A config says '' for what is left open, the reader None.
     conversations = datas.load_conversations(source, split=split or None, revision=revision or None)
     return conversations[: n or None]
-  make = named(organism.CONVERSATIONS, source)
+  make = shipped(CONVERSATIONS, source)
   # 0 stands for all, and the organism would go on for ever.
-  if not n:
+  if not n and source.startswith(f'{ORGANISM}:'):
     raise InputError(f"'{source}' goes on without an end: say how many conversations to take, as n")
   conversations = []
   for i, messages in enumerate(make(n, seed)):
@@ -84,8 +91,8 @@ def load_tasks(options_by_name: Mapping[str, configs.Task]) -> list[evaluation.t
   """
   tasks = []
   for name, options in options_by_name.items():
-    if is_organism(options.items):
-      make = named(organism.ITEMS, options.items)
+    if is_shipped(options.items):
+      make = shipped(ITEMS, options.items)
       # Each row with a name for errors, as in 'organism:facts[3]'.
       rows = [(f'{options.items}[{i}]', row) for i, row in enumerate(make(options.n, options.seed))]
       items, where = evaluation.tasks.from_rows(name, options, rows)

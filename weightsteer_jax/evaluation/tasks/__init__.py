@@ -173,7 +173,7 @@ def read(path: str | os.PathLike) -> tuple[list[Any], list[str]]:
 
 
 def check_keys(item: Any, required: Sequence[str], optional: Sequence[str], where: str) -> None:
-  """Raises InputError if an item lacks a key, an id, or messages for a model to answer.
+  """Raises InputError if an item lacks a key, an id, or, in a chat, messages to answer.
 
   Further keys may hold anything, but a key close to the name of an absent key is an error too.
   """
@@ -202,6 +202,9 @@ def check_keys(item: Any, required: Sequence[str], optional: Sequence[str], wher
       raise InputError(f"{where}: unknown key '{key}'{hint}")
   if not isinstance(item['id'], str) or not item['id']:
     raise InputError(f"{where}: 'id' is {item['id']!r}, expected a text")
+  # Plain texts are no chats.
+  if 'messages' not in required:
+    return
   messages = sources.check_messages(item['messages'], where)
   # The model's answer comes next, so the turn before must be the user's.
   role = messages[-1]['role']
