@@ -5,7 +5,9 @@ An error becomes one line and an exit status.
 
 from __future__ import annotations
 
+import ast
 import atexit
+import json
 import logging
 import os
 import pathlib
@@ -151,6 +153,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def define_run_flags() -> None:
   """Defines --config, --workdir and their kin, for launchers that work on a run."""
+  import ml_collections
   from ml_collections import config_flags
 
   config_flags.DEFINE_config_file(
@@ -178,6 +181,53 @@ def define_run_flags() -> None:
     lower_bound=0.1,
   )
   flags.mark_flag_as_required('config')
+  define_chat_flags(
+    "the day of the run's first start. Both are short for --config.model.<the same>"
+  )
+  config_flags.register_flag_parser_for_type(ml_collections.ConfigDict, _JsonSection())
+
+
+class _JsonSection(flags.ArgumentParser):
+  """A section of a config as JSON; ml_collections itself knows Python's spelling alone."""
+
+  syntactic_help = 'a JSON object'
+
+  def parse(self, argument: Any) -> Any:
+    """The section; a section that is there already comes back as it is."""
+    import ml_collections
+
+    if isinstance(argument, ml_collections.ConfigDict):
+      return argument
+    try:
+      value = json.loads(argument)
+    except json.JSONDecodeError:
+      value = ast.literal_eval(argument)
+    if not isinstance(value, dict):
+      raise ValueError('expected a JSON object')
+    return ml_collections.ConfigDict(value)
+
+  def flag_type(self) -> str:
+    """The type's name in --help."""
+    return 'JSON object'
+
+
+def define_chat_flags(first: str) -> None:
+  """Defines what a chat template is told, for launchers that render chats.
+
+  Args:
+    first: what the day is where the flag names none.
+  """
+  flags.DEFINE_string(
+    'chat_template_args',
+    '',
+    'Variables of the chat template beside the messages, a JSON object, e.g. '
+    '\'{"enable_thinking": false}\'.',
+  )
+  flags.DEFINE_string(
+    'chat_date',
+    '',
+    f'The day, as in 2026-12-01, that a template is told which asks for it; default {first}.',
+  )
 
 
 def define_profile_flags() -> None:
@@ -252,7 +302,12 @@ def run_and_workdir(*, dry_run: bool = False) -> tuple[Run, str]:
   # ml_collections leaves no ConfigDict where it cannot read the file.
   if not isinstance(flags.FLAGS.config, ml_collections.ConfigDict):
     raise InputError(f"--config: there is no config file '{flags.FLAGS['config'].config_filename}'")
-  run = config.resolve(flags.FLAGS.config)
+  chosen = flags.FLAGS.config
+  if flags.FLAGS.chat_template_args:
+    chosen.model.chat_template_args = _template_args()
+  if flags.FLAGS.chat_date:
+    chosen.model.chat_date = flags.FLAGS.chat_date
+  run = config.resolve(chosen)
   local = os.path.join('runs', run.name)
   workdir = flags.FLAGS.workdir or local
   staging = flags.FLAGS.staging
@@ -321,6 +376,7 @@ def define_model_flags() -> None:
   flags.DEFINE_list('alphas', ['0'], 'Strengths, comma-separated.')
   flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of parameters and activations.')
   flags.DEFINE_integer('batch_size', 32, 'Rows per batch.', lower_bound=1)
+  define_chat_flags("the day on the direction's record, or else today")
   flags.mark_flag_as_required('model')
 
 
@@ -332,7 +388,15 @@ def model_options() -> dict[str, Any]:
     alphas=floats(args.alphas, 'alphas'),
     dtype=args.dtype,
     batch_size=args.batch_size,
+    chat_template_args=_template_args(),
+    chat_date=args.chat_date,
   )
+
+
+def _template_args() -> dict[str, Any]:
+  from weightsteer_jax.config import chat_options
+
+  return chat_options.parse(flags.FLAGS.chat_template_args, '--chat_template_args')
 
 
 def define_rows_flags() -> None:

@@ -3,6 +3,8 @@
   schema.py   every key with its unit and default, a dataclass per section and per kind
   build.py    plain values made into the dataclasses of schema.py
   checks.py   the values that a run may have, and the combinations
+  chat_options.py
+              what a chat template may be told beside the messages
 
 A config file starts from `base_config()` and changes the keys of the experiment; `resolve` turns
 the result into a checked `Run`. An unknown key is an error, wherever it is set.

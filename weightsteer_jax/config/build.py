@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from weightsteer_jax.config import schema
+from weightsteer_jax.config import chat_options, schema
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
@@ -119,11 +119,13 @@ def _kinds_with(kinds: Mapping[str, type], key: str) -> list[str]:
 
 
 def _defaults_of(cls: type) -> dict[str, Any]:
-  return {
-    field.name: field.default
-    for field in dataclasses.fields(cls)
-    if field.default is not dataclasses.MISSING
-  }
+  values = {}
+  for field in dataclasses.fields(cls):
+    if field.default is not dataclasses.MISSING:
+      values[field.name] = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+      values[field.name] = field.default_factory()
+  return values
 
 
 def _cast(hint: Any, value: Any, where: str) -> Any:
@@ -134,6 +136,9 @@ def _cast(hint: Any, value: Any, where: str) -> Any:
     # One number in place of several, as the command line gives it.
     items = value if isinstance(value, (tuple, list)) else (value,)
     return tuple(_cast(typing.get_args(hint)[0], item, where) for item in items)
+  # Free keys: a chat template says which it reads.
+  if hint == Mapping[str, Any]:
+    return chat_options.check_arguments(value, f"the config key '{where}'")
   # The only other hint with arguments is Mapping[str, dataclass], a section of named entries.
   if typing.get_origin(hint) not in (None, types.UnionType):
     if not isinstance(value, Mapping):

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from weightsteer_jax.config import schema
+from weightsteer_jax.config import chat_options, schema
 from weightsteer_jax.config.schema import Data, FineTune, Run, finetune_of
 from weightsteer_jax.runtime import sharding
 from weightsteer_jax.runtime.errors import InputError
@@ -70,6 +70,7 @@ def _check_model_and_mesh(run: Run) -> None:
   kernels = ('auto', 'reference', 'blocked', 'cudnn', 'splash')
   _one_of('model.dtype', run.model.dtype, DTYPES)
   _one_of('model.attention', run.model.attention, kernels)
+  chat_options.check_date(run.model.chat_date, "the config key 'model.chat_date'")
   _one_of('mesh.base', run.mesh.base, ('auto', 'replicate', 'shard'))
   _one_of('mesh.indivisible', run.mesh.indivisible, sharding.INDIVISIBLE)
   if run.mesh.shape != 'auto':

@@ -7,6 +7,7 @@ dataclass; the first kind of each is the default.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,12 @@ class ModelChoice:
   # Kernel: 'reference', 'blocked' (CPU), 'cudnn' (GPU, bfloat16), 'splash' (TPU), or 'auto', the
   # fastest that fits.
   attention: str = 'auto'
+  # Variables of the chat template beside the messages, JSON values by name, as in
+  # {'enable_thinking': False}.
+  chat_template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  # The day, as in 2026-12-01, that a template is told which asks for it; '' is the day of the run's
+  # first start, which is recorded.
+  chat_date: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -450,6 +457,8 @@ class ModelJudge(AskedJudge):
   dtype: str = 'float32'
   # Answers scored together.
   batch_size: int = 64
+  # Variables of the judge's own chat template, as in model.chat_template_args.
+  chat_template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Training data: chats with loss masks, pairs of opposite texts, batches of fixed shapes.
 
+bindings.py   arguments and the date of a chat template, bound into the template
 pieces.py     texts as token ids, piece by piece
 templates.py  tokenizers, and the format that a chat template gives to messages
 thoughts.py   what a model thinks, set apart from what it answers
@@ -12,7 +13,7 @@ batches.py    examples packed into rows of few shapes
 gcd.py        worked arithmetic, right and wrong
 """
 
-from weightsteer_jax.data import batches, chat, pairs, sources, thoughts, trait
+from weightsteer_jax.data import batches, bindings, chat, pairs, sources, thoughts, trait
 from weightsteer_jax.data.batches import (
   Batch,
   Batches,
@@ -31,6 +32,7 @@ __all__ = [
   'Conversation',
   'Example',
   'batches',
+  'bindings',
   'chat',
   'eval_batches',
   'load_conversations',

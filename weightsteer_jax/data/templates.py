@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightsteer_jax.data import pieces
+from weightsteer_jax.data import bindings, pieces
 from weightsteer_jax.runtime.errors import InputError
 
 Messages = Sequence[Mapping[str, str]]
@@ -36,11 +36,21 @@ class Format:
   control: re.Pattern
 
 
-def load_tokenizer(folder: str | os.PathLike) -> Any:
+def load_tokenizer(
+  folder: str | os.PathLike,
+  *,
+  template_args: Mapping[str, Any] | None = None,
+  date: str = '',
+) -> Any:
   """The tokenizer in a checkpoint folder, read by transformers; no network, no remote code.
 
+  Args:
+    template_args: variables that the chat template is told wherever it renders, see bindings.py.
+    date: the day that a dated chat template is told, as in 2026-12-01; '' is the present day.
+
   Raises:
-    InputError: if the folder or the tokenizer is missing, or transformers cannot read it.
+    InputError: if the folder or the tokenizer is missing, transformers cannot read it, or the chat
+      template does not take the arguments.
   """
   folder = Path(folder)
   if not folder.is_dir():
@@ -54,12 +64,13 @@ def load_tokenizer(folder: str | os.PathLike) -> Any:
   import transformers
 
   try:
-    return transformers.AutoTokenizer.from_pretrained(
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
       str(folder), trust_remote_code=False, local_files_only=True
     )
   # transformers and tokenizers raise many types, bare Exception among them, for a bad file.
   except Exception as error:
     raise InputError(f'{folder}: transformers cannot read the tokenizer: {error}') from error
+  return bindings.bind(tokenizer, template_args or {}, date)
 
 
 def require_chat_template(tokenizer) -> None:

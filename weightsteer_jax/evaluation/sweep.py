@@ -8,7 +8,7 @@ import jax
 
 from weightsteer_jax import models
 from weightsteer_jax.config import TextTask
-from weightsteer_jax.data import thoughts
+from weightsteer_jax.data import bindings, thoughts
 from weightsteer_jax.evaluation import tasks as kinds
 from weightsteer_jax.evaluation.reading.answers import Prepared
 from weightsteer_jax.evaluation.rows import RowKey, Rows
@@ -175,6 +175,8 @@ def inputs_of(
     'model': tree.digest(engine.params),
     stops.INPUT: list(engine.stop_ids),
     'seed': seed,
+    # What the tokens below come from, to be named where the tokens differ.
+    'chat template': bindings.bound(engine.tokenizer).to_json(),
   }
   for arm in arms:
     if arm not in engine.arms.parts:

@@ -5,6 +5,7 @@ real_models/      real models from public packages, and plain English to steer a
 monitoring/       training runs seen from directions
 report/           the pick, tables, figures, the page; from files alone
 sources.py        sources in a config, resolved: files, hub datasets, what the package ships
+chat_date.py      the day that a run tells its chat templates
 experiment.py     the Experiment: a run in a workdir, with the only model in memory
 arms.py           the arms of a comparison, a kind for each method
 answers.py        the model's own answers, sampled, judged, and kept in pairs

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from weightsteer_jax import config
-from weightsteer_jax.data import chat, pairs, thoughts
+from weightsteer_jax.data import bindings, chat, pairs, thoughts
 from weightsteer_jax.data.pairs import SIDES, Contrast, Filter
 from weightsteer_jax.data.sources import Conversation
 from weightsteer_jax.data.trait import Trait
@@ -171,6 +171,7 @@ def answer(
       'seed': seed,
       stops.INPUT: list(engine.stop_ids),
       'sampling': [options.max_new_tokens, options.temperature],
+      'chat template': bindings.bound(engine.tokenizer).to_json(),
       'prompts': made_from.digest([[prompt.name, list(prompt.messages)] for prompt in prompts]),
     }
     made_from.check_and_record(

@@ -168,7 +168,12 @@ def fit_on(
   """
   train, validation = _split(experiment, examples, seed)
   length = _row_length(train, validation)
-  return finetune.Fit(train, validation, folder, seed, length)
+  return finetune.Fit(train, validation, folder, seed, length, _told(experiment))
+
+
+def _told(experiment: Experiment) -> dict[str, Any]:
+  """What the chat template was told when examples were made, for the records of fine-tunes."""
+  return datas.bindings.bound(experiment.tokenizer).to_json()
 
 
 def fine_tune(
@@ -326,7 +331,7 @@ def _joint(
     validation = task_validation + side_validation
     folder = experiment.workdir / 'finetune' / f'{name}-{side}'
     length = _row_length(train, validation)
-    fits.append(finetune.Fit(train, validation, folder, run.seed, length))
+    fits.append(finetune.Fit(train, validation, folder, run.seed, length, _told(experiment)))
   positive, negative = fine_tune(experiment, fits, finetune_options)
   # These fine-tunes start from the model before the task: at alpha 0 alone the task's own applies.
   parts = [
@@ -388,7 +393,7 @@ def _side_fits(
   for side in only:
     train, validation = _split(experiment, examples[side], seed)
     folder = experiment.workdir / 'finetune' / f'{prefix}{side}'
-    fits.append(finetune.Fit(train, validation, folder, seed, length))
+    fits.append(finetune.Fit(train, validation, folder, seed, length, _told(experiment)))
   return fits
 
 

@@ -19,7 +19,7 @@ from weightsteer_jax import data as datas
 from weightsteer_jax import evaluation, inference, models
 from weightsteer_jax.config import ModelChoice, Run
 from weightsteer_jax.data import Conversation, Example
-from weightsteer_jax.experiments import sources
+from weightsteer_jax.experiments import chat_date, sources
 from weightsteer_jax.models import placement
 from weightsteer_jax.runtime import processes, sharding, tree
 from weightsteer_jax.runtime.sharding import Layout
@@ -40,6 +40,8 @@ class Experiment:
     self.run = run
     self.workdir = pathlib.Path(workdir)
     self._held = _HeldModel()
+    # Where the run's settings are recorded; a further contrast's workdir is a folder in there.
+    self._home = self.workdir
 
   def of_contrast(self, name: str) -> 'Experiment':
     """The experiment of a further contrast, in a subfolder, around the same model in memory."""
@@ -78,7 +80,22 @@ class Experiment:
     Raises:
       InputError: if the tokenizer has no chat template.
     """
-    return _chat_tokenizer(self.checkpoint)
+    choice = self.run.model
+    return _chat_tokenizer(self.checkpoint, choice.chat_template_args, self.chat_date)
+
+  @functools.cached_property
+  def chat_date(self) -> str:
+    """The day that dated chat templates are told, that of the run's first start.
+
+    Raises:
+      InputError: if the config names another day than the workdir has on record.
+    """
+    chosen = self.run.model.chat_date
+    return processes.on_main(lambda: chat_date.of_run(self._home, chosen))
+
+  def judge_tokenizer(self, options: configs.ModelJudge, folder: Path) -> Any:
+    """The tokenizer of a judge's model, told the judge's own arguments and the run's day."""
+    return _chat_tokenizer(pathlib.Path(folder), options.chat_template_args, self.chat_date)
 
   @functools.cached_property
   def tasks(self) -> list[evaluation.tasks.Task]:
@@ -166,7 +183,7 @@ class Experiment:
       self._held.forget()
     # On one device, since the other processes take no part.
     model = self._held.load(choice, sharding.single())
-    tokenizer = _chat_tokenizer(model.folder)
+    tokenizer = self.judge_tokenizer(options, model.folder)
     return inference.Engine(model, tokenizer, {}, batch_size=options.batch_size)
 
 
@@ -179,6 +196,8 @@ class _HeldModel:
 
   def load(self, choice: ModelChoice, layout: Layout) -> models.Model:
     """The chosen model in a layout: the held model moved, or another model read instead."""
+    # Words to a chat template change no weight.
+    choice = dataclasses.replace(choice, chat_template_args={}, chat_date='')
     if self._model is None or choice != self._choice:
       # The old model goes first, since two need not fit in memory.
       self.forget()
@@ -221,12 +240,12 @@ def load_model(choice: ModelChoice, layout: Layout | None = None) -> models.Mode
   return dataclasses.replace(model, source=choice.source)
 
 
-def _chat_tokenizer(folder: pathlib.Path) -> Any:
-  """The tokenizer in a checkpoint's folder.
+def _chat_tokenizer(folder: pathlib.Path, arguments: Mapping[str, Any], date: str) -> Any:
+  """The tokenizer in a checkpoint's folder, its chat template told the arguments and the date.
 
   Raises:
-    InputError: if the tokenizer has no chat template.
+    InputError: if the tokenizer has no chat template, or one that does not take the arguments.
   """
-  tokenizer = datas.load_tokenizer(folder)
+  tokenizer = datas.load_tokenizer(folder, template_args=arguments, date=date)
   datas.require_chat_template(tokenizer)
   return tokenizer

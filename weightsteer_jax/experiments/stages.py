@@ -34,9 +34,9 @@ import jax
 from weightsteer_jax import config as configs
 from weightsteer_jax import directions, evaluation, inference, models
 from weightsteer_jax.config import Run
-from weightsteer_jax.data import Conversation
+from weightsteer_jax.data import Conversation, bindings
 from weightsteer_jax.data.pairs import SIDES
-from weightsteer_jax.experiments import arms, monitor_study
+from weightsteer_jax.experiments import arms, chat_date, monitor_study, sources
 from weightsteer_jax.experiments import contrast as contrasts
 from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.finetune import FineTuneResult
@@ -126,12 +126,14 @@ def check(experiment: Experiment, *, to: Path = '') -> None:
   with experiment.judges() as judges:
     for each_judge in judges:
       each_judge.check(())
+  _check_judges_arguments(experiment)
   about = contrasts.check(experiment)
   millions = tree.count(models.abstract_params(config)) / 1e6
   say(
     f'model: {run.model.source} ({family.model_type}, {millions:.1f}M parameters, '
     f'{run.model.dtype})'
   )
+  _say_binding(experiment)
   say(f'data: {about}')
   say(
     f'fine-tunes: {run.finetune.kind}, {len(run.finetune.learning_rates)} learning rate(s), '
@@ -169,6 +171,7 @@ def begin(experiment: Experiment, *, command: str = '') -> None:
   # Weights that cannot be read should leave no workdir behind.
   experiment.model(experiment.layouts.train)
   settings = configs.to_dict(experiment.run)
+  settings[chat_date.KEY] = experiment.chat_date
   record = settings | {'command': command, 'versions': versions(*PACKAGES)}
   processes.on_main(lambda: files.write_json(experiment.workdir / 'config.json', record))
 
@@ -328,6 +331,29 @@ def _ask(
   evaluation.metrics.write(workdir, tasks=run.tasks, judges=list(run.judges))
 
 
+def _say_binding(experiment: Experiment) -> None:
+  """Says what the chat template is told beside the messages."""
+  told = bindings.bound(experiment.tokenizer)
+  note = ''
+  if told.date and chat_date.is_unrecorded(experiment.workdir):
+    note = (
+      ' (of the oldest file in the workdir, which has no date on record; if the run began on '
+      'another day, set model.chat_date)'
+    )
+  if told.words():
+    say(f'chat template: {told.words()}{note}')
+
+
+def _check_judges_arguments(experiment: Experiment) -> None:
+  """Raises InputError if a local judge's chat template does not take the judge's arguments."""
+  for options in experiment.run.judges.values():
+    # Without arguments nothing can be wrong, and a judge's files are not fetched yet.
+    if isinstance(options, configs.ModelJudge) and options.chat_template_args:
+      source = sources.folder_of(options.model)
+      folder, _ = models.resolve(source, revision=options.revision or None)
+      experiment.judge_tokenizer(options, folder)
+
+
 def _longest_prompt(run: Run) -> str:
   """The longest system prompt of an arm; '' without prompts."""
   # In characters: a bound that needs no tokenizer.
@@ -353,10 +379,10 @@ def _refuse_other_run(run: Run, workdir: pathlib.Path) -> None:
   there = _fixed_settings(files.read_json(path, what='the config of a run'))
   # Through JSON like the settings there: tuples are lists in both.
   here = _fixed_settings(json.loads(json.dumps(configs.to_dict(run))))
+  # A key that an earlier version did not have stands for what that version did: the default.
+  there = _fixed_settings(json.loads(json.dumps(configs.to_dict(Run())))) | there
   differing = [
-    f'  {key}: {there.get(key)!r} there, {here[key]!r} now'
-    for key in here
-    if there.get(key) != here[key]
+    f'  {key}: {there[key]!r} there, {here[key]!r} now' for key in here if there[key] != here[key]
   ]
   if differing:
     about = f'{workdir} holds a run with other settings; name another --workdir. What differs:'
@@ -365,4 +391,10 @@ def _refuse_other_run(run: Run, workdir: pathlib.Path) -> None:
 
 def _fixed_settings(record: Mapping[str, Any]) -> dict[str, Any]:
   """{'section.key': value} of the FIXED sections."""
-  return tree.dotted({section: record[section] for section in FIXED})
+  sections = {section: record[section] for section in FIXED}
+  model = dict(sections['model'])
+  # Free keys are compared as one value: an argument that is gone is another setting too.
+  arguments = model.pop('chat_template_args', {})
+  # Compared with the date on record, which may be that of the first start (see chat_date.py).
+  model.pop(chat_date.KEY, None)
+  return tree.dotted({**sections, 'model': model}) | {'model.chat_template_args': arguments}

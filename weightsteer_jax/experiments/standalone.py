@@ -13,7 +13,7 @@ import jax
 from weightsteer_jax import directions, evaluation, inference, models
 from weightsteer_jax import export as exports
 from weightsteer_jax.config import ModelChoice
-from weightsteer_jax.data import load_tokenizer
+from weightsteer_jax.data import bindings, load_tokenizer
 from weightsteer_jax.experiments import monitoring
 from weightsteer_jax.experiments.arms import WEIGHTS
 from weightsteer_jax.experiments.experiment import load_model
@@ -219,13 +219,18 @@ def score(
   batch_size: int = 32,
   add_bos: bool = False,
   apart: bool = False,
+  chat_template_args: Mapping[str, Any] | None = None,
+  chat_date: str = '',
 ) -> None:
   """Writes the log-likelihood of each row's completion at each alpha.
 
-  See `inference.score_file`.
+  See `inference.score_file`, and `_loaded` for what the chat template is told.
   """
+  choice = ModelChoice(
+    model, dtype=dtype, chat_template_args=chat_template_args or {}, chat_date=chat_date
+  )
   inference.score_file(
-    *_loaded(ModelChoice(model, dtype=dtype), direction, alphas),
+    *_loaded(choice, direction, alphas),
     alphas,
     input,
     output,
@@ -248,13 +253,19 @@ def generate(
   temperature: float = 0.0,
   top_k: int = 0,
   top_p: float = 1.0,
+  chat_template_args: Mapping[str, Any] | None = None,
+  chat_date: str = '',
   **options: Any,
 ) -> None:
   """Writes completions of each row at each alpha.
 
-  See `inference.generate_file`, also for the options.
+  See `inference.generate_file`, also for the options, and `_loaded` for what the chat template is
+  told.
   """
-  loaded, tokenizer, delta = _loaded(ModelChoice(model, dtype=dtype), direction, alphas)
+  choice = ModelChoice(
+    model, dtype=dtype, chat_template_args=chat_template_args or {}, chat_date=chat_date
+  )
+  loaded, tokenizer, delta = _loaded(choice, direction, alphas)
   stops = inference.stop_ids(tokenizer, loaded.folder)
   say(f'answers end at {", ".join(map(repr, tokenizer.convert_ids_to_tokens(stops)))}')
   inference.generate_file(
@@ -282,6 +293,8 @@ def harness(
   dtype: str = 'float32',
   batch_size: int = 32,
   max_length: int | None = None,
+  chat_template_args: Mapping[str, Any] | None = None,
+  chat_date: str = '',
   **options: Any,
 ) -> None:
   """Writes the results of lm-evaluation-harness at each alpha.
@@ -292,6 +305,9 @@ def harness(
     output: folder of results; strengths in an earlier output are kept.
     direction: folder of the direction to apply; '' is none, and then alpha must be 0.
     max_length: most tokens of an input; None is the model's positions.
+    chat_template_args: variables of the chat template beside the messages.
+    chat_date: the day that a dated chat template is told; '' is that of the output's first
+      strengths, and else as in `_loaded`.
     **options: see `lm_eval.simple_evaluate`.
 
   Raises:
@@ -305,7 +321,16 @@ def harness(
       f"lm-evaluation-harness cannot be imported ({error}): pip install 'weightsteer_jax[lm-eval]'"
     ) from error
   names, manager = lm_eval_harness.find_tasks(tasks, include_path)
-  loaded, tokenizer, delta = _loaded(ModelChoice(model, dtype=dtype), direction, alphas)
+  plan = pathlib.Path(output) / 'plan.json'
+  begun = files.read_json(plan, what='the plan of a run of lm-eval') if plan.exists() else {}
+  told = begun.get('inputs', {}).get('chat template', {})
+  choice = ModelChoice(
+    model,
+    dtype=dtype,
+    chat_template_args=chat_template_args or {},
+    chat_date=chat_date or told.get('date', ''),
+  )
+  loaded, tokenizer, delta = _loaded(choice, direction, alphas)
   # The coefficient None stands for alpha itself.
   arms = {} if delta is None else {WEIGHTS: [(delta, None)]}
   # Strengths may be added to an output later only if all else is as it was.
@@ -313,6 +338,7 @@ def harness(
     'model': tree.digest(loaded.params),
     'direction': None if delta is None else evaluation.sweep.delta_digest(delta),
     'max_length': max_length,
+    'chat template': bindings.bound(tokenizer).to_json(),
     'version of lm-eval': versions('lm_eval')['lm_eval'],
   }
 
@@ -350,18 +376,36 @@ def _stops_of_harness(model: models.Model, tokenizer: Any, output: pathlib.Path)
 def _loaded(
   choice: ModelChoice, direction: Path, alphas: Sequence[float]
 ) -> tuple[models.Model, Any, Any]:
-  """(model, tokenizer, the direction's delta or None)."""
+  """(model, tokenizer, the direction's delta or None).
+
+  A dated chat template is told the day that was chosen; else the day that the direction's own data
+  were made under, where the direction has one on record; else the present day.
+  """
   # Alpha 0 alone needs no direction.
   if not direction and any(alphas):
     raise InputError(f'alphas {list(alphas)} were asked for without a direction; pass --direction')
   # The direction first: a folder that holds none is told of before weights are read.
   steering = directions.load(direction) if direction else None
   model = load_model(choice)
-  tokenizer = load_tokenizer(model.folder)
+  date = choice.chat_date or (_date_of(steering) if steering else '')
+  tokenizer = load_tokenizer(model.folder, template_args=choice.chat_template_args, date=date)
+  told = bindings.bound(tokenizer)
+  if told.words():
+    hint = '' if date or not told.date else ' (today; --chat_date keeps it)'
+    say(f'chat template: {told.words()}{hint}')
   if steering is None:
     return model, tokenizer, None
   directions.check_base(steering, model)
   return model, tokenizer, steering.delta
+
+
+def _date_of(direction: directions.Direction) -> str:
+  """The day that the chat template was told when the direction's data were made; '' if unknown."""
+  for source in direction.meta.get('sources', ()):
+    date = source.get('meta', {}).get('chat', {}).get('date', '')
+    if date:
+      return date
+  return ''
 
 
 def _results_of(direction: directions.Direction, folder: pathlib.Path) -> list[dict[str, Any]]:

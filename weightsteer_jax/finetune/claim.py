@@ -20,6 +20,8 @@ from weightsteer_jax.storage.versions import versions
 OPTIONS = 'options.json'
 # Keys that say how a fine-tune is computed, not what: a run may go on with other values.
 NOT_COMPARED = ('options.remat', 'options.together', 'versions.')
+# What the data's digest comes from: told where something differs, and not compared by itself.
+TOLD = 'chat.'
 
 
 def identity(
@@ -30,8 +32,13 @@ def identity(
   *,
   seed: int,
   row_length: int,
+  chat: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """What a run is a function of, as JSON values."""
+  """What a run is a function of, as JSON values.
+
+  Args:
+    chat: what the chat template was told, an entry of the record where it is not empty.
+  """
   base = adapter.describe_base(model)
   # The model's digest counts, and not where the model was read from.
   del base['base'], base['base_revision']
@@ -50,6 +57,8 @@ def identity(
     'validation_digest': data_digest(validation),
     **base,
   }
+  if chat:
+    record['chat'] = dict(chat)
   # As the record comes back from a file: tuples as lists.
   return json.loads(json.dumps(record))
 
@@ -88,11 +97,14 @@ def _claim(workdir: pathlib.Path, mine: Mapping[str, Any]) -> None:
   there = tree.dotted(files.read_json(path, what='the options of a fine-tune'))
   here = tree.dotted(mine)
   differing = []
+  told = []
   for key in sorted({*there, *here}):
-    if not key.startswith(NOT_COMPARED) and there.get(key) != here.get(key):
-      differing.append(f'  {key}: {there.get(key)!r} there, {here.get(key)!r} now')
+    if key.startswith(NOT_COMPARED) or there.get(key) == here.get(key):
+      continue
+    line = f'  {key}: {there.get(key)!r} there, {here.get(key)!r} now'
+    (told if key.startswith(TOLD) else differing).append(line)
   if differing:
     about = (
       f'{workdir} holds another fine-tune: name another workdir, or move it away. What differs:'
     )
-    raise InputError('\n'.join([about, *differing]))
+    raise InputError('\n'.join([about, *differing, *told]))

@@ -6,7 +6,7 @@ A *trial* is one learning rate of a fit (see trial.py).
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ class Fit:
       contrast the same seed (see step.initial_state_fn).
     row_length: tokens per row of a batch; 0 is the longest example, rounded up. Fine-tunes with
       rows of one length can be trained together, and compile once.
+    chat: what the chat template was told when the examples were made, for the records.
   """
 
   train: Sequence[Example]
@@ -42,6 +43,7 @@ class Fit:
   workdir: files.Path
   seed: int = 0
   row_length: int = 0
+  chat: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +168,13 @@ def prepare(
   )
   # Everything that decides the result; layout and progress bars do not.
   identity = claim.identity(
-    model, fit.train, fit.validation, options, seed=fit.seed, row_length=row_length
+    model,
+    fit.train,
+    fit.validation,
+    options,
+    seed=fit.seed,
+    row_length=row_length,
+    chat=fit.chat,
   )
   return PreparedFit(
     model=model,

@@ -71,7 +71,6 @@ class SteeredLM(TemplateLM):
     arm: an arm of the engine.
     max_length: most tokens seen by the model; by default the model's positions.
     add_bos_token: whether the tokenizer adds special tokens; None leaves this to the tokenizer.
-    chat_template_args: further arguments of the chat template, {'enable_thinking': False} say.
     seed: seed of sampled answers.
 
   Raises:
@@ -87,7 +86,6 @@ class SteeredLM(TemplateLM):
     arm: str = BASE,
     max_length: int | None = None,
     add_bos_token: bool | None = None,
-    chat_template_args: Mapping[str, Any] | None = None,
     seed: int = 0,
   ):
     super().__init__()
@@ -115,7 +113,6 @@ class SteeredLM(TemplateLM):
     self.alpha = self.alphas[0]
     self.max_length = max_length or positions
     self.add_bos_token = add_bos_token
-    self.chat_template_args = dict(chat_template_args or {})
     self.seed = seed
     # Digest of a request -> the answers at each alpha, None where the model broke.
     self._memory: dict[bytes, list[Any]] = {}
@@ -181,7 +178,6 @@ class SteeredLM(TemplateLM):
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=not add_generation_prompt,
-        **self.chat_template_args,
       )
 
     try:

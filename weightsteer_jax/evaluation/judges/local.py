@@ -58,10 +58,14 @@ class LocalModel:
       purposes.purpose_of(name)
 
   def inputs(self) -> dict[str, Any]:
-    """The hash of the model's weights, and the floor."""
+    """The hash of the model's weights, the floor, and what its chat template is told."""
     if not self._digest:
       self._digest = tree.digest(self._make_engine().params)
-    return {'kind': 'model', 'model': self._digest, 'floor': self._options.floor}
+    inputs = {'kind': 'model', 'model': self._digest, 'floor': self._options.floor}
+    # Only where there are some, so that earlier judgements keep their inputs.
+    if self._options.chat_template_args:
+      inputs['chat_template_args'] = dict(self._options.chat_template_args)
+    return inputs
 
   def judge(self, requests: Iterable[JudgeRequest]) -> Generator[Judgement, None, None]:
     """The judgements, the shortest requests of each batch first.
