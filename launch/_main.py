@@ -200,8 +200,11 @@ class _JsonSection(flags.ArgumentParser):
       return argument
     try:
       value = json.loads(argument)
-    except json.JSONDecodeError:
-      value = ast.literal_eval(argument)
+    except json.JSONDecodeError as error:
+      try:
+        value = ast.literal_eval(argument)
+      except (SyntaxError, ValueError):
+        raise ValueError(f'neither JSON ({error}) nor as Python writes it') from error
     if not isinstance(value, dict):
       raise ValueError('expected a JSON object')
     return ml_collections.ConfigDict(value)

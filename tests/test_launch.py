@@ -62,6 +62,19 @@ def test_an_unknown_config_key_names_the_nearest(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_what_a_chat_template_is_told_may_stand_on_the_command_line(tmp_path):
+  """As a flag of its own or as a key, in JSON; the embedded model's template takes nothing."""
+  config = f"--config={LAUNCH.parent / 'configs' / 'quickstart.py'}"
+  arguments = '{"enable_thinking": false}'
+  key = f'--config.model.chat_template_args={arguments}'
+  done = run('steer.py', config, '--dry_run', key, cwd=tmp_path)
+  assert_refused(done, "never reads 'enable_thinking'; it reads: no variable")
+  (tmp_path / 'in.jsonl').write_text('{"messages": [{"role": "user", "content": "Hi"}]}')
+  files = ('--model=organism', '--input=in.jsonl', '--output=out.jsonl')
+  done = run('generate.py', *files, f'--chat_template_args={arguments}', cwd=tmp_path)
+  assert_refused(done, "never reads 'enable_thinking'")
+
+
 def test_parts_of_a_run_make_the_workdir_theirs(tmp_path):
   from distributed import small
 

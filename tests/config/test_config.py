@@ -235,6 +235,8 @@ def every_default(section):
     for field in dataclasses.fields(cls):
       if field.default is not dataclasses.MISSING:
         values[field.name] = field.default
+      elif field.default_factory is not dataclasses.MISSING:
+        values[field.name] = field.default_factory()
   return values
 
 
@@ -365,3 +367,30 @@ def test_data_from_a_trait_needs_a_judge_and_nothing_beside_it():
     c.data.trait, c.judges.words, c.data[key] = 'evil.json', schema.judge(kind='rules'), value
     with pytest.raises(InputError, match=f'data.{"trait" if key == "questions" else key}'):
       schema.resolve(c)
+
+
+def test_a_chat_template_has_free_keys():
+  config = base()
+  config.model.chat_template_args = {'enable_thinking': False, 'note': ['a', None]}
+  run = schema.resolve(config)
+  assert run.model.chat_template_args == {'enable_thinking': False, 'note': ['a', None]}
+  # Through JSON and back, as config.json holds it.
+  again = schema.resolve(json.loads(json.dumps(schema.to_dict(run))))
+  assert again.model == run.model
+  judge = schema.judge(kind='model', model='m', chat_template_args={'x': 1})
+  config.judges.local = judge
+  assert schema.resolve(config).judges['local'].chat_template_args == {'x': 1}
+
+
+@pytest.mark.parametrize(
+  'keys, message',
+  [
+    ({'model__chat_template_args': 3}, "'model.chat_template_args' is 3, expected a JSON object"),
+    ({'model__chat_template_args': {'tools': []}}, "'tools' is set when"),
+    ({'model__chat_date': '1 May'}, "'model.chat_date' is '1 May', expected a day, as in"),
+    ({'model__chat_date': '2026-02-30'}, "'2026-02-30', expected a day"),
+  ],
+)
+def test_what_no_chat_template_can_be_told(keys, message):
+  with pytest.raises(InputError, match=message):
+    schema.resolve(changed(**keys))
