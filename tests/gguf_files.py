@@ -63,6 +63,7 @@ def write(
   *,
   kind: str = 'F32',
   tokenizer: dict | None = None,
+  general: dict | None = None,
   **more,
 ) -> pathlib.Path:
   """The GGUF file of a checkpoint's folder.
@@ -70,6 +71,7 @@ def write(
   Args:
     kind: the type of matrices whose rows are whole blocks; all else is F32.
     tokenizer: keys behind 'tokenizer.ggml.'; a vocabulary of bytes if None.
+    general: keys behind 'general.' to replace.
     more: more keys of the architecture, or other values; None leaves a key out.
   """
   config = json.loads((folder / 'config.json').read_text())
@@ -77,7 +79,10 @@ def write(
   tensors = {}
   for file in sorted(folder.glob('*.safetensors')):
     tensors |= load_file(file)
-  writer = gguf.GGUFWriter(path, arch)
+  general = {'architecture': arch} | (general or {})
+  writer = gguf.GGUFWriter(path, general['architecture'])
+  if 'type' in general:
+    writer.add_type(general['type'])
   for key, value in (metadata_of(config, arch) | more).items():
     add(writer, f'{arch}.{key}', value)
   for key, value in (tokenizer or bytes_tokenizer(config['vocab_size'])).items():
@@ -222,3 +227,21 @@ def bytes_alphabet() -> str:
   import tokenizers
 
   return ''.join(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+
+
+def split(whole: pathlib.Path, *parts: pathlib.Path) -> None:
+  """Writes the files of a split, with all metadata in the first, as `llama-gguf-split` does."""
+  reader = gguf.GGUFReader(whole)
+  for index, path in enumerate(parts):
+    writer = gguf.GGUFWriter(path, reader.fields['general.architecture'].contents())
+    for key, field in reader.fields.items():
+      if index == 0 and not key.startswith(('GGUF.', 'general.architecture')):
+        writer.add_key_value(key, field.contents(), field.types[0], sub_type=field.types[-1])
+    writer.add_uint16('split.no', index)
+    writer.add_uint16('split.count', len(parts))
+    for tensor in reader.tensors[index :: len(parts)]:
+      writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

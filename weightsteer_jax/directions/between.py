@@ -24,6 +24,7 @@ from weightsteer_jax.directions.direction import Direction
 from weightsteer_jax.directions.streamed import checkpoints
 from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
 from weightsteer_jax.finetune.adapter import load_adapter
+from weightsteer_jax.models import gguf
 from weightsteer_jax.runtime import hashes, tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import listed
@@ -235,10 +236,12 @@ def recognise(fine_tune: files.Path) -> Source:
     InputError: if the folder is missing, or holds no fine-tune.
   """
   folder = pathlib.Path(fine_tune).expanduser()
+  if gguf.is_gguf(folder):
+    return Source(CHECKPOINT, folder)
   if not folder.is_dir():
     raise InputError(
-      f'no folder {folder}{files.path_hint(folder)}; expected a run of ours, a PEFT adapter or a '
-      'checkpoint'
+      f'no folder {folder}{files.path_hint(folder)}; expected a run of ours, a PEFT adapter, a '
+      'checkpoint or a GGUF file'
     )
   # An adapter that was cut short has tensors and no manifest; reading it names the damage.
   for adapter in (folder / 'adapter', folder):

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from weightsteer_jax.models import attention as attentions
-from weightsteer_jax.models import stored
+from weightsteer_jax.models import gguf, stored
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import FAMILIES, Family, TensorRow, family_of, read_config
 from weightsteer_jax.models.sites import param_shardings, sites
@@ -90,7 +90,7 @@ def load(
   """The model of a folder or a hub id, on the devices of a layout.
 
   Args:
-    source: a folder, or a hub id (see `resolve`).
+    source: a folder, a GGUF file, or a hub id (see `resolve`).
     dtype: of the parameters: 'float32' or 'bfloat16'.
     revision: branch, tag or commit on the hub; 'main' if None.
     layout: how the parameters lie on devices; whole on one device if None.
@@ -136,22 +136,29 @@ def resolve(
 ) -> tuple[pathlib.Path, str]:
   """The local folder of a path or a hub id, and the hub commit ('' for a path).
 
-  'org/name@revision' pins a hub id.
+  'org/name@revision' pins a hub id. A GGUF file is unpacked once into the user's cache.
 
   Args:
     weights: whether to download weights and tokenizer too; otherwise config.json alone.
 
   Raises:
-    InputError: if the source is neither a folder nor a repository that can be downloaded, or a
-      revision is asked of a folder.
+    InputError: if the source is neither a folder, nor a GGUF file that can be read, nor a
+      repository that can be downloaded, or a revision is asked of a folder or file.
   """
   folder = pathlib.Path(source).expanduser()
-  if folder.is_dir() and str(source):
+  is_packed = gguf.is_gguf(folder)
+  if (folder.is_dir() and str(source)) or is_packed:
     if revision:
+      kind = 'file' if is_packed else 'folder'
       raise InputError(
-        f"'{source}' is a folder, and the revision '{revision}' can only be asked of the "
+        f"'{source}' is a {kind}, and the revision '{revision}' can only be asked of the "
         "hub: leave it out"
       )
+    if is_packed:
+      return gguf.unpacked(folder, weights=weights), ''
+    packed = sorted(folder.glob('*.gguf'))
+    if packed and not (folder / 'config.json').exists():
+      raise InputError(f"'{source}' holds GGUF files: name the file, as in '{packed[0]}'")
     return folder, ''
   if '://' in str(source):
     raise InputError(

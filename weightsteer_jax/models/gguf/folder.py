@@ -28,8 +28,9 @@ VERSION = 1
 NAMED_BY = 2**20
 # NumPy has no bfloat16 of its own; jax brings this name.
 NUMPY = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
-# Half a step of bfloat16, as a share of a number.
-HALF_STEP = 2.0**-9
+# Half a step between two numbers of a dtype, as a share of the smaller. A little more, since a
+# number is rounded to float32 before it is rounded to bfloat16.
+ROUNDING = {'F32': 2.0**-24, 'BF16': 1.001 * 2.0**-8}
 
 
 def write_folder(path: files.Path, folder: files.Path, *, dtype: str = '') -> pathlib.Path:
@@ -133,11 +134,10 @@ def _check_weights(
       theirs = tensors.as_in_file(written.read(name).astype(np.float64), source, model.config)
       for rows in tensors.row_blocks(source.shape):
         expected = file.rows(source.name, rows, matrix=source.expert).astype(np.float64)
-        # One rounding: of the difference to a norm's offset, and to bfloat16.
-        share = HALF_STEP if kind == 'BF16' else 2.0**-24
-        allowed = share * np.abs(expected - source.offset) if source.offset else 0.0
-        if kind == 'BF16':
-          allowed = share * (np.abs(expected) + abs(source.offset)) * 1.01
+        # What one rounding may cost: to bfloat16, or of the sum with a norm's offset.
+        share = ROUNDING['BF16' if kind == 'BF16' else 'F32']
+        rounded = kind == 'BF16' or source.offset
+        allowed = share * np.abs(expected + source.offset) if rounded else 0.0
         errors = np.abs(theirs[rows] - expected)
         # Written so that NaN, which compares false, is refused.
         if not (errors <= allowed).all():

@@ -272,8 +272,8 @@ def _sentencepiece(vocabulary: Vocabulary) -> Any:
     byte_fallback=True,
   )
   tokenizer = Tokenizer(model)
-  blanks = [normalizers.Replace(' ', BLANK)]
-  steps = [decoders.Replace(BLANK, ' '), decoders.ByteFallback(), decoders.Fuse()]
+  blanks: list[Any] = [normalizers.Replace(' ', BLANK)]
+  steps: list[Any] = [decoders.Replace(BLANK, ' '), decoders.ByteFallback(), decoders.Fuse()]
   if prefixed:
     blanks.insert(0, normalizers.Prepend(BLANK))
     steps.append(decoders.Strip(' ', 1, 0))
