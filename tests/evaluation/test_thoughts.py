@@ -6,6 +6,7 @@ from data.conftest import CHATML, CHATML_TOKENS, byte_level
 from weightsteer_jax import config
 from weightsteer_jax.evaluation import judging, metrics, tasks
 from weightsteer_jax.evaluation.judges import messages
+from weightsteer_jax.evaluation.reading import thinking
 from weightsteer_jax.inference import GenerateResult, ScoreResult
 from weightsteer_jax.runtime.errors import InputError
 
@@ -120,6 +121,19 @@ def test_shares_of_thoughts():
   assert means['thought_only_rate'] == (pytest.approx(2 / 3), 3)
   lengths = [row['thought_tokens'] for row in rows if row['thought']]
   assert means['thought_tokens'] == (pytest.approx(sum(lengths) / 4), 4)
+
+
+def test_cut_thoughts_are_told_with_the_key_to_raise():
+  task = task_of(max_new_tokens=9)
+  rows = [row_of(task, text, 'length') for text in ('<think>a', '<think>a</think>Paris')]
+  [line] = thinking.cut_words(rows, {'t': task.options})
+  expected = (
+    't: 1 of 2 thoughts were cut before an answer came; raise tasks.t.max_new_tokens (now 9)'
+  )
+  assert line == expected
+  # No limit mends a turn that ends within its thought.
+  [line] = thinking.cut_words([row_of(task, '<think>a', 'stop')], {'t': task.options})
+  assert 'raise' not in line
 
 
 def test_results_of_rows_without_thoughts_have_no_metric_more():

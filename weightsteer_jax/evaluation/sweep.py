@@ -24,7 +24,7 @@ from weightsteer_jax.inference.requests import (
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
-from weightsteer_jax.storage import made_from, resumable
+from weightsteer_jax.storage import journal, made_from, resumable
 
 # Items as tokens, by (task, example, system prompt that the arm adds).
 PreparedItems = Mapping[tuple[str, str, str], Prepared]
@@ -98,7 +98,7 @@ def run(
     return [rows.done[key] for key in plan]
 
 
-def _refuse_unparted_thoughts(rows: Rows, tokenizer: Any) -> None:
+def _refuse_unparted_thoughts(rows: journal.Journal, tokenizer: Any) -> None:
   """Raises InputError if a finished row has a thought in its answer, as earlier versions wrote."""
   tags = thoughts.tags_of(tokenizer)
   if tags is None:
@@ -107,7 +107,7 @@ def _refuse_unparted_thoughts(rows: Rows, tokenizer: Any) -> None:
     completion = str(row.get('completion', ''))
     if 'thought' not in row and tags.within(completion):
       raise InputError(
-        f'{rows.path} counts a thought as part of the answer in the row {tuple(key)}, as earlier '
+        f'{rows.path} counts a thought as part of the answer in the row {key}, as earlier '
         'versions did; new rows set thoughts apart, and the two must not mix: start in another '
         'workdir, or move that folder away'
       )

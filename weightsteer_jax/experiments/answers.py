@@ -30,7 +30,7 @@ from weightsteer_jax.evaluation import judges, judging
 from weightsteer_jax.evaluation.judges import Judge, JudgeRequest
 from weightsteer_jax.inference import stops
 from weightsteer_jax.inference.engine import Engine
-from weightsteer_jax.inference.requests import GenerateRequest, Sampling
+from weightsteer_jax.inference.requests import GenerateRequest, Sampling, Tokens
 from weightsteer_jax.runtime import processes, tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.storage import journal, made_from, resumable
@@ -177,23 +177,11 @@ def answer(
     made_from.check_and_record(
       folder / 'plan.json', inputs, fresh=not kept.done, what='sampled answers', rows='answers'
     )
-    sampling = Sampling(temperature=options.temperature)
-    tokens_of = {
-      prompt.name: tuple(chat.prompt_tokens(engine.tokenizer, prompt.messages))
-      for prompt in prompts
-    }
-    requests = [
-      GenerateRequest(
-        name,
-        tokens,
-        options.max_new_tokens,
-        sampling=sampling,
-        seed=seed,
-        example=name,
-      )
-      for name, tokens in tokens_of.items()
-      if name not in kept.done
-    ]
+    tokens_of = {}
+    for prompt in prompts:
+      tokens_of[prompt.name] = tuple(chat.prompt_tokens(engine.tokenizer, prompt.messages))
+    missing = {name: tokens for name, tokens in tokens_of.items() if name not in kept.done}
+    requests = _requests(missing, options, seed)
     resumable.keep(
       kept,
       _sampled(engine, requests, options),
@@ -210,6 +198,24 @@ def answer(
   if cut and cut >= NEARLY_ALL * len(answers):
     raise InputError(_all_cut(cut, len(answers), options))
   return answers
+
+
+def _requests(
+  tokens_of: Mapping[str, Tokens], options: config.Data, seed: int
+) -> list[GenerateRequest]:
+  """A request for each prompt, by the prompt's name."""
+  sampling = Sampling(temperature=options.temperature)
+  return [
+    GenerateRequest(
+      name,
+      tokens,
+      options.max_new_tokens,
+      sampling=sampling,
+      seed=seed,
+      example=name,
+    )
+    for name, tokens in tokens_of.items()
+  ]
 
 
 def _sampled(

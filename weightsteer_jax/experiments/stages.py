@@ -245,6 +245,8 @@ def sweep(experiment: Experiment, *, direction: Path = '') -> None:
     workdir=experiment.workdir,
     seed=run.sweep.seed,
   )
+  for line in evaluation.reading.thinking.cut_words(rows, run.tasks):
+    say(f'sweep: {line}')
   # Judgements of an earlier run count too, where the workdir holds some.
   processes.on_main(
     lambda: evaluation.metrics.write(experiment.workdir, rows, run.tasks, list(run.judges))

@@ -110,7 +110,7 @@ def score_file(
   for index, (_, row) in enumerate(rows):
     for i, alpha in enumerate(alphas):
       result = results[index, i]
-      scores = {
+      scores: dict[str, Any] = {
         'alpha': alpha,
         'logprob': result.logprob,
         'tokens': result.tokens,

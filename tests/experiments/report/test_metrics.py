@@ -1,7 +1,7 @@
 import json
 
-from weightsteer_jax.evaluation.reading import failures
-from weightsteer_jax.experiments.report import metrics, page, study
+from weightsteer_jax.evaluation.reading import failures, thinking
+from weightsteer_jax.experiments.report import examples, metrics, page, study
 
 
 def extended(workdir):
@@ -33,6 +33,7 @@ def extended(workdir):
 
 def test_the_accounting_is_that_of_the_evaluation():
   assert study.FAILURES == tuple(failures.METRICS)
+  assert study.THOUGHTS == tuple(thinking.METRICS)
 
 
 def test_failures_are_shown_as_counts_and_further_metrics_as_means(workdir):
@@ -50,6 +51,68 @@ def test_failures_are_shown_as_counts_and_further_metrics_as_means(workdir):
   assert 'valid_rate' not in means and 'rate</small>' not in means
   whole = page.write(workdir).read_text()
   assert counted in whole and means in whole
+
+
+def thinking_workdir(workdir):
+  """The workdir, two thoughts in the rows of its first task: one was cut, one has leaked."""
+  rows = [json.loads(line) for line in (workdir / 'sweep/rows.jsonl').read_text().splitlines()]
+  columns = {'thought_cut': False, 'thought_leaked': False, 'thought_tokens': 9}
+  task = rows[0]['task']
+  for row in rows:
+    if row['task'] == task:
+      row.update(columns, thought='</script><b>Hm', finish='stop')
+  cut, leaked = [row for row in rows if row['task'] == task and row['alpha'] == 0][:2]
+  cut.update(status='thought_cut', value=None, completion='', thought_cut=True, finish='length')
+  leaked.update(thought_leaked=True)
+  (workdir / 'sweep/rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  cell = {'arm': 'weights', 'task': task, 'alpha': 0.0, 'sem': None, 'n': 40, 'values': 40}
+  means = [1.0, 9.25, 1 / 40, 1 / 40, 0.1]
+  more = [
+    json.dumps({**cell, 'metric': metric, 'mean': mean})
+    for metric, mean in zip(study.THOUGHTS, means)
+  ]
+  with open(workdir / 'results.jsonl', 'a') as file:
+    file.write('\n'.join(more) + '\n')
+  config = json.loads((workdir / 'config.json').read_text())
+  config['tasks'][0] |= {'max_new_tokens': 48, 'judge_thoughts': True}
+  (workdir / 'config.json').write_text(json.dumps(config))
+  return workdir
+
+
+def test_thoughts_are_counted_and_the_key_to_raise_is_named(workdir):
+  sweep = study.read(thinking_workdir(workdir))
+  survey = examples.count_rows(workdir, sweep.tasks)
+  text = metrics.thoughts(sweep, survey)
+  name = sweep.tasks[0].name
+  assert '1 thought was cut before an answer came' in text
+  assert f'raise <code>tasks.{name}.max_new_tokens</code> (now 48)' in text
+  assert f'Judges of {name} see thoughts too.' in text
+  assert 'thought_rate</small></th><td>40/40</td>' in text
+  assert 'thought_tokens</small></th><td>9.2</td>' in text
+  assert 'thought_cut_rate</small></th><td>1/40</td>' in text
+  assert 'thought_leak_rate</small></th><td>1/40</td>' in text
+  assert 'thought_' not in metrics.further(sweep)
+  # The browser of examples has the thought and whether it leaked.
+  shown = examples.payload(workdir, sweep.tasks, survey)[0]
+  rows = [row for example in shown['examples'] for row in example['rows']]
+  assert all(row[7] == '</script><b>Hm' for row in rows)
+  assert sum(row[8] for row in rows) == 1
+  html = page.write(workdir).read_text()
+  assert '<h2>Thoughts</h2>' in html and '</script><b>Hm' not in html
+
+
+def test_a_model_without_thoughts_has_no_such_section(workdir):
+  sweep = study.read(workdir)
+  assert metrics.thoughts(sweep, examples.count_rows(workdir, sweep.tasks)) == ''
+  assert '<h2>Thoughts' not in page.write(workdir).read_text()
+
+
+def test_choices_behind_an_empty_thought_are_told(workdir):
+  sweep = study.read(workdir)
+  survey = examples.count_rows(workdir, sweep.tasks)
+  survey.behind['facts_choice'] = 'an empty thought'
+  expected = 'Choices of facts_choice are scored behind an empty thought'
+  assert expected in metrics.thoughts(sweep, survey)
 
 
 def test_the_plotted_metric_stays_the_first(workdir):

@@ -13,14 +13,36 @@
 Rows of models without thoughts have no such columns, and count in none of the shares.
 """
 
-from collections.abc import Mapping
+import collections
+from collections.abc import Iterable, Mapping
 
+from weightsteer_jax import config
 from weightsteer_jax.evaluation.reading.measures import Metric, Row, each
 
 
 def thinks(row: Row) -> bool:
   """Whether the row's model has begun a thought that says something."""
   return bool(row.get('thought'))
+
+
+def cut_words(rows: Iterable[Row], tasks: Mapping[str, config.Task]) -> list[str]:
+  """A line for each task of which thoughts were cut, with the key to raise."""
+  # task -> how generation ended -> rows.
+  cut: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+  thoughts: collections.Counter[str] = collections.Counter()
+  for row in rows:
+    if 'thought' in row:
+      thoughts[row['task']] += thinks(row)
+    if row.get('thought_cut'):
+      cut[row['task']][row['finish']] += 1
+  lines = []
+  for task, endings in cut.items():
+    line = f'{task}: {endings.total()} of {thoughts[task]} thoughts were cut before an answer came'
+    options = tasks.get(task)
+    if endings['length'] and isinstance(options, config.TextTask):
+      line += f'; raise tasks.{task}.max_new_tokens (now {options.max_new_tokens})'
+    lines.append(line)
+  return lines
 
 
 def _thought(row: Row) -> float | None:

@@ -57,12 +57,16 @@ class Survey:
     examples: {task: names of the examples}.
     rows: {task: number of rows}.
     values: {task: (smallest, largest) value}, for the colours of the page.
+    cut: {task: {how generation ended: rows whose thought was cut}}.
+    behind: {task: what its choices are scored behind}, where it is not the model's own prompt.
   """
 
   counts: dict[tuple[str, str, float], Counts]
   examples: dict[str, tuple[str, ...]]
   rows: dict[str, int]
   values: dict[str, tuple[float, float]]
+  cut: dict[str, collections.Counter[str]] = dataclasses.field(default_factory=dict)
+  behind: dict[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def arms(self) -> list[str]:
@@ -80,6 +84,8 @@ def count_rows(workdir: str | Path, tasks: Sequence[SweptTask]) -> Survey:
   names: dict[str, dict[str, None]] = {task.name: {} for task in tasks}
   rows: collections.Counter[str] = collections.Counter()
   values: dict[str, tuple[float, float]] = {}
+  cut: dict[str, collections.Counter[str]] = {}
+  behind: dict[str, str] = {}
   # Keys and no rows, so that a long sweep fits in memory.
   seen = set()
   for row in study.sample_rows(workdir):
@@ -101,6 +107,10 @@ def count_rows(workdir: str | Path, tasks: Sequence[SweptTask]) -> Survey:
     # A dict as a set that keeps the order.
     names[task][str(row['example'])] = None
     rows[task] += 1
+    if row.get('thought_cut'):
+      cut.setdefault(task, collections.Counter())[str(row.get('finish'))] += 1
+    if row.get('behind'):
+      behind[task] = str(row['behind'])
     value = row['value']
     # Infinite values have no colour, and JSON has none.
     if math.isfinite(value):
@@ -109,7 +119,7 @@ def count_rows(workdir: str | Path, tasks: Sequence[SweptTask]) -> Survey:
     else:
       count.without_value += 1
   examples = {task: tuple(names_of) for task, names_of in names.items()}
-  return Survey(counts, examples, dict(rows), values)
+  return Survey(counts, examples, dict(rows), values, cut, behind)
 
 
 def choose(survey: Survey, task: str) -> list[str]:
@@ -145,7 +155,7 @@ def payload(
   """Each task with rows, for the page's browser, as plain JSON without NaN.
 
   A row is [arm, alpha, sample, value or null, status, completion or null, log-probabilities or
-  null].
+  null], and where the model thought, also the thought and whether it leaked.
   """
   shown: dict[str, dict[str, dict[str, Any]]] = {}
   for task in tasks:
@@ -219,6 +229,10 @@ def _row(row: dict[str, Any]) -> list[Any]:
   logprobs = row.get('logprobs')
   if logprobs is not None:
     logprobs = [_finite(logprob) for logprob in logprobs]
+  # Rows of models without thoughts are no longer than they were.
+  thought = []
+  if row.get('thought'):
+    thought = [cut(str(row['thought'])), bool(row.get('thought_leaked'))]
   # A list and not an object: the same keys in thousands of rows would make the page longer.
   return [
     row['arm'],
@@ -228,6 +242,7 @@ def _row(row: dict[str, Any]) -> list[Any]:
     str(row['status']),
     completion,
     logprobs,
+    *thought,
   ]
 
 

@@ -1,14 +1,21 @@
 """Tables of the metrics without figures.
 
-Further metrics of the tasks, shares of failures, and agreement of judges.
+Further metrics of the tasks, shares of failures, what became of thoughts, and agreement of judges.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from weightsteer_jax.experiments.report import markup
+from weightsteer_jax.experiments.report.examples import Survey
 from weightsteer_jax.experiments.report.safe import escape
-from weightsteer_jax.experiments.report.study import FAILURES, Study, format_alpha, metric_of
+from weightsteer_jax.experiments.report.study import (
+  FAILURES,
+  THOUGHTS,
+  Study,
+  format_alpha,
+  metric_of,
+)
 
 Row = Mapping[str, Any]
 
@@ -19,7 +26,7 @@ def further(sweep: Study) -> str:
   plotted = {task.name: metric_of(sweep.results, task.name) for task in sweep.tasks}
   rows = []
   for row in sweep.results:
-    shown = (plotted[row['task']], *FAILURES)
+    shown = (plotted[row['task']], *FAILURES, *THOUGHTS)
     if row['metric'] not in shown:
       rows.append(row)
   if not rows:
@@ -40,6 +47,68 @@ def accounted(sweep: Study) -> str:
     'read, and questions to the judge that it gave no score to. One answer can be in '
     f'several.</p>{_tables(sweep, rows, _count_cell)}'
   )
+
+
+def thoughts(sweep: Study, survey: Survey) -> str:
+  """What became of thoughts, by task and alpha; '' where no model thinks."""
+  rows = [row for row in sweep.results if row['metric'] in THOUGHTS and 'values' in row]
+  behind = [
+    f'<p>Choices of {escape(task)} are scored behind {escape(what)}, as the model would think '
+    'first.</p>'
+    for task, what in survey.behind.items()
+  ]
+  if not rows:
+    return ''.join(behind)
+  table = _tables(sweep, rows, _thought_cell)
+  return (
+    '<p>The model thinks before it answers. Rules and judges read the answers; thoughts are kept '
+    f'beside them.{_judged_too(sweep)} {_cut_words(sweep, survey)}</p>{"".join(behind)}'
+    '<p class="note">How many of how many answers have a thought; mean tokens of these thoughts; '
+    'thoughts that were cut, so that no answer came; <b>thought leaks</b>, answers with thinking '
+    'outside of its place: behind the beginning of the answer, in a second thought, before a '
+    'closing tag that nothing opened, or where the prompt had closed an empty thought; and '
+    'answered thoughts that show by the rule of the task what the answer does not show '
+    f'(thought_only_rate).</p>{table}'
+  )
+
+
+def _cut_words(sweep: Study, survey: Survey) -> str:
+  """How many thoughts were cut, and which key to raise."""
+  if not survey.cut:
+    return 'No thought was cut.'
+  cut = sum(endings.total() for endings in survey.cut.values())
+  verb = 'thought was' if cut == 1 else 'thoughts were'
+  sentences = [
+    f'{cut} {verb} cut before an answer came: such rows have no value, are missed examples in '
+    'shares of all examples, and are in no other mean.'
+  ]
+  keys = []
+  for task, endings in survey.cut.items():
+    # A model that ends its turn within a thought needs no more room.
+    if endings['length']:
+      limit = _options(sweep).get(task, {}).get('max_new_tokens')
+      now = '' if limit is None else f' (now {limit})'
+      keys.append(f'<code>tasks.{escape(task)}.max_new_tokens</code>{now}')
+  if keys:
+    sentences.append(f'To give them room, raise {", ".join(keys)}.')
+  ended = cut - sum(endings['length'] for endings in survey.cut.values())
+  if ended:
+    sentences.append(f'{ended} of them ended their turn within the thought.')
+  return ' '.join(sentences)
+
+
+def _judged_too(sweep: Study) -> str:
+  """The tasks whose judges see thoughts, in a sentence; '' for none."""
+  options = _options(sweep)
+  names = [escape(name) for name, keys in options.items() if keys.get('judge_thoughts')]
+  return f' Judges of {", ".join(names)} see thoughts too.' if names else ''
+
+
+def _options(sweep: Study) -> Mapping[str, Mapping[str, Any]]:
+  """{task: its keys in the config}."""
+  tasks = sweep.config['tasks']
+  # A config of another's making may have a list.
+  return tasks if isinstance(tasks, Mapping) else {task['name']: task for task in tasks}
 
 
 def agreement(sweep: Study) -> str:
@@ -100,6 +169,13 @@ def _mean_cell(row: Row | None) -> str:
     return '<td>–</td>'
   sem = '' if row['sem'] is None else f' ±{row["sem"]:.2f}'
   return f'<td>{row["mean"]:.2f}{sem}<small>n={row["n"]}</small></td>'
+
+
+def _thought_cell(row: Row | None) -> str:
+  # A length is a mean, all else are counts.
+  if row is None or row['mean'] is None or row['metric'] != 'thought_tokens':
+    return _count_cell(row)
+  return f'<td>{row["mean"]:.1f}</td>'
 
 
 def _count_cell(row: Row | None) -> str:

@@ -110,13 +110,24 @@
     });
   }
 
+  function drawThought(thought, leaked, status) {
+    const folded = make('details', 'thought');
+    const notes = (status === 'thought_cut' ? ', cut' : '') + (leaked ? ', outside of its place' : '');
+    const text = make('p', 'text', thought);
+    text.dir = 'auto';
+    folded.append(make('summary', '', 'Thought' + notes), text);
+    return folded;
+  }
+
   function drawAnswer(example, row, several) {
-    const [, , sample, value, status, completion, logprobs] = row;
+    const [, , sample, value, status, completion, logprobs, thought, leaked] = row;
     const answer = make('div', 'answer');
     if (several) answer.append(make('span', 'mark', `sample ${sample} `), chip(value));
     if (status !== 'ok') answer.append(make('div', 'status', status));
     if (logprobs) answer.append(...drawChoices(example, logprobs));
-    if (completion !== null) {
+    if (thought) answer.append(drawThought(thought, leaked, status));
+    // A cut thought has no answer, not even an empty one.
+    if (completion !== null && status !== 'thought_cut') {
       const text = make('p', 'text', completion === '' ? '(empty)' : completion);
       text.dir = 'auto';
       answer.append(text);

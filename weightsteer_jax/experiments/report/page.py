@@ -86,6 +86,7 @@ def _page(
       sections.results(sweep, picks),
       sections.charts(curves, tradeoff),
       sections.browser(),
+      sections.thinking(sweep, survey),
       sections.accounting(sweep, survey),
       sections.origin(sweep),
     ],

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from weightsteer_jax.experiments.report import markup, tables, words
 from weightsteer_jax.experiments.report.examples import Counts, Survey
-from weightsteer_jax.experiments.report.metrics import accounted, agreement, further
+from weightsteer_jax.experiments.report.metrics import accounted, agreement, further, thoughts
 from weightsteer_jax.experiments.report.pick import TOLERANCE, Pick, Side
 from weightsteer_jax.experiments.report.safe import escape, redact
 from weightsteer_jax.experiments.report.study import ROLES, Cell, Study, format_alpha, metric_of
@@ -253,6 +253,12 @@ def accounting(sweep: Study, survey: Survey) -> str:
     accounted(sweep),
     agreement(sweep),
   )
+
+
+def thinking(sweep: Study, survey: Survey) -> str:
+  """What became of thoughts; '' where no model thinks."""
+  content = thoughts(sweep, survey)
+  return markup.section('Thoughts', content) if content else ''
 
 
 def _counts_table(sweep: Study, survey: Survey, arm: str) -> str:

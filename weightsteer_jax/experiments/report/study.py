@@ -26,6 +26,14 @@ FAILURES = (
   'unparsable_rate',
   'unjudged_rate',
 )
+# What became of thoughts, where a model thinks.
+THOUGHTS = (
+  'thought_rate',
+  'thought_tokens',
+  'thought_cut_rate',
+  'thought_leak_rate',
+  'thought_only_rate',
+)
 
 
 @dataclasses.dataclass(frozen=True)
