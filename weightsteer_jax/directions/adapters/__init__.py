@@ -4,10 +4,12 @@ config.py     adapter_config.json: the fields that count, the ones that do not, 
 starts.py     starts that move part of the base into the adapter (PiSSA, OLoRA, CorDA)
 rest.py       the moved part, computed again, and whether two adapters share it
 tensors.py    the tensors of a folder by kind: a row of KINDS for each kind
-low_rank.py   LoRA pairs of projections, of the head and of the embedding
+low_rank.py   LoRA pairs of projections, and biases beside them
 experts.py    LoRA pairs of experts, a pair for each or one for a stack of all
+tables.py     embedding and head: pairs, whole tables, rows of single tokens, resized vocabularies
 modules.py    names of modules, and the error for the ones that a base does not have
 wholes.py     tensors saved whole: the saved tensor minus the base's own
+completeness.py    the tensors that PEFT's rules ask for: all there, and no others
 delta.py      the kinds put together: a reader in READERS for each kind
 
 A new kind of tensor is a row in tensors.KINDS and a reader in delta.READERS.

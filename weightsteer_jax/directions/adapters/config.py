@@ -17,46 +17,48 @@ from weightsteer_jax.storage import files
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
 
-# Fields that say nothing about what a saved adapter computes: bookkeeping, training, and how
-# modules were chosen (the saved tensors say).
+# Fields that say nothing about what a saved adapter computes: bookkeeping and training.
 INERT = frozenset(
   (
     'auto_mapping',
     'base_model_name_or_path',
     'corda_config',
-    'ensure_weight_tying',
     'eva_config',
-    'exclude_modules',
     'inference_mode',
     'init_lora_weights',
-    'layers_pattern',
-    'layers_to_transform',
     'loftq_config',
     'lora_dropout',
     'lora_ga_config',
     'megatron_config',
     'megatron_core',
-    'modules_to_save',
     'peft_version',
     'qalora_group_size',
     'revision',
     'runtime_config',
-    'target_modules',
     'task_type',
   )
 )
 HONOURED = frozenset(
   (
-    'peft_type',
-    'r',
-    'lora_alpha',
-    'use_rslora',
-    'rank_pattern',
     'alpha_pattern',
     'bias',
+    'ensure_weight_tying',
+    'exclude_modules',
+    'layers_pattern',
+    'layers_to_transform',
+    'lora_alpha',
+    'lora_bias',
+    'modules_to_save',
+    'peft_type',
+    'r',
+    'rank_pattern',
+    'target_modules',
     'target_parameters',
+    'trainable_token_indices',
+    'use_rslora',
   )
 )
+BIASES = ('none', 'all', 'lora_only', None)
 
 
 def is_adapter(folder: pathlib.Path) -> bool:
@@ -87,10 +89,9 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
       'depends on it'
     )
   starts.check(config, path)
-  if config.get('bias', 'none') != 'none':
+  if config.get('bias', 'none') not in BIASES:
     raise InputError(
-      f"{path}: bias is {config['bias']!r}; biases trained by PEFT are not read: merge the adapter "
-      'and pass checkpoints'
+      f"{path}: bias is {config['bias']!r}; PEFT writes one of {', '.join(map(repr, BIASES))}"
     )
   # PEFT writes every field it knows; the settings that are off are null, false or empty.
   read_fields = INERT | HONOURED
@@ -130,12 +131,23 @@ def _pattern_value(patterns: Mapping[str, Any] | None, module: str, default: Any
   # The first pattern that matches counts, as in PEFT.
   for key, value in (patterns or {}).items():
     # A key is the end of a module's name, from a dot on, and may be a regular expression.
-    try:
-      matches = re.match(rf'(.*\.)?({key})$', module)
-    except re.error as error:
-      raise InputError(
-        f"the adapter's pattern '{key}' is no regular expression: {error}"
-      ) from error
-    if matches:
+    if matches(rf'(.*\.)?({key})$', module):
       return value
   return default
+
+
+def matches(pattern: str, module: str, *, whole: bool = False) -> re.Match[str] | None:
+  """The match of an adapter's regular expression at the start of a module's name.
+
+  Args:
+    whole: whether the expression must match the whole name.
+
+  Raises:
+    InputError: if the pattern is no regular expression.
+  """
+  try:
+    return re.fullmatch(pattern, module) if whole else re.match(pattern, module)
+  except re.error as error:
+    raise InputError(
+      f"the adapter's pattern '{pattern}' is no regular expression: {error}"
+    ) from error

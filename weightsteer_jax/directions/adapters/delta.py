@@ -5,11 +5,13 @@ from typing import Any
 
 from weightsteer_jax.directions import algebra
 from weightsteer_jax.directions.adapters import (
+  completeness,
   experts,
   low_rank,
   modules,
   rest,
   starts,
+  tables,
   tensors,
   wholes,
 )
@@ -34,21 +36,24 @@ def to_delta(adapter: Adapter, base: Checkpoint, *, shared: frozenset[str] = fro
     InputError: if a module is not in the base, a shape or rank is not that of the config and the
       base, or the two ends of tied embeddings are changed differently.
   """
-  leaves: dict[str, Leaf] = {}
-  for kind, reader in READERS.items():
-    if not adapter.tensors[kind]:
-      continue
-    for path, change in reader(adapter, base).items():
-      # One of the two would overwrite the other's change.
-      if path in leaves:
-        raise InputError(
-          f"{adapter.folder}: '{path}' is both a LoRA target and saved whole; one of them must go"
-        )
-      leaves[path] = change
-  delta = tree.unflatten(leaves)
+  delta = _read(adapter, base)
   if starts.start_of(adapter.config):
-    start = tree.unflatten(dict(low_rank.pairs(rest.of_base(adapter, base, shared), base)))
+    start = _read(rest.of_base(adapter, base, shared), base)
     delta = algebra.add_deltas(delta, algebra.scale_delta(start, -1.0))
+  # Last, because a module that the base does not have, or another shape, says more.
+  completeness.check(adapter, base)
+  return delta
+
+
+def _read(adapter: Adapter, base: Checkpoint) -> PyTree:
+  """The changes of all kinds together."""
+  delta: PyTree = {}
+  # A reader of several kinds reads them all at once.
+  for reader in dict.fromkeys(READERS.values()):
+    kinds = [kind for kind, other in READERS.items() if other is reader]
+    if any(adapter.tensors[kind] for kind in kinds):
+      # Kinds may change one parameter together, as biases trained beside a LoRA with biases.
+      delta = algebra.add_deltas(delta, tree.unflatten(reader(adapter, base)))
   return delta
 
 
@@ -61,12 +66,16 @@ def _refuse_magnitudes(adapter: Adapter, base: Checkpoint) -> dict[str, Leaf]:
 
 
 # {kind of tensor: the function that gives {path: change} for all tensors of the kind}. A reader
-# reads every tensor of its kind or raises: none is dropped in silence.
+# reads every tensor of its kinds or raises: none is dropped in silence.
 READERS: dict[str, Callable[[Adapter, Checkpoint], Mapping[str, Leaf]]] = {
   tensors.PAIR: low_rank.pairs,
   tensors.EXPERT_PAIR: experts.pairs,
-  tensors.EMBEDDING_PAIR: low_rank.embedding_pairs,
+  tensors.LORA_BIAS: low_rank.biases,
   tensors.MAGNITUDE: _refuse_magnitudes,
+  tensors.HEAD_PAIR: tables.changes,
+  tensors.EMBEDDING_PAIR: tables.changes,
+  tensors.TOKEN_ROWS: tables.changes,
+  tensors.TABLE: tables.changes,
   tensors.WHOLE: wholes.saved,
-  tensors.BASE_LAYER: wholes.base_layers,
+  tensors.BASE_LAYER: wholes.saved,
 }

@@ -1,4 +1,4 @@
-"""LoRA pairs as changes of a base: factors of kernels, and the dense change of an embedding.
+"""LoRA pairs as changes of a base: factors of kernels, and biases beside them.
 
 A module that holds several of our parameters (a fused qkv_proj) is taken apart by its rows.
 """
@@ -51,37 +51,45 @@ def pairs(adapter: Adapter, base: Checkpoint) -> dict[str, LowRank]:
   return leaves
 
 
-def embedding_pairs(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
-  """{path: change} of the pair at the embedding, float32: `A^T B^T` times the scale.
+def biases(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
+  """{path: change} of the biases of lora_B, which the scale multiplies as it does the product.
 
-  Source: peft.tuners.lora.layer.Embedding.
+  Source: peft.tuners.lora.layer.Linear, `lora_bias`.
 
   Raises:
-    InputError: if the base ties its head to the embedding, or a shape is not that of the base.
+    InputError: if a bias is at no kernel of a layer, or of another shape.
   """
-  (embedding,) = [path for path, row in base.rows.items() if row.name == stored.EMBEDDING]
-  module = stored.EMBEDDING.removesuffix('.weight')
-  left = set(adapter.tensors[tensors.EMBEDDING_PAIR]) - {module}
+  by_module = adapter.tensors[tensors.LORA_BIAS]
+  changes: dict[str, np.ndarray] = {}
+  left = set(by_module)
+  sites = models.delta_sites(base.config)
+  for path, row in base.rows.items():
+    bias_path = path.removesuffix('kernel') + 'bias'
+    # The head has no place for a bias.
+    if not path.endswith('/kernel') or '{e}' in row.name or bias_path not in sites:
+      continue
+    outputs, _ = stored.groups(row.pattern.split(' -> ')[0])
+    pattern = f'{outputs} -> {outputs.strip("()")}'
+    for layer in range(base.num_layers(path)):
+      module = row.name.format(l=layer).removesuffix('.weight')
+      if module not in by_module:
+        continue
+      left.discard(module)
+      bias = by_module[module]['bias']
+      expected = stored.stored_shape(row, base.config)[:1]
+      if bias.shape != expected:
+        raise InputError(
+          f"{adapter.folder}: the bias of '{module}' has shape {bias.shape}; the base has outputs "
+          f'of {expected}'
+        )
+      pair = adapter.tensors[tensors.PAIR][module]
+      scale = checked_scale(adapter, module, pair['A'], pair['B'])
+      rows = stored.stored_rows(row, base.config)
+      change = changes.setdefault(bias_path, np.zeros(sites[bias_path].shape, np.float32))
+      change[layer] = scale * stored.to_ours(bias[rows], pattern, base.config)
   if left:
     raise modules.unknown(adapter, base, left)
-  parts = adapter.tensors[tensors.EMBEDDING_PAIR][module]
-  a_RV = parts['A']
-  b_DR = parts['B']
-  scale = checked_scale(adapter, module, a_RV, b_DR)
-  if base.config.tied:
-    raise InputError(
-      f"{adapter.folder}: '{module}' has a low-rank change, and the base '{base.source}' ties its "
-      'head to it: PEFT applies the change to the one and not to the other, which a tied model '
-      'cannot hold. Save the embedding whole (modules_to_save, ensure_weight_tying=True) instead'
-    )
-  shape = (a_RV.shape[1], b_DR.shape[0])
-  expected = (base.config.vocab_size, base.config.width)
-  if shape != expected:
-    raise InputError(
-      f"{adapter.folder}: '{module}' changes an embedding of shape {shape}; the base's is "
-      f"{expected}"
-    )
-  return {embedding: Dense(jnp.asarray(scale * (a_RV.T @ b_DR.T)))}
+  return {path: Dense(jnp.asarray(change)) for path, change in changes.items() if change.any()}
 
 
 def factor_patterns(pattern: str) -> tuple[str, str]:

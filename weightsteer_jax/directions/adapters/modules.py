@@ -19,19 +19,16 @@ def names(base: Checkpoint, stored: str) -> tuple[str, ...]:
   return (stored,) if renamed == stored else (stored, renamed)
 
 
-def tensor_owners(base: Checkpoint) -> dict[str, tuple[str, int]]:
-  """{tensor name: (path, layer)} of the base's parameters, except experts.
-
-  Of a fused tensor, one of its parameters is named.
-  """
-  owners = {}
+def tensor_owners(base: Checkpoint) -> dict[str, list[tuple[str, int]]]:
+  """{tensor name: (path, layer) of each parameter in it} of the base, except experts."""
+  owners: dict[str, list[tuple[str, int]]] = {}
   for path, row in base.rows.items():
     if '{e}' in row.name:
       continue
     for layer in range(base.num_layers(path)):
       tensor_name = row.name.format(l=layer)
       for name in names(base, tensor_name):
-        owners[name] = (path, layer)
+        owners.setdefault(name, []).append((path, layer))
   return owners
 
 

@@ -48,7 +48,7 @@ def of_base(adapter: Adapter, base: Checkpoint, without: frozenset[str] = frozen
     InputError: if the start is CorDA's, whose samples are not in the files.
   """
   start = start_of(adapter.config)
-  wanted = [module for module in adapter.tensors[tensors.PAIR] if module not in without]
+  wanted = [module for module in _started(adapter) if module not in without]
   if start == CORDA and wanted:
     raise InputError(
       f"{adapter.folder}: init_lora_weights is 'corda'; its start comes from sample inputs, which "
@@ -60,7 +60,7 @@ def of_base(adapter: Adapter, base: Checkpoint, without: frozenset[str] = frozen
       f"{adapter.folder}: init_lora_weights is '{start}', and experts are targets, for which "
       f'PEFT has no such start. {CONVERT}'
     )
-  pairs = {}
+  pairs: dict[str, dict[str, Any]] = {tensors.PAIR: {}, tensors.HEAD_PAIR: {}}
   for module in wanted:
     name = f'{module}.weight'
     if name == stored.HEAD and base.config.tied:
@@ -78,9 +78,18 @@ def of_base(adapter: Adapter, base: Checkpoint, without: frozenset[str] = frozen
     # The adapter's own scale is applied to these pairs too, and PiSSA divides by it before.
     if start == PISSA:
       b_OR = b_OR / scale
-    pairs[module] = {'A': a_RI.astype(np.float32), 'B': b_OR.astype(np.float32)}
+    kind = tensors.HEAD_PAIR if name == stored.HEAD else tensors.PAIR
+    pairs[kind][module] = {'A': a_RI.astype(np.float32), 'B': b_OR.astype(np.float32)}
   kinds: dict[str, Any] = {kind: {} for kind in adapter.tensors}
-  return dataclasses.replace(adapter, tensors=kinds | {tensors.PAIR: pairs})
+  return dataclasses.replace(adapter, tensors=kinds | pairs)
+
+
+def _started(adapter: Adapter) -> list[str]:
+  """The linear modules whose rest of the base is not in the file."""
+  modules = list(adapter.tensors[tensors.PAIR])
+  # PEFT saves the rest of a head beside its pair.
+  modules += [name for name in adapter.tensors[tensors.HEAD_PAIR] if name not in adapter.tensors[tensors.TABLE]]
+  return modules
 
 
 def _keys(adapter: Adapter, start: str) -> dict[str, Any]:
@@ -89,7 +98,7 @@ def _keys(adapter: Adapter, start: str) -> dict[str, Any]:
   PEFT starts embeddings from zero in any case.
   """
   keys = {}
-  for module in adapter.tensors[tensors.PAIR]:
+  for module in _started(adapter):
     rank, scale = configs.scaling(adapter.config, module)
     # The scale cancels out of PiSSA's and CorDA's starts.
     keys[module] = (rank, scale) if start == OLORA else (rank,)

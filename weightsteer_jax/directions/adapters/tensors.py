@@ -2,7 +2,8 @@
 
 PEFT saves whole modules (`modules_to_save`: embed_tokens and lm_head in the paper's recipe) under
 plain names; state dicts written by hand keep `.modules_to_save.`. Names may also carry the name of
-the adapter (`.default`), which says nothing.
+the adapter (`.default`) and the names of wrappers (`_orig_mod.` of a compiled model), which say
+nothing.
 """
 
 import dataclasses
@@ -20,9 +21,13 @@ from weightsteer_jax.storage import files, safetensors
 
 PAIR = 'pair'
 EXPERT_PAIR = 'expert_pair'
+HEAD_PAIR = 'head_pair'
 EMBEDDING_PAIR = 'embedding_pair'
+LORA_BIAS = 'lora_bias'
 MAGNITUDE = 'magnitude'
+TOKEN_ROWS = 'token_rows'
 ORIGINAL = 'original'
+TABLE = 'table'
 BASE_LAYER = 'base_layer'
 WHOLE = 'whole'
 
@@ -34,41 +39,67 @@ class TensorKind(NamedTuple):
     kind: the key in `Adapter.tensors`.
     pattern: regular expression of the names behind `base_model.model.`, with the groups `module`
       and `part`.
+    name: the usual name behind `base_model.model.`, with '{m}' for the module and '{p}' for the
+      part.
     parts: the parts that a module must have all together; empty if any will do.
   """
 
   kind: str
   pattern: str
+  name: str = '{m}.{p}'
   parts: tuple[str, ...] = ()
 
 
 # The adapter's name may stand in a tensor's name.
 _ADAPTER = r'(?:\.[\w-]+)?'
+_HEAD = r'(?P<module>lm_head)'
+_TABLE = r'(?P<module>model\.embed_tokens|lm_head)'
+_MODULE = r'(?P<module>.+)'
+_PAIR = rf'\.lora_(?P<part>[AB]){_ADAPTER}\.weight'
 # In the order of trial: a tensor is of the first kind that its name matches.
 KINDS = (
+  TensorKind(HEAD_PAIR, _HEAD + _PAIR, '{m}.lora_{p}.weight', ('A', 'B')),
   # Of one projection of one expert, or of a stack of all experts (see experts.py).
   TensorKind(
     EXPERT_PAIR,
-    r'(?P<module>.+\.experts(?:\.base_layer|\.\d+\.\w+)?)'
-    rf'\.lora_(?P<part>[AB]){_ADAPTER}\.weight',
+    rf'(?P<module>.+\.experts(?:\.base_layer|\.\d+\.\w+)?){_PAIR}',
+    '{m}.lora_{p}.weight',
     ('A', 'B'),
   ),
-  TensorKind(PAIR, rf'(?P<module>.+)\.lora_(?P<part>[AB]){_ADAPTER}\.weight', ('A', 'B')),
+  TensorKind(PAIR, _MODULE + _PAIR, '{m}.lora_{p}.weight', ('A', 'B')),
   # PEFT keeps the factors of an embedding as parameters of their own, so they are no `.weight`.
   TensorKind(
-    EMBEDDING_PAIR, rf'(?P<module>.+)\.lora_embedding_(?P<part>[AB]){_ADAPTER}', ('A', 'B')
+    EMBEDDING_PAIR,
+    rf'{_MODULE}\.lora_embedding_(?P<part>[AB]){_ADAPTER}',
+    '{m}.lora_embedding_{p}',
+    ('A', 'B'),
   ),
-  TensorKind(MAGNITUDE, r'(?P<module>.+)\.(?P<part>lora_magnitude_vector).*'),
+  TensorKind(LORA_BIAS, rf'{_MODULE}\.lora_B{_ADAPTER}\.(?P<part>bias)', '{m}.lora_B.{p}'),
+  TensorKind(MAGNITUDE, rf'{_MODULE}\.(?P<part>lora_magnitude_vector).*'),
+  # New values of the rows of single tokens (`trainable_token_indices`); not a difference.
+  TensorKind(
+    TOKEN_ROWS,
+    rf'{_MODULE}\.token_adapter\.trainable_tokens_(?P<part>delta){_ADAPTER}',
+    '{m}.token_adapter.trainable_tokens_{p}',
+  ),
   # The untouched copy that a wrapper keeps of a module.
-  TensorKind(ORIGINAL, r'(?P<module>.+)\.original_module\.(?P<part>.+)'),
-  # The base's own tensor below a LoRA: of an embedding or head, or a bias trained beside.
-  TensorKind(BASE_LAYER, r'(?P<module>.+)\.base_layer\.(?P<part>weight|bias)'),
+  TensorKind(ORIGINAL, rf'{_MODULE}\.original_module\.(?P<part>.+)'),
+  # A whole embedding or head, alone or below a LoRA or token rows.
+  TensorKind(
+    TABLE,
+    rf'{_TABLE}(?:\.token_adapter)?(?:\.base_layer|\.modules_to_save{_ADAPTER})?'
+    r'\.(?P<part>weight)',
+  ),
+  # The base's own tensor below a LoRA, such as a bias trained beside.
+  TensorKind(BASE_LAYER, rf'{_MODULE}\.base_layer\.(?P<part>weight|bias)'),
   TensorKind(
     WHOLE,
-    r'(?P<module>(?:(?!\.lora_).)+?)'
-    rf'(?:\.modules_to_save{_ADAPTER})?\.(?P<part>weight|bias)',
+    rf'(?P<module>(?:(?!\.lora_).)+?)(?:\.modules_to_save{_ADAPTER})?\.(?P<part>weight|bias)',
   ),
 )
+# Wrappers of torch that put their own name into every name below: torch.compile, FSDP, activation
+# checkpointing. No module of a supported family is called so.
+WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,19 +118,35 @@ class Adapter:
   config: Mapping[str, Any]
   tensors: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 
+  def names(self) -> set[str]:
+    """The names of all tensors, as usually written behind `base_model.model.`."""
+    names: set[str] = set()
+    for row in KINDS:
+      for module, parts in self.tensors[row.kind].items():
+        names.update(row.name.format(m=module, p=part) for part in parts)
+    return names
+
 
 def read(folder: pathlib.Path) -> Adapter:
   """The adapter in a folder.
 
   Raises:
-    InputError: if the adapter is no plain LoRA, has a setting that is not read, or is a pickle.
+    InputError: if the adapter is no plain LoRA, has a setting that is not read, is a pickle, or
+      holds no tensors, a tensor twice, or half a pair.
     CorruptError: if a file was cut short.
     NotFiniteError: if a value is NaN or infinite.
   """
   config = configs.read_config(folder)
   tensors: dict[str, dict[str, dict[str, np.ndarray]]] = {row.kind: {} for row in KINDS}
   broken = []
-  for name, tensor in _read_file(folder).items():
+  saved = _read_file(folder)
+  if not saved:
+    raise InputError(
+      f'{folder / configs.WEIGHTS} holds no tensors. PEFT writes such a file when it is given the '
+      'state_dict of a compiled or distributed model: save again from the model inside '
+      "(model._orig_mod or model.module), without passing 'state_dict'"
+    )
+  for name, tensor in saved.items():
     kind, module, part = recognise(name, folder)
     if kind == ORIGINAL:
       continue
@@ -107,7 +154,14 @@ def read(folder: pathlib.Path) -> Adapter:
     value = tensor.astype(np.float32)
     if not np.isfinite(value).all():
       broken.append(module)
-    tensors[kind].setdefault(module, {})[part] = value
+    parts = tensors[kind].setdefault(module, {})
+    # A resized embedding that is saved whole is in the file under two names.
+    if part in parts and not np.array_equal(parts[part], value, equal_nan=True):
+      raise InputError(
+        f"{folder} holds '{module}.{part}' twice, with different values, '{name}' for one: save "
+        'the adapter again from the model inside of its wrappers'
+      )
+    parts[part] = value
   for row in KINDS:
     halves = [module for module, parts in tensors[row.kind].items() if set(row.parts) - set(parts)]
     if halves:
@@ -124,18 +178,30 @@ def recognise(name: str, folder: pathlib.Path) -> tuple[str, str, str]:
 
   >>> recognise('base_model.model.model.layers.0.mlp.up_proj.lora_A.default.weight', '.')
   ('pair', 'model.layers.0.mlp.up_proj', 'A')
-  >>> recognise('base_model.model.lm_head.modules_to_save.default.weight', '.')
-  ('whole', 'lm_head', 'weight')
+  >>> recognise('base_model.model._orig_mod.lm_head.modules_to_save.default.weight', '.')
+  ('table', 'lm_head', 'weight')
 
   Raises:
     InputError: if the name is of no kind that is read.
   """
-  # PeftModel wraps a tuner, which wraps the model: two levels of attributes in every name.
-  plain = name.removeprefix('base_model.model.')
+  plain = unwrapped(name)
+  # A distributed model puts its name in front, and PeftModel wraps a tuner, which wraps the model:
+  # two levels of attributes in every name.
+  plain = plain.removeprefix('module.').removeprefix('base_model.model.')
+  plain = plain.removeprefix('module.')
   for row in KINDS:
     if match := re.fullmatch(row.pattern, plain):
       return row.kind, match['module'], match['part']
   raise InputError(f"{folder}: the tensor '{name}' is none that a plain LoRA adapter has")
+
+
+def unwrapped(name: str) -> str:
+  """A name without the names of wrappers.
+
+  >>> unwrapped('_orig_mod.model.layers.0._orig_mod.mlp')
+  'model.layers.0.mlp'
+  """
+  return '.'.join(part for part in name.split('.') if part not in WRAPPERS)
 
 
 def _read_file(folder: pathlib.Path) -> dict[str, np.ndarray]:
