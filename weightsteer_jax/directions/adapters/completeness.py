@@ -5,7 +5,7 @@ peft.tuners.lora.model (`_add_targets_to_tie`, `_add_modules_to_save_to_tie`), p
 (`_set_trainable`, `set_additional_trainable_modules`), PEFT 0.21.2.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from weightsteer_jax import models
@@ -15,6 +15,7 @@ from weightsteer_jax.directions.adapters.experts import STACKS
 from weightsteer_jax.directions.adapters.tensors import Adapter
 from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
 from weightsteer_jax.models import stored
+from weightsteer_jax.models.families import TensorRow
 from weightsteer_jax.models.stored import EMBEDDING, HEAD
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import listed
@@ -47,7 +48,7 @@ def check(adapter: Adapter, base: Checkpoint) -> None:
   for kind in (tensors.PAIR, tensors.HEAD_PAIR):
     pairs |= {f'{module}.lora_A.weight' for module in adapter.tensors[kind]}
   # Routers are named by their parameter, or by their module before transformers 5.
-  routers = {f'{name}.lora_A.weight' for name in _routers(base)}
+  routers = {f'{name}.lora_A.weight' for names in _routers(base) for name in names}
   unasked = sorted(pairs - asked - routers)
   # PEFT leaves such tensors out when it loads the adapter, and says nothing.
   if unasked and adapter.config.get('target_modules'):
@@ -97,22 +98,26 @@ def expected_of_experts(adapter: Adapter, base: Checkpoint) -> set[str]:
   With transformers 5 these are targets by their parameters, before that by their modules.
   """
   config = adapter.config
-  asked = set()
   parameters = config.get('target_parameters') or []
+  targets = config.get('target_modules') or []
+  asked: set[tuple[str, ...]] = set()
   if parameters:
-    asked = {name for name in _routers(base) if _is_named(parameters, f'{name}.weight')}
+    for names in _routers(base):
+      if any(_is_named(parameters, f'{name}.weight') for name in names):
+        asked.add(names)
     asked |= _stacks(base, parameters)
-  elif not isinstance(config.get('target_modules') or [], str):
-    asked = {name for name in _routers(base) if is_target(config, name)}
-    asked |= {name for name in _single_experts(base) if is_target(config, name)}
+  # A pattern may match projections of experts, which are no modules since transformers 5.
+  elif not isinstance(targets, str):
+    for names in _routers(base) | _single_experts(base):
+      if any(is_target(config, name) for name in names):
+        asked.add(names)
   there = {*adapter.tensors[tensors.EXPERT_PAIR], *adapter.tensors[tensors.PAIR]}
-  names = set()
-  for module in asked:
+  pairs = set()
+  for names in asked:
     # Under one of its names is enough.
-    others = modules.names(base, module)
-    known = next((name for name in others if name in there), module)
-    names |= {f'{known}.lora_A.weight', f'{known}.lora_B.weight'}
-  return names
+    module = next((name for name in names if name in there), names[0])
+    pairs |= {f'{module}.lora_A.weight', f'{module}.lora_B.weight'}
+  return pairs
 
 
 def is_target(config: Mapping[str, Any], module: str) -> bool:
@@ -188,33 +193,38 @@ def _modules_of_token_rows(config: Mapping[str, Any], *, tied: bool) -> list[str
   return list(indices)
 
 
-def _stacks(base: Checkpoint, parameters: Sequence[str]) -> set[str]:
-  """The wrappers of stacked experts: a second lies inside of the first."""
+def _stacks(base: Checkpoint, parameters: Sequence[str]) -> set[tuple[str, ...]]:
+  """The wrappers of stacked experts, each by its names; a second lies inside of the first."""
   stacks = set()
-  for container in {name.split('.experts.')[0] + '.experts' for name in _single_experts(base)}:
-    for name in modules.names(base, container):
-      named = [stack for stack in STACKS if _is_named(parameters, f'{name}.{stack}')]
-      stacks |= set([container, f'{container}.base_layer'][: len(named)])
+  for names in _single_experts(base):
+    containers = tuple(name.split('.experts.')[0] + '.experts' for name in names)
+    named = set()
+    for parameter in STACKS:
+      if any(_is_named(parameters, f'{container}.{parameter}') for container in containers):
+        named.add(parameter)
+    if named:
+      stacks.add(containers)
+    if len(named) > 1:
+      stacks.add(tuple(f'{container}.base_layer' for container in containers))
   return stacks
 
 
-def _single_experts(base: Checkpoint) -> set[str]:
-  """The modules of the projections of single experts, by all their names."""
-  names: set[str] = set()
-  for row in base.rows.values():
-    if '{e}' in row.name:
-      for name in stored.stored_names(row, base.config).values():
-        names.update(modules.names(base, name.removesuffix('.weight')))
-  return names
+def _single_experts(base: Checkpoint) -> set[tuple[str, ...]]:
+  """The modules of the projections of single experts, each by its names."""
+  return _modules_of(base, [row for row in base.rows.values() if '{e}' in row.name])
 
 
-def _routers(base: Checkpoint) -> set[str]:
-  names: set[str] = set()
-  for path, row in base.rows.items():
-    if 'router' in path:
-      for name in stored.stored_names(row, base.config).values():
-        names.update(modules.names(base, name.removesuffix('.weight')))
-  return names
+def _routers(base: Checkpoint) -> set[tuple[str, ...]]:
+  return _modules_of(base, [row for path, row in base.rows.items() if 'router' in path])
+
+
+def _modules_of(base: Checkpoint, rows: Iterable[TensorRow]) -> set[tuple[str, ...]]:
+  """The names of each module of a kernel."""
+  found = set()
+  for row in rows:
+    for name in stored.stored_names(row, base.config).values():
+      found.add(modules.names(base, name.removesuffix('.weight')))
+  return found
 
 
 def _tensor_names(base: Checkpoint) -> set[str]:
