@@ -254,7 +254,7 @@ def edit_config(folder, adapter, **changes):
     (dict(fan_in_fan_out=True), 'fan_in_fan_out=true'),
     (dict(bias='all'), 'not whole.*6 are not in.*layers.0.self_attn.k_proj.bias'),
     (dict(bias='some'), "bias is 'some'"),
-    (dict(init_lora_weights='pissa_niter_4'), "init_lora_weights is 'pissa'"),
+    (dict(init_lora_weights='pissa_niter_4'), 'pissa_niter_4.*randomised SVD'),
     (dict(trainable_token_indices=[1, 2]), 'not whole.*token_adapter.trainable_tokens_delta'),
     (dict(a_setting_of_tomorrow=3), 'a_setting_of_tomorrow=3'),
     (dict(r=7), 'its config says rank 7'),

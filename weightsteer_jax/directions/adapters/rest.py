@@ -88,7 +88,11 @@ def _started(adapter: Adapter) -> list[str]:
   """The linear modules whose rest of the base is not in the file."""
   modules = list(adapter.tensors[tensors.PAIR])
   # PEFT saves the rest of a head beside its pair.
-  modules += [name for name in adapter.tensors[tensors.HEAD_PAIR] if name not in adapter.tensors[tensors.TABLE]]
+  modules += [
+    name
+    for name in adapter.tensors[tensors.HEAD_PAIR]
+    if name not in adapter.tensors[tensors.TABLE]
+  ]
   return modules
 
 
