@@ -41,6 +41,10 @@ TEMPLATES = {
   # As DeepSeek-R1, before and since its prompt opens the thought.
   'drops': DROPS,
   'opens, drops': opening(DROPS, '<think>\n'),
+  # As Nemotron 3 Nano: an empty thought is shown otherwise than it is begun.
+  'opens, shows closed': opening(
+    DROPS.replace("{{ c }}", "{{ '<think></think>' + c }}"), '<think>\n'
+  ),
   # As OLMo 3.
   'opens without a newline': opening(DROPS, '<think>'),
   'closes, drops': opening(DROPS, EMPTY),
@@ -61,6 +65,7 @@ def tokenizer_of(style, plain=('<think>', '</think>')):
     ('opens, shows', HEADER + EMPTY, 'an empty thought'),
     ('drops', HEADER, ''),
     ('opens, drops', HEADER + EMPTY, 'an empty thought'),
+    ('opens, shows closed', HEADER + '<think></think>', 'an empty thought'),
     ('opens without a newline', HEADER + EMPTY, 'an empty thought'),
     ('closes, drops', HEADER + EMPTY, ''),
   ],

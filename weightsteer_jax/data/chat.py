@@ -134,11 +134,16 @@ def _before_answer(
     return generated + block, EMPTY_THOUGHT if block else '', start + len(block)
   if tags is None:
     return generated, '', -1
-  # Templates that drop thoughts from rendered answers drop the tags that the prompt ends with too.
+  # Templates that drop or rewrite thoughts in rendered answers do not begin with the prompt's tags.
   bare, closed = thoughts.closed(generated, tags)
   if not rendered.startswith(bare):
     return generated, '', -1
-  return closed, EMPTY_THOUGHT if closed != generated else '', len(bare)
+  # The empty thought as the template writes it comes before one of our making.
+  block = thoughts.empty_at(rendered, len(bare), tags)
+  if block:
+    closed = bare + block
+  behind = EMPTY_THOUGHT if closed != generated else ''
+  return closed, behind, len(bare) + len(block)
 
 
 def _behind_prompt(completion: str, prompt: str, tags: thoughts.Tags, name: str) -> str:
