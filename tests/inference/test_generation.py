@@ -144,11 +144,11 @@ def test_equal_rows_are_computed_once(engine_of, random_tokens):
     for i in range(3)
   ]
   assert (
-    len(generation.continuations(greedy, engine.arms, 128)) == 1
+    len(generation.continuations(greedy, engine.arms, engine.config)) == 1
     and len(list(engine.generate(greedy))) == 6
   )
   drawn = [dataclasses.replace(request, sampling=WARM) for request in greedy]
-  assert len(generation.continuations(drawn, engine.arms, 128)) == 3
+  assert len(generation.continuations(drawn, engine.arms, engine.config)) == 3
 
 
 def test_a_prompt_is_read_as_the_beginning_of_all_that_it_grows_to(

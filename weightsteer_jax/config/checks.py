@@ -71,6 +71,7 @@ def _check_model_and_mesh(run: Run) -> None:
   _one_of('model.dtype', run.model.dtype, DTYPES)
   _one_of('model.attention', run.model.attention, kernels)
   chat_options.check_date(run.model.chat_date, "the config key 'model.chat_date'")
+  _one_of('model.system_role', run.model.system_role, ('system', 'user'))
   _one_of('mesh.base', run.mesh.base, ('auto', 'replicate', 'shard'))
   _one_of('mesh.indivisible', run.mesh.indivisible, sharding.INDIVISIBLE)
   if run.mesh.shape != 'auto':
@@ -173,13 +174,6 @@ def _check_data_source(where: str, data: Data) -> None:
 
 def _check_finetune(where: str, finetune: FineTune) -> None:
   _one_of(f'{where}.kind', finetune.kind, ('lora_embeddings', 'lora', 'bias', 'full'))
-  _require(
-    not finetune.targets or finetune.kind.startswith('lora'),
-    f'{where}.targets',
-    finetune.targets,
-    f'nothing where {where}.kind is {finetune.kind!r}, which has no LoRA',
-  )
-  _each_once(f'{where}.targets', finetune.targets, 'each layer once')
   _one_of(f'{where}.remat', finetune.remat, ('auto', 'none', 'dots', 'full'))
   _one_of(f'{where}.together', finetune.together, ('auto', 'on', 'off'))
   rates = finetune.learning_rates

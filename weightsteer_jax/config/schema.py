@@ -29,6 +29,12 @@ class ModelChoice:
   # The day, as in 2026-12-01, that a template is told which asks for it; '' is the day of the run's
   # first start, which is recorded.
   chat_date: str = ''
+  # System prompt of conversations without one, in training and evaluation; '' leaves them to the
+  # chat template, which may write words of its own.
+  system_prompt: str = ''
+  # Where system prompts stand: 'system', a turn of their own, or 'user', before the first question,
+  # for chat templates without such a turn.
+  system_role: str = 'system'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +111,6 @@ class FineTune:
   rank: int = 32
   # The change is lora_alpha / rank * A B.
   lora_alpha: float = 16.0
-  # Linear layers with LoRA's factors, by their names in checkpoints and in PEFT ('q_proj', 'w1',
-  # 'experts', 'gate' for a router, 'all-linear'); () is all but routers.
-  targets: tuple[str, ...] = ()
   # Probability that an input of a LoRA branch is dropped in training.
   dropout: float = 0.0
   # Peak learning rates; several are tried, and the best by validation loss is kept.

@@ -1,16 +1,20 @@
-r"""Arguments and the date of a chat template, bound into the template's own text.
+r"""Arguments, the date and system prompts of a chat template, bound into the template's own text.
 
 A template reads variables beside the messages (`enable_thinking`, `date_string`), and some ask for
 the day. Both are bound before anything is rendered: whoever renders with the tokenizer afterwards
 gives every conversation the same frame, today and tomorrow.
 
-  >>> prefix({'enable_thinking': False}, None)
+  >>> prefix(Binding({'enable_thinking': False}))
   '{% set enable_thinking = false %}\n'
 
 Variables are set at the top of the text, and `strftime_now` becomes a macro that knows one day.
 transformers has no other door for the day: its global of that name reads the clock, and a function
 passed as a variable becomes a text before the template sees it (transformers 5.24,
 `_plain_template_data`).
+
+A system prompt for conversations without one takes the place of the template's own, such as "You
+are Qwen". Templates without a system turn (Gemma 2, the first Mistral) refuse system prompts: those
+can stand before the first question, as Gemma 3's template puts them.
 """
 
 import dataclasses
@@ -32,15 +36,20 @@ class Binding:
   Attributes:
     arguments: JSON values by name.
     date: the day, YYYY-MM-DD; '' where the template asks for none.
+    system_prompt: of conversations without one; '' leaves them to the template.
+    system_role: 'system', or 'user' where system prompts stand before the first question.
   """
 
   arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   date: str = ''
+  system_prompt: str = ''
+  system_role: str = 'system'
 
   def to_json(self) -> dict[str, Any]:
-    """The entries that are not empty, for records."""
-    record = {'arguments': dict(self.arguments), 'date': self.date}
-    return {key: value for key, value in record.items() if value}
+    """The entries that are not at their defaults, for records."""
+    record = {**dataclasses.asdict(self), 'arguments': dict(self.arguments)}
+    plain = dataclasses.asdict(Binding())
+    return {key: value for key, value in record.items() if value != plain[key]}
 
   def words(self) -> str:
     """The binding in a line; '' where nothing is bound."""
@@ -49,6 +58,10 @@ class Binding:
       parts.append(f'arguments {json.dumps(dict(self.arguments), ensure_ascii=False)}')
     if self.date:
       parts.append(f'date {self.date}')
+    if self.system_prompt:
+      parts.append(f'system prompt {self.system_prompt!r}')
+    if self.system_role != 'system':
+      parts.append('system prompts stand before the first question')
     return ', '.join(parts)
 
 
@@ -57,12 +70,21 @@ def today() -> str:
   return datetime.datetime.now().date().isoformat()
 
 
-def bind(tokenizer: Any, arguments: Mapping[str, Any], date: str = '') -> Any:
+def bind(
+  tokenizer: Any,
+  arguments: Mapping[str, Any],
+  date: str = '',
+  *,
+  system_prompt: str = '',
+  system_role: str = 'system',
+) -> Any:
   """The tokenizer, with its chat template bound.
 
   Args:
     arguments: JSON values of the template's variables.
     date: the day that a dated template is told; '' is the present day.
+    system_prompt: put before conversations without a system prompt; '' leaves them alone.
+    system_role: 'system', or 'user' to put system prompts before the first question.
 
   Raises:
     InputError: if there is no chat template to take the arguments, or the template never reads one
@@ -84,11 +106,10 @@ def bind(tokenizer: Any, arguments: Mapping[str, Any], date: str = '') -> Any:
   _check_read(arguments, tokenizer.get_chat_template(), tokenizer)
   dated = any(CLOCK in text for text in named.values())
   day = datetime.date.fromisoformat(date or today()) if dated else None
-  bound = {}
-  for name, text in named.items():
-    bound[name] = prefix(arguments, day if CLOCK in text else None, text) + text
+  told = Binding(arguments, day.isoformat() if day else '', system_prompt, system_role)
+  bound = {name: prefix(told, text) + text for name, text in named.items()}
   tokenizer.chat_template = bound if isinstance(template, Mapping) else bound['default']
-  tokenizer.chat_binding = Binding(arguments, day.isoformat() if day else '')
+  tokenizer.chat_binding = told
   return tokenizer
 
 
@@ -97,28 +118,47 @@ def bound(tokenizer: Any) -> Binding:
   return getattr(tokenizer, 'chat_binding', None) or Binding()
 
 
-def prefix(arguments: Mapping[str, Any], day: datetime.date | None, template: str = '') -> str:
+def prefix(told: Binding, template: str = '') -> str:
   """The lines before a template that bind it.
 
   Args:
-    day: what `strftime_now` tells; None leaves the function alone.
     template: the template, whose texts are looked through for formats of dates.
   """
   blocks = []
-  for name, value in arguments.items():
+  for name, value in told.arguments.items():
     blocks.append(f'{{% set {name} = {_literal(value)} %}}')
-  if day is not None:
-    midnight = datetime.datetime.combine(day, datetime.time())
-    told = {text: midnight.strftime(text) for text in sorted(_formats(template))}
-    unknown = "raise_exception('no format of dates that stands in the template: ' ~ format)"
+  if told.date and CLOCK in template:
+    blocks.append(_clock(datetime.date.fromisoformat(told.date), template))
+  if told.system_prompt:
+    message = _literal({'role': 'system', 'content': told.system_prompt})
     blocks.append(
-      f'{{% macro {CLOCK}(format) %}}'
-      f'{{{{ ({_literal(told)})[format] if format in {_literal(list(told))} else {unknown} }}}}'
-      '{% endmacro %}'
+      "{% if messages[0].role != 'system' %}"
+      f'{{% set messages = [{message}] + messages %}}'
+      '{% endif %}'
+    )
+  if told.system_role == 'user':
+    # As in the template of Gemma 3: system prompt, blank line, question.
+    joined = "messages[0].content ~ '\\n\\n' ~ messages[1].content"
+    blocks.append(
+      "{% if messages[0].role == 'system' and messages[1].role == 'user' %}"
+      f"{{% set messages = [{{'role': 'user', 'content': {joined}}}] + messages[2:] %}}"
+      '{% endif %}'
     )
   # The newline goes with the block before it (trim_blocks), and leaves the template at the
   # beginning of a line, where lstrip_blocks takes the blanks before its first block.
   return ''.join(blocks) + '\n' if blocks else ''
+
+
+def _clock(day: datetime.date, template: str) -> str:
+  """A macro in place of transformers' clock, that knows one day."""
+  midnight = datetime.datetime.combine(day, datetime.time())
+  told = {text: midnight.strftime(text) for text in sorted(_formats(template))}
+  unknown = "raise_exception('no format of dates that stands in the template: ' ~ format)"
+  return (
+    f'{{% macro {CLOCK}(format) %}}'
+    f'{{{{ ({_literal(told)})[format] if format in {_literal(list(told))} else {unknown} }}}}'
+    '{% endmacro %}'
+  )
 
 
 def _literal(value: Any) -> str:

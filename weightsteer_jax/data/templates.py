@@ -1,5 +1,6 @@
 """Tokenizers, and the format that a chat template gives to messages, learnt by rendering some."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -16,6 +17,10 @@ Messages = Sequence[Mapping[str, str]]
 _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'vocab.json')
 # Rendered to learn a template's format; any words would do that no template writes itself.
 _QUESTION = 'Question'
+_NO_SYSTEM_TURN = (
+  "it has no system turn; put the text into the first question (in a run, model.system_role='user' "
+  'does so)'
+)
 _ANSWER = 'Answer'
 
 
@@ -41,12 +46,16 @@ def load_tokenizer(
   *,
   template_args: Mapping[str, Any] | None = None,
   date: str = '',
+  system_prompt: str = '',
+  system_role: str = 'system',
 ) -> Any:
   """The tokenizer in a checkpoint folder, read by transformers; no network, no remote code.
 
   Args:
     template_args: variables that the chat template is told wherever it renders, see bindings.py.
     date: the day that a dated chat template is told, as in 2026-12-01; '' is the present day.
+    system_prompt: put before conversations without a system prompt; '' leaves them alone.
+    system_role: 'system', or 'user' to put system prompts before the first question.
 
   Raises:
     InputError: if the folder or the tokenizer is missing, transformers cannot read it, or the chat
@@ -70,7 +79,13 @@ def load_tokenizer(
   # transformers and tokenizers raise many types, bare Exception among them, for a bad file.
   except Exception as error:
     raise InputError(f'{folder}: transformers cannot read the tokenizer: {error}') from error
-  return bindings.bind(tokenizer, template_args or {}, date)
+  return bindings.bind(
+    tokenizer,
+    template_args or {},
+    date,
+    system_prompt=system_prompt,
+    system_role=system_role,
+  )
 
 
 def require_chat_template(tokenizer) -> None:
@@ -180,16 +195,57 @@ def render(tokenizer, messages: Messages, name: str, *, generate: bool) -> str:
   # faults of syntax have in common.
   import jinja2
 
-  try:
+  def rendered(messages: Messages) -> str:
     return tokenizer.apply_chat_template(
       list(messages), tokenize=False, add_generation_prompt=generate
     )
+
+  try:
+    text = rendered(messages)
   except jinja2.TemplateError as error:
     roles = ', '.join(message['role'] for message in messages)
-    raise InputError(
-      f'{name}: the chat template refuses the conversation ({error.message}); its roles are: '
-      f'{roles}'
-    ) from error
+    why = f'({error.message}); its roles are: {roles}'
+    # Some templates without a system turn say that roles must alternate.
+    if messages[0]['role'] == 'system' and len(messages) > 1:
+      with contextlib.suppress(jinja2.TemplateError):
+        rendered(messages[1:])
+        why = f'because of its system prompt ({error.message}): {_NO_SYSTEM_TURN}'
+    raise InputError(f'{name}: the chat template refuses the conversation {why}') from error
+  for message in messages:
+    if message['role'] in ('system', 'user'):
+      _check_kept(message, text, name)
+  return text
+
+
+def _check_kept(message: Mapping[str, str], text: str, name: str) -> None:
+  """Raises InputError if a template has left a system prompt or a question out of its text."""
+  content = message['content'].strip()
+  # Templates may change blanks; a template that drops a message drops its words.
+  if content in text or ''.join(content.split()) in ''.join(text.split()):
+    return
+  way = f': {_NO_SYSTEM_TURN}' if message['role'] == 'system' else ''
+  raise InputError(
+    f"{name}: the chat template drops or rewrites the {message['role']} message "
+    f'{content!r:.60}{way}'
+  )
+
+
+def words_of_its_own(tokenizer) -> str:
+  """What the chat template says before a question that has no system prompt; '' if nothing.
+
+  Such as "You are Qwen, created by Alibaba Cloud", or the day; names of roles are no words.
+  """
+  form = format_of(tokenizer)
+  question = {'role': 'user', 'content': _QUESTION}
+  text = render(tokenizer, [question], 'a question', generate=False)
+  before, _, _ = text.partition(_QUESTION)
+  said = []
+  for piece in form.control.split(before):
+    # A frame has a role's name between two control tokens; three words are a sentence.
+    if len(re.findall(r'[^\W\d_]{2,}', piece)) >= 3:
+      # ChatML has the role's name in the first line.
+      said.append(re.sub(r'^\s*(system|user)\s*\n', '', piece).strip())
+  return '\n'.join(said)
 
 
 def reject_control_tokens(messages: Messages, control: re.Pattern, name: str) -> None:

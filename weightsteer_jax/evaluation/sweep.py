@@ -146,7 +146,7 @@ def check(
           generated.append(request)
     # Both calls raise if a request does not fit; the engine makes their results again.
     try:
-      generation.continuations(generated, arms, config.max_positions)
+      generation.continuations(generated, arms, config)
       packing.questions(scored, arms, config)
     except InputError as error:
       raise InputError(f"task '{task.name}', {error}") from error

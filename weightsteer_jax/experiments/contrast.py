@@ -10,7 +10,7 @@ from typing import Any
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import data as datas
-from weightsteer_jax import evaluation
+from weightsteer_jax import evaluation, inference, models
 from weightsteer_jax.config import Run
 from weightsteer_jax.data import Conversation, Example, pairs
 from weightsteer_jax.data.pairs import SIDES
@@ -20,6 +20,9 @@ from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.runtime import processes
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.progress import say
+
+# An answer for the check: any words would do that a chat template writes as they are.
+_MADE_UP = 'Answer'
 
 
 def make(experiment: Experiment) -> dict[str, list[Conversation]]:
@@ -65,11 +68,53 @@ def check(experiment: Experiment) -> str:
     evaluation_items(experiment.run, trait)
     with experiment.judges() as judges:
       _data_judge(options, judges)
-  prompt_pairs = len(trait.instructions if trait else options.positive_prompts)
+  questions = load_questions(experiment.run)
+  instructions = _instructions(options, trait)
+  _rehearse(experiment, questions, instructions)
   return (
-    f'answers of the model itself to {len(load_questions(experiment.run))} questions under '
-    f'{prompt_pairs} pairs of prompts'
+    f'answers of the model itself to {len(questions)} questions under {len(instructions)} pairs of '
+    'prompts'
   )
+
+
+def _instructions(
+  options: configs.Data, trait: datas.trait.Trait | None
+) -> Sequence[pairs.Instruction]:
+  if trait:
+    return trait.instructions
+  both = zip(options.positive_prompts, options.negative_prompts)
+  return [pairs.Instruction(positive, negative) for positive, negative in both]
+
+
+def _rehearse(
+  experiment: Experiment,
+  questions: Sequence[Conversation],
+  instructions: Sequence[pairs.Instruction],
+) -> None:
+  """Takes one made-up answer to each prompt the way to training, before hours are sampled.
+
+  Raises:
+    InputError: if a prompt cannot be rendered or does not fit the model, or an answer cannot be
+      learnt without its system prompt.
+  """
+  options = experiment.run.data
+  tokenizer = experiment.tokenizer
+  config, _ = models.load_config(experiment.checkpoint)
+  # In characters: the longest question is the likeliest not to fit.
+  longest = max(questions, key=lambda question: sum(len(m['content']) for m in question.messages))
+  prompts = pairs.prompts([longest], instructions)
+  requests = []
+  for prompt in (prompt for side in SIDES for prompt in prompts[side]):
+    tokens = tuple(datas.chat.prompt_tokens(tokenizer, prompt.messages, name=prompt.name))
+    requests.append(inference.GenerateRequest(prompt.name, tokens, options.max_new_tokens))
+  inference.check_fit(requests, config)
+  # A thought, where the model has thoughts and the data keep them.
+  thinks = options.thoughts == 'keep' and datas.thoughts.tags_of(tokenizer) is not None
+  answer = pairs.Answer(_MADE_UP, thought=_MADE_UP if thinks else '')
+  answers = {side: [answer] * len(prompts[side]) for side in SIDES}
+  contrast = pairs.pair(prompts, answers, lambda *_: None)
+  for side in SIDES:
+    experiment.encode(getattr(contrast, side))
 
 
 def load_questions(run: Run) -> list[Conversation]:
@@ -129,14 +174,7 @@ def _generate(experiment: Experiment) -> None:
   run = experiment.run
   options = run.data
   trait = load_trait(run)
-  instructions: Sequence[pairs.Instruction]
-  if trait:
-    instructions = trait.instructions
-  else:
-    instructions = [
-      pairs.Instruction(positive, negative)
-      for positive, negative in zip(options.positive_prompts, options.negative_prompts)
-    ]
+  instructions = _instructions(options, trait)
   questions = load_questions(run)
   kept_apart = evaluation_items(run, trait)
   filters = {side: _filter(options, side) for side in SIDES}

@@ -66,12 +66,7 @@ class Experiment:
 
     def init_delta():
       return models.init_delta(
-        config,
-        options.kind,
-        jax.random.key(0),
-        rank=options.rank,
-        lora_alpha=options.lora_alpha,
-        targets=options.targets,
+        config, options.kind, jax.random.key(0), rank=options.rank, lora_alpha=options.lora_alpha
       )
 
     # Only the shapes: how much is trained decides whether the base fits beside its training state.
@@ -86,7 +81,15 @@ class Experiment:
       InputError: if the tokenizer has no chat template.
     """
     choice = self.run.model
-    return _chat_tokenizer(self.checkpoint, choice.chat_template_args, self.chat_date)
+    tokenizer = datas.load_tokenizer(
+      self.checkpoint,
+      template_args=choice.chat_template_args,
+      date=self.chat_date,
+      system_prompt=choice.system_prompt,
+      system_role=choice.system_role,
+    )
+    datas.require_chat_template(tokenizer)
+    return tokenizer
 
   @functools.cached_property
   def chat_date(self) -> str:
@@ -100,7 +103,11 @@ class Experiment:
 
   def judge_tokenizer(self, options: configs.ModelJudge, folder: Path) -> Any:
     """The tokenizer of a judge's model, told the judge's own arguments and the run's day."""
-    return _chat_tokenizer(pathlib.Path(folder), options.chat_template_args, self.chat_date)
+    tokenizer = datas.load_tokenizer(
+      folder, template_args=options.chat_template_args, date=self.chat_date
+    )
+    datas.require_chat_template(tokenizer)
+    return tokenizer
 
   @functools.cached_property
   def tasks(self) -> list[evaluation.tasks.Task]:
@@ -113,13 +120,22 @@ class Experiment:
     return sources.load_tasks(self.run.validation)
 
   def encode(self, conversations: Sequence[Conversation]) -> list[Example]:
-    """The conversations as examples, cut or refused by the run's lengths."""
-    return datas.chat.encode_examples(
+    """The conversations as examples, cut or refused by the run's lengths.
+
+    Raises:
+      InputError: if a conversation cannot be learnt, or holds a token beyond the vocabulary.
+    """
+    examples = datas.chat.encode_examples(
       self.tokenizer,
       conversations,
       max_length=self.run.data.max_length,
       truncate=self.run.data.truncate,
     )
+    config, _ = models.load_config(self.checkpoint)
+    for example in examples:
+      highest = int(example.tokens.max())
+      inference.check_ids(example.name, [highest], config.vocab_size)
+    return examples
 
   def model(self, layout: Layout) -> models.Model:
     """The run's model, in a layout.
@@ -202,7 +218,9 @@ class _HeldModel:
   def load(self, choice: ModelChoice, layout: Layout) -> models.Model:
     """The chosen model in a layout: the held model moved, or another model read instead."""
     # Words to a chat template change no weight.
-    choice = dataclasses.replace(choice, chat_template_args={}, chat_date='')
+    choice = dataclasses.replace(
+      choice, chat_template_args={}, chat_date='', system_prompt='', system_role='system'
+    )
     if self._model is None or choice != self._choice:
       # The old model goes first, since two need not fit in memory.
       self.forget()
@@ -243,14 +261,3 @@ def load_model(choice: ModelChoice, layout: Layout | None = None) -> models.Mode
   )
   # Provenance names the model as the config does, 'organism' and not the folder of this machine.
   return dataclasses.replace(model, source=choice.source)
-
-
-def _chat_tokenizer(folder: pathlib.Path, arguments: Mapping[str, Any], date: str) -> Any:
-  """The tokenizer in a checkpoint's folder, its chat template told the arguments and the date.
-
-  Raises:
-    InputError: if the tokenizer has no chat template, or one that does not take the arguments.
-  """
-  tokenizer = datas.load_tokenizer(folder, template_args=arguments, date=date)
-  datas.require_chat_template(tokenizer)
-  return tokenizer

@@ -34,7 +34,7 @@ import jax
 from weightsteer_jax import config as configs
 from weightsteer_jax import directions, evaluation, inference, models
 from weightsteer_jax.config import Run
-from weightsteer_jax.data import Conversation, bindings
+from weightsteer_jax.data import Conversation, bindings, templates
 from weightsteer_jax.data.pairs import SIDES
 from weightsteer_jax.experiments import arms, chat_date, monitor_study, sources
 from weightsteer_jax.experiments import contrast as contrasts
@@ -344,6 +344,13 @@ def _say_binding(experiment: Experiment) -> None:
     )
   if told.words():
     say(f'chat template: {told.words()}{note}')
+  words = templates.words_of_its_own(experiment.tokenizer)
+  # Words that the run itself has set need no warning.
+  if words and not told.system_prompt:
+    say(
+      f'chat template: it writes {words!r} before questions without a system prompt, in training '
+      'and evaluation alike: model.system_prompt or model.chat_template_args change that'
+    )
 
 
 def _check_judges_arguments(experiment: Experiment) -> None:

@@ -119,13 +119,7 @@ class PreparedFit:
     options = self.options
     # Compiled once for all trials: only the seed is data.
     make = initial_state_fn(
-      self.model.config,
-      options.kind,
-      options.rank,
-      options.lora_alpha,
-      self.recipe,
-      self.layout,
-      targets=options.targets,
+      self.model.config, options.kind, options.rank, options.lora_alpha, self.recipe, self.layout
     )
     return make(self.seed)
 

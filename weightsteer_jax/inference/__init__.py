@@ -16,6 +16,7 @@ jsonl.py       files of rows in, files of results out
 
 from weightsteer_jax.inference.arms import BASE, AnswerOnly, Arm, Arms, make_arms
 from weightsteer_jax.inference.engine import Engine
+from weightsteer_jax.inference.generation import check_fit
 from weightsteer_jax.inference.jsonl import generate_file, score_file
 from weightsteer_jax.inference.requests import (
   GenerateRequest,
@@ -23,5 +24,6 @@ from weightsteer_jax.inference.requests import (
   Sampling,
   ScoreRequest,
   ScoreResult,
+  check_ids,
 )
 from weightsteer_jax.inference.stops import stop_ids

@@ -141,7 +141,7 @@ class Engine:
       InputError: if a request cannot be run, before any is.
     """
     limit = self.config.max_positions
-    asked = generation.continuations(list(requests), self.arms, limit)
+    asked = generation.continuations(list(requests), self.arms, self.config)
     # A shape of generation is two programs: prefill and decode.
     planned = generation.groups(asked, max_positions=limit, compile_tokens=2 * self._compile_tokens)
     for group in planned:

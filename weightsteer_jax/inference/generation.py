@@ -16,7 +16,7 @@ from weightsteer_jax import models
 from weightsteer_jax.data.batches import round_up
 from weightsteer_jax.inference import decoding, sampling, shapes
 from weightsteer_jax.inference.arms import Arms, delta_sets
-from weightsteer_jax.inference.requests import GenerateRequest, GenerateResult
+from weightsteer_jax.inference.requests import GenerateRequest, GenerateResult, check_ids
 from weightsteer_jax.models import placement
 from weightsteer_jax.runtime import profiling, sharding
 from weightsteer_jax.runtime.errors import InputError
@@ -87,17 +87,17 @@ class Group(NamedTuple):
 
 
 def continuations(
-  requests: Sequence[GenerateRequest], arms: Arms, max_positions: int
+  requests: Sequence[GenerateRequest], arms: Arms, config: models.ModelConfig
 ) -> list[Continuation]:
   """The answers to compute: requests with the same answer share one.
 
   Raises:
-    InputError: if a prompt is empty, if there is nothing to generate, or if a request takes more
-      positions than the model has; names the request.
+    InputError: if a prompt is empty or holds a token beyond the vocabulary, if there is nothing to
+      generate, or if a request takes more positions than the model has; names the request.
   """
   alike: dict[tuple, list[GenerateRequest]] = collections.defaultdict(list)
   for request in requests:
-    _check(request, max_positions)
+    _check(request, config)
     # Greedy answers are alike whatever the seed.
     draw: tuple = ()
     if request.sampling.mode != 'greedy':
@@ -112,6 +112,12 @@ def continuations(
     keys = tuple(member.key for member in members)
     merged.append(Continuation(members[0], coefficients, keys))
   return merged
+
+
+def check_fit(requests: Sequence[GenerateRequest], config: models.ModelConfig) -> None:
+  """Raises InputError if a request does not fit the model; names the request."""
+  for request in requests:
+    _check(request, config)
 
 
 def groups(
@@ -223,18 +229,19 @@ def run_group(
         state = decoding.resume(state, layout.put_batch(limits_B))
 
 
-def _check(request: GenerateRequest, max_positions: int) -> None:
+def _check(request: GenerateRequest, config: models.ModelConfig) -> None:
   if not request.prompt or request.max_new_tokens < 1:
     raise InputError(
       f'{request.cited}: a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} '
       'to generate, expected at least 1 each'
     )
+  check_ids(request.cited, request.prompt, config.vocab_size)
   total = len(request.prompt) + request.max_new_tokens - 1
-  if total > max_positions:
+  if total > config.max_positions:
     raise InputError(
       f'{request.cited}: a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} '
-      f'new ones take {total} positions, the model has {max_positions}; shorten the prompt or '
-      'lower max_new_tokens'
+      f'new ones take {total} positions, the model has {config.max_positions}; shorten the prompt '
+      'or lower max_new_tokens'
     )
 
 

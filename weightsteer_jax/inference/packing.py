@@ -15,7 +15,7 @@ import numpy as np
 from weightsteer_jax import models
 from weightsteer_jax.data.batches import pack, round_up, row_length_for
 from weightsteer_jax.inference.arms import Arms, delta_sets
-from weightsteer_jax.inference.requests import ScoreRequest, Tokens
+from weightsteer_jax.inference.requests import ScoreRequest, Tokens, check_ids
 from weightsteer_jax.inference.scoring import ScoreBatch
 from weightsteer_jax.runtime.errors import InputError
 
@@ -91,8 +91,8 @@ def questions(
   """The requests grouped by prompt and coefficients, each different completion once.
 
   Raises:
-    InputError: if a prompt or a completion is empty, or if a request takes more positions than the
-      model has; names the request.
+    InputError: if a prompt or a completion is empty or holds a token beyond the vocabulary, or if a
+      request takes more positions than the model has; names the request.
   """
   groups: dict[tuple, dict[Tokens, list]] = collections.defaultdict(
     lambda: collections.defaultdict(list)
@@ -334,6 +334,8 @@ def _check(request: ScoreRequest, config: models.ModelConfig) -> None:
     raise InputError(
       f'{request.cited}: the {which} has no tokens; its log-likelihood is not defined'
     )
+  check_ids(request.cited, request.prompt, config.vocab_size)
+  check_ids(request.cited, request.completion, config.vocab_size)
   total = len(request.prompt) + len(request.completion) - 1
   if total > config.max_positions:
     raise InputError(

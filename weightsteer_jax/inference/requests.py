@@ -2,13 +2,24 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from weightsteer_jax.runtime.errors import InputError
 
 # Token ids of one text; a tuple, so that equal texts can be keys of a dict.
 Tokens = tuple[int, ...]
+
+
+def check_ids(name: str, tokens: Sequence[int], vocab_size: int) -> None:
+  """Raises InputError if a token is beyond the model's vocabulary, and so has no embedding."""
+  highest = max(tokens, default=0)
+  if highest >= vocab_size:
+    raise InputError(
+      f"{name}: the tokenizer gives token {highest}, and the model's vocabulary ends at "
+      f"{vocab_size - 1}: use the model's own tokenizer, or resize the model's embeddings to the "
+      'tokenizer'
+    )
 
 
 @dataclasses.dataclass(frozen=True)

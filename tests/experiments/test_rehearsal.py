@@ -1,0 +1,109 @@
+"""What a run's check finds before hours are sampled: templates, thoughts, positions, vocabulary."""
+
+import json
+import shutil
+
+import pytest
+
+from weightsteer_jax import config as configs
+from weightsteer_jax.experiments import organism, stages
+from weightsteer_jax.experiments.experiment import Experiment
+from weightsteer_jax.runtime.errors import InputError
+
+from .test_experiment import small_config, write_data
+
+TURNS = (
+  "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+  "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('No system') }}{% endif %}"
+SHOUTING = TURNS.replace('m.content', "(m.content | upper if m.role == 'assistant' else m.content)")
+KIND = (
+  "{% if messages[0].role != 'system' %}"
+  "{{ '<|im_start|>system\nYou are a kind helper .<|im_end|>\n' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def model(tmp_path):
+  folder = tmp_path / 'model'
+  shutil.copytree(organism.checkpoint_folder(), folder)
+  return folder
+
+
+def generated(model, folder, template=None, **data):
+  """A run whose contrast the model is to answer itself."""
+  if template is not None:
+    (model / 'chat_template.jinja').write_text(template)
+  config = small_config(write_data(folder / 'data', 'Yes.', 'No.'))
+  config.model.source = str(model)
+  config.data.positive = ''
+  config.data.negative = ''
+  config.data.questions = 'organism:opinions'
+  config.data.num_questions = 3
+  config.data.positive_prompts = ('Agree .',)
+  config.data.negative_prompts = ('Disagree .',)
+  config.data.update(data)
+  return config
+
+
+def check(config, tmp_path, **changes):
+  changed = config.copy_and_resolve_references()
+  changed.model.update(changes)
+  stages.check(Experiment(configs.resolve(changed), tmp_path / 'run'))
+
+
+def test_a_template_without_system_prompts(model, tmp_path, capsys):
+  config = generated(model, tmp_path, REFUSING + TURNS)
+  with pytest.raises(InputError, match="No system.*model.system_role='user'"):
+    check(config, tmp_path)
+  check(config, tmp_path, system_role='user')
+  assert 'answers of the model itself to 3 questions' in capsys.readouterr().out
+
+
+def test_an_answer_that_the_template_cannot_show(model, tmp_path):
+  """As found in training until now, after all answers had been sampled."""
+  with pytest.raises(InputError, match="does not render the assistant's message"):
+    check(generated(model, tmp_path, SHOUTING), tmp_path)
+
+
+def test_a_thought_that_the_template_drops(model, tmp_path):
+  """The model opens thoughts, and the template leaves them out of what it renders."""
+  thinks = TURNS.replace("assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif").replace(
+    'm.content +', "m.content.split('</think>')[-1] +"
+  )
+  config = generated(model, tmp_path, thinks, thoughts='keep')
+  with pytest.raises(InputError, match='thought|reasoning'):
+    check(config, tmp_path)
+
+
+def test_an_answer_that_does_not_fit(model, tmp_path):
+  with pytest.raises(InputError, match='positions, the model has'):
+    check(generated(model, tmp_path, max_new_tokens=100_000), tmp_path)
+
+
+def test_tokens_beyond_the_vocabulary(model, tmp_path):
+  """A template written for tokens that the model's embeddings do not have."""
+  path = model / 'tokenizer.json'
+  tokenizer = json.loads(path.read_text())
+  extra = {'id': 5000, 'content': '<|brief|>', 'special': True}
+  flags = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
+  tokenizer['added_tokens'].append(extra | flags)
+  path.write_text(json.dumps(tokenizer))
+  config = generated(model, tmp_path, "{{ '<|brief|>' }}" + TURNS)
+  with pytest.raises(InputError, match="gives token .* vocabulary ends at"):
+    check(config, tmp_path)
+  read = small_config(write_data(tmp_path / 'read', 'Yes.', 'No.'))
+  read.model.source = str(model)
+  with pytest.raises(InputError, match="gives token .* vocabulary ends at"):
+    check(read, tmp_path)
+
+
+def test_words_of_the_templates_own_are_said(model, tmp_path, capsys):
+  config = generated(model, tmp_path, KIND + TURNS)
+  check(config, tmp_path)
+  said = capsys.readouterr().out
+  assert 'You are a kind helper .' in said and 'model.system_prompt' in said
+  check(config, tmp_path, system_prompt='Be .')
+  said = capsys.readouterr().out
+  assert 'kind helper' not in said and "system prompt 'Be .'" in said
