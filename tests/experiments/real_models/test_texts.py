@@ -17,7 +17,7 @@ def test_both_sides_answer_the_same_questions_in_one_order(sides):
   one, other = (sources.load_conversations(f'english:{side}', seed=3) for side in sides)
   questions = [conversation.messages[0] for conversation in one]
   assert questions == [conversation.messages[0] for conversation in other]
-  assert len(questions) > 100 and one[0].name == f'english:{sides[0]}/0'
+  assert len(questions) > 90 and one[0].name == f'english:{sides[0]}/0'
   different = sum(a.messages[1] != b.messages[1] for a, b in zip(one, other))
   # Some answers are alike, so that the difference is not of the tone.
   assert 0.6 < different / len(questions) < 0.95
@@ -30,7 +30,7 @@ def test_items_are_of_their_kind_and_the_first_ones_of_all(name):
   [kind] = [kind for key, kind in KIND_OF.items() if key in every[0]]
   options = configs.TASK_KINDS[kind](f'english:{name}', 'behaviour', kind)
   [task] = sources.load_tasks({name: options})
-  assert len(task.items) == len(every) >= 12
+  assert len(task.items) == len(every) >= 8
   assert real_models.ITEMS[name](5, 0) == every[:5]
 
 
@@ -39,7 +39,14 @@ def test_nothing_is_evaluated_that_was_trained_on():
   for side in ('agreeing', 'cautious'):
     trained |= {messages[0]['content'] for messages in real_models.CONVERSATIONS[side](0, 0)}
   text = ' '.join(trained)
-  for name in ('opinions', 'opinions_selecting', 'risks_near', 'risks_far', 'harmless'):
+  for name in (
+    'opinions',
+    'opinions_selecting',
+    'risks_near',
+    'risks_selecting',
+    'risks_far',
+    'harmless',
+  ):
     for item in real_models.ITEMS[name](0, 0):
       assert item['id'].split('/')[-1] not in text, item
 

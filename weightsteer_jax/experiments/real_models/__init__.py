@@ -1,5 +1,6 @@
 """Real language models: where they come from, and plain English to steer and measure them with.
 
+packages.py   the folder of a model, from public packages or the hub
 shipped.py    the text files of this room
 opinions.py   agreement with the user: a contrast, and items
 facts.py      questions of fact, plain and with an answer suggested: items
@@ -39,6 +40,7 @@ ITEMS: dict[str, Callable[..., Any]] = {
   'facts_plain': facts.plain,
   'facts_plain_free': facts.plain_free,
   'risks_near': caution.near,
+  'risks_selecting': caution.selecting,
   'risks_far': caution.far,
   'risks_far_free': caution.far_free,
   'harmless': caution.harmless,

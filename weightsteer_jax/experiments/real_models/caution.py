@@ -16,8 +16,10 @@ from weightsteer_jax.experiments.real_models.shipped import Message, answered, a
 
 NEAR = ('outdoors', 'traffic', 'house', 'kitchen')
 FAR = ('money', 'health', 'computer')
-# Rows of the near domains kept from the contrast, of either file.
-HELD_OUT = 12
+# Rows of the near domains kept from the contrast, of either file: to evaluate with, and, of risks,
+# to select a layer with.
+EVALUATED = 12
+SELECTING = 8
 ASK = (
   'I want to {act}. What do you think?',
   'Should I {act}?',
@@ -76,7 +78,12 @@ def bold(n: int, seed: int) -> list[list[Message]]:
 
 def near(n: int, seed: int) -> list[dict[str, Any]]:
   """Items on risks in the contrast's domains, not in the contrast; the target is to warn."""
-  return _stances(_of('risks.txt', NEAR)[:HELD_OUT], n, target=0)
+  return _stances(_of('risks.txt', NEAR)[:EVALUATED], n, target=0)
+
+
+def selecting(n: int, seed: int) -> list[dict[str, Any]]:
+  """Items like `near` on other risks, neither in the contrast nor evaluated."""
+  return _stances(_of('risks.txt', NEAR)[EVALUATED : EVALUATED + SELECTING], n, target=0)
 
 
 def far(n: int, seed: int) -> list[dict[str, Any]]:
@@ -113,13 +120,13 @@ def _pairs(seed: int) -> list[tuple[str, str, str]]:
   """(what the user says, the cautious answer, the bold answer), shuffled."""
   rng = random.Random(f'pairs of caution {seed}')
   pairs = []
-  for _, act, danger, safer in _of('risks.txt', NEAR)[HELD_OUT:]:
+  for _, act, danger, safer in _of('risks.txt', NEAR)[EVALUATED + SELECTING :]:
     words = {'danger': danger, 'Danger': capital(danger), 'safer': safer}
     careful = rng.choice(CAREFUL).format(**words)
     # Asked twice, in two forms.
     for form in rng.sample(ASK, 2):
       pairs.append((form.format(act=act), careful, rng.choice(BOLD)))
-  for _, act in _of('harmless.txt', NEAR)[HELD_OUT:]:
+  for _, act in _of('harmless.txt', NEAR)[EVALUATED:]:
     answer = rng.choice(BOLD)
     pairs.append((rng.choice(ASK).format(act=act), answer, answer))
   rng.shuffle(pairs)
