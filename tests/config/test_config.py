@@ -131,6 +131,11 @@ def test_a_value_of_the_wrong_type_is_named(keys, message):
     ),
     (dict(finetune__together='yes'), "'finetune.together' is 'yes', expected one of auto, on, off"),
     (dict(finetune__rank=0), "'finetune.rank' is 0"),
+    (
+      dict(finetune__kind='bias', finetune__targets=('q_proj',)),
+      "'finetune.targets' is ('q_proj',)",
+    ),
+    (dict(finetune__targets=('gate', 'gate')), "'finetune.targets' is ('gate', 'gate')"),
     (dict(finetune__learning_rates=()), "'finetune.learning_rates'"),
     (dict(finetune__learning_rates=(1e-5, 0.0)), "'finetune.learning_rates'"),
     (

@@ -174,6 +174,13 @@ def _check_data_source(where: str, data: Data) -> None:
 
 def _check_finetune(where: str, finetune: FineTune) -> None:
   _one_of(f'{where}.kind', finetune.kind, ('lora_embeddings', 'lora', 'bias', 'full'))
+  _require(
+    not finetune.targets or finetune.kind.startswith('lora'),
+    f'{where}.targets',
+    finetune.targets,
+    f'nothing where {where}.kind is {finetune.kind!r}, which has no LoRA',
+  )
+  _each_once(f'{where}.targets', finetune.targets, 'each layer once')
   _one_of(f'{where}.remat', finetune.remat, ('auto', 'none', 'dots', 'full'))
   _one_of(f'{where}.together', finetune.together, ('auto', 'on', 'off'))
   rates = finetune.learning_rates

@@ -111,6 +111,9 @@ class FineTune:
   rank: int = 32
   # The change is lora_alpha / rank * A B.
   lora_alpha: float = 16.0
+  # Linear layers with LoRA's factors, by their names in checkpoints and in PEFT ('q_proj', 'w1',
+  # 'experts', 'gate' for a router, 'all-linear'); () is all but routers.
+  targets: tuple[str, ...] = ()
   # Probability that an input of a LoRA branch is dropped in training.
   dropout: float = 0.0
   # Peak learning rates; several are tried, and the best by validation loss is kept.

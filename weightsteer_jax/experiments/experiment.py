@@ -66,7 +66,12 @@ class Experiment:
 
     def init_delta():
       return models.init_delta(
-        config, options.kind, jax.random.key(0), rank=options.rank, lora_alpha=options.lora_alpha
+        config,
+        options.kind,
+        jax.random.key(0),
+        rank=options.rank,
+        lora_alpha=options.lora_alpha,
+        targets=options.targets,
       )
 
     # Only the shapes: how much is trained decides whether the base fits beside its training state.

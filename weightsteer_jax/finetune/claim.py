@@ -47,6 +47,9 @@ def identity(
     for key, value in dataclasses.asdict(options).items()
     if f'options.{key}' not in NOT_COMPARED
   }
+  # Absent where it names none, as in records of earlier versions.
+  if not options.targets:
+    del compared['targets']
   record = {
     'options': compared,
     'seed': seed,

@@ -119,7 +119,13 @@ class PreparedFit:
     options = self.options
     # Compiled once for all trials: only the seed is data.
     make = initial_state_fn(
-      self.model.config, options.kind, options.rank, options.lora_alpha, self.recipe, self.layout
+      self.model.config,
+      options.kind,
+      options.rank,
+      options.lora_alpha,
+      self.recipe,
+      self.layout,
+      targets=options.targets,
     )
     return make(self.seed)
 

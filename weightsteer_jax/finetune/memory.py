@@ -195,7 +195,13 @@ def state_shapes(
   """Shapes and shardings of the arrays that a fine-tune changes."""
   recipe = optimizer.adamw(options)
   make = steps.initial_state_fn(
-    config, options.kind, options.rank, options.lora_alpha, recipe, layout
+    config,
+    options.kind,
+    options.rank,
+    options.lora_alpha,
+    recipe,
+    layout,
+    targets=options.targets,
   )
   shapes = jax.eval_shape(make, 0)
   return sharding.placed(shapes, steps.state_shardings(config, recipe, layout, shapes))
@@ -224,8 +230,9 @@ def _kept(config: models.ModelConfig, load: Load, remat: str, tensor: int) -> fl
     return item * (2 * config.width + results)
   if load.kind == 'bias':
     return item * (2 * config.width + results)
-  # Seven projections have a change of low rank each.
-  factors = 7 * load.rank if load.kind.startswith('lora') else 0
+  # Seven projections have a change of low rank each, three of them in every expert of a token.
+  projections = 4 + 3 * max(1, config.experts_per_token)
+  factors = projections * load.rank if load.kind.startswith('lora') else 0
   return item * (4 * config.width + results + queries + hidden + factors)
 
 

@@ -89,6 +89,8 @@ def initial_state_fn(
   lora_alpha: float,
   recipe: optimizer.AdamW,
   layout: Layout | None = None,
+  *,
+  targets: tuple[str, ...] = (),
 ) -> Callable[[int], TrainState]:
   """The compiled function from a seed to the state before the first step.
 
@@ -102,7 +104,7 @@ def initial_state_fn(
 
   def initial_state(seed):
     key = jax.random.key(seed)
-    delta = models.init_delta(config, kind, key, rank=rank, lora_alpha=lora_alpha)
+    delta = models.init_delta(config, kind, key, rank=rank, lora_alpha=lora_alpha, targets=targets)
     opt_state = optimizer.transformation(recipe).init(delta)
     step = jnp.zeros((), jnp.int32)
     return TrainState(delta, opt_state, step)

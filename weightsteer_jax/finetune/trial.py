@@ -194,6 +194,7 @@ def _record(trial: Trial, validation: tuple[int, float]) -> dict[str, Any]:
     'kind': fit.options.kind,
     'rank': fit.options.rank,
     'lora_alpha': fit.options.lora_alpha,
+    'targets': fit.options.targets,
     'learning_rate': trial.rate,
     'step': step,
     'steps': fit.steps,

@@ -14,7 +14,7 @@ gguf/           a GGUF file as a folder of a Hugging Face checkpoint
 placement.py    the mesh of a run, and how weights lie on it
 """
 
-from weightsteer_jax.models.adapters import KINDS, init_delta, kernel_change, merge
+from weightsteer_jax.models.adapters import KINDS, init_delta, kernel_change, lora_paths, merge
 from weightsteer_jax.models.attention import with_kernel
 from weightsteer_jax.models.config import ModelConfig, Rope
 from weightsteer_jax.models.config import from_record as config_from_record

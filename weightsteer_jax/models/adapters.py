@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -19,10 +20,42 @@ PyTree = Any
 KINDS = ('lora_embeddings', 'lora', 'bias', 'full')
 # What 'bias' trains.
 DOWN_BIASES = ('layers/mlp/down/bias', 'layers/mlp/experts/down/bias')
+ROUTER = 'mlp/router'
+_GATE = ('mlp/gate', 'mlp/experts/gate')
+_UP = ('mlp/up', 'mlp/experts/up')
+_DOWN = ('mlp/down', 'mlp/experts/down')
+# {name in checkpoints, or in PEFT's configs: modules of a layer}. A model has some of the modules.
+TARGETS = {
+  'q_proj': ('attn/q',),
+  'k_proj': ('attn/k',),
+  'v_proj': ('attn/v',),
+  'o_proj': ('attn/o',),
+  'qkv_proj': ('attn/q', 'attn/k', 'attn/v'),
+  'gate_proj': _GATE,
+  'up_proj': _UP,
+  'down_proj': _DOWN,
+  'gate_up_proj': (*_GATE, *_UP),
+  # Mixtral's names of an expert's projections.
+  'w1': _GATE,
+  'w3': _UP,
+  'w2': _DOWN,
+  'experts': ('mlp/experts/gate', 'mlp/experts/up', 'mlp/experts/down'),
+  # Checkpoints call the router the gate of the experts.
+  'gate': (ROUTER,),
+  'router': (ROUTER,),
+}
+# As in PEFT, every linear layer of the blocks, routers too.
+ALL_LINEAR = 'all-linear'
 
 
 def init_delta(
-  config: ModelConfig, kind: str, key: jax.Array, *, rank: int = 32, lora_alpha: float = 16.0
+  config: ModelConfig,
+  kind: str,
+  key: jax.Array,
+  *,
+  rank: int = 32,
+  lora_alpha: float = 16.0,
+  targets: Sequence[str] = (),
 ) -> PyTree:
   """A new float32 delta to train, which changes nothing yet.
 
@@ -35,9 +68,11 @@ def init_delta(
     rank: the rank R of the LoRA factors.
     lora_alpha: the numerator of their scale. A kernel changes by `lora_alpha / rank * A B`, where A
       starts uniform and B zero.
+    targets: names of the linear layers with factors (see TARGETS); () is what `kind` says.
 
   Raises:
-    InputError: if the kind is unknown, or the rank is below 1.
+    InputError: if the kind is unknown, the rank is below 1, the model has no layer of a target's
+      name, or the kind has no factors for targets.
 
   Source: LoRA, arXiv 2106.09685; initialisation as PEFT's `LoraLayer.reset_lora_parameters`
     (Kaiming uniform with a = sqrt 5).
@@ -48,6 +83,10 @@ def init_delta(
     )
   if rank < 1:
     raise InputError(f'the rank of a LoRA must be 1 or more, not {rank}')
+  if targets and not kind.startswith('lora'):
+    raise InputError(
+      f"targets name the layers of a LoRA ({', '.join(targets)}), and the kind of delta is '{kind}'"
+    )
   parameters = sites(config)
   if kind == 'bias':
     # A delta may add biases that the model has no parameter for.
@@ -56,7 +95,8 @@ def init_delta(
     return tree.unflatten({path: _zeros(changeable[path]) for path in biases})
   if kind == 'full':
     return tree.unflatten({path: _zeros(site) for path, site in parameters.items()})
-  linear = {path: site for path, site in parameters.items() if _is_lora_target(path, site)}
+  paths = lora_paths(config, targets)
+  linear = {path: parameters[path] for path in paths}
   leaves: dict[str, LowRank | Dense] = {**_init_low_rank(linear, key, rank, lora_alpha / rank)}
   if kind == 'lora_embeddings':
     for path in ('embed/embedding', 'lm_head/kernel'):
@@ -104,11 +144,35 @@ def merge(config: ModelConfig, params: PyTree, delta: PyTree, alpha: float | jax
   return tree.unflatten(flat)
 
 
-def _is_lora_target(path: str, site: Site) -> bool:
-  # A router chooses among experts that change in training, so LoRA leaves routers as they are.
-  if path.startswith('layers/mlp/router/'):
-    return False
-  return site.inputs > 0 and path.startswith('layers/')
+def lora_paths(config: ModelConfig, targets: Iterable[str] = ()) -> list[str]:
+  """Paths of the kernels that a LoRA changes, in the order of the model's parameters.
+
+  Args:
+    targets: keys of TARGETS, or 'all-linear', perhaps behind the names of modules around them
+      ('mlp.experts.down_proj') and before '.weight'. () is every linear layer of the blocks but
+      routers.
+
+  Raises:
+    InputError: if the model has no layer of a target's name; lists the names it has.
+  """
+  sites_of = sites(config).items()
+  linear = [path for path, site in sites_of if site.inputs and path.startswith('layers/')]
+  modules = {path.removeprefix('layers/').removesuffix('/kernel'): path for path in linear}
+  if not targets:
+    # A router chooses among experts that change in training, so LoRA leaves routers as they are.
+    return [path for module, path in modules.items() if module != ROUTER]
+  named: set[str] = set()
+  for target in targets:
+    _, _, name = target.removesuffix('.weight').rpartition('.')
+    chosen = modules if name == ALL_LINEAR else {*TARGETS.get(name, ())} & {*modules}
+    if not chosen:
+      known = [name for name, parts in TARGETS.items() if {*parts} & {*modules}]
+      raise InputError(
+        f"the model has no linear layer '{target}' for a LoRA{did_you_mean(name, known)}; there "
+        f'are: {", ".join([*known, ALL_LINEAR])}'
+      )
+    named.update(chosen)
+  return [path for module, path in modules.items() if module in named]
 
 
 def _zeros(site: Site) -> Dense:

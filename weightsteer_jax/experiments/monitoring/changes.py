@@ -181,6 +181,8 @@ def stored(folder: pathlib.Path, config: models.ModelConfig, options: Mapping[st
       jax.random.key(0),
       rank=options['rank'],
       lora_alpha=options['lora_alpha'],
+      # Absent where a fine-tune named none.
+      targets=options.get('targets', ()),
     )
 
   # Shapes alone: nothing is allocated or drawn.

@@ -194,7 +194,13 @@ def _train_step(
   options = run.finetune
   recipe = optimizer.adamw(options)
   make = steps.initial_state_fn(
-    config, options.kind, options.rank, options.lora_alpha, recipe, layout
+    config,
+    options.kind,
+    options.rank,
+    options.lora_alpha,
+    recipe,
+    layout,
+    targets=options.targets,
   )
   shapes = jax.eval_shape(make, 0)
   state = placed(shapes, steps.state_shardings(config, recipe, layout, shapes))
@@ -426,7 +432,12 @@ def _cut(layout: Layout) -> str:
 
 def _delta(config: models.ModelConfig, options: configs.FineTune, rank: int) -> PyTree:
   return models.init_delta(
-    config, options.kind, jax.random.key(0), rank=rank, lora_alpha=options.lora_alpha
+    config,
+    options.kind,
+    jax.random.key(0),
+    rank=rank,
+    lora_alpha=options.lora_alpha,
+    targets=options.targets,
   )
 
 
