@@ -190,7 +190,9 @@ def test_a_fine_tune_that_names_no_targets_is_on_record_as_before(
 ):
   model = checkpoint('qwen3_moe').model
   records = [
-    claim.identity(model, make_examples(2), make_examples(1), chosen, seed=0, row_length=20)
+    claim.identity(
+      model, make_examples(2), make_examples(1), chosen, seed=0, row_length=20, chat={}
+    )
     for chosen in (options(), options(targets=('gate',)))
   ]
   assert 'targets' not in records[0]['options']
