@@ -115,6 +115,20 @@ def test_stacks_have_the_names_ranks_and_shapes_of_peft(checkpoint, tmp_path):
   )
 
 
+def test_gate_and_up_of_one_trained_stack_keep_its_rank(checkpoint, tmp_path):
+  """PEFT has 6 for the stack at r 3, which gate and up share; two sides have 12, and not 24."""
+  case = checkpoint('qwen3_moe')
+  sides = [oracle.make_adapter(tmp_path / str(seed), case.folder, seed=seed) for seed in (1, 2)]
+  direction = directions.between(*sides, base=case.folder)
+  record = export(direction, case.model, 1.0, 'peft', tmp_path / 'out')
+  assert record['rank'] == 12
+  config = json.loads((tmp_path / 'out' / 'adapter_config.json').read_text())
+  assert config['rank_pattern'] == {}
+  loaded = load_peft(case.folder, tmp_path / 'out')
+  expected = oracle.unmerged_logits(case.model, direction, 1.0)
+  np.testing.assert_allclose(oracle.torch_logits(loaded), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize('family', ['qwen3_moe', 'mixtral'])
 def test_vllm_packs_every_projection_of_every_expert(checkpoint, tmp_path, family):
   """A stack of each projection in the order (gate, down, up) of all experts, as `pack_moe` of vLLM

@@ -69,15 +69,17 @@ def stacks(
 ) -> Stacks:
   """The pairs of the changed stacks, filled with zeros up to a rank for each projection.
 
-  Of a stack of several projections, the pair is block-diagonal and the ranks add up.
+  Projections of a stack with one factor A have one pair, as an adapter that was trained on the
+  stack gave them. Otherwise the pair is block-diagonal, and the ranks add up.
   """
   rows = rows_of(family)
   changed = {}
   for parameter, names in STACKS.items():
     if any(name in rows and rows[name].path in changes for name in names):
       changed[parameter] = [rows[name] for name in names]
+  shared = {name: _share_a([changes.get(row.path) for row in of]) for name, of in changed.items()}
   pairs = {}
-  for level, projections in enumerate(reversed(changed.values())):
+  for level, (parameter, projections) in enumerate(reversed(changed.items())):
     container, _ = FAMILIES[family].module_name(projections[0].name).split('.{e}.')
     # PEFT wraps the module once for each parameter, the first parameter innermost.
     nested = container + level * '.base_layer'
@@ -89,17 +91,38 @@ def stacks(
         a_ERI = np.pad(a_ERI, [(0, 0), (0, missing), (0, 0)])
         b_EOR = np.pad(b_EOR, [(0, 0), (0, 0), (0, missing)])
         parts.append((a_ERI, b_EOR))
-      pairs[nested.format(l=layer)] = _stack(parts)
+      join = _one_below_the_other if shared[parameter] else _block_diagonal
+      a_ERI, b_EOR = join(parts)
+      # The rows of A go expert by expert, the columns of B rank by rank.
+      lora_a = rearrange(a_ERI, 'E R I -> (E R) I')
+      lora_b = rearrange(b_EOR, 'E O R -> O (R E)')
+      pairs[nested.format(l=layer)] = (lora_a, lora_b)
   # What follows the number of the layer names the parameter in every layer.
   ends = {}
   for parameter, projections in changed.items():
     container, _ = FAMILIES[family].module_name(projections[0].name).split('.{e}.')
-    ends[f'{container.rpartition("{l}.")[2]}.{parameter}'] = len(projections)
+    end = f'{container.rpartition("{l}.")[2]}.{parameter}'
+    ends[end] = 1 if shared[parameter] else len(projections)
   return Stacks(pairs, ends)
 
 
-def _stack(parts: Sequence[Pair]) -> Pair:
-  """One pair of all experts from those of the projections, a [E, R, I] and b [E, O, R] each."""
+def _share_a(leaves: Sequence[LowRank | Dense | None]) -> bool:
+  """Whether the changes have the same factor A, in all layers."""
+  first, *rest = leaves
+  if not isinstance(first, LowRank):
+    return False
+  a = np.asarray(first.a)
+  return all(isinstance(leaf, LowRank) and np.array_equal(a, np.asarray(leaf.a)) for leaf in rest)
+
+
+def _one_below_the_other(parts: Sequence[Pair]) -> Pair:
+  """One pair of the projections' pairs, which have one A; a [E, R, I] and b [E, O, R] each."""
+  a_ERI, _ = parts[0]
+  return a_ERI, np.concatenate([b for _, b in parts], axis=1)
+
+
+def _block_diagonal(parts: Sequence[Pair]) -> Pair:
+  """One pair of the projections' pairs, whose ranks add up."""
   a_ERI = np.concatenate([a for a, _ in parts], axis=1)
   num_experts, ranks, _ = a_ERI.shape
   outputs = sum(b.shape[1] for _, b in parts)
@@ -112,8 +135,7 @@ def _stack(parts: Sequence[Pair]) -> Pair:
     b_EOR[:, row:next_row, column:next_column] = b
     row = next_row
     column = next_column
-  # The rows of A go expert by expert, the columns of B rank by rank.
-  return rearrange(a_ERI, 'E R I -> (E R) I'), rearrange(b_EOR, 'E O R -> O (R E)')
+  return a_ERI, b_EOR
 
 
 def _factors(

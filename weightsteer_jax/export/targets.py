@@ -189,8 +189,8 @@ def notes(rank: int, name: str, wholes: list[str], *, by_parameter: bool = False
   if by_parameter:
     sentences.append(
       'Experts and routers are named as parameters of transformers 5 (target_parameters), which '
-      'PEFT loads from 0.19.1 on: for transformers 4, vLLM and llama.cpp export again with their '
-      '--target, which writes a pair for each expert.'
+      'PEFT 0.21 loads: for transformers 4, vLLM and llama.cpp export again with their --target, '
+      'which writes a pair for each expert.'
     )
   if wholes:
     sentences.append(
