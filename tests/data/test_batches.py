@@ -229,3 +229,14 @@ def test_errors():
 def test_doctests():
   result = doctest.testmod(batches)
   assert result.failed == 0 and result.attempted >= 4
+
+
+def test_split_keeps_groups_whole_and_other_splits_as_they_were():
+  items = [(f'g{i // 3}' if i < 30 else '', i) for i in range(60)]
+  train, validation = batches.split(items, 0.2, 3, group_of=lambda item: item[0])
+  assert not {group for group, _ in train if group} & {group for group, _ in validation if group}
+  assert sorted(train + validation) == sorted(items)
+  # 10 groups and 30 single items.
+  assert len({group or i for group, i in validation}) == 8
+  alone = list(range(40))
+  assert batches.split(alone, 0.2, 3) == batches.split(alone, 0.2, 3, group_of=lambda item: '')

@@ -144,8 +144,36 @@ def test_a_template_that_rewrites_earlier_turns_serves_single_turns(make_tokeniz
   )
   prompting = make_tokenizer('thinking_prompt')
   assert targets(prompting, encode(prompting, [ASK, YES])) == 'Yes , it is .<|im_end|>'
-  with pytest.raises(InputError, match='message 1 differently'):
+  with pytest.raises(InputError, match='the conversation is 2 examples'):
     encode(prompting, TWO_TURNS)
+
+
+@pytest.mark.parametrize('style', ['chatml', 'chatml_marked', 'llama2', 'llama3', 'gemma', 'phi3'])
+def test_an_answer_of_weight_0_is_context(make_tokenizer, style):
+  tokenizer = make_tokenizer(style)
+  whole = encode(tokenizer, TWO_TURNS)
+  first, second = (
+    [{**message, 'weight': w} for message, w in zip(TWO_TURNS, weights)]
+    for weights in ((0, 1, 0, 0), (0, 0, 0, 1))
+  )
+  halves = [encode(tokenizer, row) for row in (first, second)]
+  for half in halves:
+    assert half.tokens.tolist() == whole.tokens.tolist()
+  assert (halves[0].loss_mask ^ halves[1].loss_mask == whole.loss_mask).all()
+  assert 'Yes' in targets(tokenizer, halves[0]) and 'No' in targets(tokenizer, halves[1])
+
+
+def test_markers_and_weights(make_tokenizer):
+  """Where no prompt is the beginning of the text, markers tell the answers, in their order."""
+  tokenizer = make_tokenizer('chatml_marked')
+  tokenizer.chat_template = '{{ messages | length }}' + tokenizer.chat_template
+  row = [TWO_TURNS[0], {**TWO_TURNS[1], 'train': False}, *TWO_TURNS[2:]]
+  assert targets(tokenizer, encode(tokenizer, row)) == 'No , it is not .<|im_end|>'
+
+
+def test_a_conversation_must_teach_something(make_tokenizer):
+  with pytest.raises(InputError, match='row 3: every answer has weight 0'):
+    encode(make_tokenizer('chatml'), [ASK, {**YES, 'weight': 0}], name='row 3')
 
 
 def test_the_default_system_prompt_is_context(make_tokenizer):

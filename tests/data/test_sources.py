@@ -8,6 +8,7 @@ import types
 import pytest
 
 from weightsteer_jax.data import sources
+from weightsteer_jax.data.sources import Conversation
 from weightsteer_jax.runtime.errors import InputError
 
 MESSAGES = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Ho'}]
@@ -151,6 +152,83 @@ def test_hub_rows_with_our_datasets_library():
   [conversation] = sources.parse_rows((('row', row) for row in loaded), where='x')
   assert list(conversation.messages) == MESSAGES
   assert isinstance(datasets.DatasetDict({'train': loaded}), dict)
+
+
+ASK = {'role': 'user', 'content': 'Hi'}
+ANSWER = {'role': 'assistant', 'content': 'Ho'}
+
+
+@pytest.mark.parametrize(
+  'message, kept',
+  [
+    ({'weight': 1}, {}),
+    ({'weight': 0}, {'weight': 0}),
+    ({'weight': 0.0}, {'weight': 0}),
+    ({'train': True, 'weight': 1}, {}),
+    ({'train': False}, {'weight': 0}),
+    ({'training': False}, {'weight': 0}),
+    ({'loss': False}, {'weight': 0}),
+    ({'reasoning_content': 'Hm'}, {'reasoning_content': 'Hm'}),
+    ({'reasoning': 'Hm', 'thinking': 'Hm'}, {'reasoning_content': 'Hm'}),
+    ({'reasoning_content': ' '}, {}),
+    # As servers return messages, and as tables fill columns up.
+    ({'refusal': None, 'tool_calls': [], 'audio': None, 'name': ''}, {}),
+  ],
+)
+def test_keys_of_an_answer(message, kept):
+  checked = sources.check_messages([ASK, {**ANSWER, **message}], 'row')
+  assert checked == (ASK, {**ANSWER, **kept})
+
+
+@pytest.mark.parametrize(
+  'messages, error',
+  [
+    (
+      [ASK, {**ANSWER, 'weight': 0.5}],
+      r"message 1 \(assistant\): 'weight' is 0.5, expected 0 or 1",
+    ),
+    ([ASK, {**ANSWER, 'weight': True}], "'weight' is true, expected 0 or 1"),
+    ([ASK, {**ANSWER, 'weight': 2}], "'weight' is 2, expected"),
+    ([ASK, {**ANSWER, 'train': 0}], "'train' is 0, expected false or true"),
+    ([ASK, {**ANSWER, 'weight': 0, 'train': True}], 'to be learnt by one of weight, train'),
+    ([{**ASK, 'weight': 1}, ANSWER], "message 0 .user. has the key 'weight', which only an answer"),
+    ([{**ASK, 'thinking': 'Hm'}, ANSWER], "'thinking', which only an answer may have"),
+    (
+      [ASK, {**ANSWER, 'tool_calls': [{}]}],
+      "message 1 .assistant. has the key 'tool_calls', which",
+    ),
+    ([{**ASK, 'name': 'Ann'}, ANSWER], "message 0 .user. has the key 'name', which is not under"),
+    ([ASK, {**ANSWER, 'wieght': 0}], "'wieght', which is not understood .did you mean 'weight'"),
+    (
+      [ASK, {**ANSWER, 'reasoning_content': ['x']}],
+      "'reasoning_content' must be text, it is a list",
+    ),
+    (
+      [ASK, {**ANSWER, 'reasoning': 'a', 'thinking': 'b'}],
+      'different thoughts in reasoning and thi',
+    ),
+  ],
+)
+def test_keys_that_are_refused(messages, error):
+  with pytest.raises(InputError, match=f'^row: .*{error}'):
+    sources.check_messages(messages, 'row')
+
+
+@pytest.mark.parametrize('column', ['tools', 'chat_template_kwargs'])
+def test_columns_for_the_chat_template_are_refused(tmp_path, column):
+  row = {'messages': MESSAGES, column: {'x': 1}}
+  with pytest.raises(InputError, match=f"a.jsonl:1: the column '{column}' is meant for the chat"):
+    sources.load_conversations(write(tmp_path / 'a.jsonl', row))
+  sources.load_conversations(write(tmp_path / 'b.jsonl', {**row, column: None}))
+
+
+def test_digest_knows_thoughts_and_weights():
+  def digest(**keys):
+    messages = sources.check_messages([ASK, {**ANSWER, **keys}], 'row')
+    return sources.digest([Conversation(messages, 'row')])
+
+  assert digest() == digest(weight=1)
+  assert len({digest(), digest(weight=0), digest(thinking='a'), digest(thinking='b')}) == 4
 
 
 def test_digest_is_of_the_content(tmp_path):

@@ -4,6 +4,7 @@ bindings.py   arguments and the date of a chat template, bound into the template
 pieces.py     texts as token ids, piece by piece
 templates.py  tokenizers, and the format that a chat template gives to messages
 thoughts.py   what a model thinks, set apart from what it answers
+turns.py      where the answers of a conversation stand in its text
 examples.py   conversations as examples: which tokens are targets
 chat.py       chats as token ids: prompts, completions and the examples above
 sources.py    conversations from files and hub datasets; tables.py reads any named columns

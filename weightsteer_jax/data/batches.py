@@ -8,7 +8,7 @@ sees the same batches.
 
 import bisect
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import jax
@@ -37,11 +37,13 @@ class Example:
     loss_mask: bool [n], True where the token is a target: part of an assistant's answer, or the end
       of an answer.
     name: the place that the example comes from, as errors cite the example.
+    conversation: the name of the conversation, where several examples are answers of one; else ''.
   """
 
   tokens: np.ndarray
   loss_mask: np.ndarray
   name: str
+  conversation: str = ''
 
   def __len__(self) -> int:
     return len(self.tokens)
@@ -327,23 +329,37 @@ def eval_batches(
 
 
 def split(
-  items: Sequence[Item], fraction: float = 0.05, seed: int = 0
+  items: Sequence[Item],
+  fraction: float = 0.05,
+  seed: int = 0,
+  *,
+  group_of: Callable[[Item], str] | None = None,
 ) -> tuple[list[Item], list[Item]]:
   """(train, validation): a random `fraction` of the items, at least one, is for validation.
 
   Both keep the order of `items`.
 
+  Args:
+    group_of: an item's group, which is not divided; '' is a group of the item alone. The fraction
+      is then one of the groups.
+
   Raises:
     InputError: if nothing would be left to train on.
   """
-  count = max(1, round(fraction * len(items)))
-  if not 0 < fraction < 1 or count >= len(items):
+  # {group, or the item's own number: the numbers of its items}, in the order of the items
+  groups: dict[str | int, list[int]] = {}
+  for i, item in enumerate(items):
+    group = group_of(item) if group_of else ''
+    groups.setdefault(group or i, []).append(i)
+  count = max(1, round(fraction * len(groups)))
+  if not 0 < fraction < 1 or count >= len(groups):
     raise InputError(
-      f'cannot set {fraction} of {len(items)} examples aside for validation and still train: '
+      f'cannot set {fraction} of {len(groups)} examples aside for validation and still train: '
       'give more examples or a fraction between 0 and 1'
     )
-  order = permutation(len(items), seed, 0)
-  held_out = set(order[:count].tolist())
+  order = permutation(len(groups), seed, 0)
+  members = list(groups.values())
+  held_out = {i for number in order[:count].tolist() for i in members[number]}
   train = [item for i, item in enumerate(items) if i not in held_out]
   validation = [item for i, item in enumerate(items) if i in held_out]
   return train, validation

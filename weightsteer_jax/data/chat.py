@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 from weightsteer_jax.data import pieces, sources, templates, thoughts
 from weightsteer_jax.data.examples import encode_example, encode_examples
@@ -92,14 +93,14 @@ def scored_tokens(
   form = templates.format_of(tokenizer)
   tags = thoughts.tags_of(tokenizer)
   generated = templates.render(tokenizer, marked, name, generate=True)
-  _reject_control_tokens(completion, form.control, tags, name)
+  message = {'role': 'assistant', 'content': completion}
+  templates.reject_control_tokens([message], form.control, name, tags)
   end_text = form.gap + tokenizer.convert_ids_to_tokens(form.end_of_turn)
   behind = ''
   if tags is not None and tags.within(completion):
     prompt = generated
     answer = _behind_prompt(completion, prompt, tags, name)
   else:
-    message = {'role': 'assistant', 'content': completion}
     rendered = templates.render(tokenizer, [*marked, message], name, generate=False)
     prompt, behind, start = _before_answer(generated, rendered, tags)
     if start < 0:
@@ -166,16 +167,7 @@ def _behind_prompt(completion: str, prompt: str, tags: thoughts.Tags, name: str)
   return completion
 
 
-def _reject_control_tokens(
-  completion: str, control: re.Pattern, tags: thoughts.Tags | None, name: str
-) -> None:
-  if tags is not None:
-    # Tags of thoughts may be control tokens, and a model does generate them.
-    completion = tags.removed_from(completion)
-  templates.reject_control_tokens([{'role': 'assistant', 'content': completion}], control, name)
-
-
-def _prompt_messages(tokenizer, messages: Messages, name: str) -> list[dict[str, str]]:
+def _prompt_messages(tokenizer, messages: Messages, name: str) -> list[dict[str, Any]]:
   """The checked messages of a prompt, with control tokens inside them marked."""
   control = templates.format_of(tokenizer).control
   messages = sources.check_messages(messages, name)
@@ -183,9 +175,25 @@ def _prompt_messages(tokenizer, messages: Messages, name: str) -> list[dict[str,
     raise InputError(
       f"{name}: a prompt must end with the user's turn, it ends with the assistant's"
     )
+  tags = thoughts.tags_of(tokenizer)
   # Marked before rendering: afterwards, typed tokens look like the template's own.
   marked = []
   for message in messages:
-    content = pieces.mark(message['content'], control)
-    marked.append({**message, 'content': content})
+    texts = {}
+    for key in ('content', 'reasoning_content'):
+      if key in message:
+        # An assistant's tags are its own, and a template finds them only unmarked.
+        own = tags if message['role'] == 'assistant' else None
+        texts[key] = _marked(message[key], control, own)
+    marked.append({**message, **texts})
   return marked
+
+
+def _marked(text: str, control: re.Pattern, tags: thoughts.Tags | None) -> str:
+  if tags is None:
+    return pieces.mark(text, control)
+  parts = tags.parts(text)
+  # Texts and tags alternate.
+  for i in range(0, len(parts), 2):
+    parts[i] = pieces.mark(parts[i], control)
+  return ''.join(parts)

@@ -2,8 +2,8 @@ r"""Chat templates: prompts to generate from, and examples whose targets are the
 
 Targets are found by rendering: an answer starts at the end of the prompt that generation would see,
 and ends with the first end-of-turn token. So training and generation agree by construction, whether
-or not the template carries `{% generation %}` markers. The markers are read only where a template
-renders a turn differently once more turns follow.
+or not the template carries `{% generation %}` markers. A conversation is one example, or one for
+each answer (see turns.py). The markers are read only where no answer can be told from its prompt.
 
 A worked example, with the ChatML template and one token per word and per control token:
 
@@ -16,34 +16,23 @@ end-of-turn token must be generated to stop, so the token is a target. The newli
 is never generated.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
 
-from weightsteer_jax.data import pieces, sources, templates
+from weightsteer_jax.data import pieces, sources, templates, thoughts, turns
 from weightsteer_jax.data.batches import Example
 from weightsteer_jax.data.sources import Conversation
 from weightsteer_jax.data.templates import Messages
+from weightsteer_jax.data.turns import Rendered
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.progress import say_once
 
 # Conversations encoded in one call of the tokenizer: enough for all cores, few enough that their
 # texts take little memory.
 _TOGETHER = 1024
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rendered:
-  """A conversation as text.
-
-  Attributes:
-    ends: the end of each prompt, where an answer starts, and last the end of the text.
-  """
-
-  text: str
-  ends: list[int]
 
 
 def encode_example(
@@ -53,28 +42,38 @@ def encode_example(
 
   Args:
     tokenizer: with a chat template.
-    messages: the conversation; all answers in it are targets.
+    messages: the conversation; all answers in it are targets, but those of weight 0.
     max_length: tokens, at most.
     truncate: cut longer conversations on the right instead of raising.
     name: how errors cite the conversation.
 
   Raises:
-    InputError: if the messages are malformed or hold no answer or a control token, the template
-      refuses them or hides where the answers are, or `max_length` tokens hold no target or, without
-      truncation, not the whole conversation.
+    InputError: if the messages are malformed or hold no answer to learn or a control token, the
+      template refuses them, drops a part of an answer or hides where the answers are, the answers
+      need an example each, or `max_length` tokens hold no target or, without truncation, not the
+      whole conversation.
   """
   conversation = Conversation(tuple(messages), name)
-  return encode_examples(tokenizer, [conversation], max_length=max_length, truncate=truncate)[0]
+  examples = encode_examples(tokenizer, [conversation], max_length=max_length, truncate=truncate)
+  if len(examples) > 1:
+    raise InputError(
+      f'{name}: the chat template renders an answer differently once a turn follows, so that the '
+      f'conversation is {len(examples)} examples: encode it with encode_examples'
+    )
+  return examples[0]
 
 
 @jax.profiler.annotate_function
 def encode_examples(
   tokenizer, conversations: Iterable[Conversation], *, max_length: int, truncate: bool = False
 ) -> list[Example]:
-  """The example of each conversation, as by `encode_example`.
+  """The example of each conversation, or of each learnt answer where one cannot hold all.
+
+  See turns.py for when a conversation becomes several examples, which follow one another.
 
   Raises:
-    InputError: if `encode_example` would raise it; the error counts all over-long conversations.
+    InputError: if `encode_example` would raise it of one answer; the error counts all over-long
+      conversations.
   """
   conversations = list(conversations)
   examples = []
@@ -100,72 +99,77 @@ def _cut(example: Example, max_length: int) -> Example:
       f'{example.name}: cut to {max_length} of {len(example)} tokens, no token of an answer is '
       'left: raise max_length or remove the example'
     )
-  return Example(example.tokens[:max_length], mask, example.name)
+  return Example(example.tokens[:max_length], mask, example.name, example.conversation)
 
 
 def _encode(tokenizer, conversations: Sequence[Conversation]) -> list[Example]:
   form = templates.format_of(tokenizer)
-  prepared = []
-  # Texts to encode together, and the ends of their pieces.
-  texts = []
-  ends = []
+  rendered = []
   for conversation in conversations:
-    one = _prepare(tokenizer, conversation.messages, form, conversation.name)
-    prepared.append(one)
-    if isinstance(one, _Rendered):
-      texts.append(one.text)
-      ends.append(one.ends)
-  encoded = iter(pieces.encode_pieces(tokenizer, texts, ends, form.control))
+    rendered += _prepare(tokenizer, conversation.messages, form, conversation.name)
+  # All texts in one call; examples by markers are made already.
+  texts = [one for one in rendered if isinstance(one, Rendered)]
+  encoded = iter(
+    pieces.encode_pieces(
+      tokenizer, [one.text for one in texts], [one.ends for one in texts], form.control
+    )
+  )
   examples = []
-  for conversation, one in zip(conversations, prepared):
-    if isinstance(one, _Rendered):
-      tokens, mask = _masked(tokenizer, next(encoded), form.end_of_turn, conversation.name)
-    else:
-      tokens, mask = one
-    loss_mask = np.array(mask, bool)
-    examples.append(Example(np.array(tokens, np.int32), loss_mask, conversation.name))
+  for one in rendered:
+    if isinstance(one, Rendered):
+      tokens, mask = _masked(tokenizer, next(encoded), one, form.end_of_turn)
+      one = _example(tokens, mask, one.name, one.conversation)
+    examples.append(one)
+  if any(one.emptied for one in texts):
+    say_once(
+      f"the prompt of '{tokenizer.name_or_path}' opens a thought, and there are answers without "
+      'one: they are learnt behind an empty thought'
+    )
   return examples
+
+
+def _example(tokens: list[int], mask: list[bool], name: str, conversation: str = '') -> Example:
+  return Example(np.array(tokens, np.int32), np.array(mask, bool), name, conversation)
 
 
 def _prepare(
   tokenizer, messages: Messages, form: templates.Format, name: str
-) -> _Rendered | tuple[list[int], list[bool]]:
-  """The rendered conversation, or (tokens, mask) where markers must tell the answers."""
+) -> list[Rendered | Example]:
+  """The texts of a conversation, or its example where markers must tell the answers."""
   messages = sources.check_messages(messages, name)
-  templates.reject_control_tokens(messages, form.control, name)
-  answers = [i for i, message in enumerate(messages) if message['role'] == 'assistant']
+  tags = thoughts.tags_of(tokenizer)
+  templates.reject_control_tokens(messages, form.control, name, tags)
+  answers = turns.answers_of(messages)
   if not answers or answers[0] == 0:
     what = 'it starts with an assistant message' if answers else 'there is no assistant message'
     raise InputError(f'{name}: {what}; an example is a conversation in which the assistant answers')
-  # The prompt of each answer, as generation would see it.
+  if not any(turns.is_learnt(messages[i]) for i in answers):
+    raise InputError(f'{name}: every answer has weight 0, so that there is nothing to learn')
+  rendered = turns.render_answers(tokenizer, messages, name)
+  if rendered:
+    return list(rendered)
+  # Without markers in the template, transformers would warn and mark nothing.
+  if re.search(r'\{%-?\s*generation\b', tokenizer.get_chat_template()):
+    tokens, mask = _encode_by_markers(tokenizer, messages, form, name)
+    return [_example(tokens, mask, name)]
   text = templates.render(tokenizer, messages, name, generate=False)
   prompts = {i: templates.render(tokenizer, messages[:i], name, generate=True) for i in answers}
-  # Messages whose prompt is no beginning of the text: later turns changed how it is rendered.
-  apart = [i for i, prompt in prompts.items() if not text.startswith(prompt)]
-  if not apart:
-    # From the end of its prompt, an answer's piece goes on to the end of the next prompt.
-    ends = [len(prompt) for prompt in prompts.values()]
-    ends.append(len(text))
-    for i, start, end in zip(answers, ends, ends[1:]):
-      _check_rendered(messages[i]['content'], text[start:end], name)
-    return _Rendered(text, ends)
-  if re.search(r'\{%-?\s*generation\b', tokenizer.get_chat_template()):
-    # Without markers in the template, transformers would warn and mark nothing.
-    return _encode_by_markers(tokenizer, messages, form, name)
-  first = apart[0]
+  first = next((i for i in answers if not text.startswith(prompts[i])), answers[0])
   raise InputError(templates.not_a_beginning(name, first, prompts[first], text))
 
 
 def _masked(
-  tokenizer, encoded: Sequence[list[int]], end_of_turn: int, name: str
+  tokenizer, encoded: Sequence[list[int]], rendered: Rendered, end_of_turn: int
 ) -> tuple[list[int], list[bool]]:
   """(tokens, mask) of the first prompt and the pieces behind it, each of which starts an answer."""
   prompt, *answers = encoded
   # The first prompt holds no target.
   tokens = list(prompt)
   mask = [False] * len(tokens)
-  for piece in answers:
-    num_targets = _answer_length(tokenizer, piece, end_of_turn, name)
+  for piece, learnt in zip(answers, rendered.learnt, strict=True):
+    num_targets = 0
+    if learnt:
+      num_targets = _answer_length(tokenizer, piece, end_of_turn, rendered.name)
     # What follows is never generated: the rest of the turn's frame, the next turn and its header.
     num_others = len(piece) - num_targets
     tokens += piece
@@ -178,14 +182,18 @@ def _encode_by_markers(
 ) -> tuple[list[int], list[bool]]:
   """(tokens, mask) by the template's `{% generation %}` markers."""
   encoded = tokenizer.apply_chat_template(
-    list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    templates.shown(messages),
+    tokenize=True,
+    return_dict=True,
+    return_assistant_tokens_mask=True,
   )
   tokens = list(encoded['input_ids'])
   marked = list(map(bool, encoded['assistant_masks']))
   # An answer starts where a token is marked and the token before is not.
   marked_before = [False, *marked[:-1]]
   starts = [i for i, inside in enumerate(marked) if inside and not marked_before[i]]
-  expected = sum(message['role'] == 'assistant' for message in messages)
+  answers = turns.answers_of(messages)
+  expected = len(answers)
   # Markers around a part of the turns, or around two turns at once, would train on other text.
   if len(starts) != expected:
     raise InputError(
@@ -193,7 +201,9 @@ def _encode_by_markers(
       f'conversation has {expected}'
     )
   mask = [False] * len(tokens)
-  for start in starts:
+  for start, answer in zip(starts, answers):
+    if not turns.is_learnt(messages[answer]):
+      continue
     # Some templates put the header inside the markers, but generation is given the header.
     behind_header = start + len(form.header)
     if tuple(tokens[start:behind_header]) == form.header:
@@ -213,14 +223,3 @@ def _answer_length(tokenizer, tokens: Sequence[int], end_of_turn: int, name: str
       f'{tokenizer.convert_ids_to_tokens(end_of_turn)!r}: a model trained on it would not stop'
     )
   return tokens.index(end_of_turn) + 1
-
-
-def _check_rendered(content: str, rendered: str, name: str) -> None:
-  # Templates strip and add whitespace; all else of an answer must be there to be learnt.
-  expected = ''.join(content.split())
-  got = ''.join(rendered.split())
-  if expected not in got:
-    raise InputError(
-      f'{name}: the chat template drops or rewrites part of the answer {content!r:.60} '
-      f'(it renders {rendered!r:.60}): train on answers that it renders whole'
-    )

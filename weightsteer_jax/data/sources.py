@@ -13,10 +13,27 @@ from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
 ROLES = ('system', 'user', 'assistant')
+# Keys of an assistant's thought. Source: transformers 5.24, `_REASONING_FIELDS`.
+THOUGHTS = ('reasoning_content', 'reasoning', 'thinking')
+# Keys that say whether an assistant's message is to be learnt, and the values for no and yes.
+# Source: `weight` of OpenAI's and Mistral's fine-tuning formats, also read by axolotl; `train` and
+# `training`, the usual names of axolotl's message_field_training; `loss` of ms-swift 4.6.
+MARKS: Mapping[str, tuple[Any, ...]] = {
+  'weight': (0, 1, 0.0, 1.0),
+  'train': (False, True),
+  'training': (False, True),
+  'loss': (False, True),
+}
 _FILE_SUFFIXES = ('.jsonl', '.json', '.csv', '.tsv', '.txt', '.parquet')
 # The columns that a row must have, one schema a file. A row of the last two may also have a column
 # `system`, the system prompt.
 SCHEMAS = (('messages',), ('question', 'answer'), ('prompt', 'completion'))
+# Columns that other tools hand to the chat template, and what to do. Source: TRL 1.16, dataset
+# formats.
+_RENDERED = {
+  'tools': 'remove it, and conversations with tools',
+  'chat_template_kwargs': 'name one set for all rows as model.chat_template_args',
+}
 _ACCEPTED = (
   "'messages' (a list of {role, content}), or 'question' and 'answer', or 'prompt' and "
   "'completion' (with an optional 'system')"
@@ -28,11 +45,12 @@ class Conversation:
   """Messages in turn, and the name that errors cite.
 
   Attributes:
-    messages: each {'role': system | user | assistant, 'content': text}.
+    messages: each {'role': system | user | assistant, 'content': text}; an assistant's may have
+      'reasoning_content', the thought before the text, and 'weight' 0, for not to be learnt.
     name: such as `file.jsonl:12`.
   """
 
-  messages: tuple[Mapping[str, str], ...]
+  messages: tuple[Mapping[str, Any], ...]
   name: str
 
 
@@ -115,43 +133,110 @@ def parse_rows(rows: Iterable[tuple[str, Any]], *, where: str) -> list[Conversat
   return conversations
 
 
-def check_messages(messages: Any, name: str) -> tuple[dict[str, str], ...]:
-  """The messages with only role and content, checked.
+def check_messages(messages: Any, name: str) -> tuple[dict[str, Any], ...]:
+  """The messages with the keys of `Conversation.messages`, checked.
+
+  A thought may be spelt as any of THOUGHTS, and an answer may be marked as not to be learnt by any
+  of MARKS. A key without a value (null, or nothing in it) says nothing, and is left out.
 
   Raises:
-    InputError: if the messages are no list of {role, content}, a role is unknown, a content is no
-      text, or an answer is empty.
+    InputError: if the messages are no list of {role, content}, a role or a key is unknown, a
+      content is no text, an answer is empty, or a mark is neither yes nor no.
   """
   # A text is a sequence too, of its characters.
   is_list = isinstance(messages, Sequence) and not isinstance(messages, (str, Mapping))
   if not is_list or not messages:
     raise InputError(f"{name}: 'messages' must be a non-empty list of {{role, content}}")
-  for message in messages:
-    if not isinstance(message, Mapping) or 'role' not in message or 'content' not in message:
+  return tuple(_check_message(message, i, name) for i, message in enumerate(messages))
+
+
+def _check_message(message: Any, index: int, name: str) -> dict[str, Any]:
+  if not isinstance(message, Mapping) or 'role' not in message or 'content' not in message:
+    raise InputError(
+      f"{name}: a message must be an object with 'role' and 'content', got {message!r:.80}"
+    )
+  role = message['role']
+  content = message['content']
+  if role not in ROLES:
+    near = did_you_mean(str(role), ROLES)
+    raise InputError(f"{name}: unknown role {role!r}{near}; the roles are {', '.join(ROLES)}")
+  if not isinstance(content, str):
+    raise InputError(
+      f"{name}: the content of a {role} message must be text, it is a {type(content).__name__}"
+    )
+  # Nothing but the end of turn would be learnt from it. Other roles may say nothing.
+  if role == 'assistant' and not content.strip():
+    raise InputError(f'{name}: an assistant message is empty')
+  where = f'{name}: message {index} ({role})'
+  further = {
+    key: value
+    for key, value in message.items()
+    if key not in ('role', 'content') and not _says_nothing(value)
+  }
+  thought = _thought_of(further, where)
+  learnt = _learnt_of(further, where)
+  known = (*THOUGHTS, *MARKS)
+  for key in further:
+    if key not in known:
       raise InputError(
-        f"{name}: a message must be an object with 'role' and 'content', got {message!r:.80}"
+        f"{where} has the key '{key}', which is not understood{did_you_mean(key, known)}: a chat "
+        'template could render it, or training should heed it; remove it from the data. Known are '
+        f'role, content, {", ".join(known)}'
       )
-    role = message['role']
-    content = message['content']
-    if role not in ROLES:
-      near = did_you_mean(str(role), ROLES)
-      raise InputError(f"{name}: unknown role {role!r}{near}; the roles are {', '.join(ROLES)}")
-    if not isinstance(content, str):
-      raise InputError(
-        f"{name}: the content of a {role} message must be text, it is a {type(content).__name__}"
-      )
-    # Nothing but the end of turn would be learnt from it. Other roles may say nothing.
-    if role == 'assistant' and not content.strip():
-      raise InputError(f'{name}: an assistant message is empty')
-  # Other keys, such as a name, are left out: a chat template could render them.
-  return tuple({'role': message['role'], 'content': message['content']} for message in messages)
+  checked: dict[str, Any] = {'role': role, 'content': content}
+  if role == 'assistant':
+    if thought:
+      checked['reasoning_content'] = thought
+    if not learnt:
+      checked['weight'] = 0
+  elif thought or (learnt and any(key in further for key in MARKS)):
+    raise InputError(f'{where} has the key {list(further)[0]!r}, which only an answer may have')
+  return checked
+
+
+def _says_nothing(value: Any) -> bool:
+  return value is None or (isinstance(value, (str, list, dict)) and not value)
+
+
+def _thought_of(further: Mapping[str, Any], where: str) -> str:
+  """The thought in one of its spellings; '' for none."""
+  thoughts = {key: further[key] for key in THOUGHTS if key in further}
+  for key, value in thoughts.items():
+    if not isinstance(value, str):
+      raise InputError(f"{where}: '{key}' must be text, it is a {type(value).__name__}")
+  if len(set(thoughts.values())) > 1:
+    raise InputError(f'{where} has different thoughts in {" and ".join(thoughts)}: keep one')
+  thought = next(iter(thoughts.values()), '')
+  return thought if thought.strip() else ''
+
+
+def _learnt_of(further: Mapping[str, Any], where: str) -> bool:
+  """Whether a message is to be learnt, by its marks."""
+  marks = {}
+  for key, expected in MARKS.items():
+    if key not in further:
+      continue
+    value = further[key]
+    # JSON's true and 1 are equal to Python, and no two tools mean both.
+    if not any(type(value) is type(mark) and value == mark for mark in expected):
+      words = ' or '.join(json.dumps(mark) for mark in expected[:2])
+      raise InputError(f"{where}: '{key}' is {json.dumps(value)}, expected {words}")
+    marks[key] = bool(value)
+  if len(set(marks.values())) > 1:
+    raise InputError(f'{where} is to be learnt by one of {", ".join(marks)} and not by another')
+  return next(iter(marks.values()), True)
 
 
 def digest(conversations: Iterable[Conversation]) -> str:
   """16 hex digits that name the conversations by content and order, whatever their file."""
   state = hashlib.sha256()
   for conversation in conversations:
-    turns = [[message['role'], message['content']] for message in conversation.messages]
+    turns = []
+    for message in conversation.messages:
+      turn = [message['role'], message['content']]
+      # Only where there is more, so that the digests of other conversations stay.
+      more = {key: message[key] for key in ('reasoning_content', 'weight') if key in message}
+      turns.append([*turn, more] if more else turn)
     # JSON quotes every text, so no two conversations give the same line. In ASCII, a newline ends a
     # conversation and stands nowhere else.
     line = json.dumps(turns, ensure_ascii=True)
@@ -243,7 +328,13 @@ def _schema_of(row: Mapping, name: str) -> tuple[str, ...]:
   return matches[0]
 
 
-def _messages_of(row: Mapping, schema: tuple[str, ...], name: str) -> tuple[dict[str, str], ...]:
+def _messages_of(row: Mapping, schema: tuple[str, ...], name: str) -> tuple[dict[str, Any], ...]:
+  for column in _RENDERED:
+    if not _says_nothing(row.get(column)):
+      raise InputError(
+        f"{name}: the column '{column}' is meant for the chat template, and is not supported: "
+        f'{_RENDERED[column]}'
+      )
   system = row.get('system')
   if schema == ('messages',):
     if system:

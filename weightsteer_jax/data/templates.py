@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightsteer_jax.data import bindings, pieces
+from weightsteer_jax.data import bindings, pieces, thoughts
 from weightsteer_jax.runtime.errors import InputError
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 
 _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'vocab.json')
 # Rendered to learn a template's format; any words would do that no template writes itself.
@@ -107,6 +107,11 @@ def end_of_turn_ids(tokenizer) -> list[int]:
   return [end_of_turn, end_of_text]
 
 
+def end_of_turn_text(tokenizer) -> str:
+  """The text of the token that ends an answer."""
+  return tokenizer.convert_ids_to_tokens(format_of(tokenizer).end_of_turn)
+
+
 def format_of(tokenizer) -> Format:
   """The format that the chat template of a tokenizer gives to messages.
 
@@ -197,7 +202,7 @@ def render(tokenizer, messages: Messages, name: str, *, generate: bool) -> str:
 
   def rendered(messages: Messages) -> str:
     return tokenizer.apply_chat_template(
-      list(messages), tokenize=False, add_generation_prompt=generate
+      shown(messages), tokenize=False, add_generation_prompt=generate
     )
 
   try:
@@ -248,14 +253,38 @@ def words_of_its_own(tokenizer) -> str:
   return '\n'.join(said)
 
 
-def reject_control_tokens(messages: Messages, control: re.Pattern, name: str) -> None:
-  """Raises InputError if a message holds a control token as text."""
+def shown(messages: Messages) -> list[dict[str, Any]]:
+  """The messages as a chat template sees them: a thought under both names, and no marks.
+
+  Source: transformers 5.24, `_alias_reasoning_fields`.
+  """
+  told = []
+  for message in messages:
+    entry = {'role': message['role'], 'content': message['content']}
+    if 'reasoning_content' in message:
+      thought = message['reasoning_content']
+      entry |= {'reasoning_content': thought, 'thinking': thought}
+    told.append(entry)
+  return told
+
+
+def reject_control_tokens(
+  messages: Messages, control: re.Pattern, name: str, tags: thoughts.Tags | None = None
+) -> None:
+  """Raises InputError if a message holds a control token as text.
+
+  Args:
+    tags: tags of thoughts, which may be control tokens; an assistant does write them.
+  """
   for i, message in enumerate(messages):
-    if match := control.search(message['content']):
-      raise InputError(
-        f"{name}: message {i} ({message['role']}) holds the control token {match[0]!r} as text: "
-        'it would end or open a turn; remove it from the data'
-      )
+    for text in (message['content'], message.get('reasoning_content', '')):
+      if tags and message['role'] == 'assistant':
+        text = tags.removed_from(text)
+      if match := control.search(text):
+        raise InputError(
+          f"{name}: message {i} ({message['role']}) holds the control token {match[0]!r} as text: "
+          'it would end or open a turn; remove it from the data'
+        )
 
 
 def not_a_beginning(name: str, index: int, prompt: str, text: str) -> str:

@@ -46,6 +46,10 @@ class Tags:
     """Whether the text holds a tag."""
     return _pattern(self).search(text) is not None
 
+  def parts(self, text: str) -> list[str]:
+    """Texts and tags, which alternate; a text is first and last."""
+    return _pattern(self).split(text)
+
   def removed_from(self, text: str) -> str:
     """The text without the tags."""
     return _pattern(self).sub('', text)
@@ -270,7 +274,7 @@ def split(text: str, tags: Tags = THINK, *, start: Start = 'outside') -> Split:
   closed = False
   leaked = False
   # Texts and tags alternate, a text first and last.
-  parts = _pattern(tags).split(text)
+  parts = tags.parts(text)
   for i, part in enumerate(parts):
     if i % 2 == 0:
       (thoughts if inside else answers).append(part)

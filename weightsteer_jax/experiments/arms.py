@@ -420,7 +420,12 @@ def _split(
   experiment: Experiment, examples: Sequence[Example], seed: int
 ) -> tuple[list[Example], list[Example]]:
   fraction = experiment.run.data.validation_fraction
-  return datas.split(examples, fraction, seed)
+
+  # Answers of one conversation share their beginning: validation would know it from training.
+  def conversation_of(example: Example) -> str:
+    return example.conversation
+
+  return datas.split(examples, fraction, seed, group_of=conversation_of)
 
 
 def _row_length(*sets: Sequence[Example]) -> int:

@@ -4,6 +4,7 @@ A line winds the stall watchdog (see ending.py). A bar does not: loops that move
 watchdog themselves.
 """
 
+import functools
 import sys
 
 import tqdm
@@ -21,6 +22,12 @@ def say(line: str) -> None:
   ending.progress()
   if processes.is_main():
     print(line, flush=True)
+
+
+@functools.cache
+def say_once(line: str) -> None:
+  """Prints a line, but not again what this process has said."""
+  say(line)
 
 
 def bar(title: str, *, unit: str, total: int, done: int = 0, shown: bool = True) -> tqdm.tqdm:
