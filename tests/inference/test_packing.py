@@ -87,7 +87,8 @@ def asked(*lengths, config=CONFIG, arms=make_arms({'steered': [({}, None)]}), al
     requests += [
       ScoreRequest((i, j), start, take(n), 'steered', alpha) for j, n in enumerate(completions)
     ]
-  return packing.questions(requests, arms, config)
+  # No weights are used here: the vocabulary may be as large as the tokens are many.
+  return packing.questions(requests, arms, dataclasses.replace(config, vocab_size=10**6))
 
 
 def packed(questions, config=CONFIG, batch_size=64, compile_tokens=0, groups=1):
