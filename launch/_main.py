@@ -379,6 +379,13 @@ def define_model_flags() -> None:
   flags.DEFINE_list('alphas', ['0'], 'Strengths, comma-separated.')
   flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of parameters and activations.')
   flags.DEFINE_integer('batch_size', 32, 'Rows per batch.', lower_bound=1)
+  flags.DEFINE_enum(
+    'tokenizer',
+    'auto',
+    ['auto', 'file'],
+    "Whose rules cut texts into tokens where the two differ: transformers' AutoTokenizer's, or "
+    "those of tokenizer.json.",
+  )
   define_chat_flags("the day on the direction's record, or else today")
   flags.mark_flag_as_required('model')
 
@@ -391,6 +398,7 @@ def model_options() -> dict[str, Any]:
     alphas=floats(args.alphas, 'alphas'),
     dtype=args.dtype,
     batch_size=args.batch_size,
+    tokenizer_choice=args.tokenizer,
     chat_template_args=_template_args(),
     chat_date=args.chat_date,
   )

@@ -15,6 +15,8 @@ from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
 DTYPES = ('float32', 'bfloat16')
+# Who decides on a tokenizer's rules: transformers' AutoTokenizer, or tokenizer.json.
+TOKENIZERS = ('auto', 'file')
 
 
 def check(run: Run) -> None:
@@ -70,6 +72,7 @@ def _check_model_and_mesh(run: Run) -> None:
   kernels = ('auto', 'reference', 'blocked', 'cudnn', 'splash')
   _one_of('model.dtype', run.model.dtype, DTYPES)
   _one_of('model.attention', run.model.attention, kernels)
+  _one_of('model.tokenizer', run.model.tokenizer, TOKENIZERS)
   chat_options.check_date(run.model.chat_date, "the config key 'model.chat_date'")
   _one_of('model.system_role', run.model.system_role, ('system', 'user'))
   _one_of('mesh.base', run.mesh.base, ('auto', 'replicate', 'shard'))
@@ -285,6 +288,7 @@ def _check_judge(where: str, judge: schema.Judge) -> None:
       _check_endpoint_judge(where, judge)
     case schema.ModelJudge():
       _one_of(f'{where}.dtype', judge.dtype, DTYPES)
+      _one_of(f'{where}.tokenizer', judge.tokenizer, TOKENIZERS)
       _at_least(1, where, judge, 'batch_size')
     case schema.RulesJudge():
       _regex(f'{where}.pattern', judge.pattern)

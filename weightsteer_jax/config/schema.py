@@ -23,6 +23,9 @@ class ModelChoice:
   # Kernel: 'reference', 'blocked' (CPU), 'cudnn' (GPU, bfloat16), 'splash' (TPU), or 'auto', the
   # fastest that fits.
   attention: str = 'auto'
+  # Whose rules cut texts into tokens where the two differ: 'auto', transformers' AutoTokenizer, or
+  # 'file', tokenizer.json (see docs/tokens.md).
+  tokenizer: str = 'auto'
   # Variables of the chat template beside the messages, JSON values by name, as in
   # {'enable_thinking': False}.
   chat_template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -466,6 +469,8 @@ class ModelJudge(AskedJudge):
   dtype: str = 'float32'
   # Answers scored together.
   batch_size: int = 64
+  # Whose rules cut texts into tokens, as in model.tokenizer.
+  tokenizer: str = 'auto'
   # Variables of the judge's own chat template, as in model.chat_template_args.
   chat_template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

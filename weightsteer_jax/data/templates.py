@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightsteer_jax.data import bindings, pieces, thoughts
+from weightsteer_jax.data import bindings, pieces, thoughts, tokenizer_file
 from weightsteer_jax.runtime.errors import InputError
 
 Messages = Sequence[Mapping[str, Any]]
@@ -44,6 +44,7 @@ class Format:
 def load_tokenizer(
   folder: str | os.PathLike,
   *,
+  choice: str = 'auto',
   template_args: Mapping[str, Any] | None = None,
   date: str = '',
   system_prompt: str = '',
@@ -52,6 +53,7 @@ def load_tokenizer(
   """The tokenizer in a checkpoint folder, read by transformers; no network, no remote code.
 
   Args:
+    choice: whose rules count, 'auto' or 'file'; see tokenizer_file.py.
     template_args: variables that the chat template is told wherever it renders, see bindings.py.
     date: the day that a dated chat template is told, as in 2026-12-01; '' is the present day.
     system_prompt: put before conversations without a system prompt; '' leaves them alone.
@@ -69,16 +71,7 @@ def load_tokenizer(
       f"{folder} holds no tokenizer: expected one of {', '.join(_TOKENIZER_FILES)}; it holds "
       f"{', '.join(sorted(child.name for child in folder.iterdir())[:12]) or 'nothing'}"
     )
-  # The import takes seconds.
-  import transformers
-
-  try:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-      str(folder), trust_remote_code=False, local_files_only=True
-    )
-  # transformers and tokenizers raise many types, bare Exception among them, for a bad file.
-  except Exception as error:
-    raise InputError(f'{folder}: transformers cannot read the tokenizer: {error}') from error
+  tokenizer = tokenizer_file.load(folder, choice)
   return bindings.bind(
     tokenizer,
     template_args or {},

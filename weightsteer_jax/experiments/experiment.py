@@ -88,6 +88,7 @@ class Experiment:
     choice = self.run.model
     tokenizer = datas.load_tokenizer(
       self.checkpoint,
+      choice=choice.tokenizer,
       template_args=choice.chat_template_args,
       date=self.chat_date,
       system_prompt=choice.system_prompt,
@@ -109,7 +110,10 @@ class Experiment:
   def judge_tokenizer(self, options: configs.ModelJudge, folder: Path) -> Any:
     """The tokenizer of a judge's model, told the judge's own arguments and the run's day."""
     tokenizer = datas.load_tokenizer(
-      folder, template_args=options.chat_template_args, date=self.chat_date
+      folder,
+      choice=options.tokenizer,
+      template_args=options.chat_template_args,
+      date=self.chat_date,
     )
     datas.require_chat_template(tokenizer)
     return tokenizer
@@ -222,9 +226,14 @@ class _HeldModel:
 
   def load(self, choice: ModelChoice, layout: Layout) -> models.Model:
     """The chosen model in a layout: the held model moved, or another model read instead."""
-    # Words to a chat template change no weight.
+    # Tokenizer and chat template change no weight.
     choice = dataclasses.replace(
-      choice, chat_template_args={}, chat_date='', system_prompt='', system_role='system'
+      choice,
+      tokenizer='auto',
+      chat_template_args={},
+      chat_date='',
+      system_prompt='',
+      system_role='system',
     )
     if self._model is None or choice != self._choice:
       # The old model goes first, since two need not fit in memory.

@@ -219,6 +219,7 @@ def score(
   batch_size: int = 32,
   add_bos: bool = False,
   apart: bool = False,
+  tokenizer_choice: str = 'auto',
   chat_template_args: Mapping[str, Any] | None = None,
   chat_date: str = '',
 ) -> None:
@@ -227,7 +228,11 @@ def score(
   See `inference.score_file`, and `_loaded` for what the chat template is told.
   """
   choice = ModelChoice(
-    model, dtype=dtype, chat_template_args=chat_template_args or {}, chat_date=chat_date
+    model,
+    dtype=dtype,
+    tokenizer=tokenizer_choice,
+    chat_template_args=chat_template_args or {},
+    chat_date=chat_date,
   )
   inference.score_file(
     *_loaded(choice, direction, alphas),
@@ -253,6 +258,7 @@ def generate(
   temperature: float = 0.0,
   top_k: int = 0,
   top_p: float = 1.0,
+  tokenizer_choice: str = 'auto',
   chat_template_args: Mapping[str, Any] | None = None,
   chat_date: str = '',
   **options: Any,
@@ -263,7 +269,11 @@ def generate(
   told.
   """
   choice = ModelChoice(
-    model, dtype=dtype, chat_template_args=chat_template_args or {}, chat_date=chat_date
+    model,
+    dtype=dtype,
+    tokenizer=tokenizer_choice,
+    chat_template_args=chat_template_args or {},
+    chat_date=chat_date,
   )
   loaded, tokenizer, delta = _loaded(choice, direction, alphas)
   stops = inference.stop_ids(tokenizer, loaded.folder)
@@ -293,6 +303,7 @@ def harness(
   dtype: str = 'float32',
   batch_size: int = 32,
   max_length: int | None = None,
+  tokenizer_choice: str = 'auto',
   chat_template_args: Mapping[str, Any] | None = None,
   chat_date: str = '',
   **options: Any,
@@ -305,6 +316,7 @@ def harness(
     output: folder of results; strengths in an earlier output are kept.
     direction: folder of the direction to apply; '' is none, and then alpha must be 0.
     max_length: most tokens of an input; None is the model's positions.
+    tokenizer_choice: whose rules cut texts into tokens, 'auto' or 'file'.
     chat_template_args: variables of the chat template beside the messages.
     chat_date: the day that a dated chat template is told; '' is that of the output's first
       strengths, and else as in `_loaded`.
@@ -327,6 +339,7 @@ def harness(
   choice = ModelChoice(
     model,
     dtype=dtype,
+    tokenizer=tokenizer_choice,
     chat_template_args=chat_template_args or {},
     chat_date=chat_date or told.get('date', ''),
   )
@@ -338,6 +351,7 @@ def harness(
     'model': tree.digest(loaded.params),
     'direction': None if delta is None else evaluation.sweep.delta_digest(delta),
     'max_length': max_length,
+    'tokenizer': tokenizer_choice,
     'chat template': bindings.bound(tokenizer).to_json(),
     'version of lm-eval': versions('lm_eval')['lm_eval'],
   }
@@ -388,7 +402,12 @@ def _loaded(
   steering = directions.load(direction) if direction else None
   model = load_model(choice)
   date = choice.chat_date or (_date_of(steering) if steering else '')
-  tokenizer = load_tokenizer(model.folder, template_args=choice.chat_template_args, date=date)
+  tokenizer = load_tokenizer(
+    model.folder,
+    choice=choice.tokenizer,
+    template_args=choice.chat_template_args,
+    date=date,
+  )
   told = bindings.bound(tokenizer)
   if told.words():
     hint = '' if date or not told.date else ' (today; --chat_date keeps it)'

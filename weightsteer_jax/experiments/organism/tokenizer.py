@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tokenizers
 import transformers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 # The special tokens of Qwen2, whose architecture the organism has.
 PAD = '<|endoftext|>'
@@ -29,6 +29,8 @@ def train(texts: Iterable[str], vocab_size: int) -> transformers.PreTrainedToken
   """
   # Digits stand alone, so that sums have one token a digit.
   core = tokenizers.Tokenizer(models.BPE())
+  # As the tokenizer of Qwen2 in transformers has it, which is put around this vocabulary.
+  core.normalizer = normalizers.NFC()
   core.pre_tokenizer = pre_tokenizers.Sequence(
     [
       pre_tokenizers.Digits(individual_digits=True),
