@@ -275,7 +275,7 @@ def test_thoughts_are_learnt_whole_or_not_at_all(tmp_path):
   }
   assert contrast.dropped == {
     'negative: its thought was cut': 1,
-    'positive: its thought stands in the answer': 1,
+    'positive: its thought is out of place': 1,
   }
   # Filters read answers alone.
   assert set(seen) == {'It is so .'}
@@ -285,11 +285,13 @@ def test_thoughts_are_learnt_whole_or_not_at_all(tmp_path):
     'truncated': 1,
     'thoughts': 3,
     'thought_cut': 1,
+    'thought_unclosed': 0,
     'thought_leaked': 0,
   }
   [line] = list(answers.words(contrast.accounting | {'sides': {'negative': sides['negative']}}))[1:]
   assert line == (
-    'negative: 3 answers, 0 empty, 1 truncated; 3 with a thought, 1 of them cut, 0 in the answer'
+    'negative: 3 answers, 0 empty, 1 truncated; 3 with a thought, 1 of them cut, 0 never closed, '
+    '0 out of place'
   )
 
 
@@ -299,8 +301,16 @@ def test_thoughts_can_be_removed_from_what_is_learnt(tmp_path):
   assert kept.messages[-1] == {'role': 'assistant', 'content': 'It is so .'}
   assert contrast.dropped == {
     'negative: its thought was cut': 1,
-    'positive: its thought stands in the answer': 1,
+    'positive: its thought is out of place': 1,
   }
+
+
+def test_a_turn_that_ends_within_its_thought_is_not_for_want_of_room(tmp_path):
+  contrast, sides, _ = make_contrast(
+    lambda name: '<think>Hm .' if 'q0' in name else 'Yes .', tmp_path, questions=2
+  )
+  assert contrast.dropped == {'positive: it ended within its thought': 1}
+  assert (sides['positive']['thought_cut'], sides['positive']['thought_unclosed']) == (0, 1)
 
 
 @pytest.mark.parametrize('questions', [3, 100])

@@ -48,7 +48,8 @@ _JUDGEMENT = judging.LineWords(
 )
 # Why an answer is dropped whatever it says.
 CUT = 'its thought was cut'
-LEAKED = 'its thought stands in the answer'
+UNCLOSED = 'it ended within its thought'
+LEAKED = 'its thought is out of place'
 # Share of answers with cut thoughts from which on there is nothing to learn from: our own choice.
 NEARLY_ALL = 0.95
 # Answers after which sampling is given up if all of their thoughts were cut.
@@ -63,7 +64,7 @@ class Sampled:
     text: the answer without its thought.
     thought: None where the model's template knows no thoughts.
     finish: how generation ended.
-    flaw: CUT, LEAKED or ''.
+    flaw: CUT, UNCLOSED, LEAKED or ''.
   """
 
   text: str
@@ -239,7 +240,8 @@ def _read(tokenizer: Any, prompt: Sequence[int], line: Mapping[str, Any]) -> Sam
   said = thoughts.of_text(tokenizer, prompt, line['text'])
   flaw = ''
   if thoughts.is_cut(said, line['finish']):
-    flaw = CUT
+    # More room helps only where the limit came first.
+    flaw = CUT if line['finish'] == 'length' else UNCLOSED
   elif said.leaked:
     flaw = LEAKED
   return Sampled(said.answer, said.thought, line['finish'], flaw)
@@ -331,7 +333,7 @@ def _account(
 
   A purpose has 'asked', 'ok', 'refused', 'unparsable', 'failed' and 'mean'. Answers are fit if they
   pass whatever the other answer of the pair does. Of a model that knows thoughts also 'thoughts'
-  (answers with one), 'thought_cut' and 'thought_leaked'.
+  (answers with one), 'thought_cut', 'thought_unclosed' and 'thought_leaked'.
   """
   sampled = {prompt.name: answers[prompt.name] for prompt in prompts}
   # Answers that a judge was asked about.
@@ -344,6 +346,7 @@ def _account(
   if any(one.thought is not None for one in sampled.values()):
     counts['thoughts'] = sum(bool(one.thought) for one in sampled.values())
     counts['thought_cut'] = sum(one.flaw == CUT for one in sampled.values())
+    counts['thought_unclosed'] = sum(one.flaw == UNCLOSED for one in sampled.values())
     counts['thought_leaked'] = sum(one.flaw == LEAKED for one in sampled.values())
   if not judgements:
     return counts
@@ -378,10 +381,10 @@ def words(accounting: Mapping[str, Any]) -> Iterator[str]:
       f"{side}: {counts['answers']} answers, {counts['empty']} empty, "
       f"{counts['truncated']} truncated"
     ]
-    if counts.get('thoughts') or counts.get('thought_cut'):
+    if counts.get('thoughts'):
       parts.append(
         f"{counts['thoughts']} with a thought, {counts['thought_cut']} of them cut, "
-        f"{counts['thought_leaked']} in the answer"
+        f"{counts['thought_unclosed']} never closed, {counts['thought_leaked']} out of place"
       )
     for purpose in PURPOSES:
       # Without a judge nothing was asked.
