@@ -185,7 +185,7 @@ def _prompt_messages(tokenizer, messages: Messages, name: str) -> list[dict[str,
         # An assistant's tags are its own, and a template finds them only unmarked.
         own = tags if message['role'] == 'assistant' else None
         texts[key] = _marked(message[key], control, own)
-    marked.append({**message, **texts})
+    marked.append(dict(message) | texts)
   return marked
 
 

@@ -56,15 +56,16 @@ def render_answers(tokenizer: Any, messages: Messages, name: str) -> list[Render
     InputError: if the template refuses the messages or drops a part of an answer, or a thought is
       opened and never closed.
   """
+  chat = _Chat(tokenizer, messages, name)
   for index, message in enumerate(messages):
-    _check_thought(tokenizer, message, index, name)
-  whole = _whole(tokenizer, messages, name)
+    _check_thought(message, index, chat.tags, name)
+  whole = _whole(chat)
   if whole is not None:
     return [whole]
   learnt = [i for i in answers_of(messages) if is_learnt(messages[i])]
   rendered = []
   for number, index in enumerate(learnt, 1):
-    one = _alone(tokenizer, messages, index, name)
+    one = _alone(chat, index)
     if one is None:
       return []
     if len(learnt) > 1:
@@ -83,70 +84,102 @@ def is_learnt(message: Message) -> bool:
   return message.get('weight', 1) == 1
 
 
-def _whole(tokenizer: Any, messages: Messages, name: str) -> Rendered | None:
+class _Chat:
+  """A conversation, and the texts that a chat template makes of its beginnings.
+
+  Attributes:
+    tags: the tags of thoughts that the tokenizer knows, or None.
+  """
+
+  def __init__(self, tokenizer: Any, messages: Messages, name: str):
+    self.tokenizer = tokenizer
+    self.messages = messages
+    self.name = name
+    self.tags = thoughts.tags_of(tokenizer)
+    # {(number of messages, whether a prompt): text}: rendering is most of the time of encoding.
+    self._texts: dict[tuple[int, bool], str] = {}
+
+  def text(self, count: int) -> str:
+    """The first messages, as a conversation that ends there."""
+    return self._render(count, False)
+
+  def prompt(self, count: int) -> str:
+    """The first messages, and the header of the next answer behind them."""
+    return self._render(count, True)
+
+  def _render(self, count: int, generate: bool) -> str:
+    key = (count, generate)
+    if key not in self._texts:
+      begun = self.messages[:count]
+      self._texts[key] = templates.render(self.tokenizer, begun, self.name, generate=generate)
+    return self._texts[key]
+
+
+def _whole(chat: _Chat) -> Rendered | None:
   """One text for all answers, or None if the template renders an answer otherwise at the end."""
-  answers = answers_of(messages)
-  text = templates.render(tokenizer, messages, name, generate=False)
-  end_of_turn = templates.end_of_turn_text(tokenizer)
+  answers = answers_of(chat.messages)
+  text = chat.text(len(chat.messages))
+  end_of_turn = templates.end_of_turn_text(chat.tokenizer)
   ends = []
   for index in answers:
-    prompt = templates.render(tokenizer, messages[:index], name, generate=True)
+    prompt = chat.prompt(index)
     if not text.startswith(prompt):
       return None
     ends.append(len(prompt))
-    # Of the last message, the text is the one that ends with it.
-    if index + 1 < len(messages):
-      alone = templates.render(tokenizer, messages[: index + 1], name, generate=False)
-      end = alone.find(end_of_turn, len(prompt))
-      if end < 0 or not text.startswith(alone[: end + len(end_of_turn)]):
-        return None
+    alone = chat.text(index + 1)
+    end = alone.find(end_of_turn, len(prompt))
+    if end < 0 or not text.startswith(alone[: end + len(end_of_turn)]):
+      return None
   ends.append(len(text))
-  tags = thoughts.tags_of(tokenizer)
   for index, start, end in zip(answers, ends, ends[1:]):
-    message = messages[index]
+    message = chat.messages[index]
     if not is_learnt(message):
       continue
-    piece = text[start:end]
-    if not _shows(message, text[:start], piece, tags) or _unopened(text[:start], piece, tags):
+    prompt = text[:start]
+    answer = text[start:end]
+    if not _shows(message, prompt, answer, chat.tags) or _unopened(prompt, answer, chat.tags):
       return None
-  learnt = tuple(is_learnt(messages[i]) for i in answers)
-  return Rendered(text, ends, learnt, name)
+  learnt = tuple(is_learnt(chat.messages[i]) for i in answers)
+  return Rendered(text, ends, learnt, chat.name)
 
 
-def _alone(tokenizer: Any, messages: Messages, index: int, name: str) -> Rendered | None:
+def _alone(chat: _Chat, index: int) -> Rendered | None:
   """The text that ends with an answer, or None if the answer cannot be told from its prompt."""
-  tags = thoughts.tags_of(tokenizer)
-  message = messages[index]
-  before = messages[:index]
-  prompt = templates.render(tokenizer, before, name, generate=True)
-  text = templates.render(tokenizer, [*before, message], name, generate=False)
-  if text.startswith(prompt) and _shows(message, prompt, text[len(prompt) :], tags):
-    if tags and _unopened(prompt, text[len(prompt) :], tags):
+  tags = chat.tags
+  message = chat.messages[index]
+  prompt = chat.prompt(index)
+  text = chat.text(index + 1)
+  answer = text[len(prompt) :] if text.startswith(prompt) else None
+  if answer is not None and _shows(message, prompt, answer, tags):
+    if tags and _unopened(prompt, answer, tags):
       raise InputError(
-        f'{name}: message {index} (assistant) closes a thought that neither the message nor the '
-        f'prompt opens ({message["content"]!r:.60}): begin it with {tags.opening[0]}'
+        f'{chat.name}: message {index} (assistant) closes a thought that neither the message nor '
+        f'the prompt opens ({message["content"]!r:.60}): begin it with {tags.opening[0]}'
       )
-    return Rendered(text, [len(prompt), len(text)], (True,), name)
-  behind = _behind_opened(message, prompt, text, tags)
-  if tags and behind:
-    return Rendered(
-      prompt + behind,
-      [len(prompt), len(prompt) + len(behind)],
-      (True,),
-      name,
-      emptied=thoughts.start_behind(prompt, tags) == 'inside' and not _thought_of(message, tags),
-    )
+    return Rendered(text, [len(prompt), len(text)], (True,), chat.name)
+  thought = _thought_of(message, tags)
+  if behind := _behind_opened(message, prompt, text, tags):
+    text = prompt + behind
+    emptied = not thought and not _is_closed(prompt, tags)
+    return Rendered(text, [len(prompt), len(text)], (True,), chat.name, emptied=emptied)
   # Templates that know the tags and not the field show a thought as the model would write it.
-  if tags and 'reasoning_content' in message and tags.closing[0] in str(tokenizer.chat_template):
+  template = str(chat.tokenizer.chat_template)
+  if tags and 'reasoning_content' in message and tags.closing[0] in template:
     spelt = _spelt(message, tags)
-    shown = templates.render(tokenizer, [*before, spelt], name, generate=False)
+    begun = [*chat.messages[:index], spelt]
+    shown = templates.render(chat.tokenizer, begun, chat.name, generate=False)
     if shown.startswith(prompt) and _shows(spelt, prompt, shown[len(prompt) :], tags):
-      return Rendered(shown, [len(prompt), len(shown)], (True,), name)
-  # A thought that the template would show elsewhere is told apart from a conversation that it would
-  # frame otherwise.
-  if _thought_of(message, tags) or text.startswith(prompt):
-    raise InputError(_dropped(message, index, prompt, text, tags, name))
+      return Rendered(shown, [len(prompt), len(shown)], (True,), chat.name)
+  # Otherwise the template frames the conversation in another way once it goes on.
+  is_dropped = thought and (_is_closed(prompt, tags) or _squeezed(thought) not in _squeezed(text))
+  if answer is not None or is_dropped:
+    raise InputError(_dropped(message, index, prompt, answer, tags, chat.name))
   return None
+
+
+def _is_closed(prompt: str, tags: thoughts.Tags | None) -> bool:
+  """Whether the prompt has closed an empty thought."""
+  return tags is not None and thoughts.start_behind(prompt, tags) == 'behind'
 
 
 def _behind_opened(message: Message, prompt: str, text: str, tags: thoughts.Tags | None) -> str:
@@ -168,8 +201,8 @@ def _behind_opened(message: Message, prompt: str, text: str, tags: thoughts.Tags
   rest = rest[len(thoughts.empty_at(rest, 0, tags)) :]
   if bare == prompt or not text.startswith(bare) or not _shows(answer, bare, rest, None):
     return ''
-  if thoughts.start_behind(prompt, tags) == 'behind':
-    # The prompt has closed the thought: there is no place for another.
+  if _is_closed(prompt, tags):
+    # There is no place for another thought.
     return '' if thought else rest
   if 'reasoning_content' not in message and tags.within(message['content']):
     # A template that keeps the content has rendered the thought too.
@@ -242,11 +275,10 @@ def _spelt(message: Message, tags: thoughts.Tags) -> dict[str, Any]:
   return {'role': message['role'], 'content': text}
 
 
-def _check_thought(tokenizer: Any, message: Message, index: int, name: str) -> None:
+def _check_thought(message: Message, index: int, tags: thoughts.Tags | None, name: str) -> None:
   """Raises InputError if a message holds a thought that is cut, or two thoughts."""
   if message['role'] != 'assistant' or not is_learnt(message):
     return
-  tags = thoughts.tags_of(tokenizer)
   content = message['content']
   thought = message.get('reasoning_content', '')
   parts = thoughts.split(content, tags) if tags else thoughts.parted(content)
@@ -268,25 +300,28 @@ def _dropped(
   message: Message,
   index: int,
   prompt: str,
-  text: str,
+  answer: str | None,
   tags: thoughts.Tags | None,
   name: str,
 ) -> str:
-  """What to say of an answer that the template does not render whole."""
-  rendered = text[len(prompt) :]
+  """What to say of an answer that the template does not render whole.
+
+  Args:
+    answer: the rendered answer; None if it does not stand behind the prompt.
+  """
   thought = _thought_of(message, tags)
+  # What another prompt would show says nothing about this one.
+  shown = '' if answer is None else f' (it renders {answer!r:.60})'
   if not thought:
     return (
-      f'{name}: the chat template drops or rewrites part of the answer {message["content"]!r:.60} '
-      f'(it renders {rendered!r:.60}): train on answers that it renders whole'
+      f'{name}: the chat template drops or rewrites part of the answer {message["content"]!r:.60}'
+      f'{shown}: train on answers that it renders whole'
     )
-  # What another prompt would show says nothing about this one.
-  shown = f' (it renders {rendered!r:.60})' if text.startswith(prompt) else ''
   way = 'take the thoughts out of the data, or use a chat template that shows them'
-  if tags and thoughts.start_behind(prompt, tags) == 'behind':
+  if _is_closed(prompt, tags):
     way = (
       'its prompt closes an empty thought: let it think (chat_template_args, as in '
-      "enable_thinking), or take the thoughts out of the data"
+      'enable_thinking), or take the thoughts out of the data'
     )
   elif 'reasoning_content' in message:
     way += '; some show them in the content alone, between the tags that the model writes'

@@ -99,8 +99,8 @@ def _claim(workdir: pathlib.Path, mine: Mapping[str, Any]) -> None:
     return
   there = tree.dotted(files.read_json(path, what='the options of a fine-tune'))
   here = tree.dotted(mine)
-  differing = []
-  told = []
+  differing: list[str] = []
+  told: list[str] = []
   for key in sorted({*there, *here}):
     if key.startswith(NOT_COMPARED) or there.get(key) == here.get(key):
       continue
