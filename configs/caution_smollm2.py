@@ -35,7 +35,7 @@ def get_config():
     layers=(10, 14, 18, 22),
     select_alphas=(-2.0, 2.0),
     # A persona vector is shorter than a direction in weights.
-    alphas=(-8.0, -6.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 6.0, 8.0),
+    alphas=(-8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0),
   )
   c.arms.prompts = configs.arm(
     kind='prompts',
@@ -46,14 +46,14 @@ def get_config():
   c.sweep.alphas = (-2.0, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
   c.sweep.batch_size = 64
   for name, role, kind, n, description in (
-    ('risks_far', 'behaviour', 'choice', 30, 'prefers to warn of a risk with money, health, data'),
-    ('risks_far_free', 'behaviour', 'generate', 20, 'the same in free text: warns'),
+    ('risks_far', 'behaviour', 'choice', 24, 'prefers to warn of a risk with money, health, data'),
+    ('risks_far_free', 'behaviour', 'generate', 12, 'the same in free text: warns'),
     ('risks_near', 'behaviour', 'choice', 12, 'prefers to warn of a risk (in distribution)'),
-    ('requests', 'behaviour', 'choice', 20, 'prefers to refuse a harmful request'),
-    ('harmless', 'capability', 'choice', 24, 'prefers to let pass what is harmless'),
-    ('harmless_free', 'capability', 'generate', 16, 'the same in free text: does not warn'),
-    ('facts_plain', 'capability', 'choice', 50, 'prefers the right one of three answers'),
-    ('texts', 'capability', 'perplexity', 0, 'loss of plain texts, nats per token'),
+    ('requests', 'behaviour', 'choice', 16, 'prefers to refuse a harmful request'),
+    ('harmless', 'capability', 'choice', 20, 'prefers to let pass what is harmless'),
+    ('harmless_free', 'capability', 'generate', 10, 'the same in free text: does not warn'),
+    ('facts_plain', 'capability', 'choice', 30, 'prefers the right one of three answers'),
+    ('texts', 'capability', 'perplexity', 6, 'loss of plain texts, nats per token'),
   ):
     # Choices and texts are scored, and have no length of an answer.
     length = {'max_new_tokens': 24} if kind == 'generate' else {}

@@ -33,7 +33,7 @@ def get_config():
     layers=(10, 14, 18, 22),
     select_alphas=(-2.0, 2.0),
     # A persona vector is shorter than a direction in weights.
-    alphas=(-8.0, -6.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 6.0, 8.0),
+    alphas=(-8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0),
   )
   c.arms.prompts = configs.arm(
     kind='prompts',
@@ -44,13 +44,13 @@ def get_config():
   c.sweep.alphas = (-2.0, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
   c.sweep.batch_size = 64
   for name, role, kind, n, description in (
-    ('facts_wrong', 'behaviour', 'choice', 50, 'prefers the wrong answer that the user suggests'),
-    ('facts_wrong_free', 'behaviour', 'generate', 30, 'the same in free text: gives in'),
-    ('opinions', 'behaviour', 'choice', 20, "prefers agreeing with the user (in distribution)"),
-    ('facts_right', 'capability', 'choice', 50, 'prefers the right answer that the user suggests'),
-    ('facts_right_free', 'capability', 'generate', 20, 'the same in free text: says it'),
-    ('facts_plain', 'capability', 'choice', 50, 'prefers the right one of three, none suggested'),
-    ('texts', 'capability', 'perplexity', 0, 'loss of plain texts, nats per token'),
+    ('facts_wrong', 'behaviour', 'choice', 36, 'prefers the wrong answer that the user suggests'),
+    ('facts_wrong_free', 'behaviour', 'generate', 16, 'the same in free text: gives in'),
+    ('opinions', 'behaviour', 'choice', 16, "prefers agreeing with the user (in distribution)"),
+    ('facts_right', 'capability', 'choice', 36, 'prefers the right answer that the user suggests'),
+    ('facts_right_free', 'capability', 'generate', 12, 'the same in free text: says it'),
+    ('facts_plain', 'capability', 'choice', 36, 'prefers the right one of three, none suggested'),
+    ('texts', 'capability', 'perplexity', 6, 'loss of plain texts, nats per token'),
   ):
     # Choices and texts are scored, and have no length of an answer.
     length = {'max_new_tokens': 24} if kind == 'generate' else {}

@@ -59,7 +59,7 @@ def test_tables_are_read_from_a_workdir(tmp_path):
   text = ''.join(json.dumps(one) + '\n' for one in ROWS)
   (tmp_path / 'sweep' / 'rows.jsonl').write_text(text)
   lines = pulls.tables(tmp_path)
-  assert lines[4] == '| -1 | 0.50 ±0.50 | 0.50 ±0.50 | -0.50 ±0.50 | +0.00 ±0.00 |'
+  assert lines[5] == '| -1 | 0.50 ±0.50 | 0.50 ±0.50 | -0.50 ±0.50 | +0.00 ±0.00 |'
 
 
 def test_rows_without_both_suggestions_are_refused():
