@@ -311,5 +311,9 @@ def test_damaged_adapters_are_named(adapters, untied, tmp_path):
 
 def test_an_adapter_for_another_architecture(adapters, tmp_path):
   wide = oracle.make_checkpoint(tmp_path / 'wide', tied=False, width=32)
-  with pytest.raises(InputError, match='another architecture'):
+  with pytest.raises(InputError, match='different architectures: width 16 / 32'):
     directions.task_vector(adapters[0], wide)
+  # A base that is not on this machine says nothing.
+  moved = edit_config(tmp_path / 'moved', adapters[0], base_model_name_or_path='someone/model')
+  with pytest.raises(InputError, match='another architecture'):
+    directions.task_vector(moved, wide)

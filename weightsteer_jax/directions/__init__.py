@@ -2,6 +2,7 @@
 
 direction.py         an exact change of a model's weights, and its folder
 base.py              the model of a direction
+named_bases.py       the bases that adapters name, compared with the base that is used
 between.py           the difference of two fine-tunes: two adapters, or two checkpoints
 algebra.py           sums, multiples, norms and angles; gram.py has the inner products
 compression.py       fewer factors for the same change, or the nearest change of a given rank

@@ -17,17 +17,21 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
 from weightsteer_jax import models
-from weightsteer_jax.directions import adapters, algebra, bfloat16_route
+from weightsteer_jax.directions import adapters, algebra, bfloat16_route, named_bases
 from weightsteer_jax.directions import base as bases
 from weightsteer_jax.directions.direction import Direction
 from weightsteer_jax.directions.streamed import checkpoints
 from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
 from weightsteer_jax.finetune.adapter import load_adapter
-from weightsteer_jax.models import gguf
+from weightsteer_jax.models import Dense, gguf
 from weightsteer_jax.runtime import hashes, tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import listed
+from weightsteer_jax.runtime.progress import say
 from weightsteer_jax.storage import files
 
 PyTree = Any
@@ -123,6 +127,7 @@ def between(
     what = f'{positive} and {negative}'
     bases.same_base(x.base, y.base, what=what, allow_other_base=allow_other_base)
     delta = algebra.subtract(x, y, allow_other_base=True).delta
+    delta = _not_empty(_without_zeros(delta), positive or x.base.source, negative or y.base.source)
     meta = _meta(x.base, [*x.meta['sources'], *y.meta['sources']])
     # Measured on the two task vectors: the route rounds each of the two merged models.
     if compare_bfloat16:
@@ -186,6 +191,9 @@ def _task_vectors(
   """The changes of both sides; a base has changed nothing."""
   made = {}
   read = {source: adapters.read(source.folder) for source in sources if source.kind == PEFT}
+  if len(read) == 2 and opened is not None:
+    x, y = read.values()
+    read = dict(zip(read, adapters.without_new_rows(x, y, opened.checkpoint)))
   # A start that both took out of the base cancels out of their difference.
   shared = adapters.shared(*read.values()) if len(read) == 2 else frozenset()
   for index, source in enumerate(sources):
@@ -253,11 +261,27 @@ def recognise(fine_tune: files.Path) -> Source:
   if (folder / 'config.json').exists():
     return Source(CHECKPOINT, folder)
   names = sorted(path.name for path in folder.iterdir())
+  last = _last_checkpoint(folder)
+  if last is not None:
+    raise InputError(
+      f'{folder} holds the checkpoints of a training, and no fine-tune of its own (did you mean '
+      f"'{last}'?)"
+    )
   raise InputError(
     f'{folder} is no source of a direction: expected a finished run of ours '
     f'(adapter/adapter.json), a PEFT adapter ({adapters.CONFIG}) or a Hugging Face checkpoint '
     f'(config.json); it holds {listed(names, 6) or "nothing"}'
   )
+
+
+def _last_checkpoint(folder: pathlib.Path) -> pathlib.Path | None:
+  """The last 'checkpoint-100' in the output folder of transformers' Trainer, None in others."""
+  steps = {}
+  for path in folder.glob('checkpoint-*'):
+    step = path.name.removeprefix('checkpoint-')
+    if step.isdecimal() and (adapters.is_adapter(path) or (path / 'config.json').exists()):
+      steps[int(step)] = path
+  return steps[max(steps)] if steps else None
 
 
 @contextlib.contextmanager
@@ -289,6 +313,8 @@ def open_base(
   with _open_checkpoint(base, named) as checkpoint:
     # Reads all weights, for the digest.
     record = checkpoint.base()
+    if base is not None:
+      named_bases.check(named, checkpoint, record, allow_other_base=allow_other_base)
     yield OpenBase(checkpoint, record)
 
 
@@ -426,6 +452,7 @@ def _between_checkpoints(
       record = bases.Base(x.config, x.family.model_type, source='', revision='', digest='')
     what = f'{positive} and the base {record.source}'
     bases.same_architecture(x.config, record.config, what=what)
+  _tell_of_tied_tables(delta, x.config, [positive, negative])
   records = []
   for source, folder in zip(sources, (positive, negative)):
     records.append({'kind': source.kind, 'path': str(folder), 'meta': {}})
@@ -439,6 +466,38 @@ def _meta(base: bases.Base, sources: list[dict[str, Any]]) -> dict[str, Any]:
     roles.append({'role': role, **source})
   # Directions were saved under this kind before the difference was called `between`.
   return {'kind': 'contrast', 'base': base.to_json(), 'sources': roles}
+
+
+def _without_zeros(delta: PyTree) -> dict[str, Any]:
+  """{path: change} of the changes that are not zero; changes on disk are taken for such.
+
+  Both sides may have saved the same table whole. A dense change of zeros would stand in the way of
+  exports that hold no dense changes.
+  """
+  kept = {}
+  for path, leaf in tree.flatten(delta, models.is_delta_leaf).items():
+    arrays = [leaf.value] if isinstance(leaf, Dense) else [leaf.a, leaf.b]
+    in_memory = all(isinstance(array, (np.ndarray, jax.Array)) for array in arrays)
+    if not in_memory or all(np.asarray(array).any() for array in arrays):
+      kept[path] = leaf
+  return kept
+
+
+def _tell_of_tied_tables(delta: PyTree, config: models.ModelConfig, folders: list[Any]) -> None:
+  """Says that the one matrix of tied checkpoints moved, which PEFT's merging gets wrong.
+
+  Source: PEFT 0.21.2, `merge_and_unload` of a LoRA on one end of tied embeddings: the shared matrix
+  is changed, so both ends move; with ensure_weight_tying, which gives both ends a LoRA, it moves
+  twice.
+  """
+  if not config.tied or 'embedding' not in delta.get('embed', {}):
+    return
+  say(
+    f'warning: the embedding of {" and ".join(map(str, folders))} differs, and the checkpoints tie '
+    "their head to it. If PEFT's merge_and_unload made one from a LoRA on embed_tokens or lm_head, "
+    'it moved both ends, and with ensure_weight_tying it moved them twice: the checkpoint is not '
+    'the model that was trained. Pass the adapters in place of the merged checkpoints'
+  )
 
 
 def _not_empty(changes: dict[str, Any], x: files.Path, y: files.Path) -> PyTree:

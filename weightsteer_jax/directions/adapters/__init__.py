@@ -3,6 +3,7 @@
 config.py     adapter_config.json: the fields that count, the ones that do not, the ones refused
 starts.py     starts that move part of the base into the adapter (PiSSA, OLoRA, CorDA)
 rest.py       the moved part, computed again, and whether two adapters share it
+overlaps.py   patterns of the config that disagree about a module
 tensors.py    the tensors of a folder by kind: a row of KINDS for each kind
 low_rank.py   LoRA pairs of projections, and biases beside them
 experts.py    LoRA pairs of experts, a pair for each or one for a stack of all
@@ -19,4 +20,5 @@ from weightsteer_jax.directions.adapters.config import CONFIG, WEIGHTS, is_adapt
 from weightsteer_jax.directions.adapters.delta import to_delta
 from weightsteer_jax.directions.adapters.low_rank import factor_patterns
 from weightsteer_jax.directions.adapters.rest import shared
+from weightsteer_jax.directions.adapters.tables import without_new_rows
 from weightsteer_jax.directions.adapters.tensors import Adapter, read

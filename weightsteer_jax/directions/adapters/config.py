@@ -108,10 +108,15 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
   return config
 
 
-def scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:
+def scaling(
+  config: Mapping[str, Any], module: str, saved_rank: int | None = None
+) -> tuple[int, float]:
   """(rank, scale) of a module, after the config's patterns.
 
   The scale is `lora_alpha / r`, or `lora_alpha / sqrt(r)` with rslora.
+
+  Args:
+    saved_rank: the rank of the module's tensors, which decides between overlapping patterns.
 
   Source: PEFT's `get_pattern_key` and `LoraLayer.update_layer`; rsLoRA is arXiv 2312.03732.
   """
@@ -120,20 +125,30 @@ def scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:
   targets = config.get('target_parameters') or ()
   if any(f'.{parameter}'.endswith(f'.{target}') for target in targets):
     module = parameter
-  rank = _pattern_value(config.get('rank_pattern'), module, config['r'])
-  lora_alpha = _pattern_value(config.get('alpha_pattern'), module, config['lora_alpha'])
+  ranks = matching(config.get('rank_pattern'), module)
+  # The first pattern that matches counts, as in PEFT.
+  first_rank = next(iter(ranks.values()), config['r'])
+  # Where several match, the tensors tell which of them the adapter was trained with.
+  rank = first_rank
+  if saved_rank is not None and saved_rank in ranks.values():
+    rank = saved_rank
+  alphas = matching(config.get('alpha_pattern'), module)
+  lora_alpha = next(iter(alphas.values()), config['lora_alpha'])
   if config.get('use_rslora'):
     return rank, lora_alpha / math.sqrt(rank)
   return rank, lora_alpha / rank
 
 
-def _pattern_value(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-  # The first pattern that matches counts, as in PEFT.
+def matching(patterns: Mapping[str, Any] | None, module: str) -> dict[str, Any]:
+  """{key: value} of the patterns that match a module, in their order.
+
+  A key is the end of a module's name, from a dot on, and may be a regular expression.
+  """
+  found = {}
   for key, value in (patterns or {}).items():
-    # A key is the end of a module's name, from a dot on, and may be a regular expression.
     if matches(rf'(.*\.)?({key})$', module):
-      return value
-  return default
+      found[key] = value
+  return found
 
 
 def matches(pattern: str, module: str, *, whole: bool = False) -> re.Match[str] | None:

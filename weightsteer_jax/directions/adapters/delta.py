@@ -9,6 +9,7 @@ from weightsteer_jax.directions.adapters import (
   experts,
   low_rank,
   modules,
+  overlaps,
   rest,
   starts,
   tables,
@@ -36,6 +37,7 @@ def to_delta(adapter: Adapter, base: Checkpoint, *, shared: frozenset[str] = fro
     InputError: if a module is not in the base, a shape or rank is not that of the config and the
       base, or the two ends of tied embeddings are changed differently.
   """
+  overlaps.tell(adapter)
   delta = _read(adapter, base)
   if starts.start_of(adapter.config):
     start = _read(rest.of_base(adapter, base, shared), base)

@@ -115,7 +115,7 @@ def checked_scale(adapter: Adapter, module: str, a: np.ndarray, b: np.ndarray) -
   Raises:
     InputError: if the factors are not of the rank that the config says.
   """
-  rank, scale = scaling(adapter.config, module)
+  rank, scale = scaling(adapter.config, module, saved_rank=len(a))
   # A wrong rank would give a wrong scale: the config is of another adapter, or was edited.
   if a.shape[:1] != (rank,) or b.shape[1:] != (rank,):
     raise InputError(
