@@ -109,6 +109,17 @@ def test_a_batch_asks_the_tokenizer_a_few_times(make_tokenizer, monkeypatch):
   assert len(calls) < 2 + 2 * merged < len(conversations) * 4
 
 
+def test_a_size_is_counted_again_when_tokens_are_added(make_tokenizer, monkeypatch):
+  tokenizer = make_tokenizer('chatml')
+  size = pieces.size_of(tokenizer)
+  assert size == len(tokenizer)
+  with monkeypatch.context() as patched:
+    patched.setattr(type(tokenizer), '__len__', lambda self: pytest.fail('counted again'))
+    assert pieces.size_of(tokenizer) == size
+  tokenizer.add_tokens(['<new>'])
+  assert pieces.size_of(tokenizer) == len(tokenizer) == size + 1
+
+
 def test_the_special_tokens_are_asked_for_once(make_tokenizer, monkeypatch):
   """transformers makes the list anew each time, which took minutes with Gemma 3's 6,415 tokens."""
   tokenizer = make_tokenizer('gemma')

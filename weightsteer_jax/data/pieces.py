@@ -5,8 +5,12 @@ from the template's own.
 """
 
 import re
+import weakref
 from collections.abc import Sequence
+from typing import Any
 
+# {tokenizer: number of tokens}
+_SIZES: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 # Private-use characters: no text means anything by them, so they can mark what a user typed through
 # a template.
 _OPEN = '\uf8f0'
@@ -144,6 +148,18 @@ def encode_text(tokenizer, text: str) -> list[int]:
     return []
   # The template writes the beginning-of-text token itself, where the model wants one.
   return tokenizer(text, add_special_tokens=False)['input_ids']
+
+
+def size_of(tokenizer) -> int:
+  """The number of a tokenizer's tokens, which changes when tokens are added."""
+  size = _SIZES.get(tokenizer)
+  # A known size is tried by the first id beyond it: counting takes 0.3 ms with Gemma 3's 6,415
+  # added tokens. Tokenizers in Python raise for such an id, and count fast.
+  if size is not None and tokenizer.is_fast and tokenizer.convert_ids_to_tokens(size) is None:
+    return size
+  size = len(tokenizer)
+  _SIZES[tokenizer] = size
+  return size
 
 
 def mark(content: str, control: re.Pattern) -> str:

@@ -116,7 +116,7 @@ def format_of(tokenizer) -> Format:
       f"the tokenizer '{tokenizer.name_or_path}' has no chat template: use an instruct model's "
       'tokenizer, or put a chat_template.jinja beside it'
     )
-  return _learn_format(tokenizer, str(tokenizer.chat_template), len(tokenizer))
+  return _learn_format(tokenizer, str(tokenizer.chat_template), pieces.size_of(tokenizer))
 
 
 # The template and the vocabulary's size are arguments so that a changed tokenizer is learnt again.

@@ -23,6 +23,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from weightsteer_jax.data import pieces
+
 # Where a generated text begins: before any thought, inside a thought that the prompt has opened, or
 # behind an empty thought that the prompt has closed.
 Start = Literal['outside', 'inside', 'behind']
@@ -121,7 +123,7 @@ _TAIL = 24
 def tags_of(tokenizer: Any) -> Tags | None:
   """The tags of the tokenizer's model; None where neither template nor added tokens know any."""
   template = getattr(tokenizer, 'chat_template', None) or ''
-  return _tags_of(tokenizer, str(template), len(tokenizer))
+  return _tags_of(tokenizer, str(template), pieces.size_of(tokenizer))
 
 
 # Template and size are arguments, so that a changed tokenizer is looked at again.
@@ -325,7 +327,7 @@ def _pattern(tags: Tags) -> re.Pattern[str]:
 
 def _decode(tokenizer: Any, tokens: Sequence[int], tags: Tags) -> str:
   """The text of the tokens without special tokens, but with the tags."""
-  ids = _special_tags(tokenizer, tags, len(tokenizer))
+  ids = _special_tags(tokenizer, tags, pieces.size_of(tokenizer))
   text = ''
   piece: list[int] = []
   for token in [*tokens, None]:
