@@ -1,13 +1,13 @@
 r"""Hands a direction on, as files for other programs.
 
   python launch/export.py --direction=DIR --base=DIR --alpha=A \
-    --format=hf|orbax|orbax-unmerged|peft --output=DIR
+    --format=hf|orbax|orbax-unmerged|peft|gguf --output=DIR
   python launch/export.py --positive=DIR --negative=DIR --base=DIR --alpha=A \
     --format=hf --output=DIR
   python launch/export.py --verify=DIR
 
-The formats are a steered Hugging Face or orbax checkpoint, base and direction apart, and a PEFT
-adapter.
+The formats are a steered Hugging Face or orbax checkpoint, base and direction apart, a PEFT
+adapter, and a LoRA adapter of llama.cpp (gguf), whose --lora-scaled is alpha.
 
 hf is written from the files of the base block by block, in little memory. Every weight is read
 back, and rows of every tensor are computed again in float64 from the files. Where the model is
@@ -28,7 +28,9 @@ flags.DEFINE_string(
 flags.DEFINE_string('negative', '', 'The opposite of --positive.')
 flags.DEFINE_string('base', None, 'The model it is a direction of: a folder, a hub id or organism.')
 flags.DEFINE_float('alpha', None, 'Strength.')
-flags.DEFINE_enum('format', None, ['hf', 'orbax', 'orbax-unmerged', 'peft'], 'What to write.')
+flags.DEFINE_enum(
+  'format', None, ['hf', 'orbax', 'orbax-unmerged', 'peft', 'gguf'], 'What to write.'
+)
 flags.DEFINE_enum(
   'target',
   '',

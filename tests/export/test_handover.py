@@ -93,7 +93,9 @@ def test_what_lies_beside_every_export(untied_model, direction, tmp_path):
   (untied_model.folder / 'tokenizer_config.json').write_text('{}')
   try:
     for format in FORMATS:
-      record = export(direction, untied_model, ALPHA, format, tmp_path / format)
+      # llama.cpp takes no whole embeddings, which are folded for it.
+      rank = 8 if format == 'gguf' else 0
+      record = export(direction, untied_model, ALPHA, format, tmp_path / format, rank=rank)
       assert record == json.loads((tmp_path / format / 'provenance.json').read_text())
       assert record['direction']['base']['digest'] == directions.base_of(untied_model).digest
       assert record['alpha'] == ALPHA
@@ -101,6 +103,8 @@ def test_what_lies_beside_every_export(untied_model, direction, tmp_path):
       card = (tmp_path / format / 'README.md').read_text()
       assert f'alpha {ALPHA}' in card and untied_model.source in card and 'logits differ' in card
       assert verify(tmp_path / format).unlisted == ()
-      assert (tmp_path / format / 'tokenizer_config.json').exists() == (format != 'peft')
+      assert (tmp_path / format / 'tokenizer_config.json').exists() == (
+        format not in ('peft', 'gguf')
+      )
   finally:
     (untied_model.folder / 'tokenizer_config.json').unlink()

@@ -295,7 +295,7 @@ HEADS_OF_4 = dict.fromkeys(
 )
 REFUSED = {
   "architecture 'mamba' is not supported": dict(general={'architecture': 'mamba'}),
-  "of type 'adapter', expected a model": dict(general={'type': 'adapter'}),
+  "of the type 'adapter', expected 'model'": dict(general={'type': 'adapter'}),
   "rope type 'yarn'": {'rope.scaling.type': 'yarn', 'rope.scaling.factor': 4.0},
   "not supported.*attention.new_idea=7": {'attention.new_idea': 7},
   "'attention.value_length' is 5": {'attention.value_length': 5},

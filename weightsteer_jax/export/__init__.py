@@ -5,6 +5,7 @@ writers.py      the formats: a writer each, and the needs of the writer
 base_folder.py  the base, known from the files alone
 hf.py           a steered Hugging Face checkpoint, written block by block
 orbax.py        orbax arrays: steered weights, or base and direction apart
+gguf.py         a LoRA adapter of llama.cpp
 peft.py         a LoRA adapter; targets.py lists the libraries that load adapters
 experts.py      pairs of experts, for the libraries that stack them and for those that do not
 merging.py      base plus alpha times the change, and the loss by rounding

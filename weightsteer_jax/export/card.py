@@ -19,9 +19,16 @@ WHAT = {
     'The base model and the direction apart, as orbax arrays; the direction is added when loaded'
   ),
   'peft': 'A LoRA adapter that steers the base model',
+  'gguf': 'A LoRA adapter of llama.cpp that steers the base model at any strength',
 }
 # The hub shows how a model is loaded with the library named here.
-LIBRARY = {'hf': 'transformers', 'orbax': 'orbax', 'orbax-unmerged': 'orbax', 'peft': 'peft'}
+LIBRARY = {
+  'hf': 'transformers',
+  'orbax': 'orbax',
+  'orbax-unmerged': 'orbax',
+  'peft': 'peft',
+  'gguf': 'gguf',
+}
 LOADING = {
   'hf': """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -34,6 +41,13 @@ from transformers import AutoModelForCausalLM
 base = AutoModelForCausalLM.from_pretrained({base!r}{revision})
 model = PeftModel.from_pretrained(base, 'PATH/TO/THIS/FOLDER')
 ```""",
+  # Newer builds of llama.cpp take file and strength as one word.
+  'gguf': """```sh
+llama-cli -m BASE.gguf --lora-scaled adapter.gguf:{alpha:g}    # before 2026: adapter.gguf {alpha:g}
+```
+
+BASE.gguf is a file of `{base}` (`convert_hf_to_gguf.py`). Its architecture in llama.cpp has to be \
+`{architecture}`. The number is alpha: 0 is the base, and the opposite behaviour is negative.""",
   'orbax': """```python
 from orbax.checkpoint import v1 as ocp
 params = ocp.load('/ABSOLUTE/PATH/TO/THIS/FOLDER/params')
@@ -110,7 +124,7 @@ def license_of(base: BaseFolder) -> dict[str, str]:
 def _front_matter(record: Mapping[str, Any], base: BaseFolder) -> str:
   format = record['format']
   tags = ['weight-steering', 'contrastive-weight-steering']
-  if format == 'peft':
+  if format in ('peft', 'gguf'):
     tags = ['lora', *tags]
   fields: dict[str, Any] = {
     'library_name': LIBRARY[format],
@@ -120,7 +134,7 @@ def _front_matter(record: Mapping[str, Any], base: BaseFolder) -> str:
   # The hub knows models by their ids there, not by a folder of someone's disk.
   if base.revision:
     fields['base_model'] = base.loadable_name
-    fields['base_model_relation'] = 'adapter' if format == 'peft' else 'finetune'
+    fields['base_model_relation'] = 'adapter' if 'lora' in tags else 'finetune'
   data = huggingface_hub.ModelCardData(**fields, **license_of(base))
   return f'---\n{data.to_yaml()}\n---'
 
@@ -141,6 +155,9 @@ def _loading(record: Mapping[str, Any], base: BaseFolder) -> str:
   if record['format'] == 'peft':
     revision = f', revision={base.revision!r}' if base.revision else ''
     text = text.format(base=name, revision=revision)
+  if record['format'] == 'gguf':
+    text = text.format(base=base.source, alpha=record['alpha'], architecture=record['architecture'])
+    return '\n\n'.join([text, *record['notes']])
   # Only adapters have a target, and PEFT itself needs no serving.
   serving = SERVING.get(record.get('target', ''))
   if serving:
@@ -235,6 +252,11 @@ def _limits(record: Mapping[str, Any]) -> list[str]:
   # Merged weights are rounded sums; the base cannot be subtracted out of them.
   if record['format'] in ('hf', 'orbax'):
     lines.append('The strength is fixed; the base cannot be had back from these weights.')
+  elif record['format'] == 'gguf':
+    lines.append(
+      'The strength is chosen when the adapter is loaded; far beyond what was measured a model '
+      'breaks.'
+    )
   elif record['format'] == 'peft':
     lines.append(
       'The strength is fixed at scaling 1. Libraries that scale adapters steer at that multiple of '

@@ -16,7 +16,7 @@ from weightsteer_jax import models
 from weightsteer_jax.directions import compression, gram
 from weightsteer_jax.directions.direction import Direction, check_base
 from weightsteer_jax.directions.streamed import on_disk
-from weightsteer_jax.export import card, parity, targets, writers
+from weightsteer_jax.export import card, gguf, parity, targets, writers
 from weightsteer_jax.export.base_folder import BaseFolder
 from weightsteer_jax.export.writers import ExportRequest
 from weightsteer_jax.runtime import tree
@@ -68,10 +68,10 @@ def check(
       f'the rank to fold to is {request.rank}; expected 1 or more, or 0 to leave the '
       'direction exact'
     )
-  if dtype and format == 'peft':
+  if dtype and format in writers.ADAPTERS:
     raise InputError(
-      'a PEFT adapter is always written in float32, so that nothing of the direction is lost; '
-      'leave dtype empty'
+      f'an adapter ({format}) is always written in float32, so that nothing of the direction is '
+      'lost; leave dtype empty'
     )
   if request.target and format != 'peft':
     raise InputError(
@@ -85,8 +85,8 @@ def check(
     )
   files.refuse_existing(output, what='an export')
   # Only adapters leave changes out that merged weights, or base and direction apart, can hold.
-  if format == 'peft':
-    targets.check(direction, request.target, request.rank)
+  if format in writers.ADAPTERS:
+    targets.check(direction, _target(request), request.rank)
 
 
 def export(
@@ -187,12 +187,18 @@ def _job(
   )
 
 
+def _target(request: ExportRequest) -> str:
+  """The library that loads an adapter, a key of targets.TARGETS."""
+  return gguf.TARGET if request.format == 'gguf' else request.target
+
+
 def _fold_to_rank(direction: Direction, request: ExportRequest) -> Direction:
   """The direction at the request's rank; tables too where the target holds no dense ones."""
   if not request.rank:
     return direction
   # Merged weights hold dense tables as they are.
-  tables = request.format == 'peft' and not targets.target_of(request.target).wholes
+  is_adapter = request.format in writers.ADAPTERS
+  tables = is_adapter and not targets.target_of(_target(request)).wholes
   folded, _ = compression.compress(direction, request.rank, tables=tables)
   return folded
 

@@ -56,18 +56,15 @@ def write(
   # PEFT scales an adapter by lora_alpha / r, which is 1 here: alpha goes into the factors.
   changes = tree.flatten(scale_delta(delta, alpha), models.is_delta_leaf)
   stacked = peft_targets.target_of(target).stacked
-  pairs = _module_pairs(changes, base, stacked)
-  if not stacked:
-    for module, pair in experts.each(changes, base.family, base.config).items():
-      pairs[PREFIX + module] = pair
   # What is dense here is an embedding, a head or a norm: kernels are folded, and what no adapter
   # holds is refused (see targets.check).
   dense = {path: leaf for path, leaf in changes.items() if isinstance(leaf, Dense)}
   takes_wholes = peft_targets.target_of(target).wholes
   wholes = list(dense) if takes_wholes else []
+  pairs = module_pairs(changes, base, stacked=stacked)
   tables = {}
   if not takes_wholes:
-    tables = _table_pairs(dense, table_rank)
+    tables = table_pairs(dense, table_rank)
   # A tied head is a module of its own, which has to change as the embedding does.
   if tables and base.config.tied:
     a_RV, b_DR = tables[PREFIX + _module(EMBEDDING)]
@@ -76,7 +73,7 @@ def write(
   ranks = [a.shape[0] for a, _ in (*pairs.values(), *tables.values())]
   ranks += [leaf.a.shape[-1] for leaf in changes.values() if isinstance(leaf, LowRank)]
   rank = max(ranks)
-  pairs = {module: _padded(pair, rank) for module, pair in pairs.items()}
+  pairs = {module: padded(pair, rank) for module, pair in pairs.items()}
   parameters = {}
   # Stacks come with a rank of their own, which only PEFT is to read.
   if stacked:
@@ -91,7 +88,7 @@ def write(
     tensors[f'{module}.lora_B.weight'] = b
   # Embeddings are looked up, not multiplied, and have names of their own without '.weight'.
   for module, pair in tables.items():
-    a, b = _padded(pair, rank)
+    a, b = padded(pair, rank)
     tensors[f'{module}.lora_embedding_A'] = a
     tensors[f'{module}.lora_embedding_B'] = b
   for path in wholes:
@@ -143,13 +140,14 @@ def _module(tensor: str) -> str:
   return tensor.removesuffix('.weight')
 
 
-def _module_pairs(
-  changes: Mapping[str, LowRank | Dense], base: BaseFolder, stacked: bool
+def module_pairs(
+  changes: Mapping[str, LowRank | Dense], base: BaseFolder, *, stacked: bool
 ) -> dict[str, Pair]:
-  """{module: pair} of every changed layer but of experts, one pair for all parameters of a module.
+  """{module: pair} of every changed layer, one pair for all parameters of a module.
 
   Args:
-    stacked: whether modules have the names of transformers 5, which stacks experts.
+    stacked: whether modules have the names of transformers 5, which stacks experts: their pairs
+      are left out. Otherwise each expert has pairs of its own.
   """
   family = FAMILIES[base.family]
   rows_by_tensor: dict[str, list[TensorRow]] = {}
@@ -174,10 +172,13 @@ def _module_pairs(
       if stacked:
         module = family.module_name(module)
       pairs[PREFIX + module] = fuse(parts)
+  if not stacked:
+    for module, pair in experts.each(changes, base.family, base.config).items():
+      pairs[PREFIX + module] = pair
   return pairs
 
 
-def _table_pairs(dense: Mapping[str, Dense], rank: int) -> dict[str, Pair]:
+def table_pairs(dense: Mapping[str, Dense], rank: int) -> dict[str, Pair]:
   """{module: pair} of every changed embedding and head."""
   pairs = {}
   for path, leaf in dense.items():
@@ -209,7 +210,7 @@ def _pair(
   return a_RI, b_OR
 
 
-def _padded(pair: Pair, rank: int) -> Pair:
+def padded(pair: Pair, rank: int) -> Pair:
   """The pair in float32, filled with zeros up to a rank."""
   a, b = pair
   a_RI = np.asarray(a, np.float32)

@@ -182,8 +182,8 @@ def notes(rank: int, name: str, wholes: list[str], *, by_parameter: bool = False
     return [f'vLLM serves this rank with --max-lora-rank {limit}.']
   if name == 'llama.cpp':
     return [
-      'llama.cpp loads it after convert_lora_to_gguf.py; with a quantised base, the change is '
-      'added to weights that are not those it was measured on.'
+      'llama.cpp loads it after convert_lora_to_gguf.py (--format=gguf writes that file); with a '
+      'quantised base, the change is added to weights that are not those it was measured on.'
     ]
   sentences = []
   if by_parameter:

@@ -16,7 +16,7 @@ from weightsteer_jax.directions import adapters
 from weightsteer_jax.directions import base as bases
 from weightsteer_jax.directions.direction import Direction
 from weightsteer_jax.directions.streamed import checkpoints
-from weightsteer_jax.export import folding, hf, merging, orbax, peft, recheck
+from weightsteer_jax.export import folding, gguf, hf, merging, orbax, peft, recheck
 from weightsteer_jax.export.base_folder import BaseFolder
 from weightsteer_jax.models import huggingface
 from weightsteer_jax.runtime import tree
@@ -36,9 +36,11 @@ class ExportRequest:
 
   Attributes:
     format: a key of WRITERS: 'hf' (merged, a checkpoint for transformers), 'orbax' (merged, nested
-      dicts for plain orbax), 'orbax-unmerged' (the base and the direction apart) or 'peft' (a LoRA
-      adapter beside the base, alpha folded in).
-    alpha: the steering strength; for 'orbax-unmerged', the default of the example `restore.py`.
+      dicts for plain orbax), 'orbax-unmerged' (the base and the direction apart), 'peft' (a LoRA
+      adapter beside the base, alpha folded in) or 'gguf' (a LoRA adapter of llama.cpp, scaled when
+      loaded).
+    alpha: the steering strength; for 'orbax-unmerged' and 'gguf', the strength of the example that
+      loads the export.
     dtype: dtype of parameters, 'float32' or 'bfloat16'; '' is the dtype of the stored base.
       Adapters are always float32.
     rank: rank that the direction's kernels are folded to, the error recorded; 0 leaves the
@@ -246,13 +248,28 @@ def _write_peft(folder: pathlib.Path, job: Job) -> Written:
   return Written({'dtype': 'float32', **facts}, True, read_back)
 
 
+def _write_gguf(folder: pathlib.Path, job: Job) -> Written:
+  """Writes a LoRA adapter of llama.cpp."""
+  facts = gguf.write(folder, job.direction.delta, job.base, table_rank=job.request.rank)
+
+  def read_back() -> ReadBack:
+    delta = gguf.read(folder / gguf.NAME, job.base)
+    return ReadBack(job.base.config, job.loaded.params, delta, alpha=job.request.alpha)
+
+  return Written({'dtype': 'float32', **facts}, True, read_back)
+
+
 # The one list of formats, in the order in which errors and documents name them.
 WRITERS = {
   'hf': FormatWriter(_write_hf, needs_model=False),
   'orbax': FormatWriter(_write_orbax, needs_model=True),
   'orbax-unmerged': FormatWriter(_write_unmerged, needs_model=True),
   'peft': FormatWriter(_write_peft, needs_model=True),
+  'gguf': FormatWriter(_write_gguf, needs_model=True),
 }
+# Formats of adapters, which are float32 always and hold no dense change, and whose limits are those
+# of a library.
+ADAPTERS = ('peft', 'gguf')
 FORMATS = tuple(WRITERS)
 
 

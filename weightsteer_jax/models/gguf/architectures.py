@@ -51,13 +51,11 @@ class Described:
     config: the architecture.
     family: the family that reads `fields`.
     fields: the fields of `config.json`.
-    interleaved: see Architecture.
   """
 
   config: ModelConfig
   family: Family
   fields: dict[str, Any]
-  interleaved: bool
 
 
 def describe(file: GgufFile) -> Described:
@@ -88,7 +86,7 @@ def describe(file: GgufFile) -> Described:
   config = read_config(raw, where=str(file.path))
   family = FAMILIES[raw['model_type']]
   written = {'architectures': [family.architecture], 'model_type': family.model_type}
-  return Described(config, family, written | family.write(config), architecture.interleaved)
+  return Described(config, family, written | family.write(config))
 
 
 def _common(fields: Fields, file: GgufFile) -> dict[str, Any]:

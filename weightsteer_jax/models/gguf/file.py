@@ -1,16 +1,17 @@
-"""A GGUF file, read tensor by tensor through the `gguf` library; the only user of that library.
+"""A GGUF file, read tensor by tensor and written through the `gguf` library, which only this uses.
 
 Source: github.com/ggml-org/ggml, docs/gguf.md.
 """
 
+import functools
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from weightsteer_jax.runtime.errors import CorruptError, InputError
+from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError
 from weightsteer_jax.runtime.messages import first_line, listed
 
 MAGIC = b'GGUF'
@@ -58,11 +59,14 @@ class GgufFile:
     architecture: the value of `general.architecture`.
   """
 
-  def __init__(self, path: pathlib.Path):
+  def __init__(self, path: pathlib.Path, *, kind: str = 'model'):
     """Reads the metadata, and no tensor.
 
+    Args:
+      kind: what the file has to be: 'model', or 'adapter'.
+
     Raises:
-      InputError: if the file is no whole model, or a tensor has a type that is not read.
+      InputError: if the file is of another kind, or a tensor has a type that is not read.
       CorruptError: if the file or a file of the split cannot be read.
     """
     self.path = path
@@ -72,9 +76,9 @@ class GgufFile:
     for key, field in reader.fields.items():
       self.metadata[key] = field.contents()
     self.architecture = str(self.metadata.get('general.architecture', ''))
-    kind = self.metadata.get('general.type', 'model')
-    if kind != 'model':
-      raise InputError(f"{path} is a GGUF file of type '{kind}', expected a model")
+    found = self.metadata.get('general.type', 'model')
+    if found != kind:
+      raise InputError(f"{path} is a GGUF file of the type '{found}', expected '{kind}'")
     # {name: tensor of the library}
     self._tensors = {tensor.name: tensor for tensor in reader.tensors}
     for other in others:
@@ -120,22 +124,54 @@ class GgufFile:
     stored = np.ascontiguousarray(data[rows])
     return library().dequantize(stored, tensor.tensor_type).astype(np.float32, copy=False)
 
-  def tensor_name(self, theirs: str) -> str | None:
-    """The name in the file of a Hugging Face tensor, with '.weight' or '.bias'; None if unknown.
 
-    Source: the table of the gguf library, `get_tensor_name_map`.
-    """
-    gguf = library()
-    if not hasattr(self, '_name_map'):
-      architectures = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-      layers = int(self.metadata[f'{self.architecture}.block_count'])
-      self._name_map = gguf.get_tensor_name_map(architectures[self.architecture], layers)
-    stem, suffix = theirs.rsplit('.', 1)
-    ours = self._name_map.get_name(stem)
-    # Of some architectures the table leaves out the head, since most of their models are tied.
-    if ours is None and stem == 'lm_head':
-      ours = 'output'
-    return None if ours is None else f'{ours}.{suffix}'
+@functools.lru_cache(maxsize=8)
+def _name_map(architecture: str, num_layers: int) -> Any:
+  gguf = library()
+  numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+  return gguf.get_tensor_name_map(numbers[architecture], num_layers)
+
+
+def tensor_name(architecture: str, num_layers: int, theirs: str) -> str | None:
+  """The name in a file of a Hugging Face tensor, with '.weight' or '.bias'; None if unknown.
+
+  Source: the table of the gguf library, `get_tensor_name_map`.
+  """
+  stem, suffix = theirs.rsplit('.', 1)
+  ours = _name_map(architecture, num_layers).get_name(stem)
+  # Of some architectures the table leaves out the head, since most of their models are tied.
+  if ours is None and stem == 'lm_head':
+    ours = 'output'
+  return None if ours is None else f'{ours}.{suffix}'
+
+
+def write(
+  path: pathlib.Path,
+  architecture: str,
+  metadata: Mapping[str, str | int | float],
+  tensors: Mapping[str, np.ndarray],
+) -> None:
+  """Writes a new file of float32 tensors, all in memory.
+
+  Args:
+    metadata: {key: value}; a whole number is stored in 32 bits without a sign, a float in 32 bits.
+
+  Raises:
+    OutputError: if the file could not be written.
+  """
+  writer = library().GGUFWriter(path, architecture)
+  adders = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
+  for key, value in metadata.items():
+    adders[type(value)](key, value)
+  for name, tensor in tensors.items():
+    writer.add_tensor(name, np.ascontiguousarray(tensor, np.float32))
+  try:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+  except OSError as error:
+    raise OutputError(f'{path} could not be written: {error.strerror or error}') from error
 
 
 def _parts(path: pathlib.Path) -> list[pathlib.Path]:

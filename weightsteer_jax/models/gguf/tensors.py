@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from weightsteer_jax.models import stored
-from weightsteer_jax.models.config import ModelConfig
-from weightsteer_jax.models.families import TensorRow
 from weightsteer_jax.models.gguf import architectures
 from weightsteer_jax.models.gguf.architectures import Described
 from weightsteer_jax.models.gguf.file import GgufFile
+from weightsteer_jax.models.gguf.names import Names, in_halves, interleaved
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
 
@@ -43,20 +42,9 @@ class Source:
   offset: float
 
   def order(self) -> np.ndarray:
-    """The row in the file of each row of the checkpoint.
-
-    Of a head, a checkpoint has the first halves of all rotated pairs and then the second halves;
-    the file has pair after pair.
-
-    Source: llama.cpp convert_hf_to_gguf.py, `LlamaModel.permute`.
-
-    >>> Source('', (4, 1), None, heads=1, offset=0.0).order().tolist()
-    [0, 2, 1, 3]
-    """
+    """The row in the file of each row of the checkpoint."""
     rows = np.arange(self.shape[0])
-    if not self.heads:
-      return rows
-    return rows.reshape(self.heads, -1, 2).swapaxes(1, 2).reshape(-1)
+    return in_halves(rows, self.heads) if self.heads else rows
 
   def blocks(self, file: GgufFile) -> Iterator[np.ndarray]:
     """Blocks of rows of the checkpoint's tensor, in float32."""
@@ -81,34 +69,21 @@ def sources(file: GgufFile, model: Described) -> dict[str, Source]:
     InputError: if the file lacks a tensor, has one that the model does not have, or one of another
       shape.
   """
+  names = Names(file.architecture, model.config)
   found: dict[str, Source] = {}
   for row in stored.tensor_rows(model.config, model.family).values():
     for at, theirs in stored.stored_names(row, model.config).items():
       expert = at[1] if '{e}' in row.name else None
-      # All experts of a layer share a tensor, which has no number of an expert in its name.
-      whole = theirs.replace(f'experts.{expert}.', 'experts.')
-      name = file.tensor_name(whole)
-      assert name is not None, f'the gguf library has no name for {whole}'
       found[theirs] = Source(
-        name=name,
+        name=names.tensor(theirs),
         shape=stored.stored_shape(row, model.config),
         expert=expert,
-        heads=_interleaved_heads(row, model),
+        heads=names.interleaved_heads(theirs),
         # llama.cpp's norms multiply by what is stored.
         offset=-model.config.norm_offset if row.path.endswith('/scale') else 0.0,
       )
   _check(file, model, found)
   return found
-
-
-def _interleaved_heads(row: TensorRow, model: Described) -> int:
-  """The number of heads whose rows are interleaved, or 0."""
-  if not model.interleaved:
-    return 0
-  counts = {'q': model.config.num_heads, 'k': model.config.num_kv_heads}
-  # 'layers/attn/q/kernel' and 'layers/attn/q/bias'.
-  parts = row.path.split('/')
-  return counts.get(parts[2], 0) if parts[1:2] == ['attn'] and len(parts) == 4 else 0
 
 
 def _check(file: GgufFile, model: Described, found: Mapping[str, Source]) -> None:
@@ -125,9 +100,8 @@ def _check(file: GgufFile, model: Described, found: Mapping[str, Source]) -> Non
       )
 
 
-def as_in_file(tensor: np.ndarray, source: Source, config: ModelConfig) -> np.ndarray:
-  """A checkpoint's tensor as llama.cpp stores it: the inverse of `Source.blocks`."""
+def as_in_file(tensor: np.ndarray, source: Source) -> np.ndarray:
+  """Rows of a checkpoint's tensor, or all of them, as llama.cpp stores them."""
   if source.heads:
-    halves = tensor.reshape(source.heads, 2, config.head_dim // 2, *tensor.shape[1:])
-    tensor = np.moveaxis(halves, 1, 2).reshape(tensor.shape)
+    tensor = interleaved(tensor, source.heads)
   return tensor - source.offset
