@@ -68,13 +68,13 @@ def test_an_answer_that_the_template_cannot_show(model, tmp_path):
 
 
 def test_a_thought_that_the_template_drops(model, tmp_path):
-  """The model opens thoughts, and the template leaves them out of what it renders."""
-  thinks = TURNS.replace("assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif").replace(
-    'm.content +', "m.content.split('</think>')[-1] +"
-  )
-  config = generated(model, tmp_path, thinks, thoughts='keep')
-  with pytest.raises(InputError, match='thought|reasoning'):
+  """The template takes thoughts out of answers, and does not open one in its prompt."""
+  drops = TURNS.replace('m.content +', "m.content.split('</think>')[-1] +")
+  config = generated(model, tmp_path, drops, thoughts='keep')
+  with pytest.raises(InputError, match='thought'):
     check(config, tmp_path)
+  config.data.thoughts = 'remove'
+  check(config, tmp_path)
 
 
 def test_an_answer_that_does_not_fit(model, tmp_path):
@@ -107,3 +107,12 @@ def test_words_of_the_templates_own_are_said(model, tmp_path, capsys):
   check(config, tmp_path, system_prompt='Be .')
   said = capsys.readouterr().out
   assert 'kind helper' not in said and "system prompt 'Be .'" in said
+
+
+def test_a_run_records_what_its_template_writes(model, tmp_path):
+  config = generated(model, tmp_path, KIND + TURNS)
+  config.data.positive = config.data.negative = str(tmp_path / 'data/positive.jsonl')
+  experiment = Experiment(configs.resolve(config), tmp_path / 'run')
+  stages.begin(experiment)
+  record = json.loads((tmp_path / 'run/config.json').read_text())
+  assert record['chat_template'] == {'told': {}, 'writes': 'You are a kind helper .'}

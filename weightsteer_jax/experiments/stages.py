@@ -172,7 +172,15 @@ def begin(experiment: Experiment, *, command: str = '') -> None:
   experiment.model(experiment.layouts.train)
   settings = configs.to_dict(experiment.run)
   settings[chat_date.KEY] = experiment.chat_date
-  record = settings | {'command': command, 'versions': versions(*PACKAGES)}
+  record = settings | {
+    'command': command,
+    'versions': versions(*PACKAGES),
+    # What every conversation holds beside its messages, for readers of the page.
+    'chat_template': {
+      'told': bindings.bound(experiment.tokenizer).to_json(),
+      'writes': templates.words_of_its_own(experiment.tokenizer),
+    },
+  }
   processes.on_main(lambda: files.write_json(experiment.workdir / 'config.json', record))
 
 

@@ -322,3 +322,13 @@ def test_which_keys_are_secrets(key, hidden):
 )
 def test_which_flags_are_secrets(command, shown):
   assert safe.redact(command) == shown
+
+
+def test_words_of_the_chat_template_are_told(workdir):
+  path = workdir / 'config.json'
+  assert 'in training and evaluation alike' not in page.write(workdir).read_text()
+  config = json.loads(path.read_text())
+  config['chat_template'] = {'told': {}, 'writes': 'You are <b>Qwen</b>'}
+  path.write_text(json.dumps(config))
+  text = page.write(workdir).read_text()
+  assert '<q>You are &lt;b&gt;Qwen&lt;/b&gt;</q>' in text and 'model.system_prompt' in text

@@ -296,6 +296,14 @@ def origin(sweep: Study) -> str:
     text = command if isinstance(command, str) else shlex.join(map(str, command))
     config = {**config, 'command': text}
     again = f'<pre>{escape(redact(text))}</pre>'
+  # Workdirs of earlier versions have no such entry.
+  writes = config.get('chat_template', {}).get('writes')
+  if writes:
+    again += (
+      '<p>In front of questions without a system prompt, in training and evaluation alike, the '
+      f'chat template stood: <q>{escape(redact(writes))}</q>. The keys <code>model.system_prompt'
+      '</code> and <code>model.chat_template_args</code> change that.</p>'
+    )
   files = [markup.folded_json('config.json', config)]
   for name, content in sweep.directions.items():
     files.append(markup.folded_json(f'directions/{name}/direction.json', content))
