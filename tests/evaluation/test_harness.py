@@ -1,6 +1,7 @@
 """lm-eval's own simple_evaluate on tasks from local files, ours against its Hugging Face backend on
 equal weights."""
 
+import copy
 import json
 import sys
 
@@ -15,6 +16,7 @@ from inference.test_jsonl import RAW_PAIRS
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import postprocess_generated_text
 from lm_eval.tasks import TaskManager
 
 from weightsteer_jax import evaluation
@@ -267,13 +269,30 @@ def test_an_answer_ends_before_its_stop_text_even_within_tokens(tokenizer):
   across = pieces[0][-1] + pieces[1][:1]
   assert len(pieces) > 2 and across not in pieces[0] + '|' + pieces[1]
   cut = 'You are right.'.split(across)[0]
-  assert harness.text_until(tokenizer, [across], tokens) == cut
+  assert harness.text_until(tokenizer, [0], [across], tokens) == cut
   end = tokenizer.encode('<|im_end|>')
-  assert harness.text_until(tokenizer, ['<|im_end|>'], tokens[:2] + end + tokens[2:]) == ''.join(
-    pieces[:2]
-  )
-  assert harness.text_until(tokenizer, ['two'], tokens) == 'You are right.'
-  assert harness.text_until(tokenizer, ['two'], []) == ''
+  assert harness.text_until(
+    tokenizer, [0], ['<|im_end|>'], tokens[:2] + end + tokens[2:]
+  ) == ''.join(pieces[:2])
+  assert harness.text_until(tokenizer, [0], ['two'], tokens) == 'You are right.'
+  assert harness.text_until(tokenizer, [0], ['two'], []) == ''
+
+
+def test_a_thought_is_no_part_of_the_answer_and_ends_nothing(tokenizer):
+  thinking = copy.deepcopy(tokenizer)
+  thinking.chat_template += "{# '</think>' #}"
+  tokens = tokenizer.encode('<think>one\n\ntwo</think>\n\nYes, you are right.\n\n3 4')
+  prompt = tokenizer.encode('What is it?')
+  # As lm-eval does where it is told the tag that ends a thought.
+  text = tokenizer.decode(tokens)
+  expected = postprocess_generated_text(text, ['\n\n'], think_end_token='</think>')
+  assert harness.text_until(thinking, prompt, ['\n\n'], tokens) == expected
+  assert expected == 'Yes, you are right.'
+  # Of a model whose template knows no thoughts, all of it is the answer.
+  assert harness.text_until(tokenizer, prompt, ['\n\n'], tokens) == '<think>one'
+  # Unlike lm-eval, a cut thought is no answer.
+  cut = tokenizer.encode('<think>one two')
+  assert harness.text_until(thinking, prompt, ['\n\n'], cut) == ''
 
 
 def test_repeats_are_other_samples_that_another_grid_draws_again(lm_of, tokenizer, evaluate):

@@ -127,10 +127,10 @@ def test_cut_thoughts_are_told_with_the_key_to_raise():
   task = task_of(max_new_tokens=9)
   rows = [row_of(task, text, 'length') for text in ('<think>a', '<think>a</think>Paris')]
   [line] = thinking.cut_words(rows, {'t': task.options})
-  expected = (
-    't: 1 of 2 thoughts were cut before an answer came; raise tasks.t.max_new_tokens (now 9)'
+  assert line == (
+    't: 1 of 2 thoughts were cut before an answer came, 1 by the length limit: raise '
+    'tasks.t.max_new_tokens (now 9)'
   )
-  assert line == expected
   # No limit mends a turn that ends within its thought.
   [line] = thinking.cut_words([row_of(task, '<think>a', 'stop')], {'t': task.options})
   assert 'raise' not in line

@@ -115,7 +115,7 @@ def prompts(
 
 def pair(
   prompts_of: dict[str, list[Conversation]],
-  answers_of: dict[str, Sequence[Answer]],
+  answers_of: Mapping[str, Sequence[Answer]],
   filter_reason: Filter,
 ) -> Contrast:
   """The pairs whose two answers pass the filter, as training conversations without system prompt.

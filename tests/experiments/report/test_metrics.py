@@ -85,7 +85,9 @@ def test_thoughts_are_counted_and_the_key_to_raise_is_named(workdir):
   text = metrics.thoughts(sweep, survey)
   name = sweep.tasks[0].name
   assert '1 thought was cut before an answer came' in text
-  assert f'raise <code>tasks.{name}.max_new_tokens</code> (now 48)' in text
+  assert (
+    f'1 ran into the length limit: raise <code>tasks.{name}.max_new_tokens</code> (now 48).' in text
+  )
   assert f'Judges of {name} see thoughts too.' in text
   assert 'thought_rate</small></th><td>40/40</td>' in text
   assert 'thought_tokens</small></th><td>9.2</td>' in text

@@ -350,7 +350,7 @@ class SteeredLM(TemplateLM):
       return
     requests = []
     for name, continuation in missing.items():
-      until = functools.partial(has_ended, self.tokenizer, continuation.until)
+      until = functools.partial(has_ended, self.tokenizer, continuation.prompt, continuation.until)
       requests += [
         GenerateRequest(
           key=(name, i),
@@ -371,7 +371,8 @@ class SteeredLM(TemplateLM):
     for result in self.engine.generate(requests):
       ending.progress()
       name, _ = result.key
-      text = text_until(self.tokenizer, missing[name].until, result.tokens)
+      continuation = missing[name]
+      text = text_until(self.tokenizer, continuation.prompt, continuation.until, result.tokens)
       answers[result.key] = None if result.finish == 'not_finite' else text
     self._keep(missing, answers)
 

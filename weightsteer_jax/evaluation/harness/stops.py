@@ -6,6 +6,7 @@ from typing import Any
 
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
+from weightsteer_jax.data import thoughts
 from weightsteer_jax.runtime.errors import InputError
 
 # New tokens if a task names no number, as in HFLM.
@@ -43,31 +44,44 @@ def check_generation(options: Mapping[str, Any], *, where: str) -> dict[str, Any
   return kwargs
 
 
-def has_ended(tokenizer: Any, until: Sequence[str], tokens: Sequence[int]) -> bool:
-  """Whether the text of the tokens contains a stop text."""
+def has_ended(
+  tokenizer: Any, prompt: Sequence[int], until: Sequence[str], tokens: Sequence[int]
+) -> bool:
+  """Whether the answer in the tokens contains a stop text.
+
+  A thought ends nothing: stop texts such as blank lines stand in every thought.
+
+  Args:
+    prompt: tokens that the tokens were generated behind.
+  """
   if not tokens:
     return False
   # With special tokens, since a stop text may be a special token.
-  text = tokenizer.decode(tokens)
+  text = _answer(tokenizer, prompt, tokenizer.decode(tokens))
   return any(stop in text for stop in until)
 
 
-def text_until(tokenizer: Any, until: Sequence[str], tokens: Sequence[int]) -> str:
-  """The text of the tokens before the first stop text.
+def text_until(
+  tokenizer: Any, prompt: Sequence[int], until: Sequence[str], tokens: Sequence[int]
+) -> str:
+  """The answer in the tokens before the first stop text, without its thought.
 
   A stop text may begin and end within tokens, or be a special token.
   """
-  if has_ended(tokenizer, until, tokens):
+  if has_ended(tokenizer, prompt, until, tokens):
 
     def ended(count: int) -> bool:
-      return has_ended(tokenizer, until, tokens[:count])
+      return has_ended(tokenizer, prompt, until, tokens[:count])
 
     # The fewest tokens with a stop text in them: more tokens contain the stop text too, so that
     # the counts can be bisected.
     fewest = bisect.bisect_left(range(len(tokens)), True, key=ended)
     tokens = tokens[:fewest]
-  text = ''
-  if tokens:
-    text = tokenizer.decode(tokens, skip_special_tokens=True)
+  text = _answer(tokenizer, prompt, thoughts.text_of(tokenizer, tokens))
   # Cuts what the last token has from the stop text on.
   return postprocess_generated_text(text, list(until), think_end_token=None)
+
+
+def _answer(tokenizer: Any, prompt: Sequence[int], text: str) -> str:
+  # A model without thoughts answers with all that it says.
+  return thoughts.of_text(tokenizer, prompt, text).answer

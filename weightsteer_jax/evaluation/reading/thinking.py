@@ -40,7 +40,10 @@ def cut_words(rows: Iterable[Row], tasks: Mapping[str, config.Task]) -> list[str
     line = f'{task}: {endings.total()} of {thoughts[task]} thoughts were cut before an answer came'
     options = tasks.get(task)
     if endings['length'] and isinstance(options, config.TextTask):
-      line += f'; raise tasks.{task}.max_new_tokens (now {options.max_new_tokens})'
+      line += (
+        f', {endings["length"]} by the length limit: raise tasks.{task}.max_new_tokens '
+        f'(now {options.max_new_tokens})'
+      )
     lines.append(line)
   return lines
 

@@ -77,24 +77,24 @@ def _cut_words(sweep: Study, survey: Survey) -> str:
   if not survey.cut:
     return 'No thought was cut.'
   cut = sum(endings.total() for endings in survey.cut.values())
+  at_limit = sum(endings['length'] for endings in survey.cut.values())
   verb = 'thought was' if cut == 1 else 'thoughts were'
-  sentences = [
+  words = (
     f'{cut} {verb} cut before an answer came: such rows have no value, are missed examples in '
     'shares of all examples, and are in no other mean.'
-  ]
-  keys = []
-  for task, endings in survey.cut.items():
-    # A model that ends its turn within a thought needs no more room.
-    if endings['length']:
+  )
+  if at_limit:
+    keys = []
+    for task, endings in survey.cut.items():
       limit = _options(sweep).get(task, {}).get('max_new_tokens')
       now = '' if limit is None else f' (now {limit})'
-      keys.append(f'<code>tasks.{escape(task)}.max_new_tokens</code>{now}')
-  if keys:
-    sentences.append(f'To give them room, raise {", ".join(keys)}.')
-  ended = cut - sum(endings['length'] for endings in survey.cut.values())
-  if ended:
-    sentences.append(f'{ended} of them ended their turn within the thought.')
-  return ' '.join(sentences)
+      if endings['length']:
+        keys.append(f'<code>tasks.{escape(task)}.max_new_tokens</code>{now}')
+    words += f' {at_limit} ran into the length limit: raise {", ".join(keys)}.'
+  # A model that ends its turn within a thought needs no more room.
+  if cut > at_limit:
+    words += f' {cut - at_limit} ended the turn within the thought, which no limit mends.'
+  return words
 
 
 def _judged_too(sweep: Study) -> str:
