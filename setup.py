@@ -65,6 +65,8 @@ setuptools.setup(
       'openai>=3.57',
     ],
     'dev': ['ruff>=0.17.6,<0.18', 'mypy>=2.4,<3', 'pre-commit>=4'],
+    # Adapters of other kinds than LoRA, which PEFT's own code reads.
+    'peft': ['torch>=2.13,<2.14', 'peft>=0.21'],
     'judge': ['openai>=3.57'],
     'bench': ['torch>=2.13,<2.14', 'peft>=0.21', 'accelerate>=1.15'],
     'lm-eval': ['lm-eval>=0.4.13'],

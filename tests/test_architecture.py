@@ -11,15 +11,18 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1] / 'weightsteer_jax'
 PACKAGE = ROOT.name
+# The seam to PEFT, which an optional extra brings with torch.
+PEFT_LIBRARY = 'directions/adapters/library.py'
 # Libraries that only some rooms may import, so that each can be replaced or be absent.
 ONLY_IN = {
   'orbax': ('storage/checkpoint.py',),
-  'transformers': ('data', 'models', 'experiments/organism'),
+  'transformers': ('data', 'models', 'experiments/organism', PEFT_LIBRARY),
   'datasets': ('data',),
   'gguf': ('models/gguf/file.py',),
   'absl.flags': (),
   'absl.app': (),
-  'torch': (),
+  'torch': (PEFT_LIBRARY,),
+  'peft': (PEFT_LIBRARY,),
 }
 
 # Rooms whose files are the rows of a table in the code.

@@ -83,9 +83,9 @@ def save(folder: files.Path, direction: Direction, *, sync: bool = True) -> None
   """Writes a direction as a new folder: `direction.safetensors` and, last, `direction.json`.
 
   Changes in memory are written as tensors in our axes, named by path: `<path>.dense`, or the
-  factors `<path>.a` and `<path>.b`. If all changes are on disk, they are copied block by block, in
-  the names and axes of a checkpoint of the base's family: the difference of two checkpoints is
-  itself a checkpoint.
+  factors `<path>.a` and `<path>.b`. Changes on disk, or computed when read, are written block by
+  block, in the names and axes of a checkpoint of the base's family: the difference of two
+  checkpoints is itself a checkpoint.
 
   Args:
     sync: wait until the folder is on the disk.
@@ -97,13 +97,22 @@ def save(folder: files.Path, direction: Direction, *, sync: bool = True) -> None
   """
   flat = tree.flatten(direction.delta, models.is_delta_leaf)
   with files.new_folder(folder, what='a direction', sync=sync) as partial:
-    # The two kinds are not mixed in a file: a single change in memory brings all into our axes.
-    if all(map(on_disk.is_on_disk, flat.values())):
-      base = direction.base
-      parts = on_disk.parts_of(base.config, models.FAMILIES[base.family])
-      squares, prints = direction_file.write(partial / TENSORS, flat, parts, sync=sync)
+    base = direction.base
+    parts = on_disk.parts_of(base.config, models.FAMILIES[base.family])
+    streamed = _streamed(flat, parts)
+    held = {path: leaf for path, leaf in flat.items() if path not in streamed}
+    tensors = _tensors(held)
+    squares: dict[str, float] = {}
+    prints: dict[str, str] = {}
+    if streamed:
+      squares, prints = direction_file.write(
+        partial / TENSORS, streamed, parts, beside=tensors, sync=sync
+      )
     else:
-      squares, prints = _save_tensors(partial / TENSORS, direction.delta)
+      raws.save(partial / TENSORS, tensors)
+    # Norms come from the factors (see gram.py), fingerprints from the tensors as they were written.
+    squares |= gram.squared_norms(tree.unflatten(held))
+    prints |= tree.fingerprint(tensors)
     norms = {path: math.sqrt(square) for path, square in squares.items()}
     # Sites share no element, so their squared norms add up.
     norm = math.sqrt(math.fsum(squares.values()))
@@ -167,10 +176,26 @@ def load(folder: files.Path, *, unread: bool = False) -> Direction:
   return direction
 
 
-def _save_tensors(path: pathlib.Path, delta: PyTree) -> tuple[dict[str, float], dict[str, str]]:
-  """{site: squared norm} and {tensor: fingerprint} of a delta in memory, written to a file."""
+def _streamed(
+  flat: Mapping[str, LowRank | Dense], parts: Mapping[str, list[on_disk.Part]]
+) -> dict[str, LowRank | Dense]:
+  """{path: change} of the changes that are written block by block."""
+  streamed = {path: leaf for path, leaf in flat.items() if on_disk.is_on_disk(leaf)}
+  # A fused tensor must not be there in part, and its other parameters under names of their own.
+  for name in on_disk.tensors_of(streamed):
+    if any(part.path in flat and part.path not in streamed for part in parts[name]):
+      return {}
+  return streamed
+
+
+def _tensors(held: Mapping[str, LowRank | Dense]) -> dict[str, np.ndarray]:
+  """{name: float32 tensor} of changes in memory, by their names in a file.
+
+  Raises:
+    NotFiniteError: if a value is NaN or infinite.
+  """
   tensors = {}
-  for site, leaf in tree.flatten(delta, models.is_delta_leaf).items():
+  for site, leaf in held.items():
     if isinstance(leaf, Dense):
       tensors[f'{site}.dense'] = np.asarray(leaf.value, np.float32)
     else:
@@ -182,11 +207,7 @@ def _save_tensors(path: pathlib.Path, delta: PyTree) -> tuple[dict[str, float], 
   broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
   if broken:
     raise NotFiniteError(f'the direction is NaN or infinite at {", ".join(broken)}')
-  raws.save(path, tensors)
-  # Norms come from the factors (see gram.py), fingerprints from the tensors as they were written.
-  squares = gram.squared_norms(delta)
-  prints = tree.fingerprint(tensors)
-  return squares, prints
+  return tensors
 
 
 def _from_checkpoint(

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,11 +34,21 @@ class ChangeBlock:
 
 
 def write(
-  path: pathlib.Path, flat: Mapping[str, Any], parts: Mapping[str, list[Part]], *, sync: bool = True
+  path: pathlib.Path,
+  flat: Mapping[str, Any],
+  parts: Mapping[str, list[Part]],
+  *,
+  beside: Mapping[str, np.ndarray] = MappingProxyType({}),
+  sync: bool = True,
 ) -> tuple[dict[str, float], dict[str, str]]:
   """Writes changes that are all on disk, as float32 under the names of a checkpoint.
 
   A few blocks are in memory at a time.
+
+  Args:
+    flat: {path: change}.
+    parts: {tensor of a checkpoint: its parts}.
+    beside: {name: float32 tensor} of other changes, written behind.
 
   Returns:
     {path: squared norm of the change}, {tensor: fingerprint}.
@@ -53,6 +64,7 @@ def write(
   shapes = {name: values.plus.shape for name, values in tensors.items()}
   # The header of a safetensors file stands before the tensors, and shapes are all it needs.
   header = {name: ('F32', shape) for name, shape in shapes.items()}
+  header |= {name: ('F32', tensor.shape) for name, tensor in beside.items()}
   # Blocks come back in the order of their tasks, the order of the header.
   with FileWriter(path, header, hashed=False, sync=sync) as file:
     for block in blocks.in_order(_tasks(tensors, parts)):
@@ -66,6 +78,8 @@ def write(
       # Without the zeros that fill the last block of a part.
       elements = block.values.reshape(-1)
       file.write(elements[: block.count])
+    for tensor in beside.values():
+      file.write(np.ascontiguousarray(tensor, np.float32))
   # Only now are the sums complete. A caller writes into a new folder, which an error takes back.
   for name, values in tensors.items():
     values.check(totals[name])
