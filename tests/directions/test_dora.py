@@ -52,7 +52,8 @@ def in_our_axes(model, by_name) -> dict[str, np.ndarray]:
   for path, row in rows.items():
     layers = []
     for name in models.stored.stored_names(row, model.config).values():
-      layers.append(models.stored.to_ours(by_name[name], row.pattern, model.config))
+      values = by_name[name][models.stored.stored_rows(row, model.config)]
+      layers.append(models.stored.to_ours(values, row.pattern, model.config))
     shape = models.sites(model.config)[path].shape
     out[path] = np.stack(layers).reshape(shape)
   return out

@@ -24,7 +24,7 @@ from weightsteer_jax import models
 from weightsteer_jax.directions import adapters, algebra, bfloat16_route, named_bases
 from weightsteer_jax.directions import base as bases
 from weightsteer_jax.directions.direction import Direction
-from weightsteer_jax.directions.streamed import checkpoints
+from weightsteer_jax.directions.streamed import checkpoints, computed
 from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
 from weightsteer_jax.finetune.adapter import load_adapter
 from weightsteer_jax.models import Dense, gguf
@@ -95,8 +95,8 @@ def between(
       architecture.
     compare_bfloat16: also measure the route over merged bfloat16 checkpoints (see
       bfloat16_route.bfloat16_route).
-    unread: leave the difference of two checkpoints on disk, to be read when the direction is saved,
-      exported or used.
+    unread: leave dense changes of kernels on disk, to be read or computed when the direction is
+      saved, exported or used: of two checkpoints, and of adapters that are no plain LoRA.
 
   Raises:
     InputError: if a source is missing or not supported, or the two do not go together.
@@ -126,7 +126,11 @@ def between(
     # The bases are compared here, where an error can name both folders, so `subtract` need not.
     what = f'{positive} and {negative}'
     bases.same_base(x.base, y.base, what=what, allow_other_base=allow_other_base)
-    delta = algebra.subtract(x, y, allow_other_base=True).delta
+    if unread and (computed.is_computed(x.delta) or computed.is_computed(y.delta)):
+      family = models.FAMILIES[x.base.family]
+      delta = computed.subtract(x.delta, y.delta, x.base.config, family)
+    else:
+      delta = algebra.subtract(x, y, allow_other_base=True).delta
     delta = _not_empty(_without_zeros(delta), positive or x.base.source, negative or y.base.source)
     meta = _meta(x.base, [*x.meta['sources'], *y.meta['sources']])
     # Measured on the two task vectors: the route rounds each of the two merged models.
@@ -234,7 +238,8 @@ def task_vector(
       'trained from; pass base'
     )
   with open_base((source,), base, allow_other_base) as opened:
-    return _task_vector(source, opened, allow_other_base)
+    vector = _task_vector(source, opened, allow_other_base)
+  return dataclasses.replace(vector, delta=computed.in_memory(vector.delta))
 
 
 def recognise(fine_tune: files.Path) -> Source:
@@ -395,8 +400,7 @@ def _of_adapter(
   # A PEFT adapter names a base, or is refused without one.
   assert opened is not None
   delta = adapters.to_delta(adapter, opened.checkpoint, shared=shared)
-  weights = source.folder / adapters.WEIGHTS
-  meta = {'config': adapter.config, 'sha256': hashes.of_file(weights)}
+  meta = {'config': adapter.config, 'sha256': hashes.of_file(adapter.file)}
   return _vector(source, delta, opened.record, meta)
 
 

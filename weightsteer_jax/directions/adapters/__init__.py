@@ -4,8 +4,11 @@ config.py     adapter_config.json: the fields that count, the ones that do not, 
 starts.py     starts that move part of the base into the adapter (PiSSA, OLoRA, CorDA)
 rest.py       the moved part, computed again, and whether two adapters share it
 overlaps.py   patterns of the config that disagree about a module
+mlx.py        mlx-lm's files under PEFT's names; mlx_ends.py the tied head, and the layers
 tensors.py    the tensors of a folder by kind: a row of KINDS for each kind
 low_rank.py   LoRA pairs of projections, and biases beside them
+dora.py       DoRA: pairs with magnitudes, as dense changes
+library.py    every other kind, through PEFT's own code (an optional extra, with torch)
 experts.py    LoRA pairs of experts, a pair for each or one for a stack of all
 tables.py     embedding and head: pairs, whole tables, rows of single tokens, resized vocabularies
 modules.py    names of modules, and the error for the ones that a base does not have

@@ -85,6 +85,8 @@ def expected(config: Mapping[str, Any], base: Checkpoint) -> set[str]:
   for module in targets:
     pair = 'lora_embedding_{p}' if module == EMBED_TOKENS else 'lora_{p}.weight'
     saved |= {f'{module}.{pair.format(p=part)}' for part in 'AB'}
+    if config.get('use_dora'):
+      saved.add(f'{module}.lora_magnitude_vector')
     if config.get('lora_bias'):
       saved.add(f'{module}.lora_B.bias')
   for module in _modules_of_token_rows(config, tied=base.config.tied):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from weightsteer_jax.directions.adapters import starts
+from weightsteer_jax.directions.adapters import mlx, starts
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.storage import files
 
@@ -55,8 +55,47 @@ HONOURED = frozenset(
     'target_modules',
     'target_parameters',
     'trainable_token_indices',
+    'use_dora',
     'use_rslora',
   )
+)
+LORA = 'LORA'
+# Kinds that PEFT 0.21.2 merges into weights, which its own code reads (see library.py). LILY, POLY,
+# XLORA, prompts and prefixes are no changes of weights.
+MERGED_BY_PEFT = (
+  'ADALORA',
+  'ADAMSS',
+  'BEFT',
+  'BOFT',
+  'C3A',
+  'DEFT',
+  'DELORA',
+  'FOURIERFT',
+  'FROD',
+  'GLORA',
+  'GRALORA',
+  'HIRA',
+  'HRA',
+  'IA3',
+  'LN_TUNING',
+  'LOHA',
+  'LOKR',
+  'MISS',
+  'OFT',
+  'OSF',
+  'PEANUT',
+  'PSOFT',
+  'PVERA',
+  'RANDLORA',
+  'ROAD',
+  'SHIRA',
+  'SUPERTUNING',
+  'TINYLORA',
+  'TRAINABLE_TOKENS',
+  'UNILORA',
+  'VBLORA',
+  'VERA',
+  'WAVEFT',
 )
 BIASES = ('none', 'all', 'lora_only', None)
 
@@ -76,11 +115,16 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
   config = files.read_json(path, what='the config of a PEFT adapter')
   if not isinstance(config, dict):
     raise InputError(f'{path} is no config of an adapter: it holds a {type(config).__name__}')
+  if mlx.is_config(config):
+    return mlx.peft_config(config, path)
   kind = config.get('peft_type')
-  if kind != 'LORA':
+  if kind in MERGED_BY_PEFT:
+    return config
+  if kind != LORA:
     raise InputError(
-      f'{path}: peft_type is {kind!r}; only LORA adapters are changes of the form A B. Merge it '
-      "into its base with PEFT's merge_and_unload, save that, and pass the two checkpoints"
+      f'{path}: peft_type is {kind!r}, which is no change of weights that PEFT can merge (virtual '
+      'tokens, or a module of its own beside the model), so there is no direction of it. Kinds '
+      f'that are read: {LORA}, {", ".join(MERGED_BY_PEFT)}'
     )
   missing = [key for key in ('r', 'lora_alpha') if not config.get(key)]
   if missing:

@@ -6,9 +6,12 @@ from typing import Any
 from weightsteer_jax.directions import algebra
 from weightsteer_jax.directions.adapters import (
   completeness,
+  dora,
   experts,
+  library,
   low_rank,
-  modules,
+  mlx,
+  mlx_ends,
   overlaps,
   rest,
   starts,
@@ -16,11 +19,11 @@ from weightsteer_jax.directions.adapters import (
   tensors,
   wholes,
 )
+from weightsteer_jax.directions.adapters import config as configs
 from weightsteer_jax.directions.adapters.tensors import Adapter
 from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
 from weightsteer_jax.models import Dense, LowRank
 from weightsteer_jax.runtime import tree
-from weightsteer_jax.runtime.errors import InputError
 
 PyTree = Any
 Leaf = LowRank | Dense
@@ -37,11 +40,21 @@ def to_delta(adapter: Adapter, base: Checkpoint, *, shared: frozenset[str] = fro
     InputError: if a module is not in the base, a shape or rank is not that of the config and the
       base, or the two ends of tied embeddings are changed differently.
   """
+  if adapter.config['peft_type'] != configs.LORA:
+    return tree.unflatten(library.changes(adapter, base))
+  if mlx.KEY in adapter.config:
+    mlx_ends.check(adapter, base)
+  if mlx.is_full(adapter.config):
+    return tree.unflatten(wholes.streamed(adapter, base))
+  adapter = mlx_ends.tied(adapter, base)
   overlaps.tell(adapter)
-  delta = _read(adapter, base)
+  plain, scaled = dora.split(adapter)
+  delta = _read(plain, base)
   if starts.start_of(adapter.config):
     start = _read(rest.of_base(adapter, base, shared), base)
     delta = algebra.add_deltas(delta, algebra.scale_delta(start, -1.0))
+  if scaled.tensors[tensors.MAGNITUDE]:
+    delta = algebra.add_deltas(delta, tree.unflatten(dict(dora.changes(scaled, base))))
   # Last, because a module that the base does not have, or another shape, says more.
   completeness.check(adapter, base)
   return delta
@@ -59,21 +72,13 @@ def _read(adapter: Adapter, base: Checkpoint) -> PyTree:
   return delta
 
 
-def _refuse_magnitudes(adapter: Adapter, base: Checkpoint) -> dict[str, Leaf]:
-  module = modules.first(adapter.tensors[tensors.MAGNITUDE])
-  raise InputError(
-    f"{adapter.folder}: '{module}' has a magnitude vector, which belongs to DoRA, whose change is "
-    'no product A B: merge it and pass checkpoints'
-  )
-
-
 # {kind of tensor: the function that gives {path: change} for all tensors of the kind}. A reader
-# reads every tensor of its kinds or raises: none is dropped in silence.
+# reads every tensor of its kinds or raises: none is dropped in silence. Magnitudes are read with
+# their pairs, by dora.changes.
 READERS: dict[str, Callable[[Adapter, Checkpoint], Mapping[str, Leaf]]] = {
   tensors.PAIR: low_rank.pairs,
   tensors.EXPERT_PAIR: experts.pairs,
   tensors.LORA_BIAS: low_rank.biases,
-  tensors.MAGNITUDE: _refuse_magnitudes,
   tensors.HEAD_PAIR: tables.changes,
   tensors.EMBEDDING_PAIR: tables.changes,
   tensors.TOKEN_ROWS: tables.changes,

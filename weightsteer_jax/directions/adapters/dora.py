@@ -55,10 +55,10 @@ def changes(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
     name = f'{module}.weight'
     if name in (stored.EMBEDDING, stored.HEAD) and base.config.tied:
       raise InputError(
-        f"{adapter.folder}: '{module}' has a DoRA, and the base '{base.source}' ties its head to its "
-        'embedding; PEFT changes the one and not the other, which a tied model cannot hold. Give '
-        'the base separate matrices (tie_word_embeddings false and lm_head.weight saved as a copy '
-        'of the embedding) and pass that as the base'
+        f"{adapter.folder}: '{module}' has a DoRA, and the base '{base.source}' ties its head to "
+        'its embedding; PEFT changes the one and not the other, which a tied model cannot hold. '
+        'Give the base separate matrices (tie_word_embeddings false, and lm_head.weight saved as a '
+        'copy of the embedding) and pass that as the base'
       )
     if name not in raw:
       raise modules.unknown(adapter, base, [module])
@@ -73,7 +73,8 @@ def _change_of(
   kinds = [kind for kind in PAIRS if module in adapter.tensors[kind]]
   if not kinds:
     raise InputError(
-      f"{adapter.folder}: '{module}' has a magnitude vector of DoRA without its pair (lora_A, lora_B)"
+      f"{adapter.folder}: '{module}' has a magnitude vector of DoRA without its pair, lora_A and "
+      'lora_B'
     )
   (kind,) = kinds
   a = adapter.tensors[kind][module]['A']

@@ -1,7 +1,7 @@
 """Adapters of other kinds than LoRA, by PEFT's own code: LoHa, LoKr, VeRA, OFT, IA3 and more.
 
-PEFT merges an adapter into a copy of one module in float64; the change is what the merged weight has
-more than the base's. So additive kinds and multiplicative ones (OFT, BOFT, IA3, HRA) are one: a
+PEFT merges an adapter into a copy of one module in float64; the change is the merged weight minus
+the base's. So additive kinds and multiplicative ones (OFT, BOFT, IA3, HRA) are one: a
 change of this base's weights, exact at strength 1. PEFT's model stands on the mapped files of the
 base, so that memory holds the adapter, and one module at a time.
 
@@ -179,9 +179,7 @@ def _untie(
   computes.pop(stored.HEAD)
 
 
-def _bias_changes(
-  adapter: Adapter, model: Any, before: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
+def _bias_changes(adapter: Adapter, model: Any, before: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """{tensor: change} of the biases that the adapter changes.
 
   Some kinds change a module's bias with its weight, and PEFT can train all others beside.

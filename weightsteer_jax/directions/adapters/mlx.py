@@ -2,30 +2,32 @@
 
 | mlx-lm | PEFT |
 |---|---|
-| `X.lora_a` [inputs, R], `X.lora_b` [R, outputs] | `X.lora_A.weight` [R, inputs], `X.lora_B.weight` [outputs, R] |
-| the same of an embedding, [V, R] and [R, D] | `X.lora_embedding_A` [R, V], `X.lora_embedding_B` [D, R] |
-| the same of experts, [E, R, inputs] and [E, outputs, R] of `switch_mlp.Y` | pairs of `experts.{e}.Y` |
+| `X.lora_a` [inputs, R] | `X.lora_A.weight` [R, inputs] |
+| `X.lora_b` [R, outputs] | `X.lora_B.weight` [outputs, R] |
+| `lora_a` [V, R], `lora_b` [R, D] of an embedding | `lora_embedding_A` [R, V], `_B` [D, R] |
+| [E, R, inputs], [E, outputs, R] of `switch_mlp.Y` | pairs of `experts.{e}.Y` |
 | `X.m` (dora) | `X.lora_magnitude_vector` |
 | `X.weight`, `X.bias` (full) | a module saved whole |
 | `scale` | `lora_alpha / r`: mlx-lm does not divide by the rank |
 
-Blocks are adapted from the last one on (`num_layers`; all of them if that is below 1), and a tied
-embedding at both ends.
+Of the blocks, the last `num_layers` are adapted (all, if that is below 1); a tied embedding changes
+at both ends.
 
 Source: mlx-lm 0.32.2, mlx_lm/tuner/{utils,lora,dora}.py, and `sanitize` in mlx_lm/models.
 """
 
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from weightsteer_jax.runtime.errors import InputError
-from weightsteer_jax.runtime.messages import did_you_mean, listed
+from weightsteer_jax.runtime.messages import did_you_mean
 
 WEIGHTS = 'adapters.safetensors'
+# Where a config as read keeps what PEFT has no word for.
+KEY = 'mlx'
 LORA = 'lora'
 DORA = 'dora'
 FULL = 'full'
@@ -43,8 +45,13 @@ def is_config(config: Mapping[str, Any]) -> bool:
   return 'peft_type' not in config and bool({'fine_tune_type', 'lora_parameters'} & set(config))
 
 
+def is_full(config: Mapping[str, Any]) -> bool:
+  """Whether a config as read is of a full fine-tune."""
+  return config.get(KEY, {}).get('fine_tune_type') == FULL
+
+
 def peft_config(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
-  """The settings as PEFT would write them; `mlx` holds what PEFT has no word for.
+  """The settings as PEFT would write them; under KEY, what PEFT has no word for.
 
   Raises:
     InputError: if the kind of fine-tune is unknown, or rank or scale are missing.
@@ -72,7 +79,7 @@ def peft_config(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]
     'r': rank,
     'lora_alpha': scale * rank,
     'use_dora': kind == DORA,
-    'mlx': {
+    KEY: {
       'fine_tune_type': kind,
       'num_layers': config.get('num_layers'),
       'keys': parameters.get('keys'),
@@ -89,18 +96,17 @@ def peft_tensors(
     config: of `peft_config`.
 
   Raises:
-    InputError: if the layers do not all hold the same modules, so that some are missing.
+    InputError: if a tensor is none that mlx-lm saves.
   """
-  _check_layers(saved, folder)
-  if config['mlx']['fine_tune_type'] == FULL:
-    return dict(saved)
+  if config[KEY]['fine_tune_type'] == FULL:
+    return _full(saved)
   tensors: dict[str, np.ndarray] = {}
   for name, tensor in saved.items():
     module, _, part = name.rpartition('.')
     if part not in ('lora_a', 'lora_b', 'm'):
       raise InputError(
         f"{folder / WEIGHTS}: the tensor '{name}' is none that mlx-lm saves of a "
-        f'{config["mlx"]["fine_tune_type"]} fine-tune (lora_a, lora_b, m)'
+        f'{config[KEY]["fine_tune_type"]} fine-tune (lora_a, lora_b, m)'
       )
     if part == 'm':
       tensors[f'{module}.lora_magnitude_vector'] = tensor
@@ -115,35 +121,41 @@ def peft_tensors(
   return tensors
 
 
+def _full(saved: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The weights of a full fine-tune, each expert of a stack under its own name."""
+  tensors: dict[str, np.ndarray] = {}
+  for name, tensor in saved.items():
+    module, _, part = name.rpartition('.')
+    if f'.{STACK}.' not in name:
+      tensors[name] = tensor
+      continue
+    for expert, weight in enumerate(tensor):
+      tensors[f'{expert_name(module, expert)}.{part}'] = weight
+  return tensors
+
+
+def expert_name(module: str, expert: int) -> str:
+  """The name in a checkpoint of an expert's module of a stack.
+
+  >>> expert_name('model.layers.0.mlp.switch_mlp.up_proj', 3)
+  'model.layers.0.mlp.experts.3.up_proj'
+  >>> expert_name('model.layers.0.block_sparse_moe.switch_mlp.up_proj', 3)
+  'model.layers.0.block_sparse_moe.experts.3.w3'
+  """
+  block, _, projection = module.partition(f'.{STACK}.')
+  if block.endswith(MIXTRAL_BLOCK):
+    projection = MIXTRAL.get(projection, projection)
+  return f'{block}.experts.{expert}.{projection}'
+
+
 def _experts(module: str, part: str, tensor: np.ndarray) -> dict[str, np.ndarray]:
   """{PEFT's name: factor} of each expert of a stack, whose factors lie as PEFT's do.
 
   >>> list(_experts('model.layers.0.mlp.switch_mlp.up_proj', 'lora_a', np.zeros((2, 1, 1))))[1]
   'model.layers.0.mlp.experts.1.up_proj.lora_A.weight'
   """
-  block, _, projection = module.partition(f'.{STACK}.')
-  if block.endswith(MIXTRAL_BLOCK):
-    projection = MIXTRAL.get(projection, projection)
   letter = part[-1].upper()
   tensors = {}
   for expert, factor in enumerate(tensor):
-    tensors[f'{block}.experts.{expert}.{projection}.lora_{letter}.weight'] = factor
+    tensors[f'{expert_name(module, expert)}.lora_{letter}.weight'] = factor
   return tensors
-
-
-def _check_layers(saved: Mapping[str, np.ndarray], folder: pathlib.Path) -> None:
-  """Raises InputError if a layer lacks a tensor that another has."""
-  names_by_layer: dict[int, set[str]] = {}
-  for name in saved:
-    if found := re.fullmatch(r'model\.layers\.(\d+)\.(.+)', name):
-      names_by_layer.setdefault(int(found[1]), set()).add(found[2])
-  if not names_by_layer:
-    return
-  everything = set().union(*names_by_layer.values())
-  for layer in range(min(names_by_layer), max(names_by_layer) + 1):
-    missing = everything - names_by_layer.get(layer, set())
-    if missing:
-      raise InputError(
-        f'{folder / WEIGHTS}: layer {layer} lacks {listed(sorted(missing), 3)}, which other layers '
-        'have; mlx-lm adapts the same modules of each layer: copy the whole file again'
-      )

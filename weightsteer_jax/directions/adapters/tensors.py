@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from weightsteer_jax.directions.adapters import config as configs
+from weightsteer_jax.directions.adapters import mlx
 from weightsteer_jax.runtime.errors import InputError, NotFiniteError
 from weightsteer_jax.runtime.messages import listed
 from weightsteer_jax.storage import files, safetensors
@@ -118,6 +119,11 @@ class Adapter:
   config: Mapping[str, Any]
   tensors: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 
+  @property
+  def file(self) -> pathlib.Path:
+    """The file of the tensors."""
+    return self.folder / weights_name(self.config)
+
   def names(self) -> set[str]:
     """The names of all tensors, as usually written behind `base_model.model.`."""
     names: set[str] = set()
@@ -127,25 +133,34 @@ class Adapter:
     return names
 
 
+def weights_name(config: Mapping[str, Any]) -> str:
+  """The name of the file of the tensors, from the config as read."""
+  return mlx.WEIGHTS if mlx.KEY in config else configs.WEIGHTS
+
+
 def read(folder: pathlib.Path) -> Adapter:
-  """The adapter in a folder.
+  """The adapter in a folder; of other kinds than LoRA, the config alone (see library.py).
 
   Raises:
-    InputError: if the adapter is no plain LoRA, has a setting that is not read, is a pickle, or
-      holds no tensors, a tensor twice, or half a pair.
+    InputError: if the adapter is of a kind or has a setting that is not read, is a pickle, or holds
+      no tensors, a tensor twice, or half a pair.
     CorruptError: if a file was cut short.
     NotFiniteError: if a value is NaN or infinite.
   """
   config = configs.read_config(folder)
   tensors: dict[str, dict[str, dict[str, np.ndarray]]] = {row.kind: {} for row in KINDS}
   broken = []
-  saved = _read_file(folder)
+  saved = _read_file(folder, weights_name(config))
   if not saved:
     raise InputError(
-      f'{folder / configs.WEIGHTS} holds no tensors. PEFT writes such a file when it is given the '
-      'state_dict of a compiled or distributed model: save again from the model inside '
+      f'{folder / weights_name(config)} holds no tensors. PEFT writes such a file when it is given '
+      'the state_dict of a compiled or distributed model: save again from the model inside '
       "(model._orig_mod or model.module), without passing 'state_dict'"
     )
+  if mlx.KEY in config:
+    saved = mlx.peft_tensors(saved, config, folder)
+  if config['peft_type'] != configs.LORA:
+    saved = {}
   for name, tensor in saved.items():
     kind, module, part = recognise(name, folder)
     if kind == ORIGINAL:
@@ -204,8 +219,8 @@ def unwrapped(name: str) -> str:
   return '.'.join(part for part in name.split('.') if part not in WRAPPERS)
 
 
-def _read_file(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  path = folder / configs.WEIGHTS
+def _read_file(folder: pathlib.Path, name: str) -> dict[str, np.ndarray]:
+  path = folder / name
   if not path.exists() and (folder / 'adapter_model.bin').exists():
     raise InputError(
       f'{folder} holds its weights as a pickle (adapter_model.bin), which can run code and is '
@@ -213,7 +228,5 @@ def _read_file(folder: pathlib.Path) -> dict[str, np.ndarray]:
       "PeftModel.from_pretrained, then save_pretrained('converted')"
     )
   if not path.exists():
-    raise InputError(
-      f'{folder} has a {configs.CONFIG} but no {configs.WEIGHTS}{files.path_hint(path)}'
-    )
+    raise InputError(f'{folder} has a {configs.CONFIG} but no {name}{files.path_hint(path)}')
   return safetensors.read(path, remedy='copy or download it again')

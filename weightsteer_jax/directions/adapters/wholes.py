@@ -1,11 +1,14 @@
 """Tensors that an adapter saved whole: the change is the saved tensor minus the base's own."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 
 from weightsteer_jax import models
 from weightsteer_jax.directions.adapters import modules, tensors
 from weightsteer_jax.directions.adapters.tensors import Adapter
+from weightsteer_jax.directions.streamed import computed, on_disk
 from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
 from weightsteer_jax.models import Dense, stored
 from weightsteer_jax.runtime.errors import InputError
@@ -51,6 +54,32 @@ def saved(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
       at = (layer,) if base.is_stacked(path) else ()
       whole_change[at] = change
   return {path: Dense(jnp.asarray(change)) for path, change in changes.items()}
+
+
+def streamed(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
+  """The same of a full fine-tune's tensors, experts too, computed when read.
+
+  Raises:
+    InputError: if the base does not have such a tensor, or of another shape.
+  """
+  raw = base.raw()
+  computes = {}
+  for module, parts in adapter.tensors[tensors.WHOLE].items():
+    for part, tensor in parts.items():
+      name = f'{module}.{part}'
+      if name not in raw:
+        raise modules.unknown(adapter, base, [name])
+      if tensor.shape != raw[name].shape:
+        raise InputError(
+          f"{adapter.folder}: '{name}' was saved with shape {tensor.shape}, the base has "
+          f'{raw[name].shape}'
+        )
+      computes[name] = functools.partial(_minus, tensor, on_disk.Values(raw[name]))
+  return computed.leaves(base.config, base.family, computes, adapter.file)
+
+
+def _minus(saved: np.ndarray, own: on_disk.Values) -> np.ndarray:
+  return saved - own.whole().reshape(saved.shape)
 
 
 def difference(saved: np.ndarray, own: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from weightsteer_jax import models
@@ -108,6 +109,16 @@ def is_computed(delta: PyTree) -> bool:
   """Whether some change of a delta is not in memory."""
   changes = tree.flatten(delta, models.is_delta_leaf)
   return any(map(on_disk.is_on_disk, changes.values()))
+
+
+def in_memory(delta: PyTree) -> PyTree:
+  """The delta with every change read or computed."""
+  changes = tree.flatten(delta, models.is_delta_leaf)
+  for path, leaf in changes.items():
+    if on_disk.is_on_disk(leaf):
+      # As an array, all layers are read.
+      changes[path] = Dense(jnp.asarray(np.asarray(leaf.value)))
+  return tree.unflatten(changes)
 
 
 def subtract(x: PyTree, y: PyTree, config: ModelConfig, family: Family) -> PyTree:
