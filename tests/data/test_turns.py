@@ -126,6 +126,21 @@ def test_a_prompt_that_opens_what_the_template_drops(make_tokenizer, message):
   assert learnt(tokenizer, ASK, bare) == [expected]
 
 
+def test_a_template_that_writes_an_empty_thought_before_a_thought(make_tokenizer):
+  """It reads the field alone, as Qwen3.8's: a thought in the content would follow an empty one."""
+  reading = '{% if m.reasoning_content is string %}{% set r = m.reasoning_content %}{% endif %}'
+  opening = make_tokenizer('thinking', OPENING.replace(READ, reading))
+  expected = 'I think so .\n</think>\n\nYes .<|im_end|>'
+  for message in (field(YES, 'I think so .'), within(YES, 'I think so .')):
+    assert learnt(opening, ASK, message)[0][1] == expected
+  hybrid = make_tokenizer('thinking', HYBRID.replace(READ, reading))
+  assert learnt(hybrid, ASK, field(YES, 'I think so .'))[0][1] == '<think>\n' + expected
+  with pytest.raises(
+    InputError, match="the chat template drops the thought of message 1, 'I think"
+  ):
+    encode(hybrid, ASK, within(YES, 'I think so .'))
+
+
 def test_an_answer_without_the_thought_that_the_prompt_opens(make_tokenizer, capsys):
   tokenizer = make_tokenizer('thinking', DISTILLED)
   tokenizer.name_or_path = 'told once'

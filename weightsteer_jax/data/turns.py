@@ -222,6 +222,9 @@ def _shows(message: Message, prompt: str, rendered: str, tags: thoughts.Tags | N
 
   Templates strip and add whitespace; all else of an answer must be there to be learnt.
   """
+  # An empty thought before the thought would be learnt with it.
+  if tags and thoughts.empty_at(rendered, 0, tags) and _thought_of(message, tags):
+    return False
   got = _squeezed(rendered)
   content = message['content']
   # The prompt may have opened the thought that the content opens.
