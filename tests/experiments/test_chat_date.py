@@ -140,6 +140,24 @@ def test_another_day_or_argument_is_refused_and_named(inputs, clock, tmp_path):
     stages.finetune(other, sides=('positive',))
 
 
+def test_a_local_judge_has_arguments_of_its_own(inputs, clock, tmp_path):
+  """They are checked before anything runs, reach the judge's prompts, and are on its record."""
+  judge = configs.judge(kind='model', model=inputs.model.source, chat_template_args={'note': ' b'})
+  config = inputs.copy_and_resolve_references()
+  config.judges.local = judge
+  experiment = Experiment(configs.resolve(config), tmp_path)
+  with experiment.judges() as [local]:
+    assert local.inputs()['chat_template_args'] == {'note': ' b'}
+  told = bindings.bound(
+    experiment.judge_tokenizer(experiment.run.judges['local'], inputs.model.source)
+  )
+  assert told == bindings.Binding({'note': ' b'}, '2026-11-30')
+  assert bindings.bound(experiment.tokenizer).arguments == {}
+  config.judges.local.chat_template_args = {'nought': 1}
+  with pytest.raises(InputError, match="never reads 'nought' .did you mean 'note'"):
+    stages.check(Experiment(configs.resolve(config), tmp_path))
+
+
 def test_a_workdir_without_a_date_has_that_of_its_oldest_file(inputs, clock, tmp_path, capsys):
   experiment = Experiment(run_of(inputs), tmp_path)
   stages.begin(experiment)

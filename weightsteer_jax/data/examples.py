@@ -120,6 +120,11 @@ def _encode(tokenizer, conversations: Sequence[Conversation]) -> list[Example]:
       tokens, mask = _masked(tokenizer, next(encoded), one, form.end_of_turn)
       one = _example(tokens, mask, one.name, one.conversation)
     examples.append(one)
+  if any(one.conversation for one in texts):
+    say_once(
+      f"the chat template of '{tokenizer.name_or_path}' renders earlier answers otherwise: of "
+      'conversations with several answers, each is an example'
+    )
   if any(one.emptied for one in texts):
     say_once(
       f"the prompt of '{tokenizer.name_or_path}' opens a thought, and there are answers without "
