@@ -130,7 +130,7 @@ def between(
       family = models.FAMILIES[x.base.family]
       delta = computed.subtract(x.delta, y.delta, x.base.config, family)
     else:
-      delta = algebra.subtract(x, y, allow_other_base=True).delta
+      delta = computed.in_memory(algebra.subtract(x, y, allow_other_base=True).delta)
     delta = _not_empty(_without_zeros(delta), positive or x.base.source, negative or y.base.source)
     meta = _meta(x.base, [*x.meta['sources'], *y.meta['sources']])
     # Measured on the two task vectors: the route rounds each of the two merged models.
@@ -401,6 +401,7 @@ def _of_adapter(
   assert opened is not None
   delta = adapters.to_delta(adapter, opened.checkpoint, shared=shared)
   meta = {'config': adapter.config, 'sha256': hashes.of_file(adapter.file)}
+  meta |= adapters.read_by(adapter)
   return _vector(source, delta, opened.record, meta)
 
 

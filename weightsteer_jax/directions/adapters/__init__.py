@@ -21,6 +21,7 @@ A new kind of tensor is a row in tensors.KINDS and a reader in delta.READERS.
 
 from weightsteer_jax.directions.adapters.config import CONFIG, WEIGHTS, is_adapter, read_config
 from weightsteer_jax.directions.adapters.delta import to_delta
+from weightsteer_jax.directions.adapters.library import read_by
 from weightsteer_jax.directions.adapters.low_rank import factor_patterns
 from weightsteer_jax.directions.adapters.rest import shared
 from weightsteer_jax.directions.adapters.tables import without_new_rows

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from weightsteer_jax.directions.adapters import modules
+from weightsteer_jax.directions.adapters.config import LORA
 from weightsteer_jax.directions.adapters.tensors import Adapter
 from weightsteer_jax.directions.streamed import computed
 from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
@@ -53,6 +54,11 @@ def changes(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
   if unknown:
     raise modules.unknown(adapter, base, unknown)
   return computed.leaves(base.config, base.family, computes, adapter.file)
+
+
+def read_by(adapter: Adapter) -> dict[str, str]:
+  """The entry of the provenance that names PEFT, where its code read the adapter."""
+  return {} if adapter.config['peft_type'] == LORA else {'read_by': f'peft {version()}'}
 
 
 def version() -> str:
