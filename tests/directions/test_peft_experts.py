@@ -315,6 +315,28 @@ def test_a_square_change_is_read_as_its_version_of_peft_meant_it(tmp_path):
   np.testing.assert_allclose(found['mlp.experts.gate_up_proj'][0], change.swapaxes(1, 2), atol=1e-6)
 
 
+@pytest.mark.parametrize('saved', ['experts', 'gate'])
+def test_experts_and_routers_saved_whole(checkpoint, tmp_path, saved):
+  """`modules_to_save`: the saved stack, or the saved router, is what PEFT's model computes with."""
+  base = checkpoint('mixtral').folder
+  adapter = oracle.make_adapter(
+    tmp_path / 'a', base, seed=1, target_modules=['q_proj'], modules_to_save=[saved]
+  )
+  leaves = oracle.leaves_of(directions.task_vector(adapter, base=base).delta)
+  expected = peft_changes(base, adapter)
+  if saved == 'gate':
+    change = np.asarray(leaves['layers/mlp/router/kernel'].value).swapaxes(1, 2)
+    np.testing.assert_allclose(change, expected['mlp.gate.weight'], atol=1e-6)
+    return
+  dense = {
+    name: np.asarray(leaves[f'layers/mlp/experts/{name}/kernel'].value).swapaxes(2, 3)
+    for name in ('gate', 'up', 'down')
+  }
+  np.testing.assert_allclose(dense['down'], expected['mlp.experts.down_proj'], atol=1e-6)
+  gate_up = np.concatenate([dense['gate'], dense['up']], axis=2)
+  np.testing.assert_allclose(gate_up, expected['mlp.experts.gate_up_proj'], atol=1e-6)
+
+
 @pytest.mark.parametrize(
   'rename, message',
   [
@@ -338,6 +360,9 @@ def test_pairs_of_other_experts_are_refused(checkpoint, tmp_path, rename, messag
 def test_a_stack_of_another_width_is_refused(checkpoint, tmp_path):
   other = checkpoint('qwen3_moe_unnormalised').folder
   adapter = oracle.make_adapter(tmp_path / 'a', other, seed=1, target_modules=['down_proj'])
+  # Where the base that it names is at hand, the two are compared first.
+  path = adapter / 'adapter_config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'base_model_name_or_path': 'a/b'}))
   with pytest.raises(
     InputError, match=r'of 24 inputs and 48 outputs; .* 48 and 40 \(gate_up_proj\), or 20 and 48'
   ):

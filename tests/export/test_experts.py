@@ -168,6 +168,28 @@ def test_vllm_packs_every_projection_of_every_expert(checkpoint, tmp_path, famil
       np.testing.assert_allclose(scaling * product, expected, atol=1e-5)
 
 
+def test_llama_cpp_has_a_stack_of_each_projection(checkpoint, tmp_path):
+  """Router and experts of the GGUF adapter, b a of each, against the changes in float64."""
+  library = pytest.importorskip('gguf')
+  case = checkpoint('qwen3_moe')
+  direction = random_direction(case.model)
+  record = export(direction, case.model, 1.0, 'gguf', tmp_path / 'out')
+  assert record['parity']['relative_difference'] < 1e-4
+  reader = library.GGUFReader(tmp_path / 'out' / 'adapter.gguf')
+  tensors = {tensor.name: np.float64(tensor.data) for tensor in reader.tensors}
+  for path, name in (
+    (ROUTER, 'ffn_gate_inp'),
+    (EXPERTS['gate'], 'ffn_gate_exps'),
+    (EXPERTS['up'], 'ffn_up_exps'),
+    (EXPERTS['down'], 'ffn_down_exps'),
+  ):
+    leaf = oracle.leaves_of(direction.delta)[path]
+    for layer in range(3):
+      a, b = (tensors[f'blk.{layer}.{name}.weight.lora_{factor}'] for factor in 'ab')
+      change = np.float64(leaf.a[layer]) @ np.float64(leaf.b[layer])
+      np.testing.assert_allclose(b @ a, change.swapaxes(-1, -2), atol=1e-5)
+
+
 def test_dense_changes_of_experts_are_folded_where_a_rank_is_given(checkpoint, tmp_path):
   case = checkpoint('qwen3_moe')
   direction = random_direction(case.model, 'down and q')

@@ -11,7 +11,7 @@ from einops import rearrange
 
 from weightsteer_jax import models
 from weightsteer_jax.directions.adapters import factor_patterns
-from weightsteer_jax.directions.adapters.experts import STACKS
+from weightsteer_jax.directions.adapters.experts import STACKS, by_expert
 from weightsteer_jax.models import Dense, LowRank, stored
 from weightsteer_jax.models.families import FAMILIES, TensorRow
 
@@ -154,15 +154,6 @@ def _factors(
   a = np.asarray(leaf.a[layer], np.float32)
   b = np.asarray(leaf.b[layer], np.float32)
   # The experts go along as one more axis in front.
-  a_ERI = stored.to_theirs(a, _by_expert(a_pattern), config)
-  b_EOR = stored.to_theirs(b, _by_expert(b_pattern), config)
+  a_ERI = stored.to_theirs(a, by_expert(a_pattern), config)
+  b_EOR = stored.to_theirs(b, by_expert(b_pattern), config)
   return a_ERI, b_EOR
-
-
-def _by_expert(pattern: str) -> str:
-  """The pattern of a stack of experts from the pattern of one.
-
-  >>> _by_expert('R D -> D R')
-  'E R D -> E D R'
-  """
-  return ' -> '.join(f'E {axes}' for axes in pattern.split(' -> '))

@@ -78,6 +78,7 @@ def _read(adapter: Adapter, base: Checkpoint) -> PyTree:
 READERS: dict[str, Callable[[Adapter, Checkpoint], Mapping[str, Leaf]]] = {
   tensors.PAIR: low_rank.pairs,
   tensors.EXPERT_PAIR: experts.pairs,
+  tensors.EXPERT_WHOLE: experts.wholes,
   tensors.LORA_BIAS: low_rank.biases,
   tensors.HEAD_PAIR: tables.changes,
   tensors.EMBEDDING_PAIR: tables.changes,

@@ -15,14 +15,17 @@ Source: `ParamWrapper` in peft.tuners.lora.layer, PEFT 0.21.2.
 import re
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from weightsteer_jax import models
 from weightsteer_jax.directions.adapters import low_rank, modules, tensors
 from weightsteer_jax.directions.adapters.config import scaling
 from weightsteer_jax.directions.adapters.tensors import Adapter
+from weightsteer_jax.directions.adapters.wholes import difference
 from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
-from weightsteer_jax.models import LowRank
+from weightsteer_jax.models import Dense, LowRank, stored
 from weightsteer_jax.models.families import TensorRow
 from weightsteer_jax.runtime.errors import InputError
 
@@ -76,6 +79,67 @@ def pairs(adapter: Adapter, base: Checkpoint) -> dict[str, LowRank]:
   if left:
     raise modules.unknown(adapter, base, left)
   return leaves
+
+
+def wholes(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
+  """{path: saved minus base} of the stacks that were saved whole and changed.
+
+  Raises:
+    InputError: if the base has no such experts, or of another shape.
+  """
+  named = adapter.tensors[tensors.EXPERT_WHOLE]
+  left = set(named)
+  changes: dict[str, np.ndarray] = {}
+  for path, row in base.rows.items():
+    if '{e}' not in row.name:
+      continue
+    container, _ = row.name.split('.{e}.')
+    for layer in range(base.num_layers(path)):
+      for module in modules.names(base, container.format(l=layer)):
+        if module not in named:
+          continue
+        left -= {module}
+        ours = _block_of_whole(adapter, base, row, module)
+        if ours is None:
+          continue
+        change = difference(ours, base.layer(path, layer))
+        # PEFT also saves modules that were never trained; these are no part of the delta.
+        if change.any():
+          shape = models.sites(base.config)[path].shape
+          changes.setdefault(path, np.zeros(shape, np.float32))[layer] = change
+  if left:
+    raise modules.unknown(adapter, base, left)
+  return {path: Dense(jnp.asarray(change)) for path, change in changes.items()}
+
+
+def by_expert(pattern: str) -> str:
+  """The pattern of a stack of experts from the pattern of one.
+
+  >>> by_expert('F D -> D F')
+  'E F D -> E D F'
+  """
+  return ' -> '.join(f'E {axes}' for axes in pattern.split(' -> '))
+
+
+def _block_of_whole(
+  adapter: Adapter, base: Checkpoint, row: TensorRow, module: str
+) -> np.ndarray | None:
+  """A projection of all experts of a stack that was saved whole, in our axes; None without it."""
+  for parameter, projections in STACKS.items():
+    whole = adapter.tensors[tensors.EXPERT_WHOLE][module].get(parameter)
+    if _projection(row) not in projections or whole is None:
+      continue
+    outputs, inputs = stored.their_shape(row.pattern, base.config)
+    expected = (base.config.num_experts, len(projections) * outputs, inputs)
+    if whole.shape != expected:
+      raise InputError(
+        f"{adapter.folder}: '{module}.{parameter}' was saved with shape {whole.shape}, the base's "
+        f'experts have {expected}'
+      )
+    blocks = np.split(whole, len(projections), axis=1)
+    block = blocks[projections.index(_projection(row))]
+    return stored.to_ours(block, by_expert(row.pattern), base.config)
+  return None
 
 
 def _stacks(adapter: Adapter, base: Checkpoint, row: TensorRow, layer: int) -> dict[str, Stack]:

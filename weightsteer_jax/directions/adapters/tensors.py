@@ -31,6 +31,7 @@ ORIGINAL = 'original'
 TABLE = 'table'
 BASE_LAYER = 'base_layer'
 WHOLE = 'whole'
+EXPERT_WHOLE = 'expert_whole'
 
 
 class TensorKind(NamedTuple):
@@ -82,6 +83,11 @@ KINDS = (
     TOKEN_ROWS,
     rf'{_MODULE}\.token_adapter\.trainable_tokens_(?P<part>delta){_ADAPTER}',
     '{m}.token_adapter.trainable_tokens_{p}',
+  ),
+  # A stack of all experts of a layer, which is a parameter of no module of its own.
+  TensorKind(
+    EXPERT_WHOLE,
+    rf'(?P<module>.+\.experts)(?:\.modules_to_save{_ADAPTER})?\.(?P<part>gate_up_proj|down_proj)',
   ),
   # The untouched copy that a wrapper keeps of a module.
   TensorKind(ORIGINAL, rf'{_MODULE}\.original_module\.(?P<part>.+)'),
