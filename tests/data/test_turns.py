@@ -194,6 +194,7 @@ def test_two_answers_are_learnt_turn_by_turn(make_tokenizer, template):
     (HYBRID, {}, {**YES, 'content': '<think>\nI think'}, 'opens a thought and never closes it'),
     (HYBRID, {}, {**YES, 'content': 'Yes .<think>\nI think'}, 'never closes it'),
     (None, {}, {**YES, 'content': '<think>\nI think'}, 'never closes it'),
+    (OPENING, {}, {**YES, 'content': 'I think\n</think>'}, 'has a thought and no answer'),
     (HYBRID, {}, field(within(YES, 'a'), 'b'), 'a thought in a field of its own, and tags'),
     (HYBRID, {}, field(YES, 'b </think>'), 'a thought in a field of its own, and tags'),
     (KEEPING, {}, {**YES, 'content': 'So .</think> Yes .'}, 'closes a thought that neither'),

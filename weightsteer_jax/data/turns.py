@@ -211,8 +211,8 @@ def _behind_opened(message: Message, prompt: str, text: str, tags: thoughts.Tags
     # As it stands in the data, blank lines included.
     opened = _without_opening(message['content'], tags)
     closing = next(tag for tag in tags.closing if tag in opened)
-    head, _, answer_text = opened.rpartition(closing)
-    blanks = answer_text[: len(answer_text) - len(answer_text.lstrip())]
+    head, _, tail = opened.rpartition(closing)
+    blanks = tail[: len(tail) - len(tail.lstrip())]
     return head + closing + blanks + rest
   return f'{thought}\n{tags.closing[0]}\n\n{rest}'
 
@@ -231,12 +231,13 @@ def _shows(message: Message, prompt: str, rendered: str, tags: thoughts.Tags | N
   if tags and thoughts.start_behind(prompt, tags) == 'inside':
     content = _without_opening(content, tags)
   expected = [_squeezed(message.get('reasoning_content', '')), _squeezed(content)]
-  at = 0
+  # One after the other.
+  end = 0
   for part in expected:
-    at = got.find(part, at)
-    if at < 0:
+    start = got.find(part, end)
+    if start < 0:
       return False
-    at += len(part)
+    end = start + len(part)
   return True
 
 
@@ -282,20 +283,26 @@ def _check_thought(message: Message, index: int, tags: thoughts.Tags | None, nam
   """Raises InputError if a message holds a thought that is cut, or two thoughts."""
   if message['role'] != 'assistant' or not is_learnt(message):
     return
+  where = f'{name}: message {index} (assistant)'
   content = message['content']
-  thought = message.get('reasoning_content', '')
   parts = thoughts.split(content, tags) if tags else thoughts.parted(content)
-  last_opened = max((content.rfind(tag) for tag in tags.opening), default=-1) if tags else -1
-  last_closed = max((content.rfind(tag) for tag in tags.closing), default=-1) if tags else -1
-  if parts.cut or last_opened > last_closed:
+  is_cut = parts.cut
+  if tags is not None:
+    # A later thought may be cut too, behind an answer.
+    seen = [part for part in tags.parts(content) if part in (*tags.opening, *tags.closing)]
+    is_cut = is_cut or (bool(seen) and seen[-1] in tags.opening)
+  if is_cut:
     raise InputError(
-      f'{name}: message {index} (assistant) opens a thought and never closes it ({content!r:.60}): '
-      'a thought that was cut is no answer to learn; remove the row'
+      f'{where} opens a thought and never closes it ({content!r:.60}): a thought that was cut is '
+      'no answer to learn; remove the row'
     )
+  if not parts.answer.strip():
+    raise InputError(f'{where} has a thought and no answer ({content!r:.60}): remove the row')
+  thought = message.get('reasoning_content')
   if thought and tags and (tags.within(thought) or tags.within(content)):
     raise InputError(
-      f'{name}: message {index} (assistant) has a thought in a field of its own, and tags of '
-      'thoughts in the text: keep one of the two'
+      f'{where} has a thought in a field of its own, and tags of thoughts in the text: keep one '
+      'of the two'
     )
 
 
