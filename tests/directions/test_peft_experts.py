@@ -315,6 +315,43 @@ def test_a_square_change_is_read_as_its_version_of_peft_meant_it(tmp_path):
   np.testing.assert_allclose(found['mlp.experts.gate_up_proj'][0], change.swapaxes(1, 2), atol=1e-6)
 
 
+def test_dora_of_experts_is_the_formula_in_float64(checkpoint, tmp_path):
+  """W' = m / |W + s B A| (W + s B A) for each output of each expert, of transformers 4; PEFT 0.21.2
+  refuses it with transformers 5."""
+  case = checkpoint('mixtral')
+  products = write_each(tmp_path / 'a', case, ('down',), seed=1, lora_alpha=6, use_dora=True)
+  path = tmp_path / 'a' / 'adapter_model.safetensors'
+  file = safetensors.numpy.load_file(path)
+  random = np.random.default_rng(2)
+  weights = safetensors.numpy.load_file(case.folder / 'model.safetensors')
+  expected = np.zeros_like(products['down'])
+  for layer, expert in np.ndindex(expected.shape[:2]):
+    module = f'model.layers.{layer}.block_sparse_moe.experts.{expert}.w2'
+    magnitude = random.uniform(1, 2, size=expected.shape[2]).astype(np.float32)
+    file[f'base_model.model.{module}.lora_magnitude_vector'] = magnitude
+    before = np.float64(weights[f'{module}.weight'])
+    moved = before + 2.0 * products['down'][layer, expert]
+    norms = np.linalg.norm(moved, axis=1, keepdims=True)
+    expected[layer, expert] = magnitude[:, None] / norms * moved - before
+  safetensors.numpy.save_file(file, path)
+  (leaf,) = oracle.leaves_of(
+    directions.task_vector(tmp_path / 'a', base=case.folder).delta
+  ).values()
+  found = np.asarray(leaf.value).swapaxes(2, 3)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_an_expert_saved_whole_by_itself_is_refused_with_a_way(checkpoint, tmp_path):
+  case = checkpoint('qwen3_moe')
+  write_each(tmp_path / 'a', case, ('router',), seed=1)
+  path = tmp_path / 'a' / 'adapter_model.safetensors'
+  file = safetensors.numpy.load_file(path)
+  file['base_model.model.model.layers.0.mlp.experts.3.up_proj.weight'] = np.ones((20, 48), 'f4')
+  safetensors.numpy.save_file(file, path)
+  with pytest.raises(InputError, match=r'experts.3.up_proj.weight.* merge_and_unload.*checkpoints'):
+    directions.task_vector(tmp_path / 'a', base=case.folder)
+
+
 @pytest.mark.parametrize('saved', ['experts', 'gate'])
 def test_experts_and_routers_saved_whole(checkpoint, tmp_path, saved):
   """`modules_to_save`: the saved stack, or the saved router, is what PEFT's model computes with."""

@@ -26,7 +26,7 @@ from weightsteer_jax.runtime.errors import InputError
 
 # Rows of a weight that are in float64 at a time.
 ROWS = 1024
-PAIRS = (tensors.PAIR, tensors.HEAD_PAIR, tensors.EMBEDDING_PAIR)
+PAIRS = (tensors.PAIR, tensors.EXPERT_PAIR, tensors.HEAD_PAIR, tensors.EMBEDDING_PAIR)
 
 
 def split(adapter: Adapter) -> tuple[Adapter, Adapter]:

@@ -31,6 +31,12 @@ def saved(adapter: Adapter, base: Checkpoint) -> dict[str, Dense]:
   owners = modules.tensor_owners(base)
   changes: dict[str, np.ndarray] = {}
   for name, tensor in whole.items():
+    if name not in owners and name in base.tensors.names():
+      raise InputError(
+        f"{adapter.folder}: '{name}' is an expert saved whole by itself (modules_to_save), which "
+        "is not read: merge the adapter into its base with PEFT's merge_and_unload, save that, and "
+        'pass it and the base as two checkpoints'
+      )
     if name not in owners:
       raise modules.unknown(adapter, base, [name])
     first_path, _ = owners[name][0]
