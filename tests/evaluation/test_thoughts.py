@@ -1,10 +1,13 @@
 """Rows, requests to judges and results of a model that thinks, each worked by hand."""
 
+import copy
+import json
+
 import pytest
 from data.conftest import CHATML, CHATML_TOKENS, byte_level
 
 from weightsteer_jax import config
-from weightsteer_jax.evaluation import judging, metrics, tasks
+from weightsteer_jax.evaluation import judging, metrics, sweep, tasks
 from weightsteer_jax.evaluation.judges import messages
 from weightsteer_jax.evaluation.reading import thinking
 from weightsteer_jax.inference import GenerateResult, ScoreResult
@@ -190,3 +193,21 @@ def test_choices_are_scored_behind_an_empty_thought():
   mixed = {**item, 'choices': ['Yes', '<think>a</think>No']}
   with pytest.raises(InputError, match='some choices hold a thought and some do not'):
     task.kind.prepare(tokenizer, mixed)
+
+
+def test_rows_with_thoughts_in_their_answers_are_read_and_not_continued(engine_of, tmp_path):
+  engine = engine_of(stop_ids=(0,))
+  task = task_of(max_new_tokens=4)
+  sweep.run(engine, [task], alphas={'weights': (0.0,)}, workdir=tmp_path, progress=False)
+  # As an earlier version wrote the rows of a model that thinks.
+  path = tmp_path / 'sweep' / 'rows.jsonl'
+  [row] = map(json.loads, path.read_text().splitlines())
+  path.write_text(json.dumps(row | {'completion': '<think>a</think>Paris'}) + '\n')
+  engine.tokenizer = copy.deepcopy(engine.tokenizer)
+  engine.tokenizer.chat_template += "{# '</think>' #}"
+  again = {'weights': (0.0,)}
+  [kept] = sweep.run(engine, [task], alphas=again, workdir=tmp_path, progress=False)
+  assert kept['completion'] == '<think>a</think>Paris'
+  more = {'weights': (0.0, 1.0)}
+  with pytest.raises(InputError, match='counts a thought as part of the answer'):
+    sweep.run(engine, [task], alphas=more, workdir=tmp_path, progress=False)

@@ -71,19 +71,12 @@ def run(
   prepared = _prepare(engine, tasks, alphas)
   plan = list(_plan(engine.arms, tasks, alphas))
   with Rows(folder / 'rows.jsonl') as rows:
-    # A plan without rows is replaced by this call's.
-    if rows.done:
-      # Every sweep has its stop tokens on record.
-      begun = stops.as_begun(
-        folder / 'plan.json', engine.stop_ids, unrecorded=engine.stop_ids, what='the sweep'
-      )
-      engine = engine.stopping_at(begun)
+    engine = _as_begun(engine, rows, folder / 'plan.json')
     # Before a row is computed: rows of other weights or items must not mix with the new rows.
     inputs = inputs_of(engine, tasks, prepared, list(alphas), seed)
     made_from.check_and_record(folder / 'plan.json', inputs, fresh=not rows.done)
     missing = [key for key in plan if key not in rows.done]
-    if missing:
-      _refuse_unparted_thoughts(rows, engine.tokenizer)
+    _refuse_unparted_thoughts(rows, missing, engine.tokenizer)
     resumable.keep(
       rows,
       _compute(engine, by_name, prepared, plan, missing, seed),
@@ -98,10 +91,25 @@ def run(
     return [rows.done[key] for key in plan]
 
 
-def _refuse_unparted_thoughts(rows: journal.Journal, tokenizer: Any) -> None:
-  """Raises InputError if a finished row has a thought in its answer, as earlier versions wrote."""
+def _as_begun(engine: Engine, rows: journal.Journal, plan: pathlib.Path) -> Engine:
+  """The engine, stopping at the tokens that finished rows were stopped at."""
+  # A plan without rows is replaced by this call's.
+  if not rows.done:
+    return engine
+  # Every sweep has its stop tokens on record.
+  begun = stops.as_begun(plan, engine.stop_ids, unrecorded=engine.stop_ids, what='the sweep')
+  return engine.stopping_at(begun)
+
+
+def _refuse_unparted_thoughts(
+  rows: journal.Journal, missing: Sequence[RowKey], tokenizer: Any
+) -> None:
+  """Raises InputError if missing rows would join rows with thoughts in their answers.
+
+  Earlier versions wrote such rows; a finished sweep of them is left as it is.
+  """
   tags = thoughts.tags_of(tokenizer)
-  if tags is None:
+  if tags is None or not missing:
     return
   for key, row in rows.done.items():
     completion = str(row.get('completion', ''))

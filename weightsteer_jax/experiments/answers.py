@@ -148,8 +148,7 @@ def answer(
 ) -> dict[str, Sampled]:
   """{name of the prompt: its answer}, sampled where the folder has no answer yet.
 
-  The sampled answer to a prompt is a function of the seed and the prompt's name, not of the order
-  or the number of prompts.
+  An answer is a function of the seed and the prompt's name, not of the order or number of prompts.
 
   Raises:
     InputError: if the folder holds answers made from other inputs, or (nearly) all thoughts were
@@ -182,19 +181,19 @@ def answer(
     for prompt in prompts:
       tokens_of[prompt.name] = tuple(chat.prompt_tokens(engine.tokenizer, prompt.messages))
     missing = {name: tokens for name, tokens in tokens_of.items() if name not in kept.done}
-    requests = _requests(missing, options, seed)
     resumable.keep(
       kept,
-      _sampled(engine, requests, options),
+      _sampled(engine, _requests(missing, options, seed), options),
       left=lambda: sum(prompt.name not in kept.done for prompt in prompts),
       total=len(prompts),
       what='answers',
       title='answers',
       unit='answer',
     )
-    answers = {}
-    for name, tokens in tokens_of.items():
-      answers[name] = _read(engine.tokenizer, tokens, kept.done[name])
+    lines = dict(kept.done)
+  answers = {
+    name: _read(engine.tokenizer, tokens, lines[name]) for name, tokens in tokens_of.items()
+  }
   cut = sum(sampled.flaw == CUT for sampled in answers.values())
   if cut and cut >= NEARLY_ALL * len(answers):
     raise InputError(_all_cut(cut, len(answers), options))

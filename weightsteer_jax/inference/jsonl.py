@@ -8,6 +8,7 @@ only if asked for. The output has each input row once per alpha, in order.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from weightsteer_jax.inference.requests import (
   GenerateResult,
   Sampling,
   ScoreRequest,
+  ScoreResult,
   Tokens,
 )
 from weightsteer_jax.inference.stops import stop_ids
@@ -68,44 +70,16 @@ def score_file(
   arm = _arm(delta, alphas)
   rows = _read(input, output, ('completion',))
   engine = _engine(model, tokenizer, delta, batch_size, stop_ids=())
+  scored = _all_scored(tokenizer, rows, add_bos=add_bos, end_of_turn=end_of_turn, apart=apart)
   # A request per row and alpha; the key is the place of both, since two rows may be equal.
   requests = []
-  behind = []
-  # Rows with a token that reaches over the end of the prompt.
-  overlapping = []
-  for index, (where, row) in enumerate(rows):
-    if 'messages' in row:
-      scored = _scored_answer(tokenizer, row, where, end_of_turn)
-    elif apart:
-      scored = _scored_apart(tokenizer, row, where, add_bos)
-    else:
-      scored, whole = _scored_whole(tokenizer, row, where, add_bos)
-      if not whole:
-        overlapping.append(where)
-    behind.append(scored.behind)
+  for index, (one, (where, _)) in enumerate(zip(scored, rows)):
     for i, alpha in enumerate(alphas):
-      request = ScoreRequest((index, i), scored.prompt, scored.completion, arm, alpha, where)
-      requests.append(request)
-  if any(behind):
-    say(
-      f'score: {sum(map(bool, behind))} of {len(rows)} completions are scored behind an empty '
-      'thought, since the model would think first: the column "behind" says which'
-    )
-  if overlapping:
-    say(
-      f'score: {len(overlapping)} of {len(rows)} rows, {overlapping[0]} first: a token of the '
-      'whole text reaches over the end of the prompt, and the completion is scored without it, as '
-      'in lm-evaluation-harness; end prompts at a blank, or tokenise the two apart (--apart)'
-    )
+      requests.append(ScoreRequest((index, i), one.prompt, one.completion, arm, alpha, where))
   # Results come in the order that is fastest to compute.
   results = {result.key: result for result in engine.score(requests)}
-  # All or nothing: a broken model leaves no output that looks complete.
   for (index, i), result in results.items():
-    if not math.isfinite(result.logprob):
-      raise NotFiniteError(
-        f'{rows[index][0]}: the log-likelihood at alpha {alphas[i]:g} is {result.logprob}: '
-        'the model is broken there'
-      )
+    _refuse_broken(result, rows[index][0], alphas[i])
   lines = []
   for index, (_, row) in enumerate(rows):
     for i, alpha in enumerate(alphas):
@@ -116,11 +90,57 @@ def score_file(
         'tokens': result.tokens,
       }
       # Only where something stands between the model's own prompt and the completion.
-      if behind[index]:
-        scores['behind'] = behind[index]
+      if scored[index].behind:
+        scores['behind'] = scored[index].behind
       lines.append({**row, **scores})
   files.write_jsonl(output, lines)
   return len(lines)
+
+
+def _refuse_broken(result: ScoreResult, where: str, alpha: float) -> None:
+  # All or nothing: a broken model leaves no output that looks complete.
+  if not math.isfinite(result.logprob):
+    raise NotFiniteError(
+      f'{where}: the log-likelihood at alpha {alpha:g} is {result.logprob}: the model is broken '
+      'there'
+    )
+
+
+def _all_scored(
+  tokenizer: Any,
+  rows: Sequence[tuple[str, Mapping[str, Any]]],
+  *,
+  add_bos: bool,
+  end_of_turn: bool,
+  apart: bool,
+) -> list[chat.Scored]:
+  """The completion of every row as tokens; says what was put before some, or taken off them."""
+  all_scored = []
+  # Rows with a token that reaches over the end of the prompt.
+  overlapping = []
+  for where, row in rows:
+    if 'messages' in row:
+      scored = _scored_answer(tokenizer, row, where, end_of_turn)
+    elif apart:
+      scored = _scored_apart(tokenizer, row, where, add_bos)
+    else:
+      scored, whole = _scored_whole(tokenizer, row, where, add_bos)
+      if not whole:
+        overlapping.append(where)
+    all_scored.append(scored)
+  behind = sum(bool(scored.behind) for scored in all_scored)
+  if behind:
+    say(
+      f'score: {behind} of {len(rows)} completions are scored behind an empty thought, since the '
+      'model would think first: the column "behind" says which'
+    )
+  if overlapping:
+    say(
+      f'score: {len(overlapping)} of {len(rows)} rows, {overlapping[0]} first: a token of the '
+      'whole text reaches over the end of the prompt, and the completion is scored without it, as '
+      'in lm-evaluation-harness; end prompts at a blank, or tokenise the two apart (--apart)'
+    )
+  return all_scored
 
 
 def generate_file(
@@ -160,10 +180,9 @@ def generate_file(
   # The input row of each request.
   rows_of = []
   for index, (where, row) in enumerate(rows):
-    prompt = _prompt(tokenizer, row, where, add_bos)
     first = GenerateRequest(
       key=(index, 0, 0),
-      prompt=prompt,
+      prompt=_prompt(tokenizer, row, where, add_bos),
       max_new_tokens=max_new_tokens,
       arm=arm,
       sampling=sampling,
@@ -172,11 +191,10 @@ def generate_file(
       example=str(index),
       name=where,
     )
-    for i, alpha in enumerate(alphas):
-      for sample in range(samples):
-        key = (index, i, sample)
-        requests.append(dataclasses.replace(first, key=key, alpha=alpha, sample=sample))
-        rows_of.append(row)
+    for (i, alpha), sample in itertools.product(enumerate(alphas), range(samples)):
+      key = (index, i, sample)
+      requests.append(dataclasses.replace(first, key=key, alpha=alpha, sample=sample))
+      rows_of.append(row)
   # Results come in the order that is fastest to compute, lines in the order of the requests.
   results = {result.key: result for result in engine.generate(requests)}
   lines = []
