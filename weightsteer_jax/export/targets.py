@@ -49,7 +49,8 @@ class Target:
 # vllm/lora/utils.py (parse_fine_tuned_lora_name). Linear layers all take a LoRA, embeddings and
 # heads where the model's class says so (`embedding_modules` in vllm/model_executor/models): the
 # model classes of both tuples below name both, and OLMo 2 and SmolLM3, which run as transformers'
-# modules, the embedding alone.
+# modules, the embedding alone. A tied head is a module of its own beside the embedding, so each
+# takes a pair.
 #
 # llama.cpp. Source: convert_lora_to_gguf.py: pairs of lora_A and lora_B (lora_embedding_A and _B
 # for the embedding), one `lora_alpha`, whole embeddings refused, a head refused where the base ties
@@ -62,6 +63,7 @@ TARGETS = {
     wholes=False,
     embeddings=(*VLLM_HEADS, 'olmo2', 'smollm3'),
     heads=VLLM_HEADS,
+    tied=True,
     max_vocab=258048,
     ranks=(1, 8, 16, 32, 64, 128, 256, 320, 512),
   ),

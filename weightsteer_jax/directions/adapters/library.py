@@ -84,7 +84,7 @@ def _mapped(base: Checkpoint) -> dict[str, Any]:
   """{name: tensor of torch, mapped from the file and not read} of the base."""
   from safetensors.torch import load_file
 
-  tensors = {}
+  tensors: dict[str, Any] = {}
   for path in stored.weight_files(base.folder):
     tensors |= load_file(path)
   return tensors

@@ -22,6 +22,7 @@ from weightsteer_jax.directions.streamed.on_disk import Part, Values
 from weightsteer_jax.models import Dense, LowRank, ModelConfig, stored
 from weightsteer_jax.models.families import Family
 from weightsteer_jax.runtime import tree
+from weightsteer_jax.storage.safetensors import Raw
 
 PyTree = Any
 # Blocks are read by several threads, in the order of tensors: at the end of one tensor, the next
@@ -50,29 +51,16 @@ class Recent:
 
 
 @dataclasses.dataclass(frozen=True)
-class Computed:
-  """A tensor with the attributes of `storage.safetensors.Raw`, computed when it is read.
+class Computed(Raw):
+  """A tensor that is computed when it is read, float32; `path` and `offset` say where it stands.
 
   Attributes:
-    path: the file it comes from, for errors.
-    name: of the tensor in a checkpoint.
-    offset: place in the order of reading.
     compute: computes the tensor.
     recent: the tensors computed last.
   """
 
-  path: pathlib.Path
-  name: str
-  shape: tuple[int, ...]
-  offset: int
   compute: Callable[[], np.ndarray]
   recent: Recent
-  dtype: str = 'F32'
-
-  @property
-  def size(self) -> int:
-    """The number of elements."""
-    return math.prod(self.shape)
 
   def read(self, start: int, out: np.ndarray) -> None:
     """Fills an array with the elements from number `start` on."""
@@ -100,7 +88,7 @@ def leaves(
     if name not in computes:
       continue
     shape = stored.stored_shape(parts[0].row, config)
-    values[name] = Values(Computed(path, name, shape, place, computes[name], recent))
+    values[name] = Values(Computed(path, name, 'F32', shape, place, computes[name], recent))
     paths |= {part.path for part in parts}
   return on_disk.leaves(config, family, values, paths)
 
