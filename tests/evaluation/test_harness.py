@@ -20,6 +20,7 @@ from lm_eval.models.utils import postprocess_generated_text
 from lm_eval.tasks import TaskManager
 
 from weightsteer_jax import evaluation
+from weightsteer_jax.data import bindings
 from weightsteer_jax.evaluation import harness
 from weightsteer_jax.experiments import standalone
 from weightsteer_jax.inference import Engine, score_file, stop_ids
@@ -249,6 +250,18 @@ def test_score_gives_the_log_likelihoods_of_the_harness(
   lines = (tmp_path / 'out.jsonl').read_text().splitlines()
   ours = [json.loads(line)['logprob'] for line in lines]
   np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_what_the_tokenizer_was_told_holds_in_the_harness(model, tokenizer):
+  """As with lm-eval's own chat_template_args, which its backend passes on as variables."""
+  plain = copy.deepcopy(tokenizer)
+  plain.chat_template = "{{ note | default('none') }}: " + plain.chat_template
+  chat = [{'role': 'user', 'content': 'Is it ?'}]
+  expected = plain.apply_chat_template(
+    chat, tokenize=False, add_generation_prompt=True, note='a "b"'
+  )
+  lm = harness.SteeredLM(Engine(model, bindings.bind(plain, {'note': 'a "b"'}), {}), (0.0,))
+  assert lm.apply_chat_template(chat) == expected and expected.startswith('a "b": ')
 
 
 def test_so_they_are_through_the_chat_template_with_examples_and_a_system_message(
