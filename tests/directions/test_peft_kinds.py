@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import peft
 import pytest
+import tiny
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
@@ -472,3 +473,41 @@ def test_the_tensors_that_a_config_asks_for_are_those_that_peft_saves(
       assert names - expected <= {'model.embed_tokens.weight', 'lm_head.weight'}, options
       count += 1
   assert count > tries / 3
+
+
+OTHERS = {
+  # A scaled embedding, tied by default, whose factors PEFT scales too.
+  'gemma2': [
+    dict(target_modules=['q_proj', 'embed_tokens'], ensure_weight_tying=True),
+    dict(target_modules=['q_proj'], trainable_token_indices=[3, 5, 39]),
+  ],
+  # Modules that hold several parameters.
+  'phi3': [
+    dict(target_modules=['qkv_proj', 'gate_up_proj'], lora_bias=True),
+    dict(target_modules=['o_proj'], modules_to_save=['qkv_proj', 'gate_up_proj']),
+  ],
+}
+
+
+@pytest.mark.parametrize('family', OTHERS)
+def test_other_families_are_what_peft_computes(tmp_path, family):
+  config_class, model_class = tiny.FAMILIES[family]
+  torch.manual_seed(0)
+  config = config_class(**{**tiny.SIZES, 'vocab_size': 40, **tiny.CASES[family], 'family': None})
+  base = model_class(config)
+  with torch.no_grad():
+    for parameter in base.parameters():
+      parameter.add_(0.1 * torch.randn_like(parameter))
+  base.save_pretrained(tmp_path / 'base')
+  model = models.load(tmp_path / 'base')
+  for index, options in enumerate(OTHERS[family]):
+    folder = tmp_path / str(index)
+    adapter = oracle.make_adapter(folder, tmp_path / 'base', seed=1, size=0.2, **options)
+    expected = peft_logits(tmp_path / 'base', adapter)
+    vector = directions.task_vector(adapter, tmp_path / 'base')
+    # Only unmerged is there a place for biases that the base does not have.
+    if options.get('lora_bias'):
+      got = oracle.unmerged_logits(model, vector, 1.0)
+    else:
+      got = merged_logits(model, vector)
+    np.testing.assert_allclose(got, expected, atol=1e-4, err_msg=str(options))
