@@ -34,10 +34,14 @@ class Stacks(NamedTuple):
 
 def rows_of(family: str) -> dict[str, TensorRow]:
   """{projection: row} of the experts of a family; empty without experts."""
-  rows = {row.path: row for row in FAMILIES[family].tensors}
-  projections = [name for names in STACKS.values() for name in names]
-  paths = {name: PATHS.format(name) for name in projections}
-  return {name: rows[path] for name, path in paths.items() if path in rows}
+  by_path = {row.path: row for row in FAMILIES[family].tensors}
+  rows = {}
+  for names in STACKS.values():
+    for name in names:
+      path = PATHS.format(name)
+      if path in by_path:
+        rows[name] = by_path[path]
+  return rows
 
 
 def each(
@@ -73,37 +77,42 @@ def stacks(
   stack gave them. Otherwise the pair is block-diagonal, and the ranks add up.
   """
   rows = rows_of(family)
-  changed = {}
+  changed = []
   for parameter, names in STACKS.items():
-    if any(name in rows and rows[name].path in changes for name in names):
-      changed[parameter] = [rows[name] for name in names]
-  shared = {name: _share_a([changes.get(row.path) for row in of]) for name, of in changed.items()}
+    projections = [rows[name] for name in names if name in rows]
+    if any(row.path in changes for row in projections):
+      changed.append((parameter, projections))
   pairs = {}
-  for level, (parameter, projections) in enumerate(reversed(changed.items())):
-    container, _ = FAMILIES[family].module_name(projections[0].name).split('.{e}.')
-    # PEFT wraps the module once for each parameter, the first parameter innermost.
-    nested = container + level * '.base_layer'
+  parameters = {}
+  # PEFT wraps the module once for each parameter, the first parameter innermost.
+  for level, (parameter, projections) in enumerate(reversed(changed)):
+    stored_name = projections[0].name
+    container, _ = FAMILIES[family].module_name(stored_name).split('.{e}.')
+    # What follows the number of the layer names the parameter in every layer.
+    _, _, end = container.rpartition('{l}.')
+    shared = _share_a([changes.get(row.path) for row in projections])
+    parameters[f'{end}.{parameter}'] = 1 if shared else len(projections)
     for layer in range(config.num_layers):
       parts = []
       for row in projections:
-        a_ERI, b_EOR = _factors(row, changes.get(row.path), layer, config)
-        missing = rank - a_ERI.shape[1]
-        a_ERI = np.pad(a_ERI, [(0, 0), (0, missing), (0, 0)])
-        b_EOR = np.pad(b_EOR, [(0, 0), (0, 0), (0, missing)])
-        parts.append((a_ERI, b_EOR))
-      join = _one_below_the_other if shared[parameter] else _block_diagonal
-      a_ERI, b_EOR = join(parts)
+        factors = _factors(row, changes.get(row.path), layer, config)
+        parts.append(_padded(factors, rank))
+      a_ERI, b_EOR = _one_below_the_other(parts) if shared else _block_diagonal(parts)
       # The rows of A go expert by expert, the columns of B rank by rank.
       lora_a = rearrange(a_ERI, 'E R I -> (E R) I')
       lora_b = rearrange(b_EOR, 'E O R -> O (R E)')
-      pairs[nested.format(l=layer)] = (lora_a, lora_b)
-  # What follows the number of the layer names the parameter in every layer.
-  ends = {}
-  for parameter, projections in changed.items():
-    container, _ = FAMILIES[family].module_name(projections[0].name).split('.{e}.')
-    end = f'{container.rpartition("{l}.")[2]}.{parameter}'
-    ends[end] = 1 if shared[parameter] else len(projections)
-  return Stacks(pairs, ends)
+      module = container.format(l=layer) + level * '.base_layer'
+      pairs[module] = (lora_a, lora_b)
+  return Stacks(pairs, parameters)
+
+
+def _padded(factors: Pair, rank: int) -> Pair:
+  """The factors a [E, R, I] and b [E, O, R], filled with zeros up to a rank."""
+  a_ERI, b_EOR = factors
+  missing = rank - a_ERI.shape[1]
+  padded_a = np.pad(a_ERI, [(0, 0), (0, missing), (0, 0)])
+  padded_b = np.pad(b_EOR, [(0, 0), (0, 0), (0, missing)])
+  return padded_a, padded_b
 
 
 def _share_a(leaves: Sequence[LowRank | Dense | None]) -> bool:
