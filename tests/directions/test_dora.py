@@ -168,6 +168,17 @@ def test_what_no_base_can_hold_is_refused(untied, tied, tmp_path):
     directions.task_vector(started)
 
 
+def test_a_dora_alone_is_merged_from_files_to_files(untied, tmp_path):
+  """The export of one adapter, made without a direction in between, against PEFT's merge."""
+  adapter = oracle.make_adapter(tmp_path / 'a', untied, seed=1, **DORA)
+  standalone.export(
+    '', untied, 1.0, 'hf', tmp_path / 'out', positive=adapter, logits='always', sync=False
+  )
+  got = oracle.torch_weights(tmp_path / 'out')
+  for name, expected_weight in oracle.torch_weights(untied, adapter).items():
+    np.testing.assert_allclose(got[name], expected_weight, atol=1e-6, err_msg=name)
+
+
 def test_a_plain_lora_stays_factors_beside(untied, tmp_path):
   adapter = oracle.make_adapter(tmp_path / 'a', untied, seed=1)
   leaves = oracle.leaves_of(directions.between(adapter, unread=True).delta)

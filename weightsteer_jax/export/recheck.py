@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from weightsteer_jax.directions.streamed import on_disk
+from weightsteer_jax.directions.streamed.computed import Computed
 from weightsteer_jax.directions.streamed.on_disk import Part
 from weightsteer_jax.export.hf import Steered
 from weightsteer_jax.models import LowRank, stored
@@ -168,6 +169,12 @@ def _change(
   # A direction between two checkpoints: one minus the other, at the same row of the tensor.
   at = first + row
   plus = values.plus
+  # A computed change lies in no file that other code could read: it is taken as it was computed.
+  if isinstance(plus, Computed):
+    width = math.prod(plus.shape[1:])
+    computed_row = np.empty(width, np.float32)
+    plus.read(at * width, computed_row)
+    return computed_row.astype(np.float64), exact
   change = _row(plus.path, plus.name, at)
   minus = values.minus
   if minus is not None:
