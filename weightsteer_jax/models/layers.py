@@ -57,19 +57,19 @@ class Projection(nnx.Module):
 
   def __call__(self, x: jax.Array, edits: deltas.Edits, *, wide: bool = False) -> jax.Array:
     """The outputs, in float32 if `wide`, otherwise in the dtype of x."""
-    kernel_edits = deltas.at(edits, 'kernel')
-    # A delta may add a bias to a projection whose base has none.
-    bias_edits = deltas.at(edits, 'bias')
-    # Whatever is added to the product is added to its float32 sums, and the outputs are rounded
-    # once. Were the product rounded first, a change below a step of bfloat16 would be lost. Torch
-    # adds a bias before it rounds, too. At alpha 0 the sums, and so the bits, are the base's own.
-    added = bool(kernel_edits or bias_edits) or self.bias is not None
-    wide_product = wide or (added and x.dtype != jnp.float32)
-    product = wide_einsum if wide_product else jnp.einsum
+    # Sums are float32, and the outputs are rounded once, behind all that is added to the product.
+    # Were the product rounded first, a change below a step of bfloat16 would be lost. The base
+    # without edits has the same sums, and so the same bits as at alpha 0: a product that is rounded
+    # as it is computed may be summed in another order.
+    product = jnp.einsum if x.dtype == jnp.float32 else wide_einsum
     y = product(self.einsum, x, self.kernel[...])
+    # Torch adds a bias before it rounds, too.
     if self.bias is not None:
       y = y + self.bias[...]
+    kernel_edits = deltas.at(edits, 'kernel')
     y = deltas.add_kernel_edits(y, x, self.einsum, kernel_edits)
+    # A delta may add a bias to a projection whose base has none.
+    bias_edits = deltas.at(edits, 'bias')
     y = deltas.add_vector_edits(y, bias_edits)
     if not wide:
       y = y.astype(x.dtype)

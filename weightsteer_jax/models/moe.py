@@ -221,9 +221,8 @@ def _project(
     tensor: the mesh axis that the inputs are cut over, if any; the result is then a partial sum.
   """
   dot = grouped(sizes_E)
-  # Edits add to the float32 product, which is rounded once, as in layers.Projection.
-  edited = bool(edits['kernel'] or edits['bias'])
-  y_JO = dot(einsum, x_JI, kernel_EIO, jnp.float32 if edited else None)
+  # Edits add to the float32 sums, which are rounded once, as in layers.Projection.
+  y_JO = dot(einsum, x_JI, kernel_EIO, jnp.float32)
   for edit in edits['kernel']:
     # Inputs are dropped here, by rows; without a key they are not dropped again.
     dropped_JI = _drop(x_JI, edit, tensor)
