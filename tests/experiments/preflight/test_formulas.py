@@ -5,12 +5,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from meshes import CONFIG
 from runtime.test_sharding import QWEN_7B, mesh
 
+from weightsteer_jax import config as configs
 from weightsteer_jax import models
-from weightsteer_jax.experiments.preflight import memory, roofline
+from weightsteer_jax.experiments.preflight import memory, report, roofline
 from weightsteer_jax.experiments.preflight.hlo import Moved
 from weightsteer_jax.experiments.preflight.topology import CHIPS
 from weightsteer_jax.runtime import sharding
@@ -122,3 +124,20 @@ def test_the_longest_resource_is_the_estimate():
   )
   assert (time.compute, time.memory, time.links) == (1.0, 0.5, 2.0)
   assert time.estimate == 2.0 and time.bound == 'links'
+
+
+def test_the_first_change_of_a_fine_tune():
+  """Against one projection with inputs of size 1, in float64: the first step of AdamW by hand."""
+  config = configs.base_config()
+  config.data.positive = config.data.negative = 'x.jsonl'
+  config.finetune.update(kind='lora', rank=32, lora_alpha=16.0, learning_rates=(1e-5, 3e-5))
+  assert report.first_change(configs.resolve(config)) == []
+  config.model.dtype = 'bfloat16'
+  [line] = report.first_change(configs.resolve(config))
+  rng = np.random.default_rng(0)
+  x_TD = rng.standard_normal((500, 576))
+  a_DR = rng.uniform(-1, 1, (576, 32)) / 576**0.5
+  b_RF = 1e-5 * rng.choice([-1, 1], (32, 300))
+  size = (16 / 32 * x_TD @ a_DR @ b_RF).std()
+  assert size == pytest.approx(1.63e-5, rel=0.03)
+  assert 'learning rate 1e-05 changes outputs by about 2e-05 of their size' in line

@@ -46,7 +46,7 @@ def examine(
   run, config, hardware, sizes = _prepare(run, topology, sizes, mesh)
   run_plan = plan(run, config, hardware, sizes)
   check_names(run_plan, programs)
-  _say_all(*run_plan.layouts.words, *run_plan.words(sizes))
+  _say_all(*run_plan.layouts.words, *run_plan.words(sizes), *report.first_change(run))
   # The same for all lines of the file, so that each line can be read alone.
   about = {'model': run.model.source, 'topology': hardware.name}
   about |= run_plan.as_json(sizes)
