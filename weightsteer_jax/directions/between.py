@@ -126,18 +126,22 @@ def between(
     # The bases are compared here, where an error can name both folders, so `subtract` need not.
     what = f'{positive} and {negative}'
     bases.same_base(x.base, y.base, what=what, allow_other_base=allow_other_base)
-    if unread and (computed.is_computed(x.delta) or computed.is_computed(y.delta)):
-      family = models.FAMILIES[x.base.family]
-      delta = computed.subtract(x.delta, y.delta, x.base.config, family)
-    else:
-      delta = computed.in_memory(algebra.subtract(x, y, allow_other_base=True).delta)
-    delta = _not_empty(_without_zeros(delta), positive or x.base.source, negative or y.base.source)
+    changes = _without_zeros(_subtract(x, y, unread))
+    delta = _not_empty(changes, positive or x.base.source, negative or y.base.source)
     meta = _meta(x.base, [*x.meta['sources'], *y.meta['sources']])
     # Measured on the two task vectors: the route rounds each of the two merged models.
     if compare_bfloat16:
       with _reopened(opened, x.base) as checkpoint:
         meta['bfloat16_route'] = bfloat16_route.bfloat16_route(x.delta, y.delta, checkpoint)
     return Direction(delta, meta)
+
+
+def _subtract(x: Direction, y: Direction, unread: bool) -> PyTree:
+  """The delta of x minus that of y; computed changes stay computed if left unread."""
+  if unread and (computed.is_computed(x.delta) or computed.is_computed(y.delta)):
+    family = models.FAMILIES[x.base.family]
+    return computed.subtract(x.delta, y.delta, x.base.config, family)
+  return computed.in_memory(algebra.subtract(x, y, allow_other_base=True).delta)
 
 
 def _sources(positive: files.Path | None, negative: files.Path | None) -> tuple[Source, Source]:

@@ -169,10 +169,14 @@ def _in_layers(config: Mapping[str, Any], module: str) -> bool:
 
 def _is_saved(name: str, to_save: Collection[str]) -> bool:
   """Whether a tensor is of a module in `modules_to_save`, or of a module inside of it."""
-  parts = name.split('.')
-  parents = ['.'.join(parts[:count]) for count in range(1, len(parts))]
-  # PEFT compares the ends of names, without a dot before: 'norm' is 'input_layernorm' too.
-  return any(parent.endswith(tuple(to_save)) for parent in parents)
+  ends = tuple(to_save)
+  module = name
+  while '.' in module:
+    module = module.rpartition('.')[0]
+    # PEFT compares the ends of names, without a dot before: 'norm' is 'input_layernorm' too.
+    if module.endswith(ends):
+      return True
+  return False
 
 
 def _names_table(names: str | Collection[str]) -> bool:
@@ -233,17 +237,19 @@ def _modules_of(base: Checkpoint, rows: Iterable[TensorRow]) -> set[tuple[str, .
 def _tensor_names(base: Checkpoint) -> set[str]:
   """The names of the base's tensors, a tied head among them, except experts."""
   names = {HEAD} if base.config.tied else set()
-  for path, row in base.rows.items():
+  for row in base.rows.values():
     if '{e}' not in row.name:
-      names |= {row.name.format(l=layer) for layer in range(base.num_layers(path))}
+      names.update(stored.stored_names(row, base.config).values())
   return names
 
 
 def _linear_modules(base: Checkpoint) -> set[str]:
   """The modules with a kernel, except experts and their router."""
-  kernels = {HEAD} if base.config.tied else set()
+  modules_there = {LM_HEAD} if base.config.tied else set()
+  sites = models.sites(base.config)
   for path, row in base.rows.items():
-    is_kernel = bool(models.sites(base.config)[path].inputs)
-    if is_kernel and '{e}' not in row.name and 'router' not in path:
-      kernels |= {row.name.format(l=layer) for layer in range(base.num_layers(path))}
-  return {name.removesuffix('.weight') for name in kernels}
+    if not sites[path].inputs or '{e}' in row.name or 'router' in path:
+      continue
+    for name in stored.stored_names(row, base.config).values():
+      modules_there.add(name.removesuffix('.weight'))
+  return modules_there

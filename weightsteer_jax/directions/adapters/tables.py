@@ -219,10 +219,15 @@ def _tied(
 
 def _num_rows(adapter: Adapter) -> int:
   """The rows of the adapter's largest table, 0 without tables."""
+  saved = adapter.tensors
   rows = [0]
-  rows += [len(parts['weight']) for parts in adapter.tensors[tensors.TABLE].values()]
-  rows += [len(parts['B']) for parts in adapter.tensors[tensors.HEAD_PAIR].values()]
-  rows += [parts['A'].shape[1] for parts in adapter.tensors[tensors.EMBEDDING_PAIR].values()]
+  for parts in saved[tensors.TABLE].values():
+    rows.append(len(parts['weight']))
+  for parts in saved[tensors.HEAD_PAIR].values():
+    rows.append(len(parts['B']))
+  # The factors of an embedding lie the other way round.
+  for parts in saved[tensors.EMBEDDING_PAIR].values():
+    rows.append(parts['A'].shape[1])
   return max(rows)
 
 
@@ -251,18 +256,29 @@ def _command(base: Checkpoint, rows: int, *, untie: bool) -> str:
 
 def _cut(adapter: Adapter, rows: int) -> Adapter:
   """The adapter without the rows from number `rows` on."""
-  cut = {kind: dict(by_module) for kind, by_module in adapter.tensors.items()}
-  for module, parts in cut[tensors.TABLE].items():
-    cut[tensors.TABLE][module] = {'weight': parts['weight'][:rows]}
-  for module, parts in cut[tensors.HEAD_PAIR].items():
-    cut[tensors.HEAD_PAIR][module] = {'A': parts['A'], 'B': parts['B'][:rows]}
-  for module, parts in cut[tensors.EMBEDDING_PAIR].items():
-    cut[tensors.EMBEDDING_PAIR][module] = {'A': parts['A'][:, :rows], 'B': parts['B']}
-  kept_indices = {}
-  for module, parts in cut[tensors.TOKEN_ROWS].items():
-    indices = np.array(token_indices(adapter.config, module), int)
-    kept = indices < rows
-    cut[tensors.TOKEN_ROWS][module] = {'delta': parts['delta'][kept]}
-    kept_indices[module] = indices[kept].tolist()
-  config = {**adapter.config, 'trainable_token_indices': kept_indices}
+  tables = {}
+  for module, parts in adapter.tensors[tensors.TABLE].items():
+    tables[module] = {'weight': parts['weight'][:rows]}
+  heads = {}
+  for module, parts in adapter.tensors[tensors.HEAD_PAIR].items():
+    heads[module] = {'A': parts['A'], 'B': parts['B'][:rows]}
+  embeddings = {}
+  for module, parts in adapter.tensors[tensors.EMBEDDING_PAIR].items():
+    embeddings[module] = {'A': parts['A'][:, :rows], 'B': parts['B']}
+  token_rows = {}
+  indices = {}
+  for module, parts in adapter.tensors[tensors.TOKEN_ROWS].items():
+    named = np.array(token_indices(adapter.config, module), int)
+    kept = named < rows
+    token_rows[module] = {'delta': parts['delta'][kept]}
+    # The config names a token for each row.
+    indices[module] = named[kept].tolist()
+  cut = {
+    **adapter.tensors,
+    tensors.TABLE: tables,
+    tensors.HEAD_PAIR: heads,
+    tensors.EMBEDDING_PAIR: embeddings,
+    tensors.TOKEN_ROWS: token_rows,
+  }
+  config = {**adapter.config, 'trainable_token_indices': indices}
   return dataclasses.replace(adapter, config=config, tensors=cut)
