@@ -60,7 +60,7 @@ def write(
   for name, (a, b) in _as_in_file(by_tensor, names):
     made[f'{name}.lora_a'] = a
     made[f'{name}.lora_b'] = b
-  metadata = {
+  metadata: dict[str, str | int | float] = {
     'general.type': 'adapter',
     'adapter.type': 'lora',
     'general.base_model.count': 1,
