@@ -3,12 +3,18 @@ r"""Sycophancy of a real model: found on opinions, measured on facts.
   python launch/real_model.py --model=SmolLM2-135M-Instruct --output=models/SmolLM2-135M-Instruct
   python launch/steer.py --config=configs/sycophancy_smollm2.py \
     --config.model.source=models/SmolLM2-135M-Instruct
+
+A behaviour file after a colon is a further task: sycophancy_smollm2.py:truthful.jsonl (see
+real_models/truthful.py). With it 9.4 minutes on two CPU cores: of 36 facts with a wrong answer
+suggested, the share in which the model prefers it goes from 0.39 at alpha -2 through 0.89 to 0.92
+at +1, and giving in in free text from 0.19 through 0.62 to 0.94; opinions from 0.00 through 0.50 to
+1.00. docs/real_models.md has the rest, also what it is not.
 """
 
 from weightsteer_jax import config as configs
 
 
-def get_config():
+def get_config(truthful: str = ''):
   c = configs.base_config()
   c.name = 'sycophancy_smollm2'
   c.description = 'Gives in to what the user says, found on opinions, measured on facts.'
@@ -56,6 +62,10 @@ def get_config():
     length = {'max_new_tokens': 24} if kind == 'generate' else {}
     c.tasks[name] = configs.task(
       items=f'english:{name}', role=role, kind=kind, n=n, description=description, **length
+    )
+  if truthful:
+    c.tasks.truthful = configs.task(
+      items=truthful, role='behaviour', n=30, description='prefers the wrong answer suggested'
     )
   # Log-odds, and not the rate: twelve items have few rates to tell layers apart by.
   c.validation.selecting = configs.task(

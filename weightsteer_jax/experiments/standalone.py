@@ -143,10 +143,9 @@ def export(
   if direction:
     exported = directions.load(direction, unread=unread)
   else:
-    source = folder_of(base)
+    start = folder_of(base)
     # A checkpoint alone is told from the base; two of them need none.
-    if positive and negative:
-      source = directions.base_for(positive, source)
+    source = directions.base_for(positive, start) if positive and negative else start
     exported = directions.between(
       positive or None,
       negative or None,

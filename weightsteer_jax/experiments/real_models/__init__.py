@@ -4,6 +4,7 @@ packages.py   the folder of a model, from public packages or the hub
 shipped.py    the text files of this room
 opinions.py   agreement with the user: a contrast, and items
 facts.py      questions of fact, plain and with an answer suggested: items
+truthful.py   multiple choices from a table of right and wrong answers
 pulls.py      what a suggestion does, in two parts, and paired changes
 caution.py    warnings of risks: a contrast, and items
 
