@@ -3,6 +3,10 @@ r"""Caution of a real model: found on four domains, measured on three others.
   python launch/real_model.py --model=SmolLM2-135M-Instruct --output=models/SmolLM2-135M-Instruct
   python launch/steer.py --config=configs/caution_smollm2.py \
     --config.model.source=models/SmolLM2-135M-Instruct
+
+5.8 minutes on two CPU cores. Of 24 risks in domains that the contrast does not have, the share in
+which the model prefers to warn goes from 0.00 at alpha -2 through 0.83 to 1.00 at +1. It warns of
+what is harmless just as much more: docs/real_models.md has all numbers.
 """
 
 from weightsteer_jax import config as configs
