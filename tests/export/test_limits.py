@@ -138,9 +138,11 @@ def test_what_a_format_cannot_hold_is_refused_or_folded(untied_model, direction,
   norm = one_change(direction, 'final_norm/scale', np.ones(16, np.float32))
   dense = np.random.default_rng(0).standard_normal((2, 16, 24)).astype(np.float32)
   kernel = one_change(direction, 'layers/mlp/up/kernel', dense)
-  for steer in (residual, bias, norm):
+  for steer in (residual, bias):
     with pytest.raises(InputError, match='biases, the residual stream'):
       export(steer, untied_model, 1.0, 'peft', tmp_path / 'out')
+  with pytest.raises(InputError, match='norms only.* low-rank change: export merged weights'):
+    export(norm, untied_model, 1.0, 'peft', tmp_path / 'out')
   with pytest.raises(InputError, match='give a rank to fold them to'):
     export(kernel, untied_model, 1.0, 'peft', tmp_path / 'out')
   record = export(kernel, untied_model, 1.0, 'peft', tmp_path / 'folded', rank=4)

@@ -125,9 +125,11 @@ def check(direction: Direction, name: str, rank: int) -> None:
   if EMBEDDING_PATH in to_fold:
     ranks[EMBEDDING] = rank
   if not ranks:
+    # A whole embedding can be folded to factors; a norm is no matrix.
+    way = f'give a rank, or {MERGED}' if EMBEDDING_PATH in dense else MERGED
     raise InputError(
       'the direction changes embeddings or norms only, and a LoRA adapter needs a low-rank change: '
-      f'give a rank, or {MERGED}'
+      f'{way}'
     )
   _check_rank(ranks, name, target)
 
