@@ -59,9 +59,14 @@ class Experiment:
     return models.resolve(source, revision=self.run.model.revision or None)[0]
 
   @functools.cached_property
+  def config(self) -> models.ModelConfig:
+    """The architecture of the run's model, from its config.json."""
+    return models.load_config(self.checkpoint)[0]
+
+  @functools.cached_property
   def layouts(self) -> placement.Layouts:
     """The layouts of the weights on the devices, in fine-tuning and in evaluation."""
-    config, _ = models.load_config(self.checkpoint)
+    config = self.config
     options = self.run.finetune
 
     def init_delta():
@@ -85,17 +90,7 @@ class Experiment:
     Raises:
       InputError: if the tokenizer has no chat template.
     """
-    choice = self.run.model
-    tokenizer = datas.load_tokenizer(
-      self.checkpoint,
-      choice=choice.tokenizer,
-      template_args=choice.chat_template_args,
-      date=self.chat_date,
-      system_prompt=choice.system_prompt,
-      system_role=choice.system_role,
-    )
-    datas.require_chat_template(tokenizer)
-    return tokenizer
+    return self._chat_tokenizer(self.checkpoint, self.run.model)
 
   @functools.cached_property
   def chat_date(self) -> str:
@@ -109,12 +104,12 @@ class Experiment:
 
   def judge_tokenizer(self, options: configs.ModelJudge, folder: Path) -> Any:
     """The tokenizer of a judge's model, told the judge's own arguments and the run's day."""
-    tokenizer = datas.load_tokenizer(
-      folder,
-      choice=options.tokenizer,
-      template_args=options.chat_template_args,
-      date=self.chat_date,
-    )
+    # A judge is asked as its prompts are: the run's own system prompt is no part of them.
+    choice = ModelChoice(tokenizer=options.tokenizer, chat_template_args=options.chat_template_args)
+    return self._chat_tokenizer(folder, choice)
+
+  def _chat_tokenizer(self, folder: Path, choice: ModelChoice) -> Any:
+    tokenizer = load_tokenizer(folder, choice, self.chat_date)
     datas.require_chat_template(tokenizer)
     return tokenizer
 
@@ -140,10 +135,9 @@ class Experiment:
       max_length=self.run.data.max_length,
       truncate=self.run.data.truncate,
     )
-    config, _ = models.load_config(self.checkpoint)
     for example in examples:
       highest = int(example.tokens.max())
-      inference.check_ids(example.name, [highest], config.vocab_size)
+      inference.check_ids(example.name, [highest], self.config.vocab_size)
     return examples
 
   def model(self, layout: Layout) -> models.Model:
@@ -275,3 +269,19 @@ def load_model(choice: ModelChoice, layout: Layout | None = None) -> models.Mode
   )
   # Provenance names the model as the config does, 'organism' and not the folder of this machine.
   return dataclasses.replace(model, source=choice.source)
+
+
+def load_tokenizer(folder: Path, choice: ModelChoice, date: str) -> Any:
+  """The tokenizer of the chosen model, its chat template told what the choice says, and the day.
+
+  Raises:
+    InputError: see `data.load_tokenizer`.
+  """
+  return datas.load_tokenizer(
+    folder,
+    choice=choice.tokenizer,
+    template_args=choice.chat_template_args,
+    date=date,
+    system_prompt=choice.system_prompt,
+    system_role=choice.system_role,
+  )

@@ -13,10 +13,10 @@ import jax
 from weightsteer_jax import directions, evaluation, inference, models
 from weightsteer_jax import export as exports
 from weightsteer_jax.config import ModelChoice
-from weightsteer_jax.data import bindings, load_tokenizer
+from weightsteer_jax.data import bindings
 from weightsteer_jax.experiments import monitoring
 from weightsteer_jax.experiments.arms import WEIGHTS
-from weightsteer_jax.experiments.experiment import load_model
+from weightsteer_jax.experiments.experiment import load_model, load_tokenizer
 from weightsteer_jax.experiments.sources import folder_of
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
@@ -401,12 +401,7 @@ def _loaded(
   steering = directions.load(direction) if direction else None
   model = load_model(choice)
   date = choice.chat_date or (_date_of(steering) if steering else '')
-  tokenizer = load_tokenizer(
-    model.folder,
-    choice=choice.tokenizer,
-    template_args=choice.chat_template_args,
-    date=date,
-  )
+  tokenizer = load_tokenizer(model.folder, choice, date)
   told = bindings.bound(tokenizer)
   if told.words():
     hint = '' if date or not told.date else ' (today; --chat_date keeps it)'

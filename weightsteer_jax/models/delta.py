@@ -108,7 +108,7 @@ def add_kernel_edits(
 ) -> jax.Array:
   """Outputs y plus alpha * (x . delta) for each edit of the kernel that maps x to y.
 
-  Products are computed in the dtype of x; alpha multiplies in float32.
+  Products multiply arrays in the dtype of x; alpha multiplies in float32, and the sums are float32.
 
   Args:
     einsum: the kernel's product, 'inputs,kernel->outputs'.
@@ -129,29 +129,23 @@ def add_kernel_edits(
       strength = _align(edit.alpha * leaf.scale, z)
       scaled_z = (z32 * strength).astype(x.dtype)
       b = leaf.b.astype(x.dtype)
-      y = y + product(up, scaled_z, b, y.dtype)
+      y = y + product(up, scaled_z, b, jnp.float32)
     else:
       # A product of the kernel's size: x @ change in place of merging the change into W.
       change = leaf.value.astype(x.dtype)
-      if dot:
-        dy = dot(einsum, x, change, y.dtype)
-      elif y.dtype == jnp.float32 != x.dtype:
-        # Logits and the router's scores: float32 outputs of inputs in bfloat16.
-        dy = wide_einsum(einsum, x, change)
-      else:
-        dy = jnp.einsum(einsum, x, change)
-      dy32 = dy.astype(jnp.float32)
-      scaled_dy32 = dy32 * _align(edit.alpha, dy)
-      y = y + scaled_dy32.astype(y.dtype)
+      dy = dot(einsum, x, change, jnp.float32) if dot else wide_einsum(einsum, x, change)
+      y = y + dy * _align(edit.alpha, dy)
   return y
 
 
 def add_vector_edits(y: jax.Array, edits: Edits) -> jax.Array:
-  """Array y [B, T, ...] plus alpha * vector for each edit of a bias or the residual stream."""
+  """Array y [B, T, ...] plus alpha * vector for each edit of a bias or the residual stream.
+
+  The sum with an edit is float32: the caller rounds it.
+  """
   for edit in edits:
-    # The strength is float32, so that the product is rounded only once, to the dtype of y.
     change = _align(edit.alpha, y) * edit.delta.value
-    y = y + change.astype(y.dtype)
+    y = y + change
   return y
 
 

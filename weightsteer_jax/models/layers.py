@@ -61,8 +61,7 @@ class Projection(nnx.Module):
     # Were the product rounded first, a change below a step of bfloat16 would be lost. The base
     # without edits has the same sums, and so the same bits as at alpha 0: a product that is rounded
     # as it is computed may be summed in another order.
-    product = jnp.einsum if x.dtype == jnp.float32 else wide_einsum
-    y = product(self.einsum, x, self.kernel[...])
+    y = wide_einsum(self.einsum, x, self.kernel[...])
     # Torch adds a bias before it rounds, too.
     if self.bias is not None:
       y = y + self.bias[...]

@@ -8,22 +8,29 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def wide_einsum(einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
   """The einsum of two arrays, in float32, with gradients in the dtype of the arrays.
 
   The cotangent is rounded to the arrays' dtype. Otherwise the products of a bfloat16 model's
   backward pass would be float32. torch rounds at the same place, where a product is cast.
   """
+  # In a float32 model there is nothing to widen or to round.
+  if x.dtype == jnp.float32:
+    return jnp.einsum(einsum, x, kernel)
+  return _wide_einsum(einsum, x, kernel)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _wide_einsum(einsum, x, kernel):
   return jnp.einsum(einsum, x, kernel, preferred_element_type=jnp.float32)
 
 
-@functools.partial(wide_einsum.defjvp, symbolic_zeros=True)
+@functools.partial(_wide_einsum.defjvp, symbolic_zeros=True)
 def _wide_einsum_jvp(einsum, primals, tangents):
   def product(x, kernel):
     return jnp.einsum(einsum, x, kernel)
 
-  return wide_einsum(einsum, *primals), _rounded_tangent(product, primals, tangents)
+  return _wide_einsum(einsum, *primals), _rounded_tangent(product, primals, tangents)
 
 
 def _rounded_tangent(product, primals, tangents):

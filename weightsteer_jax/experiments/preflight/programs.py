@@ -193,17 +193,7 @@ def _train_step(
 ) -> Program:
   options = run.finetune
   recipe = optimizer.adamw(options)
-  make = steps.initial_state_fn(
-    config,
-    options.kind,
-    options.rank,
-    options.lora_alpha,
-    recipe,
-    layout,
-    targets=options.targets,
-  )
-  shapes = jax.eval_shape(make, 0)
-  state = placed(shapes, steps.state_shardings(config, recipe, layout, shapes))
+  state = memories.state_shapes(config, options, layout)
   # A microbatches, B rows, T tokens.
   shape = (options.accumulation, load.rows, load.tokens)
 
