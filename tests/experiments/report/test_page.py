@@ -269,6 +269,27 @@ def test_figures_are_pngs_and_svgs_that_parse_whatever_the_tasks_are_called(work
   assert '<b>$x_1$ & "facts"</b>' in shown and 'activations' in shown
 
 
+def test_a_loss_that_rises_is_a_capability_lost(workdir):
+  """At alpha 1 a rate falls by 0.2 and a loss rises by 0.5: both lie left of the base."""
+
+  def row(task, metric, alpha, mean):
+    return dict(arm='w', task=task, metric=metric, alpha=alpha, mean=mean, sem=0.01, n=9)
+
+  results = [row('b', 'rate', alpha, 0.5 + alpha / 4) for alpha in (0, 1)]
+  results += [row('rate', 'rate', 0, 0.9), row('rate', 'rate', 1, 0.7)]
+  loss = [row('texts', 'nats_per_token', 0, 3.0), row('texts', 'nats_per_token', 1, 3.5)]
+  roles = {'b': 'behaviour', 'rate': 'capability'}
+  with_loss = roles | {'texts': 'capability'}
+  for rows, named, expected in ((results, roles, -0.2), (results + loss, with_loss, -0.5)):
+    picked = pick.choose(rows, named, arm='w')
+    (axes,) = figures.tradeoff([picked]).axes
+    xs = [x for line in axes.get_lines() for x in line.get_xdata()]
+    assert min(xs) == pytest.approx(expected) and max(xs) == 0
+    # The rule and its words stay: either way counts, and the numbers are the metric's own.
+    assert not picked.comparison.admissible(1)
+  assert str(picked.comparison.worst(1)) == 'texts rises from 3.00 to 3.50 at alpha +1'
+
+
 def test_curves_go_through_the_results(workdir):
   sweep = study.read(workdir)
   picks = pick.choose_all(sweep)

@@ -20,6 +20,7 @@ class TaskChange:
     mean: mean at `alpha`.
     sem: standard error of the difference, the two means taken as independent; NaN when either
       standard error is unknown.
+    is_loss: whether less is better.
   """
 
   task: str
@@ -27,6 +28,12 @@ class TaskChange:
   base: float
   mean: float
   sem: float
+  is_loss: bool = False
+
+  @property
+  def improvement(self) -> float:
+    """The difference, positive for the better: negative where a capability is lost."""
+    return -self.difference if self.is_loss else self.difference
 
   @property
   def difference(self) -> float:
@@ -50,6 +57,7 @@ class Comparison:
     behaviour: tasks to move.
     capability: tasks to keep.
     tolerance: how far a capability mean may go from the base, in the metric's units.
+    losses: tasks of whose metric less is better.
   """
 
   arm: str
@@ -57,6 +65,7 @@ class Comparison:
   behaviour: tuple[str, ...]
   capability: tuple[str, ...]
   tolerance: float
+  losses: tuple[str, ...] = ()
 
   @property
   def alphas(self) -> list[float]:
@@ -83,7 +92,7 @@ class Comparison:
     sem = 0.0
     if alpha != 0:
       sem = math.hypot(base.sem, cell.sem)
-    return TaskChange(task, alpha, base.mean, cell.mean, sem)
+    return TaskChange(task, alpha, base.mean, cell.mean, sem, task in self.losses)
 
   def changes(self, alpha: float) -> list[TaskChange]:
     """How far each capability task moved at an alpha."""

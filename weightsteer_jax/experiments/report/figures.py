@@ -378,7 +378,7 @@ def _tradeoff_frame(axes: 'Axes', picks: Sequence[Pick]) -> None:
   tolerance = max((pick.comparison.tolerance for pick in picks), default=0.0)
   axes.axvspan(-tolerance, tolerance, color=BAND, linewidth=0, zorder=0.5)
   axes.grid()
-  axes.set_xlabel('largest change of a capability task from the base')
+  axes.set_xlabel('largest change of a capability task from the base (right: better)')
   # Arms with different behaviours share only the word.
   names = {words.subject(pick.comparison) for pick in picks if pick.comparison.behaviour}
   axes.set_ylabel(names.pop() if len(names) == 1 else 'behaviour')
@@ -397,7 +397,8 @@ def _draw_path(axes: 'Axes', pick: Pick, index: int) -> list[labels.Label]:
     behaviour = numbers.behaviour_at(alpha)
     if worst and behaviour.measured:
       usable.append(alpha)
-      xs.append(worst.difference)
+      # A loss that rises is a capability lost, as a rate that falls is.
+      xs.append(worst.improvement)
       x_bars.append(worst.sem if math.isfinite(worst.sem) else 0.0)
       cells.append(behaviour)
   ys = [cell.mean for cell in cells]

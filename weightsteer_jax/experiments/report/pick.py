@@ -101,7 +101,8 @@ def choose(
   if behaviour:
     behaviours = (behaviour,)
   table = study.cells(results, arm)
-  comparison = Comparison(arm, table, behaviours, capabilities, tolerance)
+  losses = tuple(task for task in table if study.metric_of(results, task) in study.LOSSES)
+  comparison = Comparison(arm, table, behaviours, capabilities, tolerance, losses)
   negative = _side(comparison, -1)
   positive = _side(comparison, 1)
   return Pick(comparison, negative, positive)

@@ -26,6 +26,8 @@ FAILURES = (
   'unparsable_rate',
   'unjudged_rate',
 )
+# Metrics of which less is better.
+LOSSES = ('nats_per_token', 'bits_per_byte')
 # What became of thoughts, where a model thinks.
 THOUGHTS = (
   'thought_rate',
