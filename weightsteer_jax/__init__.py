@@ -15,6 +15,7 @@ The rooms, in the order data goes through them. Imports only go up this list, in
   export/       directions handed on to Hugging Face, orbax and PEFT, and whether they are whole
   experiments/  the parts put together: Experiment, arms, contrast, stages; and in rooms of their
                 own the organism, real models, monitoring, the report and preflight
+  interfaces/   what users touch
 
 `launch/` turns flags into calls of stages.py, standalone.py or preflight/ in experiments/;
 launch/smoke.py needs only runtime/ and storage/.
