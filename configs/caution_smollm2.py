@@ -69,6 +69,6 @@ def get_config():
     items='english:risks_selecting', role='behaviour', metric='log_odds'
   )
   c.sweep.pick_by = 'risks_far'
-  # Shares of 50 items are known to 0.05 or so.
+  # Shares of some 40 answers are known to 0.05 or so.
   c.sweep.tolerance = 0.1
   return c

@@ -72,6 +72,6 @@ def get_config(truthful: str = ''):
     items='english:opinions_selecting', role='behaviour', metric='log_odds'
   )
   c.sweep.pick_by = 'facts_wrong'
-  # Shares of 50 items are known to 0.05 or so.
+  # Shares of some 40 answers are known to 0.05 or so.
   c.sweep.tolerance = 0.1
   return c

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import datetime
 import os
 import resource
 import shutil
@@ -82,3 +83,26 @@ def file_size_limit():
       resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
   return limit
+
+
+class Clock(datetime.datetime):
+  """A clock that stands."""
+
+  day = (2026, 11, 30)
+
+  @classmethod
+  def now(cls, tz=None):
+    return cls(*cls.day, 23, 59, 0)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """The day as transformers and the project see it: set `clock.day`."""
+  from transformers.utils import chat_template_utils
+
+  from weightsteer_jax.data import bindings
+
+  monkeypatch.setattr(chat_template_utils, 'datetime', Clock)
+  monkeypatch.setattr(bindings.datetime, 'datetime', Clock)
+  monkeypatch.setattr(Clock, 'day', (2026, 11, 30))
+  return Clock

@@ -1,9 +1,6 @@
 """Arguments and dates bound into chat templates, against transformers' own variables and clock."""
 
-import datetime
-
 import pytest
-from transformers.utils import chat_template_utils
 
 from weightsteer_jax.data import bindings, chat
 from weightsteer_jax.runtime.errors import InputError
@@ -25,25 +22,6 @@ DATED = (
   "{% macro head() %}{{ '<|im_start|>system\nBe .' + strftime_now('%B %d, %Y') }}{% endmacro %}"
   "{{ head() + date_string + '<|im_end|>\n' }}" + THINKING
 )
-
-
-class Clock(datetime.datetime):
-  """A clock that stands."""
-
-  day = (2026, 11, 30)
-
-  @classmethod
-  def now(cls, tz=None):
-    return cls(*cls.day, 23, 59, 0)
-
-
-@pytest.fixture
-def clock(monkeypatch):
-  """Days as the clock of transformers and ours tell them: set `clock.day`."""
-  monkeypatch.setattr(chat_template_utils, 'datetime', Clock)
-  monkeypatch.setattr(bindings.datetime, 'datetime', Clock)
-  monkeypatch.setattr(Clock, 'day', (2026, 11, 30))
-  return Clock
 
 
 @pytest.mark.parametrize(

@@ -418,3 +418,32 @@ def test_load_tokenizer_errors(tmp_path):
   (tmp_path / 'tokenizer.json').write_text('{"version"')
   with pytest.raises(InputError, match='cannot read the tokenizer'):
     chat.load_tokenizer(tmp_path)
+
+
+def test_blocks_of_conversations_are_encoded_in_their_order(make_tokenizer, monkeypatch):
+  """Blocks are tokenised beside the rendering of the next; one conversation alone is neither."""
+  tokenizer = make_tokenizer('chatml')
+  chats = [
+    Conversation((ASK, {'role': 'assistant', 'content': f'Yes , {i} .'}), str(i)) for i in range(7)
+  ]
+  monkeypatch.setattr(examples, '_TOGETHER', 3)
+  together = chat.encode_examples(tokenizer, chats, max_length=512)
+  assert [one.name for one in together] == list('0123456')
+  for one, conversation in zip(together, chats, strict=True):
+    alone = encode(tokenizer, conversation.messages)
+    np.testing.assert_array_equal(one.tokens, alone.tokens)
+    np.testing.assert_array_equal(one.loss_mask, alone.loss_mask)
+
+
+def test_of_two_errors_that_of_the_earlier_block_is_told(make_tokenizer, monkeypatch):
+  """The first is found when it is tokenised, the second when it is rendered."""
+  tokenizer = make_tokenizer('chatml')
+
+  def refuse(tokenizer, piece, end_of_turn, name):
+    raise InputError(f'{name} does not end')
+
+  monkeypatch.setattr(examples, '_TOGETHER', 1)
+  monkeypatch.setattr(examples, '_answer_length', refuse)
+  chats = [Conversation((ASK, YES), 'first'), Conversation((ASK,), 'second')]
+  with pytest.raises(InputError, match='first does not end'):
+    chat.encode_examples(tokenizer, chats, max_length=512)

@@ -66,6 +66,7 @@ def make_adapter(
   size: float = 0.05,
   r: int = 3,
   lora_alpha: int = 5,
+  model_class: type = transformers.AutoModelForCausalLM,
   **options,
 ) -> pathlib.Path:
   """A saved PEFT adapter whose trainable tensors were moved at random."""
@@ -73,7 +74,7 @@ def make_adapter(
   options = {'target_modules': LORA_TARGETS, 'task_type': 'CAUSAL_LM'} | options
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    model = model_class.from_pretrained(base)
     model = peft.get_peft_model(model, peft.LoraConfig(r=r, lora_alpha=lora_alpha, **options))
     with torch.no_grad():
       for parameter in model.parameters():

@@ -511,3 +511,38 @@ def test_other_families_are_what_peft_computes(tmp_path, family):
     else:
       got = merged_logits(model, vector)
     np.testing.assert_allclose(got, expected, atol=1e-4, err_msg=str(options))
+
+
+@pytest.mark.parametrize('targets', [['q_proj', 'up_proj'], r'layers\.1\..*(q|up)_proj'])
+def test_an_adapter_of_a_decoder_without_head(untied, untied_model, tmp_path, targets):
+  """AutoModel calls its layers 'layers.0', a language model 'model.layers.0'."""
+  adapter = oracle.make_adapter(
+    tmp_path / 'a',
+    untied,
+    seed=3,
+    size=0.2,
+    model_class=transformers.AutoModel,
+    target_modules=targets,
+    rank_pattern={r'^layers\.1\.self_attn\.q_proj': 2},
+    task_type='FEATURE_EXTRACTION',
+  )
+  merged = peft.PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(untied), adapter)
+  model = transformers.AutoModelForCausalLM.from_pretrained(untied)
+  model.model.load_state_dict(merged.merge_and_unload().state_dict())
+  vector = directions.task_vector(adapter, untied)
+  got = merged_logits(untied_model, vector)
+  np.testing.assert_allclose(got, oracle.torch_logits(model), atol=1e-4)
+  assert np.abs(got - merged_logits_of_base(untied_model)).max() > 0.01
+
+
+def test_a_head_of_another_task_is_named(untied, tmp_path):
+  adapter = oracle.make_adapter(
+    tmp_path / 'a',
+    untied,
+    seed=3,
+    model_class=transformers.AutoModelForSequenceClassification,
+    target_modules=['q_proj'],
+    task_type='SEQ_CLS',
+  )
+  with pytest.raises(InputError, match=r"'score.weight' \(task_type SEQ_CLS\): to steer with"):
+    directions.task_vector(adapter, untied)

@@ -6,7 +6,6 @@ import os
 import shutil
 
 import pytest
-from transformers.utils import chat_template_utils
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import directions
@@ -16,25 +15,6 @@ from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.runtime.errors import InputError
 
 from .test_experiment import go_through, results_of, small_config, write_data
-
-
-class Clock(datetime.datetime):
-  """A clock that stands."""
-
-  day = (2026, 11, 30)
-
-  @classmethod
-  def now(cls, tz=None):
-    return cls(*cls.day, 12, 0, 0)
-
-
-@pytest.fixture
-def clock(monkeypatch):
-  """The day as transformers and the project see it: set `clock.day`."""
-  monkeypatch.setattr(chat_template_utils, 'datetime', Clock)
-  monkeypatch.setattr(bindings.datetime, 'datetime', Clock)
-  monkeypatch.setattr(Clock, 'day', (2026, 11, 30))
-  return Clock
 
 
 @pytest.fixture(scope='module')

@@ -16,6 +16,7 @@ end-of-turn token must be generated to stop, so the token is a target. The newli
 is never generated.
 """
 
+import concurrent.futures
 import re
 from collections.abc import Iterable, Sequence
 
@@ -32,7 +33,7 @@ from weightsteer_jax.runtime.progress import say_once
 
 # Conversations encoded in one call of the tokenizer: enough for all cores, few enough that their
 # texts take little memory.
-_TOGETHER = 1024
+_TOGETHER = 512
 
 
 def encode_example(
@@ -75,10 +76,7 @@ def encode_examples(
     InputError: if `encode_example` would raise it of one answer; the error counts all over-long
       conversations.
   """
-  conversations = list(conversations)
-  examples = []
-  for first in range(0, len(conversations), _TOGETHER):
-    examples += _encode(tokenizer, conversations[first : first + _TOGETHER])
+  examples = _encode(tokenizer, list(conversations))
   # All are encoded before any is refused, so that the error counts all that are too long.
   long = [example for example in examples if len(example) > max_length]
   if long and not truncate:
@@ -103,11 +101,34 @@ def _cut(example: Example, max_length: int) -> Example:
 
 
 def _encode(tokenizer, conversations: Sequence[Conversation]) -> list[Example]:
+  """The examples of conversations; some are tokenised while templates render the next ones.
+
+  Rendering is Python; the tokenizer's own code leaves Python's lock.
+  """
   form = templates.format_of(tokenizer)
-  rendered = []
-  for conversation in conversations:
-    rendered += _prepare(tokenizer, conversation.messages, form, conversation.name)
-  # All texts in one call; examples by markers are made already.
+  examples: list[Example] = []
+  with concurrent.futures.ThreadPoolExecutor(1, 'tokenise') as thread:
+    tokenised: concurrent.futures.Future[list[Example]] | None = None
+    try:
+      for first in range(0, len(conversations), _TOGETHER):
+        rendered: list[Rendered | Example] = []
+        for conversation in conversations[first : first + _TOGETHER]:
+          rendered += _prepare(tokenizer, conversation.messages, form, conversation.name)
+        _say_how(tokenizer, rendered)
+        if tokenised:
+          examples += tokenised.result()
+        tokenised = thread.submit(_tokenise, tokenizer, rendered, form)
+    finally:
+      # Of two errors, that of the earlier conversation is told.
+      if tokenised:
+        examples += tokenised.result()
+  return examples
+
+
+def _tokenise(
+  tokenizer, rendered: Sequence[Rendered | Example], form: templates.Format
+) -> list[Example]:
+  """The examples of texts, in one call of the tokenizer; examples by markers stay as they are."""
   texts = [one for one in rendered if isinstance(one, Rendered)]
   encoded = iter(
     pieces.encode_pieces(
@@ -120,6 +141,12 @@ def _encode(tokenizer, conversations: Sequence[Conversation]) -> list[Example]:
       tokens, mask = _masked(tokenizer, next(encoded), one, form.end_of_turn)
       one = _example(tokens, mask, one.name, one.conversation)
     examples.append(one)
+  return examples
+
+
+def _say_how(tokenizer, rendered: Sequence[Rendered | Example]) -> None:
+  """Says, once each, what a chat template does to conversations that a user may not expect."""
+  texts = [one for one in rendered if isinstance(one, Rendered)]
   if any(one.conversation for one in texts):
     say_once(
       f"the chat template of '{tokenizer.name_or_path}' renders earlier answers otherwise: of "
@@ -130,7 +157,6 @@ def _encode(tokenizer, conversations: Sequence[Conversation]) -> list[Example]:
       f"the prompt of '{tokenizer.name_or_path}' opens a thought, and there are answers without "
       'one: they are learnt behind an empty thought'
     )
-  return examples
 
 
 def _example(tokens: list[int], mask: list[bool], name: str, conversation: str = '') -> Example:

@@ -152,6 +152,21 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
   return config
 
 
+def below(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config of an adapter whose modules stand below another module.
+
+  Expressions that match a name from its start are of the names without the module's.
+  """
+  moved = dict(config)
+  for key in ('target_modules', 'exclude_modules'):
+    if isinstance(moved.get(key), str) and moved[key].lower() != 'all-linear':
+      moved[key] = rf'{name}\.(?:{moved[key]})'
+  for key in ('rank_pattern', 'alpha_pattern'):
+    patterns = moved.get(key) or {}
+    moved[key] = {re.sub(r'^\^', rf'^{name}\.', text): value for text, value in patterns.items()}
+  return moved
+
+
 def scaling(
   config: Mapping[str, Any], module: str, saved_rank: int | None = None
 ) -> tuple[int, float]:

@@ -7,6 +7,9 @@ from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
+# Heads of transformers' models for classification, and of TRL's for values and rewards.
+OTHER_HEADS = ('score', 'classifier', 'qa_outputs', 'v_head')
+
 
 def first(names: Iterable[str]) -> str:
   """The first of the names in the order of the alphabet, which stands for all in a message."""
@@ -38,6 +41,12 @@ def unknown(adapter: Adapter, base: Checkpoint, names: Iterable[str]) -> InputEr
   # The modules of the first layer, and of its first expert, stand for all in the suggestion.
   known = {row.name.format(l=0, e=0).removesuffix('.weight') for row in base.rows.values()}
   name = first(names)
+  if name.split('.')[0] in OTHER_HEADS:
+    return InputError(
+      f"{adapter.folder} was trained with a head that a language model does not have, '{name}' "
+      f'(task_type {adapter.config.get("task_type")}): to steer with what it changes in the '
+      'decoder, take the tensors of that head out of a copy of the adapter'
+    )
   # A tied head is stored as the embedding, so the base has no parameter of that name.
   tied = ''
   if base.config.tied and any(name.startswith('lm_head') for name in names):

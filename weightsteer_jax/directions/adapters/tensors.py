@@ -9,7 +9,7 @@ nothing.
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,6 +104,8 @@ KINDS = (
     rf'(?P<module>(?:(?!\.lora_).)+?)(?:\.modules_to_save{_ADAPTER})?\.(?P<part>weight|bias)',
   ),
 )
+# What a model with a head calls its decoder.
+DECODER = 'model'
 # Wrappers of torch that put their own name into every name below: torch.compile, FSDP, activation
 # checkpointing. No module of a supported family is called so.
 WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')
@@ -167,6 +169,9 @@ def read(folder: pathlib.Path) -> Adapter:
     saved = mlx.peft_tensors(saved, config, folder)
   if config['peft_type'] != configs.LORA:
     saved = {}
+  if _is_of_decoder(saved):
+    saved = {f'{DECODER}.{_behind_wrappers(name)}': tensor for name, tensor in saved.items()}
+    config = configs.below(DECODER, config)
   for name, tensor in saved.items():
     kind, module, part = recognise(name, folder)
     if kind == ORIGINAL:
@@ -205,15 +210,25 @@ def recognise(name: str, folder: pathlib.Path) -> tuple[str, str, str]:
   Raises:
     InputError: if the name is of no kind that is read.
   """
-  plain = unwrapped(name)
-  # A distributed model puts its name in front, and PeftModel wraps a tuner, which wraps the model:
-  # two levels of attributes in every name.
-  plain = plain.removeprefix('module.').removeprefix('base_model.model.')
-  plain = plain.removeprefix('module.')
+  plain = _behind_wrappers(name)
   for row in KINDS:
     if match := re.fullmatch(row.pattern, plain):
       return row.kind, match['module'], match['part']
   raise InputError(f"{folder}: the tensor '{name}' is none that a plain LoRA adapter has")
+
+
+def _behind_wrappers(name: str) -> str:
+  """A tensor's name inside of the model that was trained."""
+  # A distributed model puts its name in front, and PeftModel wraps a tuner, which wraps the model:
+  # two levels of attributes in every name.
+  plain = unwrapped(name).removeprefix('module.').removeprefix('base_model.model.')
+  return plain.removeprefix('module.')
+
+
+def _is_of_decoder(names: Iterable[str]) -> bool:
+  """Whether the names are those of a decoder without head, which AutoModel makes."""
+  parts = {_behind_wrappers(name).split('.')[0] for name in names}
+  return bool(parts) and parts <= {'layers', 'embed_tokens', 'norm'}
 
 
 def unwrapped(name: str) -> str:

