@@ -6,6 +6,7 @@ study.py          the workdir, read and checked
 comparison.py     one arm against its own base
 pick.py           which alpha to use on each side of zero; words.py says why
 tables.py         the terminal's table, and Markdown
+axis.py           the axis of strengths, to scale
 figures.py        PNG and SVG; labels.py keeps their labels apart
 examples.py       the sweep's rows: counts of what failed, and the examples to look through
 safe.py           foreign text made safe to show

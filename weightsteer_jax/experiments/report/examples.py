@@ -170,7 +170,9 @@ def payload(
     if not example:
       example.update(_example(row))
     example['rows'].append(_row(row))
-  return [_task(task, survey, shown[task.name]) for task in tasks if shown[task.name]]
+  # A reader comes for the behaviours; sorted() keeps the order of the config within a role.
+  ordered = sorted(tasks, key=lambda task: study.ROLES.index(task.role))
+  return [_task(task, survey, shown[task.name]) for task in ordered if shown[task.name]]
 
 
 def cut(text: str, limit: int = TEXT_LIMIT) -> str:

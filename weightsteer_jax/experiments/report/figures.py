@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from weightsteer_jax.experiments.report import labels, words
+from weightsteer_jax.experiments.report import axis, labels, words
 from weightsteer_jax.experiments.report.pick import Pick
 from weightsteer_jax.experiments.report.study import Cell, format_alpha
 
@@ -46,6 +46,8 @@ THEME = {
 # colours begin again.
 ARM_MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '<', '>', 'h')
 ARM_LINES = ('-', (0, (4, 1.5)))
+# Least distance between the labels of two alphas, as a share of a panel's width.
+LABEL_GAP = 0.1
 # With more arms, points carry no alpha: the labels would hide each other.
 LABELLED_ARMS = 2
 # Around a marker: a picked alpha, or an alarm.
@@ -82,7 +84,8 @@ STYLE = {
   'ytick.labelsize': 8,
   'xtick.major.width': 0.7,
   'ytick.major.width': 0.7,
-  'xtick.major.size': 3,
+  'xtick.major.size': 4,
+  'xtick.minor.size': 2,
   'ytick.major.size': 3,
   'grid.color': GRID,
   'grid.linewidth': 0.7,
@@ -113,9 +116,8 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
 def curves(picks: Sequence[Pick]) -> 'Figure':
   """One panel per task, mean ± standard error against alpha.
 
-  Behaviours stand above, capabilities below, with a band within tolerance of the base. Alphas stand
-  at even distances when the grid itself is uneven, so that the useful range around zero and the
-  breaking points far out can be read in one figure; the axis says so.
+  Behaviours stand above, capabilities below, with a band within tolerance of the base. The axis of
+  alphas is to scale.
   """
   from matplotlib.figure import Figure
 
@@ -135,14 +137,12 @@ def curves(picks: Sequence[Pick]) -> 'Figure':
   figure = Figure(figsize=(3.1 * columns + 0.4, 2.3 * len(rows) + 0.6), layout='constrained')
   grid = figure.subplots(max(len(rows), 1), columns, squeeze=False)
   alphas = sorted({alpha for pick in picks for alpha in pick.comparison.alphas})
-  # The same scale everywhere, so that panels can be compared by eye.
-  limits = _shared_limits(picks)
   for panels, row in zip(grid, rows):
     for panel, task in zip(panels, row):
-      _draw_task(panel, picks, task, alphas, limits)
+      _draw_task(panel, picks, task, alphas)
     for panel in panels[len(row) :]:
       panel.set_axis_off()
-  _label_edges(grid, rows, alphas, capabilities)
+  _label_edges(grid, rows, capabilities)
   _legend(figure, picks)
   return figure
 
@@ -208,28 +208,6 @@ def svg(figure: 'Figure', title: str) -> str:
   return text.replace('<svg ', f'<svg role="img" aria-label="{title}" ', 1).strip()
 
 
-def positions(alphas: Sequence[float]) -> dict[float, float]:
-  """{alpha: place on the axis}.
-
-  The place is the value when the grid is even, and the rank from zero when the grid is uneven.
-
-  >>> positions([-3.0, -0.5, 0.0, 0.5])
-  {-3.0: -2.0, -0.5: -1.0, 0.0: 0.0, 0.5: 1.0}
-  >>> positions([-1.0, 0.0, 1.0])
-  {-1.0: -1.0, 0.0: 0.0, 1.0: 1.0}
-  """
-  if is_even(alphas):
-    return {alpha: alpha for alpha in alphas}
-  centre = sum(alpha < 0 for alpha in alphas)
-  return {alpha: float(rank - centre) for rank, alpha in enumerate(alphas)}
-
-
-def is_even(alphas: Sequence[float]) -> bool:
-  """Whether neighbours all lie equally far apart, to within 1%."""
-  steps = [after - before for before, after in zip(alphas, alphas[1:])]
-  return not steps or max(steps) - min(steps) <= 0.01 * max(steps)
-
-
 def _look(index: int) -> tuple[str, str, Any]:
   """(colour, marker, line style) of an arm."""
   return (
@@ -252,15 +230,13 @@ def _tasks_by_role(picks: Sequence[Pick]) -> tuple[list[str], list[str]]:
   return behaviours, list(capabilities)
 
 
-def _shared_limits(picks: Sequence[Pick]) -> tuple[float, float] | None:
-  """The same 0 to 1 for all panels when every mean is a rate; None lets a panel find its own."""
+def _is_rate(picks: Sequence[Pick], task: str) -> bool:
+  """Whether every mean of a task lies between 0 and 1."""
   for pick in picks:
-    for column in pick.comparison.table.values():
-      for cell in column.values():
-        if cell.measured and not 0 <= cell.mean <= 1:
-          return None
-  # A little more than 0 to 1, so that markers at the ends are whole.
-  return -0.04, 1.04
+    for cell in pick.comparison.table.get(task, {}).values():
+      if cell.measured and not 0 <= cell.mean <= 1:
+        return False
+  return True
 
 
 def _draw_task(
@@ -268,10 +244,8 @@ def _draw_task(
   picks: Sequence[Pick],
   task: str,
   alphas: Sequence[float],
-  limits: tuple[float, float] | None,
 ) -> None:
   """Draws the panel of a task: every arm's means, bands and picks."""
-  where = positions(alphas)
   axes.set_title(task)
   axes.grid(axis='y')
   for index, pick in enumerate(picks):
@@ -285,9 +259,9 @@ def _draw_task(
       high = base + numbers.tolerance
       axes.axhspan(low, high, color=BAND, linewidth=0, zorder=0.5)
     for alpha in pick.alphas:
-      axes.axvline(where[alpha], color=colour, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
+      axes.axvline(alpha, color=colour, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
     axes.errorbar(
-      [where[alpha] for alpha in measured],
+      measured,
       [cell.mean for cell in cells],
       _bars(cells),
       color=colour,
@@ -301,14 +275,20 @@ def _draw_task(
     # Rings around the picks; a task need not be measured at a pick.
     picked = [alpha for alpha in pick.alphas if alpha in measured]
     axes.plot(
-      [where[alpha] for alpha in picked],
+      picked,
       [numbers.cell(task, alpha).mean for alpha in picked],
       **RING,
       markeredgecolor=colour,
     )
-  axes.set_xticks([where[alpha] for alpha in alphas], _tick_labels(alphas), rotation=0)
-  if limits:
-    axes.set_ylim(*limits)
+  picked_anywhere = [alpha for pick in picks for alpha in pick.alphas]
+  ticks = axis.labelled(alphas, picked_anywhere, gap=LABEL_GAP)
+  axes.set_xticks(ticks, [format_alpha(alpha) for alpha in ticks])
+  # A tick for every other alpha, without a label.
+  axes.set_xticks(alphas, minor=True)
+  # All rates have one scale, so that panels can be compared by eye.
+  if _is_rate(picks, task):
+    # A little more than 0 to 1, so that markers at the ends are whole.
+    axes.set_ylim(-0.04, 1.04)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ['0', '', '0.5', '', '1'])
 
 
@@ -317,31 +297,18 @@ def _bars(cells: Sequence[Cell]) -> list[float]:
   return [cell.sem if math.isfinite(cell.sem) else 0.0 for cell in cells]
 
 
-def _tick_labels(alphas: Sequence[float]) -> list[str]:
-  """A label for each alpha, blank for most alphas where alphas are many."""
-  # At most nine or so fit; counted from zero, so that the zero keeps a label.
-  stride = math.ceil(len(alphas) / 9)
-  centre = sum(alpha < 0 for alpha in alphas)
-  return [
-    format_alpha(round(alpha, 2)) if (rank - centre) % stride == 0 else ''
-    for rank, alpha in enumerate(alphas)
-  ]
-
-
 def _label_edges(
   grid: 'np.ndarray',
   rows: Sequence[Sequence[str]],
-  alphas: Sequence[float],
   capabilities: Sequence[str],
 ) -> None:
   """Labels the first panel of each row and the lowest panel of each column."""
   for panels, row in zip(grid, rows):
     panels[0].set_ylabel('capability' if row[0] in capabilities else 'behaviour')
-  label = 'alpha' if is_even(alphas) else 'alpha (evenly spaced, not to scale)'
   for column in range(len(grid[0])):
     filled = [index for index, row in enumerate(rows) if column < len(row)]
     if filled:
-      grid[filled[-1]][column].set_xlabel(label)
+      grid[filled[-1]][column].set_xlabel('alpha')
 
 
 def _legend(figure: 'Figure', picks: Sequence[Pick]) -> None:

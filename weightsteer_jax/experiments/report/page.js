@@ -46,6 +46,13 @@
     return node;
   }
 
+  // What the user asks last, in one line; the name of an example without messages.
+  function question(example) {
+    const asked = example.messages.filter(([role]) => role === 'user').at(-1) || example.messages.at(-1);
+    const text = asked ? asked[1] : example.choices[0] || '';
+    return text.trim().replace(/\s+/g, ' ').slice(0, 200) || example.id;
+  }
+
   function matches(example, words) {
     if (!words) return true;
     const texts = [example.id, ...example.messages.map(message => message[1]), ...example.choices,
@@ -60,7 +67,7 @@
     list.replaceChildren(...state.shown.map((example, index) => {
       const button = make('button');
       button.type = 'button';
-      button.append(make('span', '', example.id));
+      button.append(make('span', '', question(example)));
       const strip = make('div', 'strip');
       for (const [alpha, rows] of byAlpha(example)) {
         const cell = make('i');
