@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import datetime
+import importlib.metadata
 import os
 import resource
 import shutil
@@ -15,8 +16,10 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # Of torch: two workers on two co
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as users do (see the marker `optimised`).
 flags = os.environ.setdefault('XLA_FLAGS', '')
 if os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1') == '1':
-  # XLA's newer way to write fused operations for the CPU compiles three times as long as the older.
-  os.environ['XLA_FLAGS'] = f'{flags} --xla_cpu_use_fusion_emitters=false'.strip()
+  # XLA's newer way to write fused operations for the CPU compiles three times as long as the older,
+  # which jaxlib 0.12 no longer has: an unknown flag would end the process.
+  if tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2])) < (0, 12):
+    os.environ['XLA_FLAGS'] = f'{flags} --xla_cpu_use_fusion_emitters=false'.strip()
 # What one test compiled, the next ones need not, in whichever worker or launcher they run; and none
 # writes into the user's cache folder.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
