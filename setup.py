@@ -28,7 +28,7 @@ setuptools.setup(
     'weightsteer_jax.evaluation.tasks': ['*.jsonl'],
     'weightsteer_jax.experiments.organism': ['checkpoint/*'],
     'weightsteer_jax.experiments.real_models': ['*.txt'],
-    'weightsteer_jax.experiments.report': ['page.css', 'page.js'],
+    'weightsteer_jax.experiments.report': ['assets/*'],
   },
   install_requires=[
     'jax>=0.10.2',

@@ -1,7 +1,7 @@
 import json
 
 from weightsteer_jax.evaluation.reading import failures, thinking
-from weightsteer_jax.experiments.report import examples, metrics, page, study
+from weightsteer_jax.experiments.report import examples, judged, metrics, page, parts, study
 
 
 def extended(workdir):
@@ -95,10 +95,11 @@ def test_thoughts_are_counted_and_the_key_to_raise_is_named(workdir):
   assert 'thought_leak_rate</small></th><td>1/40</td>' in text
   assert 'thought_' not in metrics.further(sweep)
   # The browser of examples has the thought and whether it leaked.
-  shown = examples.payload(workdir, sweep.tasks, survey)[0]
-  rows = [row for example in shown['examples'] for row in example['rows']]
-  assert all(row[7] == '</script><b>Hm' for row in rows)
-  assert sum(row[8] for row in rows) == 1
+  made = parts.make(sweep, survey, judged.Scores(workdir))
+  shown = {part.name: json.loads(part.text) for part in made}
+  rows = [row for example in shown['0/0'] for row in example['rows']]
+  assert all(row[6]['thought'] == '</script><b>Hm' for row in rows)
+  assert sum(row[6]['leaked'] for row in rows) == 1
   html = page.write(workdir).read_text()
   assert '<h2>Thoughts</h2>' in html and '</script><b>Hm' not in html
 

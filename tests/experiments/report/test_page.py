@@ -13,7 +13,7 @@ import xml.etree.ElementTree
 
 import pytest
 
-from weightsteer_jax.experiments.report import examples, figures, page, pick, safe, study, tables
+from weightsteer_jax.experiments.report import figures, page, pick, safe, study, tables
 from weightsteer_jax.runtime.errors import OutputError
 
 
@@ -70,10 +70,27 @@ def data_of(reader):
   )
 
 
+def parts_of(reader):
+  """{part: content} of the examples inside of a page."""
+  return {
+    attributes['id'].removeprefix('part-'): json.loads(text)
+    for attributes, text in reader.scripts
+    if attributes.get('id', '').startswith('part-')
+  }
+
+
+def examples_of(parts, task):
+  """The examples of a task's number, in the order of its list."""
+  pieces = [name for name in parts if name.startswith(f'{task}/') and name != f'{task}/index']
+  pieces.sort(key=lambda name: int(name.split('/')[1]))
+  return [example for name in pieces for example in parts[name]]
+
+
 def test_the_page_is_well_formed_and_hostile_text_stays_text(written):
   reader = Reader(written.read_text())
   assert reader.open == []
-  assert len(reader.scripts) == 2
+  kinds = [attributes.get('type') for attributes, _ in reader.scripts]
+  assert kinds.count(None) == 1 and set(kinds) == {None, 'application/json'}
   assert 'img' not in {tag for tag, _ in reader.elements}
   assert 'prefers the wrong answer <i>offered</i>' in ''.join(reader.text)
   assert '</script><script>alert(2)</script>' in ''.join(reader.text)
@@ -91,9 +108,12 @@ def test_nothing_is_loaded_and_only_our_script_may_run(written):
   assert policy.startswith("default-src 'none'; ") and "script-src 'unsafe" not in policy
   script = next(content for attributes, content in reader.scripts if 'id' not in attributes)
   assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
+  beside = {'curves.png', 'tradeoff.png', 'results.csv'}
   for tag, attributes in reader.elements:
     for name in ('src', 'href', 'xlink:href', 'action', 'data'):
-      assert attributes.get(name, '#').startswith('#'), (tag, attributes)
+      value = attributes.get(name, '#')
+      assert value.startswith('#') or value in beside, (tag, attributes)
+  assert all((written.parent / name).is_file() for name in beside)
   assert 'url(' not in re.sub(r'url\(#\w+\)', '', text) and '@import' not in text
 
 
@@ -126,22 +146,22 @@ def test_the_picked_rows_are_marked_in_the_table_and_named_in_the_headline(workd
 
 
 def test_the_browser_holds_every_row_as_it_was(workdir, written):
-  data = data_of(Reader(written.read_text()))
-  rows = [
-    json.loads(line) for line in (workdir / 'sweep' / 'rows.jsonl').read_text().split('\n') if line
-  ]
-  shown = {
-    (task['name'], example['id'], row[1]): (row, example)
-    for task in data['tasks']
-    for example in task['examples']
-    for row in example['rows']
-  }
+  reader = Reader(written.read_text())
+  data = data_of(reader)
+  parts = parts_of(reader)
+  lines = (workdir / 'sweep' / 'rows.jsonl').read_text().split('\n')
+  rows = [json.loads(line) for line in lines if line]
+  shown = {}
+  for number, task in enumerate(data['tasks']):
+    for example in examples_of(parts, number):
+      for row in example['rows']:
+        shown[task['name'], example['id'], *data['columns'][row[0]]] = (row, example)
   assert len(shown) == len(rows)
   for row in rows:
-    (arm, _, sample, value, status, completion, logprobs), example = shown[
-      row['task'], row['example'], row['alpha']
+    (_, sample, value, status, completion, logprobs), example = shown[
+      row['task'], row['example'], row['arm'], row['alpha']
     ]
-    assert (arm, sample, value, status) == (row['arm'], row['sample'], row['value'], row['status'])
+    assert (sample, value, status) == (row['sample'], row['value'], row['status'])
     assert completion == row.get('completion') and example['choices'] == row.get('choices', [])
     assert logprobs is None or logprobs == pytest.approx(row['logprobs'], abs=1e-4)
     assert example['messages'] == [
@@ -150,10 +170,11 @@ def test_the_browser_holds_every_row_as_it_was(workdir, written):
 
 
 def test_embedded_data_cannot_end_its_script(written):
-  data = next(
-    text for attributes, text in Reader(written.read_text()).scripts if 'id' in attributes
-  )
-  assert not set('<>&') & set(data) and data.isascii()
+  scripts = Reader(written.read_text()).scripts
+  embedded = [text for attributes, text in scripts if 'id' in attributes]
+  assert len(embedded) > 6
+  for text in embedded:
+    assert not set('<>&') & set(text) and text.isascii()
 
 
 def test_failures_are_counted_with_their_denominators(workdir, written):
@@ -179,7 +200,8 @@ def test_secrets_are_hidden_and_the_rest_of_the_config_is_not(written):
 
 def test_a_second_report_replaces_the_first_and_leaves_nothing_else(workdir, written):
   before = {path.name: path.read_bytes() for path in written.parent.iterdir()}
-  assert sorted(before) == ['curves.png', 'index.html', 'table.md', 'tradeoff.png']
+  names = ['curves.png', 'index.html', 'results.csv', 'table.md', 'tradeoff.png']
+  assert sorted(before) == names
   page.write(workdir)
   assert {path.name: path.read_bytes() for path in written.parent.iterdir()} == before
 
@@ -223,25 +245,44 @@ def test_a_sweep_without_base_still_has_a_page(workdir):
   assert 'No operating point' in page.write(workdir).read_text()
 
 
-def test_a_long_sweep_stays_small(workdir):
-  """20 000 rows: the page says how many examples it left out, and stays within a few megabytes."""
+def test_a_long_sweep_lies_in_files_beside_a_small_page(workdir):
+  """30 000 rows of 700 characters: the page stays small, and the files hold every example."""
   row = dict(
     arm='weights',
     task='facts',
     sample=0,
     value=1.0,
     status='ok',
-    completion='An answer. ' * 20,
-    messages=[dict(role='user', content='A question? ' * 20)],
+    completion='An answer. ' * 30,
+    messages=[dict(role='user', content='A question? </script> ' * 15)],
   )
   with (workdir / 'sweep' / 'rows.jsonl').open('w') as file:
-    for example in range(2000):
-      for alpha in (-2, -1, -0.5, -0.25, 0, 0.25, 0.5, 1, 1.5, 2):
+    for alpha in range(-3, 3):
+      for example in range(3000):
         file.write(json.dumps({**row, 'alpha': alpha, 'example': example}) + '\n')
   written = page.write(workdir)
-  (task,) = data_of(Reader(written.read_text()))['tasks']
-  assert (task['total'], len(task['examples'])) == (2000, examples.EXAMPLES_PER_TASK)
-  assert written.stat().st_size < 2e6
+  assert written.stat().st_size < 500_000
+  data = data_of(Reader(written.read_text()))
+  assert [task['examples'] for task in data['tasks']] == [3000]
+  parts = {}
+  for name, relative in data['files'].items():
+    text = (written.parent / relative).read_text()
+    head = f'weightsteer({json.dumps(name)}, '
+    assert text.startswith(head) and text.endswith(');\n') and text.isascii() and '<' not in text
+    parts[name] = json.loads(text[len(head) : -3])
+  held = examples_of(parts, 0)
+  assert [example['id'] for example in held] == [str(number) for number in range(3000)]
+  assert all(len(example['rows']) == 6 for example in held)
+  index = parts['0/index']
+  assert index['names'] == [example['id'] for example in held]
+  starts = index['starts']
+  assert len(starts) == len(parts) - 1
+  assert all(parts[f'0/{at}'][0]['id'] == str(start) for at, start in enumerate(starts))
+  # A second report of fewer rows takes the files away.
+  text = (workdir / 'sweep' / 'rows.jsonl').read_text()
+  (workdir / 'sweep' / 'rows.jsonl').write_text(text[: text.index('\n') + 1])
+  page.write(workdir)
+  assert not (written.parent / 'examples').exists()
 
 
 def test_figures_are_pngs_and_svgs_that_parse_whatever_the_tasks_are_called(workdir):

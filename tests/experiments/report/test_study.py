@@ -120,16 +120,29 @@ def test_counts_have_denominators_and_repeated_rows_are_an_error(workdir):
     examples.count_rows(workdir, tasks)
 
 
-def test_too_many_examples_are_sampled_by_name(workdir):
-  tasks = study.read(workdir).tasks
-  row = dict(arm='a', alpha=0.0, task='facts', sample=0, value=1.0, status='ok')
-  rows = [{**row, 'example': f'item {index}'} for index in range(500)]
-  rewrite(workdir / 'sweep' / 'rows.jsonl', lambda _: rows)
-  survey = examples.count_rows(workdir, tasks)
-  chosen = examples.choose(survey, 'facts')
-  assert len(chosen) == examples.EXAMPLES_PER_TASK
-  assert [int(name.split()[1]) for name in chosen] == sorted(
-    int(name.split()[1]) for name in chosen
-  )
-  rewrite(workdir / 'sweep' / 'rows.jsonl', lambda _: rows[::-1])
-  assert examples.choose(examples.count_rows(workdir, tasks), 'facts') == chosen
+@pytest.mark.parametrize(
+  'change',
+  [
+    dict(alpha=None),
+    dict(alpha='far'),
+    dict(value=[1]),
+    dict(logprobs=['x', 0]),
+    dict(logprobs=3),
+    dict(messages=['hello']),
+  ],
+)
+def test_a_row_that_holds_what_no_sweep_writes_is_named(workdir, change):
+  rewrite(workdir / 'sweep' / 'rows.jsonl', lambda rows: [rows[0], {**rows[1], **change}])
+  with pytest.raises(CorruptError, match='rows.jsonl:2: '):
+    list(study.sample_rows(workdir))
+
+
+def test_rows_are_found_again_by_their_place(workdir):
+  path = study.rows_path(workdir)
+  # Blank lines and letters of several bytes lie between.
+  path.write_text('\n' + path.read_text().replace('\n', '\n\n', 3))
+  places = list(study.placed_rows(workdir))
+  with path.open('rb') as file:
+    for place, row in places[:6] + places[-1:]:
+      file.seek(place)
+      assert study.parse_row(file.readline(), '') == row

@@ -5,12 +5,14 @@ Nothing here needs a model or jax.
 study.py          the workdir, read and checked
 comparison.py     one arm against its own base
 pick.py           which alpha to use on each side of zero; words.py says why
-tables.py         the terminal's table, and Markdown
+tables.py         the terminal's table, Markdown and csv
 axis.py           the axis of strengths, to scale
 figures.py        PNG and SVG; labels.py keeps their labels apart
-examples.py       the sweep's rows: counts of what failed, and the examples to look through
+curves.py         the page's curves, every point a link to its answers
 safe.py           foreign text made safe to show
-markup.py         the HTML of every page, with page.css and the pages' scripts inside
+examples.py       the sweep's rows counted, and where each stands; judged.py has judges' scores
+parts.py          every example as the scripts read it; beside.py keeps large ones out of the page
+markup.py         the HTML of every page, with style and scripts of assets/ inside
 sections.py       the sections of the sweep's page; metrics.py adds what no figure shows
 page.py           report/index.html of a sweep
 monitor_page.py   index.html of a monitored run, with monitor_figures.py

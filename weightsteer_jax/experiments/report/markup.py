@@ -1,15 +1,15 @@
 """HTML shared by all pages: the page around the sections, figures, tables, and folded JSON.
 
-A page is self-contained: style, script, figures and data stand inside. The policy forbids every
-load and every script but the page's own, so nothing can reach out or run by accident. Texts are
-HTML already; whoever calls has put foreign text through `safe.escape`.
+A page holds style, script and figures itself. The policy forbids every load and every script but
+the page's own and the files that these ask for, so nothing can reach out or run by accident. Texts
+are HTML already; whoever calls has put foreign text through `safe.escape`.
 """
 
 import base64
 import hashlib
 import importlib.resources
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightsteer_jax.experiments.report.safe import escape, redact, script_json
@@ -21,24 +21,31 @@ def document(
   *,
   scripts: Sequence[str] = (),
   data: Any = None,
+  parts: Mapping[str, str] | None = None,
 ) -> str:
   """A whole page, the same skeleton for all reports.
 
   Args:
     title: HTML of the browser's title.
     sections: HTML of the body, from the heading on; empty texts leave no trace.
-    scripts: files of this folder to run, as 'page.js'.
-    data: JSON for the scripts to read, in the element `data`.
+    scripts: files of assets/ to run as one script, in order.
+    data: JSON for the script to read, in the element `data`.
+    parts: {name: JSON from `safe.script_json`} in elements `part-<name>`, parsed when wanted.
   """
   # One style for all pages.
   style = _asset('page.css')
-  programs = [_asset(name) for name in scripts]
   body = '\n'.join(section for section in sections if section)
   elements = []
   # Data first: scripts run where they stand and read the data.
   if data is not None:
-    elements.append(f'<script type="application/json" id="data">{script_json(data)}</script>\n')
-  for program in programs:
+    elements.append(_json_element('data', script_json(data)))
+  for name, text in (parts or {}).items():
+    elements.append(_json_element(f'part-{name}', text))
+  program = ''
+  if scripts:
+    # One function around all files: their names stay out of the browser's own.
+    files = '\n'.join(_asset(name) for name in scripts)
+    program = f"'use strict';\n(() => {{\n{files}}})();\n"
     elements.append(f'<script>{program}</script>\n')
   # The policy stands before anything that could load or run.
   return (
@@ -46,7 +53,7 @@ def document(
     '<html lang="en">\n'
     '<head>\n'
     '<meta charset="utf-8">\n'
-    f'<meta http-equiv="Content-Security-Policy" content="{_policy(programs)}">\n'
+    f'<meta http-equiv="Content-Security-Policy" content="{_policy(program)}">\n'
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
     f'<title>{title}</title>\n'
     f'<style>{style}</style>\n'
@@ -57,6 +64,10 @@ def document(
     '</body>\n'
     '</html>\n'
   )
+
+
+def _json_element(name: str, text: str) -> str:
+  return f'<script type="application/json" id="{escape(name)}">{text}</script>\n'
 
 
 def section(title: str, *parts: str) -> str:
@@ -80,8 +91,9 @@ def table(head: str, rows: Sequence[str], *, kind: str = '') -> str:
     kind: class of the table in page.css.
   """
   attribute = f' class="{kind}"' if kind else ''
+  # In the order of the tab key, so that a keyboard can scroll what is wider than the window.
   return (
-    f'<div class="scroll"><table{attribute}><thead>{head}</thead>'
+    f'<div class="scroll" tabindex="0"><table{attribute}><thead>{head}</thead>'
     f'<tbody>{"".join(rows)}</tbody></table></div>'
   )
 
@@ -99,14 +111,16 @@ def folded_json(name: str, content: Any) -> str:
   return f'<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>'
 
 
-def _policy(programs: Sequence[str]) -> str:
-  """The content security policy of a page that runs these scripts and nothing else."""
+def _policy(program: str) -> str:
+  """The content security policy of a page that runs this script and nothing else."""
   # Figures carry style attributes, so style is allowed wherever it stands; it can load nothing.
   rules = ["default-src 'none'", "style-src 'unsafe-inline'"]
-  if programs:
-    digests = [hashlib.sha256(program.encode()).digest() for program in programs]
-    allowed = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
-    rules.append(f'script-src {" ".join(allowed)}')
+  if program:
+    digest = hashlib.sha256(program.encode()).digest()
+    allowed = base64.b64encode(digest).decode()
+    # strict-dynamic: what the script itself adds may run too, the files with parts of the examples.
+    # A script in the markup, as a hostile text would be, may not.
+    rules.append(f"script-src 'sha256-{allowed}' 'strict-dynamic'")
   # default-src does not cover these two.
   rules += ["base-uri 'none'", "form-action 'none'"]
   return '; '.join(rules)
@@ -115,4 +129,4 @@ def _policy(programs: Sequence[str]) -> str:
 def _asset(name: str) -> str:
   # Through importlib: the package may be installed as a zip.
   folder = importlib.resources.files('weightsteer_jax.experiments.report')
-  return folder.joinpath(name).read_text(encoding='utf-8')
+  return folder.joinpath('assets', name).read_text(encoding='utf-8')

@@ -7,12 +7,61 @@ import math
 import shlex
 from collections.abc import Sequence
 
-from weightsteer_jax.experiments.report import markup, tables, words
+from weightsteer_jax.experiments.report import curves, markup, tables, words
+from weightsteer_jax.experiments.report.beside import FOLDER, Placed
 from weightsteer_jax.experiments.report.examples import Counts, Survey
 from weightsteer_jax.experiments.report.metrics import accounted, agreement, further, thoughts
 from weightsteer_jax.experiments.report.pick import TOLERANCE, Pick, Side
 from weightsteer_jax.experiments.report.safe import escape, redact
-from weightsteer_jax.experiments.report.study import ROLES, Cell, Study, format_alpha, metric_of
+from weightsteer_jax.experiments.report.study import (
+  ROLES,
+  Cell,
+  Study,
+  SweptTask,
+  format_alpha,
+  metric_of,
+)
+
+TRADEOFF = 'Behaviour against capability'
+PLURALS = {'behaviour': 'Behaviours', 'capability': 'Capabilities'}
+# Metrics drawn beside a task's own.
+BESIDE = ('log_odds',)
+
+
+def masthead(title: str, sweep: Study) -> str:
+  """Name and description of the run, and on what it ran.
+
+  Args:
+    title: HTML of the run's name.
+  """
+  description = sweep.config.get('description')
+  about = f'<p class="about">{escape(str(description))}</p>' if description else ''
+  facts = ''.join(f'<li>{escape(fact)}</li>' for fact in run_facts(sweep))
+  return f'<header><h1>{title}</h1>{about}<ul class="facts">{facts}</ul></header>'
+
+
+def run_facts(sweep: Study) -> list[str]:
+  """What the workdir tells of model, day, device, duration and versions, each in some words."""
+  config = sweep.config
+  model = config.get('model') or {}
+  versions = config.get('versions') or {}
+  facts = []
+  if model.get('source'):
+    dtype = f' ({model["dtype"]})' if model.get('dtype') else ''
+    facts.append(f'{model["source"]}{dtype}')
+  if config.get('chat_date'):
+    facts.append(f'begun on {config["chat_date"]}')
+  for name in ('weightsteer_jax', 'jax'):
+    if versions.get(name):
+      facts.append(f'{name} {versions[name]}')
+  return facts
+
+
+def headlines(picks: Sequence[Pick]) -> str:
+  """The outcome of every arm; several arms stand side by side."""
+  several = len(picks) > 1
+  outcomes = ''.join(headline(choice, several) for choice in picks)
+  return f'<div class="arms">{outcomes}</div>' if several else outcomes
 
 
 def headline(choice: Pick, several: bool) -> str:
@@ -21,7 +70,7 @@ def headline(choice: Pick, several: bool) -> str:
   Args:
     several: whether the page shows several arms, each under a heading.
   """
-  heading = f'<h3>{escape(choice.arm)}</h3>' if several else ''
+  heading = f'<h2>{escape(choice.arm)}</h2>' if several else ''
   outcome = escape(_lede(choice))
   lede = f'<p class="lede">{outcome}</p>'
   reasons = ''.join(f'<p>{escape(sentence)}</p>' for sentence in choice.sentences)
@@ -105,7 +154,8 @@ def results(sweep: Study, picks: Sequence[Pick]) -> str:
   return markup.section(
     'Results',
     '<p class="note">Mean ± one standard error; n is the number of examples. An exclamation mark: '
-    f'capability more than {tolerance:g} from the base. Point at a number for all digits.</p>',
+    f'capability more than {tolerance:g} from the base. Point at a number for all digits; '
+    'follow it to its answers.</p>',
     *arms,
     '<details><summary>What the tasks measure</summary>',
     f'<ul>{"".join(descriptions)}</ul></details>',
@@ -137,7 +187,12 @@ def _table(sweep: Study, choice: Pick) -> str:
   for alpha in numbers.alphas:
     outside = {change.task for change in numbers.broken(alpha)}
     cells = ''.join(
-      _cell(numbers.cell(task, alpha), task in outside, first_of_role)
+      _cell(
+        numbers.cell(task, alpha),
+        task in outside,
+        first_of_role,
+        curves.address(task, choice.arm, alpha),
+      )
       for task, first_of_role in columns
     )
     mark = ''
@@ -158,7 +213,7 @@ def _table(sweep: Study, choice: Pick) -> str:
   return markup.table(head, rows, kind='results')
 
 
-def _cell(cell: Cell, outside: bool, first_of_role: bool) -> str:
+def _cell(cell: Cell, outside: bool, first_of_role: bool, href: str) -> str:
   names = []
   if outside:
     names.append('outside')
@@ -170,7 +225,9 @@ def _cell(cell: Cell, outside: bool, first_of_role: bool) -> str:
   # All digits in the title, two on the page.
   digits = f'{cell.mean!r} ± {cell.sem!r}, n = {cell.n}'
   sem = f' <span class="sem">±{cell.sem:.2f}</span>' if math.isfinite(cell.sem) else ''
-  return f'<td class="{classes}" title="{digits}">{cell.mean:.2f}{sem}</td>'
+  return (
+    f'<td class="{classes}" title="{digits}"><a href="{escape(href)}">{cell.mean:.2f}</a>{sem}</td>'
+  )
 
 
 # Everything as written and nothing rounded, for checks and for programs that read the page.
@@ -184,52 +241,116 @@ def _all_rows(sweep: Study) -> str:
   return markup.table(f'<tr>{heads}</tr>', lines, kind='rows')
 
 
-def charts(curves: str, tradeoff: str) -> str:
-  """Both figures with captions.
-
-  Args:
-    curves, tradeoff: SVG elements.
-  """
+def charts(sweep: Study, picks: Sequence[Pick]) -> str:
+  """Every task against alpha, behaviours first, a drawing for each metric shown."""
+  groups = curves.groups(picks)
+  parts = [_arm_legend(picks)]
+  for role in ROLES:
+    tasks = [task for task in sweep.tasks if task.role == role]
+    for arms in groups:
+      drawings = [_drawings(sweep, picks, arms, task) for task in tasks]
+      if not any(drawings):
+        continue
+      names = ', '.join(picks[number].arm for number in arms)
+      of_arms = f': {escape(names)}' if len(groups) > 1 else ''
+      parts.append(f'<h3>{PLURALS[role]}{of_arms}</h3>')
+      parts.append(f'<div class="panels">{"".join(drawings)}</div>')
   return markup.section(
     'Every task against alpha',
-    markup.figure(
-      curves,
-      'Behaviours above, capabilities below. Dashed lines and rings: the picked alphas. Shaded: '
-      'within tolerance of the base.',
-    ),
-    '<h2>Behaviour against capability</h2>',
+    '<p class="note">Point at a value to read it; follow it to the answers behind it. Arrow keys '
+    'go from point to point.</p>',
+    *parts,
+    '<p class="note">The same curves for slides: <a href="curves.png">curves.png</a>. All numbers: '
+    '<a href="results.csv">results.csv</a>.</p>',
+  )
+
+
+def _drawings(sweep: Study, picks: Sequence[Pick], arms: Sequence[int], task: SweptTask) -> str:
+  """The drawings of one task: its own metric, and log-odds beside a rate of choices."""
+  plotted = metric_of(sweep.results, task.name)
+  # A rate of choices stops at 0 and 1 where log-odds go on.
+  metrics = dict.fromkeys((plotted, *BESIDE))
+  parts = []
+  for metric in metrics:
+    panel = curves.panel(sweep, picks, arms, task, metric)
+    if panel is None:
+      continue
+    about = escape(task.description) if metric == plotted else 'the same choices, in nats'
+    parts.append(
+      f'<figure class="panel"><h4>{escape(task.name)} <small>{escape(metric)}</small></h4>'
+      f'{curves.draw(panel)}<figcaption>{about}</figcaption></figure>'
+    )
+  return ''.join(parts)
+
+
+def _arm_legend(picks: Sequence[Pick]) -> str:
+  """What the marks of the drawings mean."""
+  items = []
+  for number, choice in enumerate(picks if len(picks) > 1 else ()):
+    items.append(f'<li>{curves.key(number)} {escape(choice.arm)}</li>')
+  if any(choice.alphas for choice in picks):
+    items.append('<li><span class="sign">◯ ▴</span> picked alpha</li>')
+  if any(choice.comparison.capability for choice in picks):
+    tolerance = max(choice.comparison.tolerance for choice in picks)
+    items.append(f'<li><span class="sign swatch"></span> within {tolerance:g} of the base</li>')
+  items.append('<li><span class="sign">│</span> ± one standard error</li>')
+  return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def exchange(tradeoff: str) -> str:
+  """The figure of behaviour against capability.
+
+  Args:
+    tradeoff: SVG element.
+  """
+  return markup.section(
+    TRADEOFF,
     markup.figure(
       tradeoff,
       'Each point is an alpha. To the left of the shaded band a capability is lost; inside it, '
-      'all are kept. The same figures are in curves.png and tradeoff.png.',
+      'all are kept. The same figure is in <a href="tradeoff.png">tradeoff.png</a>.',
       narrow=True,
     ),
   )
 
 
-def browser() -> str:
-  """The frame for the examples, filled by page.js."""
-  # page.js finds the elements by their ids.
-  return """<section id="browser"><h2>Examples</h2>
-<p class="note">The same prompt at every alpha. Bars in the list: one per alpha, filled by its
-value; hatched where there is none. Keys: <kbd>j</kbd> <kbd>k</kbd> next and previous example,
-<kbd>[</kbd> <kbd>]</kbd> task, <kbd>/</kbd> search, <kbd>Esc</kbd> back. For choices, ✓ is the
-target, and the probabilities are those of the whole texts, made to add up to one: a task scored
-per token or byte may rank them otherwise.</p>
-<noscript><p>Looking through examples needs JavaScript; all rows are in sweep/rows.jsonl.</p>
+def browser(survey: Survey, placed: Placed) -> str:
+  """The frame for the examples, filled by the scripts."""
+  rows = sum(count.total for count in survey.counts.values())
+  examples = sum(len(places) for places in survey.places.values())
+  where = 'inside of this page'
+  if placed.beside:
+    where = (
+      f'in {len(placed.beside)} files beside this page ({FOLDER}/, {placed.size / 1e6:.0f} MB), '
+      'each read when it is looked at'
+    )
+  # The scripts find the elements by their ids.
+  return f"""<section id="browser"><h2>Answers</h2>
+<p class="note">All {examples:,} examples, {rows:,} answers, {where}. Choose two strengths to
+compare the answers to the same question. ✓ marks the target of a choice; its probabilities are
+those of the whole texts, made to add up to one, so a task scored per token or byte may rank them
+otherwise.</p>
+<noscript><p>Looking through answers needs JavaScript; all rows are in sweep/rows.jsonl.</p>
 </noscript>
 <div class="bar">
 <label>Task<select id="task"></select></label>
-<label>Arm<select id="arm"></select></label>
-<label>Alphas<select id="alphas">
-<option value="all">all</option><option value="picked">picked and base</option></select></label>
-<label>Search<input id="search" type="search" placeholder="words in prompts or answers"
+<label>A<select id="a"></select></label>
+<button type="button" id="swap" aria-label="Swap A and B">⇄</button>
+<label>B<select id="b"></select></label>
+<label>Order<select id="sort"></select></label>
+<label>Search<input id="search" type="search" placeholder="words in questions or answers"
 autocomplete="off"></label>
-<button type="button" id="previous" aria-label="Previous example">←</button>
-<button type="button" id="next" aria-label="Next example">→</button>
 </div>
-<p class="note" id="count" aria-live="polite"></p>
-<div class="browser"><div class="list" id="list"></div><div id="view"></div></div></section>"""
+<p class="note" id="about"></p>
+<div class="filters" id="filters" role="group" aria-label="Filter"></div>
+<p class="note tally"><span id="count" aria-live="polite"></span>
+<button type="button" id="download">Save as csv</button></p>
+<div class="browser">
+<div><div class="list" id="list"></div><div class="pager" id="pager"></div></div>
+<div id="view"></div></div>
+<p class="note keys">Keys: <kbd>j</kbd> <kbd>k</kbd> next and previous example, <kbd>,</kbd>
+<kbd>.</kbd> strength of B down and up, <kbd>[</kbd> <kbd>]</kbd> task, <kbd>/</kbd> search,
+<kbd>Esc</kbd> back. The address of this page always leads to what is shown.</p></section>"""
 
 
 def accounting(sweep: Study, survey: Survey) -> str:

@@ -146,15 +146,79 @@ def sample_rows(workdir: str | Path) -> Iterator[dict[str, Any]]:
 
   Raises:
     InputError: if sweep/rows.jsonl is missing, or a row lacks a naming key.
-    CorruptError: if a line is not JSON.
+    CorruptError: if a line is not JSON, or a key holds what it cannot hold.
   """
-  path = Path(workdir) / 'sweep' / 'rows.jsonl'
-  for where, row in _json_lines(path, skip_unfinished=True):
-    _require(row, ('arm', 'alpha', 'task', 'example', 'sample', 'status'), where)
-    alpha = _number(row['alpha'])
+  for _, row in placed_rows(workdir):
+    yield row
+
+
+def placed_rows(workdir: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+  """The sweep's rows as `sample_rows`, each behind the byte at which its line begins."""
+  path = rows_path(workdir)
+  for place, where, line in _lines(path, skip_unfinished=True):
+    yield place, parse_row(line, where)
+
+
+def rows_path(workdir: str | Path) -> Path:
+  """The file of the sweep's rows."""
+  return Path(workdir) / 'sweep' / 'rows.jsonl'
+
+
+def parse_row(line: bytes, where: str) -> dict[str, Any]:
+  """A line of rows.jsonl as a row, its values checked as far as a page reads them.
+
+  Args:
+    where: the line in an error's words.
+
+  Raises:
+    InputError, CorruptError: as `sample_rows`.
+  """
+  row = _parse(line, where)
+  _require(row, ('arm', 'alpha', 'task', 'example', 'sample', 'status'), where)
+  try:
+    alpha = float(row['alpha'])
+    if not math.isfinite(alpha):
+      raise ValueError('alpha is no number')
     # Failed rows have no value.
     value = _number(row.get('value'))
-    yield {**row, 'alpha': alpha, 'value': value}
+    logprobs = [_number(logprob) for logprob in row.get('logprobs') or []]
+    messages = [dict(message) for message in row.get('messages') or []]
+  except (TypeError, ValueError) as error:
+    raise CorruptError(
+      f'{where}: a value is of another type than a sweep writes ({error}); remove that line, run '
+      'the sweep again'
+    ) from None
+  parsed = {**row, 'alpha': alpha, 'value': value, 'messages': messages}
+  # Names are keys of tables, whatever JSON holds.
+  for key in ('arm', 'task', 'example'):
+    parsed[key] = str(row[key])
+  if 'logprobs' in row:
+    parsed['logprobs'] = logprobs
+  return parsed
+
+
+def judgements(workdir: str | Path) -> Iterator[dict[str, Any]]:
+  """The lines of sweep/judgements.jsonl in order; none where the sweep has no judges.
+
+  Raises:
+    InputError: if a line lacks a key.
+    CorruptError: if a line is not JSON, or holds what it cannot hold.
+  """
+  path = Path(workdir) / 'sweep' / 'judgements.jsonl'
+  if not path.is_file():
+    return
+  keys = ('arm', 'alpha', 'task', 'example', 'sample', 'judge', 'purpose', 'score', 'status')
+  for _, where, text in _lines(path, skip_unfinished=True):
+    line = _parse(text, where)
+    _require(line, keys, where)
+    try:
+      score = _number(line['score'])
+      alpha = _number(line['alpha'])
+    except (TypeError, ValueError) as error:
+      raise CorruptError(f'{where}: {error}; remove that line, judge again') from None
+    texts = {key: str(line[key]) for key in ('arm', 'task', 'example', 'judge', 'purpose')}
+    known = score if math.isfinite(score) else None
+    yield {**line, **texts, 'alpha': alpha, 'score': known, 'status': str(line['status'])}
 
 
 def cells(results: Sequence[Mapping[str, Any]], arm: str) -> Cells:
@@ -187,6 +251,17 @@ def cells(results: Sequence[Mapping[str, Any]], arm: str) -> Cells:
       )
     column[alpha] = Cell(_number(row['mean']), _number(row['sem']), int(row['n']))
   return table
+
+
+def column(
+  results: Sequence[Mapping[str, Any]], arm: str, task: str, metric: str
+) -> dict[float, Cell]:
+  """{alpha: Cell} of one metric of a task under an arm; empty where not measured."""
+  chosen = {}
+  for row in results:
+    if (row['arm'], row['task'], row['metric']) == (arm, task, metric):
+      chosen[float(row['alpha'])] = Cell(_number(row['mean']), _number(row['sem']), int(row['n']))
+  return chosen
 
 
 def metric_of(results: Sequence[Mapping[str, Any]], task: str) -> str:
@@ -256,22 +331,33 @@ def _number(value: Any) -> float:
   return math.nan if value is None else float(value)
 
 
-def _json_lines(path: Path, skip_unfinished: bool = False) -> Iterator[tuple[str, Any]]:
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
   """(file:line, value) of each line, blank lines left out."""
+  for _, where, line in _lines(path):
+    yield where, _parse(line, where)
+
+
+def _lines(path: Path, skip_unfinished: bool = False) -> Iterator[tuple[int, str, bytes]]:
+  """(first byte, file:line, line) of each line, blank lines left out."""
   if not path.is_file():
     raise InputError(f'no {path}; the report needs it: run the sweep first')
-  with path.open(encoding='utf-8') as lines:
+  place = 0
+  # Bytes and no text: places in the file are bytes.
+  with path.open('rb') as lines:
     for number, line in enumerate(lines, start=1):
       # A sweep may be running.
-      if skip_unfinished and not line.endswith('\n'):
+      if skip_unfinished and not line.endswith(b'\n'):
         return
-      if not line.strip():
-        continue
-      where = f'{path}:{number}'
-      try:
-        value = json.loads(line)
-      except ValueError as error:
-        raise CorruptError(
-          f'{where} is not JSON ({error}); remove that line, run the sweep again'
-        ) from None
-      yield where, value
+      if line.strip():
+        yield place, f'{path}:{number}', line
+      place += len(line)
+
+
+def _parse(line: bytes, where: str) -> Any:
+  """The JSON value of a line."""
+  try:
+    return json.loads(line)
+  except (ValueError, RecursionError) as error:
+    raise CorruptError(
+      f'{where} is not JSON ({error}); remove that line, run the sweep again'
+    ) from None

@@ -1,8 +1,11 @@
 """The results as text: alphas in rows, tasks in columns, for a terminal or for Markdown."""
 
+import csv as csvs
+import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from weightsteer_jax.experiments.report.comparison import Comparison
 from weightsteer_jax.experiments.report.pick import Pick
@@ -69,6 +72,17 @@ def markdown(pick: Pick) -> str:
     rows.append([name, *entries])
   lines = [f'| {" | ".join(row)} |' for row in rows]
   return '\n'.join([*lines, '', *map(_plain, pick.sentences)])
+
+
+def csv(results: Sequence[Mapping[str, Any]]) -> str:
+  """The rows of results.jsonl as comma-separated values, all digits kept."""
+  # Keys in order of appearance: rows of different metrics need not have the same.
+  keys = dict.fromkeys(key for row in results for key in row)
+  text = io.StringIO()
+  writer = csvs.DictWriter(text, list(keys), lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(results)
+  return text.getvalue()
 
 
 def format_cell(cell: Cell) -> str:
