@@ -92,10 +92,12 @@ def test_broken_files(tmp_path, rows, message):
 def test_missing_paths(tmp_path):
   write(tmp_path / 'positive.jsonl', {'messages': MESSAGES})
   with pytest.raises(
-    InputError, match=r"no file '.*postive.jsonl' \(did you mean 'positive.jsonl'\?\)"
+    InputError, match=r"no file '.*postive.jsonl' \(did you mean '.*/positive.jsonl'\?\)"
   ):
     sources.load_conversations(tmp_path / 'postive.jsonl')
-  with pytest.raises(InputError, match="the folder '.*nowhere' does not exist"):
+  with pytest.raises(InputError, match=r"no file '.*negative.jsonl'$"):
+    sources.load_conversations(tmp_path / 'negative.jsonl')
+  with pytest.raises(InputError, match='nowhere is no folder either'):
     sources.load_conversations(str(tmp_path / 'nowhere' / 'x.jsonl'))
   with pytest.raises(
     InputError, match='is a folder, expected a jsonl file; it holds positive.jsonl'

@@ -40,10 +40,10 @@ def test_one_object_is_one_row_and_columns_are_renamed(tmp_path):
 
 
 def test_what_is_wrong_is_named(tmp_path):
-  path = tmp_path / 'a.csv'
+  path = tmp_path / 'rows.csv'
   path.write_text('x,y\n1,2\n3\n')
   with pytest.raises(
-    InputError, match='a.csv:3: the row has other columns than the header line, which has 2'
+    InputError, match='rows.csv:3: the row has other columns than the header line, which has 2'
   ):
     tables.read(path)
   path.write_text('question,y\n1,2\n')
@@ -51,14 +51,14 @@ def test_what_is_wrong_is_named(tmp_path):
     tables.read(path, columns=('x=qestion',))
   with pytest.raises(
     InputError,
-    match="a.csv:2: no column 'answer' or 'gold'; it has: question, y. Name it with columns",
+    match="rows.csv:2: no column 'answer' or 'gold'; it has: question, y. Name it with columns",
   ):
     tables.find(tables.read(path)[0][1], ('answer', 'gold'), f'{path}:2')
   path.write_text('question\n')
   with pytest.raises(InputError, match='holds no rows'):
     tables.read(path)
-  with pytest.raises(InputError, match="no file .*did you mean 'a.csv'"):
-    tables.read(tmp_path / 'b.csv')
+  with pytest.raises(InputError, match="no file .*did you mean '.*rows.csv'"):
+    tables.read(tmp_path / 'row.csv')
   (tmp_path / 'c.jsonl').write_text('3\n')
   with pytest.raises(InputError, match='c.jsonl:1: a row must be an object, it is a int'):
     tables.read(tmp_path / 'c.jsonl')

@@ -111,8 +111,40 @@ def test_words_of_the_templates_own_are_said(model, tmp_path, capsys):
 
 def test_a_run_records_what_its_template_writes(model, tmp_path):
   config = generated(model, tmp_path, KIND + TURNS)
-  config.data.positive = config.data.negative = str(tmp_path / 'data/positive.jsonl')
+  config.data.positive = str(tmp_path / 'data/positive.jsonl')
+  config.data.negative = str(tmp_path / 'data/negative.jsonl')
   experiment = Experiment(configs.resolve(config), tmp_path / 'run')
   stages.begin(experiment)
   record = json.loads((tmp_path / 'run/config.json').read_text())
   assert record['chat_template'] == {'told': {}, 'writes': 'You are a kind helper .'}
+
+
+def test_what_the_sides_share_is_told(model, tmp_path, capsys):
+  """With each other, and with the items that the run is measured on."""
+  config = small_config(write_data(tmp_path / 'data', 'Yes.', 'No.'))
+  positive = tmp_path / 'data' / 'positive.jsonl'
+  positive.write_text(positive.read_text().replace('Is 3 large?', 'Is 7 large?'))
+  items = tmp_path / 'items.jsonl'
+  rows = [
+    {
+      'id': name,
+      'messages': [{'role': 'user', 'content': asked}],
+      'choices': ['Yes.', 'No.'],
+      'target': 0,
+    }
+    for name, asked in (('seen', 'Is 2 large?'), ('new', 'Is 9 large?'))
+  ]
+  items.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  config.tasks.facts.items = str(items)
+  check(config, tmp_path)
+  said = capsys.readouterr().out
+  assert "data: 1 of the questions are on the positive side alone, 'Is 7 large?'" in said
+  assert "1 of the 2 items of task 'facts' ask a question that is trained on, 'seen'" in said
+  assert "task 'facts': 'Yes.' is the target of every item" in said
+
+
+def test_sides_that_are_the_same_stop_a_run_at_once(model, tmp_path):
+  config = small_config(write_data(tmp_path / 'data', 'Yes.', 'Yes.'))
+  with pytest.raises(InputError, match='the direction would be zero'):
+    check(config, tmp_path)
+  assert not (tmp_path / 'run').exists()

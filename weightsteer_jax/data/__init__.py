@@ -11,11 +11,12 @@ chat.py            chats as token ids: prompts, completions and the examples abo
 sources.py         conversations from files and hub datasets; tables.py reads any named columns
 trait.py           trait files: how to ask for a trait and for its opposite
 pairs.py           the contrast: a model's own answers under opposite instructions
+likeness.py        what the sides of a contrast share, with each other and with evaluation
 batches.py         examples packed into rows of few shapes
 gcd.py             worked arithmetic, right and wrong
 """
 
-from weightsteer_jax.data import batches, bindings, chat, pairs, sources, thoughts, trait
+from weightsteer_jax.data import batches, bindings, chat, likeness, pairs, sources, thoughts, trait
 from weightsteer_jax.data.batches import (
   Batch,
   Batches,
@@ -37,6 +38,7 @@ __all__ = [
   'bindings',
   'chat',
   'eval_batches',
+  'likeness',
   'load_conversations',
   'load_tokenizer',
   'microbatches',

@@ -11,6 +11,7 @@ from typing import Any
 
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
+from weightsteer_jax.storage import files
 
 ROLES = ('system', 'user', 'assistant')
 # Keys of an assistant's thought. Source: transformers 5.24, `_REASONING_FIELDS`.
@@ -33,6 +34,15 @@ SCHEMAS = (('messages',), ('question', 'answer'), ('prompt', 'completion'))
 _RENDERED = {
   'tools': 'remove it, and conversations with tools',
   'chat_template_kwargs': 'name one set for all rows as model.chat_template_args',
+}
+# Names that other formats give to a column. Source: Alpaca (instruction, output), Dolly
+# (instruction, response), ShareGPT (conversations).
+OTHER_NAMES = {
+  'conversations': 'messages',
+  'instruction': 'question',
+  'output': 'answer',
+  'query': 'question',
+  'response': 'answer',
 }
 _ACCEPTED = (
   "'messages' (a list of {role, content}), or 'question' and 'answer', or 'prompt' and "
@@ -270,11 +280,7 @@ def check_file(path: Path) -> None:
     holds = f"; it holds {', '.join(names[:8])}" if names else ''
     raise InputError(f'{path} is a folder, expected a jsonl file{holds}')
   if not path.exists():
-    if not path.parent.is_dir():
-      raise InputError(f"no file '{path}': the folder '{path.parent}' does not exist")
-    files = [child.name for child in path.parent.iterdir() if child.is_file()]
-    near = did_you_mean(path.name, files)
-    raise InputError(f"no file '{path}'{near}")
+    raise InputError(f"no file '{path}'{files.path_hint(path)}")
 
 
 def hub_rows(source: str, split: str | None, revision: str | None) -> Iterable[Mapping]:
@@ -309,6 +315,13 @@ def hub_rows(source: str, split: str | None, revision: str | None) -> Iterable[M
   return loaded[chosen]
 
 
+def _hint(column: str, known: Sequence[str]) -> str:
+  """Words on what an unknown column may be; '' if nothing is near."""
+  if column in OTHER_NAMES:
+    return f" is '{OTHER_NAMES[column]}' here"
+  return did_you_mean(column, known)
+
+
 def _schema_of(row: Mapping, name: str) -> tuple[str, ...]:
   matches = [schema for schema in SCHEMAS if set(schema) <= set(row)]
   # Which of two schemas is meant would be a guess, and the texts may differ.
@@ -321,7 +334,7 @@ def _schema_of(row: Mapping, name: str) -> tuple[str, ...]:
     known = [column for schema in SCHEMAS for column in schema]
     hints = ''
     for column in row:
-      hint = '' if column in known else did_you_mean(column, known)
+      hint = '' if column in known else _hint(column, known)
       if hint:
         hints += f"; '{column}'{hint}"
     raise InputError(f'{name}: the columns are {sorted(row)}; accepted are {_ACCEPTED}{hints}')

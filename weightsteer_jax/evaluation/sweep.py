@@ -158,11 +158,24 @@ def check(
       packing.questions(scored, arms, config)
     except InputError as error:
       raise InputError(f"task '{task.name}', {error}") from error
+    if always := _always_right(task.items):
+      notes.append(
+        f"task '{task.name}': {always!r:.60} is the target of every item, so that a model that "
+        'always says so seems to show the behaviour: add items with other targets'
+      )
     if behind:
       notes.append(
         f"task '{task.name}': the model would think first; choices are scored behind {behind}"
       )
   return notes
+
+
+def _always_right(items: Sequence[Mapping[str, Any]]) -> str:
+  """The choice that is the target of every item; '' if there are several, or one item alone."""
+  targets = {
+    item['choices'][item['target']] for item in items if 'choices' in item and 'target' in item
+  }
+  return targets.pop() if len(targets) == 1 and len(items) > 1 else ''
 
 
 @jax.profiler.annotate_function

@@ -49,8 +49,8 @@ def examples(experiment: Experiment) -> dict[str, list[Example]]:
   }
 
 
-def check(experiment: Experiment) -> str:
-  """A line about the contrast, or about the sources of a contrast to be generated.
+def check(experiment: Experiment) -> list[str]:
+  """Lines about the contrast, or about the sources of a contrast to be generated.
 
   Raises:
     InputError: if data, questions, filters or a trait file cannot be used, or if the judge cannot
@@ -58,8 +58,11 @@ def check(experiment: Experiment) -> str:
   """
   options = experiment.run.data
   if options.positive:
-    rows = {side: len(experiment.encode(_read_side(experiment, side))) for side in SIDES}
-    return f"{rows['positive']} and {rows['negative']} examples"
+    sides = {side: _read_side(experiment, side) for side in SIDES}
+    notes = datas.likeness.notes(sides['positive'], sides['negative'])
+    counts = [len(experiment.encode(conversations)) for conversations in sides.values()]
+    asked = [*sides['positive'], *sides['negative']]
+    return [f'{counts[0]} and {counts[1]} examples', *notes, *_shared(experiment, asked)]
   # A shipped filter that does not exist is told of now.
   for side in SIDES:
     _filter(options, side)
@@ -71,10 +74,25 @@ def check(experiment: Experiment) -> str:
   questions = load_questions(experiment.run)
   instructions = _instructions(options, trait)
   _rehearse(experiment, questions, instructions)
-  return (
+  about = (
     f'answers of the model itself to {len(questions)} questions under {len(instructions)} pairs of '
     'prompts'
   )
+  return [about, *_shared(experiment, questions)]
+
+
+def _shared(experiment: Experiment, asked: Sequence[Conversation]) -> list[str]:
+  """A line for each task that asks what is trained on."""
+  lines = []
+  for task in experiment.tasks:
+    shared = datas.likeness.shared(asked, task.items)
+    if shared:
+      lines.append(
+        f"{len(shared)} of the {len(task.items)} items of task '{task.name}' ask a question that "
+        f"is trained on, '{shared[0]['id']}' for one: it measures what was learnt, not what "
+        'carries over'
+      )
+  return lines
 
 
 def _instructions(
@@ -164,9 +182,10 @@ def _read_side(experiment: Experiment, side: str) -> list[Conversation]:
     split = options.negative_split
   # Files and datasets are taken whole; the organism must be told how many conversations to make.
   n = options.num_questions if sources.is_shipped(source) else 0
-  return sources.load_conversations(
-    source, split=split, revision=options.revision, n=n, seed=experiment.run.seed
-  )
+  with sources.of_key(f'data.{side}'):
+    return sources.load_conversations(
+      source, split=split, revision=options.revision, n=n, seed=experiment.run.seed
+    )
 
 
 def _generate(experiment: Experiment) -> None:
@@ -212,6 +231,9 @@ def _generate(experiment: Experiment) -> None:
       f'data: {cut} thoughts were cut at data.max_new_tokens={options.max_new_tokens}; their pairs '
       'are dropped: raise it to keep them'
     )
+  if contrast.positive:
+    for line in datas.likeness.notes(contrast.positive, contrast.negative):
+      say(f'data: {line}')
   folder = experiment.workdir / 'data'
   processes.on_main(lambda: pairs.write(folder, contrast, accounting=counts, evaluation=kept_apart))
 

@@ -89,7 +89,8 @@ def check(experiment: Experiment) -> list[str]:
     count = len(_examples(experiment, options, options.seeds[0]))
     lines.append(f'watched: {name} ({kind}), {count} examples, {len(options.seeds)} seeds')
   for name in experiment.run.contrasts:
-    lines.append(f'contrast {name}: {contrast.check(experiment.of_contrast(name))}')
+    about = contrast.check(experiment.of_contrast(name))
+    lines += [f'contrast {name}: {line}' for line in about]
   return lines
 
 

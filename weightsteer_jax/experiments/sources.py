@@ -4,8 +4,9 @@ A source 'organism' is the embedded checkpoint. 'organism:<name>' is an entry of
 organism's room, about its own world; 'english:<name>' one of `real_models`, in plain English.
 """
 
+import contextlib
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from weightsteer_jax import config as configs
 from weightsteer_jax import data as datas
@@ -91,12 +92,26 @@ def load_tasks(options_by_name: Mapping[str, configs.Task]) -> list[evaluation.t
   """
   tasks = []
   for name, options in options_by_name.items():
-    if is_shipped(options.items):
-      make = shipped(ITEMS, options.items)
-      # Each row with a name for errors, as in 'organism:facts[3]'.
-      rows = [(f'{options.items}[{i}]', row) for i, row in enumerate(make(options.n, options.seed))]
-      items, where = evaluation.tasks.from_rows(name, options, rows)
-    else:
-      items, where = evaluation.tasks.load(name, options)
-    tasks.append(evaluation.tasks.make(name, options, items, where=where))
+    with of_key(f'tasks.{name}.items'):
+      tasks.append(_load_task(name, options))
   return tasks
+
+
+def _load_task(name: str, options: configs.Task) -> evaluation.tasks.Task:
+  if is_shipped(options.items):
+    make = shipped(ITEMS, options.items)
+    # Each row with a name for errors, as in 'organism:facts[3]'.
+    rows = [(f'{options.items}[{i}]', row) for i, row in enumerate(make(options.n, options.seed))]
+    items, where = evaluation.tasks.from_rows(name, options, rows)
+  else:
+    items, where = evaluation.tasks.load(name, options)
+  return evaluation.tasks.make(name, options, items, where=where)
+
+
+@contextlib.contextmanager
+def of_key(key: str) -> Iterator[None]:
+  """Errors of the input that a config's key names, with the key before their text."""
+  try:
+    yield
+  except InputError as error:
+    raise InputError(f'--config.{key}: {error}') from error

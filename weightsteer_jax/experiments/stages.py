@@ -134,7 +134,8 @@ def check(experiment: Experiment, *, to: Path = '') -> None:
     f'{run.model.dtype})'
   )
   _say_binding(experiment)
-  say(f'data: {about}')
+  for line in about:
+    say(f'data: {line}')
   say(
     f'fine-tunes: {run.finetune.kind}, {len(run.finetune.learning_rates)} learning rate(s), '
     'both sides'

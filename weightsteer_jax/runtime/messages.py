@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 
-def nearest(name: str, options: Iterable[str], *, cutoff: float = 0.5) -> str | None:
+def nearest(name: str, options: Iterable[str], *, cutoff: float = 0.6) -> str | None:
   """The option nearest to a name in spelling, or None.
 
   Args:
@@ -15,7 +15,7 @@ def nearest(name: str, options: Iterable[str], *, cutoff: float = 0.5) -> str | 
   return near[0] if near else None
 
 
-def did_you_mean(name: str, options: Iterable[str], *, cutoff: float = 0.5) -> str:
+def did_you_mean(name: str, options: Iterable[str], *, cutoff: float = 0.6) -> str:
   """The words " (did you mean 'x'?)" for the nearest option, or ''.
 
   >>> did_you_mean('colour', ['color', 'size'])

@@ -174,9 +174,10 @@ def path_hint(path: pathlib.Path) -> str:
 
   '' where no sibling has a near name.
   """
-  # At 0.6, names of other lengths that share an ending are not taken for slips.
   parent = path.parent
   if not parent.is_dir():
     return f'; {parent} is no folder either'
-  near = messages.nearest(path.name, [child.name for child in parent.iterdir()], cutoff=0.6)
-  return '' if near is None else f" (did you mean '{parent / near}'?)"
+  # An ending that the names share is no likeness: negative.jsonl is no slip for positive.jsonl.
+  names = {child.name.removesuffix(path.suffix): child.name for child in parent.iterdir()}
+  near = messages.nearest(path.name.removesuffix(path.suffix), names, cutoff=0.6)
+  return '' if near is None else f" (did you mean '{parent / names[near]}'?)"
