@@ -48,6 +48,7 @@ setuptools.setup(
     'absl-py>=2.5',
     'ml_collections>=1.1',
     'numpy>=2.4',
+    'scipy>=1.16',
     'matplotlib>=3.11',
     'tensorboardX>=2.6',
     'tqdm>=4.70',

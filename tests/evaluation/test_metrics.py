@@ -4,7 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from weightsteer_jax.evaluation import metrics
+from weightsteer_jax import config
+from weightsteer_jax.evaluation import intervals, metrics
 from weightsteer_jax.runtime.errors import CorruptError, InputError
 
 
@@ -24,7 +25,7 @@ def row(example, value, *, alpha=0.0, sample=0, task='facts', arm='weights', sta
 
 def test_one_value_per_example_has_the_usual_standard_error():
   values = np.random.default_rng(0).random(37)
-  mean, sem, n = metrics.clustered_mean([(str(i), float(v)) for i, v in enumerate(values)])
+  mean, sem, n = intervals.clustered_mean([(str(i), float(v)) for i, v in enumerate(values)])
   np.testing.assert_allclose(
     [mean, sem], [values.mean(), values.std(ddof=1) / math.sqrt(37)], rtol=1e-12
   )
@@ -33,8 +34,8 @@ def test_one_value_per_example_has_the_usual_standard_error():
 
 def test_repeated_samples_of_an_example_count_as_one_cluster():
   values = np.random.default_rng(1).random(20)
-  once = metrics.clustered_mean([(str(i), float(v)) for i, v in enumerate(values)])
-  thrice = metrics.clustered_mean(
+  once = intervals.clustered_mean([(str(i), float(v)) for i, v in enumerate(values)])
+  thrice = intervals.clustered_mean(
     [(str(i), float(v)) for i, v in enumerate(values) for _ in range(3)]
   )
   np.testing.assert_allclose(thrice, once, rtol=1e-12)
@@ -44,7 +45,7 @@ def test_clustered_error_agrees_with_a_bootstrap_over_examples():
   draw = np.random.default_rng(2)
   sizes = draw.integers(1, 6, 60)
   values = [draw.normal(draw.normal(), 0.5, size) for size in sizes]
-  _, sem, _ = metrics.clustered_mean(
+  _, sem, _ = intervals.clustered_mean(
     [(str(i), float(v)) for i, vs in enumerate(values) for v in vs]
   )
   means = [
@@ -97,3 +98,43 @@ def test_results_are_written_from_the_rows_on_disk(tmp_path):
   path.write_text('{"arm": "x"}\n')
   with pytest.raises(CorruptError, match='rows.jsonl:1 is not a row of a sweep: it lacks alpha'):
     metrics.write(tmp_path)
+
+
+def test_every_result_says_how_many_answers_on_how_many_questions_and_what_was_not_read():
+  options = {'facts': config.TextTask('x.jsonl', 'behaviour', 'generate', groups='claims')}
+  # Two answers a claim; at alpha 1 most of them cannot be read, and count as no behaviour.
+  rows = []
+  for i in range(20):
+    rows.append(row(f'q{i}', float(i < 10), group=f'c{i // 2}', completion='x'))
+    status = 'ok' if i < 2 else 'unparsable'
+    rows.append(row(f'q{i}', 0.0, alpha=1.0, group=f'c{i // 2}', status=status, completion='x'))
+  base, steered = [r for r in metrics.results(rows, options) if r['metric'] == 'rate']
+  for result in (base, steered):
+    assert (result['answers'], result['clusters'], result['groups']) == (20, 10, 'claims')
+    # The old names stay.
+    assert (result['values'], result['n'], result['asked']) == (20, 10, 20)
+  assert (base['unreadable'], steered['unreadable']) == (0, 18)
+  assert (steered['mean'], steered['sem'], steered['low']) == (0.0, 0.0, 0.0)
+  # By hand: z^2 / (10 + z^2), as of ten claims.
+  assert steered['high'] == pytest.approx(0.2775, abs=1e-4)
+  assert (base['change'], base['change_sem']) == (0.0, 0.0)
+  # By hand: the base's residual sums are 1 or -1 for ten claims of two, sqrt(10 / 9 * 10 / 20^2).
+  assert steered['change'] == -0.5
+  assert steered['change_sem'] == pytest.approx(math.sqrt(10 / 9 * 10) / 20)
+  assert steered['change_low'] < -0.5 < steered['change_high'] < 0
+
+
+def test_a_judge_that_gave_no_score_has_read_nothing():
+  asked = row('a', None, judgements={})
+  asked['judgements'] = {'first': {'trait': {'status': 'ok', 'score': 3.0}}}
+  assert not metrics.is_unreadable(asked)
+  asked['judgements']['first']['coherence'] = {'status': 'no_answer', 'score': None}
+  assert metrics.is_unreadable(asked)
+  assert not metrics.is_unreadable(row('a', None))
+
+
+def test_a_change_needs_an_alpha_0():
+  [result, _] = metrics.results([row('a', 1.0, alpha=1.0)])
+  assert (result['change'], result['change_low']) == (None, None)
+  # One question of one answer: Wilson's interval of 1 of 1.
+  assert (result['low'], result['high']) == (pytest.approx(0.2065, abs=1e-4), 1.0)

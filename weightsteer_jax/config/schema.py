@@ -178,6 +178,8 @@ class Task:
   n: int = 0
   # Seed of the items that are drawn or generated.
   seed: int = 0
+  # What the report calls the groups of items, as in 'claims'; '' is questions.
+  groups: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

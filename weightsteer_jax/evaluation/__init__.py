@@ -2,7 +2,8 @@
 
 sweep.py      every arm, alpha, task, item and sample as a row on disk
 rows.py       the columns of a row
-metrics.py    means and standard errors, from rows and judgements alone
+intervals.py  means of clustered values, 95 % intervals, paired changes
+metrics.py    results, from rows and judgements alone
 judging.py    the judges' scores of the rows, asked once and kept
 agreement.py  how far two judges agree
 tasks/        the kinds of task, one file each; kind.py defines a kind
@@ -11,5 +12,14 @@ judges/       an endpoint, a checkpoint, or rules
 harness/      lm-evaluation-harness on our engine
 """
 
-from weightsteer_jax.evaluation import agreement, judges, judging, metrics, rows, sweep, tasks
+from weightsteer_jax.evaluation import (
+  agreement,
+  intervals,
+  judges,
+  judging,
+  metrics,
+  rows,
+  sweep,
+  tasks,
+)
 from weightsteer_jax.evaluation.judges import JudgeRequest

@@ -1,4 +1,4 @@
-"""From rows and judgements to results: means with standard errors, needing no model.
+"""From rows and judgements to results: means with errors and intervals, needing no model.
 
 All `metrics` of a task's kind are measured; the report plots the metric that the task's options
 name, by default the kind's first. The results also hold the failure accounting of
@@ -6,7 +6,6 @@ name, by default the kind's first. The results also hold the failure accounting 
 `prompt_spread` for an arm of several system prompts.
 """
 
-import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from weightsteer_jax import config
-from weightsteer_jax.evaluation import judging
+from weightsteer_jax.evaluation import intervals, judging
 from weightsteer_jax.evaluation import rows as row_files
 from weightsteer_jax.evaluation import tasks as kinds
 from weightsteer_jax.evaluation.reading import failures, measures, thinking
@@ -26,6 +25,20 @@ from weightsteer_jax.storage import files
 
 # The metric's name in results: the standard deviation over an arm's system prompts.
 PROMPT_SPREAD = 'prompt_spread'
+# What the clusters of a task are called whose config has no name for them.
+QUESTIONS = 'questions'
+# The least and the largest value of a metric that is no share; None where there are no limits.
+LIMITS: Mapping[str, tuple[float, float] | None] = {
+  'trait': (0.0, 100.0),
+  'coherence': (0.0, 100.0),
+  'alignment': (0.0, 100.0),
+  'policy_score': (1.0, 5.0),
+  'nats_per_token': None,
+  'bits_per_byte': None,
+  'target_logprob': None,
+  'log_odds': None,
+  'thought_tokens': None,
+}
 
 
 def results(
@@ -34,13 +47,24 @@ def results(
   judgements: Iterable[Row] = (),
   judges: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-  """Result rows {arm, task, metric, alpha, mean, sem, n, values}.
+  """Result rows: a row for each arm, task, metric and alpha.
 
-  The order is by arm and task in order of appearance, then by metric, then by alpha. `n` counts the
-  examples (or questions, where an item has a `group`) behind the mean, `values` the numbers; a row
-  that a metric leaves out counts in neither. `sem` is the standard error clustered by example:
-  several samples of a question are not several questions. The mean of no rows is null, and the
-  error of a single example is null.
+  The order is by arm and task in order of appearance, then by metric, then by alpha. The columns:
+
+    mean, sem, low, high
+      mean, standard error and 95 % interval, clustered by question (see intervals.py): several
+      samples of a question are not several questions
+    change, change_sem, change_low, change_high
+      the mean less that of the arm's alpha 0, with paired errors: a question is a pair
+    answers, clusters, groups
+      answers that count in the mean, the questions behind them, and what these are called
+    unreadable, asked
+      answers of the task at this alpha that could not be read (see `is_unreadable`), of how many
+    n, values
+      the clusters, and the numbers behind the mean (of a loss, a number for each token)
+
+  A row that a metric leaves out counts in no mean. A number that cannot be told is null: the mean
+  of nothing, the error of a single question, the change without an alpha 0.
 
   Args:
     tasks: {task: its options}. A task that is absent is read as of kind `choice` or `generate`,
@@ -59,54 +83,88 @@ def results(
     by_alpha.setdefault(float(row['alpha']), []).append(row)
   result_rows = []
   for (arm, task), by_alpha in cells.items():
-    metrics = metrics_of(task, options_of.get(task), by_alpha)
+    options = options_of.get(task)
+    named = {'arm': arm, 'task': task}
+    metrics = metrics_of(task, options, by_alpha)
     # Shares of thoughts say nothing where no strength thinks.
     if any(thinking.thinks(row) for rows_of in by_alpha.values() for row in rows_of):
       metrics |= thinking.METRICS
+    groups = (options.groups if options else '') or QUESTIONS
     for name, metric in metrics.items():
-      pairs = {alpha: metric(by_alpha[alpha]) for alpha in sorted(by_alpha)}
-      # A failure metric without any pair is left out: a choice by likelihood cannot be truncated,
+      columns = _columns(name, metric, by_alpha)
+      # A failure metric without any value is left out: a choice by likelihood cannot be truncated,
       # and no judge fails where none was asked.
       optional = name in failures.METRICS or name in thinking.METRICS
-      if optional and not any(pairs.values()):
+      if optional and not any(column['values'] for column in columns.values()):
         continue
-      for alpha, cell in pairs.items():
-        mean, sem, n = clustered_mean(cell)
-        result = _result(arm, task, name, alpha, mean, sem, n, len(cell))
-        result_rows.append(result)
+      for alpha, column in columns.items():
+        result_rows.append({**named, 'metric': name, 'alpha': alpha, **column, 'groups': groups})
     # The spread is of the plotted metric alone, which comes first.
     plotted = next(iter(metrics.values()))
     for alpha in sorted(by_alpha):
-      means = _means_by_prompt(by_alpha[alpha], plotted)
-      # The standard deviation over an arm's system prompts; `n` counts the prompts.
-      if len(means) > 1:
-        spread = float(np.std(means, ddof=1))
-        count = len(means)
-        result = _result(arm, task, PROMPT_SPREAD, alpha, spread, None, count, count)
-        result_rows.append(result)
+      spread = _spread(by_alpha[alpha], plotted)
+      if spread:
+        result_rows.append({**named, 'metric': PROMPT_SPREAD, 'alpha': alpha, **spread})
   return result_rows
 
 
-def _result(
-  arm: str,
-  task: str,
-  metric: str,
-  alpha: float,
-  mean: float | None,
-  sem: float | None,
-  n: int,
-  values: int,
-) -> dict[str, Any]:
-  return {
-    'arm': arm,
-    'task': task,
-    'metric': metric,
-    'alpha': alpha,
-    'mean': mean,
-    'sem': sem,
-    'n': n,
-    'values': values,
+def _columns(
+  name: str, metric: Metric, by_alpha: Mapping[float, Sequence[Row]]
+) -> dict[float, dict[str, Any]]:
+  """{alpha: the columns of a metric's result}, alphas ascending."""
+  estimates = {
+    alpha: intervals.estimate(metric(by_alpha[alpha]), limits=LIMITS.get(name, (0.0, 1.0)))
+    for alpha in sorted(by_alpha)
   }
+  base = estimates.get(0.0)
+  columns = {}
+  for alpha, found in estimates.items():
+    rows = by_alpha[alpha]
+    change = intervals.Change()
+    if base:
+      change = intervals.change(found, base)
+    unreadable = sum(is_unreadable(row) for row in rows)
+    # A loss has a value for each token, and is of the texts that have one.
+    answers = found.values if found.values <= len(rows) else len(rows) - unreadable
+    columns[alpha] = {
+      'mean': found.mean,
+      'sem': found.sem,
+      'n': found.clusters,
+      'values': found.values,
+      'low': found.low,
+      'high': found.high,
+      'change': change.mean,
+      'change_sem': change.sem,
+      'change_low': change.low,
+      'change_high': change.high,
+      'answers': answers,
+      'clusters': found.clusters,
+      'unreadable': unreadable,
+      'asked': len(rows),
+    }
+  return columns
+
+
+def is_unreadable(row: Row) -> bool:
+  """Whether nothing could be read in an answer: by its rules, or by the first judge.
+
+  Whatever such an answer counts as in a mean, the mean does not know what it says.
+  """
+  if row['status'] in failures.INVALID:
+    return True
+  by_judge = list(row.get('judgements', {}).values())
+  # A judge that was never asked has failed at nothing.
+  asked = by_judge[0].values() if by_judge else ()
+  return any(judgement['status'] != 'ok' for judgement in asked)
+
+
+def _spread(rows: Sequence[Row], metric: Metric) -> dict[str, Any]:
+  """The standard deviation over an arm's system prompts, which `n` counts; {} without several."""
+  means = _means_by_prompt(rows, metric)
+  if len(means) < 2:
+    return {}
+  count = len(means)
+  return {'mean': float(np.std(means, ddof=1)), 'sem': None, 'n': count, 'values': count}
 
 
 def _means_by_prompt(rows: Sequence[Row], metric: Metric) -> list[float]:
@@ -117,7 +175,7 @@ def _means_by_prompt(rows: Sequence[Row], metric: Metric) -> list[float]:
       by_prompt.setdefault(row['prompt'], []).append(row)
   means = []
   for prompt_rows in by_prompt.values():
-    mean, _, _ = clustered_mean(metric(prompt_rows))
+    mean, _, _ = intervals.clustered_mean(metric(prompt_rows))
     # A prompt whose rows the metric leaves out has no mean.
     if mean is not None:
       means.append(mean)
@@ -142,35 +200,6 @@ def metrics_of(
     )
   # A key keeps its first place, so the rest of the table follows the plotted metric.
   return {first: table[first], **table, **failures.METRICS}
-
-
-def clustered_mean(pairs: Sequence[tuple[str, float]]) -> tuple[float | None, float | None, int]:
-  """(mean, its standard error, number of clusters) of (cluster, value) pairs.
-
-  The mean is None without pairs, the error is None with fewer than two clusters. With G clusters,
-  residual sums e_g and m values in all, the variance of the mean is G / (G - 1) * sum(e_g^2) / m^2.
-  If every cluster holds one value, the result is the usual standard error.
-
-  Source: cluster-robust variance of a mean (Liang and Zeger 1986), with the G / (G - 1) correction;
-  for evaluations, arXiv 2411.00640, section 2.2.
-
-  >>> clustered_mean([('a', 1.0), ('a', 1.0), ('b', 0.0), ('b', 0.0)])
-  (0.5, 0.5, 2)
-  """
-  if not pairs:
-    return None, None, 0
-  values = np.array([value for _, value in pairs], np.float64)
-  # `clusters` numbers each pair's cluster.
-  names, clusters = np.unique([name for name, _ in pairs], return_inverse=True)
-  mean = float(values.mean())
-  count = len(names)
-  if count < 2:
-    return mean, None, count
-  # Residuals are summed before squaring, so those of one question may cancel or add up.
-  residual_sums = np.bincount(clusters, weights=values - mean)
-  squares = float(np.sum(residual_sums**2))
-  sem = math.sqrt(count / (count - 1) * squares) / len(values)
-  return mean, sem, count
 
 
 def write(

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from weightsteer_jax.evaluation import metrics
+from weightsteer_jax.evaluation import intervals
 from weightsteer_jax.evaluation import rows as row_files
 from weightsteer_jax.evaluation.reading.measures import cluster
 from weightsteer_jax.evaluation.tasks.choice import log_odds
@@ -81,7 +81,7 @@ def changes(rows: Iterable[Row]) -> dict[tuple[str, Cell], Estimate]:
       for item, (name, value) in by_item.items():
         if item in base:
           pairs.append((name, value - base[item][1]))
-      mean, sem, _ = metrics.clustered_mean(pairs)
+      mean, sem, _ = intervals.clustered_mean(pairs)
       found[task, (arm, alpha)] = (mean, sem)
   return found
 
@@ -108,7 +108,7 @@ def tables(workdir: pathlib.Path) -> list[str]:
 def _mean(
   both: Mapping[str, Mapping[str, float]], of: Callable[[Mapping[str, float]], float]
 ) -> Estimate:
-  mean, sem, _ = metrics.clustered_mean([(fact, of(each)) for fact, each in both.items()])
+  mean, sem, _ = intervals.clustered_mean([(fact, of(each)) for fact, each in both.items()])
   return mean, sem
 
 

@@ -15,6 +15,8 @@ from typing import Any
 from weightsteer_jax.runtime.errors import CorruptError, InputError
 from weightsteer_jax.storage import files
 
+# Share of unreadable answers above which a mean is marked.
+MOSTLY_UNREAD = 0.5
 # In the order in which tables show tasks.
 ROLES = ('behaviour', 'capability')
 # The failure accounting that every task reports beside its own metrics.
@@ -56,20 +58,63 @@ class SweptTask:
 class Cell:
   """One measured number.
 
+  Results of earlier versions have no intervals, changes and counts of what could not be read.
+
   Attributes:
     mean: NaN where not measured.
     sem: standard error of the mean; NaN where not known.
-    n: number of examples behind the mean.
+    n: number of questions behind the mean.
+    low, high: ends of the mean's 95 % interval; NaN where not known.
+    change: the mean less that at alpha 0; NaN where not known, as are its error (paired by
+      question) and the ends of its 95 % interval.
+    answers: number of answers behind the mean.
+    groups: what the n questions are called.
+    unreadable, asked: answers that could not be read, of how many.
+    grid: number of the sweep that the answers come from; 0 where not on record.
   """
 
   mean: float
   sem: float
   n: int
+  low: float = math.nan
+  high: float = math.nan
+  change: float = math.nan
+  change_sem: float = math.nan
+  change_low: float = math.nan
+  change_high: float = math.nan
+  answers: int = 0
+  groups: str = 'questions'
+  unreadable: int = 0
+  asked: int = 0
+  grid: int = 0
 
   @property
   def measured(self) -> bool:
     """Whether the number was measured."""
     return math.isfinite(self.mean)
+
+  @property
+  def unread(self) -> float:
+    """Share of the answers that could not be read."""
+    return self.unreadable / self.asked if self.asked else 0.0
+
+  @property
+  def few(self) -> bool:
+    """Whether most answers could not be read, so that the mean says little."""
+    return self.unread > MOSTLY_UNREAD
+
+  @property
+  def counted(self) -> str:
+    """The answers behind the mean, and the questions behind these.
+
+    >>> Cell(0.5, 0.1, 47, answers=100, groups='claims').counted
+    '100 answers on 47 claims'
+    >>> Cell(0.5, 0.1, 100, answers=100).counted
+    '100 answers'
+    """
+    answers = 'answer' if self.answers == 1 else 'answers'
+    words = f'{self.answers} {answers}'
+    return words if self.answers == self.n else f'{words} on {self.n} {self.groups}'
 
 
 # {task: {alpha: Cell}} of one arm.
@@ -227,8 +272,8 @@ def cells(results: Sequence[Mapping[str, Any]], arm: str) -> Cells:
   A task with several metrics is shown by the first metric.
 
   >>> row = {'arm': 'a', 'task': 't', 'metric': 'rate', 'alpha': 0}
-  >>> cells([{**row, 'mean': 0.5, 'sem': None, 'n': 4}], 'a')
-  {'t': {0.0: Cell(mean=0.5, sem=nan, n=4)}}
+  >>> cells([{**row, 'mean': 0.5, 'sem': None, 'n': 4}], 'a')['t'][0.0].mean
+  0.5
 
   Raises:
     InputError: if two rows give the same number.
@@ -249,8 +294,29 @@ def cells(results: Sequence[Mapping[str, Any]], arm: str) -> Cells:
         f'results hold {row["metric"]} of task {row["task"]!r} twice at arm {arm!r}, alpha '
         f'{alpha:g}; write results.jsonl anew from the rows'
       )
-    column[alpha] = Cell(_number(row['mean']), _number(row['sem']), int(row['n']))
+    column[alpha] = _cell(row)
   return table
+
+
+def _cell(row: Mapping[str, Any]) -> Cell:
+  # Results of earlier versions have the number of values alone.
+  answers = row.get('answers') or row.get('values') or row['n']
+  return Cell(
+    mean=_number(row['mean']),
+    sem=_number(row['sem']),
+    n=int(row['n']),
+    low=_number(row.get('low')),
+    high=_number(row.get('high')),
+    change=_number(row.get('change')),
+    change_sem=_number(row.get('change_sem')),
+    change_low=_number(row.get('change_low')),
+    change_high=_number(row.get('change_high')),
+    answers=int(answers),
+    groups=str(row.get('groups') or 'questions'),
+    unreadable=int(row.get('unreadable') or 0),
+    asked=int(row.get('asked') or 0),
+    grid=int(row.get('grid') or 0),
+  )
 
 
 def column(
@@ -260,7 +326,7 @@ def column(
   chosen = {}
   for row in results:
     if (row['arm'], row['task'], row['metric']) == (arm, task, metric):
-      chosen[float(row['alpha'])] = Cell(_number(row['mean']), _number(row['sem']), int(row['n']))
+      chosen[float(row['alpha'])] = _cell(row)
   return chosen
 
 
