@@ -4,6 +4,7 @@ sweep.py      every arm, alpha, task, item and sample as a row on disk
 rows.py       the columns of a row
 intervals.py  means of clustered values, 95 % intervals, paired changes
 metrics.py    results, from rows and judgements alone
+scalars.py    results for TensorBoard
 judging.py    the judges' scores of the rows, asked once and kept
 agreement.py  how far two judges agree
 tasks/        the kinds of task, one file each; kind.py defines a kind
@@ -19,6 +20,7 @@ from weightsteer_jax.evaluation import (
   judging,
   metrics,
   rows,
+  scalars,
   sweep,
   tasks,
 )

@@ -1,12 +1,14 @@
 """The method as straight-line programs over a workdir, each a function of an Experiment.
 
   config.json                settings of the run, and versions of the packages
+  log.txt                    what the run has said, with the time of each line
   answers/                   the model's own answers to the questions, and judgements of the answers
   data/                      the contrast made of the answers: positive.jsonl and negative.jsonl;
                              evaluation.jsonl has the questions kept apart
   finetune/<side>/           two fine-tunes of the same base, alike but for the data
   directions/<name>/         difference of the two fine-tunes, the direction
   sweep/rows.jsonl           a row per (arm, alpha, task, example, sample)
+  sweep/tensorboard/         the means and errors of the rows, alpha in thousandths as the step
   sweep/judgements.jsonl     judgements of the rows, where the config has judges
   results.jsonl              means and standard errors of the rows
   agreement.jsonl            how far judges agree, where the config has judges
@@ -26,7 +28,7 @@ already finished.
 import json
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,7 +42,7 @@ from weightsteer_jax.experiments import arms, chat_date, monitor_study, sources
 from weightsteer_jax.experiments import contrast as contrasts
 from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.finetune import FineTuneResult
-from weightsteer_jax.runtime import processes, tree
+from weightsteer_jax.runtime import log, processes, tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.progress import say
 from weightsteer_jax.storage import files
@@ -64,6 +66,14 @@ PACKAGES = (
 FIXED = ('seed', 'model', 'data', 'finetune')
 # A folder that holds one of these is a workdir, even where config.json is not there.
 MARKS = ('finetune', 'sweep')
+LOG = 'log.txt'
+# The stages of a whole run in the words of its progress.
+CONTRAST = 'the contrast'
+ARMS = 'fine-tunes and directions'
+SWEEP = 'the sweep'
+JUDGES = 'the judges'
+WATCHED = 'the watched fine-tunes'
+REPORT = 'the report'
 # All that a workdir holds.
 PARTS = (
   *MARKS,
@@ -79,6 +89,7 @@ PARTS = (
   'profile',
   'results.jsonl',
   'agreement.jsonl',
+  LOG,
 )
 
 
@@ -90,17 +101,31 @@ def steer(experiment: Experiment, *, command: str = '') -> pathlib.Path:
   """
   started = time.monotonic()
   begin(experiment, command=command)
+  enter = _counted(experiment.run)
+  enter(CONTRAST)
   contrast(experiment)
   # Fine-tunes, directions and vectors are made by the sweep, which knows what its arms need.
-  sweep(experiment)
+  sweep(experiment, enter=enter)
   # Answers that no rule can score have no numbers before a judge was asked.
   if experiment.run.judges:
+    enter(JUDGES)
     judge(experiment)
   if experiment.run.watched:
+    enter(WATCHED)
     watch(experiment)
+  enter(REPORT)
   page = report(experiment)
   say(f'done in {time.monotonic() - started:.0f} s')
   return page
+
+
+def _counted(run: Run) -> Callable[[str], None]:
+  """A function that says which stage of a whole run begins, and of how many."""
+  names = [CONTRAST, ARMS, SWEEP]
+  names += [JUDGES] if run.judges else []
+  names += [WATCHED] if run.watched else []
+  names.append(REPORT)
+  return lambda name: say(f'stage {names.index(name) + 1} of {len(names)}: {name}')
 
 
 @jax.profiler.annotate_function
@@ -182,7 +207,12 @@ def begin(experiment: Experiment, *, command: str = '') -> None:
       'writes': templates.words_of_its_own(experiment.tokenizer),
     },
   }
-  processes.on_main(lambda: files.write_json(experiment.workdir / 'config.json', record))
+
+  def write() -> None:
+    files.write_json(experiment.workdir / 'config.json', record)
+    log.write_to(experiment.workdir / LOG)
+
+  processes.on_main(write)
 
 
 @jax.profiler.annotate_function
@@ -220,13 +250,16 @@ def direction(experiment: Experiment) -> directions.Direction:
 
 
 @jax.profiler.annotate_function
-def sweep(experiment: Experiment, *, direction: Path = '') -> None:
+def sweep(
+  experiment: Experiment, *, direction: Path = '', enter: Callable[[str], None] = lambda name: None
+) -> None:
   """Evaluates every arm at every alpha on every task, and writes results.jsonl.
 
   Missing fine-tunes, directions and vectors are made first; rows in the workdir are kept.
 
   Args:
     direction: folder of a direction to sweep alone, in place of the run's arms.
+    enter: called with ARMS and SWEEP where these begin.
 
   Raises:
     InputError: if the config has no tasks; see also `arms.make` and the sweep.
@@ -239,6 +272,7 @@ def sweep(experiment: Experiment, *, direction: Path = '') -> None:
     )
   # Tasks first: what is wrong with an item should not cost a fine-tune.
   tasks = experiment.tasks
+  enter(ARMS)
   if direction:
     steering = directions.load(direction)
     directions.check_base(steering, experiment.model(experiment.layouts.evaluate))
@@ -246,6 +280,7 @@ def sweep(experiment: Experiment, *, direction: Path = '') -> None:
     swept = {arms.WEIGHTS: arms.SweptArm(arm, run.sweep.alphas)}
   else:
     swept = arms.make(experiment, contrasts.examples(experiment))
+  enter(SWEEP)
   # Rows of one sweep share batches, whatever their arm and alpha.
   rows = evaluation.sweep.run(
     experiment.engine({name: each.arm for name, each in swept.items()}),
@@ -256,10 +291,13 @@ def sweep(experiment: Experiment, *, direction: Path = '') -> None:
   )
   for line in evaluation.reading.thinking.cut_words(rows, run.tasks):
     say(f'sweep: {line}')
+
   # Judgements of an earlier run count too, where the workdir holds some.
-  processes.on_main(
-    lambda: evaluation.metrics.write(experiment.workdir, rows, run.tasks, list(run.judges))
-  )
+  def write() -> None:
+    results = evaluation.metrics.write(experiment.workdir, rows, run.tasks, list(run.judges))
+    evaluation.scalars.write(experiment.workdir, results)
+
+  processes.on_main(write)
 
 
 @jax.profiler.annotate_function
@@ -317,7 +355,7 @@ def report(experiment: Experiment) -> pathlib.Path:
   path = pathlib.Path(processes.on_main(write))
   choices = pick.choose_all(study.read(workdir), behaviour=behaviour, tolerance=tolerance)
   for choice in choices:
-    print(tables.text(choice))
+    say(tables.text(choice))
   say(f'report: {path}')
   return path
 

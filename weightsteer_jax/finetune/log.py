@@ -9,7 +9,7 @@ from typing import Any
 from weightsteer_jax.runtime import processes
 from weightsteer_jax.runtime import progress as bars
 from weightsteer_jax.runtime.errors import OutputError
-from weightsteer_jax.storage import files
+from weightsteer_jax.storage import files, scalars
 
 METRICS = 'metrics.jsonl'
 
@@ -38,7 +38,7 @@ class Log:
     self._scalars = None
     if processes.is_main():
       _drop_rows(self._path, peak=peak, after=step)
-      self._scalars = _Scalars(folder / 'tensorboard' / f'{peak:g}', resumed_at=step)
+      self._scalars = scalars.Scalars(folder / 'tensorboard' / f'{peak:g}', resumed_at=step)
     title = f'{folder.name}, learning rate {peak:g}'
     self._bar = bars.bar(title, unit='step', total=total, done=step, shown=progress)
     self._shown: dict[str, str] = {}
@@ -95,44 +95,6 @@ class Log:
         f'{self._path.parent}: the log could not be written: {error.strerror or error}; start '
         'again to continue when that is mended'
       ) from error
-
-
-class _Scalars:
-  """A TensorBoard event file, written by the caller's thread.
-
-  The thread of a SummaryWriter dies on a full disk, and leaves its callers waiting for ever.
-  """
-
-  def __init__(self, folder: pathlib.Path, *, resumed_at: int):
-    # Imported late: protobuf is slow to load, and only training needs it.
-    from tensorboardX import event_file_writer, summary
-    from tensorboardX.proto import event_pb2
-
-    self._event = event_pb2.Event
-    self._scalar = summary.scalar
-    try:
-      folder.mkdir(parents=True, exist_ok=True)
-      self._writer = event_file_writer.EventsWriter(str(folder / 'events'))
-    except OSError as error:
-      raise OutputError(f'{folder} could not be written: {error.strerror or error}') from error
-    # Tells TensorBoard to forget what an earlier process wrote beyond this step.
-    if resumed_at:
-      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-      self._writer.write_event(
-        self._event(wall_time=time.time(), step=resumed_at + 1, session_log=start)
-      )
-
-  def add(self, name: str, value: float, step: int) -> None:
-    self._writer.write_event(
-      self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value))
-    )
-
-  def close(self) -> None:
-    try:
-      self._writer.close()
-    # What could not be written is also in metrics.jsonl, which has already reported it.
-    except OSError:
-      pass
 
 
 def _drop_rows(path: pathlib.Path, *, peak: float, after: int) -> None:

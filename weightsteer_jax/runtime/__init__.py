@@ -7,6 +7,8 @@ tree.py           pytrees named by path: flatten, strict get, masks, fingerprint
 sharding.py       the mesh, and the two tables by which arrays lie on the mesh
 processes.py      several processes: joining, speaking and agreeing
 ending.py         ending together, and noticing a stuck process
+log.py            what a run says, kept in its workdir
+compiling.py      seconds spent compiling, and whether a program is being compiled
 progress.py       lines of a stage and bars, on the main process
 preemption.py     SIGTERM and SIGINT, noted and acted on at the next step
 profiling.py      a window of a run as a profile

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
-from weightsteer_jax.runtime import processes
+from weightsteer_jax.runtime import log, processes
 from weightsteer_jax.runtime.errors import ProcessLost, WeightSteerError
 
 # Seconds for the actions of process 0 registered with `before_end`. Schedulers kill after that
@@ -124,6 +124,7 @@ def fail(error: BaseException) -> int:
   if not expected:
     sys.stdout.flush()
     traceback.print_exception(error)
+    log.keep(''.join(traceback.format_exception(error)))
   if processes.count() > 1:
     tell_and_end(message, code)
   done = _do_last()
@@ -186,6 +187,7 @@ def _end(failure: Mapping[str, Any]) -> NoReturn:
 def _print_error(message: str) -> None:
   sys.stdout.flush()
   print(f'error: {message}', file=sys.stderr, flush=True)
+  log.keep(f'error: {message}')
 
 
 def _depart(code: int, dead: set[int]) -> NoReturn:

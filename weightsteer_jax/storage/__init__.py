@@ -7,6 +7,7 @@ sealed.py       manifests, to notice folders cut short or changed
 checkpoint.py   orbax in and out: atomic, fingerprinted, verified
 journal.py      files of finished work, one line at a time
 made_from.py    the inputs of finished work, kept beside the work
+scalars.py      numbers for TensorBoard
 resumable.py    work kept line by line, for an interrupted run to be continued
 remote/         a workdir at a URL: a local staging folder and a mirror
 """
