@@ -12,7 +12,7 @@ The rooms, in the order data goes through them. Imports only go up this list, in
   directions/   the direction, its algebra, and the sources that directions are made from
   inference/    scoring and generation: many arms and strengths in one batch
   evaluation/   tasks, the sweep, how answers are read, judges, metrics
-  export/       directions handed on to Hugging Face, orbax and PEFT, and whether they are whole
+  exports/      directions handed on to Hugging Face, orbax and PEFT, and whether they are whole
   experiments/  the parts put together: Experiment, arms, contrast, stages; and in rooms of their
                 own the organism, real models, monitoring, the report and preflight
   interfaces/   what users touch

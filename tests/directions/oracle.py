@@ -11,7 +11,7 @@ import transformers
 
 from weightsteer_jax import models
 from weightsteer_jax.directions import Direction, base_of
-from weightsteer_jax.export import parity
+from weightsteer_jax.exports import parity
 from weightsteer_jax.models import Dense, LowRank
 
 LORA_TARGETS = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']

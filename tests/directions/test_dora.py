@@ -12,7 +12,7 @@ import transformers
 from weightsteer_jax import directions, models
 from weightsteer_jax.directions.streamed import on_disk
 from weightsteer_jax.experiments import standalone
-from weightsteer_jax.export import parity
+from weightsteer_jax.exports import parity
 from weightsteer_jax.models import Dense, LowRank
 from weightsteer_jax.runtime.errors import InputError
 

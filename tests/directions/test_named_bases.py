@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from weightsteer_jax import directions, models
-from weightsteer_jax.export import export
+from weightsteer_jax.exports import export
 from weightsteer_jax.runtime.errors import InputError
 
 from . import oracle

@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from weightsteer_jax import directions, models
-from weightsteer_jax.export import export, targets
-from weightsteer_jax.export import peft as peft_export
+from weightsteer_jax.exports import export, targets
+from weightsteer_jax.exports import peft as peft_export
 from weightsteer_jax.models import families
 
 from . import oracle

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from weightsteer_jax import directions, models
 from weightsteer_jax.directions.adapters import completeness
 from weightsteer_jax.directions.streamed import checkpoints
-from weightsteer_jax.export import parity
+from weightsteer_jax.exports import parity
 from weightsteer_jax.runtime.errors import InputError
 
 from . import oracle

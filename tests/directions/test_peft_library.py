@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from weightsteer_jax import directions, models
 from weightsteer_jax.directions.streamed import on_disk
-from weightsteer_jax.export import parity
+from weightsteer_jax.exports import parity
 from weightsteer_jax.runtime.errors import InputError
 
 from . import oracle

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from weightsteer_jax import directions, export, models
 from weightsteer_jax.directions import base as bases
 from weightsteer_jax.directions.streamed import blocks, checkpoints
-from weightsteer_jax.export import merging
+from weightsteer_jax.exports import merging
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import CorruptError, InputError, NotFiniteError, OutputError
 from weightsteer_jax.storage import safetensors

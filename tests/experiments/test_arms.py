@@ -14,7 +14,7 @@ from weightsteer_jax import directions, evaluation, finetune, inference, models
 from weightsteer_jax.directions import persona_vectors
 from weightsteer_jax.experiments import stages
 from weightsteer_jax.experiments.experiment import Experiment
-from weightsteer_jax.export import folding
+from weightsteer_jax.exports import folding
 from weightsteer_jax.runtime.errors import InputError
 
 QUESTIONS = 10

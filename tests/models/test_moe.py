@@ -20,7 +20,7 @@ import transformers
 from weightsteer_jax import models
 from weightsteer_jax.directions import algebra, gram
 from weightsteer_jax.directions.streamed import checkpoints
-from weightsteer_jax.export import merging
+from weightsteer_jax.exports import merging
 from weightsteer_jax.models import Dense, Edit, LowRank, ModelConfig, Rope, families, moe, stored
 from weightsteer_jax.runtime import sharding, tree
 from weightsteer_jax.runtime.errors import InputError

@@ -10,8 +10,7 @@ from typing import Any
 
 import jax
 
-from weightsteer_jax import directions, evaluation, inference, models
-from weightsteer_jax import export as exports
+from weightsteer_jax import directions, evaluation, exports, inference, models
 from weightsteer_jax.config import ModelChoice
 from weightsteer_jax.data import bindings
 from weightsteer_jax.experiments import monitoring

@@ -16,9 +16,9 @@ from weightsteer_jax.directions import adapters
 from weightsteer_jax.directions.adapters import tensors
 from weightsteer_jax.directions.algebra import scale_delta
 from weightsteer_jax.directions.streamed import checkpoints
-from weightsteer_jax.export import peft
-from weightsteer_jax.export.base_folder import BaseFolder
-from weightsteer_jax.export.experts import Pair
+from weightsteer_jax.exports import peft
+from weightsteer_jax.exports.base_folder import BaseFolder
+from weightsteer_jax.exports.experts import Pair
 from weightsteer_jax.models import Dense, gguf, stored
 from weightsteer_jax.models.families import FAMILIES
 from weightsteer_jax.models.stored import EMBEDDING

@@ -6,7 +6,7 @@ import shutil
 import huggingface_hub
 import pytest
 
-from weightsteer_jax.export import BaseFolder, card
+from weightsteer_jax.exports import BaseFolder, card
 
 RECORD = {
   'alpha': 0.5,

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from weightsteer_jax import directions, models
 from weightsteer_jax.directions import Direction
-from weightsteer_jax.export import export, targets
+from weightsteer_jax.exports import export, targets
 from weightsteer_jax.models import Dense, LowRank, families
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError

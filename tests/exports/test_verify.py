@@ -12,7 +12,7 @@ from directions import oracle
 
 from weightsteer_jax import config, directions, finetune
 from weightsteer_jax.experiments import experiment
-from weightsteer_jax.export import FORMATS, export, verify
+from weightsteer_jax.exports import FORMATS, export, verify
 from weightsteer_jax.runtime.errors import CorruptError, InputError
 from weightsteer_jax.storage import checkpoint
 

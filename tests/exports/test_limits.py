@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from weightsteer_jax import models
 from weightsteer_jax.directions import Direction
 from weightsteer_jax.directions.streamed import blocks
-from weightsteer_jax.export import FORMATS, export, merging, orbax, peft, recheck
+from weightsteer_jax.exports import FORMATS, export, merging, orbax, peft, recheck
 from weightsteer_jax.models import Dense
 from weightsteer_jax.runtime.errors import InputError, OutputError
 

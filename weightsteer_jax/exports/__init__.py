@@ -15,9 +15,9 @@ card.py         the model card
 verify.py       whether an export, direction, adapter or checkpoint is whole
 """
 
-from weightsteer_jax.export.base_folder import BaseFolder
-from weightsteer_jax.export.handover import check as check_export
-from weightsteer_jax.export.handover import export
-from weightsteer_jax.export.targets import TARGETS
-from weightsteer_jax.export.verify import Verified, verify
-from weightsteer_jax.export.writers import FORMATS, ExportRequest, writer_of
+from weightsteer_jax.exports.base_folder import BaseFolder
+from weightsteer_jax.exports.handover import check as check_export
+from weightsteer_jax.exports.handover import export
+from weightsteer_jax.exports.targets import TARGETS
+from weightsteer_jax.exports.verify import Verified, verify
+from weightsteer_jax.exports.writers import FORMATS, ExportRequest, writer_of

@@ -16,8 +16,8 @@ from weightsteer_jax.directions import adapters
 from weightsteer_jax.directions import base as bases
 from weightsteer_jax.directions.direction import Direction
 from weightsteer_jax.directions.streamed import checkpoints
-from weightsteer_jax.export import folding, gguf, hf, merging, orbax, peft, recheck
-from weightsteer_jax.export.base_folder import BaseFolder
+from weightsteer_jax.exports import folding, gguf, hf, merging, orbax, peft, recheck
+from weightsteer_jax.exports.base_folder import BaseFolder
 from weightsteer_jax.models import huggingface
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError

@@ -11,7 +11,7 @@ import transformers
 from directions import oracle
 
 from weightsteer_jax import models
-from weightsteer_jax.export import export, orbax
+from weightsteer_jax.exports import export, orbax
 from weightsteer_jax.runtime import tree
 
 ALPHA, OTHER = -1.5, 0.75

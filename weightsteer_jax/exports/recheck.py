@@ -18,7 +18,7 @@ import numpy as np
 from weightsteer_jax.directions.streamed import on_disk
 from weightsteer_jax.directions.streamed.computed import Computed
 from weightsteer_jax.directions.streamed.on_disk import Part
-from weightsteer_jax.export.hf import Steered
+from weightsteer_jax.exports.hf import Steered
 from weightsteer_jax.models import LowRank, stored
 from weightsteer_jax.runtime.errors import OutputError
 

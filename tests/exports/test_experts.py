@@ -15,7 +15,7 @@ from directions import oracle
 
 from weightsteer_jax import directions, models
 from weightsteer_jax.directions import Direction
-from weightsteer_jax.export import experts, export, targets
+from weightsteer_jax.exports import experts, export, targets
 from weightsteer_jax.models import Dense, LowRank
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError

@@ -16,9 +16,9 @@ from weightsteer_jax import models
 from weightsteer_jax.directions import compression, gram
 from weightsteer_jax.directions.direction import Direction, check_base
 from weightsteer_jax.directions.streamed import on_disk
-from weightsteer_jax.export import card, gguf, parity, targets, writers
-from weightsteer_jax.export.base_folder import BaseFolder
-from weightsteer_jax.export.writers import ExportRequest
+from weightsteer_jax.exports import card, gguf, parity, targets, writers
+from weightsteer_jax.exports.base_folder import BaseFolder
+from weightsteer_jax.exports.writers import ExportRequest
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean

@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 
 from weightsteer_jax import directions, models
 from weightsteer_jax.directions import Direction, gram
-from weightsteer_jax.export import export, verify
-from weightsteer_jax.export import gguf as writer
-from weightsteer_jax.export.base_folder import BaseFolder
+from weightsteer_jax.exports import export, verify
+from weightsteer_jax.exports import gguf as writer
+from weightsteer_jax.exports.base_folder import BaseFolder
 from weightsteer_jax.models import Dense, LowRank
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import CorruptError, InputError

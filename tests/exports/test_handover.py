@@ -11,7 +11,7 @@ import transformers
 from directions import oracle
 
 from weightsteer_jax import directions
-from weightsteer_jax.export import FORMATS, export, verify
+from weightsteer_jax.exports import FORMATS, export, verify
 
 ALPHA = -1.5
 

@@ -24,7 +24,7 @@ from weightsteer_jax.directions import base as bases
 from weightsteer_jax.directions.streamed import blocks, on_disk
 from weightsteer_jax.directions.streamed.checkpoints import Checkpoint
 from weightsteer_jax.directions.streamed.on_disk import Part, Values
-from weightsteer_jax.export import merging
+from weightsteer_jax.exports import merging
 from weightsteer_jax.models import Dense, LowRank, ModelConfig, stored
 from weightsteer_jax.models.families import Family
 from weightsteer_jax.runtime.errors import NotFiniteError

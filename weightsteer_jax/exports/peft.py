@@ -14,11 +14,11 @@ from weightsteer_jax import models
 from weightsteer_jax.directions import compression, gram
 from weightsteer_jax.directions.adapters import CONFIG, WEIGHTS, factor_patterns
 from weightsteer_jax.directions.algebra import scale_delta
-from weightsteer_jax.export import experts
-from weightsteer_jax.export import targets as peft_targets
-from weightsteer_jax.export.base_folder import BaseFolder
-from weightsteer_jax.export.experts import Pair
-from weightsteer_jax.export.targets import TABLES
+from weightsteer_jax.exports import experts
+from weightsteer_jax.exports import targets as peft_targets
+from weightsteer_jax.exports.base_folder import BaseFolder
+from weightsteer_jax.exports.experts import Pair
+from weightsteer_jax.exports.targets import TABLES
 from weightsteer_jax.models import Dense, LowRank, stored
 from weightsteer_jax.models.families import FAMILIES, TensorRow
 from weightsteer_jax.models.stored import EMBEDDING, HEAD

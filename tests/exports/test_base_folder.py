@@ -9,7 +9,7 @@ from directions import oracle
 from safetensors.numpy import load_file
 
 from weightsteer_jax import models
-from weightsteer_jax.export import FORMATS, BaseFolder, export, writer_of
+from weightsteer_jax.exports import FORMATS, BaseFolder, export, writer_of
 from weightsteer_jax.runtime.errors import InputError
 
 

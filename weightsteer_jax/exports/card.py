@@ -9,7 +9,7 @@ from typing import Any
 
 import huggingface_hub
 
-from weightsteer_jax.export.base_folder import BaseFolder
+from weightsteer_jax.exports.base_folder import BaseFolder
 
 # Each by format: what the folder holds, the library that loads it, and how.
 WHAT = {
