@@ -74,9 +74,10 @@ def start(main: Callable[[], None], *, together: bool = True) -> None:
   def guarded(argv: list[str]) -> None:
     if len(argv) > 1:
       raise app.UsageError(f"unexpected argument '{argv[1]}': every option is a flag, --name=value")
-    # absl prints information of all libraries. Users do not ask which backends jax did not find, or
-    # where a bucket's driver found its credentials.
-    for library in ('jax', 'botocore', 'aiobotocore', 'google'):
+    # absl prints information of all libraries. Users do not ask which backends jax did not find,
+    # where a bucket's driver found its credentials, or for a line per request to a judge.
+    quiet = ('jax', 'botocore', 'aiobotocore', 'google', 'openai', 'httpx', 'httpx2')
+    for library in quiet:
       logging.getLogger(library).setLevel(logging.WARNING)
     from weightsteer_jax.runtime import compile_cache, ending, profiling
 
@@ -277,8 +278,10 @@ def _profile(default: str) -> None:
 
 
 def command() -> str:
-  """The command line of this run, for the record."""
-  return ' '.join(['python', *sys.argv])
+  """The command line of this run, for the record, without secrets."""
+  from weightsteer_jax.runtime import redaction
+
+  return redaction.redact_command(['python', *sys.argv])
 
 
 def run_and_workdir(*, dry_run: bool = False) -> tuple[Run, str]:

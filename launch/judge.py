@@ -1,10 +1,11 @@
-"""Asks the config's judges about the rows of a sweep.
+r"""Asks the config's judges about the rows of a sweep.
 
-  OPENAI_API_KEY=... python launch/judge.py --config=configs/quickstart.py --workdir=DIR|URL
+  OPENAI_API_KEY=... python launch/judge.py --config=configs/sycophancy_qwen2_5_7b.py \
+    --workdir=DIR|URL
 
 Writes <workdir>/sweep/judgements.jsonl, results and the report. Rows that were judged before are
-not judged again. A judge is a section of the config, as in configs.judge(kind='endpoint',
-model='gpt-4.1-mini').
+not judged again. A judge is a section of the config, as in c.judges.first =
+configs.judge(kind='endpoint', model='gpt-4.1-mini'); configs/quickstart.py has none.
 """
 
 import _main

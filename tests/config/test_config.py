@@ -210,6 +210,30 @@ def test_judges_keep_the_order_in_which_they_are_named():
   assert list(schema.resolve(with_judges()).judges) == ['zoe', 'adam']
 
 
+@pytest.mark.parametrize(
+  'parameters, name',
+  [
+    ('{"api_key": "word"}', 'api_key'),
+    ('{"api\\u005fKey": "word"}', 'api_Key'),
+    ('{"extra_body": [{"X-API-Key": "word"}]}', 'extra_body.0.X-API-Key'),
+    ('{"extra_headers": {"X-Mine": "word"}}', 'extra_headers'),
+    ('{"a": {"Authorization": "word"}}', 'a.Authorization'),
+    ('{"token": "word"}', 'token'),
+    ('{"user": "Bearer word-word"}', 'user'),
+    ('{"user": "{\\"api-key\\": \\"word\\"}"}', 'user'),
+  ],
+)
+def test_a_judge_s_parameters_hold_no_secret(parameters, name):
+  with pytest.raises(InputError, match='judges.zoe.parameters.*key_variable') as raised:
+    schema.resolve(with_judges(parameters=parameters))
+  assert f"'{name}'" in str(raised.value) and 'word' not in str(raised.value)
+
+
+def test_parameters_without_secrets_are_taken():
+  parameters = '{"max_tokens": null, "logit_bias": {"50": 1}, "user": "token", "stop": ["key: "]}'
+  assert schema.resolve(with_judges(parameters=parameters)).judges['zoe'].parameters == parameters
+
+
 SECTIONS = {
   'tasks': (schema.task, schema.TASK_KINDS, {'items': 'x', 'role': 'behaviour'}),
   'arms': (schema.arm, schema.ARM_KINDS, {}),

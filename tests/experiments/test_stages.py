@@ -3,6 +3,7 @@
 What each stage leaves, that nothing is done twice, and what is refused.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -136,6 +137,21 @@ def test_a_workdir_with_other_settings_is_refused_by_name(workdir):
   with pytest.raises(InputError, match='finetune.rank: 4 there, 8 now') as error:
     stages.steer(Experiment(run, workdir))
   assert 'data.num_questions: 40 there, 41 now' in str(error.value)
+
+
+def test_no_secret_is_recorded(tmp_path, monkeypatch):
+  folder = tmp_path / 'run'
+  judge = configs.EndpointJudge(model='m', parameters='{"user": "sk-word-0123"}')
+  run = dataclasses.replace(small_run(), judges={'first': judge})
+  monkeypatch.setenv('OPENAI_API_KEY', 'sk-word-0123')
+  with pytest.raises(InputError, match='the key that OPENAI_API_KEY has') as raised:
+    stages.begin(Experiment(run, folder))
+  assert not folder.exists() and 'sk-word' not in str(raised.value)
+  monkeypatch.setenv('OPENAI_API_KEY', 'another-word')
+  command = 'python steer.py --hub_token=word --n=1 Authorization: Bearer word-word'
+  stages.begin(Experiment(run, folder), command=command)
+  recorded = json.loads((folder / 'config.json').read_text())['command']
+  assert recorded == 'python steer.py --hub_token=(hidden) --n=1 Authorization: (hidden)'
 
 
 def test_a_workdir_is_begun_anew_with_other_tasks_and_without_its_config(workdir, tmp_path):

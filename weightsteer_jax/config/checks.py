@@ -10,7 +10,7 @@ from typing import Any
 
 from weightsteer_jax.config import chat_options, schema
 from weightsteer_jax.config.schema import Data, FineTune, Run, finetune_of
-from weightsteer_jax.runtime import sharding
+from weightsteer_jax.runtime import redaction, sharding
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
@@ -308,7 +308,8 @@ def _check_endpoint_judge(where: str, judge: schema.EndpointJudge) -> None:
     judge.cost_cap,
     'prices to count by (price_in, price_out), or token_cap in its place',
   )
-  _json_object(f'{where}.parameters', judge.parameters)
+  parameters = _json_object(f'{where}.parameters', judge.parameters)
+  _no_secrets(f'{where}.parameters', parameters)
 
 
 def _require(condition: Any, key: str, value: Any, expected: str) -> None:
@@ -353,9 +354,23 @@ def _regex(key: str, pattern: str) -> None:
     raise InputError(f"the config key '{key}' is no regular expression: {error}") from error
 
 
-def _json_object(key: str, text: str) -> None:
+def _json_object(key: str, text: str) -> dict[str, Any]:
+  """The object that the text of a key holds."""
   try:
     value = json.loads(text or '{}')
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise InputError(f"the config key '{key}' is no JSON: {error}") from error
-  _require(isinstance(value, dict), key, text, 'a JSON object')
+  # The message may land in a log.
+  _require(isinstance(value, dict), key, redaction.redact(text), 'a JSON object')
+  return value
+
+
+def _no_secrets(key: str, value: Any) -> None:
+  """Raises InputError if the value holds a secret: a config is written to config.json."""
+  names = [f"'{name}'" for name in redaction.secrets_in(value)]
+  if names:
+    raise InputError(
+      f"the config key '{key}' holds what looks like a secret ({', '.join(names)}), and the config "
+      'is written to the workdir: put the key into the environment and name its variable in '
+      'key_variable'
+    )

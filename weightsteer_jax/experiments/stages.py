@@ -26,6 +26,7 @@ already finished.
 """
 
 import json
+import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,7 @@ from weightsteer_jax.experiments import arms, chat_date, monitor_study, sources
 from weightsteer_jax.experiments import contrast as contrasts
 from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.finetune import FineTuneResult
-from weightsteer_jax.runtime import log, processes, tree
+from weightsteer_jax.runtime import log, processes, redaction, tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.progress import say
 from weightsteer_jax.storage import files
@@ -50,6 +51,8 @@ from weightsteer_jax.storage.versions import versions
 
 Path = str | pathlib.Path
 
+# Characters of a key; a shorter word may stand in a config by chance.
+SHORTEST_KEY = 8
 # The packages that compute, whose versions go into config.json.
 PACKAGES = (
   'weightsteer_jax',
@@ -194,12 +197,13 @@ def begin(experiment: Experiment, *, command: str = '') -> None:
     InputError: see `check`.
   """
   check(experiment)
+  _refuse_keys(experiment.run, command)
   # Weights that cannot be read should leave no workdir behind.
   experiment.model(experiment.layouts.train)
   settings = configs.to_dict(experiment.run)
   settings[chat_date.KEY] = experiment.chat_date
   record = settings | {
-    'command': command,
+    'command': redaction.redact(command),
     'versions': versions(*PACKAGES),
     # What every conversation holds beside its messages, for readers of the page.
     'chat_template': {
@@ -213,6 +217,22 @@ def begin(experiment: Experiment, *, command: str = '') -> None:
     log.write_to(experiment.workdir / LOG)
 
   processes.on_main(write)
+
+
+def _refuse_keys(run: Run, command: str) -> None:
+  """Raises InputError if the config or the command holds the key of a judge in the environment."""
+  # As JSON, so that a key in a text of JSON is found too.
+  written = json.dumps([configs.to_dict(run), command])
+  for judge in run.judges.values():
+    if not isinstance(judge, configs.EndpointJudge):
+      continue
+    key = os.environ.get(judge.key_variable, '').strip()
+    # Endpoints that want no key are given any short word.
+    if len(key) >= SHORTEST_KEY and redaction.spellings(key).search(written):
+      raise InputError(
+        f'the config or the command line holds the key that {judge.key_variable} has in the '
+        'environment, and both are written to the workdir: take it out'
+      )
 
 
 @jax.profiler.annotate_function

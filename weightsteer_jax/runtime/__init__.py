@@ -2,6 +2,7 @@
 
 errors.py         the errors a user can meet, with their exit codes
 messages.py       words shared by messages: near names, lists cut short, sizes
+redaction.py      texts and settings without secrets
 hashes.py         SHA-256 of text and files
 tree.py           pytrees named by path: flatten, strict get, masks, fingerprints
 sharding.py       the mesh, and the two tables by which arrays lie on the mesh

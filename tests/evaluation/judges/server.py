@@ -138,6 +138,30 @@ def breaks_off(handler):
   handler.connection.shutdown(socket.SHUT_RDWR)
 
 
+def drips(whole, seconds, *, headers=False):
+  """A byte at a time, of the body or already of the headers, for so long; then the rest."""
+
+  def answer(handler):
+    handler.send_response(200)
+    handler.send_header('Content-Length', str(len(whole) + 1000))
+    end = time.monotonic() + seconds
+    sent = 0
+    if headers:
+      handler.flush_headers()
+      handler.wfile.write(b'X-Slow: ')
+    else:
+      handler.end_headers()
+    while time.monotonic() < end:
+      handler.wfile.write(b' ')
+      handler.wfile.flush()
+      sent += 1
+      time.sleep(0.02)
+    handler.wfile.write(b'\r\n\r\n' if headers else b'')
+    handler.wfile.write(b' ' * (1000 if headers else 1000 - sent) + whole)
+
+  return answer
+
+
 if __name__ == '__main__':
   with Server(
     lambda body, before: says(sys.argv[2] if len(sys.argv) > 2 else '70'), port=int(sys.argv[1])

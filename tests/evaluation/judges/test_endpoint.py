@@ -2,17 +2,19 @@
 what it costs, and what it keeps."""
 
 import dataclasses
+import gzip
 import json
 import math
 import time
+import urllib.parse
 
 import pytest
 
 from weightsteer_jax import config
-from weightsteer_jax.evaluation.judges import JudgeRequest, client, make
+from weightsteer_jax.evaluation.judges import JudgeRequest, bounded, client, make
 from weightsteer_jax.runtime.errors import CorruptError, EndpointError, InputError
 
-from .server import Server, breaks_off, fails, hangs, says, send
+from .server import Server, breaks_off, drips, fails, hangs, says, send
 
 KEY = 'sk-very-secret-0123456789'
 OPTIONS = config.EndpointJudge(
@@ -420,3 +422,163 @@ def test_who_stops_listening_ends_the_asking(judge_of):
     started = time.monotonic()
     judgements.close()
     assert time.monotonic() - started < 10 and len(server.bodies) <= 5
+
+
+REPLY = json.dumps({'choices': [{'message': {'content': '85'}}]}).encode()
+
+
+@pytest.mark.parametrize(
+  'status, message',
+  [
+    (403, 'You are not allowed to request logprobs from this model'),
+    (403, 'Log-probabilities are not available to your key'),
+    (404, 'no route for top_logprobs'),
+    (422, 'log probs: extra field'),
+    (501, 'logprobs'),
+  ],
+)
+def test_a_refusal_of_logprobs_is_no_refusal_of_the_key(judge_of, status, message):
+  """Source: OpenAI's reply to a request for the log-probabilities of a model that reasons."""
+  with Server(
+    lambda body, before: fails(status, message) if 'logprobs' in body else says('73')
+  ) as server:
+    said = ask(judge_of(server, concurrency=1, retries=0), [trait(0), trait(1)])
+    assert [(said[i].score, said[i].status) for i in range(2)] == [(73.0, 'ok')] * 2
+    assert ['logprobs' in body for body in server.bodies] == [True, False, False]
+
+
+@pytest.mark.parametrize('status', [401, 403])
+def test_a_refused_key_stays_the_key_s_error(judge_of, status):
+  for message in ('wrong key', 'wrong key; logprobs or not'):
+    with Server(lambda body, before: fails(status, message)) as server:
+      with pytest.raises(InputError, match='refuses the key in OPENAI_API_KEY'):
+        ask(judge_of(server), [trait(0)])
+
+
+SPELLED = {
+  'plain': KEY,
+  'bearer': f'Bearer {KEY}',
+  'url': urllib.parse.quote(f'{KEY}', safe='').replace('-', '%2D'),
+  'escaped': ''.join(f'\\u{ord(character):04x}' for character in KEY),
+  'base64': 'Basic OnNrLXZlcnktc2VjcmV0LTAxMjM0NTY3ODk=',
+}
+
+
+@pytest.mark.parametrize('spelling', SPELLED)
+def test_a_key_that_is_repeated_in_any_field_reaches_no_file(judge_of, tmp_path, spelling):
+  written = SPELLED[spelling]
+  tops = [{'token': written, 'logprob': -1.0}, {'token': '85', 'logprob': -1.0}]
+  reply = {
+    'model': written,
+    'choices': [
+      {
+        'message': {'content': f'85\n{written}', 'refusal': None},
+        'finish_reason': written,
+        'logprobs': {'content': [{'top_logprobs': tops}]},
+      }
+    ],
+  }
+  # `json.dumps` doubles the backslashes; as the endpoint may write: once escaped, and twice.
+  for body in (json.dumps(reply), json.dumps(reply).replace('\\\\u', '\\u')):
+    with Server(lambda _, before, body=body.encode(): send(200, body)) as server:
+      said = ask(judge_of(server), [trait(0)])
+    assert said[0].score == 85.0 and '[key]' in said[0].text
+    kept = cached(tmp_path)
+    assert written not in kept and KEY not in kept
+    # What base64 says after a colon, without the bits that it shares with the colon.
+    assert 'rLXZlcnktc2VjcmV0' not in kept
+    (tmp_path / 'judges' / 'gpt.jsonl').unlink()
+  with Server(lambda *_: fails(400, f'see {written}')) as server:
+    assert written not in ask(judge_of(server, retries=0), [trait(0)])[0].text
+  with Server(lambda *_: send(200, f'<p>{written}'.encode())) as server:
+    assert written not in ask(judge_of(server, retries=0), [trait(0)])[0].text
+
+
+@pytest.mark.parametrize('status', [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed(judge_of, status):
+  with Server(lambda *_: says('77')) as other:
+    where = other.url.replace('http://', 'http://somebody@') + '/chat/completions?of=you'
+    with Server(lambda *_: send(status, b'', {'Location': where})) as server:
+      said = ask(judge_of(server, retries=0), [trait(0)])
+    host = urllib.parse.urlsplit(other.url).netloc
+    assert said[0].status == 'failed' and not other.bodies
+    assert f'redirects to {host}, and' in said[0].text and 'OPENAI_BASE_URL' in said[0].text
+    assert 'somebody' not in said[0].text and 'of=you' not in said[0].text
+
+
+@pytest.mark.parametrize('headers', [False, True], ids=['body', 'headers'])
+def test_the_time_out_is_for_the_whole_request(judge_of, headers):
+  with Server(lambda *_: drips(REPLY, 3.0, headers=headers)) as server:
+    started = time.monotonic()
+    said = ask(judge_of(server, retries=0, timeout_s=0.4), [trait(0)])
+    assert time.monotonic() - started < 2.0
+    assert said[0].status == 'failed' and 'no answer within 0.4 s' in said[0].text
+
+
+@pytest.mark.parametrize('status', [200, 400])
+def test_a_reply_has_a_most_of_bytes(judge_of, monkeypatch, status):
+  monkeypatch.setattr(bounded, 'MOST_ON_THE_WIRE', 100_000)
+  monkeypatch.setattr(bounded, 'MOST_UNPACKED', 200_000)
+  zipped = {'Content-Encoding': 'gzip'}
+  padded = gzip.compress(REPLY + b' ' * 150_000)
+  with Server(lambda *_: send(200, padded, zipped)) as server:
+    assert ask(judge_of(server, retries=0), [trait(0)])[0].score == 85.0
+  too_long = gzip.compress(REPLY + b' ' * 5_000_000)
+  assert len(too_long) < 100_000
+  for body, headers in ((REPLY + b' ' * 150_000, {}), (too_long, zipped)):
+    with Server(lambda *_, body=body, headers=headers: send(status, body, headers)) as server:
+      said = ask(judge_of(server, retries=3), [trait(1)])
+      assert said[1].status == 'failed' and 'too large' in said[1].text
+      assert len(server.bodies) == 1, 'nor is it fetched again'
+
+
+@pytest.mark.parametrize('logprob', ['NaN', 'Infinity', '-Infinity', '1e999', '800', '0.01'])
+def test_what_is_no_log_probability_makes_the_answer_unparsable(judge_of, tmp_path, logprob):
+  reply = (
+    '{"choices": [{"message": {"content": "85"}, "logprobs": {"content": [{"top_logprobs": '
+    f'[{{"token": "85", "logprob": {logprob}}}, {{"token": "84", "logprob": -1}}]}}]}}}}]}}'
+  )
+  with Server(lambda *_: send(200, reply.encode())) as server:
+    said = ask(judge_of(server), [trait(0)])
+    assert (said[0].score, said[0].status) == (None, 'unparsable')
+    assert 'is no log-probability: 85' in said[0].text
+    # Kept, and read again as what it is.
+    assert ask(judge_of(server), [trait(0)]) == said and len(server.bodies) == 1
+  with Server(lambda *_: says('85', first=[('85', 1e-7), ('84', -20.0)])) as server:
+    assert ask(judge_of(server), [trait(1)])[1].status == 'ok', 'rounded up from 0'
+
+
+def test_deep_json_and_huge_numbers_end_nothing(judge_of):
+  with Server(lambda *_: send(200, b'[' * 100_000)) as server:
+    said = ask(judge_of(server, retries=0), [trait(0)])
+    assert said[0].status == 'unparsable' and 'nested too deeply' in said[0].text
+  with Server(lambda *_: says('85', usage=(10**400, 1))) as server:
+    judge = judge_of(server, price_in=1.0, cost_cap=9.0)
+    assert ask(judge, [trait(1)])[1].score == 85.0
+  huge = json.dumps({'choices': [{'message': {'content': '85'}, 'logprobs': 0}]})
+  huge = huge.replace(
+    ': 0}', ': {"content": [{"top_logprobs": [{"token": "8", "logprob": -1%s}]}]}}'
+  )
+  with Server(lambda *_: send(200, (huge % ('0' * 400)).encode())) as server:
+    assert ask(judge_of(server, retries=0), [trait(2)])[2].status == 'failed'
+
+
+def test_answers_of_earlier_versions_are_read(judge_of, tmp_path):
+  with Server(lambda *_: says('85')) as server:
+    ask(judge_of(server), [trait(0)])
+    path = tmp_path / 'judges' / 'gpt.jsonl'
+    line = json.loads(path.read_text())
+    del line['answer']['fault']
+    path.write_text(json.dumps(line) + '\n')
+    assert ask(judge_of(server), [trait(0)])[0].score == 85.0 and len(server.bodies) == 1
+
+
+def test_the_proxy_of_the_environment_is_asked(monkeypatch):
+  for name in ('http_proxy', 'https_proxy', 'all_proxy', 'no_proxy'):
+    monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv(name.upper(), raising=False)
+  assert bounded.proxy_of('https://api.openai.com/v1') == ''
+  monkeypatch.setenv('HTTPS_PROXY', 'proxy:3128')
+  monkeypatch.setenv('NO_PROXY', 'localhost')
+  assert bounded.proxy_of('https://api.openai.com/v1') == 'http://proxy:3128'
+  assert bounded.proxy_of('https://localhost/v1') == ''

@@ -13,7 +13,7 @@ import xml.etree.ElementTree
 
 import pytest
 
-from weightsteer_jax.experiments.report import figures, page, pick, safe, study, tables
+from weightsteer_jax.experiments.report import figures, page, pick, study, tables
 from weightsteer_jax.runtime.errors import OutputError
 
 
@@ -359,34 +359,6 @@ def test_the_terminal_table_is_aligned_and_marked(workdir):
   )
   assert f'{at_zero["mean"]:.2f} ±{at_zero["sem"]:.2f}' in body[6]
   assert tables.markdown(picked).splitlines()[1].count('---:') == 7
-
-
-@pytest.mark.parametrize(
-  'key, hidden',
-  [
-    ('hub_token', True),
-    ('token', True),
-    ('API_KEY', True),
-    ('db_password', True),
-    ('tokenizer', False),
-    ('max_new_tokens', False),
-    ('key', False),
-  ],
-)
-def test_which_keys_are_secrets(key, hidden):
-  assert safe.redact({key: 'text'}) == {key: safe.HIDDEN if hidden else 'text'}
-
-
-@pytest.mark.parametrize(
-  'command, shown',
-  [
-    ('run --hf_token abc --n 1', 'run --hf_token (hidden) --n 1'),
-    ('run --token=abc', 'run --token=(hidden)'),
-    ('run --max_new_tokens=5 --tokenizer=x', 'run --max_new_tokens=5 --tokenizer=x'),
-  ],
-)
-def test_which_flags_are_secrets(command, shown):
-  assert safe.redact(command) == shown
 
 
 def test_words_of_the_chat_template_are_told(workdir):

@@ -2,8 +2,8 @@
 
 requests.py     the request, the judgement, and the interface of every judge
 purposes.py     the purposes: prompt files, scales, and how an answer is read
-endpoint.py     a model behind HTTP: client.py (one question, retried), answers.py (the cache),
-                budget.py (the cap)
+endpoint.py     a model behind HTTP: client.py (one question, retried), bounded.py (a deadline and
+                caps for a request), answers.py (the cache), budget.py (the cap)
 local.py        a checkpoint through our engine, by probabilities
 expectation.py  a score as a mean over the answers a judge could give
 by_rules.py     no model at all

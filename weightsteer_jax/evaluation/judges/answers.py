@@ -23,6 +23,7 @@ class Answer:
     tokens_in: tokens of the prompt, estimated where the endpoint does not count.
     tokens_out: tokens of the answer, estimated where the endpoint does not count.
     model: the model's name, as the endpoint gives it.
+    fault: why the answer has no score, whatever its text; '' if there is nothing wrong.
   """
 
   text: str
@@ -32,6 +33,8 @@ class Answer:
   tokens_in: int
   tokens_out: int
   model: str
+  # Files of earlier versions have no such entry.
+  fault: str = ''
 
 
 class Answers:

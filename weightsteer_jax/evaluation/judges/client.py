@@ -6,14 +6,17 @@ import json
 import math
 import os
 import random
+import re
 import threading
 import time
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
 from weightsteer_jax import config
 from weightsteer_jax.evaluation.judges.answers import Answer, Messages
 from weightsteer_jax.runtime.errors import EndpointError, InputError
+from weightsteer_jax.runtime.redaction import spellings
 
 # HTTP statuses after which the same request may succeed later, as after any status from 500 on:
 # timeout, conflict, too early, too many requests.
@@ -26,6 +29,12 @@ LONGEST_BACKOFF_S = 60.0
 BYTES_PER_TOKEN = 3
 # What a message costs beside its text: role and separators.
 TOKENS_PER_MESSAGE = 8
+# More tokens than a request can have; a larger count is no count, and its price no number.
+MOST_TOKENS = 2**40
+# Nats; float32 and bfloat16 round the logarithm of a probability near 1 up to such values.
+ROUNDED_UP = 1e-4
+# How servers name log-probabilities in a refusal.
+LOGPROBS = re.compile(r'log[\s_-]*prob', re.IGNORECASE)
 
 
 class Failed(Exception):
@@ -33,11 +42,13 @@ class Failed(Exception):
 
   Attributes:
     retried: whether the request was made again and again.
+    logprobs: whether the endpoint speaks of log-probabilities, for which the request asked.
   """
 
-  def __init__(self, reason: str, *, retried: bool = False):
+  def __init__(self, reason: str, *, retried: bool = False, logprobs: bool = False):
     super().__init__(reason)
     self.retried = retried
+    self.logprobs = logprobs
 
 
 class Refused(Exception):
@@ -49,11 +60,16 @@ class Stopped(Exception):
 
 
 class _Again(Exception):
-  """The request may be made again, after `after` seconds if the endpoint named a wait."""
+  """The request may be made again, after `after` seconds if the endpoint named a wait.
 
-  def __init__(self, reason: str, after: float | None = None):
+  Attributes:
+    logprobs: as of Failed.
+  """
+
+  def __init__(self, reason: str, after: float | None = None, *, logprobs: bool = False):
     super().__init__(reason)
     self.after = after
+    self.logprobs = logprobs
 
 
 class Client:
@@ -91,6 +107,7 @@ class Client:
         f'what {options.key_variable} holds in the environment is no key: it has characters '
         'that none can have'
       )
+    self._spellings = spellings(self._key)
     address = os.environ.get(options.url_variable, '').strip()
     if address and not address.startswith(('http://', 'https://')):
       raise InputError(
@@ -99,12 +116,23 @@ class Client:
       )
     self._openai = openai
     self._options = options
+    # Here and not above, as openai: the module needs the client's libraries.
+    from weightsteer_jax.evaluation.judges import bounded
+
+    self._bounded = bounded
+    address = address or 'https://api.openai.com/v1'
+    transport = bounded.Transport(
+      address, timeout_s=options.timeout_s, connections=options.concurrency
+    )
     self._client = openai.OpenAI(
       api_key=self._key,
-      base_url=address or 'https://api.openai.com/v1',
-      timeout=options.timeout_s,
+      base_url=address,
       # `ask` repeats requests: the client's own retries would know neither `stop` nor the hold.
       max_retries=0,
+      # A redirect would hand the questions to an address that nobody chose.
+      http_client=openai.DefaultHttpxClient(
+        transport=transport, follow_redirects=False, trust_env=False
+      ),
     )
     self._lock = threading.Lock()
     # On the clock of time.monotonic: no thread asks before.
@@ -118,8 +146,18 @@ class Client:
     self._client.close()
 
   def scrub(self, text: str) -> str:
-    """The text without the key."""
-    return text.replace(self._key, '[key]')
+    """The text without the key, in whatever spelling."""
+    return self._spellings.sub('[key]', text)
+
+  def scrubbed(self, value: Any) -> Any:
+    """A JSON value whose texts are without the key; names stay, for nothing keeps the names."""
+    if isinstance(value, str):
+      return self.scrub(value)
+    if isinstance(value, list):
+      return [self.scrubbed(inner) for inner in value]
+    if isinstance(value, dict):
+      return {name: self.scrubbed(inner) for name, inner in value.items()}
+    return value
 
   def ask(self, messages: Messages, parameters: Mapping[str, Any]) -> Answer:
     """The endpoint's answer.
@@ -138,6 +176,7 @@ class Client:
       except _Again as again:
         # Python forgets `again` at the end of the block.
         reason = str(again)
+        logprobs = again.logprobs
         named_wait = again.after or 0.0
         if attempt == self._options.retries or named_wait > LONGEST_WAIT_S:
           break
@@ -153,7 +192,7 @@ class Client:
           doubled = self._options.backoff_s * 2.0**attempt
           backoff = min(doubled, LONGEST_BACKOFF_S)
           self._wait(backoff * random.uniform(0.5, 1.0))
-    raise Failed(f'{reason} (asked {attempt + 1} times)', retried=True)
+    raise Failed(f'{reason} (asked {attempt + 1} times)', retried=True, logprobs=logprobs)
 
   def _wait_for_hold(self) -> None:
     """Waits until the endpoint may be asked."""
@@ -180,22 +219,33 @@ class Client:
       body = raw.http_response.text
     except self._openai.APIStatusError as error:
       # Here and below: the chain of errors would show the request, and the key in it.
-      raise self._refusal_of(error) from None
-    except self._openai.APITimeoutError:
-      raise _Again(f'no answer within {self._options.timeout_s:g} s') from None
+      asked = bool(parameters.get('logprobs') or parameters.get('top_logprobs'))
+      raise self._refusal_of(error, logprobs=asked) from None
     except self._openai.APIConnectionError as error:
       # The client only says 'Connection error.'; the cause says which.
-      said = f'the connection failed: {error.__cause__ or error}'
-      raise _Again(self.scrub(said)) from None
+      cause = error.__cause__
+      if isinstance(error, self._openai.APITimeoutError):
+        raise _Again(f'no answer within {self._options.timeout_s:g} s') from None
+      if isinstance(cause, self._bounded.TooLarge):
+        raise Failed(f'the answer is too large: {cause}') from None
+      raise _Again(self.scrub(f'the connection failed: {cause or error}')) from None
     return self._read(body, messages)
 
-  def _refusal_of(self, error: Any) -> Exception:
-    """The error that an HTTP status means for this request, or for all requests."""
+  def _refusal_of(self, error: Any, *, logprobs: bool) -> Exception:
+    """The error that an HTTP status means for this request, or for all requests.
+
+    Args:
+      logprobs: whether the request asked for log-probabilities.
+    """
     status = error.status_code
     # The body is the endpoint's: a mapping, a text of a proxy in between, or nothing.
     body = error.body
     message = body.get('message') if isinstance(body, Mapping) else None
     said = self.scrub(f'{status}: {message or error.message}')[:300]
+    if 300 <= status < 400:
+      return Failed(self._redirect(status, error.response.headers.get('location', '')))
+    # The whole body, because some servers name the parameter beside the message.
+    logprobs = logprobs and bool(LOGPROBS.search(f'{body} {error.message}'))
     # OpenAI gives an empty account the status of too many requests, which would be repeated.
     if status == 429 and error.code == 'insufficient_quota':
       return EndpointError(
@@ -203,7 +253,11 @@ class Client:
         'kept: start again to continue'
       )
     if status in AGAIN or status >= 500:
-      return _Again(said, _retry_after(error.response.headers))
+      return _Again(said, _retry_after(error.response.headers), logprobs=logprobs)
+    # Whatever the status: OpenAI says 403 for models that reason, others 400, 404 or 422. If the
+    # key is wrong as well, the request without log-probabilities will tell.
+    if logprobs:
+      return Failed(said, logprobs=True)
     # From here on repeating is in vain. Key, model and address are wrong for every request.
     if status in (401, 403):
       return InputError(f'the endpoint refuses the key in {self._options.key_variable} ({said})')
@@ -218,9 +272,22 @@ class Client:
     # Such as a prompt too long: only this request is wrong.
     return Failed(said)
 
+  def _redirect(self, status: int, location: str) -> str:
+    """What to say of a redirect: where it points, without what follows the host."""
+    try:
+      host = urllib.parse.urlsplit(location).netloc.rpartition('@')[2]
+    except ValueError:
+      host = ''
+    where = self.scrub(host)[:100] or 'another path of the same host'
+    return (
+      f'{status}: the endpoint redirects to {where}, and redirects are not followed: if that is '
+      f'where to ask, set {self._options.url_variable} to the address'
+    )
+
   def _read(self, body: str, messages: Messages) -> Answer:
     try:
-      value = json.loads(body)
+      # Before anything is read from the reply: an endpoint may repeat the key in any field.
+      value = self.scrubbed(json.loads(body))
       choice = value['choices'][0]
       message = choice['message']
       # Null or missing where the answer is a refusal, or where a server knows no refusals.
@@ -228,21 +295,35 @@ class Client:
       refusal = message.get('refusal') or ''
       if not isinstance(text, str) or not isinstance(refusal, str):
         raise TypeError('the content is no text')
-      first = _first_tokens(choice.get('logprobs'))
+      first, fault = _first_tokens(choice.get('logprobs'))
       finish = str(choice.get('finish_reason') or 'stop')
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except RecursionError:
+      # No proxy's page is of this kind, so asking again would only cost again.
+      return Answer(
+        text='',
+        finish='stop',
+        refusal='',
+        first=(),
+        tokens_in=estimate(messages),
+        tokens_out=0,
+        model='',
+        fault='the JSON of the reply is nested too deeply',
+      )
+    # ArithmeticError: a number that is too large.
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
       # Overloaded proxies answer 200 with a page of HTML, which may pass.
       raise _Again(f'the answer is not of the protocol: {self.scrub(body)[:120]!r}') from None
     counted = _usage(value.get('usage'))
     tokens_in, tokens_out = counted or (estimate(messages), _tokens(text))
     return Answer(
-      text=self.scrub(text),
+      text=text,
       finish=finish,
-      refusal=self.scrub(refusal),
+      refusal=refusal,
       first=first,
       tokens_in=tokens_in,
       tokens_out=tokens_out,
-      model=self.scrub(str(value.get('model') or '')),
+      model=str(value.get('model') or ''),
+      fault=fault,
     )
 
 
@@ -278,14 +359,24 @@ def _seconds(value: float) -> float | None:
   return max(value, 0.0) if math.isfinite(value) else None
 
 
-def _first_tokens(logprobs: Any) -> tuple[tuple[str, float], ...]:
-  """(token, log-probability in nats) of the most likely first tokens."""
+def _first_tokens(logprobs: Any) -> tuple[tuple[tuple[str, float], ...], str]:
+  """(token, log-probability in nats) of the most likely first tokens, and what is wrong with them.
+
+  Tokens without usable log-probabilities are left out altogether.
+  """
   # Null where none were asked for; some servers leave the list of tokens or of rivals empty.
   content = logprobs.get('content') if isinstance(logprobs, Mapping) else None
   if not content or not content[0].get('top_logprobs'):
-    return ()
+    return (), ''
   entries = content[0]['top_logprobs']
-  return tuple((str(entry['token']), float(entry['logprob'])) for entry in entries)
+  first = []
+  for entry in entries:
+    logprob = float(entry['logprob'])
+    # JSON as Python reads it has NaN and infinities.
+    if not math.isfinite(logprob) or logprob > ROUNDED_UP:
+      return (), f'{logprob} is no log-probability'
+    first.append((str(entry['token']), min(logprob, 0.0)))
+  return tuple(first), ''
 
 
 def _usage(usage: Any) -> tuple[int, int] | None:
@@ -297,6 +388,6 @@ def _usage(usage: Any) -> tuple[int, int] | None:
   if not isinstance(tokens_in, int) or not isinstance(tokens_out, int):
     return None
   # A negative count would give back budget.
-  if tokens_in < 0 or tokens_out < 0:
+  if not (0 <= tokens_in <= MOST_TOKENS and 0 <= tokens_out <= MOST_TOKENS):
     return None
   return tokens_in, tokens_out

@@ -118,12 +118,16 @@ class Endpoint:
       scale = purposes.PURPOSES[request.purpose].scale
       score, status = self._read(outcome, scale)
       text = outcome.text or outcome.refusal
+      if outcome.fault:
+        text = f'{outcome.fault}: {text}' if text else outcome.fault
     return Judgement(request.key, request.purpose, score, status, text[:SHOWN])
 
   def _read(self, answer: Answer, scale: purposes.Scale) -> tuple[float | None, str]:
     """(score, status) by the expectation over the likeliest numbers, else by the text."""
     if answer.refusal or answer.finish == 'content_filter':
       return None, 'refused'
+    if answer.fault:
+      return None, 'unparsable'
     # If the answer does not begin with a number, numbers among the likeliest tokens are chance.
     numbers = None
     if scale is purposes.HUNDRED and answer.text.strip()[:1].isdigit():
@@ -249,9 +253,11 @@ class _Asking:
 
   def words(self) -> str:
     """The counts, as in '12 requests sent, 3 retries, 40 answers reused; in all ..'."""
+    # Without them a score is what the text says, which is worth telling.
+    refused = '' if self.client.logprobs else 'log-probabilities were refused; '
     return (
       f'{self.sent} requests sent, {self.client.retries} retries, {self.reused} answers reused; '
-      f'in all {self.budget.words()}'
+      f'{refused}in all {self.budget.words()}'
     )
 
   def _ask(
@@ -284,7 +290,7 @@ class _Asking:
         return parameters, self.client.ask(messages, parameters)
       except client.Failed as reason:
         # Servers that lack log-probabilities refuse the request, and name the parameter.
-        if 'logprobs' not in str(reason):
+        if not reason.logprobs:
           raise
         self.client.logprobs = False
     return last, self.client.ask(messages, last)

@@ -12,7 +12,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightsteer_jax.experiments.report.safe import escape, redact, script_json
+from weightsteer_jax.experiments.report.safe import escape, script_json
+from weightsteer_jax.runtime.redaction import redact
 
 
 def document(

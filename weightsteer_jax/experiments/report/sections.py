@@ -12,7 +12,7 @@ from weightsteer_jax.experiments.report.beside import FOLDER, Placed
 from weightsteer_jax.experiments.report.examples import Counts, Survey
 from weightsteer_jax.experiments.report.metrics import accounted, agreement, further, thoughts
 from weightsteer_jax.experiments.report.pick import TOLERANCE, Pick, Side
-from weightsteer_jax.experiments.report.safe import escape, redact
+from weightsteer_jax.experiments.report.safe import escape
 from weightsteer_jax.experiments.report.study import (
   ROLES,
   Cell,
@@ -21,6 +21,7 @@ from weightsteer_jax.experiments.report.study import (
   format_alpha,
   metric_of,
 )
+from weightsteer_jax.runtime.redaction import redact
 
 TRADEOFF = 'Behaviour against capability'
 PLURALS = {'behaviour': 'Behaviours', 'capability': 'Capabilities'}
