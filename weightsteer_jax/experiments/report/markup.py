@@ -109,7 +109,9 @@ def folded_json(name: str, content: Any) -> str:
   """JSON under a name, folded away and without secrets."""
   # Redacted before it is text: keys say what is a secret.
   text = json.dumps(redact(content), indent=2, ensure_ascii=False)
-  return f'<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>'
+  # A keyboard scrolls only what it can reach.
+  content = f'<pre tabindex="0">{escape(text)}</pre>'
+  return f'<details><summary>{escape(name)}</summary>{content}</details>'
 
 
 def _policy(program: str) -> str:

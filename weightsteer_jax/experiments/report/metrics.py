@@ -42,7 +42,7 @@ def accounted(sweep: Study) -> str:
   if not rows:
     return ''
   return (
-    '<h3>Shares</h3><p class="note">How many of how many: answers that could be judged, that '
+    '<p class="note">How many of how many: answers that could be judged, that '
     'refuse, that ran into the length limit, that repeat themselves, in which nothing could be '
     'read, and questions to the judge that it gave no score to. One answer can be in '
     f'several.</p>{_tables(sweep, rows, _count_cell)}'
@@ -131,7 +131,7 @@ def agreement(sweep: Study) -> str:
   return (
     '<h3>Judges</h3><p class="note">How far two judges agree on the rows that both scored; '
     'the first one counts.</p>'
-    f'{markup.table(f"<tr><th></th>{heads}</tr>", rows, kind="accounting")}'
+    f'{markup.table(f"<tr><td></td>{heads}</tr>", rows, kind="accounting")}'
   )
 
 

@@ -208,7 +208,7 @@ def _table(sweep: Study, choice: Pick) -> str:
       f'<th scope="row" class="left">{format_alpha(alpha)}{note}</th>{cells}</tr>'
     )
   head = (
-    f'<tr class="roles"><th></th>{"".join(role_heads)}</tr>'
+    f'<tr class="roles"><td></td>{"".join(role_heads)}</tr>'
     f'<tr><th scope="col" class="left">alpha</th>{"".join(task_heads)}</tr>'
   )
   return markup.table(head, rows, kind='results')
@@ -335,9 +335,9 @@ otherwise.</p>
 </noscript>
 <div class="bar">
 <label>Task<select id="task"></select></label>
-<label>A<select id="a"></select></label>
+<div class="ab"><label>A<select id="a"></select></label>
 <button type="button" id="swap" aria-label="Swap A and B">⇄</button>
-<label>B<select id="b"></select></label>
+<label>B<select id="b"></select></label></div>
 <label>Order<select id="sort"></select></label>
 <label>Search<input id="search" type="search" placeholder="words in questions or answers"
 autocomplete="off"></label>
@@ -372,9 +372,13 @@ def accounting(sweep: Study, survey: Survey) -> str:
     'rows that are ok, of all rows, and what the others are. A row without value enters no '
     'mean.</p>',
     *arms,
-    accounted(sweep),
+    _folded('Shares of answers by what happened to them', accounted(sweep)),
     agreement(sweep),
   )
+
+
+def _folded(summary: str, content: str) -> str:
+  return f'<details><summary>{summary}</summary>{content}</details>' if content else ''
 
 
 def thinking(sweep: Study, survey: Survey) -> str:
@@ -417,7 +421,7 @@ def origin(sweep: Study) -> str:
     # One text and not a list, so that what follows a secret's flag is hidden.
     text = command if isinstance(command, str) else shlex.join(map(str, command))
     config = {**config, 'command': text}
-    again = f'<pre>{escape(redact(text))}</pre>'
+    again = f'<pre tabindex="0">{escape(redact(text))}</pre>'
   # Workdirs of earlier versions have no such entry.
   writes = config.get('chat_template', {}).get('writes')
   if writes:

@@ -106,7 +106,7 @@ function drawControls() {
   find('about').textContent = task.description;
   const chips = Object.entries(FILTERS).map(([name, {label}]) => {
     const each = button(label, 'filter', () => choose({show: name}));
-    each.append(make('b', '', kept[name].length.toLocaleString('en')));
+    each.append(' ', make('b', '', kept[name].length.toLocaleString('en')));
     each.setAttribute('aria-pressed', name === state.show);
     // Without a middle there are no sides to change.
     each.hidden = task.middle === null && ['flips', 'up', 'down'].includes(name);
@@ -197,12 +197,19 @@ async function drawExample() {
   link.href = address();
   const name = make('span', 'soft name', example.id);
   name.title = example.id;
-  head.append(name, link, button('←', '', () => go(place - 1)), button('→', '', () => go(place + 1)));
-  head.querySelectorAll('button').forEach((each, at) => each.setAttribute('aria-label', at ? 'Next example' : 'Previous example'));
+  const before = button('←', '', () => go(place - 1));
+  const after = button('→', '', () => go(place + 1));
+  before.setAttribute('aria-label', 'Previous example');
+  after.setAttribute('aria-label', 'Next example');
+  head.append(name, link, make('span', 'turn', before, after));
   const chooseB = column => choose({b: column});
   const strip = strengths(task, index.values[number], columns[state.b][0], state, chooseB);
   const pair = make('div', 'sides', card(task, example, state.a, 'A'), card(task, example, state.b, 'B'));
   view.replaceChildren(head, prompt(example.messages), strip, pair, everyStrength(task, example));
+  // A keyboard scrolls only what it can reach.
+  for (const each of view.querySelectorAll('.prompt, .sides .text')) {
+    if (each.scrollHeight > each.clientHeight) each.tabIndex = 0;
+  }
 }
 
 function everyStrength(task, example) {
