@@ -338,6 +338,9 @@ def judge(experiment: Experiment) -> None:
   rows = list(evaluation.rows.read(experiment.workdir / 'sweep' / 'rows.jsonl'))
   requests = evaluation.judging.requests_of(experiment.tasks, rows)
   say(f'judge: {len(requests)} questions about {len(rows)} rows, to {", ".join(run.judges)}')
+  if not requests:
+    kinds = sorted({task.options.kind for task in experiment.tasks})
+    say(f'judge: rules score every task here (kinds: {", ".join(kinds)}), so nobody is asked')
   # One process asks; the others wait.
   with experiment.judges() as judges:
     processes.on_main(lambda: _ask(experiment, judges, requests))
