@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from weightsteer_jax.inference import Sampling, generate_file, jsonl, score_file
+from weightsteer_jax.data import chat
+from weightsteer_jax.inference import Sampling, generate_file, score_file
 from weightsteer_jax.runtime.errors import InputError, NotFiniteError
 
 ASK = [{'role': 'user', 'content': 'What is it?'}]
@@ -243,7 +244,7 @@ def test_generated_files_hold_what_torch_generates(
   )
   prompts = [
     tokenizer('one two', add_special_tokens=False)['input_ids'],
-    jsonl.chat.prompt_tokens(tokenizer, ASK),
+    chat.prompt_tokens(tokenizer, ASK),
   ]
   for i, result in enumerate(read(tmp_path / 'out.jsonl')):
     tokens = torch.tensor([prompts[i // 2]])

@@ -11,6 +11,7 @@ sampling.py    the next token of each row
 shapes.py      the few lengths for which programs are compiled
 programs.py    compiled programs, kept while the process lives
 stops.py       tokens that end a generation
+rows.py        texts and chats asked of the model, answers and scores as columns
 jsonl.py       files of rows in, files of results out
 """
 
@@ -26,4 +27,5 @@ from weightsteer_jax.inference.requests import (
   ScoreResult,
   check_ids,
 )
+from weightsteer_jax.inference.rows import generate_rows, score_rows
 from weightsteer_jax.inference.stops import stop_ids
