@@ -573,6 +573,29 @@ def test_answers_of_earlier_versions_are_read(judge_of, tmp_path):
     assert ask(judge_of(server), [trait(0)])[0].score == 85.0 and len(server.bodies) == 1
 
 
+def test_a_proxy_that_cannot_be_used_is_told_without_its_password(judge_of, monkeypatch):
+  with Server(lambda *_: says('85')) as server:
+    judge = judge_of(server)
+  monkeypatch.setenv('OPENAI_BASE_URL', 'http://judge.example/v1')
+  for name in ('http_proxy', 'no_proxy', 'NO_PROXY'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv('http_proxy', 'ftp://me:password@proxy:21')
+  with pytest.raises(InputError, match='the proxy that the environment names') as raised:
+    judge.check(['trait'])
+  assert 'password' not in str(raised.value)
+
+
+def test_a_question_goes_through_the_proxy(judge_of, monkeypatch):
+  with Server(lambda *_: says('85')) as proxy:
+    judge = judge_of(proxy)
+    monkeypatch.setenv('OPENAI_BASE_URL', 'http://judge.example/v1')
+    for name in ('no_proxy', 'NO_PROXY'):
+      monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('http_proxy', proxy.url.removesuffix('/v1'))
+    assert ask(judge, [trait(0)])[0].score == 85.0
+    assert [headers['Host'] for headers in proxy.headers] == ['judge.example']
+
+
 def test_the_proxy_of_the_environment_is_asked(monkeypatch):
   for name in ('http_proxy', 'https_proxy', 'all_proxy', 'no_proxy'):
     monkeypatch.delenv(name, raising=False)

@@ -121,9 +121,18 @@ class Client:
 
     self._bounded = bounded
     address = address or 'https://api.openai.com/v1'
-    transport = bounded.Transport(
-      address, timeout_s=options.timeout_s, connections=options.concurrency
-    )
+    try:
+      transport = bounded.Transport(
+        address, timeout_s=options.timeout_s, connections=options.concurrency
+      )
+    # A proxy of an unknown kind, or of SOCKS without the package for it. The proxy may name a
+    # password, so the message leaves the proxy out.
+    except (ValueError, ImportError, RuntimeError):
+      raise InputError(
+        f'the proxy that the environment names for {self.scrub(address)} cannot be used: expected '
+        'http://, https://, or socks5:// with the package socksio (HTTPS_PROXY, ALL_PROXY; '
+        'NO_PROXY names hosts that need none)'
+      ) from None
     self._client = openai.OpenAI(
       api_key=self._key,
       base_url=address,
