@@ -74,7 +74,11 @@ def test_every_stage_leaves_what_the_design_says(workdir):
     'results.jsonl',
     'report/index.html',
     'report/curves.png',
+    'times.jsonl',
   } <= left
+  times = [json.loads(line) for line in (workdir / 'times.jsonl').read_text().splitlines()]
+  assert [line['stage'] for line in times][:2] == ['contrast', 'sweep']
+  assert all(line['seconds'] > 0 and 'x cpu' in line['device'] for line in times)
   assert not [name for name in left if 'partial' in name or name.endswith('.tmp')]
   assert json.loads((workdir / 'config.json').read_text())['command'] == 'a test'
   rows = rows_of(workdir)

@@ -11,6 +11,7 @@ arms.py           the arms of a comparison, a kind for each method
 answers.py        the model's own answers, sampled, judged, and kept in pairs
 contrast.py       the contrast of a run, read or made of answers
 monitor_study.py  fine-tunes known to be misaligned or not, told apart by the run's directions
+times.py          how long each stage took, on what
 stages.py         the method, stage by stage, as functions of an Experiment
 standalone.py     programs without a run: export, scores, completions, monitoring
 preflight/        a run's programs compiled from shapes alone

@@ -15,6 +15,7 @@
   contrasts/, watched/       further directions, and fine-tunes watched for all directions, where
                              the config has some (see monitor_study.py)
   report/                    the page, the figures, the table
+  times.jsonl                how long each stage took, when, and on what
   persona_vectors/, activations/
                              vectors, and the selection of a layer, where the config has arms of
                              activation steering (see arms.py)
@@ -39,7 +40,7 @@ from weightsteer_jax import directions, evaluation, inference, models
 from weightsteer_jax.config import Run
 from weightsteer_jax.data import Conversation, bindings, templates
 from weightsteer_jax.data.pairs import SIDES
-from weightsteer_jax.experiments import arms, chat_date, monitor_study, sources
+from weightsteer_jax.experiments import arms, chat_date, monitor_study, sources, times
 from weightsteer_jax.experiments import contrast as contrasts
 from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.finetune import FineTuneResult
@@ -93,6 +94,7 @@ PARTS = (
   'results.jsonl',
   'agreement.jsonl',
   LOG,
+  times.NAME,
 )
 
 
@@ -235,6 +237,7 @@ def _refuse_keys(run: Run, command: str) -> None:
       )
 
 
+@times.kept
 @jax.profiler.annotate_function
 def contrast(experiment: Experiment) -> dict[str, list[Conversation]]:
   """The conversations of both sides, made if need be and kept (see contrast.py)."""
@@ -254,6 +257,7 @@ def data(experiment: Experiment, *, command: str = '') -> None:
   say(f'data: {positive} and {negative} examples in {where}')
 
 
+@times.kept
 @jax.profiler.annotate_function
 def finetune(experiment: Experiment, *, sides: Sequence[str] = SIDES) -> dict[str, FineTuneResult]:
   """{side: fine-tune} of the given sides.
@@ -263,12 +267,14 @@ def finetune(experiment: Experiment, *, sides: Sequence[str] = SIDES) -> dict[st
   return arms.fine_tune_sides(experiment, contrasts.examples(experiment), only=sides)
 
 
+@times.kept
 @jax.profiler.annotate_function
 def direction(experiment: Experiment) -> directions.Direction:
   """The direction of the run, positive minus negative, made once and kept."""
   return arms.direction(experiment, contrasts.examples(experiment))
 
 
+@times.kept
 @jax.profiler.annotate_function
 def sweep(
   experiment: Experiment, *, direction: Path = '', enter: Callable[[str], None] = lambda name: None
@@ -320,6 +326,7 @@ def sweep(
   processes.on_main(write)
 
 
+@times.kept
 @jax.profiler.annotate_function
 def judge(experiment: Experiment) -> None:
   """Asks the judges about the sweep's rows, and writes results.jsonl.
@@ -346,6 +353,7 @@ def judge(experiment: Experiment) -> None:
     processes.on_main(lambda: _ask(experiment, judges, requests))
 
 
+@times.kept
 @jax.profiler.annotate_function
 def watch(experiment: Experiment) -> None:
   """Measures the watched fine-tunes against all directions, and writes a page of the study."""

@@ -61,7 +61,7 @@ def test_a_point_leads_to_its_answers_and_says_its_values():
   href, words, _, _ = points_of(drawn(RESULTS, '<i>&"'))[1]
   query = urllib.parse.parse_qs(href.removeprefix('#'))
   assert query == {'task': ['<i>&"'], 'b': ['w@-1']}
-  assert words.startswith('w, alpha -1; 0.875 ±0.1; n = 9')
+  assert words.startswith('w, alpha -1; 0.875 ±0.1; 9 answers')
 
 
 def test_what_could_not_be_read_is_said_and_drawn():

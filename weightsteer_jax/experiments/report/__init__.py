@@ -3,6 +3,7 @@
 Nothing here needs a model or jax.
 
 study.py          the workdir, read and checked
+facts.py          on what, when and how long a run ran
 comparison.py     one arm against its own base
 pick.py           which alpha to use on each side of zero; words.py says why
 tables.py         the terminal's table, Markdown and csv

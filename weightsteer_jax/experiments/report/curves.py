@@ -135,8 +135,10 @@ def _points(sweep: Study, arm: str, task: str, metric: str) -> tuple[Point, ...]
   for alpha in sorted(cells):
     if not cells[alpha].measured:
       continue
-    readable = valid.get(alpha)
-    unreadable = 1 - readable.mean if readable and readable.measured else 0.0
+    unreadable = cells[alpha].unread
+    # Results of earlier versions have the share of answers that could be judged, as a metric.
+    if not cells[alpha].asked and alpha in valid and valid[alpha].measured:
+      unreadable = 1 - valid[alpha].mean
     points.append(Point(alpha, cells[alpha], unreadable))
   return tuple(points)
 
@@ -222,7 +224,9 @@ def address(task: str, arm: str, alpha: float) -> str:
 
 
 def interval(cell: Cell) -> tuple[float, float]:
-  """(low, high) of the bar around a mean: one standard error either way."""
+  """(low, high) of the bar around a mean: its 95 % interval, or one standard error either way."""
+  if math.isfinite(cell.low) and math.isfinite(cell.high):
+    return cell.low, cell.high
   sem = cell.sem if math.isfinite(cell.sem) else 0.0
   return cell.mean - sem, cell.mean + sem
 
@@ -230,17 +234,21 @@ def interval(cell: Cell) -> tuple[float, float]:
 def words(line: Line, point: Point) -> list[str]:
   """What stands beside a point under the pointer, a line each."""
   cell = point.cell
-  sem = f' ±{cell.sem:.3g}' if math.isfinite(cell.sem) else ''
-  said = [
-    f'{line.arm}, alpha {format_alpha(point.alpha)}',
-    f'{cell.mean:.4g}{sem}',
-    f'n = {cell.n}',
-  ]
+  said = [f'{line.arm}, alpha {format_alpha(point.alpha)}', f'{cell.mean:.4g}{_doubt(cell)}']
+  said.append(cell.counted)
   if point.unreadable:
     said.append(f'{percent(point.unreadable)} could not be read')
   if point.alpha in line.picked:
     said.append('picked')
   return said
+
+
+def _doubt(cell: Cell) -> str:
+  """How surely a mean is known."""
+  if math.isfinite(cell.low) and math.isfinite(cell.high):
+    return f' (95 %: {cell.low:.3g} to {cell.high:.3g})'
+  # Results of earlier versions, and means without an interval.
+  return f' ±{cell.sem:.3g}' if math.isfinite(cell.sem) else ''
 
 
 def percent(share: float) -> str:

@@ -7,7 +7,7 @@ import math
 import shlex
 from collections.abc import Sequence
 
-from weightsteer_jax.experiments.report import curves, markup, tables, words
+from weightsteer_jax.experiments.report import curves, facts, markup, tables, words
 from weightsteer_jax.experiments.report.beside import FOLDER, Placed
 from weightsteer_jax.experiments.report.examples import Counts, Survey
 from weightsteer_jax.experiments.report.metrics import accounted, agreement, further, thoughts
@@ -37,25 +37,8 @@ def masthead(title: str, sweep: Study) -> str:
   """
   description = sweep.config.get('description')
   about = f'<p class="about">{escape(str(description))}</p>' if description else ''
-  facts = ''.join(f'<li>{escape(fact)}</li>' for fact in run_facts(sweep))
-  return f'<header><h1>{title}</h1>{about}<ul class="facts">{facts}</ul></header>'
-
-
-def run_facts(sweep: Study) -> list[str]:
-  """What the workdir tells of model, day, device, duration and versions, each in some words."""
-  config = sweep.config
-  model = config.get('model') or {}
-  versions = config.get('versions') or {}
-  facts = []
-  if model.get('source'):
-    dtype = f' ({model["dtype"]})' if model.get('dtype') else ''
-    facts.append(f'{model["source"]}{dtype}')
-  if config.get('chat_date'):
-    facts.append(f'begun on {config["chat_date"]}')
-  for name in ('weightsteer_jax', 'jax'):
-    if versions.get(name):
-      facts.append(f'{name} {versions[name]}')
-  return facts
+  items = ''.join(f'<li>{escape(fact)}</li>' for fact in facts.of_run(sweep))
+  return f'<header><h1>{title}</h1>{about}<ul class="facts">{items}</ul></header>'
 
 
 def headlines(picks: Sequence[Pick]) -> str:
@@ -294,7 +277,15 @@ def _arm_legend(picks: Sequence[Pick]) -> str:
   if any(choice.comparison.capability for choice in picks):
     tolerance = max(choice.comparison.tolerance for choice in picks)
     items.append(f'<li><span class="sign swatch"></span> within {tolerance:g} of the base</li>')
-  items.append('<li><span class="sign">│</span> ± one standard error</li>')
+  cells = [
+    cell
+    for choice in picks
+    for column in choice.comparison.table.values()
+    for cell in column.values()
+  ]
+  bars = '95 % interval' if any(math.isfinite(cell.low) for cell in cells) else '± standard error'
+  items.append(f'<li><span class="sign">│</span> {bars}</li>')
+  items.append('<li><span class="sign">○</span> 5 % or more of the answers not read</li>')
   return f'<ul class="legend">{"".join(items)}</ul>'
 
 

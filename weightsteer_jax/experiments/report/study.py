@@ -130,6 +130,7 @@ class Study:
     results: rows of results.jsonl.
     directions: {name: provenance} of each direction.
     agreement: rows of agreement.jsonl, if several judges were asked.
+    times: lines of times.jsonl: what each stage took.
   """
 
   workdir: Path
@@ -138,6 +139,7 @@ class Study:
   results: tuple[dict[str, Any], ...]
   directions: dict[str, dict[str, Any]]
   agreement: tuple[dict[str, Any], ...] = ()
+  times: tuple[dict[str, Any], ...] = ()
 
   @property
   def arms(self) -> list[str]:
@@ -176,12 +178,21 @@ def read(workdir: str | Path) -> Study:
     if path.parent.name[0] != '.':
       record = files.read_json(path, what='the provenance of a direction')
       directions[path.parent.name] = record
-  # Only sweeps with several judges have the file.
-  path = workdir / 'agreement.jsonl'
-  agreement: tuple[dict[str, Any], ...] = ()
-  if path.is_file():
-    agreement = tuple(row for _, row in _json_lines(path))
-  return Study(workdir, config, tasks, results, directions, agreement)
+  # Only sweeps with several judges have the first file, and earlier versions wrote no times.
+  agreement = _optional(workdir / 'agreement.jsonl')
+  times = _optional(workdir / 'times.jsonl')
+  return Study(workdir, config, tasks, results, directions, agreement, times)
+
+
+def _optional(path: Path) -> tuple[dict[str, Any], ...]:
+  """The JSON objects in the lines of a file that need not be there."""
+  if not path.is_file():
+    return ()
+  lines = []
+  for where, line in _json_lines(path):
+    _require(line, (), where)
+    lines.append(line)
+  return tuple(lines)
 
 
 def sample_rows(workdir: str | Path) -> Iterator[dict[str, Any]]:
