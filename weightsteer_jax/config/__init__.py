@@ -10,11 +10,11 @@ A config file starts from `base_config()` and changes the keys of the experiment
 the result into a checked `Run`. An unknown key is an error, wherever it is set.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
-
-import ml_collections
+from typing import TYPE_CHECKING, Any
 
 from weightsteer_jax.config import build, checks
 from weightsteer_jax.config.schema import (
@@ -55,6 +55,9 @@ from weightsteer_jax.config.schema import (
   finetune_of,
 )
 
+if TYPE_CHECKING:
+  import ml_collections
+
 
 def base_config() -> ml_collections.ConfigDict:
   """The defaults of a run, to be changed by a config file.
@@ -62,6 +65,9 @@ def base_config() -> ml_collections.ConfigDict:
   Sections of named entries (tasks, validation, arms, judges, finetunes, contrasts, watched) are
   empty: a config adds entries, as in `config.tasks.<name> = task(...)`.
   """
+  # A tenth of a second to import: help, and checks of a command line, do without.
+  import ml_collections
+
   base = ml_collections.ConfigDict(_to_plain(Run()))
   # In the order in which a config names them: the first judge counts.
   base.judges = ml_collections.ConfigDict(sort_keys=False)
@@ -108,7 +114,7 @@ def resolve(config: Mapping[str, Any]) -> Run:
     InputError: if a key is unknown or belongs to another kind, if a value has the wrong type, or
       if values cannot go together; names the key.
   """
-  plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+  plain = config.to_dict() if hasattr(config, 'to_dict') else dict(config)
   run = build.section(Run, plain, '')
   checks.check(run)
   return run
@@ -120,6 +126,8 @@ def to_dict(run: Run) -> dict[str, Any]:
 
 
 def _section(cls: type, fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  import ml_collections
+
   return ml_collections.ConfigDict({**build.defaults(cls, fields.get('kind')), **fields})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from weightsteer_jax.config import chat_options, schema
 from weightsteer_jax.config.schema import Data, FineTune, Run, finetune_of
-from weightsteer_jax.runtime import redaction, sharding
+from weightsteer_jax.runtime import mesh_shape, redaction
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
@@ -76,9 +76,9 @@ def _check_model_and_mesh(run: Run) -> None:
   chat_options.check_date(run.model.chat_date, "the config key 'model.chat_date'")
   _one_of('model.system_role', run.model.system_role, ('system', 'user'))
   _one_of('mesh.base', run.mesh.base, ('auto', 'replicate', 'shard'))
-  _one_of('mesh.indivisible', run.mesh.indivisible, sharding.INDIVISIBLE)
+  _one_of('mesh.indivisible', run.mesh.indivisible, mesh_shape.INDIVISIBLE)
   if run.mesh.shape != 'auto':
-    sharding.parse(run.mesh.shape)
+    mesh_shape.parse(run.mesh.shape)
 
 
 def _check_sweep(run: Run) -> None:

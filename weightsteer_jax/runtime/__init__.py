@@ -5,6 +5,7 @@ messages.py       words shared by messages: near names, lists cut short, sizes
 redaction.py      texts and settings without secrets
 hashes.py         SHA-256 of text and files
 tree.py           pytrees named by path: flatten, strict get, masks, fingerprints
+mesh_shape.py     the shape of a mesh as text
 sharding.py       the mesh, and the two tables by which arrays lie on the mesh
 processes.py      several processes: joining, speaking and agreeing
 ending.py         ending together, and noticing a stuck process

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,11 +19,12 @@ from jax.experimental import mesh_utils
 
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
-from weightsteer_jax.runtime.messages import did_you_mean
+from weightsteer_jax.runtime.mesh_shape import AXES, describe
+
+# Whoever has a mesh to make finds its text's reader here.
+from weightsteer_jax.runtime.mesh_shape import parse as parse
 
 PyTree = Any
-
-AXES = ('data', 'fsdp', 'tensor')
 
 # The whole policy. Weights: q kernel D N H, o kernel N H D, gate D F, down F D, embedding V D.
 WEIGHTS = {'D': ('fsdp',), 'N': ('tensor',), 'K': ('tensor',), 'F': ('tensor',), 'V': ('tensor',)}
@@ -46,8 +46,6 @@ MEANING = {
   'V': 'the vocabulary',
   'B': 'rows of the batch',
 }
-# What to do with an axis that does not divide: refuse it, or leave it whole on every device.
-INDIVISIBLE = ('error', 'replicate')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,36 +181,6 @@ def single() -> Layout:
   """The layout on this process's first device, for callers that name no mesh."""
   # Local: a process can only read what lies on its own devices.
   return Layout(make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1]))
-
-
-def parse(text: str) -> dict[str, int]:
-  """{axis: size} of a mesh given as text; absent axes have size 1.
-
-  >>> parse('fsdp:4,tensor:2'), parse('1x4x2')
-  ({'data': 1, 'fsdp': 4, 'tensor': 2}, {'data': 1, 'fsdp': 4, 'tensor': 2})
-
-  Raises:
-    InputError: if the text describes no mesh.
-  """
-  shape = dict.fromkeys(AXES, 1)
-  # The short form becomes the long form.
-  if re.fullmatch(r'\d+x\d+x\d+', text):
-    text = ','.join(f'{axis}:{size}' for axis, size in zip(AXES, text.split('x')))
-  for part in text.split(','):
-    match = re.fullmatch(r'\s*([a-z]+)\s*[:=]\s*(\d+)\s*', part)
-    if not match or match[1] not in AXES or int(match[2]) < 1:
-      near = did_you_mean(match[1], AXES) if match else ''
-      raise InputError(
-        f"the mesh '{text}' is not understood at '{part}'{near}: expected 'auto', sizes of data, "
-        "fsdp and tensor as in 'data:1,fsdp:4,tensor:2', or all three as in '1x4x2'"
-      )
-    shape[match[1]] = int(match[2])
-  return shape
-
-
-def describe(shape: dict[str, int]) -> str:
-  """The mesh's shape as text for `parse`."""
-  return ','.join(f'{axis}:{shape[axis]}' for axis in AXES)
 
 
 def constrain(x: jax.Array, axes: str) -> jax.Array:
