@@ -22,8 +22,16 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=setuptools.find_packages(include=['weightsteer_jax', 'weightsteer_jax.*']),
+  packages=[
+    *setuptools.find_packages(include=['weightsteer_jax', 'weightsteer_jax.*']),
+    'weightsteer_jax.configs',
+  ],
+  # In a checkout configs/ stands beside the package, where it is easy to find; interfaces/cli looks
+  # in both places.
+  package_dir={'weightsteer_jax.configs': 'configs'},
+  entry_points={'console_scripts': ['weightsteer = weightsteer_jax.interfaces.cli.command:main']},
   package_data={
+    'weightsteer_jax.configs': ['preflight/*/*.json'],
     'weightsteer_jax.evaluation.judges': ['prompts/*.txt'],
     'weightsteer_jax.evaluation.tasks': ['*.jsonl'],
     'weightsteer_jax.experiments.organism': ['checkpoint/*'],

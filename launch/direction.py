@@ -1,66 +1,6 @@
-"""Makes the direction between two fine-tunes of one base, or between a fine-tune and its base.
+"""`weightsteer direction` of a checkout."""
 
-  python launch/direction.py --positive=PATH --negative=PATH [--base=PATH] --output=DIR
-  python launch/direction.py --positive=PATH [--base=PATH] --output=DIR
-
-The fine-tunes are runs of ours, adapters or Hugging Face checkpoints (docs/adapters.md). Of one
-fine-tune, the direction is its change of the base; with --negative alone, the reverse.
-"""
-
-import _main
-from absl import flags
-
-flags.DEFINE_string(
-  'positive',
-  '',
-  'Run of ours, adapter or Hugging Face checkpoint with the behaviour; without it, the base.',
-)
-flags.DEFINE_string(
-  'negative',
-  '',
-  'The same kind, with the opposite behaviour; without it, the base. The folder of the base will '
-  'do too.',
-)
-flags.DEFINE_string(
-  'base',
-  '',
-  'The model both were fine-tuned from: a folder, a hub id or organism. Needed for adapters.',
-)
-flags.DEFINE_bool(
-  'allow_other_base',
-  False,
-  'Go on where the sources say they were trained from different models of one architecture.',
-)
-flags.DEFINE_bool(
-  'compare_bfloat16',
-  False,
-  'Also measure what subtracting merged bfloat16 checkpoints would have given (adapters only).',
-)
-flags.DEFINE_bool(
-  'sync', True, 'Wait until it is on the disk, so that it is whole even after a power cut.'
-)
-flags.DEFINE_string('output', None, 'Folder to write the direction to; must not exist.')
-flags.mark_flags_as_required(['output'])
-
-
-def main():
-  import jax
-
-  # From files to a file: no accelerator takes part, nor is one held.
-  jax.config.update('jax_platforms', 'cpu')
-  from weightsteer_jax.experiments import standalone
-
-  args = flags.FLAGS
-  standalone.direction_from(
-    args.positive,
-    args.negative,
-    args.output,
-    base=args.base,
-    allow_other_base=args.allow_other_base,
-    compare_bfloat16=args.compare_bfloat16,
-    sync=args.sync,
-  )
-
+import _checkout
 
 if __name__ == '__main__':
-  _main.start(main, together=False)
+  _checkout.run('direction')

@@ -17,8 +17,9 @@ The rooms, in the order data goes through them. Imports only go up this list, in
                 own the organism, real models, monitoring, the report and preflight
   interfaces/   what users touch
 
-`launch/` turns flags into calls of stages.py, standalone.py or preflight/ in experiments/;
-launch/smoke.py needs only runtime/ and storage/.
+interfaces/cli/ turns a command line into calls of stages.py, standalone.py or preflight/ in
+experiments/; the verb smoke needs only runtime/ and storage/. `__main__.py` is the command as
+`python -m weightsteer_jax`, and the programs of `launch/` are its verbs in a checkout.
 """
 
 __version__ = '0.1.0'

@@ -10,6 +10,8 @@ import sys
 
 from absl import flags
 
+from weightsteer_jax.interfaces.cli import program
+
 
 def messages(folder: pathlib.Path) -> None:
   """Messages of every kind, and what is raised on every process although one alone is wrong."""
@@ -155,10 +157,12 @@ def main() -> None:
   print('all said')
 
 
-if __name__ == '__main__':
-  sys.path.insert(0, str(pathlib.Path(__file__).parent.parent.parent / 'launch'))
-  import _main
-
+def define_flags() -> None:
   flags.DEFINE_string('folder', None, 'To write to.')
   flags.DEFINE_bool('fail', False, 'Whether process 1 is to fail.')
-  _main.start(main)
+
+
+if __name__ == '__main__':
+  program.run(
+    program.Program(__doc__, define_flags, main, together=True), sys.argv[1:], 'conversation.py'
+  )

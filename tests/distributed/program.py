@@ -1,18 +1,21 @@
-"""A launcher as it is, with a fault after a step of one process's training or a row of its sweep.
+"""A verb as it is, with a fault after a step of one process's training or a row of its sweep.
 
 python program.py steer|finetune|sweep [--fault=raise|stop|kill|hang --on=PROCESS --at=STEP
 --at_row=N]
-    [--pause=SECONDS] flags of the launcher...
+    [--pause=SECONDS] flags of the verb...
 """
 
+import dataclasses
 import importlib
 import os
-import pathlib
 import signal
 import sys
 import time
 
 from absl import flags
+
+from weightsteer_jax.interfaces.cli import program
+from weightsteer_jax.interfaces.cli.table import VERBS
 
 
 def define_flags() -> None:
@@ -38,7 +41,7 @@ def strike() -> None:
 
 
 def with_fault(main) -> None:
-  """Runs the launcher's `main`, in whose log and rows the fault waits."""
+  """Runs the verb's `main`, in whose log and rows the fault waits."""
   from weightsteer_jax.evaluation import rows
   from weightsteer_jax.finetune import log
   from weightsteer_jax.runtime import processes
@@ -64,9 +67,14 @@ def with_fault(main) -> None:
 
 
 if __name__ == '__main__':
-  sys.path.insert(0, str(pathlib.Path(__file__).parent.parent.parent / 'launch'))
-  program = importlib.import_module(sys.argv.pop(1))
-  import _main
+  name = sys.argv[1]
+  verb = importlib.import_module(VERBS[name].module).PROGRAM
 
-  define_flags()
-  _main.start(lambda: with_fault(program.main))
+  def define_all_flags() -> None:
+    verb.define_flags()
+    define_flags()
+
+  faulty = dataclasses.replace(
+    verb, define_flags=define_all_flags, main=lambda: with_fault(verb.main)
+  )
+  program.run(faulty, sys.argv[2:], f'program.py {name}')

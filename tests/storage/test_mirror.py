@@ -596,8 +596,8 @@ def fresh_names(url, tmp_path):
 
 
 AWAY = '''
-"""A launcher, with a store on a disk that fills up at the n-th file."""
-import importlib, sys
+"""The command, with a store on a disk that fills up at the n-th file."""
+import sys
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
@@ -613,16 +613,14 @@ class Away(LocalFileSystem):
 fsspec.register_implementation('file', Away, clobber=True)
 from weightsteer_jax.storage.remote import mirror as mirrors
 mirrors.FIRST_PAUSE = 0.01
-program = importlib.import_module(sys.argv.pop(1))
-import _main
-_main.start(program.main)
+from weightsteer_jax.interfaces.cli import command
+command.main()
 '''
 
 
 def launched(tmp_path, *args):
   """The finished process of AWAY with its arguments, which works on the small run."""
   (tmp_path / 'away.py').write_text(AWAY)
-  path = os.pathsep.join([str(ROOT), str(ROOT / 'launch')])
   settings = [f'--config={ROOT}/tests/distributed/small.py', *small.write_data(tmp_path)]
   command = [sys.executable, 'away.py', *args[:2], *settings, *args[2:]]
   return subprocess.run(
@@ -631,7 +629,7 @@ def launched(tmp_path, *args):
     capture_output=True,
     text=True,
     timeout=300,
-    env=os.environ | {'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu'},
+    env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
   )
 
 

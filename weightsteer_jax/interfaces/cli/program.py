@@ -1,0 +1,209 @@
+"""A verb run as absl runs a program: its flags, the other processes of a run, the exit status.
+
+An error becomes one line and an exit status.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import pathlib
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags
+
+from weightsteer_jax.interfaces.cli import (
+  arguments,
+  help_page,
+  process_flags,
+  profile_flags,
+  run_flags,
+)
+from weightsteer_jax.runtime.errors import InputError, Preempted
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What a verb is made of.
+
+  Attributes:
+    doc: what the verb does, an example first; its help.
+    define_flags: defines the verb's own flags and those of the modules *_flags.py.
+    main: does the verb's work; reads flags from flags.FLAGS.
+    together: whether all processes run `main` as one. If not, the first process runs `main` by
+      itself, and the others are done.
+  """
+
+  doc: str | None
+  define_flags: Callable[[], None]
+  main: Callable[[], None]
+  together: bool = False
+
+
+def run(verb: Program, args: Sequence[str], shown: str) -> None:
+  """Runs a verb to the end of the process; an exception becomes an exit status.
+
+  Args:
+    args: the words of the command line behind the verb.
+    shown: the verb as help and errors name it, 'weightsteer steer'.
+  """
+  verb.define_flags()
+  process_flags.define()
+  try:
+    given = arguments.read(args, shown)
+    asked = arguments.wants_help(given)
+    if not asked:
+      arguments.refuse_missing(given, shown)
+    argv = [shown, *arguments.prepared(given)]
+  except (InputError, flags.Error) as error:
+    refuse(error)
+  if asked:
+    _help(verb, argv, shown, full=asked == arguments.HELP_FULL)
+    sys.exit(0)
+  app.run(lambda _: _guarded(verb), argv=argv, flags_parser=_parse)
+
+
+def refuse(error: Exception) -> None:
+  """Ends the process with an error's text in one line, and the exit status of bad input."""
+  print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+  sys.exit(InputError.exit_code)
+
+
+def command() -> str:
+  """The command line of this process, for the record, without secrets."""
+  from weightsteer_jax.runtime import redaction
+
+  program = pathlib.Path(sys.argv[0])
+  if program.name == '__main__.py':
+    words = ['python', '-m', 'weightsteer_jax']
+  elif program.suffix == '.py':
+    words = ['python', sys.argv[0]]
+  else:
+    words = [program.name]
+  return redaction.redact_command([*words, *sys.argv[1:]])
+
+
+def _help(verb: Program, argv: list[str], shown: str, *, full: bool) -> None:
+  """Prints a verb's help; with a config on the command line, its keys and values too."""
+  doc = verb.doc or ''
+  if not shown.startswith('weightsteer'):
+    name = pathlib.Path(shown).stem.replace('_', '-')
+    doc = doc.replace(f'weightsteer {name} ', f'{shown} ')
+  help_page.show(help_page.of_verb(doc, full=full))
+  if len(argv) > 1 and argv[1].startswith('--config='):
+    from weightsteer_jax.interfaces.cli import config_page
+
+    _parse(argv)
+    path = argv[1].removeprefix('--config=').partition(':')[0]
+    help_page.show(f'\n{config_page.of_config(path, run_flags.chosen())}')
+
+
+def _guarded(verb: Program) -> None:
+  # absl prints information of all libraries. Users do not ask which backends jax did not find,
+  # where a bucket's driver found its credentials, or for a line per request to a judge.
+  quiet = ('jax', 'botocore', 'aiobotocore', 'google', 'openai', 'httpx', 'httpx2')
+  for library in quiet:
+    logging.getLogger(library).setLevel(logging.WARNING)
+  from weightsteer_jax.runtime import compile_cache, ending, profiling
+
+  try:
+    if _begin(verb.together):
+      compile_cache.use(flags.FLAGS.compilation_cache)
+      # A verb with a workdir profiles into the workdir (see run_flags.run_and_workdir).
+      if 'output' in flags.FLAGS:
+        profile_flags.begin(f'{flags.FLAGS.output}-profile')
+      ending.guard(stall_minutes=flags.FLAGS.stall_minutes)
+      verb.main()
+      profiling.end()
+      run_flags.finish()
+      ending.leave()
+  except SystemExit as error:
+    ending.leave(int(error.code or 0))
+    raise
+  except (Exception, KeyboardInterrupt) as error:
+    profiling.end()
+    sys.exit(ending.fail(error))
+
+
+def _begin(together: bool) -> bool:
+  """Whether this process has something to do.
+
+  If `together`, joins the other processes, of which all but the first are silent.
+  """
+  from weightsteer_jax.runtime import ending, processes
+
+  args = flags.FLAGS
+  signal.signal(signal.SIGTERM, _stop)
+  cluster = process_flags.cluster()
+  index, count = processes.place(args.distributed, **cluster)
+  if not together:
+    return index == 0
+  if count > 1:
+    ending.catch_abort()
+  processes.join(args.distributed, **cluster)
+  if not processes.is_main():
+    for logger in (logging.getLogger(), logging.getLogger('absl')):
+      logger.setLevel(logging.ERROR)
+    sys.stdout = open(os.devnull, 'w', encoding='utf-8')
+  return True
+
+
+def _stop(number: int, frame: Any) -> None:
+  """Ends the run on a SIGTERM that no loop waits for (see runtime/preemption.py).
+
+  There is nothing to save, but the exit status says to start again.
+  """
+  # Schedulers send several; the signal that is meant as an end is SIGKILL.
+  signal.signal(number, signal.SIG_IGN)
+  raise Preempted('SIGTERM came; what was finished is kept, the same command continues')
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """The command line read by absl, and the config's values checked.
+
+  A mistake ends the program with one line, before jax is imported.
+  """
+  has_config = 'config' in flags.FLAGS
+  try:
+    if has_config:
+      run_flags.load_config(argv)
+    rest = flags.FLAGS(argv)
+    if has_config and flags.FLAGS['config'].present:
+      run_flags.chosen()
+    return rest
+  except Exception as error:
+    where = _place_in_config(error, argv)
+    if where:
+      refuse(InputError(f'{where}: {type(error).__name__}: {error}'))
+    # The errors of ml_collections for an entry that the config does not have.
+    if isinstance(error, AttributeError | KeyError):
+      refuse(InputError(f'--config has no entry {_meant(str(error))}'))
+    if isinstance(error, InputError | flags.Error | ValueError):
+      refuse(error)
+    raise
+
+
+def _meant(text: str) -> str:
+  """The words of ml_collections about a key that is not there, as ours are."""
+  said = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text.replace('\\', ''))
+  return f"'{said[2]}' (did you mean '{said[1]}'?)" if said else text.strip('\'"')
+
+
+def _place_in_config(error: BaseException, argv: Sequence[str]) -> str:
+  """The file and line of the config where an error arose, or ''."""
+  files = [word.partition('=')[2].split(':')[0] for word in argv if word.startswith('--config=')]
+  cause: BaseException | None = error
+  while cause is not None:
+    if isinstance(cause, SyntaxError) and cause.filename in files:
+      return f'{cause.filename}, line {cause.lineno}'
+    for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+      if frame.filename in files:
+        return f'{frame.filename}, line {frame.lineno}'
+    cause = cause.__cause__ or cause.__context__
+  return ''
