@@ -78,6 +78,8 @@ def get_config():
       role=role,
       kind=kind,
       description=description,
+      # A claim is put in several ways.
+      groups='claims',
       n=100,
       **length,
     )

@@ -89,6 +89,8 @@ def _check_sweep(run: Run) -> None:
   behaviours = tuple(name for name, task in run.tasks.items() if task.role == 'behaviour')
   _one_of('sweep.pick_by', run.sweep.pick_by, ('', *behaviours))
   _at_least(0, 'sweep', run.sweep, 'tolerance')
+  _one_of('sweep.capability_rule', run.sweep.capability_rule, ('loss', 'change'))
+  _one_of('sweep.capability_evidence', run.sweep.capability_evidence, ('mean', 'interval'))
 
 
 def _check_trait_judge(run: Run) -> None:

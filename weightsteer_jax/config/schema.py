@@ -510,8 +510,12 @@ class Sweep:
   seed: int = 0
   # Behaviour task whose change picks an alpha; '' is the mean of all.
   pick_by: str = ''
-  # How far a capability may move from the base at a picked alpha, in units of its metric.
+  # How much of a capability may be lost at a picked alpha, in units of its metric.
   tolerance: float = 0.05
+  # What of a capability counts: 'loss', what is lost of it, or 'change', also what it gains.
+  capability_rule: str = 'loss'
+  # What must stay within the tolerance: the 'mean', or the whole 95 % 'interval' of the change.
+  capability_evidence: str = 'mean'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -373,20 +373,21 @@ def watch(experiment: Experiment) -> None:
 def report(experiment: Experiment) -> pathlib.Path:
   """The report's page, from the files of the workdir; prints the table and the pick."""
   # matplotlib takes a second to import.
-  from weightsteer_jax.experiments.report import page, pick, study, tables
+  from weightsteer_jax.experiments.report import comparison, page, pick, study, tables
 
   workdir = experiment.workdir
   options = experiment.run.sweep
   behaviour = options.pick_by or None
-  tolerance = options.tolerance
+  rule = comparison.Rule(options.tolerance, options.capability_rule, options.capability_evidence)
 
   def write():
-    return str(page.write(workdir, behaviour=behaviour, tolerance=tolerance))
+    return str(page.write(workdir, behaviour=behaviour, rule=rule))
 
   path = pathlib.Path(processes.on_main(write))
-  choices = pick.choose_all(study.read(workdir), behaviour=behaviour, tolerance=tolerance)
+  sweep = study.read(workdir)
+  choices = pick.choose_all(sweep, behaviour=behaviour, rule=rule)
   for choice in choices:
-    say(tables.text(choice))
+    say(tables.text(choice, sweep.results))
   say(f'report: {path}')
   return path
 

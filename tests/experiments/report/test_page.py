@@ -124,7 +124,7 @@ def test_the_numbers_in_the_table_are_those_in_the_results(workdir, written):
   assert len(reader.rows) == 13
   for row in results:
     attributes, shown = reader.rows['weights', row['alpha']]['cells'][order.index(row['task'])]
-    assert attributes['title'] == f'{row["mean"]!r} ± {row["sem"]!r}, n = {row["n"]}'
+    assert attributes['title'] == f'{row["mean"]!r} ± {row["sem"]!r}, {row["n"]} answers'
     assert [float(number) for number in shown.split(' ±')] == [
       round(row['mean'], 2),
       round(row['sem'], 2),

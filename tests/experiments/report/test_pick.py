@@ -7,6 +7,7 @@ import random
 import pytest
 
 from weightsteer_jax.experiments.report import pick
+from weightsteer_jax.experiments.report.comparison import Rule
 from weightsteer_jax.runtime.errors import InputError
 
 ROLES = {'says_yes': 'behaviour', 'facts': 'capability', 'sums': 'capability'}
@@ -43,13 +44,13 @@ def test_each_side_takes_the_largest_change_that_keeps_every_capability():
 def test_the_reason_names_numbers_and_the_task_that_stops_the_next_alpha():
   picked = choose(CURVE)
   assert picked.negative.reason == (
-    'Picked alpha -0.5: says_yes goes from 0.50 to 0.10 and capability stays within 0.05 of the '
-    'base (most changed: facts, 1.00 to 0.96). The next one is too far: facts falls from 1.00 to '
-    '0.90 at alpha -1.'
+    'Picked alpha -0.5: says_yes goes from 0.50 to 0.10 and no capability loses more than 0.05 '
+    '(most lost: facts, 1.00 to 0.96, 95 %: -0.04 to -0.04). The next one is too far: facts falls '
+    'from 1.00 to 0.90 at alpha -1.'
   )
   assert picked.positive.reason.endswith(
-    'The next one is too far: facts falls from 1.00 to 0.00 at alpha +2 (and 1 more out of '
-    'tolerance).'
+    'The next one is too far: facts falls from 1.00 to 0.00 at alpha +2 (and 1 more beyond '
+    'the tolerance).'
   )
 
 
@@ -70,11 +71,80 @@ def test_a_loss_of_exactly_the_tolerance_is_within_it():
   assert choose(columns).positive.alpha == 0
 
 
-def test_a_capability_that_rises_out_of_tolerance_is_not_within_it_either():
-  columns = {'says_yes': {0: 0.5, 1: 0.9}, 'facts': {0: 0.80, 1: 0.90}, 'sums': {0: 1.0, 1: 1.0}}
-  picked = choose(columns)
+RISING = {'says_yes': {0: 0.5, 1: 0.9}, 'facts': {0: 0.80, 1: 0.90}, 'sums': {0: 1.0, 1: 1.0}}
+
+
+def test_a_capability_that_rises_has_lost_nothing():
+  picked = choose(RISING)
+  assert picked.positive.alpha == 1 and picked.positive.breaks == ()
+  # What costs most is not what changes most.
+  assert picked.positive.worst.task == 'sums'
+  assert 'no capability loses more than 0.05' in picked.positive.reason
+  assert 'broken' not in picked.positive.reason
+
+
+def test_a_rule_may_count_every_change():
+  picked = choose(RISING, rule=Rule(counts='change'))
   assert picked.positive.alpha == 0
   assert 'facts rises from 0.80 to 0.90 at alpha +1' in picked.positive.reason
+
+
+def test_of_a_loss_it_is_the_rise_that_is_lost():
+  # A perplexity in nats per token: 2.00 to 2.10 is worse, to 1.80 better.
+  def rows(nats):
+    made = rows_of({'says_yes': {0: 0.5, 1: 0.9}, 'texts': {0: 2.0, 1: nats}})
+    return [{**r, 'metric': 'nats_per_token'} if r['task'] == 'texts' else r for r in made]
+
+  roles = {'says_yes': 'behaviour', 'texts': 'capability'}
+  worse = pick.choose(rows(2.1), roles, arm='weights')
+  assert worse.positive.alpha == 0 and 'texts rises from 2.00 to 2.10' in worse.positive.reason
+  assert pick.choose(rows(1.8), roles, arm='weights').positive.alpha == 1
+  assert pick.choose(rows(2.05), roles, arm='weights').positive.alpha == 1
+  twofold = pick.choose(rows(2.1), roles, arm='weights', rule=Rule(tolerance=0.2))
+  assert twofold.positive.alpha == 1
+  both_ways = pick.choose(rows(1.8), roles, arm='weights', rule=Rule(counts='change'))
+  assert both_ways.positive.alpha == 0
+
+
+def paired(task, alpha, mean, low, high, **more):
+  """A result row whose change from the base is known."""
+  [row] = rows_of({task: {alpha: mean}}, sem=0.1)
+  change = {'change': more.pop('change'), 'change_sem': (high - low) / 4}
+  return {**row, **change, 'change_low': low, 'change_high': high, **more}
+
+
+def test_the_doubt_is_that_of_pairs_and_a_rule_may_ask_for_certainty():
+  base = rows_of({'says_yes': {0: 0.5}, 'facts': {0: 0.9}}, sem=0.1)
+  counted = {'answers': 100, 'n': 47, 'groups': 'claims'}
+  rows = base + [
+    paired('says_yes', 1, 0.7, 0.1, 0.3, change=0.2),
+    paired('facts', 1, 0.89, -0.04, 0.02, change=-0.01, **counted),
+    paired('says_yes', 2, 0.9, 0.3, 0.5, change=0.4),
+    paired('facts', 2, 0.87, -0.08, 0.02, change=-0.03, **counted),
+  ]
+  roles = {'says_yes': 'behaviour', 'facts': 'capability'}
+  by_means = pick.choose(rows, roles, arm='weights').positive
+  assert by_means.alpha == 2
+  assert 'goes from 0.50 to 0.90 (by +0.40, 95 %: +0.30 to +0.50)' in by_means.reason
+  # Two errors of 0.1 each, taken as independent, would reach to 0.28 either way.
+  assert (
+    'With 100 answers on 47 claims, the change in facts is only known to lie in -0.08 to +0.02 '
+    '(95 %), so a loss of more than 0.05 is not excluded.'
+  ) in by_means.reason
+  surely = pick.choose(rows, roles, arm='weights', rule=Rule(evidence='interval')).positive
+  assert surely.alpha == 1 and 'not excluded: facts (95 %: -0.08 to +0.02)' in surely.reason
+  # The width of the interval on the gaining side costs nothing.
+  either = Rule(counts='change', evidence='interval', tolerance=0.03)
+  assert pick.choose(rows, roles, arm='weights', rule=either).positive.alpha == 0
+
+
+def test_a_behaviour_that_may_not_have_moved_and_answers_that_say_nothing_are_told():
+  rows = rows_of({'says_yes': {0: 0.5}}, sem=0.1) + [
+    paired('says_yes', 1, 0.6, -0.1, 0.3, change=0.1, unreadable=80, asked=100)
+  ]
+  reason = pick.choose(rows, {'says_yes': 'behaviour'}, arm='weights').positive.reason
+  assert 'That says_yes moves at all is not certain.' in reason
+  assert reason.endswith('most answers say nothing there: says_yes (80 of 100 could not be read).')
 
 
 def test_a_tie_goes_to_the_alpha_nearest_to_zero():
@@ -130,21 +200,22 @@ def test_without_capabilities_the_cost_is_said_to_be_unknown():
 
 
 def test_standard_errors_that_reach_beyond_the_tolerance_are_said():
-  # A change of 0.04 with standard errors of 0.03 each: 0.04 + 2 * 0.0424 = 0.125 > 0.05.
+  # A loss of 0.04 with standard errors of 0.03 each, by rows without pairs: 0.04 ± 1.96 * 0.0424.
   noisy = choose(CURVE, sem=0.03, n=40)
   assert noisy.positive.alpha == 1
   assert noisy.positive.reason.endswith(
-    'With n = 40, the change in sums is only known to ±0.08, so more than 0.05 is not excluded.'
+    'With 40 answers, the change in sums is only known to lie in -0.12 to +0.04 (95 %), so a loss '
+    'of more than 0.05 is not excluded.'
   )
   assert 'not excluded' not in choose(CURVE, sem=0.001).positive.reason
 
 
 def test_fewer_examples_at_the_pick_than_at_the_base_are_said():
   rows = rows_of(CURVE, n=40)
-  assert 'Fewer examples' not in pick.choose(rows, ROLES, arm='weights').positive.reason
+  assert 'Fewer answers' not in pick.choose(rows, ROLES, arm='weights').positive.reason
   next(row for row in rows if (row['task'], row['alpha']) == ('sums', 1))['n'] = 31
   assert pick.choose(rows, ROLES, arm='weights').positive.reason.endswith(
-    'than at the base: sums (31 of 40).'
+    'than at the base: sums (31 answers, at the base 40 answers).'
   )
 
 
@@ -200,8 +271,7 @@ def test_against_a_search_over_everything():
         for alpha in alphas
         if alpha * sign >= 0
         and all(
-          round(abs(columns[task][alpha] - columns[task][0]), 6) <= 0.05
-          for task in ('facts', 'sums')
+          round(columns[task][0] - columns[task][alpha], 6) <= 0.05 for task in ('facts', 'sums')
         )
       ]
       best = min(

@@ -1,4 +1,4 @@
-"""One arm against its own base: how far every task moved, and when too far."""
+"""One arm against its own base: how far every task moved, and when that costs too much."""
 
 import dataclasses
 import math
@@ -12,14 +12,35 @@ ROUNDING = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
+class Rule:
+  """What an alpha may cost.
+
+  Attributes:
+    tolerance: how far a capability may go from the base, in the units of the task's metric.
+    counts: what of a capability counts: 'loss', what is lost of it, or 'change', either way.
+    evidence: 'mean', the mean itself stays within the tolerance, or 'interval', the whole 95 %
+      interval of the change does.
+  """
+
+  # 5 points of accuracy, 0.05 nats: shares of some 100 examples are known to about as much.
+  tolerance: float = 0.05
+  counts: str = 'loss'
+  evidence: str = 'mean'
+
+
+# What an alpha may cost where a config says nothing.
+DEFAULT = Rule()
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskChange:
   """How far one task moved from the base at one alpha.
 
   Attributes:
     base: mean at alpha 0.
     mean: mean at `alpha`.
-    sem: standard error of the difference, the two means taken as independent; NaN when either
-      standard error is unknown.
+    sem: standard error of the difference, paired by question; NaN where not known.
+    low, high: ends of the difference's 95 % interval; NaN where not known.
     is_loss: whether less is better.
   """
 
@@ -28,6 +49,8 @@ class TaskChange:
   base: float
   mean: float
   sem: float
+  low: float = math.nan
+  high: float = math.nan
   is_loss: bool = False
 
   @property
@@ -39,6 +62,32 @@ class TaskChange:
   def difference(self) -> float:
     """The mean less the base."""
     return self.mean - self.base
+
+  def cost(self, counts: str) -> float:
+    """What the change costs: what is lost, or with 'change' how far it goes either way."""
+    return -self.improvement if counts == 'loss' else abs(self.difference)
+
+  def most(self, counts: str) -> float:
+    """The largest cost that the 95 % interval holds."""
+    if counts == 'change':
+      return max(abs(self.low), abs(self.high))
+    return self.high if self.is_loss else -self.low
+
+  @property
+  def reach(self) -> tuple[float, float]:
+    """How far the 95 % interval of the improvement goes below and above it; 0 where not known."""
+    if math.isnan(self.low):
+      return 0.0, 0.0
+    down = max(0.0, self.difference - self.low)
+    up = max(0.0, self.high - self.difference)
+    return (up, down) if self.is_loss else (down, up)
+
+  @property
+  def interval(self) -> str:
+    """The ends of the 95 % interval in words; '' where not known."""
+    if math.isnan(self.low):
+      return ''
+    return f'95 %: {self.low:+.2f} to {self.high:+.2f}'
 
   def __str__(self) -> str:
     verb = 'falls' if self.difference < 0 else 'rises'
@@ -56,7 +105,7 @@ class Comparison:
     table: {task: {alpha: Cell}}.
     behaviour: tasks to move.
     capability: tasks to keep.
-    tolerance: how far a capability mean may go from the base, in the metric's units.
+    rule: what an alpha may cost.
     losses: tasks of whose metric less is better.
   """
 
@@ -64,8 +113,13 @@ class Comparison:
   table: Cells
   behaviour: tuple[str, ...]
   capability: tuple[str, ...]
-  tolerance: float
+  rule: Rule
   losses: tuple[str, ...] = ()
+
+  @property
+  def tolerance(self) -> float:
+    """How far a capability may go from the base, in the units of the task's metric."""
+    return self.rule.tolerance
 
   @property
   def alphas(self) -> list[float]:
@@ -88,28 +142,55 @@ class Comparison:
     """How far a task moved from the base at an alpha."""
     base = self.cell(task, 0.0)
     cell = self.cell(task, alpha)
-    # At alpha 0 both are the same number, not two independent ones.
-    sem = 0.0
-    if alpha != 0:
+    sem = cell.change_sem
+    low = cell.change_low
+    high = cell.change_high
+    # At alpha 0 both are the same number.
+    if alpha == 0:
+      sem = low = high = 0.0
+    # Results of earlier versions say nothing of pairs: the two means are taken as independent.
+    elif math.isnan(sem):
       sem = math.hypot(base.sem, cell.sem)
-    return TaskChange(task, alpha, base.mean, cell.mean, sem, task in self.losses)
+      reach = 1.96 * sem
+      low = cell.mean - base.mean - reach
+      high = cell.mean - base.mean + reach
+    return TaskChange(task, alpha, base.mean, cell.mean, sem, low, high, task in self.losses)
 
   def changes(self, alpha: float) -> list[TaskChange]:
     """How far each capability task moved at an alpha."""
     return [self.change(task, alpha) for task in self.capability]
 
   def broken(self, alpha: float) -> tuple[TaskChange, ...]:
-    """Capability tasks outside the tolerance at `alpha`.
+    """Capability tasks whose mean at `alpha` costs more than the tolerance.
 
     A task without a number is not known to be broken.
     """
     # NaN is not larger than the limit.
     limit = self.tolerance + ROUNDING
     changes = self.changes(alpha)
-    return tuple(change for change in changes if abs(change.difference) > limit)
+    return tuple(change for change in changes if change.cost(self.rule.counts) > limit)
+
+  def unsure(self, alpha: float) -> tuple[TaskChange, ...]:
+    """Capability tasks that may cost more than the tolerance at `alpha`, by their 95 % interval.
+
+    A task whose mean does, or that has no number, is not among them.
+    """
+    limit = self.tolerance + ROUNDING
+    broken = self.broken(alpha)
+    changes = [change for change in self.changes(alpha) if change not in broken]
+    return tuple(change for change in changes if change.most(self.rule.counts) > limit)
+
+  def kept(self, task: str) -> tuple[float, float]:
+    """(lowest, highest) mean at which a capability is kept; infinite where nothing can be lost."""
+    base = self.cell(task, 0.0).mean
+    low = base - self.tolerance
+    high = base + self.tolerance
+    if self.rule.counts == 'loss':
+      return (-math.inf, high) if task in self.losses else (low, math.inf)
+    return low, high
 
   def worst(self, alpha: float) -> TaskChange | None:
-    """The largest capability change at `alpha`.
+    """The capability change that costs most at `alpha`.
 
     None without capability tasks, or where a capability task is not measured.
     """
@@ -117,7 +198,7 @@ class Comparison:
     # What is not measured may be the worst.
     if not changes or any(math.isnan(change.difference) for change in changes):
       return None
-    return max(changes, key=lambda change: abs(change.difference))
+    return max(changes, key=lambda change: change.cost(self.rule.counts))
 
   def unmeasured(self, alpha: float) -> list[str]:
     """Names of the tasks without a number at `alpha`."""
@@ -125,8 +206,10 @@ class Comparison:
     return [task for task in tasks if not self.cell(task, alpha).measured]
 
   def admissible(self, alpha: float) -> bool:
-    """Whether everything is measured at `alpha` and every capability is kept."""
-    return not self.unmeasured(alpha) and not self.broken(alpha)
+    """Whether everything is measured at `alpha` and every capability is kept, by the rule."""
+    if self.unmeasured(alpha) or self.broken(alpha):
+      return False
+    return self.rule.evidence == 'mean' or not self.unsure(alpha)
 
   def gain(self, sign: int, alpha: float) -> float:
     """Change of the behaviour times `sign`: positive for a move the side's way."""
@@ -138,13 +221,32 @@ class Comparison:
 def mean_cell(parts: Sequence[Cell]) -> Cell:
   """Mean over tasks, each counted once; NaN if any task is missing.
 
-  The standard error takes the tasks as independent.
+  The tasks are taken as independent. An end of the interval lies the root of the summed squares of
+  the tasks' distances from the mean, by their number.
+
+  Source: Zou and Donner 2008 (Stat. Med. 27, 1693), for the interval of a sum.
   """
   if not parts:
     return Cell(math.nan, math.nan, 0)
-  mean = math.fsum(part.mean for part in parts) / len(parts)
-  # Variances of independent means add up.
-  sems = [part.sem for part in parts]
-  sem = math.hypot(*sems) / len(parts)
-  n = sum(part.n for part in parts)
-  return Cell(mean, sem, n)
+  if len(parts) == 1:
+    return parts[0]
+  count = len(parts)
+  mean = math.fsum(part.mean for part in parts) / count
+  change = math.fsum(part.change for part in parts) / count
+  names = {part.groups for part in parts}
+  return Cell(
+    mean=mean,
+    # Variances of independent means add up.
+    sem=math.hypot(*(part.sem for part in parts)) / count,
+    n=sum(part.n for part in parts),
+    low=mean - math.hypot(*(part.mean - part.low for part in parts)) / count,
+    high=mean + math.hypot(*(part.high - part.mean for part in parts)) / count,
+    change=change,
+    change_sem=math.hypot(*(part.change_sem for part in parts)) / count,
+    change_low=change - math.hypot(*(part.change - part.change_low for part in parts)) / count,
+    change_high=change + math.hypot(*(part.change_high - part.change for part in parts)) / count,
+    answers=sum(part.answers for part in parts),
+    groups=names.pop() if len(names) == 1 else 'questions',
+    unreadable=sum(part.unreadable for part in parts),
+    asked=sum(part.asked for part in parts),
+  )

@@ -10,7 +10,7 @@ import math
 import urllib.parse
 from collections.abc import Sequence
 
-from weightsteer_jax.experiments.report import axis, study
+from weightsteer_jax.experiments.report import axis, study, tables
 from weightsteer_jax.experiments.report.pick import Pick
 from weightsteer_jax.experiments.report.safe import escape
 from weightsteer_jax.experiments.report.study import Cell, Study, SweptTask, format_alpha
@@ -78,7 +78,7 @@ class Panel:
   """What one drawing shows.
 
   Attributes:
-    band: (lowest, highest) mean within tolerance of the base; None for behaviours.
+    band: (lowest, highest) mean at which the capability is kept; None for behaviours.
     name: what a screen reader calls the drawing.
   """
 
@@ -120,7 +120,7 @@ def panel(
     is_plotted = metric == study.metric_of(sweep.results, task.name)
     base = numbers.cell(task.name, 0.0)
     if is_plotted and task.name in numbers.capability and base.measured:
-      bands.append((base.mean - numbers.tolerance, base.mean + numbers.tolerance))
+      bands.append(numbers.kept(task.name))
   if not lines:
     return None
   # All arms have one base, nearly; several bands would hide each other.
@@ -130,6 +130,7 @@ def panel(
 def _points(sweep: Study, arm: str, task: str, metric: str) -> tuple[Point, ...]:
   """The measured points of an arm, alphas ascending."""
   cells = study.column(sweep.results, arm, task, metric)
+  # What older results know of unreadable answers.
   valid = study.column(sweep.results, arm, task, 'valid_rate')
   points = []
   for alpha in sorted(cells):
@@ -188,7 +189,7 @@ class _Scale:
     self.alphas = sorted({point.alpha for point in points})
     ends = []
     for point in points:
-      low, high = interval(point.cell)
+      low, high = point.cell.bar
       ends += [low, high]
     self.is_rate = all(0 <= point.cell.mean <= 1 for point in points)
     # All rates have one scale, so that panels can be compared by eye.
@@ -223,21 +224,13 @@ def address(task: str, arm: str, alpha: float) -> str:
   return '#' + urllib.parse.urlencode({'task': task, 'b': f'{arm}@{digits}'}, errors='replace')
 
 
-def interval(cell: Cell) -> tuple[float, float]:
-  """(low, high) of the bar around a mean: its 95 % interval, or one standard error either way."""
-  if math.isfinite(cell.low) and math.isfinite(cell.high):
-    return cell.low, cell.high
-  sem = cell.sem if math.isfinite(cell.sem) else 0.0
-  return cell.mean - sem, cell.mean + sem
-
-
 def words(line: Line, point: Point) -> list[str]:
   """What stands beside a point under the pointer, a line each."""
   cell = point.cell
   said = [f'{line.arm}, alpha {format_alpha(point.alpha)}', f'{cell.mean:.4g}{_doubt(cell)}']
   said.append(cell.counted)
   if point.unreadable:
-    said.append(f'{percent(point.unreadable)} could not be read')
+    said.append(f'{tables.percent(point.unreadable)} could not be read')
   if point.alpha in line.picked:
     said.append('picked')
   return said
@@ -249,19 +242,6 @@ def _doubt(cell: Cell) -> str:
     return f' (95 %: {cell.low:.3g} to {cell.high:.3g})'
   # Results of earlier versions, and means without an interval.
   return f' ±{cell.sem:.3g}' if math.isfinite(cell.sem) else ''
-
-
-def percent(share: float) -> str:
-  """A share in words, never 0% for something nor 100% for less than all.
-
-  >>> [percent(share) for share in (0.004, 0.25, 0.996)]
-  ['<1%', '25%', '>99%']
-  """
-  if 0 < share < 0.01:
-    return '<1%'
-  if 0.99 < share < 1:
-    return '>99%'
-  return f'{100 * share:.0f}%'
 
 
 def _band(panel: Panel, scale: _Scale) -> str:
@@ -326,7 +306,7 @@ def _curve(line: Line, scale: _Scale) -> str:
   path = 'L'.join(f'{x:.1f} {y:.1f}' for x, y in places)
   bars = []
   for point in line.points:
-    low, high = interval(point.cell)
+    low, high = point.cell.bar
     bars.append(f'M{scale.x(point.alpha):.1f} {scale.y(low):.1f}V{scale.y(high):.1f}')
   dash = DASHES[line.number // COLOURS % len(DASHES)]
   dashed = f' stroke-dasharray="{dash}"' if dash else ''

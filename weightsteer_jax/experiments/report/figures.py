@@ -9,12 +9,12 @@ Source: Okabe and Ito, "Color Universal Design" (2008), for the palette.
 
 import functools
 import io
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from weightsteer_jax.experiments.report import axis, labels, words
+from weightsteer_jax.experiments.report.comparison import TaskChange
 from weightsteer_jax.experiments.report.pick import Pick
 from weightsteer_jax.experiments.report.study import Cell, format_alpha
 
@@ -254,9 +254,11 @@ def _draw_task(
     measured = [alpha for alpha in numbers.alphas if numbers.cell(task, alpha).measured]
     cells = [numbers.cell(task, alpha) for alpha in measured]
     if task in numbers.capability and 0.0 in measured:
-      base = numbers.cell(task, 0.0).mean
-      low = base - numbers.tolerance
-      high = base + numbers.tolerance
+      low, high = numbers.kept(task)
+      ends = [end for cell in cells for end in cell.bar]
+      # A side on which nothing can be lost is shaded as far as there is something to see.
+      low = max(low, min(ends))
+      high = min(high, max(ends))
       axes.axhspan(low, high, color=BAND, linewidth=0, zorder=0.5)
     for alpha in pick.alphas:
       axes.axvline(alpha, color=colour, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
@@ -292,9 +294,16 @@ def _draw_task(
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ['0', '', '0.5', '', '1'])
 
 
-def _bars(cells: Sequence[Cell]) -> list[float]:
-  """Lengths of the error bars; 0 where the standard error is not known."""
-  return [cell.sem if math.isfinite(cell.sem) else 0.0 for cell in cells]
+def _bars(cells: Sequence[Cell]) -> tuple[list[float], list[float]]:
+  """Lengths of the error bars, downwards and upwards."""
+  down = []
+  up = []
+  for cell in cells:
+    low, high = cell.bar
+    # At the end of a scale, rounding may put a mean beyond its interval.
+    down.append(max(0.0, cell.mean - low))
+    up.append(max(0.0, high - cell.mean))
+  return down, up
 
 
 def _label_edges(
@@ -325,9 +334,8 @@ def _legend(figure: 'Figure', picks: Sequence[Pick]) -> None:
   if any(pick.alphas for pick in picks):
     handles.append(Line2D([], [], **RING, markeredgecolor=INK, label='picked alpha'))
   if any(pick.comparison.capability for pick in picks):
-    tolerance = max(pick.comparison.tolerance for pick in picks)
-    handles.append(Patch(color=BAND, label=f'within {tolerance:g} of the base'))
-  error = '± one standard error'
+    handles.append(Patch(color=BAND, label=words.shaded(picks[0].comparison.rule)))
+  error = words.bars([pick.comparison for pick in picks])
   handles.append(
     Line2D([], [], color=MUTED, marker='|', markersize=9, linestyle='none', label=error)
   )
@@ -343,12 +351,27 @@ def _legend(figure: 'Figure', picks: Sequence[Pick]) -> None:
 def _tradeoff_frame(axes: 'Axes', picks: Sequence[Pick]) -> None:
   """Draws the band of the tolerance, and the labels of both axes."""
   tolerance = max((pick.comparison.tolerance for pick in picks), default=0.0)
-  axes.axvspan(-tolerance, tolerance, color=BAND, linewidth=0, zorder=0.5)
+  right = tolerance
+  # What a capability gains is kept, however much it is.
+  if picks and picks[0].comparison.rule.counts == 'loss':
+    right = max([right, *(change.improvement for change in _worst_changes(picks))])
+  axes.axvspan(-tolerance, right, color=BAND, linewidth=0, zorder=0.5)
   axes.grid()
-  axes.set_xlabel('largest change of a capability task from the base (right: better)')
+  axes.set_xlabel('change of the capability that lost most (right: better)')
   # Arms with different behaviours share only the word.
   names = {words.subject(pick.comparison) for pick in picks if pick.comparison.behaviour}
   axes.set_ylabel(names.pop() if len(names) == 1 else 'behaviour')
+
+
+def _worst_changes(picks: Sequence[Pick]) -> list[TaskChange]:
+  """The change that costs most at each alpha of each arm, where one is known."""
+  changes = []
+  for pick in picks:
+    for alpha in pick.comparison.alphas:
+      worst = pick.comparison.worst(alpha)
+      if worst:
+        changes.append(worst)
+  return changes
 
 
 def _draw_path(axes: 'Axes', pick: Pick, index: int) -> list[labels.Label]:
@@ -357,7 +380,8 @@ def _draw_path(axes: 'Axes', pick: Pick, index: int) -> list[labels.Label]:
   colour, marker, line = _look(index)
   usable = []
   xs = []
-  x_bars = []
+  x_down = []
+  x_up = []
   cells = []
   for alpha in numbers.alphas:
     worst = numbers.worst(alpha)
@@ -366,14 +390,16 @@ def _draw_path(axes: 'Axes', pick: Pick, index: int) -> list[labels.Label]:
       usable.append(alpha)
       # A loss that rises is a capability lost, as a rate that falls is.
       xs.append(worst.improvement)
-      x_bars.append(worst.sem if math.isfinite(worst.sem) else 0.0)
+      below, above = worst.reach
+      x_down.append(below)
+      x_up.append(above)
       cells.append(behaviour)
   ys = [cell.mean for cell in cells]
   axes.errorbar(
     xs,
     ys,
     _bars(cells),
-    x_bars,
+    (x_down, x_up),
     color=colour,
     linewidth=1.1,
     marker=marker,

@@ -19,6 +19,7 @@ from weightsteer_jax.experiments.report import (
   tables,
 )
 from weightsteer_jax.experiments.report.beside import Placed
+from weightsteer_jax.experiments.report.comparison import DEFAULT, Rule
 from weightsteer_jax.experiments.report.examples import Survey
 from weightsteer_jax.experiments.report.judged import Scores
 from weightsteer_jax.experiments.report.pick import Pick
@@ -30,9 +31,7 @@ from weightsteer_jax.storage import files
 SCRIPTS = ('data.js', 'elements.js', 'view.js', 'list.js', 'curves.js', 'browser.js', 'main.js')
 
 
-def write(
-  workdir: str | Path, *, behaviour: str | None = None, tolerance: float = pick.TOLERANCE
-) -> Path:
+def write(workdir: str | Path, *, behaviour: str | None = None, rule: Rule = DEFAULT) -> Path:
   """The path of the `report/index.html` just written.
 
   Beside the page stand curves.png, tradeoff.png, table.md, results.csv, and where the examples are
@@ -42,14 +41,14 @@ def write(
   Args:
     workdir: a run's folder.
     behaviour: the behaviour task whose movement the pick maximises; by default the mean of all.
-    tolerance: how far a capability mean may move from the base.
+    rule: what an alpha may cost to be picked.
 
   Raises:
     InputError, CorruptError: as `study.read` and `examples.count_rows`.
     OutputError: if the report cannot be written.
   """
   sweep = study.read(workdir)
-  picks = pick.choose_all(sweep, behaviour=behaviour, tolerance=tolerance)
+  picks = pick.choose_all(sweep, behaviour=behaviour, rule=rule)
   # Everything is read before anything is written: a broken sweep leaves the old report whole.
   survey = examples.count_rows(workdir, sweep.tasks)
   scores = Scores(workdir)

@@ -1,12 +1,14 @@
 """The operating point: the alpha to use on each side of zero, why, and where the model breaks.
 
-The rule, on each side of zero: look at the alphas (zero included) at which every capability task
-stays within a tolerance of the base (alpha 0), and take the alpha that moves the behaviour
+The rule, on each side of zero: look at the alphas (zero included) at which no capability task loses
+more than a tolerance against the base (alpha 0), and take the alpha that moves the behaviour
 furthest, down for negative alphas, up for positive alphas. Of alphas that move the behaviour
 equally far, the alpha nearest to zero wins, because a smaller edit is safer.
 
-The rule looks at means, as a user would; words beside the pick say what the standard errors leave
-open.
+What counts as lost, and how surely it must be kept, is `comparison.Rule`: a capability that rises
+has lost nothing, unless the rule counts every change. By default means decide, and words beside the
+pick say where the 95 % interval of a change, paired by question, reaches beyond the tolerance; with
+`evidence='interval'` such an alpha is not picked.
 """
 
 import dataclasses
@@ -15,13 +17,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightsteer_jax.experiments.report import study, words
-from weightsteer_jax.experiments.report.comparison import ROUNDING, Comparison, TaskChange
+from weightsteer_jax.experiments.report.comparison import (
+  DEFAULT,
+  ROUNDING,
+  Comparison,
+  Rule,
+  TaskChange,
+)
 from weightsteer_jax.experiments.report.study import Cell, Study
 from weightsteer_jax.runtime.errors import InputError
-
-# In the units of the capability metric: 5 points of accuracy. Shares of some 100 examples are known
-# to about as much.
-TOLERANCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Side:
     sign: -1 or 1.
     alpha: the picked alpha; None without a base to compare with.
     behaviour: mean over the behaviour tasks at the picked alpha.
-    worst: the largest change of a capability task at the picked alpha.
-    breaks: capability tasks outside the tolerance, at the nearest alpha with any.
+    worst: the change of a capability task that costs most at the picked alpha.
+    breaks: capability tasks that lose more than the tolerance, at the nearest alpha with any.
     reason: the pick in words.
   """
 
@@ -76,7 +80,7 @@ def choose(
   *,
   arm: str,
   behaviour: str | None = None,
-  tolerance: float = TOLERANCE,
+  rule: Rule = DEFAULT,
 ) -> Pick:
   """The operating point of an arm.
 
@@ -86,7 +90,7 @@ def choose(
     roles: {task: 'behaviour' or 'capability'}.
     arm: name of the arm.
     behaviour: the task to move furthest; by default the mean over all behaviour tasks.
-    tolerance: how far a capability mean may move from the base, either way, in the metric's units.
+    rule: what an alpha may cost.
 
   Raises:
     InputError: if `behaviour` names no behaviour task.
@@ -102,22 +106,20 @@ def choose(
     behaviours = (behaviour,)
   table = study.cells(results, arm)
   losses = tuple(task for task in table if study.metric_of(results, task) in study.LOSSES)
-  comparison = Comparison(arm, table, behaviours, capabilities, tolerance, losses)
+  comparison = Comparison(arm, table, behaviours, capabilities, rule, losses)
   negative = _side(comparison, -1)
   positive = _side(comparison, 1)
   return Pick(comparison, negative, positive)
 
 
-def choose_all(
-  sweep: Study, *, behaviour: str | None = None, tolerance: float = TOLERANCE
-) -> list[Pick]:
+def choose_all(sweep: Study, *, behaviour: str | None = None, rule: Rule = DEFAULT) -> list[Pick]:
   """The operating point of every arm, in the order of the results.
 
   Args:
-    behaviour, tolerance: as in `choose`.
+    behaviour, rule: as in `choose`.
   """
   return [
-    choose(sweep.results, sweep.roles, arm=arm, behaviour=behaviour, tolerance=tolerance)
+    choose(sweep.results, sweep.roles, arm=arm, behaviour=behaviour, rule=rule)
     for arm in sweep.arms
   ]
 

@@ -3,15 +3,15 @@
 Every text from outside goes through `escape`.
 """
 
-import math
 import shlex
 from collections.abc import Sequence
 
 from weightsteer_jax.experiments.report import curves, facts, markup, tables, words
 from weightsteer_jax.experiments.report.beside import FOLDER, Placed
+from weightsteer_jax.experiments.report.comparison import DEFAULT
 from weightsteer_jax.experiments.report.examples import Counts, Survey
 from weightsteer_jax.experiments.report.metrics import accounted, agreement, further, thoughts
-from weightsteer_jax.experiments.report.pick import TOLERANCE, Pick, Side
+from weightsteer_jax.experiments.report.pick import Pick, Side
 from weightsteer_jax.experiments.report.safe import escape
 from weightsteer_jax.experiments.report.study import (
   ROLES,
@@ -72,15 +72,13 @@ def _lede(choice: Pick) -> str:
     # The reason begins with 'No alpha is picked: '.
     return 'No operating point: ' + low.reason.split(': ', 1)[-1]
   if not choice.alphas:
-    return (
-      f'No alpha moves {subject} while capability stays within {numbers.tolerance:g} of the base.'
-    )
+    return f'No alpha moves {subject} while {words.kept(numbers.rule)}.'
   # A side on which nothing better was found stands at the base.
   start = f'alpha {format_alpha(low.alpha)}' if low.alpha else 'the base'
   end = format_alpha(high.alpha) if high.alpha else 'the base'
   cost = 'at a cost not measured'
   if numbers.capability:
-    cost = f'with every capability within {numbers.tolerance:g} of the base'
+    cost = f'while {words.kept(numbers.rule)}'
   return (
     f'Between {start} and {end}, {subject} moves from {low.behaviour.mean:.2f} to '
     f'{high.behaviour.mean:.2f}, {cost}.'
@@ -93,7 +91,8 @@ def _tiles(choice: Pick) -> str:
   if choice.negative.alpha is None:
     return ''
   numbers = choice.comparison
-  base = tables.format_cell(numbers.behaviour_at(0.0))
+  at_base = numbers.behaviour_at(0.0)
+  base = tables.format_cell(at_base) + tables.unread(at_base)
   tiles = [
     _side_tile(choice.negative),
     _tile('Base, alpha 0', base, words.subject(numbers)),
@@ -108,9 +107,13 @@ def _side_tile(side: Side) -> str:
     return ''
   cost = 'capability not measured'
   if side.worst:
-    cost = f'{side.worst.task} {side.worst.difference:+.2f}, the most of any capability'
+    cost = f'{side.worst.task} {side.worst.difference:+.2f}'
+    if side.worst.interval:
+      cost += f' ({side.worst.interval})'
+    cost += ', the capability kept least'
   name = f'Picked alpha {format_alpha(side.alpha)}'
-  return _tile(name, tables.format_cell(side.behaviour), cost, kind='tile picked')
+  value = tables.format_cell(side.behaviour) + tables.unread(side.behaviour)
+  return _tile(name, value, cost, kind='tile picked')
 
 
 def _tile(name: str, value: str, note: str, *, kind: str = 'tile') -> str:
@@ -133,13 +136,14 @@ def results(sweep: Study, picks: Sequence[Pick]) -> str:
     if len(picks) > 1:
       arms.append(f'<h3>{escape(choice.arm)}</h3>')
     arms.append(_table(sweep, choice))
-  # All arms of a report have one tolerance.
-  tolerance = max((choice.comparison.tolerance for choice in picks), default=TOLERANCE)
+  # All arms of a report have one rule.
+  rule = picks[0].comparison.rule if picks else DEFAULT
   return markup.section(
     'Results',
-    '<p class="note">Mean ± one standard error; n is the number of examples. An exclamation mark: '
-    f'capability more than {tolerance:g} from the base. Point at a number for all digits; '
-    'follow it to its answers.</p>',
+    '<p class="note">Mean ± one standard error, clustered by question; where all answers are '
+    'alike, the limit of the 95 % interval. A percentage with a question mark: answers that could '
+    'not be read, doubled where that is most of them. An exclamation mark: '
+    f'{words.mark(rule)}. Point at a number for all digits; follow it to its answers.</p>',
     *arms,
     '<details><summary>What the tasks measure</summary>',
     f'<ul>{"".join(descriptions)}</ul></details>',
@@ -207,8 +211,9 @@ def _cell(cell: Cell, outside: bool, first_of_role: bool, href: str) -> str:
   if not cell.measured:
     return f'<td class="{classes}" title="not measured">–</td>'
   # All digits in the title, two on the page.
-  digits = f'{cell.mean!r} ± {cell.sem!r}, n = {cell.n}'
-  sem = f' <span class="sem">±{cell.sem:.2f}</span>' if math.isfinite(cell.sem) else ''
+  digits = escape(tables.digits(cell))
+  error = tables.error(cell) + tables.unread(cell)
+  sem = f' <span class="sem">{error}</span>' if error else ''
   return (
     f'<td class="{classes}" title="{digits}"><a href="{escape(href)}">{cell.mean:.2f}</a>{sem}</td>'
   )
@@ -275,15 +280,9 @@ def _arm_legend(picks: Sequence[Pick]) -> str:
   if any(choice.alphas for choice in picks):
     items.append('<li><span class="sign">◯ ▴</span> picked alpha</li>')
   if any(choice.comparison.capability for choice in picks):
-    tolerance = max(choice.comparison.tolerance for choice in picks)
-    items.append(f'<li><span class="sign swatch"></span> within {tolerance:g} of the base</li>')
-  cells = [
-    cell
-    for choice in picks
-    for column in choice.comparison.table.values()
-    for cell in column.values()
-  ]
-  bars = '95 % interval' if any(math.isfinite(cell.low) for cell in cells) else '± standard error'
+    shaded = words.shaded(picks[0].comparison.rule)
+    items.append(f'<li><span class="sign swatch"></span> {shaded}</li>')
+  bars = words.bars([choice.comparison for choice in picks])
   items.append(f'<li><span class="sign">│</span> {bars}</li>')
   items.append('<li><span class="sign">○</span> 5 % or more of the answers not read</li>')
   return f'<ul class="legend">{"".join(items)}</ul>'

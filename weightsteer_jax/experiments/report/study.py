@@ -94,6 +94,17 @@ class Cell:
     return math.isfinite(self.mean)
 
   @property
+  def bar(self) -> tuple[float, float]:
+    """Ends of the bar to draw: the 95 % interval.
+
+    Results of earlier versions have no interval, and get one standard error either way.
+    """
+    if math.isfinite(self.low):
+      return self.low, self.high
+    sem = self.sem if math.isfinite(self.sem) else 0.0
+    return self.mean - sem, self.mean + sem
+
+  @property
   def unread(self) -> float:
     """Share of the answers that could not be read."""
     return self.unreadable / self.asked if self.asked else 0.0

@@ -1,74 +1,135 @@
 """The results as text: alphas in rows, tasks in columns, for a terminal or for Markdown."""
 
 import csv as csvs
+import dataclasses
 import io
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from weightsteer_jax.experiments.report import words
 from weightsteer_jax.experiments.report.comparison import Comparison
 from weightsteer_jax.experiments.report.pick import Pick
-from weightsteer_jax.experiments.report.study import Cell, format_alpha
+from weightsteer_jax.experiments.report.study import Cell, column, format_alpha, metric_of
 
-# Marks of a picked alpha, of alpha 0, and of a capability outside the tolerance.
+# Marks of a picked alpha, of alpha 0, and of a capability that costs more than the tolerance.
 PICKED = '>'
 BASE = '='
 BROKEN = '!'
+# Behind the share of answers that could not be read, and where that is most of them.
+UNREAD = '?'
+FEW = '??'
+# The metric shown beside the rate of a choice, which stops at 0 and 1 where log-odds go on.
+BESIDE = 'log_odds'
 
 
-def text(pick: Pick) -> str:
+@dataclasses.dataclass(frozen=True)
+class _Column:
+  """A column of the table: heads, and entries by alpha in three parts.
+
+  Attributes:
+    heads: role, task, answers, and what is beside them.
+    entries: {alpha: (number, mark, share not read)}.
+  """
+
+  heads: tuple[str, str, str, str]
+  entries: Mapping[float, tuple[str, str, str]]
+
+  def lines(self, alphas: Sequence[float]) -> list[str]:
+    """All lines of the column, equally wide."""
+    widths = [max(len(entry[part]) for entry in self.entries.values()) for part in range(3)]
+    lines = list(self.heads)
+    for alpha in alphas:
+      number, mark, unread = self.entries[alpha]
+      # Marks stand in places of their own, so that digits are under each other.
+      lines.append(f'{number:>{widths[0]}}{mark:1}{unread:>{widths[2]}}')
+    width = max(len(line) for line in lines)
+    return [f'{line:>{width}}' for line in lines]
+
+
+def text(pick: Pick, results: Sequence[Mapping[str, Any]] = ()) -> str:
   """One arm's results as an aligned table for a terminal, with legend and pick in words.
 
-  Cells are mean ± standard error. `>` marks a picked alpha, `=` the base, `!` a capability outside
-  the tolerance.
+  `>` marks a picked alpha, `=` the base, `!` a capability that costs more than the tolerance, and
+  `?` the share of answers that could not be read.
+
+  Args:
+    results: the sweep's results, for the log-odds of choices.
   """
   numbers = pick.comparison
-  # Three lines of heads (role, task, n), then a line for each alpha.
-  marks = ['', '', '']
-  alphas = ['alpha', '', '']
-  for alpha in numbers.alphas:
-    marks.append(_mark(pick, alpha))
-    alphas.append(format_alpha(alpha))
+  columns = _columns(numbers, results)
+  # Four lines of heads, then a line for each alpha.
+  marks = [*[''] * 4, *(_mark(pick, alpha) for alpha in numbers.alphas)]
+  alphas = ['alpha', '', '', '', *map(format_alpha, numbers.alphas)]
   width = max(len(alpha) for alpha in alphas)
-  # The table grows by a column at a time, each as wide as the widest entry.
   lines = [f'{mark:1} {alpha:>{width}}' for mark, alpha in zip(marks, alphas)]
+  for each in columns:
+    entries = each.lines(numbers.alphas)
+    lines = [f'{line}  {entry}' for line, entry in zip(lines, entries)]
+  lines.insert(4, '-' * max(len(line) for line in lines))
+  # Without groups of questions, the last line of heads says nothing.
+  table = [line.rstrip() for line in lines if line.strip()]
+  return '\n'.join([*table, *_legend(numbers, columns), '', *pick.sentences])
+
+
+def _columns(numbers: Comparison, results: Sequence[Mapping[str, Any]]) -> list[_Column]:
+  columns = []
   for task in _tasks(numbers):
-    heads = (_role(numbers, task), task, count(numbers, task))
-    column = [f'{head} ' for head in heads]
+    broken = {alpha for alpha in numbers.alphas if _is_broken(numbers, task, alpha)}
+    entries = {}
     for alpha in numbers.alphas:
-      entry = _entry(numbers, task, alpha)
-      # A blank stands where a mark could be: the digits stay under each other.
-      column.append(entry if entry.endswith(BROKEN) else f'{entry} ')
-    width = max(len(entry) for entry in column)
-    lines = [f'{line}  {entry:>{width}}' for line, entry in zip(lines, column)]
-  lines.insert(3, '-' * max(len(line) for line in lines))
-  legend = (
-    f'{PICKED} picked   {BASE} base   {BROKEN} capability more than {numbers.tolerance:g} from the '
-    'base   ± one standard error'
-  )
-  table = [line.rstrip() for line in lines]
-  return '\n'.join([*table, legend, '', *pick.sentences])
+      cell = numbers.cell(task, alpha)
+      entries[alpha] = (format_cell(cell), BROKEN if alpha in broken else '', unread(cell).strip())
+    answers, questions = _counts(numbers, task)
+    columns.append(_Column((_role(numbers, task), task, answers, questions), entries))
+    odds = column(results, numbers.arm, task, BESIDE)
+    if not odds or metric_of(results, task) == BESIDE:
+      continue
+    nothing = Cell(math.nan, math.nan, 0)
+    beside = {alpha: (format_cell(odds.get(alpha, nothing)), '', '') for alpha in numbers.alphas}
+    columns.append(_Column(('', task, 'log-odds,', 'nats'), beside))
+  return columns
+
+
+def _legend(numbers: Comparison, columns: Sequence[_Column]) -> list[str]:
+  """The marks that the table holds, in words."""
+  entries = [entry for each in columns for entry in each.entries.values()]
+  said = [f'{PICKED} picked', f'{BASE} base']
+  if any(mark for _, mark, _ in entries):
+    said.append(f'{BROKEN} {words.mark(numbers.rule)}')
+  said.append('± one standard error')
+  if any('≤' in number or '≥' in number for number, _, _ in entries):
+    said.append('≤ ≥ 95 % limit where all answers are alike')
+  lines = ['   '.join(said)]
+  if any(share for _, _, share in entries):
+    lines.append(f'{UNREAD} share of answers that could not be read   {FEW} most of them')
+  return lines
 
 
 def markdown(pick: Pick) -> str:
   """One arm's results as a Markdown table, with the pick in words.
 
-  Picked alphas and the base are marked in the first column, breaks with `!`.
+  Picked alphas and the base are marked in the first column, breaks with `!`, and answers that could
+  not be read with `?`.
   """
   numbers = pick.comparison
   tasks = _tasks(numbers)
   header = ['alpha']
   for task in tasks:
     role = _role(numbers, task)
-    header.append(f'{_plain(task)} ({role}, {count(numbers, task)})')
+    header.append(f'{_plain(task)} ({role}, {_plain(count(numbers, task))})')
   # Numbers are aligned right.
   rows = [header, ['---:'] * len(header)]
   names = {PICKED: ' (picked)', BASE: ' (base)', '': ''}
   for alpha in numbers.alphas:
     mark = _mark(pick, alpha)
     name = format_alpha(alpha) + names[mark]
-    entries = [_entry(numbers, task, alpha) for task in tasks]
+    entries = []
+    for task in tasks:
+      cell = numbers.cell(task, alpha)
+      broken = BROKEN if _is_broken(numbers, task, alpha) else ''
+      entries.append(format_cell(cell) + broken + unread(cell))
     rows.append([name, *entries])
   lines = [f'| {" | ".join(row)} |' for row in rows]
   return '\n'.join([*lines, '', *map(_plain, pick.sentences)])
@@ -86,27 +147,71 @@ def csv(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def format_cell(cell: Cell) -> str:
-  """Mean ± standard error, or a dash where nothing was measured.
+  """Mean and error, or a dash where nothing was measured.
 
   >>> nan = float('nan')
   >>> format_cell(Cell(0.954, 0.021, 40)), format_cell(Cell(0.5, nan, 1))
   ('0.95 ±0.02', '0.50')
-  >>> format_cell(Cell(nan, 0.0, 0))
-  '-'
+  >>> format_cell(Cell(1.0, 0.0, 47, low=0.924, high=1.0)), format_cell(Cell(nan, 0.0, 0))
+  ('1.00 ≥0.92', '-')
   """
   if not cell.measured:
     return '-'
-  mean = f'{cell.mean:.2f}'
-  # One example has no standard error.
-  if math.isnan(cell.sem):
-    return mean
-  return f'{mean} ±{cell.sem:.2f}'
+  return ' '.join([f'{cell.mean:.2f}', error(cell)]).rstrip()
 
 
-def _entry(numbers: Comparison, task: str, alpha: float) -> str:
-  entry = format_cell(numbers.cell(task, alpha))
-  broken = [change.task for change in numbers.broken(alpha)]
-  return entry + BROKEN if task in broken else entry
+def error(cell: Cell) -> str:
+  """The standard error; where all answers are alike, the end of the interval; '' if not known.
+
+  Answers that are all alike have no standard error to be seen, which is no certainty.
+  """
+  if cell.sem == 0 and cell.low < cell.high:
+    return f'≤{cell.high:.2f}' if cell.low == cell.mean else f'≥{cell.low:.2f}'
+  # One question has no standard error.
+  return '' if math.isnan(cell.sem) else f'±{cell.sem:.2f}'
+
+
+def unread(cell: Cell) -> str:
+  """The share of answers that could not be read, marked, behind a blank; '' for none.
+
+  >>> unread(Cell(0.0, 0.0, 47, unreadable=96, asked=100))
+  ' 96%??'
+  """
+  if not cell.unreadable:
+    return ''
+  return f' {percent(cell.unread)}{FEW if cell.few else UNREAD}'
+
+
+def percent(share: float) -> str:
+  """A share in words, never 0% for something nor 100% for less than all.
+
+  >>> [percent(share) for share in (0.004, 0.25, 0.996)]
+  ['<1%', '25%', '>99%']
+  """
+  if 0 < share < 0.01:
+    return '<1%'
+  if 0.99 < share < 1:
+    return '>99%'
+  return f'{100 * share:.0f}%'
+
+
+def digits(cell: Cell) -> str:
+  """All that is known of a cell, with all digits."""
+  parts = [f'{cell.mean!r} ± {cell.sem!r}']
+  if not math.isnan(cell.low):
+    parts.append(f'95 %: {cell.low!r} to {cell.high!r}')
+  if not math.isnan(cell.change):
+    parts.append(f'change {cell.change!r} ± {cell.change_sem!r}')
+  parts.append(cell.counted)
+  if cell.unreadable:
+    parts.append(f'{cell.unreadable} of {cell.asked} could not be read')
+  if cell.grid:
+    parts.append(f'from sweep {cell.grid}')
+  return ', '.join(parts)
+
+
+def _is_broken(numbers: Comparison, task: str, alpha: float) -> bool:
+  return any(change.task == task for change in numbers.broken(alpha))
 
 
 def _mark(pick: Pick, alpha: float) -> str:
@@ -121,9 +226,29 @@ def _role(numbers: Comparison, task: str) -> str:
 
 
 def count(numbers: Comparison, task: str) -> str:
-  """The examples behind each number of a task, as a range where alphas differ."""
-  counts = sorted({numbers.cell(task, alpha).n for alpha in numbers.alphas})
-  return f'n={counts[0]}' if len(counts) == 1 else f'n={counts[0]}-{counts[-1]}'
+  """The answers behind each number of a task, on how many questions.
+
+  A range stands where alphas differ.
+  """
+  return ' '.join(_counts(numbers, task)).strip()
+
+
+def _counts(numbers: Comparison, task: str) -> tuple[str, str]:
+  """(answers, the questions behind them), as ranges where alphas differ."""
+  cells = [numbers.cell(task, alpha) for alpha in numbers.alphas]
+  measured = [cell for cell in cells if cell.measured]
+  if not measured:
+    return 'no answers', ''
+  answers = _range({cell.answers for cell in measured})
+  if all(cell.answers == cell.n for cell in measured):
+    return f'{answers} answers', ''
+  return f'{answers} answers', f'on {_range({cell.n for cell in measured})} {measured[0].groups}'
+
+
+def _range(numbers: set[int]) -> str:
+  low = min(numbers)
+  high = max(numbers)
+  return str(low) if low == high else f'{low}-{high}'
 
 
 def _tasks(numbers: Comparison) -> Sequence[str]:
@@ -136,7 +261,7 @@ def _tasks(numbers: Comparison) -> Sequence[str]:
   return behaviours + others + capabilities
 
 
-def _plain(words: str) -> str:
+def _plain(line: str) -> str:
   """Text that cannot end a Markdown table cell or start markup."""
-  escaped = re.sub(r'[\\|`*_<>\[\]]', r'\\\g<0>', words)
+  escaped = re.sub(r'[\\|`*_<>\[\]]', r'\\\g<0>', line)
   return escaped.replace('\n', ' ')

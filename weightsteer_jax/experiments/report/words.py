@@ -3,10 +3,52 @@
 The pick, the cost, the reason to stop before the next alpha, and open doubts.
 """
 
+import math
 from collections.abc import Sequence
 
-from weightsteer_jax.experiments.report.comparison import ROUNDING, Comparison, TaskChange
+from weightsteer_jax.experiments.report.comparison import (
+  ROUNDING,
+  Comparison,
+  Rule,
+  TaskChange,
+)
 from weightsteer_jax.experiments.report.study import format_alpha
+
+
+def kept(rule: Rule) -> str:
+  """What holds at a picked alpha, as the end of a sentence.
+
+  >>> kept(Rule())
+  'no capability loses more than 0.05'
+  """
+  surely = ' (95 %)' if rule.evidence == 'interval' else ''
+  if rule.counts == 'loss':
+    return f'no capability loses more than {rule.tolerance:g}{surely}'
+  return f'every capability stays within {rule.tolerance:g} of the base{surely}'
+
+
+def mark(rule: Rule) -> str:
+  """What the mark of a broken capability means, for a legend."""
+  if rule.counts == 'loss':
+    return f'capability lost by more than {rule.tolerance:g}'
+  return f'capability more than {rule.tolerance:g} from the base'
+
+
+def shaded(rule: Rule) -> str:
+  """What the shaded band of a capability means, for a legend."""
+  if rule.counts == 'loss':
+    return f'at most {rule.tolerance:g} lost'
+  return f'within {rule.tolerance:g} of the base'
+
+
+def bars(arms: Sequence[Comparison]) -> str:
+  """What the bars around the means are, for a legend."""
+  for numbers in arms:
+    for by_alpha in numbers.table.values():
+      if any(not math.isnan(cell.low) for cell in by_alpha.values()):
+        return '95 % interval'
+  # Results of earlier versions.
+  return '± one standard error'
 
 
 def unusable(numbers: Comparison) -> str:
@@ -38,7 +80,7 @@ def reason(
     sign: -1 or 1.
     chosen: the picked alpha; 0 when no other alpha was better.
     outward: the side's alphas, nearest to zero first.
-    breaks: capability tasks out of tolerance at the nearest alpha that has any.
+    breaks: capability tasks beyond the tolerance at the nearest alpha that has any.
   """
   side = 'negative' if sign < 0 else 'positive'
   # A sweep may have alphas of one sign only.
@@ -48,10 +90,14 @@ def reason(
   if chosen == 0:
     return f'No {side} alpha is picked: ' + _nothing_found(numbers, sign, outward, breaks)
   base = numbers.behaviour_at(0.0).mean
-  moved = numbers.behaviour_at(chosen).mean
+  moved = numbers.behaviour_at(chosen)
+  # Known where results have intervals.
+  known = ''
+  if not math.isnan(moved.change_low):
+    known = f' (by {moved.change:+.2f}, 95 %: {moved.change_low:+.2f} to {moved.change_high:+.2f})'
   picked = (
-    f'Picked alpha {format_alpha(chosen)}: {subject(numbers)} goes from {base:.2f} to {moved:.2f} '
-    f'and {_kept(numbers, chosen)}.'
+    f'Picked alpha {format_alpha(chosen)}: {subject(numbers)} goes from {base:.2f} to '
+    f'{moved.mean:.2f}{known} and {_kept(numbers, chosen)}.'
   )
   # The pick, then what speaks against going further, then what the numbers leave open.
   sentences = [
@@ -59,7 +105,9 @@ def reason(
     _next(numbers, chosen, outward),
     _break(chosen, outward, breaks),
     _doubt(numbers, chosen),
+    _still(numbers, chosen),
     _thinned(numbers, chosen),
+    _unread(numbers, chosen),
   ]
   return ' '.join(sentence for sentence in sentences if sentence)
 
@@ -76,14 +124,19 @@ def _nothing_found(
     moved = numbers.behaviour_at(best).mean
     verb = 'lowers' if sign < 0 else 'raises'
     return (
-      f'none that keeps capability within {numbers.tolerance:g} of the base {verb} '
-      f'{subject(numbers)} ({base:.2f} at alpha 0, {moved:.2f} at alpha {format_alpha(best)}).'
+      f'none at which {kept(numbers.rule)} {verb} {subject(numbers)} ({base:.2f} at alpha 0, '
+      f'{moved:.2f} at alpha {format_alpha(best)}).'
+    )
+  if breaks and breaks[0].alpha == outward[0]:
+    return f'at none measured whole it holds that {kept(numbers.rule)}; already {breaks[0]}.'
+  unsure = numbers.unsure(outward[0])
+  if unsure and numbers.rule.evidence == 'interval':
+    return (
+      f'at none it is sure that {kept(numbers.rule)}; already at the first, '
+      f'{format_alpha(outward[0])}, {unsure[0].task} may ({unsure[0].interval}).'
     )
   if breaks:
-    return (
-      f'none measured whole keeps capability within {numbers.tolerance:g} of the base; '
-      f'already {breaks[0]}.'
-    )
+    return f'at none measured whole it holds that {kept(numbers.rule)}; {breaks[0]}.'
   return (
     f'results are missing at each of them ({_join(numbers.unmeasured(outward[0]))} at the first).'
   )
@@ -94,12 +147,21 @@ def _kept(numbers: Comparison, alpha: float) -> str:
   worst = numbers.worst(alpha)
   if worst is None:
     return 'no capability task was measured, so what it costs is unknown'
-  if abs(worst.difference) <= ROUNDING:
-    return 'no capability task changes'
+  if all(abs(change.difference) <= ROUNDING for change in numbers.changes(alpha)):
+    return f'no capability task changes{_known(worst)}'
+  counts = numbers.rule.counts
+  word = 'most lost' if counts == 'loss' else 'most changed'
+  if worst.cost(counts) <= ROUNDING:
+    word = 'the least gained'
   return (
-    f'capability stays within {numbers.tolerance:g} of the base (most changed: {worst.task}, '
-    f'{worst.base:.2f} to {worst.mean:.2f})'
+    f'{kept(numbers.rule)} ({word}: {worst.task}, {worst.base:.2f} to {worst.mean:.2f}'
+    f'{_known(worst, ", ", "")})'
   )
+
+
+def _known(change: TaskChange, before: str = ' (', after: str = ')') -> str:
+  """How well a change is known, between two signs; '' where nothing is known of it."""
+  return f'{before}{change.interval}{after}' if change.interval else ''
 
 
 def _next(numbers: Comparison, chosen: float, outward: Sequence[float]) -> str:
@@ -111,10 +173,16 @@ def _next(numbers: Comparison, chosen: float, outward: Sequence[float]) -> str:
   missing = numbers.unmeasured(following)
   # A break is the stronger reason, so it is named before a missing result. The largest change
   # first: the sentence has room for one.
-  broken = sorted(numbers.broken(following), key=lambda change: -abs(change.difference))
+  broken = sorted(numbers.broken(following), key=lambda change: -change.cost(numbers.rule.counts))
   if broken:
-    others = f' (and {len(broken) - 1} more out of tolerance)' if len(broken) > 1 else ''
+    others = f' (and {len(broken) - 1} more beyond the tolerance)' if len(broken) > 1 else ''
     return f'The next one is too far: {broken[0]}{others}.'
+  unsure = numbers.unsure(following)
+  if unsure and numbers.rule.evidence == 'interval' and not missing:
+    return (
+      f'At the next one, {format_alpha(following)}, more is not excluded: {unsure[0].task} '
+      f'({unsure[0].interval}).'
+    )
   if missing:
     return f'At the next one, {format_alpha(following)}, {_join(missing)} has no result.'
   moved = numbers.behaviour_at(following).mean
@@ -124,7 +192,7 @@ def _next(numbers: Comparison, chosen: float, outward: Sequence[float]) -> str:
 
 
 def _break(chosen: float, outward: Sequence[float], breaks: Sequence[TaskChange]) -> str:
-  """Where capability first leaves the tolerance."""
+  """Where a capability first leaves the tolerance."""
   # The end of the grid is told, because nothing is known beyond.
   if not breaks:
     return f'Nothing breaks on this side, up to {format_alpha(outward[-1])}.'
@@ -136,35 +204,51 @@ def _break(chosen: float, outward: Sequence[float], breaks: Sequence[TaskChange]
 
 
 def _doubt(numbers: Comparison, alpha: float) -> str:
-  """The doubt that standard errors leave about the capability at `alpha`."""
-
-  # Two standard errors either way make about 95%.
-  def reach(change: TaskChange) -> float:
-    return abs(change.difference) + 2 * change.sem
-
-  limit = numbers.tolerance + ROUNDING
-  unsure = [change for change in numbers.changes(alpha) if reach(change) > limit]
+  """The doubt that the intervals leave about the capability at `alpha`."""
+  unsure = numbers.unsure(alpha)
   if not unsure:
     return ''
-  widest = max(unsure, key=reach)
+  rule = numbers.rule
+  widest = max(unsure, key=lambda change: change.most(rule.counts))
+  what = 'a loss' if rule.counts == 'loss' else 'a change'
   return (
-    f'With n = {numbers.cell(widest.task, alpha).n}, the change in {widest.task} is only known to '
-    f'±{2 * widest.sem:.2f}, so more than {numbers.tolerance:g} is not excluded.'
+    f'With {numbers.cell(widest.task, alpha).counted}, the change in {widest.task} is only known '
+    f'to lie in {widest.low:+.2f} to {widest.high:+.2f} (95 %), so {what} of more than '
+    f'{rule.tolerance:g} is not excluded.'
   )
 
 
+def _still(numbers: Comparison, alpha: float) -> str:
+  """The doubt whether the behaviour moves at all at `alpha`."""
+  moved = numbers.behaviour_at(alpha)
+  # Where nothing is known, comparisons with NaN are false.
+  if moved.change_low <= 0 <= moved.change_high:
+    return f'That {subject(numbers)} moves at all is not certain.'
+  return ''
+
+
 def _thinned(numbers: Comparison, alpha: float) -> str:
-  """Tasks with fewer examples at `alpha` than at the base."""
+  """Tasks with fewer answers behind their mean at `alpha` than at the base."""
   # The answers that could still be judged may be the easy ones.
   thinned = []
   for task in numbers.behaviour + numbers.capability:
-    n = numbers.cell(task, alpha).n
-    base = numbers.cell(task, 0.0).n
-    if n < base:
-      thinned.append(f'{task} ({n} of {base})')
+    here = numbers.cell(task, alpha)
+    base = numbers.cell(task, 0.0)
+    if here.answers < base.answers or here.n < base.n:
+      thinned.append(f'{task} ({here.counted}, at the base {base.counted})')
   if not thinned:
     return ''
-  return f'Fewer examples could be judged there than at the base: {_join(thinned)}.'
+  return f'Fewer answers count there than at the base: {_join(thinned)}.'
+
+
+def _unread(numbers: Comparison, alpha: float) -> str:
+  """Tasks of which most answers at `alpha` could not be read."""
+  few = []
+  for task in numbers.behaviour + numbers.capability:
+    cell = numbers.cell(task, alpha)
+    if cell.few:
+      few.append(f'{task} ({cell.unreadable} of {cell.asked} could not be read)')
+  return f'Beware: most answers say nothing there: {_join(few)}.' if few else ''
 
 
 def subject(numbers: Comparison) -> str:
