@@ -60,13 +60,18 @@ class Direction:
 
 
 def check_base(
-  direction: Direction, model: models.Model, *, allow_other_base: bool = False
+  direction: Direction,
+  model: models.Model,
+  *,
+  allow_other_base: bool = False,
+  known: bases.Base | None = None,
 ) -> None:
   """Raises InputError if the direction is not a change of this model.
 
   Args:
     allow_other_base: accept a model of the same architecture with other weights, such as a
       fine-tune of the base.
+    known: the model's record, where it was taken before: its digest takes a pass over all weights.
 
   Raises:
     InputError: if the architectures or the weights differ; the text names the difference.
@@ -76,7 +81,7 @@ def check_base(
   models.check_delta(model.config, direction.delta)
   # The digest goes through all of the model's weights, so it is taken only where it decides.
   if direction.base.digest and not allow_other_base:
-    bases.same_base(direction.base, bases.base_of(model), what=what)
+    bases.same_base(direction.base, known or bases.base_of(model), what=what)
 
 
 def save(folder: files.Path, direction: Direction, *, sync: bool = True) -> None:

@@ -6,8 +6,11 @@ began on one day and goes on the next would train, sample and score under two di
 
 import datetime
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from weightsteer_jax.data import bindings
+from weightsteer_jax.directions import Direction
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.storage import files
 
@@ -38,6 +41,20 @@ def of_run(workdir: pathlib.Path, chosen: str) -> str:
   if recorded or chosen:
     return recorded or chosen
   return _oldest(workdir) if is_unrecorded(workdir) else bindings.today()
+
+
+def of_direction(direction: Direction) -> str:
+  """The day that the chat template was told when the direction's data were made; '' if unknown."""
+  return _of_sources(direction.meta)
+
+
+def _of_sources(meta: Mapping[str, Any]) -> str:
+  for source in meta.get('sources', ()):
+    # The sources of a sum or a multiple are directions, with sources of their own.
+    date = source.get('meta', {}).get('chat', {}).get('date', '') or _of_sources(source)
+    if date:
+      return date
+  return ''
 
 
 def is_unrecorded(workdir: pathlib.Path) -> bool:

@@ -13,6 +13,7 @@ import jax
 from weightsteer_jax import directions, evaluation, exports, inference, models
 from weightsteer_jax.config import ModelChoice
 from weightsteer_jax.data import bindings
+from weightsteer_jax.experiments import chat_date as chat_dates
 from weightsteer_jax.experiments import monitoring
 from weightsteer_jax.experiments.arms import WEIGHTS
 from weightsteer_jax.experiments.experiment import load_model, load_tokenizer
@@ -152,21 +153,55 @@ def export(
       allow_other_base=allow_other_base,
       unread=unread,
     )
-  # Everything that can be refused is refused before a large model is read.
-  exports.check_export(
-    exported, exports.ExportRequest(format, alpha, **options), output, logits=logits
+  return hand_over(
+    exported,
+    base,
+    alpha,
+    format,
+    output,
+    folder=direction,
+    allow_other_base=allow_other_base,
+    logits=logits,
+    sync=sync,
+    **options,
   )
+
+
+def hand_over(
+  direction: directions.Direction,
+  base: Path | models.Model,
+  alpha: float,
+  format: str,
+  output: Path,
+  *,
+  folder: Path = '',
+  allow_other_base: bool = False,
+  logits: str = 'auto',
+  sync: bool = True,
+  **options: Any,
+) -> dict[str, Any]:
+  """The provenance of the export of a direction that was read; arguments as in `export`.
+
+  Args:
+    base: the model to steer, or its name.
+    folder: the direction's folder, whose run's results go into the model card; '' for none.
+  """
+  # Everything that can be refused is refused before a large model is read.
+  request = exports.ExportRequest(format, alpha, **options)
+  exports.check_export(direction, request, output, logits=logits)
   # For the model card. Another base would behave differently than in the sweep.
   results = []
-  if direction and not allow_other_base:
-    results = _results_of(exported, pathlib.Path(direction))
+  if folder and not allow_other_base:
+    results = _results_of(direction, pathlib.Path(folder))
   steered: models.Model | exports.BaseFolder
-  if writer.needs_model:
+  if isinstance(base, models.Model):
+    steered = base
+  elif exports.writer_of(format).needs_model:
     steered = load_model(ModelChoice(str(base)))
   else:
     steered = exports.BaseFolder.find(folder_of(base), name=str(base))
   record = exports.export(
-    exported,
+    direction,
     steered,
     alpha,
     format,
@@ -399,7 +434,7 @@ def _loaded(
   # The direction first: a folder that holds none is told of before weights are read.
   steering = directions.load(direction) if direction else None
   model = load_model(choice)
-  date = choice.chat_date or (_date_of(steering) if steering else '')
+  date = choice.chat_date or (chat_dates.of_direction(steering) if steering else '')
   tokenizer = load_tokenizer(model.folder, choice, date)
   told = bindings.bound(tokenizer)
   if told.words():
@@ -409,15 +444,6 @@ def _loaded(
     return model, tokenizer, None
   directions.check_base(steering, model)
   return model, tokenizer, steering.delta
-
-
-def _date_of(direction: directions.Direction) -> str:
-  """The day that the chat template was told when the direction's data were made; '' if unknown."""
-  for source in direction.meta.get('sources', ()):
-    date = source.get('meta', {}).get('chat', {}).get('date', '')
-    if date:
-      return date
-  return ''
 
 
 def _results_of(direction: directions.Direction, folder: pathlib.Path) -> list[dict[str, Any]]:

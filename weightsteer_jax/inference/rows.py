@@ -24,7 +24,7 @@ from weightsteer_jax.inference.requests import (
   Tokens,
 )
 from weightsteer_jax.runtime.errors import InputError, NotFiniteError
-from weightsteer_jax.runtime.progress import say
+from weightsteer_jax.runtime.progress import say_once
 
 # (how errors cite the row, the row)
 Row = tuple[str, Mapping[str, Any]]
@@ -188,12 +188,12 @@ def _all_scored(
     all_scored.append(scored)
   behind = sum(bool(scored.behind) for scored in all_scored)
   if behind:
-    say(
+    say_once(
       f'score: {behind} of {len(rows)} completions are scored behind an empty thought, since the '
       'model would think first: the column "behind" says which'
     )
   if overlapping:
-    say(
+    say_once(
       f'score: {len(overlapping)} of {len(rows)} rows, {overlapping[0]} first: a token of the '
       'whole text reaches over the end of the prompt, and the completion is scored without it, as '
       'in lm-evaluation-harness; end prompts at a blank, or tokenise the two apart (--apart)'
