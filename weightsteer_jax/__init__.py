@@ -20,6 +20,84 @@ The rooms, in the order data goes through them. Imports only go up this list, in
 interfaces/cli/ turns a command line into calls of stages.py, standalone.py or preflight/ in
 experiments/; the verb smoke needs only runtime/ and storage/. `__main__.py` is the command as
 `python -m weightsteer_jax`, and the programs of `launch/` are its verbs in a checkout.
+interfaces/python/ is what `import weightsteer_jax as ws` offers.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from weightsteer_jax.interfaces.python import (
+    ByAlpha,
+    SteeredModel,
+    SteeringDirection,
+    Sweep,
+    Text,
+    between,
+    export,
+    load,
+    load_direction,
+  )
+  from weightsteer_jax.runtime.errors import (
+    CorruptError,
+    InputError,
+    NotFiniteError,
+    OutputError,
+    WeightSteerError,
+  )
+
 __version__ = '0.1.0'
+
+# {module: names that it offers here}; each is imported when it is first asked for, because jax and
+# transformers take seconds, and a command's --help needs neither.
+_OFFERED = {
+  'weightsteer_jax.interfaces.python': (
+    'ByAlpha',
+    'SteeredModel',
+    'SteeringDirection',
+    'Sweep',
+    'Text',
+    'between',
+    'export',
+    'load',
+    'load_direction',
+  ),
+  'weightsteer_jax.runtime.errors': (
+    'CorruptError',
+    'InputError',
+    'NotFiniteError',
+    'OutputError',
+    'WeightSteerError',
+  ),
+}
+
+__all__ = [
+  'ByAlpha',
+  'CorruptError',
+  'InputError',
+  'NotFiniteError',
+  'OutputError',
+  'SteeredModel',
+  'SteeringDirection',
+  'Sweep',
+  'Text',
+  'WeightSteerError',
+  'between',
+  'export',
+  'load',
+  'load_direction',
+]
+
+
+def __getattr__(name: str) -> Any:
+  import importlib
+
+  for module, names in _OFFERED.items():
+    if name in names:
+      value = getattr(importlib.import_module(module), name)
+      globals()[name] = value
+      return value
+  raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

@@ -1,4 +1,5 @@
 """Interfaces: what users touch.
 
-cli/  the command `weightsteer`: a module a verb, flags, help
+cli/     the command `weightsteer`: a module a verb, flags, help
+python/  what `import weightsteer_jax as ws` offers
 """

@@ -40,9 +40,7 @@ def between(
     sides.append(None if side is None else path_of(side, f'between (as {name})'))
   if base is not None and not isinstance(base, SteeredModel):
     path_of(base, 'between (as base)')
-  held = directions.between(
-    *sides, base=_base_source(base), allow_other_base=allow_other_base
-  )
+  held = directions.between(*sides, base=_base_source(base), allow_other_base=allow_other_base)
   words = [side.name if side else 'base' for side in sides]
   return SteeringDirection(held, ' to '.join(reversed(words)))
 
