@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from weightsteer_jax.experiments.report import page
+from weightsteer_jax.experiments.report import page, runs_page
 
 sync_api = pytest.importorskip('playwright.sync_api')
 expect = sync_api.expect
@@ -212,6 +212,24 @@ def test_axe_finds_nothing(written, visit, scheme):
   tab.evaluate(pathlib.Path(script).read_text())
   violations = tab.evaluate('axe.run()')['violations']
   assert [(each['id'], each['nodes'][0]['html']) for each in violations] == []
+
+
+def test_an_index_leads_from_a_point_to_its_answers(workdir, written, chromium, tmp_path):
+  index = runs_page.write([workdir], tmp_path / 'index')
+  tab = chromium.new_page(viewport=dict(width=375, height=800))
+  complaints = []
+  tab.on('console', lambda message: complaints.append(message.text))
+  tab.on('pageerror', lambda error: complaints.append(str(error)))
+  tab.goto(index.as_uri())
+  assert tab.evaluate('document.documentElement.scrollWidth') <= 375
+  point = tab.locator('svg[aria-label="facts, rate"] a[data-alpha="1.0"]')
+  point.focus()
+  assert 'alpha +1' in tab.locator('.tip').inner_text()
+  tab.keyboard.press('Enter')
+  expect(tab.locator('#task option:checked')).to_have_text('facts (capability)')
+  expect(tab.locator('#b option:checked')).to_have_text('+1')
+  assert complaints == []
+  tab.close()
 
 
 def large(workdir, examples):

@@ -16,6 +16,8 @@ parts.py          every example as the scripts read it; beside.py keeps large on
 markup.py         the HTML of every page, with style and scripts of assets/ inside
 sections.py       the sections of the sweep's page; metrics.py adds what no figure shows
 page.py           report/index.html of a sweep
+runs_page.py      index.html over many runs, their curves in the same panels
+redraw.py         pages made anew from the files of finished runs
 monitor_page.py   index.html of a monitored run, with monitor_figures.py
 watched_page.py   the page of a study of watched fine-tunes
 """

@@ -40,6 +40,8 @@ MARKERS = (
 )
 COLOURS = 6
 DASHES = ('', '6 3', '2 2')
+# Metrics drawn beside a task's own: a rate of choices stops at 0 and 1 where log-odds go on.
+BESIDE = ('log_odds',)
 # Share of answers that could not be read from which a point is drawn hollow.
 HOLLOW = 0.05
 
@@ -50,11 +52,13 @@ class Point:
 
   Attributes:
     unreadable: share of answers that could not be read; 0 where not known.
+    href: address of the answers behind the point; '' for none.
   """
 
   alpha: float
   cell: Cell
   unreadable: float
+  href: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +67,12 @@ class Line:
 
   Attributes:
     number: the arm's place among all arms, for its colour.
-    task: task to whose answers the points lead; '' for none.
   """
 
   arm: str
   number: int
   points: tuple[Point, ...]
   picked: tuple[float, ...]
-  task: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,15 +90,19 @@ class Panel:
 
 
 def groups(picks: Sequence[Pick]) -> list[list[int]]:
-  """Numbers of the arms that share panels: those whose strengths reach about as far."""
+  """Numbers of the arms that share panels: those whose strengths reach about as far.
+
+  Arms at a single strength, the base, join the first group.
+  """
   reach = []
   for pick in picks:
     reach.append(max((abs(alpha) for alpha in pick.comparison.alphas), default=0.0))
   found: list[list[int]] = []
   for number, far in enumerate(reach):
     for group in found:
-      others = [reach[other] for other in group]
-      if far <= REACH * min(others) and max(others) <= REACH * far:
+      others = [reach[other] for other in group if reach[other]]
+      near = not others or (far <= REACH * min(others) and max(others) <= REACH * far)
+      if near or not far:
         group.append(number)
         break
     else:
@@ -112,10 +118,10 @@ def panel(
   bands = []
   for number in arms:
     pick = picks[number]
-    points = _points(sweep, pick.arm, task.name, metric)
+    points = points_of(sweep, pick.arm, task.name, metric)
     if not points:
       continue
-    lines.append(Line(pick.arm, number, points, pick.alphas, task.name))
+    lines.append(Line(pick.arm, number, points, pick.alphas))
     numbers = pick.comparison
     is_plotted = metric == study.metric_of(sweep.results, task.name)
     base = numbers.cell(task.name, 0.0)
@@ -127,8 +133,14 @@ def panel(
   return Panel(f'{task.name}, {metric}', tuple(lines), bands[0] if bands else None)
 
 
-def _points(sweep: Study, arm: str, task: str, metric: str) -> tuple[Point, ...]:
-  """The measured points of an arm, alphas ascending."""
+def points_of(
+  sweep: Study, arm: str, task: str, metric: str, page: str | None = ''
+) -> tuple[Point, ...]:
+  """The measured points of an arm, alphas ascending.
+
+  Args:
+    page: address of the page that has the answers; '' is the page itself, None is no page.
+  """
   cells = study.column(sweep.results, arm, task, metric)
   # What older results know of unreadable answers.
   valid = study.column(sweep.results, arm, task, 'valid_rate')
@@ -140,7 +152,8 @@ def _points(sweep: Study, arm: str, task: str, metric: str) -> tuple[Point, ...]
     # Results of earlier versions have the share of answers that could be judged, as a metric.
     if not cells[alpha].asked and alpha in valid and valid[alpha].measured:
       unreadable = 1 - valid[alpha].mean
-    points.append(Point(alpha, cells[alpha], unreadable))
+    href = '' if page is None else page + address(task, arm, alpha)
+    points.append(Point(alpha, cells[alpha], unreadable, href))
   return tuple(points)
 
 
@@ -328,8 +341,8 @@ def _dots(line: Line, scale: _Scale) -> str:
     # The circle without colour is what a finger or a pointer has to meet.
     shape = f'{ring}<circle class="hit" r="9"/><path class="{kind}" d="{marker}"/>'
     content = f'<g transform="{where}"><title>{title}</title>{shape}</g>'
-    if line.task:
-      href = escape(address(line.task, line.arm, point.alpha))
+    if point.href:
+      href = escape(point.href)
       content = f'<a href="{href}" class="point" data-alpha="{point.alpha!r}">{content}</a>'
     parts.append(content)
   return f'<g class="arm-{line.number % COLOURS}">{"".join(parts)}</g>'

@@ -43,18 +43,28 @@ def _devices(sweep: Study) -> list[str]:
   return ['on ' + ', then '.join(dict.fromkeys(named))] if named else []
 
 
-def _took(sweep: Study) -> list[str]:
-  """How long the finished stages took together, and each by itself."""
+def seconds(sweep: Study) -> float:
+  """How long the finished stages took together; 0 where not on record."""
+  return sum(_by_stage(sweep).values())
+
+
+def _by_stage(sweep: Study) -> dict[str, float]:
+  """{stage: seconds}, all starts of a stage added up."""
   by_stage: dict[str, float] = {}
   for line in sweep.times:
-    seconds = line.get('seconds')
-    if isinstance(seconds, (int, float)):
+    took = line.get('seconds')
+    if isinstance(took, (int, float)):
       stage = str(line.get('stage'))
-      by_stage[stage] = by_stage.get(stage, 0.0) + seconds
+      by_stage[stage] = by_stage.get(stage, 0.0) + took
+  return by_stage
+
+
+def _took(sweep: Study) -> list[str]:
+  by_stage = _by_stage(sweep)
   if not by_stage:
     return []
-  each = ', '.join(f'{stage} {duration(seconds)}' for stage, seconds in by_stage.items())
-  return [f'{duration(sum(by_stage.values()))} ({each})']
+  each = ', '.join(f'{stage} {duration(took)}' for stage, took in by_stage.items())
+  return [f'{duration(seconds(sweep))} ({each})']
 
 
 def duration(seconds: float) -> str:

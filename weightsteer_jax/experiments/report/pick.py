@@ -152,3 +152,16 @@ def _side(comparison: Comparison, sign: int) -> Side:
     breaks=breaks,
     reason=words.reason(comparison, sign, chosen, outward, breaks),
   )
+
+
+def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The arguments of `choose_all` that a run's config.json has; defaults for what is missing."""
+  settings = config.get('sweep') or {}
+  names = {
+    'tolerance': 'tolerance',
+    'capability_rule': 'counts',
+    'capability_evidence': 'evidence',
+  }
+  # Workdirs of earlier versions have fewer keys.
+  chosen = {field: settings[key] for key, field in names.items() if key in settings}
+  return {'behaviour': settings.get('pick_by') or None, 'rule': Rule(**chosen)}

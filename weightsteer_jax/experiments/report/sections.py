@@ -25,8 +25,6 @@ from weightsteer_jax.runtime.redaction import redact
 
 TRADEOFF = 'Behaviour against capability'
 PLURALS = {'behaviour': 'Behaviours', 'capability': 'Capabilities'}
-# Metrics drawn beside a task's own.
-BESIDE = ('log_odds',)
 
 
 def masthead(title: str, sweep: Study) -> str:
@@ -257,8 +255,7 @@ def charts(sweep: Study, picks: Sequence[Pick]) -> str:
 def _drawings(sweep: Study, picks: Sequence[Pick], arms: Sequence[int], task: SweptTask) -> str:
   """The drawings of one task: its own metric, and log-odds beside a rate of choices."""
   plotted = metric_of(sweep.results, task.name)
-  # A rate of choices stops at 0 and 1 where log-odds go on.
-  metrics = dict.fromkeys((plotted, *BESIDE))
+  metrics = dict.fromkeys((plotted, *curves.BESIDE))
   parts = []
   for metric in metrics:
     panel = curves.panel(sweep, picks, arms, task, metric)

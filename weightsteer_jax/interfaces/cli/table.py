@@ -30,6 +30,7 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
     'direction': _verb('direction', 'a direction from two runs, adapters or checkpoints'),
     'sweep': _verb('sweep', "a run's tasks at every strength, and the report"),
     'judge': _verb('judge', "judges asked about a sweep's answers"),
+    'report': _verb('report', "a finished run's page drawn anew, or one page over many runs"),
   },
   'Use it': {
     'generate': _verb('generate', 'completions at any strengths, of a prompt or of a file of rows'),

@@ -1,0 +1,6 @@
+"""`weightsteer report` of a checkout."""
+
+import _checkout
+
+if __name__ == '__main__':
+  _checkout.run('report')
