@@ -49,6 +49,10 @@ def small_run(**overrides):
   return configs.resolve(small_config(**overrides))
 
 
+def settings_of(workdir):
+  return json.loads((workdir / 'config.json').read_text())
+
+
 def rows_of(workdir):
   return [json.loads(line) for line in (workdir / 'sweep' / 'rows.jsonl').read_text().splitlines()]
 
@@ -127,13 +131,61 @@ def test_a_second_run_computes_nothing(workdir, capsys):
   assert (workdir / 'sweep' / 'rows.jsonl').read_bytes() == rows
 
 
-def test_a_sweep_may_grow_and_computes_only_what_is_new(workdir):
-  known = rows_of(workdir)
-  run = small_run(**{'sweep.alphas': (-1.0, 0.0, 0.5, 1.0)})
-  stages.sweep(Experiment(run, workdir))
-  grown = rows_of(workdir)
+def test_a_second_sweep_adds_to_the_first_in_rows_results_page_and_config(workdir, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(workdir, folder)
+  known = rows_of(folder)
+  experiment = Experiment(small_run(**{'sweep.alphas': (0.0, 0.5)}), folder)
+  stages.begin(experiment, command='the second')
+  # Until there are other results, config.json is that of the results that are there.
+  assert settings_of(folder)['sweep']['alphas'] == [-1.0, 0.0, 1.0]
+  stages.sweep(experiment)
+  grown = rows_of(folder)
   assert grown[: len(known)] == known
   assert {row['alpha'] for row in grown[len(known) :]} == {0.5}
+  results = [json.loads(line) for line in (folder / 'results.jsonl').read_text().splitlines()]
+  origins = {row['alpha']: row['grid'] for row in results}
+  assert origins == {-1.0: 1, 0.0: 1, 0.5: 2, 1.0: 1}
+  settings = settings_of(folder)
+  assert settings['sweep']['alphas'] == [-1.0, 0.0, 0.5, 1.0]
+  first, second = settings['grids']
+  assert (first['command'], first['alphas']) == ('a test', {'weights': [-1.0, 0.0, 1.0]})
+  assert (second['command'], second['alphas']) == ('the second', {'weights': [0.0, 0.5]})
+  page = stages.report(experiment).read_text()
+  assert 'From 2 sweeps of this workdir: sweep 1' in page
+  # The whole run again is the first sweep again.
+  stages.steer(Experiment(small_run(), folder))
+  assert len(settings_of(folder)['grids']) == 2
+
+
+def test_a_workdir_of_an_earlier_version_keeps_all_its_strengths(workdir, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(workdir, folder)
+  # It kept no grids, and its last sweep had replaced results and config.
+  (folder / 'sweep' / 'grids.jsonl').unlink()
+  settings = settings_of(folder)
+  settings.pop('grids')
+  settings['sweep']['alphas'] = [0.0]
+  (folder / 'config.json').write_text(json.dumps(settings))
+  experiment = Experiment(small_run(**{'sweep.alphas': (0.0,)}), folder)
+  stages.begin(experiment, command='now')
+  stages.sweep(experiment)
+  settings = settings_of(folder)
+  assert settings['sweep']['alphas'] == [-1.0, 0.0, 1.0]
+  # The command that made all of them is not known.
+  assert [grid['command'] for grid in settings['grids']] == ['', 'now']
+
+
+def test_a_sweep_that_is_refused_changes_nothing(workdir, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(workdir, folder)
+  names = ('config.json', 'results.jsonl', 'sweep/grids.jsonl', 'sweep/plan.json')
+  before = {name: (folder / name).read_bytes() for name in names}
+  experiment = Experiment(small_run(**{'tasks.facts.n': 2}), folder)
+  stages.begin(experiment)
+  with pytest.raises(InputError, match="changed: items of task 'facts'; tokens of task 'facts'"):
+    stages.sweep(experiment)
+  assert before == {name: (folder / name).read_bytes() for name in names}
 
 
 def test_a_workdir_with_other_settings_is_refused_by_name(workdir):
@@ -161,6 +213,8 @@ def test_no_secret_is_recorded(tmp_path, monkeypatch):
 def test_a_workdir_is_begun_anew_with_other_tasks_and_without_its_config(workdir, tmp_path):
   run = small_run(**{'tasks.facts.n': 2})
   shutil.copytree(workdir, tmp_path / 'run')
+  # Without results, there is nothing that config.json would explain.
+  (tmp_path / 'run' / 'results.jsonl').unlink()
 
   def settings():
     return json.loads((tmp_path / 'run' / 'config.json').read_text())

@@ -2,8 +2,10 @@
 
 sweep.py      every arm, alpha, task, item and sample as a row on disk
 rows.py       the columns of a row
+grids.py      the sweeps that a workdir's rows come from, and which rows belong together
 intervals.py  means of clustered values, 95 % intervals, paired changes
 metrics.py    results, from rows and judgements alone
+written.py    the results as jsonl, csv and parquet
 scalars.py    results for TensorBoard
 judging.py    the judges' scores of the rows, asked once and kept
 agreement.py  how far two judges agree
@@ -15,6 +17,7 @@ harness/      lm-evaluation-harness on our engine
 
 from weightsteer_jax.evaluation import (
   agreement,
+  grids,
   intervals,
   judges,
   judging,

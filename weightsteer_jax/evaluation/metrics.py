@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from weightsteer_jax import config
-from weightsteer_jax.evaluation import intervals, judging
+from weightsteer_jax.evaluation import grids, intervals, judging, written
 from weightsteer_jax.evaluation import rows as row_files
 from weightsteer_jax.evaluation import tasks as kinds
 from weightsteer_jax.evaluation.reading import failures, measures, thinking
 from weightsteer_jax.evaluation.reading.measures import Metric, Row
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
-from weightsteer_jax.storage import files
+from weightsteer_jax.runtime.progress import say
 
 # The metric's name in results: the standard deviation over an arm's system prompts.
 PROMPT_SPREAD = 'prompt_spread'
@@ -204,26 +204,29 @@ def metrics_of(
 
 def write(
   workdir: str | os.PathLike,
-  rows: Iterable[Row] | None = None,
   tasks: Mapping[str, config.Task] | None = None,
   judges: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-  """The results, also written to `<workdir>/results.jsonl`.
+  """The results, also written to `<workdir>/results.jsonl`, `.csv` and `.parquet`.
 
-  Judgements come from `<workdir>/sweep/judgements.jsonl`, if there is such a file.
-
-  Args:
-    rows: by default all rows in `<workdir>/sweep/rows.jsonl`.
+  They come from all rows in `<workdir>/sweep/rows.jsonl` that belong together (see grids.py); rows
+  that do not are told. The columns `grid` and `swept` say which sweep a result comes from, and when
+  that began. Judgements come from `<workdir>/sweep/judgements.jsonl`, if there is such a file.
 
   Raises:
     InputError: if the file of rows is missing, or `results` would raise it.
-    CorruptError: if a row or a judgement is broken.
+    CorruptError: if a row, a judgement or a grid is broken.
     OutputError: if the results could not be written.
   """
   folder = pathlib.Path(workdir)
-  # A sweep that has just run passes its rows; otherwise the file may hold more than the plan.
-  if rows is None:
-    rows = row_files.read(folder / 'sweep' / 'rows.jsonl')
+  every_row = row_files.read(folder / 'sweep' / 'rows.jsonl')
+  rows, origins, left = grids.together(folder, every_row, None if tasks is None else [*tasks])
+  for line in left:
+    say(line)
   result_rows = results(rows, tasks, judging.read(folder), judges)
-  files.write_jsonl(folder / 'results.jsonl', result_rows)
+  for result in result_rows:
+    origin = origins.get((result['arm'], result['task'], result['alpha']))
+    result['grid'] = origin.grid if origin else None
+    result['swept'] = origin.begun if origin else None
+  written.write(folder, result_rows)
   return result_rows

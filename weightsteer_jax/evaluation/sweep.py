@@ -9,6 +9,7 @@ import jax
 from weightsteer_jax import models
 from weightsteer_jax.config import TextTask
 from weightsteer_jax.data import bindings, thoughts
+from weightsteer_jax.evaluation import grids
 from weightsteer_jax.evaluation import tasks as kinds
 from weightsteer_jax.evaluation.reading.answers import Prepared
 from weightsteer_jax.evaluation.rows import RowKey, Rows
@@ -21,7 +22,7 @@ from weightsteer_jax.inference.requests import (
   ScoreRequest,
   ScoreResult,
 )
-from weightsteer_jax.runtime import tree
+from weightsteer_jax.runtime import processes, tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import journal, made_from, resumable
@@ -39,6 +40,8 @@ def run(
   workdir: str | pathlib.Path,
   seed: int = 0,
   progress: bool = True,
+  command: str = '',
+  settings: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
   """All rows of the sweep, in the order of the plan.
 
@@ -49,13 +52,14 @@ def run(
   P system prompts, sample s of an item takes prompt s modulo P: `prompt` is the prompt's number,
   and `messages` hold the prompt's text. Alphas, tasks and arms may be added to a sweep later; the
   inputs of finished rows may not change. Rows are kept in `<workdir>/sweep/rows.jsonl`, the inputs
-  in `plan.json` in the same folder.
+  in `plan.json` in the same folder, and the sweep itself in `grids.jsonl` (see grids.py).
 
   Args:
     engine: holds the model and the arms.
     alphas: {arm: strengths}.
     seed: seed of sampled answers.
     progress: whether to show a progress bar on stderr.
+    command, settings: kept in grids.jsonl.
 
   Raises:
     InputError: if two tasks have the same name, an input differs from the input of the rows on
@@ -77,6 +81,15 @@ def run(
     made_from.check_and_record(folder / 'plan.json', inputs, fresh=not rows.done)
     missing = [key for key in plan if key not in rows.done]
     _refuse_unparted_thoughts(rows, missing, engine.tokenizer)
+    grid = grids.Grid(
+      grid=0,
+      alphas={arm: sorted({key.alpha for key in plan if key.arm == arm}) for arm in alphas},
+      tasks=list(by_name),
+      inputs=inputs,
+      command=command,
+      settings=settings or {},
+    )
+    number = processes.on_main(lambda: grids.begin(pathlib.Path(workdir), grid))
     resumable.keep(
       rows,
       _compute(engine, by_name, prepared, plan, missing, seed),
@@ -87,6 +100,7 @@ def run(
       unit='row',
       shown=progress,
     )
+    processes.on_main(lambda: grids.finish(pathlib.Path(workdir), number))
     # Only the plan's rows: the file may hold alphas that this call did not name.
     return [rows.done[key] for key in plan]
 

@@ -7,6 +7,7 @@ report/           the pick, tables, figures, the page; from files alone
 sources.py        sources in a config, resolved: files, hub datasets, what the package ships
 chat_date.py      the day that a run tells its chat templates
 experiment.py     the Experiment: a run in a workdir, with the only model in memory
+swept_settings.py config.json of a workdir that is swept more than once
 arms.py           the arms of a comparison, a kind for each method
 answers.py        the model's own answers, sampled, judged, and kept in pairs
 contrast.py       the contrast of a run, read or made of answers

@@ -34,11 +34,13 @@ class Experiment:
   Attributes:
     run: the checked settings.
     workdir: folder of all files that stages read and write.
+    record: what config.json is to say of the run; {} before `stages.begin`.
   """
 
   def __init__(self, run: Run, workdir: Path) -> None:
     self.run = run
     self.workdir = pathlib.Path(workdir)
+    self.record: dict[str, Any] = {}
     self._held = _HeldModel()
     # Where the run's settings are recorded; a further contrast's workdir is a folder in there.
     self._home = self.workdir

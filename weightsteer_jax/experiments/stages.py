@@ -40,7 +40,14 @@ from weightsteer_jax import directions, evaluation, inference, models
 from weightsteer_jax.config import Run
 from weightsteer_jax.data import Conversation, bindings, templates
 from weightsteer_jax.data.pairs import SIDES
-from weightsteer_jax.experiments import arms, chat_date, monitor_study, sources, times
+from weightsteer_jax.experiments import (
+  arms,
+  chat_date,
+  monitor_study,
+  sources,
+  swept_settings,
+  times,
+)
 from weightsteer_jax.experiments import contrast as contrasts
 from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.finetune import FineTuneResult
@@ -92,6 +99,8 @@ PARTS = (
   'report',
   'profile',
   'results.jsonl',
+  'results.csv',
+  'results.parquet',
   'agreement.jsonl',
   LOG,
   times.NAME,
@@ -195,6 +204,9 @@ def check(experiment: Experiment, *, to: Path = '') -> None:
 def begin(experiment: Experiment, *, command: str = '') -> None:
   """Makes the workdir this run's: checks everything, then writes config.json.
 
+  Where the workdir has results, its config.json says what these were made with, and is left for the
+  sweep to replace, together with them.
+
   Raises:
     InputError: see `check`.
   """
@@ -214,8 +226,12 @@ def begin(experiment: Experiment, *, command: str = '') -> None:
     },
   }
 
+  experiment.record = record
+
   def write() -> None:
-    files.write_json(experiment.workdir / 'config.json', record)
+    swept_settings.adopt_rows(experiment.workdir)
+    if not swept_settings.describes_results(experiment.workdir):
+      files.write_json(experiment.workdir / 'config.json', record)
     log.write_to(experiment.workdir / LOG)
 
   processes.on_main(write)
@@ -314,13 +330,16 @@ def sweep(
     alphas={name: each.alphas for name, each in swept.items()},
     workdir=experiment.workdir,
     seed=run.sweep.seed,
+    command=experiment.record.get('command', ''),
+    settings=swept_settings.strengths(run),
   )
   for line in evaluation.reading.thinking.cut_words(rows, run.tasks):
     say(f'sweep: {line}')
 
   # Judgements of an earlier run count too, where the workdir holds some.
   def write() -> None:
-    results = evaluation.metrics.write(experiment.workdir, rows, run.tasks, list(run.judges))
+    results = evaluation.metrics.write(experiment.workdir, run.tasks, list(run.judges))
+    swept_settings.write(experiment.workdir, experiment.record)
     evaluation.scalars.write(experiment.workdir, results)
 
   processes.on_main(write)
@@ -409,7 +428,7 @@ def _ask(
   for line in evaluation.agreement.words(judgements):
     say(f'judge: {line}')
   files.write_jsonl(workdir / 'agreement.jsonl', evaluation.agreement.agreement(judgements))
-  evaluation.metrics.write(workdir, tasks=run.tasks, judges=list(run.judges))
+  evaluation.metrics.write(workdir, run.tasks, list(run.judges))
 
 
 def _say_binding(experiment: Experiment) -> None:

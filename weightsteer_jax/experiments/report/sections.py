@@ -143,6 +143,7 @@ def results(sweep: Study, picks: Sequence[Pick]) -> str:
     'not be read, doubled where that is most of them. An exclamation mark: '
     f'{words.mark(rule)}. Point at a number for all digits; follow it to its answers.</p>',
     *arms,
+    f'<p class="note">{escape(words.sweeps(sweep.results))}</p>',
     '<details><summary>What the tasks measure</summary>',
     f'<ul>{"".join(descriptions)}</ul></details>',
     further(sweep),

@@ -55,7 +55,7 @@ def text(pick: Pick, results: Sequence[Mapping[str, Any]] = ()) -> str:
   `?` the share of answers that could not be read.
 
   Args:
-    results: the sweep's results, for the log-odds of choices.
+    results: the sweep's results, for the log-odds of choices and the sweeps behind the numbers.
   """
   numbers = pick.comparison
   columns = _columns(numbers, results)
@@ -70,7 +70,9 @@ def text(pick: Pick, results: Sequence[Mapping[str, Any]] = ()) -> str:
   lines.insert(4, '-' * max(len(line) for line in lines))
   # Without groups of questions, the last line of heads says nothing.
   table = [line.rstrip() for line in lines if line.strip()]
-  return '\n'.join([*table, *_legend(numbers, columns), '', *pick.sentences])
+  origin = words.sweeps(results)
+  about = [*_legend(numbers, columns), *([origin] if origin else [])]
+  return '\n'.join([*table, *about, '', *pick.sentences])
 
 
 def _columns(numbers: Comparison, results: Sequence[Mapping[str, Any]]) -> list[_Column]:

@@ -4,7 +4,8 @@ The pick, the cost, the reason to stop before the next alpha, and open doubts.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from weightsteer_jax.experiments.report.comparison import (
   ROUNDING,
@@ -49,6 +50,24 @@ def bars(arms: Sequence[Comparison]) -> str:
         return '95 % interval'
   # Results of earlier versions.
   return '± one standard error'
+
+
+def sweeps(results: Sequence[Mapping[str, Any]]) -> str:
+  """Which strengths come from which sweep, in a sentence; '' for those of a single one."""
+  # number -> (when it began, strengths).
+  found: dict[int, tuple[str, set[float]]] = {}
+  for row in results:
+    # Results of earlier versions do not say.
+    if row.get('grid'):
+      _, alphas = found.setdefault(int(row['grid']), (str(row.get('swept') or ''), set()))
+      alphas.add(float(row['alpha']))
+  if len(found) < 2:
+    return ''
+  parts = []
+  for number, (when, alphas) in sorted(found.items()):
+    strengths = ', '.join(format_alpha(alpha) for alpha in sorted(alphas))
+    parts.append(f'sweep {number} ({when[:16].replace("T", " ")} UTC) at {strengths}')
+  return f'From {len(found)} sweeps of this workdir: {"; ".join(parts)}.'
 
 
 def unusable(numbers: Comparison) -> str:
