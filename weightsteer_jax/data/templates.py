@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsteer_jax.data import bindings, pieces, thoughts, tokenizer_file
+from weightsteer_jax.runtime import signals
 from weightsteer_jax.runtime.errors import InputError
 
 Messages = Sequence[Mapping[str, Any]]
@@ -72,6 +73,7 @@ def load_tokenizer(
       f"{', '.join(sorted(child.name for child in folder.iterdir())[:12]) or 'nothing'}"
     )
   tokenizer = tokenizer_file.load(folder, choice)
+  signals.check()
   return bindings.bind(
     tokenizer,
     template_args or {},

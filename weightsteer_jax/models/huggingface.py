@@ -23,7 +23,7 @@ from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import FAMILIES, Family, TensorRow, family_of, read_config
 from weightsteer_jax.models.sites import param_shardings, sites
 from weightsteer_jax.models.stored import Tensors, open_tensors, to_theirs
-from weightsteer_jax.runtime import processes, sharding, tree
+from weightsteer_jax.runtime import processes, sharding, signals, tree
 from weightsteer_jax.runtime.errors import CorruptError, InputError, NotFiniteError
 from weightsteer_jax.runtime.messages import did_you_mean, first_line
 from weightsteer_jax.runtime.sharding import Layout
@@ -218,6 +218,7 @@ def _read_params(
   shardings = tree.flatten(param_shardings(config, layout))
   params = {}
   for path, row in stored.tensor_rows(config, family).items():
+    signals.check()
     shape = sites(config)[path].shape
     indices = shardings[path].addressable_devices_indices_map(shape)
     shards = read_shards(config, row, tensors, dtype, indices)

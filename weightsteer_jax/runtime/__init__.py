@@ -12,6 +12,7 @@ ending.py         ending together, and noticing a stuck process
 log.py            what a run says, kept in its workdir
 compiling.py      seconds spent compiling, and whether a program is being compiled
 progress.py       lines of a stage and bars, on the main process
+signals.py        SIGTERM: a flag that work asks, and an end in time where no work asks
 preemption.py     SIGTERM and SIGINT, noted and acted on at the next step
 profiling.py      a window of a run as a profile
 compile_cache.py  compiled programs, kept for the next run in the user's cache folder

@@ -15,7 +15,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from weightsteer_jax.runtime import ending, processes
+from weightsteer_jax.runtime import ending, processes, signals
 from weightsteer_jax.runtime.errors import Preempted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -49,6 +49,9 @@ class Stop:
       self.name = self._agreement.pass_boundary()
     else:
       self.name = self._noted
+    if self.name:
+      # What is saved now has the time it needs.
+      signals.finish()
     return bool(self.name)
 
   def end(self) -> None:
@@ -56,15 +59,25 @@ class Stop:
     if self.name:
       return
     self.name = self._agreement.signal_so_far() if self._agreement else self._noted
+    if self.name:
+      signals.finish()
+
+
+def begin() -> None:
+  """Has a signal to any process end the run as a whole; called once the processes have joined."""
+  told = _tell_others if processes.count() > 1 else None
+  if told:
+    _agreement()
+  signals.act(told=told, end=_end)
 
 
 @contextlib.contextmanager
 def watch() -> Iterator[Stop]:
   """A block of work; a signal to stop is noted, to be acted on at the next boundary.
 
-  A second SIGINT acts as it would outside the block. A second SIGTERM does not, since schedulers
-  send several. Only the main thread notes signals. After the block, `name` also tells of a signal
-  after the last boundary.
+  A second SIGINT acts as it would outside the block; a second SIGTERM is left to signals.py. Only
+  the main thread notes signals. After the block, `name` also tells of a signal after the last
+  boundary.
   """
   agreement = _agreement() if processes.count() > 1 else None
   stop = Stop(agreement)
@@ -78,9 +91,14 @@ def watch() -> Iterator[Stop]:
     stop.note(received.name)
 
   # Python lets no other thread set handlers.
-  if threading.current_thread() is threading.main_thread():
+  in_main_thread = threading.current_thread() is threading.main_thread()
+  if in_main_thread:
     for watched in SIGNALS:
       previous[watched] = signal.signal(watched, note)
+    signals.enter_watch()
+    # A signal that came between two blocks.
+    if signals.requested():
+      stop.note(signal.SIGTERM.name)
   # From here on this process counts among those that pass boundaries.
   if agreement:
     agreement.enter()
@@ -90,8 +108,18 @@ def watch() -> Iterator[Stop]:
   finally:
     if agreement:
       agreement.leave()
+    if in_main_thread:
+      signals.leave_watch()
     for watched, handler in previous.items():
       signal.signal(watched, handler)
+
+
+def _tell_others() -> None:
+  processes.put('stop', {'process': processes.index(), 'name': signal.SIGTERM.name})
+
+
+def _end(message: str) -> None:
+  ending.tell_and_end(message, Preempted.exit_code)
 
 
 class _Agreement:

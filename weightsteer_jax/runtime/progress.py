@@ -10,7 +10,7 @@ from typing import Any
 
 import tqdm
 
-from weightsteer_jax.runtime import compiling, ending, log, processes
+from weightsteer_jax.runtime import compiling, ending, log, processes, signals
 
 # A terminal is redrawn at once. A log file keeps every state of a bar and gets one now and then.
 REDRAW_SECONDS = 0.1
@@ -18,12 +18,17 @@ LOG_SECONDS = 10.0
 
 
 def say(line: str) -> None:
-  """Prints a line of a stage, at once and on the main process only, and puts it into the log."""
+  """Prints a line of a stage, at once and on the main process only, and puts it into the log.
+
+  Raises:
+    Preempted: if SIGTERM has come (see signals.py), after the line.
+  """
   # On every process, since each has a watchdog.
   ending.progress()
   if processes.is_main():
     print(line, flush=True)
     log.keep(line)
+  signals.check()
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import weightsteer_jax
 from weightsteer_jax.interfaces.cli.table import VERBS
+from weightsteer_jax.runtime import signals
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
@@ -39,6 +40,8 @@ def run(verb: str, args: Sequence[str], shown: str = '') -> None:
   Args:
     shown: the verb as help and errors name it; '' is 'weightsteer VERB'.
   """
+  # Before the slow imports: a signal that comes while they run is heard too.
+  signals.listen()
   # absl takes a while to import, and the help of the command does without.
   from weightsteer_jax.interfaces.cli import program
 

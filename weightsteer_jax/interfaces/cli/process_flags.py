@@ -4,6 +4,8 @@ from typing import Any
 
 from absl import flags
 
+from weightsteer_jax.runtime import signals
+
 
 def define() -> None:
   """Defines the flags."""
@@ -23,6 +25,13 @@ def define() -> None:
     'stall_minutes',
     60.0,
     'End the run when no step, batch or stage was finished for so many minutes; 0: never.',
+    lower_bound=0.0,
+  )
+  flags.DEFINE_float(
+    'grace_seconds',
+    signals.GRACE_SECONDS,
+    'Seconds from SIGTERM to the end of a run that finishes no step, batch or file in that time. '
+    'Raise it where a training step takes longer, and the scheduler gives you the time.',
     lower_bound=0.0,
   )
   flags.DEFINE_string(

@@ -10,11 +10,9 @@ import logging
 import os
 import pathlib
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from absl import app, flags
 
@@ -25,7 +23,8 @@ from weightsteer_jax.interfaces.cli import (
   profile_flags,
   run_flags,
 )
-from weightsteer_jax.runtime.errors import InputError, Preempted
+from weightsteer_jax.runtime import signals
+from weightsteer_jax.runtime.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +52,7 @@ def run(verb: Program, args: Sequence[str], shown: str) -> None:
     args: the words of the command line behind the verb.
     shown: the verb as help and errors name it, 'weightsteer steer'.
   """
+  signals.listen()
   verb.define_flags()
   process_flags.define()
   try:
@@ -127,6 +127,8 @@ def _guarded(verb: Program) -> None:
     ending.leave(int(error.code or 0))
     raise
   except (Exception, KeyboardInterrupt) as error:
+    # The end has begun, and takes the time it needs.
+    signals.finish()
     profiling.end()
     sys.exit(ending.fail(error))
 
@@ -136,32 +138,24 @@ def _begin(together: bool) -> bool:
 
   If `together`, joins the other processes, of which all but the first are silent.
   """
-  from weightsteer_jax.runtime import ending, processes
+  from weightsteer_jax.runtime import ending, preemption, processes
 
   args = flags.FLAGS
-  signal.signal(signal.SIGTERM, _stop)
+  signals.set_grace(args.grace_seconds)
   cluster = process_flags.cluster()
   index, count = processes.place(args.distributed, **cluster)
   if not together:
+    preemption.begin()
     return index == 0
   if count > 1:
     ending.catch_abort()
   processes.join(args.distributed, **cluster)
+  preemption.begin()
   if not processes.is_main():
     for logger in (logging.getLogger(), logging.getLogger('absl')):
       logger.setLevel(logging.ERROR)
     sys.stdout = open(os.devnull, 'w', encoding='utf-8')
   return True
-
-
-def _stop(number: int, frame: Any) -> None:
-  """Ends the run on a SIGTERM that no loop waits for (see runtime/preemption.py).
-
-  There is nothing to save, but the exit status says to start again.
-  """
-  # Schedulers send several; the signal that is meant as an end is SIGKILL.
-  signal.signal(number, signal.SIG_IGN)
-  raise Preempted('SIGTERM came; what was finished is kept, the same command continues')
 
 
 def _parse(argv: list[str]) -> list[str]:
