@@ -31,6 +31,9 @@ PROBES = (
 )
 # Control tokens that are tried between words; they all go by one rule.
 _CONTROL_TOKENS = 6
+# The name of transformers' warning of a text longer than the tokenizer's own maximum. Source:
+# transformers 5.24, `_eventual_warn_about_too_long_sequence`.
+_TOO_LONG = 'sequence-length-is-longer-than-the-specified-maximum'
 # Tokens of a text that a line shows.
 _SHOWN = 4
 
@@ -56,6 +59,9 @@ def load(folder: pathlib.Path, choice: str) -> Any:
   kind = transformers.AutoTokenizer if choice == 'auto' else transformers.PreTrainedTokenizerFast
   try:
     tokenizer = kind.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    # Lengths are held against the model's own positions: transformers would warn of texts that are
+    # refused here, and of those that fit.
+    tokenizer.deprecation_warnings[_TOO_LONG] = True
     core = _read(path) if path.is_file() else None
   # transformers and tokenizers raise many types, bare Exception among them, for a bad file.
   except Exception as error:

@@ -123,7 +123,7 @@ class SteeringDirection:
     if not isinstance(other, SteeringDirection):
       return NotImplemented
     difference = directions.subtract(self._held, other.unwrapped)
-    return SteeringDirection(difference, f'{self.name} - {_factor(other.name)}')
+    return SteeringDirection(difference, f'{self.name} - {_subtracted(other.name)}')
 
   @plain
   def __mul__(self, factor: float) -> 'SteeringDirection':
@@ -132,7 +132,7 @@ class SteeringDirection:
       return NotImplemented
     multiple = number(factor, 'the factor of a direction')
     scaled = directions.scale(self._held, multiple)
-    return SteeringDirection(scaled, f'{multiple:g} * {_factor(self.name)}')
+    return SteeringDirection(scaled, f'{multiple:g} * {as_factor(self.name)}')
 
   __rmul__ = __mul__
 
@@ -144,10 +144,10 @@ class SteeringDirection:
     if quotient == 0:
       raise InputError(f'{self.name} / 0: a direction is divided by a number other than 0')
     scaled = directions.scale(self._held, 1 / quotient)
-    return SteeringDirection(scaled, f'{_factor(self.name)} / {quotient:g}')
+    return SteeringDirection(scaled, f'{as_factor(self.name)} / {quotient:g}')
 
   def __neg__(self) -> 'SteeringDirection':
-    return SteeringDirection(directions.negate(self._held), f'-{_factor(self.name)}')
+    return SteeringDirection(directions.negate(self._held), f'-{as_factor(self.name)}')
 
   def __pos__(self) -> 'SteeringDirection':
     return self
@@ -224,6 +224,16 @@ def _other(value: Any, what: str) -> directions.Direction:
   return value.unwrapped
 
 
-def _factor(name: str) -> str:
-  """The name as a factor: in brackets where it is a sum or a product."""
+def as_factor(name: str) -> str:
+  """The name as a factor: in brackets where it is a sum or a product.
+
+  >>> as_factor('evil'), as_factor('evil + sycophancy')
+  ('evil', '(evil + sycophancy)')
+  """
   return f'({name})' if ' ' in name or name.startswith('-') else name
+
+
+def _subtracted(name: str) -> str:
+  """The name behind a minus: in brackets where it is a sum."""
+  is_sum = ' + ' in name or ' - ' in name or name.startswith('-')
+  return f'({name})' if is_sum else name

@@ -8,7 +8,7 @@ from weightsteer_jax.config import ModelChoice
 from weightsteer_jax.experiments.experiment import load_model, load_tokenizer
 from weightsteer_jax.interfaces.python.boundary import described, integer, number, plain
 from weightsteer_jax.interfaces.python.by_alpha import ByAlpha
-from weightsteer_jax.interfaces.python.direction import SteeringDirection, path_of
+from weightsteer_jax.interfaces.python.direction import SteeringDirection, as_factor, path_of
 from weightsteer_jax.interfaces.python.held import HeldModel, answering
 from weightsteer_jax.interfaces.python.texts import (
   chat_rows,
@@ -301,7 +301,7 @@ class SteeredModel:
       f'context of {self.context_length:,} tokens',
     ]
     for one, strength in self.strengths.items():
-      parts.append(f'{strength:+g} * {one.name}')
+      parts.append(f'{strength:+g} * {as_factor(one.name)}')
     return f'SteeredModel({", ".join(parts)})'
 
 
