@@ -74,6 +74,8 @@ setuptools.setup(
       'openai>=3.57',
     ],
     'dev': ['ruff>=0.17.6,<0.18', 'mypy>=2.4,<3', 'pre-commit>=4'],
+    # The documentation as a site: mkdocs build --strict.
+    'docs': ['mkdocs>=1.6,<2', 'mkdocs-material>=9.7', 'mkdocstrings[python]>=1.0'],
     # Adapters of other kinds than LoRA, which PEFT's own code reads.
     'peft': ['torch>=2.13,<2.14', 'peft>=0.21'],
     'judge': ['openai>=3.57'],

@@ -130,6 +130,8 @@ def generate_rows(
     InputError: if a row is broken or does not fit (names the row, before anything is computed).
   """
   requests = []
+  # The row of each request.
+  indices = []
   for index, (where, row) in enumerate(rows):
     first = GenerateRequest(
       key=(index, 0, 0),
@@ -145,13 +147,12 @@ def generate_rows(
     for (i, alpha), sample in itertools.product(enumerate(alphas), range(samples)):
       key = (index, i, sample)
       requests.append(dataclasses.replace(first, key=key, alpha=alpha, sample=sample))
+      indices.append(index)
   # Results come in the order that is fastest to compute, columns in the order of the requests.
   results = {result.key: result for result in watch(engine.generate(requests), len(requests))}
   all_columns: list[list[dict[str, Any]]] = [[] for _ in rows]
-  for request in requests:
-    index = request.key[0]
-    result = results[request.key]
-    all_columns[index].append(_answer(engine.tokenizer, request, result))
+  for index, request in zip(indices, requests):
+    all_columns[index].append(_answer(engine.tokenizer, request, results[request.key]))
   return all_columns
 
 

@@ -1,9 +1,11 @@
 import ast
+import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+import yaml
 
 import weightsteer_jax as ws
 
@@ -69,3 +71,32 @@ def test_the_notebook_runs(tmp_path):
   outputs = [output for cell in notebook.cells for output in cell.get('outputs', [])]
   assert any('image/png' in output.get('data', {}) for output in outputs)
   assert not [output for output in outputs if output.output_type == 'error']
+
+
+def test_every_page_of_the_documentation_is_in_its_navigation():
+  def pages(entry):
+    if isinstance(entry, str):
+      return [entry]
+    children = entry if isinstance(entry, list) else list(entry.values())
+    return [page for child in children for page in pages(child)]
+
+  settings = yaml.safe_load((TOP / 'mkdocs.yml').read_text())
+  there = sorted(path.relative_to(TOP / 'docs').as_posix() for path in TOP.glob('docs/**/*.md'))
+  assert sorted(pages(settings['nav'])) == there, 'the nav of mkdocs.yml'
+
+
+@pytest.mark.slow
+def test_the_documentation_is_built_without_a_warning(tmp_path):
+  pytest.importorskip('mkdocstrings')
+  command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--quiet']
+  ran = subprocess.run(
+    [*command, f'--site-dir={tmp_path / "site"}'],
+    capture_output=True,
+    text=True,
+    cwd=TOP,
+    env={**os.environ, 'NO_MKDOCS_2_WARNING': '1'},
+  )
+  assert not ran.returncode, ran.stdout + ran.stderr
+  api = (tmp_path / 'site' / 'api' / 'index.html').read_text()
+  for name in ws.__all__:
+    assert f'id="weightsteer_jax.{name}"' in api, name

@@ -92,7 +92,7 @@ class SteeringDirection:
     return SteeringDirection(projected, f'{self.name} along {other.name}')
 
   @plain
-  def save(self, folder: files.Path) -> pathlib.Path:
+  def save(self, folder: str | pathlib.Path) -> pathlib.Path:
     """The new folder, which `load_direction` and every program of the package read.
 
     Args:
@@ -169,7 +169,7 @@ class SteeringDirection:
 
 
 @plain
-def load_direction(source: files.Path) -> SteeringDirection:
+def load_direction(source: str | pathlib.Path) -> SteeringDirection:
   """The direction in a folder, or of a run, every tensor checked against its fingerprint.
 
   Args:

@@ -10,15 +10,14 @@ from weightsteer_jax.interfaces.python.boundary import integer, number, plain
 from weightsteer_jax.interfaces.python.direction import SteeringDirection, load_direction, path_of
 from weightsteer_jax.interfaces.python.model import SteeredModel
 from weightsteer_jax.runtime.errors import InputError
-from weightsteer_jax.storage import files
 
 
 @plain
 def between(
-  positive: files.Path | None,
-  negative: files.Path | None = None,
+  positive: str | pathlib.Path | None,
+  negative: str | pathlib.Path | None = None,
   *,
-  base: SteeredModel | files.Path | None = None,
+  base: SteeredModel | str | pathlib.Path | None = None,
   allow_other_base: bool = False,
 ) -> SteeringDirection:
   """The direction that points from one fine-tune to another, or from its base to a fine-tune.
@@ -47,12 +46,12 @@ def between(
 
 @plain
 def export(
-  direction: SteeringDirection | files.Path,
+  direction: SteeringDirection | str | pathlib.Path,
   *,
   alpha: float,
   format: str,
-  output: files.Path,
-  base: SteeredModel | files.Path | None = None,
+  output: str | pathlib.Path,
+  base: SteeredModel | str | pathlib.Path | None = None,
   dtype: str = '',
   rank: int = 0,
   target: str = '',
@@ -88,13 +87,10 @@ def export(
   if not isinstance(direction, SteeringDirection):
     direction = load_direction(direction)
   if isinstance(base, SteeredModel) and base.strengths:
-    raise InputError(
-      f'export takes the base as it is, and adds the direction itself; got {base!r}: load the '
-      'model without strengths, and export the sum of the directions'
-    )
-  if base is None and not direction.base:
-    raise InputError(f'{direction!r} does not name its base: pass it as base=')
+    raise InputError(f'export takes the base as it is, and adds the direction itself; got {base!r}')
   chosen = direction.base if base is None else base
+  if not chosen:
+    raise InputError(f'{direction!r} does not name its base: pass it as base=')
   standalone.hand_over(
     direction.unwrapped,
     chosen.unsteered_model if isinstance(chosen, SteeredModel) else chosen,
@@ -111,7 +107,7 @@ def export(
   return pathlib.Path(output)
 
 
-def _base_source(base: SteeredModel | files.Path | None) -> Any:
+def _base_source(base: SteeredModel | str | pathlib.Path | None) -> Any:
   """The base as `directions.between` takes it."""
   if isinstance(base, SteeredModel):
     return base.unsteered_model

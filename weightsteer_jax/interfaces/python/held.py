@@ -13,7 +13,7 @@ from weightsteer_jax.data import bindings
 from weightsteer_jax.experiments import chat_date
 from weightsteer_jax.inference.rows import Row, unwatched
 from weightsteer_jax.interfaces.python.boundary import integer, number
-from weightsteer_jax.interfaces.python.texts import Text
+from weightsteer_jax.interfaces.python.texts import Text, text_of
 from weightsteer_jax.runtime import progress, tree
 from weightsteer_jax.runtime.progress import say
 
@@ -136,7 +136,7 @@ class HeldModel:
         add_bos=options.add_bos,
         watch=watch,
       )
-    texts = [[Text.of(row[i]) for row in columns] for i in range(len(alphas))]
+    texts = [[text_of(row[i]) for row in columns] for i in range(len(alphas))]
     broken = sum(text.finish == 'not_finite' for at_alpha in texts for text in at_alpha)
     if broken:
       say(

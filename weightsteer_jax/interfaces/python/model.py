@@ -1,5 +1,6 @@
 """Models that are loaded, steered and asked."""
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from weightsteer_jax.interfaces.python.by_alpha import ByAlpha
 from weightsteer_jax.interfaces.python.direction import SteeringDirection, as_factor, path_of
 from weightsteer_jax.interfaces.python.held import HeldModel, answering
 from weightsteer_jax.interfaces.python.texts import (
+  Chats,
+  Texts,
   chat_rows,
   listed,
   prompt_rows,
@@ -18,7 +21,6 @@ from weightsteer_jax.interfaces.python.texts import (
 )
 from weightsteer_jax.runtime import compile_cache
 from weightsteer_jax.runtime.errors import InputError
-from weightsteer_jax.storage import files
 
 # {direction: strength}.
 Strengths = Mapping[SteeringDirection, float]
@@ -27,7 +29,7 @@ TAKES = 'takes a direction and a strength, as in model.steer(w, -1), or {directi
 
 @plain
 def load(
-  source: files.Path,
+  source: str | pathlib.Path,
   *,
   dtype: str = 'float32',
   revision: str = '',
@@ -181,7 +183,7 @@ class SteeredModel:
   @plain
   def generate(
     self,
-    prompts: Any,
+    prompts: Texts,
     *,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
@@ -221,7 +223,7 @@ class SteeredModel:
   @plain
   def chat(
     self,
-    conversations: Any,
+    conversations: Chats,
     *,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
@@ -238,7 +240,11 @@ class SteeredModel:
       conversations: a question, a list of messages {'role': ..., 'content': ...}, or a list of
         questions or of such lists.
       max_new_tokens: length limit of an answer, tokens, thoughts included.
-      temperature, top_k, top_p, seed, progress: see `generate`.
+      temperature: see `generate`.
+      top_k: see `generate`.
+      top_p: see `generate`.
+      seed: see `generate`.
+      progress: see `generate`.
 
     Raises:
       InputError: if there is no chat template, a conversation is malformed or does not fit into the
@@ -252,8 +258,8 @@ class SteeredModel:
   @plain
   def logprob(
     self,
-    prompt: Any,
-    completion: Any,
+    prompt: Chats,
+    completion: Texts,
     *,
     add_bos: bool = False,
     apart: bool = False,
@@ -327,7 +333,7 @@ class Sweep:
   @plain
   def generate(
     self,
-    prompts: Any,
+    prompts: Texts,
     *,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
@@ -348,7 +354,7 @@ class Sweep:
   @plain
   def chat(
     self,
-    conversations: Any,
+    conversations: Chats,
     *,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
@@ -366,8 +372,8 @@ class Sweep:
   @plain
   def logprob(
     self,
-    prompt: Any,
-    completion: Any,
+    prompt: Chats,
+    completion: Texts,
     *,
     add_bos: bool = False,
     apart: bool = False,

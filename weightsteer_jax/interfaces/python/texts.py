@@ -1,6 +1,6 @@
 """Texts in, texts out: what a caller passes as rows, and what came back as texts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightsteer_jax.inference.rows import Row
@@ -8,7 +8,10 @@ from weightsteer_jax.interfaces.python.boundary import described
 from weightsteer_jax.runtime.errors import InputError
 
 # A conversation: {'role': ..., 'content': ...} of each turn.
-Messages = list[dict[str, str]]
+Messages = Sequence[Mapping[str, str]]
+# Raw texts, and questions or conversations, one or many.
+Texts = str | Sequence[str]
+Chats = str | Messages | Sequence[str | Messages]
 
 
 class Text(str):
@@ -28,15 +31,15 @@ class Text(str):
   thought: str | None
   answer: str
 
-  @classmethod
-  def of(cls, columns: Mapping[str, Any]) -> 'Text':
-    """The text in the columns of `inference.generate_rows`."""
-    text = cls(columns['completion'])
-    text.finish = columns['finish']
-    text.tokens = columns['tokens']
-    text.thought = columns.get('thought')
-    text.answer = columns.get('answer', str(text))
-    return text
+
+def text_of(columns: Mapping[str, Any]) -> Text:
+  """The text in the columns of `inference.generate_rows`."""
+  text = Text(columns['completion'])
+  text.finish = columns['finish']
+  text.tokens = columns['tokens']
+  text.thought = columns.get('thought')
+  text.answer = columns.get('answer', str(text))
+  return text
 
 
 def prompt_rows(prompts: Any) -> tuple[list[Row], bool]:
