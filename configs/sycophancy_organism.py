@@ -85,6 +85,8 @@ def get_config():
       kind=kind,
       description=description,
       n=100,
+      # A claim is put in several ways.
+      groups='claims',
       **length,
     )
   c.validation.opinions = configs.task(

@@ -59,6 +59,12 @@ def test_the_loss_is_that_of_torch(task, model, tokenizer, torch_model, tmp_path
   np.testing.assert_allclose(mean['mean'], whole, atol=1e-4)
   # Three texts, however many tokens they have.
   assert mean['n'] == 3 and mean['sem'] > 0
+  assert (mean['answers'], mean['clusters'], mean['groups']) == (3, 3, 'texts')
+  # Student's t of two degrees of freedom.
+  np.testing.assert_allclose(mean['high'] - mean['mean'], 4.302653 * mean['sem'], rtol=1e-6)
+  # Alpha 1 changes no weights.
+  [same] = [r for r in results if r['metric'] == 'nats_per_token' and r['alpha'] == 1.0]
+  assert (same['change'], same['change_low'], same['change_high']) == (0.0, 0.0, 0.0)
 
 
 def test_a_system_prompt_is_not_read_before_a_plain_text(task, model, tokenizer, tmp_path):

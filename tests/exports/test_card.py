@@ -94,12 +94,29 @@ def test_a_licence_file_of_the_base_is_linked(untied_model, tmp_path):
 
 def test_numbers_are_those_of_the_run_at_this_alpha_beside_the_base(base):
   text = card.write(RECORD | {'format': 'peft', 'results': ROWS}, base)
-  assert '| facts | rate | 100 | 0.25 ± 0.05 | 0.75 ± 0.05 |' in text
+  # Rows of an earlier version, which knows nothing of pairs.
+  assert '| facts | rate | 100 answers | 0.25 ± 0.05 | 0.75 ± 0.05 |  |' in text
   assert 'norm 12.35' in text
   assert 'alpha 1 ' not in text
   assert '1 ± ' not in text
   assert 'A note.' in text
   assert "from_pretrained('org/name', revision='abc')" in text
+
+
+def test_numbers_say_how_well_they_are_known(base):
+  known = {'answers': 100, 'n': 47, 'groups': 'claims', 'unreadable': 19, 'asked': 100}
+  interval = {'low': 0.6, 'high': 0.85, 'change': 0.5, 'change_low': 0.4, 'change_high': 0.6}
+  before, after, _ = ROWS
+  rows = [before, {**after, **known, **interval}]
+  text = card.write(RECORD | {'format': 'peft', 'results': rows}, base)
+  assert (
+    '| facts | rate | 100 answers on 47 claims | 0.25 ± 0.05 | 0.75 ± 0.05 (0.6 to 0.85), 19 of '
+    '100 not readable | +0.5 (+0.4 to +0.6) |'
+  ) in text
+  # A single question has no error, and no answer no mean.
+  alone = [{**before, 'sem': None}, {**after, 'mean': None}]
+  text = card.write(RECORD | {'format': 'peft', 'results': alone}, base)
+  assert '| 0.25 | not measured |  |' in text
 
 
 def test_what_was_not_measured_is_said(base):

@@ -27,6 +27,10 @@ from weightsteer_jax.runtime.progress import say
 PROMPT_SPREAD = 'prompt_spread'
 # What the clusters of a task are called whose config has no name for them.
 QUESTIONS = 'questions'
+# The same of the spread over system prompts.
+PROMPTS = 'system prompts'
+# The same of plain texts, which answer nothing.
+TEXTS = 'texts'
 # The least and the largest value of a metric that is no share; None where there are no limits.
 LIMITS: Mapping[str, tuple[float, float] | None] = {
   'trait': (0.0, 100.0),
@@ -89,7 +93,7 @@ def results(
     # Shares of thoughts say nothing where no strength thinks.
     if any(thinking.thinks(row) for rows_of in by_alpha.values() for row in rows_of):
       metrics |= thinking.METRICS
-    groups = (options.groups if options else '') or QUESTIONS
+    groups = _groups(options)
     for name, metric in metrics.items():
       columns = _columns(name, metric, by_alpha)
       # A failure metric without any value is left out: a choice by likelihood cannot be truncated,
@@ -106,6 +110,13 @@ def results(
       if spread:
         result_rows.append({**named, 'metric': PROMPT_SPREAD, 'alpha': alpha, **spread})
   return result_rows
+
+
+def _groups(options: config.Task | None) -> str:
+  """What a task's clusters are called."""
+  if options is None:
+    return QUESTIONS
+  return options.groups or (TEXTS if options.kind == 'perplexity' else QUESTIONS)
 
 
 def _columns(
@@ -164,7 +175,8 @@ def _spread(rows: Sequence[Row], metric: Metric) -> dict[str, Any]:
   if len(means) < 2:
     return {}
   count = len(means)
-  return {'mean': float(np.std(means, ddof=1)), 'sem': None, 'n': count, 'values': count}
+  spread = {'mean': float(np.std(means, ddof=1)), 'sem': None, 'n': count, 'values': count}
+  return {**spread, 'answers': len(rows), 'clusters': count, 'groups': PROMPTS}
 
 
 def _means_by_prompt(rows: Sequence[Row], metric: Metric) -> list[float]:

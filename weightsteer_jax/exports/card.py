@@ -224,17 +224,24 @@ def _results(record: Mapping[str, Any]) -> str:
   for row in rows:
     if row['alpha'] == 0:
       base_rows[row['task'], row['metric']] = row
-  lines = [f'| task | metric | n | base | alpha {alpha} |', '|---|---|---:|---:|---:|']
+  lines = [
+    f'| task | metric | measured on | base | alpha {alpha} | change |',
+    '|---|---|---|---:|---:|---:|',
+  ]
   for row in steered_rows:
     task = row['task']
     metric = row['metric']
     # A sweep without alpha 0 has no base to show.
     before = _mean(base_rows.get((task, metric)))
     after = _mean(row)
-    lines.append(f'| {task} | {metric} | {row["n"]} | {before} | {after} |')
+    columns = [task, metric, _counted(row), before, after, _change(row)]
+    lines.append(f'| {" | ".join(columns)} |')
   # The sweep measured the direction as found, and the export may hold less of it.
   fold = ' before it was folded' if record['direction'].get('compression') else ''
-  about = f'Mean and standard error, with the direction applied unmerged{fold}:'
+  about = (
+    'Mean, standard error (clustered by question) and 95 % interval, with the direction applied '
+    f'unmerged{fold}; changes from the base are paired by question:'
+  )
   return '\n'.join([about, '', *lines])
 
 
@@ -286,7 +293,36 @@ def _sources(record: Mapping[str, Any]) -> list[str]:
 
 
 def _mean(row: Mapping[str, Any] | None) -> str:
-  return 'not measured' if row is None else f'{row["mean"]:.3g} ± {row["sem"]:.2g}'
+  """A mean with all that is known of it, and the share of answers that could not be read."""
+  if row is None or row['mean'] is None:
+    return 'not measured'
+  words = f'{row["mean"]:.3g}'
+  if row['sem'] is not None:
+    words += f' ± {row["sem"]:.2g}'
+  # Results of earlier versions have no interval.
+  if row.get('low') is not None:
+    words += f' ({row["low"]:.3g} to {row["high"]:.3g})'
+  if row.get('unreadable'):
+    words += f', {row["unreadable"]} of {row["asked"]} not readable'
+  return words
+
+
+def _change(row: Mapping[str, Any]) -> str:
+  if row.get('change') is None:
+    return ''
+  words = f'{row["change"]:+.3g}'
+  if row['change_low'] is None:
+    return words
+  return f'{words} ({row["change_low"]:+.3g} to {row["change_high"]:+.3g})'
+
+
+def _counted(row: Mapping[str, Any]) -> str:
+  """The answers behind a mean, and the questions behind these."""
+  groups = row.get('groups') or 'questions'
+  things = 'texts' if groups == 'texts' else 'answers'
+  answers = row.get('answers') or row.get('values') or row['n']
+  words = f'{answers} {things}'
+  return words if answers == row['n'] else f'{words} on {row["n"]} {groups}'
 
 
 def _bullets(lines: Sequence[str]) -> str:

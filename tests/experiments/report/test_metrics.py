@@ -46,7 +46,8 @@ def test_failures_are_shown_as_counts_and_further_metrics_as_means(workdir):
   )
   means = metrics.further(sweep)
   assert (
-    '&lt;b&gt;other&lt;/b&gt;</small></th><td>0.50 ±0.25<small>n=8</small></td><td>–</td>' in means
+    '0.50 ±0.25<small>16 answers on 8 questions</small></td><td>–</td>' in means
+    and '&lt;b&gt;other&lt;/b&gt;</small></th><td title="0.5 ± 0.25, 16 answers' in means
   )
   assert 'valid_rate' not in means and 'rate</small>' not in means
   whole = page.write(workdir).read_text()

@@ -6,13 +6,14 @@ Further metrics of the tasks, shares of failures, what became of thoughts, and a
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from weightsteer_jax.experiments.report import markup
+from weightsteer_jax.experiments.report import markup, tables
 from weightsteer_jax.experiments.report.examples import Survey
 from weightsteer_jax.experiments.report.safe import escape
 from weightsteer_jax.experiments.report.study import (
   FAILURES,
   THOUGHTS,
   Study,
+  cell_of,
   format_alpha,
   metric_of,
 )
@@ -31,8 +32,8 @@ def further(sweep: Study) -> str:
       rows.append(row)
   if not rows:
     return ''
-  tables = _tables(sweep, rows, _mean_cell)
-  return f'<details><summary>Further metrics</summary>{tables}</details>'
+  content = _tables(sweep, rows, _mean_cell)
+  return f'<details><summary>Further metrics</summary>{content}</details>'
 
 
 def accounted(sweep: Study) -> str:
@@ -167,8 +168,11 @@ def _table(rows: Sequence[Row], cell: Callable[[Row | None], str]) -> str:
 def _mean_cell(row: Row | None) -> str:
   if row is None or row['mean'] is None:
     return '<td>–</td>'
-  sem = '' if row['sem'] is None else f' ±{row["sem"]:.2f}'
-  return f'<td>{row["mean"]:.2f}{sem}<small>n={row["n"]}</small></td>'
+  cell = cell_of(row)
+  words = f'{tables.format_cell(cell)}{tables.unread(cell)}'
+  return (
+    f'<td title="{escape(tables.digits(cell))}">{words}<small>{escape(cell.counted)}</small></td>'
+  )
 
 
 def _thought_cell(row: Row | None) -> str:

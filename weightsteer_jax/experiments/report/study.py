@@ -17,6 +17,8 @@ from weightsteer_jax.storage import files
 
 # Share of unreadable answers above which a mean is marked.
 MOSTLY_UNREAD = 0.5
+# What plain texts are called in results.
+TEXTS = 'texts'
 # In the order in which tables show tasks.
 ROLES = ('behaviour', 'capability')
 # The failure accounting that every task reports beside its own metrics.
@@ -120,12 +122,17 @@ class Cell:
 
     >>> Cell(0.5, 0.1, 47, answers=100, groups='claims').counted
     '100 answers on 47 claims'
-    >>> Cell(0.5, 0.1, 100, answers=100).counted
-    '100 answers'
+    >>> Cell(2.1, 0.1, 9, answers=9, groups='texts').counted
+    '9 texts'
     """
-    answers = 'answer' if self.answers == 1 else 'answers'
-    words = f'{self.answers} {answers}'
+    things = self.things.removesuffix('s') if self.answers == 1 else self.things
+    words = f'{self.answers} {things}'
     return words if self.answers == self.n else f'{words} on {self.n} {self.groups}'
+
+  @property
+  def things(self) -> str:
+    """What the mean is over: texts where a loss was measured, answers elsewhere."""
+    return TEXTS if self.groups == TEXTS else 'answers'
 
 
 # {task: {alpha: Cell}} of one arm.
@@ -316,11 +323,12 @@ def cells(results: Sequence[Mapping[str, Any]], arm: str) -> Cells:
         f'results hold {row["metric"]} of task {row["task"]!r} twice at arm {arm!r}, alpha '
         f'{alpha:g}; write results.jsonl anew from the rows'
       )
-    column[alpha] = _cell(row)
+    column[alpha] = cell_of(row)
   return table
 
 
-def _cell(row: Mapping[str, Any]) -> Cell:
+def cell_of(row: Mapping[str, Any]) -> Cell:
+  """A row of results.jsonl as a number."""
   # Results of earlier versions have the number of values alone.
   answers = row.get('answers') or row.get('values') or row['n']
   return Cell(
@@ -348,7 +356,7 @@ def column(
   chosen = {}
   for row in results:
     if (row['arm'], row['task'], row['metric']) == (arm, task, metric):
-      chosen[float(row['alpha'])] = _cell(row)
+      chosen[float(row['alpha'])] = cell_of(row)
   return chosen
 
 

@@ -242,9 +242,10 @@ def _counts(numbers: Comparison, task: str) -> tuple[str, str]:
   if not measured:
     return 'no answers', ''
   answers = _range({cell.answers for cell in measured})
+  things = measured[0].things
   if all(cell.answers == cell.n for cell in measured):
-    return f'{answers} answers', ''
-  return f'{answers} answers', f'on {_range({cell.n for cell in measured})} {measured[0].groups}'
+    return f'{answers} {things}', ''
+  return f'{answers} {things}', f'on {_range({cell.n for cell in measured})} {measured[0].groups}'
 
 
 def _range(numbers: set[int]) -> str:
