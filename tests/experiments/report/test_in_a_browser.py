@@ -89,6 +89,20 @@ def test_opens_on_a_behaviour_and_hostile_texts_stay_texts(workdir, written, vis
   assert ' '.join(shown.split()) == ' '.join(last['completion'].split())
 
 
+def test_words_that_only_b_says_are_marked(workdir, visit):
+  path = workdir / 'sweep' / 'rows.jsonl'
+  answers = {0.0: 'No, the sky is blue.', 0.5: 'Yes, the sky is green and blue.'}
+  rows = [
+    {**row, 'completion': answers.get(row['alpha'], '')}
+    for row in rows_of(workdir, task='opinions')
+  ]
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  tab = visit(page.write(workdir))
+  assert tab.locator('.card.b mark').all_inner_texts() == ['Yes,', 'green', 'and']
+  assert tab.locator('.card.b .text').inner_text() == answers[0.5]
+  assert tab.locator('.card.a mark').count() == 0
+
+
 def test_only_answers_that_changed_sides_are_left_by_the_filter(workdir, written, visit):
   tab = visit(written)
   base = {row['example']: row for row in rows_of(workdir, task='opinions', alpha=0.0)}
@@ -229,6 +243,20 @@ def test_an_index_leads_from_a_point_to_its_answers(workdir, written, chromium, 
   expect(tab.locator('#task option:checked')).to_have_text('facts (capability)')
   expect(tab.locator('#b option:checked')).to_have_text('+1')
   assert complaints == []
+  tab.close()
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_axe_finds_nothing_in_an_index(workdir, written, chromium, scheme, tmp_path):
+  script = os.environ.get('AXE')
+  if not script:
+    pytest.skip('AXE names no axe.min.js')
+  index = runs_page.write([workdir], tmp_path / 'index')
+  tab = chromium.new_page(bypass_csp=True, color_scheme=scheme)
+  tab.goto(index.as_uri())
+  tab.evaluate(pathlib.Path(script).read_text())
+  violations = tab.evaluate('axe.run()')['violations']
+  assert [(each['id'], each['nodes'][0]['html']) for each in violations] == []
   tab.close()
 
 

@@ -14,6 +14,7 @@ safe.py           foreign text made safe to show
 examples.py       the sweep's rows counted, and where each stands; judged.py has judges' scores
 parts.py          every example as the scripts read it; beside.py keeps large ones out of the page
 markup.py         the HTML of every page, with style and scripts of assets/ inside
+results_table.py  the page's table of an arm
 sections.py       the sections of the sweep's page; metrics.py adds what no figure shows
 page.py           report/index.html of a sweep
 runs_page.py      index.html over many runs, their curves in the same panels

@@ -40,8 +40,6 @@ MARKERS = (
 )
 COLOURS = 6
 DASHES = ('', '6 3', '2 2')
-# Metrics drawn beside a task's own: a rate of choices stops at 0 and 1 where log-odds go on.
-BESIDE = ('log_odds',)
 # Share of answers that could not be read from which a point is drawn hollow.
 HOLLOW = 0.05
 

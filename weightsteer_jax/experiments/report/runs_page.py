@@ -191,7 +191,7 @@ def _shown(runs: Sequence[Run], role: str) -> list[tuple[str, str]]:
     for task in run.sweep.tasks:
       if task.role == role:
         shown[task.name, metric_of(run.sweep.results, task.name)] = None
-        shown.update({(task.name, metric): None for metric in curves.BESIDE})
+        shown[task.name, tables.BESIDE] = None
   return list(shown)
 
 

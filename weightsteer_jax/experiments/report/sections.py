@@ -6,7 +6,7 @@ Every text from outside goes through `escape`.
 import shlex
 from collections.abc import Sequence
 
-from weightsteer_jax.experiments.report import curves, facts, markup, tables, words
+from weightsteer_jax.experiments.report import curves, facts, markup, results_table, tables, words
 from weightsteer_jax.experiments.report.beside import FOLDER, Placed
 from weightsteer_jax.experiments.report.comparison import DEFAULT
 from weightsteer_jax.experiments.report.examples import Counts, Survey
@@ -15,7 +15,6 @@ from weightsteer_jax.experiments.report.pick import Pick, Side
 from weightsteer_jax.experiments.report.safe import escape
 from weightsteer_jax.experiments.report.study import (
   ROLES,
-  Cell,
   Study,
   SweptTask,
   format_alpha,
@@ -133,15 +132,15 @@ def results(sweep: Study, picks: Sequence[Pick]) -> str:
     # The only arm of a page needs no heading.
     if len(picks) > 1:
       arms.append(f'<h3>{escape(choice.arm)}</h3>')
-    arms.append(_table(sweep, choice))
+    arms.append(results_table.of_arm(sweep, choice))
   # All arms of a report have one rule.
   rule = picks[0].comparison.rule if picks else DEFAULT
   return markup.section(
     'Results',
     '<p class="note">Mean ± one standard error, clustered by question; where all answers are '
-    'alike, the limit of the 95 % interval. A percentage with a question mark: answers that could '
-    'not be read, doubled where that is most of them. An exclamation mark: '
-    f'{words.mark(rule)}. Point at a number for all digits; follow it to its answers.</p>',
+    'alike, the limit of the 95 % interval. Below stands the share of answers that could not be '
+    f'read. An exclamation mark: {words.mark(rule)}. Point at a number for all digits; follow it '
+    'to its answers.</p>',
     *arms,
     f'<p class="note">{escape(words.sweeps(sweep.results))}</p>',
     '<details><summary>What the tasks measure</summary>',
@@ -149,72 +148,6 @@ def results(sweep: Study, picks: Sequence[Pick]) -> str:
     further(sweep),
     f'<details><summary>All {len(sweep.results)} rows of results.jsonl</summary>',
     f'{_all_rows(sweep)}</details>',
-  )
-
-
-def _table(sweep: Study, choice: Pick) -> str:
-  """One arm's means: a row for each alpha, a column for each task, grouped by role."""
-  numbers = choice.comparison
-  role_heads = []
-  task_heads = []
-  columns = []
-  for role in ROLES:
-    tasks = [task for task in sweep.tasks if task.role == role]
-    # An arm may have been measured on some of the tasks only.
-    names = [task.name for task in tasks if task.name in numbers.table]
-    if names:
-      role_heads.append(f'<th colspan="{len(names)}" class="first-of-role">{role}</th>')
-    for index, task in enumerate(names):
-      first_of_role = index == 0
-      kind = ' class="first-of-role"' if first_of_role else ''
-      about = f'{escape(metric_of(sweep.results, task))}, {tables.count(numbers, task)}'
-      task_heads.append(f'<th{kind} scope="col">{escape(task)}<small>{about}</small></th>')
-      columns.append((task, first_of_role))
-  rows = []
-  for alpha in numbers.alphas:
-    outside = {change.task for change in numbers.broken(alpha)}
-    cells = ''.join(
-      _cell(
-        numbers.cell(task, alpha),
-        task in outside,
-        first_of_role,
-        curves.address(task, choice.arm, alpha),
-      )
-      for task, first_of_role in columns
-    )
-    mark = ''
-    if alpha in choice.alphas:
-      mark = 'picked'
-    elif alpha == 0:
-      mark = 'base'
-    note = f'<span class="mark">{mark}</span>' if mark else ''
-    # Arm and alpha with all digits, for programs that read the page.
-    rows.append(
-      f'<tr class="{mark}" data-arm="{escape(choice.arm)}" data-alpha="{alpha!r}">'
-      f'<th scope="row" class="left">{format_alpha(alpha)}{note}</th>{cells}</tr>'
-    )
-  head = (
-    f'<tr class="roles"><td></td>{"".join(role_heads)}</tr>'
-    f'<tr><th scope="col" class="left">alpha</th>{"".join(task_heads)}</tr>'
-  )
-  return markup.table(head, rows, kind='results')
-
-
-def _cell(cell: Cell, outside: bool, first_of_role: bool, href: str) -> str:
-  names = []
-  if outside:
-    names.append('outside')
-  if first_of_role:
-    names.append('first-of-role')
-  classes = ' '.join(names)
-  if not cell.measured:
-    return f'<td class="{classes}" title="not measured">–</td>'
-  # All digits in the title, two on the page.
-  digits = escape(tables.digits(cell))
-  error = tables.error(cell) + tables.unread(cell)
-  sem = f' <span class="sem">{error}</span>' if error else ''
-  return (
-    f'<td class="{classes}" title="{digits}"><a href="{escape(href)}">{cell.mean:.2f}</a>{sem}</td>'
   )
 
 
@@ -256,7 +189,7 @@ def charts(sweep: Study, picks: Sequence[Pick]) -> str:
 def _drawings(sweep: Study, picks: Sequence[Pick], arms: Sequence[int], task: SweptTask) -> str:
   """The drawings of one task: its own metric, and log-odds beside a rate of choices."""
   plotted = metric_of(sweep.results, task.name)
-  metrics = dict.fromkeys((plotted, *curves.BESIDE))
+  metrics = dict.fromkeys((plotted, tables.BESIDE))
   parts = []
   for metric in metrics:
     panel = curves.panel(sweep, picks, arms, task, metric)
@@ -316,9 +249,10 @@ def browser(survey: Survey, placed: Placed) -> str:
   # The scripts find the elements by their ids.
   return f"""<section id="browser"><h2>Answers</h2>
 <p class="note">All {examples:,} examples, {rows:,} answers, {where}. Choose two strengths to
-compare the answers to the same question. ✓ marks the target of a choice; its probabilities are
-those of the whole texts, made to add up to one, so a task scored per token or byte may rank them
-otherwise.</p>
+compare the answers to the same question. Each answer has its value in the task, as 1 where it does
+what the task describes and 0 where it does not. ✓ marks the target of a choice; its probabilities
+are those of the whole texts, made to add up to one, so a task scored per token or byte may rank
+them otherwise.</p>
 <noscript><p>Looking through answers needs JavaScript; all rows are in sweep/rows.jsonl.</p>
 </noscript>
 <div class="bar">

@@ -204,7 +204,7 @@ async function drawExample() {
   head.append(name, link, make('span', 'turn', before, after));
   const chooseB = column => choose({b: column});
   const strip = strengths(task, index.values[number], columns[state.b][0], state, chooseB);
-  const pair = make('div', 'sides', card(task, example, state.a, 'A'), card(task, example, state.b, 'B'));
+  const pair = make('div', 'sides', card(task, example, state.a, 'A'), card(task, example, state.b, 'B', state.a));
   view.replaceChildren(head, prompt(example.messages), strip, pair, everyStrength(task, example));
   // A keyboard scrolls only what it can reach.
   for (const each of view.querySelectorAll('.prompt, .sides .text')) {

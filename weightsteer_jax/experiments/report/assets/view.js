@@ -34,7 +34,33 @@ function logOdds(example, logprobs) {
   return logprobs[example.target] - Math.max(...others);
 }
 
-function answer(task, example, row, several) {
+// Longer texts are not compared: the table below grows with the product of their words.
+const COMPARED_WORDS = 600;
+
+// A text with the words marked that another text does not have in that order.
+function compared(content, other) {
+  const words = content.split(/(\s+)/);
+  const others = other.split(/(\s+)/);
+  const node = text('');
+  if (Math.max(words.length, others.length) > 2 * COMPARED_WORDS) return text(content);
+  // common[i][j]: length of the longest common subsequence of the words from i and the others from j.
+  const common = Array.from({length: words.length + 1}, () => new Uint16Array(others.length + 1));
+  for (let i = words.length - 1; i >= 0; i--) {
+    for (let j = others.length - 1; j >= 0; j--) {
+      common[i][j] = words[i] === others[j] ? common[i + 1][j + 1] + 1 : Math.max(common[i + 1][j], common[i][j + 1]);
+    }
+  }
+  let j = 0;
+  words.forEach((word, i) => {
+    while (j < others.length && word !== others[j] && common[i][j + 1] >= common[i + 1][j]) j++;
+    const isShared = j < others.length && word === others[j];
+    if (isShared) j++;
+    node.append(isShared || !word.trim() ? word : make('mark', '', word));
+  });
+  return node;
+}
+
+function answer(task, example, row, several, other) {
   const [, sample, value, status, completion, logprobs, further = {}] = row;
   const node = make('div', 'answer');
   if (several) node.append(make('p', 'soft', `sample ${sample} `, chip(task, value)));
@@ -50,7 +76,10 @@ function answer(task, example, row, several) {
   }
   if (further.thought) node.append(thought(further, status));
   // A cut thought has no answer, not even an empty one.
-  if (completion !== null && status !== 'thought_cut') node.append(text(completion === '' ? '(empty)' : completion));
+  if (completion !== null && status !== 'thought_cut') {
+    const words = completion === '' ? '(empty)' : completion;
+    node.append(typeof other === 'string' ? compared(words, other) : text(words));
+  }
   for (const [judge, purpose, score, outcome] of further.judged || []) {
     node.append(make('p', 'soft', `${purpose}: ${score === null ? outcome : short(score)} (${judge})`));
   }
@@ -64,8 +93,8 @@ function meanOf(rows) {
   return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
 }
 
-// The answers at one strength.
-function card(task, example, column, side = '') {
+// The answers at one strength, on side B with what is new against side A marked.
+function card(task, example, column, side = '', against = null) {
   const [arm, alpha] = columns[column];
   const rows = rowsAt(example, column);
   const node = make('section', `card${isPicked(column) ? ' picked' : ''} ${side.toLowerCase()}`);
@@ -73,7 +102,9 @@ function card(task, example, column, side = '') {
   const name = make('h4', '', `${side ? `${side}: ` : ''}${data.arms.length > 1 ? `${arm} ` : ''}${alphaName(alpha)}`);
   node.append(make('header', '', name, make('span', 'soft', note), chip(task, meanOf(rows))));
   if (!rows.length) node.append(make('p', 'soft', 'Not asked at this strength.'));
-  node.append(...rows.map(row => answer(task, example, row, rows.length > 1)));
+  // The answer of the same sample on the other side.
+  const others = new Map(against === null ? [] : rowsAt(example, against).map(row => [row[1], row[4]]));
+  node.append(...rows.map(row => answer(task, example, row, rows.length > 1, others.get(row[1]))));
   return node;
 }
 
