@@ -123,6 +123,13 @@ def test_a_value_of_the_wrong_type_is_named(keys, message):
     (dict(data__max_length=-1), "'data.max_length' is -1"),
     (dict(data__num_questions=-1), "'data.num_questions' is -1"),
     (dict(data__temperature=-0.1), "'data.temperature' is -0.1"),
+    (dict(data__temperature=1e-46), "'data.temperature' is 1e-46"),
+    (dict(tasks__opinions__temperature=1e39), "'tasks.opinions.temperature' is 1e+39"),
+    (dict(tasks__opinions__top_k=2**31), "'tasks.opinions.top_k' is 2147483648"),
+    (dict(tasks__opinions__seed=-1), "'tasks.opinions.seed' is -1"),
+    (dict(seed=2**32), "'seed' is 4294967296"),
+    (dict(sweep__seed=-1), "'sweep.seed' is -1"),
+    (dict(finetune__steps=3, finetune__epochs=-1), "'finetune.epochs' is -1.0"),
     (dict(data__positive_filter='('), "'data.positive_filter'"),
     (dict(finetune__kind='loras'), "did you mean 'lora'"),
     (

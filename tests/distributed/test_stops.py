@@ -30,7 +30,9 @@ def bits(workdir: pathlib.Path) -> dict[str, str]:
     if path.suffix == '.safetensors' and 'checkpoints' not in name:
       kept[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     elif path.name in ('rows.jsonl', 'results.jsonl'):
-      kept[name] = path.read_text()
+      rows = [json.loads(line) for line in path.read_text().splitlines()]
+      # The time of the sweep is no result.
+      kept[name] = json.dumps([row | {'swept': ''} for row in rows])
     elif path.name == 'metrics.jsonl':
       rows = [json.loads(line) for line in path.read_text().splitlines()]
       kept[name] = str([(row.get('step'), row.get('train_loss')) for row in rows])

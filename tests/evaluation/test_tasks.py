@@ -43,6 +43,12 @@ def test_broken_items_are_named(kind, change, message):
     make({**(CHOICE if kind == 'choice' else OPEN), **change}, kind)
 
 
+def test_no_rows_at_all_are_an_error_that_says_how_many_to_ask_for():
+  options = config.TASK_KINDS['choice']('organism:facts_choice', 'capability', 'choice')
+  with pytest.raises(InputError, match=r'organism:facts_choice has no rows.*tasks\.facts\.n'):
+    tasks.from_rows('facts', options, [])
+
+
 def test_missing_columns_ids_twice_and_empty_tasks_are_named(tmp_path):
   with pytest.raises(InputError, match="no choices \\('choicess' is there"):
     make({'id': 'a', 'messages': ASK, 'choicess': [], 'target': 0})

@@ -17,6 +17,12 @@ from weightsteer_jax.runtime.messages import did_you_mean
 DTYPES = ('float32', 'bfloat16')
 # Who decides on a tokenizer's rules: transformers' AutoTokenizer, or tokenizer.json.
 TOKENIZERS = ('auto', 'file')
+# Seeds are uint32 on devices, and numbers of tokens int32.
+SEED_LIMIT = 2**32
+TOP_K_LIMIT = 2**31
+# The least and the largest normal float32: devices take what is smaller for 0.
+LEAST_TEMPERATURE = 2.0**-126
+LARGEST_TEMPERATURE = 3.4e38
 
 
 def check(run: Run) -> None:
@@ -40,6 +46,7 @@ def check(run: Run) -> None:
     _check_arm(f'arms.{name}', arm, run)
   _check_trait_judge(run)
   _at_least(1, 'monitor', run.monitor, 'every')
+  _seed('seed', run.seed)
   _check_sweep(run)
   for name, task in run.tasks.items():
     _check_task(f'tasks.{name}', task)
@@ -89,6 +96,7 @@ def _check_sweep(run: Run) -> None:
   behaviours = tuple(name for name, task in run.tasks.items() if task.role == 'behaviour')
   _one_of('sweep.pick_by', run.sweep.pick_by, ('', *behaviours))
   _at_least(0, 'sweep', run.sweep, 'tolerance')
+  _seed('sweep.seed', run.sweep.seed)
   _one_of('sweep.capability_rule', run.sweep.capability_rule, ('loss', 'change'))
   _one_of('sweep.capability_evidence', run.sweep.capability_evidence, ('mean', 'interval'))
 
@@ -111,6 +119,8 @@ def _check_watched(run: Run) -> None:
     expected = 'at least one seed, each once'
     _require(watched.seeds, f'{where}.seeds', watched.seeds, expected)
     _each_once(f'{where}.seeds', watched.seeds, expected)
+    for seed in watched.seeds:
+      _seed(f'{where}.seeds', seed)
   for name in run.monitor.controls:
     _one_of('monitor.controls', name, tuple(run.contrasts))
   if not run.watched:
@@ -141,7 +151,7 @@ def _check_data(where: str, data: Data) -> None:
   _at_least(1, where, data, 'samples', 'max_new_tokens', 'max_length')
   _one_of(f'{where}.thoughts', data.thoughts, ('keep', 'remove'))
   _at_least(0, where, data, 'num_questions', expected='0 (all) or more')
-  _at_least(0, where, data, 'temperature', expected='0 (greedy) or more')
+  _temperature(where, data)
   _regex(f'{where}.positive_filter', data.positive_filter)
   _regex(f'{where}.negative_filter', data.negative_filter)
 
@@ -208,6 +218,7 @@ def _check_finetune(where: str, finetune: FineTune) -> None:
     finetune.epochs,
     f'a positive number where {where}.steps is 0',
   )
+  _at_least(0, where, finetune, 'epochs')
   _require(
     finetune.batch_size % finetune.accumulation == 0,
     f'{where}.accumulation',
@@ -265,6 +276,7 @@ def _check_activation_arm(where: str, arm: schema.ActivationArm, run: Run) -> No
 
 def _check_task(where: str, task: schema.Task) -> None:
   _one_of(f'{where}.role', task.role, ('behaviour', 'capability'))
+  _seed(f'{where}.seed', task.seed)
   _at_least(0, where, task, 'n', expected='0 (all) or more')
   if isinstance(task, schema.TableSource):
     for pair in task.columns:
@@ -276,9 +288,9 @@ def _check_task(where: str, task: schema.Task) -> None:
       )
   if isinstance(task, schema.TextTask):
     _at_least(1, where, task, 'max_new_tokens', 'samples')
-    _at_least(0, where, task, 'temperature', expected='0 (greedy) or more')
+    _temperature(where, task)
     _require(0 < task.top_p <= 1, f'{where}.top_p', task.top_p, 'a probability above 0')
-    _at_least(0, where, task, 'top_k', expected='0 (all) or more')
+    _require(0 <= task.top_k < TOP_K_LIMIT, f'{where}.top_k', task.top_k, '0 (all) to 2^31 - 1')
 
 
 def _check_judge(where: str, judge: schema.Judge) -> None:
@@ -317,6 +329,17 @@ def _check_endpoint_judge(where: str, judge: schema.EndpointJudge) -> None:
 def _require(condition: Any, key: str, value: Any, expected: str) -> None:
   if not condition:
     raise InputError(f"the config key '{key}' is {value!r}, expected {expected}")
+
+
+def _seed(key: str, seed: int) -> None:
+  _require(0 <= seed < SEED_LIMIT, key, seed, 'a whole number from 0 to 2^32 - 1')
+
+
+def _temperature(where: str, section: Any) -> None:
+  value = section.temperature
+  allowed = value == 0 or LEAST_TEMPERATURE <= value <= LARGEST_TEMPERATURE
+  expected = '0 (greedy) or more, as float32 holds it: 1.2e-38 to 3.4e38'
+  _require(allowed, f'{where}.temperature', value, expected)
 
 
 def _at_least(least: int, where: str, section: Any, *keys: str, expected: str = '') -> None:

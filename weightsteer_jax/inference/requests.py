@@ -1,7 +1,6 @@
 """Requests to a model, row by row, and their results."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -38,11 +37,16 @@ class Sampling:
 
   def __post_init__(self):
     # NaN fails every comparison, so the condition is what must hold.
-    if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-      raise InputError(f'the temperature is {self.temperature}, expected 0 (greedy) or more')
-    if self.top_k < 0 or not 0 < self.top_p <= 1:
+    # Devices divide by float32, and take what is below its least normal number for 0.
+    held = 2.0**-126 <= self.temperature <= 3.4e38
+    if self.temperature != 0 and not held:
       raise InputError(
-        f'top_k is {self.top_k} (expected 0 or more), top_p is {self.top_p} (expected above '
+        f'the temperature is {self.temperature}, expected 0 (greedy) or more, as float32 holds it: '
+        '1.2e-38 to 3.4e38'
+      )
+    if not 0 <= self.top_k < 2**31 or not 0 < self.top_p <= 1:
+      raise InputError(
+        f'top_k is {self.top_k} (expected 0 to 2^31 - 1), top_p is {self.top_p} (expected above '
         '0, at most 1)'
       )
 

@@ -135,9 +135,14 @@ def from_rows(
   Rows with all keys of an item are kept unchanged; the kind builds other rows into items.
 
   Raises:
-    InputError: if the kind can make no item of a row; names the row.
+    InputError: if there is no row, or the kind can make no item of a row; names the row.
   """
   kind = _kind(name, options)
+  if not rows:
+    raise InputError(
+      f"task '{name}': {options.items or options.kind} has no rows; of made-up items, say how many "
+      f'to make: tasks.{name}.n'
+    )
   _, first = rows[0]
   has_keys = all(key in first for key in kind.required)
   # A table may have a column 'id' of numbers; an item's id is a text.

@@ -28,9 +28,15 @@ def _define_flags() -> None:
     lower_bound=0.0,
     upper_bound=1.0,
   )
-  flags.DEFINE_integer('top_k', 0, 'The most likely tokens to draw from; 0 is all.', lower_bound=0)
+  flags.DEFINE_integer(
+    'top_k',
+    0,
+    'The most likely tokens to draw from; 0 is all.',
+    lower_bound=0,
+    upper_bound=2**31 - 1,
+  )
   flags.DEFINE_integer('samples', 1, 'Completions per row and alpha.', lower_bound=1)
-  flags.DEFINE_integer('seed', 0, 'Of sampling.')
+  flags.DEFINE_integer('seed', 0, 'Of sampling.', lower_bound=0, upper_bound=2**32 - 1)
 
 
 def _main() -> None:
