@@ -280,10 +280,18 @@ def score(
 
 
 @jax.profiler.annotate_function
-def generate(
+def generate(model: str, input: Path, output: Path, **options: Any) -> None:
+  """Writes completions of each row at each alpha; see `ask` for the options."""
+  # Before the model is read: a broken row, or an output that is there, is told at once.
+  rows = inference.read_rows(input, output, ())
+  inference.write_rows(output, rows, ask(model, rows, **options))
+  say(f'wrote {output}')
+
+
+@jax.profiler.annotate_function
+def ask(
   model: str,
-  input: Path,
-  output: Path,
+  rows: Sequence[inference.Row],
   *,
   direction: Path = '',
   alphas: Sequence[float] = (0.0,),
@@ -295,11 +303,14 @@ def generate(
   chat_template_args: Mapping[str, Any] | None = None,
   chat_date: str = '',
   **options: Any,
-) -> None:
-  """Writes completions of each row at each alpha.
+) -> list[list[dict[str, Any]]]:
+  """The columns of each row's completions, alpha by alpha and sample by sample.
 
-  See `inference.generate_file`, also for the options, and `_loaded` for what the chat template is
+  See `inference.answers`, also for further options, and `_loaded` for what the chat template is
   told.
+
+  Args:
+    rows: (how errors cite the row, its "messages" or its "prompt").
   """
   choice = ModelChoice(
     model,
@@ -311,17 +322,8 @@ def generate(
   loaded, tokenizer, delta = _loaded(choice, direction, alphas)
   stops = inference.stop_ids(tokenizer, loaded.folder)
   say(f'answers end at {", ".join(map(repr, tokenizer.convert_ids_to_tokens(stops)))}')
-  inference.generate_file(
-    loaded,
-    tokenizer,
-    delta,
-    alphas,
-    input,
-    output,
-    sampling=inference.Sampling(temperature, top_k, top_p),
-    **options,
-  )
-  say(f'wrote {output}')
+  sampling = inference.Sampling(temperature, top_k, top_p)
+  return inference.answers(loaded, tokenizer, delta, alphas, rows, sampling=sampling, **options)
 
 
 @jax.profiler.annotate_function

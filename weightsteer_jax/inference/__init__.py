@@ -18,7 +18,13 @@ jsonl.py       files of rows in, files of results out
 from weightsteer_jax.inference.arms import BASE, AnswerOnly, Arm, Arms, make_arms
 from weightsteer_jax.inference.engine import Engine
 from weightsteer_jax.inference.generation import check_fit
-from weightsteer_jax.inference.jsonl import generate_file, score_file
+from weightsteer_jax.inference.jsonl import (
+  answers,
+  generate_file,
+  read_rows,
+  score_file,
+  write_rows,
+)
 from weightsteer_jax.inference.requests import (
   GenerateRequest,
   GenerateResult,
@@ -27,5 +33,5 @@ from weightsteer_jax.inference.requests import (
   ScoreResult,
   check_ids,
 )
-from weightsteer_jax.inference.rows import generate_rows, score_rows
+from weightsteer_jax.inference.rows import Row, generate_rows, score_rows
 from weightsteer_jax.inference.stops import stop_ids

@@ -50,12 +50,12 @@ def score_file(
     OutputError: if the output could not be written; nothing is left behind.
   """
   arm = _arm(delta, alphas)
-  rows = _read(input, output, ('completion',))
+  rows = read_rows(input, output, ('completion',))
   engine = _engine(model, tokenizer, delta, batch_size, stop_ids=())
   all_columns = score_rows(
     engine, rows, arm, alphas, add_bos=add_bos, end_of_turn=end_of_turn, apart=apart
   )
-  return _write(output, rows, all_columns)
+  return write_rows(output, rows, all_columns)
 
 
 def generate_file(
@@ -84,25 +84,49 @@ def generate_file(
     samples: answers per row and alpha.
     seed: seed of the draws.
   """
-  arm = _arm(delta, alphas)
-  rows = _read(input, output, ())
-  stops = stop_ids(tokenizer, model.folder)
-  engine = _engine(model, tokenizer, delta, batch_size, stop_ids=stops)
-  all_columns = generate_rows(
-    engine,
-    rows,
-    arm,
+  rows = read_rows(input, output, ())
+  all_columns = answers(
+    model,
+    tokenizer,
+    delta,
     alphas,
+    rows,
+    batch_size=batch_size,
     max_new_tokens=max_new_tokens,
     sampling=sampling,
     samples=samples,
     seed=seed,
     add_bos=add_bos,
   )
-  return _write(output, rows, all_columns)
+  return write_rows(output, rows, all_columns)
 
 
-def _write(
+def answers(
+  model: Any,
+  tokenizer: Any,
+  delta: Any,
+  alphas: Sequence[float],
+  rows: Sequence[Row],
+  *,
+  batch_size: int = 64,
+  **options: Any,
+) -> list[list[dict[str, Any]]]:
+  """The columns of each row's answers at each alpha, ended by the model's stop tokens.
+
+  Args:
+    delta: a direction's delta, or None for the model as it is.
+    **options: see `generate_rows`.
+
+  Raises:
+    InputError: if a row is broken, or an alpha other than 0 has no direction.
+  """
+  arm = _arm(delta, alphas)
+  stops = stop_ids(tokenizer, model.folder)
+  engine = _engine(model, tokenizer, delta, batch_size, stop_ids=stops)
+  return generate_rows(engine, rows, arm, alphas, **options)
+
+
+def write_rows(
   output: files.Path, rows: Sequence[Row], all_columns: Sequence[Sequence[Mapping[str, Any]]]
 ) -> int:
   """The number of lines written: each row with each of its columns."""
@@ -133,7 +157,7 @@ def _engine(
   return Engine(model, tokenizer, arms, batch_size=batch_size, stop_ids=stop_ids)
 
 
-def _read(
+def read_rows(
   input: files.Path, output: files.Path, columns: Sequence[str]
 ) -> list[tuple[str, Mapping[str, Any]]]:
   """(file:line, row) of every row, checked for what can be seen without a tokenizer."""

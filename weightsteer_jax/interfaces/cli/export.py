@@ -18,6 +18,7 @@ the direction applied unmerged. The other formats load the base and always compa
 from absl import flags
 
 from weightsteer_jax.interfaces.cli.program import Program
+from weightsteer_jax.runtime.errors import InputError
 
 
 def _define_flags() -> None:
@@ -89,7 +90,6 @@ def _main() -> None:
   from weightsteer_jax.experiments import standalone
 
   args = flags.FLAGS
-  _check_flags()
   if args.verify:
     standalone.verify(args.verify)
     return
@@ -115,11 +115,9 @@ def _main() -> None:
   )
 
 
-def _check_flags():
+def _check_flags() -> None:
   """Raises InputError if flags are missing, or do not go together."""
-  from weightsteer_jax.runtime.errors import InputError
-
-  sources = ('direction',)
+  sources: tuple[str, ...] = ('direction',)
   made_from = [name for name in ('positive', 'negative') if flags.FLAGS[name].value]
   if made_from:
     sources = tuple(made_from)
@@ -142,4 +140,4 @@ def _check_flags():
     )
 
 
-PROGRAM = Program(__doc__, _define_flags, _main)
+PROGRAM = Program(__doc__, _define_flags, _main, check=_check_flags)

@@ -35,6 +35,7 @@ class Program:
     doc: what the verb does, an example first; its help.
     define_flags: defines the verb's own flags and those of the modules *_flags.py.
     main: does the verb's work; reads flags from flags.FLAGS.
+    check: raises InputError for flags that do not go together, before anything heavy is imported.
     together: whether all processes run `main` as one. If not, the first process runs `main` by
       itself, and the others are done.
   """
@@ -42,6 +43,7 @@ class Program:
   doc: str | None
   define_flags: Callable[[], None]
   main: Callable[[], None]
+  check: Callable[[], None] | None = None
   together: bool = False
 
 
@@ -66,7 +68,7 @@ def run(verb: Program, args: Sequence[str], shown: str) -> None:
   if asked:
     _help(verb, argv, shown, full=asked == arguments.HELP_FULL)
     sys.exit(0)
-  app.run(lambda _: _guarded(verb), argv=argv, flags_parser=_parse)
+  app.run(lambda _: _guarded(verb), argv=argv, flags_parser=lambda argv: _parse(argv, verb.check))
 
 
 def refuse(error: Exception) -> None:
@@ -158,7 +160,7 @@ def _begin(together: bool) -> bool:
   return True
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], check: Callable[[], None] | None = None) -> list[str]:
   """The command line read by absl, and the config's values checked.
 
   A mistake ends the program with one line, before jax is imported.
@@ -170,11 +172,13 @@ def _parse(argv: list[str]) -> list[str]:
     rest = flags.FLAGS(argv)
     if has_config and flags.FLAGS['config'].present:
       run_flags.chosen()
+    if check:
+      check()
     return rest
   except Exception as error:
-    where = _place_in_config(error, argv)
-    if where:
-      refuse(InputError(f'{where}: {type(error).__name__}: {error}'))
+    fault = _fault_of_config(error, argv)
+    if fault:
+      refuse(InputError(fault))
     # The errors of ml_collections for an entry that the config does not have.
     if isinstance(error, AttributeError | KeyError):
       refuse(InputError(f'--config has no entry {_meant(str(error))}'))
@@ -189,15 +193,23 @@ def _meant(text: str) -> str:
   return f"'{said[2]}' (did you mean '{said[1]}'?)" if said else text.strip('\'"')
 
 
-def _place_in_config(error: BaseException, argv: Sequence[str]) -> str:
-  """The file and line of the config where an error arose, or ''."""
+def _fault_of_config(error: BaseException, argv: Sequence[str]) -> str:
+  """The line of the config's file where an error arose, with the error; '' if it arose elsewhere.
+
+  ml_collections and absl wrap an error of the file in errors of their own.
+  """
   files = [word.partition('=')[2].split(':')[0] for word in argv if word.startswith('--config=')]
+  causes: list[BaseException] = []
   cause: BaseException | None = error
   while cause is not None:
+    causes.append(cause)
+    cause = cause.__cause__ or cause.__context__
+  # The innermost is the one that the file's author can mend.
+  for cause in reversed(causes):
     if isinstance(cause, SyntaxError) and cause.filename in files:
-      return f'{cause.filename}, line {cause.lineno}'
+      return f'{cause.filename}, line {cause.lineno}: SyntaxError: {cause.msg}'
     for frame in reversed(traceback.extract_tb(cause.__traceback__)):
       if frame.filename in files:
-        return f'{frame.filename}, line {frame.lineno}'
-    cause = cause.__cause__ or cause.__context__
+        named = '' if isinstance(cause, InputError) else f'{type(cause).__name__}: '
+        return f'{frame.filename}, line {frame.lineno}: {named}{cause}'
   return ''

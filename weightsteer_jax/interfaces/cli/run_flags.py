@@ -111,11 +111,18 @@ def chosen() -> Run:
   """The checked run of --config and its keys.
 
   Raises:
-    InputError: if a value is out of range.
+    InputError: if a value is out of range, or the file gives no config.
   """
+  import ml_collections
+
   from weightsteer_jax import config
 
   config_dict = flags.FLAGS.config
+  if not isinstance(config_dict, ml_collections.ConfigDict):
+    raise InputError(
+      f'--config: get_config() returned {config_dict!r}, expected what configs.base_config() '
+      'returns, with the keys of the experiment changed'
+    )
   if flags.FLAGS.chat_template_args:
     config_dict.model.chat_template_args = chat_flags.template_args()
   if flags.FLAGS.chat_date:

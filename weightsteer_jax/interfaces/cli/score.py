@@ -10,13 +10,14 @@ count as the completion's.
 
 from absl import flags
 
-from weightsteer_jax.interfaces.cli import model_flags, profile_flags
+from weightsteer_jax.interfaces.cli import arguments, model_flags, profile_flags
 from weightsteer_jax.interfaces.cli.program import Program
 
 
 def _define_flags() -> None:
   model_flags.define()
   model_flags.define_rows()
+  arguments.require('input', 'output')
   profile_flags.define()
   flags.DEFINE_bool(
     'apart',

@@ -1,0 +1,119 @@
+"""Mistakes of a command line: one line that names the nearest, before jax is imported."""
+
+import re
+
+import pytest
+
+from interfaces.cli.test_help import weightsteer
+from weightsteer_jax.interfaces.cli import config_keys, shipped
+from weightsteer_jax.runtime.errors import InputError
+
+QUICKSTART = ('steer', '--config=quickstart')
+
+
+@pytest.mark.parametrize(
+  'words, expected',
+  [
+    (('stear',), "there is no verb 'stear' (did you mean 'steer'?)"),
+    (('help', 'confg'), "there is no verb 'confg' (did you mean 'config'?)"),
+    (('--config=quickstart', 'steer'), 'the verb comes first'),
+    (('steer', '--wrokdir=x'), 'has no flag --wrokdir (did you mean --workdir?)'),
+    (('steer', '--nodry_rnu'), 'has no flag --nodry_rnu'),
+    (('steer', '--rank=8'), 'has no flag --rank (did you mean --config.finetune.rank?)'),
+    (('steer', 'quickstart'), "unexpected argument 'quickstart'"),
+    (('steer', '--workdir'), '--workdir has no value'),
+    (('steer',), 'weightsteer steer needs --config'),
+    (('score', '--model=organism'), 'weightsteer score needs --input and --output'),
+    (('steer', '--config=quikstart'), "no config 'quikstart' (did you mean 'quickstart'?)"),
+    (('steer', '--config', 'configs/quickstart.py'), '--config=quickstart'),
+    (('steer', '--config=x/own_dat.py'), "no file 'x/own_dat.py' (did you mean 'own_data'?)"),
+    (
+      (*QUICKSTART, '--config.finetune.rnak=4'),
+      "there is no config key 'finetune.rnak' (did you mean 'finetune.rank'?)",
+    ),
+    ((*QUICKSTART, '--config.rank', '4'), "'rank' (did you mean 'finetune.rank'?)"),
+    ((*QUICKSTART, '--config.finetune.rank.x=4'), "'finetune.rank' is a value"),
+    ((*QUICKSTART, '--config.tasks.facts.itemz=4'), "(did you mean 'tasks.facts.items'?)"),
+    ((*QUICKSTART, '--noconfig.data.truncat'), "(did you mean 'data.truncate'?)"),
+    (('generate', '--model=organism'), "expected --prompt='...'"),
+    (('generate', '--model=m', '--prompt=a', '--input=b'), 'goes without --input'),
+    (('export', '--format=hf', '--alpha=1'), '--direction, --base, --output must be given'),
+    (('export', '--format=hff'), '--format=hff'),
+    (('score', '--model=m', '--input=a', '--output=b', '--batch_size=x'), '--batch_size=x'),
+  ],
+)
+def test_a_mistake_is_one_line(words, expected, tmp_path):
+  status, said, errors, heavy = weightsteer(*words, cwd=tmp_path)
+  assert (status, said, heavy) == (65, '', [])
+  assert expected in errors and errors.startswith('error: ') and errors.count('\n') == 0
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  'flag, expected',
+  [
+    ('--config.tasks.fakts.n=3', "no entry 'fakts' (did you mean 'facts'?)"),
+    ('--config.finetune.rank=many', '--config.finetune.rank=many'),
+    ('--config.model.dtype=bfloat61', "expected one of float32, bfloat16 (did you mean 'bfloat16'"),
+  ],
+)
+def test_a_value_or_an_entry_that_the_config_refuses_is_told_without_jax(flag, expected):
+  status, _, errors, heavy = weightsteer(*QUICKSTART, flag)
+  assert status == 65 and expected in errors and errors.count('\n') == 0
+  assert 'jax' not in heavy and 'transformers' not in heavy
+
+
+@pytest.mark.parametrize(
+  'text, expected',
+  [
+    ('c = configs.base_config()\n  c.nmae = 1\n  return c', "'nmae'.*did you mean 'name'"),
+    ('return configs', r'get_config\(\) returned <module'),
+    ('return configs.base_config().nmae', r'mine.py, line 3: AttributeError.*nmae'),
+    ('return nothing', r"mine.py, line 2: NameError: name 'nothing'"),
+    ('return int("x")', r'mine.py, line 2: .*invalid literal'),
+    ('return (', r'mine.py, line 2: SyntaxError'),
+    (
+      "c = configs.base_config()\n  c.tasks.a = configs.task(kind='chioce')\n  return c",
+      r"tasks.a.kind' is 'chioce'.*did you mean 'choice'",
+    ),
+  ],
+)
+def test_what_is_wrong_in_a_config_file_is_told_with_its_line(text, expected, tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text(f'def get_config():\n  {text}\n')
+  if 'configs' in text:
+    file.write_text(f'from weightsteer_jax import config as configs\ndef get_config():\n  {text}\n')
+  status, _, errors, _ = weightsteer('steer', '--config=mine.py', cwd=tmp_path)
+  assert status == 65 and 'Traceback' not in errors and errors.count('\n') == 0
+  assert re.search(expected, errors), errors
+
+
+def test_flags_may_stand_in_any_order_and_without_an_equals_sign(tmp_path):
+  words = ('--config.finetune.rank', '7', '--config', 'quickstart', '--dry_run', '--help')
+  status, said, _, _ = weightsteer('steer', *words, cwd=tmp_path)
+  assert status == 0 and '\n* rank = 7 ' in said
+
+
+def test_a_shipped_config_is_found_by_name_and_hands_its_argument_on(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert shipped.find('quickstart') == str(shipped.folder() / 'quickstart.py')
+  assert shipped.find('preflight:Llama-2-7B').endswith('preflight.py:Llama-2-7B')
+  # A file of one's own comes before a shipped name.
+  mine = tmp_path / 'quickstart'
+  mine.write_text('')
+  assert shipped.find(str(mine)) == str(mine)
+  with pytest.raises(InputError, match='--config=preflight:x'):
+    shipped.find('configs/preflight.py:x')
+
+
+def test_keys_are_those_of_all_kinds_and_free_ones_are_let_through():
+  right = (
+    'finetune.rank',
+    'tasks.any.top_p',
+    'judges.j.price_in',
+    'model.chat_template_args.anything',
+    'arms.a',
+  )
+  assert [config_keys.problem(path) for path in right] == [''] * len(right)
+  assert config_keys.is_boolean('data.truncate') and not config_keys.is_boolean('finetune.rank')
+  assert config_keys.is_boolean('tasks.any.judge_thoughts')
