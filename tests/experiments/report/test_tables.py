@@ -47,10 +47,16 @@ def test_log_odds_stand_beside_the_rate_of_a_choice():
   ]
   results = RESULTS + odds
   choice = pick.choose(results, ROLES, arm='weights')
-  lines = tables.text(choice, results).splitlines()
-  assert lines[1].split() == ['facts', 'facts', 'sums']
-  assert lines[2].split() == ['100', 'answers', 'log-odds,', '100', 'answers']
-  assert lines[5].split() == ['-2', '0.00', '≤0.08', '96%??', '-12.20', '±0.30', '0.60', '±0.05!']
+  text = tables.text(choice, results)
+  below = text[text.index('Log-odds of the choices, in nats:') :].splitlines()
+  assert below[1].split() == ['alpha', 'facts']
+  assert [line.split() for line in below[3:5]] == [
+    ['-2', '-12.20', '±0.30'],
+    ['=', '0', '0.25', '±0.30'],
+  ]
+  # A task that is shown by its log-odds needs no second table.
+  alone = pick.choose(odds, ROLES, arm='weights')
+  assert 'Log-odds of' not in tables.text(alone, odds)
 
 
 def test_all_that_is_known_of_a_cell():

@@ -274,6 +274,18 @@ def _draw_task(
       capsize=0,
       zorder=3,
     )
+    # Hollow where most answers could not be read: the mean says little.
+    unread = [alpha for alpha in measured if numbers.cell(task, alpha).few]
+    axes.plot(
+      unread,
+      [numbers.cell(task, alpha).mean for alpha in unread],
+      marker=marker,
+      linestyle='none',
+      color=colour,
+      markerfacecolor=PAPER,
+      markersize=3.6,
+      zorder=3.5,
+    )
     # Rings around the picks; a task need not be measured at a pick.
     picked = [alpha for alpha in pick.alphas if alpha in measured]
     axes.plot(
@@ -335,6 +347,15 @@ def _legend(figure: 'Figure', picks: Sequence[Pick]) -> None:
     handles.append(Line2D([], [], **RING, markeredgecolor=INK, label='picked alpha'))
   if any(pick.comparison.capability for pick in picks):
     handles.append(Patch(color=BAND, label=words.shaded(picks[0].comparison.rule)))
+  few = any(
+    cell.few
+    for pick in picks
+    for by_alpha in pick.comparison.table.values()
+    for cell in by_alpha.values()
+  )
+  if few:
+    hollow = dict(marker='o', markersize=3.6, markerfacecolor=PAPER, linestyle='none')
+    handles.append(Line2D([], [], color=MUTED, label='most answers unreadable', **hollow))
   error = words.bars([pick.comparison for pick in picks])
   handles.append(
     Line2D([], [], color=MUTED, marker='|', markersize=9, linestyle='none', label=error)

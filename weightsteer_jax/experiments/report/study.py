@@ -329,8 +329,9 @@ def cells(results: Sequence[Mapping[str, Any]], arm: str) -> Cells:
 
 def cell_of(row: Mapping[str, Any]) -> Cell:
   """A row of results.jsonl as a number."""
-  # Results of earlier versions have the number of values alone.
-  answers = row.get('answers') or row.get('values') or row['n']
+  # Results of earlier versions have the number of values alone, which of a loss are tokens.
+  values = row['n'] if row['metric'] in LOSSES else row.get('values')
+  answers = row.get('answers') or values or row['n']
   return Cell(
     mean=_number(row['mean']),
     sem=_number(row['sem']),

@@ -26,24 +26,24 @@ BESIDE = 'log_odds'
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
-  """A column of the table: heads, and entries by alpha in three parts.
+  """A column of the table: lines of heads, and entries by alpha in three parts.
 
   Attributes:
-    heads: role, task, answers, and what is beside them.
     entries: {alpha: (number, mark, share not read)}.
   """
 
-  heads: tuple[str, str, str, str]
+  heads: tuple[str, ...]
   entries: Mapping[float, tuple[str, str, str]]
 
   def lines(self, alphas: Sequence[float]) -> list[str]:
     """All lines of the column, equally wide."""
-    widths = [max(len(entry[part]) for entry in self.entries.values()) for part in range(3)]
+    numbers, _, shares = (max(map(len, part)) for part in zip(*self.entries.values()))
     lines = list(self.heads)
     for alpha in alphas:
-      number, mark, unread = self.entries[alpha]
+      number, mark, share = self.entries[alpha]
       # Marks stand in places of their own, so that digits are under each other.
-      lines.append(f'{number:>{widths[0]}}{mark:1}{unread:>{widths[2]}}')
+      beside = f' {share:>{shares}}' if shares else ''
+      lines.append(f'{number:>{numbers}}{mark:1}{beside}')
     width = max(len(line) for line in lines)
     return [f'{line:>{width}}' for line in lines]
 
@@ -52,45 +52,63 @@ def text(pick: Pick, results: Sequence[Mapping[str, Any]] = ()) -> str:
   """One arm's results as an aligned table for a terminal, with legend and pick in words.
 
   `>` marks a picked alpha, `=` the base, `!` a capability that costs more than the tolerance, and
-  `?` the share of answers that could not be read.
+  `?` the share of answers that could not be read. Log-odds of choices have a table below.
 
   Args:
     results: the sweep's results, for the log-odds of choices and the sweeps behind the numbers.
   """
   numbers = pick.comparison
-  columns = _columns(numbers, results)
-  # Four lines of heads, then a line for each alpha.
-  marks = [*[''] * 4, *(_mark(pick, alpha) for alpha in numbers.alphas)]
-  alphas = ['alpha', '', '', '', *map(format_alpha, numbers.alphas)]
+  columns = _columns(numbers)
+  parts = [*_aligned(pick, columns), *_legend(numbers, columns)]
+  origin = words.sweeps(results)
+  if origin:
+    parts.append(origin)
+  odds = _odds(numbers, results)
+  if odds:
+    parts += ['', 'Log-odds of the choices, in nats:', *_aligned(pick, odds)]
+  return '\n'.join([*parts, '', *pick.sentences])
+
+
+def _aligned(pick: Pick, columns: Sequence[_Column]) -> list[str]:
+  """The lines of a table: heads, a rule, and a line for each alpha."""
+  numbers = pick.comparison
+  heads = len(columns[0].heads) if columns else 1
+  marks = [*[''] * heads, *(_mark(pick, alpha) for alpha in numbers.alphas)]
+  alphas = ['alpha', *[''] * (heads - 1), *map(format_alpha, numbers.alphas)]
   width = max(len(alpha) for alpha in alphas)
   lines = [f'{mark:1} {alpha:>{width}}' for mark, alpha in zip(marks, alphas)]
+  # The table grows by a column at a time.
   for each in columns:
     entries = each.lines(numbers.alphas)
     lines = [f'{line}  {entry}' for line, entry in zip(lines, entries)]
-  lines.insert(4, '-' * max(len(line) for line in lines))
+  lines.insert(heads, '-' * max(len(line) for line in lines))
   # Without groups of questions, the last line of heads says nothing.
-  table = [line.rstrip() for line in lines if line.strip()]
-  origin = words.sweeps(results)
-  about = [*_legend(numbers, columns), *([origin] if origin else [])]
-  return '\n'.join([*table, *about, '', *pick.sentences])
+  return [line.rstrip() for line in lines if line.strip()]
 
 
-def _columns(numbers: Comparison, results: Sequence[Mapping[str, Any]]) -> list[_Column]:
+def _columns(numbers: Comparison) -> list[_Column]:
+  """Role, task and counts of each task, over its numbers."""
   columns = []
   for task in _tasks(numbers):
-    broken = {alpha for alpha in numbers.alphas if _is_broken(numbers, task, alpha)}
     entries = {}
     for alpha in numbers.alphas:
       cell = numbers.cell(task, alpha)
-      entries[alpha] = (format_cell(cell), BROKEN if alpha in broken else '', unread(cell).strip())
-    answers, questions = _counts(numbers, task)
-    columns.append(_Column((_role(numbers, task), task, answers, questions), entries))
+      mark = BROKEN if _is_broken(numbers, task, alpha) else ''
+      entries[alpha] = (format_cell(cell), mark, unread(cell).strip())
+    columns.append(_Column((_role(numbers, task), task, *_counts(numbers, task)), entries))
+  return columns
+
+
+def _odds(numbers: Comparison, results: Sequence[Mapping[str, Any]]) -> list[_Column]:
+  """The log-odds of the tasks that are shown by their rate."""
+  nothing = Cell(math.nan, math.nan, 0)
+  columns = []
+  for task in _tasks(numbers):
     odds = column(results, numbers.arm, task, BESIDE)
-    if not odds or metric_of(results, task) == BESIDE:
-      continue
-    nothing = Cell(math.nan, math.nan, 0)
-    beside = {alpha: (format_cell(odds.get(alpha, nothing)), '', '') for alpha in numbers.alphas}
-    columns.append(_Column(('', task, 'log-odds,', 'nats'), beside))
+    if odds and metric_of(results, task) != BESIDE:
+      cells = {alpha: odds.get(alpha, nothing) for alpha in numbers.alphas}
+      entries = {alpha: (format_cell(cell), '', '') for alpha, cell in cells.items()}
+      columns.append(_Column((task,), entries))
   return columns
 
 

@@ -171,7 +171,7 @@ def _kept(numbers: Comparison, alpha: float) -> str:
   counts = numbers.rule.counts
   word = 'most lost' if counts == 'loss' else 'most changed'
   if worst.cost(counts) <= ROUNDING:
-    word = 'the least gained'
+    word = 'least gained'
   return (
     f'{kept(numbers.rule)} ({word}: {worst.task}, {worst.base:.2f} to {worst.mean:.2f}'
     f'{_known(worst, ", ", "")})'
