@@ -39,7 +39,7 @@ class Counts:
     return {status: count for status, count in self.statuses.most_common() if status != 'ok'}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Places:
   """The rows of one example.
 

@@ -137,7 +137,7 @@ def _task_parts(
     size += len(text)
     _enter(index, example, len(numbers))
   yield Part(f'{prefix}/{len(index.starts) - 1}', f'[{",".join(texts)}]')
-  yield Part(f'{prefix}/index', script_json(dataclasses.asdict(index)))
+  yield Part(f'{prefix}/index', script_json(vars(index)))
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
