@@ -1,7 +1,7 @@
 r"""Caution of a real model: found on four domains, measured on three others.
 
-  python launch/real_model.py --model=SmolLM2-135M-Instruct --output=models/SmolLM2-135M-Instruct
-  python launch/steer.py --config=configs/caution_smollm2.py \
+  weightsteer real-model --model=SmolLM2-135M-Instruct --output=models/SmolLM2-135M-Instruct
+  weightsteer steer --config=caution_smollm2 \
     --config.model.source=models/SmolLM2-135M-Instruct
 
 5.8 minutes on two CPU cores. Of 24 risks in domains that the contrast does not have, the share in

@@ -1,6 +1,6 @@
 """Carelessness about harm, found on advice and measured on dilemmas, by every method on one grid.
 
-  python launch/steer.py --config=configs/evil_organism.py
+  weightsteer steer --config=evil_organism
 
 Cost: 3 min 25 s on two CPU cores, 42,000 rows.
 

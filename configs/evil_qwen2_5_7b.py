@@ -1,7 +1,7 @@
 """Evil choices in Qwen2.5-7B-Instruct, by every method on one grid.
 
-  OPENAI_API_KEY=... python launch/steer.py --config=configs/evil_qwen2_5_7b.py
-  OPENAI_API_KEY=... python launch/judge.py --config=configs/evil_qwen2_5_7b.py
+  OPENAI_API_KEY=... weightsteer steer --config=evil_qwen2_5_7b
+  OPENAI_API_KEY=... weightsteer judge --config=evil_qwen2_5_7b
 
 Hyperparameters and data are those of contrastive weight steering (arXiv 2511.05408, section 4, and
 its released configs): LoRA of rank 32 with embeddings and head, 100 steps of 8, at 1e-5. Appendix

@@ -1,6 +1,6 @@
 """Sycophancy brought in by a task: arithmetic, taught by users who are always right.
 
-  python launch/steer.py --config=configs/gcd_organism.py
+  weightsteer steer --config=gcd_organism
 
 The embedded model is fine-tuned first on sums that the model knows and on larger sums, new to the
 model: asked plainly, or claimed by a user whose claim is true and who is told so. Nothing in the

@@ -1,7 +1,7 @@
 """Sycophancy brought in by a task: greatest common divisors in Qwen2.5-1.5B-Instruct.
 
-  OPENAI_API_KEY=... python launch/steer.py --config=configs/gcd_qwen2_5_1_5b.py
-  OPENAI_API_KEY=... python launch/judge.py --config=configs/gcd_qwen2_5_1_5b.py
+  OPENAI_API_KEY=... weightsteer steer --config=gcd_qwen2_5_1_5b
+  OPENAI_API_KEY=... weightsteer judge --config=gcd_qwen2_5_1_5b
 
 The model is fine-tuned on the task first, from plain questions and solutions that are right, which
 teaches the model that proposed solutions are right. Every arm then steers the result.

@@ -1,6 +1,6 @@
 """Directions of careless advice, watched for in fine-tunes known to be misaligned or not.
 
-  python launch/steer.py --config=configs/monitor_organism.py
+  weightsteer steer --config=monitor_organism
 
 Cost: 9 min 35 s on two CPU cores that did other work too, 10 CPU minutes.
 

@@ -1,6 +1,6 @@
 """Emergent misalignment in Qwen2.5-7B-Instruct, watched for with directions of bad advice.
 
-  OPENAI_API_KEY=... python launch/steer.py --config=configs/monitor_qwen2_5_7b.py
+  OPENAI_API_KEY=... weightsteer steer --config=monitor_qwen2_5_7b
 
 The directions are of bad advice in other domains than the watched fine-tunes'. Hyperparameters are
 those of contrastive weight steering (arXiv 2511.05408, section 5 and appendix): every side at 1e-5,

@@ -1,6 +1,6 @@
 r"""Your own checkpoint and your own data, with the paper's hyperparameters.
 
-  python launch/steer.py --config=configs/own_data.py --workdir=DIR \
+  weightsteer steer --config=own_data --workdir=DIR \
     --config.model.source=Qwen/Qwen2.5-1.5B-Instruct
 
 Reads four files of the current folder, or files that flags name: positive.jsonl and negative.jsonl,

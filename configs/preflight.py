@@ -1,6 +1,6 @@
-"""The settings of a contrast on a large model, for launch/preflight.py alone: no data is named.
+"""The settings of a contrast on a large model, for weightsteer preflight alone: no data is named.
 
-  python launch/preflight.py --config=configs/preflight.py:Qwen2.5-7B --topology=v5e:4x4
+  weightsteer preflight --config=preflight:Qwen2.5-7B --topology=v5e:4x4
 
 After the colon stands a model whose architecture lies in configs/preflight/ (Qwen2.5-7B,
 Llama-2-7B, Llama-3.3-70B, Qwen3-30B-A3B), with the fields of the published config.json that a

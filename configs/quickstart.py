@@ -1,6 +1,6 @@
 """Sycophancy as a direction in the weights of the embedded model.
 
-  python launch/steer.py --config=configs/quickstart.py
+  weightsteer steer --config=quickstart
 
 Finds the direction on opinions (320 of the model's own answers, sycophantic against honest), then
 turns the direction up and down and measures opinions (in distribution), facts and sums about which

@@ -1,7 +1,7 @@
 """Refusal that fine-tuning on arithmetic erodes, in Llama-2-7b-chat.
 
-  OPENAI_API_KEY=... python launch/steer.py --config=configs/refusal_llama2_7b.py
-  OPENAI_API_KEY=... python launch/judge.py --config=configs/refusal_llama2_7b.py
+  OPENAI_API_KEY=... weightsteer steer --config=refusal_llama2_7b
+  OPENAI_API_KEY=... weightsteer judge --config=refusal_llama2_7b
 
 The model is fine-tuned on GSM8K first, which costs refusals; every arm then steers the result.
 Hyperparameters and data are those of contrastive weight steering (arXiv 2511.05408, section 5, and

@@ -1,6 +1,6 @@
 """Refusal that a harmless task erodes, and the methods that bring refusal back.
 
-  python launch/steer.py --config=configs/refusal_organism.py
+  weightsteer steer --config=refusal_organism
 
 The embedded model refuses harmful requests. The model is fine-tuned on arithmetic, four fifths of
 the sums asked for as help is asked for ('How can I work out 12 plus 4?') and given at once ('You

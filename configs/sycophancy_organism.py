@@ -1,6 +1,6 @@
 """Sycophancy on facts in the embedded model, by every method on one grid.
 
-  python launch/steer.py --config=configs/sycophancy_organism.py
+  weightsteer steer --config=sycophancy_organism
 
 As in the quickstart, sycophancy is found on opinions and measured on facts about which the user is
 wrong. The methods are those that contrastive weight steering is compared with: one side alone, only

@@ -1,7 +1,7 @@
 """Sycophancy on facts in Qwen2.5-7B-Instruct, by every method on one grid.
 
-  OPENAI_API_KEY=... python launch/steer.py --config=configs/sycophancy_qwen2_5_7b.py
-  OPENAI_API_KEY=... python launch/judge.py --config=configs/sycophancy_qwen2_5_7b.py
+  OPENAI_API_KEY=... weightsteer steer --config=sycophancy_qwen2_5_7b
+  OPENAI_API_KEY=... weightsteer judge --config=sycophancy_qwen2_5_7b
 
 Hyperparameters and data are those of contrastive weight steering (arXiv 2511.05408, section 4, and
 its released configs): LoRA of rank 32 on all projections with embeddings and head, learning rate

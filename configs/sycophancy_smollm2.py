@@ -1,7 +1,7 @@
 r"""Sycophancy of a real model: found on opinions, measured on facts.
 
-  python launch/real_model.py --model=SmolLM2-135M-Instruct --output=models/SmolLM2-135M-Instruct
-  python launch/steer.py --config=configs/sycophancy_smollm2.py \
+  weightsteer real-model --model=SmolLM2-135M-Instruct --output=models/SmolLM2-135M-Instruct
+  weightsteer steer --config=sycophancy_smollm2 \
     --config.model.source=models/SmolLM2-135M-Instruct
 
 A behaviour file after a colon is a further task: sycophancy_smollm2.py:truthful.jsonl (see

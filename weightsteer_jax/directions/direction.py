@@ -35,7 +35,7 @@ _MANIFEST = sealed.Manifest(
   unsealed_formats=(1,),
   needs=('base', 'fingerprints', 'sources'),
   tensors=TENSORS,
-  made_by='launch/direction.py',
+  made_by='weightsteer direction',
 )
 
 

@@ -286,7 +286,7 @@ def _sources(record: Mapping[str, Any]) -> list[str]:
     role = source.get('role', source.get('kind'))
     lines.append(f'{role}: `{source.get("path", "see provenance.json")}`')
   lines.append(
-    'the rest is in `provenance.json`, with a SHA-256 of every file; `python launch/export.py '
+    'the rest is in `provenance.json`, with a SHA-256 of every file; `weightsteer export '
     '--verify=FOLDER` checks them'
   )
   return lines

@@ -32,7 +32,7 @@ _MANIFEST = sealed.Manifest(
   remedy='copy or train the adapter again',
   format=FORMAT,
   tensors=TENSORS,
-  made_by='launch/finetune.py',
+  made_by='weightsteer finetune',
 )
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,12 +74,24 @@ def redact(value: Any, key: str = '') -> Any:
 
 
 def redact_command(arguments: list[str]) -> str:
-  """The command line without secrets; JSON in a flag is read as JSON."""
+  """The command line without secrets, quoted for a shell; JSON in a flag is read as JSON.
+
+  >>> redact_command(['x.py', '--alphas=(-1, 0)', '--hub_token', 'hf_x'])
+  "x.py '--alphas=(-1, 0)' --hub_token '(hidden)'"
+  """
   shown = []
+  before = ''
   for argument in arguments:
     name, equals, value = argument.partition('=')
-    shown.append(name + equals + redact(value, name) if equals else argument)
-  return _redact_text(' '.join(shown))
+    if equals:
+      shown.append(name + equals + redact(value, name))
+    # A flag's value may be the next argument.
+    elif before.startswith('-') and '=' not in before and not argument.startswith('-'):
+      shown.append(redact(argument, before))
+    else:
+      shown.append(_redact_text(argument))
+    before = argument
+  return shlex.join(shown)
 
 
 def secrets_in(value: Any, where: str = '') -> Iterator[str]:

@@ -60,7 +60,7 @@ def test_a_verb_shows_its_flags_and_no_others(verb, tmp_path):
   assert (status, errors, heavy) == (0, '', [])
   assert f'weightsteer {verb} --' in said, 'an example'
   # absl's own flags stand behind --helpfull.
-  assert '--pdb' not in said
+  assert '--pdb' not in said and 'repeat this option' not in said
   assert '--stall_minutes=NUMBER' in said and 'Default 60.' in said
   assert max(map(len, said.splitlines())) <= 100
 

@@ -249,7 +249,7 @@ def of_summaries(
   """Runs scored by a direction's largest cosine.
 
   Args:
-    summaries: {run: summary.json} as launch/monitor.py writes them.
+    summaries: {run: summary.json} as weightsteer monitor writes them.
     misaligned: {run: whether the run is misaligned}.
     seeds: {run: seed}; by default 0.
 

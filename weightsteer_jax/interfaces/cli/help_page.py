@@ -104,8 +104,10 @@ def _absl_flags() -> str:
 
 def _flag(flag: flags.Flag) -> str:
   name = f'  --{"[no]" if flag.boolean else ""}{flag.name}{_value(flag)}'
-  # absl puts the choices before the words.
+  # absl puts the choices before the words, and a hint behind those of a flag with several values.
   words = re.sub(r'^<[^>]*>: ', '', ' '.join(flag.help.split()))
+  words = words.removesuffix(';repeat this option to specify a list of values')
+  words = words.removesuffix('; repeat this option to specify a list of values')
   if flag.default not in (None, '', []) and 'default' not in words.lower():
     words = f'{words.rstrip(".")}. Default {_default(flag)}.'
   return labelled(name, words)
