@@ -3,6 +3,9 @@
 import json
 import os
 import stat
+import subprocess
+import sys
+import time
 
 import ml_dtypes
 import numpy as np
@@ -213,3 +216,43 @@ def test_a_file_that_a_thread_writes_during_the_removal_is_removed_too(tmp_path,
   with pytest.raises(OutputError), files.new_folder(tmp_path / 'out', what='an adapter'):
     raise OSError('no space left on device')
   assert late and list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from weightsteer_jax.storage import files
+folder = pathlib.Path(sys.argv[1])
+with files.new_folder(folder / 'out', what='an export') as partial:
+  (partial / 'model.safetensors').write_bytes(b'x' * 1000)
+  files.partial_path(folder / 'rows.jsonl').touch()
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp_path):
+  alive = files.partial_path(tmp_path / 'other')
+  alive.mkdir()
+  # The second removes what the first has left.
+  for _ in range(2):
+    subprocess.run([sys.executable, '-c', KILLED, str(tmp_path)])
+    assert len(list(tmp_path.iterdir())) == 3
+  with files.new_folder(tmp_path / 'out', what='an export'):
+    pass
+  assert sorted(tmp_path.iterdir()) == [alive, tmp_path / 'out']
+
+
+def test_what_other_hosts_left_stays_for_a_week(tmp_path):
+  # Of another host, and of versions that named no host, a folder and a file.
+  left = ('.out.00000000-1-1-0123abcd.partial', '.out.77-0123abcd.partial', '.x.json.77.partial')
+  for name in left:
+    (tmp_path / name).mkdir()
+  # Not ours.
+  (tmp_path / '.mine.partial').mkdir()
+  files.write_text(tmp_path / 'x.json', '1')
+  assert len(list(tmp_path.iterdir())) == 5
+  before = time.time() - files.FOREIGN_SECONDS - 60
+  for path in tmp_path.iterdir():
+    os.utime(path, (before, before))
+  with files.new_folder(tmp_path / 'out', what='an export'):
+    pass
+  assert [path.name for path in sorted(tmp_path.iterdir())] == ['.mine.partial', 'out', 'x.json']

@@ -23,7 +23,7 @@ from weightsteer_jax.experiments import chat_date, sources
 from weightsteer_jax.models import placement
 from weightsteer_jax.runtime import processes, sharding, tree
 from weightsteer_jax.runtime.sharding import Layout
-from weightsteer_jax.storage import sealed
+from weightsteer_jax.storage import locks, sealed
 
 Path = str | pathlib.Path
 
@@ -53,6 +53,16 @@ class Experiment:
     further.run = dataclasses.replace(self.run, name=name, data=self.run.contrasts[name])
     further.workdir = self.workdir / 'contrasts' / name
     return further
+
+  def held(self) -> contextlib.AbstractContextManager[None]:
+    """A block in which this run alone writes to the workdir.
+
+    All processes enter and leave together; blocks within blocks are one block.
+
+    Raises:
+      Busy: if another process writes to the workdir.
+    """
+    return held(self._home)
 
   @functools.cached_property
   def checkpoint(self) -> pathlib.Path:
@@ -211,6 +221,11 @@ class Experiment:
     model = self._held.load(choice, sharding.single())
     tokenizer = self.judge_tokenizer(options, model.folder)
     return inference.Engine(model, tokenizer, {}, batch_size=options.batch_size)
+
+
+def held(workdir: Path) -> contextlib.AbstractContextManager[None]:
+  """A block in which this run alone writes to a workdir, as `Experiment.held`."""
+  return locks.held(workdir, what='the workdir', within=True, remedy='name another --workdir')
 
 
 class _HeldModel:

@@ -113,6 +113,11 @@ def steer(experiment: Experiment, *, command: str = '') -> pathlib.Path:
   Args:
     command: the command line, recorded in config.json.
   """
+  with experiment.held():
+    return _steer(experiment, command)
+
+
+def _steer(experiment: Experiment, command: str) -> pathlib.Path:
   started = time.monotonic()
   begin(experiment, command=command)
   enter = _counted(experiment.run)
@@ -209,7 +214,13 @@ def begin(experiment: Experiment, *, command: str = '') -> None:
 
   Raises:
     InputError: see `check`.
+    Busy: if another process writes to the workdir; nothing else is looked at.
   """
+  with experiment.held():
+    _begin(experiment, command)
+
+
+def _begin(experiment: Experiment, command: str) -> None:
   check(experiment)
   _refuse_keys(experiment.run, command)
   # Weights that cannot be read should leave no workdir behind.

@@ -3,10 +3,12 @@
 Each of the launchers direction, monitor, export, score, generate and harness calls a function here.
 """
 
+import functools
+import inspect
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 
@@ -21,13 +23,29 @@ from weightsteer_jax.experiments.sources import folder_of
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.progress import say
-from weightsteer_jax.storage import files
+from weightsteer_jax.storage import files, locks
 from weightsteer_jax.storage.versions import versions
 
 Path = str | pathlib.Path
+P = ParamSpec('P')
+T = TypeVar('T')
+
+
+def _alone(program: Callable[P, T]) -> Callable[P, T]:
+  """The program, which refuses at once if another process writes to its `output`."""
+  signature = inspect.signature(program)
+
+  @functools.wraps(program)
+  def alone(*args: P.args, **kwargs: P.kwargs) -> T:
+    output = signature.bind(*args, **kwargs).arguments['output']
+    with locks.held(output, what='the output', remedy='name another --output'):
+      return program(*args, **kwargs)
+
+  return alone
 
 
 @jax.profiler.annotate_function
+@_alone
 def direction_from(
   positive: Path,
   negative: Path,
@@ -67,6 +85,7 @@ def direction_from(
 
 
 @jax.profiler.annotate_function
+@_alone
 def monitor(
   run: Path,
   base: Path,
@@ -112,6 +131,7 @@ def monitor(
 
 
 @jax.profiler.annotate_function
+@_alone
 def export(
   direction: Path,
   base: Path,
@@ -241,6 +261,7 @@ def verify(folder: Path) -> None:
 
 
 @jax.profiler.annotate_function
+@_alone
 def score(
   model: str,
   input: Path,
@@ -280,6 +301,7 @@ def score(
 
 
 @jax.profiler.annotate_function
+@_alone
 def generate(model: str, input: Path, output: Path, **options: Any) -> None:
   """Writes completions of each row at each alpha; see `ask` for the options."""
   # Before the model is read: a broken row, or an output that is there, is told at once.
@@ -327,6 +349,7 @@ def ask(
 
 
 @jax.profiler.annotate_function
+@_alone
 def harness(
   model: str,
   tasks: Sequence[str],

@@ -22,10 +22,17 @@ NAME = 'times.jsonl'
 
 
 def kept(stage: Stage[P, T]) -> Stage[P, T]:
-  """The stage, which enters its name, beginning (UTC), seconds and devices into times.jsonl."""
+  """The stage, which holds the workdir, and enters how long it took into times.jsonl.
+
+  A line has the stage's name, beginning (UTC), seconds and devices.
+  """
 
   @functools.wraps(stage)
   def timed(experiment: Experiment, *args: P.args, **kwargs: P.kwargs) -> T:
+    with experiment.held():
+      return measured(experiment, *args, **kwargs)
+
+  def measured(experiment: Experiment, *args: P.args, **kwargs: P.kwargs) -> T:
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     clock = time.monotonic()
     result = stage(experiment, *args, **kwargs)

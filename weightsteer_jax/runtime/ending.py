@@ -6,6 +6,8 @@ store, at once. A process alive but stuck is noticed because nothing makes progr
 left to the launcher of the processes (exit status 75).
 """
 
+import atexit
+import contextlib
 import ctypes
 import faulthandler
 import os
@@ -50,6 +52,8 @@ _progress = time.monotonic()
 _c_handlers: list[Any] = []
 # Registered with `before_end`.
 _last_actions: list[Callable[[], None]] = []
+# Registered with `at_exit`.
+_exit_actions: list[Callable[[], None]] = []
 
 
 def guard(*, stall_minutes: float) -> None:
@@ -98,6 +102,29 @@ def before_end(action: Callable[[], None]) -> None:
   _last_actions.append(action)
 
 
+def at_exit(action: Callable[[], None]) -> None:
+  """Registers a short action of this process for its end, whatever the end is but a kill."""
+  _exit_actions.append(action)
+
+
+def exit_now(code: int) -> NoReturn:
+  """Ends the process without waiting for threads or Python's own handlers of exits."""
+  do_at_exit()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+@atexit.register
+def do_at_exit() -> None:
+  """Does what was registered with `at_exit`, once."""
+  while _exit_actions:
+    action = _exit_actions.pop()
+    # What cannot be done here must not keep the process from ending.
+    with contextlib.suppress(Exception):
+      action()
+
+
 def progress() -> None:
   """Winds the stall watchdog: a step was taken, a batch computed, a stage begun."""
   global _progress
@@ -131,7 +158,7 @@ def fail(error: BaseException) -> int:
   _print_error(message)
   if not done:
     # An ordinary exit would wait for the thread that hangs.
-    os._exit(code)
+    exit_now(code)
   return code
 
 
@@ -204,7 +231,7 @@ def _depart(code: int, dead: set[int]) -> NoReturn:
     thread.start()
     thread.join(seconds)
   # Threads and atexit handlers may wait for processes that are gone.
-  os._exit(code)
+  exit_now(code)
 
 
 def _say_farewell(code: int, dead: set[int]) -> None:

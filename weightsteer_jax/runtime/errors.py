@@ -57,6 +57,13 @@ class Preempted(WeightSteerError):
   exit_code = 75
 
 
+class Busy(WeightSteerError):
+  """Another process writes to the same place: start again when that process has ended."""
+
+  # As after a preemption: a scheduler may start the next attempt while the last one still ends.
+  exit_code = 75
+
+
 class ProcessLost(WeightSteerError):
   """Another process of the run is gone or never came: start all processes again to continue."""
 

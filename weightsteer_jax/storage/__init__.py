@@ -1,6 +1,8 @@
 """Files: whole or absent, never overwritten, and verified when read.
 
+writers.py      processes as files name them, and whether a process is gone
 files.py        files and folders that appear whole or not at all
+locks.py        a single writer for a workdir, a journal or an output
 versions.py     versions of Python and packages, for provenance
 safetensors.py  safetensors files, whole or as ranges of bytes
 sealed.py       manifests, to notice folders cut short or changed

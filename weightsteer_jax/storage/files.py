@@ -1,9 +1,11 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import time
@@ -12,12 +14,22 @@ from typing import Any
 
 from weightsteer_jax.runtime import messages
 from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError
+from weightsteer_jax.storage import writers
 
 Path = str | pathlib.Path
 
 # How long a failed folder is removed again: orbax's threads go on for a moment when one has met a
 # full disk.
 REMOVAL_SECONDS = 5.0
+# How old what another host's process left has to be until it is removed. Nobody here can tell
+# whether that process lives, and none writes one folder for a week.
+FOREIGN_SECONDS = 7 * 24 * 3600.0
+# What `partial_path` and earlier versions name what is being written: the process, where the name
+# tells of one, is in the group `writer`.
+_PARTIAL = re.compile(
+  rf'\..+\.(?:(?P<writer>{writers.WORD.pattern})-[0-9a-f]{{8}}|[0-9]+(?:-[0-9a-f]{{8}})?'
+  r'|[0-9a-f]{8})\.partial'
+)
 
 
 def read_json(path: Path, *, what: str) -> Any:
@@ -49,9 +61,10 @@ def write_bytes(path: Path, content: bytes) -> None:
   """
   path = pathlib.Path(path)
   # Renaming replaces a file at once, where both names are in the same folder.
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+  temporary = partial_path(path)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers_once(path.parent.absolute())
     with open(temporary, 'wb') as file:
       file.write(content)
       file.flush()
@@ -113,8 +126,8 @@ def new_folder(folder: Path, *, what: str, sync: bool = True) -> Iterator[pathli
   """
   folder = pathlib.Path(folder)
   refuse_existing(folder, what=what)
-  # Random digits, since several processes of several hosts may write beside each other.
-  partial = folder.with_name(f'.{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.partial')
+  remove_leftovers(folder.parent)
+  partial = partial_path(folder)
   try:
     partial.mkdir(parents=True)
   except OSError as error:
@@ -136,6 +149,53 @@ def new_folder(folder: Path, *, what: str, sync: bool = True) -> Iterator[pathli
   finally:
     # After the rename nothing of this name is left.
     _remove(partial)
+
+
+def partial_path(path: Path) -> pathlib.Path:
+  """A hidden name beside a path, to write to until the content is whole.
+
+  The name tells which process writes, for `remove_leftovers`.
+  """
+  path = pathlib.Path(path)
+  # Random digits, since several threads may write beside each other.
+  return path.with_name(f'.{path.name}.{writers.this().word()}-{secrets.token_hex(4)}.partial')
+
+
+def remove_leftovers(folder: pathlib.Path) -> None:
+  """Removes what processes that were killed have left half written in a folder.
+
+  Processes of this host are gone if no process of their number and start is there. What other
+  hosts' processes left, or versions that did not name the host, is removed after a week.
+  """
+  try:
+    entries = list(os.scandir(folder))
+  except OSError:
+    return
+  for entry in entries:
+    match = _PARTIAL.fullmatch(entry.name)
+    if match and _is_left(entry, writers.parse(match['writer'] or '')):
+      path = pathlib.Path(entry.path)
+      if entry.is_dir(follow_symlinks=False):
+        shutil.rmtree(path, ignore_errors=True)
+      else:
+        with contextlib.suppress(OSError):
+          path.unlink()
+
+
+def _is_left(entry: os.DirEntry, writer: writers.Writer | None) -> bool:
+  if writer and writer.is_here():
+    return writer.is_gone()
+  try:
+    changed = entry.stat(follow_symlinks=False).st_mtime
+  except OSError:
+    return False
+  return time.time() - changed > FOREIGN_SECONDS
+
+
+@functools.cache
+def _remove_leftovers_once(folder: pathlib.Path) -> None:
+  # A folder may get many files, and what was left there was left before.
+  remove_leftovers(folder)
 
 
 def _remove(folder: pathlib.Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from weightsteer_jax.runtime import processes
 from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError
+from weightsteer_jax.storage import locks
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Journal:
     done: {key: line} of the lines in the file.
 
   Raises:
+    Busy: if another process, or another part of this one, has the file open for writing.
     CorruptError: if a line is not JSON or lacks a column, or a key comes twice.
     OutputError: if the file cannot be written.
   """
@@ -56,25 +58,37 @@ class Journal:
     self._file: io.FileIO | None = None
     self._end = 0
     self._lock = threading.Lock()
-    # The main process repairs the file first, and the others wait until they see that size.
-    processes.see(self.path, processes.on_main(self._open))
-    for line in read(self.path, needs=needs, what=what, again=again):
-      line_key = key(line)
-      if line_key in self.done and not replaces:
-        # A named tuple is shown as a plain one.
-        shown = tuple(line_key) if isinstance(line_key, tuple) else line_key
-        raise CorruptError(
-          f'{path} holds {what} {shown} twice: two runs wrote to it at once; '
-          'move it away and start again'
-        )
-      self.done[line_key] = line
+    # A second writer would write every line again.
+    self._writer: locks.Lock | None = None
+    try:
+      # The main process repairs the file first, and the others wait until they see that size.
+      processes.see(self.path, processes.on_main(self._open))
+      for line in read(self.path, needs=needs, what=what, again=again):
+        line_key = key(line)
+        if line_key in self.done and not replaces:
+          # A named tuple is shown as a plain one.
+          shown = tuple(line_key) if isinstance(line_key, tuple) else line_key
+          raise CorruptError(
+            f'{path} holds {what} {shown} twice: two runs wrote to it at once; '
+            'move it away and start again'
+          )
+        self.done[line_key] = line
+    except BaseException:
+      self.close()
+      raise
 
   def __enter__(self) -> 'Journal':
     return self
 
   def __exit__(self, *_) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Closes the file, and gives the right to write back."""
     if self._file:
       self._file.close()
+    if self._writer:
+      self._writer.release()
 
   def append(self, line: Line) -> None:
     """Adds a finished line; several threads may call this.
@@ -92,6 +106,7 @@ class Journal:
 
   def _open(self) -> int:
     """Opens the file for writing, drops half a line at the end, and returns the size in bytes."""
+    self._writer = locks.Lock(self.path, what='the file')
     try:
       self.path.parent.mkdir(parents=True, exist_ok=True)
       # Unbuffered: when `append` returns, the operating system has the whole line or no part of it.

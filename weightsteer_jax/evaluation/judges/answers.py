@@ -68,7 +68,7 @@ class Answers:
     return self
 
   def __exit__(self, *_) -> None:
-    self._journal.__exit__()
+    self._journal.close()
 
   # Questions, not lines: the file may hold an answer twice.
   def __len__(self) -> int:

@@ -133,6 +133,8 @@ def _guarded(verb: Program) -> None:
     signals.finish()
     profiling.end()
     sys.exit(ending.fail(error))
+  finally:
+    run_flags.release()
 
 
 def _begin(together: bool) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import atexit
+import contextlib
 import json
 import os
 import pathlib
@@ -28,6 +29,8 @@ STAGING = (
 
 # What is left to do when the verb's work is done.
 _finishes: list[Callable[[], None]] = []
+# The hold on the workdir.
+_holds = contextlib.ExitStack()
 
 
 def define() -> None:
@@ -145,6 +148,7 @@ def run_and_workdir(*, dry_run: bool = False) -> tuple[Run, str]:
       errors.
   """
   from weightsteer_jax import config
+  from weightsteer_jax.experiments.experiment import held
   from weightsteer_jax.runtime import processes, tree
   from weightsteer_jax.storage.remote import mirror
 
@@ -166,6 +170,9 @@ def run_and_workdir(*, dry_run: bool = False) -> tuple[Run, str]:
     return run, _settings_of(url)
   processes.share(pathlib.Path(workdir), what=STAGING if url else 'the workdir')
   if url:
+    # Before the address is taken over. The staging may be renamed then, so nothing is held yet.
+    with held(workdir):
+      pass
     _mirror(url, workdir)
   if not dry_run:
     profile_flags.begin(os.path.join(workdir, 'profile'))
@@ -176,7 +183,16 @@ def experiment(*, dry_run: bool = False) -> Experiment:
   """The Experiment of the run and the workdir that the flags name (see run_and_workdir)."""
   from weightsteer_jax.experiments.experiment import Experiment
 
-  return Experiment(*run_and_workdir(dry_run=dry_run))
+  made = Experiment(*run_and_workdir(dry_run=dry_run))
+  if not dry_run:
+    # From the first look to the last word, so that nobody else comes in between two stages.
+    _holds.enter_context(made.held())
+  return made
+
+
+def release() -> None:
+  """Gives the workdir back for others to write to."""
+  _holds.close()
 
 
 def finish() -> None:

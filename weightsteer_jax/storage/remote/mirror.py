@@ -288,7 +288,7 @@ class Mirror:
     path = self.staging / name
     path.parent.mkdir(parents=True, exist_ok=True)
     # Hidden until it is whole, so that it is neither read nor pushed.
-    partial = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.partial')
+    partial = files.partial_path(path)
     try:
       # The file may be given its name between the first two looks.
       for source in (name, f'{COMING}/{entry[2]}', name):
