@@ -190,7 +190,14 @@ def decode(config, params, delta, args, rows) -> tuple[Callable, Work, dict]:
 
   def run():
     return decoding.decode(
-      config, 'greedy', params, (delta,), stops, jax.jit(start)(), np.int32(0)
+      config,
+      'greedy',
+      params,
+      (delta,),
+      stops,
+      jax.jit(start)(),
+      np.int32(0),
+      generation.UNLIMITED,
     )[1]
 
   matmul, body = matmul_parameters(config, params)

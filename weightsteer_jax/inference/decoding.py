@@ -221,6 +221,26 @@ def resume(state: DecodeState, limits_B: jax.Array) -> DecodeState:
   return _placed(dataclasses.replace(state, rows=rows, active_B=active_B))
 
 
+@program(donate_argnums=0)
+def release(state: DecodeState, freed_B: jax.Array) -> DecodeState:
+  """The state in which some rows are over, whatever they were doing; bool [B]."""
+  return _placed(dataclasses.replace(state, active_B=state.active_B & ~freed_B))
+
+
+@program(static_argnums=(1, 2), donate_argnums=0)
+def resized(state: DecodeState, length: int, answer: int) -> DecodeState:
+  """The state with room for longer rows: a cache of `length` positions, answers of `answer`."""
+
+  def grown(x, axis, size):
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, widths)
+
+  cache = jax.tree.map(lambda x: grown(x, -2, length), state.cache)
+  answers_BT = grown(state.answers_BT, -1, answer)
+  return _placed(dataclasses.replace(state, cache=cache, answers_BT=answers_BT))
+
+
 @program(static_argnums=(0, 1), donate_argnums=5)
 def decode(
   config: models.ModelConfig,
@@ -230,6 +250,7 @@ def decode(
   stops_X: jax.Array,
   state: DecodeState,
   keep: jax.Array,
+  most: jax.Array,
 ) -> tuple[DecodeState, Progress]:
   """(the state when at most `keep` rows are active, the progress for the host).
 
@@ -237,6 +258,7 @@ def decode(
     mode: a mode of `sampling.next_tokens`.
     stops_X: int32, tokens that end an answer.
     keep: int32, rows that may still be active when the call returns.
+    most: int32, steps after which the call returns in any case.
   """
   if _is_unstacked(state.cache):
     # Factors are rounded once here, and not in each step again.
@@ -244,10 +266,12 @@ def decode(
     params = _unstacked_layers(config, params)
     deltas = tuple(_unstacked_delta(config, delta, dtype) for delta in deltas)
 
-  def goes_on(state):
-    return jnp.sum(state.active_B) > keep
+  def goes_on(carry):
+    state, steps = carry
+    return (jnp.sum(state.active_B) > keep) & (steps < most)
 
-  def step(state):
+  def step(carry):
+    state, steps = carry
     rows = state.rows
     edits = edits_of(deltas, rows.coefficients_BC)
     # All slots are computed, free ones too: the shape of a step is fixed.
@@ -266,10 +290,11 @@ def decode(
     )
     finite_B = jnp.all(jnp.isfinite(logits_BV), axis=-1)
     state = dataclasses.replace(state, cache=cache)
-    return _advance(state, tokens_B, stops_X, finite_B)
+    return _advance(state, tokens_B, stops_X, finite_B), steps + 1
 
   # The loop is on the device: the host waits once a call, not once a token.
-  state = _placed(jax.lax.while_loop(goes_on, step, state))
+  state, _ = jax.lax.while_loop(goes_on, step, (state, jnp.int32(0)))
+  state = _placed(state)
   progress = {name: getattr(state, name) for name in PROGRESS}
   # The host of every process reads all rows.
   return state, sharding.replicate(progress)

@@ -63,8 +63,8 @@ class Engine:
     for delta in self.arms.deltas:
       models.check_delta(model.config, bare(delta))
     self.layout = layout or sharding.single()
-    # Deltas are placed once; batches take the ones that they need.
-    self._deltas = tuple(map(self._placed, self.arms.deltas))
+    # Placed once, in the order of `arms.deltas`; batches take the ones that they need.
+    self.deltas = tuple(map(self._placed, self.arms.deltas))
     self.batch_size = batch_size
     self.stop_ids = tuple(stop_ids)
     # Programs are shared by all engines of a process.
@@ -123,7 +123,7 @@ class Engine:
       if wanted is not None and not any(key in wanted for key in keys):
         continue
       with self.layout.context(), profiling.unit('score batch'):
-        deltas = tuple(self._deltas[i] for i in active)
+        deltas = tuple(self.deltas[i] for i in active)
         placed = self.layout.put_batch(batch)
         scores = scoring.score_batch(self.config, self.params, deltas, placed)
       # This batch runs on the device while the caller uses the results of the batch before.
@@ -145,7 +145,7 @@ class Engine:
     # A shape of generation is two programs: prefill and decode.
     planned = generation.groups(asked, max_positions=limit, compile_tokens=2 * self._compile_tokens)
     for group in planned:
-      deltas = tuple(self._deltas[i] for i in group.deltas)
+      deltas = tuple(self.deltas[i] for i in group.deltas)
       yield from generation.run_group(
         self.config,
         self.params,

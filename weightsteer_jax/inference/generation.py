@@ -40,6 +40,8 @@ SPARE_SHARE = 0.3
 # Tokens after which a row waits until its request has said whether the answer is over: the host is
 # asked seldom, and few tokens are computed in vain.
 UNTIL_EVERY = 16
+# Steps of a call that ends when rows do.
+UNLIMITED = np.int32(np.iinfo(np.int32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +211,7 @@ def run_group(
   while queue or any(held):
     # Fill the free slots; the last prompts of the queue need not wait for a full entry.
     while queue and held.count(None) >= min(entering, len(queue)):
-      entry = _entry(queue, held, entering, prompt_length, edits, shards)
+      entry = enter(queue, held, entering, prompt_length, edits, shards)
       entry = layout.put_batch(entry)
       with layout.context(), profiling.unit('prefill'):
         state = decoding.admit(config, params, deltas, state, entry)
@@ -219,7 +221,7 @@ def run_group(
       keep = slots - min(entering, len(queue))
     with layout.context(), profiling.unit('decode'):
       state, progress = decoding.decode(
-        config, group.mode, params, deltas, stops_X, state, np.int32(keep)
+        config, group.mode, params, deltas, stops_X, state, np.int32(keep), UNLIMITED
       )
       results, limits_B = _collect(progress, held)
     yield from results
@@ -250,7 +252,7 @@ def _longest_and_strongest_first(continuation: Continuation) -> tuple[float, flo
   return -continuation.request.max_new_tokens, -strength
 
 
-def _entry(
+def enter(
   queue: collections.deque[Continuation],
   held: list[Continuation | None],
   entering: int,

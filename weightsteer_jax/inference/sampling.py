@@ -47,24 +47,26 @@ def next_tokens(
     logits_BV: float32.
     keys_B2: uint32, from `row_keys`.
     steps_B: int32, tokens that each row has drawn so far.
-    temperatures_B: float32, above 0 where the mode draws.
+    temperatures_B: float32; a row at 0 is greedy in every mode.
     top_ks_B: int32, likeliest tokens to draw from; 0 is all.
     top_ps_B: float32, least total probability of the tokens to draw from.
     mode: 'greedy' looks at the logits alone; 'sampled' ignores top k and top p; 'filtered' honours
       all.
   """
   # `mode` is static: a branch that is not taken is not in the program.
+  likeliest_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
   if mode == 'greedy':
-    return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-  scaled_BV = logits_BV / temperatures_B[:, None]
+    return likeliest_B
+  draws_B = temperatures_B > 0
+  scaled_BV = logits_BV / jnp.where(draws_B, temperatures_B, 1.0)[:, None]
   if mode == 'filtered':
     kept_BV = kept(scaled_BV, top_ks_B, top_ps_B)
     scaled_BV = jnp.where(kept_BV, scaled_BV, -jnp.inf)
   # The largest of logits plus Gumbel noise is a draw from their softmax, with no sum over V that
   # could round differently.
   gumbel_BV = _gumbel(keys_B2, steps_B, logits_BV.shape[-1])
-  drawn_B = jnp.argmax(scaled_BV + gumbel_BV, axis=-1)
-  return drawn_B.astype(jnp.int32)
+  drawn_B = jnp.argmax(scaled_BV + gumbel_BV, axis=-1).astype(jnp.int32)
+  return jnp.where(draws_B, drawn_B, likeliest_B)
 
 
 def kept(logits_BV: jax.Array, top_ks_B: jax.Array, top_ps_B: jax.Array) -> jax.Array:

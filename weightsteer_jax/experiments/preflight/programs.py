@@ -341,7 +341,7 @@ class _Evaluation:
     # Two stop tokens are usual.
     stops = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=replicated)
     keep = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
-    args = self._args((stops, keep), state)
+    args = self._args((stops, keep, keep), state)
     # The cache at its fullest.
     keys = self.sizes.prompt_tokens + self.sizes.answer_tokens
     work = roofline.forward(
@@ -360,7 +360,7 @@ class _Evaluation:
       args,
       work,
       lambda: decoding.decode.lower(
-        self.config, 'greedy', self.weights, (self.direction,), stops, state, keep
+        self.config, 'greedy', self.weights, (self.direction,), stops, state, keep, keep
       ),
     )
 
