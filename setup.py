@@ -72,6 +72,8 @@ setuptools.setup(
       'pyyaml>=6',
       'jsonschema>=4.26',
       'openai>=3.57',
+      'starlette>=1.10',
+      'uvicorn>=0.54',
     ],
     'dev': ['ruff>=0.17.6,<0.18', 'mypy>=2.4,<3', 'pre-commit>=4'],
     # The documentation as a site: mkdocs build --strict.
@@ -79,6 +81,7 @@ setuptools.setup(
     # Adapters of other kinds than LoRA, which PEFT's own code reads.
     'peft': ['torch>=2.13,<2.14', 'peft>=0.21'],
     'judge': ['openai>=3.57'],
+    'serve': ['starlette>=1.10', 'uvicorn>=0.54'],
     'bench': ['torch>=2.13,<2.14', 'peft>=0.21', 'accelerate>=1.15'],
     'lm-eval': ['lm-eval>=0.4.13'],
     'gcs': ['gcsfs'],

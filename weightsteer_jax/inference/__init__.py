@@ -7,6 +7,8 @@ packing.py     questions packed into rows, rows into batches of few shapes
 scoring.py     the compiled program that scores a batch
 generation.py  greedy and sampled generation: who enters which slot when
 decoding.py    the compiled programs of generation, with a KV cache
+live.py        the same slots for rows that come one by one
+tops.py        log-probabilities of every token of a text
 sampling.py    the next token of each row
 shapes.py      the few lengths for which programs are compiled
 programs.py    compiled programs, kept while the process lives

@@ -9,7 +9,7 @@ Not thread-safe: one thread fills, steps and reads.
 
 import collections
 from collections.abc import Hashable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ class Told(NamedTuple):
     finish: GOES_ON, or as in GenerateResult.
   """
 
-  key: Hashable
+  key: Any
   tokens: Tokens
   finish: str
 
@@ -87,7 +87,9 @@ class Live:
     if not queue:
       return
     self._make_room([one for one in (*queue, *self._held) if one])
-    by_length = collections.defaultdict(collections.deque)
+    by_length: dict[int, collections.deque[Continuation]] = collections.defaultdict(
+      collections.deque
+    )
     for continuation in queue:
       by_length[self._padded(continuation.size[0])].append(continuation)
     for length, members in sorted(by_length.items()):
@@ -160,7 +162,7 @@ class Live:
     """Prefills prompts alike into a cache of the given size, and takes a step."""
     self._state = self._empty(size)
     prompt = (0,) * (length + 1)
-    members = collections.deque()
+    members: collections.deque[Continuation] = collections.deque()
     for key in range(count):
       request = GenerateRequest(key, prompt, 1, sampling=_OF_MODE[mode])
       members.append(Continuation(request, (0.0,) * len(self._engine.deltas), (key,)))
@@ -215,9 +217,7 @@ class Live:
     )
     entry = engine.layout.put_batch(entry)
     with engine.layout.context():
-      self._state = decoding.admit(
-        engine.config, engine.params, engine.deltas, self._state, entry
-      )
+      self._state = decoding.admit(engine.config, engine.params, engine.deltas, self._state, entry)
 
   def _mode(self) -> str:
     """The cheapest mode that all rows can decode in."""

@@ -1,5 +1,6 @@
 """Interfaces: what users touch.
 
-cli/     the command `weightsteer`: a module a verb, flags, help
-python/  what `import weightsteer_jax as ws` offers
+cli/      the command `weightsteer`: a module a verb, flags, help
+python/   what `import weightsteer_jax as ws` offers
+serving/  an OpenAI-compatible server
 """

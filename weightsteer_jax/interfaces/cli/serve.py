@@ -1,0 +1,103 @@
+r"""Serves a model to OpenAI's clients, at a strength of each request's own.
+
+weightsteer serve --model=organism --direction=sycophancy=runs/quickstart/directions/quickstart
+
+curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \
+    -d '{"model": "organism", "messages": [{"role": "user", "content": "Hello ."}], "alpha": -1}'
+"""
+
+from absl import flags
+
+from weightsteer_jax.interfaces.cli import arguments, chat_flags
+from weightsteer_jax.interfaces.cli.program import Program
+from weightsteer_jax.runtime.errors import InputError
+
+
+def _define_flags() -> None:
+  flags.DEFINE_string('model', None, 'Folder, hub id, or organism for the embedded model.')
+  flags.DEFINE_multi_string(
+    'direction', [], 'A direction and its name to clients, NAME=FOLDER; may be given many times.'
+  )
+  flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on; 0.0.0.0 is every one.')
+  flags.DEFINE_integer('port', 8000, 'Port to listen on; 0 takes a free one.', lower_bound=0)
+  flags.DEFINE_string(
+    'api_key_variable',
+    '',
+    'Environment variable with the key that clients must show; none if empty.',
+  )
+  flags.DEFINE_string(
+    'served_name', '', "The model's name to clients; the last part of --model if empty."
+  )
+  flags.DEFINE_integer('slots', 16, 'Answers generated together.', lower_bound=1)
+  flags.DEFINE_integer(
+    'max_length',
+    0,
+    "Positions of a prompt and its answer; 0 is the model's own, at most 2048.",
+    lower_bound=0,
+  )
+  flags.DEFINE_integer('max_waiting', 256, 'Answers that wait in line, at most.', lower_bound=1)
+  flags.DEFINE_float(
+    'drain_seconds', 60.0, 'Seconds that answers may go on after SIGTERM.', lower_bound=0.0
+  )
+  flags.DEFINE_bool('warm', True, 'Compile every program before the first request.')
+  flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of parameters and activations.')
+  flags.DEFINE_string('mesh', 'auto', 'Devices of data, fsdp and tensor, as in data:2,tensor:4.')
+  flags.DEFINE_enum(
+    'tokenizer',
+    'auto',
+    ['auto', 'file'],
+    "Whose rules cut texts into tokens where the two differ: transformers' AutoTokenizer's, or "
+    "those of tokenizer.json.",
+  )
+  chat_flags.define('today')
+  arguments.require('model')
+
+
+def _main() -> None:
+  from weightsteer_jax.config import ModelChoice
+
+  try:
+    from weightsteer_jax.interfaces.serving import server
+  except ModuleNotFoundError as error:
+    raise InputError(
+      f"serving needs the package '{error.name}': pip install 'weightsteer_jax[serve]'"
+    ) from error
+  args = flags.FLAGS
+  choice = ModelChoice(
+    args.model,
+    dtype=args.dtype,
+    tokenizer=args.tokenizer,
+    chat_template_args=chat_flags.template_args(),
+    chat_date=args.chat_date,
+  )
+  options = server.Options(
+    choice,
+    _named(args.direction),
+    name=args.served_name,
+    host=args.host,
+    port=args.port,
+    slots=args.slots,
+    max_length=args.max_length,
+    most_waiting=args.max_waiting,
+    key_variable=args.api_key_variable,
+    drain_seconds=args.drain_seconds,
+    warm=args.warm,
+    mesh=args.mesh,
+  )
+  server.serve(options)
+
+
+def _named(values: list[str]) -> dict[str, str]:
+  """{name: folder} of --direction=NAME=FOLDER."""
+  named = {}
+  for value in values:
+    name, equals, folder = value.partition('=')
+    if not equals or not name or not folder:
+      raise InputError(f'--direction={value}: expected NAME=FOLDER, as in calm=runs/calm')
+    if name in named:
+      raise InputError(f"--direction: the name '{name}' is given twice")
+    named[name] = folder
+  return named
+
+
+PROGRAM = Program(__doc__, _define_flags, _main)

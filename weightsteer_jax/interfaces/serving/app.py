@@ -1,0 +1,384 @@
+"""The web application: OpenAI's paths over a worker.
+
+POST /v1/chat/completions, /v1/completions
+GET  /v1/models, /health, /metrics, /
+"""
+
+import asyncio
+import hmac
+import json
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from starlette import applications, concurrency, responses, routing
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+
+from weightsteer_jax.data import thoughts
+from weightsteer_jax.interfaces.serving import bodies, strengths
+from weightsteer_jax.interfaces.serving.bodies import Asked, Served
+from weightsteer_jax.interfaces.serving.counts import Counts
+from weightsteer_jax.interfaces.serving.refusals import Refusal
+from weightsteer_jax.interfaces.serving.replies import Choice, Replies
+from weightsteer_jax.interfaces.serving.texts import Answer
+from weightsteer_jax.interfaces.serving.worker import Ended, Event, Full, Job, ScoreJob, Worker
+
+# Bytes of a request's body: more text than any context holds.
+MOST_BYTES = 16 * 2**20
+# Seconds between two looks at whether a client is still there.
+LOOK_SECONDS = 0.5
+# A full line is asked again after so many seconds, at least and at most.
+RETRY_SECONDS = (1, 60)
+# Names of this machine: a page of another site cannot reach a server under any other.
+LOOPBACK = ('localhost', '127.0.0.1', '[::1]')
+BROKEN = 'the model broke at this strength: its logits are not finite'
+
+
+class Front:
+  """What the handlers share.
+
+  Args:
+    key: what a client has to show; '' where nothing is asked for.
+    started: seconds since the epoch at which the server began, for the list of models.
+  """
+
+  def __init__(self, worker: Worker, served: Served, counts: Counts, *, key: str, started: int):
+    self._worker = worker
+    self._served = served
+    self._counts = counts
+    self._key = key
+    self._started = started
+    self.is_ending = False
+
+  async def chat(self, request: Request) -> responses.Response:
+    """POST /v1/chat/completions."""
+    return await self._answer(request, bodies.read_chat)
+
+  async def completion(self, request: Request) -> responses.Response:
+    """POST /v1/completions."""
+    return await self._answer(request, bodies.read_completion)
+
+  async def models(self, request: Request) -> responses.Response:
+    """GET /v1/models: the model, and its name under each direction at strength 1."""
+    self._check_key(request)
+    names = [self._served.name]
+    for direction in self._served.directions:
+      names.append(f'{self._served.name}{strengths.AT}{direction}{strengths.IS}1')
+    shared = {'object': 'model', 'created': self._started, 'owned_by': 'weightsteer_jax'}
+    data = [{'id': name, **shared, 'max_model_len': self._served.max_length} for name in names]
+    return responses.JSONResponse({'object': 'list', 'data': data})
+
+  async def health(self, request: Request) -> responses.Response:
+    """GET /health: 200 while requests are answered."""
+    if self._worker.failure or self.is_ending:
+      reason = self._worker.failure or 'ending'
+      return responses.JSONResponse({'status': reason}, status_code=503)
+    return responses.JSONResponse({'status': 'ok'})
+
+  async def metrics(self, request: Request) -> responses.Response:
+    """GET /metrics, for Prometheus."""
+    self._check_key(request)
+    text = self._counts.text(waiting=self._worker.waiting, running=self._worker.running)
+    return responses.PlainTextResponse(text, media_type='text/plain; version=0.0.4')
+
+  def _check_key(self, request: Request) -> None:
+    if not self._key:
+      return
+    scheme, _, shown = request.headers.get('authorization', '').partition(' ')
+    right = hmac.compare_digest(shown.strip().encode(), self._key.encode())
+    if scheme.lower() != 'bearer' or not right:
+      raise Refusal(
+        'the key is missing or wrong: send it as Authorization: Bearer KEY',
+        status=401,
+        code='invalid_api_key',
+      )
+
+  async def _answer(
+    self, request: Request, read: Callable[[Any, Served], Asked]
+  ) -> responses.Response:
+    self._check_key(request)
+    if self.is_ending:
+      raise Refusal('the server is ending: ask again later, or another one', status=503)
+    body = await _body(request)
+    # Templates and tokenizers take their time.
+    asked = await concurrency.run_in_threadpool(read, body, self._served)
+    self._counts.prompt_tokens += sum(map(len, asked.prompts))
+    running = _Running(asked, self._worker, self._counts)
+    running.begin()
+    if asked.stream:
+      return responses.StreamingResponse(
+        running.stream(), media_type='text/event-stream', headers={'Cache-Control': 'no-cache'}
+      )
+    return responses.JSONResponse(await running.whole(request))
+
+
+class _Running:
+  """One request on its way: its answers, and what came of them."""
+
+  def __init__(self, asked: Asked, worker: Worker, counts: Counts):
+    self._asked = asked
+    self._worker = worker
+    self._counts = counts
+    self._replies = Replies(asked)
+    self._loop = asyncio.get_running_loop()
+    self._came: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+    self._prompts = [prompt for prompt in asked.prompts for _ in range(asked.n)]
+    self._jobs: dict[int, Job] = {}
+
+  def begin(self) -> None:
+    """Puts the answers into the line.
+
+    Raises:
+      Refusal: if the line is full, or the server takes no more.
+    """
+    asked = self._asked
+    for index, prompt in enumerate(self._prompts):
+      limit = asked.limits[index // asked.n]
+      if not limit:
+        self._came.put_nowait((index, Event(finish='length')))
+        continue
+      answer = Answer(asked.tokenizer, prompt, stops=asked.stops, apart=asked.is_chat)
+      self._jobs[index] = Job(
+        prompt,
+        asked.coefficients,
+        limit,
+        asked.sampling,
+        asked.seed,
+        index % asked.n,
+        answer,
+        self._teller(index),
+        # Log-probabilities are known at the end, and sent with their text.
+        streams=asked.stream and asked.tops is None,
+      )
+    try:
+      self._worker.submit(list(self._jobs.values()))
+    except Full:
+      seconds = self._seconds_to_wait()
+      raise Refusal(
+        f'the line is full; ask again in {seconds} s',
+        status=429,
+        code='queue_full',
+        headers={'Retry-After': str(seconds)},
+      ) from None
+    except Ended as error:
+      raise Refusal(str(error), status=503) from None
+
+  async def whole(self, request: Request) -> dict[str, Any]:
+    """The reply, once all answers are over.
+
+    Raises:
+      Refusal: if there is none.
+    """
+    choices: list[Choice] = []
+    try:
+      while len(choices) < len(self._prompts):
+        index, event = await self._next(request)
+        if event.finish:
+          choices.append(self._choice(index, event))
+      return self._replies.whole(await self._scored(choices))
+    finally:
+      self._give_up(choices)
+
+  async def stream(self) -> AsyncIterator[str]:
+    """Server-sent events, as answers grow."""
+    finished: list[Choice] = []
+    try:
+      if self._asked.is_chat:
+        for index in range(len(self._prompts)):
+          yield _event(self._replies.opening(index))
+      while len(finished) < len(self._prompts):
+        index, event = await self._next(None)
+        if not event.finish:
+          yield _event(self._replies.piece(index, event.piece))
+          continue
+        [choice] = await self._scored([self._choice(index, event)])
+        finished.append(choice)
+        yield _event(self._replies.closing(choice, event.piece))
+      if self._asked.include_usage:
+        yield _event(self._replies.usage_chunk(finished))
+      yield 'data: [DONE]\n\n'
+    # The head of the reply is gone: what is left is to say it in the stream.
+    except Refusal as refusal:
+      yield _event(refusal.body())
+    finally:
+      # Also where the client went away, which ends the generator.
+      self._give_up(finished)
+
+  async def _next(self, request: Request | None) -> tuple[int, Event]:
+    """The next event; a client that went away ends the request.
+
+    Raises:
+      Refusal: if there will be no answer.
+    """
+    while True:
+      try:
+        index, event = await asyncio.wait_for(self._came.get(), LOOK_SECONDS)
+        break
+      except TimeoutError:
+        if request is not None and await request.is_disconnected():
+          raise Refusal('the client went away', status=499) from None
+    if event.error:
+      raise Refusal(f'the server failed: {event.error}', status=500)
+    if event.finish == 'not_finite':
+      raise Refusal(BROKEN, status=422, code='not_finite')
+    return index, event
+
+  def _choice(self, index: int, event: Event) -> Choice:
+    tokens = event.tokens
+    if event.finish == 'stop' and self._asked.stops:
+      tokens = self._tokens_of(event.text, tokens)
+    return Choice(
+      index=index,
+      text=event.text,
+      whole=event.whole,
+      tokens=tokens,
+      counted=len(event.tokens),
+      finish=event.finish,
+      prompt=self._prompts[index],
+    )
+
+  def _tokens_of(self, text: str, tokens: tuple[int, ...]) -> tuple[int, ...]:
+    """The first tokens, as many as a text has that a stop text has cut."""
+    low = 0
+    high = len(tokens)
+    while low < high:
+      middle = (low + high) // 2
+      if len(thoughts.text_of(self._asked.tokenizer, list(tokens[:middle]))) < len(text):
+        low = middle + 1
+      else:
+        high = middle
+    return tokens[:low]
+
+  async def _scored(self, choices: list[Choice]) -> list[Choice]:
+    """The choices in order, with what log-probabilities were asked for."""
+    choices = sorted(choices, key=lambda choice: choice.index)
+    if self._asked.tops is None:
+      return choices
+    future: asyncio.Future[Any] = self._loop.create_future()
+
+    def tell(places: Any) -> None:
+      self._loop.call_soon_threadsafe(lambda: None if future.done() else future.set_result(places))
+
+    texts = [((*one.prompt, *one.tokens), self._asked.coefficients) for one in choices]
+    try:
+      self._worker.score(ScoreJob(texts, self._asked.tops, tell))
+    except Ended as error:
+      raise Refusal(str(error), status=503) from None
+    places = await future
+    if places is None:
+      raise Refusal(f'the server failed: {self._worker.failure}', status=500)
+    scored = []
+    for choice, its in zip(choices, places):
+      if not all(math.isfinite(place.logprob) for place in its):
+        raise Refusal(BROKEN, status=422, code='not_finite')
+      scored.append(_with_places(choice, its))
+    return scored
+
+  def _give_up(self, finished: list[Choice]) -> None:
+    """Drops the answers that are not over."""
+    over = {choice.index for choice in finished}
+    left = [job for index, job in self._jobs.items() if index not in over]
+    if left:
+      self._worker.drop(left)
+
+  def _teller(self, index: int) -> Callable[[Event], None]:
+    def tell(event: Event) -> None:
+      self._loop.call_soon_threadsafe(self._came.put_nowait, (index, event))
+
+    return tell
+
+  def _seconds_to_wait(self) -> int:
+    """Seconds until some answers ahead are over, by those before."""
+    least, most = RETRY_SECONDS
+    return max(least, min(most, math.ceil(self._counts.answers.mean)))
+
+
+def _with_places(choice: Choice, places: Any) -> Choice:
+  return Choice(**{**vars(choice), 'places': places})
+
+
+def _event(value: dict[str, Any]) -> str:
+  return f'data: {json.dumps(value, ensure_ascii=False)}\n\n'
+
+
+async def _body(request: Request) -> Any:
+  """The JSON of a body.
+
+  Raises:
+    Refusal: if it is none, or too long.
+  """
+  # A page of another site may send a form, but no JSON, without asking first.
+  if request.headers.get('content-type', '').partition(';')[0].strip() != 'application/json':
+    raise Refusal('send the body as Content-Type: application/json', status=415)
+  size = 0
+  parts = []
+  async for part in request.stream():
+    size += len(part)
+    if size > MOST_BYTES:
+      raise Refusal(f'the body is longer than {MOST_BYTES >> 20} MiB', status=413)
+    parts.append(part)
+
+  def refuse(name: str) -> None:
+    raise ValueError(f'{name} is no number of JSON')
+
+  try:
+    return json.loads(b''.join(parts), parse_constant=refuse)
+  except (ValueError, RecursionError) as error:
+    raise Refusal(f'the body is no JSON: {error}') from error
+
+
+def make(front: Front, counts: Counts, *, loopback: bool) -> applications.Starlette:
+  """The application.
+
+  Args:
+    loopback: whether it is reached under names of this machine alone.
+  """
+
+  def counted(
+    handler: Callable[[Request], Awaitable[responses.Response]],
+  ) -> Callable[[Request], Awaitable[responses.Response]]:
+    async def handle(request: Request) -> responses.Response:
+      try:
+        response = await handler(request)
+      except Refusal as refusal:
+        response = responses.JSONResponse(
+          refusal.body(), status_code=refusal.status, headers=refusal.headers
+        )
+      counts.replied(request.url.path, response.status_code)
+      return response
+
+    return handle
+
+  routes = [
+    routing.Route('/v1/chat/completions', counted(front.chat), methods=['POST']),
+    routing.Route('/v1/completions', counted(front.completion), methods=['POST']),
+    routing.Route('/v1/models', counted(front.models)),
+    routing.Route('/health', counted(front.health)),
+    routing.Route('/metrics', counted(front.metrics)),
+  ]
+  middleware = []
+  if loopback:
+    middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)))
+  return applications.Starlette(
+    routes=routes,
+    middleware=middleware,
+    exception_handlers={HTTPException: _http_error, Exception: _fault},
+  )
+
+
+async def _http_error(request: Request, error: Exception) -> responses.Response:
+  """Errors of Starlette itself, such as a path that is not there."""
+  assert isinstance(error, HTTPException)
+  refusal = Refusal(
+    f'{request.method} {request.url.path}: {error.detail}', status=error.status_code
+  )
+  return responses.JSONResponse(refusal.body(), status_code=refusal.status)
+
+
+async def _fault(request: Request, error: Exception) -> responses.Response:
+  """A fault of ours; Starlette raises it again, so that it is logged."""
+  refusal = Refusal(f'a fault of the server: {type(error).__name__}', status=500)
+  return responses.JSONResponse(refusal.body(), status_code=500)

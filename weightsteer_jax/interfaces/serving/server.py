@@ -1,0 +1,287 @@
+"""A server from its options: model and directions loaded, programs compiled, then opened."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import uvicorn
+
+from weightsteer_jax import config as configs
+from weightsteer_jax import directions, inference, models
+from weightsteer_jax.config import ModelChoice
+from weightsteer_jax.experiments import sources
+from weightsteer_jax.experiments.experiment import load_model, load_tokenizer
+from weightsteer_jax.inference.live import Live
+from weightsteer_jax.interfaces.serving import app, strengths
+from weightsteer_jax.interfaces.serving.bodies import Served
+from weightsteer_jax.interfaces.serving.counts import Counts
+from weightsteer_jax.interfaces.serving.worker import Worker
+from weightsteer_jax.models import placement
+from weightsteer_jax.runtime import ending
+from weightsteer_jax.runtime.errors import InputError, OutputError
+from weightsteer_jax.runtime.progress import say
+
+# Positions of a row by default, at most: a cache of more is seldom wanted on a small machine.
+MOST_POSITIONS = 2048
+LOOPBACK = ('127.0.0.1', 'localhost', '::1')
+# Seconds between two looks of the thread that winds the stall watchdog.
+WIND_SECONDS = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What is served, and how.
+
+  Attributes:
+    model: the model; see `config.ModelChoice`.
+    directions: {name: folder}.
+    name: the model's name to clients; '' is the last part of its source.
+    host, port: where to listen; port 0 takes a free one.
+    slots: answers that are generated together.
+    max_length: positions of a prompt and its answer; 0 is the model's own, at most MOST_POSITIONS.
+    most_waiting: answers that wait in line.
+    key_variable: variable of the environment with the key that clients show; '' asks for none.
+    drain_seconds: how long answers may go on after SIGTERM.
+    warm: whether programs are compiled before the first request.
+    mesh: see `config.Mesh.shape`.
+  """
+
+  model: ModelChoice
+  directions: Mapping[str, str]
+  name: str = ''
+  host: str = '127.0.0.1'
+  port: int = 8000
+  slots: int = 16
+  max_length: int = 0
+  most_waiting: int = 256
+  key_variable: str = ''
+  drain_seconds: float = 60.0
+  warm: bool = True
+  mesh: str = 'auto'
+
+
+class Server:
+  """A server whose model is loaded.
+
+  Raises:
+    InputError: if an option, the model or a direction cannot be used; before weights are read
+      wherever it can be known.
+    OutputError: if the address is taken.
+  """
+
+  def __init__(self, options: Options):
+    self._options = options
+    key = _key(options.key_variable)
+    # First, so that a taken address is not told after minutes.
+    self._socket = _bound(options.host, options.port)
+    steering = _directions(options.directions)
+    served, live, engine = _loaded(options, steering)
+    self.counts = Counts()
+    self.worker = Worker(engine, live, most_waiting=options.most_waiting, counts=self.counts)
+    self._live = live
+    self.front = app.Front(self.worker, served, self.counts, key=key, started=int(time.time()))
+    self._uvicorn: uvicorn.Server | None = None
+    self._is_over = threading.Event()
+
+  @property
+  def url(self) -> str:
+    """Where clients reach the server."""
+    host, port = self._socket.getsockname()[:2]
+    return f'http://{f"[{host}]" if ":" in host else host}:{port}'
+
+  def warm(self) -> None:
+    """Compiles the programs, so that no request waits for that."""
+    started = time.monotonic()
+    count = 0
+    for count, _ in enumerate(self._live.warm(), 1):
+      ending.progress()
+    say(f'{count} programs ready in {time.monotonic() - started:.0f} s')
+
+  def run(self) -> None:
+    """Serves until `stop`, then ends when all answers that were taken are given."""
+    loopback = self._options.host in LOOPBACK
+    web = app.make(self.front, self.counts, loopback=loopback)
+    config = uvicorn.Config(web, log_level='warning', access_log=False, lifespan='off')
+    server = _Uvicorn(config)
+    self._uvicorn = server
+    self.worker.start()
+    threading.Thread(target=self._wind, daemon=True).start()
+    try:
+      server.run(sockets=[self._socket])
+    finally:
+      self._is_over.set()
+    if self.worker.failure:
+      raise RuntimeError(self.worker.failure)
+
+  def stop(self) -> None:
+    """Takes no more, and ends when what was taken is answered; a second call ends at once."""
+    if self.front.is_ending:
+      if self._uvicorn:
+        self._uvicorn.force_exit = True
+      return
+    self.front.is_ending = True
+    threading.Thread(target=self._drain, daemon=True).start()
+
+  def _drain(self) -> None:
+    if not self.worker.end(self._options.drain_seconds):
+      say(f'not every answer was over after {self._options.drain_seconds:g} s')
+      if self._uvicorn:
+        self._uvicorn.force_exit = True
+    if self._uvicorn:
+      self._uvicorn.should_exit = True
+
+  def _wind(self) -> None:
+    """Winds the stall watchdog while the worker has nothing to do, or does it."""
+    told = -1
+    while not self._is_over.wait(WIND_SECONDS):
+      if not self.worker.running or self.counts.tokens != told:
+        ending.progress()
+      told = self.counts.tokens
+      # Requests would wait for ever.
+      if self.worker.failure:
+        self.stop()
+
+
+def serve(options: Options) -> None:
+  """Serves until SIGTERM or SIGINT."""
+  server = Server(options)
+  if options.warm:
+    server.warm()
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: server.stop())
+  say(f'serving on {server.url}')
+  server.run()
+  say('all answers were given; ended')
+
+
+class _Uvicorn(uvicorn.Server):
+  """uvicorn without handlers of signals: the server itself says when to end."""
+
+  @contextlib.contextmanager
+  def capture_signals(self) -> Iterator[None]:
+    yield
+
+
+def _key(variable: str) -> str:
+  if not variable:
+    return ''
+  key = os.environ.get(variable, '')
+  if not key:
+    raise InputError(
+      f'--api_key_variable={variable}: the environment has no such variable, or it is empty; it '
+      'holds the key that clients must show'
+    )
+  return key
+
+
+def _bound(host: str, port: int) -> socket.socket:
+  family = socket.AF_INET6 if ':' in host else socket.AF_INET
+  bound = socket.socket(family, socket.SOCK_STREAM)
+  bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+  try:
+    bound.bind((host, port))
+  except OSError as error:
+    bound.close()
+    raise OutputError(
+      f'{host}:{port} cannot be listened on: {error.strerror or error}; name another --port, or 0 '
+      'for any that is free'
+    ) from error
+  bound.set_inheritable(True)
+  return bound
+
+
+def _directions(folders: Mapping[str, str]) -> dict[str, directions.Direction]:
+  """{name: direction}, before any model is read."""
+  loaded = {}
+  for name, folder in folders.items():
+    if not name or any(mark in name for mark in (strengths.AT, strengths.AND, strengths.IS)):
+      raise InputError(
+        f"--direction: '{name}' cannot be a direction's name, which stands in a model's name as "
+        f'in MODEL{strengths.AT}NAME{strengths.IS}-0.5'
+      )
+    loaded[name] = directions.load(folder)
+  return loaded
+
+
+def _loaded(
+  options: Options, steering: Mapping[str, directions.Direction]
+) -> tuple[Served, Live, inference.Engine]:
+  choice = options.model
+  folder, _ = models.resolve(sources.folder_of(choice.source), revision=choice.revision or None)
+  config, _ = models.load_config(folder)
+  max_length = options.max_length or min(config.max_positions, MOST_POSITIONS)
+  if max_length > config.max_positions:
+    raise InputError(
+      f'--max_length={max_length}: the model has {config.max_positions} positions; lower it'
+    )
+  mesh = configs.Mesh(shape=options.mesh)
+  layout = placement.choose(config, mesh, dtype=choice.dtype).evaluate
+  model = load_model(choice, layout)
+  for direction in steering.values():
+    directions.check_base(direction, model)
+
+  @functools.lru_cache(maxsize=8)
+  def tokenizer_of(arguments: str) -> Any:
+    told = {**choice.chat_template_args, **json.loads(arguments)}
+    with_arguments = dataclasses.replace(choice, chat_template_args=told)
+    return load_tokenizer(folder, with_arguments, choice.chat_date)
+
+  tokenizer = tokenizer_of('{}')
+  engine = inference.Engine(
+    model,
+    tokenizer,
+    {name: [(direction.delta, None)] for name, direction in steering.items()},
+    batch_size=options.slots,
+    stop_ids=inference.stop_ids(tokenizer, folder),
+    layout=layout,
+  )
+  live = Live(engine, slots=options.slots, max_length=max_length)
+  name = options.name or str(choice.source).rstrip('/').split('/')[-1]
+  served = Served(
+    name=name,
+    directions=tuple(steering),
+    tokenizer_for=lambda arguments: tokenizer_of(json.dumps(dict(arguments), sort_keys=True)),
+    max_length=max_length,
+    vocab_size=config.vocab_size,
+    bos=_puts_bos(tokenizer),
+  )
+  _say(options, served, config, steering)
+  return served, live, engine
+
+
+def _puts_bos(tokenizer: Any) -> bool:
+  """Whether the tokenizer itself begins raw texts with its token for that."""
+  first = tokenizer('a')['input_ids'][:1]
+  return tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+
+
+def _say(
+  options: Options,
+  served: Served,
+  config: models.ModelConfig,
+  steering: Mapping[str, directions.Direction],
+) -> None:
+  itemsize = 2 if options.model.dtype == 'bfloat16' else 4
+  per_position = 2 * config.num_layers * config.num_kv_heads * config.head_dim * itemsize
+  cache = options.slots * served.max_length * per_position / 2**20
+  say(
+    f"model '{served.name}' ({options.model.source}, {options.model.dtype}): {options.slots} slots "
+    f'of at most {served.max_length} tokens, a cache of up to {cache:.0f} MiB'
+  )
+  for name, direction in steering.items():
+    say(f"direction '{name}': {options.directions[name]}, norm {direction.meta['norm']:.4g}")
+  if not steering:
+    say('no direction: every strength is 0; --direction=NAME=FOLDER adds one')
+  if options.host not in LOOPBACK and not options.key_variable:
+    say(
+      f'warning: {options.host} may be reached from other machines, and no key is asked for: set '
+      '--api_key_variable'
+    )
