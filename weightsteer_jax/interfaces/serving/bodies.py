@@ -347,18 +347,18 @@ def _limit(prompt: int, limit: int | None, param: str, max_length: int) -> int:
 
 def _sampling(body: Body) -> Sampling:
   temperature = _number(body, 'temperature', 1.0)
-  # What float32 rounds to nothing is greedy.
   if not 0 <= temperature <= 100:
     raise Refusal(
       f'temperature is {temperature:g}, expected 0 (greedy) to 100', param='temperature'
     )
-  if temperature < 1e-6:
-    return Sampling()
   top_p = _number(body, 'top_p', 1.0)
   if not 0 < top_p <= 1:
     raise Refusal(f'top_p is {top_p:g}, expected above 0, at most 1', param='top_p')
   top_k = body.get('top_k', 0)
   _check_whole(top_k, 'top_k', -1, 2**31 - 1)
+  # What float32 rounds to nothing is greedy.
+  if temperature < 1e-6:
+    return Sampling()
   # vLLM's -1 takes all tokens, as 0 does.
   return Sampling(temperature, max(top_k, 0), top_p)
 

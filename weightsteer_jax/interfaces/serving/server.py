@@ -25,7 +25,7 @@ from weightsteer_jax.interfaces.serving.bodies import Served
 from weightsteer_jax.interfaces.serving.counts import Counts
 from weightsteer_jax.interfaces.serving.worker import Worker
 from weightsteer_jax.models import placement
-from weightsteer_jax.runtime import ending
+from weightsteer_jax.runtime import ending, signals
 from weightsteer_jax.runtime.errors import InputError, OutputError
 from weightsteer_jax.runtime.progress import say
 
@@ -101,8 +101,9 @@ class Server:
     """Compiles the programs, so that no request waits for that."""
     started = time.monotonic()
     count = 0
-    for count, _ in enumerate(self._live.warm(), 1):
+    for _ in self._live.warm():
       ending.progress()
+      count += 1
     say(f'{count} programs ready in {time.monotonic() - started:.0f} s')
 
   def run(self) -> None:
@@ -155,11 +156,18 @@ def serve(options: Options) -> None:
   server = Server(options)
   if options.warm:
     server.warm()
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, lambda *_: server.stop())
+  signal.signal(signal.SIGINT, lambda *_: server.stop())
+  threading.Thread(target=_stop_when_asked, args=(server,), daemon=True).start()
   say(f'serving on {server.url}')
   server.run()
   say('all answers were given; ended')
+
+
+def _stop_when_asked(server: Server) -> None:
+  """Stops the server at SIGTERM; a second one ends the process (see signals.py)."""
+  if signals.wait():
+    signals.finish()
+    server.stop()
 
 
 class _Uvicorn(uvicorn.Server):

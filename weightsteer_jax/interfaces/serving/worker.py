@@ -215,7 +215,9 @@ class Worker:
     with self._changed:
       dropped = self._dropped
       self._dropped = set()
+      waiting = len(self._line)
       self._line = collections.deque(job for job in self._line if job.key not in dropped)
+      self._counts.dropped += waiting - len(self._line)
     gone = [key for key in dropped if self._running.pop(key, None)]
     self._live.cancel(gone)
     self._counts.dropped += len(gone)
