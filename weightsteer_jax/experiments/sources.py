@@ -51,7 +51,14 @@ def shipped(tables: Mapping[str, Mapping[str, Callable]], source: str) -> Callab
 
 
 def folder_of(source: Path) -> Path:
-  """The folder or hub id behind a model's source."""
+  """The folder or hub id behind a model's source.
+
+  Raises:
+    InputError: if the source is a slip for 'organism'.
+  """
+  meant = did_you_mean(str(source), [ORGANISM], cutoff=0.8)
+  if meant and str(source) != ORGANISM and not pathlib.Path(source).exists():
+    raise InputError(f"no model '{source}'{meant}")
   return organism.checkpoint_folder() if str(source) == ORGANISM else source
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from weightsteer_jax import models
-from weightsteer_jax.inference import generation, packing, programs, scoring
+from weightsteer_jax.inference import generation, packing, programs, scoring, shapes
 from weightsteer_jax.inference.arms import AnswerOnly, Arm, Part, bare, make_arms
 from weightsteer_jax.inference.requests import (
   GenerateRequest,
@@ -39,6 +39,7 @@ class Engine:
     batch_size: rows scored or generated together.
     stop_ids: tokens that end a generation.
     layout: how the model's parameters lie, and all else is to; one device by default.
+    kept_shapes: shapes that several engines of a session generate in; None plans each call anew.
 
   Raises:
     InputError: if a delta does not fit the model, or if the mesh does not divide an axis.
@@ -53,6 +54,7 @@ class Engine:
     batch_size: int = 64,
     stop_ids: Sequence[int] = (),
     layout: Layout | None = None,
+    kept_shapes: shapes.KeptShapes | None = None,
   ):
     if batch_size < 1:
       raise InputError(f'the batch size is {batch_size}, expected 1 or more')
@@ -63,6 +65,7 @@ class Engine:
     for delta in self.arms.deltas:
       models.check_delta(model.config, bare(delta))
     self.layout = layout or sharding.single()
+    self._kept_shapes = kept_shapes
     # Placed once, in the order of `arms.deltas`; batches take the ones that they need.
     self.deltas = tuple(map(self._placed, self.arms.deltas))
     self.batch_size = batch_size
@@ -143,7 +146,12 @@ class Engine:
     limit = self.config.max_positions
     asked = generation.continuations(list(requests), self.arms, self.config)
     # A shape of generation is two programs: prefill and decode.
-    planned = generation.groups(asked, max_positions=limit, compile_tokens=2 * self._compile_tokens)
+    planned = generation.groups(
+      asked,
+      max_positions=limit,
+      compile_tokens=2 * self._compile_tokens,
+      kept_shapes=self._kept_shapes,
+    )
     for group in planned:
       deltas = tuple(self.deltas[i] for i in group.deltas)
       yield from generation.run_group(

@@ -123,13 +123,19 @@ def check_fit(requests: Sequence[GenerateRequest], config: models.ModelConfig) -
 
 
 def groups(
-  asked: Sequence[Continuation], *, max_positions: int, compile_tokens: int
+  asked: Sequence[Continuation],
+  *,
+  max_positions: int,
+  compile_tokens: int,
+  kept_shapes: shapes.KeptShapes | None = None,
 ) -> Iterator[Group]:
   """The continuations in groups: by sampling mode, shape and deltas.
 
   Args:
     compile_tokens: tokens computed in the time of one compilation (see shapes.py).
+    kept_shapes: shapes of a session's earlier calls; None plans each call for itself.
   """
+  most = (max_positions, max_positions)
   by_mode = collections.defaultdict(list)
   for continuation in asked:
     by_mode[continuation.request.sampling.mode].append(continuation)
@@ -138,7 +144,7 @@ def groups(
     planned = shapes.plan_shapes(
       [member.size for member in members],
       multiples=(PROMPT_MULTIPLE, TOTAL_MULTIPLE),
-      most=(max_positions, max_positions),
+      most=most,
       max_shapes=MAX_SHAPES,
       compile_tokens=compile_tokens,
     )
@@ -152,6 +158,11 @@ def groups(
       alike[shape, deltas].append(member)
     # Short shapes first: the first answers come soon.
     for (shape, deltas), group_members in sorted(alike.items()):
+      if kept_shapes is not None:
+        rows = len(group_members)
+        shape = kept_shapes.covering(
+          mode, shape, rows=rows, most=most, compile_tokens=compile_tokens
+        )
       yield Group(mode, shape, deltas, group_members)
 
 

@@ -5,7 +5,7 @@ Each shape costs a compilation, each padded token a computation.
 
 import collections
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from weightsteer_jax.data.batches import round_up
 
@@ -71,15 +71,62 @@ def fitting(size: Shape, shapes: Sequence[Shape]) -> Shape:
   return next(filter(holds, shapes))
 
 
+class KeptShapes:
+  """The shapes of a session, in which a caller asks text by text.
+
+  Each text has another length, and planned alone would be compiled anew. A shape that was compiled
+  before is taken again where its padding costs less than a compilation; a new shape gets room for
+  the texts to come, up to the next power of two along each axis.
+
+  >>> kept = KeptShapes()
+  >>> kept.covering('greedy', (16, 48), rows=1, most=(512, 512), compile_tokens=1000)
+  (16, 64)
+  >>> kept.covering('greedy', (80, 112), rows=1, most=(512, 512), compile_tokens=1000)
+  (128, 128)
+  >>> kept.covering('greedy', (32, 128), rows=1, most=(512, 512), compile_tokens=1000)
+  (128, 128)
+  """
+
+  def __init__(self) -> None:
+    self._shapes: dict[Hashable, list[Shape]] = collections.defaultdict(list)
+
+  def covering(
+    self, programs: Hashable, shape: Shape, *, rows: int, most: Shape, compile_tokens: int
+  ) -> Shape:
+    """The shape to compute in place of a planned one.
+
+    Args:
+      programs: names the programs that are compiled for the shape.
+      rows: rows of the shape.
+      most: the longest that each axis may get, tokens.
+      compile_tokens: tokens computed in the time of one compilation.
+    """
+
+    def is_cheap(wider: Shape) -> bool:
+      return rows * (sum(wider) - sum(shape)) <= compile_tokens
+
+    wide = [kept for kept in self._shapes[programs] if _cover(kept, shape) == kept]
+    nearest = min(wide, key=sum, default=None)
+    if nearest is not None and is_cheap(nearest):
+      return nearest
+    roomy = tuple(min(_power_of_two(size), limit) for size, limit in zip(shape, most))
+    chosen = roomy if is_cheap(roomy) else shape
+    self._shapes[programs].append(chosen)
+    return chosen
+
+
 def rows_for(count: int, batch_size: int) -> int:
   """Rows of a batch: `batch_size`, or the power of two above `count` where that is less.
 
   >>> rows_for(5, 64), rows_for(500, 64)
   (8, 64)
   """
+  return min(batch_size, _power_of_two(count))
+
+
+def _power_of_two(count: int) -> int:
   # `bit_length` of count - 1 is the logarithm of count, rounded up.
-  power_of_two = 1 << max(count - 1, 0).bit_length()
-  return min(batch_size, power_of_two)
+  return 1 << max(count - 1, 0).bit_length()
 
 
 def _round(size: Shape, multiples: Shape, most: Shape) -> Shape:

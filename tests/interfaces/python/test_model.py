@@ -143,6 +143,16 @@ def test_another_strength_or_direction_compiles_nothing(model, v, w):
   assert programs.traces.total() == before
 
 
+def test_texts_of_many_lengths_share_few_programs(model):
+  prompts = ['A pony is ' + 'red ' * count for count in (90, 1, 70)]
+  session = ws.load('organism')
+  before = programs.traces.total()
+  texts = [session.generate(prompt, max_new_tokens=4) for prompt in prompts]
+  # Prefill and decoding of the longest text's shape.
+  assert programs.traces.total() <= before + 2
+  assert texts == model.generate(prompts, max_new_tokens=4)
+
+
 def test_lines_about_models_and_sweeps_are_short(model, v, w):
   steered = model.steer({v: 0.5, 2 * w - v: -1})
   assert repr(steered) == (
@@ -221,6 +231,7 @@ def test_what_is_no_model_is_told(run_workdir, direction_folder):
   for source, message in (
     ('runs/quickstart', 'is the workdir of a run, not a model'),
     (direction_folder(1), 'is a direction, not a model: read it with load_direction'),
+    ('organsim', "no model 'organsim' .did you mean 'organism'"),
     ('runs/quick', "did you mean 'runs/quickstart'"),
     (7, 'load takes a folder; got int 7'),
   ):

@@ -11,6 +11,7 @@ import jax
 from weightsteer_jax import directions, inference, models
 from weightsteer_jax.data import bindings
 from weightsteer_jax.experiments import chat_date
+from weightsteer_jax.inference import shapes
 from weightsteer_jax.inference.rows import Row, unwatched
 from weightsteer_jax.interfaces.python.boundary import integer, number
 from weightsteer_jax.interfaces.python.texts import Text, text_of
@@ -75,6 +76,8 @@ class HeldModel:
     self.model = model
     self.tokenizer = tokenizer
     self.batch_size = batch_size
+    # A session asks one text, and then another of another length.
+    self._kept_shapes = shapes.KeptShapes()
 
   @functools.cached_property
   def num_parameters(self) -> int:
@@ -167,7 +170,12 @@ class HeldModel:
   ) -> inference.Engine:
     # An engine is only a plan: programs are kept by the process, and deltas lie on the device.
     return inference.Engine(
-      self.model, self.tokenizer, {ARM: parts}, batch_size=self.batch_size, stop_ids=stop_ids
+      self.model,
+      self.tokenizer,
+      {ARM: parts},
+      batch_size=self.batch_size,
+      stop_ids=stop_ids,
+      kept_shapes=self._kept_shapes,
     )
 
   @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 
 from weightsteer_jax import inference, models
 from weightsteer_jax.config import ModelChoice
+from weightsteer_jax.data import bindings
 from weightsteer_jax.experiments.experiment import load_model, load_tokenizer
 from weightsteer_jax.interfaces.python.boundary import described, integer, number, plain
 from weightsteer_jax.interfaces.python.by_alpha import ByAlpha
@@ -306,6 +307,9 @@ class SteeredModel:
       self._held.dtype,
       f'context of {self.context_length:,} tokens',
     ]
+    told = bindings.bound(self.tokenizer).words()
+    if told:
+      parts.append(f'chat template: {told}')
     for one, strength in self.strengths.items():
       parts.append(f'{strength:+g} * {as_factor(one.name)}')
     return f'SteeredModel({", ".join(parts)})'
