@@ -346,6 +346,8 @@ def sweep(
   )
   for line in evaluation.reading.thinking.cut_words(rows, run.tasks):
     say(f'sweep: {line}')
+  # The results read all rows of the workdir again: memory holds them once.
+  del rows
 
   # Judgements of an earlier run count too, where the workdir holds some.
   def write() -> None:

@@ -15,6 +15,7 @@ from weightsteer_jax.experiments.report.pick import Pick, Side
 from weightsteer_jax.experiments.report.safe import escape
 from weightsteer_jax.experiments.report.study import (
   ROLES,
+  Cell,
   Study,
   SweptTask,
   format_alpha,
@@ -89,10 +90,10 @@ def _tiles(choice: Pick) -> str:
     return ''
   numbers = choice.comparison
   at_base = numbers.behaviour_at(0.0)
-  base = tables.format_cell(at_base) + tables.unread(at_base)
+  base = tables.format_cell(at_base)
   tiles = [
     _side_tile(choice.negative),
-    _tile('Base, alpha 0', base, words.subject(numbers)),
+    _tile('Base, alpha 0', base, words.subject(numbers) + _unread(at_base)),
     _side_tile(choice.positive),
   ]
   return f'<ul class="tiles">{"".join(tiles)}</ul>'
@@ -109,8 +110,16 @@ def _side_tile(side: Side) -> str:
       cost += f' ({side.worst.interval})'
     cost += ', the capability kept least'
   name = f'Picked alpha {format_alpha(side.alpha)}'
-  value = tables.format_cell(side.behaviour) + tables.unread(side.behaviour)
-  return _tile(name, value, cost, kind='tile picked')
+  value = tables.format_cell(side.behaviour)
+  return _tile(name, value, cost + _unread(side.behaviour), kind='tile picked')
+
+
+def _unread(cell: Cell) -> str:
+  """The share of answers that could not be read, behind a note; '' for none."""
+  if not cell.unreadable:
+    return ''
+  beware = ', so the number says little' if cell.few else ''
+  return f'; {tables.percent(cell.unread)} of the answers could not be read{beware}'
 
 
 def _tile(name: str, value: str, note: str, *, kind: str = 'tile') -> str:
