@@ -243,7 +243,8 @@ def test_a_folder_that_is_no_workdir_is_left_alone(tmp_path):
 @pytest.mark.parametrize(
   'key, value, message',
   [
-    ('model.source', '/no/such/checkpoint', 'no checkpoint at'),
+    ('model.source', '/no/such/checkpoint', '^--config.model.source: no checkpoint at'),
+    ('model.source', 'organsim', r"no model 'organsim' \(did you mean 'organism'"),
     ('tasks.facts.items', 'organism:fact', "did you mean 'facts'"),
     ('tasks.facts.items', 'nowhere.jsonl', "no file 'nowhere.jsonl'"),
     ('data.questions', 'organism:opinion', "did you mean 'opinions'"),

@@ -67,8 +67,9 @@ class Experiment:
   @functools.cached_property
   def checkpoint(self) -> pathlib.Path:
     """The local folder of the run's model."""
-    source = sources.folder_of(self.run.model.source)
-    return models.resolve(source, revision=self.run.model.revision or None)[0]
+    with sources.of_key('model.source'):
+      source = sources.folder_of(self.run.model.source)
+      return models.resolve(source, revision=self.run.model.revision or None)[0]
 
   @functools.cached_property
   def config(self) -> models.ModelConfig:

@@ -14,7 +14,7 @@ from weightsteer_jax.experiments.preflight.programs import DEFAULT_SIZES, Sizes,
 from weightsteer_jax.experiments.preflight.run import as_json, check, check_names
 from weightsteer_jax.experiments.preflight.search import search
 from weightsteer_jax.experiments.preflight.topology import Hardware, find_hardware
-from weightsteer_jax.experiments.sources import folder_of
+from weightsteer_jax.experiments.sources import folder_of, of_key
 from weightsteer_jax.models.attention import with_kernel
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.messages import memory_size
@@ -99,9 +99,10 @@ def _prepare(
     run = dataclasses.replace(run, mesh=replaced)
   hardware = find_hardware(topology)
   # Shapes are all that is needed, so the weights of a hub model are not downloaded.
-  source = folder_of(run.model.source)
-  revision = run.model.revision or None
-  folder, _ = models.resolve(source, revision=revision, weights=False)
+  with of_key('model.source'):
+    source = folder_of(run.model.source)
+    revision = run.model.revision or None
+    folder, _ = models.resolve(source, revision=revision, weights=False)
   config, family = models.load_config(folder)
   # The kernel that the run would choose there, not the kernel for the machine of the preflight.
   platform = hardware.devices[0].platform

@@ -108,8 +108,19 @@ def _help(verb: Program, argv: list[str], shown: str, *, full: bool) -> None:
 
 def _guarded(verb: Program) -> None:
   # absl prints information of all libraries. Users do not ask which backends jax did not find,
-  # where a bucket's driver found its credentials, or for a line per request to a judge.
-  quiet = ('jax', 'botocore', 'aiobotocore', 'google', 'openai', 'httpx', 'httpx2')
+  # where a bucket's driver found its credentials, how many tensors a writer has, or for a line per
+  # request to a judge.
+  quiet = (
+    'jax',
+    'datasets',
+    'gguf',
+    'botocore',
+    'aiobotocore',
+    'google',
+    'openai',
+    'httpx',
+    'httpx2',
+  )
   for library in quiet:
     logging.getLogger(library).setLevel(logging.WARNING)
   from weightsteer_jax.runtime import compile_cache, ending, profiling
