@@ -9,7 +9,8 @@ pick.py           which alpha to use on each side of zero; words.py says why
 tables.py         the terminal's table, Markdown and csv
 axis.py           the axis of strengths, to scale
 figures.py        PNG and SVG; labels.py keeps their labels apart
-curves.py         the page's curves, every point a link to its answers
+curves.py         the page's curves, every point a link to its answers; exchange.py: behaviour
+                  against capability, alike
 safe.py           foreign text made safe to show
 examples.py       the sweep's rows counted, and where each stands; judged.py has judges' scores
 parts.py          every example as the scripts read it; beside.py keeps large ones out of the page

@@ -40,8 +40,6 @@ MARKERS = (
 )
 COLOURS = 6
 DASHES = ('', '6 3', '2 2')
-# Share of answers that could not be read from which a point is drawn hollow.
-HOLLOW = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,12 +155,10 @@ def points_of(
 
 def key(number: int) -> str:
   """The mark of an arm for a legend."""
-  dash = DASHES[number // COLOURS % len(DASHES)]
-  dashed = f' stroke-dasharray="{dash}"' if dash else ''
   return (
-    f'<svg class="sign arm-{number % COLOURS}" viewBox="-14 -6 28 12" aria-hidden="true">'
-    f'<path class="line"{dashed} d="M-13 0H13"/>'
-    f'<path class="dot" d="{MARKERS[number % len(MARKERS)]}"/></svg>'
+    f'<svg class="sign {colour(number)}" viewBox="-14 -6 28 12" aria-hidden="true">'
+    f'<path class="line"{dash(number)} d="M-13 0H13"/>'
+    f'<path class="dot" d="{marker(number)}"/></svg>'
   )
 
 
@@ -305,7 +301,7 @@ def _picks(line: Line, scale: _Scale) -> str:
     if alpha in scale.alphas:
       x = scale.x(alpha)
       parts.append(
-        f'<g class="pick arm-{line.number % COLOURS}"><path class="at" d="M{x:.1f} {TOP}V{floor}"/>'
+        f'<g class="pick {colour(line.number)}"><path class="at" d="M{x:.1f} {TOP}V{floor}"/>'
         f'<path class="flag" d="M{x:.1f} {floor}l4 7h-8Z"/></g>'
       )
   return ''.join(parts)
@@ -319,31 +315,73 @@ def _curve(line: Line, scale: _Scale) -> str:
   for point in line.points:
     low, high = point.cell.bar
     bars.append(f'M{scale.x(point.alpha):.1f} {scale.y(low):.1f}V{scale.y(high):.1f}')
-  dash = DASHES[line.number // COLOURS % len(DASHES)]
-  dashed = f' stroke-dasharray="{dash}"' if dash else ''
   return (
-    f'<g class="arm-{line.number % COLOURS}"><path class="bars" d="{"".join(bars)}"/>'
-    f'<path class="line"{dashed} d="M{path}"/></g>'
+    f'<g class="{colour(line.number)}"><path class="bars" d="{"".join(bars)}"/>'
+    f'<path class="line"{dash(line.number)} d="M{path}"/></g>'
   )
 
 
 def _dots(line: Line, scale: _Scale) -> str:
-  """An arm's points: links with their values as title, hollow where much is unreadable."""
-  marker = MARKERS[line.number % len(MARKERS)]
+  """An arm's points: links with their values as title, hollow where most is unreadable."""
   parts = []
   for point in line.points:
-    kind = 'dot hollow' if point.unreadable >= HOLLOW else 'dot'
-    where = f'translate({scale.x(point.alpha):.1f} {scale.y(point.cell.mean):.1f})'
-    title = escape('; '.join(words(line, point)))
-    ring = '<circle class="ring" r="6.6"/>' if point.alpha in line.picked else ''
-    # The circle without colour is what a finger or a pointer has to meet.
-    shape = f'{ring}<circle class="hit" r="9"/><path class="{kind}" d="{marker}"/>'
-    content = f'<g transform="{where}"><title>{title}</title>{shape}</g>'
-    if point.href:
-      href = escape(point.href)
-      content = f'<a href="{href}" class="point" data-alpha="{point.alpha!r}">{content}</a>'
-    parts.append(content)
-  return f'<g class="arm-{line.number % COLOURS}">{"".join(parts)}</g>'
+    parts.append(
+      dot(
+        (scale.x(point.alpha), scale.y(point.cell.mean)),
+        line.number,
+        alpha=point.alpha,
+        words=words(line, point),
+        href=point.href,
+        ring=point.alpha in line.picked,
+        hollow=point.unreadable > study.MOSTLY_UNREAD,
+      )
+    )
+  return f'<g class="{colour(line.number)}">{"".join(parts)}</g>'
+
+
+def dot(
+  at: tuple[float, float],
+  number: int,
+  *,
+  alpha: float,
+  words: Sequence[str],
+  href: str,
+  ring: bool,
+  hollow: bool,
+) -> str:
+  """A point of a drawing, with words for the pointer and a link to its answers.
+
+  Args:
+    at: place in the drawing.
+    number: the arm's place among all arms.
+    href: address of the answers; '' for none.
+  """
+  kind = 'dot hollow' if hollow else 'dot'
+  around = '<circle class="ring" r="6.6"/>' if ring else ''
+  # The circle without colour is what a finger or a pointer has to meet.
+  shape = f'{around}<circle class="hit" r="9"/><path class="{kind}" d="{marker(number)}"/>'
+  title = f'<title>{escape("; ".join(words))}</title>'
+  where = f'transform="translate({at[0]:.1f} {at[1]:.1f})"'
+  about = f'class="point" data-alpha="{alpha!r}"'
+  if not href:
+    return f'<g {about} role="img" {where}>{title}{shape}</g>'
+  return f'<a {about} href="{escape(href)}"><g {where}>{title}{shape}</g></a>'
+
+
+def colour(number: int) -> str:
+  """The class in page.css with an arm's colour."""
+  return f'arm-{number % COLOURS}'
+
+
+def marker(number: int) -> str:
+  """The path of an arm's marker, around (0, 0)."""
+  return MARKERS[number % len(MARKERS)]
+
+
+def dash(number: int) -> str:
+  """The attribute that dashes an arm's line where colours begin again; '' for a whole line."""
+  pattern = DASHES[number // COLOURS % len(DASHES)]
+  return f' stroke-dasharray="{pattern}"' if pattern else ''
 
 
 def _strip(panel: Panel, scale: _Scale) -> str:

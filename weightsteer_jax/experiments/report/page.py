@@ -55,11 +55,11 @@ def write(workdir: str | Path, *, behaviour: str | None = None, rule: Rule = DEF
   folder = sweep.workdir / 'report'
   placed = beside.place(folder, parts.make(sweep, survey, scores))
   curves = figures.png(figures.curves(picks))
-  tradeoff = figures.tradeoff(picks)
-  page = _page(sweep, picks, survey, scores, placed, figures.svg(tradeoff, sections.TRADEOFF))
+  tradeoff = figures.png(figures.tradeoff(picks))
+  page = _page(sweep, picks, survey, scores, placed)
   markdown = [f'## {choice.arm}\n\n{tables.markdown(choice)}' for choice in picks]
   files.write_bytes(folder / 'curves.png', curves)
-  files.write_bytes(folder / 'tradeoff.png', figures.png(tradeoff))
+  files.write_bytes(folder / 'tradeoff.png', tradeoff)
   files.write_text(folder / 'table.md', '\n\n'.join(markdown) + '\n')
   files.write_text(folder / 'results.csv', tables.csv(sweep.results))
   # The page last: an index.html that is new has new files beside it.
@@ -74,7 +74,6 @@ def _page(
   survey: Survey,
   scores: Scores,
   placed: Placed,
-  tradeoff: str,
 ) -> str:
   # Resolved, because '.' has no name.
   folder_name = sweep.workdir.resolve().name
@@ -94,7 +93,7 @@ def _page(
       sections.headlines(picks),
       sections.charts(sweep, picks),
       sections.browser(survey, placed),
-      sections.exchange(tradeoff),
+      sections.tradeoff(picks),
       sections.results(sweep, picks),
       sections.thinking(sweep, survey),
       sections.accounting(sweep, survey),

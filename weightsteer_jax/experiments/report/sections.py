@@ -6,7 +6,15 @@ Every text from outside goes through `escape`.
 import shlex
 from collections.abc import Sequence
 
-from weightsteer_jax.experiments.report import curves, facts, markup, results_table, tables, words
+from weightsteer_jax.experiments.report import (
+  curves,
+  exchange,
+  facts,
+  markup,
+  results_table,
+  tables,
+  words,
+)
 from weightsteer_jax.experiments.report.beside import FOLDER, Placed
 from weightsteer_jax.experiments.report.comparison import DEFAULT
 from weightsteer_jax.experiments.report.examples import Counts, Survey
@@ -23,7 +31,6 @@ from weightsteer_jax.experiments.report.study import (
 )
 from weightsteer_jax.runtime.redaction import redact
 
-TRADEOFF = 'Behaviour against capability'
 PLURALS = {'behaviour': 'Behaviours', 'capability': 'Capabilities'}
 
 
@@ -224,22 +231,29 @@ def _arm_legend(picks: Sequence[Pick]) -> str:
     items.append(f'<li><span class="sign swatch"></span> {shaded}</li>')
   bars = words.bars([choice.comparison for choice in picks])
   items.append(f'<li><span class="sign">│</span> {bars}</li>')
-  items.append('<li><span class="sign">○</span> 5 % or more of the answers not read</li>')
+  cells = [
+    cell
+    for choice in picks
+    for column in choice.comparison.table.values()
+    for cell in column.values()
+  ]
+  if any(cell.few for cell in cells):
+    items.append('<li><span class="sign">○</span> most answers could not be read</li>')
   return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def exchange(tradeoff: str) -> str:
-  """The figure of behaviour against capability.
-
-  Args:
-    tradeoff: SVG element.
-  """
+def tradeoff(picks: Sequence[Pick]) -> str:
+  """The figure of behaviour against capability; '' where one of the two was not measured."""
+  drawing = exchange.draw(picks)
+  if not drawing:
+    return ''
   return markup.section(
-    TRADEOFF,
+    'Behaviour against capability',
+    _arm_legend(picks),
     markup.figure(
-      tradeoff,
+      drawing,
       'Each point is an alpha. To the left of the shaded band a capability is lost; inside it, '
-      'all are kept. The same figure is in <a href="tradeoff.png">tradeoff.png</a>.',
+      'all are kept. The same figure for slides: <a href="tradeoff.png">tradeoff.png</a>.',
       narrow=True,
     ),
   )

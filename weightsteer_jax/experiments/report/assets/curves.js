@@ -22,7 +22,7 @@ function hideTip() {
 }
 
 for (const drawing of document.querySelectorAll('svg.curve')) {
-  const points = [...drawing.querySelectorAll('a.point')];
+  const points = [...drawing.querySelectorAll('.point')];
   // One stop of the tab key for each drawing; arrows go on from there.
   const start = points.find(point => point.dataset.alpha === '0.0') || points[0];
   for (const point of points) {
