@@ -12,6 +12,7 @@ import pathlib
 from typing import Any
 
 from weightsteer_jax.runtime.errors import InputError
+from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.runtime.progress import say
 
 # Texts for which rules of normalising and cutting differ, each for another reason.
@@ -29,6 +30,8 @@ PROBES = (
   'x=[1,22];//--> <a href="#">$%^&*</a>',
   'HTTPServer camelCase snake_case',
 )
+# Whose rules cut texts into tokens.
+CHOICES = ('auto', 'file')
 # Control tokens that are tried between words; they all go by one rule.
 _CONTROL_TOKENS = 6
 # The name of transformers' warning of a text longer than the tokenizer's own maximum. Source:
@@ -45,8 +48,13 @@ def load(folder: pathlib.Path, choice: str) -> Any:
     choice: 'auto', transformers' AutoTokenizer; or 'file', the rules of tokenizer.json.
 
   Raises:
-    InputError: if transformers cannot read the tokenizer, or there is no tokenizer.json to go by.
+    InputError: if transformers cannot read the tokenizer, there is no tokenizer.json to go by, or
+      the choice is another.
   """
+  if choice not in CHOICES:
+    raise InputError(
+      f"tokenizer is '{choice}'{did_you_mean(choice, CHOICES)}; there are: {', '.join(CHOICES)}"
+    )
   # The import takes seconds.
   import transformers
 

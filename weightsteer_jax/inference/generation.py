@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from weightsteer_jax import models
+from weightsteer_jax.config.checks import SEED_LIMIT
 from weightsteer_jax.data.batches import round_up
 from weightsteer_jax.inference import decoding, sampling, shapes
 from weightsteer_jax.inference.arms import Arms, delta_sets
@@ -247,6 +248,10 @@ def _check(request: GenerateRequest, config: models.ModelConfig) -> None:
     raise InputError(
       f'{request.cited}: a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} '
       'to generate, expected at least 1 each'
+    )
+  if not 0 <= request.seed < SEED_LIMIT:
+    raise InputError(
+      f'{request.cited}: the seed is {request.seed}, expected a whole number from 0 to 2^32 - 1'
     )
   check_ids(request.cited, request.prompt, config.vocab_size)
   total = len(request.prompt) + request.max_new_tokens - 1

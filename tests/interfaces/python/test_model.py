@@ -8,6 +8,7 @@ import weightsteer_jax as ws
 from interfaces.python.conftest import QUESTION
 from weightsteer_jax.experiments import standalone
 from weightsteer_jax.inference import programs
+from weightsteer_jax.interfaces.python.texts import text_of
 
 QUESTIONS = [QUESTION, 'Is a goat better than a cow?', 'Who are you?']
 
@@ -195,6 +196,7 @@ WRONG = {
     lambda m, w: m.generate(['a', 'x' * 3000]),
     r'prompts\[1\]: a prompt of 3000 tokens and 256 .*the model has 512; shorten the prompt or',
   ),
+  'seed': (lambda m, w: m.chat('a', seed=-1), 'the seed is -1, expected a whole number from 0'),
   'empty': (lambda m, w: m.generate(''), 'the prompt is empty'),
 }
 
@@ -237,8 +239,22 @@ def test_what_is_no_model_is_told(run_workdir, direction_folder):
   ):
     with pytest.raises(ws.InputError, match=message):
       ws.load(source)
-  with pytest.raises(ws.InputError, match='batch_size is 0, expected 1 or more'):
-    ws.load('organism', batch_size=0)
+  for options, message in (
+    (dict(batch_size=0), 'batch_size is 0, expected 1 or more'),
+    (dict(tokenizer='fille'), "tokenizer is 'fille' .did you mean 'file'"),
+    (dict(dtype='int8'), "dtype 'int8' is not supported"),
+    (dict(chat_template_args={'thinking': True}), "never reads 'thinking'"),
+  ):
+    with pytest.raises(ws.InputError, match=message):
+      ws.load('organism', **options)
+
+
+def test_a_thought_stands_apart_from_its_answer():
+  columns = dict(completion='<think>Hm.</think>Yes.', tokens=5, finish='stop')
+  text = text_of({**columns, 'thought': 'Hm.', 'answer': 'Yes.'})
+  assert text == '<think>Hm.</think>Yes.' and (text.thought, text.answer) == ('Hm.', 'Yes.')
+  plain = text_of(columns)
+  assert plain.thought is None and plain.answer == plain
 
 
 def test_texts_of_a_broken_model_are_told(model, v, capsys):
