@@ -31,6 +31,8 @@ setuptools.setup(
   package_dir={'weightsteer_jax.configs': 'configs'},
   entry_points={'console_scripts': ['weightsteer = weightsteer_jax.interfaces.cli.command:main']},
   package_data={
+    # Type checkers read annotations of an installed package only where this file is.
+    'weightsteer_jax': ['py.typed'],
     'weightsteer_jax.configs': ['preflight/*/*.json'],
     'weightsteer_jax.evaluation.judges': ['prompts/*.txt'],
     'weightsteer_jax.evaluation.tasks': ['*.jsonl'],

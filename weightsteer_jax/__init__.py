@@ -23,6 +23,7 @@ experiments/; the verb smoke needs only runtime/ and storage/. `__main__.py` is 
 interfaces/python/ is what `import weightsteer_jax as ws` offers.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,29 +48,6 @@ if TYPE_CHECKING:
 
 __version__ = '0.1.0'
 
-# {module: names that it offers here}; each is imported when it is first asked for, because jax and
-# transformers take seconds, and a command's --help needs neither.
-_OFFERED = {
-  'weightsteer_jax.interfaces.python': (
-    'ByAlpha',
-    'SteeredModel',
-    'SteeringDirection',
-    'Sweep',
-    'Text',
-    'between',
-    'export',
-    'load',
-    'load_direction',
-  ),
-  'weightsteer_jax.runtime.errors': (
-    'CorruptError',
-    'InputError',
-    'NotFiniteError',
-    'OutputError',
-    'WeightSteerError',
-  ),
-}
-
 __all__ = [
   'ByAlpha',
   'CorruptError',
@@ -88,15 +66,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-  import importlib
+# A type checker sees the imports above, and would take any name for one of these.
+if not TYPE_CHECKING:
 
-  for module, names in _OFFERED.items():
-    if name in names:
-      value = getattr(importlib.import_module(module), name)
-      globals()[name] = value
-      return value
-  raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+  def __getattr__(name: str) -> Any:
+    if name not in __all__:
+      raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    # When a name is first asked for: jax and transformers take seconds to import, which neither
+    # --help nor an error needs.
+    module = 'runtime.errors' if name.endswith('Error') else 'interfaces.python'
+    value = getattr(importlib.import_module(f'{__name__}.{module}'), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
