@@ -15,9 +15,9 @@ from weightsteer_jax.experiments.report.safe import escape
 from weightsteer_jax.experiments.report.study import Cell, format_alpha
 
 # Units of the drawing, about a pixel each.
-WIDTH = 640
-HEIGHT = 400
-LEFT = 52
+WIDTH = 540
+HEIGHT = 360
+LEFT = 60
 RIGHT = 16
 TOP = 14
 BOTTOM = 44
@@ -222,8 +222,9 @@ def _labels(picks: Sequence[Pick], arms: Sequence[Sequence[_Point]], plane: _Pla
       for x, y, anchor, box in _places(plane.at(point), text):
         if not any(_overlap(box, other) for other in taken):
           taken.append(box)
-          strong = ' strong' if point in marked else ''
-          parts.append(f'<text class="{anchor}{strong}" x="{x:.1f}" y="{y:.1f}">{text}</text>')
+          # On a phone letters are larger, and only the marked points keep their labels.
+          kind = 'strong' if point in marked else 'free'
+          parts.append(f'<text class="{anchor} {kind}" x="{x:.1f}" y="{y:.1f}">{text}</text>')
           break
   return ''.join(parts)
 
