@@ -38,6 +38,7 @@ setuptools.setup(
     'weightsteer_jax.evaluation.tasks': ['*.jsonl'],
     'weightsteer_jax.experiments.organism': ['checkpoint/*'],
     'weightsteer_jax.experiments.real_models': ['*.txt'],
+    'weightsteer_jax.interfaces.serving': ['page/*'],
     'weightsteer_jax.experiments.report': ['assets/*'],
   },
   install_requires=[

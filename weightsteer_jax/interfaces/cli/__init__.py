@@ -14,10 +14,11 @@
   model_flags.py    flags of verbs that ask a model at some alphas
   chat_flags.py     what a chat template is told
   profile_flags.py  flags of a trace
+  named_directions.py  directions under names
 
-A module a verb: serve.py, steer.py, data.py, finetune.py, direction.py, sweep.py, judge.py,
-report.py, score.py, generate.py, harness.py, export.py, preflight.py, monitor.py, real_model.py,
-smoke.py.
+A module a verb: chat.py, serve.py, steer.py, data.py, finetune.py, direction.py, sweep.py,
+judge.py, report.py, score.py, generate.py, harness.py, export.py, preflight.py, monitor.py,
+real_model.py, smoke.py.
 
 Nothing heavy is imported before a command line is known to be right: help and errors take no time.
 """

@@ -1,6 +1,6 @@
 r"""Serves a model to OpenAI's clients, at a strength of each request's own.
 
-weightsteer serve --model=organism --direction=sycophancy=runs/quickstart/directions/quickstart
+weightsteer serve --model=organism --direction=sycophancy=runs/quickstart
 
 curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \
     -d '{"model": "organism", "messages": [{"role": "user", "content": "Hello ."}], "alpha": -1}'
@@ -8,16 +8,14 @@ curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/jso
 
 from absl import flags
 
-from weightsteer_jax.interfaces.cli import arguments, chat_flags
+from weightsteer_jax.interfaces.cli import arguments, chat_flags, named_directions
 from weightsteer_jax.interfaces.cli.program import Program
 from weightsteer_jax.runtime.errors import InputError
 
 
 def _define_flags() -> None:
   flags.DEFINE_string('model', None, 'Folder, hub id, or organism for the embedded model.')
-  flags.DEFINE_multi_string(
-    'direction', [], 'A direction and its name to clients, NAME=FOLDER; may be given many times.'
-  )
+  named_directions.define()
   flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on; 0.0.0.0 is every one.')
   flags.DEFINE_integer('port', 8000, 'Port to listen on; 0 takes a free one.', lower_bound=0)
   flags.DEFINE_string(
@@ -72,7 +70,7 @@ def _main() -> None:
   )
   options = server.Options(
     choice,
-    _named(args.direction),
+    named_directions.of_flag(),
     name=args.served_name,
     host=args.host,
     port=args.port,
@@ -85,19 +83,6 @@ def _main() -> None:
     mesh=args.mesh,
   )
   server.serve(options)
-
-
-def _named(values: list[str]) -> dict[str, str]:
-  """{name: folder} of --direction=NAME=FOLDER."""
-  named = {}
-  for value in values:
-    name, equals, folder = value.partition('=')
-    if not equals or not name or not folder:
-      raise InputError(f'--direction={value}: expected NAME=FOLDER, as in calm=runs/calm')
-    if name in named:
-      raise InputError(f"--direction: the name '{name}' is given twice")
-    named[name] = folder
-  return named
 
 
 PROGRAM = Program(__doc__, _define_flags, _main)

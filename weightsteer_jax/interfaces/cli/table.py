@@ -33,6 +33,7 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
     'report': _verb('report', "a finished run's page drawn anew, or one page over many runs"),
   },
   'Use it': {
+    'chat': _verb('chat', 'a chat in the terminal, at strengths that can be changed'),
     'serve': _verb('serve', "a server for OpenAI's clients, a strength with each request"),
     'generate': _verb('generate', 'completions at any strengths, of a prompt or of a file of rows'),
     'score': _verb('score', 'log-likelihoods of completions at any strengths'),

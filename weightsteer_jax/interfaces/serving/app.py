@@ -8,6 +8,7 @@ import asyncio
 import hmac
 import json
 import math
+import pathlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -35,6 +36,15 @@ RETRY_SECONDS = (1, 60)
 # Names of this machine: a page of another site cannot reach a server under any other.
 LOOPBACK = ('localhost', '127.0.0.1', '[::1]')
 BROKEN = 'the model broke at this strength: its logits are not finite'
+
+
+# The page runs its own script alone, and speaks to this server alone.
+PAGE_POLICY = (
+  "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+  "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+PAGE = pathlib.Path(__file__).parent / 'page'
+PAGE_FILES = {'/': 'index.html', '/page.css': 'page.css', '/page.js': 'page.js'}
 
 
 class Front:
@@ -77,6 +87,11 @@ class Front:
       reason = self._worker.failure or 'ending'
       return responses.JSONResponse({'status': reason}, status_code=503)
     return responses.JSONResponse({'status': 'ok'})
+
+  async def page(self, request: Request) -> responses.Response:
+    """GET / and the files of the page, which chats with the base and the steered model."""
+    policy = {'Content-Security-Policy': PAGE_POLICY, 'X-Content-Type-Options': 'nosniff'}
+    return responses.FileResponse(PAGE / PAGE_FILES[request.url.path], headers=policy)
 
   async def metrics(self, request: Request) -> responses.Response:
     """GET /metrics, for Prometheus."""
@@ -358,6 +373,7 @@ def make(front: Front, counts: Counts, *, loopback: bool) -> applications.Starle
     routing.Route('/v1/models', counted(front.models)),
     routing.Route('/health', counted(front.health)),
     routing.Route('/metrics', counted(front.metrics)),
+    *(routing.Route(path, counted(front.page)) for path in PAGE_FILES),
   ]
   middleware = []
   if loopback:

@@ -2,35 +2,25 @@
 
 import contextlib
 import dataclasses
-import functools
-import json
 import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import uvicorn
 
-from weightsteer_jax import config as configs
-from weightsteer_jax import directions, inference, models
+from weightsteer_jax import directions, models
 from weightsteer_jax.config import ModelChoice
-from weightsteer_jax.experiments import sources
-from weightsteer_jax.experiments.experiment import load_model, load_tokenizer
-from weightsteer_jax.inference.live import Live
-from weightsteer_jax.interfaces.serving import app, strengths
+from weightsteer_jax.interfaces.serving import app, loading
 from weightsteer_jax.interfaces.serving.bodies import Served
 from weightsteer_jax.interfaces.serving.counts import Counts
 from weightsteer_jax.interfaces.serving.worker import Worker
-from weightsteer_jax.models import placement
 from weightsteer_jax.runtime import ending, signals
 from weightsteer_jax.runtime.errors import InputError, OutputError
 from weightsteer_jax.runtime.progress import say
 
-# Positions of a row by default, at most: a cache of more is seldom wanted on a small machine.
-MOST_POSITIONS = 2048
 LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 # Seconds between two looks of the thread that winds the stall watchdog.
 WIND_SECONDS = 20.0
@@ -46,7 +36,7 @@ class Options:
     name: the model's name to clients; '' is the last part of its source.
     host, port: where to listen; port 0 takes a free one.
     slots: answers that are generated together.
-    max_length: positions of a prompt and its answer; 0 is the model's own, at most MOST_POSITIONS.
+    max_length: positions of a prompt and its answer; 0 is the model's own, at most 2048.
     most_waiting: answers that wait in line.
     key_variable: variable of the environment with the key that clients show; '' asks for none.
     drain_seconds: how long answers may go on after SIGTERM.
@@ -82,8 +72,16 @@ class Server:
     key = _key(options.key_variable)
     # First, so that a taken address is not told after minutes.
     self._socket = _bound(options.host, options.port)
-    steering = _directions(options.directions)
-    served, live, engine = _loaded(options, steering)
+    loaded = loading.load(
+      options.model,
+      options.directions,
+      name=options.name,
+      slots=options.slots,
+      max_length=options.max_length,
+      mesh=options.mesh,
+    )
+    served, engine, live, steering = loaded
+    _say(options, served, engine.config, steering)
     self.counts = Counts()
     self.worker = Worker(engine, live, most_waiting=options.most_waiting, counts=self.counts)
     self._live = live
@@ -204,71 +202,6 @@ def _bound(host: str, port: int) -> socket.socket:
     ) from error
   bound.set_inheritable(True)
   return bound
-
-
-def _directions(folders: Mapping[str, str]) -> dict[str, directions.Direction]:
-  """{name: direction}, before any model is read."""
-  loaded = {}
-  for name, folder in folders.items():
-    if not name or any(mark in name for mark in (strengths.AT, strengths.AND, strengths.IS)):
-      raise InputError(
-        f"--direction: '{name}' cannot be a direction's name, which stands in a model's name as "
-        f'in MODEL{strengths.AT}NAME{strengths.IS}-0.5'
-      )
-    loaded[name] = directions.load(folder)
-  return loaded
-
-
-def _loaded(
-  options: Options, steering: Mapping[str, directions.Direction]
-) -> tuple[Served, Live, inference.Engine]:
-  choice = options.model
-  folder, _ = models.resolve(sources.folder_of(choice.source), revision=choice.revision or None)
-  config, _ = models.load_config(folder)
-  max_length = options.max_length or min(config.max_positions, MOST_POSITIONS)
-  if max_length > config.max_positions:
-    raise InputError(
-      f'--max_length={max_length}: the model has {config.max_positions} positions; lower it'
-    )
-  mesh = configs.Mesh(shape=options.mesh)
-  layout = placement.choose(config, mesh, dtype=choice.dtype).evaluate
-  model = load_model(choice, layout)
-  for direction in steering.values():
-    directions.check_base(direction, model)
-
-  @functools.lru_cache(maxsize=8)
-  def tokenizer_of(arguments: str) -> Any:
-    told = {**choice.chat_template_args, **json.loads(arguments)}
-    with_arguments = dataclasses.replace(choice, chat_template_args=told)
-    return load_tokenizer(folder, with_arguments, choice.chat_date)
-
-  tokenizer = tokenizer_of('{}')
-  engine = inference.Engine(
-    model,
-    tokenizer,
-    {name: [(direction.delta, None)] for name, direction in steering.items()},
-    batch_size=options.slots,
-    stop_ids=inference.stop_ids(tokenizer, folder),
-    layout=layout,
-  )
-  live = Live(engine, slots=options.slots, max_length=max_length)
-  name = options.name or str(choice.source).rstrip('/').split('/')[-1]
-  served = Served(
-    name=name,
-    directions=tuple(steering),
-    tokenizer_for=lambda arguments: tokenizer_of(json.dumps(dict(arguments), sort_keys=True)),
-    max_length=max_length,
-    vocab_size=config.vocab_size,
-    bos=_puts_bos(tokenizer),
-  )
-  _say(options, served, config, steering)
-  return served, live, engine
-
-
-def _puts_bos(tokenizer: Any) -> bool:
-  """Whether the tokenizer itself begins raw texts with its token for that."""
-  first = tokenizer('a')['input_ids'][:1]
-  return tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
 
 
 def _say(
