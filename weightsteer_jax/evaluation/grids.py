@@ -1,11 +1,9 @@
 """The sweeps that the rows of a workdir come from: sweep/grids.jsonl, a line a grid.
 
-A workdir may be swept again with other strengths, tasks or arms. All its rows are then one set of
-results, as long as they are made from the same model, directions, items, tokens and sampling, which
-`plan.json` holds and every sweep is compared with before it begins.
-
-A line has the fields of `Grid`: `inputs` is the part of the plan that the grid needs, `settings` is
-what its config said of strengths. The same sweep started again is the same grid.
+A workdir may be swept again with other strengths, tasks or arms. All rows of the workdir are then
+one set of results, as long as the rows are made from the same model, directions, items, tokens and
+sampling. `plan.json` holds these inputs, and every sweep is compared with the plan before the sweep
+begins. The same sweep started again is the same grid.
 """
 
 import collections
@@ -22,6 +20,7 @@ from weightsteer_jax.storage import files
 Row = Mapping[str, Any]
 # An arm, a task and a strength.
 Place = tuple[str, str, float]
+UNFINISHED = 'not all of its rows are there: sweep it again to finish it'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +28,12 @@ class Grid:
   """One sweep of a workdir.
 
   Attributes:
-    grid: its number, from 1.
+    grid: the number of the sweep, from 1.
     alphas: {arm: strengths}.
     tasks: names of the tasks.
-    inputs: what its rows are made from, as in plan.json.
+    inputs: what the rows are made from, as in plan.json.
     command: the command line; '' where not on record.
-    settings: the strengths and arms of its config.
+    settings: strengths of the config, as `swept_settings.strengths` has them.
     begun, finished: ISO 8601, UTC; `finished` is '' for a sweep that did not end.
   """
 
@@ -76,8 +75,8 @@ def read(workdir: pathlib.Path) -> list[Grid]:
       grids.append(Grid(**values))
     except (ValueError, TypeError, AttributeError) as error:
       raise CorruptError(
-        f'{path}:{number} is no record of a sweep ({error}): move the file away; its rows are '
-        'then those of one sweep'
+        f'{path}:{number} is no record of a sweep ({error}): move the file away, and all rows '
+        'count as those of one sweep'
       ) from None
   return grids
 
@@ -86,7 +85,7 @@ def begin(workdir: pathlib.Path, grid: Grid) -> int:
   """The number of a grid, which is put on record unless it is there.
 
   Args:
-    grid: its number does not matter.
+    grid: a grid of any number.
   """
   known = read(workdir)
   for each in known:
@@ -137,58 +136,48 @@ def together(
 ) -> tuple[list[Row], dict[Place, Grid], list[str]]:
   """(the rows that belong together, the grid of each cell, what was left out in words).
 
-  A cell (an arm, a task and a strength) is left out whole where its task is not among `tasks`,
-  where its grid was made from other inputs than plan.json has, or where it lacks rows, as after a
-  sweep that was interrupted. Rows come by arm in the order of the grids, then by task.
+  A cell is an arm, a task and a strength. Left out whole is a cell of a task that is not among
+  `tasks`, a cell whose grid was made from other inputs than plan.json has, and a cell that lacks
+  rows, as after an interrupted sweep. Rows come by arm in the order of the grids, then by task.
 
   Args:
     tasks: names in order; None is all.
+
+  Raises:
+    CorruptError: if a record of a sweep is broken.
   """
   cells: dict[Place, list[Row]] = {}
-  for row in rows:
-    cells.setdefault((row['arm'], row['task'], float(row['alpha'])), []).append(row)
-  grids = read(workdir)
-  plan = workdir / 'sweep' / 'plan.json'
-  inputs = {}
-  if plan.is_file():
-    inputs = files.read_json(plan, what='the plan of a sweep').get('inputs', {})
+  # What a whole cell of a task has.
   examples: dict[str, set[str]] = {}
-  for (_, task, _), rows_of in cells.items():
-    examples.setdefault(task, set()).update(row['example'] for row in rows_of)
-  origins = {}
-  # {reason: cells}, to say a reason once.
+  for row in rows:
+    place = (row['arm'], row['task'], float(row['alpha']))
+    cells.setdefault(place, []).append(row)
+    examples.setdefault(row['task'], set()).add(row['example'])
+  grids = read(workdir)
+  inputs = _planned(workdir)
+  origins: dict[Place, Grid] = {}
+  kept: list[Place] = []
+  # {reason: cells}, to say each reason once.
   left: dict[str, list[Place]] = {}
-  for place, rows_of in cells.items():
+  for place, rows_of_cell in cells.items():
     grid = _grid_of(place, grids)
-    reason = ''
+    differing = _differing(grid, inputs, place) if grid else ''
     if tasks is not None and place[1] not in tasks:
-      reason = 'the config has no such task'
-    elif grid and _differing(grid, inputs, place):
-      reason = f'made from other inputs than the rest ({_differing(grid, inputs, place)})'
-    elif _lacks(rows_of, examples[place[1]]):
-      reason = 'not all of its rows are there: sweep it again to finish it'
-    if reason:
+      left.setdefault('the config has no such task', []).append(place)
+    elif differing:
+      reason = f'made from other inputs than the rest ({differing})'
       left.setdefault(reason, []).append(place)
-    elif grid:
-      origins[place] = grid
-  out = {place for places in left.values() for place in places}
-  kept = [place for place in cells if place not in out]
-  ordered = sorted(kept, key=_order(grids, kept, tasks))
-  chosen = [row for place in ordered for row in cells[place]]
-  return chosen, origins, [_words(reason, places, cells) for reason, places in left.items()]
-
-
-def summary(grids: Sequence[Grid]) -> list[str]:
-  """The grids in words, a line each."""
-  lines = []
-  for grid in grids:
-    arms = []
-    for arm, alphas in grid.alphas.items():
-      strengths = ', '.join(f'{alpha:g}' for alpha in alphas)
-      arms.append(f'{arm} at {strengths}')
-    ended = '' if grid.finished else ', not finished'
-    lines.append(f'sweep {grid.grid} ({grid.begun[:10]}{ended}): {"; ".join(arms)}')
-  return lines
+    elif not _is_whole(rows_of_cell, examples[place[1]]):
+      left.setdefault(UNFINISHED, []).append(place)
+    else:
+      kept.append(place)
+      if grid:
+        origins[place] = grid
+  chosen: list[Row] = []
+  for place in _in_order(kept, grids, tasks):
+    chosen += cells[place]
+  words = [_words(reason, places, cells) for reason, places in left.items()]
+  return chosen, origins, words
 
 
 def now() -> str:
@@ -209,45 +198,70 @@ def _content(grid: Grid) -> Any:
   return json.loads(json.dumps([grid.alphas, sorted(grid.tasks), grid.inputs]))
 
 
+def _planned(workdir: pathlib.Path) -> Mapping[str, Any]:
+  """The inputs of plan.json; {} without the file."""
+  plan = workdir / 'sweep' / 'plan.json'
+  if not plan.is_file():
+    return {}
+  return files.read_json(plan, what='the plan of a sweep').get('inputs', {})
+
+
 def _grid_of(place: Place, grids: Sequence[Grid]) -> Grid | None:
-  """The first sweep that made a cell: the first to finish, or one that may have made it."""
+  """The sweep that made a cell; None where no sweep names the cell."""
   named = [grid for grid in grids if grid.holds(place)]
+  # The first to finish has made every cell that it names. An unfinished one may have.
   finished = [grid for grid in named if grid.finished]
-  return next(iter([*finished, *named]), None)
+  candidates = finished or named
+  return candidates[0] if candidates else None
 
 
 def _differing(grid: Grid, inputs: Mapping[str, Any], place: Place) -> str:
   """Names of inputs of a cell that plan.json has otherwise; '' for none."""
   arm, task, _ = place
+  own = (f"'{arm}'", f"'{task}'")
   names = []
   for name, value in grid.inputs.items():
-    # Inputs of other arms and tasks are nothing to this cell.
-    of_other = name.endswith("'") and f"'{arm}'" not in name and f"'{task}'" not in name
-    if not of_other and name in inputs and inputs[name] != json.loads(json.dumps(value)):
+    # A name that ends with a quoted one is an input of that arm or task alone.
+    if name.endswith("'") and not name.endswith(own):
+      continue
+    # Through JSON, as the plan went: tuples are lists in both.
+    if name in inputs and inputs[name] != json.loads(json.dumps(value)):
       names.append(name)
   return ', '.join(names)
 
 
-def _lacks(rows: Sequence[Row], examples: set[str]) -> bool:
-  """Whether a cell lacks an example of its task, or a sample that other examples have."""
+def _is_whole(rows: Sequence[Row], examples: set[str]) -> bool:
+  """Whether a cell has all examples of the task, each with as many samples."""
   counts = collections.Counter(row['example'] for row in rows)
-  return counts.keys() != examples or len(set(counts.values())) > 1
+  return counts.keys() == examples and len(set(counts.values())) == 1
 
 
-def _order(grids: Sequence[Grid], places: Iterable[Place], tasks: Sequence[str] | None) -> Any:
-  """A key that sorts cells by arm, then by task; of one key, cells stay in order."""
-  arms = {arm: None for grid in grids for arm in grid.alphas}
-  arms |= {arm: None for arm, _, _ in places if arm not in arms}
-  names = list(tasks or dict.fromkeys(task for _, task, _ in places))
-  ranks = list(arms)
-  return lambda place: (ranks.index(place[0]), names.index(place[1]))
+def _in_order(
+  places: Sequence[Place], grids: Sequence[Grid], tasks: Sequence[str] | None
+) -> list[Place]:
+  """Cells by arm, then by task; cells of one arm and task stay in order."""
+  # Dictionaries as sets that keep an order: the grids' arms first.
+  arms: dict[str, None] = {}
+  for grid in grids:
+    arms |= dict.fromkeys(grid.alphas)
+  names = dict.fromkeys(tasks or ())
+  for arm, task, _ in places:
+    arms.setdefault(arm)
+    names.setdefault(task)
+  arm_ranks = {arm: rank for rank, arm in enumerate(arms)}
+  task_ranks = {task: rank for rank, task in enumerate(names)}
+  return sorted(places, key=lambda place: (arm_ranks[place[0]], task_ranks[place[1]]))
 
 
 def _words(reason: str, places: Sequence[Place], cells: Mapping[Place, Sequence[Row]]) -> str:
-  rows = sum(len(cells[place]) for place in places)
+  """The cells left out for one reason, in a sentence."""
+  alphas: dict[tuple[str, str], list[float]] = {}
+  rows = 0
+  for arm, task, alpha in places:
+    alphas.setdefault((arm, task), []).append(alpha)
+    rows += len(cells[arm, task, alpha])
   named = []
-  for arm, task in dict.fromkeys((arm, task) for arm, task, _ in places):
-    alphas = sorted(alpha for a, t, alpha in places if (a, t) == (arm, task))
-    strengths = ', '.join(f'{alpha:g}' for alpha in alphas)
-    named.append(f"task '{task}' of arm '{arm}' at alpha {strengths}")
+  for (arm, task), strengths in alphas.items():
+    at = ', '.join(f'{alpha:g}' for alpha in sorted(strengths))
+    named.append(f"task '{task}' of arm '{arm}' at alpha {at}")
   return f'results leave out {rows} rows in sweep/rows.jsonl, of {"; ".join(named)}: {reason}'

@@ -133,12 +133,15 @@ def wilson(share: float, count: float) -> tuple[float, float]:
   Source: Wilson 1927 (J. Am. Stat. Assoc. 22, 209).
   """
   z = float(special.ndtri(_UPPER))
-  middle = share + z**2 / (2 * count)
-  reach = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-  width = 1 + z**2 / count
+  # z^2 / n, by which the interval is drawn towards one half.
+  pull = z**2 / count
+  width = 1 + pull
+  middle = (share + pull / 2) / width
+  variance = share * (1 - share) / count + pull / (4 * count)
+  reach = z * math.sqrt(variance) / width
   # At an end of the scale the interval's end is that end, but for rounding.
-  low = 0.0 if share == 0 else max(0.0, (middle - reach) / width)
-  high = 1.0 if share == 1 else min(1.0, (middle + reach) / width)
+  low = 0.0 if share == 0 else max(0.0, middle - reach)
+  high = 1.0 if share == 1 else min(1.0, middle + reach)
   return low, high
 
 
@@ -185,22 +188,28 @@ def change(after: Estimate, before: Estimate) -> Change:
   b = np.array([before.influence.get(name, 0.0) for name in names])
   difference = after.mean - before.mean
   sem = _error(a - b)
-  ends = (after.low, after.high, before.low, before.high)
-  if sem is None or None in ends:
+  if sem is None or after.low is None or after.high is None:
     return Change(difference, sem)
-  lengths = math.sqrt(float(np.sum(a**2) * np.sum(b**2)))
+  if before.low is None or before.high is None:
+    return Change(difference, sem)
+  correlation = _correlation(a, b)
+  down = _apart(after.mean - after.low, before.high - before.mean, correlation)
+  up = _apart(after.high - after.mean, before.mean - before.low, correlation)
+  return Change(difference, sem, difference - down, difference + up)
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+  """The correlation of two means whose clusters have these shares in the errors."""
+  lengths = math.sqrt(float(np.sum(a**2)) * float(np.sum(b**2)))
   # Without variation on a side nothing is known of a correlation.
-  correlation = float(np.sum(a * b)) / lengths if lengths else 0.0
+  return float(np.sum(a * b)) / lengths if lengths else 0.0
 
-  def reach(x: float, y: float) -> float:
-    # At least 0 but for rounding.
-    return math.sqrt(max(0.0, x**2 - 2 * correlation * x * y + y**2))
 
-  assert after.low is not None and after.high is not None
-  assert before.low is not None and before.high is not None
-  low = difference - reach(after.mean - after.low, before.high - before.mean)
-  high = difference + reach(after.high - after.mean, before.mean - before.low)
-  return Change(difference, sem, low, high)
+def _apart(x: float, y: float, correlation: float) -> float:
+  """The length of the difference of two errors of length x and y."""
+  squared = x**2 - 2 * correlation * x * y + y**2
+  # At least 0, but for rounding.
+  return math.sqrt(max(0.0, squared))
 
 
 def _error(shares: np.ndarray) -> float | None:

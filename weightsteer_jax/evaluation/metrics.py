@@ -8,7 +8,7 @@ name, by default the kind's first. The results also hold the failure accounting 
 
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,29 +87,35 @@ def results(
     by_alpha.setdefault(float(row['alpha']), []).append(row)
   result_rows = []
   for (arm, task), by_alpha in cells.items():
-    options = options_of.get(task)
-    named = {'arm': arm, 'task': task}
-    metrics = metrics_of(task, options, by_alpha)
-    # Shares of thoughts say nothing where no strength thinks.
-    if any(thinking.thinks(row) for rows_of in by_alpha.values() for row in rows_of):
-      metrics |= thinking.METRICS
-    groups = _groups(options)
-    for name, metric in metrics.items():
-      columns = _columns(name, metric, by_alpha)
-      # A failure metric without any value is left out: a choice by likelihood cannot be truncated,
-      # and no judge fails where none was asked.
-      optional = name in failures.METRICS or name in thinking.METRICS
-      if optional and not any(column['values'] for column in columns.values()):
-        continue
-      for alpha, column in columns.items():
-        result_rows.append({**named, 'metric': name, 'alpha': alpha, **column, 'groups': groups})
-    # The spread is of the plotted metric alone, which comes first.
-    plotted = next(iter(metrics.values()))
-    for alpha in sorted(by_alpha):
-      spread = _spread(by_alpha[alpha], plotted)
-      if spread:
-        result_rows.append({**named, 'metric': PROMPT_SPREAD, 'alpha': alpha, **spread})
+    for columns in _of_task(task, options_of.get(task), by_alpha):
+      result_rows.append({'arm': arm, 'task': task, **columns})
   return result_rows
+
+
+def _of_task(
+  task: str, options: config.Task | None, by_alpha: Mapping[float, Sequence[Row]]
+) -> Iterator[dict[str, Any]]:
+  """The columns of each result of a task under an arm, but for the names of both."""
+  metrics = metrics_of(task, options, by_alpha)
+  # Shares of thoughts say nothing where no strength thinks.
+  if any(thinking.thinks(row) for rows in by_alpha.values() for row in rows):
+    metrics |= thinking.METRICS
+  groups = _groups(options)
+  for name, metric in metrics.items():
+    columns = _columns(name, metric, by_alpha)
+    # A failure metric without any value is left out: a choice by likelihood cannot be truncated,
+    # and no judge fails where none was asked.
+    optional = name in failures.METRICS or name in thinking.METRICS
+    if optional and not any(column['values'] for column in columns.values()):
+      continue
+    for alpha, column in columns.items():
+      yield {'metric': name, 'alpha': alpha, **column, 'groups': groups}
+  # The spread is of the plotted metric alone, which comes first.
+  plotted = next(iter(metrics.values()))
+  for alpha in sorted(by_alpha):
+    spread = _spread(by_alpha[alpha], plotted)
+    if spread:
+      yield {'metric': PROMPT_SPREAD, 'alpha': alpha, **spread}
 
 
 def _groups(options: config.Task | None) -> str:

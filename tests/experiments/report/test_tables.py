@@ -1,6 +1,8 @@
 """The terminal's table and Markdown, from results worked out by hand."""
 
-from weightsteer_jax.experiments.report import pick, tables
+import pytest
+
+from weightsteer_jax.experiments.report import figures, pick, tables
 
 ROLES = {'facts': 'behaviour', 'sums': 'capability'}
 
@@ -64,3 +66,41 @@ def test_all_that_is_known_of_a_cell():
   assert tables.digits(choice.comparison.cell('facts', -2.0)) == (
     '0.0 ± 0.0, 95 %: 0.0 to 0.0755, 100 answers on 47 claims, 96 of 100 could not be read'
   )
+
+
+def test_figures_mark_what_could_not_be_read_and_shade_what_is_kept():
+  choice = pick.choose(RESULTS, ROLES, arm='weights')
+  figure = figures.curves([choice])
+  [legend] = figure.legends
+  labels = [text.get_text() for text in legend.get_texts()]
+  assert labels == ['at most 0.05 lost', 'most answers unreadable', '95 % interval']
+  facts, sums = figure.axes
+  hollow = [line for line in facts.lines if line.get_markerfacecolor() == figures.PAPER]
+  assert [(list(line.get_xdata()), list(line.get_ydata())) for line in hollow] == [([-2.0], [0.0])]
+  # Of a capability nothing can be gained beyond what is seen; what may be lost is shaded below.
+  [band] = sums.patches
+  low, high = band.get_extents().transformed(sums.transData.inverted()).intervaly
+  assert (round(low, 6), round(high, 6)) == (0.95, 1.0)
+
+
+def test_the_change_that_costs_most_of_a_loss_points_the_other_way():
+  choice = pick.choose(
+    [
+      *RESULTS[:2],
+      {**row('texts', 0.0, 2.0, 0.1), 'metric': 'nats_per_token'},
+      {
+        **row(
+          'texts', -2.0, 2.1, 0.1, change=0.1, change_low=0.07, change_high=0.2, change_sem=0.03
+        ),
+        'metric': 'nats_per_token',
+      },
+    ],
+    {'facts': 'behaviour', 'texts': 'capability'},
+    arm='weights',
+  )
+  worst = choice.comparison.worst(-2.0)
+  assert worst.improvement == pytest.approx(-0.1)
+  # The interval of the improvement is -0.2 to -0.07.
+  assert worst.reach == pytest.approx((0.1, 0.03))
+  assert worst.most('loss') == 0.2
+  assert choice.comparison.kept('texts') == (float('-inf'), 2.05)

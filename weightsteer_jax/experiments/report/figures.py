@@ -354,7 +354,9 @@ def _legend(figure: 'Figure', picks: Sequence[Pick]) -> None:
     for cell in by_alpha.values()
   )
   if few:
-    hollow = dict(marker='o', markersize=3.6, markerfacecolor=PAPER, linestyle='none')
+    hollow: dict[str, Any] = dict(
+      marker='o', markersize=3.6, markerfacecolor=PAPER, linestyle='none'
+    )
     handles.append(Line2D([], [], color=MUTED, label='most answers unreadable', **hollow))
   error = words.bars([pick.comparison for pick in picks])
   handles.append(

@@ -185,10 +185,15 @@ def error(cell: Cell) -> str:
 
   Answers that are all alike have no standard error to be seen, which is no certainty.
   """
-  if cell.sem == 0 and cell.low < cell.high:
-    return f'≤{cell.high:.2f}' if cell.low == cell.mean else f'≥{cell.low:.2f}'
   # One question has no standard error.
-  return '' if math.isnan(cell.sem) else f'±{cell.sem:.2f}'
+  if math.isnan(cell.sem):
+    return ''
+  # Results of earlier versions have no interval, and NaN is not smaller.
+  if cell.sem > 0 or not cell.low < cell.high:
+    return f'±{cell.sem:.2f}'
+  if cell.mean == cell.low:
+    return f'≤{cell.high:.2f}'
+  return f'≥{cell.low:.2f}'
 
 
 def unread(cell: Cell) -> str:
