@@ -14,6 +14,7 @@ from weightsteer_jax import config
 from weightsteer_jax.config import schema
 from weightsteer_jax.interfaces.cli import config_keys, config_page, shipped
 from weightsteer_jax.interfaces.cli.table import GROUPS, VERBS
+from weightsteer_jax.runtime import errors as errors_module
 
 ROOT = pathlib.Path(weightsteer_jax.__file__).parent.parent
 # What a command line does without until it is known to be right.
@@ -49,6 +50,9 @@ def weightsteer(*words, cwd=None):
 def test_the_command_lists_its_verbs_in_groups(words, tmp_path):
   status, said, errors, heavy = weightsteer(*words, cwd=tmp_path)
   assert (status, errors, heavy) == (0, '', [])
+  # Every status that an error of ours ends with is told.
+  statuses = {error.exit_code for error in errors_module.WeightSteerError.__subclasses__()}
+  assert all(f' {status} ' in said for status in statuses)
   for title, verbs in GROUPS.items():
     group = said.partition(f'\n{title}:\n')[2].partition('\n\n')[0]
     assert [line.split()[0] for line in group.splitlines()] == [*verbs]

@@ -38,7 +38,7 @@ QUICKSTART = ('steer', '--config=quickstart')
     (('generate', '--model=organism'), "expected --prompt='...'"),
     (('generate', '--model=m', '--prompt=a', '--input=b'), 'goes without --input'),
     (('export', '--format=hf', '--alpha=1'), '--direction, --base, --output must be given'),
-    (('export', '--format=hff'), '--format=hff'),
+    (('export', '--format=hff'), 'orbax-unmerged, peft, gguf (did you mean \'hf\'?)'),
     (('score', '--model=m', '--input=a', '--output=b', '--batch_size=x'), '--batch_size=x'),
   ],
 )

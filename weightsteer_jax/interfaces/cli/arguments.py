@@ -72,6 +72,7 @@ def read(args: Sequence[str], shown: str) -> list[Given]:
       made_of = (word, value)
     elif name not in tolerated:
       _refuse_unknown(name, shown)
+    _refuse_choice(name, value)
     given.append(Given(name, value, made_of))
   return given
 
@@ -157,6 +158,15 @@ def _refuse_unknown(name: str, shown: str) -> None:
     meant = f' (did you mean --{config_keys.PREFIX}{key}?)'
   meant = meant.replace("'", '--', 1).replace("'", '', 1)
   raise InputError(f'{shown} has no flag --{name}{meant}; {shown} --help lists its flags')
+
+
+def _refuse_choice(name: str, value: str) -> None:
+  """Raises InputError if a flag has a few values, and this is none of them."""
+  choices = getattr(flags.FLAGS[name].parser, 'enum_values', ()) if name in flags.FLAGS else ()
+  if choices and value not in choices:
+    expected = ', '.join(filter(None, choices))
+    near = did_you_mean(value, choices)
+    raise InputError(f"--{name}={value}: expected one of {expected}{near}")
 
 
 def _turns_off(name: str) -> bool:

@@ -65,7 +65,7 @@ def _sections() -> Iterator[tuple[str, str, Mapping[str, config_keys.Key]]]:
     common = config_keys.keys_of(section)
     kinds = build.KINDS.get(section, {})
     if kinds:
-      common = {name: common[name] for name in _names(section)}
+      common = {field.name: common[field.name] for field in dataclasses.fields(section)}
       common['kind'] = dataclasses.replace(common['kind'], comment=f'One of {", ".join(kinds)}.')
     yield title, said, common
     yield from _kinds(title, kinds, common)
@@ -79,12 +79,11 @@ def _kinds(
   for kind, cls in kinds.items():
     names_of.setdefault(cls, []).append(kind)
   for cls, names in names_of.items():
-    keys = {name: key for name, key in config_keys.keys_of(cls).items() if name not in common}
-    yield f"{title}, kind {' or '.join(map(repr, names))}", _doc(cls), keys
-
-
-def _names(section: type) -> list[str]:
-  return [field.name for field in dataclasses.fields(section)]
+    further = dict(config_keys.keys_of(cls))
+    for name in common:
+      further.pop(name, None)
+    kind = ' or '.join(map(repr, names))
+    yield f'{title}, kind {kind}', _doc(cls), further
 
 
 def _doc(section: type) -> str:
@@ -92,9 +91,12 @@ def _doc(section: type) -> str:
 
 
 def _section(title: str, said: str, keys: Mapping[str, config_keys.Key]) -> str:
-  heading = textwrap.fill(': '.join(filter(None, (title, said))), WIDTH)
-  lines = [_key(key, key.default, marked=False) for key in keys.values()]
-  return '\n'.join(filter(None, [heading, *lines]))
+  lines = []
+  if title:
+    lines.append(textwrap.fill(f'{title}: {said}', WIDTH))
+  for key in keys.values():
+    lines.append(_key(key, key.default, marked=False))
+  return '\n'.join(lines)
 
 
 def _values(where: str, section: Any, *, brief: bool = False) -> str:

@@ -37,6 +37,9 @@ def of_command() -> str:
     '',
     'Also: weightsteer help VERB, weightsteer help config (keys and shipped configs),',
     'weightsteer --version. python -m weightsteer_jax is the same command.',
+    '',
+    'Exit status: 0 done, 3 an alarm (monitor), 65 bad input, 69 an endpoint does not answer,',
+    '70 not finite, 71 corrupt, 74 could not write, 75 stopped: the same command goes on.',
   ]
   return '\n'.join(lines)
 

@@ -1,8 +1,8 @@
 r"""Serves a model to OpenAI's clients, at a strength of each request's own.
 
-weightsteer serve --model=organism --direction=sycophancy=runs/quickstart
+  weightsteer serve --model=organism --direction=sycophancy=runs/quickstart
 
-curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \
+  curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \
     -d '{"model": "organism", "messages": [{"role": "user", "content": "Hello ."}], "alpha": -1}'
 """
 
