@@ -145,7 +145,7 @@ def same_base(x: Base, y: Base, *, what: str, allow_other_base: bool = False) ->
     raise InputError(
       f'{what} belong to different base models: {x.source or "unnamed"} (digest {x.digest}) and '
       f'{y.source or "unnamed"} (digest {y.digest}); use the same base, or allow it with '
-      '--allow_other_base'
+      '--allow_other_base (in Python, allow_other_base=True)'
     )
 
 

@@ -33,7 +33,7 @@ def test_a_steered_model_scores_as_torch_does_with_merged_weights(model, v, w, t
   steered = model.steer({v: 1.0}).steer(w, -0.25)
   scores = steered.logprob(conversations, 'A pony is better than a cat.')
   unsteered = model.logprob(conversations, 'A pony is better than a cat.')
-  assert scores == pytest.approx(expected, rel=1e-5, abs=1e-4)
+  assert scores == pytest.approx(expected, rel=0, abs=1e-4)
   assert all(abs(score - plain) > 0.05 for score, plain in zip(scores, unsteered))
 
 
@@ -224,6 +224,8 @@ def test_a_direction_of_another_model_is_told(model, v, checkpoint):
     model.steer(stranger, 1)
   with pytest.raises(ws.InputError, match='belong to different base models'):
     model.sweep(stranger, [0, 1])
+  with pytest.raises(ws.InputError, match='belong to different base models'):
+    v + stranger
   asked = ('A pony is', ' better')
   forced = model.steer(stranger, 1, allow_other_base=True)
   assert forced.logprob(*asked) == model.steer(v, 1).logprob(*asked)
