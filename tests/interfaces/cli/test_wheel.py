@@ -79,6 +79,17 @@ def installed(wheel, tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_the_wheel_holds_every_file_of_the_package(wheel):
+  names = zipfile.ZipFile(wheel).namelist()
+  expected = {
+    str(path.relative_to(ROOT))
+    for path in (ROOT / 'weightsteer_jax').rglob('*')
+    if path.is_file() and path.parent.name != '__pycache__'
+  }
+  assert not expected - {*names}
+
+
+@pytest.mark.slow
 def test_the_wheel_holds_the_configs_and_what_they_read(wheel):
   names = zipfile.ZipFile(wheel).namelist()
   shipped = {name for name in names if name.startswith('weightsteer_jax/configs/')}
