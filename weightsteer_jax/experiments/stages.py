@@ -10,7 +10,9 @@
   sweep/rows.jsonl           a row per (arm, alpha, task, example, sample)
   sweep/tensorboard/         the means and errors of the rows, alpha in thousandths as the step
   sweep/judgements.jsonl     judgements of the rows, where the config has judges
-  results.jsonl              means and standard errors of the rows
+  sweep/grids.jsonl          the sweeps that the rows come from
+  results.jsonl              means, errors and intervals of the rows, also as results.csv and
+                             results.parquet
   agreement.jsonl            how far judges agree, where the config has judges
   contrasts/, watched/       further directions, and fine-tunes watched for all directions, where
                              the config has some (see monitor_study.py)
