@@ -1,6 +1,6 @@
 r"""Completions of a model, at any alphas of a direction: of a prompt, or of a file of rows.
 
-  weightsteer generate --model=DIR --direction=DIR --alphas=-1,0,1 --prompt='Is 2 plus 3 six?'
+  weightsteer generate --model=DIR --direction=DIR --alphas=-1,0,1 --prompt='Is that so?'
   weightsteer generate --model=DIR [--direction=DIR --alphas=-1,0,1] \
     --input=x.jsonl --output=y.jsonl
 
