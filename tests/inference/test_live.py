@@ -42,7 +42,7 @@ def run(engine, requests, *, slots, most=5, max_length=128):
   while line or slots_of.free < slots:
     entering = [line.pop(0) for _ in range(min(slots_of.free, len(line)))]
     slots_of.admit([(request, coefficients(engine, request)) for request in entering])
-    for row in slots_of.step(most, waiting=bool(line)):
+    for row in slots_of.step(most):
       if row.finish:
         told[row.key] = row.tokens, row.finish
   return told

@@ -96,17 +96,16 @@ class Live:
       while members:
         self._enter(members, length)
 
-  def step(self, most: int, *, waiting: bool = False) -> list[Told]:
-    """What is known of every row after at most so many steps; rows that have ended leave.
+  def step(self, most: int) -> list[Told]:
+    """What is known of every row after some steps; rows that have ended leave.
 
-    Args:
-      waiting: whether another row waits for a slot: then the steps end when the first row does.
+    The steps end with a share of the rows, as where prompts wait for their slots, or after `most`.
     """
     active = self.slots - self.free
     if not active:
       return []
     engine = self._engine
-    keep = np.int32(active - 1 if waiting else 0)
+    keep = np.int32(active - max(1, active // generation.REFILL_SHARE))
     with engine.layout.context():
       self._state, progress = decoding.decode(
         engine.config,

@@ -24,7 +24,7 @@ from weightsteer_jax.interfaces.serving.texts import Answer, Piece
 # Seconds of steps between two looks at the line and at the answers: a reader of a stream sees text
 # grow, and a new request does not wait long for a slot.
 STREAM_SECONDS = 0.04
-BATCH_SECONDS = 0.1
+BATCH_SECONDS = 0.05
 MOST_STEPS = 64
 
 
@@ -231,7 +231,7 @@ class Worker:
     before = {key: job.told for key, job in self._running.items()}
     over = []
     steps = 1
-    for told in self._live.step(most, waiting=bool(self._line)):
+    for told in self._live.step(most):
       job = self._running[told.key]
       new = len(told.tokens) - before[told.key]
       self._counts.tokens += new
