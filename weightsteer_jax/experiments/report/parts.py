@@ -142,8 +142,8 @@ def _task_parts(
 
 def natural(name: str) -> list[tuple[int, int, str]]:
   """A key to sort names by, digits as numbers: item 9 stands before item 10."""
-  parts = re.split(r'(\d+)', name)
-  # Other digits, as superscripts, are no decimals.
+  # Python reads no number of thousands of digits.
+  parts = re.split(r'(\d{1,18})', name)
   return [(0, int(part), '') if part.isdecimal() else (1, 0, part) for part in parts]
 
 

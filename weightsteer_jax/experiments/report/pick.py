@@ -156,7 +156,9 @@ def _side(comparison: Comparison, sign: int) -> Side:
 
 def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
   """The arguments of `choose_all` that a run's config.json has; defaults for what is missing."""
-  settings = config.get('sweep') or {}
+  settings = config.get('sweep')
+  if not isinstance(settings, Mapping):
+    settings = {}
   names = {
     'tolerance': 'tolerance',
     'capability_rule': 'counts',

@@ -19,6 +19,20 @@ from weightsteer_jax.storage import files
 MOSTLY_UNREAD = 0.5
 # What plain texts are called in results.
 TEXTS = 'texts'
+# What the keys of a line of results.jsonl hold.
+_TEXTS = ('arm', 'task', 'metric', 'groups')
+_NUMBERS = (
+  'alpha',
+  'mean',
+  'sem',
+  'low',
+  'high',
+  'change',
+  'change_sem',
+  'change_low',
+  'change_high',
+)
+_WHOLES = ('n', 'values', 'answers', 'unreadable', 'asked', 'grid')
 # In the order in which tables show tasks.
 ROLES = ('behaviour', 'capability')
 # The failure accounting that every task reports beside its own metrics.
@@ -249,26 +263,59 @@ def parse_row(line: bytes, where: str) -> dict[str, Any]:
   """
   row = _parse(line, where)
   _require(row, ('arm', 'alpha', 'task', 'example', 'sample', 'status'), where)
+  _check_types(row, where, wholes=('sample', 'target'), lists=('logprobs', 'messages', 'choices'))
   try:
-    alpha = float(row['alpha'])
-    if not math.isfinite(alpha):
-      raise ValueError('alpha is no number')
     # Failed rows have no value.
-    value = _number(row.get('value'))
+    parsed = {**row, 'alpha': float(row['alpha']), 'value': _number(row.get('value'))}
     logprobs = [_number(logprob) for logprob in row.get('logprobs') or []]
-    messages = [dict(message) for message in row.get('messages') or []]
-  except (TypeError, ValueError) as error:
-    raise CorruptError(
-      f'{where}: a value is of another type than a sweep writes ({error}); remove that line, run '
-      'the sweep again'
-    ) from None
-  parsed = {**row, 'alpha': alpha, 'value': value, 'messages': messages}
+    parsed['messages'] = [dict(message) for message in row.get('messages') or []]
+  except (TypeError, ValueError, OverflowError) as error:
+    raise _of_other_type(where, str(error)) from None
+  if not math.isfinite(parsed['alpha']):
+    raise _of_other_type(where, 'alpha is no number')
   # Names are keys of tables, whatever JSON holds.
   for key in ('arm', 'task', 'example'):
     parsed[key] = str(row[key])
   if 'logprobs' in row:
     parsed['logprobs'] = logprobs
   return parsed
+
+
+def _check_types(
+  row: Mapping[str, Any],
+  where: str,
+  *,
+  texts: Sequence[str] = (),
+  numbers: Sequence[str] = (),
+  wholes: Sequence[str] = (),
+  lists: Sequence[str] = (),
+) -> None:
+  """Raises CorruptError if a key that is there holds neither null nor what its list says.
+
+  JSON's NaN and Infinity count as numbers, and as no whole ones.
+  """
+  kinds: list[tuple[Sequence[str], type | tuple[type, ...], str]] = [
+    (texts, str, 'a text'),
+    (numbers, (int, float), 'a number'),
+    (wholes, int, 'a whole number'),
+    (lists, list, 'a list'),
+  ]
+  for keys, types, name in kinds:
+    for key in keys:
+      value = row.get(key)
+      if value is None:
+        continue
+      # A bool is an int for Python, and a float holds no more than 10^308.
+      too_large = isinstance(value, int) and abs(value) > 2**63
+      if not isinstance(value, types) or isinstance(value, bool) or too_large:
+        raise _of_other_type(where, f'{key} is {str(value)[:40]!r}, expected {name}')
+
+
+def _of_other_type(where: str, problem: str) -> CorruptError:
+  return CorruptError(
+    f'{where}: a value is of another type than a sweep writes ({problem}); remove that line, run '
+    'the sweep again'
+  )
 
 
 def judgements(workdir: str | Path) -> Iterator[dict[str, Any]]:
@@ -406,6 +453,11 @@ def _results(path: Path, known: set[str]) -> Iterator[dict[str, Any]]:
   """The rows of results.jsonl, checked against the known tasks."""
   for where, row in _json_lines(path):
     _require(row, ('arm', 'task', 'metric', 'alpha', 'mean', 'sem', 'n'), where)
+    _check_types(row, where, texts=_TEXTS, numbers=_NUMBERS, wholes=_WHOLES)
+    # Without these there is no number to show.
+    missing = [key for key in ('arm', 'task', 'metric', 'alpha', 'n') if row[key] is None]
+    if missing or not math.isfinite(row['alpha']):
+      raise _of_other_type(where, f'{", ".join(missing) or "alpha"} is null or no number')
     if row['task'] not in known:
       raise InputError(
         f'{where}: task {row["task"]!r} is not in config.json, which has {", ".join(sorted(known))}'
