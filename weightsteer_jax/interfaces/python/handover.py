@@ -88,6 +88,7 @@ def export(
     direction = load_direction(direction)
   if isinstance(base, SteeredModel) and base.strengths:
     raise InputError(f'export takes the base as it is, and adds the direction itself; got {base!r}')
+  # A direction knows its base by the name that it was made under.
   chosen = direction.base if base is None else base
   if not chosen:
     raise InputError(f'{direction!r} does not name its base: pass it as base=')
@@ -97,6 +98,7 @@ def export(
     number(alpha, 'alpha'),
     format,
     path_of(output, 'export (as output)'),
+    # The results of the run around the folder go into the model card.
     folder=direction.folder or '',
     allow_other_base=allow_other_base,
     logits=compare_logits,

@@ -78,6 +78,7 @@ def load(
     chat_date=chat_date,
     system_prompt=system_prompt,
   )
+  # Before anything is compiled.
   compile_cache.use(compilation_cache)
   model = load_model(choice)
   return SteeredModel(
@@ -149,6 +150,7 @@ class SteeredModel:
       if not isinstance(direction, SteeringDirection) or alpha is None:
         raise InputError(f'steer {TAKES}; got {_got(direction, alpha)}')
       added = {direction: alpha}
+    # A copy: this view keeps its own strengths.
     strengths = dict(self.strengths)
     for one, strength in added.items():
       self._check(one, allow_other_base, f'steer {TAKES}; got')
@@ -218,6 +220,7 @@ class SteeredModel:
     options = answering(
       max_new_tokens, temperature, top_k, top_p, seed, add_bos=add_bos, progress=progress
     )
+    # A view's strengths are fixed: its rows have no alpha of their own.
     (texts,) = self._held.generate(rows, self._parts(), [0.0], options)
     return texts[0] if single else texts
 
@@ -307,6 +310,7 @@ class SteeredModel:
       self._held.dtype,
       f'context of {self.context_length:,} tokens',
     ]
+    # What answers depend on and no argument shows, the day above all.
     told = bindings.bound(self.tokenizer).words()
     if told:
       parts.append(f'chat template: {told}')
