@@ -52,7 +52,7 @@ def test_the_command_lists_its_verbs_in_groups(words, tmp_path):
   assert (status, errors, heavy) == (0, '', [])
   # Every status that an error of ours ends with is told.
   statuses = {error.exit_code for error in errors_module.WeightSteerError.__subclasses__()}
-  assert all(f' {status} ' in said for status in statuses)
+  assert all(f' {status} ' in ' '.join(said.split()) for status in statuses)
   for title, verbs in GROUPS.items():
     group = said.partition(f'\n{title}:\n')[2].partition('\n\n')[0]
     assert [line.split()[0] for line in group.splitlines()] == [*verbs]
