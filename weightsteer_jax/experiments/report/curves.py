@@ -245,7 +245,8 @@ def words(line: Line, point: Point) -> list[str]:
 
 def _doubt(cell: Cell) -> str:
   """How surely a mean is known."""
-  if math.isfinite(cell.low) and math.isfinite(cell.high):
+  has_interval = math.isfinite(cell.low) and math.isfinite(cell.high)
+  if has_interval:
     return f' (95 %: {cell.low:.3g} to {cell.high:.3g})'
   # Results of earlier versions, and means without an interval.
   return f' ±{cell.sem:.3g}' if math.isfinite(cell.sem) else ''

@@ -21,6 +21,8 @@ LEFT = 60
 RIGHT = 16
 TOP = 14
 BOTTOM = 44
+# Between the outermost points and the ends of the plot.
+ROOM = 8
 # With more arms, only picks and the base are labelled: the labels would hide each other.
 LABELLED_ARMS = 2
 # A letter's width, a line's height, and the places of a label around its point, best first: the
@@ -99,20 +101,25 @@ class _Plane:
     self._high = max(self.rows[-1], *means)
 
   def x(self, change: float) -> float:
-    """Distance from the left, held inside of the plot."""
-    span = self._right - self._left or 1.0
-    share = min(1.0, max(0.0, (change - self._left) / span))
-    return LEFT + 8 + (WIDTH - LEFT - RIGHT - 16) * share
+    """Distance from the left."""
+    share = _share(change, self._left, self._right)
+    return LEFT + ROOM + (WIDTH - LEFT - RIGHT - 2 * ROOM) * share
 
   def y(self, mean: float) -> float:
-    """Distance from the top, held inside of the plot."""
-    span = self._high - self._low or 1.0
-    share = min(1.0, max(0.0, (mean - self._low) / span))
-    return TOP + 8 + (HEIGHT - TOP - BOTTOM - 16) * (1 - share)
+    """Distance from the top."""
+    share = _share(mean, self._low, self._high)
+    return TOP + ROOM + (HEIGHT - TOP - BOTTOM - 2 * ROOM) * (1 - share)
 
   def at(self, point: _Point) -> tuple[float, float]:
     """The place of a point."""
     return self.x(point.change.improvement), self.y(point.behaviour.mean)
+
+
+def _share(value: float, low: float, high: float) -> float:
+  """The place of a value between two others, from 0 to 1, held inside."""
+  # A single value has no span.
+  span = high - low or 1.0
+  return min(1.0, max(0.0, (value - low) / span))
 
 
 def _band(picks: Sequence[Pick], plane: _Plane) -> str:
@@ -159,9 +166,14 @@ def _path(number: int, points: Sequence[_Point], plane: _Plane) -> str:
   for point, (x, y) in zip(points, places):
     below, above = point.change.reach
     better = point.change.improvement
+    left = plane.x(better - below)
+    right = plane.x(better + above)
+    bars.append(f'M{left:.1f} {y:.1f}H{right:.1f}')
     low, high = point.behaviour.bar
-    bars.append(f'M{plane.x(better - below):.1f} {y:.1f}H{plane.x(better + above):.1f}')
-    bars.append(f'M{x:.1f} {plane.y(low):.1f}V{plane.y(high):.1f}')
+    bottom = plane.y(low)
+    top = plane.y(high)
+    bars.append(f'M{x:.1f} {bottom:.1f}V{top:.1f}')
+  # One path through all points.
   line = 'L'.join(f'{x:.1f} {y:.1f}' for x, y in places)
   path = f'<path class="line"{curves.dash(number)} d="M{line}"/>' if places else ''
   thin = f'<path class="bars thin" d="{"".join(bars)}"/>'
@@ -235,13 +247,24 @@ def _places(at: tuple[float, float], text: str) -> Iterator[tuple[float, float, 
   for right, down in AROUND:
     x = at[0] + right
     y = at[1] + down
-    anchor = 'middle' if not right else 'start' if right > 0 else 'end'
-    left = x - width * {'middle': 0.5, 'start': 0.0, 'end': 1.0}[anchor]
+    # The text grows away from the point.
+    anchor = 'middle'
+    left = x - width / 2
+    if right > 0:
+      anchor = 'start'
+      left = x
+    elif right < 0:
+      anchor = 'end'
+      left = x - width
     box = (left, y - LINE + 3, left + width, y + 2)
-    # Outside of the plot a label would be cut off.
-    if LEFT < box[0] and box[2] < WIDTH - 2 and 0 < box[1] and box[3] < HEIGHT - BOTTOM:
+    # Outside of the plot a label would be cut off, or stand among those of the axes.
+    inside_across = LEFT < box[0] and box[2] < WIDTH - 2
+    inside_down = 0 < box[1] and box[3] < HEIGHT - BOTTOM
+    if inside_across and inside_down:
       yield x, y, anchor, box
 
 
 def _overlap(one: Box, other: Box) -> bool:
-  return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+  across = one[0] < other[2] and other[0] < one[2]
+  down = one[1] < other[3] and other[1] < one[3]
+  return across and down

@@ -11,10 +11,16 @@ PACKAGES = ('weightsteer_jax', 'jax')
 
 def of_run(sweep: Study) -> list[str]:
   """What the workdir tells of model, day, devices, duration and versions, some words each."""
-  config = sweep.config
-  versions = _mapping(config.get('versions'))
+  versions = _mapping(sweep.config.get('versions'))
   named = [f'{name} {versions[name]}' for name in PACKAGES if versions.get(name)]
-  facts = [model(config), *_when(sweep), *_devices(sweep), *_took(sweep), ', '.join(named)]
+  facts = [
+    model(sweep.config),
+    day(sweep),
+    devices(sweep),
+    took(sweep),
+    ', '.join(named),
+  ]
+  # Workdirs of earlier versions tell less.
   return [fact for fact in facts if fact]
 
 
@@ -33,14 +39,20 @@ def day(sweep: Study) -> str:
   return max(days, default='') or str(sweep.config.get('chat_date') or '')
 
 
-def _when(sweep: Study) -> list[str]:
-  return [day(sweep)] if day(sweep) else []
-
-
-def _devices(sweep: Study) -> list[str]:
+def devices(sweep: Study) -> str:
+  """The devices of the stages, as in 'on 8 x TPU v5 lite'; '' where not on record."""
   # A run may have gone on elsewhere: each kind once, in order.
-  named = [str(line['device']) for line in sweep.times if line.get('device')]
-  return ['on ' + ', then '.join(dict.fromkeys(named))] if named else []
+  named = dict.fromkeys(str(line['device']) for line in sweep.times if line.get('device'))
+  return f'on {", then ".join(named)}' if named else ''
+
+
+def took(sweep: Study) -> str:
+  """How long the finished stages took, together and each; '' where not on record."""
+  by_stage = _by_stage(sweep)
+  if not by_stage:
+    return ''
+  each = [f'{stage} {duration(spent)}' for stage, spent in by_stage.items()]
+  return f'{duration(seconds(sweep))} ({", ".join(each)})'
 
 
 def seconds(sweep: Study) -> float:
@@ -52,19 +64,12 @@ def _by_stage(sweep: Study) -> dict[str, float]:
   """{stage: seconds}, all starts of a stage added up."""
   by_stage: dict[str, float] = {}
   for line in sweep.times:
-    took = line.get('seconds')
-    if isinstance(took, (int, float)):
+    spent = line.get('seconds')
+    # The file is foreign: what is no number is no time.
+    if isinstance(spent, (int, float)):
       stage = str(line.get('stage'))
-      by_stage[stage] = by_stage.get(stage, 0.0) + took
+      by_stage[stage] = by_stage.get(stage, 0.0) + spent
   return by_stage
-
-
-def _took(sweep: Study) -> list[str]:
-  by_stage = _by_stage(sweep)
-  if not by_stage:
-    return []
-  each = ', '.join(f'{stage} {duration(took)}' for stage, took in by_stage.items())
-  return [f'{duration(seconds(sweep))} ({each})']
 
 
 def duration(seconds: float) -> str:

@@ -249,51 +249,7 @@ def _draw_task(
   axes.set_title(task)
   axes.grid(axis='y')
   for index, pick in enumerate(picks):
-    numbers = pick.comparison
-    colour, marker, line = _look(index)
-    measured = [alpha for alpha in numbers.alphas if numbers.cell(task, alpha).measured]
-    cells = [numbers.cell(task, alpha) for alpha in measured]
-    if task in numbers.capability and 0.0 in measured:
-      low, high = numbers.kept(task)
-      ends = [end for cell in cells for end in cell.bar]
-      # A side on which nothing can be lost is shaded as far as there is something to see.
-      low = max(low, min(ends))
-      high = min(high, max(ends))
-      axes.axhspan(low, high, color=BAND, linewidth=0, zorder=0.5)
-    for alpha in pick.alphas:
-      axes.axvline(alpha, color=colour, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
-    axes.errorbar(
-      measured,
-      [cell.mean for cell in cells],
-      _bars(cells),
-      color=colour,
-      marker=marker,
-      linestyle=line,
-      markersize=3.6,
-      elinewidth=0.9,
-      capsize=0,
-      zorder=3,
-    )
-    # Hollow where most answers could not be read: the mean says little.
-    unread = [alpha for alpha in measured if numbers.cell(task, alpha).few]
-    axes.plot(
-      unread,
-      [numbers.cell(task, alpha).mean for alpha in unread],
-      marker=marker,
-      linestyle='none',
-      color=colour,
-      markerfacecolor=PAPER,
-      markersize=3.6,
-      zorder=3.5,
-    )
-    # Rings around the picks; a task need not be measured at a pick.
-    picked = [alpha for alpha in pick.alphas if alpha in measured]
-    axes.plot(
-      picked,
-      [numbers.cell(task, alpha).mean for alpha in picked],
-      **RING,
-      markeredgecolor=colour,
-    )
+    _draw_arm(axes, pick, task, index)
   picked_anywhere = [alpha for pick in picks for alpha in pick.alphas]
   ticks = axis.labelled(alphas, picked_anywhere, gap=LABEL_GAP)
   axes.set_xticks(ticks, [format_alpha(alpha) for alpha in ticks])
@@ -304,6 +260,55 @@ def _draw_task(
     # A little more than 0 to 1, so that markers at the ends are whole.
     axes.set_ylim(-0.04, 1.04)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ['0', '', '0.5', '', '1'])
+
+
+def _draw_arm(axes: 'Axes', pick: Pick, task: str, index: int) -> None:
+  """Draws an arm's means of a task, the band around its base, and its picks."""
+  numbers = pick.comparison
+  colour, marker, line = _look(index)
+  measured = [alpha for alpha in numbers.alphas if numbers.cell(task, alpha).measured]
+  cells = [numbers.cell(task, alpha) for alpha in measured]
+  if task in numbers.capability and 0.0 in measured:
+    low, high = numbers.kept(task)
+    ends = [end for cell in cells for end in cell.bar]
+    # A side on which nothing can be lost is shaded as far as there is something to see.
+    low = max(low, min(ends))
+    high = min(high, max(ends))
+    axes.axhspan(low, high, color=BAND, linewidth=0, zorder=0.5)
+  for alpha in pick.alphas:
+    axes.axvline(alpha, color=colour, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
+  axes.errorbar(
+    measured,
+    [cell.mean for cell in cells],
+    _bars(cells),
+    color=colour,
+    marker=marker,
+    linestyle=line,
+    markersize=3.6,
+    elinewidth=0.9,
+    capsize=0,
+    zorder=3,
+  )
+  # Hollow where most answers could not be read: the mean says little.
+  unread = [alpha for alpha in measured if numbers.cell(task, alpha).few]
+  axes.plot(
+    unread,
+    [numbers.cell(task, alpha).mean for alpha in unread],
+    marker=marker,
+    linestyle='none',
+    color=colour,
+    markerfacecolor=PAPER,
+    markersize=3.6,
+    zorder=3.5,
+  )
+  # Rings around the picks; a task need not be measured at a pick.
+  picked = [alpha for alpha in pick.alphas if alpha in measured]
+  axes.plot(
+    picked,
+    [numbers.cell(task, alpha).mean for alpha in picked],
+    **RING,
+    markeredgecolor=colour,
+  )
 
 
 def _bars(cells: Sequence[Cell]) -> tuple[list[float], list[float]]:

@@ -14,6 +14,7 @@ from weightsteer_jax.experiments.report.study import ROLES, Cell, Study, format_
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.storage import files
 
+# Values under the pointer; answers are in the runs' own pages.
 SCRIPTS = ('elements.js', 'curves.js')
 COLUMNS = ('run', 'arm', 'behaviour', 'below 0', 'base', 'above 0', 'cost', 'took')
 
@@ -72,6 +73,7 @@ def _named(runs: Sequence[Run]) -> list[Run]:
   """The runs, those that share a name named by their folders too."""
   names = [run.name for run in runs]
   named = []
+  # Workdirs of one config are told apart by their folders.
   for run in runs:
     folder = run.sweep.workdir.resolve().name
     name = f'{run.name} ({folder})' if names.count(run.name) > 1 else run.name
@@ -115,6 +117,7 @@ def _row(run: Run, choice: Pick) -> str:
     name = f'<a href="{escape(run.href)}">{name}</a>'
   costs = [_cost(side) for side in (choice.negative, choice.positive)]
   said = '; '.join(dict.fromkeys(cost for cost in costs if cost))
+  # Runs of earlier versions have no times.
   took = facts.seconds(run.sweep)
   cells = (
     escape(choice.arm),
@@ -159,6 +162,7 @@ class _Curve:
 
 def _charts(runs: Sequence[Run]) -> str:
   """A panel for each task and metric, with a line for each run that has it."""
+  # A run's only arm needs no name.
   several_arms = any(len(run.picks) > 1 for run in runs)
   lines: list[_Curve] = []
   for run in runs:
@@ -186,6 +190,7 @@ def _charts(runs: Sequence[Run]) -> str:
 
 def _shown(runs: Sequence[Run], role: str) -> list[tuple[str, str]]:
   """(task, metric) of every run in a role, each once, log-odds beside the rate of choices."""
+  # A dictionary as an ordered set.
   shown: dict[tuple[str, str], None] = {}
   for run in runs:
     for task in run.sweep.tasks:
