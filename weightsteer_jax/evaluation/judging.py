@@ -8,9 +8,10 @@ in the same folder records the judges' models and parameters.
 
 import collections
 import contextlib
+import math
 import pathlib
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from weightsteer_jax.config import TextTask
 from weightsteer_jax.evaluation import judges as judging
@@ -26,11 +27,33 @@ LineKey = Callable[[Mapping[str, Any]], tuple[Hashable, ...]]
 
 
 class LineWords(TypedDict):
-  """A journal's lines: their columns, and their names in error messages."""
+  """A journal's lines: their columns, their names in error messages, and what values they have."""
 
   needs: tuple[str, ...]
   what: str
   again: str
+  fault: NotRequired[Callable[[Mapping[str, Any]], str]]
+
+
+def fault_of(line: Mapping[str, Any]) -> str:
+  """What is wrong with the values of a judgement, or ''.
+
+  >>> fault_of({'purpose': 'trait', 'score': 900.0, 'status': 'ok'})
+  'score is 900.0, and one for trait lies between 0 and 100'
+  """
+  score = line['score']
+  if (score is None) == (line['status'] == 'ok'):
+    return f'score is {score!r}, and the status {line["status"]}'
+  if score is None:
+    return ''
+  if not isinstance(score, (int, float)) or not math.isfinite(score):
+    return f'score is {score!r}, and no number'
+  purpose = judging.PURPOSES.get(line['purpose'])
+  # A purpose of another version has limits that nobody here knows.
+  low, high = purpose.scale.limits if purpose else (score, score)
+  if not low <= score <= high:
+    return f'score is {score!r}, and one for {line["purpose"]} lies between {low:g} and {high:g}'
+  return ''
 
 
 # Lines about rows; results need no hash, so a file without the column `asked` can be read.
@@ -38,6 +61,7 @@ _JUDGEMENT = LineWords(
   needs=(*RowKey._fields, 'judge', 'purpose', 'score', 'status', 'text'),
   what='a judgement',
   again='the judges',
+  fault=fault_of,
 )
 
 
@@ -243,7 +267,7 @@ def read(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
   if not path.is_file():
     return []
   # A request that failed and was asked again has two lines.
-  last = {_key(line): line for line in journal.read(path, **_JUDGEMENT)}
+  last = {_key(line): line for line in journal.read(path, journal.Format(**_JUDGEMENT))}
   return list(last.values())
 
 

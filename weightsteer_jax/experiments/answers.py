@@ -45,6 +45,7 @@ _JUDGEMENT = judging.LineWords(
   needs=('name', 'judge', 'purpose', 'score', 'status', 'text'),
   what='a judgement',
   again='the data stage',
+  fault=judging.fault_of,
 )
 # Why an answer is dropped whatever it says.
 CUT = 'its thought was cut'

@@ -7,6 +7,7 @@ versions.py     versions of Python and packages, for provenance
 safetensors.py  safetensors files, whole or as ranges of bytes
 sealed.py       manifests, to notice folders cut short or changed
 checkpoint.py   orbax in and out: atomic, fingerprinted, verified
+line_checks.py  checks in the lines of a journal
 journal.py      files of finished work, one line at a time
 made_from.py    the inputs of finished work, kept beside the work
 scalars.py      numbers for TensorBoard

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from weightsteer_jax.evaluation import rows
 from weightsteer_jax.runtime.errors import CorruptError, InputError
-from weightsteer_jax.storage import files
+from weightsteer_jax.storage import files, line_checks
 
 # Share of unreadable answers above which a mean is marked.
 MOSTLY_UNREAD = 0.5
@@ -243,8 +244,14 @@ def sample_rows(workdir: str | Path) -> Iterator[dict[str, Any]]:
 def placed_rows(workdir: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
   """The sweep's rows as `sample_rows`, each behind the byte at which its line begins."""
   path = rows_path(workdir)
-  for place, where, line in _lines(path, skip_unfinished=True):
-    yield place, parse_row(line, where)
+  chain = rows.FORMAT.chain()
+  for place, where, text in _lines(path, skip_unfinished=True):
+    line = _parse(text, where)
+    row = _as_row(line, where)
+    # A row that is there twice, the same both times, counts once.
+    if chain.take(text, line, where):
+      yield place, row
+  chain.tell(path)
 
 
 def rows_path(workdir: str | Path) -> Path:
@@ -261,7 +268,10 @@ def parse_row(line: bytes, where: str) -> dict[str, Any]:
   Raises:
     InputError, CorruptError: as `sample_rows`.
   """
-  row = _parse(line, where)
+  return _as_row(_parse(line, where), where)
+
+
+def _as_row(row: Any, where: str) -> dict[str, Any]:
   _require(row, ('arm', 'alpha', 'task', 'example', 'sample', 'status'), where)
   _check_types(row, where, wholes=('sample', 'target'), lists=('logprobs', 'messages', 'choices'))
   try:
@@ -273,6 +283,10 @@ def parse_row(line: bytes, where: str) -> dict[str, Any]:
     raise _of_other_type(where, str(error)) from None
   if not math.isfinite(parsed['alpha']):
     raise _of_other_type(where, 'alpha is no number')
+  fault = rows.fault_of({'value': None, **row})
+  if fault:
+    raise CorruptError(f'{where}: {fault}; remove that line, run the sweep again')
+  parsed.pop(line_checks.KEY, None)
   # Names are keys of tables, whatever JSON holds.
   for key in ('arm', 'task', 'example'):
     parsed[key] = str(row[key])
@@ -329,9 +343,11 @@ def judgements(workdir: str | Path) -> Iterator[dict[str, Any]]:
   if not path.is_file():
     return
   keys = ('arm', 'alpha', 'task', 'example', 'sample', 'judge', 'purpose', 'score', 'status')
+  chain = line_checks.Chain('the judges')
   for _, where, text in _lines(path, skip_unfinished=True):
     line = _parse(text, where)
     _require(line, keys, where)
+    chain.take(text, line, where)
     try:
       score = _number(line['score'])
       alpha = _number(line['alpha'])
