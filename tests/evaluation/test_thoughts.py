@@ -202,6 +202,7 @@ def test_rows_with_thoughts_in_their_answers_are_read_and_not_continued(engine_o
   # As an earlier version wrote the rows of a model that thinks.
   path = tmp_path / 'sweep' / 'rows.jsonl'
   [row] = map(json.loads, path.read_text().splitlines())
+  del row['check']
   path.write_text(json.dumps(row | {'completion': '<think>a</think>Paris'}) + '\n')
   engine.tokenizer = copy.deepcopy(engine.tokenizer)
   engine.tokenizer.chat_template += "{# '</think>' #}"

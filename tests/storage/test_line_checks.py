@@ -85,6 +85,9 @@ def test_equal_doubles_are_left_out_and_others_named(path, tmp_path):
   lines = lines_of(path)
   path.write_text(''.join([*lines[:3], lines[1], *lines[3:]]))
   assert [each['sample'] for each in read(path)] == [0, 1, 2, 3, 4]
+  # Keys that Python's hash does not tell apart.
+  old(tmp_path / 'old.jsonl', row(0, alpha=-1.0), row(0, alpha=-2.0))
+  assert len(read(tmp_path / 'old.jsonl')) == 2
   # As two runs of an earlier version left them.
   old(tmp_path / 'old.jsonl', row(0), row(0), row(1), row(1))
   assert len(read(tmp_path / 'old.jsonl')) == 2

@@ -59,7 +59,8 @@ class Chain:
     self._mends = mends
     self._running = b''
     self._has_checks = False
-    self._digests: dict[Hashable, bytes] = {}
+    # {hash of a key's words: digest}, as numbers: names of a million rows would fill the memory.
+    self._digests: dict[int, int] = {}
 
   def checked(self, head: bytes) -> bytes:
     """A line to be written next.
@@ -126,11 +127,13 @@ class Chain:
     if self._key is None:
       return False
     key = self._key(line)
-    known = self._digests.get(key)
+    # Of the words, since -1.0 and -2.0 have one hash.
+    name = hash(repr(key))
+    known = self._digests.get(name)
     if known is None:
-      self._digests[key] = own
+      self._digests[name] = int(own, 16)
       return False
-    if known == own:
+    if known == int(own, 16):
       return True
     # A named tuple is shown as a plain one.
     shown = tuple(key) if isinstance(key, tuple) else key

@@ -96,9 +96,11 @@ def run_of(workdir, monkeypatch):
 
 
 def lines_of(workdir):
-  return [
-    json.loads(line) for line in (workdir / 'sweep' / 'judgements.jsonl').read_text().splitlines()
-  ]
+  """The lines of judgements.jsonl, without their checks."""
+  text = (workdir / 'sweep' / 'judgements.jsonl').read_text()
+  lines = [json.loads(line) for line in text.splitlines()]
+  assert all(len(line.pop('check')) == 16 for line in lines)
+  return lines
 
 
 def test_every_row_is_judged_once_by_every_judge(workdir, run_of, capsys):

@@ -115,8 +115,11 @@ def test_counts_have_denominators_and_repeated_rows_are_an_error(workdir):
     {'truncated': 2, 'unparsable': 1},
     3,
   )
+  # The same row twice counts once.
   rewrite(workdir / 'sweep' / 'rows.jsonl', lambda rows: rows + rows[7:8])
-  with pytest.raises(InputError, match='twice'):
+  assert examples.count_rows(workdir, tasks) == survey
+  rewrite(workdir / 'sweep' / 'rows.jsonl', lambda rows: rows[:-1] + [{**rows[7], 'value': 0.0}])
+  with pytest.raises(CorruptError, match='twice'):
     examples.count_rows(workdir, tasks)
 
 

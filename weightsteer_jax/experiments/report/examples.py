@@ -45,11 +45,9 @@ class Places:
 
   Attributes:
     lines: first byte of each row's line in rows.jsonl.
-    keys: number of the row's (arm, alpha, sample), which is unlike for each row.
   """
 
   lines: array.array = dataclasses.field(default_factory=lambda: array.array('q'))
-  keys: array.array = dataclasses.field(default_factory=lambda: array.array('q'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,19 +74,11 @@ class Survey:
     return list(dict.fromkeys(arm for arm, _, _ in self.counts))
 
 
-class _Numbers(dict):
-  """{thing: its number}, counted in order of appearance."""
-
-  def __missing__(self, thing: object) -> int:
-    self[thing] = len(self)
-    return self[thing]
-
-
 def count_rows(workdir: str | Path, tasks: Sequence[SweptTask]) -> Survey:
   """The counts of a sweep, from one pass over all rows.
 
   Raises:
-    InputError: if the config lacks a row's task, or the same row comes twice.
+    InputError: if the config lacks a row's task.
     CorruptError: as `study.sample_rows`.
   """
   counts: dict[tuple[str, str, float], Counts] = {}
@@ -96,8 +86,6 @@ def count_rows(workdir: str | Path, tasks: Sequence[SweptTask]) -> Survey:
   values: dict[str, tuple[float, float]] = {}
   cut: dict[str, collections.Counter[str]] = {}
   behind: dict[str, str] = {}
-  # Rows hold a number in place of their names: texts of a million rows would fill the memory.
-  numbers = _Numbers()
   for line, row in study.placed_rows(workdir):
     task = row['task']
     if task not in places:
@@ -107,7 +95,6 @@ def count_rows(workdir: str | Path, tasks: Sequence[SweptTask]) -> Survey:
       )
     place = places[task].setdefault(row['example'], Places())
     place.lines.append(line)
-    place.keys.append(numbers[row['arm'], row['alpha'], row['sample']])
     count = counts.setdefault((row['arm'], task, row['alpha']), Counts(collections.Counter()))
     count.statuses[str(row['status'])] += 1
     if row.get('thought_cut'):
@@ -121,25 +108,4 @@ def count_rows(workdir: str | Path, tasks: Sequence[SweptTask]) -> Survey:
       values[task] = (min(low, value), max(high, value))
     else:
       count.without_value += 1
-  _refuse_doubles(places, list(numbers))
   return Survey(counts, places, values, cut, behind)
-
-
-def _refuse_doubles(
-  places: dict[str, dict[str, Places]], named: Sequence[tuple[str, float, int]]
-) -> None:
-  """Raises InputError if two rows of an example have the same arm, alpha and sample.
-
-  Args:
-    named: (arm, alpha, sample) of each number.
-  """
-  for task, examples in places.items():
-    for example, place in examples.items():
-      number, times = collections.Counter(place.keys).most_common(1)[0]
-      if times > 1:
-        arm, alpha, sample = named[number]
-        raise InputError(
-          'sweep/rows.jsonl holds the row (arm, alpha, task, example, sample) = '
-          f'{(arm, alpha, task, example, sample)} twice, so counts would be wrong; remove one of '
-          'the two'
-        )
