@@ -51,7 +51,7 @@ def fault_of(row: Mapping[str, Any]) -> str:
   if not _is_finite(row['alpha']):
     return f'alpha is {row["alpha"]!r}, and no number'
   value = row['value']
-  choices = row.get('choices') or ()
+  choices = _list(row.get('choices'))
   if value is None:
     # Answers in text may be for a judge to score.
     if choices and row['status'] == 'ok':
@@ -61,10 +61,14 @@ def fault_of(row: Mapping[str, Any]) -> str:
   # A text alone is scored by its loss, which has no upper bound.
   elif ('completion' in row or len(choices) > 1) and not 0 <= value <= 1:
     return f'value is {value!r}, and a rate lies between 0 and 1'
-  for logprob in row.get('logprobs') or ():
+  for logprob in _list(row.get('logprobs')):
     if logprob is not None and not _is_finite(logprob):
       return f'a log-probability is {logprob!r}'
   return ''
+
+
+def _list(value: Any) -> list[Any]:
+  return value if isinstance(value, list) else []
 
 
 def _is_finite(value: Any) -> bool:
