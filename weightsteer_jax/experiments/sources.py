@@ -15,6 +15,7 @@ from weightsteer_jax.data import Conversation
 from weightsteer_jax.experiments import organism, real_models
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
+from weightsteer_jax.storage import files
 
 Path = str | pathlib.Path
 
@@ -60,6 +61,35 @@ def folder_of(source: Path) -> Path:
   if meant and str(source) != ORGANISM and not pathlib.Path(source).exists():
     raise InputError(f"no model '{source}'{meant}")
   return organism.checkpoint_folder() if str(source) == ORGANISM else source
+
+
+def direction_folder(source: Path) -> pathlib.Path:
+  """The folder of a direction: the one named, or that of a run's own, where a workdir is named.
+
+  Raises:
+    InputError: if the run has made no direction, or several and none by the run's own name.
+  """
+  folder = pathlib.Path(source)
+  inside = folder / 'directions'
+  if not inside.is_dir():
+    if (folder / 'config.json').is_file() and (folder / 'finetune').is_dir():
+      raise InputError(
+        f'the run in {folder} has made no direction yet: continue it by the command that began it'
+      )
+    return folder
+  folders = sorted(path for path in inside.iterdir() if path.is_dir())
+  config = folder / 'config.json'
+  own = ''
+  if config.is_file():
+    own = files.read_json(config, what='the config of a run').get('name', '')
+  chosen = [path for path in folders if path.name == own] or folders
+  if len(chosen) == 1:
+    return chosen[0]
+  names = ', '.join(str(path) for path in folders)
+  raise InputError(
+    f'{inside} holds {len(folders)} directions, expected the one of the run: name one of '
+    f'{names or "another folder"}'
+  )
 
 
 def load_conversations(

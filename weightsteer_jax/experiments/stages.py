@@ -329,7 +329,7 @@ def sweep(
   tasks = experiment.tasks
   enter(ARMS)
   if direction:
-    steering = directions.load(direction)
+    steering = directions.load(sources.direction_folder(direction))
     directions.check_base(steering, experiment.model(experiment.layouts.evaluate))
     arm = inference.Arm([(steering.delta, None)])
     swept = {arms.WEIGHTS: arms.SweptArm(arm, run.sweep.alphas)}

@@ -19,7 +19,7 @@ from weightsteer_jax.experiments import chat_date as chat_dates
 from weightsteer_jax.experiments import monitoring
 from weightsteer_jax.experiments.arms import WEIGHTS
 from weightsteer_jax.experiments.experiment import load_model, load_tokenizer
-from weightsteer_jax.experiments.sources import folder_of
+from weightsteer_jax.experiments.sources import direction_folder, folder_of
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.progress import say
@@ -161,6 +161,7 @@ def export(
   # A direction is read with the base: left on disk where the base is.
   unread = not writer.needs_model
   if direction:
+    direction = direction_folder(direction)
     exported = directions.load(direction, unread=unread)
   else:
     start = folder_of(base)
@@ -457,7 +458,7 @@ def _loaded(
   if not direction and any(alphas):
     raise InputError(f'alphas {list(alphas)} were asked for without a direction; pass --direction')
   # The direction first: a folder that holds none is told of before weights are read.
-  steering = directions.load(direction) if direction else None
+  steering = directions.load(direction_folder(direction)) if direction else None
   model = load_model(choice)
   date = choice.chat_date or (chat_dates.of_direction(steering) if steering else '')
   tokenizer = load_tokenizer(model.folder, choice, date)

@@ -7,12 +7,12 @@ What is typed goes to the model; lines that begin with / are commands, /help lis
 
 from absl import flags
 
-from weightsteer_jax.interfaces.cli import arguments, chat_flags, named_directions
+from weightsteer_jax.interfaces.cli import model_flags, named_directions
 from weightsteer_jax.interfaces.cli.program import Program
 
 
 def _define_flags() -> None:
-  flags.DEFINE_string('model', None, 'Folder, hub id, or organism for the embedded model.')
+  model_flags.define_model('today')
   named_directions.define()
   flags.DEFINE_string(
     'alpha', '0', 'Strength of the one direction, or NAME=STRENGTH,NAME=STRENGTH of several.'
@@ -27,32 +27,16 @@ def _define_flags() -> None:
     "Positions of the chat; 0 is the model's own, at most 2048.",
     lower_bound=0,
   )
-  flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of parameters and activations.')
-  flags.DEFINE_enum(
-    'tokenizer',
-    'auto',
-    ['auto', 'file'],
-    "Whose rules cut texts into tokens where the two differ: transformers' AutoTokenizer's, or "
-    "those of tokenizer.json.",
-  )
-  chat_flags.define('today')
-  arguments.require('model')
 
 
 def _main() -> None:
-  from weightsteer_jax.config import ModelChoice
   from weightsteer_jax.interfaces.serving import loading, terminal
 
   args = flags.FLAGS
-  choice = ModelChoice(
-    args.model,
-    dtype=args.dtype,
-    tokenizer=args.tokenizer,
-    chat_template_args=chat_flags.template_args(),
-    chat_date=args.chat_date,
-  )
   # A slot for the base, and one for the steered model.
-  loaded = loading.load(choice, named_directions.of_flag(), slots=2, max_length=args.max_length)
+  loaded = loading.load(
+    model_flags.choice(), named_directions.of_flag(), slots=2, max_length=args.max_length
+  )
   chat = terminal.Chat(
     loaded,
     system=args.system,

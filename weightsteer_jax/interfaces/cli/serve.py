@@ -8,13 +8,13 @@ r"""Serves a model to OpenAI's clients, at a strength of each request's own.
 
 from absl import flags
 
-from weightsteer_jax.interfaces.cli import arguments, chat_flags, named_directions
+from weightsteer_jax.interfaces.cli import model_flags, named_directions
 from weightsteer_jax.interfaces.cli.program import Program
 from weightsteer_jax.runtime.errors import InputError
 
 
 def _define_flags() -> None:
-  flags.DEFINE_string('model', None, 'Folder, hub id, or organism for the embedded model.')
+  model_flags.define_model('today')
   named_directions.define()
   flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on; 0.0.0.0 is every one.')
   flags.DEFINE_integer('port', 8000, 'Port to listen on; 0 takes a free one.', lower_bound=0)
@@ -38,22 +38,10 @@ def _define_flags() -> None:
     'drain_seconds', 60.0, 'Seconds that answers may go on after SIGTERM.', lower_bound=0.0
   )
   flags.DEFINE_bool('warm', True, 'Compile every program before the first request.')
-  flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of parameters and activations.')
   flags.DEFINE_string('mesh', 'auto', 'Devices of data, fsdp and tensor, as in data:2,tensor:4.')
-  flags.DEFINE_enum(
-    'tokenizer',
-    'auto',
-    ['auto', 'file'],
-    "Whose rules cut texts into tokens where the two differ: transformers' AutoTokenizer's, or "
-    "those of tokenizer.json.",
-  )
-  chat_flags.define('today')
-  arguments.require('model')
 
 
 def _main() -> None:
-  from weightsteer_jax.config import ModelChoice
-
   try:
     from weightsteer_jax.interfaces.serving import server
   except ModuleNotFoundError as error:
@@ -61,15 +49,8 @@ def _main() -> None:
       f"serving needs the package '{error.name}': pip install 'weightsteer_jax[serve]'"
     ) from error
   args = flags.FLAGS
-  choice = ModelChoice(
-    args.model,
-    dtype=args.dtype,
-    tokenizer=args.tokenizer,
-    chat_template_args=chat_flags.template_args(),
-    chat_date=args.chat_date,
-  )
   options = server.Options(
-    choice,
+    model_flags.choice(),
     named_directions.of_flag(),
     name=args.served_name,
     host=args.host,

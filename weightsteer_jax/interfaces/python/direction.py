@@ -5,10 +5,10 @@ import pathlib
 from typing import Any
 
 from weightsteer_jax import directions, models
+from weightsteer_jax.experiments import sources
 from weightsteer_jax.interfaces.python.boundary import described, is_number, number, plain
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
-from weightsteer_jax.storage import files
 
 # Characters of a name; a longer expression is called a combination.
 LONGEST_NAME = 60
@@ -179,14 +179,7 @@ def load_direction(source: str | pathlib.Path) -> SteeringDirection:
     InputError: if there is no direction, or there are several and none is the run's own.
     CorruptError: if the direction was cut short, or changed after it was written.
   """
-  folder = path_of(source, 'load_direction')
-  inside = folder / 'directions'
-  if inside.is_dir():
-    folder = _of_run(folder, inside)
-  elif (folder / 'config.json').is_file() and (folder / 'finetune').is_dir():
-    raise InputError(
-      f'the run in {folder} has made no direction yet: continue it by the command that began it'
-    )
+  folder = sources.direction_folder(path_of(source, 'load_direction'))
   return SteeringDirection(directions.load(folder), folder.resolve().name, folder)
 
 
@@ -199,23 +192,6 @@ def path_of(value: Any, what: str) -> pathlib.Path:
   if not isinstance(value, (str, os.PathLike)) or not str(value):
     raise InputError(f'{what} takes a folder; got {described(value)}')
   return pathlib.Path(value).expanduser()
-
-
-def _of_run(workdir: pathlib.Path, inside: pathlib.Path) -> pathlib.Path:
-  """The folder of a run's own direction."""
-  folders = sorted(path for path in inside.iterdir() if path.is_dir())
-  config = workdir / 'config.json'
-  own = ''
-  if config.is_file():
-    own = files.read_json(config, what='the config of a run').get('name', '')
-  chosen = [path for path in folders if path.name == own] or folders
-  if len(chosen) == 1:
-    return chosen[0]
-  names = ', '.join(str(path) for path in folders)
-  raise InputError(
-    f'{inside} holds {len(folders)} directions, expected the one of the run: name one of '
-    f'{names or "another folder"}'
-  )
 
 
 def _other(value: Any, what: str) -> directions.Direction:

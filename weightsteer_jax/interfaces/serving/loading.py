@@ -12,7 +12,6 @@ from weightsteer_jax.config import ModelChoice
 from weightsteer_jax.experiments import sources
 from weightsteer_jax.experiments.experiment import load_model, load_tokenizer
 from weightsteer_jax.inference.live import Live
-from weightsteer_jax.interfaces.python.direction import load_direction
 from weightsteer_jax.interfaces.serving import strengths
 from weightsteer_jax.interfaces.serving.bodies import Served
 from weightsteer_jax.models import placement
@@ -104,8 +103,7 @@ def _directions(folders: Mapping[str, str]) -> dict[str, directions.Direction]:
         f"--direction: '{name}' cannot be a direction's name, which stands in a model's name as "
         f'in MODEL{strengths.AT}NAME{strengths.IS}-0.5'
       )
-    # A run's workdir stands for the run's own direction.
-    loaded[name] = load_direction(folder).unwrapped
+    loaded[name] = directions.load(sources.direction_folder(folder))
   return loaded
 
 
