@@ -5,11 +5,12 @@ GET  /v1/models, /health, /metrics, /
 """
 
 import asyncio
+import dataclasses
 import hmac
 import json
 import math
 import pathlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette import applications, concurrency, responses, routing
@@ -19,6 +20,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 
 from weightsteer_jax.data import thoughts
+from weightsteer_jax.inference import tops
+from weightsteer_jax.inference.tops import Place
 from weightsteer_jax.interfaces.serving import bodies, strengths
 from weightsteer_jax.interfaces.serving.bodies import Asked, Served
 from weightsteer_jax.interfaces.serving.counts import Counts
@@ -121,7 +124,7 @@ class Front:
     # Templates and tokenizers take their time.
     asked = await concurrency.run_in_threadpool(read, body, self._served)
     self._counts.prompt_tokens += sum(map(len, asked.prompts))
-    running = _Running(asked, self._worker, self._counts)
+    running = _Running(asked, self._worker, self._counts, self._served.stop_ids)
     running.begin()
     if asked.stream:
       return responses.StreamingResponse(
@@ -133,8 +136,9 @@ class Front:
 class _Running:
   """One request on its way: its answers, and what came of them."""
 
-  def __init__(self, asked: Asked, worker: Worker, counts: Counts):
+  def __init__(self, asked: Asked, worker: Worker, counts: Counts, stop_ids: Sequence[int]):
     self._asked = asked
+    self._stop_ids = stop_ids
     self._worker = worker
     self._counts = counts
     self._replies = Replies(asked)
@@ -253,6 +257,7 @@ class _Running:
       counted=len(event.tokens),
       finish=event.finish,
       prompt=self._prompts[index],
+      by_token=event.by_token,
     )
 
   def _tokens_of(self, text: str, tokens: tuple[int, ...]) -> tuple[int, ...]:
@@ -277,9 +282,13 @@ class _Running:
     def tell(places: Any) -> None:
       self._loop.call_soon_threadsafe(lambda: None if future.done() else future.set_result(places))
 
-    texts = [((*one.prompt, *one.tokens), self._asked.coefficients) for one in choices]
+    texts = []
+    for one in choices:
+      # In the older interface a stop token is the last of the tokens; which one, its place tells.
+      stop = self._stop_ids[:1] if self._shows_stop(one) else ()
+      texts.append(((*one.prompt, *one.tokens, *stop), self._asked.coefficients))
     try:
-      self._worker.score(ScoreJob(texts, self._asked.tops, tell))
+      self._worker.score(ScoreJob(texts, tops.MOST_TOPS, tell))
     except Ended as error:
       raise Refusal(str(error), status=503) from None
     places = await future
@@ -289,8 +298,24 @@ class _Running:
     for choice, its in zip(choices, places):
       if not all(math.isfinite(place.logprob) for place in its):
         raise Refusal(BROKEN, status=422, code='not_finite')
-      scored.append(_with_places(choice, its))
+      scored.append(self._with_places(choice, its))
     return scored
+
+  def _shows_stop(self, choice: Choice) -> bool:
+    return not self._asked.is_chat and choice.by_token
+
+  def _with_places(self, choice: Choice, places: list[Place]) -> Choice:
+    """The choice with its places, and with its stop token where that is shown."""
+    tokens = choice.tokens
+    if self._shows_stop(choice):
+      last = places[-1]
+      # The likeliest of them, which a greedy answer has met.
+      likely = [(logprob, token) for token, logprob in last.tops if token in self._stop_ids]
+      logprob, stop = max(likely, default=(last.logprob, self._stop_ids[0]))
+      places = [*places[:-1], Place(logprob, last.tops)]
+      tokens = (*tokens, stop)
+    shown = [Place(one.logprob, one.tops[: self._asked.tops]) for one in places]
+    return dataclasses.replace(choice, tokens=tokens, places=shown)
 
   def _give_up(self, finished: list[Choice]) -> None:
     """Drops the answers that are not over."""
@@ -309,10 +334,6 @@ class _Running:
     """Seconds until some answers ahead are over, by those before."""
     least, most = RETRY_SECONDS
     return max(least, min(most, math.ceil(self._counts.answers.mean)))
-
-
-def _with_places(choice: Choice, places: Any) -> Choice:
-  return Choice(**{**vars(choice), 'places': places})
 
 
 def _event(value: dict[str, Any]) -> str:

@@ -124,6 +124,7 @@ class Served:
     tokenizer_for: template arguments -> tokenizer; raises InputError.
     max_length: positions of a prompt and its answer.
     vocab_size: ids of the model.
+    stop_ids: tokens that end an answer.
     bos: whether the tokenizer puts a token before raw texts by itself.
   """
 
@@ -132,6 +133,7 @@ class Served:
   tokenizer_for: Callable[[Mapping[str, Any]], Any]
   max_length: int
   vocab_size: int
+  stop_ids: tuple[int, ...]
   bos: bool
 
 

@@ -89,6 +89,7 @@ def load(
     tokenizer_for=lambda arguments: tokenizer_of(json.dumps(dict(arguments), sort_keys=True)),
     max_length=max_length,
     vocab_size=config.vocab_size,
+    stop_ids=engine.stop_ids,
     bos=_puts_bos(tokenizer),
   )
   return Loaded(served, engine, live, steering)

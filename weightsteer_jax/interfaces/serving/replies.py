@@ -33,6 +33,7 @@ class Choice:
     counted: tokens that were generated for it.
     finish: 'stop' or 'length'.
     prompt: tokens of its prompt.
+    by_token: whether a stop token has ended it.
     places: of the prompt's tokens from the second on and of the answer's, or None.
   """
 
@@ -43,6 +44,7 @@ class Choice:
   counted: int
   finish: str
   prompt: Tokens
+  by_token: bool = False
   places: Sequence[Place] | None = None
 
 

@@ -44,6 +44,7 @@ class Event:
     piece: what is new of its text.
     tokens: all tokens so far, those of a stop text included.
     finish: '' while it goes on; 'stop', 'length', or 'not_finite' where the model broke.
+    by_token: whether a stop token has ended it, which is no part of the tokens.
     text: the whole text, once it is over.
     whole: the whole text's answer and thought, once it is over.
     error: why there is no answer.
@@ -52,6 +53,7 @@ class Event:
   piece: Piece = Piece()
   tokens: Tokens = ()
   finish: str = GOES_ON
+  by_token: bool = False
   text: str = ''
   whole: Piece = Piece()
   error: str = ''
@@ -253,10 +255,11 @@ class Worker:
     if not (is_last or job.streams or job.answer.has_stops):
       return
     piece = job.answer.feed(tokens, last=is_last)
+    by_token = finish == 'stop' and not job.answer.is_over
     if job.answer.is_over:
       finish = 'stop'
     if finish != GOES_ON:
-      event = Event(piece, tokens, finish, job.answer.text, job.answer.whole())
+      event = Event(piece, tokens, finish, by_token, job.answer.text, job.answer.whole())
       job.tell(event)
       self._counts.finished(time.monotonic() - job.asked_at)
     elif job.streams and piece != Piece():
