@@ -22,7 +22,7 @@ WITHIN_SECONDS = 10.0
 pytestmark = pytest.mark.slow
 
 
-def bits(workdir: pathlib.Path) -> dict[str, str]:
+def bits(workdir: pathlib.Path) -> dict[str, str | list[str]]:
   """What a run has computed: rows and means by their text, arrays by their bytes."""
   kept = {}
   for path in sorted(workdir.rglob('*')):
@@ -31,8 +31,9 @@ def bits(workdir: pathlib.Path) -> dict[str, str]:
       kept[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     elif path.name in ('rows.jsonl', 'results.jsonl'):
       rows = [json.loads(line) for line in path.read_text().splitlines()]
-      # The time of the sweep is no result.
-      kept[name] = json.dumps([row | {'swept': ''} for row in rows])
+      # The time of the sweep is no result. Rows come in the order of finishing, which the check
+      # holds and an interruption changes.
+      kept[name] = sorted(json.dumps(row | {'swept': '', 'check': ''}) for row in rows)
     elif path.name == 'metrics.jsonl':
       rows = [json.loads(line) for line in path.read_text().splitlines()]
       kept[name] = str([(row.get('step'), row.get('train_loss')) for row in rows])

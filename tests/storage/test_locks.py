@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -100,10 +101,11 @@ def test_another_host_is_followed_once_its_sign_of_life_is_old(tmp_path):
   assert names(tmp_path) == ['rows.jsonl']
 
 
+@pytest.mark.parametrize('error', [NotImplementedError(), OSError(errno.ENOLCK, 'No locks')])
 @pytest.mark.parametrize('writer, busy', [(parent, True), (gone, False)])
-def test_the_record_alone_decides_without_flock(tmp_path, monkeypatch, writer, busy):
+def test_the_record_alone_decides_without_flock(tmp_path, monkeypatch, writer, busy, error):
   def no_flock(self):
-    raise NotImplementedError
+    raise error
 
   monkeypatch.setattr(filelock.FileLock, 'acquire', no_flock)
   record(tmp_path / '.out.writer', writer())

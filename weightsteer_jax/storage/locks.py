@@ -11,6 +11,7 @@ for all.
 import contextlib
 import dataclasses
 import datetime
+import errno
 import functools
 import json
 import os
@@ -35,6 +36,9 @@ BEAT_SECONDS = 20.0
 STALE_SECONDS = 120.0
 # How long a record may be empty: its writer died as it was made.
 EMPTY_SECONDS = 2.0
+
+# What file systems without flock say (flock(2), and NFS without a lock daemon).
+WITHOUT_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 # The locks of this process; a lock that nobody holds any more releases itself.
 _all: weakref.WeakSet['Lock'] = weakref.WeakSet()
@@ -133,8 +137,11 @@ class Lock:
     except filelock.Timeout:
       raise self._busy(_read(self._record_file)) from None
     except NotImplementedError:
-      # A file system without flock: the record decides.
       pass
+    except OSError as error:
+      if error.errno not in WITHOUT_FLOCK:
+        raise
+    # From here on the record decides, with flock or without.
     deadline = time.monotonic() + 5.0
     while not self._claim():
       record = _read(self._record_file)
@@ -207,17 +214,16 @@ class Lock:
 
   def _token(self) -> str | None:
     record = _read(self._record_file)
-    return record and record.token
+    return record.token if record else None
 
   def beat(self) -> None:
     """Shows that the writer lives, and ends the run if another has taken over."""
-    try:
-      os.utime(self._record_file)
-      token = self._token()
-    except OSError:
-      # The folder was moved or removed, or its system is out of reach: whoever writes will see.
-      return
-    if token not in (None, self._mine.token) and not self._released:
+    token = self._token()
+    if token == self._mine.token:
+      # The folder may be moved, or out of reach for a while: whoever writes will see.
+      with contextlib.suppress(OSError):
+        os.utime(self._record_file)
+    elif token and not self._released:
       ending.tell_and_end(
         f'{self._what} {self.path} was taken over by another process, because this one gave no '
         f'sign of life for {STALE_SECONDS:.0f} s; what was finished is kept',
@@ -227,6 +233,7 @@ class Lock:
 
 @functools.cache
 def _begin_to_beat() -> None:
+  """Starts the thread of all locks, and has locks given back at the end; once is enough."""
   ending.at_exit(_release_all)
   threading.Thread(target=_beat, daemon=True).start()
 
