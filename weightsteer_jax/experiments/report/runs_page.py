@@ -104,8 +104,8 @@ def _outcomes(runs: Sequence[Run]) -> str:
   heads = ''.join(f'<th scope="col" class="left">{name}</th>' for name in COLUMNS)
   return markup.section(
     'Outcomes',
-    '<p class="note">Mean of the behaviour at the picked alphas below and above 0 and at the base; '
-    'the cost is the change of the capability kept least at each.</p>',
+    '<p class="note">The picked alphas below and above 0 in bold; mean of the behaviour there and '
+    'at the base. The cost is the change of the capability kept least at each pick.</p>',
     markup.table(f'<tr>{heads}</tr>', rows),
   )
 
@@ -123,7 +123,7 @@ def _row(run: Run, choice: Pick) -> str:
     escape(choice.arm),
     escape(words.subject(numbers)) if numbers.behaviour else '–',
     _picked(choice.negative),
-    escape(_value(numbers.behaviour_at(0.0))),
+    _value(numbers.behaviour_at(0.0)),
     _picked(choice.positive),
     escape(said) or '–',
     facts.duration(took) if took else '–',
@@ -140,14 +140,18 @@ def _cost(side: Side) -> str:
 
 
 def _value(cell: Cell) -> str:
-  return tables.format_cell(cell) + tables.unread(cell)
+  """A mean with its error, and below the share of answers that could not be read."""
+  unread = ''
+  if cell.unreadable:
+    unread = f'<small>{escape(tables.percent(cell.unread))} not read</small>'
+  return f'<span class="whole">{escape(tables.format_cell(cell))}</span>{unread}'
 
 
 def _picked(side: Side) -> str:
   # A side on which the base itself is best, or without a base, has no pick.
   if not side.alpha:
     return '–'
-  return f'{escape(_value(side.behaviour))}<small>alpha {format_alpha(side.alpha)}</small>'
+  return f'<b class="whole">{format_alpha(side.alpha)}</b><br>{_value(side.behaviour)}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +181,7 @@ def _charts(runs: Sequence[Run]) -> str:
       members = [lines[number] for number in group]
       drawings = [_drawing(members, *shown) for shown in _shown(runs, role)]
       if any(drawings):
-        names = ', '.join(member.name for member in members)
+        names = '; '.join(member.name for member in members)
         of_runs = f': {escape(names)}' if len(groups) > 1 else ''
         parts.append(f'<h3>{title}{of_runs}</h3><div class="panels">{"".join(drawings)}</div>')
   return markup.section(
