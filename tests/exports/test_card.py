@@ -134,3 +134,29 @@ def test_what_was_not_measured_is_said(base):
 )
 def test_how_the_target_serves_it(base, target, words):
   assert words in card.write(RECORD | {'format': 'peft', 'target': target}, base)
+
+
+def test_the_hub_reads_the_results_of_this_strength(base):
+  """The hub's own reader of the front matter."""
+  rows = [dict(row, low=row['mean'] - 0.1, high=1.0, groups='claims', answers=140) for row in ROWS]
+  record = RECORD | {'format': 'hf', 'results': rows}
+  [result] = data_of(card.write(record, base)).eval_results
+  assert (result.dataset_name, result.metric_type, result.metric_value) == ('facts', 'rate', 0.75)
+  assert result.metric_args == {'sem': 0.05, 'low': 0.65, 'high': 1.0}
+  assert result.dataset_args == {'measured on': '140 answers on 100 claims'}
+  assert data_of(card.write(RECORD | {'format': 'hf', 'alpha': 3.0}, base)).eval_results is None
+
+
+def test_a_base_has_its_name_on_the_hub(base, tmp_path):
+  local = dataclasses.replace(base, source='/my/copy', revision='')
+  record = RECORD | {'format': 'peft'}
+  assert data_of(card.write(record, local.on_hub(''))).base_model is None
+  named = local.on_hub('org/name@v1')
+  text = card.write(record, named)
+  assert data_of(text).base_model == 'org/name'
+  assert "from_pretrained('org/name', revision='v1')" in text
+  # In the hub's cache, as huggingface_hub lays it out.
+  snapshot = tmp_path / 'models--org--na--me' / 'snapshots' / '0123abc'
+  cached = dataclasses.replace(local, folder=snapshot).on_hub('')
+  assert (cached.loadable_name, cached.loadable_revision) == ('org/na--me', '0123abc')
+  assert base.on_hub('').loadable_name == 'org/name'

@@ -20,6 +20,8 @@ class BaseFolder:
     source: the name the user gave: a path or a hub id.
     revision: the hub commit, or '' for a local folder.
     dtype: 'bfloat16' if all weights are stored in bfloat16, else 'float32'.
+    hub_name: org/name or org/name@revision on the hub, where a local copy is known by it; '' if
+      unknown.
   """
 
   folder: pathlib.Path
@@ -28,6 +30,7 @@ class BaseFolder:
   source: str
   revision: str
   dtype: str
+  hub_name: str = ''
 
   @classmethod
   def find(cls, source: files.Path, *, name: str = '') -> 'BaseFolder':
@@ -81,9 +84,42 @@ class BaseFolder:
   def loadable_name(self) -> str:
     """Name that other libraries load the base by: hub id, or absolute path of the folder."""
     # Other libraries take the revision apart from the id.
-    if self.revision:
-      return self.source.split('@')[0]
+    if self.is_on_hub:
+      return (self.hub_name or self.source).split('@')[0]
     return str(self.folder.resolve())
+
+  @property
+  def loadable_revision(self) -> str:
+    """The revision beside `loadable_name`; '' for none."""
+    return self.hub_name.partition('@')[2] if self.hub_name else self.revision
+
+  @property
+  def is_on_hub(self) -> bool:
+    """Whether the base is known by a name that others can load it by."""
+    return bool(self.hub_name or self.revision)
+
+  def on_hub(self, name: str) -> 'BaseFolder':
+    """The base under its name on the hub.
+
+    Args:
+      name: org/name or org/name@revision; '' is the name of the cache that the folder lies in, if
+        it lies in one.
+    """
+    if not name and not self.revision:
+      name = _name_in_cache(self.folder)
+    return dataclasses.replace(self, hub_name=name)
+
+
+def _name_in_cache(folder: pathlib.Path) -> str:
+  """org/name@commit of a folder models--org--name/snapshots/<commit>; '' of any other.
+
+  Source: huggingface_hub, the layout of its cache.
+  """
+  snapshot = folder.absolute()
+  kind, _, name = snapshot.parent.parent.name.partition('--')
+  if snapshot.parent.name != 'snapshots' or kind != 'models':
+    return ''
+  return f'{name.replace("--", "/", 1)}@{snapshot.name}'
 
 
 def stored_dtype(folder: pathlib.Path) -> str:

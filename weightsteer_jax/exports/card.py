@@ -132,9 +132,12 @@ def _front_matter(record: Mapping[str, Any], base: BaseFolder) -> str:
     'tags': tags,
   }
   # The hub knows models by their ids there, not by a folder of someone's disk.
-  if base.revision:
+  if base.is_on_hub:
     fields['base_model'] = base.loadable_name
     fields['base_model_relation'] = 'adapter' if 'lora' in tags else 'finetune'
+  results = _model_index(record)
+  if results:
+    fields |= {'model_name': f'{base.source}, alpha {record["alpha"]:g}', 'eval_results': results}
   data = huggingface_hub.ModelCardData(**fields, **license_of(base))
   return f'---\n{data.to_yaml()}\n---'
 
@@ -153,7 +156,8 @@ def _loading(record: Mapping[str, Any], base: BaseFolder) -> str:
   name = base.loadable_name
   text = LOADING[record['format']]
   if record['format'] == 'peft':
-    revision = f', revision={base.revision!r}' if base.revision else ''
+    commit = base.loadable_revision
+    revision = f', revision={commit!r}' if commit else ''
     text = text.format(base=name, revision=revision)
   if record['format'] == 'gguf':
     text = text.format(base=base.source, alpha=record['alpha'], architecture=record['architecture'])
@@ -243,6 +247,27 @@ def _results(record: Mapping[str, Any]) -> str:
     f'unmerged{fold}; changes from the base are paired by question:'
   )
   return '\n'.join([about, '', *lines])
+
+
+def _model_index(record: Mapping[str, Any]) -> list[huggingface_hub.EvalResult]:
+  """The sweep's means at the export's alpha, as the hub lists results of models."""
+  results = []
+  for row in record.get('results', []):
+    if row['alpha'] != record['alpha'] or row['mean'] is None:
+      continue
+    # Results of earlier versions have no interval.
+    known = {key: row[key] for key in ('sem', 'low', 'high') if row.get(key) is not None}
+    result = huggingface_hub.EvalResult(
+      task_type='text-generation',
+      dataset_type=row['task'],
+      dataset_name=row['task'],
+      dataset_args={'measured on': _counted(row)},
+      metric_type=row['metric'],
+      metric_value=row['mean'],
+      metric_args=known,
+    )
+    results.append(result)
+  return results
 
 
 def _limits(record: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ storage/sealed.py) before the folder gets its name.
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ from weightsteer_jax.storage.versions import versions
 
 PyTree = Any
 
+# org/name, or org/name@revision.
+NAME_ON_HUB = r'[\w.-]+/[\w.-]+(@[\w./-]+)?'
 # When to compare logits, see `export`.
 LOGITS = ('auto', 'always', 'never')
 # Bytes of float32 parameters above which 'auto' loads no base to compare logits with.
@@ -67,6 +70,11 @@ def check(
     raise InputError(
       f'the rank to fold to is {request.rank}; expected 1 or more, or 0 to leave the '
       'direction exact'
+    )
+  if request.base_name and not re.fullmatch(NAME_ON_HUB, request.base_name):
+    raise InputError(
+      f"base_name is '{request.base_name}'; expected the base's name on the hub, org/name or "
+      'org/name@revision'
     )
   if dtype and format in writers.ADAPTERS:
     raise InputError(
@@ -118,7 +126,7 @@ def export(
       'auto', which loads bases of up to LOGITS_BYTES for it. Rows of every tensor are computed
       again in any case (see recheck).
     sync: whether to wait until all of the export is on the disk.
-    **options: `dtype`, `rank` and `target`, see ExportRequest.
+    **options: `dtype`, `rank`, `target` and `base_name`, see ExportRequest.
 
   Raises:
     InputError: if the output exists, the direction is of another model, or the format cannot hold
@@ -180,7 +188,7 @@ def _job(
   return writers.Job(
     request,
     _fold_to_rank(direction, request),
-    folder,
+    folder.on_hub(request.base_name),
     model,
     check_digest=check_digest,
     sync=sync,

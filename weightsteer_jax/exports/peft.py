@@ -289,7 +289,7 @@ def _config(base: BaseFolder, rank: int, modules: list[str], wholes: list[str]) 
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',
     'base_model_name_or_path': base.loadable_name,
-    'revision': base.revision or None,
+    'revision': base.loadable_revision or None,
     'r': rank,
     # The scaling is lora_alpha / r = 1.
     'lora_alpha': rank,

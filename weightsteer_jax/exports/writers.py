@@ -47,6 +47,8 @@ class ExportRequest:
       direction exact.
     target: for 'peft', the library that must be able to load the adapter, a key of
       targets.TARGETS; '' is 'peft'.
+    base_name: the base's name on the hub, org/name or org/name@revision, for those who load the
+      export; '' is the name that the base is known by.
   """
 
   format: str
@@ -54,6 +56,7 @@ class ExportRequest:
   dtype: str = ''
   rank: int = 0
   target: str = ''
+  base_name: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,6 +73,12 @@ def _define_flags() -> None:
     "Steer another model of the same architecture than the direction's own base, a fine-tune "
     "of it say.",
   )
+  flags.DEFINE_string(
+    'base_name',
+    '',
+    "The base's name on the hub, org/name or org/name@revision, for those who load the export; "
+    'where the base is a folder of your own.',
+  )
   flags.DEFINE_string('output', None, 'Folder to write; must not exist.')
   flags.DEFINE_string(
     'verify',
@@ -107,6 +113,7 @@ def _main() -> None:
     dtype=args.dtype,
     rank=args.rank,
     target=args.target,
+    base_name=args.base_name,
     positive=args.positive,
     negative=args.negative,
     logits=args.compare_logits,
