@@ -29,7 +29,11 @@ setuptools.setup(
   # In a checkout configs/ stands beside the package, where it is easy to find; interfaces/cli looks
   # in both places.
   package_dir={'weightsteer_jax.configs': 'configs'},
-  entry_points={'console_scripts': ['weightsteer = weightsteer_jax.interfaces.cli.command:main']},
+  entry_points={
+    'console_scripts': ['weightsteer = weightsteer_jax.interfaces.cli.command:main'],
+    # Inspect finds the provider `weightsteer/MODEL` by this.
+    'inspect_ai': ['weightsteer = weightsteer_jax.interfaces.inspect.provider'],
+  },
   package_data={
     # Type checkers read annotations of an installed package only where this file is.
     'weightsteer_jax': ['py.typed'],

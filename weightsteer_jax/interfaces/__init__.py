@@ -3,4 +3,5 @@
 cli/      the command `weightsteer`: a module a verb, flags, help
 python/   what `import weightsteer_jax as ws` offers
 serving/  an OpenAI-compatible server
+inspect/  Inspect's logs of our sweeps, and our models as its models
 """
