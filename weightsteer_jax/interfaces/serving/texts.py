@@ -4,6 +4,7 @@ Nothing is sent that may still change: no part of a character, no beginning of a
 beginning of a thought's tag.
 """
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +13,8 @@ from weightsteer_jax.data import thoughts
 
 # What a tokenizer writes for a character whose bytes are not all there.
 _BROKEN = '�'
-# Tokens that a text is decoded again with: a tokenizer may write the first token of a text in
-# another way than one inside it.
+# So many tokens, or some more, are decoded again before new ones: a tokenizer may write the first
+# token of a text in another way than one inside it.
 _CONTEXT = 8
 
 
@@ -50,6 +51,9 @@ class Answer:
     self._text = ''
     # Tokens whose text is all in `_text`.
     self._read = 0
+    # Earlier values of `_read`, from which tokens can be decoded again: from inside a character a
+    # tokenizer with byte fallback (Llama 2, Gemma) makes nothing of all bytes that follow.
+    self._starts = collections.deque([0])
     self._sent = Piece()
     self.is_over = False
 
@@ -88,12 +92,15 @@ class Answer:
   def _new_text(self, tokens: Sequence[int], last: bool) -> str:
     if len(tokens) <= self._read:
       return ''
-    context = max(0, self._read - _CONTEXT)
+    while len(self._starts) > 1 and self._starts[1] <= self._read - _CONTEXT:
+      self._starts.popleft()
+    context = self._starts[0]
     before = thoughts.text_of(self._tokenizer, list(tokens[context : self._read]))
     now = thoughts.text_of(self._tokenizer, list(tokens[context:]))
     if now.endswith(_BROKEN) and not last:
       return ''
     self._read = len(tokens)
+    self._starts.append(self._read)
     return now[len(before) :]
 
   def _look_for_stop(self) -> None:
