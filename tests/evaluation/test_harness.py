@@ -13,6 +13,7 @@ pytest.importorskip('lm_eval', reason="needs pip install -e '.[lm-eval]'")
 import tokenizers
 import transformers
 from inference.test_jsonl import RAW_PAIRS
+from lm_eval import utils as lm_eval_utils
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
@@ -348,12 +349,21 @@ def test_results_of_a_grid_go_to_a_folder_to_which_strengths_are_added(grid, tas
     )
 
   rows = run([0.5])
-  kept = json.loads((tmp_path / 'out' / 'alpha=0.5' / 'results.json').read_text())
+  # By lm-eval's own functions.
+  place = tmp_path / 'out' / 'alpha=0.5'
+  names_there = [f'/{path.name}' for path in place.iterdir()]
+  latest = lm_eval_utils.get_latest_filename(lm_eval_utils.get_results_filenames(names_there))
+  kept = json.loads((place / latest[1:]).read_text())
   assert kept['config']['arm'] == 'weights' and kept['n-samples']['choice'] == {
     'original': 5,
     'effective': 3,
   }
-  samples = (tmp_path / 'out' / 'alpha=0.5' / 'samples_choice.jsonl').read_text().splitlines()
+  by_task = {
+    lm_eval_utils.get_file_task_name(name[1:]): name[1:]
+    for name in lm_eval_utils.get_sample_results_filenames(names_there)
+  }
+  assert set(by_task) == {'choice', 'text'}
+  samples = (place / by_task['choice']).read_text().splitlines()
   accuracy = [json.loads(line)['acc'] for line in samples]
   row = next(row for row in rows if row['metric'] == 'acc')
   assert row == {

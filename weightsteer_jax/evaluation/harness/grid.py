@@ -1,12 +1,16 @@
 """lm-evaluation-harness over a grid of strengths, into a folder.
 
-plan.json                           what the results were made from
-alpha=<alpha>/results.json          lm-eval's own results
-alpha=<alpha>/samples_<task>.jsonl  lm-eval's own record of every document: what was asked,
-                                    answered and counted
-results.jsonl                       a row per arm, alpha, task and metric
+plan.json                     what the results were made from
+alpha=<alpha>/                a strength, named and filled as lm-eval fills the folder of a model:
+  results_<time>.json         lm-eval's own results
+  samples_<task>_<time>.jsonl lm-eval's own record of every document: what was asked, answered and
+                              counted
+results.jsonl                 a row per arm, alpha, task and metric
+
+Source of the names: lm_eval/loggers/evaluation_tracker.py and lm_eval/utils.py, 0.4.13.
 """
 
+import datetime
 import itertools
 import json
 import math
@@ -126,8 +130,7 @@ def run(
     place = _place(folder, alpha)
     # A broken strength has no results.
     if place.exists():
-      evaluated = files.read_json(place / 'results.json', what='the results of lm-eval')
-      rows += rows_of(evaluated)
+      rows += rows_of(files.read_json(_results_file(place), what='the results of lm-eval'))
   files.write_jsonl(folder / 'results.jsonl', rows)
   if broken:
     raise NotFiniteError(
@@ -201,16 +204,23 @@ def _place(folder: pathlib.Path, alpha: float) -> pathlib.Path:
   return folder / f'alpha={alpha:g}'
 
 
+def _results_file(place: pathlib.Path) -> pathlib.Path:
+  """The results at a strength; earlier versions wrote no time into the name."""
+  return max(place.glob('results_*.json'), default=place / 'results.json')
+
+
 def _write(folder: pathlib.Path, evaluated: dict[str, Any]) -> None:
   # The documents go into files of their own, one a task.
   samples = evaluated.pop('samples')
+  # As lm-eval spells a time in the name of a file.
+  now = datetime.datetime.now().isoformat().replace(':', '-')
   with files.new_folder(folder, what='the results of lm-eval') as partial:
-    files.write_json(partial / 'results.json', _plain(evaluated))
+    files.write_json(partial / f'results_{now}.json', _plain(evaluated))
     for task, documents in samples.items():
       # Tasks may be named by a path.
       name = re.sub('[^A-Za-z0-9_.-]', '_', task)
       rows = map(_plain, documents)
-      files.write_jsonl(partial / f'samples_{name}.jsonl', rows)
+      files.write_jsonl(partial / f'samples_{name}_{now}.jsonl', rows)
 
 
 def _plain(value: Any) -> Any:

@@ -6,9 +6,8 @@ Concurrent requests share the slots of one worker (see serving/worker.py).
 """
 
 import asyncio
-import functools
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from inspect_ai import model as inspect_model
@@ -112,7 +111,7 @@ class SteeredApi(inspect_model.ModelAPI):
           seed,
           sample,
           Answer(tokenizer, prompt, stops=config.stop_seqs or (), apart=True),
-          functools.partial(loop.call_soon_threadsafe, _finish, future),
+          _teller(loop, future),
           streams=False,
         )
       )
@@ -152,6 +151,17 @@ class SteeredApi(inspect_model.ModelAPI):
       input_tokens=len(prompt), output_tokens=generated, total_tokens=len(prompt) + generated
     )
     return ModelOutput(model=self.model_name, choices=choices, usage=usage)
+
+
+def _teller(
+  loop: asyncio.AbstractEventLoop, future: 'asyncio.Future[Event]'
+) -> Callable[[Event], None]:
+  """Hands an event of the worker's thread to a future of the loop."""
+
+  def tell(event: Event) -> None:
+    loop.call_soon_threadsafe(_finish, future, event)
+
+  return tell
 
 
 def _finish(future: 'asyncio.Future[Event]', event: Event) -> None:
