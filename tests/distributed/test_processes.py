@@ -18,7 +18,8 @@ CONVERSATION = pathlib.Path(__file__).parent / 'conversation.py'
 
 def rows(workdir: pathlib.Path) -> dict[tuple, dict]:
   lines = (workdir / 'sweep' / 'rows.jsonl').read_text().splitlines()
-  found = [json.loads(line) for line in lines]
+  # The check is of the order of finishing too.
+  found = [json.loads(line) | {'check': ''} for line in lines]
   return {(row['alpha'], row['task'], row['example']): row for row in found}
 
 
