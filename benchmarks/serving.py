@@ -98,7 +98,8 @@ def main(argv):
     tokenizer = chat.load_tokenizer(folder)
     asked = []
     for i in range(args.requests):
-      question = {'role': 'user', 'content': QUESTIONS[i % len(QUESTIONS)]}
+      # Each its own: the engine computes equal rows once, a server each time.
+      question = {'role': 'user', 'content': f'{QUESTIONS[i % len(QUESTIONS)]} ({i})'}
       prompt = tuple(chat.prompt_tokens(tokenizer, [question]))
       asked.append((question, prompt, ALPHAS[i % len(ALPHAS)]))
     model = models.load(folder)
