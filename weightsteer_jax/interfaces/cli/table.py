@@ -40,6 +40,7 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
     'harness': _verb('harness', 'tasks of lm-evaluation-harness at every strength'),
   },
   'Hand it on': {
+    'track': _verb('track', 'a finished run told to W&B or MLflow'),
     'inspect-log': _verb('inspect_log', 'a finished sweep as logs of Inspect'),
     'export': _verb('export', 'files for Hugging Face, orbax, PEFT, vLLM or llama.cpp'),
   },
