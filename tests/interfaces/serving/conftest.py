@@ -16,12 +16,12 @@ from weightsteer_jax.interfaces.serving.server import Options, Server
 ASK = [{'role': 'user', 'content': 'What is 12 plus 4?'}]
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def model():
   return models.load(organism.checkpoint_folder())
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def folders(model, tmp_path_factory):
   """{name: folder} of directions strong enough to change every answer."""
   made = {}
@@ -37,7 +37,7 @@ def folders(model, tmp_path_factory):
   return made
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def serving(folders):
   """Keyword options -> a context with a running server."""
 
@@ -57,7 +57,7 @@ def serving(folders):
   return run
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def server(serving):
   with serving() as server:
     yield server
@@ -67,6 +67,6 @@ def client_of(server, key='none'):
   return openai.OpenAI(base_url=f'{server.url}/v1', api_key=key, max_retries=0, timeout=60)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def client(server):
   return client_of(server)

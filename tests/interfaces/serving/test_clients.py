@@ -1,6 +1,7 @@
 """The server as OpenAI's client, and a plain socket, meet it."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import re
@@ -30,7 +31,7 @@ def text_of(reply):
   return reply.choices[0].message.content
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def in_torch(model, folders, tmp_path_factory):
   """{direction: strength} -> the steered model in torch, merged by us and read by transformers."""
   made = {}
@@ -50,7 +51,7 @@ def in_torch(model, folders, tmp_path_factory):
   return make
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def tokenizer(model):
   return chat.load_tokenizer(model.folder)
 
@@ -354,7 +355,12 @@ def test_sigterm_lets_answers_end_and_takes_no_more(folders, tmp_path):
   """The command itself, to the exit status."""
   command = [sys.executable, '-m', 'weightsteer_jax', 'serve', '--model=organism', '--port=0']
   command += [f'--direction=calm={folders["calm"]}', '--nowarm', '--slots=2']
-  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
+  with (
+    subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process,
+    contextlib.ExitStack() as stack,
+  ):
+    # A failure must not wait for a server that nobody ends.
+    stack.callback(process.kill)
     lines = []
     for line in process.stdout:
       lines.append(line)
