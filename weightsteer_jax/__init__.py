@@ -15,12 +15,13 @@ The rooms, in the order data goes through them. Imports only go up this list, in
   exports/      directions handed on to Hugging Face, orbax and PEFT, and whether they are whole
   experiments/  the parts put together: Experiment, arms, contrast, stages; and in rooms of their
                 own the organism, real models, monitoring, the report and preflight
-  interfaces/   what users touch
+  interfaces/   what users touch: the command, the Python names, the server, Inspect, trackers
 
 interfaces/cli/ turns a command line into calls of stages.py, standalone.py or preflight/ in
 experiments/; the verb smoke needs only runtime/ and storage/. `__main__.py` is the command as
 `python -m weightsteer_jax`, and the programs of `launch/` are its verbs in a checkout.
-interfaces/python/ is what `import weightsteer_jax as ws` offers.
+interfaces/python/ is what `import weightsteer_jax as ws` offers; interfaces/serving/ is the server,
+with its page, and the chat in a terminal.
 """
 
 import importlib

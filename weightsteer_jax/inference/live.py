@@ -20,8 +20,11 @@ from weightsteer_jax.inference.engine import Engine
 from weightsteer_jax.inference.generation import Continuation
 from weightsteer_jax.inference.requests import GenerateRequest, Sampling, Tokens
 
-# Each size of the cache, and of a padded prompt, is so many times the one before.
+# Each size of the cache is so many times the one before.
 GROWTH = 4
+# Lengths of padded prompts beside a cache, each half of the next: padding costs computation, and
+# each length two compilations.
+PADDED_LENGTHS = 4
 # Tokens of the smallest cache.
 SMALLEST = 128
 # Padded tokens of one prefill: short prompts enter together, long ones alone.
@@ -241,7 +244,7 @@ def _padded_lengths(size: int) -> list[int]:
   """Lengths that prompts are padded to beside a cache of some size, tokens.
 
   >>> _padded_lengths(512), _padded_lengths(128)
-  ([32, 128, 512], [8, 32, 128])
+  ([64, 128, 256, 512], [16, 32, 64, 128])
   """
-  lengths = [size // GROWTH**2, size // GROWTH, size]
+  lengths = [size >> halvings for halvings in reversed(range(PADDED_LENGTHS))]
   return [length for length in lengths if length]
