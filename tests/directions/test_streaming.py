@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from weightsteer_jax import directions, export, models
+from weightsteer_jax import directions, exports, models
 from weightsteer_jax.directions import base as bases
 from weightsteer_jax.directions.streamed import blocks, checkpoints
 from weightsteer_jax.exports import merging
@@ -124,13 +124,13 @@ def test_one_pass_and_two_steps_write_what_torch_computes(tmp_path, dtype, make)
   sides = three(tmp_path, dtype=dtype, make=make, max_shard_size='4KB')
   direction = directions.between(sides['positive'], sides['negative'], unread=True)
   directions.save(tmp_path / 'direction', direction)
-  base = export.BaseFolder.find(sides['base'])
+  base = exports.BaseFolder.find(sides['base'])
   compared = make is fused_model  # The others' logits are compared in test_handover.py.
-  one = export.export(
+  one = exports.export(
     direction, base, ALPHA, 'hf', tmp_path / 'one', logits='always' if compared else 'never'
   )
   saved = directions.load(tmp_path / 'direction', unread=True)
-  two = export.export(saved, base, ALPHA, 'hf', tmp_path / 'two', logits='never')
+  two = exports.export(saved, base, ALPHA, 'hf', tmp_path / 'two', logits='never')
   expected, got = steered_by_torch(sides, dtype), tensors_of(tmp_path / 'one')
   assert set(got) == set(expected) and one['rechecked']['weights'] > 100
   for name, value in expected.items():
@@ -150,8 +150,8 @@ def test_one_pass_and_two_steps_write_what_torch_computes(tmp_path, dtype, make)
   plus, minus = tensors_of(sides['positive']), tensors_of(sides['negative'])
   norm = torch.sqrt(sum(((plus[name] - minus[name]) ** 2).sum() for name in plus))
   assert abs(one['norm'] - norm) < 1e-6 * norm and abs(two['norm'] - norm) < 1e-6 * norm
-  assert export.verify(tmp_path / 'one').unlisted == ()
-  assert export.verify(tmp_path / 'direction').kind == 'direction'
+  assert exports.verify(tmp_path / 'one').unlisted == ()
+  assert exports.verify(tmp_path / 'direction').kind == 'direction'
   transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'one')
 
 
@@ -225,14 +225,14 @@ def test_the_base_is_told_by_its_digest_on_the_way(tmp_path):
       sides['positive'], sides['negative'], base=sides['base'], unread=True
     )
     assert direction.base.digest == directions.base_of(model).digest
-    export.export(
-      direction, export.BaseFolder.find(sides['base']), ALPHA, 'hf', folder / 'out', logits='never'
+    exports.export(
+      direction, exports.BaseFolder.find(sides['base']), ALPHA, 'hf', folder / 'out', logits='never'
     )
-    other = export.BaseFolder.find(sides['positive'])
+    other = exports.BaseFolder.find(sides['positive'])
     with pytest.raises(InputError, match='different base models'):
-      export.export(direction, other, ALPHA, 'hf', folder / 'out2', logits='never')
+      exports.export(direction, other, ALPHA, 'hf', folder / 'out2', logits='never')
     assert_nothing_left(folder, *sides, 'out')
-    export.export(
+    exports.export(
       direction, other, ALPHA, 'hf', folder / 'out2', allow_other_base=True, logits='never'
     )
 
@@ -248,9 +248,9 @@ def test_a_bit_of_the_direction_that_changed_is_found_when_it_is_exported(tmp_pa
   save_file(tensors, path)
   direction = directions.load(tmp_path / 'direction', unread=True)
   with pytest.raises(CorruptError, match='fingerprints at model.layers.1.mlp.up_proj.weight'):
-    export.export(
+    exports.export(
       direction,
-      export.BaseFolder.find(sides['base']),
+      exports.BaseFolder.find(sides['base']),
       ALPHA,
       'hf',
       tmp_path / 'out',
@@ -272,9 +272,9 @@ def test_what_is_not_finite_is_named(tmp_path, side, name):
   save_file(tensors, sides[side] / 'model.safetensors')
   direction = directions.between(sides['positive'], sides['negative'], unread=True)
   with pytest.raises(NotFiniteError, match=f"{side}: '{name}'"):
-    export.export(
+    exports.export(
       direction,
-      export.BaseFolder.find(sides['base']),
+      exports.BaseFolder.find(sides['base']),
       ALPHA,
       'hf',
       tmp_path / 'out',
@@ -289,10 +289,10 @@ def test_what_is_not_finite_is_named(tmp_path, side, name):
 def test_rows_computed_again_and_bytes_read_back_find_a_wrong_export(tmp_path, monkeypatch):
   sides = three(tmp_path, dtype='bfloat16')
   direction = directions.between(sides['positive'], sides['negative'], unread=True)
-  base = export.BaseFolder.find(sides['base'])
+  base = exports.BaseFolder.find(sides['base'])
 
   def steered():
-    return export.export(direction, base, ALPHA, 'hf', tmp_path / 'out', logits='never')
+    return exports.export(direction, base, ALPHA, 'hf', tmp_path / 'out', logits='never')
 
   steer, pwrite = blocks.steer, os.pwrite
   monkeypatch.setattr(blocks, 'steer', lambda *args: steer(*args[:3], 1.2 * args[3], args[4]))
@@ -318,8 +318,8 @@ def test_low_rank_and_dense_changes_in_memory_stream_too(tmp_path):
   sides = three(tmp_path)
   model = models.load(sides['base'])
   direction = oracle.random_direction(model, 3, size=0.05)
-  export.export(
-    direction, export.BaseFolder.find(sides['base']), ALPHA, 'hf', tmp_path / 'out', logits='never'
+  exports.export(
+    direction, exports.BaseFolder.find(sides['base']), ALPHA, 'hf', tmp_path / 'out', logits='never'
   )
   merged, _ = merging.merge(model, direction.delta, ALPHA, 'float32')
   for got, expected in zip(
@@ -344,8 +344,8 @@ def test_two_sides_that_nearly_cancel_are_within_what_float32_may_lose(
     {'layers': {'mlp': {'gate': {'kernel': leaf}}}},
     {'kind': 'contrast', 'base': base.to_json(), 'sources': []},
   )
-  record = export.export(
-    direction, export.BaseFolder.find(untied), ALPHA, 'hf', tmp_path / 'steered', logits='never'
+  record = exports.export(
+    direction, exports.BaseFolder.find(untied), ALPHA, 'hf', tmp_path / 'steered', logits='never'
   )
   assert record['rechecked']['largest_error'] < 1
   name, before, after = (
@@ -362,7 +362,10 @@ def test_the_launcher_makes_a_direction_and_exports_in_one_go(tmp_path):
   flags = [f'--{name}={folder}' for name, folder in sides.items()]
   flags += ['--alpha=-1.5', '--format=hf', f'--output={tmp_path / "out"}', '--compare_logits=never']
   done = subprocess.run(
-    [sys.executable, str(LAUNCH / 'export.py'), *flags], capture_output=True, text=True, timeout=200
+    [sys.executable, str(LAUNCH / 'export.py'), *flags],
+    capture_output=True,
+    text=True,
+    timeout=200,
   )
   assert done.returncode == 0, done.stderr
   got = tensors_of(tmp_path / 'out')
@@ -374,22 +377,24 @@ def test_other_formats_need_the_base_in_memory(tmp_path):
   sides = three(tmp_path)
   direction = directions.between(sides['positive'], sides['negative'])
   with pytest.raises(InputError, match="'orbax' needs the base in memory"):
-    export.export(direction, export.BaseFolder.find(sides['base']), 1.0, 'orbax', tmp_path / 'out')
+    exports.export(
+      direction, exports.BaseFolder.find(sides['base']), 1.0, 'orbax', tmp_path / 'out'
+    )
   with pytest.raises(InputError, match="did you mean 'always'"):
-    export.export(
-      direction, export.BaseFolder.find(sides['base']), 1.0, 'hf', tmp_path / 'out', logits='alway'
+    exports.export(
+      direction, exports.BaseFolder.find(sides['base']), 1.0, 'hf', tmp_path / 'out', logits='alway'
     )
 
 
 PEAK = '''
 import sys
-from weightsteer_jax import directions, export
+from weightsteer_jax import directions, exports
 folder = sys.argv[1]
 w = directions.between(folder + '/positive', folder + '/negative', unread=True)
 directions.save(folder + '/direction', w)
 saved = directions.load(folder + '/direction', unread=True)
-base = export.BaseFolder.find(folder + '/base')
-export.export(saved, base, 1.5, 'hf', folder + '/out', logits='never')
+base = exports.BaseFolder.find(folder + '/base')
+exports.export(saved, base, 1.5, 'hf', folder + '/out', logits='never')
 print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))
 '''
 
