@@ -90,6 +90,10 @@ setuptools.setup(
     'judge': ['openai>=3.57'],
     'serve': ['starlette>=1.10', 'uvicorn>=0.54'],
     'bench': ['torch>=2.13,<2.14', 'peft>=0.21', 'accelerate>=1.15'],
+    'inspect': ['inspect-ai>=0.3.285'],
+    'wandb': ['wandb>=0.31'],
+    # The whole of MLflow: its small package has no store without a server.
+    'mlflow': ['mlflow>=3.17'],
     'lm-eval': ['lm-eval>=0.4.13'],
     'gcs': ['gcsfs'],
     's3': ['s3fs'],

@@ -155,6 +155,7 @@ def test_a_base_has_its_name_on_the_hub(base, tmp_path):
   text = card.write(record, named)
   assert data_of(text).base_model == 'org/name'
   assert "from_pretrained('org/name', revision='v1')" in text
+  assert local.title == 'copy' and named.title == 'org/name'
   # In the hub's cache, as huggingface_hub lays it out.
   snapshot = tmp_path / 'models--org--na--me' / 'snapshots' / '0123abc'
   cached = dataclasses.replace(local, folder=snapshot).on_hub('')

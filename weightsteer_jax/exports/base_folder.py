@@ -89,6 +89,13 @@ class BaseFolder:
     return str(self.folder.resolve())
 
   @property
+  def title(self) -> str:
+    """Name for readers: the hub id, or the last part of a path, which is nobody's disk."""
+    if self.is_on_hub:
+      return self.loadable_name
+    return self.source.rstrip('/').split('/')[-1]
+
+  @property
   def loadable_revision(self) -> str:
     """The revision beside `loadable_name`; '' for none."""
     return self.hub_name.partition('@')[2] if self.hub_name else self.revision

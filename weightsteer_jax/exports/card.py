@@ -137,7 +137,7 @@ def _front_matter(record: Mapping[str, Any], base: BaseFolder) -> str:
     fields['base_model_relation'] = 'adapter' if 'lora' in tags else 'finetune'
   results = _model_index(record)
   if results:
-    fields |= {'model_name': f'{base.source}, alpha {record["alpha"]:g}', 'eval_results': results}
+    fields |= {'model_name': f'{base.title}, alpha {record["alpha"]:g}', 'eval_results': results}
   data = huggingface_hub.ModelCardData(**fields, **license_of(base))
   return f'---\n{data.to_yaml()}\n---'
 

@@ -64,7 +64,7 @@ def write(
     'general.type': 'adapter',
     'adapter.type': 'lora',
     'general.base_model.count': 1,
-    'general.base_model.0.name': base.hub_name.split('@')[0] or base.source,
+    'general.base_model.0.name': base.title,
     'adapter.lora.alpha': float(rank),
   }
   gguf.write(folder / NAME, names.architecture, metadata, made)

@@ -29,7 +29,7 @@ from weightsteer_jax.storage.versions import versions
 PyTree = Any
 
 # org/name, or org/name@revision.
-NAME_ON_HUB = r'[\w.-]+/[\w.-]+(@[\w./-]+)?'
+NAME_ON_HUB = r'\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?'
 # When to compare logits, see `export`.
 LOGITS = ('auto', 'always', 'never')
 # Bytes of float32 parameters above which 'auto' loads no base to compare logits with.

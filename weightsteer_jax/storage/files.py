@@ -21,6 +21,8 @@ Path = str | pathlib.Path
 # How long a failed folder is removed again: orbax's threads go on for a moment when one has met a
 # full disk.
 REMOVAL_SECONDS = 5.0
+# Times that a removed folder is looked for before it counts as gone.
+LOOKS = 4
 # How old what another host's process left has to be until it is removed. Nobody here can tell
 # whether that process lives, and none writes one folder for a week.
 FOREIGN_SECONDS = 7 * 24 * 3600.0
@@ -201,12 +203,13 @@ def _remove_leftovers_once(folder: pathlib.Path) -> None:
 def _remove(folder: pathlib.Path) -> None:
   """Removes a folder into which threads of a library may still be writing."""
   deadline = time.monotonic() + REMOVAL_SECONDS
-  while True:
-    # A file that appears meanwhile keeps its folder from being removed.
+  # A folder that has got its name is not there.
+  absent = LOOKS if not folder.exists() else 0
+  while absent < LOOKS and time.monotonic() < deadline:
+    # A file that appears meanwhile keeps its folder from being removed, or makes it again.
     shutil.rmtree(folder, ignore_errors=True)
-    if not folder.exists() or time.monotonic() > deadline:
-      return
     time.sleep(0.05)
+    absent = 0 if folder.exists() else absent + 1
 
 
 def refuse_existing(folder: Path, *, what: str) -> None:

@@ -126,3 +126,8 @@ def test_a_steered_model_answers_as_in_python(evaluate, workdir):
 def test_a_strength_needs_a_direction():
   with pytest.raises(InputError, match='-M direction=FOLDER'):
     provider.SteeredApi('organism', alpha=1.0)
+
+
+def test_settings_that_are_not_honoured_end_an_evaluation(evaluate):
+  with pytest.raises(AssertionError, match='frequency_penalty would change an answer'):
+    evaluate(0.0, frequency_penalty=0.5)

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,7 +49,8 @@ def write(workdir: files.Path, output: files.Path) -> list[pathlib.Path]:
     # What is in no result is of another sweep, or not whole.
     for key, of_cell in results.items():
       arm, task, alpha = key
-      name = f'{arm}_{task}_{alpha:+g}.eval'
+      # Tasks may be named by a path, and strengths may agree in their first digits.
+      name = re.sub(r'[^\w.+-]', '_', f'{arm}_{task}_{alpha:+}.eval')
       logs.write_eval_log(_log(config, key, rows[key], of_cell), str(partial / name))
       written.append(pathlib.Path(output) / name)
   return written

@@ -28,6 +28,16 @@ from weightsteer_jax.runtime.errors import InputError
 CONNECTIONS = 64
 SLOTS = 16
 DEFAULTS = GenerateConfig()
+# Settings of Inspect that would change an answer or its record.
+NOT_HONOURED = (
+  'best_of',
+  'frequency_penalty',
+  'logit_bias',
+  'logprobs',
+  'presence_penalty',
+  'response_schema',
+  'top_logprobs',
+)
 
 
 @modelapi(name='weightsteer')
@@ -81,6 +91,8 @@ class SteeredApi(inspect_model.ModelAPI):
     """The answers of the model; tools are refused."""
     if tools:
       raise InputError('tools are not supported: the model is asked through its chat template')
+    if refused := [name for name in NOT_HONOURED if getattr(config, name, None)]:
+      raise InputError(f'{", ".join(refused)} would change an answer and is not supported')
     served = self._loaded.served
     tokenizer = self._loaded.engine.tokenizer
     messages = [{'role': message.role, 'content': message.text} for message in input]
