@@ -47,6 +47,7 @@ def serving(folders):
     server = Server(Options(ModelChoice('organism'), **chosen))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
+    assert server.is_open.wait(60)
     try:
       yield server
     finally:

@@ -20,11 +20,21 @@ import transformers
 
 from weightsteer_jax import directions, models
 from weightsteer_jax.data import chat
-from weightsteer_jax.interfaces.serving import app
+from weightsteer_jax.interfaces.serving import app, worker
 
 from .conftest import ASK, client_of
 
 GREEDY = {'model': 'organism', 'messages': ASK, 'temperature': 0, 'max_tokens': 12}
+
+
+LONG = {'max_tokens': 400, 'temperature': 1.5, 'seed': 1}
+
+
+def until(condition):
+  deadline = time.monotonic() + 30
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
 
 
 def text_of(reply):
@@ -178,6 +188,20 @@ def test_completions_echo_their_prompt_and_its_log_probabilities(client, in_torc
     assert reply.usage.completion_tokens == 0
 
 
+def test_an_echo_comes_in_a_stream_too(client):
+  asked = dict(model='organism@calm=0.5', prompt=['The sky is', 'A cat'], echo=True, temperature=0)
+  for changes in (dict(max_tokens=4), dict(max_tokens=4, logprobs=2), dict(max_tokens=0)):
+    whole = client.completions.create(**asked, **changes)
+    texts, places = ['', ''], [None, None]
+    for chunk in client.completions.create(stream=True, **asked, **changes):
+      [choice] = chunk.choices
+      texts[choice.index] += choice.text
+      places[choice.index] = choice.logprobs or places[choice.index]
+    assert texts == [choice.text for choice in whole.choices]
+    assert texts[0].startswith('The sky is') and texts[1].startswith('A cat')
+    assert places == [choice.logprobs for choice in whole.choices]
+
+
 def test_several_prompts_and_samples_come_in_order(client):
   prompts = ['The sky is', 'A cat is', 'Two plus two is']
   asked = dict(model='organism', temperature=0, max_tokens=4)
@@ -207,6 +231,11 @@ REFUSED = {
   ),
   'temperature': ({'temperature': -1}, 'temperature is -1'),
   'top_p': ({'top_p': 0}, 'top_p is 0'),
+  'a number beyond all floats': ({'temperature': 10**400}, 'temperature is 10.*a finite number'),
+  'a strength beyond all floats': (
+    {'extra_body': {'directions': {'calm': 10**400}}},
+    'no finite number',
+  ),
   'n': ({'n': 0}, 'n is 0, expected a whole number, 1 to'),
   'too many': ({'n': 129}, 'n is 129'),
   'tools': ({'tools': [{'type': 'function'}]}, "'tools' is not supported"),
@@ -272,6 +301,11 @@ def post(server, body, headers=(), path='/v1/chat/completions'):
     (b'[]', (), 400),
     (b'{"temperature": NaN}', (), 400),
     (b'[' * 100_000, (), 400),
+    (b'[' * 900 + b'"\\ud800"' + b']' * 900, (), 400),
+    (b'{"\\ud800x": 1, "messages": []}', (), 400),
+    (b'{"messages": [{"role": "user", "content": "\\ud83d alone"}]}', (), 400),
+    (b'{"messages": "\xed\xa0\x80"}', (), 400),
+    ('{"messages": []}'.encode('utf-16'), (), 400),
     (b'{}', (('Content-Type', 'text/plain'),), 415),
     (b'{}', (('Host', 'evil.example'),), 400),
   ],
@@ -331,12 +365,60 @@ def test_a_client_that_goes_away_frees_its_slot(server, client):
     )
     raw.sendall((head + body).encode())
     assert b'200 OK' in raw.recv(100)
-  deadline = time.monotonic() + 20
-  while (server.worker.running or server.worker.waiting) and time.monotonic() < deadline:
-    time.sleep(0.05)
-  assert server.worker.running == server.worker.waiting == 0
+  until(lambda: not (server.worker.running or server.worker.waiting))
   assert server.counts.dropped > before + 50
   assert text_of(client.chat.completions.create(**GREEDY))
+
+
+def test_a_client_that_goes_away_while_it_is_scored_is_noticed(server, client, monkeypatch):
+  """Of 128 texts to be scored most are never scored."""
+  scored = []
+  places = worker.tops.places
+
+  def slowly(engine, texts, tops):
+    scored.extend(texts)
+    time.sleep(0.3 if texts else 0)
+    return places(engine, texts, tops=tops)
+
+  monkeypatch.setattr(worker.tops, 'places', slowly)
+  monkeypatch.setattr(worker.tops, 'PASS_TOKENS', 8)
+  asked = dict(model='organism', echo=True, logprobs=1, max_tokens=0)
+  with pytest.raises(openai.APITimeoutError):
+    client_of(server).with_options(timeout=1.5).completions.create(prompt=['one'] * 128, **asked)
+  until(lambda: not server.worker.waiting)
+  assert 0 < len(scored) < 100
+
+
+def test_what_is_refused_is_not_counted(serving):
+  with serving(slots=1, most_waiting=1) as server:
+    client = client_of(server)
+    # One in its slot, and one in line: the third is refused.
+    with client.chat.completions.create(**GREEDY | LONG, stream=True, n=2) as stream:
+      next(iter(stream))
+      counted = server.counts.prompt_tokens
+      with pytest.raises(openai.RateLimitError):
+        client.chat.completions.create(**GREEDY)
+      assert server.counts.prompt_tokens == counted
+
+
+def test_a_client_that_does_not_read_holds_no_server(serving, capsys):
+  body = json.dumps(GREEDY | LONG | {'stream': True, 'n': 32, 'max_tokens': 100}).encode()
+  with serving(drain_seconds=4.0) as server, socket.socket() as raw:
+    # Buffers that are full before the answers are over.
+    server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    host, port = server.url.removeprefix('http://').split(':')
+    raw.connect((host, int(port)))
+    head = f'POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\n'
+    head += f'Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n'
+    raw.sendall(head.encode() + body)
+    until(lambda: server.worker.running)
+    started = time.monotonic()
+    server.stop()
+    until(server.is_over.is_set)
+    assert time.monotonic() - started < 10
+  # Every answer was over; it was the reading that was not.
+  assert 'not every answer' not in capsys.readouterr().out
 
 
 def test_counts_are_told(server, client):
@@ -351,7 +433,7 @@ def test_counts_are_told(server, client):
   assert 'weightsteer_first_token_seconds_bucket{le="+Inf"}' in text
 
 
-def test_sigterm_lets_answers_end_and_takes_no_more(folders, tmp_path):
+def test_sigterm_lets_answers_end_and_takes_no_more(folders):
   """The command itself, to the exit status."""
   command = [sys.executable, '-m', 'weightsteer_jax', 'serve', '--model=organism', '--port=0']
   command += [f'--direction=calm={folders["calm"]}', '--nowarm', '--slots=2']

@@ -6,10 +6,13 @@ GET  /v1/models, /health, /metrics, /
 
 import asyncio
 import dataclasses
+import functools
 import hmac
 import json
 import math
 import pathlib
+import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -18,9 +21,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
 
 from weightsteer_jax.data import thoughts
-from weightsteer_jax.inference import tops
+from weightsteer_jax.inference.requests import Tokens
 from weightsteer_jax.inference.tops import Place
 from weightsteer_jax.interfaces.serving import bodies, strengths
 from weightsteer_jax.interfaces.serving.bodies import Asked, Served
@@ -28,7 +32,7 @@ from weightsteer_jax.interfaces.serving.counts import Counts
 from weightsteer_jax.interfaces.serving.refusals import Refusal
 from weightsteer_jax.interfaces.serving.replies import Choice, Replies
 from weightsteer_jax.interfaces.serving.texts import Answer
-from weightsteer_jax.interfaces.serving.worker import Ended, Event, Full, Job, ScoreJob, Worker
+from weightsteer_jax.interfaces.serving.worker import Ended, Event, Full, Job, Worker
 
 # Bytes of a request's body: more text than any context holds.
 MOST_BYTES = 16 * 2**20
@@ -38,6 +42,8 @@ LOOK_SECONDS = 0.5
 RETRY_SECONDS = (1, 60)
 # Names of this machine: a page of another site cannot reach a server under any other.
 LOOPBACK = ('localhost', '127.0.0.1', '[::1]')
+# What may be half a surrogate pair in JSON's escapes.
+SURROGATE = re.compile(r'\\u[dD][89a-fA-F]')
 BROKEN = 'the model broke at this strength: its logits are not finite'
 
 
@@ -123,13 +129,11 @@ class Front:
     body = await _body(request)
     # Templates and tokenizers take their time.
     asked = await concurrency.run_in_threadpool(read, body, self._served)
-    self._counts.prompt_tokens += sum(map(len, asked.prompts))
     running = _Running(asked, self._worker, self._counts, self._served.stop_ids)
     running.begin()
+    self._counts.prompt_tokens += sum(map(len, asked.prompts))
     if asked.stream:
-      return responses.StreamingResponse(
-        running.stream(), media_type='text/event-stream', headers={'Cache-Control': 'no-cache'}
-      )
+      return _Stream(running)
     return responses.JSONResponse(await running.whole(request))
 
 
@@ -146,6 +150,7 @@ class _Running:
     self._came: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
     self._prompts = [prompt for prompt in asked.prompts for _ in range(asked.n)]
     self._jobs: dict[int, Job] = {}
+    self._finished: list[Choice] = []
 
   def begin(self) -> None:
     """Puts the answers into the line.
@@ -156,7 +161,8 @@ class _Running:
     asked = self._asked
     for index, prompt in enumerate(self._prompts):
       limit = asked.limits[index // asked.n]
-      if not limit:
+      wants_places = asked.tops is not None
+      if not limit and not wants_places:
         self._came.put_nowait((index, Event(finish='length')))
         continue
       answer = Answer(asked.tokenizer, prompt, stops=asked.stops, apart=asked.is_chat)
@@ -170,7 +176,8 @@ class _Running:
         answer,
         self._teller(index),
         # Log-probabilities are known at the end, and sent with their text.
-        streams=asked.stream and asked.tops is None,
+        streams=asked.stream and not wants_places,
+        scored=functools.partial(self._scored_tokens, index) if wants_places else None,
       )
     try:
       self._worker.submit(list(self._jobs.values()))
@@ -191,54 +198,58 @@ class _Running:
     Raises:
       Refusal: if there is none.
     """
-    choices: list[Choice] = []
+    looked = time.monotonic()
     try:
-      while len(choices) < len(self._prompts):
-        index, event = await self._next(request)
+      while len(self._finished) < len(self._prompts):
+        # Also where answers come faster than that.
+        if time.monotonic() - looked > LOOK_SECONDS:
+          looked = time.monotonic()
+          if await request.is_disconnected():
+            raise Refusal('the client went away', status=499)
+        try:
+          index, event = await asyncio.wait_for(self._next(), LOOK_SECONDS)
+        except TimeoutError:
+          continue
         if event.finish:
-          choices.append(self._choice(index, event))
-      return self._replies.whole(await self._scored(choices))
+          self._finished.append(self._choice(index, event))
+      return self._replies.whole(sorted(self._finished, key=lambda choice: choice.index))
     finally:
-      self._give_up(choices)
+      self.give_up()
 
   async def stream(self) -> AsyncIterator[str]:
     """Server-sent events, as answers grow."""
-    finished: list[Choice] = []
     try:
-      if self._asked.is_chat:
-        for index in range(len(self._prompts)):
-          yield _event(self._replies.opening(index))
-      while len(finished) < len(self._prompts):
-        index, event = await self._next(None)
+      for opening in self._replies.openings(self._prompts):
+        yield _event(opening)
+      while len(self._finished) < len(self._prompts):
+        index, event = await self._next()
         if not event.finish:
           yield _event(self._replies.piece(index, event.piece))
           continue
-        [choice] = await self._scored([self._choice(index, event)])
-        finished.append(choice)
+        choice = self._choice(index, event)
+        self._finished.append(choice)
         yield _event(self._replies.closing(choice, event.piece))
       if self._asked.include_usage:
-        yield _event(self._replies.usage_chunk(finished))
+        yield _event(self._replies.usage_chunk(self._finished))
       yield 'data: [DONE]\n\n'
     # The head of the reply is gone: what is left is to say it in the stream.
     except Refusal as refusal:
       yield _event(refusal.body())
-    finally:
-      # Also where the client went away, which ends the generator.
-      self._give_up(finished)
 
-  async def _next(self, request: Request | None) -> tuple[int, Event]:
-    """The next event; a client that went away ends the request.
+  def give_up(self) -> None:
+    """Drops the answers that are not over."""
+    over = {choice.index for choice in self._finished}
+    left = [job for index, job in self._jobs.items() if index not in over]
+    if left:
+      self._worker.drop(left)
+
+  async def _next(self) -> tuple[int, Event]:
+    """The next event.
 
     Raises:
       Refusal: if there will be no answer.
     """
-    while True:
-      try:
-        index, event = await asyncio.wait_for(self._came.get(), LOOK_SECONDS)
-        break
-      except TimeoutError:
-        if request is not None and await request.is_disconnected():
-          raise Refusal('the client went away', status=499) from None
+    index, event = await self._came.get()
     if event.error:
       raise Refusal(f'the server failed: {event.error}', status=500)
     if event.finish == 'not_finite':
@@ -246,21 +257,33 @@ class _Running:
     return index, event
 
   def _choice(self, index: int, event: Event) -> Choice:
-    tokens = event.tokens
-    if event.finish == 'stop' and self._asked.stops:
-      tokens = self._tokens_of(event.text, tokens)
-    return Choice(
+    """The finished answer.
+
+    Raises:
+      Refusal: if a log-probability is not finite.
+    """
+    choice = Choice(
       index=index,
       text=event.text,
       whole=event.whole,
-      tokens=tokens,
+      tokens=self._shown_tokens(event),
       counted=len(event.tokens),
       finish=event.finish,
       prompt=self._prompts[index],
-      by_token=event.by_token,
     )
+    if event.places is None:
+      return choice
+    if not all(math.isfinite(place.logprob) for place in event.places):
+      raise Refusal(BROKEN, status=422, code='not_finite')
+    return self._with_places(choice, event)
 
-  def _tokens_of(self, text: str, tokens: tuple[int, ...]) -> tuple[int, ...]:
+  def _shown_tokens(self, event: Event) -> Tokens:
+    """The tokens of the text; a stop text has cut some of them."""
+    if event.finish == 'stop' and self._asked.stops:
+      return self._tokens_of(event.text, event.tokens)
+    return event.tokens
+
+  def _tokens_of(self, text: str, tokens: Tokens) -> Tokens:
     """The first tokens, as many as a text has that a stop text has cut."""
     low = 0
     high = len(tokens)
@@ -272,57 +295,27 @@ class _Running:
         high = middle
     return tokens[:low]
 
-  async def _scored(self, choices: list[Choice]) -> list[Choice]:
-    """The choices in order, with what log-probabilities were asked for."""
-    choices = sorted(choices, key=lambda choice: choice.index)
-    if self._asked.tops is None:
-      return choices
-    future: asyncio.Future[Any] = self._loop.create_future()
+  def _scored_tokens(self, index: int, event: Event) -> Tokens:
+    # In the older interface a stop token is the last of the tokens; which one, its place tells.
+    stop = tuple(self._stop_ids[:1]) if self._shows_stop(event) else ()
+    return (*self._prompts[index], *self._shown_tokens(event), *stop)
 
-    def tell(places: Any) -> None:
-      self._loop.call_soon_threadsafe(lambda: None if future.done() else future.set_result(places))
+  def _shows_stop(self, event: Event) -> bool:
+    return not self._asked.is_chat and event.by_token
 
-    texts = []
-    for one in choices:
-      # In the older interface a stop token is the last of the tokens; which one, its place tells.
-      stop = self._stop_ids[:1] if self._shows_stop(one) else ()
-      texts.append(((*one.prompt, *one.tokens, *stop), self._asked.coefficients))
-    try:
-      self._worker.score(ScoreJob(texts, tops.MOST_TOPS, tell))
-    except Ended as error:
-      raise Refusal(str(error), status=503) from None
-    places = await future
-    if places is None:
-      raise Refusal(f'the server failed: {self._worker.failure}', status=500)
-    scored = []
-    for choice, its in zip(choices, places):
-      if not all(math.isfinite(place.logprob) for place in its):
-        raise Refusal(BROKEN, status=422, code='not_finite')
-      scored.append(self._with_places(choice, its))
-    return scored
-
-  def _shows_stop(self, choice: Choice) -> bool:
-    return not self._asked.is_chat and choice.by_token
-
-  def _with_places(self, choice: Choice, places: list[Place]) -> Choice:
+  def _with_places(self, choice: Choice, event: Event) -> Choice:
     """The choice with its places, and with its stop token where that is shown."""
     tokens = choice.tokens
-    if self._shows_stop(choice):
+    places = list(event.places or ())
+    if self._shows_stop(event):
       last = places[-1]
       # The likeliest of them, which a greedy answer has met.
       likely = [(logprob, token) for token, logprob in last.tops if token in self._stop_ids]
       logprob, stop = max(likely, default=(last.logprob, self._stop_ids[0]))
-      places = [*places[:-1], Place(logprob, last.tops)]
+      places[-1] = Place(logprob, last.tops)
       tokens = (*tokens, stop)
     shown = [Place(one.logprob, one.tops[: self._asked.tops]) for one in places]
     return dataclasses.replace(choice, tokens=tokens, places=shown)
-
-  def _give_up(self, finished: list[Choice]) -> None:
-    """Drops the answers that are not over."""
-    over = {choice.index for choice in finished}
-    left = [job for index, job in self._jobs.items() if index not in over]
-    if left:
-      self._worker.drop(left)
 
   def _teller(self, index: int) -> Callable[[Event], None]:
     def tell(event: Event) -> None:
@@ -334,6 +327,22 @@ class _Running:
     """Seconds until some answers ahead are over, by those before."""
     least, most = RETRY_SECONDS
     return max(least, min(most, math.ceil(self._counts.answers.mean)))
+
+
+class _Stream(responses.StreamingResponse):
+  """A request's events, given up where the client is gone, be it before the first of them."""
+
+  def __init__(self, running: _Running):
+    headers = {'Cache-Control': 'no-cache'}
+    super().__init__(running.stream(), media_type='text/event-stream', headers=headers)
+    self._running = running
+
+  async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    """Sends the events."""
+    try:
+      await super().__call__(scope, receive, send)
+    finally:
+      self._running.give_up()
 
 
 def _event(value: dict[str, Any]) -> str:
@@ -361,9 +370,16 @@ async def _body(request: Request) -> Any:
     raise ValueError(f'{name} is no number of JSON')
 
   try:
-    return json.loads(b''.join(parts), parse_constant=refuse)
+    text = b''.join(parts).decode()
+    body = json.loads(text, parse_constant=refuse)
+    # Half a surrogate pair is no text: it can be neither tokenized nor sent back.
+    if SURROGATE.search(text):
+      json.dumps(body, ensure_ascii=False).encode()
+  except UnicodeEncodeError as error:
+    raise Refusal('the body has half a surrogate pair, which is no text') from error
   except (ValueError, RecursionError) as error:
     raise Refusal(f'the body is no JSON: {error}') from error
+  return body
 
 
 def make(front: Front, counts: Counts, *, loopback: bool) -> applications.Starlette:

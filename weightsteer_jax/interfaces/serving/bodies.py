@@ -7,7 +7,6 @@ are vLLM's, under vLLM's names.
 """
 
 import dataclasses
-import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -387,10 +386,10 @@ def _flag(body: Body, name: str, default: bool = False) -> bool:
 
 def _number(body: Body, name: str, default: float) -> float:
   value = body.get(name, default)
-  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  if not is_number or not math.isfinite(value):
-    raise Refusal(f'{name} is {value!r:.80}, expected a number', param=name)
-  return float(value)
+  number = strengths.finite(value) if isinstance(value, (int, float)) else None
+  if number is None:
+    raise Refusal(f'{name} is {value!r:.80}, expected a finite number', param=name)
+  return number
 
 
 def _whole(body: Body, name: str, default: int, least: int, most: int) -> int:

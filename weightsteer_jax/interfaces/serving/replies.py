@@ -7,7 +7,7 @@ Source: openai-python 3.57, types `ChatCompletion`, `ChatCompletionChunk`, `Comp
 import dataclasses
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import weightsteer_jax
@@ -33,7 +33,6 @@ class Choice:
     counted: tokens that were generated for it.
     finish: 'stop' or 'length'.
     prompt: tokens of its prompt.
-    by_token: whether a stop token has ended it.
     places: of the prompt's tokens from the second on and of the answer's, or None.
   """
 
@@ -44,7 +43,6 @@ class Choice:
   counted: int
   finish: str
   prompt: Tokens
-  by_token: bool = False
   places: Sequence[Place] | None = None
 
 
@@ -63,9 +61,13 @@ class Replies:
     told = [self._choice(choice) for choice in choices]
     return self._frame(kind, told) | {'usage': self.usage(choices)}
 
-  def opening(self, index: int) -> Json:
-    """The first chunk of an answer in a chat."""
-    return self._chunk({'index': index, 'delta': {'role': 'assistant', 'content': ''}})
+  def openings(self, prompts: Sequence[Tokens]) -> Iterator[Json]:
+    """The first chunk of each answer: in a chat its role, elsewhere its prompt where asked for."""
+    for index, prompt in enumerate(prompts):
+      if self._asked.is_chat:
+        yield self._chunk({'index': index, 'delta': {'role': 'assistant', 'content': ''}})
+      elif self._asked.echo:
+        yield self.piece(index, Piece(self._prompt_text(prompt)))
 
   def piece(self, index: int, piece: Piece) -> Json:
     """A chunk with what is new of an answer."""
@@ -124,7 +126,7 @@ class Replies:
     if not self._asked.is_chat:
       text = choice.text
       if self._asked.echo:
-        text = self._asked.tokenizer.decode(choice.prompt, skip_special_tokens=False) + text
+        text = self._prompt_text(choice.prompt) + text
       return told | {'text': text, 'logprobs': self._completion_logprobs(choice)}
     message: Json = {'role': 'assistant', 'content': choice.whole.answer, 'refusal': None}
     if choice.whole.thought:
@@ -168,6 +170,9 @@ class Replies:
       told['text_offset'].append(offset)
       offset += len(text)
     return told
+
+  def _prompt_text(self, prompt: Tokens) -> str:
+    return self._asked.tokenizer.decode(prompt, skip_special_tokens=False)
 
   def _text(self, token: int) -> str:
     return self._asked.tokenizer.decode([token], skip_special_tokens=False)

@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import uvicorn
 
@@ -39,7 +40,7 @@ class Options:
     max_length: positions of a prompt and its answer; 0 is the model's own, at most 2048.
     most_waiting: answers that wait in line.
     key_variable: variable of the environment with the key that clients show; '' asks for none.
-    drain_seconds: how long answers may go on after SIGTERM.
+    drain_seconds: how long answers may go on, and be read, after SIGTERM.
     warm: whether programs are compiled before the first request.
     mesh: see `config.Mesh.shape`.
   """
@@ -71,7 +72,7 @@ class Server:
     self._options = options
     key = _key(options.key_variable)
     # First, so that a taken address is not told after minutes.
-    self._socket = _bound(options.host, options.port)
+    self.listener = _bound(options.host, options.port)
     loaded = loading.load(
       options.model,
       options.directions,
@@ -87,12 +88,13 @@ class Server:
     self._live = live
     self.front = app.Front(self.worker, served, self.counts, key=key, started=int(time.time()))
     self._uvicorn: uvicorn.Server | None = None
-    self._is_over = threading.Event()
+    self.is_open = threading.Event()
+    self.is_over = threading.Event()
 
   @property
   def url(self) -> str:
     """Where clients reach the server."""
-    host, port = self._socket.getsockname()[:2]
+    host, port = self.listener.getsockname()[:2]
     return f'http://{f"[{host}]" if ":" in host else host}:{port}'
 
   def warm(self) -> None:
@@ -109,14 +111,14 @@ class Server:
     loopback = self._options.host in LOOPBACK
     web = app.make(self.front, self.counts, loopback=loopback)
     config = uvicorn.Config(web, log_level='warning', access_log=False, lifespan='off')
-    server = _Uvicorn(config)
+    server = _Uvicorn(config, self._opened)
     self._uvicorn = server
     self.worker.start()
     threading.Thread(target=self._wind, daemon=True).start()
     try:
-      server.run(sockets=[self._socket])
+      server.run(sockets=[self.listener])
     finally:
-      self._is_over.set()
+      self.is_over.set()
     if self.worker.failure:
       raise RuntimeError(self.worker.failure)
 
@@ -129,21 +131,32 @@ class Server:
     self.front.is_ending = True
     threading.Thread(target=self._drain, daemon=True).start()
 
+  def _opened(self) -> None:
+    say(f'serving on {self.url}')
+    self.is_open.set()
+
   def _drain(self) -> None:
-    if not self.worker.end(self._options.drain_seconds):
-      say(f'not every answer was over after {self._options.drain_seconds:g} s')
-      if self._uvicorn:
-        self._uvicorn.force_exit = True
-    if self._uvicorn:
-      self._uvicorn.should_exit = True
+    seconds = self._options.drain_seconds
+    until = time.monotonic() + seconds
+    in_time = self.worker.end(seconds)
+    if not in_time:
+      say(f'not every answer was over after {seconds:g} s')
+    if not self._uvicorn:
+      return
+    # Clients read what is left of their answers in what is left of the time.
+    left = until - time.monotonic() if in_time else 0
+    self._uvicorn.config.timeout_graceful_shutdown = max(1, math.ceil(left))
+    self._uvicorn.force_exit |= not in_time
+    self._uvicorn.should_exit = True
 
   def _wind(self) -> None:
     """Winds the stall watchdog while the worker has nothing to do, or does it."""
     told = -1
-    while not self._is_over.wait(WIND_SECONDS):
-      if not self.worker.running or self.counts.tokens != told:
+    while not self.is_over.wait(WIND_SECONDS):
+      is_idle = not (self.worker.running or self.worker.waiting)
+      if is_idle or self.worker.turns != told:
         ending.progress()
-      told = self.counts.tokens
+      told = self.worker.turns
       # Requests would wait for ever.
       if self.worker.failure:
         self.stop()
@@ -156,7 +169,6 @@ def serve(options: Options) -> None:
     server.warm()
   signal.signal(signal.SIGINT, lambda *_: server.stop())
   threading.Thread(target=_stop_when_asked, args=(server,), daemon=True).start()
-  say(f'serving on {server.url}')
   server.run()
   say('all answers were given; ended')
 
@@ -169,7 +181,20 @@ def _stop_when_asked(server: Server) -> None:
 
 
 class _Uvicorn(uvicorn.Server):
-  """uvicorn without handlers of signals: the server itself says when to end."""
+  """uvicorn without handlers of signals: the server itself says when to end.
+
+  Args:
+    opened: called once connections are taken.
+  """
+
+  def __init__(self, config: uvicorn.Config, opened: Callable[[], None]):
+    super().__init__(config)
+    self._opened = opened
+
+  async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    """Begins to listen."""
+    await super().startup(sockets)
+    self._opened()
 
   @contextlib.contextmanager
   def capture_signals(self) -> Iterator[None]:

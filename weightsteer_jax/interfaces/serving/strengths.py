@@ -90,14 +90,24 @@ def _known(name: str, directions: Sequence[str], param: str) -> str:
 
 
 def _finite(value: Any, what: str, param: str) -> float:
-  try:
-    # True is a number to Python, and no strength.
-    number = float('nan') if isinstance(value, bool) else float(value)
-  except (TypeError, ValueError, OverflowError):
-    number = float('nan')
-  if not math.isfinite(number):
+  number = finite(value)
+  if number is None:
     raise Refusal(f'{what}: {value!r:.80} is no finite number', param=param)
   return number
+
+
+def finite(value: Any) -> float | None:
+  """A number or a text of one, as a float; None for anything else.
+
+  >>> finite(2), finite('-0.5'), finite(10**400), finite('nan'), finite(True)
+  (2.0, -0.5, None, None, None)
+  """
+  try:
+    # True is a number to Python, and none to a client.
+    number = math.nan if isinstance(value, bool) else float(value)
+  except (TypeError, ValueError, OverflowError):
+    return None
+  return number if math.isfinite(number) else None
 
 
 def _spelling(served: str, directions: Sequence[str]) -> str:
