@@ -21,7 +21,7 @@ from weightsteer_jax import models
 from weightsteer_jax.data import Batch, Example, batches
 from weightsteer_jax.finetune import optimizer
 from weightsteer_jax.finetune import step as steps
-from weightsteer_jax.inference import Engine, GenerateRequest, ScoreRequest, decoding, scoring
+from weightsteer_jax.inference import Engine, GenerateRequest, ScoreRequest, decoding, live, scoring
 from weightsteer_jax.models import placement
 from weightsteer_jax.runtime import sharding, tree
 from weightsteer_jax.runtime.sharding import Layout
@@ -178,8 +178,17 @@ def evaluate(model: models.Model, layout: Layout) -> dict[str, Any]:
         key = (i, arm, alpha, n)
         score_requests.append(ScoreRequest(key, prompt, prompt[:n], arm, alpha))
   scores = engine.score(score_requests)
-  answers = engine.generate(greedy_requests)
+  answers = list(engine.generate(greedy_requests))
+  # Rows of one padded length, admitted as slots become free.
+  slots = live.Live(engine, slots=8, max_length=64)
+  came = {}
+  line = [one for one in greedy_requests if 8 < len(one.prompt) <= 16]
+  while line or slots.free < slots.slots:
+    entering = [line.pop() for _ in range(min(slots.free, len(line)))]
+    slots.admit([(one, engine.arms.coefficients(one.arm, one.alpha)) for one in entering])
+    came |= {str(row.key): [row.finish, *row.tokens] for row in slots.step(4) if row.finish}
   return {
+    'live': came,
     'scores': {str(result.key): result.logprob for result in scores},
     'answers': {str(result.key): [result.finish, *result.tokens] for result in answers},
   }

@@ -116,6 +116,7 @@ def assert_same(mesh: dict, single: dict) -> None:
       atol = tolerance * max(np.abs(values).max(), 1e-6)
       np.testing.assert_allclose(mesh[what][path], values, atol=atol, err_msg=path)
   assert mesh['answers'] == single['answers']
+  assert mesh['live'].items() <= mesh['answers'].items() and len(mesh['live']) > 10
   # Answers that were all alike would prove little.
   assert len(set(map(tuple, single['answers'].values()))) > 20
   assert mesh['scores'].keys() == single['scores'].keys()

@@ -2,9 +2,13 @@
 
 import itertools
 
+import jax
+import numpy as np
 import pytest
+import tiny
 
-from weightsteer_jax.inference import GenerateRequest, Sampling, live
+from weightsteer_jax import models
+from weightsteer_jax.inference import Engine, GenerateRequest, Sampling, live
 
 MODES = (Sampling(), Sampling(temperature=1.0), Sampling(temperature=0.8, top_k=12, top_p=0.9))
 # Across the sizes of the cache (32 and 128), and of padded prompts.
@@ -97,3 +101,29 @@ def test_after_warming_nothing_is_compiled(engine_of, requests, small):
 def test_sizes_of_padded_prompts_reach_the_cache():
   for size, tokens in itertools.product((100, 128, 512, 2048), (0, 1, 50, 99)):
     assert any(length >= tokens for length in live._padded_lengths(size))
+
+
+@pytest.mark.parametrize(
+  'case, kind, dtype',
+  [
+    ('gemma3', 'full', 'float32'),
+    ('gemma3', 'lora_embeddings', 'bfloat16'),
+    ('mixtral', 'lora', 'float32'),
+    ('phi3_short', 'lora', 'float32'),
+  ],
+)
+def test_windows_experts_long_ropes_and_dense_directions(tmp_path, small, case, kind, dtype):
+  """Lengths on both sides of the window, of a cache's size and of a rope's original context."""
+  folder = tiny.make(tmp_path, **tiny.CASES[case]).folder
+  model = models.load(folder, dtype=dtype)
+  delta = models.init_delta(model.config, kind, jax.random.key(0), rank=2)
+  delta = jax.tree.map(np.float32, tiny.randomised(delta, scale=0.1))
+  engine = Engine(model, None, {'weights': [(delta, None)]}, batch_size=4)
+  draw = np.random.default_rng(0)
+  requests = []
+  for i, length in enumerate((3, 20, 29, 6, 31, 12)):
+    prompt = tuple(draw.integers(0, 89, length).tolist())
+    requests.append(GenerateRequest(i, prompt, 5 + 4 * i, 'weights', (0.0, 0.5, -1.0)[i % 3]))
+  expected = {one.key: (one.tokens, one.finish) for one in engine.generate(requests)}
+  assert len({tokens[:5] for tokens, _ in expected.values()}) > 3
+  assert run(engine, requests, slots=4, max_length=64) == expected

@@ -11,16 +11,20 @@ import subprocess
 import sys
 import time
 import urllib.request
+from unittest import mock
 
 import numpy as np
 import openai
 import pytest
 import torch
 import transformers
+from openai import types
 
 from weightsteer_jax import directions, models
+from weightsteer_jax.config import ModelChoice
 from weightsteer_jax.data import chat
-from weightsteer_jax.interfaces.serving import app, worker
+from weightsteer_jax.interfaces.serving import app, loading, worker
+from weightsteer_jax.runtime.errors import InputError
 
 from .conftest import ASK, client_of
 
@@ -212,6 +216,38 @@ def test_several_prompts_and_samples_come_in_order(client):
   for chunk in client.completions.create(prompt=prompts, n=2, stream=True, **asked):
     streamed[chunk.choices[0].index] += chunk.choices[0].text
   assert streamed == [choice.text for choice in reply.choices]
+
+
+STREAMS = ((False, {}), (True, {'stream': True, 'stream_options': {'include_usage': True}}))
+
+
+@pytest.mark.parametrize('streams, fields', STREAMS)
+def test_replies_are_of_the_types_of_openai_word_by_word(server, streams, fields):
+  """The client itself checks no types."""
+  of_chat = (types.chat.ChatCompletion, types.chat.ChatCompletionChunk)
+  text_fields = {'model': 'organism', 'prompt': 'The sky is', 'max_tokens': 3}
+  asked = (
+    ('/v1/chat/completions', GREEDY | {'n': 2, 'logprobs': True, 'top_logprobs': 2}, of_chat),
+    ('/v1/chat/completions', GREEDY, of_chat),
+    ('/v1/completions', text_fields | {'logprobs': 2}, (types.Completion,) * 2),
+    ('/v1/completions', text_fields, (types.Completion,) * 2),
+  )
+  for path, body, kinds in asked:
+    request = urllib.request.Request(
+      server.url + path, json.dumps(body | fields).encode(), {'Content-Type': 'application/json'}
+    )
+    with urllib.request.urlopen(request, timeout=30) as reply:
+      told = reply.read().decode()
+    if streams:
+      lines = [line.removeprefix('data: ') for line in told.splitlines() if line]
+      assert lines.pop() == '[DONE]' and len(lines) > 1
+    else:
+      lines = [told]
+    for line in lines:
+      kinds[streams].model_validate_json(line, strict=True)
+  with urllib.request.urlopen(server.url + '/v1/models') as reply:
+    for model in json.load(reply)['data']:
+      types.Model.model_validate(model, strict=True)
 
 
 def test_the_models_that_a_client_can_name(client):
@@ -419,6 +455,14 @@ def test_a_client_that_does_not_read_holds_no_server(serving, capsys):
     assert time.monotonic() - started < 10
   # Every answer was over; it was the reading that was not.
   assert 'not every answer' not in capsys.readouterr().out
+
+
+def test_slots_that_a_mesh_cannot_share_are_told_before_the_model_is_read(monkeypatch):
+  layout = mock.Mock(rows=8)
+  monkeypatch.setattr(loading.placement, 'choose', lambda *_, **__: mock.Mock(evaluate=layout))
+  monkeypatch.setattr(loading, 'load_model', None)
+  with pytest.raises(InputError, match='--slots=12: .* take a multiple of 8, as 16 is'):
+    loading.load(ModelChoice('organism'), {}, slots=12)
 
 
 def test_counts_are_told(server, client):

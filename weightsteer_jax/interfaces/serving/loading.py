@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from weightsteer_jax import config as configs
 from weightsteer_jax import directions, inference, models
 from weightsteer_jax.config import ModelChoice
+from weightsteer_jax.data.batches import round_up
 from weightsteer_jax.experiments import sources
 from weightsteer_jax.experiments.experiment import load_model, load_tokenizer
 from weightsteer_jax.inference.live import Live
@@ -62,6 +63,11 @@ def load(
     )
   on = configs.Mesh(shape=mesh)
   layout = placement.choose(config, on, dtype=choice.dtype).evaluate
+  if slots % layout.rows:
+    raise InputError(
+      f'--slots={slots}: the mesh shares them between {layout.rows} groups of devices; take a '
+      f'multiple of {layout.rows}, as {round_up(slots, layout.rows)} is'
+    )
   model = load_model(choice, layout)
   for direction in steering.values():
     directions.check_base(direction, model)
