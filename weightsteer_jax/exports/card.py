@@ -4,6 +4,7 @@ Source of the front matter: huggingface.co/docs/hub/model-cards and
 huggingface_hub.ModelCardData.
 """
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,7 +92,7 @@ def write(record: Mapping[str, Any], base: BaseFolder) -> str:
     'Measured before it was written': _bullets(_measurements(record)),
     'Measured in the run that found the direction': _results(record),
     'Limits': _bullets(_limits(record)),
-    'Made from': _bullets(_sources(record)),
+    'Made from': _bullets(_sources(record, base)),
   }
   parts = [_front_matter(record, base), _heading(record, base)]
   # Sections without anything to say leave no heading behind.
@@ -146,8 +147,8 @@ def _heading(record: Mapping[str, Any], base: BaseFolder) -> str:
   alpha = f'{record["alpha"]:g}'
   revision = f' (revision {base.revision})' if base.revision else ''
   return (
-    f'# {base.source}, steered in weight space at alpha {alpha}\n\n{WHAT[record["format"]]}: '
-    f'`{base.source}{revision}` plus {alpha} times a direction in its weights, in '
+    f'# {base.title}, steered in weight space at alpha {alpha}\n\n{WHAT[record["format"]]}: '
+    f'`{base.title}{revision}` plus {alpha} times a direction in its weights, in '
     f'{record["dtype"]} (contrastive weight steering, arXiv 2511.05408).'
   )
 
@@ -160,7 +161,7 @@ def _loading(record: Mapping[str, Any], base: BaseFolder) -> str:
     revision = f', revision={commit!r}' if commit else ''
     text = text.format(base=name, revision=revision)
   if record['format'] == 'gguf':
-    text = text.format(base=base.source, alpha=record['alpha'], architecture=record['architecture'])
+    text = text.format(base=base.title, alpha=record['alpha'], architecture=record['architecture'])
     return '\n\n'.join([text, *record['notes']])
   # Only adapters have a target, and PEFT itself needs no serving.
   serving = SERVING.get(record.get('target', ''))
@@ -302,19 +303,28 @@ def _limits(record: Mapping[str, Any]) -> list[str]:
   return lines
 
 
-def _sources(record: Mapping[str, Any]) -> list[str]:
+def _sources(record: Mapping[str, Any], base: BaseFolder) -> list[str]:
   # A direction between two checkpoints belongs to every base of the architecture.
-  base = record['direction']['base']
-  source = base['source'] or 'any of this architecture'
-  lines = [f'base: `{source}`, digest {base["digest"] or "not recorded"}']
+  of_direction = record['direction']['base']
+  source = base.title if of_direction['source'] else 'any of this architecture'
+  lines = [f'base: `{source}`, digest {of_direction["digest"] or "not recorded"}']
   for source in record['direction'].get('sources', []):
     role = source.get('role', source.get('kind'))
-    lines.append(f'{role}: `{source.get("path", "see provenance.json")}`')
+    lines.append(f'{role}: `{_without_disk(source.get("path", "see provenance.json"))}`')
   lines.append(
     'the rest is in `provenance.json`, with a SHA-256 of every file; `weightsteer export '
     '--verify=FOLDER` checks them'
   )
   return lines
+
+
+def _without_disk(path: str) -> str:
+  """A source as readers elsewhere can use it: of a folder of someone's disk its last parts.
+
+  >>> _without_disk('/home/me/q/finetune/positive/adapter'), _without_disk('org/name')
+  ('finetune/positive/adapter', 'org/name')
+  """
+  return '/'.join(pathlib.PurePath(path).parts[-3:]) if path.startswith(('/', '.', '~')) else path
 
 
 def _mean(row: Mapping[str, Any] | None) -> str:
