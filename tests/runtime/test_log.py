@@ -54,3 +54,10 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path, capsys):
   log.write_to(tmp_path / 'nowhere' / 'log.txt')
   progress.say('said')
   assert capsys.readouterr().out == 'said\n'
+
+
+def test_no_secret_reaches_the_log(tmp_path, capsys):
+  log.write_to(tmp_path / 'log.txt')
+  ending.fail(InputError('--api_key=word-of-a-key: no such host; Authorization: Bearer abcdefgh12'))
+  [line] = said(tmp_path / 'log.txt')
+  assert 'word-of-a-key' not in line and 'abcdefgh12' not in line and 'no such host' in line

@@ -1,4 +1,4 @@
-"""The log of a run: what its programs say, with the time, in one file of the workdir.
+"""The log of a run: what its programs say, with the time and without secrets, in one file.
 
 A program speaks before it knows its workdir is good: such lines are kept, and written first.
 """
@@ -7,6 +7,8 @@ import contextlib
 import datetime
 import os
 import pathlib
+
+from weightsteer_jax.runtime import redaction
 
 # Lines said before a file was named; the newest of a program that never names one.
 _KEPT_LINES = 1000
@@ -27,7 +29,7 @@ def write_to(path: str | os.PathLike) -> None:
 def keep(text: str) -> None:
   """Puts a text into the log, each of its lines behind the time."""
   now = datetime.datetime.now().astimezone().isoformat(sep=' ', timespec='seconds')
-  lines = ''.join(f'{now} {line}\n' for line in text.splitlines())
+  lines = ''.join(f'{now} {redaction.redact(line)}\n' for line in text.splitlines())
   if _path:
     _append(lines)
   else:

@@ -1,6 +1,6 @@
 """The report: from the files of a finished sweep to a table, figures and one page.
 
-Nothing here needs a model or jax.
+Nothing here needs a model.
 
 study.py          the workdir, read and checked
 facts.py          on what, when and how long a run ran

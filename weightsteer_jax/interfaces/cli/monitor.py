@@ -48,7 +48,7 @@ def _define_flags() -> None:
     'Random directions of the same rank and spectrum, for each direction (0: none).',
     lower_bound=0,
   )
-  flags.DEFINE_integer('seed', 0, 'Of the random directions.')
+  flags.DEFINE_integer('seed', 0, 'Of the random directions.', lower_bound=0, upper_bound=2**32 - 1)
   flags.DEFINE_float(
     'false_alarm_rate',
     0.01,
