@@ -85,7 +85,10 @@ def test_an_unknown_key_is_named_with_the_nearest_one(keys, message):
     (dict(finetune__remat=True), "'finetune.remat' is True, expected str"),
     (dict(finetune__lora_alpha='16'), "'finetune.lora_alpha' is '16', expected float"),
     (dict(finetune__lora_alpha=True), "'finetune.lora_alpha' is True, expected float"),
-    (dict(finetune__learning_rates='1e-5'), "'finetune.learning_rates' is '1e-5', expected float"),
+    (
+      dict(finetune__learning_rates='1e-5'),
+      "'finetune.learning_rates' is '1e-5', expected numbers",
+    ),
     (
       dict(finetune__learning_rates=(1e-5, None)),
       "'finetune.learning_rates' is None, expected float",

@@ -19,6 +19,9 @@ KINDS: Mapping[type, Mapping[str, type]] = {
   schema.Judge: schema.JUDGE_KINDS,
 }
 
+# What several numbers look like.
+_EXAMPLES = {int: '(1, 2)', float: '(0.5, 1.0)'}
+
 
 def defaults(cls: type, kind: str | None = None) -> dict[str, Any]:
   """The defaults of a section's keys; keys without one are left out.
@@ -133,9 +136,14 @@ def _cast(hint: Any, value: Any, where: str) -> Any:
   if dataclasses.is_dataclass(hint):
     return section(typing.cast(type, hint), value, where + '.')
   if typing.get_origin(hint) is tuple:
-    # One number in place of several, as the command line gives it.
+    of = typing.get_args(hint)[0]
+    if isinstance(value, str) and of in _EXAMPLES:
+      raise InputError(
+        f"the config key '{where}' is {value!r}, expected numbers, as in {_EXAMPLES[of]}"
+      )
+    # One value in place of several, as the command line gives it.
     items = value if isinstance(value, (tuple, list)) else (value,)
-    return tuple(_cast(typing.get_args(hint)[0], item, where) for item in items)
+    return tuple(_cast(of, item, where) for item in items)
   # Free keys: a chat template says which it reads.
   if hint == Mapping[str, Any]:
     return chat_options.check_arguments(value, f"the config key '{where}'")

@@ -102,7 +102,8 @@ def monitor(
     run: folder of the training run, with the checkpoints to measure.
     base: the model before the training run.
     output: folder to write; must not exist.
-    direction: directions to look for.
+    direction: directions to look for; the folder of a run stands for its own direction, here and
+      below.
     control: directions of something neutral, for the threshold.
     task_vector: fine-tunes or directions to compare only.
     **options: see `monitoring.MonitorOptions`.
@@ -113,9 +114,9 @@ def monitor(
   # Refused now rather than after minutes of measuring.
   files.refuse_existing(output, what='a monitoring report')
   sources = {
-    monitoring.DIRECTION: direction,
-    monitoring.CONTROL: control,
-    monitoring.TASK_VECTOR: task_vector,
+    monitoring.DIRECTION: [direction_folder(path) for path in direction],
+    monitoring.CONTROL: [direction_folder(path) for path in control],
+    monitoring.TASK_VECTOR: [direction_folder(path) for path in task_vector],
   }
   rows, summary = monitoring.monitor(
     run, folder_of(base), sources, monitoring.MonitorOptions(**options), say=say

@@ -169,6 +169,16 @@ def test_foreign_names_are_escaped(done, tmp_path):
   assert not any(tag == 'img' for tag, _ in page.tags) and evil in page.text
 
 
+def test_a_run_stands_for_its_own_direction(adapters, base, sources, tmp_path):
+  run = tmp_path / 'calm'
+  directions.save(run / 'directions' / 'calm', directions.load(sources / 'aside'))
+  (run / 'config.json').write_text('{"name": "calm"}')
+  out = tmp_path / 'out'
+  standalone.monitor(adapters, base, out, direction=[run], control=[sources / 'neutral'], random=0)
+  summary = json.loads((out / 'summary.json').read_text())
+  assert list(summary['directions']) == ['calm']
+
+
 def test_bad_sources_are_refused_before_anything_is_written(base, adapters, sources, tmp_path):
   for change, message in (
     (dict(direction=[sources / 'nowhere']), 'no folder .*nowhere'),

@@ -2,10 +2,12 @@
 
 import re
 
+import ml_collections
 import pytest
 
 from interfaces.cli.test_help import weightsteer
-from weightsteer_jax.interfaces.cli import config_keys, shipped
+from weightsteer_jax.interfaces.cli import config_changes, config_keys, shipped
+from weightsteer_jax.interfaces.cli.config_changes import Change
 from weightsteer_jax.runtime.errors import InputError
 
 QUICKSTART = ('steer', '--config=quickstart')
@@ -38,6 +40,9 @@ QUICKSTART = ('steer', '--config=quickstart')
     (('generate', '--model=organism'), "expected --prompt='...'"),
     (('generate', '--model=m', '--prompt=a', '--input=b'), 'goes without --input'),
     (('export', '--format=hf', '--alpha=1'), '--direction, --base, --output must be given'),
+    (('serve', '--model=organism', '--port=99999'), '--port=99999'),
+    (('chat', '--model=m', '--direction=a=x', '--alpha=b=1'), "no direction 'b'; there are a"),
+    (('chat', '--model=m', '--direction=a', '--direction=x/a'), "the name 'a' is given twice"),
     (('export', '--format=hff'), 'orbax-unmerged, peft, gguf (did you mean \'hf\'?)'),
     (('score', '--model=m', '--input=a', '--output=b', '--batch_size=x'), '--batch_size=x'),
   ],
@@ -53,7 +58,15 @@ def test_a_mistake_is_one_line(words, expected, tmp_path):
   'flag, expected',
   [
     ('--config.tasks.fakts.n=3', "no entry 'fakts' (did you mean 'facts'?)"),
-    ('--config.finetune.rank=many', '--config.finetune.rank=many'),
+    ('--config.finetune.rank=many', '--config.finetune.rank=many: expected a whole number'),
+    ('--config.data.truncate=maybe', '--config.data.truncate=maybe: expected true or false'),
+    ('--noconfig.finetune.rank', 'expected --config.finetune.rank=VALUE'),
+    (
+      '--config.sweep.alphas=(-1.0, zero)',
+      "'sweep.alphas' is '(-1.0, zero)', expected numbers, as in (0.5, 1.0)",
+    ),
+    ('--config.sweep=3', '--config.sweep=3: expected a section as a JSON object'),
+    ('--config.tasks.get.n=3', "no entry 'get'"),
     ('--config.model.dtype=bfloat61', "expected one of float32, bfloat16 (did you mean 'bfloat16'"),
   ],
 )
@@ -117,3 +130,43 @@ def test_keys_are_those_of_all_kinds_and_free_ones_are_let_through():
   assert [config_keys.problem(path) for path in right] == [''] * len(right)
   assert config_keys.is_boolean('data.truncate') and not config_keys.is_boolean('finetune.rank')
   assert config_keys.is_boolean('tasks.any.judge_thoughts')
+
+
+def test_every_key_can_be_a_flag_also_where_its_name_is_a_method_of_config_dicts(tmp_path):
+  flag = '--config.tasks.behaviour.items=mine.jsonl'
+  status, said, errors, _ = weightsteer('steer', '--config=own_data', flag, '--help', cwd=tmp_path)
+  assert (status, errors) == (0, '') and "items = 'mine.jsonl'" in said
+  # One value stands for several; further keys are free below chat_template_args.
+  words = (
+    '--config.finetune.targets=q_proj',
+    '--config.finetune.learning_rates=1e-5,2e-5',
+    '--config.model.chat_template_args.items=true',
+    '--config.data.truncate',
+  )
+  _, said, _, _ = weightsteer('steer', '--config=own_data', *words, '--help', cwd=tmp_path)
+  for shown in (
+    "targets = ('q_proj',)",
+    'learning_rates = (1e-05, 2e-05)',
+    "chat_template_args = {'items': True}",
+    'truncate = True',
+  ):
+    assert shown in said
+  # A wrong key beside it is still told, not the key whose name is a method.
+  status, _, errors, _ = weightsteer('steer', '--config=own_data', flag, '--config.seed=x')
+  assert status == 65 and 'seed=x' in errors
+
+
+def test_a_text_is_one_value_whatever_its_commas():
+  config = ml_collections.ConfigDict({'data': {'positive_prompts': ()}}).lock()
+  for text, expected in (
+    ('Be kind, always.', ('Be kind, always.',)),
+    ('["Be kind, always.", "Be calm."]', ('Be kind, always.', 'Be calm.')),
+    ("('a', 'b')", ('a', 'b')),
+    ('7', ('7',)),
+    ('', ()),
+  ):
+    config_changes.apply([Change('data.positive_prompts', text, '--config')], config)
+    assert config.data.positive_prompts == expected
+  late = [Change('data.positive_prompts', 'a', '--x'), Change('data', '{}', '--y')]
+  with pytest.raises(InputError, match='--y would undo --x: give it first'):
+    config_changes.apply(late, config)

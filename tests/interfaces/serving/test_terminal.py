@@ -54,7 +54,8 @@ def test_commands(talk):
   chat.hear(QUESTION)
   base = said()
   chat.hear('/alpha calm=4')
-  assert said() == 'calm 4, terse 0\n'
+  chat.hear('/alpha')
+  assert said() == 'calm 4, terse 0\n' * 2
   chat.hear('/again')
   steered = said()
   assert steered != base
@@ -72,6 +73,8 @@ def test_commands(talk):
     ('/alpha 1', 'there are calm, terse'),
     ('/alpha clam=1', "did you mean 'calm'"),
     ('/alpha calm=x', "'x' is no finite number"),
+    ('/alpha calm=x', '^[^:]+: [^:]+$'),
+    ('/alpha calm=1,calm=2', "'calm' is named twice"),
     ('/nope', "no command '/nope'"),
     ('/again', 'nothing was asked yet'),
     ('word ' * 600, 'and 512 fit: /new begins another'),

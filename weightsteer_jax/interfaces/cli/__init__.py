@@ -7,6 +7,7 @@
   help_page.py      the help of the command and of a verb
   config_page.py    the keys of a config, with their comments
   config_keys.py    config keys as flags name them
+  config_changes.py keys of a config changed by flags
   shipped.py        the configs that come with the package, found by name
 
   process_flags.py  flags of every verb

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from weightsteer_jax.interfaces.cli import config_keys, shipped
+from weightsteer_jax.interfaces.cli import config_changes, config_keys, shipped
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
@@ -96,9 +96,7 @@ def refuse_missing(given: Sequence[Given], shown: str) -> None:
 
 
 def prepared(given: Sequence[Given]) -> list[str]:
-  """The words for absl: without help, the config first, as its file.
-
-  ml_collections wants the config before its keys, where a user may have it the other way round.
+  """The words for absl: without help and without keys of the config; the config as its file.
 
   Raises:
     InputError: if there is no such config.
@@ -109,9 +107,32 @@ def prepared(given: Sequence[Given]) -> list[str]:
     if flag.name == 'config' and 'config' in flags.FLAGS:
       # The last one counts, as of every flag.
       config = [f'--config={shipped.find(flag.value)}']
-    elif flag.name not in (*HELP, HELP_FULL):
+    elif flag.name not in (*HELP, HELP_FULL) and not _is_key(flag.name):
       rest.extend(flag.words)
   return config + rest
+
+
+def changes(given: Sequence[Given]) -> list[config_changes.Change]:
+  """The keys of the config that the flags change.
+
+  Raises:
+    InputError: if a key is turned off that is not true or false.
+  """
+  changed = []
+  for flag in given:
+    if not _is_key(flag.name):
+      continue
+    path = flag.name.removeprefix('no').removeprefix(config_keys.PREFIX)
+    shown = ' '.join(flag.words)
+    text = flag.value
+    if flag.name.startswith('no'):
+      if not config_keys.is_boolean(path) or '=' in shown:
+        raise InputError(f'{shown}: expected --{config_keys.PREFIX}{path}=VALUE')
+      text = 'false'
+    elif shown == f'--{flag.name}' or shown == f'-{flag.name}':
+      text = 'true'
+    changed.append(config_changes.Change(path, text, shown))
+  return changed
 
 
 def own_names() -> list[str]:
@@ -146,14 +167,13 @@ def _refuse_unknown(name: str, shown: str) -> None:
   """Raises InputError if the verb has no flag, and no config key, of that name."""
   if name in flags.FLAGS or name in (*HELP, HELP_FULL, _HELP_XML) or _turns_off(name):
     return
-  has_config = 'config' in flags.FLAGS
-  if has_config and name.removeprefix('no').startswith(config_keys.PREFIX):
+  if _is_key(name):
     wrong = config_keys.problem(name.removeprefix('no').removeprefix(config_keys.PREFIX))
     if wrong:
       raise InputError(f'--{name}: {wrong}; weightsteer help config lists the keys')
     return
   meant = did_you_mean(name, [*own_names(), 'help', 'version'], cutoff=0.6)
-  key = config_keys.nearest_key(name) if has_config and not meant else None
+  key = config_keys.nearest_key(name) if 'config' in flags.FLAGS and not meant else None
   if key:
     meant = f' (did you mean --{config_keys.PREFIX}{key}?)'
   meant = meant.replace("'", '--', 1).replace("'", '', 1)
@@ -167,6 +187,11 @@ def _refuse_choice(name: str, value: str) -> None:
     expected = ', '.join(filter(None, choices))
     near = did_you_mean(value, choices)
     raise InputError(f"--{name}={value}: expected one of {expected}{near}")
+
+
+def _is_key(name: str) -> bool:
+  """Whether a flag's name is that of a key of the config."""
+  return 'config' in flags.FLAGS and name.removeprefix('no').startswith(config_keys.PREFIX)
 
 
 def _turns_off(name: str) -> bool:

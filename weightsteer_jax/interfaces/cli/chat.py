@@ -15,7 +15,7 @@ def _define_flags() -> None:
   model_flags.define_model('today')
   named_directions.define()
   flags.DEFINE_string(
-    'alpha', '0', 'Strength of the one direction, or NAME=STRENGTH,NAME=STRENGTH of several.'
+    'alpha', '', 'Strength of the one direction, or NAME=STRENGTH,NAME=STRENGTH of several; else 0.'
   )
   flags.DEFINE_string('system', '', 'System prompt.')
   flags.DEFINE_float('temperature', 0.0, 'Of the draws; 0 is greedy.', lower_bound=0.0)
@@ -27,6 +27,14 @@ def _define_flags() -> None:
     "Positions of the chat; 0 is the model's own, at most 2048.",
     lower_bound=0,
   )
+
+
+def _check() -> None:
+  from weightsteer_jax.interfaces.serving import typed
+
+  directions = tuple(named_directions.of_flag())
+  if flags.FLAGS.alpha:
+    typed.alphas(flags.FLAGS.alpha, directions)
 
 
 def _main() -> None:
@@ -44,8 +52,9 @@ def _main() -> None:
     seed=args.seed,
     most_tokens=args.max_new_tokens,
   )
-  chat.set_alpha(args.alpha)
+  if args.alpha:
+    chat.set_alpha(args.alpha)
   chat.run()
 
 
-PROGRAM = Program(__doc__, _define_flags, _main)
+PROGRAM = Program(__doc__, _define_flags, _main, check=_check)

@@ -60,8 +60,25 @@ def is_named(hint: Any) -> bool:
 
 def is_boolean(path: str) -> bool:
   """Whether the value of a key may be left out on the command line."""
-  key = _leaf(path)
-  return key is not None and key.hint is bool
+  return hint_of(path) is bool
+
+
+def hint_of(path: str) -> Any:
+  """The type of a dotted key, as the schema has it; None if the schema has no such key.
+
+  The type of a named entry is its dataclass, that of a free key Any, and that of '' the run.
+  """
+  hint: Any = schema.Run
+  for name in path.split('.') if path else ():
+    if hint == FREE:
+      return Any
+    if is_named(hint):
+      hint = section_of(hint)
+    elif dataclasses.is_dataclass(hint) and name in keys_of(typing.cast(type, hint)):
+      hint = keys_of(typing.cast(type, hint))[name].hint
+    else:
+      return None
+  return hint
 
 
 def problem(path: str) -> str:
@@ -97,20 +114,6 @@ def nearest_key(name: str) -> str | None:
   paths = {path.rpartition('.')[2]: path for path in reversed(_paths())}
   near = nearest(name, paths, cutoff=0.7)
   return near and paths[near]
-
-
-def _leaf(path: str) -> Key | None:
-  section: type | None = schema.Run
-  key = None
-  parts = path.split('.')
-  while parts and section is not None:
-    key = keys_of(section).get(parts.pop(0))
-    if key is None:
-      return None
-    section = section_of(key.hint)
-    if is_named(key.hint) and parts:
-      parts.pop(0)
-  return None if parts else key
 
 
 def _meant(name: str, where: str, known: Mapping[str, Key]) -> str:

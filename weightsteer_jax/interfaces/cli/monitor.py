@@ -22,7 +22,11 @@ ALARMED = 3
 
 
 def _define_flags() -> None:
-  flags.DEFINE_multi_string('direction', None, 'Direction to look for; may be given several times.')
+  flags.DEFINE_multi_string(
+    'direction',
+    None,
+    "Direction to look for; the folder of a run stands for the run's own. May be given many times.",
+  )
   flags.DEFINE_multi_string(
     'control',
     [],

@@ -9,7 +9,6 @@ import dataclasses
 import logging
 import os
 import pathlib
-import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from absl import app, flags
 
 from weightsteer_jax.interfaces.cli import (
   arguments,
+  config_changes,
   help_page,
   process_flags,
   profile_flags,
@@ -63,12 +63,17 @@ def run(verb: Program, args: Sequence[str], shown: str) -> None:
     if not asked:
       arguments.refuse_missing(given, shown)
     argv = [shown, *arguments.prepared(given)]
+    changes = arguments.changes(given)
   except (InputError, flags.Error) as error:
     refuse(error)
   if asked:
-    _help(verb, argv, shown, full=asked == arguments.HELP_FULL)
+    _help(verb, argv, shown, changes, full=asked == arguments.HELP_FULL)
     sys.exit(0)
-  app.run(lambda _: _guarded(verb), argv=argv, flags_parser=lambda argv: _parse(argv, verb.check))
+  app.run(
+    lambda _: _guarded(verb),
+    argv=argv,
+    flags_parser=lambda argv: _parse(argv, changes, verb.check),
+  )
 
 
 def refuse(error: Exception) -> None:
@@ -91,7 +96,14 @@ def command() -> str:
   return redaction.redact_command([*words, *sys.argv[1:]])
 
 
-def _help(verb: Program, argv: list[str], shown: str, *, full: bool) -> None:
+def _help(
+  verb: Program,
+  argv: list[str],
+  shown: str,
+  changes: Sequence[config_changes.Change],
+  *,
+  full: bool,
+) -> None:
   """Prints a verb's help; with a config on the command line, its keys and values too."""
   doc = verb.doc or ''
   if not shown.startswith('weightsteer'):
@@ -101,7 +113,7 @@ def _help(verb: Program, argv: list[str], shown: str, *, full: bool) -> None:
   if len(argv) > 1 and argv[1].startswith('--config='):
     from weightsteer_jax.interfaces.cli import config_page
 
-    _parse(argv)
+    _parse(argv, changes)
     path = argv[1].removeprefix('--config=').partition(':')[0]
     help_page.show(f'\n{config_page.of_config(path, run_flags.chosen())}')
 
@@ -173,7 +185,11 @@ def _begin(together: bool) -> bool:
   return True
 
 
-def _parse(argv: list[str], check: Callable[[], None] | None = None) -> list[str]:
+def _parse(
+  argv: list[str],
+  changes: Sequence[config_changes.Change],
+  check: Callable[[], None] | None = None,
+) -> list[str]:
   """The command line read by absl, and the config's values checked.
 
   A mistake ends the program with one line, before jax is imported.
@@ -184,6 +200,7 @@ def _parse(argv: list[str], check: Callable[[], None] | None = None) -> list[str
       run_flags.load_config(argv)
     rest = flags.FLAGS(argv)
     if has_config and flags.FLAGS['config'].present:
+      run_flags.change_config(changes)
       run_flags.chosen()
     if check:
       check()
@@ -192,18 +209,9 @@ def _parse(argv: list[str], check: Callable[[], None] | None = None) -> list[str
     fault = _fault_of_config(error, argv)
     if fault:
       refuse(InputError(fault))
-    # The errors of ml_collections for an entry that the config does not have.
-    if isinstance(error, AttributeError | KeyError):
-      refuse(InputError(f'--config has no entry {_meant(str(error))}'))
     if isinstance(error, InputError | flags.Error | ValueError):
       refuse(error)
     raise
-
-
-def _meant(text: str) -> str:
-  """The words of ml_collections about a key that is not there, as ours are."""
-  said = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text.replace('\\', ''))
-  return f"'{said[2]}' (did you mean '{said[1]}'?)" if said else text.strip('\'"')
 
 
 def _fault_of_config(error: BaseException, argv: Sequence[str]) -> str:

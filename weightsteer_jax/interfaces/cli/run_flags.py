@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import ast
 import atexit
 import contextlib
-import json
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from weightsteer_jax.interfaces.cli import arguments, chat_flags, profile_flags
+from weightsteer_jax.interfaces.cli import arguments, chat_flags, config_changes, profile_flags
 from weightsteer_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
+  import ml_collections
+
   from weightsteer_jax.config import Run
   from weightsteer_jax.experiments.experiment import Experiment
 
@@ -68,46 +68,22 @@ def define() -> None:
 
 
 def load_config(argv: list[str]) -> None:
-  """Makes --config a flag of ml_collections, which reads the file and takes keys as flags.
+  """Makes --config a flag of ml_collections, which reads the file.
 
   Args:
     argv: the command line that absl will parse.
   """
   # A tenth of a second to import, which help and mistakes do without.
-  import ml_collections
   from ml_collections import config_flags
 
   said = flags.FLAGS['config'].help
   delattr(flags.FLAGS, 'config')
   config_flags.DEFINE_config_file('config', None, said, lock_config=True, sys_argv=argv)
-  config_flags.register_flag_parser_for_type(ml_collections.ConfigDict, _JsonSection())
 
 
-class _JsonSection(flags.ArgumentParser):
-  """A section of a config as JSON; ml_collections itself knows Python's spelling alone."""
-
-  syntactic_help = 'a JSON object'
-
-  def parse(self, argument: Any) -> Any:
-    """The section; a section that is there already comes back as it is."""
-    import ml_collections
-
-    if isinstance(argument, ml_collections.ConfigDict):
-      return argument
-    try:
-      value = json.loads(argument)
-    except json.JSONDecodeError as error:
-      try:
-        value = ast.literal_eval(argument)
-      except (SyntaxError, ValueError):
-        raise ValueError(f'neither JSON ({error}) nor as Python writes it') from error
-    if not isinstance(value, dict):
-      raise ValueError('expected a JSON object')
-    return ml_collections.ConfigDict(value)
-
-  def flag_type(self) -> str:
-    """The type's name in --help."""
-    return 'JSON object'
+def change_config(changes: Sequence[config_changes.Change]) -> None:
+  """Sets the keys of the config that was read; see config_changes.apply."""
+  config_changes.apply(changes, _read_config())
 
 
 def chosen() -> Run:
@@ -116,16 +92,9 @@ def chosen() -> Run:
   Raises:
     InputError: if a value is out of range, or the file gives no config.
   """
-  import ml_collections
-
   from weightsteer_jax import config
 
-  config_dict = flags.FLAGS.config
-  if not isinstance(config_dict, ml_collections.ConfigDict):
-    raise InputError(
-      f'--config: get_config() returned {config_dict!r}, expected what configs.base_config() '
-      'returns, with the keys of the experiment changed'
-    )
+  config_dict = _read_config()
   if flags.FLAGS.chat_template_args:
     config_dict.model.chat_template_args = chat_flags.template_args()
   if flags.FLAGS.chat_date:
@@ -199,6 +168,18 @@ def finish() -> None:
   """What is left to do for a workdir in a bucket when the verb's work is done."""
   for act in _finishes:
     act()
+
+
+def _read_config() -> ml_collections.ConfigDict:
+  import ml_collections
+
+  read = flags.FLAGS.config
+  if not isinstance(read, ml_collections.ConfigDict):
+    raise InputError(
+      f'--config: get_config() returned {read!r}, expected what configs.base_config() returns, '
+      'with the keys of the experiment changed'
+    )
+  return read
 
 
 def _mirror(url: str, staging: str) -> None:

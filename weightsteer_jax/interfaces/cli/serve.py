@@ -17,7 +17,9 @@ def _define_flags() -> None:
   model_flags.define_model('today')
   named_directions.define()
   flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on; 0.0.0.0 is every one.')
-  flags.DEFINE_integer('port', 8000, 'Port to listen on; 0 takes a free one.', lower_bound=0)
+  flags.DEFINE_integer(
+    'port', 8000, 'Port to listen on; 0 takes a free one.', lower_bound=0, upper_bound=65535
+  )
   flags.DEFINE_string(
     'api_key_variable',
     '',

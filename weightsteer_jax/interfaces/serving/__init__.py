@@ -3,6 +3,7 @@
 server.py     a server from its options: loaded, compiled, opened, ended
 loading.py    a model and its directions, loaded
 terminal.py   a chat in the terminal
+typed.py      strengths as they are typed there
 app.py        the web application: paths, streams, refusals
 bodies.py     bodies of requests, checked: what is asked, in tokens
 strengths.py  strengths of a request, from its fields or its model's name

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from weightsteer_jax.data import chat
 from weightsteer_jax.inference import GenerateRequest, Sampling
 from weightsteer_jax.inference.live import GOES_ON
-from weightsteer_jax.interfaces.serving import strengths
+from weightsteer_jax.interfaces.serving import typed
 from weightsteer_jax.interfaces.serving.loading import Loaded
-from weightsteer_jax.interfaces.serving.refusals import Refusal
 from weightsteer_jax.interfaces.serving.texts import Answer
 from weightsteer_jax.runtime import ending
 from weightsteer_jax.runtime.errors import InputError
@@ -16,6 +15,7 @@ from weightsteer_jax.runtime.errors import InputError
 # Steps between two looks at a growing answer.
 STEPS = 4
 HELP = """\
+/alpha                 the strengths
 /alpha -0.5            strength of the one direction
 /alpha calm=1,terse=0  strengths of several
 /base                  the base's answer before each steered one; again: not
@@ -60,17 +60,9 @@ class Chat:
     """Sets the strengths: a number, or NAME=NUMBER,NAME=NUMBER.
 
     Raises:
-      InputError: if there is no such direction, or the text is no number.
+      InputError: if there is no such direction, or a strength is no number.
     """
-    served = self._loaded.served
-    try:
-      if strengths.IS in text:
-        chosen = strengths.parse_model(f'm{strengths.AT}{text}', 'm', served.directions)
-      else:
-        chosen = strengths.parse_fields({'alpha': text}, served.directions)
-    except Refusal as refusal:
-      raise InputError(f'alpha {text}: {refusal.message}') from refusal
-    self._alphas |= chosen
+    self._alphas |= typed.alphas(text, self._loaded.served.directions)
 
   def run(self) -> None:
     """Talks until the input ends."""
@@ -101,8 +93,9 @@ class Chat:
     elif word == '/quit':
       return False
     elif word == '/alpha':
-      self.set_alpha(rest.strip())
-      self._line(self._label().lstrip(', '))
+      if rest.strip():
+        self.set_alpha(rest.strip())
+      self._line(self._label().lstrip(', ') or 'no direction is loaded')
     elif word == '/base':
       self._shows_base = not self._shows_base
       self._line(f'the base is {"" if self._shows_base else "not "}asked too')
