@@ -1,6 +1,8 @@
 """Tokenizers by their file and by transformers' classes, where the two part."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import tokenizers
@@ -112,3 +114,22 @@ def test_the_file_must_be_there_to_be_chosen(tmp_path):
   (tmp_path / 'tokenizer_config.json').write_text('{}')
   with pytest.raises(InputError, match="no tokenizer.json, .*--tokenizer=file.*choose 'auto'"):
     chat.load_tokenizer(tmp_path, choice='file')
+
+
+# What transformers finds where torch is not installed.
+WITHOUT_TORCH = """
+import importlib.util, pathlib, sys
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == 'torch' else found(name, *rest)
+from weightsteer_jax.data import tokenizer_file
+tokenizer_file.load(pathlib.Path(sys.argv[1]), 'file')
+assert 'torch' not in sys.modules
+"""
+
+
+def test_without_torch_nobody_is_told_that_models_are_not_available(make_tokenizer, tmp_path):
+  folder = folder_of(make_tokenizer, tmp_path, 'llama')
+  ran = subprocess.run(
+    [sys.executable, '-c', WITHOUT_TORCH, folder], capture_output=True, text=True, check=True
+  )
+  assert ran.stdout + ran.stderr == ''

@@ -289,8 +289,21 @@ def test_read_data_instead_of_generated(tmp_path):
 
 
 def test_score_and_generate_want_a_direction_for_an_alpha(tmp_path):
+  (tmp_path / 'x.jsonl').write_text('{"prompt": "a", "completion": "b"}')
   with pytest.raises(InputError, match='without a direction'):
     standalone.score('organism', tmp_path / 'x.jsonl', tmp_path / 'y.jsonl', alphas=(0.0, 1.0))
+
+
+def test_a_broken_row_is_told_before_a_model_is_looked_for(tmp_path):
+  (tmp_path / 'x.jsonl').write_text('{"prompt": "a"}')
+  with pytest.raises(InputError, match="x.jsonl:1: 'completion' must be text"):
+    standalone.score('no/model', tmp_path / 'x.jsonl', tmp_path / 'y.jsonl')
+
+
+def test_a_direction_that_nothing_is_asked_of_is_told(tmp_path, capsys):
+  with pytest.raises(InputError, match='no direction at'):
+    standalone.ask('no/model', [], direction=tmp_path / 'none')
+  assert 'alpha is 0 alone' in capsys.readouterr().out
 
 
 def test_every_config_is_valid():

@@ -158,11 +158,11 @@ def test_a_completion_that_a_token_of_the_prompt_swallows_is_refused(
 @pytest.mark.parametrize(
   'row, message',
   [
-    ({'prompt': 'x'}, "'completion' must be text, it is missing"),
-    ({'prompt': 'x', 'completon': 'y'}, "'completon' is there \\(did you mean 'completion'"),
+    ({'prompt': 'x'}, "'completion' must be text, and is missing; its columns are prompt"),
+    ({'prompt': 'x', 'completon': 'y'}, "is missing \\(is 'completon' meant to be 'completion'"),
     ({'prompt': 'x', 'messages': ASK, 'completion': 'y'}, "either 'prompt' or 'messages'"),
     ({'completion': 'y'}, "either 'prompt' or 'messages'"),
-    ({'prompt': 3, 'completion': 'y'}, "'prompt' must be text, it is a int"),
+    ({'prompt': 3, 'completion': 'y'}, "'prompt' must be text, not int"),
     ({'prompt': '', 'completion': 'y'}, 'the prompt is empty'),
     ({'prompt': 'x', 'completion': ''}, 'the completion is empty'),
     ({'messages': [], 'completion': 'y'}, 'non-empty list'),

@@ -7,6 +7,7 @@ the file, without a word; both are compared here.
 """
 
 import functools
+import logging
 import os
 import pathlib
 from typing import Any
@@ -41,6 +42,22 @@ _TOO_LONG = 'sequence-length-is-longer-than-the-specified-maximum'
 _SHOWN = 4
 
 
+def _transformers() -> Any:
+  """The library. Without torch it says that models are not available, which is about its own."""
+  logger = logging.getLogger('transformers')
+
+  def other(record: logging.LogRecord) -> bool:
+    return 'PyTorch was not found' not in record.getMessage()
+
+  logger.addFilter(other)
+  try:
+    # The import takes seconds.
+    import transformers
+  finally:
+    logger.removeFilter(other)
+  return transformers
+
+
 def load(folder: pathlib.Path, choice: str) -> Any:
   """The tokenizer in a folder, no network, no remote code; says once if the choice matters.
 
@@ -55,9 +72,7 @@ def load(folder: pathlib.Path, choice: str) -> Any:
     raise InputError(
       f"tokenizer is '{choice}'{did_you_mean(choice, CHOICES)}; there are: {', '.join(CHOICES)}"
     )
-  # The import takes seconds.
-  import transformers
-
+  transformers = _transformers()
   path = folder / 'tokenizer.json'
   if choice == 'file' and not path.is_file():
     raise InputError(

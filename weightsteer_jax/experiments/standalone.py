@@ -242,10 +242,17 @@ def _say_export(output: Path, record: Mapping[str, Any]) -> None:
   for note in record.get('notes', []):
     say(note)
   # What was compared before the export got its name.
-  compared = {key: record[key] for key in ('parity', 'rechecked') if record.get(key)}
+  compared = ''
+  if record.get('rechecked'):
+    compared = f'; {record["rechecked"]["weights"]} weights agree with float64 to one rounding'
+  if record['parity']:
+    parity = record['parity']
+    compared += (
+      f'; logits differ by at most {parity["largest_difference"]:.2g} on {parity["tokens"]} tokens '
+      f'(allowed: {parity["tolerance"]})'
+    )
   say(
-    f'export: {output}, {len(record["files"])} files, {json.dumps(compared)}; its README.md '
-    'says how to load it'
+    f'export: {output}, {len(record["files"])} files{compared}; its README.md says how to load it'
   )
 
 
@@ -290,6 +297,8 @@ def score(
     chat_template_args=chat_template_args or {},
     chat_date=chat_date,
   )
+  # Before the model is read: a broken row, or an output that is there, is told at once.
+  inference.read_rows(input, output, ('completion',))
   inference.score_file(
     *_loaded(choice, direction, alphas),
     alphas,
@@ -458,6 +467,8 @@ def _loaded(
   # Alpha 0 alone needs no direction.
   if not direction and any(alphas):
     raise InputError(f'alphas {list(alphas)} were asked for without a direction; pass --direction')
+  if direction and not any(alphas):
+    say('alpha is 0 alone, so the direction changes nothing; --alphas=-1,0,1 names strengths')
   # The direction first: a folder that holds none is told of before weights are read.
   steering = directions.load(direction_folder(direction)) if direction else None
   model = load_model(choice)

@@ -13,7 +13,7 @@ from weightsteer_jax.inference.requests import Sampling
 from weightsteer_jax.inference.rows import GREEDY, Row, generate_rows, score_rows
 from weightsteer_jax.inference.stops import stop_ids
 from weightsteer_jax.runtime.errors import InputError
-from weightsteer_jax.runtime.messages import did_you_mean
+from weightsteer_jax.runtime.messages import nearest
 from weightsteer_jax.storage import files
 
 # Name of the arm with the caller's delta.
@@ -179,10 +179,11 @@ def read_rows(
     for column in texts:
       if column not in row:
         hint = _hint(row, (column,))
-        raise InputError(f"{where}: '{column}' must be text, it is missing{hint}")
+        there = f'; its columns are {", ".join(row)}'
+        raise InputError(f"{where}: '{column}' must be text, and is missing{hint or there}")
       if not isinstance(row[column], str):
         got = type(row[column]).__name__
-        raise InputError(f"{where}: '{column}' must be text, it is a {got}")
+        raise InputError(f"{where}: '{column}' must be text, not {got}")
   return rows
 
 
@@ -190,7 +191,7 @@ def _hint(row: Mapping[str, Any], columns: Sequence[str]) -> str:
   """The row's columns with names near to the wanted columns."""
   near = ''
   for column in row:
-    meant = did_you_mean(column, columns)
+    meant = nearest(column, columns)
     if meant:
-      near += f" ('{column}' is there{meant})"
+      near += f" (is '{column}' meant to be '{meant}'?)"
   return near

@@ -1,4 +1,4 @@
-r"""Writes a finished sweep as logs of Inspect, one for each arm, task and strength.
+"""Writes a finished sweep as logs of Inspect, one for each arm, task and strength.
 
 weightsteer inspect-log --workdir=runs/quickstart --output=logs
 inspect view --log-dir=logs
