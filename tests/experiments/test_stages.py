@@ -300,6 +300,35 @@ def test_a_broken_row_is_told_before_a_model_is_looked_for(tmp_path):
     standalone.score('no/model', tmp_path / 'x.jsonl', tmp_path / 'y.jsonl')
 
 
+@pytest.mark.parametrize(
+  'file, what',
+  [
+    ('finetune/positive/adapter/adapter.json', 'is the workdir of a run, not a model'),
+    ('directions/w/direction.json', 'is the workdir of a run, not a model'),
+    ('direction.json', 'is a direction, not a model'),
+    ('adapter/adapter.json', 'is a fine-tune of a run, not a model'),
+    ('adapter_config.json', 'is a PEFT adapter, not a model: name its base'),
+  ],
+)
+def test_a_folder_in_place_of_a_model_is_told_for_what_it_is(tmp_path, file, what):
+  (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+  (tmp_path / file).write_text('{}')
+  with pytest.raises(InputError, match=what):
+    standalone.ask(str(tmp_path), [])
+  # A model whose folder holds such things too is a model.
+  (tmp_path / 'config.json').write_text('{}')
+  (tmp_path / 'model.safetensors').write_text('')
+  with pytest.raises(InputError, match='model_type'):
+    standalone.ask(str(tmp_path), [])
+
+
+def test_a_run_is_no_side_of_a_direction(tmp_path):
+  (tmp_path / 'finetune' / 'positive' / 'adapter').mkdir(parents=True)
+  (tmp_path / 'config.json').write_text('{}')
+  with pytest.raises(InputError, match='workdir of a run: name one of its fine-tunes, .*positive$'):
+    standalone.direction_from(tmp_path, tmp_path / 'x', tmp_path / 'out')
+
+
 def test_a_direction_that_nothing_is_asked_of_is_told(tmp_path, capsys):
   with pytest.raises(InputError, match='no direction at'):
     standalone.ask('no/model', [], direction=tmp_path / 'none')

@@ -267,6 +267,11 @@ def recognise(fine_tune: files.Path) -> Source:
   # Before checkpoints: a training folder may hold the config of the base beside the adapter.
   if adapters.is_adapter(folder):
     return Source(PEFT, folder)
+  own = sorted(str(path.parent) for path in folder.glob('finetune/*/adapter'))
+  if own:
+    raise InputError(
+      f'{folder} is the workdir of a run: name one of its fine-tunes, {listed(own, 6)}'
+    )
   if (folder / 'config.json').exists():
     return Source(CHECKPOINT, folder)
   names = sorted(path.name for path in folder.iterdir())

@@ -55,12 +55,37 @@ def folder_of(source: Path) -> Path:
   """The folder or hub id behind a model's source.
 
   Raises:
-    InputError: if the source is a slip for 'organism'.
+    InputError: if the source is a slip for 'organism', or a folder of another kind of ours.
   """
   meant = did_you_mean(str(source), [ORGANISM], cutoff=0.8)
   if meant and str(source) != ORGANISM and not pathlib.Path(source).exists():
     raise InputError(f"no model '{source}'{meant}")
+  other = _other_than_model(pathlib.Path(source).expanduser())
+  if other:
+    raise InputError(f'{source} is {other}')
   return organism.checkpoint_folder() if str(source) == ORGANISM else source
+
+
+def _other_than_model(folder: pathlib.Path) -> str:
+  """What a folder is in place of a model, and what to do with it; '' if that cannot be seen."""
+  if (folder / 'config.json').is_file() and any(folder.glob('model*.safetensors')):
+    return ''
+  goes_to = 'goes to --direction, or to load_direction in Python'
+  if (folder / 'direction.json').is_file():
+    return f'a direction, not a model: name the model that it steers; the direction {goes_to}'
+  if (folder / 'directions').is_dir() or (folder / 'finetune').is_dir():
+    return f"the workdir of a run, not a model: name the run's model; the workdir {goes_to}"
+  if (folder / 'adapter' / 'adapter.json').is_file() or (folder / 'adapter.json').is_file():
+    return (
+      'a fine-tune of a run, not a model: name its base; weightsteer export --positive makes a '
+      'model of the two'
+    )
+  if (folder / 'adapter_config.json').is_file() and not (folder / 'config.json').is_file():
+    return (
+      'a PEFT adapter, not a model: name its base; weightsteer direction --positive makes a '
+      'direction of the adapter'
+    )
+  return ''
 
 
 def direction_folder(source: Path) -> pathlib.Path:

@@ -234,7 +234,7 @@ def test_a_direction_of_another_model_is_told(model, v, checkpoint):
 def test_what_is_no_model_is_told(run_workdir, direction_folder):
   for source, message in (
     ('runs/quickstart', 'is the workdir of a run, not a model'),
-    (direction_folder(1), 'is a direction, not a model: read it with load_direction'),
+    (direction_folder(1), 'is a direction, not a model: name the model that it steers'),
     ('organsim', "no model 'organsim' .did you mean 'organism'"),
     ('runs/quick', "did you mean 'runs/quickstart'"),
     (7, 'load takes a folder; got int 7'),

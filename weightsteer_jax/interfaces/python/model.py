@@ -65,7 +65,7 @@ def load(
     CorruptError: if a file of weights is cut short or was changed.
     NotFiniteError: if a weight is NaN or infinite.
   """
-  _refuse_direction(source)
+  path_of(source, 'load')
   # Before the weights: none of these takes long to refuse.
   if not 1 <= integer(batch_size, 'batch_size'):
     raise InputError(f'batch_size is {batch_size}, expected 1 or more')
@@ -407,18 +407,6 @@ class Sweep:
   def __repr__(self) -> str:
     alphas = ', '.join(f'{alpha:g}' for alpha in self.alphas)
     return f'Sweep({self.direction.name} at {alphas}, of {self.model!r})'
-
-
-def _refuse_direction(source: Any) -> None:
-  """Raises InputError if the source is no path, or a direction's folder or a run's."""
-  path = path_of(source, 'load')
-  if (path / 'direction.json').is_file():
-    raise InputError(f'{path} is a direction, not a model: read it with load_direction')
-  if (path / 'directions').is_dir():
-    raise InputError(
-      f"{path} is the workdir of a run, not a model: load the run's model by its own name, and "
-      'its direction with load_direction'
-    )
 
 
 def _got(direction: Any, alpha: float | None = None) -> str:
