@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from weightsteer_jax.runtime import json_text
 from weightsteer_jax.runtime.errors import InputError
 
 # The function of transformers' environment that tells a template the day.
@@ -30,7 +31,7 @@ def parse(text: str, where: str) -> dict[str, Any]:
     InputError: if the text is no JSON object, or `check_arguments` would raise it.
   """
   try:
-    arguments = json.loads(text or '{}')
+    arguments = json_text.parse(text or '{}')
   except ValueError as error:
     raise InputError(f'{where}={text}: no JSON ({error}); as in {_EXAMPLE}') from error
   return check_arguments(arguments, where)
@@ -53,7 +54,7 @@ def check_arguments(arguments: Any, where: str) -> dict[str, Any]:
   try:
     # NaN and infinity are no JSON, and tuples are lists there.
     return json.loads(json.dumps(dict(arguments), allow_nan=False))
-  except (TypeError, ValueError) as error:
+  except (TypeError, ValueError, RecursionError) as error:
     raise InputError(f'{where}: the values must be JSON values: {error}') from error
 
 

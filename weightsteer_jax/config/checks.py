@@ -3,14 +3,13 @@
 Keys, types and kinds are checked where a run is built (build.py).
 """
 
-import json
 import re
 from collections.abc import Iterable
 from typing import Any
 
 from weightsteer_jax.config import chat_options, schema
 from weightsteer_jax.config.schema import Data, FineTune, Run, finetune_of
-from weightsteer_jax.runtime import mesh_shape, redaction
+from weightsteer_jax.runtime import json_text, mesh_shape, redaction
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
@@ -382,8 +381,8 @@ def _regex(key: str, pattern: str) -> None:
 def _json_object(key: str, text: str) -> dict[str, Any]:
   """The object that the text of a key holds."""
   try:
-    value = json.loads(text or '{}')
-  except (ValueError, RecursionError) as error:
+    value = json_text.parse(text or '{}')
+  except ValueError as error:
     raise InputError(f"the config key '{key}' is no JSON: {error}") from error
   # The message may land in a log.
   _require(isinstance(value, dict), key, redaction.redact(text), 'a JSON object')

@@ -9,6 +9,9 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+from weightsteer_jax.runtime import json_text
+from weightsteer_jax.runtime.errors import InputError
+
 # {tokenizer: number of tokens}
 _SIZES: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 # Private-use characters: no text means anything by them, so they can mark what a user typed through
@@ -96,6 +99,8 @@ def _encode_all(tokenizer, texts: Sequence[str]) -> dict[str, list[int]]:
   distinct = list(dict.fromkeys(filter(None, texts)))
   if not distinct:
     return {}
+  for text in distinct:
+    _refuse_half_pairs(text)
   encoded = tokenizer(
     distinct, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
   )
@@ -146,8 +151,24 @@ def encode_text(tokenizer, text: str) -> list[int]:
   """Ids of a text as it stands, without the tokens that a tokenizer adds around texts."""
   if not text:
     return []
+  _refuse_half_pairs(text)
   # The template writes the beginning-of-text token itself, where the model wants one.
   return tokenizer(text, add_special_tokens=False)['input_ids']
+
+
+def _refuse_half_pairs(text: str) -> None:
+  """Raises InputError for half a surrogate pair, of which tokenizers say nothing clear."""
+  place = json_text.half_pair(text)
+  if place >= 0:
+    raise InputError(
+      f'the text {text[max(place - 20, 0) : place]!r}.. goes on with half a surrogate pair '
+      f'({text[place]!r}), which no tokenizer reads: mend it'
+    )
+
+
+def longest_token(tokenizer) -> int:
+  """Characters of the longest token."""
+  return max(map(len, tokenizer.get_vocab()))
 
 
 def size_of(tokenizer) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from weightsteer_jax.runtime import json_text
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 from weightsteer_jax.storage import files
@@ -370,9 +371,16 @@ def _messages_of(row: Mapping, schema: tuple[str, ...], name: str) -> tuple[dict
 
 def _parse_line(line: str, where: str) -> Any:
   try:
-    return json.loads(line)
-  except json.JSONDecodeError as error:
+    row = json_text.parse(line)
+  except ValueError as error:
+    is_place = isinstance(error, json.JSONDecodeError)
+    at = f'{error.msg} at column {error.colno}' if is_place else str(error)
     raise InputError(
-      f'{where}: not valid JSON ({error.msg} at column {error.colno}); expected a jsonl file: one '
-      'JSON object on each line'
+      f'{where}: not valid JSON ({at}); expected a jsonl file: one JSON object on each line'
     ) from error
+  # An escape alone can write what no tokenizer takes.
+  if '\\u' in line and json_text.half_pair(json.dumps(row, ensure_ascii=False)) >= 0:
+    raise InputError(
+      f'{where}: a text has half a surrogate pair, which no tokenizer reads: mend it'
+    )
+  return row

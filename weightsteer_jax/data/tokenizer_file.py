@@ -86,6 +86,8 @@ def load(folder: pathlib.Path, choice: str) -> Any:
     # refused here, and of those that fit.
     tokenizer.deprecation_warnings[_TOO_LONG] = True
     core = _read(path) if path.is_file() else None
+    # Some settings are first looked at when a text comes.
+    _ids(tokenizer, 'a')
   # transformers and tokenizers raise many types, bare Exception among them, for a bad file.
   except Exception as error:
     raise InputError(f'{folder}: transformers cannot read the tokenizer: {error}') from error

@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from weightsteer_jax.runtime import json_text
 from weightsteer_jax.runtime.errors import CorruptError
 from weightsteer_jax.storage import files
 
@@ -68,10 +69,10 @@ def read(workdir: pathlib.Path) -> list[Grid]:
     return []
   names = {field.name for field in dataclasses.fields(Grid)}
   grids = []
-  for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
+  for number, line in enumerate(path.read_bytes().splitlines(), start=1):
     try:
       # A later version may add keys.
-      values = {key: value for key, value in json.loads(line).items() if key in names}
+      values = {key: value for key, value in json_text.parse(line).items() if key in names}
       grids.append(Grid(**values))
     except (ValueError, TypeError, AttributeError) as error:
       raise CorruptError(

@@ -497,5 +497,5 @@ def _results_of(direction: directions.Direction, folder: pathlib.Path) -> list[d
   # [[digest of the delta, coefficient]], as sweep.inputs_of notes them.
   if swept != [[evaluation.sweep.delta_digest(direction.delta), None]]:
     return []
-  rows = (json.loads(line) for line in results.read_text(encoding='utf-8').splitlines())
+  rows = files.read_jsonl(results, what='the results of a sweep')
   return [row for row in rows if row['arm'] == WEIGHTS]

@@ -20,6 +20,7 @@ from weightsteer_jax.directions.streamed import on_disk
 from weightsteer_jax.exports import card, gguf, parity, targets, writers
 from weightsteer_jax.exports.base_folder import BaseFolder
 from weightsteer_jax.exports.writers import ExportRequest
+from weightsteer_jax.models import huggingface
 from weightsteer_jax.runtime import tree
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
@@ -141,6 +142,8 @@ def export(
   if writer.needs_model and not is_loaded:
     raise InputError(f"the format '{format}' needs the base in memory: load it first")
   job = _job(request, direction, base, allow_other_base=allow_other_base, sync=sync)
+  if format not in writers.ADAPTERS:
+    huggingface.companions(job.base.folder)
   tokens_BT, mask_BT = parity.prompt_rows(job.base.config, prompts)
   # Under another name until whole: an error leaves nothing behind, not half an export.
   with files.new_folder(output, what='an export', sync=sync) as partial:

@@ -6,7 +6,6 @@ the module has a reader of its own, and works in our axes with numpy alone.
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from weightsteer_jax.directions.streamed.computed import Computed
 from weightsteer_jax.directions.streamed.on_disk import Part
 from weightsteer_jax.exports.hf import Steered
 from weightsteer_jax.models import LowRank, stored
+from weightsteer_jax.runtime import json_text
 from weightsteer_jax.runtime.errors import OutputError
 
 DTYPES = {'BF16': ml_dtypes.bfloat16, 'F16': np.float16, 'F32': np.float32, 'F64': np.float64}
@@ -203,7 +203,7 @@ def _header(path: pathlib.Path) -> dict[str, tuple[Any, int]]:
   # Format of safetensors: eight bytes with the length of the header, the header as JSON, the data.
   with open(path, 'rb') as file:
     length = int.from_bytes(file.read(8), 'little')
-    entries = json.loads(file.read(length))
+    entries = json_text.parse(file.read(length), unique=True)
   # The one entry that is no tensor.
   entries.pop('__metadata__', None)
   data_start = 8 + length

@@ -5,7 +5,6 @@ WRITERS is the one list of formats, and says which are written from the base's f
 
 import dataclasses
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -280,12 +279,8 @@ def _write_companions(
   folder: pathlib.Path, base: BaseFolder, folded: folding.Folded, dtype: str
 ) -> None:
   """Copies the tokenizer and the generation settings, and writes the config."""
-  for name in huggingface.COMPANIONS:
-    source = base.folder / name
-    copy = folder / name
-    # A writer may have written a file of this name itself.
-    if source.exists() and not copy.exists():
-      shutil.copyfile(source, copy)
+  # A writer may have written some of them itself.
+  huggingface.copy_companions(base.folder, folder)
   config = files.read_json(base.folder / 'config.json', what='the config of the base')
   if folded.is_other:
     # The new architecture is written afresh; special tokens are all that stays true of the old.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from weightsteer_jax.runtime import processes
+from weightsteer_jax.runtime import json_text, processes
 from weightsteer_jax.runtime import progress as bars
 from weightsteer_jax.runtime.errors import OutputError
 from weightsteer_jax.storage import files, scalars
@@ -106,7 +106,7 @@ def _drop_rows(path: pathlib.Path, *, peak: float, after: int) -> None:
 
 def _stays(line: str, peak: float, after: int) -> bool:
   try:
-    row = json.loads(line)
+    row = json_text.parse(line)
   # The process was killed while it wrote this line.
   except ValueError:
     return False

@@ -10,7 +10,7 @@ asked for.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from weightsteer_jax.data import chat, pieces, thoughts
@@ -32,6 +32,10 @@ Row = tuple[str, Mapping[str, Any]]
 Watch = Callable[[Iterable[Any], int], Iterable[Any]]
 # The default of `generate_rows`: temperature 0.
 GREEDY = Sampling()
+# Characters of a token that no usual text has on average, and how many characters a tokenizer may
+# make one of before it looks for tokens.
+USUAL_CHARACTERS = 16
+NORMALISED = 2
 
 
 def unwatched(results: Iterable[Any], total: int) -> Iterable[Any]:
@@ -68,6 +72,7 @@ def score_rows(
     InputError: if a row is broken (names the row, before anything is computed).
     NotFiniteError: if the model broke at some alpha.
   """
+  _refuse_long(engine, rows)
   scored = _all_scored(
     engine.tokenizer, rows, add_bos=add_bos, end_of_turn=end_of_turn, apart=apart
   )
@@ -129,6 +134,7 @@ def generate_rows(
   Raises:
     InputError: if a row is broken or does not fit (names the row, before anything is computed).
   """
+  _refuse_long(engine, rows)
   requests = []
   # The row of each request.
   indices = []
@@ -154,6 +160,31 @@ def generate_rows(
   for index, request in zip(indices, requests):
     all_columns[index].append(_answer(engine.tokenizer, request, results[request.key]))
   return all_columns
+
+
+def _refuse_long(engine: Engine, rows: Sequence[Row]) -> None:
+  """Raises InputError for texts that cannot fit, before a tokenizer works on them for minutes."""
+  positions = engine.config.max_positions
+  for where, row in rows:
+    characters = sum(map(len, _texts(row)))
+    if characters <= positions * USUAL_CHARACTERS:
+      continue
+    most = positions * NORMALISED * pieces.longest_token(engine.tokenizer)
+    if characters > most:
+      raise InputError(
+        f'{where}: {characters:,} characters are more than the {positions} positions of the model '
+        f'can hold ({most:,} if every token were the longest there is); shorten the texts'
+      )
+
+
+def _texts(row: Mapping[str, Any]) -> Iterator[str]:
+  """The texts of a row that are tokenized."""
+  messages = row.get('messages')
+  of_messages = messages if isinstance(messages, list) else []
+  contents = [one.get('content') for one in of_messages if isinstance(one, Mapping)]
+  for text in (row.get('prompt'), row.get('completion'), *contents):
+    if isinstance(text, str):
+      yield text
 
 
 def _refuse_broken(result: ScoreResult, where: str, alpha: float) -> None:

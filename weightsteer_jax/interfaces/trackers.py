@@ -3,7 +3,6 @@
 Everything is read from the workdir, so that a run is told at any time, and again.
 """
 
-import json
 import math
 import os
 import pathlib
@@ -118,8 +117,7 @@ def curves(folder: pathlib.Path) -> Iterator[tuple[str, list[tuple[int, dict[str
   """(name of a trial, [(step, {what: value})]) of every fine-tune of a run."""
   for path in sorted(folder.glob('finetune/*/metrics.jsonl')):
     by_trial: dict[str, list[tuple[int, dict[str, float]]]] = defaultdict(list)
-    for line in path.read_text(encoding='utf-8').splitlines():
-      row = json.loads(line)
+    for row in files.read_jsonl(path, what='the log of a fine-tune'):
       values = {key: row[key] for key in CURVES if key in row}
       by_trial[f'{path.parent.name}/{row["peak"]:g}'].append((row['step'], values))
     yield from by_trial.items()
@@ -130,8 +128,7 @@ def means(folder: pathlib.Path) -> list[tuple[float, dict[str, float]]]:
   path = folder / 'results.jsonl'
   by_alpha: dict[float, dict[str, float]] = defaultdict(dict)
   if path.is_file():
-    for line in path.read_text(encoding='utf-8').splitlines():
-      row = json.loads(line)
+    for row in files.read_jsonl(path, what='the results of a sweep'):
       if row['mean'] is not None and math.isfinite(row['mean']):
         by_alpha[row['alpha']][f'{row["arm"]}/{row["task"]}/{row["metric"]}'] = row['mean']
   return sorted(by_alpha.items())

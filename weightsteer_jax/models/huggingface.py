@@ -322,6 +322,33 @@ def save(
   return pathlib.Path(folder)
 
 
+def copy_companions(folder: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies the companions of a folder, but for those that are there already; see `companions`."""
+  for source in companions(folder):
+    if not (target / source.name).exists():
+      shutil.copyfile(source, target / source.name)
+
+
+def companions(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The files in COMPANIONS that a folder has.
+
+  Raises:
+    InputError: if a file is a link to outside of the folder: whoever made the folder must not
+      choose which files of this machine an export publishes.
+  """
+  # In the hub's cache the files of a snapshot are links to the repository's blobs.
+  is_cached = folder.parent.name == 'snapshots'
+  root = (folder.parent.parent if is_cached else folder).resolve()
+  found = [folder / name for name in COMPANIONS if (folder / name).exists()]
+  for path in found:
+    if not path.resolve().is_relative_to(root):
+      raise InputError(
+        f'{path} is a link to {path.resolve()}, outside of its folder, and is not copied: put the '
+        'file itself there, or remove the link'
+      )
+  return found
+
+
 def _write(
   folder: pathlib.Path,
   tensors: Iterator[tuple[str, np.ndarray]],
@@ -332,9 +359,8 @@ def _write(
   with files.new_folder(folder, what='the checkpoint') as target:
     _write_shards(target, tensors)
     files.write_json(target / 'config.json', raw)
-    for name in COMPANIONS:
-      if like is not None and (like / name).exists():
-        shutil.copyfile(like / name, target / name)
+    if like is not None:
+      copy_companions(like, target)
     for name, content in extra.items():
       text = content if isinstance(content, str) else json.dumps(content, indent=2)
       files.write_text(target / name, text)

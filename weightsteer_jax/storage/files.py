@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from weightsteer_jax.runtime import messages
+from weightsteer_jax.runtime import json_text, messages
 from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError
 from weightsteer_jax.storage import writers
 
@@ -34,23 +34,29 @@ _PARTIAL = re.compile(
 )
 
 
-def read_json(path: Path, *, what: str) -> Any:
+def read_json(path: Path, *, what: str, finite: bool = False) -> Any:
   """The JSON value in a file.
 
   Args:
     what: the file in an error's words, as in 'the config of a run'.
+    finite: see `json_text.parse`.
 
   Raises:
     InputError: if the file is missing, or the user may not read the file.
     CorruptError: if the file holds no whole JSON.
   """
+  try:
+    return json_text.parse(_read(path, what), finite=finite)
+  except ValueError as error:
+    raise CorruptError(f'{path} ({what}) is not valid JSON: {error}') from error
+
+
+def _read(path: Path, what: str) -> bytes:
   path = pathlib.Path(path)
   if not path.is_file():
     raise InputError(f'{what} was expected at {path}, but there is no such file{path_hint(path)}')
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise CorruptError(f'{path} ({what}) is not valid JSON: {error}') from error
+    return path.read_bytes()
   except OSError as error:
     raise InputError(f'{path} ({what}) cannot be read: {error.strerror or error}') from error
 
@@ -92,6 +98,23 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
   """Writes one JSON object a line as `write_bytes` does, NaN refused."""
   lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n' for row in rows]
   write_text(path, ''.join(lines))
+
+
+def read_jsonl(path: Path, *, what: str) -> Iterator[Any]:
+  """The JSON value of each line of a file that we wrote.
+
+  Args:
+    what: the file in an error's words, as in 'the results of a sweep'.
+
+  Raises:
+    InputError: if the file is missing, or the user may not read the file.
+    CorruptError: if a line holds no whole JSON.
+  """
+  for number, line in enumerate(_read(path, what).splitlines(), start=1):
+    try:
+      yield json_text.parse(line)
+    except ValueError as error:
+      raise CorruptError(f'{path}:{number} ({what}) is not valid JSON: {error}') from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
-from weightsteer_jax.runtime import processes
+from weightsteer_jax.runtime import json_text, processes
 from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError
 from weightsteer_jax.storage import files, line_checks, locks
 
@@ -243,8 +243,8 @@ def _encoded(text: str) -> bytes:
 def _parse(text: bytes, where: str, form: Format) -> dict[str, Any]:
   remedy = f'remove that line and run {form.again} again'
   try:
-    line = json.loads(text)
-  except (ValueError, RecursionError) as error:
+    line = json_text.parse(text)
+  except ValueError as error:
     raise CorruptError(f'{where} is not JSON ({error}); {remedy}') from error
   # JSON that is no object lacks every column.
   columns = line if isinstance(line, dict) else {}

@@ -26,7 +26,7 @@ from typing import Any
 
 import filelock
 
-from weightsteer_jax.runtime import ending, processes
+from weightsteer_jax.runtime import ending, json_text, processes
 from weightsteer_jax.runtime.errors import Busy, Conflict, OutputError
 from weightsteer_jax.storage import files, writers
 
@@ -267,7 +267,7 @@ def _make_folder(folder: pathlib.Path) -> list[pathlib.Path]:
 def _read(path: pathlib.Path) -> _Record | None:
   """The record in a file; None if there is none, or none yet."""
   try:
-    value: dict[str, Any] = json.loads(path.read_bytes())
+    value: dict[str, Any] = json_text.parse(path.read_bytes())
     return _Record(**{**value, 'writer': writers.Writer(**value['writer'])})
   except (OSError, ValueError, TypeError, KeyError):
     return None

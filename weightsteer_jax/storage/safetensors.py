@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from weightsteer_jax.runtime import json_text
 from weightsteer_jax.runtime.errors import CorruptError, InputError, OutputError
 from weightsteer_jax.storage import files
 
@@ -92,10 +93,7 @@ def tensors_of(path: pathlib.Path) -> dict[str, Raw]:
   """
   try:
     size = path.stat().st_size
-    with open(path, 'rb') as file:
-      length = int.from_bytes(file.read(8), 'little')
-      # In a damaged file the length may be anything, and is not to be read at one go.
-      header = json.loads(file.read(length)) if length <= size - 8 else {}
+    length, header = _header(path)
     # The metadata stands among the tensors.
     header.pop(METADATA, None)
     start = 8 + length
@@ -118,6 +116,16 @@ def tensors_of(path: pathlib.Path) -> dict[str, Raw]:
   return {tensor.name: tensor for tensor in sorted(tensors, key=lambda tensor: tensor.offset)}
 
 
+def _header(path: pathlib.Path) -> tuple[int, dict[str, Any]]:
+  """(bytes of the header, the header); raises ValueError if it is none."""
+  with open(path, 'rb') as file:
+    length = int.from_bytes(file.read(8), 'little')
+    # In a damaged file the length may be anything, and is not to be read at one go.
+    if length > path.stat().st_size - 8:
+      raise ValueError('its header is longer than the file')
+    return length, json_text.parse(file.read(length), unique=True)
+
+
 def read(path: pathlib.Path, *, remedy: str) -> dict[str, np.ndarray]:
   """The tensors of a safetensors file, all in memory.
 
@@ -136,11 +144,13 @@ def found_whole(path: pathlib.Path, *, remedy: str) -> Iterator[None]:
   """A block to open or read a safetensors file with the library's own functions.
 
   Raises:
-    CorruptError: if the library finds the file missing or not whole.
+    CorruptError: if the library finds the file missing or not whole, or a name stands there twice,
+      of which the library reads one.
   """
   try:
     yield
-  except (SafetensorError, OSError) as error:
+    _header(path)
+  except (SafetensorError, OSError, ValueError) as error:
     raise CorruptError(f'{path} is no whole safetensors file ({error}); {remedy}') from error
 
 

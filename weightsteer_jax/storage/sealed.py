@@ -73,7 +73,8 @@ class Manifest:
     """
     self._check_presence(folder)
     path = folder / self.name
-    manifest = files.read_json(path, what=f'the manifest of the {self.noun}')
+    # NaN is no JSON, so we have written none.
+    manifest = files.read_json(path, what=f'the manifest of the {self.noun}', finite=True)
     format_ = manifest.get('format') if isinstance(manifest, dict) else None
     # Where some formats have no seal, only the number says whether one is due. Elsewhere the seal
     # comes first, since a number that does not fit it is damage and no other format.

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from weightsteer_jax.directions.adapters import mlx, starts
+from weightsteer_jax.directions.adapters import mlx, starts, types
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.storage import files
 
@@ -132,6 +132,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
       f'{path}: {" and ".join(missing)} must be there and not 0: the scale of the adapter '
       'depends on it'
     )
+  types.check(config, path)
   starts.check(config, path)
   if config.get('bias', 'none') not in BIASES:
     raise InputError(

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from weightsteer_jax import config
-from weightsteer_jax.data import tables
+from weightsteer_jax.data import pieces, tables
 from weightsteer_jax.evaluation.reading import failures, measures
 from weightsteer_jax.evaluation.reading.answers import Prepared
 from weightsteer_jax.evaluation.reading.measures import Metric, Pairs, Row, cluster
@@ -54,7 +54,7 @@ def prepare(tokenizer: Any, item: Mapping[str, Any]) -> Prepared:
       'first token of a plain text could be predicted'
     )
   # Without special tokens: the prefix is there once, whatever the tokenizer would add.
-  tokens = tokenizer.encode(item['text'], add_special_tokens=False)
+  tokens = pieces.encode_text(tokenizer, item['text'])
   return Prepared(item, (prefix,), (tuple(tokens),))
 
 

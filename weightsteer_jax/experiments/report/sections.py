@@ -368,8 +368,8 @@ def origin(sweep: Study) -> str:
     config = {**config, 'command': text}
     again = f'<pre tabindex="0">{escape(redact(text))}</pre>'
   # Workdirs of earlier versions have no such entry.
-  writes = config.get('chat_template', {}).get('writes')
-  if writes:
+  writes = (config.get('chat_template') or {}).get('writes')
+  if isinstance(writes, str) and writes:
     again += (
       '<p>In front of questions without a system prompt, in training and evaluation alike, the '
       f'chat template stood: <q>{escape(redact(writes))}</q>. The keys <code>model.system_prompt'

@@ -6,13 +6,13 @@ from a whole one.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from weightsteer_jax.evaluation import rows
+from weightsteer_jax.runtime import json_text
 from weightsteer_jax.runtime.errors import CorruptError, InputError
 from weightsteer_jax.storage import files, line_checks
 
@@ -321,7 +321,9 @@ def _check_types(
         continue
       # A bool is an int for Python, and a float holds no more than 10^308.
       too_large = isinstance(value, int) and abs(value) > 2**63
-      if not isinstance(value, types) or isinstance(value, bool) or too_large:
+      # No figure can be drawn with half a surrogate pair.
+      is_torn = isinstance(value, str) and json_text.half_pair(value) >= 0
+      if not isinstance(value, types) or isinstance(value, bool) or too_large or is_torn:
         raise _of_other_type(where, f'{key} is {str(value)[:40]!r}, expected {name}')
 
 
@@ -443,22 +445,41 @@ def format_alpha(alpha: float) -> str:
   return '0' if alpha == 0 else f'{alpha:+g}'
 
 
+def _check_config(config: Mapping[str, Any], path: Path) -> None:
+  """Raises InputError if an entry that the page shows is of another type than a run writes."""
+  kinds: list[tuple[str, type | tuple[type, ...], str]] = [
+    ('tasks', (Mapping, list), 'a JSON object'),
+    ('command', (str, list), 'a text'),
+    ('chat_template', Mapping, 'a JSON object'),
+  ]
+  for key, types, name in kinds:
+    value = config.get(key)
+    if value is not None and not isinstance(value, types):
+      raise InputError(f'{path}: {key} is {value!r:.40}, expected {name}')
+
+
 def _tasks(config: Mapping[str, Any], path: Path) -> tuple[SweptTask, ...]:
   """The tasks of a config.json, checked."""
   _require(config, ('tasks',), str(path))
+  _check_config(config, path)
   entries = config['tasks']
   # A config of ours names tasks by key; a list is as good.
   if isinstance(entries, Mapping):
-    entries = [{'name': name, **entry} for name, entry in entries.items()]
+    entries = [{'name': name, **dict(entry or {})} for name, entry in entries.items()]
   tasks = []
   for index, entry in enumerate(entries):
-    _require(entry, ('name', 'role'), f'{path}: tasks[{index}]')
+    where = f'{path}: tasks[{index}]'
+    _require(entry, ('name', 'role'), where)
+    for key in ('name', 'role', 'kind', 'description'):
+      # Kind and description may be missing or null.
+      default = None if key in ('name', 'role') else ''
+      if not isinstance(entry.get(key) or default, str):
+        raise InputError(f'{where}: {key} is {entry[key]!r:.40}, expected a text')
     if entry['role'] not in ROLES:
       raise InputError(
         f'{path}: task {entry["name"]!r} has role {entry["role"]!r}; expected one of '
         f'{", ".join(ROLES)}'
       )
-    # Both may be missing or null.
     kind = entry.get('kind') or ''
     description = entry.get('description') or ''
     tasks.append(SweptTask(entry['name'], entry['role'], kind, description))
@@ -521,8 +542,8 @@ def _lines(path: Path, skip_unfinished: bool = False) -> Iterator[tuple[int, str
 def _parse(line: bytes, where: str) -> Any:
   """The JSON value of a line."""
   try:
-    return json.loads(line)
-  except (ValueError, RecursionError) as error:
+    return json_text.parse(line)
+  except ValueError as error:
     raise CorruptError(
       f'{where} is not JSON ({error}); remove that line, run the sweep again'
     ) from None

@@ -1,6 +1,5 @@
 """A finished sweep as logs of Inspect: one for each arm, task and strength."""
 
-import json
 import math
 import pathlib
 import re
@@ -41,8 +40,7 @@ def write(workdir: files.Path, output: files.Path) -> list[pathlib.Path]:
   for row in row_files.read(folder / 'sweep' / 'rows.jsonl'):
     rows[row['arm'], row['task'], row['alpha']].append(row)
   results: dict[tuple[str, str, float], list[Row]] = defaultdict(list)
-  for line in results_path.read_text(encoding='utf-8').splitlines():
-    result = json.loads(line)
+  for result in files.read_jsonl(results_path, what='the results of a sweep'):
     results[result['arm'], result['task'], result['alpha']].append(result)
   written = []
   with files.new_folder(output, what='the logs') as partial:

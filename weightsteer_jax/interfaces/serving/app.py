@@ -33,6 +33,7 @@ from weightsteer_jax.interfaces.serving.refusals import Refusal
 from weightsteer_jax.interfaces.serving.replies import Choice, Replies
 from weightsteer_jax.interfaces.serving.texts import Answer
 from weightsteer_jax.interfaces.serving.worker import Ended, Event, Full, Job, Worker
+from weightsteer_jax.runtime import json_text
 
 # Bytes of a request's body: more text than any context holds.
 MOST_BYTES = 16 * 2**20
@@ -366,19 +367,14 @@ async def _body(request: Request) -> Any:
       raise Refusal(f'the body is longer than {MOST_BYTES >> 20} MiB', status=413)
     parts.append(part)
 
-  def refuse(name: str) -> None:
-    raise ValueError(f'{name} is no number of JSON')
-
   try:
     text = b''.join(parts).decode()
-    body = json.loads(text, parse_constant=refuse)
-    # Half a surrogate pair is no text: it can be neither tokenized nor sent back.
-    if SURROGATE.search(text):
-      json.dumps(body, ensure_ascii=False).encode()
-  except UnicodeEncodeError as error:
-    raise Refusal('the body has half a surrogate pair, which is no text') from error
-  except (ValueError, RecursionError) as error:
+    body = json_text.parse(text, finite=True)
+  except ValueError as error:
     raise Refusal(f'the body is no JSON: {error}') from error
+  # It can be neither tokenized nor sent back.
+  if SURROGATE.search(text) and json_text.half_pair(json.dumps(body, ensure_ascii=False)) >= 0:
+    raise Refusal('the body has half a surrogate pair, which is no text')
   return body
 
 

@@ -70,7 +70,7 @@ def family_of(raw: Mapping[str, Any], *, where: str) -> Family:
   family = FAMILIES[model_type]
   # A classifier, say, has the model_type of its base and another head.
   architectures = raw.get('architectures') or [family.architecture]
-  if family.architecture not in architectures:
+  if not isinstance(architectures, list) or family.architecture not in architectures:
     raise InputError(
       f"{where}: 'architectures' is {architectures!r}, which is not supported; supported: "
       f"{family.architecture}"

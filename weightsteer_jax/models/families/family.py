@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from weightsteer_jax.models.config import ACTIVATIONS, ModelConfig, Rope
-from weightsteer_jax.models.families.fields import Fields
+from weightsteer_jax.models.families.fields import MOST_LAYERS, Fields
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
@@ -123,7 +123,7 @@ def read_sizes(
   kv_default = [heads] if shared_heads else []
   return dict(
     vocab_size=fields.count('vocab_size'),
-    num_layers=fields.count('num_hidden_layers'),
+    num_layers=fields.count('num_hidden_layers', most=MOST_LAYERS),
     width=width,
     num_heads=heads,
     num_kv_heads=fields.count('num_key_value_heads', *kv_default),

@@ -1,12 +1,17 @@
 """The fields of a `config.json`, read so that no field is passed over in silence."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
+# No field of a config counts more.
+MOST = 2**31 - 1
+# Every layer has a name of its own, and lists are made of them before weights are read.
+MOST_LAYERS = 10_000
 # Keys that say nothing about the forward pass.
 INERT = frozenset(
   (
@@ -131,20 +136,22 @@ class Fields:
       raise InputError(f"{self.where}: '{key}' is {value!r}, expected {names}")
     return value
 
-  def count(self, key: str, *default: int) -> int:
-    """The field as a whole number of 1 or more; see `take`."""
+  def count(self, key: str, *default: int, most: int = MOST) -> int:
+    """The field as a whole number from 1 to `most`; see `take`."""
     value = self.take(key, *default, kind=int)
     if value < 1:
       raise InputError(f"{self.where}: '{key}' is {value!r}, expected 1 or more")
+    if value > most:
+      raise InputError(f"{self.where}: '{key}' is {value!r:.40}, expected at most {most}")
     return value
 
   def positive(self, key: str, *default: float) -> float:
     """The field as a finite number above 0; see `take`."""
-    value = float(self.take(key, *default, kind=(int, float)))
-    # False for NaN too.
-    if not 0 < value < float('inf'):
-      raise InputError(f"{self.where}: '{key}' is {value!r}, expected a number above 0")
-    return value
+    value = self.take(key, *default, kind=(int, float))
+    # False for NaN too. A whole number may be beyond every float.
+    if not 0 < value <= sys.float_info.max:
+      raise InputError(f"{self.where}: '{key}' is {value!r:.40}, expected a number above 0")
+    return float(value)
 
   def optional(self, take: Callable[..., Any], key: str, default: Any) -> Any:
     """The field as `take` reads the value, or None for null.

@@ -13,7 +13,7 @@ import numpy as np
 from weightsteer_jax.models.config import ModelConfig
 from weightsteer_jax.models.families import FAMILIES, Family, read_config
 from weightsteer_jax.models.families.family import longrope_attention_factor
-from weightsteer_jax.models.families.fields import Fields
+from weightsteer_jax.models.families.fields import MOST_LAYERS, Fields
 from weightsteer_jax.models.gguf import rope
 from weightsteer_jax.models.gguf.file import GgufFile
 from weightsteer_jax.runtime.errors import InputError
@@ -102,7 +102,7 @@ def _common(fields: Fields, file: GgufFile) -> dict[str, Any]:
   fields.ignore('tensor_data_layout')
   return {
     'hidden_size': width,
-    'num_hidden_layers': fields.count('block_count'),
+    'num_hidden_layers': fields.count('block_count', most=MOST_LAYERS),
     'num_attention_heads': heads,
     'num_key_value_heads': fields.count('attention.head_count_kv', heads),
     'head_dim': head_dim,

@@ -6,6 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Mapping
 
+from weightsteer_jax.runtime import json_text
 from weightsteer_jax.runtime.errors import CorruptError, InputError
 
 NAME = '.mirror.json'
@@ -53,7 +54,7 @@ def parse(content: bytes, where: str) -> Listing:
     InputError: if the listing is of another format.
   """
   try:
-    value = json.loads(content)
+    value = json_text.parse(content)
     # A later version may write fields that this version would lose.
     if value.pop('format') != FORMAT:
       raise InputError(f'{where} is of a format that this version does not read')
