@@ -373,8 +373,9 @@ def _parse_line(line: str, where: str) -> Any:
   try:
     row = json_text.parse(line)
   except ValueError as error:
-    is_place = isinstance(error, json.JSONDecodeError)
-    at = f'{error.msg} at column {error.colno}' if is_place else str(error)
+    at = str(error)
+    if isinstance(error, json.JSONDecodeError):
+      at = f'{error.msg} at column {error.colno}'
     raise InputError(
       f'{where}: not valid JSON ({at}); expected a jsonl file: one JSON object on each line'
     ) from error

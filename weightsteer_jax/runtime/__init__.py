@@ -3,6 +3,7 @@
 errors.py         the errors a user can meet, with their exit codes
 messages.py       words shared by messages: near names, lists cut short, sizes
 redaction.py      texts and settings without secrets
+json_text.py      JSON that others wrote, every fault of it one kind of error
 hashes.py         SHA-256 of text and files
 tree.py           pytrees named by path: flatten, strict get, masks, fingerprints
 mesh_shape.py     the shape of a mesh as text

@@ -1,6 +1,7 @@
 """Adapters as other tools save them, read exactly: a folder in, a delta of the base out.
 
 config.py     adapter_config.json: the fields that count, the ones that do not, the ones refused
+types.py      the types of these fields
 starts.py     starts that move part of the base into the adapter (PiSSA, OLoRA, CorDA)
 rest.py       the moved part, computed again, and whether two adapters share it
 overlaps.py   patterns of the config that disagree about a module

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import json
 import typing
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from weightsteer_jax.interfaces.cli import config_keys
+from weightsteer_jax.runtime import json_text
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
@@ -108,9 +108,9 @@ def _several(text: str, *, texts: bool) -> Any:
 def _literal(text: str) -> Any:
   """A text as JSON or as Python writes values; the text itself if it is neither."""
   try:
-    return json.loads(text)
+    return json_text.parse(text)
   except ValueError:
     try:
       return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
       return text
