@@ -103,3 +103,34 @@ def test_a_tokenizer_that_is_read_is_not_called_bad():
     within=40,
   )
   assert code == 75 and said.endswith(signals.KEPT + '\n')
+
+
+def test_ctrl_c_is_not_lost_to_a_callback_of_the_garbage_collector():
+  status, said = outcome(
+    """
+import gc
+signals.listen()
+def callback(phase, info):
+  gc.callbacks.remove(callback)
+  signal.raise_signal(signal.SIGINT)
+gc.callbacks.append(callback)
+try:
+  gc.collect()
+  time.sleep(5)
+except KeyboardInterrupt:
+  print('interrupted')
+"""
+  )
+  assert (status, said) == (0, 'interrupted\n')
+
+
+def test_ctrl_c_sets_an_event_where_work_looks_for_it():
+  with signals.interruptible() as interrupted:
+    signal.raise_signal(signal.SIGINT)
+    assert interrupted.is_set()
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+  with signals.interruptible() as interrupted:
+    assert not interrupted.is_set()
+  with pytest.raises(KeyboardInterrupt):
+    signal.raise_signal(signal.SIGINT)

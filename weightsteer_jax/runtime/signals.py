@@ -15,16 +15,22 @@ so that an end is safe at every line.
 A server's main thread waits in `wait`, with the server in a thread of its own (uvicorn leaves
 signals alone there). It then refuses new requests, calls `finish`, finishes what runs, and returns.
 
+SIGINT raises KeyboardInterrupt, as in every Python program, also where it comes while a callback of
+the garbage collector runs: Python prints an exception there, and goes on.
+
 Nothing here imports jax: a program listens before its slow imports.
 """
 
+import _thread
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from weightsteer_jax.runtime.errors import Preempted
 
@@ -32,6 +38,8 @@ from weightsteer_jax.runtime.errors import Preempted
 GRACE_SECONDS = 4.0
 # A scheduler that signals a process and its group sends one request twice.
 SAME_SECONDS = 1.0
+# From a Ctrl-C that was lost to the next try: callbacks of the garbage collector take less.
+AGAIN_SECONDS = 0.05
 KEPT = 'SIGTERM came; what was finished is kept, the same command continues'
 
 _requested = threading.Event()
@@ -58,6 +66,7 @@ def listen() -> None:
   signal.signal(signal.SIGTERM, _noted)
   os.register_at_fork(after_in_child=_forget)
   threading.Thread(target=_hear, args=(reading,), name='SIGTERM', daemon=True).start()
+  sys.unraisablehook = _raise_again
 
 
 def set_grace(seconds: float) -> None:
@@ -107,6 +116,26 @@ def check() -> None:
     raise Preempted(KEPT)
 
 
+@contextlib.contextmanager
+def interruptible() -> Iterator[threading.Event]:
+  """A block in which Ctrl-C sets an event and raises nothing; a second one acts as outside."""
+  interrupted = threading.Event()
+  # Python lets no other thread set handlers.
+  if threading.current_thread() is not threading.main_thread():
+    yield interrupted
+    return
+
+  def note(number: int, frame: types.FrameType | None) -> None:
+    interrupted.set()
+    signal.signal(number, previous)
+
+  previous = signal.signal(signal.SIGINT, note)
+  try:
+    yield interrupted
+  finally:
+    signal.signal(signal.SIGINT, previous)
+
+
 def enter_watch() -> None:
   """Says that a loop with boundaries of its own has begun in the main thread."""
   global _watching
@@ -122,6 +151,16 @@ def leave_watch() -> None:
 def _noted(number: int, frame: types.FrameType | None) -> None:
   # At once for the main thread; the thread below may be a moment later.
   _requested.set()
+
+
+def _raise_again(lost: Any) -> None:
+  """Has an interrupt that Python could not raise come once more; prints any other exception."""
+  if lost.exc_type is not KeyboardInterrupt:
+    sys.__unraisablehook__(lost)
+    return
+  timer = threading.Timer(AGAIN_SECONDS, _thread.interrupt_main)
+  timer.daemon = True
+  timer.start()
 
 
 def _forget() -> None:

@@ -1,5 +1,7 @@
 """A chat in the terminal, line by line."""
 
+import signal
+
 import pytest
 
 from weightsteer_jax.config import ModelChoice
@@ -65,6 +67,37 @@ def test_commands(talk):
   chat.hear(QUESTION)
   assert said() == f'base: {base}steered: {steered}'
   assert chat.hear('') and not chat.hear('/quit')
+
+
+def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(talk, loaded, monkeypatch):
+  chat, said = talk
+  chat.hear(QUESTION)
+  whole = said().rstrip()
+  step = loaded.live.step
+
+  def interrupted_step(steps):
+    signal.raise_signal(signal.SIGINT)
+    return step(steps)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loaded.live, 'step', interrupted_step)
+    chat.hear('/again')
+  stopped = said()
+  assert stopped.endswith(' [stopped]\n') and stopped.removesuffix(' [stopped]\n') != whole
+  assert whole.startswith(stopped.removesuffix(' [stopped]\n'))
+  chat.hear('/again')
+  assert said().rstrip() == whole
+
+
+@pytest.mark.parametrize('end', [EOFError, KeyboardInterrupt])
+def test_the_end_of_input_and_ctrl_c_at_the_prompt_end_the_chat(talk, monkeypatch, end):
+  def asked(prompt):
+    raise end
+
+  monkeypatch.setattr('builtins.input', asked)
+  chat, said = talk
+  chat.run()
+  assert said().endswith('\n\n')
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from weightsteer_jax.inference.live import GOES_ON
 from weightsteer_jax.interfaces.serving import typed
 from weightsteer_jax.interfaces.serving.loading import Loaded
 from weightsteer_jax.interfaces.serving.texts import Answer
-from weightsteer_jax.runtime import ending
+from weightsteer_jax.runtime import ending, signals
 from weightsteer_jax.runtime.errors import InputError
 
 # Steps between two looks at a growing answer.
@@ -22,6 +22,7 @@ HELP = """\
 /system TEXT           another system prompt, in a new chat
 /new                   a new chat
 /again                 the last message again
+Ctrl-C                 stops an answer; at the prompt it is the end
 /quit                  the end; so is the end of input"""
 
 Messages = list[dict[str, str]]
@@ -70,7 +71,9 @@ class Chat:
     while True:
       try:
         text = input('> ')
-      except EOFError:
+      except (EOFError, KeyboardInterrupt):
+        # The shell's prompt begins a line.
+        self._line('')
         return
       ending.progress()
       try:
@@ -145,17 +148,23 @@ class Chat:
     live.admit([(request, coefficients)])
     self._write(title)
     finish = GOES_ON
-    try:
-      while finish == GOES_ON:
-        [told] = live.step(STEPS)
-        finish = told.finish
-        piece = answer.feed(told.tokens, last=finish != GOES_ON)
-        self._write(piece.thought + piece.answer)
-        sys.stdout.flush()
-    finally:
-      # Ctrl-C leaves the slot free for the next message.
-      live.cancel([0])
-    marks = {'length': ' [cut at the limit]', 'not_finite': ' [the model broke here]'}
+    # An exception within a step could leave the cache behind that the step has used up.
+    with signals.interruptible() as interrupted:
+      try:
+        while finish == GOES_ON and not interrupted.is_set():
+          [told] = live.step(STEPS)
+          finish = told.finish
+          piece = answer.feed(told.tokens, last=finish != GOES_ON)
+          self._write(piece.thought + piece.answer)
+          sys.stdout.flush()
+      finally:
+        # The slot is free for the next message.
+        live.cancel([0])
+    marks = {
+      GOES_ON: ' [stopped]',
+      'length': ' [cut at the limit]',
+      'not_finite': ' [the model broke here]',
+    }
     self._line(marks.get(finish, ''))
     before += [asked, {'role': 'assistant', 'content': answer.whole().answer}]
 
