@@ -109,7 +109,7 @@ def test_ctrl_c_is_not_lost_to_a_callback_of_the_garbage_collector():
   status, said = outcome(
     """
 import gc
-signals.listen()
+signals.act(told=None, end=print)
 def callback(phase, info):
   gc.callbacks.remove(callback)
   signal.raise_signal(signal.SIGINT)
@@ -122,6 +122,30 @@ except KeyboardInterrupt:
 """
   )
   assert (status, said) == (0, 'interrupted\n')
+
+
+def test_ctrl_c_among_the_imports_is_no_fault_of_a_module():
+  status, said = outcome(
+    """
+try:
+  signal.raise_signal(signal.SIGINT)
+except BaseException as error:
+  raise ImportError('the module failed to import') from error
+"""
+  )
+  assert (status, said) == (130, 'error: interrupted; nothing was begun\n')
+
+
+def test_ctrl_c_is_left_alone_where_the_shell_has_it_ignored():
+  code = BEGIN.replace(
+    'signals.listen', 'signal.signal(signal.SIGINT, signal.SIG_IGN)\nsignals.listen'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code + 'signal.raise_signal(signal.SIGINT)\nprint("went on")'],
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stdout) == (0, 'went on\n')
 
 
 def test_ctrl_c_sets_an_event_where_work_looks_for_it():

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
-from weightsteer_jax.runtime import log, processes
+from weightsteer_jax.runtime import log, processes, signals
 from weightsteer_jax.runtime.errors import ProcessLost, WeightSteerError
 
 # Seconds for the actions of process 0 registered with `before_end`. Schedulers kill after that
@@ -139,8 +139,7 @@ def fail(error: BaseException) -> int:
     code = error.exit_code
   elif isinstance(error, KeyboardInterrupt):
     message = 'interrupted; what was finished is kept, the same command continues'
-    # 128 + SIGINT, as shells have it.
-    code = 130
+    code = signals.INTERRUPTED
   else:
     expected = False
     message = f'{type(error).__name__}: {error}'

@@ -1,4 +1,4 @@
-"""SIGTERM: a flag that work asks, and an end in time where no work asks.
+"""SIGTERM: a flag that work asks, and an end in time where no work asks. SIGINT: see below.
 
 A signal raises nothing: an exception at an arbitrary line is taken for a failure of whatever
 foreign code runs there. `listen` starts a thread which C code wakes, so that the signal is seen
@@ -15,8 +15,10 @@ so that an end is safe at every line.
 A server's main thread waits in `wait`, with the server in a thread of its own (uvicorn leaves
 signals alone there). It then refuses new requests, calls `finish`, finishes what runs, and returns.
 
-SIGINT raises KeyboardInterrupt, as in every Python program, also where it comes while a callback of
-the garbage collector runs: Python prints an exception there, and goes on.
+SIGINT ends the process at once until `act` is called: nothing has begun, and foreign modules that
+are being imported take an exception for a fault of their own. After that it raises
+KeyboardInterrupt, as in every Python program, also where it comes while a callback of the garbage
+collector runs: Python prints an exception there, and goes on.
 
 Nothing here imports jax: a program listens before its slow imports.
 """
@@ -40,6 +42,8 @@ GRACE_SECONDS = 4.0
 SAME_SECONDS = 1.0
 # From a Ctrl-C that was lost to the next try: callbacks of the garbage collector take less.
 AGAIN_SECONDS = 0.05
+# 128 + SIGINT, as shells have it.
+INTERRUPTED = 130
 KEPT = 'SIGTERM came; what was finished is kept, the same command continues'
 
 _requested = threading.Event()
@@ -67,6 +71,9 @@ def listen() -> None:
   os.register_at_fork(after_in_child=_forget)
   threading.Thread(target=_hear, args=(reading,), name='SIGTERM', daemon=True).start()
   sys.unraisablehook = _raise_again
+  # A shell has programs in its background ignore SIGINT.
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _end_early)
 
 
 def set_grace(seconds: float) -> None:
@@ -84,6 +91,8 @@ def act(*, told: Callable[[], None] | None, end: Callable[[str], None]) -> None:
   """
   global _told, _end
   _told, _end = told, end
+  if signal.getsignal(signal.SIGINT) is _end_early:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   if told and _requested.is_set():
     told()
 
@@ -153,6 +162,11 @@ def _noted(number: int, frame: types.FrameType | None) -> None:
   _requested.set()
 
 
+def _end_early(number: int, frame: types.FrameType | None) -> None:
+  _say('interrupted; nothing was begun')
+  os._exit(INTERRUPTED)
+
+
 def _raise_again(lost: Any) -> None:
   """Has an interrupt that Python could not raise come once more; prints any other exception."""
   if lost.exc_type is not KeyboardInterrupt:
@@ -164,8 +178,10 @@ def _raise_again(lost: Any) -> None:
 
 
 def _forget() -> None:
-  """Gives SIGTERM its usual meaning in a forked child, which shares the parent's pipe."""
+  """Gives signals their usual meaning in a forked child, which shares the parent's pipe."""
   signal.set_wakeup_fd(-1)
+  if signal.getsignal(signal.SIGINT) is _end_early:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
