@@ -94,7 +94,7 @@ def direction_folder(source: Path) -> pathlib.Path:
   Raises:
     InputError: if the run has made no direction, or several and none by the run's own name.
   """
-  folder = pathlib.Path(source)
+  folder = pathlib.Path(source).expanduser()
   inside = folder / 'directions'
   if not inside.is_dir():
     if (folder / 'config.json').is_file() and (folder / 'finetune').is_dir():

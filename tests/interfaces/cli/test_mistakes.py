@@ -4,9 +4,10 @@ import re
 
 import ml_collections
 import pytest
+from absl import flags
 
 from interfaces.cli.test_help import weightsteer
-from weightsteer_jax.interfaces.cli import config_changes, config_keys, shipped
+from weightsteer_jax.interfaces.cli import arguments, config_changes, config_keys, shipped
 from weightsteer_jax.interfaces.cli.config_changes import Change
 from weightsteer_jax.runtime.errors import InputError
 
@@ -105,6 +106,30 @@ def test_flags_may_stand_in_any_order_and_without_an_equals_sign(tmp_path):
   words = ('--config.finetune.rank', '7', '--config', 'quickstart', '--dry_run', '--help')
   status, said, _, _ = weightsteer('steer', *words, cwd=tmp_path)
   assert status == 0 and '\n* rank = 7 ' in said
+
+
+@pytest.mark.parametrize(
+  'word, expected',
+  [
+    ('--workdir=~/run', '/home/me/run'),
+    ('--workdir=~', '/home/me'),
+    ('--workdir=~me/run', '~me/run'),
+    ('--workdir=runs/~/a', 'runs/~/a'),
+    ('--direction=calm=~/run', 'calm=/home/me/run'),
+    ('--runs=~/a,b,~/c', '/home/me/a,b,/home/me/c'),
+    ('--prompt=~/a', '~/a'),
+    ('--config.data.positive=~/p.jsonl', '/home/me/p.jsonl'),
+    ('--config.data.positive_prompts=Be kind,~/always', 'Be kind,~/always'),
+  ],
+)
+def test_a_tilde_is_the_home_folder_also_behind_an_equals_sign(word, expected, monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  monkeypatch.setattr(flags, 'FLAGS', flags.FlagValues())
+  for name in ('config', 'workdir', 'direction', 'runs', 'prompt'):
+    flags.DEFINE_string(name, None, 'A flag.', flag_values=flags.FLAGS)
+  for words in ([word], word.split('=', 1)):
+    [given] = arguments.read(words, 'weightsteer x')
+    assert given.value == expected and given.words[-1].endswith(expected)
 
 
 def test_a_shipped_config_is_found_by_name_and_hands_its_argument_on(tmp_path, monkeypatch):

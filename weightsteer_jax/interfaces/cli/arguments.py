@@ -5,6 +5,8 @@ missing are told before jax is imported.
 """
 
 import dataclasses
+import os
+import re
 from collections.abc import Sequence
 
 from absl import flags
@@ -17,6 +19,11 @@ HELP = ('help', 'h', 'helpshort', '?')
 HELP_FULL = 'helpfull'
 # Absl's own: all flags, for programs to read.
 _HELP_XML = 'helpxml'
+
+# Flags whose value is text for a model or for readers, in which a ~ is a ~.
+_TEXTS = ('prompt', 'raw_prompt', 'system', 'name', 'project', 'served_name', 'chat_template_args')
+# The home folder: of a path, of one under a name, and of one among several.
+_HOME = re.compile(r'(?:^|(?<=[=,]))~(?=/|$)')
 
 _required: list[str] = []
 
@@ -73,6 +80,9 @@ def read(args: Sequence[str], shown: str) -> list[Given]:
     elif name not in tolerated:
       _refuse_unknown(name, shown)
     _refuse_choice(name, value)
+    if value and _at_home(name, value) != value:
+      value = _at_home(name, value)
+      made_of = (f'--{name}={value}',)
     given.append(Given(name, value, made_of))
   return given
 
@@ -142,6 +152,17 @@ def own_names() -> list[str]:
     if not module.startswith('absl'):
       names += [flag.name for flag in defined]
   return names
+
+
+def _at_home(name: str, value: str) -> str:
+  """The value with ~ made the home folder: shells leave a ~ behind --name= as it is."""
+  if name in _TEXTS:
+    return value
+  home = os.path.expanduser('~')
+  # A key of the config is a path, or a text with commas of its own.
+  if _is_key(name):
+    return home + value[1:] if _HOME.match(value) else value
+  return _HOME.sub(lambda _: home, value)
 
 
 def _tolerated(words: Sequence[str]) -> set[str]:
