@@ -133,6 +133,13 @@ def test_the_keys_of_the_help_are_those_of_a_config():
     assert set(base[section].keys()) == set(re.findall(r'^  (\w+) = ', text, re.MULTILINE))
 
 
+def test_a_terminal_that_cannot_show_a_sign_is_shown_its_number(monkeypatch):
+  monkeypatch.setenv('PYTHONIOENCODING', 'ascii')
+  flag = '--config.model.system_prompt=\N{PLUS-MINUS SIGN}'
+  status, said, errors, _ = weightsteer('steer', '--config=quickstart', flag, '--help')
+  assert (status, errors) == (0, '') and "system_prompt = '\\xb1'" in said
+
+
 def test_a_reader_that_goes_away_is_no_error():
   command = f'"{sys.executable}" -m weightsteer_jax help config | head -2'
   done = subprocess.run(

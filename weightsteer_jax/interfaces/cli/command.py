@@ -6,6 +6,7 @@ weightsteer --version
 """
 
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -40,6 +41,9 @@ def run(verb: str, args: Sequence[str], shown: str = '') -> None:
   Args:
     shown: the verb as help and errors name it; '' is 'weightsteer VERB'.
   """
+  # A terminal that cannot show a sign, as ± in ASCII, is no reason to end a run at its last page.
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')
   # Before the slow imports: a signal that comes while they run is heard too.
   signals.listen()
   # absl takes a while to import, and the help of the command does without.
