@@ -8,6 +8,7 @@ algebra.py           sums, multiples, norms and angles; gram.py has the inner pr
 compression.py       fewer factors for the same change, or the nearest change of a given rank
 bfloat16_route.py    the loss of merging into bfloat16 before subtracting
 persona_vectors.py   activation steering, the baseline
+combining/           weighted sums, projections, TIES and DARE, from a recipe
 adapters/            adapters as PEFT saves them, read as deltas of their base
 streamed/            changes and checkpoints read from disk layer by layer
 

@@ -1,13 +1,14 @@
 """Programs without a run: from files to files.
 
-Each of the launchers direction, monitor, export, score, generate and harness calls a function here.
+Each of the launchers direction, combine, monitor, export, score, generate and harness calls a
+function here.
 """
 
 import functools
 import inspect
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -15,6 +16,7 @@ import jax
 from weightsteer_jax import directions, evaluation, exports, inference, models
 from weightsteer_jax.config import ModelChoice
 from weightsteer_jax.data import bindings
+from weightsteer_jax.directions import combining
 from weightsteer_jax.experiments import chat_date as chat_dates
 from weightsteer_jax.experiments import monitoring
 from weightsteer_jax.experiments.arms import WEIGHTS
@@ -82,6 +84,80 @@ def direction_from(
   if 'bfloat16_route' in saved.meta:
     say(f'through merged bfloat16 checkpoints: {json.dumps(saved.meta["bfloat16_route"])}')
   return saved
+
+
+@jax.profiler.annotate_function
+@_alone
+def combine(
+  recipe: combining.Recipe,
+  output: Path,
+  *,
+  base: Path = '',
+  allow_other_base: bool = False,
+  sync: bool = True,
+) -> directions.Direction:
+  """The combination of a recipe's directions, written to a new folder.
+
+  Args:
+    output: folder to write; must not exist.
+    base: the model behind adapters among the terms; '' is the one that they name.
+    sync: whether to wait until the direction is on the disk.
+
+  Raises:
+    InputError: if a term cannot be read, or `combining.combine` would raise it.
+  """
+  files.refuse_existing(output, what='a direction')
+
+  def read(source: str) -> directions.Direction:
+    return _of_term(source, base, allow_other_base)
+
+  terms = [read(term.source) for term in recipe.terms]
+  others = [read(source) for source in recipe.orthogonal_to]
+  combined = combining.combine(
+    terms, recipe, orthogonal_to=others, allow_other_base=allow_other_base
+  )
+  directions.save(output, combined, sync=sync)
+  saved = directions.load(output, unread=True)
+  say(f'direction: {output}, norm {saved.meta["norm"]:.4g} over {len(saved.meta["norms"])} sites')
+  for line in _combined_lines(saved, recipe, terms):
+    say(line)
+  return saved
+
+
+def _of_term(source: str, base: Path, allow_other_base: bool) -> directions.Direction:
+  """The direction of a term: a direction's folder, a run's, or the change of an adapter."""
+  folder = direction_folder(source)
+  if not folder.is_dir() or any(folder.glob('direction.*')):
+    return directions.load(folder, unread=True)
+  of = folder_of(base) if base else None
+  return directions.task_vector(folder, of, allow_other_base=allow_other_base)
+
+
+def _combined_lines(
+  combined: directions.Direction,
+  recipe: combining.Recipe,
+  terms: Sequence[directions.Direction],
+) -> Iterator[str]:
+  """What came of a recipe: ranks, cosines with its terms, and what is not exact."""
+  leaves = tree.flatten(combined.delta, models.is_delta_leaf).values()
+  ranks = [leaf.a.shape[-1] for leaf in leaves if isinstance(leaf, models.LowRank)]
+  if ranks:
+    yield f'{len(ranks)} kernels in factors of rank {max(ranks)}'
+  if len(leaves) > len(ranks):
+    yield f'{len(leaves) - len(ranks)} dense changes'
+  for term, direction in zip(recipe.terms, terms):
+    yield f'cosine with {term.source}: {directions.cosine(combined, direction):+.4f}'
+  meta = combined.meta
+  if 'share_left' in meta:
+    yield f'left of the norm after {", ".join(recipe.orthogonal_to)}: {meta["share_left"]:.4f}'
+  if meta.get('merge_error') is not None:
+    yield (
+      f'{recipe.method} is {meta["merge_error"]:.4f} of its norm away from the weighted sum, and '
+      'dense'
+    )
+  if 'compression' in meta:
+    errors = meta['compression']['relative_errors'].values()
+    yield f'cut to rank {recipe.rank}: relative error up to {max(errors):.4f} at a module'
 
 
 @jax.profiler.annotate_function

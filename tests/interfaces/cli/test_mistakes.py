@@ -41,6 +41,8 @@ QUICKSTART = ('steer', '--config=quickstart')
     (('generate', '--model=organism'), "expected --prompt='...'"),
     (('generate', '--model=m', '--prompt=a', '--input=b'), 'goes without --input'),
     (('export', '--format=hf', '--alpha=1'), '--direction, --base, --output must be given'),
+    (('combine', '--output=o'), 'give --terms=FOLDER:WEIGHT,.. or --recipe=FILE'),
+    (('combine', '--output=o', '--recipe=r', '--rank=2'), '--rank goes with --terms'),
     (('serve', '--model=organism', '--port=99999'), '--port=99999'),
     (('chat', '--model=m', '--direction=a=x', '--alpha=b=1'), "no direction 'b'; there are a"),
     (('chat', '--model=m', '--direction=a', '--direction=x/a'), "the name 'a' is given twice"),

@@ -9,7 +9,7 @@ import functools
 import math
 import pathlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -141,14 +141,23 @@ def _difference(
   minus: Mapping[str, LowRank | Dense],
 ) -> np.ndarray:
   """A tensor of the checkpoint: plus - minus of all parameters that lie in it, flat."""
+  return tensor_of(parts, config, plus) - tensor_of(parts, config, minus)
+
+
+def tensor_of(
+  parts: Sequence[Part], config: ModelConfig, changes: Mapping[str, LowRank | Dense]
+) -> np.ndarray:
+  """The change of a tensor of a checkpoint, flat float32; 0 where nothing changes.
+
+  Args:
+    parts: the parameters that lie in the tensor.
+    changes: {path: change}.
+  """
   shape = stored.stored_shape(parts[0].row, config)
   out = np.zeros(math.prod(shape), np.float32)
   for part in parts:
-    target = out[part.start : part.stop]
-    if part.path in plus:
-      target += _values(plus[part.path], part, config)
-    if part.path in minus:
-      target -= _values(minus[part.path], part, config)
+    if part.path in changes:
+      out[part.start : part.stop] += _values(changes[part.path], part, config)
   return out
 
 

@@ -39,6 +39,9 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
     'score': _verb('score', 'log-likelihoods of completions at any strengths'),
     'harness': _verb('harness', 'tasks of lm-evaluation-harness at every strength'),
   },
+  'Study it': {
+    'combine': _verb('combine', 'directions added, projected, merged, cut to layers or to a rank'),
+  },
   'Hand it on': {
     'track': _verb('track', 'a finished run told to W&B or MLflow'),
     'inspect-log': _verb('inspect_log', 'a finished sweep as logs of Inspect'),

@@ -4,12 +4,14 @@ boundary.py    arguments checked, errors without the frames beneath
 texts.py       texts in, texts out
 by_alpha.py    the table that a sweep gives
 direction.py   directions with arithmetic
+combination.py sums, merges and projections of directions
 held.py        a model in memory, asked under any strengths
 model.py       models that are loaded, steered and asked
 handover.py    directions between two fine-tunes, and on to other programs
 """
 
 from weightsteer_jax.interfaces.python.by_alpha import ByAlpha
+from weightsteer_jax.interfaces.python.combination import combine
 from weightsteer_jax.interfaces.python.direction import SteeringDirection, load_direction
 from weightsteer_jax.interfaces.python.handover import between, export
 from weightsteer_jax.interfaces.python.model import SteeredModel, Sweep, load
