@@ -5,6 +5,7 @@ base.py              the model of a direction
 named_bases.py       the bases that adapters name, compared with the base that is used
 between.py           the difference of two fine-tunes: two adapters, or two checkpoints
 algebra.py           sums, multiples, norms and angles; gram.py has the inner products
+spectra.py           singular values of a change, from its factors
 compression.py       fewer factors for the same change, or the nearest change of a given rank
 bfloat16_route.py    the loss of merging into bfloat16 before subtracting
 persona_vectors.py   activation steering, the baseline

@@ -69,6 +69,22 @@ def factors(path: str, leaf: LowRank) -> tuple[jax.Array, jax.Array]:
   return a_LIR, leaf.scale * b_LRO
 
 
+def matrices(path: str, leaf: Dense, inputs: int) -> np.ndarray | jax.Array:
+  """A dense change as a stack of matrices [L, I, O]; a vector is a matrix of one row.
+
+  Args:
+    inputs: number of input axes of the parameter; 0 for a table, a norm or a bias.
+  """
+  stack = stack_axes(path)
+  shape = leaf.value.shape
+  # The rows of a table are the inputs; a norm or a bias has an empty product, one row.
+  inputs = inputs or len(shape) - stack - 1
+  first_output = stack + inputs
+  count = math.prod(shape[:stack])
+  rows = math.prod(shape[stack:first_output])
+  return leaf.value.reshape(count, rows, -1)
+
+
 def layer_changes(path: str, leaf: LowRank | Dense) -> Iterator[np.ndarray]:
   """Yields the dense change of each layer in turn, float32, computed on the host.
 

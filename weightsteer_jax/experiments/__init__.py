@@ -3,6 +3,7 @@
 organism/         the embedded model: world, corpus, tokenizer, pretraining and checkpoint
 real_models/      real models from public packages, and plain English to steer and measure them
 monitoring/       training runs seen from directions
+auditing/         one fine-tune's update, beside known good ones
 report/           the pick, tables, figures, the page; from files alone
 sources.py        sources in a config, resolved: files, hub datasets, what the package ships
 chat_date.py      the day that a run tells its chat templates

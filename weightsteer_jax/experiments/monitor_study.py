@@ -5,8 +5,8 @@ Each fine-tune is watched for every direction of a run:
   contrasts/<name>/        data, fine-tunes and direction of each further contrast
   watched/<name>-<seed>/   a fine-tune, and monitor/ with cosines, thresholds and alarms
   watched/sweep/           the run's behaviour tasks under each fine-tune
-  watched/study.json       AUROC and detections of each direction; how similar directions and
-                           updates are
+  watched/study.json       AUROC and detections of each direction, and AUROC of the updates'
+                           spectra; how similar directions and updates are
 
 The run's own contrast gives a direction, and so does each of the run's `contrasts`. Directions
 named in `monitor.controls` only set the threshold; the others are looked for.
@@ -20,7 +20,7 @@ from typing import Any
 from weightsteer_jax import config as configs
 from weightsteer_jax import evaluation, finetune, inference
 from weightsteer_jax.data import Example
-from weightsteer_jax.experiments import arms, contrast, monitoring, sources
+from weightsteer_jax.experiments import arms, auditing, contrast, monitoring, sources
 from weightsteer_jax.experiments.experiment import Experiment
 from weightsteer_jax.runtime import processes
 from weightsteer_jax.runtime.progress import say
@@ -202,6 +202,14 @@ def _study(
       'auroc': monitoring.to_json(monitoring.assess(runs)),
       'detections': monitoring.to_json(monitoring.detections(runs)),
     }
+  # And how well their updates do by themselves, without a direction.
+  spectra = auditing.worth(
+    {fine_tune.label: _last_step(fine_tune) for fine_tune in fine_tunes},
+    misaligned,
+    seeds,
+    {fine_tune.label: fine_tune.name for fine_tune in fine_tunes},
+    experiment.checkpoint,
+  )
   # Similarities are told of one fine-tune a section, that of the first seed.
   first: dict[str, pathlib.Path] = {}
   for fine_tune in fine_tunes:
@@ -215,10 +223,20 @@ def _study(
     'runs': [_about(fine_tune, summaries[fine_tune.label], rates) for fine_tune in fine_tunes],
     'base': rates.get(inference.BASE, {}),
     'worth': worth,
+    'spectra': spectra,
     'similarity': similarity,
   }
   files.write_json(experiment.workdir / 'watched' / STUDY, study)
   return study
+
+
+def _last_step(fine_tune: _WatchedFineTune) -> pathlib.Path:
+  """The folder of the adapter of the last step, where kept; else of the fine-tune's product.
+
+  Products are of the step with the best validation loss, and spectra show how long was trained.
+  """
+  last = monitoring.find(fine_tune.folder, learning_rate=fine_tune.result.learning_rate)[-1]
+  return last.folder if last.kind == monitoring.RUN else fine_tune.folder
 
 
 def _monitored(

@@ -1,7 +1,7 @@
 """Programs without a run: from files to files.
 
-Each of the launchers direction, combine, monitor, export, score, generate and harness calls a
-function here.
+Each of the launchers direction, combine, monitor, audit, export, score, generate and harness calls
+a function here.
 """
 
 import functools
@@ -17,8 +17,8 @@ from weightsteer_jax import directions, evaluation, exports, inference, models
 from weightsteer_jax.config import ModelChoice
 from weightsteer_jax.data import bindings
 from weightsteer_jax.directions import combining
+from weightsteer_jax.experiments import auditing, monitoring
 from weightsteer_jax.experiments import chat_date as chat_dates
-from weightsteer_jax.experiments import monitoring
 from weightsteer_jax.experiments.arms import WEIGHTS
 from weightsteer_jax.experiments.experiment import load_model, load_tokenizer
 from weightsteer_jax.experiments.sources import direction_folder, folder_of
@@ -205,6 +205,47 @@ def monitor(
   say(f'report: {pathlib.Path(output) / "index.html"}')
   # An alarm has the step at which it went off.
   return any(about['alarm']['step'] is not None for about in summary['directions'].values())
+
+
+@jax.profiler.annotate_function
+@_alone
+def audit(
+  fine_tune: Path,
+  base: Path,
+  output: Path,
+  *,
+  good: Sequence[Path] = (),
+  direction: Sequence[Path] = (),
+  control: Sequence[Path] = (),
+  **options: Any,
+) -> bool:
+  """Whether a fine-tune is out of line, or moves along a direction, with a report in a new folder.
+
+  Args:
+    fine_tune: a run of ours, an adapter or a full checkpoint.
+    base: the model before the fine-tune.
+    output: folder to write; must not exist.
+    good: fine-tunes known to be good, or folders of such, to compare with.
+    direction, control: as of `monitor`.
+    **options: see `auditing.AuditOptions`.
+  """
+  from weightsteer_jax.experiments.report import audit_page
+
+  files.refuse_existing(output, what='an audit')
+  sources = {
+    monitoring.DIRECTION: [direction_folder(path) for path in direction],
+    monitoring.CONTROL: [direction_folder(path) for path in control],
+  }
+  rows, summary = auditing.audit(
+    fine_tune, folder_of(base), auditing.AuditOptions(**options), good=good, sources=sources
+  )
+  with files.new_folder(output, what='an audit') as folder:
+    auditing.write(folder, rows, summary)
+    audit_page.write(folder, summary)
+  for line in [*audit_page.table(summary), *audit_page.lines(summary)]:
+    say(line)
+  say(f'report: {pathlib.Path(output) / "index.html"}')
+  return auditing.is_alarmed(summary)
 
 
 @jax.profiler.annotate_function

@@ -12,6 +12,8 @@ hook.py         the angles inside training
 auroc.py        what the scores of many runs are worth
 """
 
+from weightsteer_jax.directions.between import RUN
+from weightsteer_jax.experiments.monitoring.alarm import check_rate
 from weightsteer_jax.experiments.monitoring.auroc import (
   Auroc,
   Detections,

@@ -79,15 +79,7 @@ def _matrices(path: str, leaf: Leaf, inputs: int) -> tuple[jax.Array, ...]:
   """
   if isinstance(leaf, LowRank):
     return gram.factors(path, leaf)
-  stack = gram.stack_axes(path)
-  shape = leaf.value.shape
-  # The rows of a table are the inputs; a norm or a bias has an empty product, one row.
-  inputs = inputs or len(shape) - stack - 1
-  first_output = stack + inputs
-  matrices = math.prod(shape[:stack])
-  rows = math.prod(shape[stack:first_output])
-  value = jnp.asarray(leaf.value, jnp.float32)
-  return (value.reshape(matrices, rows, -1),)
+  return (jnp.asarray(gram.matrices(path, leaf, inputs), jnp.float32),)
 
 
 @functools.partial(jax.jit, static_argnums=4)

@@ -86,6 +86,7 @@ def monitor(
   sources: Mapping[str, Sequence[files.Path]],
   options: MonitorOptions,
   *,
+  steps: Sequence[trajectory.Step] = (),
   say: Callable[[str], None] = print,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
   """The rows and the summary of a run.
@@ -95,6 +96,7 @@ def monitor(
     base: the model before training.
     sources: {role: folders} of directions, controls and task vectors; each folder a direction, or
       anything that directions.task_vector takes.
+    steps: the checkpoints to measure; by default, all that trajectory.find finds.
     say: called with a line for each step.
 
   Raises:
@@ -103,7 +105,7 @@ def monitor(
   """
   # Whatever can be refused is refused before weights are read, which may take minutes.
   alarm.check_rate(options.false_alarm_rate)
-  steps = trajectory.find(run, learning_rate=options.learning_rate)
+  steps = steps or trajectory.find(run, learning_rate=options.learning_rate)
   # Ambiguous names are refused before anything is opened.
   names(_all_folders(sources))
   if not sources.get(DIRECTION):

@@ -45,10 +45,17 @@ def write(path: pathlib.Path, study: StudyJson, *, title: str) -> None:
 
 
 def lines(study: StudyJson) -> list[str]:
-  """A line for each direction: AUROC, detections and false alarms."""
-  return [
+  """A line for each direction: AUROC, detections and false alarms; then the spectra's AUROC."""
+  told = [
     _line(name, worth['auroc'], worth['detections']) for name, worth in study['worth'].items()
   ]
+  # Studies of earlier versions have none.
+  for left_out, worth in study.get('spectra', {}).items():
+    told.append(
+      f'without a direction, spectra against good fine-tunes, {left_out} left out: '
+      f'{_area(worth["auroc"])}'
+    )
+  return told
 
 
 @figures.styled
@@ -109,19 +116,23 @@ def _draw(axes: 'Axes', angles: Mapping[str, Any], *, misaligned: bool) -> None:
 
 
 def _line(name: str, auroc: Mapping[str, Any], detections: Mapping[str, Any]) -> str:
+  caught = len(detections['caught'])
+  false_alarms = len(detections['false_alarms'])
+  return (
+    f'{name}: {_area(auroc)}; '
+    f'{caught} of {auroc["num_misaligned"]} misaligned fine-tunes caught, {false_alarms} '
+    f'false alarms in {auroc["num_others"]}'
+  )
+
+
+def _area(auroc: Mapping[str, Any]) -> str:
   low, high = auroc['interval']
   # A single seed has no standard error over seeds.
   seeds = ''
   if auroc['seed_standard_error'] is not None:
     error = auroc['seed_standard_error']
     seeds = f', standard error over {auroc["num_seeds"]} seeds {error:.3f}'
-  caught = len(detections['caught'])
-  false_alarms = len(detections['false_alarms'])
-  return (
-    f'{name}: AUROC {auroc["value"]:.3f} (95% interval {low:.3f} to {high:.3f}{seeds}); '
-    f'{caught} of {auroc["num_misaligned"]} misaligned fine-tunes caught, {false_alarms} '
-    f'false alarms in {auroc["num_others"]}'
-  )
+  return f'AUROC {auroc["value"]:.3f} (95% interval {low:.3f} to {high:.3f}{seeds})'
 
 
 def _page(study: StudyJson, drawings: Mapping[str, str], title: str) -> str:

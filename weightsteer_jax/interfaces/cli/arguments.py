@@ -26,6 +26,8 @@ _TEXTS = ('prompt', 'raw_prompt', 'system', 'name', 'project', 'served_name', 'c
 _HOME = re.compile(r'(?:^|(?<=[=,]))~(?=/|$)')
 
 _required: list[str] = []
+# Flags that may also stand as words without dashes, in this order.
+_positional: list[str] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,11 @@ def require(*names: str) -> None:
   _required.extend(names)
 
 
+def positional(*names: str) -> None:
+  """Lets flags be given as words without dashes too, in this order."""
+  _positional.extend(names)
+
+
 def required() -> tuple[str, ...]:
   """The flags that the verb cannot do without, in the order of their definition."""
   return tuple(_required)
@@ -66,8 +73,11 @@ def read(args: Sequence[str], shown: str) -> list[Given]:
   words = list(flags.FLAGS.read_flags_from_files(list(args), force_gnu=False))
   tolerated = _tolerated(words)
   given = []
+  unnamed = list(_positional)
   while words:
     word = words.pop(0)
+    if unnamed and not word.startswith('-'):
+      word = f'--{unnamed.pop(0)}={word}'
     name, equals, value = word.removeprefix('-').removeprefix('-').partition('=')
     if not word.startswith('-') or not name:
       raise InputError(f"unexpected argument '{word}': every option is a flag, --name=value")

@@ -41,6 +41,7 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
   },
   'Study it': {
     'combine': _verb('combine', 'directions added, projected, merged, cut to layers or to a rank'),
+    'audit': _verb('audit', "a fine-tune's update, beside known good ones and directions"),
   },
   'Hand it on': {
     'track': _verb('track', 'a finished run told to W&B or MLflow'),
