@@ -18,6 +18,11 @@ of 15: three given controls and random directions do not bound what two real fin
 arithmetic lessons set off the alarm of sycophancy with all three seeds, and rightly: they agree
 with every user.
 
+Without a direction, the spectra of the updates (docs/auditing.md), each measured against the other
+good fine-tunes at the last step: AUROC 1.000 (0.822 to 1.000) where the reference has fine-tunes on
+the same data, 0.800 (0.559 to 0.921) where it has none, for then the arithmetic lessons lie further
+out than every misaligned one.
+
 arXiv 2511.05408 found directions of bad advice to be closer to each other and to the updates of
 misaligned fine-tunes than to controls. So here: 0.59 between the two, 0.17 to 0.22 to those
 updates, at most 0.02 to controls. Other than in the paper, the misaligned fine-tunes' plain updates

@@ -50,10 +50,18 @@ def test_factors_as_their_dense_product(base):
       assert spectrum.entropy_error == spectrum.top_error == 0
 
 
-def test_small_values_keep_their_digits():
-  # A Gram matrix would square the ratio and lose the second value.
-  a = np.diag([1.0, 1e-9])
-  np.testing.assert_allclose(spectra.of_factors(a, np.eye(2)).values, [1.0, 1e-9], rtol=1e-6)
+def test_factors_that_depend_on_one_another():
+  """A column twice, and a rank beyond the number of outputs."""
+  rng = np.random.default_rng(2)
+  a = rng.standard_normal((9, 4))
+  a[:, 3] = a[:, 0]
+  b = rng.standard_normal((4, 3))
+  spectrum = spectra.of_factors(a, b)
+  expected = np.linalg.svd(a @ b, compute_uv=False)
+  np.testing.assert_allclose(spectrum.values, expected, rtol=1e-6)
+  b[1:] = b[0]
+  values = spectra.of_factors(a, b).values
+  assert values[0] == pytest.approx(np.linalg.norm(a @ b), rel=1e-9) and values[1] < 1e-7
 
 
 def test_attention_kernels_have_one_axis_of_inputs_or_two(base):
