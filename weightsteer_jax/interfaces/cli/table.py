@@ -41,6 +41,7 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
   },
   'Study it': {
     'combine': _verb('combine', 'directions added, projected, merged, cut to layers or to a rank'),
+    'interact': _verb('interact', "several directions on each other's behaviours, on one grid"),
     'audit': _verb('audit', "a fine-tune's update, beside known good ones and directions"),
   },
   'Hand it on': {
