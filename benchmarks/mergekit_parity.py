@@ -12,7 +12,7 @@ import torch
 import transformers
 from mergekit.architecture import WeightInfo
 from mergekit.common import ImmutableMap, ModelReference
-from mergekit.config import evaluate_setting
+from mergekit.config import ConditionalParameter, evaluate_setting
 from mergekit.io.tasks import GatherTensors
 from mergekit.merge_methods import generalized_task_arithmetic, registry
 from mergekit.sparsify import rescaled_masked_tensor
@@ -104,7 +104,7 @@ def theirs(name, base, tuned, recipe, parameters):
     tensors[model] = tensor
     settings[model] = ImmutableMap(
       {
-        'weight': evaluate_setting(name, term.weight, depth),
+        'weight': evaluate_setting(name, conditions(term.weight), depth),
         'density': evaluate_setting(name, term.density, depth),
       }
     )
@@ -122,6 +122,13 @@ def theirs(name, base, tuned, recipe, parameters):
     return run(method, tensors, settings, recipe, parameters, of_base, name)
   finally:
     generalized_task_arithmetic.sparsify = own
+
+
+def conditions(setting):
+  """A setting with mergekit's own entries for filters."""
+  if isinstance(setting, list) and isinstance(setting[0], dict):
+    return [ConditionalParameter(**entry) for entry in setting]
+  return setting
 
 
 def run(method, tensors, settings, recipe, parameters, of_base, name):

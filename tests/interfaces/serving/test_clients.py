@@ -260,6 +260,7 @@ REFUSED = {
   'two directions': ({'extra_body': {'alpha': 1}}, 'there are calm, terse'),
   'direction': ({'extra_body': {'directions': {'clam': 1}}}, "did you mean 'calm'"),
   'strength': ({'extra_body': {'directions': {'calm': 'much'}}}, 'no finite number'),
+  'strength beyond float32': ({'extra_body': {'directions': {'calm': 1e39}}}, 'no finite number'),
   'strength in a name': ({'model': 'organism@calm'}, 'no finite number'),
   'strength twice': (
     {'model': 'organism@calm=1', 'extra_body': {'directions': {'calm': 1}}},
@@ -316,6 +317,12 @@ def test_other_models_and_long_prompts(client):
   assert caught.value.code == 'context_length_exceeded'
   with pytest.raises(openai.BadRequestError, match='lower max_tokens'):
     client.chat.completions.create(**GREEDY | {'max_tokens': 512})
+
+
+def test_a_path_without_its_beginning_is_told(server):
+  client = openai.OpenAI(base_url=server.url, api_key='none', max_retries=0)
+  with pytest.raises(openai.NotFoundError, match='did you mean /v1/chat/completions'):
+    client.chat.completions.create(**GREEDY)
 
 
 def post(server, body, headers=(), path='/v1/chat/completions'):

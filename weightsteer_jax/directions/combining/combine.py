@@ -10,7 +10,7 @@ import numpy as np
 
 from weightsteer_jax import models
 from weightsteer_jax.directions import base as bases
-from weightsteer_jax.directions import compression, gram
+from weightsteer_jax.directions import compression
 from weightsteer_jax.directions.combining import linear, settings, sparse
 from weightsteer_jax.directions.combining.recipe import LINEAR, Recipe
 from weightsteer_jax.directions.direction import Direction
@@ -76,7 +76,7 @@ def combine(
     held = [computed.in_memory(direction.delta) for direction in directions]
     delta = linear.weighted_sum(held, weights)
     record: dict[str, Any] = {}
-    if not any(gram.squared_norms(delta).values()):
+    if linear.is_zero(delta):
       raise InputError('the combination is zero: the terms cancel out, or no weight is left')
   else:
     delta, record = _merge(directions, recipe, tensors, weights, base)

@@ -44,6 +44,14 @@ def weighted_sum(deltas: Sequence[PyTree], weights: Sequence[Weights]) -> PyTree
   return total
 
 
+def is_zero(delta: PyTree) -> bool:
+  """Whether a delta changes nothing; the first site that does ends the search."""
+  for path, leaf in tree.flatten(delta, models.is_delta_leaf).items():
+    if gram.matrix_products(path, leaf, leaf).sum() > 0:
+      return False
+  return True
+
+
 def projected_out(
   delta: PyTree, others: Sequence[tuple[str, PyTree]], *, by_module: bool
 ) -> tuple[PyTree, float]:

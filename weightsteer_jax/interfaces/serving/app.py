@@ -421,9 +421,13 @@ def make(front: Front, counts: Counts, *, loopback: bool) -> applications.Starle
 async def _http_error(request: Request, error: Exception) -> responses.Response:
   """Errors of Starlette itself, such as a path that is not there."""
   assert isinstance(error, HTTPException)
-  refusal = Refusal(
-    f'{request.method} {request.url.path}: {error.detail}', status=error.status_code
-  )
+  path = request.url.path
+  hint = ''
+  if error.status_code == 404:
+    there = ', '.join(route.path for route in request.app.routes)
+    near = f'; did you mean /v1{path}?' if f'/v1{path}' in there else ''
+    hint = f'{near}; there are {there}'
+  refusal = Refusal(f'{request.method} {path}: {error.detail}{hint}', status=error.status_code)
   return responses.JSONResponse(refusal.body(), status_code=refusal.status)
 
 

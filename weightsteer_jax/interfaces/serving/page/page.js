@@ -81,8 +81,11 @@ function restore() {
     kept = JSON.parse(localStorage.getItem(KEPT));
   } catch {}
   for (const [id, value] of Object.entries(kept?.fields ?? {})) byId(id).value = value;
-  for (const input of document.querySelectorAll('[data-direction]')) {
-    const value = kept?.strengths?.[input.dataset.direction] ?? 0;
+  const inputs = document.querySelectorAll('[data-direction]');
+  for (const input of inputs) {
+    // A first answer that differs shows what the page is for; several directions at once may break.
+    const first = inputs.length === 1 ? 1 : 0;
+    const value = kept?.strengths?.[input.dataset.direction] ?? first;
     input.value = value;
     input.previousElementSibling.value = value;
   }
