@@ -247,7 +247,7 @@ def test_combinations_that_cannot_be(model, x, y, tmp_path_factory):
   with pytest.raises(InputError, match='nothing is left when y is projected out'):
     asked = recipe.Recipe((recipe.Term('y'),), orthogonal_to=('y',))
     combining.combine([y], asked, orthogonal_to=[directions.scale(y, 3.0)])
-  with pytest.raises(InputError, match='y is zero: there is nothing to project out'):
+  with pytest.raises(InputError, match='y is zero where the recipe applies: there is nothing'):
     asked = recipe.Recipe((recipe.Term('x'),), orthogonal_to=('y',))
     combining.combine([x], asked, orthogonal_to=[directions.scale(y, 0.0)])
   other = models.load(tiny.make(tmp_path_factory.mktemp('b'), seed=5, **tiny.CASES['phi3']).folder)
@@ -266,3 +266,24 @@ def test_the_record_is_json(x, y):
   total = combining.combine([x, y], recipe.Recipe(terms, layers=frozenset((1, 2))))
   record = json.loads(json.dumps(total.meta['recipe']))
   assert record['layers'] == [1, 2] and record['terms'][1]['weight'] == [0, 1]
+
+
+def test_a_projection_stays_in_the_layers_and_modules_of_the_recipe(model, x, y):
+  asked = recipe.Recipe(
+    (recipe.Term('x'),), orthogonal_to=('y',), layers=frozenset({1, 2}), modules=('q_proj',)
+  )
+  left = combining.combine([x], asked, orthogonal_to=[y])
+  path = 'layers/attn/q/kernel'
+  mine, other = (np.array(dense(one)[path]) for one in (x, y))
+  for value in (mine, other):
+    value[[layer for layer in range(model.config.num_layers) if layer not in (1, 2)]] = 0
+  share = np.sum(mine * other) / np.sum(other * other)
+  same(left, {path: mine - share * other})
+
+
+def test_what_is_projected_out_must_change_what_the_recipe_may(model, x, y):
+  only = recipe.Recipe((recipe.Term('y'),), modules=('down_proj',))
+  elsewhere = combining.combine([y], only)
+  asked = recipe.Recipe((recipe.Term('x'),), orthogonal_to=('y',), modules=('q_proj',))
+  with pytest.raises(InputError, match='y is zero'):
+    combining.combine([x], asked, orthogonal_to=[elsewhere])

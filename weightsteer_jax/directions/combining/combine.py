@@ -82,7 +82,11 @@ def combine(
     delta, record = _merge(directions, recipe, tensors, weights, base)
   if orthogonal_to:
     delta = computed.in_memory(delta)
-    others = [(one, other.delta) for one, other in zip(recipe.orthogonal_to, orthogonal_to)]
+    others = []
+    for name, other in zip(recipe.orthogonal_to, orthogonal_to):
+      # Only where the recipe may change anything: a projection must not reach other layers.
+      part = linear.scaled(computed.in_memory(other.delta), allowed)
+      others.append((name, part))
     delta, left = linear.projected_out(delta, others, by_module=recipe.by_module)
     record['share_left'] = left
   meta = {

@@ -73,7 +73,7 @@ def projected_out(
   grams = [[_products(x, y) for _, y in others] for _, x in others]
   for i, (name, _) in enumerate(others):
     if not any(values.any() for values in grams[i][i].values()):
-      raise InputError(f'{name} is zero: there is nothing to project out')
+      raise InputError(f'{name} is zero where the recipe applies: there is nothing to project out')
   solve = _solved_by_module if by_module else _solved
   coefficients = solve(products, grams)
   before = _norm(delta)
