@@ -8,8 +8,8 @@ and the singular values are those of R_A R_B^T, a matrix of the size of the rank
 from the Gram matrices A^T A and B B^T: R^T R = V D V^T gives R = D^(1/2) V^T, much quicker than a
 QR of the factors. All of that is float64; values below 1e-7 of the largest are rounding.
 
-A dense change has its values from an SVD, of the whole or, where that takes long, of a random
-sketch, whose error is told.
+A dense change has its values from the Gram matrix of its smaller side, or, where that takes long,
+from an SVD of a random sketch, whose error is told.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import numpy as np
 from weightsteer_jax.directions import gram
 from weightsteer_jax.models import Dense, LowRank
 
-# Multiplications of an exact SVD, up to a constant; the largest takes about a second on two cores.
+# Multiplications of a Gram matrix; the largest takes about a second on two cores.
 EXACT_WORK = 2**31
 # Columns of the sketch of larger matrices, and the passes that sharpen it. Source: Halko,
 # Martinsson and Tropp, SIAM Review 53 (2011), 217, section 4.5: one or two passes for slowly
@@ -153,12 +153,23 @@ def _root(x_IR: np.ndarray) -> np.ndarray:
 
 
 def of_matrix(m_IO: np.ndarray, *, exact_work: int = EXACT_WORK) -> Spectrum:
-  """The spectrum of a matrix, from a sketch where an SVD takes more than `exact_work`."""
+  """The spectrum of a matrix, from a sketch where all values take more than `exact_work`."""
   smaller = min(m_IO.shape)
+  # The matrices that a fine-tune left alone, large tables among them, take no time.
+  if not m_IO.any():
+    return Spectrum(np.zeros(smaller), 0.0, smaller)
   if m_IO.size * smaller <= exact_work or smaller <= SKETCH:
-    values = np.linalg.svd(m_IO.astype(np.float64), compute_uv=False)
-    return Spectrum(values, float(np.sum(values**2)), len(values))
+    return _exact(m_IO.astype(np.float64))
   return _sketched(m_IO.astype(np.float32, copy=False))
+
+
+def _exact(m_IO: np.ndarray) -> Spectrum:
+  """All singular values, through the Gram matrix of the smaller side."""
+  if m_IO.shape[0] < m_IO.shape[1]:
+    m_IO = m_IO.T
+  squares = np.linalg.eigvalsh(m_IO.T @ m_IO)[::-1]
+  # The trace is the squared norm, whatever rounding does to the small eigenvalues.
+  return Spectrum(np.sqrt(np.maximum(squares, 0.0)), float(np.sum(m_IO**2)), len(squares))
 
 
 def _sketched(m_IO: np.ndarray) -> Spectrum:
