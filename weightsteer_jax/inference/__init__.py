@@ -4,6 +4,7 @@ requests.py    requests: a text to score or to continue, under an arm at an alph
 arms.py        named changes of the model or of its prompt, whose deltas are held once
 engine.py      the order in which requests run, and the way of the results
 packing.py     questions packed into rows, rows into batches of few shapes
+prefixes.py    what several questions begin with, computed once for many
 scoring.py     the compiled program that scores a batch
 generation.py  greedy and sampled generation: who enters which slot when
 decoding.py    the compiled programs of generation, with a KV cache

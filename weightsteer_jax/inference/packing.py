@@ -15,6 +15,7 @@ import numpy as np
 from weightsteer_jax import models
 from weightsteer_jax.data.batches import pack, round_up, row_length_for
 from weightsteer_jax.inference.arms import Arms, delta_sets
+from weightsteer_jax.inference.prefixes import Question, shared, split
 from weightsteer_jax.inference.requests import ScoreRequest, Tokens, check_ids
 from weightsteer_jax.inference.scoring import ScoreBatch
 from weightsteer_jax.runtime.errors import InputError
@@ -22,53 +23,21 @@ from weightsteer_jax.runtime.errors import InputError
 # Indices of the deltas that a batch is computed with.
 Active = tuple[int, ...]
 # Questions of a batch, by group and by row of the group.
-Grouped = Sequence[Sequence[Sequence['Question']]]
+Grouped = Sequence[Sequence[Sequence[Question]]]
 
 # Questions of up to this many tokens are all alike: attention is then a small part of the work.
 ROW = 512
 # Tokens of a row, unless a question is longer: attention costs more with each token of the row.
 MOST_ROW = 1024
+# Tokens of a row of questions that share a beginning, for kernels that hold no scores in memory:
+# 'blocked' leaves out what no query sees, splash computes it.
+MOST_SHARED = {'blocked': 8192, 'splash': 4096}
 # Classes of questions by length, each with programs of its own.
 MAX_SHAPES = 3
 # What the number of a group's targets is rounded up to, for fewer different shapes.
 TARGETS_MULTIPLE = 32
 # Questions by which a row's length is chosen: each candidate length packs all of these questions.
 SAMPLE = 2000
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-  """A prompt under given coefficients, with completions to score.
-
-  Attributes:
-    coefficients: one per delta.
-    completions: all different.
-    keys: for each completion, the keys of the requests for it.
-  """
-
-  prompt: Tokens
-  coefficients: tuple[float, ...]
-  completions: tuple[Tokens, ...]
-  keys: tuple[tuple[Hashable, ...], ...]
-
-  @property
-  def tokens(self) -> int:
-    """Tokens fed to the model: the prompt, and every completion without its last token."""
-    # A completion's last token is only predicted, never fed.
-    fed = sum(len(completion) - 1 for completion in self.completions)
-    return len(self.prompt) + fed
-
-  @property
-  def longest(self) -> int:
-    """Positions of the longest text."""
-    longest_completion = max(map(len, self.completions))
-    return len(self.prompt) + longest_completion - 1
-
-  def part(self, start: int, stop: int | None) -> 'Question':
-    """The question with some of its completions."""
-    return dataclasses.replace(
-      self, completions=self.completions[start:stop], keys=self.keys[start:stop]
-    )
 
 
 class Served(NamedTuple):
@@ -110,7 +79,8 @@ def questions(
   for (prompt, coefficients, _), keys_of in groups.items():
     completions = tuple(keys_of)
     keys = tuple(map(tuple, keys_of.values()))
-    grouped.append(Question(prompt, coefficients, completions, keys))
+    no_rests = ((),) * len(completions)
+    grouped.append(Question(prompt, coefficients, completions, keys, no_rests))
   return grouped
 
 
@@ -150,10 +120,9 @@ def batches(
     question = dataclasses.replace(question, coefficients=coefficients)
     # The longest text of a batch decides on the factors of the whole batch.
     is_long = rotates_as_long(config, question.longest)
-    # A part always has room for the prompt and any completion.
-    parts = _split(question, max(MOST_ROW, 2 * question.longest))
-    by_program[deltas, is_long].extend(parts)
-  for (deltas, _), members in by_program.items():
+    by_program[deltas, is_long].append(question)
+  for (deltas, _), alone in by_program.items():
+    members = _in_rows(alone, config, batch_size)
     for of_one_length in _classes(members, config, compile_tokens):
       for batch, served in _batches_of(of_one_length, config, batch_size, groups):
         yield deltas, batch, served
@@ -189,7 +158,7 @@ def random_batch(
   for _ in range(prompts):
     prompt = tokens(prompt_tokens)
     answers = tuple(tokens(completion_tokens) for _ in range(completions))
-    asked.append(Question(prompt, (1.0,), answers, no_keys))
+    asked.append(Question(prompt, (1.0,), answers, no_keys, no_keys))
   # One batch holds all: the unpacking fails if there are two.
   [(_, batch, _)] = batches(
     asked, config, batch_size=prompts * completions, compile_tokens=0, groups=groups
@@ -303,29 +272,30 @@ def _fill_question(
     start: the question's first token in the row.
   """
   prompt = len(question.prompt)
-  answers = start + prompt
+  trunk = start + prompt
   end = start + question.tokens
-  # The prompt, branch 0, and all that prompt and completions have in common.
-  batch.tokens_BT[b, start:answers] = question.prompt
-  batch.positions_BT[b, start:answers] = np.arange(prompt)
+  # The trunk, branch 0, and all that it and the completions have in common.
+  batch.tokens_BT[b, start:trunk] = question.prompt
+  batch.positions_BT[b, start:trunk] = np.arange(prompt)
   batch.questions_BT[b, start:end] = number
-  # The prompt's last token predicts the answers' first.
-  batch.answers_BT[b, answers - 1 : end] = True
   batch.coefficients_BTC[b, start:end] = question.coefficients
-  # The completions, one behind the other; the positions of each go on from the prompt.
-  places = []
-  t = answers
-  for branch, completion in enumerate(question.completions, 1):
-    fed = completion[:-1]
-    stop = t + len(fed)
-    batch.tokens_BT[b, t:stop] = fed
-    batch.positions_BT[b, t:stop] = prompt + np.arange(len(fed))
-    batch.branches_BT[b, t:stop] = branch
+  # The paths, one behind the other; the positions of each go on from the trunk.
+  places: dict[tuple[Tokens, Tokens], list[int]] = {}
+  t = trunk
+  for path in question.paths:
+    if path in places:
+      continue
+    rest, fed = path
+    stop = t + len(rest) + len(fed)
+    batch.tokens_BT[b, t:stop] = rest + fed
+    batch.positions_BT[b, t:stop] = prompt + np.arange(stop - t)
+    batch.branches_BT[b, t:stop] = len(places) + 1
     # The first token is predicted by the prompt's last, each other token by the token before.
-    predicting = [answers - 1, *range(t, stop)]
-    places.append(np.array(predicting))
+    predicting = t + len(rest) - 1 if rest else trunk - 1
+    places[path] = [predicting, *range(t + len(rest), stop)]
+    batch.answers_BT[b, places[path]] = True
     t = stop
-  return places
+  return [np.array(places[path]) for path in question.paths]
 
 
 def _check(request: ScoreRequest, config: models.ModelConfig) -> None:
@@ -344,18 +314,29 @@ def _check(request: ScoreRequest, config: models.ModelConfig) -> None:
     )
 
 
-def _split(question: Question, tokens: int) -> Iterator[Question]:
-  """The question in parts of at most so many tokens, each with the whole prompt."""
-  start = 0
-  used = len(question.prompt)
-  for stop, completion in enumerate(question.completions):
-    # At the first completion nothing is split: `tokens` hold the prompt and any completion.
-    if used + len(completion) - 1 > tokens:
-      yield question.part(start, stop)
-      start = stop
-      used = len(question.prompt)
-    used += len(completion) - 1
-  yield question.part(start, None)
+def _in_rows(
+  asked: Sequence[Question], config: models.ModelConfig, batch_size: int
+) -> list[Question]:
+  """The questions, with what they share computed once, in parts that each fit a row."""
+  # No more tokens than a batch has in which nothing is shared: memory stays as it was.
+  tokens = sum(question.tokens for question in asked)
+  completions = sum(len(question.completions) for question in asked)
+  in_batch = int(batch_size * tokens / completions)
+  most = max(MOST_ROW, min(_most_shared(config), in_batch))
+  parts: list[Question] = []
+  for question in shared(asked):
+    # A part always has room for the prompt and any completion.
+    parts.extend(split(question, max(most, 2 * question.longest)))
+  return parts
+
+
+def _most_shared(config: models.ModelConfig) -> int:
+  """Tokens of a row of questions that share a beginning, at most."""
+  # Calls that a kernel does not take are the reference's, which holds [T, T] scores.
+  windowed = config.window is not None and config.attention != 'blocked'
+  if windowed or config.score_softcap is not None:
+    return MOST_ROW
+  return MOST_SHARED.get(config.attention, MOST_ROW)
 
 
 def _classes(

@@ -2,7 +2,9 @@
 
 A batch is rows of questions. A question is a prompt, and behind the prompt its completions: each
 completion sees the prompt and itself, but no other completion, as the branches of a tree. So the
-choices share the prompt's computation, and one forward pass without a cache is enough. Logits are
+choices share the prompt's computation, and one forward pass without a cache is enough. Prompts that
+begin alike share in the same way: each branch is then the rest of a prompt and a completion, and
+the question's prompt is what they have in common (see prefixes.py). Logits are
 computed in the places of completions alone. Which questions share a row, and how many rows a batch
 has, is decided in packing.py.
 

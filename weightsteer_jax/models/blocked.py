@@ -113,7 +113,7 @@ class _Blocks:
 
 
 def _blocks(where_BT, length: int) -> _Blocks:
-  """The blocks of all rows, with pairs found by the first and last slot and segment of a block.
+  """The blocks of all rows, with pairs found by the ends of what a block holds.
 
   A few pairs more than necessary are found, never fewer.
   """
@@ -133,6 +133,15 @@ def _blocks(where_BT, length: int) -> _Blocks:
   # The last key of a block must lie within the window of some query.
   first_seen = (slots - windows).min(-1)
   live &= first_seen[:, :, None] < slots.max(-1)[:, None]
+  # A query sees keys of the trunk, which is branch 0, and of its own branch.
+  if branches:
+    low_branch = branches[0].min(-1)
+    high_branch = branches[0].max(-1)
+    in_trunk = (low_branch == 0)[:, None]
+    overlapping = (low_branch[:, :, None] <= high_branch[:, None]) & (
+      low_branch[:, None] <= high_branch[:, :, None]
+    )
+    live &= in_trunk | overlapping
   # Queries that see no key need a number too.
   live |= jnp.eye(per_row, dtype=bool)
   # A static size, as jit needs: pairs to compute come first, and `count` says how many there are.
