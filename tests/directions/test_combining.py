@@ -254,6 +254,9 @@ def test_combinations_that_cannot_be(model, x, y, tmp_path_factory):
   with pytest.raises(InputError, match='x and z belong to different base models'):
     combining.combine([x, made(other, 1)], combining.from_terms('x:1,z:1'))
   combining.combine([x, made(other, 1)], combining.from_terms('x:1,z:1'), allow_other_base=True)
+  sparse_terms = (recipe.Term('x', density=1e-6),)
+  with pytest.raises(InputError, match='the density keeps no element'):
+    combining.combine([x], recipe.Recipe(sparse_terms, method='ties'))
   biases = made(model, 4, kind='bias')
   with pytest.raises(
     InputError, match='ties merges tensors of a checkpoint, and .*bias is in none'

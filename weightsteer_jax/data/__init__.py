@@ -1,6 +1,7 @@
 """Training data: chats with loss masks, pairs of opposite texts, batches of fixed shapes.
 
 bindings.py        arguments and the date of a chat template, bound into the template
+template_limits.py limits of time and length of a template's renderings
 pieces.py          texts as token ids, piece by piece
 tokenizer_file.py  a tokenizer from a folder, by tokenizer.json or by transformers
 templates.py       the format that a chat template gives to messages

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightsteer_jax.data import bindings, pieces, thoughts, tokenizer_file
+from weightsteer_jax.data import bindings, pieces, template_limits, thoughts, tokenizer_file
 from weightsteer_jax.runtime import signals
 from weightsteer_jax.runtime.errors import InputError
 
@@ -74,13 +74,14 @@ def load_tokenizer(
     )
   tokenizer = tokenizer_file.load(folder, choice)
   signals.check()
-  return bindings.bind(
+  bound = bindings.bind(
     tokenizer,
     template_args or {},
     date,
     system_prompt=system_prompt,
     system_role=system_role,
   )
+  return template_limits.limited(bound)
 
 
 def require_chat_template(tokenizer) -> None:

@@ -131,3 +131,12 @@ def test_a_strength_needs_a_direction():
 def test_settings_that_are_not_honoured_end_an_evaluation(evaluate):
   with pytest.raises(AssertionError, match='frequency_penalty would change an answer'):
     evaluate(0.0, frequency_penalty=0.5)
+
+
+def test_a_sweep_of_an_earlier_version_has_the_time_of_its_results(workdir, tmp_path):
+  path = workdir / 'results.jsonl'
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  old = [{key: value for key, value in row.items() if key != 'swept'} for row in rows]
+  path.write_text(''.join(json.dumps(row) + '\n' for row in old))
+  log = read_eval_log(str(logs.write(workdir, tmp_path / 'logs')[0]))
+  assert log.eval.created[:4].isdecimal()

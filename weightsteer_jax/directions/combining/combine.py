@@ -234,16 +234,19 @@ def _merge(
     )
   computes = {}
   lost, whole = [], []
+  is_zero = True
   for tensor in tensors:
     if not any(_changed(tensor, flat, its) for flat, its in zip(flats, weights)):
       continue
     compute = functools.partial(_merged, tensor, flats, weights, recipe, base.config)
     computes[tensor.name] = compute
     total = _summed(tensor, flats, weights, recipe.factor, base.config)
-    lost.append(float(np.square(compute() - total, dtype=np.float64).sum()))
+    merged = compute()
+    is_zero &= not merged.any()
+    lost.append(float(np.square(merged - total, dtype=np.float64).sum()))
     whole.append(float(np.square(total, dtype=np.float64).sum()))
-  if not computes:
-    raise InputError('the combination is zero: no weight is left')
+  if is_zero:
+    raise InputError('the combination is zero: no weight is left, or the density keeps no element')
   size = math.fsum(whole)
   record = {'merge_error': math.sqrt(math.fsum(lost) / size) if size else None}
   leaves: dict[str, Dense] = computed.leaves(base.config, models.FAMILIES[base.family], computes)

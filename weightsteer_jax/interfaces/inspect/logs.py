@@ -1,5 +1,6 @@
 """A finished sweep as logs of Inspect: one for each arm, task and strength."""
 
+import datetime
 import math
 import pathlib
 import re
@@ -42,6 +43,8 @@ def write(workdir: files.Path, output: files.Path) -> list[pathlib.Path]:
   results: dict[tuple[str, str, float], list[Row]] = defaultdict(list)
   for result in files.read_jsonl(results_path, what='the results of a sweep'):
     results[result['arm'], result['task'], result['alpha']].append(result)
+  changed = results_path.stat().st_mtime
+  finished = datetime.datetime.fromtimestamp(changed).astimezone().isoformat(timespec='seconds')
   written = []
   with files.new_folder(output, what='the logs') as partial:
     # What is in no result is of another sweep, or not whole.
@@ -49,19 +52,24 @@ def write(workdir: files.Path, output: files.Path) -> list[pathlib.Path]:
       arm, task, alpha = key
       # Tasks may be named by a path, and strengths may agree in their first digits.
       name = re.sub(r'[^\w.+-]', '_', f'{arm}_{task}_{alpha:+}.eval')
-      logs.write_eval_log(_log(config, key, rows[key], of_cell), str(partial / name))
+      logs.write_eval_log(_log(config, key, rows[key], of_cell, finished), str(partial / name))
       written.append(pathlib.Path(output) / name)
   return written
 
 
 def _log(
-  config: Row, key: tuple[str, str, float], rows: Sequence[Row], results: Sequence[Row]
+  config: Row,
+  key: tuple[str, str, float],
+  rows: Sequence[Row],
+  results: Sequence[Row],
+  finished: str,
 ) -> logs.EvalLog:
   arm, task, alpha = key
   source = str(config['model']['source']).rstrip('/').split('/')[-1]
   name = f'{source}@{arm}={alpha:g}'
   samples = [_sample(row, name) for row in rows]
-  swept = results[0].get('swept') or ''
+  # Sweeps of earlier versions have no times of their own.
+  swept = results[0].get('swept') or finished
   spec = logs.EvalSpec(
     created=swept,
     task=task,
