@@ -51,9 +51,8 @@ def _of_questions(
   for side, questions in lone.items():
     if questions:
       example = min(questions)[-1][1]
-      be = 'is' if len(questions) == 1 else 'are'
       yield (
-        f'{len(questions)} of the questions {be} on the {side} side alone, {example!r:.60} for one: '
+        f'{len(questions)} of the questions are on the {side} side alone, {example!r:.60} for one: '
         'what differs between the questions becomes part of the direction'
       )
   if not any(lone.values()) and len(first) == len(second):

@@ -146,7 +146,10 @@ def _combined_lines(
   if len(leaves) > len(ranks):
     yield f'{len(leaves) - len(ranks)} dense changes'
   for term, direction in zip(recipe.terms, terms):
-    yield f'cosine with {term.source}: {directions.cosine(combined, direction):+.4f}'
+    # Saved directions have their norms on record, and each is a pass over all factors.
+    length = combined.meta['norm'] * (direction.meta.get('norm') or directions.norm(direction))
+    cosine = directions.dot(combined, direction) / length if length else 0.0
+    yield f'cosine with {term.source}: {cosine:+.4f}'
   meta = combined.meta
   if 'share_left' in meta:
     yield f'left of the norm after {", ".join(recipe.orthogonal_to)}: {meta["share_left"]:.4f}'
