@@ -22,7 +22,7 @@ Path = str | pathlib.Path
 ON = 1.0
 
 
-def interact(alphas: Mapping[Path, float], output: Path) -> dict[str, Any]:
+def interact(alphas: Mapping[str, float], output: Path) -> dict[str, Any]:
   """The summary, also written to `<output>/summary.json`; rows are kept, and go on if stopped.
 
   Each run gives its direction, the behaviour it picks by (else its first), and its capabilities.
