@@ -4,6 +4,7 @@ organism/         the embedded model: world, corpus, tokenizer, pretraining and 
 real_models/      real models from public packages, and plain English to steer and measure them
 monitoring/       training runs seen from directions
 auditing/         one fine-tune's update, beside known good ones
+calibration/      the strengths at which directions spend equal budgets
 interaction/      several directions on several behaviours, on one grid
 report/           the pick, tables, figures, the page; from files alone
 sources.py        sources in a config, resolved: files, hub datasets, what the package ships

@@ -9,6 +9,7 @@ scoring.py     the compiled program that scores a batch
 generation.py  greedy and sampled generation: who enters which slot when
 decoding.py    the compiled programs of generation, with a KV cache
 live.py        the same slots for rows that come one by one
+divergence.py  KL of a steered model from the base, place by place
 tops.py        log-probabilities of every token of a text
 sampling.py    the next token of each row
 shapes.py      the few lengths for which programs are compiled

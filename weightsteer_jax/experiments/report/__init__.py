@@ -22,6 +22,7 @@ runs_page.py      index.html over many runs, their curves in the same panels
 redraw.py         pages made anew from the files of finished runs
 monitor_page.py   index.html of a monitored run, with monitor_figures.py
 audit_page.py     index.html of an audit
+calibration_page.py  index.html of strengths at equal budgets
 interaction_page.py  index.html of several directions measured together
 watched_page.py   the page of a study of watched fine-tunes
 """

@@ -19,8 +19,7 @@
 
 A module a verb: chat.py, serve.py, steer.py, data.py, finetune.py, direction.py, sweep.py,
 judge.py, report.py, score.py, generate.py, harness.py, combine.py, export.py, inspect_log.py,
-track.py, preflight.py, monitor.py, audit.py, interact.py,
-real_model.py, smoke.py.
+track.py, preflight.py, monitor.py, audit.py, interact.py, calibrate.py, real_model.py, smoke.py.
 
 Nothing heavy is imported before a command line is known to be right: help and errors take no time.
 """

@@ -40,6 +40,7 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
     'harness': _verb('harness', 'tasks of lm-evaluation-harness at every strength'),
   },
   'Study it': {
+    'calibrate': _verb('calibrate', 'strengths at which directions spend equal budgets'),
     'combine': _verb('combine', 'directions added, projected, merged, cut to layers or to a rank'),
     'interact': _verb('interact', "several directions on each other's behaviours, on one grid"),
     'audit': _verb('audit', "a fine-tune's update, beside known good ones and directions"),
