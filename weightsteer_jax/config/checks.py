@@ -22,6 +22,8 @@ TOP_K_LIMIT = 2**31
 # The least and the largest normal float32: devices take what is smaller for 0.
 LEAST_TEMPERATURE = 2.0**-126
 LARGEST_TEMPERATURE = 3.4e38
+# A strength is float32 on devices, too.
+LARGEST_ALPHA = 3.4e38
 
 
 def check(run: Run) -> None:

@@ -5,15 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
+from weightsteer_jax.config.checks import LARGEST_ALPHA
 from weightsteer_jax.runtime.errors import InputError
 from weightsteer_jax.runtime.messages import did_you_mean
 
 PyTree = Any
 
-# The largest coefficient: the device's float32 holds no more.
-LARGEST = float(np.finfo(np.float32).max)
 # The arm of the unsteered model.
 BASE = 'base'
 # The factor of a delta: a number whatever the row's strength, the strength itself (None), or a
@@ -78,9 +76,9 @@ class Arms:
         f"no arm '{arm}'{did_you_mean(arm, self.parts)}; there are: {', '.join(self.parts)}"
       )
     # Coefficients are float32 on the device. False for NaN.
-    if not abs(alpha) <= LARGEST:
+    if not abs(alpha) <= LARGEST_ALPHA:
       raise InputError(
-        f"alpha is {alpha} for the arm '{arm}', expected a finite number of at most {LARGEST:.1e}"
+        f"alpha is {alpha} for the arm '{arm}', expected a finite number, at most {LARGEST_ALPHA:g}"
       )
     self._refuse_without_meaning(arm, alpha)
     total = [0.0] * len(self.deltas)

@@ -244,7 +244,12 @@ def test_replies_are_of_the_types_of_openai_word_by_word(server, streams, fields
     else:
       lines = [told]
     for line in lines:
-      kinds[streams].model_validate_json(line, strict=True)
+      value = json.loads(line)
+      # Null before the end, as OpenAI sends it, though its own type of the older interface says no.
+      if streams and kinds[streams] is types.Completion:
+        for choice in value['choices']:
+          choice['finish_reason'] = choice['finish_reason'] or 'stop'
+      kinds[streams].model_validate_json(json.dumps(value), strict=True)
   with urllib.request.urlopen(server.url + '/v1/models') as reply:
     for model in json.load(reply)['data']:
       types.Model.model_validate(model, strict=True)

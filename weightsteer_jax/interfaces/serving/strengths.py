@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightsteer_jax.inference.arms import LARGEST
+from weightsteer_jax.config.checks import LARGEST_ALPHA
 from weightsteer_jax.interfaces.serving.refusals import Refusal
 from weightsteer_jax.runtime.messages import did_you_mean
 
@@ -92,7 +92,7 @@ def _known(name: str, directions: Sequence[str], param: str) -> str:
 
 def _finite(value: Any, what: str, param: str) -> float:
   number = finite(value)
-  if number is None or abs(number) > LARGEST:
+  if number is None or abs(number) > LARGEST_ALPHA:
     raise Refusal(f'{what}: {value!r:.80} is no finite number', param=param)
   return number
 
