@@ -92,6 +92,7 @@ FUNCTIONS = {
   'saturates': lambda alpha: 5 * (1 - math.exp(-0.02 * alpha**2)),
   'breaks': lambda alpha: 0.2 * alpha**2 if alpha < 3 else math.inf,
   'a cliff': lambda alpha: 0.01 * alpha if alpha < 2 else 4 + alpha,
+  'levels off': lambda alpha: min(alpha, 0.9) if alpha < 8 else 0.9 + (alpha - 8),
   'flat at first': lambda alpha: max(0.0, alpha - 1) ** 4,
 }
 

@@ -84,6 +84,7 @@ def calibrate(
       'model': choice.source,
       'directions': {name: str(path) for name, path in folders.items()},
       'texts': options.texts,
+      'seed': options.seed,
       'num_texts': len(texts),
       'num_tokens': tokens,
       'measure': options.measure,

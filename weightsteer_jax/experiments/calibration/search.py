@@ -50,6 +50,8 @@ def find(
     known: costs computed before, added to.
   """
   evaluations = 0
+  reaches = 0
+  width = math.inf
 
   def at(alpha: float) -> float:
     nonlocal evaluations
@@ -73,11 +75,17 @@ def find(
       if low >= LARGEST:
         break
       guess = low * math.sqrt(budget / known[low][0]) if known[low][0] > 0 else LEAP * low
-      at(min(max(guess, 1.05 * low), LEAP * low, LARGEST))
+      # Where costs level off under the budget, guesses are too short again and again.
+      least = 1.05 * 1.5**reaches * low
+      reaches += 1
+      at(min(max(guess, least), LEAP * low, LARGEST))
       continue
     if high - low <= 1e-6 * high:
       break
-    at(_between(low, high, known, budget))
+    # Interpolation that did not halve the bracket may crawl along one end: then halve it.
+    crawls = high - low > 0.5 * width
+    width = high - low
+    at(0.5 * (low + high) if crawls else _between(low, high, known, budget))
   alpha = _nearest(known, budget)
   value, error = known[alpha]
   return Found(alpha, value, error, evaluations, abs(value - budget) <= CLOSE * budget)
