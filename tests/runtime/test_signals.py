@@ -19,6 +19,14 @@ def term(): os.kill(os.getpid(), signal.SIGTERM)
 """
 
 
+@pytest.fixture(autouse=True)
+def heard():
+  """Ctrl-C as in a terminal, here and in processes begun here: jobs in the background ignore it."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
 def outcome(code: str, *, within: float = 10.0) -> tuple[int, str]:
   """(exit status, what was said) of a program, which must end in time."""
   began = time.monotonic()
